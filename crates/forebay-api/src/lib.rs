@@ -1,0 +1,1 @@
+//! Versioned wire types and the client of the daemon's socket.

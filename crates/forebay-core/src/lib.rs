@@ -1,0 +1,1 @@
+//! Forebay's pure domain: topology, snapshot, demand, plan and the control period.

@@ -1,0 +1,1 @@
+//! Pure numerics: series in, quantiles out.

@@ -1,0 +1,1 @@
+//! The only kernel effects: control groups, /proc, pressure, supervision and the ledger.

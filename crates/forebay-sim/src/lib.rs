@@ -1,0 +1,1 @@
+//! A simulated host with virtual time, seeded faults, and the contract every host passes.
