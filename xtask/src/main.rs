@@ -1,1 +1,171 @@
-fn main() {}
+//! Forebay's developer commands; `cargo xtask help` lists them.
+//!
+//! Only the standard library is used: this is the first thing compiled on a
+//! fresh machine, and it prepares that machine for the rest.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "these are terminal commands: their output is their result"
+)]
+
+mod json;
+mod process;
+mod setup;
+mod tally;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Forebay's developer commands
+
+  cargo xtask demo [ARGS...]        build, then run `forebay demo ARGS...`
+  cargo xtask test [--quick]        everything a change must pass; --quick leaves
+                                    out the long checks (and names them as skipped)
+  cargo xtask tidy                  house rules that compilers do not check
+  cargo xtask setup [GROUP...]      install the system packages of `build` (default)
+                                    or `examples`, and say which
+  cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation` or `agent`;
+                                    --json FILE keeps the numbers; exit status 1 when
+                                    a target is missed
+  cargo xtask chaos [ARGS...]       kill the daemon at random moments: --kills N, --seed S
+  cargo xtask sim [ARGS...]         simulated ticks with faults: --ticks N, --seed S
+  cargo xtask help                  this text
+
+Exit status: 0 success, 1 a check failed, 2 a wrong command line; demo, bench,
+chaos and sim end with the status of the program they run.
+";
+
+/// Names that `cargo xtask bench` accepts; each is one `forebay bench NAME`.
+const BENCHMARKS: &[&str] = &["colocation", "agent"];
+
+/// How a command ended, when it did not succeed.
+enum Failure {
+    /// The command line is wrong.
+    Usage(String),
+    /// Something could not be done.
+    Error(String),
+    /// Checks ran, some failed, and all has been said.
+    Checks,
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self::Error(text)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next();
+    let rest: Vec<String> = arguments.collect();
+    match dispatch(command.as_deref(), &rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Checks) => ExitCode::from(1),
+        Err(Failure::Error(text)) => {
+            eprintln!("xtask: {text}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(text)) => {
+            eprintln!("xtask: {text}; `cargo xtask help` lists the commands");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> {
+    match command {
+        Some("demo") => forebay(&["demo"], arguments),
+        Some("test") => test::run(test::parse(arguments)?),
+        Some("tidy") => tidy_command(arguments),
+        Some("setup") => setup_command(arguments),
+        Some("bench") => bench(arguments),
+        Some("chaos") => forebay(&["chaos"], arguments),
+        Some("sim") => sim(arguments),
+        None | Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(unknown) => Err(Failure::Usage(format!("no command `{unknown}`"))),
+    }
+}
+
+/// Builds the release binary and becomes it, so that signals and the exit
+/// status are its own.
+fn forebay(command: &[&str], arguments: &[String]) -> Result<(), Failure> {
+    setup::ensure(setup::Group::Build)?;
+    process::succeed(&mut process::cargo(&[
+        "build",
+        "--release",
+        "-p",
+        "forebay",
+    ]))?;
+    let binary = workspace::read()?.target_directory.join("release/forebay");
+    Err(process::become_program(&binary, command, arguments).into())
+}
+
+fn bench(arguments: &[String]) -> Result<(), Failure> {
+    let known = BENCHMARKS.join(", ");
+    match arguments.first() {
+        Some(name) if BENCHMARKS.contains(&name.as_str()) => forebay(&["bench"], arguments),
+        Some(name) => Err(Failure::Usage(format!(
+            "no benchmark `{name}`; there are: {known}"
+        ))),
+        None => Err(Failure::Usage(format!("bench needs a name: {known}"))),
+    }
+}
+
+fn sim(arguments: &[String]) -> Result<(), Failure> {
+    setup::ensure(setup::Group::Build)?;
+    let build = [
+        "build",
+        "--release",
+        "-p",
+        "forebay-sim",
+        "--example",
+        "soak",
+    ];
+    process::succeed(&mut process::cargo(&build))?;
+    let soak = workspace::read()?
+        .target_directory
+        .join("release/examples/soak");
+    Err(process::become_program(&soak, &[], arguments).into())
+}
+
+fn setup_command(arguments: &[String]) -> Result<(), Failure> {
+    let mut groups = Vec::new();
+    for name in arguments {
+        let group = setup::Group::from_name(name).ok_or_else(|| {
+            Failure::Usage(format!("no group `{name}`; there are: build, examples"))
+        })?;
+        groups.push(group);
+    }
+    if groups.is_empty() {
+        groups.push(setup::Group::Build);
+    }
+    for group in groups {
+        setup::ensure(group)?;
+    }
+    setup::say_which_test_runner();
+    Ok(())
+}
+
+fn tidy_command(arguments: &[String]) -> Result<(), Failure> {
+    if let Some(extra) = arguments.first() {
+        return Err(Failure::Usage(format!(
+            "tidy takes no argument, not `{extra}`"
+        )));
+    }
+    let findings = tidy::check(&process::repository())?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    if findings.is_empty() {
+        println!("tidy: nothing to report");
+        Ok(())
+    } else {
+        Err(Failure::Checks)
+    }
+}

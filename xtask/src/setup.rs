@@ -1,0 +1,235 @@
+//! System packages: which are needed, whether they are there, how to get them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process;
+
+/// What a package is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Compiling and testing Forebay.
+    Build,
+    /// Trying the example configurations.
+    Examples,
+}
+
+impl Group {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "build" => Some(Self::Build),
+            "examples" => Some(Self::Examples),
+            _ => None,
+        }
+    }
+}
+
+/// What shows that a package's content is there, whoever installed it.
+#[derive(Debug)]
+enum Sign {
+    Program(&'static str),
+    File(&'static str),
+}
+
+#[derive(Debug)]
+struct Package {
+    /// Debian's name.
+    name: &'static str,
+    group: Group,
+    sign: Sign,
+    why: &'static str,
+}
+
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "gcc",
+        group: Group::Build,
+        sign: Sign::Program("cc"),
+        why: "compiles the bundled SQLite and links",
+    },
+    Package {
+        name: "libc6-dev",
+        group: Group::Build,
+        sign: Sign::File("/usr/include/stdio.h"),
+        why: "C headers for the bundled SQLite",
+    },
+    Package {
+        name: "nginx-light",
+        group: Group::Examples,
+        sign: Sign::Program("nginx"),
+        why: "the critical service of the nginx example",
+    },
+    Package {
+        name: "wrk",
+        group: Group::Examples,
+        sign: Sign::Program("wrk"),
+        why: "the load on nginx",
+    },
+    Package {
+        name: "redis-server",
+        group: Group::Examples,
+        sign: Sign::Program("redis-server"),
+        why: "the critical service of the redis example",
+    },
+    Package {
+        name: "postgresql",
+        group: Group::Examples,
+        sign: Sign::Program("psql"),
+        why: "the critical service of the postgres example",
+    },
+];
+
+/// Makes sure that every package of the group is there, installing those that
+/// are not, and says so line by line.
+///
+/// Where it cannot install (not Debian, or not root) the error is the list of
+/// what to install.
+pub(crate) fn ensure(group: Group) -> Result<(), String> {
+    let mut missing = Vec::new();
+    for package in PACKAGES.iter().filter(|package| package.group == group) {
+        match find(&package.sign) {
+            Some(path) => println!("setup: {} is there ({})", package.name, path.display()),
+            None => {
+                println!("setup: {} is missing: {}", package.name, package.why);
+                missing.push(package);
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if let Some(obstacle) = obstacle() {
+        return Err(advice(&missing, obstacle));
+    }
+    install(&missing)?;
+    match missing.iter().find(|package| find(&package.sign).is_none()) {
+        None => Ok(()),
+        Some(package) => Err(format!(
+            "install {}: apt-get succeeded, yet {:?} is still missing",
+            package.name, package.sign
+        )),
+    }
+}
+
+/// Adds the toolchain's formatter and linter where rustup can; the steps that
+/// need them are skipped, by name, where it cannot.
+pub(crate) fn ensure_components() {
+    for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if has_cargo_command(subcommand) || process::find_program("rustup").is_none() {
+            continue;
+        }
+        println!("setup: adding the toolchain component {component}");
+        let mut rustup = Command::new("rustup");
+        rustup.args(["component", "add", component]);
+        if let Err(error) = process::succeed(&mut rustup) {
+            println!("setup: {error}");
+        }
+    }
+}
+
+/// Whether `cargo NAME` is installed.
+pub(crate) fn has_cargo_command(name: &str) -> bool {
+    process::succeeds_quietly(&mut process::cargo(&[name, "--version"]))
+}
+
+/// cargo-nextest is used when it is there and never compiled here: that would
+/// take longer than the tests.
+pub(crate) fn say_which_test_runner() {
+    if has_cargo_command("nextest") {
+        println!("setup: cargo-nextest is there and runs the tests");
+    } else {
+        println!("setup: cargo-nextest is missing; plain `cargo test` runs the tests instead");
+    }
+}
+
+fn find(sign: &Sign) -> Option<PathBuf> {
+    match sign {
+        Sign::Program(name) => process::find_program(name),
+        Sign::File(path) => Some(PathBuf::from(path)).filter(|path| path.exists()),
+    }
+}
+
+/// Why this machine cannot be changed from here, if it cannot.
+fn obstacle() -> Option<&'static str> {
+    if process::find_program("apt-get").is_none() || !Path::new("/etc/debian_version").exists() {
+        return Some("this is not a Debian system");
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match effective_user(&status) {
+        Some(0) => None,
+        _ => Some("only root may install packages"),
+    }
+}
+
+/// The effective user in the text of /proc/PID/status.
+fn effective_user(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn advice(missing: &[&Package], obstacle: &str) -> String {
+    let mut text = format!("{obstacle}. Install these (Debian's names), then try again:");
+    for package in missing {
+        let (Sign::Program(object) | Sign::File(object)) = package.sign;
+        text += &format!("\n  {} (gives {object}): {}", package.name, package.why);
+    }
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    text += &format!(
+        "\nOn Debian, as root: apt-get install -y --no-install-recommends {}",
+        names.join(" ")
+    );
+    text
+}
+
+fn install(missing: &[&Package]) -> Result<(), String> {
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    println!("setup: installing {} with apt-get", names.join(" "));
+    process::succeed(apt_get().arg("update"))?;
+    process::succeed(
+        apt_get()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(names),
+    )
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_user_is_the_second_number() {
+        assert_eq!(effective_user("Name:\tx\nUid:\t1000\t0\t0\t0\n"), Some(0));
+        assert_eq!(effective_user("Uid:\t0\t1000\t0\t0\n"), Some(1000));
+        assert_eq!(effective_user("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn advice_names_the_obstacle_each_package_and_the_command() {
+        let missing: Vec<_> = PACKAGES.iter().take(2).collect();
+        let text = advice(&missing, "only root may install packages");
+        assert!(
+            text.starts_with("only root may install packages."),
+            "{text}"
+        );
+        assert!(text.contains("gcc (gives cc): compiles"), "{text}");
+        assert!(
+            text.ends_with("--no-install-recommends gcc libc6-dev"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_group_has_a_name_and_packages() {
+        for name in ["build", "examples"] {
+            let group = Group::from_name(name).unwrap();
+            assert!(PACKAGES.iter().any(|package| package.group == group));
+        }
+        assert_eq!(Group::from_name("exmaples"), None);
+    }
+}

@@ -1,0 +1,317 @@
+//! `cargo xtask test`: everything a change must pass.
+//!
+//! Each row of [`STEPS`] runs even when one before it failed, so that one run
+//! shows all there is to repair. The last line printed is always
+//! `N passed, N failed, N skipped`: each test counts, and so does each step
+//! that is not a test run.
+
+use std::time::{Duration, Instant};
+
+use crate::tally::{Counts, Dialect, Show, Tally};
+use crate::{Failure, process, setup, tidy};
+
+struct Step {
+    name: &'static str,
+    when: When,
+    work: Work,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Always,
+    /// Not with `--quick`.
+    Full,
+}
+
+enum Work {
+    /// The system packages of the build.
+    Setup,
+    /// The house rules.
+    Tidy,
+    /// `cargo ARGS...`: passes with exit status 0; is skipped when it prints a
+    /// line `SKIPPED: name: reason`.
+    Cargo(&'static [&'static str]),
+    /// `cargo NAME ARGS...`, skipped where the toolchain lacks `cargo NAME`.
+    Component(&'static str, &'static [&'static str]),
+    /// All tests but those in documentation.
+    Tests,
+    /// The tests in documentation.
+    DocTests,
+}
+
+/// What runs, in this order.
+///
+/// Long checks of the release binary are rows of `Work::Cargo` at the end, such
+/// as `&["run", "--release", "-p", "forebay", "--", "chaos", "--kills", "20"]`,
+/// with `When::Full`.
+const STEPS: &[Step] = &[
+    Step {
+        name: "setup",
+        when: When::Always,
+        work: Work::Setup,
+    },
+    Step {
+        name: "fmt",
+        when: When::Always,
+        work: Work::Component("fmt", &["--all", "--check"]),
+    },
+    Step {
+        name: "tidy",
+        when: When::Always,
+        work: Work::Tidy,
+    },
+    Step {
+        name: "clippy",
+        when: When::Always,
+        work: Work::Component(
+            "clippy",
+            &["--workspace", "--all-targets", "--", "-D", "warnings"],
+        ),
+    },
+    Step {
+        name: "tests",
+        when: When::Always,
+        work: Work::Tests,
+    },
+    Step {
+        name: "doc tests",
+        when: When::Always,
+        work: Work::DocTests,
+    },
+    Step {
+        name: "release build",
+        when: When::Full,
+        work: Work::Cargo(&["build", "--release", "--package", "forebay"]),
+    },
+];
+
+/// What one step brought.
+struct Outcome {
+    counts: Counts,
+    skipped_names: Vec<String>,
+}
+
+impl Outcome {
+    fn of_check(result: &Result<(), String>) -> Self {
+        if let Err(text) = result {
+            println!("{text}");
+        }
+        let counts = Counts {
+            passed: u64::from(result.is_ok()),
+            failed: u64::from(result.is_err()),
+            skipped: 0,
+        };
+        Self {
+            counts,
+            skipped_names: Vec::new(),
+        }
+    }
+
+    fn skipped(step: &Step, reason: &str) -> Self {
+        let counts = Counts {
+            skipped: 1,
+            ..Counts::default()
+        };
+        Self {
+            counts,
+            skipped_names: vec![format!("{}: {reason}", step.name)],
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        match self.counts {
+            Counts { failed: 1.., .. } => "FAILED",
+            Counts { passed: 0, .. } => "skipped",
+            _ => "passed",
+        }
+    }
+}
+
+/// Which steps run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Quick,
+    Full,
+}
+
+pub(crate) fn parse(arguments: &[String]) -> Result<Extent, Failure> {
+    match arguments {
+        [] => Ok(Extent::Full),
+        [flag] if flag == "--quick" => Ok(Extent::Quick),
+        other => Err(Failure::Usage(format!(
+            "test takes only --quick, not `{}`",
+            other.join(" ")
+        ))),
+    }
+}
+
+pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut total = Counts::default();
+    let mut skipped_names = Vec::new();
+    for step in STEPS {
+        println!("== {}", step.name);
+        let start = Instant::now();
+        let outcome = perform(step, extent);
+        let wall = start.elapsed();
+        println!("== {}: {} in {}", step.name, outcome.word(), seconds(wall));
+        total.add(outcome.counts);
+        rows.push(row(step.name, &outcome, wall));
+        skipped_names.extend(outcome.skipped_names);
+    }
+    println!("\n{}", rows.join("\n"));
+    for name in skipped_names {
+        println!("skipped: {name}");
+    }
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = total;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Checks)
+    }
+}
+
+fn perform(step: &Step, extent: Extent) -> Outcome {
+    if step.when == When::Full && extent == Extent::Quick {
+        return Outcome::skipped(step, "left out by --quick");
+    }
+    match step.work {
+        Work::Setup => {
+            let result = setup::ensure(setup::Group::Build);
+            setup::ensure_components();
+            setup::say_which_test_runner();
+            Outcome::of_check(&result)
+        }
+        Work::Tidy => {
+            Outcome::of_check(&tidy::check(&process::repository()).and_then(|findings| {
+                if findings.is_empty() {
+                    Ok(())
+                } else {
+                    Err(findings.join("\n"))
+                }
+            }))
+        }
+        Work::Cargo(arguments) => read_cargo(Dialect::Check, arguments),
+        Work::Component(name, _) if !setup::has_cargo_command(name) => {
+            Outcome::skipped(step, "this toolchain lacks it; install it with rustup")
+        }
+        Work::Component(name, arguments) => {
+            read_cargo(Dialect::Check, &[&[name], arguments].concat())
+        }
+        Work::Tests if setup::has_cargo_command("nextest") => read_cargo(Dialect::Nextest, NEXTEST),
+        Work::Tests => read_cargo(Dialect::Libtest, LIBTEST),
+        Work::DocTests => read_cargo(Dialect::Libtest, DOC_TESTS),
+    }
+}
+
+/// The output of passed tests is wanted because skips stand in it.
+const NEXTEST: &[&str] = &[
+    "nextest",
+    "run",
+    "--workspace",
+    "--no-fail-fast",
+    "--success-output=final",
+    "--failure-output=immediate",
+    "--status-level=pass",
+    "--final-status-level=skip",
+];
+const LIBTEST: &[&str] = &[
+    "test",
+    "--workspace",
+    "--tests",
+    "--no-fail-fast",
+    "--",
+    "--show-output",
+];
+const DOC_TESTS: &[&str] = &[
+    "test",
+    "--workspace",
+    "--doc",
+    "--no-fail-fast",
+    "--",
+    "--show-output",
+];
+
+/// Runs cargo, shows its output and counts what it says.
+fn read_cargo(dialect: Dialect, arguments: &[&str]) -> Outcome {
+    let mut command = process::cargo(arguments);
+    command.env("CARGO_TERM_COLOR", "never");
+    let mut tally = Tally::new(dialect);
+    let status = process::run_lines(command, |line| {
+        if tally.line(line) == Show::Yes {
+            println!("{line}");
+        }
+    });
+    match status {
+        Ok(status) => {
+            let (counts, skipped_names) = tally.finish(status);
+            Outcome {
+                counts,
+                skipped_names,
+            }
+        }
+        Err(text) => Outcome::of_check(&Err(text)),
+    }
+}
+
+fn row(name: &str, outcome: &Outcome, wall: Duration) -> String {
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = outcome.counts;
+    let counts = format!("{passed} passed, {failed} failed, {skipped} skipped");
+    format!(
+        "{name:<16} {:<8} {:>9}  {counts}",
+        outcome.word(),
+        seconds(wall)
+    )
+}
+
+fn seconds(wall: Duration) -> String {
+    format!("{:.1} s", wall.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_quick_is_an_option() {
+        assert!(matches!(parse(&[]), Ok(Extent::Full)));
+        assert!(matches!(parse(&["--quick".into()]), Ok(Extent::Quick)));
+        assert!(matches!(parse(&["--fast".into()]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn quick_names_what_it_leaves_out() {
+        for step in STEPS.iter().filter(|step| step.when == When::Full) {
+            let outcome = perform(step, Extent::Quick);
+            assert_eq!(outcome.word(), "skipped");
+            assert_eq!(
+                outcome.skipped_names,
+                [format!("{}: left out by --quick", step.name)]
+            );
+        }
+    }
+
+    #[test]
+    fn a_step_is_failed_by_one_failure_and_passed_by_one_pass() {
+        let outcome = |passed, failed, skipped| Outcome {
+            counts: Counts {
+                passed,
+                failed,
+                skipped,
+            },
+            skipped_names: Vec::new(),
+        };
+        assert_eq!(outcome(9, 1, 0).word(), "FAILED");
+        assert_eq!(outcome(1, 0, 9).word(), "passed");
+        assert_eq!(outcome(0, 0, 1).word(), "skipped");
+    }
+}
