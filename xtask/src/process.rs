@@ -61,7 +61,12 @@ pub(crate) fn become_program(program: &Path, first: &[&str], rest: &[String]) ->
 
 /// Runs the command, handing each line of its output (stdout and stderr in one
 /// stream, as a terminal would show them) to `on_line`.
-pub(crate) fn run_lines(
+pub(crate) fn run_lines(command: Command, on_line: impl FnMut(&str)) -> Result<ExitStatus, String> {
+    run_lines_within(STRAGGLER_WAIT, command, on_line)
+}
+
+fn run_lines_within(
+    straggler_wait: Duration,
     mut command: Command,
     mut on_line: impl FnMut(&str),
 ) -> Result<ExitStatus, String> {
@@ -89,15 +94,14 @@ pub(crate) fn run_lines(
         match lines.recv_timeout(Duration::from_millis(100)) {
             Ok(line) => on_line(String::from_utf8_lossy(&line).trim_end_matches('\r')),
             Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                if ended.is_none() && child.try_wait().map_err(fail)?.is_some() {
-                    ended = Some(Instant::now());
-                }
-                if ended.is_some_and(|at| at.elapsed() > STRAGGLER_WAIT) {
-                    on_line("xtask: a process left behind still holds this command's output");
-                    break;
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if ended.is_none() && child.try_wait().map_err(fail)?.is_some() {
+            ended = Some(Instant::now());
+        }
+        if ended.is_some_and(|at| at.elapsed() > straggler_wait) {
+            on_line("xtask: a process left behind still holds this command's output");
+            break;
         }
     }
     child.wait().map_err(fail)
@@ -135,6 +139,18 @@ mod tests {
         .unwrap();
         assert_eq!(lines, ["one", "two", "three"]);
         assert_eq!(status.code(), Some(3));
+    }
+
+    #[test]
+    fn a_process_left_behind_does_not_hold_the_run() {
+        let mut lines = Vec::new();
+        let script = "while sleep 0.05; do echo; kill -0 $PPID || exit; done & echo $!";
+        let wait = Duration::from_millis(200);
+        let status = run_lines_within(wait, shell(script), |line| lines.push(line.to_owned()));
+        assert!(status.unwrap().success());
+        let straggler = lines.iter().find(|line| !line.is_empty()).unwrap();
+        succeed(Command::new("kill").arg(straggler)).unwrap();
+        assert!(lines.last().unwrap().contains("left behind"), "{lines:?}");
     }
 
     #[test]

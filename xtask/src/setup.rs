@@ -74,7 +74,7 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "postgresql",
         group: Group::Examples,
-        sign: Sign::Program("psql"),
+        sign: Sign::Program("pg_ctlcluster"),
         why: "the critical service of the postgres example",
     },
 ];
