@@ -1,1 +1,12 @@
 //! Forebay's pure domain: topology, snapshot, demand, plan and the control period.
+//!
+//! Read [`tick`] first. Nothing here does I/O, reads a clock or draws a random number:
+//! every effect is a call of [`host::Host`], and time is an argument.
+
+pub mod app;
+pub mod host;
+pub mod idset;
+pub mod slice;
+pub mod snapshot;
+pub mod topology;
+pub mod units;

@@ -1,0 +1,327 @@
+//! What the user protects or confines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Limit, MilliCpu};
+
+/// An app's name: 1 to 64 of `a-z A-Z 0-9 - _ .`, starting with a letter or digit.
+/// It is also the name of the app's control group, hence the narrow alphabet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AppId(String);
+
+/// Why a text is not an app's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not an app name: use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit"
+)]
+pub struct AppIdError(String);
+
+impl AppId {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for AppId {
+    type Err = AppIdError;
+
+    fn from_str(text: &str) -> Result<Self, AppIdError> {
+        let valid = (1..=64).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(AppIdError(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for AppId {
+    type Error = AppIdError;
+
+    fn try_from(text: String) -> Result<Self, AppIdError> {
+        text.parse()
+    }
+}
+
+impl From<AppId> for String {
+    fn from(id: AppId) -> Self {
+        id.0
+    }
+}
+
+/// How much an app matters. Orders the most important first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Its response time is protected ahead of everything else.
+    Critical,
+    /// Gets a fair share of what the critical ones leave.
+    Standard,
+    /// Runs in what is left.
+    Batch,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Critical => "critical",
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+        })
+    }
+}
+
+/// What Forebay starts and supervises.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Program and arguments; never empty.
+    pub command: Vec<String>,
+    /// User to run as, by name or number; the daemon's own when absent.
+    pub user: Option<String>,
+    /// Group to run as, by name or number; the user's own when absent.
+    pub group: Option<String>,
+    /// Working directory; `/` when absent.
+    pub directory: Option<PathBuf>,
+    /// Variables added to the daemon's environment.
+    pub environment: BTreeMap<String, String>,
+    /// File that standard output is appended to; the daemon's own when absent.
+    pub stdout: Option<PathBuf>,
+    /// File that standard error is appended to; the daemon's own when absent.
+    pub stderr: Option<PathBuf>,
+    /// When to start it again after it ended.
+    pub restart: Restart,
+}
+
+/// When an ended program is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restart {
+    /// Whenever it ends.
+    Always,
+    /// When it ends with another status than 0, or by a signal.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// Which running processes belong to an app. All given conditions must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Match {
+    /// The executable's path, or its file name when without a slash.
+    pub executable: Option<String>,
+    /// A text that the command line (arguments joined by spaces) contains.
+    pub command_line: Option<String>,
+}
+
+/// How an app is tied to processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// Forebay starts and supervises it.
+    Exec(Exec),
+    /// Everything in this existing control group, named relative to each hierarchy's root.
+    Cgroup(PathBuf),
+    /// Every process that matches, as they come and go.
+    Match(Match),
+}
+
+/// A lower or upper bound of a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// Processor time never taken away.
+    pub cpu: MilliCpu,
+    /// Memory never taken away.
+    pub memory: Bytes,
+}
+
+/// The most a slice may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ceiling {
+    /// Processor time.
+    pub cpu: Limit<MilliCpu>,
+    /// Memory.
+    pub memory: Limit<Bytes>,
+    /// Processes and threads.
+    pub pids: Limit<u64>,
+}
+
+/// One app as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub id: AppId,
+    /// How much it matters.
+    pub class: Class,
+    /// Its processes.
+    pub binding: Binding,
+    /// Never planned below.
+    pub floor: Floor,
+    /// Never planned above.
+    pub ceiling: Ceiling,
+    /// What it is expected to use before history exists.
+    pub request: Option<MilliCpu>,
+    /// I/O weight among its siblings, 1 to 10,000; by class when absent.
+    pub io_weight: Option<u32>,
+    /// Limits for block devices, by `major:minor`.
+    pub io_max: BTreeMap<Device, IoMax>,
+}
+
+/// A block device's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Device {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Device {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        text.split_once(':')
+            .and_then(|(major, minor)| {
+                Some(Self {
+                    major: major.trim().parse().ok()?,
+                    minor: minor.trim().parse().ok()?,
+                })
+            })
+            .ok_or_else(|| DeviceError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = DeviceError;
+
+    fn try_from(text: String) -> Result<Self, DeviceError> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+/// Why a text is not a device number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a block device number such as `8:0` (see lsblk)")]
+pub struct DeviceError(String);
+
+/// Limits of one block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoMax {
+    /// Bytes read per second.
+    pub rbps: Limit<u64>,
+    /// Bytes written per second.
+    pub wbps: Limit<u64>,
+    /// Reads per second.
+    pub riops: Limit<u64>,
+    /// Writes per second.
+    pub wiops: Limit<u64>,
+}
+
+/// What happens to the apps that Forebay started when it stops or is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStop {
+    /// They keep running, outside any slice, and are adopted again at the next start.
+    Keep,
+    /// They are ended.
+    Kill,
+}
+
+/// Everything the user decided, resolved: what the planner works by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Length of the control period.
+    pub period: Duration,
+    /// What the plan leaves above demand, in percent of it.
+    pub headroom_percent: u32,
+    /// Shortest time between two reductions of one slice.
+    pub hold: Duration,
+    /// How far ahead demand is planned for.
+    pub horizon: Duration,
+    /// Memory kept for the system itself.
+    pub system_memory: Bytes,
+    /// What happens to started apps when the daemon stops.
+    pub on_stop: OnStop,
+    /// The apps by name.
+    pub apps: BTreeMap<AppId, App>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_millis(100),
+            headroom_percent: 30,
+            hold: Duration::from_secs(5),
+            horizon: Duration::from_secs(1),
+            system_memory: Bytes::mib(256),
+            on_stop: OnStop::Keep,
+            apps: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_safe_as_directories() {
+        let check = |text: &str, valid: bool| assert_eq!(text.parse::<AppId>().is_ok(), valid);
+        check("web", true);
+        check("db-1.main_x", true);
+        check("", false);
+        check(".hidden", false);
+        check("..", false);
+        check("a/b", false);
+        check("ä", false);
+        check(&"a".repeat(65), false);
+    }
+
+    #[test]
+    fn devices_are_major_minor() {
+        let check = |text: &str, shown: Option<&str>| {
+            assert_eq!(
+                text.parse::<Device>()
+                    .ok()
+                    .map(|d| d.to_string())
+                    .as_deref(),
+                shown
+            );
+        };
+        check("8:0", Some("8:0"));
+        check("8", None);
+        check("sda", None);
+        check("8:-1", None);
+    }
+}

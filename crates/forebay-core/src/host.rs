@@ -1,0 +1,123 @@
+//! The one seam between decisions and effects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{App, AppId};
+use crate::slice::{Knob, Setting, Slice};
+use crate::snapshot::Snapshot;
+use crate::topology::Topology;
+use crate::units::Time;
+
+/// What an observation is asked for.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    /// Now.
+    pub time: Time,
+    /// The number of the period; rotations of expensive readings go by it.
+    pub period: u64,
+    /// The apps to look at.
+    pub apps: &'a BTreeMap<AppId, App>,
+    /// What Forebay believes to be in force, to notice other writers.
+    pub in_force: &'a BTreeMap<AppId, Slice>,
+}
+
+/// One effect. The closed list of everything that Forebay does to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Start an `exec` app's program inside its slice.
+    Start {
+        /// The app.
+        app: App,
+    },
+    /// Move processes into an app's slice.
+    Enter {
+        /// The app.
+        app: AppId,
+        /// The processes.
+        pids: Vec<u32>,
+    },
+    /// Write one knob.
+    Set {
+        /// The app.
+        app: AppId,
+        /// The knob and its value.
+        setting: Setting,
+    },
+    /// Put one app back as it was found: knobs to their original values, processes to
+    /// their original groups.
+    Release {
+        /// The app.
+        app: AppId,
+    },
+    /// End all processes of an app.
+    Kill {
+        /// The app.
+        app: AppId,
+    },
+}
+
+impl Action {
+    /// The app it is about.
+    #[must_use]
+    pub const fn app(&self) -> &AppId {
+        match self {
+            Self::Start { app } => &app.id,
+            Self::Enter { app, .. }
+            | Self::Set { app, .. }
+            | Self::Release { app }
+            | Self::Kill { app } => app,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start { app } => write!(f, "start {}", app.id),
+            Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
+            Self::Set { app, setting } => write!(f, "{app}: {setting}"),
+            Self::Release { app } => write!(f, "release {app}"),
+            Self::Kill { app } => write!(f, "end {app}"),
+        }
+    }
+}
+
+/// What became of one action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is in force.
+    Done,
+    /// The host cannot do this at all: not tried again.
+    Unsupported,
+    /// It failed now: what was attempted, on which object, and why. Tried again later.
+    Failed(String),
+}
+
+/// What a host can control.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Knobs it offers. `IoMax` is listed once, for any device.
+    pub knobs: Vec<Knob>,
+}
+
+/// A host, live or simulated.
+pub trait Host {
+    /// What the host is made of. Read anew when CPUs come and go.
+    fn topology(&self) -> &Topology;
+
+    /// What the host can control.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Looks at the host and the apps. Never fails as a whole: what could not be read is a
+    /// gap in the snapshot.
+    fn observe(&mut self, watch: &Watch<'_>) -> Snapshot;
+
+    /// Does the actions in the order given and returns one outcome for each, in that order.
+    /// The original value of every knob is durable before the first write to it.
+    fn apply(&mut self, actions: &[Action]) -> Vec<Outcome>;
+}

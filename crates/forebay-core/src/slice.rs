@@ -1,0 +1,263 @@
+//! An app's share of the host, and the knobs it is made of.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{Device, IoMax};
+use crate::idset::{CpuSet, NodeSet};
+use crate::units::{Bytes, Limit, MilliCpu};
+
+/// One kernel control of one slice. Named after the cgroup v2 file; hosts translate for v1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Knob {
+    /// cpuset.cpus
+    Cpus,
+    /// cpuset.mems
+    Mems,
+    /// cpu.weight
+    CpuWeight,
+    /// cpu.idle
+    CpuIdle,
+    /// cpu.max
+    CpuMax,
+    /// cpu.max.burst
+    CpuBurst,
+    /// memory.min
+    MemoryMin,
+    /// memory.low
+    MemoryLow,
+    /// memory.high
+    MemoryHigh,
+    /// memory.max
+    MemoryMax,
+    /// io.weight
+    IoWeight,
+    /// io.max of one device
+    IoMax(Device),
+    /// pids.max
+    PidsMax,
+}
+
+impl fmt::Display for Knob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Cpus => "cpuset.cpus",
+            Self::Mems => "cpuset.mems",
+            Self::CpuWeight => "cpu.weight",
+            Self::CpuIdle => "cpu.idle",
+            Self::CpuMax => "cpu.max",
+            Self::CpuBurst => "cpu.max.burst",
+            Self::MemoryMin => "memory.min",
+            Self::MemoryLow => "memory.low",
+            Self::MemoryHigh => "memory.high",
+            Self::MemoryMax => "memory.max",
+            Self::IoWeight => "io.weight",
+            Self::IoMax(device) => return write!(f, "io.max {device}"),
+            Self::PidsMax => "pids.max",
+        };
+        f.write_str(name)
+    }
+}
+
+/// A knob with its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// CPUs the app may run on.
+    Cpus(CpuSet),
+    /// NUMA nodes its memory comes from.
+    Mems(NodeSet),
+    /// Share under contention, 1 to 10,000; 100 is the kernel's default.
+    CpuWeight(u32),
+    /// Whether it runs only when nothing else wants the CPU.
+    CpuIdle(bool),
+    /// Processor time per time.
+    CpuMax(Limit<MilliCpu>),
+    /// Unused quota that may be saved up.
+    CpuBurst(MilliCpu),
+    /// Memory never reclaimed.
+    MemoryMin(Bytes),
+    /// Memory reclaimed last.
+    MemoryLow(Bytes),
+    /// Memory above which the app is slowed and reclaimed.
+    MemoryHigh(Limit<Bytes>),
+    /// Memory above which the app is out of memory.
+    MemoryMax(Limit<Bytes>),
+    /// Share of the block devices, 1 to 10,000.
+    IoWeight(u32),
+    /// Limits of one block device.
+    IoMax(Device, IoMax),
+    /// Processes and threads.
+    PidsMax(Limit<u64>),
+}
+
+impl Setting {
+    /// Which knob this sets.
+    #[must_use]
+    pub const fn knob(&self) -> Knob {
+        match self {
+            Self::Cpus(_) => Knob::Cpus,
+            Self::Mems(_) => Knob::Mems,
+            Self::CpuWeight(_) => Knob::CpuWeight,
+            Self::CpuIdle(_) => Knob::CpuIdle,
+            Self::CpuMax(_) => Knob::CpuMax,
+            Self::CpuBurst(_) => Knob::CpuBurst,
+            Self::MemoryMin(_) => Knob::MemoryMin,
+            Self::MemoryLow(_) => Knob::MemoryLow,
+            Self::MemoryHigh(_) => Knob::MemoryHigh,
+            Self::MemoryMax(_) => Knob::MemoryMax,
+            Self::IoWeight(_) => Knob::IoWeight,
+            Self::IoMax(device, _) => Knob::IoMax(*device),
+            Self::PidsMax(_) => Knob::PidsMax,
+        }
+    }
+
+    /// Whether this takes something from the app that `old` gave it.
+    /// The engine shrinks before it grows, so that two slices never own one thing.
+    #[must_use]
+    pub fn shrinks(&self, old: Option<&Self>) -> bool {
+        match (self, old) {
+            (Self::Cpus(new), Some(Self::Cpus(old))) => new.is_subset(old),
+            (Self::Cpus(_), _) => false,
+            (Self::MemoryMin(new), Some(Self::MemoryMin(old)))
+            | (Self::MemoryLow(new), Some(Self::MemoryLow(old))) => new < old,
+            (Self::MemoryMin(_) | Self::MemoryLow(_), _) => false,
+            (Self::MemoryHigh(new), Some(Self::MemoryHigh(old)))
+            | (Self::MemoryMax(new), Some(Self::MemoryMax(old))) => new < old,
+            (Self::CpuMax(new), Some(Self::CpuMax(old))) => new < old,
+            (Self::CpuWeight(new), Some(Self::CpuWeight(old))) => new < old,
+            (Self::CpuIdle(idle), _) => *idle,
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = ", self.knob())?;
+        match self {
+            Self::Cpus(set) | Self::Mems(set) => write!(f, "{set}"),
+            Self::CpuWeight(weight) | Self::IoWeight(weight) => write!(f, "{weight}"),
+            Self::CpuIdle(idle) => write!(f, "{}", u8::from(*idle)),
+            Self::CpuMax(limit) => write!(f, "{limit}"),
+            Self::CpuBurst(burst) => write!(f, "{burst}"),
+            Self::MemoryMin(bytes) | Self::MemoryLow(bytes) => write!(f, "{bytes}"),
+            Self::MemoryHigh(limit) | Self::MemoryMax(limit) => write!(f, "{limit}"),
+            Self::IoMax(_, max) => write!(
+                f,
+                "rbps={} wbps={} riops={} wiops={}",
+                max.rbps, max.wbps, max.riops, max.wiops
+            ),
+            Self::PidsMax(limit) => write!(f, "{limit}"),
+        }
+    }
+}
+
+/// An app's share of the host: the knobs Forebay manages for it. A knob that is not
+/// here is left as it was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Setting>", into = "Vec<Setting>")]
+pub struct Slice {
+    settings: BTreeMap<Knob, Setting>,
+}
+
+impl Slice {
+    /// Sets one knob, in place of what it had.
+    pub fn set(&mut self, setting: Setting) {
+        self.settings.insert(setting.knob(), setting);
+    }
+
+    /// No longer manages a knob.
+    pub fn forget(&mut self, knob: Knob) {
+        self.settings.remove(&knob);
+    }
+
+    /// The value of one knob, if it is managed.
+    #[must_use]
+    pub fn get(&self, knob: Knob) -> Option<&Setting> {
+        self.settings.get(&knob)
+    }
+
+    /// All settings, in the order of [`Knob`].
+    pub fn iter(&self) -> impl Iterator<Item = &Setting> {
+        self.settings.values()
+    }
+
+    /// Its CPUs, when they are managed.
+    #[must_use]
+    pub fn cpus(&self) -> Option<CpuSet> {
+        match self.get(Knob::Cpus) {
+            Some(Setting::Cpus(cpus)) => Some(*cpus),
+            _ => None,
+        }
+    }
+
+    /// What has to be written to get from `in_force` to this slice.
+    pub fn changes_from<'a>(&'a self, in_force: &'a Self) -> impl Iterator<Item = Setting> + 'a {
+        self.iter()
+            .filter(|setting| in_force.get(setting.knob()) != Some(setting))
+            .copied()
+    }
+}
+
+impl From<Vec<Setting>> for Slice {
+    fn from(settings: Vec<Setting>) -> Self {
+        settings.into_iter().collect()
+    }
+}
+
+impl From<Slice> for Vec<Setting> {
+    fn from(slice: Slice) -> Self {
+        slice.settings.into_values().collect()
+    }
+}
+
+impl FromIterator<Setting> for Slice {
+    fn from_iter<I: IntoIterator<Item = Setting>>(settings: I) -> Self {
+        Self {
+            settings: settings
+                .into_iter()
+                .map(|setting| (setting.knob(), setting))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_in_force_needs_no_change() {
+        let slice: Slice = [Setting::CpuWeight(100), Setting::CpuIdle(false)]
+            .into_iter()
+            .collect();
+        assert_eq!(slice.changes_from(&slice).count(), 0);
+        assert_eq!(slice.changes_from(&Slice::default()).count(), 2);
+    }
+
+    #[test]
+    fn giving_up_is_shrinking() {
+        let cpus = |text: &str| Setting::Cpus(text.parse().unwrap());
+        let check = |new: Setting, old: Setting, shrinks: bool| {
+            assert_eq!(new.shrinks(Some(&old)), shrinks, "{old} to {new}");
+        };
+        check(cpus("0"), cpus("0-1"), true);
+        check(cpus("0-1"), cpus("0"), false);
+        check(cpus("1"), cpus("0"), false);
+        check(
+            Setting::MemoryHigh(Limit::At(Bytes(1))),
+            Setting::MemoryHigh(Limit::Max),
+            true,
+        );
+        check(
+            Setting::MemoryMin(Bytes(2)),
+            Setting::MemoryMin(Bytes(1)),
+            false,
+        );
+        check(Setting::CpuIdle(true), Setting::CpuIdle(false), true);
+    }
+}

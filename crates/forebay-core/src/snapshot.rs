@@ -1,0 +1,154 @@
+//! What one observation saw.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::AppId;
+use crate::slice::{Knob, Setting};
+use crate::units::{Bytes, Time};
+
+/// Why a reading is missing. A gap is never taken for a zero.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gap {
+    /// The kernel or this control group does not offer it.
+    Unsupported,
+    /// It is read in another period of the rotation.
+    NotDue,
+    /// Reading it failed.
+    Failed(String),
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported => f.write_str("not offered by this kernel"),
+            Self::NotDue => f.write_str("not due"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A value, or why there is none.
+pub type Reading<T> = Result<T, Gap>;
+
+/// Whether an app's processes are there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It was never seen, or its processes left.
+    Absent,
+    /// It runs.
+    Running,
+    /// A program that Forebay started ended.
+    Ended(Ending),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It returned this status.
+    Status(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// It ended while nobody could ask how.
+    Unknown,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("unknown status"),
+        }
+    }
+}
+
+impl Ending {
+    /// Whether the program says that all went well.
+    #[must_use]
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::Status(0))
+    }
+}
+
+/// What was seen of one app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppSample {
+    /// Whether it runs.
+    pub state: RunState,
+    /// The process that Forebay started, while it lives.
+    pub main_pid: Option<u32>,
+    /// Processes in the slice.
+    pub processes: Reading<u32>,
+    /// Processor time used since the slice exists.
+    pub cpu_used: Reading<Duration>,
+    /// Time spent throttled by the quota since the slice exists.
+    pub cpu_throttled: Reading<Duration>,
+    /// Time in which some task of the app waited for a CPU (PSI some total).
+    pub cpu_stalled: Reading<Duration>,
+    /// Memory charged now.
+    pub memory_used: Reading<Bytes>,
+    /// Time in which some task of the app waited for memory (PSI some total).
+    pub memory_stalled: Reading<Duration>,
+    /// Bytes read from and written to block devices since the slice exists.
+    pub io_bytes: Reading<Bytes>,
+    /// Time in which some task of the app waited for I/O (PSI some total).
+    pub io_stalled: Reading<Duration>,
+    /// Processes that belong to the app and are not in its slice yet.
+    pub strays: BTreeSet<u32>,
+    /// Knobs that somebody else wrote since Forebay did, with what they hold now.
+    pub foreign: BTreeMap<Knob, String>,
+    /// The slice as it was found in the kernel: given once, when the host first sees the
+    /// app, so that a daemon that comes back starts from what is in force.
+    pub found: Vec<Setting>,
+}
+
+impl AppSample {
+    /// An app of which nothing is there.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self {
+            state: RunState::Absent,
+            main_pid: None,
+            processes: Ok(0),
+            cpu_used: Err(Gap::Unsupported),
+            cpu_throttled: Err(Gap::Unsupported),
+            cpu_stalled: Err(Gap::Unsupported),
+            memory_used: Err(Gap::Unsupported),
+            memory_stalled: Err(Gap::Unsupported),
+            io_bytes: Err(Gap::Unsupported),
+            io_stalled: Err(Gap::Unsupported),
+            strays: BTreeSet::new(),
+            foreign: BTreeMap::new(),
+            found: Vec::new(),
+        }
+    }
+}
+
+/// What was seen of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSample {
+    /// Busy time of each CPU since boot, by CPU number.
+    pub cpu_busy: Reading<BTreeMap<usize, Duration>>,
+    /// Time stolen by the hypervisor since boot, over all CPUs.
+    pub steal: Reading<Duration>,
+    /// Memory that could be had without swapping.
+    pub memory_available: Reading<Bytes>,
+}
+
+/// What one observation saw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When.
+    pub time: Time,
+    /// The host.
+    pub host: HostSample,
+    /// The apps, each that was asked for.
+    pub apps: BTreeMap<AppId, AppSample>,
+}
