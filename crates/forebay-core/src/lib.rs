@@ -4,9 +4,15 @@
 //! every effect is a call of [`host::Host`], and time is an argument.
 
 pub mod app;
+pub mod demand;
 pub mod host;
 pub mod idset;
+pub mod plan;
+pub mod report;
 pub mod slice;
 pub mod snapshot;
+pub mod state;
+pub mod supervise;
+pub mod tick;
 pub mod topology;
 pub mod units;

@@ -148,7 +148,7 @@ impl<T: PartialOrd + Copy> Limit<T> {
     }
 
     /// `value`, cut at the limit.
-    pub fn clamp(&self, value: T) -> T {
+    pub fn cut(&self, value: T) -> T {
         match self {
             Self::At(limit) if value > *limit => *limit,
             _ => value,
@@ -183,7 +183,7 @@ mod tests {
     fn limits_order_max_last() {
         assert!(Limit::At(u64::MAX) < Limit::Max);
         assert!(Limit::Max.allows(7));
-        assert_eq!(Limit::At(3).clamp(9), 3);
+        assert_eq!(Limit::At(3).cut(9), 3);
     }
 
     #[test]

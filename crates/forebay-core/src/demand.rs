@@ -1,0 +1,223 @@
+//! From samples to forecasts: what each app will need.
+
+use std::time::Duration;
+
+use forebay_forecast::{Forecast, Series, SeriesOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::app::App;
+use crate::snapshot::AppSample;
+use crate::units::{Bytes, MilliCpu, Time};
+
+/// Samples that one series keeps: two minutes at the default period.
+const HISTORY_MAX: usize = 1200;
+
+/// A forecast of one resource of one app: the highest value within the horizon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Band {
+    /// As likely above as below.
+    pub q50: f64,
+    /// Not above this in 90 of 100 cases.
+    pub q90: f64,
+    /// Not above this in 95 of 100 cases.
+    pub q95: f64,
+    /// Not above this in 99 of 100 cases.
+    pub q99: f64,
+    /// The model that made it.
+    pub model: String,
+    /// Whether there was too little history, so that the request stands in.
+    pub cold: bool,
+}
+
+impl Band {
+    /// A forecast as a band; without one, nothing is expected yet and floors decide.
+    fn of(forecast: Option<Forecast>) -> Self {
+        let Some(forecast) = forecast else {
+            return Self {
+                q50: 0.0,
+                q90: 0.0,
+                q95: 0.0,
+                q99: 0.0,
+                model: "none".to_owned(),
+                cold: true,
+            };
+        };
+        let quantiles = forecast.quantiles;
+        Self {
+            q50: quantiles.q50(),
+            q90: quantiles.q90(),
+            q95: quantiles.q95(),
+            q99: quantiles.q99(),
+            model: forecast.model.to_owned(),
+            cold: forecast.cold,
+        }
+    }
+}
+
+/// What one app will need at most within the policy's horizon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Demand {
+    /// Processor time, in CPUs.
+    pub cpu: Band,
+    /// Memory, in bytes.
+    pub memory: Band,
+}
+
+impl Demand {
+    /// Processor time to plan for: the 95 % quantile of the peak.
+    #[must_use]
+    pub fn cpu_planned(&self) -> MilliCpu {
+        MilliCpu::from_cpus(self.cpu.q95)
+    }
+
+    /// Memory to plan for: the 95 % quantile of the peak.
+    #[must_use]
+    pub fn memory_planned(&self) -> Bytes {
+        Bytes::from_f64(self.memory.q95)
+    }
+}
+
+/// The latest use of an app, as rates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time used, in CPUs; absent in the first period and at gaps.
+    pub cpu: Option<f64>,
+    /// Share of time in which some task waited for a CPU, 0 to 1.
+    pub cpu_stalled: Option<f64>,
+    /// Memory charged.
+    pub memory: Option<Bytes>,
+}
+
+/// The series of one app and what is needed to turn counters into rates.
+#[derive(Debug, Clone)]
+pub struct History {
+    cpu: Series,
+    memory: Series,
+    last: Option<Counters>,
+    usage: Usage,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counters {
+    time: Time,
+    cpu_used: Option<Duration>,
+    cpu_stalled: Option<Duration>,
+}
+
+impl History {
+    /// An empty history of `app`, starting from its request.
+    #[must_use]
+    pub fn new(app: &App, period: Duration) -> Self {
+        let horizon = steps(Duration::from_secs(1), period);
+        let series = |request| {
+            Series::new(SeriesOptions {
+                horizons: vec![1, horizon],
+                history_max: HISTORY_MAX,
+                request,
+            })
+        };
+        let request = app.request.unwrap_or(app.floor.cpu).as_cpus();
+        Self {
+            cpu: series(Some(request)),
+            memory: series(Some(app.floor.memory.as_f64())),
+            last: None,
+            usage: Usage::default(),
+        }
+    }
+
+    /// Takes in one sample. A missing reading is a gap in the series, not a zero.
+    pub fn record(&mut self, time: Time, sample: &AppSample) {
+        let counters = Counters {
+            time,
+            cpu_used: sample.cpu_used.as_ref().ok().copied(),
+            cpu_stalled: sample.cpu_stalled.as_ref().ok().copied(),
+        };
+        let rate = |counter: fn(&Counters) -> Option<Duration>| {
+            let last = self.last.as_ref()?;
+            let elapsed = time.since(last.time);
+            // A counter that went back belongs to a new group: no rate across it.
+            let grown = counter(&counters)?.checked_sub(counter(last)?)?;
+            (!elapsed.is_zero()).then(|| grown.as_secs_f64() / elapsed.as_secs_f64())
+        };
+        self.usage = Usage {
+            cpu: rate(|c| c.cpu_used),
+            cpu_stalled: rate(|c| c.cpu_stalled).map(|share| share.min(1.0)),
+            memory: sample.memory_used.as_ref().ok().copied(),
+        };
+        self.last = Some(counters);
+
+        match wanted_cpu(&self.usage) {
+            Some(cpu) => self.cpu.update(cpu),
+            None => self.cpu.update_gap(),
+        }
+        match self.usage.memory {
+            Some(memory) => self.memory.update(memory.as_f64()),
+            None => self.memory.update_gap(),
+        }
+    }
+
+    /// The latest rates.
+    #[must_use]
+    pub const fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// The peak within `horizon`.
+    #[must_use]
+    pub fn forecast(&self, horizon: Duration, period: Duration) -> Demand {
+        let steps = steps(horizon, period);
+        Demand {
+            cpu: Band::of(self.cpu.peak(steps)),
+            memory: Band::of(self.memory.peak(steps)),
+        }
+    }
+
+    /// The processor series, to explain a forecast.
+    #[must_use]
+    pub const fn cpu_series(&self) -> &Series {
+        &self.cpu
+    }
+
+    /// The memory series, to explain a forecast.
+    #[must_use]
+    pub const fn memory_series(&self) -> &Series {
+        &self.memory
+    }
+}
+
+/// What the app would have used, had no task waited. Use alone cannot show a need above the
+/// slice; the share of time in which tasks waited can.
+fn wanted_cpu(usage: &Usage) -> Option<f64> {
+    Some(usage.cpu? * (1.0 + usage.cpu_stalled.unwrap_or(0.0)))
+}
+
+/// Whole periods in `horizon`, at least one.
+fn steps(horizon: Duration, period: Duration) -> usize {
+    let steps = horizon.as_nanos() / period.as_nanos().max(1);
+    usize::try_from(steps).unwrap_or(usize::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_horizon_is_at_least_one_step() {
+        let ms = Duration::from_millis;
+        let check = |horizon, period, expected| assert_eq!(steps(horizon, period), expected);
+        check(ms(1000), ms(100), 10);
+        check(ms(10), ms(100), 1);
+        check(ms(10), ms(0), 10_000_000);
+    }
+
+    #[test]
+    fn waiting_shows_in_the_demand() {
+        let usage = Usage {
+            cpu: Some(1.0),
+            cpu_stalled: Some(0.5),
+            memory: None,
+        };
+        assert_eq!(wanted_cpu(&usage), Some(1.5));
+        assert_eq!(wanted_cpu(&Usage::default()), None);
+    }
+}

@@ -1,0 +1,356 @@
+//! Which app runs on which CPUs.
+//!
+//! Problem: critical apps should not share CPUs with others, a host has few of them, and
+//! moving a task between CPUs costs it its caches.
+//!
+//! Approach: each critical app wants whole CPUs for its forecast with headroom. What others'
+//! floors need (at least one CPU when there are others) is set aside first; the rest goes to
+//! the critical apps, one CPU each in turn, whole cores where the host has SMT. An app keeps
+//! what it has, grows towards what shares its core, cache and node, and gives back the
+//! farthest. An app that wants more than it got also runs on the shared CPUs, where its
+//! weight puts it ahead of everybody else.
+//!
+//! Properties: see [`plan`](super). The order of giving is by name, so equal situations give
+//! equal sets.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Shortfall, Situation};
+use crate::app::{App, AppId, Class};
+use crate::idset::{CpuSet, NodeSet};
+use crate::topology::{Cpu, Topology};
+use crate::units::{MilliCpu, Time};
+
+/// A smaller set must hold the wanted time with this much to spare before CPUs are given
+/// back, in percent, so that a demand at the edge does not flip.
+const GIVE_BACK_SPARE_PERCENT: u64 = 10;
+
+/// CPUs that one critical app had after the last plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its own CPUs.
+    pub cpus: CpuSet,
+    /// When all of them were last needed.
+    pub needed_at: Time,
+}
+
+/// One app's CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Where it may run: its own and, when it spills or has none, the shared ones.
+    pub cpus: CpuSet,
+    /// NUMA nodes of its memory.
+    pub mems: NodeSet,
+    /// Its own.
+    pub exclusive: CpuSet,
+    /// Whether it runs on the shared ones beside its own.
+    pub spills: bool,
+    /// CPUs above its present need, kept for the hold.
+    pub held: usize,
+    /// Forecast within floor and ceiling.
+    pub demand: MilliCpu,
+    /// With headroom.
+    pub wanted: MilliCpu,
+}
+
+/// All apps' CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allocation {
+    /// By app.
+    pub shares: BTreeMap<AppId, Share>,
+    /// Nobody's own.
+    pub shared: CpuSet,
+    /// For the next plan.
+    pub held: BTreeMap<AppId, Held>,
+    /// Floors beyond the host.
+    pub shortfall: Option<Shortfall>,
+}
+
+/// Gives every active app its CPUs.
+#[must_use]
+pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Allocation {
+    let active: Vec<&App> = situation
+        .demands
+        .keys()
+        .filter_map(|id| situation.policy.apps.get(id))
+        .collect();
+    let all = situation.topology.cpu_set();
+    let for_critical = all.len() - set_aside(situation, &active);
+
+    let mut needs: Vec<Need<'_>> = active
+        .iter()
+        .filter(|app| app.class == Class::Critical)
+        .map(|app| Need::of(situation, app, before.get(&app.id)))
+        .collect();
+    share_out(&mut needs, for_critical);
+    let owned = place(situation.topology, &needs);
+    let shared = owned
+        .values()
+        .fold(all, |shared, cpus| shared.difference(cpus));
+
+    let mut shares = BTreeMap::new();
+    let mut held = BTreeMap::new();
+    for need in &needs {
+        let exclusive = owned[&need.app.id];
+        let spills = exclusive.len() < need.now && !shared.is_empty();
+        let cpus = if spills || exclusive.is_empty() {
+            exclusive.union(&shared)
+        } else {
+            exclusive
+        };
+        shares.insert(
+            need.app.id.clone(),
+            Share {
+                cpus,
+                mems: mems(situation, need.app, &cpus),
+                exclusive,
+                spills,
+                held: exclusive.len().saturating_sub(need.now),
+                demand: need.demand,
+                wanted: need.wanted,
+            },
+        );
+        held.insert(
+            need.app.id.clone(),
+            Held {
+                cpus: exclusive,
+                needed_at: need.needed_at,
+            },
+        );
+    }
+    for app in active.iter().filter(|app| app.class != Class::Critical) {
+        let (demand, wanted) = wanted(situation, app);
+        shares.insert(
+            app.id.clone(),
+            Share {
+                cpus: shared,
+                mems: mems(situation, app, &shared),
+                exclusive: CpuSet::EMPTY,
+                spills: false,
+                held: 0,
+                demand,
+                wanted,
+            },
+        );
+    }
+    Allocation {
+        shares,
+        shared,
+        held,
+        shortfall: shortfall(&active, all.len()),
+    }
+}
+
+/// What one critical app needs.
+#[derive(Debug)]
+struct Need<'a> {
+    app: &'a App,
+    demand: MilliCpu,
+    wanted: MilliCpu,
+    /// Whole CPUs for the wanted time.
+    now: usize,
+    /// The same, or more while the hold lasts; after `share_out`, what it gets.
+    gets: usize,
+    had: CpuSet,
+    needed_at: Time,
+}
+
+impl<'a> Need<'a> {
+    fn of(situation: &Situation<'_>, app: &'a App, before: Option<&Held>) -> Self {
+        let (demand, wanted) = wanted(situation, app);
+        let now = wanted.whole_cpus().max(1);
+        let had = before.map_or(CpuSet::EMPTY, |held| {
+            held.cpus.intersection(&situation.topology.cpu_set())
+        });
+        let time = situation.time;
+        let spare = MilliCpu(wanted.0 + wanted.0 * GIVE_BACK_SPARE_PERCENT / 100);
+        let needed_at = before.map_or(time, |held| held.needed_at);
+        let (gets, needed_at) = if now >= had.len() {
+            (now, time)
+        } else if spare.whole_cpus() >= had.len() {
+            (had.len(), time)
+        } else if time.since(needed_at) >= situation.policy.hold {
+            (had.len() - 1, time)
+        } else {
+            (had.len(), needed_at)
+        };
+        Self {
+            app,
+            demand,
+            wanted,
+            now,
+            gets,
+            had,
+            needed_at,
+        }
+    }
+}
+
+/// Forecast within floor and ceiling, and the same with headroom.
+fn wanted(situation: &Situation<'_>, app: &App) -> (MilliCpu, MilliCpu) {
+    let demand = situation.demands[&app.id].cpu_planned();
+    let demand = app.ceiling.cpu.cut(demand.max(app.floor.cpu));
+    let headroom = demand
+        .0
+        .saturating_mul(u64::from(situation.policy.headroom_percent))
+        / 100;
+    let with_headroom = MilliCpu(demand.0.saturating_add(headroom));
+    (demand, app.ceiling.cpu.cut(with_headroom))
+}
+
+/// CPUs that stay out of critical hands: for others' floors, and one at least when there
+/// are others. Critical floors come first.
+fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
+    let floors = |critical: bool| {
+        MilliCpu(
+            active
+                .iter()
+                .filter(|app| (app.class == Class::Critical) == critical)
+                .map(|app| app.floor.cpu.0)
+                .sum(),
+        )
+        .whole_cpus()
+    };
+    let others = active.iter().any(|app| app.class != Class::Critical);
+    if !others {
+        return 0;
+    }
+    let host = situation.topology.cpus().len();
+    let most = host.saturating_sub(floors(true)).max(1);
+    floors(false).clamp(1, most).min(host)
+}
+
+/// Cuts what the apps get to `available`, taking from the one with the most each time.
+fn share_out(needs: &mut [Need<'_>], available: usize) {
+    let mut sum: usize = needs.iter().map(|need| need.gets).sum();
+    while sum > available {
+        let most = needs.iter_mut().max_by_key(|need| need.gets);
+        let Some(most) = most else { return };
+        most.gets -= 1;
+        sum -= 1;
+    }
+    // When CPUs were too few for all, those without any run on the shared ones; there must be some.
+    if needs.iter().any(|need| need.gets == 0)
+        && sum == available
+        && let Some(most) = needs.iter_mut().max_by_key(|need| need.gets)
+        && most.gets > 0
+    {
+        most.gets -= 1;
+    }
+}
+
+/// Chooses the CPUs: first everybody keeps the best of what it had, then the wanting choose.
+fn place(topology: &Topology, needs: &[Need<'_>]) -> BTreeMap<AppId, CpuSet> {
+    let mut free = topology.cpu_set();
+    let mut owned = BTreeMap::new();
+    for need in needs {
+        let mut keeps = need.had.intersection(&free);
+        while keeps.len() > need.gets {
+            let worst = farthest(topology, &keeps);
+            keeps.remove(worst);
+        }
+        free = free.difference(&keeps);
+        owned.insert(need.app.id.clone(), keeps);
+    }
+    for need in needs {
+        let cpus = owned
+            .get_mut(&need.app.id)
+            .expect("every need was entered above");
+        while cpus.len() < need.gets {
+            let Some(best) = nearest(topology, cpus, &free) else {
+                break;
+            };
+            cpus.insert(best);
+            free.remove(best);
+        }
+    }
+    owned
+}
+
+/// The free CPU closest to `cpus`: same core, then cache, then node; among equals in the
+/// emptiest place, and the highest number, because interrupts favour low ones.
+fn nearest(topology: &Topology, cpus: &CpuSet, free: &CpuSet) -> Option<usize> {
+    let own: Vec<&Cpu> = members(topology, cpus).collect();
+    let free_cpus: Vec<&Cpu> = members(topology, free).collect();
+    free_cpus
+        .iter()
+        .max_by_key(|cpu| {
+            let count = |same: fn(&Cpu, &Cpu) -> bool| {
+                free_cpus.iter().filter(|other| same(cpu, other)).count()
+            };
+            (
+                affinity(cpu, &own),
+                // A core half taken by another app is the last choice.
+                core_is_whole(topology, cpu, free, cpus),
+                count(|a, b| a.node == b.node),
+                count(|a, b| a.l3 == b.l3),
+                cpu.id,
+            )
+        })
+        .map(|cpu| cpu.id)
+}
+
+/// The CPU of the set that shares least with the others of it.
+fn farthest(topology: &Topology, cpus: &CpuSet) -> usize {
+    members(topology, cpus)
+        .min_by_key(|cpu| {
+            let others: Vec<&Cpu> = members(topology, cpus)
+                .filter(|other| other.id != cpu.id)
+                .collect();
+            (affinity(cpu, &others), cpu.id)
+        })
+        .map(|cpu| cpu.id)
+        .expect("only called with a CPU to give")
+}
+
+fn core_is_whole(topology: &Topology, cpu: &Cpu, free: &CpuSet, own: &CpuSet) -> bool {
+    topology
+        .cpus()
+        .iter()
+        .filter(|other| other.core == cpu.core)
+        .all(|other| free.contains(other.id) || own.contains(other.id))
+}
+
+fn members<'a>(topology: &'a Topology, set: &'a CpuSet) -> impl Iterator<Item = &'a Cpu> {
+    topology.cpus().iter().filter(|cpu| set.contains(cpu.id))
+}
+
+/// How much a CPU shares with others, counting each kind of neighbour.
+fn affinity(cpu: &Cpu, others: &[&Cpu]) -> (usize, usize, usize) {
+    let count =
+        |same: fn(&Cpu, &Cpu) -> bool| others.iter().filter(|other| same(cpu, other)).count();
+    (
+        count(|a, b| a.core == b.core),
+        count(|a, b| a.l3 == b.l3),
+        count(|a, b| a.node == b.node),
+    )
+}
+
+/// The nodes of the app's CPUs, when their memory holds what the app will use; else all.
+fn mems(situation: &Situation<'_>, app: &App, cpus: &CpuSet) -> NodeSet {
+    let near = situation.topology.nodes_of(cpus);
+    let room: u64 = situation
+        .topology
+        .nodes()
+        .iter()
+        .filter(|node| near.contains(node.id))
+        .map(|node| node.memory.0)
+        .sum();
+    let needs = situation.demands[&app.id]
+        .memory_planned()
+        .max(app.floor.memory);
+    // Half a node may be taken by others; closer bookkeeping would move pages for little.
+    if app.class == Class::Critical && needs.0 <= room / 2 {
+        near
+    } else {
+        situation.topology.node_set()
+    }
+}
+
+fn shortfall(active: &[&App], cpus: usize) -> Option<Shortfall> {
+    let floors = MilliCpu(active.iter().map(|app| app.floor.cpu.0).sum());
+    let host = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
+    (floors > host).then_some(Shortfall::Cpu { floors, host })
+}

@@ -1,0 +1,221 @@
+//! Who may hold how much memory.
+//!
+//! Problem: reclaim takes pages from whoever is easiest, and a critical app finds out by
+//! faulting them back. Protection that promises more than the host has ends in kills.
+//!
+//! Approach: floors become memory.min; forecast working sets become memory.low, scaled down
+//! together when they do not fit; batch apps share what is left as memory.high, by their
+//! present use, never below their floors. Bounds are rounded so that small movements write
+//! nothing; batch is pressed at once and released one step per hold.
+//!
+//! Properties: see [`plan`](super).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Shortfall, Situation};
+use crate::app::{App, AppId, Class};
+use crate::units::{Bytes, Limit, Time};
+
+/// Bounds are multiples of this.
+const GRAIN: Bytes = Bytes::mib(16);
+/// A bound moves when it is off by more than this share of itself, in percent.
+const DEAD_BAND_PERCENT: u64 = 10;
+
+/// The bounds that one app had after the last plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Protected.
+    pub low: Bytes,
+    /// Slowed above.
+    pub high: Limit<Bytes>,
+    /// When they last moved.
+    pub moved_at: Time,
+}
+
+/// One app's bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// memory.min
+    pub min: Bytes,
+    /// memory.low
+    pub low: Bytes,
+    /// memory.high
+    pub high: Limit<Bytes>,
+    /// What was planned for.
+    pub demand: Bytes,
+}
+
+/// All apps' bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allocation {
+    /// By app.
+    pub bounds: BTreeMap<AppId, Bounds>,
+    /// For the next plan.
+    pub held: BTreeMap<AppId, Held>,
+    /// Floors beyond the host.
+    pub shortfall: Option<Shortfall>,
+}
+
+/// Gives every active app its bounds.
+#[must_use]
+pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Allocation {
+    let active: Vec<&App> = situation
+        .demands
+        .keys()
+        .filter_map(|id| situation.policy.apps.get(id))
+        .collect();
+    let room = situation
+        .topology
+        .memory()
+        .saturating_sub(situation.policy.system_memory);
+    let floors = sum(active.iter().map(|app| app.floor.memory));
+    let shortfall = (floors > room).then_some(Shortfall::Memory { floors, host: room });
+
+    // Working sets above the floors, cut together to what the floors leave.
+    let spare = room.saturating_sub(floors);
+    let above = |app: &App| {
+        if app.class == Class::Critical {
+            wanted(situation, app).saturating_sub(app.floor.memory)
+        } else {
+            Bytes(0)
+        }
+    };
+    let above_sum = sum(active.iter().map(|app| above(app)));
+    let left = spare.saturating_sub(above_sum);
+    let batch_use = sum(batch(&active).map(|app| present(situation, app)));
+
+    let mut bounds = BTreeMap::new();
+    let mut held = BTreeMap::new();
+    for app in &active {
+        let min = scaled(app.floor.memory, room, floors);
+        let low = min.saturating_add(scaled(above(app), spare, above_sum));
+        let high = if app.class == Class::Batch {
+            let share = if batch_use.0 == 0 {
+                left
+            } else {
+                scaled_up(left, present(situation, app), batch_use)
+            };
+            Limit::At(rounded(app.floor.memory.saturating_add(share)).max(GRAIN))
+        } else {
+            Limit::Max
+        };
+        let fresh = Held {
+            low: rounded_down(low),
+            high,
+            moved_at: situation.time,
+        };
+        let kept = before
+            .get(&app.id)
+            .map_or(fresh, |before| settle(situation, *before, fresh));
+        bounds.insert(
+            app.id.clone(),
+            Bounds {
+                min,
+                low: kept.low.max(min),
+                high: kept.high,
+                demand: situation.demands[&app.id].memory_planned(),
+            },
+        );
+        held.insert(app.id.clone(), kept);
+    }
+    fit(&mut bounds, &mut held, room);
+    Allocation {
+        bounds,
+        held,
+        shortfall,
+    }
+}
+
+/// Keeps the old bound inside the dead band; presses at once; releases after the hold.
+fn settle(situation: &Situation<'_>, before: Held, fresh: Held) -> Held {
+    let may_release = situation.time.since(before.moved_at) >= situation.policy.hold;
+    let low = match (far(before.low, fresh.low), fresh.low > before.low) {
+        (true, true) => fresh.low,
+        (true, false) if may_release => fresh.low,
+        _ => before.low,
+    };
+    let high = match (before.high, fresh.high) {
+        (Limit::At(old), Limit::At(new)) if far(old, new) && (new < old || may_release) => {
+            fresh.high
+        }
+        (Limit::At(_), Limit::At(_)) => before.high,
+        _ => fresh.high,
+    };
+    let moved = low != before.low || high != before.high;
+    Held {
+        low,
+        high,
+        moved_at: if moved {
+            situation.time
+        } else {
+            before.moved_at
+        },
+    }
+}
+
+/// A low bound kept from before must not push the sum beyond the host.
+fn fit(bounds: &mut BTreeMap<AppId, Bounds>, held: &mut BTreeMap<AppId, Held>, room: Bytes) {
+    let total = sum(bounds.values().map(|bounds| bounds.low));
+    if total <= room {
+        return;
+    }
+    let mins = sum(bounds.values().map(|bounds| bounds.min));
+    let spare = room.saturating_sub(mins);
+    for (id, bounds) in bounds {
+        let above = bounds.low.saturating_sub(bounds.min);
+        bounds.low = bounds
+            .min
+            .saturating_add(scaled(above, spare, total.saturating_sub(mins)));
+        if let Some(held) = held.get_mut(id) {
+            held.low = bounds.low;
+        }
+    }
+}
+
+fn batch<'a>(active: &'a [&'a App]) -> impl Iterator<Item = &'a &'a App> {
+    active.iter().filter(|app| app.class == Class::Batch)
+}
+
+fn wanted(situation: &Situation<'_>, app: &App) -> Bytes {
+    let demand = present(situation, app).max(app.floor.memory);
+    let percent = u64::from(situation.policy.headroom_percent);
+    let headroom = Bytes(demand.0 / 100 * percent);
+    app.ceiling.memory.cut(demand.saturating_add(headroom))
+}
+
+fn present(situation: &Situation<'_>, app: &App) -> Bytes {
+    situation.demands[&app.id].memory_planned()
+}
+
+fn far(old: Bytes, new: Bytes) -> bool {
+    old.0.abs_diff(new.0) > old.0.max(new.0) / 100 * DEAD_BAND_PERCENT
+}
+
+/// `part`, cut in the ratio `room / all` when the whole does not fit.
+fn scaled(part: Bytes, room: Bytes, all: Bytes) -> Bytes {
+    if all <= room {
+        part
+    } else {
+        scaled_up(room, part, all)
+    }
+}
+
+/// `room * part / all`; `all` is not zero.
+fn scaled_up(room: Bytes, part: Bytes, all: Bytes) -> Bytes {
+    let product = u128::from(room.0) * u128::from(part.0) / u128::from(all.0.max(1));
+    Bytes(u64::try_from(product).unwrap_or(u64::MAX))
+}
+
+fn rounded(bytes: Bytes) -> Bytes {
+    Bytes(bytes.0.div_ceil(GRAIN.0).saturating_mul(GRAIN.0))
+}
+
+fn rounded_down(bytes: Bytes) -> Bytes {
+    Bytes(bytes.0 / GRAIN.0 * GRAIN.0)
+}
+
+fn sum(parts: impl Iterator<Item = Bytes>) -> Bytes {
+    parts.fold(Bytes(0), Bytes::saturating_add)
+}

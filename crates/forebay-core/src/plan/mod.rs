@@ -1,0 +1,212 @@
+//! Demand in, slices out.
+//!
+//! Problem: several apps of three classes want one host. Give the critical ones what they
+//! will need before they need it, let the rest use everything else, and disturb nobody
+//! without a reason.
+//!
+//! Approach: [`cpu`] gives critical apps whole CPUs of their own while the host has enough,
+//! and precedence on shared ones beyond that; [`memory`] turns forecast working sets into
+//! protection and holds batch below what is left. Needs grow a slice at once and shrink it
+//! one step per hold, so an oscillating demand does not make an oscillating slice.
+//!
+//! Properties, each tested: exclusive sets are disjoint; every CPU is in a slice or in the
+//! shared pool; floors hold or the shortfall is named; the sum of protected memory fits;
+//! a plan that is in force plans to itself; one more CPU of demand moves a bounded number of
+//! CPUs.
+
+pub mod cpu;
+pub mod memory;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{App, AppId, Class, Policy};
+use crate::demand::Demand;
+use crate::host::Capabilities;
+use crate::idset::CpuSet;
+use crate::slice::{Knob, Setting, Slice};
+use crate::topology::Topology;
+use crate::units::{Bytes, MilliCpu, Time};
+
+/// Everything a plan is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// Now.
+    pub time: Time,
+    /// The host.
+    pub topology: &'a Topology,
+    /// What it can control.
+    pub capabilities: &'a Capabilities,
+    /// What the user decided.
+    pub policy: &'a Policy,
+    /// The apps that run or are about to, with what they will need. Others get no slice.
+    pub demands: &'a BTreeMap<AppId, Demand>,
+}
+
+/// What the planner remembers between periods: who has what, and since when less would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Critical apps' own CPUs.
+    pub cpus: BTreeMap<AppId, cpu::Held>,
+    /// Memory bounds.
+    pub bytes: BTreeMap<AppId, memory::Held>,
+}
+
+/// Why a slice is what it is: the numbers that decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Processor time planned for: forecast, floor and ceiling applied, without headroom.
+    pub cpu_demand: MilliCpu,
+    /// The same with headroom: what the CPUs must hold.
+    pub cpu_wanted: MilliCpu,
+    /// CPUs that nobody else of its rank may use.
+    pub exclusive: CpuSet,
+    /// Whether it also runs on the shared CPUs, ahead of the others there.
+    pub spills: bool,
+    /// CPUs it keeps only because the hold has not passed.
+    pub held_cpus: usize,
+    /// Memory planned for.
+    pub memory_demand: Bytes,
+}
+
+/// A promise that the host cannot keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shortfall {
+    /// The floors of all apps need more CPUs than there are.
+    Cpu {
+        /// Sum of floors.
+        floors: MilliCpu,
+        /// What the host has.
+        host: MilliCpu,
+    },
+    /// The floors of all apps need more memory than there is.
+    Memory {
+        /// Sum of floors.
+        floors: Bytes,
+        /// What the host has, less what the system keeps.
+        host: Bytes,
+    },
+}
+
+impl std::fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu { floors, host } => {
+                write!(
+                    f,
+                    "the CPU floors sum to {floors}, the host has {host}: lower a floor"
+                )
+            }
+            Self::Memory { floors, host } => write!(
+                f,
+                "the memory floors sum to {floors}, apps may use {host}: lower a floor"
+            ),
+        }
+    }
+}
+
+/// The slices that should be in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Each active app's slice.
+    pub slices: BTreeMap<AppId, Slice>,
+    /// Why, for each.
+    pub reasons: BTreeMap<AppId, Reason>,
+    /// CPUs that are nobody's own.
+    pub shared: CpuSet,
+    /// What cannot be kept.
+    pub shortfalls: Vec<Shortfall>,
+}
+
+/// Decides every slice. Pure: the same situation and memory give the same plan, and the
+/// memory to bring next time.
+#[must_use]
+pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
+    let cpus = cpu::allocate(situation, &memory.cpus);
+    let bytes = memory::allocate(situation, &memory.bytes);
+
+    let mut plan = Plan {
+        shared: cpus.shared,
+        shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
+        ..Plan::default()
+    };
+    for (id, share) in &cpus.shares {
+        let app = &situation.policy.apps[id];
+        let mut slice = Slice::default();
+        cpu_settings(situation, app, share, &mut slice);
+        memory_settings(app, &bytes.bounds[id], &mut slice);
+        other_settings(app, &mut slice);
+        plan.slices
+            .insert(id.clone(), supported(slice, situation.capabilities));
+        plan.reasons.insert(
+            id.clone(),
+            Reason {
+                cpu_demand: share.demand,
+                cpu_wanted: share.wanted,
+                exclusive: share.exclusive,
+                spills: share.spills,
+                held_cpus: share.held,
+                memory_demand: bytes.bounds[id].demand,
+            },
+        );
+    }
+    let memory = Memory {
+        cpus: cpus.held,
+        bytes: bytes.held,
+    };
+    (plan, memory)
+}
+
+fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice: &mut Slice) {
+    slice.set(Setting::Cpus(share.cpus));
+    slice.set(Setting::Mems(share.mems));
+    let (weight, idle) = match app.class {
+        Class::Critical => (10_000, false),
+        Class::Standard => (100, false),
+        Class::Batch => (1, true),
+    };
+    // The kernel refuses a weight on an idle group, and an idle group needs none.
+    if idle && situation.capabilities.knobs.contains(&Knob::CpuIdle) {
+        slice.set(Setting::CpuIdle(true));
+    } else {
+        slice.set(Setting::CpuWeight(weight));
+    }
+    slice.set(Setting::CpuMax(app.ceiling.cpu));
+}
+
+fn memory_settings(app: &App, bounds: &memory::Bounds, slice: &mut Slice) {
+    slice.set(Setting::MemoryMin(bounds.min));
+    slice.set(Setting::MemoryLow(bounds.low));
+    slice.set(Setting::MemoryHigh(bounds.high));
+    slice.set(Setting::MemoryMax(app.ceiling.memory));
+}
+
+fn other_settings(app: &App, slice: &mut Slice) {
+    let by_class = match app.class {
+        Class::Critical => 1000,
+        Class::Standard => 100,
+        Class::Batch => 10,
+    };
+    slice.set(Setting::IoWeight(app.io_weight.unwrap_or(by_class)));
+    for (device, max) in &app.io_max {
+        slice.set(Setting::IoMax(*device, *max));
+    }
+    slice.set(Setting::PidsMax(app.ceiling.pids));
+}
+
+/// Leaves out what the host does not offer: planned around, and said by `doctor`.
+fn supported(slice: Slice, capabilities: &Capabilities) -> Slice {
+    let offers = |knob: Knob| {
+        capabilities.knobs.iter().any(|offered| match knob {
+            Knob::IoMax(_) => matches!(offered, Knob::IoMax(_)),
+            knob => *offered == knob,
+        })
+    };
+    slice
+        .iter()
+        .filter(|setting| offers(setting.knob()))
+        .copied()
+        .collect()
+}

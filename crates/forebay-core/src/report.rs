@@ -1,0 +1,93 @@
+//! What one period did, for every reader: command line, screen, page, metrics, store.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{AppId, Class};
+use crate::demand::{Demand, Usage};
+use crate::host::{Action, Outcome};
+use crate::idset::CpuSet;
+use crate::plan::{Reason, Shortfall};
+use crate::slice::Slice;
+use crate::snapshot::{HostSample, RunState};
+use crate::units::Time;
+
+/// Something an operator would want to have been told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub time: Time,
+    /// The app it is about, unless it is about the host.
+    pub app: Option<AppId>,
+    /// What happened.
+    pub kind: EventKind,
+    /// In words.
+    pub message: String,
+}
+
+/// What kinds of events there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A program was started.
+    Started,
+    /// Processes appeared or an app was adopted.
+    Appeared,
+    /// A program ended or its processes left.
+    Ended,
+    /// A slice changed.
+    Slice,
+    /// Somebody else wrote a knob; Forebay leaves it alone from now on.
+    Foreign,
+    /// An action failed.
+    Failed,
+    /// A promise cannot be kept.
+    Shortfall,
+    /// An app was put back as it was found.
+    Released,
+}
+
+/// One app in one period.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppReport {
+    /// Its class.
+    pub class: Class,
+    /// Whether it runs.
+    pub state: RunState,
+    /// The process Forebay started, while it lives.
+    pub main_pid: Option<u32>,
+    /// Starts so far.
+    pub starts: u32,
+    /// Latest use.
+    pub usage: Usage,
+    /// Forecast, while it runs.
+    pub demand: Option<Demand>,
+    /// What is in force.
+    pub slice: Slice,
+    /// Why, while it runs.
+    pub reason: Option<Reason>,
+}
+
+/// One period.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TickReport {
+    /// Its number since the daemon started.
+    pub period: u64,
+    /// When it began.
+    pub time: Time,
+    /// Whether only observing.
+    pub paused: bool,
+    /// The host.
+    pub host: HostSample,
+    /// CPUs that are nobody's own.
+    pub shared: CpuSet,
+    /// The apps.
+    pub apps: BTreeMap<AppId, AppReport>,
+    /// What was done, with what became of it.
+    pub actions: Vec<(Action, Outcome)>,
+    /// Promises that cannot be kept.
+    pub shortfalls: Vec<Shortfall>,
+    /// What happened.
+    pub events: Vec<Event>,
+}

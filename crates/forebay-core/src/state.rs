@@ -1,0 +1,415 @@
+//! What the control loop knows between periods.
+//!
+//! Everything here can be lost: a daemon that starts anew observes again and finds the slices
+//! in force. Nothing here is shared with another thread.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::app::{AppId, Class, Policy};
+use crate::demand::{Demand, History};
+use crate::host::{Action, Outcome, Watch};
+use crate::plan::{self, Plan, cpu};
+use crate::report::{AppReport, Event, EventKind, TickReport};
+use crate::slice::{Knob, Setting, Slice};
+use crate::snapshot::{AppSample, RunState, Snapshot};
+use crate::supervise::{Lives, Verdict};
+use crate::tick::Inputs;
+use crate::units::Time;
+
+/// Events kept for those who ask later.
+const EVENTS_MAX: usize = 1000;
+/// A knob whose write failed is tried again after this, doubling up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest wait before a failed write is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What the control loop knows between periods.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    period: u64,
+    apps: BTreeMap<AppId, Known>,
+    /// What is in force, by app; also what the host compares with to notice others.
+    in_force: BTreeMap<AppId, Slice>,
+    planner: plan::Memory,
+    shortfalls: Vec<plan::Shortfall>,
+    events: VecDeque<Event>,
+    fresh: Vec<Event>,
+}
+
+/// What is known of one app.
+#[derive(Debug, Clone)]
+struct Known {
+    history: History,
+    lives: Lives,
+    state: RunState,
+    /// Knobs that somebody else writes, or that the host cannot do for this app.
+    yielded: BTreeSet<Knob>,
+    retries: BTreeMap<Knob, Retry>,
+    verdict: Verdict,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    delay: Duration,
+    due_at: Duration,
+}
+
+impl State {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What to look at in this period.
+    #[must_use]
+    pub fn watch<'a>(&'a self, inputs: &'a Inputs<'_>) -> Watch<'a> {
+        Watch {
+            time: inputs.time,
+            period: self.period,
+            apps: &inputs.policy.apps,
+            in_force: &self.in_force,
+        }
+    }
+
+    /// Takes in what was seen: histories, adoptions, endings, other writers.
+    pub fn record(&mut self, inputs: &Inputs<'_>, snapshot: &Snapshot) {
+        self.period += 1;
+        for (id, sample) in &snapshot.apps {
+            let Some(app) = inputs.policy.apps.get(id) else {
+                continue;
+            };
+            let known = self.apps.entry(id.clone()).or_insert_with(|| Known {
+                history: History::new(app, inputs.policy.period),
+                lives: Lives::default(),
+                state: RunState::Absent,
+                yielded: BTreeSet::new(),
+                retries: BTreeMap::new(),
+                verdict: Verdict::Leave,
+            });
+            known.history.record(inputs.time, sample);
+            known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
+            let before = std::mem::replace(&mut known.state, sample.state.clone());
+            known.yielded.extend(sample.foreign.keys());
+
+            self.adopt(id, app.class, sample, inputs.time);
+            self.note_state(inputs.time, id, &before, sample);
+            self.note_foreign(inputs.time, id, sample);
+        }
+    }
+
+    /// Starts from the slice that is in force already, when a daemon comes back.
+    fn adopt(&mut self, id: &AppId, class: Class, sample: &AppSample, now: Time) {
+        if sample.found.is_empty() {
+            return;
+        }
+        let slice: Slice = sample.found.iter().copied().collect();
+        if let (Class::Critical, Some(cpus)) = (class, slice.cpus()) {
+            self.planner.cpus.entry(id.clone()).or_insert(cpu::Held {
+                cpus,
+                needed_at: now,
+            });
+        }
+        self.in_force.insert(id.clone(), slice);
+    }
+
+    fn note_state(&mut self, time: Time, id: &AppId, before: &RunState, sample: &AppSample) {
+        if *before == sample.state {
+            return;
+        }
+        let (kind, message) = match &sample.state {
+            RunState::Running => (EventKind::Appeared, "is running".to_owned()),
+            RunState::Absent => (EventKind::Ended, "has no process left".to_owned()),
+            RunState::Ended(ending) => (EventKind::Ended, format!("ended with {ending}")),
+        };
+        self.note(time, Some(id), kind, message);
+    }
+
+    fn note_foreign(&mut self, time: Time, id: &AppId, sample: &AppSample) {
+        for (knob, value) in &sample.foreign {
+            let in_force = self.in_force.entry(id.clone()).or_default();
+            let Some(ours) = in_force.get(*knob).copied() else {
+                continue;
+            };
+            in_force.forget(*knob);
+            let message = format!(
+                "somebody set {knob} to `{value}` where Forebay had set {ours}; left alone until the next reload"
+            );
+            self.note(time, Some(id), EventKind::Foreign, message);
+        }
+    }
+
+    /// What each active app will need.
+    #[must_use]
+    pub fn forecast(&self, inputs: &Inputs<'_>, snapshot: &Snapshot) -> BTreeMap<AppId, Demand> {
+        let Policy {
+            horizon, period, ..
+        } = *inputs.policy;
+        snapshot
+            .apps
+            .keys()
+            .filter_map(|id| Some((id, self.apps.get(id)?)))
+            .filter(|(_, known)| known.is_active())
+            .map(|(id, known)| (id.clone(), known.history.forecast(horizon, period)))
+            .collect()
+    }
+
+    /// What the planner remembers.
+    #[must_use]
+    pub const fn planner(&self) -> &plan::Memory {
+        &self.planner
+    }
+
+    /// What has to be done to get to the plan, in order: put back what left the policy,
+    /// shrink, grow, gather stray processes, start programs.
+    #[must_use]
+    pub fn actions(&self, inputs: &Inputs<'_>, plan: &Plan, snapshot: &Snapshot) -> Vec<Action> {
+        if inputs.paused {
+            return Vec::new();
+        }
+        let mut actions: Vec<Action> = self
+            .in_force
+            .keys()
+            .filter(|id| !inputs.policy.apps.contains_key(id))
+            .map(|id| Action::Release { app: id.clone() })
+            .collect();
+        actions.extend(self.settings(inputs, plan));
+        for (id, sample) in &snapshot.apps {
+            if !sample.strays.is_empty() && plan.slices.contains_key(id) {
+                actions.push(Action::Enter {
+                    app: id.clone(),
+                    pids: sample.strays.iter().copied().collect(),
+                });
+            }
+        }
+        actions.extend(
+            self.apps
+                .iter()
+                .filter(|(_, known)| known.verdict == Verdict::Start)
+                .filter_map(|(id, _)| inputs.policy.apps.get(id))
+                .map(|app| Action::Start { app: app.clone() }),
+        );
+        actions
+    }
+
+    fn settings(&self, inputs: &Inputs<'_>, plan: &Plan) -> Vec<Action> {
+        let nothing = Slice::default();
+        let mut shrinking = Vec::new();
+        let mut growing = Vec::new();
+        for (id, wanted) in &plan.slices {
+            let Some(known) = self.apps.get(id) else {
+                continue;
+            };
+            let in_force = self.in_force.get(id).unwrap_or(&nothing);
+            for setting in wanted.changes_from(in_force) {
+                if !known.may_write(setting.knob(), inputs.time) {
+                    continue;
+                }
+                let action = Action::Set {
+                    app: id.clone(),
+                    setting,
+                };
+                if setting.shrinks(in_force.get(setting.knob())) {
+                    shrinking.push(action);
+                } else {
+                    growing.push(action);
+                }
+            }
+        }
+        shrinking.append(&mut growing);
+        shrinking
+    }
+
+    /// Takes in what became of the actions.
+    pub fn settle(
+        &mut self,
+        inputs: &Inputs<'_>,
+        planner: plan::Memory,
+        actions: &[Action],
+        outcomes: &[Outcome],
+    ) {
+        if !inputs.paused {
+            self.planner = planner;
+        }
+        for (action, outcome) in actions.iter().zip(outcomes) {
+            match action {
+                Action::Set { app, setting } => self.settle_set(inputs, app, *setting, outcome),
+                Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
+                Action::Release { app } => self.settle_release(inputs, app, outcome),
+                Action::Enter { .. } | Action::Kill { .. } => {
+                    if let Outcome::Failed(why) = outcome {
+                        let message = format!("{action}: {why}");
+                        self.note(inputs.time, Some(action.app()), EventKind::Failed, message);
+                    }
+                }
+            }
+        }
+        let known = &inputs.policy.apps;
+        self.apps.retain(|id, _| known.contains_key(id));
+    }
+
+    fn settle_set(&mut self, inputs: &Inputs<'_>, id: &AppId, setting: Setting, outcome: &Outcome) {
+        let knob = setting.knob();
+        let Some(known) = self.apps.get_mut(id) else {
+            return;
+        };
+        match outcome {
+            Outcome::Done => {
+                known.retries.remove(&knob);
+                let in_force = self.in_force.entry(id.clone()).or_default();
+                let before = in_force.get(knob).copied();
+                in_force.set(setting);
+                if let (Knob::Cpus, Some(before)) = (knob, before) {
+                    let message = format!("{setting} (before: {before})");
+                    self.note(inputs.time, Some(id), EventKind::Slice, message);
+                }
+            }
+            Outcome::Unsupported => {
+                known.yielded.insert(knob);
+            }
+            Outcome::Failed(why) => {
+                let first = !known.retries.contains_key(&knob);
+                let delay = known
+                    .retries
+                    .get(&knob)
+                    .map_or(RETRY_MIN, |retry| (retry.delay * 2).min(RETRY_MAX));
+                known.retries.insert(
+                    knob,
+                    Retry {
+                        delay,
+                        due_at: inputs.time.monotonic + delay,
+                    },
+                );
+                if first {
+                    self.note(inputs.time, Some(id), EventKind::Failed, why.clone());
+                }
+            }
+        }
+    }
+
+    fn settle_start(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
+        if let Some(known) = self.apps.get_mut(id) {
+            // A failed start counts as a short life: the next try waits.
+            known.lives.started(inputs.time);
+        }
+        let (kind, message) = match outcome {
+            Outcome::Done => (EventKind::Started, "was started".to_owned()),
+            Outcome::Unsupported => (
+                EventKind::Failed,
+                "this host cannot start programs".to_owned(),
+            ),
+            Outcome::Failed(why) => (EventKind::Failed, why.clone()),
+        };
+        self.note(inputs.time, Some(id), kind, message);
+    }
+
+    fn settle_release(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
+        let (kind, message) = match outcome {
+            Outcome::Done | Outcome::Unsupported => {
+                self.in_force.remove(id);
+                (
+                    EventKind::Released,
+                    "was put back as it was found".to_owned(),
+                )
+            }
+            Outcome::Failed(why) => (EventKind::Failed, why.clone()),
+        };
+        self.note(inputs.time, Some(id), kind, message);
+    }
+
+    /// Gathers what readers want to know.
+    pub fn report(
+        &mut self,
+        inputs: &Inputs<'_>,
+        snapshot: Snapshot,
+        mut demands: BTreeMap<AppId, Demand>,
+        mut plan: Plan,
+        actions: Vec<Action>,
+        outcomes: Vec<Outcome>,
+    ) -> TickReport {
+        if plan.shortfalls != self.shortfalls {
+            for shortfall in &plan.shortfalls {
+                let message = shortfall.to_string();
+                self.note(inputs.time, None, EventKind::Shortfall, message);
+            }
+            self.shortfalls.clone_from(&plan.shortfalls);
+        }
+        let mut apps = BTreeMap::new();
+        for (id, sample) in snapshot.apps {
+            let (Some(app), Some(known)) = (inputs.policy.apps.get(&id), self.apps.get(&id)) else {
+                continue;
+            };
+            let report = AppReport {
+                class: app.class,
+                state: sample.state,
+                main_pid: sample.main_pid,
+                starts: known.lives.starts,
+                usage: known.history.usage(),
+                demand: demands.remove(&id),
+                slice: self.in_force.get(&id).cloned().unwrap_or_default(),
+                reason: plan.reasons.remove(&id),
+            };
+            apps.insert(id, report);
+        }
+        TickReport {
+            period: self.period,
+            time: inputs.time,
+            paused: inputs.paused,
+            host: snapshot.host,
+            shared: plan.shared,
+            apps,
+            actions: actions.into_iter().zip(outcomes).collect(),
+            shortfalls: plan.shortfalls,
+            events: std::mem::take(&mut self.fresh),
+        }
+    }
+
+    /// The latest events, oldest first.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
+    /// The series of one app, to explain its forecast.
+    #[must_use]
+    pub fn history(&self, id: &AppId) -> Option<&History> {
+        self.apps.get(id).map(|known| &known.history)
+    }
+
+    /// Takes back the yielding to other writers, after the user changed the policy.
+    pub fn forgive(&mut self) {
+        for known in self.apps.values_mut() {
+            known.yielded.clear();
+            known.retries.clear();
+        }
+    }
+
+    fn note(&mut self, time: Time, app: Option<&AppId>, kind: EventKind, message: String) {
+        let event = Event {
+            time,
+            app: app.cloned(),
+            kind,
+            message,
+        };
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event.clone());
+        self.fresh.push(event);
+    }
+}
+
+impl Known {
+    /// Whether it gets a slice: it runs, or it is being started in this period.
+    fn is_active(&self) -> bool {
+        self.state == RunState::Running || self.verdict == Verdict::Start
+    }
+
+    fn may_write(&self, knob: Knob, now: Time) -> bool {
+        !self.yielded.contains(&knob)
+            && self
+                .retries
+                .get(&knob)
+                .is_none_or(|retry| now.monotonic >= retry.due_at)
+    }
+}

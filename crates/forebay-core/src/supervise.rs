@@ -1,0 +1,165 @@
+//! When a program that Forebay started is started again.
+//!
+//! A program that ends is restarted by its policy, after a delay that doubles with every
+//! quick death and starts over after a minute of life.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{Binding, Restart};
+use crate::snapshot::RunState;
+use crate::units::Time;
+
+/// The delay before the first restart.
+const DELAY_MIN: Duration = Duration::from_secs(1);
+/// The longest delay.
+const DELAY_MAX: Duration = Duration::from_secs(60);
+/// A life this long makes the next delay the first again.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// What is remembered of one app's lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lives {
+    /// Starts so far.
+    pub starts: u32,
+    /// When it was last started.
+    started_at: Option<Time>,
+    /// Deaths in a row that came before it was stable.
+    quick_deaths: u32,
+    /// When it may start again, once it was seen to have ended.
+    due_at: Option<Time>,
+}
+
+/// Whether to start the program now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It runs, or somebody else runs it.
+    Leave,
+    /// Start it in this period.
+    Start,
+    /// It waits for its delay.
+    Wait,
+    /// Its policy says that it stays ended.
+    Ended,
+}
+
+impl Lives {
+    /// Decides for one app in this period.
+    pub fn judge(&mut self, now: Time, binding: &Binding, state: &RunState) -> Verdict {
+        let Binding::Exec(exec) = binding else {
+            return Verdict::Leave;
+        };
+        let again = match state {
+            RunState::Running => {
+                self.due_at = None;
+                return Verdict::Leave;
+            }
+            // A start that failed leaves it absent: tried again with the same patience.
+            RunState::Absent => true,
+            RunState::Ended(ending) => match exec.restart {
+                Restart::Always => true,
+                Restart::OnFailure => !ending.is_success(),
+                Restart::Never => false,
+            },
+        };
+        let Some(started_at) = self.started_at else {
+            return Verdict::Start;
+        };
+        if !again {
+            return Verdict::Ended;
+        }
+        let due_at = *self.due_at.get_or_insert_with(|| {
+            self.quick_deaths = if now.since(started_at) >= STABLE_AFTER {
+                0
+            } else {
+                self.quick_deaths.saturating_add(1)
+            };
+            let doublings = self.quick_deaths.saturating_sub(1).min(16);
+            Time {
+                monotonic: now.monotonic + (DELAY_MIN * (1 << doublings)).min(DELAY_MAX),
+                ..now
+            }
+        });
+        if now.monotonic >= due_at.monotonic {
+            Verdict::Start
+        } else {
+            Verdict::Wait
+        }
+    }
+
+    /// Notes that it was started.
+    pub fn started(&mut self, now: Time) {
+        self.starts = self.starts.saturating_add(1);
+        self.started_at = Some(now);
+        self.due_at = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::Exec;
+    use crate::snapshot::Ending;
+
+    fn at(seconds: u64) -> Time {
+        Time {
+            monotonic: Duration::from_secs(seconds),
+            unix_ms: 0,
+        }
+    }
+
+    fn exec(restart: Restart) -> Binding {
+        Binding::Exec(Exec {
+            command: vec!["true".to_owned()],
+            user: None,
+            group: None,
+            directory: None,
+            environment: std::collections::BTreeMap::new(),
+            stdout: None,
+            stderr: None,
+            restart,
+        })
+    }
+
+    #[test]
+    fn the_policy_decides_after_an_end() {
+        let check = |restart, ending, expected| {
+            let mut lives = Lives::default();
+            lives.started(at(0));
+            let ended = RunState::Ended(ending);
+            let verdict = lives.judge(at(1), &exec(restart), &ended);
+            assert_eq!(verdict, expected, "{restart:?} after {ending}");
+        };
+        check(Restart::Never, Ending::Status(1), Verdict::Ended);
+        check(Restart::OnFailure, Ending::Status(0), Verdict::Ended);
+        check(Restart::OnFailure, Ending::Signal(9), Verdict::Wait);
+        check(Restart::Always, Ending::Status(0), Verdict::Wait);
+    }
+
+    #[test]
+    fn quick_deaths_wait_longer_and_a_long_life_forgives() {
+        let mut lives = Lives::default();
+        let app = exec(Restart::Always);
+        let ended = RunState::Ended(Ending::Status(1));
+        assert_eq!(lives.judge(at(0), &app, &RunState::Absent), Verdict::Start);
+        let mut now = 0;
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            lives.started(at(now));
+            let died = now;
+            while lives.judge(at(now), &app, &ended) == Verdict::Wait {
+                now += 1;
+            }
+            delays.push(now - died);
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        lives.started(at(now));
+        now += 100;
+        let died = now;
+        while lives.judge(at(now), &app, &ended) == Verdict::Wait {
+            now += 1;
+        }
+        assert_eq!(now - died, 1);
+    }
+}

@@ -1,0 +1,54 @@
+//! The control period: the one function on which everything hangs.
+
+use crate::app::Policy;
+use crate::host::{Action, Host, Outcome};
+use crate::plan;
+use crate::report::TickReport;
+use crate::state::State;
+use crate::units::Time;
+
+/// What a period is given besides its state.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Now.
+    pub time: Time,
+    /// What the user decided.
+    pub policy: &'a Policy,
+    /// Observe and forecast, but change nothing.
+    pub paused: bool,
+}
+
+/// One control period. Every effect is a `Host` call.
+pub fn tick(state: &mut State, host: &mut impl Host, inputs: &Inputs<'_>) -> TickReport {
+    let snapshot = host.observe(&state.watch(inputs));
+    state.record(inputs, &snapshot);
+    let demands = state.forecast(inputs, &snapshot);
+
+    let situation = plan::Situation {
+        time: inputs.time,
+        topology: host.topology(),
+        capabilities: host.capabilities(),
+        policy: inputs.policy,
+        demands: &demands,
+    };
+    let (plan, memory) = plan::plan(&situation, state.planner());
+    let actions = state.actions(inputs, &plan, &snapshot);
+
+    let outcomes = apply(host, &actions);
+    state.settle(inputs, memory, &actions, &outcomes);
+    state.report(inputs, snapshot, demands, plan, actions, outcomes)
+}
+
+/// Does what was decided, and insists on one outcome for each action.
+fn apply(host: &mut impl Host, actions: &[Action]) -> Vec<Outcome> {
+    if actions.is_empty() {
+        return Vec::new();
+    }
+    let outcomes = host.apply(actions);
+    assert_eq!(
+        outcomes.len(),
+        actions.len(),
+        "a host returns one outcome for each action"
+    );
+    outcomes
+}
