@@ -23,10 +23,17 @@
 //! - Quantiles are finite, never negative, and never cross.
 //! - A sample that is not plausible (see [`is_plausible`]) is counted and treated
 //!   as a gap; it never reaches the state.
-//! - State is bounded by the options: about 15 KiB for each series by default.
+//! - State is bounded by the options: about 12 KiB for each series by default.
 //! - Work per update is bounded too: nothing is sorted, fitted or searched in
 //!   bursts, so no control period pays for the others.
 //! - There is no clock, randomness, thread or file: one step is one call.
+//!
+//! # Measured
+//!
+//! One update with one forecast and one peak, 200 series in turn on a busy
+//! two-core virtual machine (AMD EPYC): 0.8 to 1.2 us for a constant, 1.0 to 1.4 us
+//! for noise, 1.2 to 1.7 us for a noisy season (`examples/cost.rs`). 2,000 of them a
+//! second are 0.2 to 0.3 % of a core.
 //!
 //! # Examples
 //!

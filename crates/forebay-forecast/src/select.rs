@@ -29,7 +29,17 @@
 //!   that range; only an extrapolation is cut by it.
 //! - There is an answer as soon as there is a sample or a request.
 //! - Every answer names its model, and [`Series::scores`] says why it was chosen.
-//! - The default options take about 15 KiB for each series (a test holds this).
+//! - The default options take about 12 KiB for each series (a test holds this).
+//!
+//! # Measured
+//!
+//! 24 public traces of CPU, memory, network and disk use, 117 origins each, 1440
+//! steps of history (`examples/traces.rs`); loss at 0.95 as a ratio to the last
+//! value plus empirical changes over the same history, geometric mean of the
+//! traces: 0.78 one step ahead, 0.96 at 12 and at 60 steps. The bound covered
+//! 0.949, 0.948 and 0.954. At 0.99 it is 0.91, 1.28 and 0.99: 128 errors are few
+//! for that level, and one spike among them is the bound until it is forgotten.
+//! A mixture weighted by loss instead of a leader gained 1 % at most.
 //!
 //! Source: prediction with expert advice, follow the (discounted) leader
 //! (Cesa-Bianchi and Lugosi, "Prediction, learning, and games", 2006); a leader
@@ -42,7 +52,7 @@ use crate::{Forecaster, Quantiles, Seasonal, Smoothing, Target, Window, is_plaus
 /// Horizons that a series may be configured with.
 pub const HORIZONS_MAX: usize = 4;
 /// Samples of history that a series may be configured with.
-pub const HISTORY_MAX: usize = 8192;
+pub const HISTORY_MAX: usize = 4096;
 
 /// Share by which a candidate must have less loss than the one in use.
 const MARGIN: f64 = 0.05;
@@ -58,7 +68,7 @@ pub struct SeriesOptions {
     /// at most [`HORIZONS_MAX`] of them. Others are served by the next longer one.
     pub horizons: Vec<usize>,
     /// Samples over which periods and the plausible range are sought, 16 to
-    /// [`HISTORY_MAX`].
+    /// [`HISTORY_MAX`]. Each step reads all of them once.
     pub history_max: usize,
     /// The declared need, in the unit of the series. One that is not a plausible
     /// value counts as not declared.
@@ -428,6 +438,6 @@ mod tests {
         let parts = series.window.bytes() + series.smoothing.bytes() + series.seasonal.bytes();
         let choices = series.choices.capacity() * size_of::<Choice>();
         let bytes = size_of::<Series>() + parts + choices;
-        assert!(bytes < 16 * 1024, "{bytes} bytes");
+        assert!(bytes < 13 * 1024, "{bytes} bytes");
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! # Approach
 //!
-//! Holt's level and trend, the trend fading by [`DAMPING`] at each step ahead.
+//! Holt's level and trend, the trend fading by a tenth with each step ahead.
 //! Three speeds run side by side; the one whose forecasts over the middle horizon
 //! missed least lately gives the centre. Quantiles are those of its own errors
 //! over the same horizon, never of a fitted variance.
