@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{AppId, Class, Policy};
+use crate::app::{AppId, Binding, Class, OnStop, Policy};
 use crate::demand::{Demand, History};
-use crate::host::{Action, Outcome, Watch};
+use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
@@ -363,6 +363,48 @@ impl State {
             shortfalls: plan.shortfalls,
             events: std::mem::take(&mut self.fresh),
         }
+    }
+
+    /// Everything to do before the daemon goes: end what it shall end, put every app back.
+    #[must_use]
+    pub fn farewell(&self, policy: &Policy) -> Vec<Action> {
+        let touched = |id: &&AppId| {
+            self.in_force.contains_key(*id)
+                || self.apps.get(*id).is_some_and(|known| known.lives.starts > 0)
+        };
+        let mut actions = Vec::new();
+        for id in policy.apps.keys().filter(touched) {
+            let supervised = matches!(policy.apps[id].binding, Binding::Exec(_));
+            if supervised && policy.on_stop == OnStop::Kill {
+                actions.push(Action::Kill { app: id.clone() });
+            }
+            actions.push(Action::Release { app: id.clone() });
+        }
+        actions
+    }
+
+    /// What a plan by another policy would do now. Changes nothing.
+    #[must_use]
+    pub fn what_if(&self, host: &impl Host, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
+        let Policy {
+            horizon, period, ..
+        } = *inputs.policy;
+        let demands = self
+            .apps
+            .iter()
+            .filter(|(_, known)| known.is_active())
+            .map(|(id, known)| (id.clone(), known.history.forecast(horizon, period)))
+            .collect();
+        let situation = plan::Situation {
+            time: inputs.time,
+            topology: host.topology(),
+            capabilities: host.capabilities(),
+            policy: inputs.policy,
+            demands: &demands,
+        };
+        let (plan, _) = plan::plan(&situation, &self.planner);
+        let actions = self.settings(inputs, &plan);
+        (plan, actions)
     }
 
     /// The latest events, oldest first.

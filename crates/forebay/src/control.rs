@@ -1,0 +1,254 @@
+//! The control thread: one period after the other, commands in between.
+//!
+//! Reports go out through a watch channel and nothing else is shared. A period that overruns
+//! is skipped and counted, never piled up.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use forebay_core::app::{AppId, Policy};
+use forebay_core::host::{Action, Host};
+use forebay_core::plan::Plan;
+use forebay_core::report::{Event, TickReport};
+use forebay_core::state::State;
+use forebay_core::tick::{Inputs, tick};
+use forebay_core::units::Time;
+use forebay_forecast::ModelScore;
+use tokio::sync::{oneshot, watch};
+
+/// Periods over which jitter is shown: a minute at the default period.
+const JITTER_WINDOW: usize = 600;
+
+/// A change of the policy; what it refuses, it says.
+pub(crate) type Edit = Box<dyn FnOnce(&mut Policy) -> Result<(), String> + Send>;
+
+/// What others may ask of the control thread. Each carries where the answer goes.
+pub(crate) enum Command {
+    /// Change the running policy; nothing changes when the edit refuses.
+    Edit(Edit, oneshot::Sender<Result<(), String>>),
+    /// Observe and forecast, but change nothing, until resumed.
+    Pause(bool, oneshot::Sender<()>),
+    /// What would change under an edited policy.
+    WhatIf(Edit, oneshot::Sender<Result<(Plan, Vec<Action>), String>>),
+    /// The running policy.
+    Policy(oneshot::Sender<Policy>),
+    /// The latest events, oldest first, at most so many.
+    Events(usize, oneshot::Sender<Vec<Event>>),
+    /// How an app's forecasts are made: the models of its processor and memory series.
+    Models(AppId, oneshot::Sender<Option<Models>>),
+    /// Put everything back and end.
+    Stop,
+}
+
+/// How well each model of an app's two series did lately.
+#[derive(Debug)]
+pub(crate) struct Models {
+    pub(crate) cpu: Vec<ModelScore>,
+    pub(crate) memory: Vec<ModelScore>,
+}
+
+/// What every reader renders.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) report: TickReport,
+    pub(crate) timing: Timing,
+}
+
+/// How punctual the control thread is, and what it costs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Timing {
+    /// How late the latest period began.
+    pub(crate) late: Duration,
+    /// How long the latest period took.
+    pub(crate) took: Duration,
+    /// Lateness not exceeded in 99 of 100 of the latest periods.
+    pub(crate) jitter_p99: Duration,
+    /// Periods skipped because the one before took too long.
+    pub(crate) overruns: u64,
+}
+
+/// Runs periods until told to stop; then puts everything back and returns what failed.
+pub(crate) fn run(
+    host: &mut impl Host,
+    mut policy: Policy,
+    commands: &Receiver<Command>,
+    reports: &watch::Sender<Option<Arc<Published>>>,
+) -> Vec<String> {
+    let mut state = State::new();
+    let mut paused = false;
+    let mut clock = Clock::start();
+    let mut jitter = Jitter::default();
+    loop {
+        let began = Instant::now();
+        let late = began.saturating_duration_since(clock.due);
+        let inputs = Inputs {
+            time: clock.now(),
+            policy: &policy,
+            paused,
+        };
+        let report = tick(&mut state, host, &inputs);
+        jitter.add(late);
+        let took = began.elapsed();
+        let overruns = clock.next(policy.period);
+        let timing = Timing {
+            late,
+            took,
+            jitter_p99: jitter.p99(),
+            overruns,
+        };
+        reports.send_replace(Some(Arc::new(Published { report, timing })));
+
+        loop {
+            let wait = clock.due.saturating_duration_since(Instant::now());
+            match commands.recv_timeout(wait) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    return farewell(&state, host, &policy);
+                }
+                Ok(command) => {
+                    let asked = Asked {
+                        time: clock.now(),
+                        paused: &mut paused,
+                        policy: &mut policy,
+                    };
+                    answer(command, &mut state, host, asked);
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+    }
+}
+
+/// What a command may look at and change.
+struct Asked<'a> {
+    time: Time,
+    paused: &'a mut bool,
+    policy: &'a mut Policy,
+}
+
+fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_>) {
+    // Whoever asked may have gone meanwhile; then nobody misses the answer.
+    match command {
+        Command::Edit(edit, reply) => {
+            let mut edited = asked.policy.clone();
+            let result = edit(&mut edited);
+            if result.is_ok() {
+                *asked.policy = edited;
+                state.forgive();
+            }
+            reply.send(result).ok();
+        }
+        Command::Pause(pause, reply) => {
+            *asked.paused = pause;
+            reply.send(()).ok();
+        }
+        Command::WhatIf(edit, reply) => {
+            let mut edited = asked.policy.clone();
+            let result = edit(&mut edited).map(|()| {
+                let inputs = Inputs {
+                    time: asked.time,
+                    policy: &edited,
+                    paused: false,
+                };
+                state.what_if(host, &inputs)
+            });
+            reply.send(result).ok();
+        }
+        Command::Policy(reply) => {
+            reply.send(asked.policy.clone()).ok();
+        }
+        Command::Events(limit, reply) => {
+            let skip = state.events().count().saturating_sub(limit);
+            reply.send(state.events().skip(skip).cloned().collect()).ok();
+        }
+        Command::Models(app, reply) => {
+            let models = state.history(&app).map(|history| Models {
+                cpu: history.cpu_series().scores(),
+                memory: history.memory_series().scores(),
+            });
+            reply.send(models).ok();
+        }
+        Command::Stop => unreachable!("the loop ends at a stop"),
+    }
+}
+
+fn farewell(state: &State, host: &mut impl Host, policy: &Policy) -> Vec<String> {
+    use forebay_core::host::Outcome;
+
+    let actions = state.farewell(policy);
+    if actions.is_empty() {
+        return Vec::new();
+    }
+    host.apply(&actions)
+        .into_iter()
+        .zip(&actions)
+        .filter_map(|(outcome, action)| match outcome {
+            Outcome::Failed(why) => Some(format!("{action}: {why}")),
+            Outcome::Done | Outcome::Unsupported => None,
+        })
+        .collect()
+}
+
+/// When the next period is due.
+#[derive(Debug)]
+struct Clock {
+    origin: Instant,
+    due: Instant,
+    overruns: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self {
+            origin: now,
+            due: now,
+            overruns: 0,
+        }
+    }
+
+    fn now(&self) -> Time {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Time {
+            monotonic: self.origin.elapsed(),
+            unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Moves on to the next period that is not past; counts those it leaves out.
+    fn next(&mut self, period: Duration) -> u64 {
+        self.due += period;
+        let now = Instant::now();
+        while self.due < now {
+            self.due += period;
+            self.overruns += 1;
+        }
+        self.overruns
+    }
+}
+
+/// Lateness of the latest periods.
+#[derive(Debug, Default)]
+struct Jitter {
+    window: std::collections::VecDeque<Duration>,
+}
+
+impl Jitter {
+    fn add(&mut self, late: Duration) {
+        if self.window.len() == JITTER_WINDOW {
+            self.window.pop_front();
+        }
+        self.window.push_back(late);
+    }
+
+    fn p99(&self) -> Duration {
+        let mut sorted: Vec<Duration> = self.window.iter().copied().collect();
+        if sorted.is_empty() {
+            return Duration::ZERO;
+        }
+        let rank = (sorted.len() - 1) * 99 / 100;
+        *sorted.select_nth_unstable(rank).1
+    }
+}
