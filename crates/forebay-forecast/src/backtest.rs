@@ -43,7 +43,7 @@
 use std::collections::VecDeque;
 
 use crate::history::narrow;
-use crate::sorted::SortedWindow;
+use crate::sorted::{CAPACITY, SortedWindow};
 use crate::{Quantiles, Target};
 
 /// Origins pending for one horizon.
@@ -198,7 +198,7 @@ impl Horizon {
     fn new(steps: usize) -> Self {
         Self {
             steps,
-            stride: steps.div_ceil(PENDING_MAX),
+            stride: stride(steps),
             until_origin: 0,
             pending: VecDeque::with_capacity(PENDING_MAX.min(steps)),
             value: Track::new(),
@@ -299,6 +299,16 @@ fn pinball(actual: f64, bound: f64) -> f64 {
     } else {
         -0.05 * over
     }
+}
+
+/// Steps over which the errors of a horizon are remembered, at most.
+pub(crate) fn memory_steps(steps: usize) -> usize {
+    stride(steps) * CAPACITY + steps
+}
+
+/// Steps between the origins of a horizon.
+fn stride(steps: usize) -> usize {
+    steps.div_ceil(PENDING_MAX)
 }
 
 /// How much wider errors are at `steps` than at a shorter horizon.

@@ -20,8 +20,8 @@
 //! - A constant series forecasts the constant.
 //! - It is the first to answer: one horizon and 16 origins after the start.
 //!
-//! Source: the empirical-quantile random walk, as the baseline of Gneiting et al.,
-//! "Probabilistic forecasting benchmarks"; peaks over moving windows as in
+//! Sources: Hyndman and Athanasopoulos, "Forecasting: principles and practice",
+//! 3rd edition, chapter 5 (naive method, intervals from its residuals); peaks over moving windows as in
 //! Rzadca et al., "Autopilot: workload autoscaling at Google", EuroSys 2020.
 
 use crate::backtest::{Backtest, Centre};

@@ -230,6 +230,20 @@ fn gaps_and_refused_samples_break_nothing() {
     check("absurd", |_, series| series.update(1e300));
 }
 
+/// Regression: the plausible range once forgot sooner than the errors did, and cut
+/// the bound of an idle series down between two bursts.
+#[test]
+fn rare_bursts_are_remembered_while_idle() {
+    let mut series = Series::new(SeriesOptions::default());
+    for step in 0..6000 {
+        series.update(if step % 600 < 10 { 4.0 } else { 0.01 });
+        if step > 3000 {
+            let peak = series.peak(50).unwrap();
+            assert!(peak.quantiles.q95() >= 3.9, "at step {step}: {peak:?}");
+        }
+    }
+}
+
 #[test]
 fn quantiles_are_put_in_order() {
     fn check(levels: [f64; 4], expected: Option<[f64; 4]>) {
