@@ -1,1 +1,20 @@
 //! A simulated host with virtual time, seeded faults, and the contract every host passes.
+//!
+//! [`SimHost`] is a [`Host`](forebay_core::host::Host) whose time is moved by
+//! [`SimHost::advance`]. Everything random comes from its seed: the same calls on the same
+//! seed give the same host, so a failure found at random is replayed by its seed.
+//!
+//! [`contract`] states what every host does, simulated or live, as checks that run on both.
+
+pub mod cpu;
+mod fault;
+mod group;
+mod host;
+mod load;
+mod program;
+mod step;
+
+pub use fault::Faults;
+pub use host::SimHost;
+pub use load::Load;
+pub use program::{Life, Program};
