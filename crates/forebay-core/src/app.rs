@@ -144,8 +144,8 @@ pub enum Binding {
     Match(Match),
 }
 
-/// A lower or upper bound of a slice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The least a slice may hold; nothing by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Floor {
     /// Processor time never taken away.
     pub cpu: MilliCpu,
@@ -153,7 +153,7 @@ pub struct Floor {
     pub memory: Bytes,
 }
 
-/// The most a slice may hold.
+/// The most a slice may hold; no limit by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ceiling {
     /// Processor time.
@@ -246,6 +246,16 @@ pub struct IoMax {
     pub riops: Limit<u64>,
     /// Writes per second.
     pub wiops: Limit<u64>,
+}
+
+impl Default for Ceiling {
+    fn default() -> Self {
+        Self {
+            cpu: Limit::Max,
+            memory: Limit::Max,
+            pids: Limit::Max,
+        }
+    }
 }
 
 /// What happens to the apps that Forebay started when it stops or is lost.

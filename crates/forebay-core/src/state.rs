@@ -370,7 +370,10 @@ impl State {
     pub fn farewell(&self, policy: &Policy) -> Vec<Action> {
         let touched = |id: &&AppId| {
             self.in_force.contains_key(*id)
-                || self.apps.get(*id).is_some_and(|known| known.lives.starts > 0)
+                || self
+                    .apps
+                    .get(*id)
+                    .is_some_and(|known| known.lives.starts > 0)
         };
         let mut actions = Vec::new();
         for id in policy.apps.keys().filter(touched) {

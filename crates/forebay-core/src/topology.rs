@@ -149,6 +149,16 @@ impl Topology {
             .collect()
     }
 
+    /// CPUs on the core that has most: 1 without SMT.
+    #[must_use]
+    pub fn threads_per_core(&self) -> usize {
+        let mut counts = std::collections::BTreeMap::new();
+        for cpu in &self.cpus {
+            *counts.entry(cpu.core).or_insert(0) += 1;
+        }
+        counts.into_values().max().unwrap_or(1)
+    }
+
     /// Memory of all nodes together.
     #[must_use]
     pub fn memory(&self) -> Bytes {

@@ -84,7 +84,11 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
         .filter(|app| app.class == Class::Critical)
         .map(|app| Need::of(situation, app, before.get(&app.id)))
         .collect();
-    share_out(&mut needs, for_critical);
+    share_out(
+        &mut needs,
+        for_critical,
+        situation.topology.threads_per_core(),
+    );
     let owned = place(situation.topology, &needs);
     let shared = owned
         .values()
@@ -160,7 +164,9 @@ struct Need<'a> {
 impl<'a> Need<'a> {
     fn of(situation: &Situation<'_>, app: &'a App, before: Option<&Held>) -> Self {
         let (demand, wanted) = wanted(situation, app);
-        let now = wanted.whole_cpus().max(1);
+        let core = situation.topology.threads_per_core();
+        let whole_cores = |cpus: usize| cpus.max(1).next_multiple_of(core);
+        let now = whole_cores(wanted.whole_cpus());
         let had = before.map_or(CpuSet::EMPTY, |held| {
             held.cpus.intersection(&situation.topology.cpu_set())
         });
@@ -169,10 +175,10 @@ impl<'a> Need<'a> {
         let needed_at = before.map_or(time, |held| held.needed_at);
         let (gets, needed_at) = if now >= had.len() {
             (now, time)
-        } else if spare.whole_cpus() >= had.len() {
+        } else if whole_cores(spare.whole_cpus()) >= had.len() {
             (had.len(), time)
         } else if time.since(needed_at) >= situation.policy.hold {
-            (had.len() - 1, time)
+            (had.len().saturating_sub(core).max(now), time)
         } else {
             (had.len(), needed_at)
         };
@@ -222,22 +228,26 @@ fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
     floors(false).clamp(1, most).min(host)
 }
 
-/// Cuts what the apps get to `available`, taking from the one with the most each time.
-fn share_out(needs: &mut [Need<'_>], available: usize) {
+/// Cuts what the apps get to `available`, a core at a time from the one with the most.
+fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
     let mut sum: usize = needs.iter().map(|need| need.gets).sum();
+    let cut = |needs: &mut [Need<'_>], sum: &mut usize| {
+        if let Some(most) = needs.iter_mut().max_by_key(|need| need.gets) {
+            let less = if most.gets > core {
+                (most.gets - 1) / core * core
+            } else {
+                most.gets.saturating_sub(1)
+            };
+            *sum -= most.gets - less;
+            most.gets = less;
+        }
+    };
     while sum > available {
-        let most = needs.iter_mut().max_by_key(|need| need.gets);
-        let Some(most) = most else { return };
-        most.gets -= 1;
-        sum -= 1;
+        cut(needs, &mut sum);
     }
-    // When CPUs were too few for all, those without any run on the shared ones; there must be some.
-    if needs.iter().any(|need| need.gets == 0)
-        && sum == available
-        && let Some(most) = needs.iter_mut().max_by_key(|need| need.gets)
-        && most.gets > 0
-    {
-        most.gets -= 1;
+    // Apps that got none run on the shared CPUs, so there must be some.
+    if sum == available && needs.iter().any(|need| need.gets == 0) {
+        cut(needs, &mut sum);
     }
 }
 

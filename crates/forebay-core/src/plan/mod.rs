@@ -16,6 +16,8 @@
 
 pub mod cpu;
 pub mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

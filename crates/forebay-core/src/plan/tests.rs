@@ -1,0 +1,420 @@
+//! The planner's promises, on many hosts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::app::{Binding, Ceiling, Floor, Match};
+use crate::demand::Band;
+use crate::topology::Shape;
+
+const KNOBS: [Knob; 12] = [
+    Knob::Cpus,
+    Knob::Mems,
+    Knob::CpuWeight,
+    Knob::CpuIdle,
+    Knob::CpuMax,
+    Knob::CpuBurst,
+    Knob::MemoryMin,
+    Knob::MemoryLow,
+    Knob::MemoryHigh,
+    Knob::MemoryMax,
+    Knob::IoWeight,
+    Knob::PidsMax,
+];
+
+/// One host with its apps and their demand.
+#[derive(Debug, Clone)]
+struct Case {
+    topology: Topology,
+    policy: Policy,
+    demands: BTreeMap<AppId, Demand>,
+    capabilities: Capabilities,
+}
+
+impl Case {
+    fn new(shape: Shape) -> Self {
+        Self {
+            topology: Topology::regular(shape),
+            policy: Policy::default(),
+            demands: BTreeMap::new(),
+            capabilities: Capabilities {
+                knobs: KNOBS.to_vec(),
+            },
+        }
+    }
+
+    fn app(mut self, name: &str, class: Class, cpus: f64) -> Self {
+        self.add(name, class, Needs { cpus, mib: 64 }, Floor::default());
+        self
+    }
+
+    fn add(&mut self, name: &str, class: Class, needs: Needs, floor: Floor) {
+        let id: AppId = name.parse().unwrap();
+        let app = App {
+            id: id.clone(),
+            class,
+            binding: Binding::Match(Match {
+                executable: Some(name.to_owned()),
+                command_line: None,
+            }),
+            floor,
+            ceiling: Ceiling::default(),
+            request: None,
+            io_weight: None,
+            io_max: BTreeMap::new(),
+        };
+        self.policy.apps.insert(id.clone(), app);
+        self.demands.insert(id, needs.demand());
+    }
+
+    fn demand(&mut self, name: &str, cpus: f64) {
+        let needs = Needs { cpus, mib: 64 };
+        self.demands.insert(name.parse().unwrap(), needs.demand());
+    }
+
+    fn plan_at(&self, seconds: u64, memory: &Memory) -> (Plan, Memory) {
+        let situation = Situation {
+            time: Time {
+                monotonic: Duration::from_secs(seconds),
+                unix_ms: 0,
+            },
+            topology: &self.topology,
+            capabilities: &self.capabilities,
+            policy: &self.policy,
+            demands: &self.demands,
+        };
+        plan(&situation, memory)
+    }
+
+    fn plan(&self) -> Plan {
+        self.plan_at(0, &Memory::default()).0
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Needs {
+    cpus: f64,
+    mib: u64,
+}
+
+impl Needs {
+    fn demand(self) -> Demand {
+        let band = |value: f64| Band {
+            q50: value,
+            q90: value,
+            q95: value,
+            q99: value,
+            model: "test".to_owned(),
+            cold: false,
+        };
+        Demand {
+            cpu: band(self.cpus),
+            memory: band(Bytes::mib(self.mib).as_f64()),
+        }
+    }
+}
+
+fn small() -> Shape {
+    Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 2,
+        threads: 1,
+        memory: Bytes::mib(4096),
+    }
+}
+
+fn server() -> Shape {
+    Shape {
+        nodes: 2,
+        l3s: 2,
+        cores: 4,
+        threads: 2,
+        memory: Bytes::mib(65536),
+    }
+}
+
+fn cpus(plan: &Plan, name: &str) -> CpuSet {
+    plan.slices[&name.parse().unwrap()].cpus().unwrap()
+}
+
+fn own(plan: &Plan, name: &str) -> CpuSet {
+    plan.reasons[&name.parse().unwrap()].exclusive
+}
+
+#[test]
+fn two_cpus_are_split_between_critical_and_batch() {
+    let plan = Case::new(small())
+        .app("web", Class::Critical, 0.5)
+        .app("burn", Class::Batch, 2.0)
+        .plan();
+    assert_eq!(own(&plan, "web").len(), 1);
+    assert_eq!(cpus(&plan, "burn").len(), 1);
+    assert!(own(&plan, "web").is_disjoint(&cpus(&plan, "burn")));
+}
+
+#[test]
+fn a_critical_app_that_needs_more_than_its_own_runs_ahead_on_the_shared() {
+    let plan = Case::new(small())
+        .app("web", Class::Critical, 1.4)
+        .app("burn", Class::Batch, 2.0)
+        .plan();
+    assert_eq!(cpus(&plan, "web").len(), 2);
+    assert_eq!(cpus(&plan, "burn").len(), 1);
+    assert!(plan.reasons[&"web".parse().unwrap()].spills);
+    let idle = plan.slices[&"burn".parse().unwrap()].get(Knob::CpuIdle);
+    assert_eq!(idle, Some(&Setting::CpuIdle(true)));
+}
+
+#[test]
+fn one_cpu_is_shared_by_precedence() {
+    let shape = Shape {
+        cores: 1,
+        ..small()
+    };
+    let plan = Case::new(shape)
+        .app("web", Class::Critical, 0.5)
+        .app("burn", Class::Batch, 2.0)
+        .plan();
+    assert_eq!(cpus(&plan, "web"), cpus(&plan, "burn"));
+    assert!(own(&plan, "web").is_empty());
+}
+
+#[test]
+fn an_app_stays_within_one_cache_and_on_whole_cores() {
+    let case = Case::new(server())
+        .app("db", Class::Critical, 3.0)
+        .app("web", Class::Critical, 1.5)
+        .app("burn", Class::Batch, 9.0);
+    let plan = case.plan();
+    for name in ["db", "web"] {
+        let own = own(&plan, name);
+        let shared: Vec<_> = case
+            .topology
+            .cpus()
+            .iter()
+            .filter(|cpu| own.contains(cpu.id))
+            .map(|cpu| (cpu.l3, cpu.core))
+            .collect();
+        assert!(own.len() >= 2, "{name} has {own:?}");
+        assert!(shared.iter().all(|(l3, _)| *l3 == shared[0].0), "{name}");
+        let cores: std::collections::BTreeSet<_> = shared.iter().map(|(_, core)| core).collect();
+        assert_eq!(cores.len(), own.len().div_ceil(2), "{name} splits cores");
+        let node = case.topology.nodes_of(&own);
+        let mems = plan.slices[&name.parse().unwrap()].get(Knob::Mems);
+        assert_eq!(mems, Some(&Setting::Mems(node)));
+    }
+    assert_ne!(
+        case.topology.nodes_of(&own(&plan, "db")),
+        case.topology.nodes_of(&own(&plan, "web")),
+        "the second app goes where there is most room"
+    );
+}
+
+#[test]
+fn a_slice_grows_at_once_and_shrinks_one_cpu_per_hold() {
+    let mut case = Case::new(server()).app("db", Class::Critical, 1.0);
+    case.add(
+        "burn",
+        Class::Batch,
+        Needs { cpus: 9.0, mib: 64 },
+        Floor::default(),
+    );
+    let (plan, memory) = case.plan_at(0, &Memory::default());
+    let before = own(&plan, "db").len();
+    case.demand("db", 5.0);
+    let (plan, mut memory) = case.plan_at(1, &memory);
+    assert_eq!(own(&plan, "db").len(), 8, "grows at once to whole cores");
+    case.demand("db", 1.0);
+    let mut seen = Vec::new();
+    for second in 2..60 {
+        let (plan, next) = case.plan_at(second, &memory);
+        memory = next;
+        seen.push(own(&plan, "db").len());
+    }
+    assert!(
+        seen.windows(2)
+            .all(|pair| pair[0] >= pair[1] && pair[0] - pair[1] <= 2),
+        "gives back at most a core at a time: {seen:?}"
+    );
+    assert_eq!(seen[..4], [8, 8, 8, 8], "holds first");
+    assert_eq!(seen.last(), Some(&before));
+}
+
+#[test]
+fn impossible_floors_are_named() {
+    let mut case = Case::new(small());
+    for name in ["a", "b"] {
+        case.add(
+            name,
+            Class::Critical,
+            Needs { cpus: 0.1, mib: 64 },
+            Floor {
+                cpu: MilliCpu::cpus(3),
+                memory: Bytes::mib(3000),
+            },
+        );
+    }
+    let plan = case.plan();
+    assert_eq!(plan.shortfalls.len(), 2);
+    assert!(plan.shortfalls[0].to_string().contains("6.00 CPU"));
+}
+
+#[test]
+fn what_the_host_lacks_is_left_out() {
+    let mut case = Case::new(small()).app("burn", Class::Batch, 1.0);
+    case.capabilities.knobs = vec![Knob::Cpus, Knob::CpuWeight];
+    let plan = case.plan();
+    let knobs: Vec<_> = plan.slices[&"burn".parse().unwrap()]
+        .iter()
+        .map(Setting::knob)
+        .collect();
+    assert_eq!(knobs, [Knob::Cpus, Knob::CpuWeight]);
+}
+
+prop_compose! {
+    fn any_shape()(
+        nodes in 1..=4usize,
+        l3s in 1..=3usize,
+        cores in 1..=8usize,
+        threads in 1..=2usize,
+        mib in 512..65_536u64,
+    ) -> Shape {
+        Shape { nodes, l3s, cores, threads, memory: Bytes::mib(mib) }
+    }
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    let class = prop_oneof![
+        Just(Class::Critical),
+        Just(Class::Standard),
+        Just(Class::Batch)
+    ];
+    let app = (class, 0.0..12.0f64, 1..8_192u64, 0..800u64, 0..200u64);
+    (any_shape(), proptest::collection::vec(app, 1..12)).prop_map(|(shape, apps)| {
+        let mut case = Case::new(shape);
+        for (index, (class, cpus, mib, floor_cpu, floor_mib)) in apps.into_iter().enumerate() {
+            let floor = Floor {
+                cpu: MilliCpu(floor_cpu),
+                memory: Bytes::mib(floor_mib),
+            };
+            case.add(&format!("app{index}"), class, Needs { cpus, mib }, floor);
+        }
+        case
+    })
+}
+
+/// What must hold of every plan, whatever came before.
+fn check_plan(case: &Case, plan: &Plan) {
+    let all = case.topology.cpu_set();
+    let mut taken = plan.shared;
+    for (id, reason) in &plan.reasons {
+        assert!(
+            taken.is_disjoint(&reason.exclusive),
+            "{id}'s own CPUs are someone's already"
+        );
+        taken = taken.union(&reason.exclusive);
+    }
+    assert_eq!(taken, all, "every CPU is owned or shared");
+
+    for (id, slice) in &plan.slices {
+        let app = &case.policy.apps[id];
+        let reason = &plan.reasons[id];
+        let cpus = slice.cpus().unwrap();
+        assert!(!cpus.is_empty(), "{id} has no CPU");
+        assert!(cpus.is_subset(&all));
+        assert!(cpus.is_subset(&plan.shared.union(&reason.exclusive)));
+        if app.class == Class::Critical {
+            let enough = reason.exclusive.len() >= reason.cpu_wanted.whole_cpus();
+            assert!(
+                enough || plan.shared.is_subset(&cpus),
+                "{id} lacks CPUs and may not use the shared ones"
+            );
+        } else {
+            assert!(reason.exclusive.is_empty());
+            assert_eq!(cpus, plan.shared);
+        }
+        assert!(reason.cpu_demand >= app.floor.cpu);
+    }
+
+    let room = case
+        .topology
+        .memory()
+        .saturating_sub(case.policy.system_memory);
+    let protected: u64 = plan
+        .slices
+        .values()
+        .map(|slice| match slice.get(Knob::MemoryLow) {
+            Some(Setting::MemoryLow(low)) => low.0,
+            _ => 0,
+        })
+        .sum();
+    assert!(
+        protected <= room.0,
+        "protects {protected} of {room}, the sum does not fit"
+    );
+    if plan.shortfalls.is_empty() {
+        for (id, slice) in &plan.slices {
+            let floor = case.policy.apps[id].floor.memory;
+            assert_eq!(slice.get(Knob::MemoryMin), Some(&Setting::MemoryMin(floor)));
+            if let Some(Setting::MemoryHigh(high)) = slice.get(Knob::MemoryHigh) {
+                assert!(high.allows(floor), "{id} is held below its floor");
+            }
+        }
+    }
+}
+
+fn moved(before: &Plan, after: &Plan) -> usize {
+    before
+        .reasons
+        .iter()
+        .map(|(id, reason)| {
+            let now = after.reasons[id].exclusive;
+            now.difference(&reason.exclusive).len() + reason.exclusive.difference(&now).len()
+        })
+        .sum()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn every_plan_keeps_its_promises(case in any_case(), others in any_case()) {
+        let (plan, memory) = case.plan_at(0, &Memory::default());
+        check_plan(&case, &plan);
+
+        // The same apps on the same host, with the demand of another draw.
+        let mut later = case.clone();
+        for (id, demand) in &others.demands {
+            if later.demands.contains_key(id) {
+                later.demands.insert(id.clone(), demand.clone());
+            }
+        }
+        let (second, memory) = later.plan_at(3, &memory);
+        check_plan(&later, &second);
+        let (third, _) = later.plan_at(60, &memory);
+        check_plan(&later, &third);
+    }
+
+    #[test]
+    fn a_plan_in_force_plans_to_itself(case in any_case()) {
+        let (first, memory) = case.plan_at(0, &Memory::default());
+        let (second, _) = case.plan_at(0, &memory);
+        prop_assert_eq!(first, second);
+    }
+
+    #[test]
+    fn one_more_cpu_of_demand_moves_few_cpus(case in any_case(), which in any::<prop::sample::Index>()) {
+        let (before, memory) = case.plan_at(0, &Memory::default());
+        let mut more = case.clone();
+        let id = which.get(&case.demands.keys().cloned().collect::<Vec<_>>()).clone();
+        let demand = more.demands.get_mut(&id).unwrap();
+        demand.cpu.q95 += 1.0;
+        let (after, _) = more.plan_at(1, &memory);
+        // 1.3 CPUs more wanted is at most two more, a whole core each; each may come from another app.
+        prop_assert!(moved(&before, &after) <= 8, "moved {}", moved(&before, &after));
+    }
+}
