@@ -135,6 +135,9 @@ impl Group {
             Setting::Mems(nodes) if !nodes.is_subset(&topology.node_set()) => {
                 refuse("invalid argument: the host has no such NUMA node")
             }
+            Setting::CpuWeight(_) if self.limits.idle => {
+                refuse("invalid argument: an idle group has no weight")
+            }
             Setting::CpuWeight(weight) | Setting::IoWeight(weight)
                 if !(1..=10_000).contains(&weight) =>
             {

@@ -6,6 +6,7 @@
 //!
 //! [`contract`] states what every host does, simulated or live, as checks that run on both.
 
+pub mod contract;
 pub mod cpu;
 mod fault;
 mod group;

@@ -1,0 +1,137 @@
+//! The simulated host passes the contract of every host.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that fails should stop the test"
+)]
+
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, Match, Restart};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::topology::{Shape, Topology};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_sim::contract::{Fixture, check_all};
+use forebay_sim::{Program, SimHost};
+
+const GROUP: &str = "system/contract";
+
+struct Simulated {
+    offered: fn(Knob) -> bool,
+}
+
+fn app(id: AppId, binding: Binding) -> App {
+    App {
+        id,
+        class: Class::Standard,
+        binding,
+        floor: Floor {
+            cpu: MilliCpu(0),
+            memory: Bytes(0),
+        },
+        ceiling: Ceiling {
+            cpu: Limit::Max,
+            memory: Limit::Max,
+            pids: Limit::Max,
+        },
+        request: None,
+        io_weight: None,
+        io_max: std::collections::BTreeMap::new(),
+    }
+}
+
+impl Fixture<SimHost> for Simulated {
+    fn fresh(&mut self) -> SimHost {
+        let topology = Topology::regular(Shape {
+            nodes: 2,
+            l3s: 1,
+            cores: 2,
+            threads: 2,
+            memory: Bytes::mib(8192),
+        });
+        let mut host = SimHost::new(topology, 1).offering(self.offered);
+        host.install("burn", Program::burner(1));
+        host
+    }
+
+    fn burner(&mut self, id: AppId) -> App {
+        let exec = Exec {
+            command: vec!["burn".to_owned()],
+            user: None,
+            group: None,
+            directory: None,
+            environment: std::collections::BTreeMap::new(),
+            stdout: None,
+            stderr: None,
+            restart: Restart::Never,
+        };
+        app(id, Binding::Exec(exec))
+    }
+
+    fn settle(&mut self, host: &mut SimHost, time: Duration) {
+        host.advance(time);
+    }
+
+    fn time(&mut self, host: &SimHost) -> Time {
+        host.time()
+    }
+
+    fn read(&mut self, host: &SimHost, app: &App, knob: Knob) -> Result<Setting, String> {
+        let group = SimHost::group_of(app);
+        Ok(host.read(&group, knob).expect("the group is there"))
+    }
+
+    fn write(&mut self, host: &mut SimHost, app: &App, setting: Setting) -> Result<(), String> {
+        host.write(&SimHost::group_of(app), setting).unwrap();
+        Ok(())
+    }
+
+    fn occupied_group(&mut self, host: &mut SimHost, id: AppId) -> Result<App, String> {
+        host.create_group(GROUP);
+        host.spawn("/usr/bin/burn", Program::burner(2), GROUP)
+            .unwrap();
+        host.advance(Duration::from_millis(100));
+        for setting in [
+            Setting::CpuWeight(70),
+            Setting::MemoryHigh(Limit::At(Bytes::mib(900))),
+            Setting::Cpus("0-2".parse().unwrap()),
+        ] {
+            host.write(GROUP, setting).unwrap();
+        }
+        Ok(app(id, Binding::Cgroup(GROUP.into())))
+    }
+
+    fn stray(&mut self, host: &mut SimHost, id: AppId) -> Result<(App, u32), String> {
+        let pid = host.spawn("/usr/bin/burn", Program::burner(1), "").unwrap();
+        let wanted = Match {
+            executable: Some("burn".to_owned()),
+            command_line: None,
+        };
+        Ok((app(id, Binding::Match(wanted)), pid))
+    }
+
+    fn remove_group(&mut self, host: &mut SimHost, app: &App) -> Result<(), String> {
+        host.remove_group(&SimHost::group_of(app));
+        Ok(())
+    }
+
+    fn left_behind(&mut self, host: &SimHost) -> Result<Vec<String>, String> {
+        Ok(host.left_behind())
+    }
+}
+
+#[test]
+fn with_every_knob() {
+    check_all(&mut Simulated { offered: |_| true });
+}
+
+#[test]
+fn with_the_knobs_of_a_v1_host() {
+    check_all(&mut Simulated {
+        offered: |knob| {
+            !matches!(
+                knob,
+                Knob::CpuIdle | Knob::MemoryMin | Knob::MemoryHigh | Knob::IoWeight
+            )
+        },
+    });
+}
