@@ -24,10 +24,11 @@
 //!   took, whichever is longer: a service cannot look fast by failing.
 //! - Requests intended in the warm-up are sent, but leave no trace in the report.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::process::Command;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +40,7 @@ use rustix::thread::set_current_timer_slack;
 use rustix::time::ClockId;
 use serde::Serialize;
 
-use super::{Error, Lifetime, bind_to_parent, now, place, print_line, sleep_until};
+use super::{Error, Lifetime, bind_to_parent, now, place, print_line, receive, sleep_until};
 
 const RATE_MAX: f64 = 20_000.0;
 const SECONDS_MAX: u64 = 3600;
@@ -80,9 +81,12 @@ pub(crate) struct Args {
     /// Time after its intended time at which a request fails
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     timeout_ms: u64,
-    /// Priority of the generator, -20 to 19, so that it is late as little as possible
+    /// Nice value of the generator, -20 to 19; see --realtime
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
     nice: Option<i32>,
+    /// Run at real-time priority N (SCHED_FIFO), so that it is never late; needs chrt of util-linux
+    #[arg(long, value_name = "N", conflicts_with = "nice", value_parser = clap::value_parser!(u8).range(1..=99))]
+    realtime: Option<u8>,
     /// File which receives the report [default: standard output]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -93,7 +97,7 @@ pub(crate) struct Args {
 /// Sends for the given time and reports.
 pub(crate) fn run(args: Args) -> Result<(), Error> {
     bind_to_parent(args.lifetime)?;
-    prepare_thread(args.nice)?;
+    be_punctual(&args)?;
     let report = generate(&args)?;
     let json = serde_json::to_string(&report).map_err(Error::system(
         "encode",
@@ -106,19 +110,46 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-/// Makes this thread, and those it starts, wake up as punctually as possible.
-fn prepare_thread(nice: Option<i32>) -> Result<(), Error> {
+/// Makes this thread, and those it starts, wake up as punctually as the user asks for.
+///
+/// Beside other busy threads the fair scheduler lets even a thread of nice -20 wait for
+/// milliseconds, which end up in the latencies; only a real-time thread is punctual then.
+fn be_punctual(args: &Args) -> Result<(), Error> {
     set_current_timer_slack(Some(NonZeroU64::MIN)).map_err(Error::system(
         "set the timer slack of",
         "this thread",
         "allow prctl(PR_SET_TIMERSLACK)",
     ))?;
-    let Some(nice) = nice else { return Ok(()) };
-    setpriority_process(None, nice).map_err(Error::system(
-        "set the nice value of",
-        "this process",
-        "run as root, or leave --nice out",
-    ))
+    if let Some(nice) = args.nice {
+        setpriority_process(None, nice).map_err(Error::system(
+            "set the nice value of",
+            "this process",
+            "run as root, or leave --nice out",
+        ))?;
+    }
+    args.realtime.map_or(Ok(()), run_in_real_time)
+}
+
+/// Has `chrt` change this thread, since no safe interface to sched_setscheduler(2) exists.
+fn run_in_real_time(priority: u8) -> Result<(), Error> {
+    let changed = Command::new("chrt")
+        .args(["--fifo", "--pid", &priority.to_string()])
+        .arg(std::process::id().to_string())
+        .status()
+        .map_err(Error::system(
+            "start",
+            "chrt",
+            "install util-linux, or leave --realtime out",
+        ))?;
+    if changed.success() {
+        Ok(())
+    } else {
+        Err(Error::unusable(
+            format!("--realtime {priority}"),
+            "was refused by the system",
+            "run as root, or leave it out",
+        ))
+    }
 }
 
 fn parse_target(text: &str) -> Result<SocketAddr, String> {
@@ -439,7 +470,7 @@ fn exchange(
         };
         open.stream.set_write_timeout(Some(time_left()?)).ok()?;
         open.stream.write_all(request.as_bytes()).ok()?;
-        let response = open.receive(time_left)?;
+        let response = open.response(time_left)?;
         if response.keep_alive {
             *connection = Some(open);
         }
@@ -472,12 +503,11 @@ impl Connection {
     }
 
     /// Reads one whole response; `None` if it does not come in time or is none.
-    fn receive(&mut self, time_left: impl Fn() -> Option<Duration>) -> Option<Response> {
+    fn response(&mut self, time_left: impl Fn() -> Option<Duration>) -> Option<Response> {
         let mut filled = 0;
         loop {
             self.stream.set_read_timeout(Some(time_left()?)).ok()?;
-            // A full buffer reads 0 bytes, like a closed connection.
-            let read = self.stream.read(&mut self.buffer[filled..]).ok()?;
+            let read = receive(&self.stream, &mut self.buffer[filled..]).ok()?;
             if read == 0 {
                 return None;
             }
@@ -682,7 +712,7 @@ fn micros(time: Duration) -> u64 {
 
 fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> Option<f64> {
     let micros = (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile))?;
-    Some(Duration::from_micros(micros).as_secs_f64() * 1000.0)
+    Some(micros as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -887,6 +917,7 @@ mod tests {
             queue: 1024,
             timeout_ms: 5000,
             nice: None,
+            realtime: None,
             json: None,
             lifetime: Lifetime {
                 parent_death: false,

@@ -12,7 +12,8 @@
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -268,6 +269,17 @@ fn print_line(line: &str) -> Result<(), Error> {
         "standard output",
         "keep its reader open, or write to a file",
     ))
+}
+
+/// Reads from a socket; being stopped and continued, which interrupts a read that has a timeout,
+/// goes unnoticed. 0 means the other side has closed the connection, or there is no room left.
+fn receive(mut stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(room) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// Reads a clock as the time since its own beginning.

@@ -9,7 +9,7 @@
 //! the others wait in the order they came.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::time::ClockId;
 
-use super::{Error, Lifetime, bind_to_parent, now, place, print_line};
+use super::{Error, Lifetime, bind_to_parent, now, place, print_line, receive};
 
 /// Longest request head accepted, in bytes.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -154,7 +154,7 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(response.as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
     // Closing with the request unread would reset the connection and could lose the response.
-    stream.read(&mut [0; HEAD_BYTES_MAX]).map(drop)
+    receive(&stream, &mut [0; HEAD_BYTES_MAX]).map(drop)
 }
 
 /// Answers the requests of one connection, one after the other, until either side closes it.
@@ -167,7 +167,7 @@ fn converse(mut stream: &TcpStream, pool: &Pool) -> io::Result<()> {
     loop {
         let (answer, keep_alive) = match parse_request(&buffer[..filled]) {
             Parsed::Partial => {
-                let read = stream.read(&mut buffer[filled..])?;
+                let read = receive(stream, &mut buffer[filled..])?;
                 if read == 0 {
                     return Ok(());
                 }
@@ -441,6 +441,7 @@ fn calibration_json(args: &Args, iterations: u64) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     #[test]
     fn requests_are_parsed() {
