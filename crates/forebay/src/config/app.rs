@@ -1,0 +1,356 @@
+//! The second stage for one app: what its keys mean together.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use forebay_core::app::{
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart,
+};
+use forebay_core::units::{Bytes, Limit, MilliCpu};
+
+use super::error::{Findings, Problem};
+use super::facts::HostFacts;
+use super::text::{At, Section};
+
+/// The least processor time that the kernel takes as a quota: 1 ms in its period of 100 ms.
+const CEILING_CPU_MIN: MilliCpu = MilliCpu(10);
+
+/// The keys that say how Forebay starts a program.
+const EXEC_ONLY: [&str; 7] = [
+    "user",
+    "group",
+    "directory",
+    "environment",
+    "stdout",
+    "stderr",
+    "restart",
+];
+
+/// Resolves one app; nothing when it has no usable binding.
+pub(super) fn resolve_app(
+    id: AppId,
+    mut section: Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<App> {
+    let class = section
+        .take::<&str>("class")
+        .and_then(|word| class(word.value))
+        .unwrap_or(Class::Standard);
+    let binding = binding(&mut section, host, findings);
+
+    let mut floor = section.take_section("floor");
+    let mut ceiling = section.take_section("ceiling");
+    let places = [
+        ("floor.cpu", floor.at("cpu")),
+        ("floor.memory", floor.at("memory")),
+        ("ceiling.cpu", ceiling.at("cpu")),
+        ("ceiling.memory", ceiling.at("memory")),
+    ];
+    let app = App {
+        id,
+        class,
+        binding: binding?,
+        floor: Floor {
+            cpu: floor.take("cpu").map_or(MilliCpu(0), |v| v.value),
+            memory: floor.take("memory").map_or(Bytes(0), |v| v.value),
+        },
+        ceiling: Ceiling {
+            cpu: limit(&mut ceiling, "cpu"),
+            memory: limit(&mut ceiling, "memory"),
+            pids: limit(&mut ceiling, "pids"),
+        },
+        request: section.take_section("request").take("cpu").map(|v| v.value),
+        io_weight: section
+            .take::<u64>("io_weight")
+            .and_then(|weight| u32::try_from(weight.value).ok()),
+        io_max: io_max(&mut section, host, findings),
+    };
+    for (key, problem) in check_bounds(&app) {
+        let place = places.iter().find(|(name, _)| *name == key);
+        let at = place.and_then(|(_, at)| *at).unwrap_or(section.at);
+        findings.add(at, format!("{}.{key}", section.name), problem);
+    }
+    Some(app)
+}
+
+/// What is wrong with an app's floors and ceilings, by key.
+pub(super) fn check_bounds(app: &App) -> Vec<(&'static str, Problem)> {
+    let mut problems = Vec::new();
+    let (floor, ceiling) = (&app.floor, &app.ceiling);
+    let mut add =
+        |key, message: String, fix: String| problems.push((key, Problem::new(message, fix)));
+    if let Limit::At(cpu) = ceiling.cpu
+        && cpu < CEILING_CPU_MIN
+    {
+        add(
+            "ceiling.cpu",
+            format!("a ceiling of {}m is below what the kernel takes", cpu.0),
+            format!("use at least \"{}m\"", CEILING_CPU_MIN.0),
+        );
+    } else if !ceiling.cpu.allows(floor.cpu) {
+        add(
+            "floor.cpu",
+            format!(
+                "the floor ({}) is above the ceiling ({})",
+                floor.cpu, ceiling.cpu
+            ),
+            "lower floor.cpu or raise ceiling.cpu".to_owned(),
+        );
+    }
+    if ceiling.memory == Limit::At(Bytes(0)) {
+        add(
+            "ceiling.memory",
+            "a ceiling of zero lets nothing run".to_owned(),
+            "give what the app needs, or leave the key out".to_owned(),
+        );
+    } else if !ceiling.memory.allows(floor.memory) {
+        add(
+            "floor.memory",
+            format!(
+                "the floor ({}) is above the ceiling ({})",
+                floor.memory, ceiling.memory
+            ),
+            "lower floor.memory or raise ceiling.memory".to_owned(),
+        );
+    }
+    problems
+}
+
+/// The class of a word.
+pub(super) fn class(word: &str) -> Option<Class> {
+    [Class::Critical, Class::Standard, Class::Batch]
+        .into_iter()
+        .find(|class| class.to_string() == word)
+}
+
+fn limit<T>(section: &mut Section, key: &str) -> Limit<T>
+where
+    Limit<T>: TryFrom<super::text::Value, Error = super::text::Value>,
+{
+    section.take(key).map_or(Limit::Max, |v| v.value)
+}
+
+fn binding(
+    section: &mut Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<Binding> {
+    let given: Vec<(&str, usize)> = ["exec", "cgroup", "match"]
+        .into_iter()
+        .filter_map(|key| Some((key, section.at(key)?)))
+        .collect();
+    match given.as_slice() {
+        [] if section.refused => return None,
+        [] => {
+            let problem = Problem::new(
+                "nothing says which processes are the app's",
+                "add exec = [\"PROGRAM\", ...], cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+            );
+            findings.add(section.at, &section.name, problem);
+            return None;
+        }
+        [(_, _)] => {}
+        [_, rest @ ..] => {
+            for (key, at) in rest {
+                let problem = Problem::new(
+                    format!("the app has `{}` already", given[0].0),
+                    "keep one of exec, cgroup and match",
+                );
+                findings.add(*at, section.key(key), problem);
+            }
+            return None;
+        }
+    }
+    if let Some(command) = section.take::<Vec<String>>("exec") {
+        return exec(command, section, host, findings).map(Binding::Exec);
+    }
+    for key in EXEC_ONLY {
+        if let Some(at) = section.at(key) {
+            let problem = Problem::new(
+                "only an app that Forebay starts has this key",
+                "take it out, or bind the app with `exec`",
+            );
+            findings.add(at, section.key(key), problem);
+        }
+    }
+    if let Some(path) = section.take::<String>("cgroup") {
+        let key = section.key("cgroup");
+        return findings
+            .keep(path.at, key, cgroup_path(&path.value))
+            .map(Binding::Cgroup);
+    }
+    matching(section.take_section("match"), findings).map(Binding::Match)
+}
+
+fn exec(
+    command: At<Vec<String>>,
+    section: &mut Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<Exec> {
+    let places: Vec<(&str, Option<usize>)> = EXEC_ONLY
+        .iter()
+        .map(|key| (*key, section.at(key)))
+        .collect();
+    let restart = section.take::<&str>("restart").map(|word| word.value);
+    let mut text = |key: &str| section.take::<String>(key).map(|text| text.value);
+    let mut exec = Exec {
+        command: command.value,
+        user: text("user"),
+        group: text("group"),
+        directory: text("directory").map(PathBuf::from),
+        stdout: text("stdout").map(PathBuf::from),
+        stderr: text("stderr").map(PathBuf::from),
+        environment: section
+            .take::<BTreeMap<String, String>>("environment")
+            .map_or_else(BTreeMap::new, |variables| variables.value),
+        restart: match restart {
+            Some("always") => Restart::Always,
+            Some("never") => Restart::Never,
+            _ => Restart::OnFailure,
+        },
+    };
+    let before = findings.count();
+    for (key, problem) in check_exec(&exec, host) {
+        let place = places.iter().find(|(name, _)| *name == key);
+        let at = place.and_then(|(_, at)| *at).unwrap_or(command.at);
+        findings.add(at, section.key(key), problem);
+    }
+    let program = findings.keep(command.at, section.key("exec"), host.find_program(&exec));
+    exec.command[0] = program?;
+    (findings.count() == before).then_some(exec)
+}
+
+/// What is wrong with how an app is started, by key. The program itself is looked up apart.
+pub(super) fn check_exec(exec: &Exec, host: &HostFacts) -> Vec<(&'static str, Problem)> {
+    let mut problems = Vec::new();
+    let mut check = |key, result: Result<(), Problem>| {
+        problems.extend(result.err().map(|problem| (key, problem)));
+    };
+    if let Some(user) = &exec.user {
+        check("user", host.check_user(user));
+    }
+    if let Some(group) = &exec.group {
+        check("group", host.check_group(group));
+    }
+    if let Some(directory) = &exec.directory {
+        let result = absolute(directory).and_then(|()| host.check_directory(directory));
+        check("directory", result);
+    }
+    for (key, file) in [("stdout", &exec.stdout), ("stderr", &exec.stderr)] {
+        if let Some(file) = file {
+            check(key, absolute(file));
+        }
+    }
+    for name in exec.environment.keys() {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let message = format!("{name:?} cannot be a variable's name");
+            let fix = "use letters, digits and `_`";
+            check("environment", Err(Problem::new(message, fix)));
+        }
+    }
+    problems
+}
+
+/// Checks that a path begins at the root.
+pub(super) fn absolute(path: &Path) -> Result<(), Problem> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            format!("`{}` is a relative path", path.display()),
+            "write the path from `/` on",
+        ))
+    }
+}
+
+/// A control group's path relative to its hierarchy's root, without `.`, `..` or a leading `/`.
+pub(super) fn cgroup_path(text: &str) -> Result<PathBuf, Problem> {
+    let problem = |message: &str| {
+        Problem::new(
+            format!("`{text}` {message}"),
+            "write the path as /proc/PID/cgroup shows it, such as \"system.slice/nginx.service\"",
+        )
+    };
+    if text.starts_with("/sys/fs/cgroup") {
+        return Err(problem("begins with where control groups are mounted"));
+    }
+    let mut path = PathBuf::new();
+    for part in Path::new(text).components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(part) => path.push(part),
+            _ => return Err(problem("climbs out with `..`")),
+        }
+    }
+    if path.as_os_str().is_empty() {
+        return Err(problem("is the root, which holds the whole host"));
+    }
+    Ok(path)
+}
+
+fn matching(mut section: Section, findings: &mut Findings<'_>) -> Option<Match> {
+    let executable = section.take::<String>("executable");
+    let command_line = section.take::<String>("command_line").map(|v| v.value);
+    if let Some(At { value, at }) = &executable
+        && value.contains('/')
+        && let Err(problem) = absolute(Path::new(value))
+    {
+        findings.add(*at, section.key("executable"), problem);
+        return None;
+    }
+    if executable.is_none() && command_line.is_none() {
+        if !section.refused {
+            let problem = Problem::new(
+                "no condition would match every process",
+                "add executable = \"NAME\" or command_line = \"TEXT\"",
+            );
+            findings.add(section.at, &section.name, problem);
+        }
+        return None;
+    }
+    Some(Match {
+        executable: executable.map(|v| v.value),
+        command_line,
+    })
+}
+
+fn io_max(
+    section: &mut Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> BTreeMap<Device, IoMax> {
+    let mut devices = BTreeMap::new();
+    let sections = section.take::<BTreeMap<String, Section>>("io_max");
+    for (name, mut limits) in sections.map_or_else(BTreeMap::new, |v| v.value) {
+        let device = name
+            .parse::<Device>()
+            .map_err(|e| Problem::new(e.to_string(), "write major:minor"))
+            .and_then(|device| host.check_device(device).map(|()| device));
+        if let Some(device) = findings.keep(limits.at, &limits.name, device) {
+            let max = IoMax {
+                rbps: rate(&mut limits, "rbps", findings),
+                wbps: rate(&mut limits, "wbps", findings),
+                riops: limit(&mut limits, "riops"),
+                wiops: limit(&mut limits, "wiops"),
+            };
+            devices.insert(device, max);
+        }
+    }
+    devices
+}
+
+/// Bytes per second. The kernel refuses zero.
+fn rate(limits: &mut Section, key: &str, findings: &mut Findings<'_>) -> Limit<u64> {
+    let at = limits.at(key).unwrap_or(limits.at);
+    match limit(limits, key) {
+        Limit::At(Bytes(0)) => {
+            let problem = Problem::new("a limit of zero lets nothing through", "use at least 1");
+            findings.add(at, limits.key(key), problem);
+            Limit::Max
+        }
+        Limit::At(Bytes(bytes)) => Limit::At(bytes),
+        Limit::Max => Limit::Max,
+    }
+}

@@ -1,0 +1,347 @@
+//! Every key of the configuration: its name, its kind and what it is for.
+//!
+//! This table is the one source of truth. The reader of texts ([`super::text`]) accepts what
+//! stands here and nothing else, `forebay set` finds its keys here, and the JSON Schema of
+//! `forebay check --schema` is this table in other words.
+
+use serde_json::{Value as Json, json};
+
+use super::quantity::{BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN};
+
+/// One key of a section.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    /// A sentence without its full stop.
+    doc: &'static str,
+}
+
+/// What may stand behind a key.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Text,
+    /// A list of at least one text.
+    Texts,
+    /// Texts by name.
+    TextMap,
+    Duration,
+    Bytes,
+    Cpu,
+    Percent,
+    /// A whole number within these bounds, both included.
+    Count {
+        min: u64,
+        max: u64,
+    },
+    /// One of a few words.
+    Choice {
+        noun: &'static str,
+        words: &'static [&'static str],
+    },
+    /// IP address and port.
+    Address,
+    /// `"max"`, or what the inner kind takes.
+    OrMax(&'static Kind),
+    Section(&'static [Key]),
+    /// Sections by a name that the user chooses.
+    Sections(&'static [Key]),
+}
+
+pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
+
+const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
+const LIMIT_CPU: Kind = Kind::OrMax(&Kind::Cpu);
+const LIMIT_BYTES: Kind = Kind::OrMax(&Kind::Bytes);
+const LIMIT_COUNT: Kind = Kind::OrMax(&Kind::Count {
+    min: 1,
+    max: COUNT_MAX,
+});
+
+const fn key(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, doc }
+}
+
+/// The whole file.
+pub(super) const ROOT: &[Key] = &[
+    key("daemon", Kind::Section(DAEMON), "The daemon itself"),
+    key(
+        "policy",
+        Kind::Section(POLICY),
+        "How the host is partitioned",
+    ),
+    key(
+        "apps",
+        Kind::Sections(APP),
+        "The apps by name: 1 to 64 letters, digits, `-`, `_` or `.`",
+    ),
+];
+
+const DAEMON: &[Key] = &[
+    key(
+        "socket",
+        Kind::Text,
+        "Unix socket of the API (default /run/forebay/forebay.sock)",
+    ),
+    key(
+        "state_dir",
+        Kind::Text,
+        "Where the ledger and the history are kept (default /var/lib/forebay)",
+    ),
+    key(
+        "cgroup_root",
+        Kind::Text,
+        "Control group, below each hierarchy's root, that holds the slices (default \"forebay\")",
+    ),
+    key(
+        "lease",
+        Kind::Duration,
+        "How long the guardian waits for a lost daemon before it restores the host, 1s to 10m (default 10s)",
+    ),
+    key(
+        "group",
+        Kind::Text,
+        "Group whose members may change things beside root (default \"forebay\")",
+    ),
+    key(
+        "readers",
+        Kind::Choice {
+            noun: "kind of reader",
+            words: &["anyone", "group"],
+        },
+        "Who may read: anyone on the host, or only root and the group (default \"anyone\")",
+    ),
+    key(
+        "http",
+        Kind::Address,
+        "Loopback address and port of /metrics and the event stream; off when absent",
+    ),
+    key(
+        "history",
+        Kind::Section(HISTORY),
+        "How long each roll-up of the history is kept",
+    ),
+];
+
+const HISTORY: &[Key] = &[
+    key(
+        "10s",
+        Kind::Duration,
+        "Retention of the 10-second roll-up (default 1d)",
+    ),
+    key(
+        "1min",
+        Kind::Duration,
+        "Retention of the 1-minute roll-up (default 14d)",
+    ),
+    key(
+        "1h",
+        Kind::Duration,
+        "Retention of the 1-hour roll-up (default 400d)",
+    ),
+];
+
+const POLICY: &[Key] = &[
+    key(
+        "period",
+        Kind::Duration,
+        "Length of the control period, 20ms to 10s (default 100ms)",
+    ),
+    key(
+        "headroom",
+        Kind::Percent,
+        "What a plan leaves above demand, at most 400% (default 30%)",
+    ),
+    key(
+        "hold",
+        Kind::Duration,
+        "Shortest time between two reductions of one slice, at most 1h (default 5s)",
+    ),
+    key(
+        "horizon",
+        Kind::Duration,
+        "How far ahead demand is planned for, one period to 1h (default 1s)",
+    ),
+    key(
+        "system_memory",
+        Kind::Bytes,
+        "Memory kept for the system itself (default 256MiB)",
+    ),
+    key(
+        "on_stop",
+        Kind::Choice {
+            noun: "thing to do on stop",
+            words: &["keep", "kill"],
+        },
+        "Whether apps that Forebay started keep running when it stops (default \"keep\")",
+    ),
+];
+
+/// One app.
+pub(super) const APP: &[Key] = &[
+    key(
+        "class",
+        Kind::Choice {
+            noun: "class",
+            words: CLASSES,
+        },
+        "How much the app matters (default \"standard\")",
+    ),
+    key(
+        "exec",
+        Kind::Texts,
+        "Program and arguments that Forebay starts and supervises, without a shell",
+    ),
+    key(
+        "cgroup",
+        Kind::Text,
+        "Existing control group that holds the app's processes, relative to each hierarchy's root",
+    ),
+    key(
+        "match",
+        Kind::Section(MATCH),
+        "Running processes that belong to the app",
+    ),
+    key(
+        "user",
+        Kind::Text,
+        "With exec: user to run as, by name or number",
+    ),
+    key(
+        "group",
+        Kind::Text,
+        "With exec: group to run as, by name or number",
+    ),
+    key(
+        "directory",
+        Kind::Text,
+        "With exec: working directory (default /)",
+    ),
+    key(
+        "environment",
+        Kind::TextMap,
+        "With exec: variables added to the daemon's environment",
+    ),
+    key(
+        "stdout",
+        Kind::Text,
+        "With exec: file that standard output is appended to",
+    ),
+    key(
+        "stderr",
+        Kind::Text,
+        "With exec: file that standard error is appended to",
+    ),
+    key(
+        "restart",
+        Kind::Choice {
+            noun: "time to restart",
+            words: &["always", "on-failure", "never"],
+        },
+        "With exec: when to start it again after it ended (default \"on-failure\")",
+    ),
+    key("floor", Kind::Section(FLOOR), "Never taken away"),
+    key("ceiling", Kind::Section(CEILING), "Never exceeded"),
+    key(
+        "request",
+        Kind::Section(REQUEST),
+        "Expected use before history exists",
+    ),
+    key(
+        "io_weight",
+        Kind::Count {
+            min: 1,
+            max: 10_000,
+        },
+        "I/O weight among the apps (default by class)",
+    ),
+    key(
+        "io_max",
+        Kind::Sections(IO_MAX),
+        "Limits for whole block devices, by `major:minor` as lsblk shows it",
+    ),
+];
+
+const MATCH: &[Key] = &[
+    key(
+        "executable",
+        Kind::Text,
+        "The executable's absolute path, or its file name alone",
+    ),
+    key(
+        "command_line",
+        Kind::Text,
+        "A text that the command line (arguments joined by spaces) contains",
+    ),
+];
+
+const FLOOR: &[Key] = &[
+    key("cpu", Kind::Cpu, "Processor time"),
+    key("memory", Kind::Bytes, "Memory"),
+];
+
+const CEILING: &[Key] = &[
+    key("cpu", LIMIT_CPU, "Processor time, at least 10m"),
+    key("memory", LIMIT_BYTES, "Memory"),
+    key("pids", LIMIT_COUNT, "Processes and threads"),
+];
+
+const REQUEST: &[Key] = &[key("cpu", Kind::Cpu, "Processor time")];
+
+const IO_MAX: &[Key] = &[
+    key("rbps", LIMIT_BYTES, "Bytes read per second"),
+    key("wbps", LIMIT_BYTES, "Bytes written per second"),
+    key("riops", LIMIT_COUNT, "Reads per second"),
+    key("wiops", LIMIT_COUNT, "Writes per second"),
+];
+
+/// The names of a section's keys.
+pub(super) fn names(keys: &[Key]) -> Vec<&'static str> {
+    keys.iter().map(|key| key.name).collect()
+}
+
+/// The JSON Schema of the configuration's text.
+pub(crate) fn schema() -> Json {
+    let mut schema = section_schema(ROOT);
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("Forebay configuration");
+    schema
+}
+
+fn section_schema(keys: &[Key]) -> Json {
+    let property = |key: &Key| {
+        let mut schema = kind_schema(&key.kind);
+        schema["description"] = json!(format!("{}.", key.doc));
+        (key.name.to_owned(), schema)
+    };
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": keys.iter().map(property).collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn kind_schema(kind: &Kind) -> Json {
+    let text = |pattern: &str| json!({ "type": "string", "pattern": pattern });
+    match kind {
+        Kind::Text => json!({ "type": "string", "minLength": 1 }),
+        Kind::Texts => json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 }),
+        Kind::TextMap => {
+            json!({ "type": "object", "additionalProperties": { "type": "string" } })
+        }
+        Kind::Duration => text(DURATION_PATTERN),
+        Kind::Bytes => {
+            json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, text(BYTES_PATTERN)] })
+        }
+        Kind::Cpu => json!({ "anyOf": [{ "type": "number", "minimum": 0 }, text(CPU_PATTERN)] }),
+        Kind::Percent => text(PERCENT_PATTERN),
+        Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::Choice { words, .. } => json!({ "enum": words }),
+        Kind::Address => json!({ "type": "string" }),
+        Kind::OrMax(inner) => json!({ "anyOf": [{ "const": "max" }, kind_schema(inner)] }),
+        Kind::Section(keys) => section_schema(keys),
+        Kind::Sections(keys) => {
+            json!({ "type": "object", "additionalProperties": section_schema(keys) })
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The second stage for the whole file: from typed values to a policy that this host can hold.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId, Binding, OnStop, Policy};
+use forebay_core::units::{Bytes, MilliCpu};
+
+use super::app::{absolute, cgroup_path, resolve_app};
+use super::error::{Findings, Problem};
+use super::facts::HostFacts;
+use super::text::{At, Section};
+use super::{Config, DaemonConfig, Readers, Retention};
+
+const HEADROOM_PERCENT_MAX: u32 = 400;
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const CENTURY: Duration = Duration::from_secs(36_525 * 86_400);
+
+/// Resolves a file. What it returns after a mistake is noted is of no use.
+pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findings<'_>) -> Config {
+    let daemon = daemon(root.take_section("daemon"), host, findings);
+    let mut policy = policy(root.take_section("policy"), host, findings);
+    let mut places = BTreeMap::new();
+    let apps = root.take::<BTreeMap<String, Section>>("apps");
+    for (name, section) in apps.map_or_else(BTreeMap::new, |v| v.value) {
+        let (at, key) = (section.at, section.name.clone());
+        match name.parse::<AppId>() {
+            Ok(id) => {
+                if let Some(app) = resolve_app(id.clone(), section, host, findings) {
+                    places.insert(id.clone(), (at, key));
+                    policy.apps.insert(id, app);
+                }
+            }
+            Err(_) => findings.add(
+                at,
+                key,
+                Problem::new(
+                    format!("`{name}` is not an app name"),
+                    "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+                ),
+            ),
+        }
+    }
+    let ids: Vec<&AppId> = policy.apps.keys().collect();
+    for (index, id) in ids.iter().enumerate() {
+        let (at, key) = &places[*id];
+        let app = &policy.apps[*id];
+        let others = ids[..index].iter().map(|other| &policy.apps[*other]);
+        if let Err(problem) = check_binding(app, others, &daemon.cgroup_root) {
+            findings.add(*at, key, problem);
+        }
+    }
+    for problem in check_sums(&policy, host) {
+        let at = places.values().map(|(at, _)| *at).min().unwrap_or(0);
+        findings.add(at, "apps", problem);
+    }
+    Config { policy, daemon }
+}
+
+/// Checks that an app shares its processes with no other.
+pub(super) fn check_binding<'a>(
+    app: &App,
+    mut others: impl Iterator<Item = &'a App>,
+    cgroup_root: &str,
+) -> Result<(), Problem> {
+    if let Binding::Cgroup(path) = &app.binding
+        && path.starts_with(cgroup_root)
+    {
+        return Err(Problem::new(
+            format!("control group `{}` is one of Forebay's own", path.display()),
+            "name the group that the app's own manager made",
+        ));
+    }
+    let clash = |other: &App| match (&app.binding, &other.binding) {
+        (Binding::Cgroup(a), Binding::Cgroup(b)) if a.starts_with(b) || b.starts_with(a) => {
+            Some(format!("control group `{}`", b.display()))
+        }
+        (Binding::Match(a), Binding::Match(b)) if a == b => Some("same match".to_owned()),
+        _ => None,
+    };
+    match others.find_map(|other| Some((clash(other)?, &other.id))) {
+        None => Ok(()),
+        Some((what, other)) => Err(Problem::new(
+            format!("app `{other}` has the {what}, so that processes would belong to both"),
+            "give each app processes of its own",
+        )),
+    }
+}
+
+/// Checks that the host can hold all floors at once.
+pub(super) fn check_sums(policy: &Policy, host: &HostFacts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let cpu = MilliCpu(u64::try_from(host.cpus).map_or(u64::MAX, |n| n.saturating_mul(1000)));
+    let apps = || policy.apps.values();
+    let cpu_sum = apps().fold(0_u64, |sum, app| sum.saturating_add(app.floor.cpu.0));
+    if cpu_sum > cpu.0 {
+        problems.push(Problem::new(
+            format!(
+                "the floors of {} add up to {}, and the host has {cpu}",
+                parts(apps().map(|app| (&app.id, app.floor.cpu)), MilliCpu(0)),
+                MilliCpu(cpu_sum),
+            ),
+            "lower floor.cpu of some of them",
+        ));
+    }
+    let memory_sum = apps().fold(policy.system_memory, |sum, app| {
+        sum.saturating_add(app.floor.memory)
+    });
+    if memory_sum > host.memory && memory_sum > policy.system_memory {
+        problems.push(Problem::new(
+            format!(
+                "the floors of {} and policy.system_memory ({}) add up to {memory_sum}, and the host has {}",
+                parts(apps().map(|app| (&app.id, app.floor.memory)), Bytes(0)),
+                policy.system_memory,
+                host.memory,
+            ),
+            "lower floor.memory of some of them",
+        ));
+    }
+    problems
+}
+
+/// `db (2.00 CPU), web (1.00 CPU)`, without those that ask for nothing.
+fn parts<'a, T: Display + PartialEq>(
+    floors: impl Iterator<Item = (&'a AppId, T)>,
+    nothing: T,
+) -> String {
+    let named: Vec<String> = floors
+        .filter(|(_, floor)| *floor != nothing)
+        .map(|(id, floor)| format!("{id} ({floor})"))
+        .collect();
+    named.join(", ")
+}
+
+fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> Policy {
+    let defaults = Policy::default();
+    let period = Bounds {
+        min: 20 * MILLISECOND,
+        max: 10_000 * MILLISECOND,
+    };
+    let period = bounded(&mut section, "period", period, findings).unwrap_or(defaults.period);
+    let hold = Bounds {
+        min: Duration::ZERO,
+        max: HOUR,
+    };
+    let horizon = Bounds {
+        min: period,
+        max: HOUR,
+    };
+    let headroom = section.take::<u32>("headroom");
+    if let Some(At { value, at }) = headroom
+        && value > HEADROOM_PERCENT_MAX
+    {
+        let problem = Problem::new(
+            format!("`{value}%` is more than a host can set aside"),
+            format!("use at most \"{HEADROOM_PERCENT_MAX}%\""),
+        );
+        findings.add(at, section.key("headroom"), problem);
+    }
+    let system_memory = section.take::<Bytes>("system_memory");
+    if let Some(At { value, at }) = system_memory
+        && value >= host.memory
+    {
+        let problem = Problem::new(
+            format!("{value} would leave nothing of the host's {}", host.memory),
+            "lower it",
+        );
+        findings.add(at, section.key("system_memory"), problem);
+    }
+    Policy {
+        period,
+        headroom_percent: headroom.map_or(defaults.headroom_percent, |v| v.value),
+        hold: bounded(&mut section, "hold", hold, findings).unwrap_or(defaults.hold),
+        // A period that is longer than the default horizon draws it along.
+        horizon: bounded(&mut section, "horizon", horizon, findings)
+            .unwrap_or(defaults.horizon.max(period)),
+        system_memory: system_memory.map_or(defaults.system_memory, |v| v.value),
+        on_stop: match section.take::<&str>("on_stop") {
+            Some(At { value: "kill", .. }) => OnStop::Kill,
+            _ => OnStop::Keep,
+        },
+        apps: BTreeMap::new(),
+    }
+}
+
+fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> DaemonConfig {
+    let defaults = DaemonConfig::default();
+    let lease = Bounds {
+        min: 1_000 * MILLISECOND,
+        max: 600_000 * MILLISECOND,
+    };
+    let mut config = DaemonConfig {
+        socket: absolute_path(&mut section, "socket", findings).unwrap_or(defaults.socket),
+        state_dir: absolute_path(&mut section, "state_dir", findings).unwrap_or(defaults.state_dir),
+        lease: bounded(&mut section, "lease", lease, findings).unwrap_or(defaults.lease),
+        readers: match section.take::<&str>("readers") {
+            Some(At { value: "group", .. }) => Readers::Group,
+            _ => Readers::Anyone,
+        },
+        http: http(&mut section, findings),
+        history: history(section.take_section("history"), findings),
+        ..DaemonConfig::default()
+    };
+    if let Some(At { value, at }) = section.take::<String>("cgroup_root") {
+        let key = section.key("cgroup_root");
+        if let Some(path) = findings.keep(at, key, cgroup_path(&value)) {
+            config.cgroup_root = path.display().to_string();
+        }
+    }
+    if let Some(At { value, at }) = section.take::<String>("group") {
+        let key = section.key("group");
+        if findings.keep(at, key, host.check_group(&value)).is_some() {
+            config.group = value;
+        }
+    }
+    config
+}
+
+/// What is served there asks nobody who they are, so it stays on this host.
+fn http(section: &mut Section, findings: &mut Findings<'_>) -> Option<SocketAddr> {
+    let At { value, at } = section.take::<SocketAddr>("http")?;
+    if value.ip().is_loopback() {
+        return Some(value);
+    }
+    let problem = Problem::new(
+        format!("`{value}` can be reached from other hosts, and this port asks for no password"),
+        format!("use \"127.0.0.1:{0}\" or \"[::1]:{0}\"", value.port()),
+    );
+    findings.add(at, section.key("http"), problem);
+    None
+}
+
+fn history(mut section: Section, findings: &mut Findings<'_>) -> Retention {
+    let defaults = Retention::default();
+    let mut keep = |key, period, default| {
+        let bounds = Bounds {
+            min: period,
+            max: CENTURY,
+        };
+        bounded(&mut section, key, bounds, findings).unwrap_or(default)
+    };
+    Retention {
+        rollup_10s: keep("10s", 10_000 * MILLISECOND, defaults.rollup_10s),
+        rollup_1min: keep("1min", 60_000 * MILLISECOND, defaults.rollup_1min),
+        rollup_1h: keep("1h", HOUR, defaults.rollup_1h),
+    }
+}
+
+fn absolute_path(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Option<PathBuf> {
+    let At { value, at } = section.take::<String>(key)?;
+    findings.keep(at, section.key(key), absolute(Path::new(&value)))?;
+    Some(PathBuf::from(value))
+}
+
+/// Both included.
+struct Bounds {
+    min: Duration,
+    max: Duration,
+}
+
+fn bounded(
+    section: &mut Section,
+    key: &str,
+    bounds: Bounds,
+    findings: &mut Findings<'_>,
+) -> Option<Duration> {
+    let At { value, at } = section.take::<Duration>(key)?;
+    if (bounds.min..=bounds.max).contains(&value) {
+        return Some(value);
+    }
+    let problem = Problem::new(
+        format!("{value:?} is out of bounds"),
+        format!("use {:?} to {:?}", bounds.min, bounds.max),
+    );
+    findings.add(at, section.key(key), problem);
+    None
+}
