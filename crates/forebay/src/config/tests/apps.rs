@@ -1,0 +1,295 @@
+//! Apps: from files, from `forebay run`, and changed by `forebay set`.
+
+use forebay_core::app::{AppId, Binding, Class};
+
+use super::super::*;
+use super::{check, check_app, host};
+
+#[test]
+fn an_app_has_exactly_one_binding() {
+    check(
+        "[apps.a]\nclass = \"batch\"\n",
+        &[
+            "f:1: apps.a: nothing says which processes are the app's; add exec = [\"PROGRAM\", ...], cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+        ],
+    );
+    check_app(
+        "cgroup = \"x\"\n",
+        &["f:3: apps.a.cgroup: the app has `exec` already; keep one of exec, cgroup and match"],
+    );
+    check(
+        "[apps.a]\nmatch = {}\n",
+        &[
+            "f:2: apps.a.match: no condition would match every process; add executable = \"NAME\" or command_line = \"TEXT\"",
+        ],
+    );
+    check(
+        "[apps.a]\nmatch.executable = \"bin/x\"\n",
+        &["f:2: apps.a.match.executable: `bin/x` is a relative path; write the path from `/` on"],
+    );
+    check(
+        "[apps.a]\nmatch.executable = \"\"\n",
+        &["f:2: apps.a.match.executable: the text is empty; give a value or leave the key out"],
+    );
+    check(
+        "[apps.a]\ncgroup = \"x\"\nuser = \"root\"\n",
+        &[
+            "f:3: apps.a.user: only an app that Forebay starts has this key; take it out, or bind the app with `exec`",
+        ],
+    );
+    check(
+        "[apps.a]\ncgroup = \"/\"\n",
+        &[
+            "f:2: apps.a.cgroup: `/` is the root, which holds the whole host; write the path as /proc/PID/cgroup shows it, such as \"system.slice/nginx.service\"",
+        ],
+    );
+}
+
+#[test]
+fn no_two_apps_share_processes() {
+    let fix = "give each app processes of its own";
+    check(
+        "[apps.a]\ncgroup = \"x/y\"\n[apps.b]\ncgroup = \"/x\"\n",
+        &[&format!(
+            "f:3: apps.b: app `a` has the control group `x/y`, so that processes would belong to both; {fix}"
+        )],
+    );
+    check("[apps.a]\ncgroup = \"x\"\n[apps.b]\ncgroup = \"xy\"\n", &[]);
+    check(
+        "[apps.a]\nmatch.executable = \"x\"\n[apps.b]\nmatch.executable = \"x\"\n",
+        &[&format!(
+            "f:3: apps.b: app `a` has the same match, so that processes would belong to both; {fix}"
+        )],
+    );
+    check(
+        "[apps.a]\ncgroup = \"forebay/a\"\n",
+        &[
+            "f:1: apps.a: control group `forebay/a` is one of Forebay's own; name the group that the app's own manager made",
+        ],
+    );
+}
+
+#[test]
+fn names_users_programs_and_places_must_exist() {
+    check(
+        "[apps.\"../x\"]\nexec = [\"sh\"]\n",
+        &[
+            "f:1: apps.\"../x\": `../x` is not an app name; use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+        ],
+    );
+    check_app(
+        "user = \"ghost\"\ngroup = \"ghosts\"\ndirectory = \"/gone\"\nstdout = \"log\"\n",
+        &[
+            "f:3: apps.a.user: there is no user `ghost` in /etc/passwd; create it with `useradd --system ghost`, or name another",
+            "f:4: apps.a.group: there is no group `ghosts` in /etc/group; create it with `groupadd --system ghosts`, or name another",
+            "f:5: apps.a.directory: there is no directory /gone; create it or name another",
+            "f:6: apps.a.stdout: `log` is a relative path; write the path from `/` on",
+        ],
+    );
+    check_app(
+        "environment = { \"A=B\" = \"\" }\n",
+        &[
+            "f:3: apps.a.environment: \"A=B\" cannot be a variable's name; use letters, digits and `_`",
+        ],
+    );
+    let check_program = |program: &str, expected: &str| {
+        check(
+            &format!("[apps.a]\nexec = [{program:?}]\n"),
+            &[&format!("f:2: apps.a.exec: {expected}")],
+        );
+    };
+    check_program(
+        "ngimx",
+        "there is no program `ngimx` in /usr/local/bin:/usr/bin; install it or write its absolute path",
+    );
+    check_program(
+        "/opt/x",
+        "`/opt/x` does not exist or cannot be reached; install it or correct the path",
+    );
+    check_program(
+        "/srv",
+        "`/srv` is not a file; install it or correct the path",
+    );
+    check_program(
+        "/usr/bin/notes",
+        "`/usr/bin/notes` is not executable; install it or correct the path",
+    );
+    check_program(
+        "bin/x",
+        "`bin/x` is neither a program's name nor an absolute path; write the path from `/` on",
+    );
+    // The app's own PATH is the one that counts.
+    check_app(
+        "environment.PATH = \"/srv\"\n",
+        &[
+            "f:2: apps.a.exec: there is no program `sh` in /srv; install it or write its absolute path",
+        ],
+    );
+}
+
+#[test]
+fn limits_name_whole_devices() {
+    let check = |device: &str, limits: &str, expected: &[&str]| {
+        check_app(&format!("io_max.\"{device}\" = {{ {limits} }}\n"), expected);
+    };
+    check("8:0", "rbps = 1, wbps = \"max\"", &[]);
+    check(
+        "8:0",
+        "rbps = 0, riops = 0",
+        &[
+            "f:3: apps.a.io_max.\"8:0\".riops: `0` is out of bounds; use a whole number from 1 to 9223372036854775807, or \"max\" for no limit",
+            "f:3: apps.a.io_max.\"8:0\".rbps: a limit of zero lets nothing through; use at least 1",
+        ],
+    );
+    check(
+        "8:1",
+        "rbps = 1",
+        &[
+            "f:3: apps.a.io_max.\"8:1\": 8:1 is a partition, and limits hold for whole devices; use its device, 8:0",
+        ],
+    );
+    check(
+        "9:9",
+        "rbps = 1",
+        &["f:3: apps.a.io_max.\"9:9\": there is no block device 9:9; see `lsblk` for the numbers"],
+    );
+    check(
+        "sda",
+        "rbps = 1",
+        &[
+            "f:3: apps.a.io_max.sda: `sda` is not a block device number such as `8:0` (see lsblk); write major:minor",
+        ],
+    );
+}
+
+#[test]
+fn floors_fit_below_ceilings_and_into_the_host() {
+    check_app(
+        "floor = { cpu = 2, memory = \"2GiB\" }\nceiling = { cpu = 1, memory = \"1GiB\" }\n",
+        &[
+            "f:3: apps.a.floor.cpu: the floor (2.00 CPU) is above the ceiling (1.00 CPU); lower floor.cpu or raise ceiling.cpu",
+            "f:3: apps.a.floor.memory: the floor (2.0 GiB) is above the ceiling (1.0 GiB); lower floor.memory or raise ceiling.memory",
+        ],
+    );
+    check_app(
+        "ceiling.cpu = 0\nceiling.memory = 0\nceiling.pids = 0\n",
+        &[
+            "f:3: apps.a.ceiling.cpu: a ceiling of 0m is below what the kernel takes; use at least \"10m\"",
+            "f:4: apps.a.ceiling.memory: a ceiling of zero lets nothing run; give what the app needs, or leave the key out",
+            "f:5: apps.a.ceiling.pids: `0` is out of bounds; use a whole number from 1 to 9223372036854775807, or \"max\" for no limit",
+        ],
+    );
+    let two = |floor: &str| {
+        format!(
+            "[apps.a]\nexec = [\"sh\"]\nfloor.{floor}\n[apps.b]\nexec = [\"sh\"]\nfloor.{floor}\n[apps.c]\nexec = [\"sh\"]\n"
+        )
+    };
+    check(&two("cpu = 2"), &[]);
+    check(
+        &two("cpu = 2.5"),
+        &[
+            "f:1: apps: the floors of a (2.50 CPU), b (2.50 CPU) add up to 5.00 CPU, and the host has 4.00 CPU; lower floor.cpu of some of them",
+        ],
+    );
+    check(
+        &two("memory = \"4GiB\""),
+        &[
+            "f:1: apps: the floors of a (4.0 GiB), b (4.0 GiB) and policy.system_memory (256.0 MiB) add up to 8.2 GiB, and the host has 8.0 GiB; lower floor.memory of some of them",
+        ],
+    );
+    check(
+        &two("memory = 18446744073709551615"),
+        &[
+            "f:3: apps.a.floor.memory: a number beyond 64 bits does not fit here; write an amount of memory, such as \"64MiB\"",
+            "f:6: apps.b.floor.memory: a number beyond 64 bits does not fit here; write an amount of memory, such as \"64MiB\"",
+        ],
+    );
+}
+
+#[test]
+fn settings_change_one_app_or_nothing() {
+    let (host, _guard) = host();
+    let text =
+        "[apps.a]\nexec = [\"sh\"]\nceiling.cpu = 2\n[apps.b]\nexec = [\"sh\"]\nfloor.cpu = 3\n";
+    let original = parse(text, "f", &host).unwrap().policy;
+    let id: AppId = "a".parse().unwrap();
+    let check = |key: &str, value: &str, error: Option<&str>| {
+        let mut policy = original.clone();
+        let result = set(&mut policy, &id, key, value, &host);
+        assert_eq!(result.err().map(|e| e.to_string()).as_deref(), error);
+        assert_eq!(policy == original, error.is_some());
+    };
+    check("class", "critical", None);
+    check("floor.cpu", "1", None);
+    check("floor.cpu", "0.5", None);
+    check("floor.cpu", "500m", None);
+    check("floor.memory", "64MiB", None);
+    check("ceiling.cpu", "max", None);
+    check("ceiling.memory", "1073741824", None);
+    check("ceiling.pids", "10", None);
+    check("io_weight", "10", None);
+    check("request.cpu", "1.5", None);
+    check(
+        "floor.cpu",
+        "3",
+        Some(
+            "a.floor.cpu: the floor (3.00 CPU) is above the ceiling (2.00 CPU); lower floor.cpu or raise ceiling.cpu",
+        ),
+    );
+    check(
+        "floor.cpu",
+        "1.5",
+        Some(
+            "a.floor.cpu: the floors of a (1.50 CPU), b (3.00 CPU) add up to 4.50 CPU, and the host has 4.00 CPU; lower floor.cpu of some of them",
+        ),
+    );
+    check(
+        "class",
+        "crit",
+        Some("a.class: `crit` is not a class; use critical, standard or batch"),
+    );
+    check(
+        "ceiling.cpus",
+        "1",
+        Some(
+            "a.ceiling.cpus: `ceiling.cpus` is not a key that can be set; did you mean `ceiling.cpu`?",
+        ),
+    );
+    check(
+        "exec",
+        "x",
+        Some(
+            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.pids, io_weight or request.cpu",
+        ),
+    );
+    let mut policy = original.clone();
+    let gone = set(&mut policy, &"z".parse().unwrap(), "class", "batch", &host).unwrap_err();
+    assert_eq!(
+        gone.to_string(),
+        "there is no app `z`; see `forebay apps` for the names"
+    );
+}
+
+#[test]
+fn command_lines_make_apps() {
+    let (host, _guard) = host();
+    let args = |name: &str, class: &str, command: &[&str]| {
+        let command = command.iter().map(|&text| text.to_owned()).collect();
+        app_from_args(
+            AppArgs::new(name.to_owned(), class.to_owned(), command),
+            &host,
+        )
+    };
+    let app = args("job", "batch", &["sh", "-c", "true"]).unwrap();
+    assert_eq!(app.class, Class::Batch);
+    let Binding::Exec(exec) = app.binding else {
+        panic!("{:?}", app.binding);
+    };
+    assert_eq!(exec.command, ["/usr/bin/sh", "-c", "true"]);
+    assert_eq!(
+        args("-", "crit", &[]).unwrap_err().to_string(),
+        "name: `-` is not an app name; use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit\n\
+         class: `crit` is not a class; use critical, standard or batch\n\
+         command: `` is neither a program's name nor an absolute path; write the path from `/` on"
+    );
+}
