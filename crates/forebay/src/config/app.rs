@@ -26,13 +26,21 @@ const EXEC_ONLY: [&str; 7] = [
     "restart",
 ];
 
-/// Resolves one app; nothing when it has no usable binding.
+/// What one app's section comes to.
+pub(super) struct Resolved {
+    /// Counts against the host even when the app is refused for something else.
+    pub(super) floor: Floor,
+    /// Nothing when it has no usable binding.
+    pub(super) app: Option<App>,
+}
+
+/// Resolves one app.
 pub(super) fn resolve_app(
     id: AppId,
     mut section: Section,
     host: &HostFacts,
     findings: &mut Findings<'_>,
-) -> Option<App> {
+) -> Resolved {
     let class = section
         .take::<&str>("class")
         .and_then(|word| class(word.value))
@@ -47,37 +55,39 @@ pub(super) fn resolve_app(
         ("ceiling.cpu", ceiling.at("cpu")),
         ("ceiling.memory", ceiling.at("memory")),
     ];
-    let app = App {
-        id,
-        class,
-        binding: binding?,
-        floor: Floor {
-            cpu: floor.take("cpu").map_or(MilliCpu(0), |v| v.value),
-            memory: floor.take("memory").map_or(Bytes(0), |v| v.value),
-        },
-        ceiling: Ceiling {
-            cpu: limit(&mut ceiling, "cpu"),
-            memory: limit(&mut ceiling, "memory"),
-            pids: limit(&mut ceiling, "pids"),
-        },
-        request: section.take_section("request").take("cpu").map(|v| v.value),
-        io_weight: section
-            .take::<u64>("io_weight")
-            .and_then(|weight| u32::try_from(weight.value).ok()),
-        io_max: io_max(&mut section, host, findings),
+    let floor = Floor {
+        cpu: floor.take("cpu").map_or(MilliCpu(0), |v| v.value),
+        memory: floor.take("memory").map_or(Bytes(0), |v| v.value),
     };
-    for (key, problem) in check_bounds(&app) {
+    let ceiling = Ceiling {
+        cpu: limit(&mut ceiling, "cpu"),
+        memory: limit(&mut ceiling, "memory"),
+        pids: limit(&mut ceiling, "pids"),
+    };
+    for (key, problem) in check_bounds(floor, ceiling) {
         let place = places.iter().find(|(name, _)| *name == key);
         let at = place.and_then(|(_, at)| *at).unwrap_or(section.at);
         findings.add(at, format!("{}.{key}", section.name), problem);
     }
-    Some(app)
+    let request = section.take_section("request").take("cpu");
+    let io_weight = section.take::<u64>("io_weight");
+    let io_max = io_max(&mut section, host, findings);
+    let app = binding.map(|binding| App {
+        id,
+        class,
+        binding,
+        floor,
+        ceiling,
+        request: request.map(|v| v.value),
+        io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
+        io_max,
+    });
+    Resolved { floor, app }
 }
 
 /// What is wrong with an app's floors and ceilings, by key.
-pub(super) fn check_bounds(app: &App) -> Vec<(&'static str, Problem)> {
+pub(super) fn check_bounds(floor: Floor, ceiling: Ceiling) -> Vec<(&'static str, Problem)> {
     let mut problems = Vec::new();
-    let (floor, ceiling) = (&app.floor, &app.ceiling);
     let mut add =
         |key, message: String, fix: String| problems.push((key, Problem::new(message, fix)));
     if let Limit::At(cpu) = ceiling.cpu

@@ -134,9 +134,11 @@ pub(crate) fn set(
         .and_then(|kind| read_scalar(kind, Scalar::from_argument(value)))
         .map_err(|problem| problem.in_argument(&name))?;
     assign(app, key, value);
-    let mut problems: Vec<Problem> = check_bounds(app).into_iter().map(|(_, p)| p).collect();
+    let bounds = check_bounds(app.floor, app.ceiling).into_iter();
+    let mut problems: Vec<Problem> = bounds.map(|(_, problem)| problem).collect();
     if key.starts_with("floor.") {
-        problems.extend(check_sums(&changed, host));
+        let floors = changed.apps.iter().map(|(id, app)| (id, app.floor));
+        problems.extend(check_sums(&floors.collect(), changed.system_memory, host));
     }
     match problems.into_iter().next() {
         Some(problem) => Err(problem.in_argument(&name)),

@@ -161,12 +161,18 @@ pub(super) fn either(choices: &[&str]) -> String {
     }
 }
 
-/// The choice that `text` most likely meant, if it is near enough to one.
+/// The choice that `text` most likely meant, if it is near enough to one. A word of a choice
+/// counts as well, at some distance: `weigth` is near `io_weight`.
 pub(super) fn nearest<'a>(text: &str, choices: &[&'a str]) -> Option<&'a str> {
     let bound = (text.chars().count() / 2).max(1);
+    let distance = |choice: &str| {
+        let words = choice.split(['_', '.']);
+        let by_word = words.map(|word| strsim::osa_distance(text, word) + 1).min();
+        strsim::osa_distance(text, choice).min(by_word.unwrap_or(usize::MAX))
+    };
     choices
         .iter()
-        .map(|choice| (strsim::osa_distance(text, choice), *choice))
+        .map(|choice| (distance(choice), *choice))
         .filter(|(distance, _)| *distance <= bound)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, choice)| choice)

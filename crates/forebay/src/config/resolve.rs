@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, OnStop, Policy};
+use forebay_core::app::{App, AppId, Binding, Floor, OnStop, Policy};
 use forebay_core::units::{Bytes, MilliCpu};
 
-use super::app::{absolute, cgroup_path, resolve_app};
+use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::text::{At, Section};
@@ -25,13 +25,16 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let daemon = daemon(root.take_section("daemon"), host, findings);
     let mut policy = policy(root.take_section("policy"), host, findings);
     let mut places = BTreeMap::new();
+    let mut floors = BTreeMap::new();
     let apps = root.take::<BTreeMap<String, Section>>("apps");
     for (name, section) in apps.map_or_else(BTreeMap::new, |v| v.value) {
         let (at, key) = (section.at, section.name.clone());
         match name.parse::<AppId>() {
             Ok(id) => {
-                if let Some(app) = resolve_app(id.clone(), section, host, findings) {
-                    places.insert(id.clone(), (at, key));
+                let Resolved { floor, app } = resolve_app(id.clone(), section, host, findings);
+                floors.insert(id.clone(), floor);
+                places.insert(id.clone(), (at, key));
+                if let Some(app) = app {
                     policy.apps.insert(id, app);
                 }
             }
@@ -54,7 +57,8 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
             findings.add(*at, key, problem);
         }
     }
-    for problem in check_sums(&policy, host) {
+    let floors = floors.iter().map(|(id, floor)| (id, *floor)).collect();
+    for problem in check_sums(&floors, policy.system_memory, host) {
         let at = places.values().map(|(at, _)| *at).min().unwrap_or(0);
         findings.add(at, "apps", problem);
     }
@@ -92,30 +96,38 @@ pub(super) fn check_binding<'a>(
 }
 
 /// Checks that the host can hold all floors at once.
-pub(super) fn check_sums(policy: &Policy, host: &HostFacts) -> Vec<Problem> {
+pub(super) fn check_sums(
+    floors: &BTreeMap<&AppId, Floor>,
+    system_memory: Bytes,
+    host: &HostFacts,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     let cpu = MilliCpu(u64::try_from(host.cpus).map_or(u64::MAX, |n| n.saturating_mul(1000)));
-    let apps = || policy.apps.values();
-    let cpu_sum = apps().fold(0_u64, |sum, app| sum.saturating_add(app.floor.cpu.0));
+    let cpu_sum = floors
+        .values()
+        .fold(0_u64, |sum, floor| sum.saturating_add(floor.cpu.0));
     if cpu_sum > cpu.0 {
         problems.push(Problem::new(
             format!(
                 "the floors of {} add up to {}, and the host has {cpu}",
-                parts(apps().map(|app| (&app.id, app.floor.cpu)), MilliCpu(0)),
+                parts(
+                    floors.iter().map(|(id, floor)| (*id, floor.cpu)),
+                    MilliCpu(0)
+                ),
                 MilliCpu(cpu_sum),
             ),
             "lower floor.cpu of some of them",
         ));
     }
-    let memory_sum = apps().fold(policy.system_memory, |sum, app| {
-        sum.saturating_add(app.floor.memory)
-    });
-    if memory_sum > host.memory && memory_sum > policy.system_memory {
+    let memory_sum = floors
+        .values()
+        .fold(system_memory, |sum, floor| sum.saturating_add(floor.memory));
+    if memory_sum > host.memory && memory_sum > system_memory {
         problems.push(Problem::new(
             format!(
                 "the floors of {} and policy.system_memory ({}) add up to {memory_sum}, and the host has {}",
-                parts(apps().map(|app| (&app.id, app.floor.memory)), Bytes(0)),
-                policy.system_memory,
+                parts(floors.iter().map(|(id, floor)| (*id, floor.memory)), Bytes(0)),
+                system_memory,
                 host.memory,
             ),
             "lower floor.memory of some of them",

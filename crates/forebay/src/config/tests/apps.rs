@@ -70,6 +70,19 @@ fn no_two_apps_share_processes() {
 }
 
 #[test]
+fn one_mistake_of_an_app_hides_no_other() {
+    check(
+        "[apps.a]\nexec = [\"gone\"]\nfloor.cpu = 9\nceiling.cpu = 8\nweigth = 1\n",
+        &[
+            "f:1: apps: the floors of a (9.00 CPU) add up to 9.00 CPU, and the host has 4.00 CPU; lower floor.cpu of some of them",
+            "f:2: apps.a.exec: there is no program `gone` in /usr/local/bin:/usr/bin; install it or write its absolute path",
+            "f:3: apps.a.floor.cpu: the floor (9.00 CPU) is above the ceiling (8.00 CPU); lower floor.cpu or raise ceiling.cpu",
+            "f:5: unknown key `weigth` in [apps.a]; did you mean `io_weight`?",
+        ],
+    );
+}
+
+#[test]
 fn names_users_programs_and_places_must_exist() {
     check(
         "[apps.\"../x\"]\nexec = [\"sh\"]\n",
