@@ -1,1 +1,61 @@
 //! The only kernel effects: control groups, /proc, pressure, supervision and the ledger.
+//!
+//! [`LinuxHost`] is the live [`Host`](forebay_core::host::Host). It finds out at run time where
+//! each controller lives (v2, or one of the v1 hierarchies), and writes to the [`ledger`]
+//! what it is about to change before it changes it. [`restore`](restore::restore) and the
+//! [`guardian`] put everything back from the ledger alone.
+//!
+//! Invariants: no control group that Forebay did not make is removed; no knob of such a group
+//! is written before its original value is on disk; no process is ended unless it was asked.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::HostError;
+
+pub mod error;
+mod files;
+mod groups;
+mod host;
+mod knobs;
+pub mod ledger;
+pub mod lock;
+pub mod mounts;
+mod observe;
+pub mod procs;
+pub mod restore;
+mod supervise;
+pub mod topology;
+
+pub use error::{ErrorKind, HostError as Error};
+pub use host::{LinuxHost, Options};
+pub use procs::{OwnUse, own_use};
+pub use restore::{Report, restore};
+
+/// Where the kernel's file systems are. Tests point them at captured trees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// Usually /proc. Control groups are found through its mountinfo.
+    pub proc: PathBuf,
+    /// Usually /sys.
+    pub sys: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self {
+            proc: PathBuf::from("/proc"),
+            sys: PathBuf::from("/sys"),
+        }
+    }
+}
+
+impl Roots {
+    /// Which boot this is.
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn boot_id(&self) -> Result<String, HostError> {
+        let path = self.proc.join(Path::new("sys/kernel/random/boot_id"));
+        Ok(files::read_text(&path)?.trim().to_owned())
+    }
+}

@@ -1,0 +1,216 @@
+//! Control groups: made, filled, emptied and removed, in every hierarchy at once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::error::{ErrorKind, HostError};
+use crate::files::{read_text, write_text};
+use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+
+/// How deep groups below ours are looked into.
+const DEPTH_MAX: usize = 16;
+/// Rounds of signals to a group whose members fork while they are being killed.
+const KILL_ROUNDS_MAX: usize = 32;
+/// How often an emptied group is tried again while its last members leave.
+const REMOVE_POLL: Duration = Duration::from_millis(2);
+
+/// The hierarchies in which an app's processes are placed, by their place in the list: those
+/// with a controller of ours, and v2 for its pressure and accounting.
+pub(crate) fn used(hierarchies: &Hierarchies) -> impl Iterator<Item = (usize, &Hierarchy)> {
+    hierarchies
+        .list()
+        .iter()
+        .enumerate()
+        .filter(|(_, h)| h.writable && (h.version == Version::V2 || !h.controllers.is_empty()))
+}
+
+/// Makes one directory ready for members. It may exist already.
+pub(crate) fn make(hierarchy: &Hierarchy, dir: &Path) -> Result<(), HostError> {
+    match fs::create_dir(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(HostError::file("make control group", dir, error)),
+    }
+    let v1_cpuset =
+        hierarchy.version == Version::V1 && hierarchy.controllers.contains(&Controller::Cpuset);
+    if v1_cpuset {
+        // A new v1 cpuset is empty and takes no member before both are set.
+        let parent = dir.parent().unwrap_or(dir);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if read_text(&dir.join(file))?.trim().is_empty() {
+                write_text(&dir.join(file), read_text(&parent.join(file))?.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The controllers that are off for the children of a v2 group and could be on.
+pub(crate) fn disabled_controllers(hierarchy: &Hierarchy, dir: &Path) -> Vec<String> {
+    if hierarchy.version == Version::V1 {
+        return Vec::new();
+    }
+    let words = |file: &str| -> BTreeSet<String> {
+        read_text(&dir.join(file))
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let available = words("cgroup.controllers");
+    let enabled = words("cgroup.subtree_control");
+    hierarchy
+        .controllers
+        .iter()
+        .map(|controller| controller.name().to_owned())
+        .filter(|name| available.contains(name) && !enabled.contains(name))
+        .collect()
+}
+
+/// Switches controllers on for the children of a v2 group, each by itself: one that is
+/// refused does not keep the others off.
+pub(crate) fn enable(dir: &Path, controllers: &[String]) {
+    let file = dir.join("cgroup.subtree_control");
+    for controller in controllers {
+        if let Err(error) = write_text(&file, &format!("+{controller}")) {
+            tracing::warn!(controller, reason = error.explain(), "controller stays off");
+        }
+    }
+}
+
+/// Switches controllers off again, unless somebody else has groups there by now: they may
+/// rely on them.
+pub(crate) fn disable(dir: &Path, controllers: &[String]) -> Result<(), HostError> {
+    if !children(dir).is_empty() {
+        return Err(HostError::invalid(
+            format!(
+                "switch {} off below {}: it has other groups",
+                controllers.join(", "),
+                dir.display()
+            ),
+            "they stay on, which does no harm",
+        ));
+    }
+    for controller in controllers {
+        match write_text(
+            &dir.join("cgroup.subtree_control"),
+            &format!("-{controller}"),
+        ) {
+            Err(error) if error.is_gone() => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The processes in one group, and those in groups below it.
+pub(crate) fn members(dir: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    walk(dir, 0, &mut |dir| found.extend(direct_members(dir)));
+    found
+}
+
+/// The processes in one group itself.
+pub(crate) fn direct_members(dir: &Path) -> Vec<u32> {
+    fs::read_to_string(dir.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        // 0 stands for a process of another pid namespace: not ours to move.
+        .filter(|pid| *pid != 0)
+        .collect()
+}
+
+/// Moves a process. One that is gone needs no move.
+pub(crate) fn attach(dir: &Path, pid: u32) -> Result<(), HostError> {
+    match write_text(&dir.join("cgroup.procs"), &pid.to_string()) {
+        Err(error) if error.errno() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a group and those that its members made below it. Tries until `deadline` while
+/// members leave; `evict` is called for whoever is still inside.
+pub(crate) fn remove(
+    dir: &Path,
+    deadline: Instant,
+    mut evict: impl FnMut(u32),
+) -> Result<(), HostError> {
+    loop {
+        members(dir).into_iter().for_each(&mut evict);
+        let mut last = Ok(());
+        walk(dir, 0, &mut |dir| {
+            last = match fs::remove_dir(dir) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(HostError::file("remove control group", dir, error)),
+            };
+        });
+        match last {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Denied => return Err(error),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(REMOVE_POLL),
+        }
+    }
+}
+
+/// Ends every process in the group, as bluntly as the kernel can.
+pub(crate) fn kill(dirs: &[&Path]) -> Result<(), HostError> {
+    for dir in dirs {
+        let file = dir.join("cgroup.kill");
+        if file.exists() {
+            write_text(&file, "1")?;
+        }
+    }
+    for _ in 0..KILL_ROUNDS_MAX {
+        let mut pids: Vec<u32> = dirs.iter().flat_map(|dir| members(dir)).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        let sent = pids
+            .iter()
+            .filter(|pid| signal(**pid, Signal::KILL))
+            .count();
+        if sent == 0 {
+            return Ok(());
+        }
+    }
+    // Whoever is left has the signal and is on the way out, or forks faster than we count:
+    // the caller sees the members and tries again.
+    Ok(())
+}
+
+/// Sends a signal through a pidfd. False when the process is gone, or already dying.
+pub(crate) fn signal(pid: u32, signal: Signal) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    pidfd_open(pid, PidfdFlags::empty()).is_ok_and(|fd| pidfd_send_signal(fd, signal).is_ok())
+}
+
+/// The groups directly below one.
+pub(crate) fn children(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Visits a group and all below it, deepest first.
+fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {
+    if depth < DEPTH_MAX {
+        for child in children(dir) {
+            walk(&child, depth + 1, visit);
+        }
+    }
+    visit(dir);
+}

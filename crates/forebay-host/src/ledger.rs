@@ -1,0 +1,700 @@
+//! What Forebay changed on this host, durable before it is changed.
+//!
+//! The problem: a process can be killed between any two instructions, and whoever comes after
+//! it (the next daemon, the guardian, a person with `forebay restore`) has to know what to put
+//! back. The approach: an append-only file of JSON lines, each written before the change it
+//! speaks of. The properties:
+//!
+//! - a knob's original value is on disk (fsync) before the first write to it;
+//! - reading the lines again gives the same state, whatever line the writer died at: a torn
+//!   last line never had its effect on the kernel and is dropped;
+//! - control groups and processes do not outlive a boot, so neither does a ledger: one of
+//!   another boot is set aside. That is also why records about processes need no fsync:
+//!   a killed daemon's writes are safe in the page cache, and a power cut ends the processes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use forebay_core::app::{AppId, Device};
+use forebay_core::snapshot::Ending;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorKind, HostError};
+
+const FORMAT: u32 = 1;
+/// Lines after which the file is written anew from the state.
+const LINES_MAX: usize = 4096;
+/// Values of ours that are remembered for each knob: the last, the one before, and what the
+/// kernel made of the last. A crash leaves one of these.
+const WROTE_MAX: usize = 3;
+
+/// One place in the kernel that a knob is written to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Spot {
+    /// The file.
+    pub file: PathBuf,
+    /// The line of this device only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// The first line.
+    Head {
+        /// Of the format.
+        format: u32,
+        /// The boot this is about.
+        boot_id: String,
+        /// The groups that the daemon runs in: where processes go that have no better origin.
+        home: Vec<PathBuf>,
+    },
+    /// A group is about to be made.
+    Created {
+        /// Whose; none for the group that holds all others.
+        app: Option<AppId>,
+        /// Its directory.
+        dir: PathBuf,
+    },
+    /// Controllers are about to be switched on for a group's children (v2).
+    Enabled {
+        /// The group's directory.
+        dir: PathBuf,
+        /// The controllers that were off.
+        controllers: Vec<String>,
+    },
+    /// What a knob holds before it is first written.
+    Original {
+        /// Whose.
+        app: AppId,
+        /// Where.
+        spot: Spot,
+        /// The text to write back.
+        text: String,
+    },
+    /// What is about to be written to a knob, or what the kernel made of it.
+    Wrote {
+        /// Where.
+        spot: Spot,
+        /// The text.
+        text: String,
+    },
+    /// A process is about to be moved.
+    Moved {
+        /// Into whose group.
+        app: AppId,
+        /// Which.
+        process: Process,
+        /// The groups it was in.
+        from: Vec<PathBuf>,
+    },
+    /// A program is about to be started.
+    Starting {
+        /// Whose.
+        app: AppId,
+    },
+    /// It was started.
+    Started {
+        /// Whose.
+        app: AppId,
+        /// The process.
+        process: Process,
+    },
+    /// It ended.
+    Ended {
+        /// Whose.
+        app: AppId,
+        /// How.
+        ending: Ending,
+    },
+    /// Its processes keep running, outside any group of ours.
+    Kept {
+        /// Whose.
+        app: AppId,
+        /// The processes.
+        processes: Vec<Process>,
+    },
+    /// Everything of the app is as it was found.
+    Released {
+        /// Whose.
+        app: AppId,
+    },
+}
+
+/// What the ledger says of one app.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AppRecord {
+    /// Groups made for it.
+    pub created: Vec<PathBuf>,
+    /// Original values, in the order of the first writes.
+    pub originals: Vec<(Spot, String)>,
+    /// Processes moved into it, and where they were.
+    pub moved: BTreeMap<Process, Vec<PathBuf>>,
+    /// A start was begun and its process is not known.
+    pub starting: bool,
+    /// The process that was started.
+    pub started: Option<Process>,
+    /// How it ended.
+    pub ended: Option<Ending>,
+    /// Processes that run on outside our groups.
+    pub kept: Vec<Process>,
+}
+
+/// What the ledger says altogether.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Groups that the daemon ran in.
+    pub home: Vec<PathBuf>,
+    /// Groups made to hold all others, outermost first.
+    pub parents: Vec<PathBuf>,
+    /// Controllers switched on.
+    pub enabled: Vec<(PathBuf, Vec<String>)>,
+    /// The apps.
+    pub apps: BTreeMap<AppId, AppRecord>,
+    /// The last values written to knobs of groups that are not ours, newest last.
+    pub wrote: BTreeMap<Spot, Vec<String>>,
+}
+
+impl State {
+    /// Whether the kernel is as it was found.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.parents.is_empty()
+            && self.enabled.is_empty()
+            && self.apps.values().all(AppRecord::is_restored)
+    }
+
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Head { home, .. } => self.home = home,
+            Record::Created { app: None, dir } => push_new(&mut self.parents, dir),
+            Record::Created {
+                app: Some(app),
+                dir,
+            } => push_new(&mut self.app(app).created, dir),
+            Record::Enabled { dir, controllers } => self.enabled.push((dir, controllers)),
+            Record::Original { app, spot, text } => {
+                let originals = &mut self.app(app).originals;
+                if !originals.iter().any(|(known, _)| *known == spot) {
+                    originals.push((spot, text));
+                }
+            }
+            Record::Wrote { spot, text } => {
+                let texts = self.wrote.entry(spot).or_default();
+                texts.retain(|known| *known != text);
+                texts.push(text);
+                if texts.len() > WROTE_MAX {
+                    texts.remove(0);
+                }
+            }
+            Record::Moved { app, process, from } => {
+                self.app(app).moved.entry(process).or_insert(from);
+            }
+            Record::Starting { app } => {
+                let app = self.app(app);
+                app.starting = true;
+                app.started = None;
+                app.ended = None;
+                app.kept.clear();
+            }
+            Record::Started { app, process } => {
+                let app = self.app(app);
+                app.starting = false;
+                app.started = Some(process);
+                app.ended = None;
+            }
+            Record::Ended { app, ending } => {
+                let app = self.app(app);
+                app.starting = false;
+                app.started = None;
+                app.ended = Some(ending);
+                app.kept.clear();
+            }
+            Record::Kept { app, processes } => self.app(app).kept = processes,
+            Record::Released { app } => self.release(&app),
+        }
+    }
+
+    fn app(&mut self, app: AppId) -> &mut AppRecord {
+        self.apps.entry(app).or_default()
+    }
+
+    fn release(&mut self, id: &AppId) {
+        let Some(app) = self.apps.get_mut(id) else {
+            return;
+        };
+        for (spot, _) in std::mem::take(&mut app.originals) {
+            self.wrote.remove(&spot);
+        }
+        app.created.clear();
+        app.moved.clear();
+        if *app == AppRecord::default() {
+            self.apps.remove(id);
+        }
+    }
+
+    /// The fewest records that give this state.
+    fn records(&self, boot_id: &str) -> Vec<Record> {
+        let mut records = vec![Record::Head {
+            format: FORMAT,
+            boot_id: boot_id.to_owned(),
+            home: self.home.clone(),
+        }];
+        let created = |app: Option<&AppId>, dir: &PathBuf| Record::Created {
+            app: app.cloned(),
+            dir: dir.clone(),
+        };
+        records.extend(self.parents.iter().map(|dir| created(None, dir)));
+        for (dir, controllers) in &self.enabled {
+            records.push(Record::Enabled {
+                dir: dir.clone(),
+                controllers: controllers.clone(),
+            });
+        }
+        for (id, app) in &self.apps {
+            records.extend(app.created.iter().map(|dir| created(Some(id), dir)));
+            records.extend(app.originals.iter().map(|(spot, text)| Record::Original {
+                app: id.clone(),
+                spot: spot.clone(),
+                text: text.clone(),
+            }));
+            records.extend(app.moved.iter().map(|(process, from)| Record::Moved {
+                app: id.clone(),
+                process: *process,
+                from: from.clone(),
+            }));
+            if app.starting {
+                records.push(Record::Starting { app: id.clone() });
+            }
+            if let Some(process) = app.started {
+                records.push(Record::Started {
+                    app: id.clone(),
+                    process,
+                });
+            }
+            if let Some(ending) = app.ended {
+                records.push(Record::Ended {
+                    app: id.clone(),
+                    ending,
+                });
+            }
+            if !app.kept.is_empty() {
+                records.push(Record::Kept {
+                    app: id.clone(),
+                    processes: app.kept.clone(),
+                });
+            }
+        }
+        for (spot, texts) in &self.wrote {
+            records.extend(texts.iter().map(|text| Record::Wrote {
+                spot: spot.clone(),
+                text: text.clone(),
+            }));
+        }
+        records
+    }
+}
+
+impl AppRecord {
+    fn is_restored(&self) -> bool {
+        self.created.is_empty() && self.originals.is_empty() && self.moved.is_empty()
+    }
+}
+
+fn push_new(list: &mut Vec<PathBuf>, dir: PathBuf) {
+    if !list.contains(&dir) {
+        list.push(dir);
+    }
+}
+
+/// The open ledger of a state directory. Whoever has it holds the directory's lock.
+#[derive(Debug)]
+pub struct Ledger {
+    state: State,
+    file: File,
+    path: PathBuf,
+    boot_id: String,
+    lines: usize,
+    /// Whether something is to be synced before the kernel is touched.
+    unsynced: bool,
+}
+
+impl Ledger {
+    /// Opens or begins the ledger in `state_dir`, which the caller has locked.
+    ///
+    /// # Errors
+    /// When the directory cannot be written, or a line other than the last is not a record.
+    pub fn open(state_dir: &Path, boot_id: &str) -> Result<Self, HostError> {
+        let path = state_dir.join("ledger");
+        let state = match read(&path)? {
+            Some(found) if found.boot_id == boot_id => Some(found.state),
+            Some(found) => {
+                let aside = state_dir.join("ledger.other-boot");
+                fs::rename(&path, &aside).map_err(|e| HostError::file("set aside", &path, e))?;
+                tracing::info!(boot = found.boot_id, "ledger of another boot set aside");
+                None
+            }
+            None => None,
+        };
+        let (file, lines) = rewrite(&path, state.as_ref().unwrap_or(&State::default()), boot_id)?;
+        Ok(Self {
+            state: state.unwrap_or_default(),
+            file,
+            path,
+            boot_id: boot_id.to_owned(),
+            lines,
+            unsynced: false,
+        })
+    }
+
+    /// What it says.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Appends a record. It is safe from the death of this process when this returns, and
+    /// from that of the host after [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// When it cannot be written, such as on a full disk: then the change that the record
+    /// announces must not be made.
+    pub fn append(&mut self, record: Record) -> Result<(), HostError> {
+        let before = self.file.stream_position().unwrap_or(0);
+        let mut line = to_line(&record)?;
+        line.push('\n');
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
+            // Half a line in the middle would make the file unreadable: cut it off.
+            let cut = self
+                .file
+                .set_len(before)
+                .and_then(|()| self.file.seek(SeekFrom::Start(before)));
+            if let Err(cut) = cut {
+                tracing::warn!(ledger = %self.path.display(), %cut, "torn line stays");
+            }
+            return Err(HostError::file("append to", &self.path, error));
+        }
+        self.state.take(record);
+        self.lines += 1;
+        self.unsynced = true;
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&mut self) -> Result<(), HostError> {
+        if self.unsynced {
+            self.file
+                .sync_data()
+                .map_err(|e| HostError::file("sync", &self.path, e))?;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Changes the state where records do not say it all (what was put back), and writes the
+    /// file anew.
+    pub(crate) fn amend(&mut self, change: impl FnOnce(&mut State)) -> Result<(), HostError> {
+        change(&mut self.state);
+        self.compact()
+    }
+
+    /// Writes the file anew when it has grown long.
+    pub(crate) fn compact_when_long(&mut self) -> Result<(), HostError> {
+        if self.lines > LINES_MAX {
+            self.compact()?;
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self) -> Result<(), HostError> {
+        let (file, lines) = rewrite(&self.path, &self.state, &self.boot_id)?;
+        self.file = file;
+        self.lines = lines;
+        self.unsynced = false;
+        Ok(())
+    }
+}
+
+struct Found {
+    boot_id: String,
+    state: State,
+}
+
+/// Reads a ledger without opening it for writing; none when there is none or it is empty.
+///
+/// # Errors
+/// When it cannot be read, or a line other than the last is not a record.
+fn read(path: &Path) -> Result<Option<Found>, HostError> {
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(mut file) => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)
+                .map_err(|e| HostError::file("read", path, e))?;
+            text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        Err(error) => {
+            let error = HostError::file("read", path, error);
+            return if error.kind() == ErrorKind::Missing {
+                Ok(None)
+            } else {
+                Err(error)
+            };
+        }
+    }
+    let mut found: Option<Found> = None;
+    let mut lines = text.split_inclusive('\n').enumerate().peekable();
+    while let Some((number, line)) = lines.next() {
+        let last = lines.peek().is_none();
+        let record = match serde_json::from_str::<Record>(line) {
+            Ok(record) if line.ends_with('\n') => record,
+            // A whole record without its newline is torn as well: its effect was not begun.
+            _ if last => {
+                tracing::warn!(ledger = %path.display(), line = number + 1, "torn line dropped");
+                break;
+            }
+            Ok(_) => break,
+            Err(error) => {
+                return Err(HostError::invalid(
+                    format!("read {} line {}: {error}", path.display(), number + 1),
+                    "move the file away and check the control groups by hand",
+                ));
+            }
+        };
+        match (&mut found, record) {
+            (
+                None,
+                Record::Head {
+                    format,
+                    boot_id,
+                    home,
+                },
+            ) => {
+                if format != FORMAT {
+                    return Err(HostError::invalid(
+                        format!("read {}: format {format}", path.display()),
+                        "it was written by another version of forebay: restore with that one",
+                    ));
+                }
+                found = Some(Found {
+                    boot_id,
+                    state: State {
+                        home,
+                        ..State::default()
+                    },
+                });
+            }
+            (None, _) => {
+                return Err(HostError::invalid(
+                    format!("read {}: no head", path.display()),
+                    "move the file away and check the control groups by hand",
+                ));
+            }
+            (Some(found), record) => found.state.take(record),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads what a ledger says, for those who do not own it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn peek(state_dir: &Path, boot_id: &str) -> Result<State, HostError> {
+    let found = read(&state_dir.join("ledger"))?;
+    Ok(found
+        .filter(|found| found.boot_id == boot_id)
+        .map(|found| found.state)
+        .unwrap_or_default())
+}
+
+/// Writes a whole ledger beside the old one and swaps it in. A crash leaves either.
+fn rewrite(path: &Path, state: &State, boot_id: &str) -> Result<(File, usize), HostError> {
+    let fresh = path.with_extension("new");
+    let fail = |e| HostError::file("write", &fresh, e);
+    let records = state.records(boot_id);
+    let mut text = String::new();
+    for record in &records {
+        text.push_str(&to_line(record)?);
+        text.push('\n');
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&fresh)
+        .map_err(fail)?;
+    file.write_all(text.as_bytes()).map_err(fail)?;
+    file.sync_all().map_err(fail)?;
+    fs::rename(&fresh, path).map_err(fail)?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| HostError::file("sync", dir, e))?;
+    Ok((file, records.len()))
+}
+
+fn to_line(record: &Record) -> Result<String, HostError> {
+    serde_json::to_string(record).map_err(|error| {
+        HostError::invalid(
+            format!("write {record:?} as JSON: {error}"),
+            "report this as a bug",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(name: &str) -> AppId {
+        name.parse().unwrap()
+    }
+
+    fn spot(file: &str) -> Spot {
+        Spot {
+            file: PathBuf::from(file),
+            device: None,
+        }
+    }
+
+    fn sample() -> Vec<Record> {
+        let process = Process {
+            pid: 7,
+            start_time: 99,
+        };
+        vec![
+            Record::Created {
+                app: None,
+                dir: "/cg/forebay".into(),
+            },
+            Record::Created {
+                app: Some(app("web")),
+                dir: "/cg/forebay/web".into(),
+            },
+            Record::Original {
+                app: app("db"),
+                spot: spot("/cg/db/cpu.max"),
+                text: "max 100000".to_owned(),
+            },
+            Record::Wrote {
+                spot: spot("/cg/db/cpu.max"),
+                text: "5000 100000".to_owned(),
+            },
+            Record::Moved {
+                app: app("web"),
+                process,
+                from: vec!["/cg".into()],
+            },
+            Record::Starting { app: app("web") },
+            Record::Started {
+                app: app("web"),
+                process,
+            },
+        ]
+    }
+
+    fn filled(dir: &Path) -> State {
+        let mut ledger = Ledger::open(dir, "boot").unwrap();
+        for record in sample() {
+            ledger.append(record).unwrap();
+        }
+        ledger.sync().unwrap();
+        ledger.state().clone()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = filled(dir.path());
+        assert!(!state.is_restored());
+        assert_eq!(Ledger::open(dir.path(), "boot").unwrap().state(), &state);
+        // Opening rewrote it: still the same.
+        assert_eq!(peek(dir.path(), "boot").unwrap(), state);
+    }
+
+    #[test]
+    fn cut_anywhere_it_opens_with_a_prefix_of_the_records() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let path = dir.path().join("ledger");
+        let bytes = fs::read(&path).unwrap();
+        let mut states = vec![State::default()];
+        for record in sample() {
+            let mut state = states.last().unwrap().clone();
+            state.take(record);
+            states.push(state);
+        }
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let state = peek(dir.path(), "boot").unwrap();
+            assert!(states.contains(&state), "cut at {length}: {state:?}");
+        }
+    }
+
+    #[test]
+    fn rubbish_in_the_middle_is_an_error_that_names_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let path = dir.path().join("ledger");
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines[2] = "{\"wrote\":";
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let error = Ledger::open(dir.path(), "boot").unwrap_err().explain();
+        assert!(error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn another_boot_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let ledger = Ledger::open(dir.path(), "later").unwrap();
+        assert_eq!(ledger.state(), &State::default());
+        assert!(dir.path().join("ledger.other-boot").exists());
+    }
+
+    #[test]
+    fn release_keeps_what_runs() {
+        let mut state = State::default();
+        for record in sample() {
+            state.take(record);
+        }
+        state.take(Record::Released { app: app("db") });
+        assert!(!state.apps.contains_key(&app("db")));
+        assert!(state.wrote.is_empty());
+        state.take(Record::Released { app: app("web") });
+        assert!(state.apps[&app("web")].started.is_some());
+        assert!(state.apps[&app("web")].is_restored());
+    }
+
+    #[test]
+    fn a_full_disk_leaves_a_whole_ledger() {
+        // /dev/full answers every write with ENOSPC.
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(dir.path(), "boot").unwrap();
+        ledger.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = ledger.append(sample().remove(0)).unwrap_err();
+        assert!(error.explain().contains("make room"), "{}", error.explain());
+        assert!(
+            ledger.state().is_restored(),
+            "nothing was taken for written"
+        );
+    }
+}

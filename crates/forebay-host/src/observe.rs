@@ -1,0 +1,493 @@
+//! Looking at the host and the apps.
+//!
+//! Cheap files are read every period, through descriptors that stay open. What costs more, or
+//! changes slowly, is read in one period of ten; apps take turns, so that no period is heavier
+//! than another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId, Binding};
+use forebay_core::host::Watch;
+use forebay_core::slice::{Knob, Setting, Slice};
+use forebay_core::snapshot::{AppSample, Gap, HostSample, Reading, RunState, Snapshot};
+use forebay_core::units::{Bytes, Limit};
+
+use crate::files::{Reader, keyed, pressure_total, read_text};
+use crate::groups;
+use crate::host::{Entry, Group, LinuxHost, index_of, period_us, unified_index};
+use crate::knobs::{self, Way, Ways};
+use crate::mounts::{Controller, Hierarchies, Version};
+use crate::procs;
+use crate::topology::kib_after;
+
+/// Periods in a full rotation.
+const ROTATION: u64 = 10;
+/// Periods between two scans for processes of `match` apps.
+const SCAN_EVERY: u64 = 5;
+
+/// The open files of one app's group.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    cpu: Option<(Reader, CpuFormat)>,
+    throttled: Option<(Reader, CpuFormat)>,
+    memory: Option<Reader>,
+    cpu_pressure: Option<Reader>,
+    memory_pressure: Option<Reader>,
+    io_pressure: Option<Reader>,
+    io: Option<(Reader, Version)>,
+    /// cgroup.events of v2, which says in few bytes whether anybody is inside.
+    events: Option<Reader>,
+    members: Option<Reader>,
+}
+
+/// How a file tells processor time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CpuFormat {
+    /// cpu.stat of v2, in microseconds.
+    StatV2,
+    /// cpu.stat of v1, in nanoseconds.
+    StatV1,
+    /// cpuacct.usage, a bare number of nanoseconds.
+    Usage,
+}
+
+impl Meters {
+    /// Opens what is there.
+    pub(crate) fn open(hierarchies: &Hierarchies, dirs: &[Option<PathBuf>]) -> Self {
+        let open = |index: Option<usize>, file: &str| -> Option<Reader> {
+            Reader::open(&dirs.get(index?)?.as_ref()?.join(file))
+        };
+        let unified = unified_index(hierarchies);
+        let at = |controller| index_of(hierarchies, controller);
+        let version = |controller| hierarchies.of(controller).map(|(_, h)| h.version);
+        let cpu = open(at(Controller::Cpuacct), "cpuacct.usage")
+            .map(|reader| (reader, CpuFormat::Usage))
+            .or_else(|| Some((open(unified, "cpu.stat")?, CpuFormat::StatV2)));
+        let throttled = open(at(Controller::Cpu), "cpu.stat").zip(match version(Controller::Cpu) {
+            Some(Version::V2) => Some(CpuFormat::StatV2),
+            Some(Version::V1) => Some(CpuFormat::StatV1),
+            None => None,
+        });
+        let memory = match version(Controller::Memory) {
+            Some(Version::V1) => open(at(Controller::Memory), "memory.usage_in_bytes"),
+            _ => open(at(Controller::Memory), "memory.current"),
+        };
+        let io = match version(Controller::Io) {
+            Some(Version::V1) => open(
+                at(Controller::Io),
+                "blkio.throttle.io_service_bytes_recursive",
+            )
+            .zip(Some(Version::V1)),
+            _ => open(at(Controller::Io), "io.stat").zip(Some(Version::V2)),
+        };
+        let first = dirs.iter().position(Option::is_some);
+        Self {
+            cpu,
+            throttled,
+            memory,
+            cpu_pressure: open(unified, "cpu.pressure"),
+            memory_pressure: open(unified, "memory.pressure"),
+            io_pressure: open(unified, "io.pressure"),
+            io,
+            events: open(unified, "cgroup.events"),
+            members: open(unified, "cgroup.procs").or_else(|| open(first, "cgroup.procs")),
+        }
+    }
+}
+
+/// Whether anything of the group was still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Here,
+    Gone,
+}
+
+impl LinuxHost {
+    /// Looks at the host and at every app asked for.
+    pub(crate) fn look(&mut self, watch: &Watch<'_>) -> Snapshot {
+        self.notice_endings();
+        self.scan_when_due(watch);
+        let host = self.look_at_host();
+        let mut apps = BTreeMap::new();
+        for (index, (id, app)) in (0u64..).zip(watch.apps) {
+            let turn = (watch.period + index) % ROTATION;
+            let sample = self.look_at_app(app, turn, watch.in_force.get(id));
+            apps.insert(id.clone(), sample);
+        }
+        Snapshot {
+            time: watch.time,
+            host,
+            apps,
+        }
+    }
+
+    /// Sees which started programs ended. All are asked, also those not looked at, so that
+    /// none stays a zombie.
+    fn notice_endings(&mut self) {
+        let mut endings = Vec::new();
+        for (id, entry) in &mut self.entries {
+            if let Some(ending) = entry.main.as_ref().and_then(|main| main.ended()) {
+                entry.main = None;
+                entry.ended = Some(ending);
+                endings.push((id.clone(), ending));
+            }
+        }
+        for (id, ending) in endings {
+            self.note_ending(&id, ending);
+        }
+    }
+
+    fn scan_when_due(&mut self, watch: &Watch<'_>) {
+        if !watch.period.is_multiple_of(SCAN_EVERY) {
+            return;
+        }
+        let rules: Vec<_> = watch
+            .apps
+            .iter()
+            .filter_map(|(id, app)| match &app.binding {
+                Binding::Match(rule) => Some((id, rule)),
+                Binding::Exec(_) | Binding::Cgroup(_) => None,
+            })
+            .collect();
+        if !rules.is_empty() {
+            let proc_root = &self.options.roots.proc;
+            self.scanner
+                .scan(proc_root, &rules, &[1, std::process::id()]);
+        }
+    }
+
+    fn look_at_host(&mut self) -> HostSample {
+        let mut sample = HostSample {
+            cpu_busy: Err(Gap::Unsupported),
+            steal: Err(Gap::Unsupported),
+            memory_available: Err(Gap::Unsupported),
+        };
+        if let Some(reader) = &self.host_stat {
+            match reader.read(&mut self.buffer) {
+                Ok(text) => {
+                    let (busy, steal) = parse_cpu_times(text);
+                    sample.cpu_busy = Ok(busy);
+                    sample.steal = steal.ok_or(Gap::Unsupported);
+                }
+                Err(error) => sample.cpu_busy = Err(Gap::Failed(error.to_string())),
+            }
+        }
+        if let Some(reader) = &self.host_memory {
+            sample.memory_available = match reader.read(&mut self.buffer) {
+                Ok(text) => kib_after(text, "MemAvailable:").ok_or(Gap::Unsupported),
+                Err(error) => Err(Gap::Failed(error.to_string())),
+            };
+        }
+        sample
+    }
+
+    fn look_at_app(&mut self, app: &App, turn: u64, in_force: Option<&Slice>) -> AppSample {
+        self.bind(app);
+        self.find_bound_group(&app.id);
+        let mut sample = AppSample::absent();
+        let proc_root = self.options.roots.proc.clone();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let Some(entry) = self.entries.get_mut(&app.id) else {
+            return sample;
+        };
+        let mut populated = false;
+        if let Some(group) = &mut entry.group {
+            let first = std::mem::take(&mut group.unreported);
+            let throttle = in_force.is_some_and(|slice| {
+                matches!(slice.get(Knob::CpuMax), Some(Setting::CpuMax(Limit::At(_))))
+            });
+            let due = Due {
+                throttled: throttle || turn == 0 || first,
+                memory: turn == 0 || first,
+                io: turn == 2 || first,
+                processes: turn == 4 || first,
+            };
+            let found = read_meters(&group.meters, &due, &mut buffer, &mut sample);
+            populated = is_populated(&group.meters, &mut buffer);
+            if first {
+                sample.found = found_settings(&self.ways, group, app, &mut entry.last);
+            }
+            if (turn == 6 || first)
+                && let Some(in_force) = in_force
+            {
+                sample.foreign = foreign(&self.ways, group, &entry.last, in_force);
+            }
+            if found == Found::Gone {
+                entry.group = None;
+                entry.last.clear();
+                sample = AppSample::absent();
+                populated = false;
+            }
+        }
+        self.buffer = buffer;
+        sample.main_pid = entry.main.as_ref().map(|main| main.process.pid);
+        sample.state = run_state(entry, &app.binding, populated);
+        sample.strays = match &app.binding {
+            Binding::Exec(_) if entry.kept.is_empty() => BTreeSet::new(),
+            Binding::Exec(_) => {
+                let all = procs::families(&proc_root, &entry.kept);
+                let outside = outside_of(entry.group.as_ref(), all);
+                if outside.is_empty() {
+                    // All are in, or gone: what comes after is born inside.
+                    entry.kept.clear();
+                }
+                outside
+            }
+            Binding::Match(_) => {
+                outside_of(entry.group.as_ref(), self.scanner.of(&app.id).collect())
+            }
+            Binding::Cgroup(_) => BTreeSet::new(),
+        };
+        if matches!(app.binding, Binding::Match(_)) && !sample.strays.is_empty() {
+            sample.state = RunState::Running;
+        }
+        sample
+    }
+
+    fn find_bound_group(&mut self, app: &AppId) {
+        let missing = self
+            .entries
+            .get(app)
+            .filter(|entry| entry.group.is_none())
+            .and_then(|entry| entry.bound.clone());
+        let Some(path) = missing else { return };
+        let group = self.bound_group(&path);
+        if let Some(entry) = self.entries.get_mut(app) {
+            entry.group = group;
+        }
+    }
+}
+
+fn run_state(entry: &Entry, binding: &Binding, populated: bool) -> RunState {
+    match binding {
+        Binding::Exec(_) if entry.main.is_some() => RunState::Running,
+        Binding::Exec(_) => entry.ended.map_or(RunState::Absent, RunState::Ended),
+        Binding::Cgroup(_) | Binding::Match(_) if populated => RunState::Running,
+        Binding::Cgroup(_) | Binding::Match(_) => RunState::Absent,
+    }
+}
+
+/// Those of the processes given that are not in the group, in some hierarchy.
+fn outside_of(group: Option<&Group>, mut pids: Vec<u32>) -> BTreeSet<u32> {
+    if let Some(group) = group
+        && !pids.is_empty()
+        && let Some(dir) = group.all_dirs().last()
+    {
+        let inside = groups::members(dir);
+        pids.retain(|pid| !inside.contains(pid));
+    }
+    pids.into_iter().collect()
+}
+
+struct Due {
+    throttled: bool,
+    memory: bool,
+    io: bool,
+    processes: bool,
+}
+
+fn read_meters(meters: &Meters, due: &Due, buffer: &mut Vec<u8>, sample: &mut AppSample) -> Found {
+    let mut found = Found::Here;
+    let mut read = |reader: Option<&Reader>, is_due: bool, parse: &dyn Fn(&str) -> Option<u64>| {
+        let Some(reader) = reader else {
+            return Err(Gap::Unsupported);
+        };
+        if !is_due {
+            return Err(Gap::NotDue);
+        }
+        match reader.read(buffer) {
+            Ok(text) => parse(text).ok_or(Gap::Unsupported),
+            Err(error) => {
+                if is_gone(&error) {
+                    found = Found::Gone;
+                }
+                Err(Gap::Failed(error.to_string()))
+            }
+        }
+    };
+    let micros = |reading: Reading<u64>| reading.map(Duration::from_micros);
+    sample.cpu_used = match &meters.cpu {
+        Some((reader, CpuFormat::Usage)) => {
+            read(Some(reader), true, &|text| text.trim().parse().ok()).map(Duration::from_nanos)
+        }
+        Some((reader, _)) => micros(read(Some(reader), true, &|t| keyed(t, "usage_usec"))),
+        None => Err(Gap::Unsupported),
+    };
+    sample.cpu_throttled = match &meters.throttled {
+        Some((reader, CpuFormat::StatV2)) => micros(read(Some(reader), due.throttled, &|t| {
+            keyed(t, "throttled_usec")
+        })),
+        Some((reader, _)) => read(Some(reader), due.throttled, &|t| keyed(t, "throttled_time"))
+            .map(Duration::from_nanos),
+        None => Err(Gap::Unsupported),
+    };
+    sample.memory_used = read(meters.memory.as_ref(), true, &|t| t.trim().parse().ok()).map(Bytes);
+    sample.cpu_stalled = micros(read(meters.cpu_pressure.as_ref(), true, &pressure_total));
+    sample.memory_stalled = micros(read(
+        meters.memory_pressure.as_ref(),
+        due.memory,
+        &pressure_total,
+    ));
+    sample.io_stalled = micros(read(meters.io_pressure.as_ref(), due.io, &pressure_total));
+    sample.io_bytes = match &meters.io {
+        Some((reader, Version::V1)) => read(Some(reader), due.io, &io_bytes_v1),
+        Some((reader, Version::V2)) => read(Some(reader), due.io, &io_bytes_v2),
+        None => Err(Gap::Unsupported),
+    }
+    .map(Bytes);
+    sample.processes = read(meters.members.as_ref(), due.processes, &|text| {
+        u64::try_from(text.lines().count()).ok()
+    })
+    .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    found
+}
+
+fn is_populated(meters: &Meters, buffer: &mut Vec<u8>) -> bool {
+    if let Some(events) = &meters.events {
+        return events
+            .read(buffer)
+            .is_ok_and(|text| keyed(text, "populated") == Some(1));
+    }
+    meters
+        .members
+        .as_ref()
+        .is_some_and(|members| members.read(buffer).is_ok_and(|text| !text.is_empty()))
+}
+
+/// The settings in force in a group that was there before, and what its files hold.
+fn found_settings(
+    ways: &Ways,
+    group: &Group,
+    app: &App,
+    last: &mut BTreeMap<Knob, Vec<String>>,
+) -> Vec<Setting> {
+    let devices = app.io_max.keys().map(|device| Knob::IoMax(*device));
+    let devices = devices.filter_map(|knob| Some((knob, ways.of(knob)?)));
+    let mut found = Vec::new();
+    for (knob, way) in ways.knobs().chain(devices) {
+        let Some((texts, period)) = read_knob(group, knob, way) else {
+            continue;
+        };
+        found.extend(knobs::parse(knob, way, &texts, period));
+        last.insert(knob, texts);
+    }
+    found
+}
+
+/// The knobs in force that no longer hold what they held after our last write.
+fn foreign(
+    ways: &Ways,
+    group: &Group,
+    last: &BTreeMap<Knob, Vec<String>>,
+    in_force: &Slice,
+) -> BTreeMap<Knob, String> {
+    let mut foreign = BTreeMap::new();
+    for setting in in_force.iter() {
+        let knob = setting.knob();
+        let (Some(way), Some(last)) = (ways.of(knob), last.get(&knob)) else {
+            continue;
+        };
+        if let Some((texts, _)) = read_knob(group, knob, way)
+            && texts != *last
+        {
+            foreign.insert(knob, texts.join(" "));
+        }
+    }
+    foreign
+}
+
+/// What a knob's files hold, and the period of the quota.
+fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
+    let dir = group.dir(way.hierarchy)?;
+    let texts: Option<Vec<String>> = way
+        .files
+        .iter()
+        .map(|file| {
+            let text = read_text(&dir.join(file)).ok()?;
+            Some(knobs::cut(file, knobs::device(knob), &text))
+        })
+        .collect();
+    Some((texts?, period_us(way, dir)))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
+}
+
+/// Busy time of each CPU and stolen time of all, from /proc/stat.
+fn parse_cpu_times(text: &str) -> (BTreeMap<usize, Duration>, Option<Duration>) {
+    let mut busy = BTreeMap::new();
+    let mut steal = None;
+    for line in text.lines() {
+        let Some(rest) = line.strip_prefix("cpu") else {
+            break;
+        };
+        let mut fields = rest.split_whitespace();
+        // user nice system idle iowait irq softirq steal; guest is part of user.
+        if rest.starts_with(' ') {
+            steal = fields.nth(7).and_then(|f| f.parse().ok()).map(procs::ticks);
+            continue;
+        }
+        let Some(id) = fields.next().and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        let times: Vec<u64> = fields.filter_map(|f| f.parse().ok()).collect();
+        let sum: u64 = [0, 1, 2, 5, 6]
+            .into_iter()
+            .filter_map(|at| times.get(at))
+            .sum();
+        busy.insert(id, procs::ticks(sum));
+    }
+    (busy, steal)
+}
+
+/// The line `Total N` of the recursive v1 file counts reads, writes and discards.
+fn io_bytes_v1(text: &str) -> Option<u64> {
+    let mut sum = 0;
+    for line in text.lines() {
+        let mut fields = line.split_whitespace().skip(1);
+        if let (Some("Read" | "Write"), Some(bytes)) = (fields.next(), fields.next()) {
+            sum += bytes.parse::<u64>().ok()?;
+        }
+    }
+    Some(sum)
+}
+
+fn io_bytes_v2(text: &str) -> Option<u64> {
+    let mut sum = 0;
+    for field in text.split_whitespace() {
+        let bytes = field
+            .strip_prefix("rbytes=")
+            .or_else(|| field.strip_prefix("wbytes="));
+        if let Some(bytes) = bytes {
+            sum += bytes.parse::<u64>().ok()?;
+        }
+    }
+    Some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_times_leave_idle_out() {
+        let text = "cpu  10 0 5 100 7 1 1 30 0 0\ncpu0 6 1 2 50 3 1 0 20 0 0\ncpu1 4 0 3 50 4 0 1 10 0 0\nintr 5\n";
+        let (busy, steal) = parse_cpu_times(text);
+        assert_eq!(busy[&0], Duration::from_millis(100));
+        assert_eq!(busy[&1], Duration::from_millis(80));
+        assert_eq!(steal, Some(Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn io_is_summed_over_devices() {
+        let v1 = "254:0 Read 100\n254:0 Write 20\n254:0 Sync 120\n254:0 Total 120\n7:0 Read 1\nTotal 121\n";
+        assert_eq!(io_bytes_v1(v1), Some(121));
+        assert_eq!(io_bytes_v1("Total 0\n"), Some(0));
+        let v2 = "8:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0\n";
+        assert_eq!(io_bytes_v2(v2), Some(121));
+    }
+}

@@ -1,0 +1,441 @@
+//! Putting the host back as it was found.
+//!
+//! The same code serves a clean stop, the guardian after a crash, `forebay restore` by hand
+//! and the release of a single app. It works from the ledger alone, and each step can be done
+//! twice: killed at any point, it is simply run again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{AppId, OnStop};
+
+use crate::Roots;
+use crate::error::HostError;
+use crate::files::{read_text, write_text};
+use crate::groups;
+use crate::knobs::cut;
+use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
+use crate::lock::{Lock, Role};
+use crate::mounts::{Hierarchies, Hierarchy};
+use crate::procs;
+
+/// Knobs depend on each other (a burst fits its quota), so refused ones are tried again after
+/// the rest.
+const KNOB_PASSES: usize = 3;
+/// How long members have to leave a group when everything is put back.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was put back, and what was not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Knobs that hold their original value again.
+    pub knobs: usize,
+    /// Processes that are in their original groups again, or ended.
+    pub processes: usize,
+    /// Groups removed.
+    pub groups: usize,
+    /// Knobs left alone because somebody else wrote them since, with what they hold.
+    pub foreign: Vec<String>,
+    /// What could not be put back, and why. It stays in the ledger.
+    pub failed: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing was left undone.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.knobs += other.knobs;
+        self.processes += other.processes;
+        self.groups += other.groups;
+        self.foreign.extend(other.foreign);
+        self.failed.extend(other.failed);
+    }
+}
+
+/// Takes the state directory and puts back everything its ledger names.
+///
+/// # Errors
+/// When a daemon holds the directory, or the ledger cannot be read or written. What the
+/// kernel refused is in the report instead.
+pub fn restore(state_dir: &Path, roots: &Roots, on_stop: OnStop) -> Result<Report, HostError> {
+    if !state_dir.exists() {
+        return Ok(Report::default());
+    }
+    let _lock = Lock::take(state_dir, Role::Restorer, &roots.proc)?;
+    let mut ledger = Ledger::open(state_dir, &roots.boot_id()?)?;
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    restore_all(&mut ledger, &hierarchies, &roots.proc, on_stop)
+}
+
+/// Puts back everything a ledger names.
+pub(crate) fn restore_all(
+    ledger: &mut Ledger,
+    hierarchies: &Hierarchies,
+    proc_root: &Path,
+    on_stop: OnStop,
+) -> Result<Report, HostError> {
+    let mut report = Report::default();
+    let apps: Vec<AppId> = ledger.state().apps.keys().cloned().collect();
+    for app in apps {
+        let started_by_us = ledger
+            .state()
+            .apps
+            .get(&app)
+            .is_some_and(|record| record.started.is_some() || record.starting);
+        let fate = match on_stop {
+            OnStop::Kill if started_by_us => Fate::Kill,
+            _ => Fate::Keep,
+        };
+        let release = Release {
+            app: &app,
+            fate,
+            deadline: Instant::now() + PATIENCE,
+        };
+        report.add(release_app(ledger, hierarchies, proc_root, &release)?);
+    }
+    report.add(remove_parents(ledger)?);
+    Ok(report)
+}
+
+/// What becomes of the processes in a group that is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Keep,
+    Kill,
+}
+
+/// How one app is released.
+#[derive(Debug)]
+pub(crate) struct Release<'a> {
+    pub(crate) app: &'a AppId,
+    pub(crate) fate: Fate,
+    /// Until when members may take to leave.
+    pub(crate) deadline: Instant,
+}
+
+/// Puts one app back.
+///
+/// # Errors
+/// When the ledger cannot be written. What the kernel refused is in the report.
+pub(crate) fn release_app(
+    ledger: &mut Ledger,
+    hierarchies: &Hierarchies,
+    proc_root: &Path,
+    release: &Release<'_>,
+) -> Result<Report, HostError> {
+    let Some(record) = ledger.state().apps.get(release.app).cloned() else {
+        return Ok(Report::default());
+    };
+    let mut report = Report::default();
+    restore_knobs(ledger, &record, &mut report);
+    let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
+    if release.fate == Fate::Kill {
+        let inside: usize = dirs
+            .iter()
+            .map(|d| groups::members(d).len())
+            .max()
+            .unwrap_or(0);
+        report.processes += inside;
+        if let Err(error) = groups::kill(&dirs) {
+            report.failed.push(error.explain());
+        }
+        for process in record.kept.iter().chain(record.started.as_ref()) {
+            if procs::is_alive(proc_root, *process) {
+                groups::signal(process.pid, rustix::process::Signal::KILL);
+            }
+        }
+    } else if record.started.is_some() || record.starting {
+        keep(ledger, proc_root, release.app, &dirs)?;
+    }
+    let origins = Origins {
+        hierarchies,
+        proc_root,
+        record: &record,
+        home: ledger.state().home.clone(),
+    };
+    let mut moved = 0;
+    for dir in &dirs {
+        let outcome = groups::remove(dir, release.deadline, |pid| {
+            if release.fate == Fate::Kill {
+                groups::signal(pid, rustix::process::Signal::KILL);
+            } else if origins.send_home(dir, pid) {
+                moved += 1;
+            }
+        });
+        match outcome {
+            Ok(()) => report.groups += 1,
+            Err(error) => report.failed.push(error.explain()),
+        }
+    }
+    report.processes += moved / dirs.len().max(1);
+    // Processes that were moved between groups of others.
+    if dirs.is_empty() {
+        for (process, from) in &record.moved {
+            if procs::is_alive(proc_root, *process) {
+                from.iter().for_each(|dir| {
+                    if let Err(error) = groups::attach(dir, process.pid) {
+                        report.failed.push(error.explain());
+                    }
+                });
+                report.processes += 1;
+            }
+        }
+    }
+    if report.failed.is_empty() {
+        if release.fate == Fate::Kill && record.started.is_some() {
+            ledger.append(Record::Ended {
+                app: release.app.clone(),
+                ending: forebay_core::snapshot::Ending::Signal(libc::SIGKILL),
+            })?;
+        }
+        ledger.append(Record::Released {
+            app: release.app.clone(),
+        })?;
+        ledger.amend(|_| ())?;
+    }
+    Ok(report)
+}
+
+/// Notes the processes of a started app that will run on outside our groups, so that the next
+/// daemon knows them.
+fn keep(
+    ledger: &mut Ledger,
+    proc_root: &Path,
+    app: &AppId,
+    dirs: &[&Path],
+) -> Result<(), HostError> {
+    let mut pids: Vec<u32> = dirs.iter().flat_map(|dir| groups::members(dir)).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    let processes: Vec<Process> = pids
+        .into_iter()
+        .filter_map(|pid| procs::identify(proc_root, pid))
+        .collect();
+    if processes.is_empty() {
+        return Ok(());
+    }
+    let app = app.clone();
+    ledger.append(Record::Kept { app, processes })
+}
+
+/// Writes original values back where the knob still holds what we wrote.
+fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
+    let mut open: Vec<&(Spot, String)> = record.originals.iter().rev().collect();
+    for pass in 1..=KNOB_PASSES {
+        let mut refused = Vec::new();
+        for entry in open {
+            let (spot, original) = entry;
+            let wrote = ledger
+                .state()
+                .wrote
+                .get(spot)
+                .map_or(&[][..], Vec::as_slice);
+            match restore_knob(spot, original, wrote) {
+                Ok(Back::Done) => report.knobs += 1,
+                Ok(Back::Foreign(text)) => report
+                    .foreign
+                    .push(format!("{} = {text}", spot.file.display())),
+                Err(error) if error.is_gone() => {}
+                Err(error) if pass == KNOB_PASSES => report.failed.push(error.explain()),
+                Err(_) => refused.push(entry),
+            }
+        }
+        open = refused;
+    }
+}
+
+enum Back {
+    Done,
+    Foreign(String),
+}
+
+fn restore_knob(spot: &Spot, original: &str, wrote: &[String]) -> Result<Back, HostError> {
+    let now = read_spot(spot)?;
+    if same(&now, original) {
+        return Ok(Back::Done);
+    }
+    if !wrote.iter().any(|text| same(text, &now)) {
+        return Ok(Back::Foreign(now));
+    }
+    write_text(&spot.file, original)?;
+    Ok(Back::Done)
+}
+
+/// What a knob holds now, in the form in which it can be written back.
+pub(crate) fn read_spot(spot: &Spot) -> Result<String, HostError> {
+    let text = read_text(&spot.file)?;
+    let name = spot
+        .file
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    Ok(cut(name, spot.device, &text))
+}
+
+/// Whether two texts of one knob mean the same. v1 takes -1 and shows a huge number.
+fn same(a: &str, b: &str) -> bool {
+    let unlimited = |text: &str| text == "-1" || text.parse().is_ok_and(|n: u64| n >= 1 << 62);
+    a == b || (unlimited(a) && unlimited(b))
+}
+
+/// Where the members of a group came from.
+struct Origins<'a> {
+    hierarchies: &'a Hierarchies,
+    proc_root: &'a Path,
+    record: &'a AppRecord,
+    home: Vec<PathBuf>,
+}
+
+impl Origins<'_> {
+    /// Moves a process out of `dir`: to where it was taken from, or where the ancestor was
+    /// that brought it here, or where the daemon runs, or to the root.
+    fn send_home(&self, dir: &Path, pid: u32) -> bool {
+        let Some(hierarchy) = hierarchy_of(self.hierarchies, dir) else {
+            return false;
+        };
+        let inside = |from: &[PathBuf]| -> Option<PathBuf> {
+            from.iter()
+                .find(|dir| {
+                    hierarchy_of(self.hierarchies, dir).map(|h| &h.mount) == Some(&hierarchy.mount)
+                })
+                .cloned()
+        };
+        let origin = self.origin(pid).and_then(inside);
+        let home = inside(&self.home);
+        [origin, home, Some(hierarchy.mount.clone())]
+            .into_iter()
+            .flatten()
+            .any(|target| match groups::attach(&target, pid) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!(pid, reason = error.explain(), "not sent there");
+                    false
+                }
+            })
+    }
+
+    /// The recorded origin of a process or of its nearest moved ancestor.
+    fn origin(&self, pid: u32) -> Option<&[PathBuf]> {
+        const ANCESTORS_MAX: usize = 64;
+        if self.record.moved.is_empty() {
+            return None;
+        }
+        let mut pid = pid;
+        for _ in 0..ANCESTORS_MAX {
+            let stat = procs::read_stat(self.proc_root, pid)?;
+            let process = Process {
+                pid,
+                start_time: stat.start_time,
+            };
+            if let Some(from) = self.record.moved.get(&process) {
+                return Some(from);
+            }
+            if stat.parent <= 1 {
+                break;
+            }
+            pid = stat.parent;
+        }
+        self.record.moved.values().next().map(Vec::as_slice)
+    }
+}
+
+/// The hierarchy that a directory lies in: the one with the longest mount point above it.
+pub(crate) fn hierarchy_of<'a>(hierarchies: &'a Hierarchies, dir: &Path) -> Option<&'a Hierarchy> {
+    hierarchies
+        .list()
+        .iter()
+        .filter(|hierarchy| dir.starts_with(&hierarchy.mount))
+        .max_by_key(|hierarchy| hierarchy.mount.as_os_str().len())
+}
+
+/// Removes the groups that held all others, and switches off what was switched on for them.
+fn remove_parents(ledger: &mut Ledger) -> Result<Report, HostError> {
+    let mut report = Report::default();
+    let holds_apps: BTreeMap<PathBuf, bool> = ledger
+        .state()
+        .parents
+        .iter()
+        .map(|dir| {
+            (
+                dir.clone(),
+                dir.exists() && !groups::children(dir).is_empty(),
+            )
+        })
+        .collect();
+    let mut left = Vec::new();
+    for dir in ledger.state().parents.iter().rev() {
+        match fs::remove_dir(dir) {
+            Ok(()) => report.groups += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let mut error = HostError::file("remove control group", dir, error);
+                if holds_apps.get(dir) == Some(&true) {
+                    error = error.advise("it has groups in it that Forebay did not make");
+                }
+                report.failed.push(error.explain());
+                left.push(dir.clone());
+            }
+        }
+    }
+    left.reverse();
+    let mut still_enabled = Vec::new();
+    if left.is_empty() {
+        for (dir, controllers) in ledger.state().enabled.iter().rev() {
+            // Left on where others have groups by now: that is theirs to decide.
+            if let Err(error) = groups::disable(dir, controllers) {
+                tracing::info!(reason = error.explain(), "controllers stay on");
+            }
+        }
+    } else {
+        still_enabled.clone_from(&ledger.state().enabled);
+    }
+    ledger.amend(|state| {
+        state.parents = left;
+        state.enabled = still_enabled;
+    })?;
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_knob_goes_back_only_when_it_is_still_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cpu.max");
+        let spot = Spot {
+            file: file.clone(),
+            device: None,
+        };
+        let check = |now: &str, wrote: &[&str], after: &str| {
+            fs::write(&file, now).unwrap();
+            let wrote: Vec<String> = wrote.iter().map(|t| (*t).to_owned()).collect();
+            restore_knob(&spot, "max 100000", &wrote).unwrap();
+            // Kernel files are overwritten whole, plain ones keep their tail.
+            let text = fs::read_to_string(&file).unwrap();
+            assert_eq!(text.lines().next().unwrap(), after);
+        };
+        check("5000 100000\n", &["5000 100000"], "max 100000");
+        check("7000 100000\n", &["5000 100000"], "7000 100000");
+        check(
+            "4000 100000\n",
+            &["4000 100000", "5000 100000"],
+            "max 100000",
+        );
+        check("max 100000\n", &[], "max 100000");
+    }
+
+    #[test]
+    fn unlimited_has_two_faces() {
+        assert!(same("-1", "9223372036854771712"));
+        assert!(!same("-1", "4096"));
+        assert!(same("x", "x"));
+    }
+}

@@ -1,0 +1,234 @@
+//! The live host on the kernel that runs this test. Needs root and writable control groups.
+
+mod support;
+
+use forebay_core::app::{Binding, OnStop};
+use forebay_core::host::{Action, Host, Outcome};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::snapshot::{Ending, RunState};
+use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_host::mounts::{Controller, Version};
+use support::*;
+
+#[test]
+fn a_program_is_started_shaped_watched_and_released() {
+    let Some(place) = Place::new("started_shaped_watched") else {
+        return;
+    };
+    let mut host = place.open();
+    let app = program("web", &["sh", "-c", "while :; do :; done & wait"]);
+    let first = host.topology().cpus()[0].id;
+    let mut settings = vec![
+        Setting::Cpus([first].into_iter().collect()),
+        Setting::CpuWeight(500),
+        Setting::CpuMax(Limit::At(MilliCpu(500))),
+        Setting::MemoryMax(Limit::At(Bytes::mib(256))),
+        Setting::PidsMax(Limit::At(64)),
+    ];
+    settings.retain(|s| host.capabilities().knobs.contains(&s.knob()));
+    assert!(settings.len() >= 3, "{:?}", host.capabilities());
+    look(&mut host, &[&app], 0);
+    let mut actions: Vec<Action> = settings.iter().map(|s| set("web", *s)).collect();
+    actions.push(Action::Start { app: app.clone() });
+    apply(&mut host, &actions);
+
+    let cpu = place.dir(Controller::Cpu, "web");
+    wait_for("child of sh in the group", || members(&cpu).len() == 2);
+    let sample = look_until(&mut host, &app, "use of CPU", |sample| {
+        sample.cpu_used.as_ref().is_ok_and(|t| !t.is_zero())
+            && sample.memory_used.as_ref().is_ok_and(|b| b.0 > 0)
+    });
+    assert_eq!(sample.state, RunState::Running);
+    assert!(members(&cpu).contains(&sample.main_pid.unwrap()));
+    look_until(&mut host, &app, "process count", |s| s.processes == Ok(2));
+    look_until(&mut host, &app, "throttling", |s| {
+        s.cpu_throttled.as_ref().is_ok_and(|t| !t.is_zero())
+    });
+    if place.hierarchies.of(Controller::Cpu).unwrap().1.version == Version::V1 {
+        assert_eq!(text(&cpu.join("cpu.shares")), "5120");
+        assert_eq!(text(&cpu.join("cpu.cfs_quota_us")), "50000");
+    }
+
+    let pid = sample.main_pid.unwrap();
+    apply(&mut host, &[Action::Release { app: id("web") }]);
+    assert!(!cpu.exists());
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+    // It runs on outside; taken up again by its strays.
+    let sample = look(&mut host, &[&app], 3).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.state, RunState::Running);
+    assert_eq!(sample.strays.len(), 2, "{sample:?}");
+    apply(
+        &mut host,
+        &[Action::Enter {
+            app: id("web"),
+            pids: sample.strays.iter().copied().collect(),
+        }],
+    );
+    assert_eq!(members(&cpu).len(), 2);
+    apply(&mut host, &[Action::Kill { app: id("web") }]);
+    let sample = look_until(&mut host, &app, "end", |s| s.state != RunState::Running);
+    assert_eq!(sample.state, RunState::Ended(Ending::Signal(9)));
+    let report = host.close(OnStop::Keep).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+}
+
+#[test]
+fn knobs_the_kernel_lacks_are_unsupported() {
+    let Some(place) = Place::new("unsupported") else {
+        return;
+    };
+    let mut host = place.open();
+    let offered = host.capabilities().knobs.clone();
+    let outcomes = host.apply(&[set("web", Setting::MemoryMin(Bytes::mib(1)))]);
+    let expected = if offered.contains(&Knob::MemoryMin) {
+        Outcome::Done
+    } else {
+        Outcome::Unsupported
+    };
+    assert_eq!(outcomes, [expected]);
+}
+
+#[test]
+fn endings_are_told() {
+    let Some(place) = Place::new("endings") else {
+        return;
+    };
+    let mut host = place.open();
+    let app = program("job", &["sh", "-c", "exit 7"]);
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    let sample = look_until(&mut host, &app, "end", |s| s.state != RunState::Running);
+    assert_eq!(sample.state, RunState::Ended(Ending::Status(7)));
+    // Again, in the same group.
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    look_until(&mut host, &app, "end", |s| {
+        s.state == RunState::Ended(Ending::Status(7))
+    });
+    let missing = program("job", &["/no/such/program"]);
+    let outcomes = host.apply(&[Action::Start { app: missing }]);
+    assert!(
+        matches!(&outcomes[0], Outcome::Failed(why) if why.contains("/no/such/program")),
+        "{outcomes:?}"
+    );
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let Some(place) = Place::new("second_daemon") else {
+        return;
+    };
+    let _first = place.open();
+    let error = forebay_host::LinuxHost::open(place.options.clone()).unwrap_err();
+    assert_eq!(error.kind(), forebay_host::ErrorKind::Locked);
+}
+
+#[test]
+fn a_daemon_that_comes_back_takes_its_apps_up() {
+    let Some(place) = Place::new("comes_back") else {
+        return;
+    };
+    let mut host = place.open();
+    let app = program("web", &["sleep", "1000"]);
+    apply(
+        &mut host,
+        &[
+            set("web", Setting::CpuWeight(300)),
+            Action::Start { app: app.clone() },
+        ],
+    );
+    let pid = look(&mut host, &[&app], 1).apps[&app.id].main_pid.unwrap();
+    // As after kill -9: nothing is put back.
+    drop(host);
+    let mut host = place.open();
+    let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.state, RunState::Running);
+    assert_eq!(sample.main_pid, Some(pid));
+    assert!(
+        sample.found.contains(&Setting::CpuWeight(300)),
+        "{:?}",
+        sample.found
+    );
+    assert!(look(&mut host, &[&app], 2).apps[&app.id].found.is_empty());
+    // A clean stop that keeps it, and a start after that.
+    let report = host.close(OnStop::Keep).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(place.left_behind(), Vec::<std::path::PathBuf>::new());
+    let mut host = place.open();
+    let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.main_pid, Some(pid));
+    assert_eq!(sample.strays.iter().copied().collect::<Vec<_>>(), [pid]);
+    let report = host.close(OnStop::Kill).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    wait_for("end of sleep", || !is_running(pid));
+}
+
+#[test]
+fn a_group_of_others_is_shaped_and_put_back() {
+    let Some(place) = Place::new("group_of_others") else {
+        return;
+    };
+    // A group that somebody else made, outside of ours.
+    let name = format!("{}-other", place.options.group.display());
+    let (_, hierarchy) = place.hierarchies.of(Controller::Cpu).unwrap();
+    let theirs = Theirs(hierarchy.dir(name.as_ref()));
+    std::fs::create_dir(&theirs.0).unwrap();
+    let file = match hierarchy.version {
+        Version::V1 => theirs.0.join("cpu.shares"),
+        Version::V2 => theirs.0.join("cpu.weight"),
+    };
+    if !file.exists() {
+        println!("SKIPPED: group_of_others: the cpu controller is off at the root");
+        return;
+    }
+    let original = text(&file);
+    let app = app("theirs", Binding::Cgroup(name.into()));
+    let mut host = place.open();
+    let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.state, RunState::Absent, "nobody is in it");
+    assert!(sample.found.contains(&Setting::CpuWeight(100)));
+    apply(&mut host, &[set("theirs", Setting::CpuWeight(700))]);
+    assert_ne!(text(&file), original);
+
+    // Somebody else writes: noticed, and left alone in the end.
+    let in_force = [(
+        app.id.clone(),
+        [Setting::CpuWeight(700)].into_iter().collect(),
+    )]
+    .into();
+    let foreign = |host: &mut forebay_host::LinuxHost| {
+        (0..10).find_map(|period| {
+            let snapshot = look_with(host, &[&app], period, &in_force);
+            let foreign = &snapshot.apps[&app.id].foreign;
+            foreign.get(&Knob::CpuWeight).cloned()
+        })
+    };
+    assert_eq!(foreign(&mut host), None);
+    std::fs::write(&file, "200").unwrap();
+    assert_eq!(foreign(&mut host).as_deref(), Some("200"));
+    let mut place_host = host;
+    apply(
+        &mut place_host,
+        &[Action::Release {
+            app: app.id.clone(),
+        }],
+    );
+    assert_eq!(text(&file), "200");
+
+    // Without that, the original comes back, also after a crash.
+    std::fs::write(&file, &original).unwrap();
+    look(&mut place_host, &[&app], 1);
+    apply(&mut place_host, &[set("theirs", Setting::CpuWeight(700))]);
+    drop(place_host);
+    let report =
+        forebay_host::restore(&place.options.state_dir, &place.options.roots, OnStop::Keep)
+            .unwrap();
+    assert_eq!(report.knobs, 1, "{report:?}");
+    assert_eq!(text(&file), original);
+}
+
+struct Theirs(std::path::PathBuf);
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        assert!(std::fs::remove_dir(&self.0).is_ok() || std::thread::panicking());
+    }
+}
