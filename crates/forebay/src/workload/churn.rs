@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags, fadvise, fdatasync};
@@ -62,13 +63,9 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
             ))?;
         let churned = churn(&args, &progress);
         progress.stop();
-        let published = publisher.join().unwrap_or_else(|_| {
-            Err(Error::unusable(
-                "the publishing thread",
-                "panicked",
-                "report this as a bug",
-            ))
-        });
+        let published = publisher
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic));
         churned.and(published)
     })
 }

@@ -26,6 +26,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 mod burn;
 mod churn;
 mod load;
+mod schedule;
 mod service;
 
 /// The programs under `forebay workload`.
@@ -253,12 +254,17 @@ fn place(path: &Path, contents: &[u8]) -> Result<File, Error> {
     name.push(format!(".{}.new", std::process::id()));
     let new = PathBuf::from(name);
     let remedy = "name a file in a directory which exists and may be written to";
-    let written = File::create_new(&new).and_then(|mut file| {
-        file.write_all(contents)?;
-        Ok(file)
-    });
-    let file = written.map_err(Error::system("write", new.display(), remedy))?;
-    std::fs::rename(&new, path).map_err(Error::system("replace", path.display(), remedy))?;
+    let mut file =
+        File::create_new(&new).map_err(Error::system("create", new.display(), remedy))?;
+    let placed = file
+        .write_all(contents)
+        .and_then(|()| std::fs::rename(&new, path));
+    if placed.is_err()
+        && let Err(error) = std::fs::remove_file(&new)
+    {
+        tracing::warn!(file = %new.display(), %error, "a temporary file remains");
+    }
+    placed.map_err(Error::system("write", path.display(), remedy))?;
     Ok(file)
 }
 
@@ -323,6 +329,16 @@ mod tests {
         }
         let names = std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(names, 1, "the temporary name is gone");
+    }
+
+    #[test]
+    fn a_file_which_cannot_be_placed_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("directory");
+        std::fs::create_dir(&taken).unwrap();
+        let error = place(&taken, b"text").unwrap_err().to_string();
+        assert!(error.contains("directory"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
