@@ -28,7 +28,7 @@ pub mod topology;
 
 pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};
-pub use procs::{OwnUse, own_use};
+pub use procs::{OwnUse, daemon_use, own_use};
 pub use restore::{Report, restore};
 
 /// Where the kernel's file systems are. Tests point them at captured trees.

@@ -188,11 +188,47 @@ pub struct OwnUse {
 /// Processor time and memory of the calling process, from /proc/self.
 #[must_use]
 pub fn own_use(proc_root: &Path) -> Option<OwnUse> {
-    let stat = parse_stat(&fs::read_to_string(proc_root.join("self/stat")).ok()?)?;
+    use_in(&proc_root.join("self"))
+}
+
+/// What a daemon uses together with its guardian: the whole of what its user pays.
+#[must_use]
+pub fn daemon_use(proc_root: &Path, daemon: u32) -> Option<OwnUse> {
+    let mut sum = use_in(&proc_root.join(daemon.to_string()))?;
+    for pid in children(proc_root, daemon) {
+        let dir = proc_root.join(pid.to_string());
+        let command_line = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let is_guardian = command_line.split(|byte| *byte == 0).nth(1) == Some(b"guardian");
+        if let Some(guardian) = use_in(&dir).filter(|_| is_guardian) {
+            sum.cpu += guardian.cpu;
+            sum.memory = sum.memory.saturating_add(guardian.memory);
+        }
+    }
+    Some(sum)
+}
+
+fn use_in(dir: &Path) -> Option<OwnUse> {
+    let stat = parse_stat(&fs::read_to_string(dir.join("stat")).ok()?)?;
     Some(OwnUse {
         cpu: ticks(stat.ticks),
         memory: Bytes(stat.resident_pages * rustix::param::page_size() as u64),
     })
+}
+
+/// Children of any thread of a process.
+fn children(proc_root: &Path, pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(proc_root.join(format!("{pid}/task"))) else {
+        return Vec::new();
+    };
+    threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|child| child.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
 }
 
 /// A number of clock ticks as time.

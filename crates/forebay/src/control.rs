@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Events(usize, oneshot::Sender<Vec<Event>>),
     /// How an app's forecasts are made: the models of its processor and memory series.
     Models(AppId, oneshot::Sender<Option<Models>>),
-    /// Put everything back and end.
+    /// End the control thread.
     Stop,
 }
 
@@ -68,13 +68,13 @@ pub(crate) struct Timing {
     pub(crate) overruns: u64,
 }
 
-/// Runs periods until told to stop; then puts everything back and returns what failed.
+/// Runs periods until told to stop. Leaves the host as it is: whoever owns it closes it.
 pub(crate) fn run(
     host: &mut impl Host,
     mut policy: Policy,
     commands: &Receiver<Command>,
     reports: &watch::Sender<Option<Arc<Published>>>,
-) -> Vec<String> {
+) {
     let mut state = State::new();
     let mut paused = false;
     let mut clock = Clock::start();
@@ -102,9 +102,7 @@ pub(crate) fn run(
         loop {
             let wait = clock.due.saturating_duration_since(Instant::now());
             match commands.recv_timeout(wait) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    return farewell(&state, host, &policy);
-                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(command) => {
                     let asked = Asked {
                         time: clock.now(),
@@ -170,23 +168,6 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         }
         Command::Stop => unreachable!("the loop ends at a stop"),
     }
-}
-
-fn farewell(state: &State, host: &mut impl Host, policy: &Policy) -> Vec<String> {
-    use forebay_core::host::Outcome;
-
-    let actions = state.farewell(policy);
-    if actions.is_empty() {
-        return Vec::new();
-    }
-    host.apply(&actions)
-        .into_iter()
-        .zip(&actions)
-        .filter_map(|(outcome, action)| match outcome {
-            Outcome::Failed(why) => Some(format!("{action}: {why}")),
-            Outcome::Done | Outcome::Unsupported => None,
-        })
-        .collect()
 }
 
 /// When the next period is due.

@@ -1,1 +1,57 @@
-fn main() {}
+//! Forecasts, partitions and protects the applications of a Linux host.
+
+mod bench;
+mod config;
+mod control;
+mod daemon;
+mod demo;
+mod store;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(name = "forebay", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Demo(demo::Args),
+    Daemon(daemon::Args),
+    #[command(hide = true)]
+    Bench(bench::Args),
+    /// Programs that the demo and the benchmarks run
+    #[command(subcommand, hide = true)]
+    Workload(workload::Workload),
+}
+
+fn main() -> ExitCode {
+    let result: Result<ExitCode, Box<dyn std::error::Error>> = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args).map_err(Into::into),
+        Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Bench(args) => bench::run(&args).map_err(Into::into),
+        Command::Workload(workload) => workload::run(workload)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+    };
+    result.unwrap_or_else(|error| {
+        report(&*error);
+        ExitCode::FAILURE
+    })
+}
+
+/// Says what went wrong, with the causes, once.
+fn report(error: &dyn std::error::Error) {
+    let mut text = format!("forebay: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    eprintln!("{text}");
+}

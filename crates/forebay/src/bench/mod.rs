@@ -1,0 +1,112 @@
+//! Measurements that hold promises: each prints its targets beside its figures and fails
+//! when one is missed.
+
+mod colocation;
+mod placement;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+pub(crate) use placement::Placement;
+
+use crate::demo::Error;
+use crate::demo::print as output;
+
+/// Measure, beside targets
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure
+    #[arg(value_enum)]
+    name: Name,
+    /// File that receives the result
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Repetitions of each arm
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repetitions: u32,
+    /// Time of one segment
+    #[arg(long, value_name = "S", default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..=600))]
+    seconds: u64,
+    /// Directory of the inner process
+    #[arg(long, value_name = "DIR", hide = true)]
+    inner: Option<PathBuf>,
+}
+
+/// The measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// A critical service beside batch work: alone, uncontrolled, hand-tuned, Forebay
+    Colocation,
+}
+
+/// A figure with its target.
+#[derive(Debug, Clone, serde::Serialize)]
+struct Target {
+    name: &'static str,
+    figure: f64,
+    unit: &'static str,
+    target: String,
+    met: bool,
+}
+
+impl Target {
+    fn at_most(name: &'static str, figure: f64, most: f64, unit: &'static str) -> Self {
+        Self {
+            name,
+            figure,
+            unit,
+            target: format!("at most {most}"),
+            met: figure <= most,
+        }
+    }
+
+    fn at_least(name: &'static str, figure: f64, least: f64, unit: &'static str) -> Self {
+        Self {
+            name,
+            figure,
+            unit,
+            target: format!("at least {least}"),
+            met: figure >= least,
+        }
+    }
+}
+
+/// Runs one measurement; exit status 1 when a target is missed.
+///
+/// # Errors
+/// When it lacks rights, a part fails, or a signal ends it.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    let Some(dir) = &args.inner else {
+        return crate::demo::swept("bench");
+    };
+    let (targets, mut result) = match args.name {
+        Name::Colocation => colocation::run(args, dir)?,
+    };
+    for target in &targets {
+        output::line(format_args!(
+            "{:<52}{:>10.3} {:<10} {:<16} {}",
+            target.name,
+            target.figure,
+            target.unit,
+            target.target,
+            if target.met { "met" } else { "MISSED" }
+        ));
+    }
+    result["targets"] = serde_json::json!(targets);
+    if let Some(file) = &args.json {
+        write(file, &result)?;
+    }
+    Ok(if targets.iter().all(|target| target.met) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn write(file: &Path, result: &serde_json::Value) -> Result<(), Error> {
+    std::fs::write(file, result.to_string() + "\n").map_err(Error::system(
+        "write the result to",
+        file.display(),
+        "check that its directory exists and has room",
+    ))
+}

@@ -1,0 +1,105 @@
+//! What one could set by hand, once and for all: the static arms.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use forebay_core::app::AppId;
+use forebay_core::host::{Action, Host, Outcome};
+use forebay_core::idset::CpuSet;
+use forebay_core::slice::Setting;
+use forebay_host::{LinuxHost, Options, Roots};
+
+use crate::demo::{Arm, Error};
+
+/// Processes placed by hand, until undone.
+pub(crate) struct Placement {
+    host: LinuxHost,
+    apps: [AppId; 2],
+}
+
+impl std::fmt::Debug for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Placement").field("apps", &self.apps).finish_non_exhaustive()
+    }
+}
+
+impl Placement {
+    /// Places the service and the batch processes as `arm` says.
+    pub(crate) fn make(
+        state_dir: &Path,
+        arm: Arm,
+        service: u32,
+        batch: &[u32],
+    ) -> Result<Self, Error> {
+        let failed = |error: forebay_host::Error| Error::part(arm.name(), error.explain());
+        let mut host = LinuxHost::open(Options {
+            roots: Roots::default(),
+            group: format!("forebay-static-{}", std::process::id()).into(),
+            state_dir: state_dir.to_owned(),
+        })
+        .map_err(failed)?;
+        let apps = ["service", "batch"].map(|name| {
+            name.parse::<AppId>()
+                .expect("the names are letters only")
+        });
+        let all = host.topology().cpu_set();
+        let mut actions = Vec::new();
+        for (id, settings) in apps.iter().zip(settings(arm, &all)) {
+            actions.extend(settings.into_iter().map(|setting| Action::Set {
+                app: id.clone(),
+                setting,
+            }));
+        }
+        let members = BTreeMap::from([
+            (apps[0].clone(), vec![service]),
+            (apps[1].clone(), batch.to_vec()),
+        ]);
+        actions.extend(
+            members
+                .into_iter()
+                .map(|(app, pids)| Action::Enter { app, pids }),
+        );
+        let outcomes = host.apply(&actions);
+        for (action, outcome) in actions.iter().zip(outcomes) {
+            if let Outcome::Failed(why) = outcome {
+                return Err(Error::part(arm.name(), format!("{action}: {why}")));
+            }
+        }
+        Ok(Self { host, apps })
+    }
+
+    /// Puts everything back.
+    pub(crate) fn undo(mut self) -> Result<(), Error> {
+        let actions = self.apps.clone().map(|app| Action::Release { app });
+        for (action, outcome) in actions.iter().zip(self.host.apply(&actions)) {
+            if let Outcome::Failed(why) = outcome {
+                return Err(Error::part("the static arm", format!("{action}: {why}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Settings of the service and of the batch work.
+fn settings(arm: Arm, all: &CpuSet) -> [Vec<Setting>; 2] {
+    let last: CpuSet = all.iter().next_back().into_iter().collect();
+    let others = all.difference(&last);
+    let others = if others.is_empty() { last } else { others };
+    let first = |cpus: CpuSet| vec![Setting::Cpus(cpus), Setting::CpuWeight(10_000)];
+    match arm {
+        Arm::Weights => [
+            first(*all),
+            vec![Setting::Cpus(*all), Setting::CpuWeight(1)],
+        ],
+        Arm::Idle => [
+            first(*all),
+            vec![Setting::Cpus(*all), Setting::CpuIdle(true)],
+        ],
+        Arm::CpuSet => [first(last), vec![Setting::Cpus(others)]],
+        Arm::Precedence => [
+            first(*all),
+            vec![Setting::Cpus(others), Setting::CpuIdle(true)],
+        ],
+        Arm::Alone | Arm::Uncontrolled | Arm::Forebay => [Vec::new(), Vec::new()],
+    }
+}

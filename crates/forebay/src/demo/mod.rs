@@ -1,0 +1,192 @@
+//! The main job on real processes: a critical service beside batch work, measured.
+//!
+//! Three arms take turns: the service alone, beside uncontrolled batch work, and beside the
+//! same batch work with a Forebay daemon of its own. The daemon is a real one, in its own
+//! control groups and directory, and its cost is part of what is measured.
+//!
+//! Two processes, so that nothing is left whatever dies: the outer one waits and sweeps, the
+//! inner one works and is told to end when the outer one is gone.
+
+mod arm;
+pub(crate) mod print;
+mod sweep;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub(crate) use arm::{Arm, Scene, agent_use, terminate};
+pub(crate) use table::{ArmRow, Summary, spread};
+
+
+
+/// The least time of one segment: a shorter one shows no 99.9 % quantile.
+const SEGMENT_MIN: Duration = Duration::from_secs(4);
+/// The longest time of one segment; longer demos repeat them instead.
+const SEGMENT_MAX: Duration = Duration::from_secs(10);
+
+/// Show the main job on this host
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Time for all arms together
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(12..=3600))]
+    seconds: u64,
+    /// File that receives the result
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Keep service, batch work and daemon running afterwards, until Ctrl-C
+    #[arg(long)]
+    stay: bool,
+    /// Directory of the inner process
+    #[arg(long, value_name = "DIR", hide = true)]
+    inner: Option<PathBuf>,
+}
+
+/// Why the demo did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It needs rights that the caller has not.
+    #[error(
+        "run the demo: it makes control groups and starts a daemon, which needs root; use sudo"
+    )]
+    NotRoot,
+    /// The system refused something.
+    #[error("{attempt} {object}; {remedy}")]
+    System {
+        attempt: &'static str,
+        object: String,
+        remedy: &'static str,
+        source: std::io::Error,
+    },
+    /// A part of the demo did not do what it should.
+    #[error("{part}: {what}")]
+    Part { part: String, what: String },
+    /// A signal asked for the end.
+    #[error("interrupted; everything was cleaned up")]
+    Interrupted,
+}
+
+impl Error {
+    pub(crate) fn system<E: Into<std::io::Error>>(
+        attempt: &'static str,
+        object: impl ToString,
+        remedy: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::System {
+            attempt,
+            object: object.to_string(),
+            remedy,
+            source: source.into(),
+        }
+    }
+
+    pub(crate) fn part(part: impl ToString, what: impl ToString) -> Self {
+        Self::Part {
+            part: part.to_string(),
+            what: what.to_string(),
+        }
+    }
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// When it lacks rights, a part fails, or a signal ends it.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    match &args.inner {
+        Some(dir) => inner(args, dir).map(|()| ExitCode::SUCCESS),
+        None => sweep::outer("demo"),
+    }
+}
+
+/// Runs `work` in a swept directory of its own: see [`sweep`].
+pub(crate) fn swept(subcommand: &str) -> Result<ExitCode, Error> {
+    sweep::outer(subcommand)
+}
+
+/// A flag that SIGINT and SIGTERM set; and the outer process's end sends SIGTERM.
+pub(crate) fn interruption() -> Result<Arc<AtomicBool>, Error> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(Error::system(
+            "catch",
+            format!("signal {signal}"),
+            "this should not happen; report it",
+        ))?;
+    }
+    sweep::follow_parent()?;
+    Ok(flag)
+}
+
+fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
+    let interrupted = interruption()?;
+    let scene = Scene::new(dir, &interrupted)?;
+    let arms = [Arm::Alone, Arm::Uncontrolled, Arm::Forebay];
+    let (rounds, length) = rounds(Duration::from_secs(args.seconds), arms.len());
+
+    print::line(format_args!(
+        "A service that computes {:.1} ms for each request; batch work on every CPU; {rounds} round(s) of {} s an arm.",
+        scene.work_ms(),
+        length.as_secs()
+    ));
+    let mut summary = Summary::default();
+    for round in 1..=rounds {
+        for arm in arms {
+            print::progress(format_args!("round {round} of {rounds}, {}: running", arm.name()));
+            let segment = scene.run(arm, length)?;
+            print::progress(format_args!(
+                "round {round} of {rounds}, {}: p99 {:.2} ms, {} requests\n",
+                arm.name(),
+                segment.p99_ms,
+                segment.completed
+            ));
+            summary.add(arm, segment);
+        }
+    }
+    print::line(format_args!("\n{}", summary.table()));
+    if let Some(file) = &args.json {
+        std::fs::write(file, summary.json().to_string() + "\n").map_err(Error::system(
+            "write the result to",
+            file.display(),
+            "check that its directory exists and has room",
+        ))?;
+    }
+    if args.stay {
+        scene.stay()?;
+    }
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    Ok(())
+}
+
+/// As many rounds as fit, and the length of one segment.
+pub(crate) fn rounds(total: Duration, arms: usize) -> (u32, Duration) {
+    let arms = u32::try_from(arms).unwrap_or(u32::MAX).max(1);
+    let longest = SEGMENT_MAX * arms;
+    let rounds = u32::try_from(total.as_nanos().div_ceil(longest.as_nanos()))
+        .unwrap_or(u32::MAX)
+        .max(1);
+    let length = (total / (rounds * arms)).max(SEGMENT_MIN);
+    (rounds, Duration::from_secs(length.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_shared_by_rounds_and_arms() {
+        let check = |seconds, expected: (u32, u64)| {
+            let (rounds, length) = rounds(Duration::from_secs(seconds), 3);
+            assert_eq!((rounds, length.as_secs()), expected, "{seconds} s");
+        };
+        check(12, (1, 4));
+        check(30, (1, 10));
+        check(60, (2, 10));
+        check(100, (4, 8));
+    }
+}

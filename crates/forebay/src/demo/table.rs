@@ -1,0 +1,182 @@
+//! The result: medians over the rounds, with their ranges.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::arm::{Arm, Segment};
+
+/// All segments so far.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    segments: BTreeMap<Arm, Vec<Segment>>,
+}
+
+/// One arm in the result.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ArmRow {
+    pub(crate) name: &'static str,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) p99_ms_min: f64,
+    pub(crate) p99_ms_max: f64,
+    pub(crate) p999_ms: f64,
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    /// Units of computation per second.
+    pub(crate) batch_work: f64,
+    pub(crate) batch_work_min: f64,
+    pub(crate) batch_work_max: f64,
+    /// MiB through memory and disk per second.
+    pub(crate) batch_mib: f64,
+}
+
+/// The daemon in the result.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct AgentRow {
+    pub(crate) cpu_percent_of_core: f64,
+    pub(crate) rss_bytes: u64,
+}
+
+impl Summary {
+    /// Takes in one segment.
+    pub(crate) fn add(&mut self, arm: Arm, segment: Segment) {
+        self.segments.entry(arm).or_default().push(segment);
+    }
+
+    /// One row for each arm: medians over its segments, requests summed.
+    pub(crate) fn rows(&self) -> Vec<(Arm, ArmRow)> {
+        self.segments
+            .iter()
+            .map(|(&arm, segments)| {
+                let of = |value: fn(&Segment) -> f64| spread(segments.iter().map(value));
+                let (p99_ms_min, p99_ms, p99_ms_max) = of(|s| s.p99_ms);
+                let (batch_work_min, batch_work, batch_work_max) = of(|s| s.batch_per_s);
+                let row = ArmRow {
+                    name: arm.name(),
+                    p50_ms: of(|s| s.p50_ms).1,
+                    p99_ms,
+                    p99_ms_min,
+                    p99_ms_max,
+                    p999_ms: of(|s| s.p999_ms).1,
+                    completed: segments.iter().map(|s| s.completed).sum(),
+                    failed: segments.iter().map(|s| s.failed).sum(),
+                    batch_work,
+                    batch_work_min,
+                    batch_work_max,
+                    batch_mib: of(|s| s.churn_mib_per_s).1,
+                };
+                (arm, row)
+            })
+            .collect()
+    }
+
+    /// The daemon's cost: median use, largest memory.
+    pub(crate) fn agent(&self) -> Option<AgentRow> {
+        let agents: Vec<_> = self
+            .segments
+            .get(&Arm::Forebay)?
+            .iter()
+            .filter_map(|segment| segment.agent)
+            .collect();
+        let rss_bytes = agents.iter().map(|agent| agent.rss_bytes).max()?;
+        let (_, cpu_percent_of_core, _) =
+            spread(agents.iter().map(|agent| agent.cpu_percent_of_core));
+        Some(AgentRow {
+            cpu_percent_of_core,
+            rss_bytes,
+        })
+    }
+
+    /// The result for machines.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let arms: Vec<ArmRow> = self.rows().into_iter().map(|(_, row)| row).collect();
+        serde_json::json!({ "arms": arms, "agent": self.agent() })
+    }
+
+    /// The result for people.
+    pub(crate) fn table(&self) -> String {
+        let rows = self.rows();
+        let full = rows
+            .iter()
+            .find(|(arm, _)| *arm == Arm::Uncontrolled)
+            .map_or(f64::NAN, |(_, row)| row.batch_work);
+        let mut text = format!(
+            "{:<24}{:>9}{:>9}{:>18}{:>10}{:>10}{:>8}{:>12}{:>10}\n",
+            "", "p50 ms", "p99 ms", "(range)", "p99.9 ms", "requests", "failed", "batch work", "MiB/s"
+        );
+        for (_, row) in &rows {
+            let range = format!("({:.2}-{:.2})", row.p99_ms_min, row.p99_ms_max);
+            let batch = if row.batch_work > 0.0 {
+                format!("{:.0} %", 100.0 * row.batch_work / full)
+            } else {
+                "-".to_owned()
+            };
+            text += &format!(
+                "{:<24}{:>9.2}{:>9.2}{:>18}{:>10.2}{:>10}{:>8}{:>12}{:>10.0}\n",
+                row.name,
+                row.p50_ms,
+                row.p99_ms,
+                range,
+                row.p999_ms,
+                row.completed,
+                row.failed,
+                batch,
+                row.batch_mib
+            );
+        }
+        if let Some(agent) = self.agent() {
+            text += &format!(
+                "Forebay itself: {:.2} % of a CPU, {} resident.\n",
+                agent.cpu_percent_of_core,
+                forebay_core::units::Bytes(agent.rss_bytes)
+            );
+        }
+        text
+    }
+}
+
+/// Smallest, median (the lower of two), largest.
+pub(crate) fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.as_slice() {
+        [] => (f64::NAN, f64::NAN, f64::NAN),
+        [.., last] => (sorted[0], sorted[(sorted.len() - 1) / 2], *last),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_has_its_median_in_the_middle() {
+        let check = |values: &[f64], expected| {
+            assert_eq!(spread(values.iter().copied()), expected);
+        };
+        check(&[3.0], (3.0, 3.0, 3.0));
+        check(&[3.0, 1.0, 2.0], (1.0, 2.0, 3.0));
+        check(&[4.0, 1.0, 2.0, 3.0], (1.0, 2.0, 4.0));
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_arm() {
+        let mut summary = Summary::default();
+        for arm in [Arm::Alone, Arm::Uncontrolled] {
+            summary.add(
+                arm,
+                Segment {
+                    p99_ms: 2.5,
+                    completed: 7,
+                    batch_per_s: if arm == Arm::Alone { 0.0 } else { 10.0 },
+                    ..Segment::default()
+                },
+            );
+        }
+        let table = summary.table();
+        assert_eq!(table.lines().count(), 3, "{table}");
+        assert!(table.contains("100 %"), "{table}");
+        assert_eq!(summary.json()["arms"][0]["completed"], 7);
+    }
+}
