@@ -1,0 +1,640 @@
+//! What goes over the wire.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A bound that may be absent: a number, or `"max"`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Limit<T> {
+    /// At most this much.
+    At(T),
+    /// No limit.
+    Max(Max),
+}
+
+/// The word for "no limit".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Max {
+    /// No limit.
+    Max,
+}
+
+impl<T> Limit<T> {
+    /// No limit.
+    pub const MAX: Self = Self::Max(Max::Max);
+}
+
+/// How much an app matters.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Its response time is protected ahead of everything else.
+    Critical,
+    /// Gets a fair share of what the critical ones leave.
+    Standard,
+    /// Runs in what is left.
+    Batch,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Critical => "critical",
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+        })
+    }
+}
+
+/// Whether an app's processes are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It was never seen, or its processes left.
+    Absent,
+    /// It runs.
+    Running,
+    /// A program that Forebay started ended.
+    Ended,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Absent => "absent",
+            Self::Running => "running",
+            Self::Ended => "ended",
+        })
+    }
+}
+
+/// The latest use of an app.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Usage {
+    /// Processor time used, in CPUs.
+    pub cpu_cores: Option<f64>,
+    /// Share of time in which some task waited for a CPU, 0 to 1.
+    pub cpu_stalled: Option<f64>,
+    /// Memory charged.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A forecast: the highest value within the horizon, in CPUs or bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Band {
+    /// As likely above as below.
+    pub q50: f64,
+    /// Not above this in 90 of 100 cases.
+    pub q90: f64,
+    /// Not above this in 95 of 100 cases: what the plan goes by.
+    pub q95: f64,
+    /// Not above this in 99 of 100 cases.
+    pub q99: f64,
+    /// The model that made it.
+    pub model: String,
+    /// Whether there was too little history, so that the request stands in.
+    pub cold: bool,
+}
+
+/// What an app will need at most within the horizon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Demand {
+    /// Processor time, in CPUs.
+    pub cpu: Band,
+    /// Memory, in bytes.
+    pub memory: Band,
+}
+
+/// Limits of one block device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct IoMax {
+    /// The device, as `major:minor`.
+    pub device: String,
+    /// Bytes read per second.
+    pub rbps: Limit<u64>,
+    /// Bytes written per second.
+    pub wbps: Limit<u64>,
+    /// Reads per second.
+    pub riops: Limit<u64>,
+    /// Writes per second.
+    pub wiops: Limit<u64>,
+}
+
+/// The knobs in force. One that is `null` is left as it was found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Slice {
+    /// CPUs it may run on, as a list such as `0-3,8`.
+    pub cpus: Option<String>,
+    /// NUMA nodes its memory comes from.
+    pub mems: Option<String>,
+    /// Share under contention, 1 to 10,000.
+    pub cpu_weight: Option<u32>,
+    /// Whether it runs only when nothing else wants the CPU.
+    pub cpu_idle: Option<bool>,
+    /// Processor time per time, in CPUs.
+    pub cpu_max_cores: Option<Limit<f64>>,
+    /// Unused quota that may be saved up, in CPUs.
+    pub cpu_burst_cores: Option<f64>,
+    /// Memory never reclaimed.
+    pub memory_min_bytes: Option<u64>,
+    /// Memory reclaimed last.
+    pub memory_low_bytes: Option<u64>,
+    /// Memory above which it is slowed and reclaimed.
+    pub memory_high_bytes: Option<Limit<u64>>,
+    /// Memory above which it is out of memory.
+    pub memory_max_bytes: Option<Limit<u64>>,
+    /// Share of the block devices, 1 to 10,000.
+    pub io_weight: Option<u32>,
+    /// Limits of block devices.
+    pub io_max: Vec<IoMax>,
+    /// Processes and threads.
+    pub pids_max: Option<Limit<u64>>,
+}
+
+/// Why a slice is what it is: the numbers that decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reason {
+    /// Processor time planned for: forecast, floor and ceiling applied, in CPUs.
+    pub cpu_demand_cores: f64,
+    /// The same with headroom.
+    pub cpu_wanted_cores: f64,
+    /// CPUs that nobody else of its rank may use.
+    pub exclusive_cpus: String,
+    /// Whether it also runs on the shared CPUs, ahead of the others there.
+    pub spills: bool,
+    /// CPUs it keeps only because the hold has not passed.
+    pub held_cpus: u64,
+    /// Memory planned for.
+    pub memory_demand_bytes: u64,
+}
+
+/// One app now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct App {
+    /// Its name.
+    pub name: String,
+    /// How much it matters.
+    pub class: Class,
+    /// Whether it runs.
+    pub state: RunState,
+    /// How it ended, when it did: `status 1`, `signal 9`.
+    pub ending: Option<String>,
+    /// The process that Forebay started, while it lives.
+    pub main_pid: Option<u32>,
+    /// Starts so far.
+    pub starts: u32,
+    /// Latest use.
+    pub usage: Usage,
+    /// Forecast, while it runs.
+    pub demand: Option<Demand>,
+    /// What is in force.
+    pub slice: Slice,
+    /// Why, while it runs.
+    pub reason: Option<Reason>,
+}
+
+/// All apps now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Apps {
+    /// In the order of their names.
+    pub apps: Vec<App>,
+}
+
+/// One CPU now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Cpu {
+    /// Its number.
+    pub id: u32,
+    /// Share of the last second in which it was busy, 0 to 1.
+    pub busy: Option<f64>,
+    /// The app whose own it is; `null` when it is shared.
+    pub owner: Option<String>,
+}
+
+/// The host now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Host {
+    /// Its CPUs.
+    pub cpus: Vec<Cpu>,
+    /// CPUs that are nobody's own, as a list.
+    pub shared_cpus: String,
+    /// Memory that could be had without swapping.
+    pub memory_available_bytes: Option<u64>,
+}
+
+/// How punctual the control period is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Timing {
+    /// How late the latest period began.
+    pub late_seconds: f64,
+    /// How long it took.
+    pub took_seconds: f64,
+    /// Lateness not exceeded in 99 of 100 of the latest periods.
+    pub late_p99_seconds: f64,
+    /// Periods skipped because the one before took too long.
+    pub overruns: u64,
+}
+
+/// What the daemon itself uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Agent {
+    /// Processor time since it started.
+    pub cpu_seconds: f64,
+    /// Memory it holds.
+    pub resident_bytes: u64,
+}
+
+/// The daemon and the host now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Periods since the daemon started.
+    pub period: u64,
+    /// When the latest began, in milliseconds since 1970 UTC.
+    pub time_unix_ms: u64,
+    /// How long the daemon has run.
+    pub uptime_seconds: f64,
+    /// Whether it only observes.
+    pub paused: bool,
+    /// How punctual it is.
+    pub timing: Timing,
+    /// What it uses.
+    pub agent: Agent,
+    /// The host.
+    pub host: Host,
+    /// How many apps it knows.
+    pub apps: u64,
+    /// How many of them run.
+    pub apps_running: u64,
+    /// Promises that cannot be kept, and what to do.
+    pub shortfalls: Vec<String>,
+}
+
+/// Something an operator would want to have been told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// When, in milliseconds since 1970 UTC.
+    pub time_unix_ms: u64,
+    /// The app it is about; `null` when it is about the host.
+    pub app: Option<String>,
+    /// What kind: `started`, `appeared`, `ended`, `slice`, `foreign`, `failed`, `shortfall`
+    /// or `released`; more may come.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+}
+
+/// The latest events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Events {
+    /// Oldest first.
+    pub events: Vec<Event>,
+}
+
+/// One message of the stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tick {
+    /// The daemon and the host.
+    pub status: Status,
+    /// The apps, in the order of their names.
+    pub apps: Vec<App>,
+    /// What happened since the message before, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// How well a model did lately.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelScore {
+    /// Its name.
+    pub model: String,
+    /// How far ahead.
+    pub horizon_seconds: f64,
+    /// Whether peaks within the horizon were judged, rather than the value at its end.
+    pub peak: bool,
+    /// Mean pinball loss at 0.95, in CPUs or bytes; lower is better.
+    pub pinball: Option<f64>,
+    /// Forecasts judged.
+    pub samples: u64,
+    /// Whether it is the one that answers now.
+    pub used: bool,
+}
+
+/// The models of an app's two series.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Models {
+    /// For processor time.
+    pub cpu: Vec<ModelScore>,
+    /// For memory.
+    pub memory: Vec<ModelScore>,
+}
+
+/// What was decided about an app, and the policy's numbers that bear on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rules {
+    /// How its processes are found: `exec sleep 1`, `cgroup web.slice`, `match nginx`.
+    pub binding: String,
+    /// Processor time never taken away, in CPUs.
+    pub floor_cpu_cores: f64,
+    /// Memory never taken away.
+    pub floor_memory_bytes: u64,
+    /// The most processor time, in CPUs.
+    pub ceiling_cpu_cores: Limit<f64>,
+    /// The most memory.
+    pub ceiling_memory_bytes: Limit<u64>,
+    /// The most processes and threads.
+    pub ceiling_pids: Limit<u64>,
+    /// Expected use before history exists, in CPUs.
+    pub request_cpu_cores: Option<f64>,
+    /// What the plan leaves above demand, in percent of it.
+    pub headroom_percent: u32,
+    /// How far ahead demand is planned for.
+    pub horizon_seconds: f64,
+    /// Shortest time between two reductions of one slice.
+    pub hold_seconds: f64,
+}
+
+/// Why an app's slice is what it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Explanation {
+    /// The app now.
+    pub app: App,
+    /// What was decided about it.
+    pub rules: Rules,
+    /// How its forecasts are made; `null` before it was seen.
+    pub models: Option<Models>,
+    /// CPUs that are nobody's own.
+    pub shared_cpus: String,
+    /// CPUs of the host.
+    pub host_cpus: u64,
+    /// Whether Forebay only observes now.
+    pub paused: bool,
+    /// Promises that cannot be kept.
+    pub shortfalls: Vec<String>,
+}
+
+/// What an app will need.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Forecast {
+    /// The app.
+    pub app: String,
+    /// How far ahead.
+    pub horizon_seconds: f64,
+    /// The forecast; `null` while the app does not run.
+    pub demand: Option<Demand>,
+    /// Its latest use.
+    pub usage: Usage,
+    /// How it is made.
+    pub models: Option<Models>,
+}
+
+/// A resource whose history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// Processor time, in CPUs.
+    Cpu,
+    /// Memory, in bytes.
+    Memory,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+        })
+    }
+}
+
+/// Length of the intervals that a history is told in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Step {
+    /// Ten seconds.
+    #[default]
+    #[serde(rename = "10s")]
+    TenSeconds,
+    /// One minute.
+    #[serde(rename = "1m")]
+    Minute,
+    /// One hour.
+    #[serde(rename = "1h")]
+    Hour,
+}
+
+impl Step {
+    /// In seconds.
+    #[must_use]
+    pub const fn seconds(self) -> u64 {
+        match self {
+            Self::TenSeconds => 10,
+            Self::Minute => 60,
+            Self::Hour => 3600,
+        }
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TenSeconds => "10s",
+            Self::Minute => "1m",
+            Self::Hour => "1h",
+        }
+    }
+}
+
+/// What part of a history is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryRange {
+    /// Length of the intervals: `10s` (default), `1m` or `1h`.
+    #[serde(default)]
+    pub step: Step,
+    /// Not before this, in milliseconds since 1970 UTC.
+    pub since_unix_ms: Option<u64>,
+    /// At most so many intervals, the latest: 360 unless told, 10,000 at most.
+    pub limit: Option<u32>,
+}
+
+/// One interval of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HistoryRow {
+    /// When it began, in milliseconds since 1970 UTC.
+    pub time_unix_ms: u64,
+    /// Smallest value.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Greatest value.
+    pub max: f64,
+    /// Samples in it; fewer than periods when there were gaps.
+    pub samples: u64,
+}
+
+/// A history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct History {
+    /// The app.
+    pub app: String,
+    /// The resource: `cpu` in CPUs, `memory` in bytes.
+    pub resource: Resource,
+    /// Length of the intervals.
+    pub step: Step,
+    /// Oldest first.
+    pub rows: Vec<HistoryRow>,
+}
+
+/// Which events are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventsRange {
+    /// At most so many, the latest: 100 unless told, 10,000 at most.
+    pub limit: Option<u32>,
+    /// Only those about this app.
+    pub app: Option<String>,
+}
+
+/// How often the stream sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamPace {
+    /// Shortest time between two messages; every period unless told.
+    pub every_ms: Option<u64>,
+}
+
+/// A program to start and protect or confine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// Its name.
+    pub name: String,
+    /// How much it matters.
+    pub class: Class,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// User to run as; the one who asks when absent and not root.
+    pub user: Option<String>,
+    /// Group to run as; the user's own when absent.
+    pub group: Option<String>,
+    /// Working directory.
+    pub directory: Option<String>,
+    /// Further settings by key, as `set` takes them: `floor.cpu`, `ceiling.memory`, ...
+    #[serde(default)]
+    pub set: Vec<Assignment>,
+}
+
+/// One key and its new value, as in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// The key: `class`, `floor.cpu`, `ceiling.memory`, ...
+    pub key: String,
+    /// The value, as text.
+    pub value: String,
+}
+
+/// Changes of one app. All of them, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRequest {
+    /// In the order in which they are made.
+    pub set: Vec<Assignment>,
+}
+
+/// Changes of one app, among others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AppChange {
+    /// The app.
+    pub app: String,
+    /// In the order in which they are made.
+    pub set: Vec<Assignment>,
+}
+
+/// What if these were set? Nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// The changes; none asks what the next period would do.
+    #[serde(default)]
+    pub changes: Vec<AppChange>,
+}
+
+/// One effect that would be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Action {
+    /// The app.
+    pub app: String,
+    /// What would be done, in words.
+    pub what: String,
+}
+
+/// One app's planned slice.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedSlice {
+    /// The app.
+    pub app: String,
+    /// What would be in force.
+    pub slice: Slice,
+    /// Why.
+    pub reason: Option<Reason>,
+}
+
+/// What would be in force, and what would have to be done for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    /// The slices, in the order of the apps' names.
+    pub slices: Vec<PlannedSlice>,
+    /// CPUs that would be nobody's own.
+    pub shared_cpus: String,
+    /// Promises that could not be kept.
+    pub shortfalls: Vec<String>,
+    /// What would be done, in order.
+    pub actions: Vec<Action>,
+}
+
+/// A change was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Done {
+    /// What was done, and what to know about it.
+    pub messages: Vec<String>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// It does not make sense: bad syntax, an unknown key, an impossible value.
+    BadRequest,
+    /// Whoever asked may not do that.
+    NotAllowed,
+    /// No such app or path.
+    NotFound,
+    /// It is larger than the daemon takes.
+    TooLarge,
+    /// It took too long.
+    Timeout,
+    /// The daemon is starting, stopping or has too much to do.
+    Busy,
+    /// It made sense and failed.
+    Failed,
+    /// Something this client does not know.
+    #[serde(other)]
+    Other,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// Why, for programs.
+    pub refusal: Refusal,
+    /// The object, the cause and the fix, for people.
+    pub message: String,
+}

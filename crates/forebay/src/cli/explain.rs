@@ -1,0 +1,244 @@
+//! Why an app's slice is what it is, in sentences with the numbers that decided.
+
+use forebay_api as api;
+
+use super::render::{cores, limit, memory, model};
+
+/// The whole explanation, one paragraph for each decision.
+pub(crate) fn explain(explanation: &api::Explanation) -> String {
+    let app = &explanation.app;
+    let mut paragraphs = vec![who(explanation)];
+    match (&app.demand, &app.reason) {
+        (Some(demand), Some(reason)) => {
+            paragraphs.push(processor(explanation, &demand.cpu, reason));
+            paragraphs.push(cpus(explanation, reason));
+            paragraphs.push(memory_bounds(explanation, &demand.memory, reason));
+        }
+        _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
+    }
+    paragraphs.push(what_would_change_it(explanation));
+    if explanation.paused {
+        paragraphs.push(
+            "Forebay is paused: what is in force stays, whatever is said above; `forebay \
+             resume` goes on."
+                .to_owned(),
+        );
+    }
+    for shortfall in &explanation.shortfalls {
+        paragraphs.push(format!("A promise cannot be kept: {shortfall}."));
+    }
+    paragraphs.join("\n\n") + "\n"
+}
+
+fn cpu(cores_: f64) -> String {
+    format!("{} CPU", cores(cores_))
+}
+
+fn who(explanation: &api::Explanation) -> String {
+    let app = &explanation.app;
+    let state = match (app.state, &app.ending, app.main_pid) {
+        (api::RunState::Running, _, Some(pid)) => format!("runs as process {pid}"),
+        (api::RunState::Running, _, None) => "runs".to_owned(),
+        (api::RunState::Absent, ..) => "has no processes".to_owned(),
+        (api::RunState::Ended, Some(ending), _) => format!("ended with {ending}"),
+        (api::RunState::Ended, None, _) => "ended".to_owned(),
+    };
+    let starts = match app.starts {
+        0 | 1 => String::new(),
+        starts => format!(", started {starts} times"),
+    };
+    format!(
+        "{} is {} and {state}{starts} ({}).",
+        app.name, app.class, explanation.rules.binding
+    )
+}
+
+/// From use to the processor time that is wanted.
+fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Reason) -> String {
+    let rules = &explanation.rules;
+    let usage = &explanation.app.usage;
+    let now = match (usage.cpu_cores, usage.cpu_stalled) {
+        (Some(used), Some(stalled)) if stalled >= 0.005 => format!(
+            "It uses {} now, and some task waited for a CPU {:.0}% of the time.",
+            cpu(used),
+            stalled * 100.0
+        ),
+        (Some(used), _) => format!("It uses {} now.", cpu(used)),
+        (None, _) => "Its use is not known yet.".to_owned(),
+    };
+    let forecast = if band.cold {
+        let request = match rules.request_cpu_cores {
+            Some(request) => format!("its request of {}", cpu(request)),
+            None => format!("its floor of {}", cpu(rules.floor_cpu_cores)),
+        };
+        format!("There is too little history to forecast from, so {request} stands in.")
+    } else {
+        format!(
+            "Within {} s it is expected to peak at {} (q50), {} (q95), {} (q99), says the model \
+             `{}`.",
+            rules.horizon_seconds,
+            cores(band.q50),
+            cores(band.q95),
+            cpu(band.q99),
+            model(band),
+        )
+    };
+    let at = |wanted: f64| (reason.cpu_demand_cores - wanted).abs() < 0.0015;
+    let bound = match rules.ceiling_cpu_cores {
+        api::Limit::At(ceiling) if at(ceiling) && band.q95 > ceiling => {
+            format!("cut to its ceiling of {}", cpu(ceiling))
+        }
+        _ if at(rules.floor_cpu_cores) && band.q95 < rules.floor_cpu_cores => {
+            format!("raised to its floor of {}", cpu(rules.floor_cpu_cores))
+        }
+        _ => format!(
+            "within its floor of {} and its ceiling of {}",
+            cores(rules.floor_cpu_cores),
+            limit(&rules.ceiling_cpu_cores, |c| cpu(*c)),
+        ),
+    };
+    format!(
+        "{now} {forecast} The plan goes by q95: {}, {bound}. With {}% headroom that wants {}.",
+        cpu(reason.cpu_demand_cores),
+        rules.headroom_percent,
+        cpu(reason.cpu_wanted_cores),
+    )
+}
+
+/// From wanted processor time to CPUs.
+fn cpus(explanation: &api::Explanation, reason: &api::Reason) -> String {
+    let app = &explanation.app;
+    let shared = match explanation.shared_cpus.as_str() {
+        "" => "no CPU is shared".to_owned(),
+        list => format!("the shared CPUs are {list}"),
+    };
+    let own = match (reason.exclusive_cpus.as_str(), app.class) {
+        ("", api::Class::Critical) => format!(
+            "It has no CPU of its own: the host's {} are too few for what all critical apps \
+             want, so it goes ahead of the others where it runs.",
+            explanation.host_cpus
+        ),
+        ("", api::Class::Standard) => {
+            format!("Standard apps share the CPUs that critical ones leave; {shared}.")
+        }
+        ("", api::Class::Batch) => {
+            format!("Batch runs in what the others leave; {shared}.")
+        }
+        (own, _) => format!(
+            "CPU {own} of {} is its own: nobody else of its rank runs there.",
+            explanation.host_cpus
+        ),
+    };
+    let spill = match reason.spills {
+        true => format!(
+            " That does not hold what it wants, so it also runs on shared CPUs, ahead of the \
+             others there; {shared}."
+        ),
+        false => String::new(),
+    };
+    let held = match reason.held_cpus {
+        0 => String::new(),
+        held => format!(
+            " {held} of its CPUs it would not be given anew: CPUs are taken back one core at a \
+             time, each after {} s in which fewer would clearly have done.",
+            explanation.rules.hold_seconds
+        ),
+    };
+    format!("{own}{spill}{held} {}", in_force(&app.slice))
+}
+
+fn in_force(slice: &api::Slice) -> String {
+    let mut knobs = Vec::new();
+    if let Some(cpus) = &slice.cpus {
+        knobs.push(format!("cpuset.cpus = {cpus}"));
+    }
+    if let Some(mems) = &slice.mems {
+        knobs.push(format!("cpuset.mems = {mems}"));
+    }
+    if slice.cpu_idle == Some(true) {
+        knobs.push("cpu.idle = 1".to_owned());
+    }
+    if let Some(weight) = slice.cpu_weight {
+        knobs.push(format!("cpu.weight = {weight}"));
+    }
+    if let Some(max) = &slice.cpu_max_cores {
+        knobs.push(format!("cpu.max = {}", limit(max, |c| cpu(*c))));
+    }
+    match knobs.is_empty() {
+        true => "None of its CPU knobs is managed on this host.".to_owned(),
+        false => format!("In force: {}.", knobs.join(", ")),
+    }
+}
+
+fn memory_bounds(explanation: &api::Explanation, band: &api::Band, reason: &api::Reason) -> String {
+    let slice = &explanation.app.slice;
+    let now = match explanation.app.usage.memory_bytes {
+        Some(used) => format!("It holds {} now", memory(used)),
+        None => "How much memory it holds is not known".to_owned(),
+    };
+    let mut knobs = Vec::new();
+    if let Some(min) = slice.memory_min_bytes {
+        knobs.push(format!("memory.min = {}", memory(min)));
+    }
+    if let Some(low) = slice.memory_low_bytes {
+        knobs.push(format!("memory.low = {}", memory(low)));
+    }
+    if let Some(high) = &slice.memory_high_bytes {
+        knobs.push(format!("memory.high = {}", limit(high, |b| memory(*b))));
+    }
+    if let Some(max) = &slice.memory_max_bytes {
+        knobs.push(format!("memory.max = {}", limit(max, |b| memory(*b))));
+    }
+    let knobs = match knobs.is_empty() {
+        true => "None of its memory knobs is managed on this host.".to_owned(),
+        false => format!("In force: {}.", knobs.join(", ")),
+    };
+    format!(
+        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}",
+        memory(reason.memory_demand_bytes),
+        model(band),
+        memory(explanation.rules.floor_memory_bytes),
+        limit(&explanation.rules.ceiling_memory_bytes, |b| memory(*b)),
+    )
+}
+
+fn what_would_change_it(explanation: &api::Explanation) -> String {
+    let app = &explanation.app;
+    let name = &app.name;
+    let Some(reason) = &app.reason else {
+        return "Once it runs, it gets a slice in the next period.".to_owned();
+    };
+    let wanted = reason.cpu_wanted_cores;
+    let headroom = 1.0 + f64::from(explanation.rules.headroom_percent) / 100.0;
+    let own = set_len(&reason.exclusive_cpus);
+    let by_demand = match app.class {
+        api::Class::Critical if reason.spills => {
+            "It gets more CPUs of its own when other critical apps want less.".to_owned()
+        }
+        api::Class::Critical if own > 0.0 => format!(
+            "It gets another CPU as soon as its demand exceeds {}, if the host has one, and \
+             gives one back after {} s in which fewer would clearly have done.",
+            cpu(own / headroom),
+            explanation.rules.hold_seconds
+        ),
+        api::Class::Critical => format!(
+            "It gets CPUs of its own when other critical apps want less: it wants {} itself.",
+            cpu(wanted)
+        ),
+        api::Class::Standard | api::Class::Batch => {
+            "Its CPUs change as critical apps grow and shrink.".to_owned()
+        }
+    };
+    format!(
+        "{by_demand} You can change it with `forebay set {name} floor.cpu=...`, `ceiling.cpu`, \
+         `floor.memory` or `ceiling.memory`; `forebay plan --what-if {name} floor.cpu=...` shows \
+         what that would do."
+    )
+}
+
+/// How many numbers are in a list such as `0-3,8`.
+fn set_len(list: &str) -> f64 {
+    let cpus: Option<forebay_core::idset::CpuSet> = list.parse().ok();
+    let count = cpus.map_or(0, |cpus| cpus.len());
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}

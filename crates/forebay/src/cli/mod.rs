@@ -1,0 +1,454 @@
+//! Commands that ask the running daemon, over its socket.
+//!
+//! Flatten [`ClientCommand`] into the binary's commands and [`Connection`] into its options,
+//! and hand both to [`run`].
+
+mod exit;
+mod explain;
+mod render;
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand, ValueEnum};
+use forebay_api as api;
+use forebay_api::Client;
+use forebay_core::app::AppId;
+
+pub(crate) use exit::{Exit, Failure};
+pub(crate) use explain::explain;
+pub(crate) use render::{Band, cores, memory, percent};
+
+use crate::output::{Format, Output};
+use crate::top;
+
+/// The variable that names the socket, unless `--socket` does.
+const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
+
+/// How to reach the daemon, and how to print what it says.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Connection {
+    /// The daemon's socket [default: $FOREBAY_SOCKET, or /run/forebay/forebay.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+impl Connection {
+    /// The socket to ask at.
+    pub(crate) fn socket(&self) -> PathBuf {
+        let named = self.socket.clone();
+        named
+            .or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from(api::SOCKET))
+    }
+
+    /// For whom to print.
+    pub(crate) const fn format(&self) -> Format {
+        if self.json {
+            Format::Json
+        } else {
+            Format::People
+        }
+    }
+}
+
+/// Everything that is asked of a running daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Show the daemon and the host
+    Status,
+    /// List the apps with their use, demand and slice
+    Apps,
+    /// Watch apps, CPUs and events live
+    Top,
+    /// Say why an app's slice is what it is
+    Explain(OneApp),
+    /// Show the latest events
+    Events(EventsArgs),
+    /// Show what an app used
+    History(HistoryArgs),
+    /// Show what an app will need, and which model says so
+    Forecast(OneApp),
+    /// Show what would change, and change nothing
+    Plan(PlanArgs),
+    /// Start a program as a new app
+    Run(RunArgs),
+    /// Change an app until the configuration is read again: all keys or none
+    Set(SetArgs),
+    /// Leave every slice as it is and only observe
+    Pause,
+    /// Act again after a pause
+    Resume,
+    /// Read the configuration again; one with errors changes nothing
+    Reload,
+}
+
+/// The app that a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct OneApp {
+    /// Its name
+    app: AppId,
+}
+
+/// Which events to show.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with those that happen from now on
+    #[arg(long, short)]
+    follow: bool,
+
+    /// Only those about this app
+    #[arg(long)]
+    app: Option<AppId>,
+
+    /// At most so many, the latest
+    #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+}
+
+/// Which history to show.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// The app; it may no longer be configured
+    app: AppId,
+
+    /// The resource
+    #[arg(value_enum)]
+    resource: ResourceArg,
+
+    /// Length of the intervals
+    #[arg(long, value_enum, default_value_t = StepArg::TenSeconds)]
+    step: StepArg,
+
+    /// Not before so many minutes ago
+    #[arg(long, value_name = "MINUTES")]
+    since: Option<u32>,
+
+    /// At most so many intervals, the latest
+    #[arg(long, short = 'n', default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ResourceArg {
+    Cpu,
+    Memory,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StepArg {
+    #[value(name = "10s")]
+    TenSeconds,
+    #[value(name = "1m")]
+    Minute,
+    #[value(name = "1h")]
+    Hour,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ClassArg {
+    Critical,
+    Standard,
+    Batch,
+}
+
+/// What to plan for.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Say that nothing is to change: the only way there is, and the usual one
+    #[arg(long)]
+    what_if: bool,
+
+    /// Changes to plan with: APP key=value..., and further apps after it
+    #[arg(value_name = "APP key=value")]
+    changes: Vec<String>,
+}
+
+/// What to start.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The new app's name
+    #[arg(long)]
+    name: AppId,
+
+    /// How much it matters
+    #[arg(long, value_enum)]
+    class: ClassArg,
+
+    /// Processor time never taken away, in CPUs
+    #[arg(long, value_name = "CPUS")]
+    floor_cpu: Option<String>,
+
+    /// Memory never taken away, such as 512MiB
+    #[arg(long, value_name = "SIZE")]
+    floor_memory: Option<String>,
+
+    /// The most processor time, in CPUs
+    #[arg(long, value_name = "CPUS")]
+    ceiling_cpu: Option<String>,
+
+    /// The most memory, such as 2GiB
+    #[arg(long, value_name = "SIZE")]
+    ceiling_memory: Option<String>,
+
+    /// The most processes and threads
+    #[arg(long, value_name = "COUNT")]
+    ceiling_pids: Option<String>,
+
+    /// User to run as, for root; everybody else runs programs as themselves
+    #[arg(long)]
+    user: Option<String>,
+
+    /// Group to run as, for root
+    #[arg(long)]
+    group: Option<String>,
+
+    /// Working directory; this one unless given
+    #[arg(long, value_name = "PATH")]
+    directory: Option<PathBuf>,
+
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What to change.
+#[derive(Debug, Args)]
+pub(crate) struct SetArgs {
+    /// The app
+    app: AppId,
+
+    /// The keys, as in the configuration, with their new values: floor.cpu=0.5
+    #[arg(required = true, value_name = "key=value", value_parser = assignment)]
+    set: Vec<api::Assignment>,
+}
+
+/// Runs one command to its end; says on standard error what went wrong.
+pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = runtime
+        .map_err(|cause| Failure::Io {
+            doing: "start",
+            cause,
+        })
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                let client = Client::connect(connection.socket()).await?;
+                let mut output = Output::stdout(connection.format());
+                execute(command, &client, &mut output).await
+            })
+        });
+    match result {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            let exit = failure.exit();
+            if exit != Exit::Ok {
+                // Without standard error there is nobody to tell.
+                writeln!(std::io::stderr(), "forebay: {failure}").ok();
+            }
+            exit.into()
+        }
+    }
+}
+
+async fn execute(
+    command: ClientCommand,
+    client: &Client,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match command {
+        ClientCommand::Status => {
+            let status: api::Status = client.get("/v1/status").await?;
+            output.show(&status, render::status)?;
+        }
+        ClientCommand::Apps => {
+            let apps: api::Apps = client.get("/v1/apps").await?;
+            output.show(&apps, |apps| render::apps(&apps.apps))?;
+        }
+        ClientCommand::Top => top::run(client).await?,
+        ClientCommand::Explain(OneApp { app }) => {
+            let explanation: api::Explanation = client.get(&format!("/v1/apps/{app}")).await?;
+            output.show(&explanation, explain)?;
+        }
+        ClientCommand::Events(args) => events(&args, client, output).await?,
+        ClientCommand::History(args) => history(&args, client, output).await?,
+        ClientCommand::Forecast(OneApp { app }) => {
+            let forecast: api::Forecast = client.get(&format!("/v1/forecast/{app}")).await?;
+            output.show(&forecast, render::forecast)?;
+        }
+        ClientCommand::Plan(args) => {
+            let changes = changes(&args.changes).map_err(Failure::Usage)?;
+            let plan: api::Plan = client
+                .post("/v1/plan", &api::PlanRequest { changes })
+                .await?;
+            output.show(&plan, render::plan)?;
+        }
+        ClientCommand::Run(args) => {
+            let request = run_request(args)?;
+            done(client.post("/v1/apps", &request).await?, output)?;
+        }
+        ClientCommand::Set(SetArgs { app, set }) => {
+            let uri = format!("/v1/apps/{app}");
+            done(client.patch(&uri, &api::SetRequest { set }).await?, output)?;
+        }
+        ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
+        ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,
+        ClientCommand::Reload => done(client.post("/v1/reload", &()).await?, output)?,
+    }
+    Ok(())
+}
+
+fn done(done: api::Done, output: &mut Output) -> Result<(), Failure> {
+    Ok(output.show(&done, |done| done.messages.join("\n"))?)
+}
+
+async fn events(args: &EventsArgs, client: &Client, output: &mut Output) -> Result<(), Failure> {
+    // The stream first: what happens while the past is fetched must not fall between.
+    let mut ticks = match args.follow {
+        true => Some(client.ticks(api::StreamPace::default()).await?),
+        false => None,
+    };
+    let about = match &args.app {
+        Some(app) => format!("&app={app}"),
+        None => String::new(),
+    };
+    let uri = format!("/v1/events?limit={}{about}", args.limit);
+    let past: api::Events = client.get(&uri).await?;
+    let Some(ticks) = &mut ticks else {
+        return Ok(output.show(&past, |past| render::events(&past.events))?);
+    };
+    let mut shown = BTreeSet::new();
+    for event in &past.events {
+        output.line(event, render::event)?;
+        shown.insert((event.time_unix_ms, event.message.clone()));
+    }
+    while let Some(tick) = ticks.next().await? {
+        let about = |event: &&api::Event| match &args.app {
+            Some(app) => event.app.as_deref() == Some(app.as_str()),
+            None => true,
+        };
+        for event in tick.events.iter().filter(about) {
+            if !shown.remove(&(event.time_unix_ms, event.message.clone())) {
+                output.line(event, render::event)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Result<(), Failure> {
+    let resource = match args.resource {
+        ResourceArg::Cpu => api::Resource::Cpu,
+        ResourceArg::Memory => api::Resource::Memory,
+    };
+    let step = match args.step {
+        StepArg::TenSeconds => api::Step::TenSeconds,
+        StepArg::Minute => api::Step::Minute,
+        StepArg::Hour => api::Step::Hour,
+    };
+    let mut uri = format!(
+        "/v1/history/{}/{resource}?step={}&limit={}",
+        args.app,
+        step.as_str(),
+        args.limit
+    );
+    if let Some(minutes) = args.since {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let since = now_ms.saturating_sub(u64::from(minutes) * 60_000);
+        uri += &format!("&since_unix_ms={since}");
+    }
+    let history: api::History = client.get(&uri).await?;
+    Ok(output.show(&history, render::history)?)
+}
+
+fn run_request(args: RunArgs) -> Result<api::RunRequest, Failure> {
+    let directory = match args.directory {
+        Some(directory) => std::path::absolute(directory),
+        None => std::env::current_dir(),
+    };
+    let directory = directory.map_err(|cause| Failure::Io {
+        doing: "find the working directory; name one with --directory",
+        cause,
+    })?;
+    let directory = directory.into_os_string().into_string().map_err(|path| {
+        Failure::Usage(format!(
+            "the working directory {} is not UTF-8; name another with --directory",
+            path.display()
+        ))
+    })?;
+    let keys = [
+        ("floor.cpu", args.floor_cpu),
+        ("floor.memory", args.floor_memory),
+        ("ceiling.cpu", args.ceiling_cpu),
+        ("ceiling.memory", args.ceiling_memory),
+        ("ceiling.pids", args.ceiling_pids),
+    ];
+    let set = keys.into_iter().filter_map(|(key, value)| {
+        let key = key.to_owned();
+        value.map(|value| api::Assignment { key, value })
+    });
+    Ok(api::RunRequest {
+        name: args.name.to_string(),
+        class: match args.class {
+            ClassArg::Critical => api::Class::Critical,
+            ClassArg::Standard => api::Class::Standard,
+            ClassArg::Batch => api::Class::Batch,
+        },
+        command: args.command,
+        user: args.user,
+        group: args.group,
+        directory: Some(directory),
+        set: set.collect(),
+    })
+}
+
+fn assignment(text: &str) -> Result<api::Assignment, String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok(api::Assignment {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }),
+        _ => Err("write it as key=value, such as floor.cpu=0.5".to_owned()),
+    }
+}
+
+/// `web floor.cpu=2 crunch class=batch`: each app with the keys after it.
+fn changes(words: &[String]) -> Result<Vec<api::AppChange>, String> {
+    let mut changes: Vec<api::AppChange> = Vec::new();
+    for word in words {
+        match (word.contains('='), changes.last_mut()) {
+            (false, _) => changes.push(api::AppChange {
+                app: word.clone(),
+                set: Vec::new(),
+            }),
+            (true, Some(change)) => change.set.push(assignment(word)?),
+            (true, None) => {
+                return Err(format!(
+                    "`{word}` stands before any app; write APP key=value"
+                ));
+            }
+        }
+    }
+    match changes.iter().find(|change| change.set.is_empty()) {
+        Some(change) => Err(format!(
+            "nothing to change for `{}`; write {0} key=value",
+            change.app
+        )),
+        None => Ok(changes),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! Takes connections in, a bounded number of them, and serves each until it ends.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::feed::Feed;
+use super::peer::{self, Peer, Rules};
+use super::routes::router;
+use super::{Server, ServerState, Socket};
+
+/// Connections of those who may only look, over both listeners.
+const READERS_MAX: usize = 48;
+
+/// Connections of root and the group, which readers cannot take away: 64 in all.
+const CHANGERS_MAX: usize = 16;
+
+/// How long a connection may take to send a request's head, or be idle between requests.
+const HEAD_WAIT: Duration = Duration::from_secs(10);
+
+/// How long requests under way may take when the daemon stops.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+
+/// How long to wait when the kernel has no descriptor left for a connection.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Sent, as it stands, to a connection that there is no room for.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/json\r\nconnection: close\r\ncontent-length: 94\r\n\r\n\
+    {\"refusal\":\"busy\",\"message\":\"the daemon has as many connections as it takes; try again later\"}";
+
+/// Where to listen.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    /// The daemon's socket.
+    pub(crate) socket: Socket,
+    /// A loopback address, read-only, if wanted.
+    pub(crate) tcp: Option<std::net::TcpListener>,
+}
+
+/// Serves until `stop` is done or the control thread is gone, then lets requests under way
+/// end, briefly. Runs on one thread's runtime as well as on many.
+pub(crate) async fn serve(
+    state: ServerState,
+    mut listeners: Listeners,
+    stop: impl Future<Output = ()>,
+) -> std::io::Result<()> {
+    let unix = listeners.socket.listener()?;
+    let tcp = match listeners.tcp {
+        Some(listener) => Some(tokio::net::TcpListener::from_std(listener)?),
+        None => None,
+    };
+    let rules = state.rules;
+    let reports = state.reports.clone();
+    let server = Arc::new(Server {
+        state,
+        feed: Feed::new(),
+    });
+    let mut open = Open::new(router(&server));
+    let pump = server.feed.pump(reports, &server.state.commands);
+    tokio::pin!(pump, stop);
+    loop {
+        let accept_tcp = async {
+            match &tcp {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = &mut stop => break,
+            () = &mut pump => break,
+            accepted = unix.accept() => match accepted {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(cred) => {
+                        let peer = peer::process(cred.uid(), cred.gid(), cred.pid());
+                        open.add(stream, peer, &rules);
+                    }
+                    Err(error) => tracing::warn!(%error, "connection without credentials refused"),
+                },
+                Err(error) => out_of_descriptors(&error).await,
+            },
+            accepted = accept_tcp => match accepted {
+                Ok((stream, _)) => open.add(stream, Peer::Loopback, &rules),
+                Err(error) => out_of_descriptors(&error).await,
+            },
+            Some(_) = open.tasks.join_next(), if !open.tasks.is_empty() => {}
+        }
+    }
+    server.feed.close();
+    open.close().await;
+    Ok(())
+}
+
+async fn out_of_descriptors(error: &std::io::Error) {
+    tracing::warn!(%error, "connection not accepted");
+    tokio::time::sleep(ACCEPT_RETRY).await;
+}
+
+/// The connections that are open.
+struct Open {
+    router: TowerToHyperService<Router>,
+    readers: Arc<Semaphore>,
+    changers: Arc<Semaphore>,
+    closing: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Open {
+    fn new(router: Router) -> Self {
+        Self {
+            router: TowerToHyperService::new(router),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            changers: Arc::new(Semaphore::new(CHANGERS_MAX)),
+            closing: watch::Sender::new(false),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    fn room(&self, peer: &Peer, rules: &Rules) -> Option<OwnedSemaphorePermit> {
+        let own = if peer::may_change(peer, rules) {
+            Arc::clone(&self.changers).try_acquire_owned().ok()
+        } else {
+            None
+        };
+        own.or_else(|| Arc::clone(&self.readers).try_acquire_owned().ok())
+    }
+
+    fn add<S>(&mut self, mut stream: S, peer: Peer, rules: &Rules)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(permit) = self.room(&peer, rules) else {
+            // A fresh socket has room for so little; nobody is waited for.
+            self.tasks.spawn(async move {
+                let refused = tokio::time::timeout(ACCEPT_RETRY, stream.write_all(NO_ROOM)).await;
+                tracing::warn!(?peer, ?refused, "connection refused: no room");
+            });
+            return;
+        };
+        let router = self.router.clone();
+        let mut closing = self.closing.subscribe();
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(peer.clone());
+                router.call(request)
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_WAIT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = async { closing.wait_for(|&closing| closing).await.ok(); } => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection broke");
+            }
+        });
+    }
+
+    async fn close(mut self) {
+        self.closing.send_replace(true);
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL_WAIT, all).await.is_err() {
+            tracing::info!("connections cut off at the end");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_says_how_long_it_is() {
+        let text = std::str::from_utf8(NO_ROOM).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let length = format!("content-length: {}", body.len());
+        assert!(head.contains(&length), "{length}");
+        let problem: forebay_api::Problem = serde_json::from_str(body).unwrap();
+        assert_eq!(problem.refusal, forebay_api::Refusal::Busy);
+    }
+}

@@ -1,0 +1,310 @@
+//! From the domain to the wire, by hand: neither freezes the other.
+
+use forebay_api as api;
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
+use forebay_core::demand::{Band, Demand, Usage};
+use forebay_core::host::Action;
+use forebay_core::idset::CpuSet;
+use forebay_core::plan::{Plan, Reason};
+use forebay_core::report::{AppReport, Event, EventKind};
+use forebay_core::slice::{Setting, Slice};
+use forebay_core::snapshot::RunState;
+use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_forecast::{ModelScore, Target};
+
+use super::AgentUse;
+use super::feed::View;
+use crate::control::Models;
+
+pub(super) fn status(view: &View, agent: AgentUse) -> api::Status {
+    let report = &view.published.report;
+    let timing = &view.published.timing;
+    let running = report
+        .apps
+        .values()
+        .filter(|app| app.state == RunState::Running);
+    api::Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        period: report.period,
+        time_unix_ms: report.time.unix_ms,
+        uptime_seconds: report.time.monotonic.as_secs_f64(),
+        paused: report.paused,
+        timing: api::Timing {
+            late_seconds: timing.late.as_secs_f64(),
+            took_seconds: timing.took.as_secs_f64(),
+            late_p99_seconds: timing.jitter_p99.as_secs_f64(),
+            overruns: timing.overruns,
+        },
+        agent: api::Agent {
+            cpu_seconds: agent.cpu.as_secs_f64(),
+            resident_bytes: agent.resident.0,
+        },
+        host: host(view),
+        apps: report.apps.len() as u64,
+        apps_running: running.count() as u64,
+        shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn host(view: &View) -> api::Host {
+    let report = &view.published.report;
+    let owned = |id: usize| {
+        let owner = report.apps.iter().find(|(_, app)| {
+            let reason = app.reason.as_ref();
+            reason.is_some_and(|reason| reason.exclusive.contains(id))
+        });
+        owner.map(|(name, _)| name.to_string())
+    };
+    api::Host {
+        cpus: all_cpus(view)
+            .iter()
+            .filter_map(|id| {
+                Some(api::Cpu {
+                    id: u32::try_from(id).ok()?,
+                    busy: view.busy.get(&id).copied(),
+                    owner: owned(id),
+                })
+            })
+            .collect(),
+        shared_cpus: report.shared.to_string(),
+        memory_available_bytes: report.host.memory_available.as_ref().ok().map(|b| b.0),
+    }
+}
+
+/// Every CPU that is read, shared or somebody's own.
+pub(super) fn all_cpus(view: &View) -> CpuSet {
+    let report = &view.published.report;
+    let read = report.host.cpu_busy.iter().flat_map(|busy| busy.keys());
+    let owned = report.apps.values().filter_map(|app| app.reason.as_ref());
+    owned.fold(
+        report.shared.union(&read.copied().collect()),
+        |all, reason| all.union(&reason.exclusive),
+    )
+}
+
+pub(super) fn tick(view: &View, agent: AgentUse, events: &[Event]) -> api::Tick {
+    api::Tick {
+        status: status(view, agent),
+        apps: apps(view),
+        events: events.iter().map(event).collect(),
+    }
+}
+
+pub(super) fn apps(view: &View) -> Vec<api::App> {
+    let apps = &view.published.report.apps;
+    apps.iter().map(|(id, report)| app(id, report)).collect()
+}
+
+pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
+    let (state, ending) = match &report.state {
+        RunState::Absent => (api::RunState::Absent, None),
+        RunState::Running => (api::RunState::Running, None),
+        RunState::Ended(ending) => (api::RunState::Ended, Some(ending.to_string())),
+    };
+    api::App {
+        name: id.to_string(),
+        class: class(report.class),
+        state,
+        ending,
+        main_pid: report.main_pid,
+        starts: report.starts,
+        usage: usage(&report.usage),
+        demand: report.demand.as_ref().map(demand),
+        slice: slice(&report.slice),
+        reason: report.reason.as_ref().map(reason),
+    }
+}
+
+/// An app that no period has seen yet.
+pub(super) fn unseen(app: &App) -> api::App {
+    api::App {
+        name: app.id.to_string(),
+        class: class(app.class),
+        state: api::RunState::Absent,
+        ending: None,
+        main_pid: None,
+        starts: 0,
+        usage: api::Usage::default(),
+        demand: None,
+        slice: api::Slice::default(),
+        reason: None,
+    }
+}
+
+pub(super) const fn class(class: Class) -> api::Class {
+    match class {
+        Class::Critical => api::Class::Critical,
+        Class::Standard => api::Class::Standard,
+        Class::Batch => api::Class::Batch,
+    }
+}
+
+pub(super) fn usage(usage: &Usage) -> api::Usage {
+    api::Usage {
+        cpu_cores: usage.cpu,
+        cpu_stalled: usage.cpu_stalled,
+        memory_bytes: usage.memory.map(|bytes| bytes.0),
+    }
+}
+
+pub(super) fn demand(demand: &Demand) -> api::Demand {
+    let band = |band: &Band| api::Band {
+        q50: band.q50,
+        q90: band.q90,
+        q95: band.q95,
+        q99: band.q99,
+        model: band.model.clone(),
+        cold: band.cold,
+    };
+    api::Demand {
+        cpu: band(&demand.cpu),
+        memory: band(&demand.memory),
+    }
+}
+
+pub(super) fn slice(slice: &Slice) -> api::Slice {
+    let mut wire = api::Slice::default();
+    for setting in slice.iter() {
+        match setting {
+            Setting::Cpus(cpus) => wire.cpus = Some(cpus.to_string()),
+            Setting::Mems(nodes) => wire.mems = Some(nodes.to_string()),
+            Setting::CpuWeight(weight) => wire.cpu_weight = Some(*weight),
+            Setting::CpuIdle(idle) => wire.cpu_idle = Some(*idle),
+            Setting::CpuMax(max) => wire.cpu_max_cores = Some(cores_limit(*max)),
+            Setting::CpuBurst(burst) => wire.cpu_burst_cores = Some(burst.as_cpus()),
+            Setting::MemoryMin(bytes) => wire.memory_min_bytes = Some(bytes.0),
+            Setting::MemoryLow(bytes) => wire.memory_low_bytes = Some(bytes.0),
+            Setting::MemoryHigh(max) => wire.memory_high_bytes = Some(bytes_limit(*max)),
+            Setting::MemoryMax(max) => wire.memory_max_bytes = Some(bytes_limit(*max)),
+            Setting::IoWeight(weight) => wire.io_weight = Some(*weight),
+            Setting::IoMax(device, max) => wire.io_max.push(api::IoMax {
+                device: device.to_string(),
+                rbps: limit(max.rbps),
+                wbps: limit(max.wbps),
+                riops: limit(max.riops),
+                wiops: limit(max.wiops),
+            }),
+            Setting::PidsMax(max) => wire.pids_max = Some(limit(*max)),
+        }
+    }
+    wire
+}
+
+fn limit<T>(limit: Limit<T>) -> api::Limit<T> {
+    match limit {
+        Limit::At(value) => api::Limit::At(value),
+        Limit::Max => api::Limit::MAX,
+    }
+}
+
+fn cores_limit(limit: Limit<MilliCpu>) -> api::Limit<f64> {
+    match limit {
+        Limit::At(cpu) => api::Limit::At(cpu.as_cpus()),
+        Limit::Max => api::Limit::MAX,
+    }
+}
+
+fn bytes_limit(limit: Limit<Bytes>) -> api::Limit<u64> {
+    match limit {
+        Limit::At(bytes) => api::Limit::At(bytes.0),
+        Limit::Max => api::Limit::MAX,
+    }
+}
+
+fn reason(reason: &Reason) -> api::Reason {
+    api::Reason {
+        cpu_demand_cores: reason.cpu_demand.as_cpus(),
+        cpu_wanted_cores: reason.cpu_wanted.as_cpus(),
+        exclusive_cpus: reason.exclusive.to_string(),
+        spills: reason.spills,
+        held_cpus: reason.held_cpus as u64,
+        memory_demand_bytes: reason.memory_demand.0,
+    }
+}
+
+pub(super) fn event(event: &Event) -> api::Event {
+    api::Event {
+        time_unix_ms: event.time.unix_ms,
+        app: event.app.as_ref().map(ToString::to_string),
+        kind: event_kind(event.kind).to_owned(),
+        message: event.message.clone(),
+    }
+}
+
+pub(super) const fn event_kind(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Started => "started",
+        EventKind::Appeared => "appeared",
+        EventKind::Ended => "ended",
+        EventKind::Slice => "slice",
+        EventKind::Foreign => "foreign",
+        EventKind::Failed => "failed",
+        EventKind::Shortfall => "shortfall",
+        EventKind::Released => "released",
+    }
+}
+
+pub(super) fn models(models: &Models, policy: &Policy) -> api::Models {
+    let score = |score: &ModelScore| api::ModelScore {
+        model: score.name.to_owned(),
+        horizon_seconds: policy
+            .period
+            .saturating_mul(u32::try_from(score.steps).unwrap_or(u32::MAX))
+            .as_secs_f64(),
+        peak: score.target == Target::Peak,
+        pinball: score.pinball,
+        samples: score.samples,
+        used: score.used,
+    };
+    api::Models {
+        cpu: models.cpu.iter().map(score).collect(),
+        memory: models.memory.iter().map(score).collect(),
+    }
+}
+
+pub(super) fn rules(app: &App, policy: &Policy) -> api::Rules {
+    api::Rules {
+        binding: binding(&app.binding),
+        floor_cpu_cores: app.floor.cpu.as_cpus(),
+        floor_memory_bytes: app.floor.memory.0,
+        ceiling_cpu_cores: cores_limit(app.ceiling.cpu),
+        ceiling_memory_bytes: bytes_limit(app.ceiling.memory),
+        ceiling_pids: limit(app.ceiling.pids),
+        request_cpu_cores: app.request.map(MilliCpu::as_cpus),
+        headroom_percent: policy.headroom_percent,
+        horizon_seconds: policy.horizon.as_secs_f64(),
+        hold_seconds: policy.hold.as_secs_f64(),
+    }
+}
+
+fn binding(binding: &Binding) -> String {
+    match binding {
+        Binding::Exec(exec) => format!("exec {}", exec.command.join(" ")),
+        Binding::Cgroup(path) => format!("cgroup {}", path.display()),
+        Binding::Match(wanted) => {
+            let executable = wanted.executable.as_deref();
+            let line = wanted.command_line.as_ref();
+            let line = line.map(|text| format!("a command line with `{text}`"));
+            let parts: Vec<&str> = executable.into_iter().chain(line.as_deref()).collect();
+            format!("match {}", parts.join(" and "))
+        }
+    }
+}
+
+pub(super) fn plan(plan: &Plan, actions: &[Action]) -> api::Plan {
+    let slices = plan.slices.iter().map(|(id, planned)| api::PlannedSlice {
+        app: id.to_string(),
+        slice: slice(planned),
+        reason: plan.reasons.get(id).map(reason),
+    });
+    let actions = actions.iter().map(|action| api::Action {
+        app: action.app().to_string(),
+        what: action.to_string(),
+    });
+    api::Plan {
+        slices: slices.collect(),
+        shared_cpus: plan.shared.to_string(),
+        shortfalls: plan.shortfalls.iter().map(ToString::to_string).collect(),
+        actions: actions.collect(),
+    }
+}

@@ -1,0 +1,237 @@
+//! What the control thread published lately, for whoever reads.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use forebay_core::host::Outcome;
+use forebay_core::report::{Event, EventKind};
+use forebay_core::units::Time;
+use tokio::sync::watch;
+
+use super::ask;
+use crate::control::{Command, Published};
+
+/// Time over which the CPUs' busy share is shown. The kernel counts it in hundredths of a
+/// second, so one period says little.
+const BUSY_WINDOW: Duration = Duration::from_secs(1);
+
+/// Reports kept for that, however short the period.
+const REPORTS_MAX: usize = 1000;
+
+/// Events kept for those who follow the stream at a slower pace.
+const EVENTS_MAX: usize = 1000;
+
+/// The latest reports and events. One writer, [`Feed::pump`].
+#[derive(Debug)]
+pub(super) struct Feed {
+    lately: Mutex<Lately>,
+    /// The number of the latest period; none when the daemon stops.
+    periods: watch::Sender<Option<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Lately {
+    reports: VecDeque<Arc<Published>>,
+    events: VecDeque<Event>,
+    /// Events before the first one kept.
+    forgotten: u64,
+    totals: Totals,
+}
+
+/// What has been counted since the daemon started.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Totals {
+    pub(super) events: BTreeMap<EventKind, u64>,
+    pub(super) actions_failed: u64,
+    pub(super) took: Duration,
+}
+
+/// The latest report, and the share of the last second in which each CPU was busy.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub(super) published: Arc<Published>,
+    pub(super) busy: BTreeMap<usize, f64>,
+}
+
+impl Feed {
+    pub(super) fn new() -> Self {
+        Self {
+            lately: Mutex::default(),
+            periods: watch::Sender::new(Some(0)),
+        }
+    }
+
+    fn lately(&self) -> MutexGuard<'_, Lately> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in reports until the control thread is gone.
+    pub(super) async fn pump(
+        &self,
+        mut reports: watch::Receiver<Option<Arc<Published>>>,
+        commands: &SyncSender<Command>,
+    ) {
+        let mut last: Option<(u64, Time)> = None;
+        reports.mark_changed();
+        while reports.changed().await.is_ok() {
+            let Some(published) = reports.borrow_and_update().clone() else {
+                continue;
+            };
+            let report = &published.report;
+            // Whoever sleeps through a period misses its events; the control thread has them.
+            let missed = match last {
+                Some((period, since)) if period + 1 < report.period => {
+                    let all = ask(commands, |reply| Command::Events(EVENTS_MAX, reply)).await;
+                    all.unwrap_or_default()
+                        .into_iter()
+                        .filter(|event| event.time > since && event.time < report.time)
+                        .collect()
+                }
+                _ => Vec::new(),
+            };
+            last = Some((report.period, report.time));
+            self.add(published, missed);
+        }
+    }
+
+    fn add(&self, published: Arc<Published>, missed: Vec<Event>) {
+        let period = published.report.period;
+        self.lately().add(published, missed);
+        self.periods.send_replace(Some(period));
+    }
+
+    /// Ends every stream.
+    pub(super) fn close(&self) {
+        self.periods.send_replace(None);
+    }
+
+    /// Tells of every period from the next one on; none is the last.
+    pub(super) fn periods(&self) -> watch::Receiver<Option<u64>> {
+        self.periods.subscribe()
+    }
+
+    /// What was published last; none before the first period.
+    pub(super) fn view(&self) -> Option<View> {
+        self.lately().view()
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.lately().totals.clone()
+    }
+
+    /// Events after the first `seen`, and how many there have been.
+    pub(super) fn events_after(&self, seen: u64) -> (Vec<Event>, u64) {
+        let lately = self.lately();
+        let skip = seen.saturating_sub(lately.forgotten);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let events = lately.events.iter().skip(skip).cloned().collect();
+        (events, lately.seen())
+    }
+}
+
+impl Lately {
+    fn add(&mut self, published: Arc<Published>, missed: Vec<Event>) {
+        let report = &published.report;
+        for event in missed.into_iter().chain(report.events.iter().cloned()) {
+            *self.totals.events.entry(event.kind).or_default() += 1;
+            if self.events.len() == EVENTS_MAX {
+                self.events.pop_front();
+                self.forgotten += 1;
+            }
+            self.events.push_back(event);
+        }
+        for (_, outcome) in &report.actions {
+            self.totals.actions_failed += u64::from(matches!(outcome, Outcome::Failed(_)));
+        }
+        self.totals.took += published.timing.took;
+
+        let now = report.time;
+        self.reports.push_back(published);
+        while self.reports.len() > REPORTS_MAX
+            || self
+                .reports
+                .get(1)
+                .is_some_and(|second| now.since(second.report.time) >= BUSY_WINDOW)
+        {
+            self.reports.pop_front();
+        }
+    }
+
+    fn seen(&self) -> u64 {
+        self.forgotten + self.events.len() as u64
+    }
+
+    fn view(&self) -> Option<View> {
+        let published = Arc::clone(self.reports.back()?);
+        let mut readings = self
+            .reports
+            .iter()
+            .filter_map(|p| Some((p.report.time, p.report.host.cpu_busy.as_ref().ok()?)));
+        let busy = match (readings.next(), readings.next_back()) {
+            (Some((then, old)), Some((now, new))) => {
+                let elapsed = now.since(then).as_secs_f64();
+                new.iter()
+                    .filter_map(|(cpu, new)| {
+                        let grown = new.checked_sub(*old.get(cpu)?)?.as_secs_f64();
+                        (elapsed > 0.0).then(|| (*cpu, (grown / elapsed).min(1.0)))
+                    })
+                    .collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        Some(View { published, busy })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tests::{event, published};
+
+    #[test]
+    fn busy_is_the_share_of_the_last_second() {
+        let mut lately = Lately::default();
+        assert!(lately.view().is_none());
+        for period in 0..30u64 {
+            let mut report = published(period);
+            // CPU 0 is busy in the second half of every period, CPU 1 since period 20.
+            let late = Duration::from_millis(period.saturating_sub(19) * 100);
+            report.report.host.cpu_busy = Ok(BTreeMap::from([
+                (0, Duration::from_millis(period * 50)),
+                (1, late),
+            ]));
+            lately.add(Arc::new(report), Vec::new());
+        }
+        let busy = lately.view().unwrap().busy;
+        assert!((busy[&0] - 0.5).abs() < 1e-9, "{busy:?}");
+        assert!((busy[&1] - 1.0).abs() < 1e-9, "{busy:?}");
+        assert!(lately.reports.len() <= 11);
+    }
+
+    #[test]
+    fn followers_get_each_event_once() {
+        let feed = Feed::new();
+        let mut with_events = published(1);
+        with_events.report.events = vec![event("one"), event("two")];
+        feed.add(Arc::new(with_events), vec![event("missed")]);
+        let words = |events: Vec<Event>| -> Vec<String> {
+            events.into_iter().map(|event| event.message).collect()
+        };
+        let (events, seen) = feed.events_after(0);
+        assert_eq!(words(events), ["missed", "one", "two"]);
+        let (events, seen) = feed.events_after(seen);
+        assert_eq!((words(events).len(), seen), (0, 3));
+
+        for _ in 0..EVENTS_MAX {
+            let mut report = published(2);
+            report.report.events = vec![event("more")];
+            feed.add(Arc::new(report), Vec::new());
+        }
+        let (events, seen) = feed.events_after(seen);
+        assert_eq!(events.len(), EVENTS_MAX);
+        assert_eq!(seen, 3 + EVENTS_MAX as u64);
+        assert_eq!(feed.totals().events[&EventKind::Slice], seen);
+    }
+}

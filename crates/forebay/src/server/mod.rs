@@ -1,0 +1,163 @@
+//! The HTTP API: on the daemon's socket for everyone the rules allow, and read-only on
+//! loopback TCP when asked for.
+//!
+//! [`routes`] is the one table of what there is; routing and the OpenAPI document both come
+//! from it. Nothing here decides about a slice: reports are read, and changes are asked of
+//! the control thread. Everything is bounded: connections, the size and time of a request,
+//! the events that a slow follower can catch up on.
+
+mod connections;
+mod convert;
+mod feed;
+mod openapi;
+mod peer;
+mod problem;
+mod routes;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use forebay_api as api;
+use forebay_core::app::{App, AppId, Policy};
+use forebay_core::report::Event;
+use forebay_core::units::Bytes;
+use tokio::sync::{oneshot, watch};
+
+pub(crate) use connections::{Listeners, serve};
+pub(crate) use peer::{Readers, Rules, group_number};
+pub(crate) use socket::{ListenError, Socket, bind_loopback};
+
+use crate::control::{Command, Published};
+use feed::{Feed, View};
+use problem::Failure;
+
+/// Reads the configuration anew and puts it in force; what changed, or all that is wrong.
+pub(crate) type Reload = Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>;
+/// Makes an app of a request.
+pub(crate) type RunApp = Arc<dyn Fn(api::RunRequest) -> Result<App, String> + Send + Sync>;
+/// Sets one key of one app of a policy.
+pub(crate) type SetKey =
+    Arc<dyn Fn(&mut Policy, &AppId, &str, &str) -> Result<(), String> + Send + Sync>;
+/// Reads the history of one resource of one app.
+pub(crate) type ReadHistory =
+    Arc<dyn Fn(HistoryQuery) -> Result<Vec<api::HistoryRow>, String> + Send + Sync>;
+/// Reads stored events, oldest first.
+pub(crate) type ReadEvents = Arc<dyn Fn(EventsQuery) -> Result<Vec<Event>, String> + Send + Sync>;
+/// What the daemon itself uses now.
+pub(crate) type ReadAgent = Arc<dyn Fn() -> AgentUse + Send + Sync>;
+
+/// What the API stands on. The closures may block; they are called off the runtime, except
+/// `set_key`, which the control thread calls, and `agent`, which must be quick.
+pub(crate) struct ServerState {
+    /// What the control thread publishes.
+    pub(crate) reports: watch::Receiver<Option<Arc<Published>>>,
+    /// Where it takes commands.
+    pub(crate) commands: SyncSender<Command>,
+    /// Who may do what.
+    pub(crate) rules: Rules,
+    /// For `POST /v1/reload`.
+    pub(crate) reload: Reload,
+    /// For `POST /v1/apps`.
+    pub(crate) run_app: RunApp,
+    /// For `PATCH /v1/apps/{name}` and `POST /v1/plan`.
+    pub(crate) set_key: SetKey,
+    /// For `GET /v1/history/{app}/{resource}`.
+    pub(crate) history: ReadHistory,
+    /// For `GET /v1/events`; without it, those that the control thread remembers.
+    pub(crate) events: Option<ReadEvents>,
+    /// For every status.
+    pub(crate) agent: ReadAgent,
+}
+
+impl std::fmt::Debug for ServerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerState")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What part of a history is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HistoryQuery {
+    /// The app; it may no longer be configured.
+    pub(crate) app: AppId,
+    /// The resource.
+    pub(crate) resource: api::Resource,
+    /// Length of the intervals.
+    pub(crate) step: api::Step,
+    /// Not before this.
+    pub(crate) since_unix_ms: Option<u64>,
+    /// At most so many intervals, the latest; 1 to 10,000.
+    pub(crate) limit: usize,
+}
+
+/// Which events are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EventsQuery {
+    /// Only those about this app.
+    pub(crate) app: Option<AppId>,
+    /// At most so many, the latest; 1 to 10,000.
+    pub(crate) limit: usize,
+}
+
+/// What the daemon itself uses.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct AgentUse {
+    /// Processor time since it started.
+    pub(crate) cpu: Duration,
+    /// Memory it holds.
+    pub(crate) resident: Bytes,
+}
+
+/// What every handler sees.
+#[derive(Debug)]
+struct Server {
+    state: ServerState,
+    feed: Feed,
+}
+
+impl Server {
+    /// The latest report.
+    fn view(&self) -> Result<View, Failure> {
+        self.feed
+            .view()
+            .ok_or_else(|| Failure::busy("the daemon is starting; try again in a second"))
+    }
+
+    fn agent(&self) -> AgentUse {
+        (self.state.agent)()
+    }
+
+    /// Asks the control thread.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Failure> {
+        ask(&self.state.commands, command).await
+    }
+
+    async fn policy(&self) -> Result<Policy, Failure> {
+        self.ask(Command::Policy).await
+    }
+}
+
+/// Asks the control thread without ever waiting for room: it may be late, we may not.
+async fn ask<T>(
+    commands: &SyncSender<Command>,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Result<T, Failure> {
+    let stopping = || Failure::busy("the daemon is stopping");
+    let (reply, answer) = oneshot::channel();
+    match commands.try_send(command(reply)) {
+        Ok(()) => answer.await.map_err(|_| stopping()),
+        Err(TrySendError::Full(_)) => Err(Failure::busy(
+            "the control thread has as many requests as it takes; try again",
+        )),
+        Err(TrySendError::Disconnected(_)) => Err(stopping()),
+    }
+}
