@@ -112,7 +112,7 @@ impl SimHost {
 
     /// The same host with a kernel that lacks the knobs for which `offered` is false.
     #[must_use]
-    pub fn offering(mut self, offered: impl Fn(Knob) -> bool) -> Self {
+    pub fn offering(mut self, mut offered: impl FnMut(Knob) -> bool) -> Self {
         self.capabilities.knobs.retain(|knob| offered(*knob));
         self
     }
@@ -202,8 +202,12 @@ impl SimHost {
         let topology = &self.topology;
         let found = self.groups.get_mut(group);
         let group = found.ok_or_else(|| format!("no group `{group}`"))?;
+        let same = group.read(setting.knob(), topology) == setting;
         group.write(setting, topology)?;
-        group.outside.insert(setting.knob(), setting);
+        // Nobody can tell who wrote a value that was there already.
+        if !same {
+            group.outside.insert(setting.knob(), setting);
+        }
         Ok(())
     }
 
@@ -220,6 +224,23 @@ impl SimHost {
             Binding::Cgroup(path) => path.display().to_string(),
             Binding::Exec(_) | Binding::Match(_) => format!("forebay/{}", app.id),
         }
+    }
+
+    /// The daemon ends without a word and comes back: only what is durable is known.
+    pub fn lose_daemon(&mut self) {
+        for app in self.apps.values_mut() {
+            app.seen = false;
+            app.known.clear();
+        }
+    }
+
+    /// Whether the ledger has anything of this app, or its group is Forebay's.
+    #[must_use]
+    pub fn has_record_of(&self, app: &AppId) -> bool {
+        self.apps.get(app).is_some_and(|app| {
+            let group = self.groups.get(&app.group);
+            !app.originals.is_empty() || group.is_some_and(|group| !group.foreign)
+        })
     }
 
     /// Everything that Forebay did and that is not undone.
@@ -517,9 +538,11 @@ impl SimHost {
             }
         }
         if !bound.seen {
-            let offered = self.capabilities.knobs.iter();
-            let offered = offered.filter(|knob| !matches!(knob, Knob::IoMax(_)));
-            sample.found = offered.map(|&k| group.read(k, &self.topology)).collect();
+            let is_io_max = |knob: &Knob| matches!(knob, Knob::IoMax(_));
+            let offered = self.capabilities.knobs.iter().copied();
+            let limited = group.written().filter(is_io_max);
+            let knobs = offered.filter(|knob| !is_io_max(knob)).chain(limited);
+            sample.found = knobs.map(|k| group.read(k, &self.topology)).collect();
             if let Some(bound) = self.apps.get_mut(&app.id) {
                 bound.seen = true;
                 bound.known.extend(sample.found.iter().map(Setting::knob));

@@ -5,6 +5,7 @@
 //! seed give the same host, so a failure found at random is replayed by its seed.
 //!
 //! [`contract`] states what every host does, simulated or live, as checks that run on both.
+//! [`soak`] runs the control period on random hosts and checks what must always hold.
 
 pub mod contract;
 pub mod cpu;
@@ -13,6 +14,7 @@ mod group;
 mod host;
 mod load;
 mod program;
+pub mod soak;
 mod step;
 
 pub use fault::Faults;

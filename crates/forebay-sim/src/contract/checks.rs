@@ -55,6 +55,7 @@ all!(
     a_release_restores_a_foreign_group,
     a_released_app_keeps_running_outside,
     a_vanished_group_is_no_disaster,
+    a_group_made_anew_is_found_anew,
 );
 
 /// A host can control something, and lists each knob once.
@@ -245,9 +246,6 @@ pub fn a_knob_not_offered_is_unsupported<H: Host>(fixture: &mut impl Fixture<H>)
         ];
         let offered = case.host.capabilities().knobs.clone();
         let lacking: Vec<Knob> = all.into_iter().filter(|k| !offered.contains(k)).collect();
-        if lacking.is_empty() {
-            return Err(Unmet::Skipped("this host offers every knob".to_owned()));
-        }
         for setting in lacking.iter().flat_map(|&knob| values(knob, &topology)) {
             let outcome = case.apply(Action::Set {
                 app: app.id.clone(),
@@ -544,5 +542,31 @@ pub fn a_vanished_group_is_no_disaster<H: Host>(fixture: &mut impl Fixture<H>) -
             app: app.id.clone(),
         })?;
         case.ensure_nothing_left()
+    })
+}
+
+/// When a group is made anew for an app that was seen before, the engine learns that its
+/// knobs are not what it had set: they are given as found, or the old ones are in force.
+pub fn a_group_made_anew_is_found_anew<H: Host>(fixture: &mut impl Fixture<H>) -> Verdict {
+    with(fixture, |case| {
+        let app = case.burner();
+        case.start(&app)?;
+        let Some(setting) = case.trials().first().copied() else {
+            return Ok(());
+        };
+        case.set(&app, setting)?;
+        case.sample(&app)?;
+        let removed = case.fixture.remove_group(&mut case.host, &app);
+        removed.map_err(Unmet::Skipped)?;
+        case.wait(&app, "is seen to be gone", |s| s.state != RunState::Running)?;
+        case.done(Action::Start { app: app.clone() })?;
+        let sample = case.wait(&app, "runs again", |s| s.state == RunState::Running)?;
+        let is = case.read(&app, setting.knob())?;
+        ensure!(
+            is == setting || sample.found.contains(&is),
+            "{setting} was set, the new group has {is} and that is not said: {:?}",
+            sample.found
+        );
+        Ok(())
     })
 }

@@ -1,0 +1,225 @@
+//! What must hold after every control period.
+
+use forebay_core::app::{App, Class};
+use forebay_core::host::{Host, Outcome};
+use forebay_core::idset::CpuSet;
+use forebay_core::plan::{Plan, Shortfall};
+use forebay_core::report::TickReport;
+use forebay_core::slice::{Knob, Setting, Slice};
+use forebay_core::state::State;
+use forebay_core::tick::Inputs;
+use forebay_core::units::{Bytes, Limit, MilliCpu};
+
+use super::scenario::{DEVICE, Scenario};
+use crate::fault::Faults;
+use crate::group;
+use crate::host::SimHost;
+
+type Check = Result<(), String>;
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+pub(super) fn after_tick(
+    scenario: &Scenario,
+    state: &State,
+    inputs: &Inputs<'_>,
+    report: &TickReport,
+) -> Check {
+    report_is_true(scenario, report)?;
+    let (plan, again) = state.what_if(&scenario.host, inputs);
+    if !inputs.paused {
+        ensure!(
+            again.is_empty(),
+            "the same situation gives new settings: {}",
+            again
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        );
+    }
+    nothing_is_forgotten(scenario, inputs, report)?;
+    cpus_are_placed(scenario, &plan)?;
+    floors_and_ceilings_hold(scenario, &plan)?;
+    memory_fits(scenario, &plan)
+}
+
+/// What is said to be in force is in force, except in a group that was made in this very
+/// period; what failed says for which app.
+fn report_is_true(scenario: &Scenario, report: &TickReport) -> Check {
+    for (id, app) in &report.apps {
+        let group = SimHost::group_of(&scenario.policy.apps[id]);
+        if !scenario.seen.contains(&group) {
+            continue;
+        }
+        for setting in app.slice.iter() {
+            if let Some(is) = scenario.host.read(&group, setting.knob()) {
+                ensure!(
+                    is == *setting,
+                    "{id}: reports {setting}, the kernel has {is}"
+                );
+            }
+        }
+    }
+    for (action, outcome) in &report.actions {
+        if let Outcome::Failed(why) = outcome {
+            ensure!(
+                why.contains(action.app().as_str()),
+                "`{action}` failed without naming its app: {why}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Only batch apps run in the idle class and only limited apps have limits, also after the
+/// policy changed.
+fn nothing_is_forgotten(scenario: &Scenario, inputs: &Inputs<'_>, report: &TickReport) -> Check {
+    if inputs.paused || scenario.host.faults != Faults::default() {
+        return Ok(());
+    }
+    for (id, app) in &report.apps {
+        let group = SimHost::group_of(&scenario.policy.apps[id]);
+        let idle = scenario.host.read(&group, Knob::CpuIdle) == Some(Setting::CpuIdle(true));
+        ensure!(
+            !idle || app.class == Class::Batch || app.reason.is_none(),
+            "{id} is {} and in the idle class",
+            app.class
+        );
+        let limited = scenario.policy.apps[id].io_max.contains_key(&DEVICE);
+        let knob = Knob::IoMax(DEVICE);
+        let is = scenario.host.read(&group, knob);
+        let free = is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
+        ensure!(
+            limited || free || app.reason.is_none(),
+            "{id} has a limit that its policy does not have: {is:?}"
+        );
+    }
+    Ok(())
+}
+
+fn cpus_are_placed(scenario: &Scenario, plan: &Plan) -> Check {
+    let all = scenario.host.topology().cpu_set();
+    let offered = scenario.host.capabilities().knobs.contains(&Knob::Cpus);
+    let mut somewhere = plan.shared;
+    let mut owned = CpuSet::EMPTY;
+    for (id, reason) in &plan.reasons {
+        somewhere = somewhere.union(&reason.exclusive);
+        let own = &reason.exclusive;
+        ensure!(own.is_subset(&all), "{id} owns CPUs {own} of {all}");
+        ensure!(
+            own.is_disjoint(&owned) && own.is_disjoint(&plan.shared),
+            "{id} owns {own}, owned {owned}, shared {}",
+            plan.shared
+        );
+        owned = owned.union(own);
+    }
+    ensure!(somewhere == all, "CPUs {all}, placed {somewhere}");
+    if !offered {
+        return Ok(());
+    }
+    for (id, slice) in &plan.slices {
+        let Some(cpus) = slice.cpus() else {
+            return Err(format!("{id} has no CPU set"));
+        };
+        ensure!(!cpus.is_empty(), "{id} has an empty CPU set");
+        ensure!(cpus.is_subset(&all), "{id} has {cpus} of {all}");
+        for (other, reason) in plan.reasons.iter().filter(|(other, _)| *other != id) {
+            ensure!(
+                cpus.is_disjoint(&reason.exclusive),
+                "{id} has {cpus}, of which {other} owns {}",
+                reason.exclusive
+            );
+        }
+    }
+    Ok(())
+}
+
+fn floors_and_ceilings_hold(scenario: &Scenario, plan: &Plan) -> Check {
+    let cpu_short = plan
+        .shortfalls
+        .iter()
+        .any(|s| matches!(s, Shortfall::Cpu { .. }));
+    let memory_short = plan
+        .shortfalls
+        .iter()
+        .any(|s| matches!(s, Shortfall::Memory { .. }));
+    let mut pooled = MilliCpu(0);
+    for (id, slice) in &plan.slices {
+        let app = &scenario.policy.apps[id];
+        let reason = &plan.reasons[id];
+        if app.class == Class::Critical {
+            let own = MilliCpu::cpus(reason.exclusive.len() as u64);
+            ensure!(
+                cpu_short || own >= app.floor.cpu || reason.spills,
+                "{id} has {own} for a floor of {}",
+                app.floor.cpu
+            );
+            pooled.0 += app.floor.cpu.0.saturating_sub(own.0);
+        } else {
+            pooled.0 += app.floor.cpu.0;
+        }
+        limits_hold(app, slice, memory_short)?;
+    }
+    let pool = MilliCpu::cpus(plan.shared.len() as u64);
+    ensure!(
+        cpu_short || pooled <= pool,
+        "floors of {pooled} share a pool of {pool}"
+    );
+    Ok(())
+}
+
+fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
+    let App {
+        id, floor, ceiling, ..
+    } = app;
+    for setting in slice.iter() {
+        let holds = match *setting {
+            Setting::CpuMax(quota) => quota.allows(floor.cpu) && quota <= ceiling.cpu,
+            Setting::MemoryMax(max) => max.allows(floor.memory) && max <= ceiling.memory,
+            Setting::MemoryHigh(high) => high.allows(floor.memory),
+            Setting::MemoryMin(min) => memory_short || min >= floor.memory,
+            Setting::MemoryLow(low) => memory_short || low >= floor.memory,
+            Setting::PidsMax(pids) => pids <= ceiling.pids,
+            Setting::CpuWeight(weight) | Setting::IoWeight(weight) => {
+                (1..=10_000).contains(&weight)
+            }
+            Setting::CpuIdle(idle) => !idle || app.class == Class::Batch,
+            _ => true,
+        };
+        ensure!(
+            holds,
+            "{id}: {setting}, floor {floor:?}, ceiling {ceiling:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Memory that is promised is there.
+fn memory_fits(scenario: &Scenario, plan: &Plan) -> Check {
+    let policy = &scenario.policy;
+    let room = scenario
+        .host
+        .topology()
+        .memory()
+        .saturating_sub(policy.system_memory);
+    for knob in [Knob::MemoryMin, Knob::MemoryLow] {
+        let mut sum = Bytes(0);
+        for slice in plan.slices.values() {
+            if let Some(Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes)) = slice.get(knob) {
+                sum = sum.saturating_add(*bytes);
+            }
+        }
+        ensure!(
+            Limit::At(room).allows(sum),
+            "{knob} sums to {sum}, apps may use {room}"
+        );
+    }
+    Ok(())
+}
