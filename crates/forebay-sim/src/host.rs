@@ -48,6 +48,21 @@ pub struct SimHost {
     pub(crate) regions: (Vec<CpuSet>, Vec<Region>),
 }
 
+/// What a group used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time.
+    pub cpu_used: Duration,
+    /// Time spent throttled by the quota.
+    pub cpu_throttled: Duration,
+    /// Time in which a task waited for a CPU.
+    pub cpu_stalled: Duration,
+    /// Memory held now.
+    pub memory_used: Bytes,
+    /// Time in which a task waited for memory.
+    pub memory_stalled: Duration,
+}
+
 /// An app as the host knows it.
 #[derive(Debug)]
 pub(crate) struct Bound {
@@ -215,6 +230,20 @@ impl SimHost {
     #[must_use]
     pub fn read(&self, group: &str, knob: Knob) -> Option<Setting> {
         Some(self.groups.get(group)?.read(knob, &self.topology))
+    }
+
+    /// What a group used since it exists; `None` when there is no such group.
+    #[must_use]
+    pub fn usage(&self, group: &str) -> Option<Usage> {
+        let accounts = self.groups.get(group)?.accounts;
+        let time = Duration::from_secs_f64;
+        Some(Usage {
+            cpu_used: time(accounts.cpu_used),
+            cpu_throttled: time(accounts.cpu_throttled),
+            cpu_stalled: time(accounts.cpu_stalled),
+            memory_used: Bytes::from_f64(accounts.memory_used),
+            memory_stalled: time(accounts.memory_stalled),
+        })
     }
 
     /// The group that an app is in, or would be.

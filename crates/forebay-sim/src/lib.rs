@@ -18,6 +18,6 @@ pub mod soak;
 mod step;
 
 pub use fault::Faults;
-pub use host::SimHost;
+pub use host::{SimHost, Usage};
 pub use load::Load;
 pub use program::{Life, Program};
