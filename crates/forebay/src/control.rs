@@ -157,7 +157,9 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         }
         Command::Events(limit, reply) => {
             let skip = state.events().count().saturating_sub(limit);
-            reply.send(state.events().skip(skip).cloned().collect()).ok();
+            reply
+                .send(state.events().skip(skip).cloned().collect())
+                .ok();
         }
         Command::Models(app, reply) => {
             let models = state.history(&app).map(|history| Models {

@@ -55,10 +55,7 @@ pub(crate) enum Error {
     Farewell(String),
 }
 
-fn system(
-    attempt: &'static str,
-    remedy: &'static str,
-) -> impl FnOnce(std::io::Error) -> Error {
+fn system(attempt: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::System {
         attempt,
         remedy,
@@ -74,7 +71,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     if args.parent_death {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|error| {
-                system("follow the parent's end", "this should not happen; report it")(error.into())
+                system(
+                    "follow the parent's end",
+                    "this should not happen; report it",
+                )(error.into())
             })?;
     }
     tracing_subscriber::fmt()
@@ -138,7 +138,10 @@ async fn serve(
             control::run(&mut host, policy, &asked, &reports);
             host
         })
-        .map_err(system("start the control thread", "check limits on threads"))?;
+        .map_err(system(
+            "start the control thread",
+            "check limits on threads",
+        ))?;
 
     let reload = Reload {
         file: args.config.clone(),
@@ -166,9 +169,9 @@ async fn serve(
 
     // The control thread may have ended already, which the join below finds out.
     commands.send(Command::Stop).ok();
-    let host = control
-        .join()
-        .map_err(|_| Error::Host("the control thread panicked; see its message above".to_owned()))?;
+    let host = control.join().map_err(|_| {
+        Error::Host("the control thread panicked; see its message above".to_owned())
+    })?;
     let on_stop = config.policy.on_stop;
     let report = host
         .close(on_stop)
@@ -202,8 +205,8 @@ struct Reload {
 
 impl Reload {
     async fn run(&self) -> Result<(), String> {
-        let config = config::load(self.file.as_deref(), &self.facts)
-            .map_err(|errors| errors.to_string())?;
+        let config =
+            config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
         let (reply, answer) = oneshot::channel();
         let edit = Box::new(move |policy: &mut forebay_core::app::Policy| {
             *policy = config.policy;
@@ -236,7 +239,10 @@ fn recorder(config: &Config) -> Option<Recorder> {
     }
 }
 
-async fn record(mut published: watch::Receiver<Option<Arc<Published>>>, recorder: Option<Recorder>) {
+async fn record(
+    mut published: watch::Receiver<Option<Arc<Published>>>,
+    recorder: Option<Recorder>,
+) {
     let Some(recorder) = recorder else { return };
     while published.changed().await.is_ok() {
         let latest = published.borrow_and_update().clone();
@@ -268,7 +274,10 @@ impl Guardian {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .map_err(system("start the guardian", "check memory and process limits"))?;
+            .map_err(system(
+                "start the guardian",
+                "check memory and process limits",
+            ))?;
         Ok(Self { child })
     }
 

@@ -1,10 +1,17 @@
 //! Forecasts, partitions and protects the applications of a Linux host.
 
+#![expect(
+    dead_code,
+    unused_imports,
+    reason = "read by the API, which comes next"
+)]
+
 mod bench;
 mod config;
 mod control;
 mod daemon;
 mod demo;
+mod local;
 mod store;
 mod workload;
 
@@ -23,8 +30,18 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Daemon(daemon::Args),
+    Check(local::CheckArgs),
+    Restore(local::RestoreArgs),
+    Doctor(local::DoctorArgs),
+    Completions(local::CompletionsArgs),
+    /// Print the manual page
+    Man,
+    #[command(hide = true)]
+    Guardian(local::GuardianArgs),
     #[command(hide = true)]
     Bench(bench::Args),
+    #[command(hide = true)]
+    Chaos(bench::chaos::Args),
     /// Programs that the demo and the benchmarks run
     #[command(subcommand, hide = true)]
     Workload(workload::Workload),
@@ -34,7 +51,14 @@ fn main() -> ExitCode {
     let result: Result<ExitCode, Box<dyn std::error::Error>> = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Check(args) => local::check(&args).map_err(Into::into),
+        Command::Restore(args) => local::restore(&args).map_err(Into::into),
+        Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
+        Command::Completions(args) => Ok(local::completions(&args)),
+        Command::Man => local::man().map_err(Into::into),
+        Command::Guardian(args) => local::guardian(&args).map_err(Into::into),
         Command::Bench(args) => bench::run(&args).map_err(Into::into),
+        Command::Chaos(args) => bench::chaos::run(&args).map_err(Into::into),
         Command::Workload(workload) => workload::run(workload)
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),

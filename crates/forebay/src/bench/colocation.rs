@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Args, Target};
-use crate::demo::{Arm, ArmRow, Error, Scene, Summary, interruption};
 use crate::demo::print as output;
+use crate::demo::{Arm, ArmRow, Error, Scene, Summary, interruption};
 
 const ARMS: [Arm; 7] = [
     Arm::Alone,

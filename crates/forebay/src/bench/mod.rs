@@ -1,6 +1,7 @@
 //! Measurements that hold promises: each prints its targets beside its figures and fails
 //! when one is missed.
 
+pub(crate) mod chaos;
 mod colocation;
 mod placement;
 

@@ -19,7 +19,9 @@ pub(crate) struct Placement {
 
 impl std::fmt::Debug for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Placement").field("apps", &self.apps).finish_non_exhaustive()
+        f.debug_struct("Placement")
+            .field("apps", &self.apps)
+            .finish_non_exhaustive()
     }
 }
 
@@ -38,10 +40,8 @@ impl Placement {
             state_dir: state_dir.to_owned(),
         })
         .map_err(failed)?;
-        let apps = ["service", "batch"].map(|name| {
-            name.parse::<AppId>()
-                .expect("the names are letters only")
-        });
+        let apps = ["service", "batch"]
+            .map(|name| name.parse::<AppId>().expect("the names are letters only"));
         let all = host.topology().cpu_set();
         let mut actions = Vec::new();
         for (id, settings) in apps.iter().zip(settings(arm, &all)) {

@@ -124,7 +124,11 @@ impl Scene {
             .args(["workload", "service", "--calibrate", "--work-us"])
             .arg(WORK_US.to_string())
             .output()
-            .map_err(Error::system("start", exe.display(), "check its permissions"))?;
+            .map_err(Error::system(
+                "start",
+                exe.display(),
+                "check its permissions",
+            ))?;
         let calibration: Calibration = serde_json::from_slice(&output.stdout)
             .map_err(|error| Error::part("calibrate the service", error))?;
         Ok(Self {
@@ -150,9 +154,7 @@ impl Scene {
             Arm::Alone => Cast::plain(self, &[Role::Service])?,
             Arm::Uncontrolled => Cast::plain(self, &Role::ALL)?,
             Arm::Forebay => Cast::managed(self)?,
-            Arm::Weights | Arm::Idle | Arm::CpuSet | Arm::Precedence => {
-                Cast::placed(self, arm)?
-            }
+            Arm::Weights | Arm::Idle | Arm::CpuSet | Arm::Precedence => Cast::placed(self, arm)?,
         };
         let port = self.await_file("port", "the service")?;
         let result = self.measure(&cast, port.trim(), length);
@@ -285,9 +287,9 @@ impl Scene {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(Error::system("remove", file.display(), "remove it by hand")(
-                        error,
-                    ));
+                    return Err(
+                        Error::system("remove", file.display(), "remove it by hand")(error),
+                    );
                 }
             }
         }
@@ -432,10 +434,11 @@ fn daemon_config(scene: &Scene) -> String {
 }
 
 fn spawn(mut command: Command, part: &str) -> Result<Child, Error> {
-    command
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(Error::system("start", part, "check memory and process limits"))
+    command.stdin(Stdio::null()).spawn().map_err(Error::system(
+        "start",
+        part,
+        "check memory and process limits",
+    ))
 }
 
 /// Asks for the end, and waits.
@@ -451,7 +454,11 @@ pub(crate) fn terminate(child: &mut Child, part: &str) -> Result<(), Error> {
     while Instant::now() < until {
         if child
             .try_wait()
-            .map_err(Error::system("wait for", part, "this should not happen; report it"))?
+            .map_err(Error::system(
+                "wait for",
+                part,
+                "this should not happen; report it",
+            ))?
             .is_some()
         {
             return Ok(());
@@ -486,7 +493,10 @@ impl Counters {
             at: Instant::now(),
             burn: count("burn"),
             churn: count("churn"),
-            agent: cast.daemon.as_ref().and_then(|daemon| agent_use(daemon.id())),
+            agent: cast
+                .daemon
+                .as_ref()
+                .and_then(|daemon| agent_use(daemon.id())),
         }
     }
 

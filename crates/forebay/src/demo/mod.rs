@@ -9,6 +9,7 @@
 
 mod arm;
 pub(crate) mod print;
+mod simulated;
 mod sweep;
 mod table;
 
@@ -18,10 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub(crate) use arm::{Arm, Scene, agent_use, terminate};
-pub(crate) use table::{ArmRow, Summary, spread};
-
-
+pub(crate) use arm::{Arm, Scene, terminate};
+pub(crate) use table::{ArmRow, Summary};
 
 /// The least time of one segment: a shorter one shows no 99.9 % quantile.
 const SEGMENT_MIN: Duration = Duration::from_secs(4);
@@ -40,6 +39,9 @@ pub(crate) struct Args {
     /// Keep service, batch work and daemon running afterwards, until Ctrl-C
     #[arg(long)]
     stay: bool,
+    /// Run the same scenario on a simulated host: needs no root and measures nothing
+    #[arg(long, conflicts_with = "stay")]
+    simulated: bool,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
@@ -50,7 +52,8 @@ pub(crate) struct Args {
 pub(crate) enum Error {
     /// It needs rights that the caller has not.
     #[error(
-        "run the demo: it makes control groups and starts a daemon, which needs root; use sudo"
+        "run the demo: it makes control groups and starts a daemon, which needs root; \
+         use sudo, or try `forebay demo --simulated`"
     )]
     NotRoot,
     /// The system refused something.
@@ -96,6 +99,9 @@ impl Error {
 /// # Errors
 /// When it lacks rights, a part fails, or a signal ends it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    if args.simulated {
+        return simulated::run(Duration::from_secs(args.seconds), args.json.as_deref());
+    }
     match &args.inner {
         Some(dir) => inner(args, dir).map(|()| ExitCode::SUCCESS),
         None => sweep::outer("demo"),
@@ -135,7 +141,10 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
     let mut summary = Summary::default();
     for round in 1..=rounds {
         for arm in arms {
-            print::progress(format_args!("round {round} of {rounds}, {}: running", arm.name()));
+            print::progress(format_args!(
+                "round {round} of {rounds}, {}: running",
+                arm.name()
+            ));
             let segment = scene.run(arm, length)?;
             print::progress(format_args!(
                 "round {round} of {rounds}, {}: p99 {:.2} ms, {} requests\n",

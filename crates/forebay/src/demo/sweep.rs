@@ -60,7 +60,11 @@ fn work(subcommand: &str, dir: &Path) -> Result<ExitStatus, Error> {
         .arg(dir)
         .args(arguments)
         .spawn()
-        .map_err(Error::system("start", "the inner process", "check memory and process limits"))?;
+        .map_err(Error::system(
+            "start",
+            "the inner process",
+            "check memory and process limits",
+        ))?;
     loop {
         if let Some(status) = child.try_wait().map_err(Error::system(
             "wait for",
@@ -95,26 +99,22 @@ fn sweep(dir: &Path) -> Result<(), Error> {
         if !report.is_complete() {
             return Err(Error::part(
                 "put back what the demo did",
-                format!("not everything: {report:?}; try `forebay restore --state-dir {}`", state.display()),
+                format!(
+                    "not everything: {report:?}; try `forebay restore --state-dir {}`",
+                    state.display()
+                ),
             ));
         }
     }
-    fs::remove_dir_all(dir).map_err(Error::system(
-        "remove",
-        dir.display(),
-        "remove it by hand",
-    ))
+    fs::remove_dir_all(dir).map_err(Error::system("remove", dir.display(), "remove it by hand"))
 }
 
 /// The guardian may be at it: then it holds the directory, and ends within its lease.
 fn restore_when_free(state: &Path) -> Result<forebay_host::restore::Report, String> {
     let mut tries = 100;
     loop {
-        let result = forebay_host::restore::restore(
-            state,
-            &forebay_host::Roots::default(),
-            OnStop::Kill,
-        );
+        let result =
+            forebay_host::restore::restore(state, &forebay_host::Roots::default(), OnStop::Kill);
         match result {
             Ok(report) => return Ok(report),
             Err(error) if tries == 0 => return Err(error.to_string()),

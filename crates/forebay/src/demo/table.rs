@@ -33,7 +33,7 @@ pub(crate) struct ArmRow {
 
 /// The daemon in the result.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct AgentRow {
+pub(crate) struct AgentRow {
     pub(crate) cpu_percent_of_core: f64,
     pub(crate) rss_bytes: u64,
 }
@@ -103,7 +103,15 @@ impl Summary {
             .map_or(f64::NAN, |(_, row)| row.batch_work);
         let mut text = format!(
             "{:<24}{:>9}{:>9}{:>18}{:>10}{:>10}{:>8}{:>12}{:>10}\n",
-            "", "p50 ms", "p99 ms", "(range)", "p99.9 ms", "requests", "failed", "batch work", "MiB/s"
+            "",
+            "p50 ms",
+            "p99 ms",
+            "(range)",
+            "p99.9 ms",
+            "requests",
+            "failed",
+            "batch work",
+            "MiB/s"
         );
         for (_, row) in &rows {
             let range = format!("({:.2}-{:.2})", row.p99_ms_min, row.p99_ms_max);

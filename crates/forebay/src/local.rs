@@ -1,0 +1,242 @@
+//! Commands that need no daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use forebay_core::app::OnStop;
+use forebay_host::Roots;
+
+use crate::config;
+use crate::daemon::{Error, facts};
+use crate::demo::print;
+
+/// Validate a configuration
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Configuration file [default: /etc/forebay/forebay.toml, if it is there]
+    #[arg(value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the JSON Schema of configurations instead
+    #[arg(long)]
+    schema: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Validates a configuration: every mistake at once.
+///
+/// # Errors
+/// When it has mistakes.
+pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
+    if args.schema {
+        print::line(format_args!("{:#}", config::schema()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    match config::load(args.config.as_deref(), &facts()?) {
+        Ok(config) if args.json => {
+            let policy = serde_json::json!({ "valid": true, "policy": config.policy });
+            print::line(format_args!("{policy}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(config) => {
+            print::line(format_args!(
+                "valid: {} app(s), period {} ms",
+                config.policy.apps.len(),
+                config.policy.period.as_millis()
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(errors) if args.json => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            print::line(format_args!(
+                "{}",
+                serde_json::json!({ "valid": false, "errors": errors })
+            ));
+            Ok(ExitCode::FAILURE)
+        }
+        Err(errors) => Err(Error::Config(errors)),
+    }
+}
+
+/// Put back everything that a lost daemon left
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// Where that daemon kept its ledger
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
+    state_dir: PathBuf,
+    /// End the programs that it started, instead of letting them run
+    #[arg(long)]
+    kill: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Puts back everything in the ledger.
+///
+/// # Errors
+/// When a daemon runs, the ledger cannot be read, or something could not be put back.
+pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
+    let on_stop = if args.kill {
+        OnStop::Kill
+    } else {
+        OnStop::Keep
+    };
+    let report = forebay_host::restore(&args.state_dir, &Roots::default(), on_stop)
+        .map_err(|error| Error::Host(error.explain()))?;
+    if args.json {
+        print::line(format_args!(
+            "{}",
+            serde_json::json!({
+                "knobs": report.knobs,
+                "processes": report.processes,
+                "groups": report.groups,
+                "foreign": report.foreign,
+                "failed": report.failed,
+            })
+        ));
+    } else {
+        print::line(format_args!(
+            "put back {} knob(s) and {} process(es), removed {} group(s)",
+            report.knobs, report.processes, report.groups
+        ));
+        for foreign in &report.foreign {
+            print::line(format_args!(
+                "left alone, written by somebody else: {foreign}"
+            ));
+        }
+    }
+    if report.is_complete() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(Error::Farewell(report.failed.join("; ")))
+    }
+}
+
+/// Say what this host offers, and what the lack of the rest costs
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Control group whose features are examined
+    #[arg(long, value_name = "GROUP", default_value = "forebay")]
+    cgroup_root: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints every kernel feature used, present or missing.
+///
+/// # Errors
+/// When /proc or every control group hierarchy is missing.
+pub(crate) fn doctor(args: &DoctorArgs) -> Result<ExitCode, Error> {
+    let features = forebay_host::doctor::examine(&Roots::default(), &args.cgroup_root)
+        .map_err(|error| Error::Host(error.explain()))?;
+    if args.json {
+        let features: Vec<_> = features
+            .iter()
+            .map(|feature| {
+                serde_json::json!({
+                    "name": feature.name,
+                    "present": feature.present,
+                    "detail": feature.detail,
+                    "lack_costs": feature.lack_costs,
+                })
+            })
+            .collect();
+        print::line(format_args!("{}", serde_json::json!(features)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for feature in &features {
+        let mark = if feature.present { "yes" } else { "no " };
+        print::line(format_args!(
+            "{mark}  {:<28} {}",
+            feature.name, feature.detail
+        ));
+        if !feature.present {
+            print::line(format_args!("     without it: {}", feature.lack_costs));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Print completions for a shell
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+/// Prints completions.
+pub(crate) fn completions(args: &CompletionsArgs) -> ExitCode {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut crate::Cli::command(), "forebay", &mut text);
+    print::line(format_args!("{}", String::from_utf8_lossy(&text)));
+    ExitCode::SUCCESS
+}
+
+/// Prints the manual page.
+///
+/// # Errors
+/// Never in practice: it is made in memory.
+pub(crate) fn man() -> Result<ExitCode, Error> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(crate::Cli::command())
+        .render(&mut text)
+        .map_err(|source| Error::System {
+            attempt: "make the manual page",
+            remedy: "this should not happen; report it",
+            source,
+        })?;
+    print::line(format_args!("{}", String::from_utf8_lossy(&text)));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Watch over a daemon
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GuardianArgs {
+    /// Process number of the daemon
+    #[arg(long)]
+    daemon: u32,
+    /// Where the daemon keeps its ledger
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// How long to wait for a lost daemon to come back
+    #[arg(long)]
+    lease_ms: u64,
+    /// What happens to the programs it started
+    #[arg(long, value_enum)]
+    on_stop: OnStopArg,
+}
+
+/// What happens to the programs that a lost daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnStopArg {
+    /// They keep running.
+    Keep,
+    /// They are ended.
+    Kill,
+}
+
+/// Waits for the daemon's death, and for its return; else puts everything back.
+///
+/// # Errors
+/// When something could not be put back.
+pub(crate) fn guardian(args: &GuardianArgs) -> Result<ExitCode, Error> {
+    let on_stop = match args.on_stop {
+        OnStopArg::Keep => OnStop::Keep,
+        OnStopArg::Kill => OnStop::Kill,
+    };
+    forebay_host::guardian::guard(&forebay_host::guardian::Watched {
+        daemon: args.daemon,
+        state_dir: args.state_dir.clone(),
+        lease: Duration::from_millis(args.lease_ms),
+        on_stop,
+        roots: Roots::default(),
+    })
+    .map_err(|error| Error::Host(error.explain()))?;
+    Ok(ExitCode::SUCCESS)
+}
