@@ -400,6 +400,8 @@ pub struct Forecast {
 pub enum Resource {
     /// Processor time, in CPUs.
     Cpu,
+    /// Share of time in which some task waited for a CPU, 0 to 1.
+    CpuStalled,
     /// Memory, in bytes.
     Memory,
 }
@@ -408,16 +410,16 @@ impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Cpu => "cpu",
+            Self::CpuStalled => "cpu_stalled",
             Self::Memory => "memory",
         })
     }
 }
 
 /// Length of the intervals that a history is told in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Step {
     /// Ten seconds.
-    #[default]
     #[serde(rename = "10s")]
     TenSeconds,
     /// One minute.
@@ -454,9 +456,9 @@ impl Step {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HistoryRange {
-    /// Length of the intervals: `10s` (default), `1m` or `1h`.
-    #[serde(default)]
-    pub step: Step,
+    /// Length of the intervals: `10s`, `1m` or `1h`; unless told, the shortest that reaches
+    /// back far enough and fits the limit.
+    pub step: Option<Step>,
     /// Not before this, in milliseconds since 1970 UTC.
     pub since_unix_ms: Option<u64>,
     /// At most so many intervals, the latest: 360 unless told, 10,000 at most.
@@ -476,6 +478,8 @@ pub struct HistoryRow {
     pub max: f64,
     /// Samples in it; fewer than periods when there were gaps.
     pub samples: u64,
+    /// Mean of the forecasts' 95 % quantiles, when there were any.
+    pub demand_q95: Option<f64>,
 }
 
 /// A history.
@@ -483,7 +487,7 @@ pub struct HistoryRow {
 pub struct History {
     /// The app.
     pub app: String,
-    /// The resource: `cpu` in CPUs, `memory` in bytes.
+    /// The resource.
     pub resource: Resource,
     /// Length of the intervals.
     pub step: Step,

@@ -123,9 +123,9 @@ pub(crate) struct HistoryArgs {
     #[arg(value_enum)]
     resource: ResourceArg,
 
-    /// Length of the intervals
-    #[arg(long, value_enum, default_value_t = StepArg::TenSeconds)]
-    step: StepArg,
+    /// Length of the intervals; unless given, the shortest that reach back far enough
+    #[arg(long, value_enum)]
+    step: Option<StepArg>,
 
     /// Not before so many minutes ago
     #[arg(long, value_name = "MINUTES")]
@@ -139,6 +139,8 @@ pub(crate) struct HistoryArgs {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ResourceArg {
     Cpu,
+    #[value(name = "cpu_stalled")]
+    CpuStalled,
     Memory,
 }
 
@@ -348,19 +350,18 @@ async fn events(args: &EventsArgs, client: &Client, output: &mut Output) -> Resu
 async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Result<(), Failure> {
     let resource = match args.resource {
         ResourceArg::Cpu => api::Resource::Cpu,
+        ResourceArg::CpuStalled => api::Resource::CpuStalled,
         ResourceArg::Memory => api::Resource::Memory,
     };
-    let step = match args.step {
+    let step = args.step.map(|step| match step {
         StepArg::TenSeconds => api::Step::TenSeconds,
         StepArg::Minute => api::Step::Minute,
         StepArg::Hour => api::Step::Hour,
-    };
-    let mut uri = format!(
-        "/v1/history/{}/{resource}?step={}&limit={}",
-        args.app,
-        step.as_str(),
-        args.limit
-    );
+    });
+    let mut uri = format!("/v1/history/{}/{resource}?limit={}", args.app, args.limit);
+    if let Some(step) = step {
+        uri += &format!("&step={}", step.as_str());
+    }
     if let Some(minutes) = args.since {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -451,4 +452,4 @@ fn changes(words: &[String]) -> Result<Vec<api::AppChange>, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -212,7 +212,7 @@ pub(super) fn event(event: &api::Event) -> String {
 pub(super) fn history(history: &api::History) -> String {
     if history.rows.is_empty() {
         return format!(
-            "no history of {} of {} yet; intervals of {} are kept when they end\n",
+            "no history of {} of {} in that time; an interval of {} is kept when it ends\n",
             history.resource,
             history.app,
             history.step.as_str()
@@ -220,6 +220,7 @@ pub(super) fn history(history: &api::History) -> String {
     }
     let show = |value: f64| match history.resource {
         api::Resource::Cpu => cores(value),
+        api::Resource::CpuStalled => percent(value),
         api::Resource::Memory => memory_f64(value),
     };
     let rows: Vec<_> = history
@@ -231,6 +232,7 @@ pub(super) fn history(history: &api::History) -> String {
                 show(row.min),
                 show(row.mean),
                 show(row.max),
+                or_absent(row.demand_q95, show),
                 row.samples.to_string(),
             ]
         })
@@ -240,6 +242,7 @@ pub(super) fn history(history: &api::History) -> String {
         numbers("MIN"),
         numbers("MEAN"),
         numbers("MAX"),
+        numbers("DEMAND q95"),
         numbers("SAMPLES"),
     ];
     table(columns, &rows)

@@ -9,6 +9,8 @@
 mod connections;
 mod convert;
 mod feed;
+mod handlers;
+mod metrics;
 mod openapi;
 mod peer;
 mod problem;
@@ -23,13 +25,12 @@ use std::time::Duration;
 
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Policy};
-use forebay_core::report::Event;
 use forebay_core::units::Bytes;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use connections::{Listeners, serve};
 pub(crate) use peer::{Readers, Rules, group_number};
-pub(crate) use socket::{ListenError, Socket, bind_loopback};
+pub(crate) use socket::{Socket, bind_loopback};
 
 use crate::control::{Command, Published};
 use feed::{Feed, View};
@@ -42,11 +43,12 @@ pub(crate) type RunApp = Arc<dyn Fn(api::RunRequest) -> Result<App, String> + Se
 /// Sets one key of one app of a policy.
 pub(crate) type SetKey =
     Arc<dyn Fn(&mut Policy, &AppId, &str, &str) -> Result<(), String> + Send + Sync>;
-/// Reads the history of one resource of one app.
+/// Reads the history of one resource of one app: the intervals it chose, oldest first.
 pub(crate) type ReadHistory =
-    Arc<dyn Fn(HistoryQuery) -> Result<Vec<api::HistoryRow>, String> + Send + Sync>;
+    Arc<dyn Fn(HistoryQuery) -> Result<(api::Step, Vec<api::HistoryRow>), String> + Send + Sync>;
 /// Reads stored events, oldest first.
-pub(crate) type ReadEvents = Arc<dyn Fn(EventsQuery) -> Result<Vec<Event>, String> + Send + Sync>;
+pub(crate) type ReadEvents =
+    Arc<dyn Fn(EventsQuery) -> Result<Vec<api::Event>, String> + Send + Sync>;
 /// What the daemon itself uses now.
 pub(crate) type ReadAgent = Arc<dyn Fn() -> AgentUse + Send + Sync>;
 
@@ -88,8 +90,9 @@ pub(crate) struct HistoryQuery {
     pub(crate) app: AppId,
     /// The resource.
     pub(crate) resource: api::Resource,
-    /// Length of the intervals.
-    pub(crate) step: api::Step,
+    /// Length of the intervals; when absent, the shortest that reaches back far enough and
+    /// fits the limit.
+    pub(crate) step: Option<api::Step>,
     /// Not before this.
     pub(crate) since_unix_ms: Option<u64>,
     /// At most so many intervals, the latest; 1 to 10,000.

@@ -11,7 +11,7 @@ use forebay_core::app::{Binding, Ceiling, Class, Exec, Floor, Restart};
 use forebay_core::demand::{Band, Demand, Usage};
 use forebay_core::host::Action;
 use forebay_core::plan::{Plan, Reason};
-use forebay_core::report::{AppReport, EventKind, TickReport};
+use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{Gap, HostSample, RunState};
 use forebay_core::units::{Limit, MilliCpu, Time};
@@ -232,17 +232,21 @@ impl Fixture {
                 other => Err(format!("unknown key `{other}`")),
             }),
             history: Arc::new(|query| match query.app.as_str() {
-                "web" => Ok(vec![
-                    api::HistoryRow {
-                        time_unix_ms: 0,
-                        min: 0.0,
-                        mean: 0.5,
-                        max: 1.0,
-                        samples: 100,
-                    };
-                    query.limit.min(3)
-                ]),
-                _ => Ok(Vec::new()),
+                "web" => Ok((
+                    query.step.unwrap_or(api::Step::Hour),
+                    vec![
+                        api::HistoryRow {
+                            time_unix_ms: 0,
+                            min: 0.0,
+                            mean: 0.5,
+                            max: 1.0,
+                            samples: 100,
+                            demand_q95: None,
+                        };
+                        query.limit.min(3)
+                    ],
+                )),
+                _ => Ok((api::Step::Hour, Vec::new())),
             }),
             events: None,
             agent: Arc::new(|| AgentUse {
@@ -507,6 +511,10 @@ async fn loopback_tcp_only_looks_and_only_under_its_own_name() {
     };
     let answer = ask("GET /v1/status HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     check(answer.unwrap(), "HTTP/1.1 200");
+    let answer = ask("GET /metrics HTTP/1.0\r\nhost: 127.0.0.1:1\r\n\r\n").await;
+    let answer = answer.unwrap();
+    assert!(answer.contains("application/openmetrics-text"), "{answer}");
+    assert!(answer.contains("# TYPE forebay_"), "{answer}");
     let answer = ask("POST /v1/pause HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
     check(answer.await.unwrap(), "HTTP/1.1 403");
     let answer = ask("GET /v1/status HTTP/1.1\r\nhost: evil.example\r\n\r\n").await;

@@ -1,0 +1,399 @@
+//! What each route does: renders what was published, or asks the control thread.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
+use forebay_api as api;
+use forebay_core::app::{AppId, Policy};
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt as _};
+
+use super::peer::Peer;
+use super::problem::{Asked, Body, Failure, Named};
+use super::routes::{METRICS, Shared, routes};
+use super::{EventsQuery, HistoryQuery, Server, convert, metrics, openapi};
+use crate::control::{Command, Edit};
+
+/// Events and intervals of one answer, unless told otherwise and at most.
+const EVENTS_USUAL: u32 = 100;
+const INTERVALS_USUAL: u32 = 360;
+const ROWS_MAX: u32 = 10_000;
+
+/// The slowest pace of a stream.
+const EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// How often a silent stream says that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+pub(super) async fn status(State(server): State<Shared>) -> Answer<api::Status> {
+    Ok(Json(convert::status(&server.view()?, server.agent())))
+}
+
+pub(super) async fn apps(State(server): State<Shared>) -> Answer<api::Apps> {
+    let apps = convert::apps(&server.view()?);
+    Ok(Json(api::Apps { apps }))
+}
+
+pub(super) async fn explain(
+    State(server): State<Shared>,
+    Named(name): Named,
+) -> Answer<api::Explanation> {
+    let view = server.view()?;
+    let policy = server.policy().await?;
+    let app = policy
+        .apps
+        .get(&name)
+        .ok_or_else(|| Failure::no_app(name.as_str()))?;
+    let models = server
+        .ask(|reply| Command::Models(name.clone(), reply))
+        .await?;
+    let report = &view.published.report;
+    Ok(Json(api::Explanation {
+        app: match report.apps.get(&name) {
+            Some(seen) => convert::app(&name, seen),
+            None => convert::unseen(app),
+        },
+        rules: convert::rules(app, &policy),
+        models: models.map(|models| convert::models(&models, &policy)),
+        shared_cpus: report.shared.to_string(),
+        host_cpus: convert::all_cpus(&view).len() as u64,
+        paused: report.paused,
+        shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
+    }))
+}
+
+pub(super) async fn forecast(
+    State(server): State<Shared>,
+    Named(name): Named,
+) -> Answer<api::Forecast> {
+    let view = server.view()?;
+    let policy = server.policy().await?;
+    if !policy.apps.contains_key(&name) {
+        return Err(Failure::no_app(name.as_str()));
+    }
+    let models = server
+        .ask(|reply| Command::Models(name.clone(), reply))
+        .await?;
+    let seen = view.published.report.apps.get(&name);
+    Ok(Json(api::Forecast {
+        app: name.to_string(),
+        horizon_seconds: policy.horizon.as_secs_f64(),
+        demand: seen.and_then(|app| app.demand.as_ref().map(convert::demand)),
+        usage: seen
+            .map(|app| convert::usage(&app.usage))
+            .unwrap_or_default(),
+        models: models.map(|models| convert::models(&models, &policy)),
+    }))
+}
+
+pub(super) async fn run(
+    State(server): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Body(mut request): Body<api::RunRequest>,
+) -> Answer<api::Done> {
+    let name: AppId = request
+        .name
+        .parse()
+        .map_err(|e: forebay_core::app::AppIdError| Failure::bad_request(e.to_string()))?;
+    as_oneself(&peer, &mut request)?;
+    let settings = std::mem::take(&mut request.set);
+    let make = Arc::clone(&server.state.run_app);
+    let app = off_thread(move || make(request)).await?;
+    let set_key = Arc::clone(&server.state.set_key);
+    let edit: Edit = Box::new(move |policy| {
+        if policy.apps.contains_key(&app.id) {
+            return Err(format!(
+                "there is an app `{}` already; choose another name",
+                app.id
+            ));
+        }
+        let id = app.id.clone();
+        policy.apps.insert(id.clone(), app);
+        assign(&set_key, policy, &id, &settings)
+    });
+    edited(&server, edit).await?;
+    Ok(done(format!("{name} starts in the next period")))
+}
+
+/// Members of the group run programs as themselves: being allowed to partition the host
+/// does not make one root.
+fn as_oneself(peer: &Peer, request: &mut api::RunRequest) -> Result<(), Failure> {
+    match peer {
+        Peer::Process { uid: 0, .. } => Ok(()),
+        Peer::Process { uid, gid, .. } => {
+            let own = |asked: &Option<String>, own: u32| {
+                asked.as_ref().is_none_or(|asked| *asked == own.to_string())
+            };
+            if !own(&request.user, *uid) || !own(&request.group, *gid) {
+                return Err(Failure::not_allowed(
+                    "only root may run a program as another user or group; leave them out",
+                ));
+            }
+            request.user = Some(uid.to_string());
+            request.group = Some(gid.to_string());
+            Ok(())
+        }
+        Peer::Loopback => Err(Failure::not_allowed("this address is read-only")),
+    }
+}
+
+pub(super) async fn set(
+    State(server): State<Shared>,
+    Named(name): Named,
+    Body(request): Body<api::SetRequest>,
+) -> Answer<api::Done> {
+    if request.set.is_empty() {
+        return Err(Failure::bad_request(
+            "nothing to set; give at least one key=value",
+        ));
+    }
+    known(&server, [&name]).await?;
+    let summary = request
+        .set
+        .iter()
+        .map(|set| format!("{name}: {} = {}", set.key, set.value));
+    let messages = summary.collect();
+    let set_key = Arc::clone(&server.state.set_key);
+    let edit: Edit = Box::new(move |policy| assign(&set_key, policy, &name, &request.set));
+    edited(&server, edit).await?;
+    Ok(Json(api::Done { messages }))
+}
+
+pub(super) async fn plan(
+    State(server): State<Shared>,
+    Body(request): Body<api::PlanRequest>,
+) -> Answer<api::Plan> {
+    let mut changes = Vec::new();
+    for change in request.changes {
+        let name: AppId = change
+            .app
+            .parse()
+            .map_err(|_| Failure::no_app(&change.app))?;
+        changes.push((name, change.set));
+    }
+    known(&server, changes.iter().map(|(name, _)| name)).await?;
+    let set_key = Arc::clone(&server.state.set_key);
+    let edit: Edit = Box::new(move |policy| {
+        changes
+            .iter()
+            .try_for_each(|(name, set)| assign(&set_key, policy, name, set))
+    });
+    let (plan, actions) = server
+        .ask(|reply| Command::WhatIf(edit, reply))
+        .await?
+        .map_err(Failure::bad_request)?;
+    Ok(Json(convert::plan(&plan, &actions)))
+}
+
+/// Checks that the apps exist, to tell 404 from what an edit refuses.
+async fn known(server: &Server, names: impl IntoIterator<Item = &AppId>) -> Result<(), Failure> {
+    let policy = server.policy().await?;
+    match names
+        .into_iter()
+        .find(|name| !policy.apps.contains_key(name))
+    {
+        Some(unknown) => Err(Failure::no_app(unknown.as_str())),
+        None => Ok(()),
+    }
+}
+
+fn assign(
+    set_key: &super::SetKey,
+    policy: &mut Policy,
+    app: &AppId,
+    settings: &[api::Assignment],
+) -> Result<(), String> {
+    settings
+        .iter()
+        .try_for_each(|set| set_key(policy, app, &set.key, &set.value))
+}
+
+async fn edited(server: &Server, edit: Edit) -> Result<(), Failure> {
+    server
+        .ask(|reply| Command::Edit(edit, reply))
+        .await?
+        .map_err(Failure::bad_request)
+}
+
+pub(super) async fn pause(State(server): State<Shared>, pause: bool) -> Answer<api::Done> {
+    server.ask(|reply| Command::Pause(pause, reply)).await?;
+    Ok(done(if pause {
+        "paused: slices stay as they are; `forebay resume` goes on"
+    } else {
+        "resumed"
+    }))
+}
+
+pub(super) async fn reload(State(server): State<Shared>) -> Answer<api::Done> {
+    let reload = Arc::clone(&server.state.reload);
+    let messages = off_thread(move || reload()).await?;
+    Ok(Json(api::Done { messages }))
+}
+
+pub(super) async fn events(
+    State(server): State<Shared>,
+    Asked(range): Asked<api::EventsRange>,
+) -> Answer<api::Events> {
+    let app: Option<AppId> = range
+        .app
+        .map(|name| name.parse().map_err(|_| Failure::no_app(&name)))
+        .transpose()?;
+    let limit = rows(range.limit.unwrap_or(EVENTS_USUAL));
+    let events = match &server.state.events {
+        Some(read) => {
+            let read = Arc::clone(read);
+            off_thread(move || read(EventsQuery { app, limit })).await?
+        }
+        None => {
+            let mut events = server
+                .ask(|reply| Command::Events(usize::MAX, reply))
+                .await?;
+            events.retain(|event| app.is_none() || event.app == app);
+            let latest = events.len().saturating_sub(limit);
+            events[latest..].iter().map(convert::event).collect()
+        }
+    };
+    Ok(Json(api::Events { events }))
+}
+
+pub(super) async fn history(
+    State(server): State<Shared>,
+    Path((app, resource)): Path<(String, String)>,
+    Asked(range): Asked<api::HistoryRange>,
+) -> Answer<api::History> {
+    let id: AppId = app.parse().map_err(|_| Failure::no_app(&app))?;
+    let resource = match resource.as_str() {
+        "cpu" => api::Resource::Cpu,
+        "cpu_stalled" => api::Resource::CpuStalled,
+        "memory" => api::Resource::Memory,
+        other => {
+            return Err(Failure::not_found(format!(
+                "no history of `{other}`; there is `cpu`, `cpu_stalled` and `memory`"
+            )));
+        }
+    };
+    let query = HistoryQuery {
+        app: id.clone(),
+        resource,
+        step: range.step,
+        since_unix_ms: range.since_unix_ms,
+        limit: rows(range.limit.unwrap_or(INTERVALS_USUAL)),
+    };
+    let read = Arc::clone(&server.state.history);
+    let (step, rows) = off_thread(move || read(query)).await?;
+    // An app that was taken out of the configuration still has its past.
+    if rows.is_empty() {
+        known(&server, [&id]).await?;
+    }
+    Ok(Json(api::History {
+        app,
+        resource,
+        step,
+        rows,
+    }))
+}
+
+fn rows(limit: u32) -> usize {
+    usize::try_from(limit.clamp(1, ROWS_MAX)).unwrap_or(1)
+}
+
+pub(super) async fn stream(
+    State(server): State<Shared>,
+    Asked(pace): Asked<api::StreamPace>,
+) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+    let every = Duration::from_millis(pace.every_ms.unwrap_or(0)).min(EVERY_MAX);
+    let (_, mut seen) = server.feed.events_after(u64::MAX);
+    let mut sent: Option<Instant> = None;
+    let ticks = WatchStream::from_changes(server.feed.periods())
+        .take_while(Option::is_some)
+        .filter_map(move |_| {
+            // A period that comes a little early is the one that was waited for.
+            let due = every.mul_f64(0.9);
+            if sent.is_some_and(|sent| sent.elapsed() < due) {
+                return None;
+            }
+            let view = server.feed.view()?;
+            let (events, now_seen) = server.feed.events_after(seen);
+            let tick = convert::tick(&view, server.agent(), &events);
+            let event = SseEvent::default()
+                .event("tick")
+                .id(tick.status.period.to_string())
+                .json_data(&tick)
+                .inspect_err(|error| tracing::error!(%error, "tick not sent"))
+                .ok()?;
+            (seen, sent) = (now_seen, Some(Instant::now()));
+            Some(Ok(event))
+        });
+    Sse::new(ticks).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+}
+
+pub(super) async fn scrape(State(server): State<Shared>) -> Result<Response, Failure> {
+    let view = server.feed.view();
+    let text = metrics::render(view.as_ref(), &server.feed.totals(), server.agent())
+        .map_err(|e| Failure::failed(format!("metrics: {e}")))?;
+    Ok(([(header::CONTENT_TYPE, METRICS)], text).into_response())
+}
+
+pub(super) async fn document() -> Json<serde_json::Value> {
+    Json(openapi::document(&routes()))
+}
+
+fn done(message: impl Into<String>) -> Json<api::Done> {
+    Json(api::Done {
+        messages: vec![message.into()],
+    })
+}
+
+/// Runs what may block where it blocks nobody.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Failure::failed),
+        Err(error) => {
+            tracing::error!(%error, "request died");
+            Err(Failure::failed("a fault in the daemon; see its log"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_the_group_run_as_themselves() {
+        let check = |uid: u32, user: Option<&str>, runs_as: Option<Option<&str>>| {
+            let peer = Peer::Process {
+                uid,
+                gid: uid,
+                groups: vec![990],
+            };
+            let mut request = api::RunRequest {
+                name: "x".to_owned(),
+                class: api::Class::Batch,
+                command: vec!["true".to_owned()],
+                user: user.map(str::to_owned),
+                group: None,
+                directory: None,
+                set: Vec::new(),
+            };
+            let result = as_oneself(&peer, &mut request).ok();
+            assert_eq!(result.map(|()| request.user.as_deref()), runs_as);
+        };
+        check(0, None, Some(None));
+        check(0, Some("nobody"), Some(Some("nobody")));
+        check(1000, None, Some(Some("1000")));
+        check(1000, Some("1000"), Some(Some("1000")));
+        check(1000, Some("0"), None);
+        check(1000, Some("root"), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! Every metric there is, in one place. Names follow `forebay_<noun>_<unit>[_total]`; what is
+//! counted or is yes or no has no unit.
+//!
+//! A scrape makes a registry of its own from the latest report, so that an app that is gone
+//! leaves no stale value behind; what must add up is counted by the feed.
+
+use std::sync::atomic::AtomicU64;
+
+use forebay_core::app::AppId;
+use forebay_core::demand::Band;
+use forebay_core::report::AppReport;
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::snapshot::RunState;
+use forebay_core::units::Limit;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use super::AgentUse;
+use super::convert::event_kind;
+use super::feed::{Totals, View};
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// The metrics now, in the text format of OpenMetrics.
+pub(super) fn render(
+    view: Option<&View>,
+    totals: &Totals,
+    agent: AgentUse,
+) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("forebay");
+    daemon(&mut registry, totals, agent);
+    if let Some(view) = view {
+        period(&mut registry, view);
+        host(&mut registry, view);
+        apps(&mut registry, view);
+    }
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn daemon(registry: &mut Registry, totals: &Totals, agent: AgentUse) {
+    registry.register(
+        "build_info",
+        "The daemon's version",
+        gauges([(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)]),
+    );
+    registry.register(
+        "agent_cpu_seconds",
+        "Processor time the daemon used",
+        ConstCounter::new(agent.cpu.as_secs_f64()),
+    );
+    registry.register(
+        "agent_resident_bytes",
+        "Memory the daemon holds",
+        ConstGauge::new(agent.resident.as_f64()),
+    );
+    let events: Family<Labels, prometheus_client::metrics::counter::Counter> = Family::default();
+    for (kind, count) in &totals.events {
+        let labels = vec![("kind", event_kind(*kind).to_owned())];
+        events.get_or_create(&labels).inc_by(*count);
+    }
+    registry.register("events", "Events, by kind", events);
+    registry.register(
+        "actions_failed",
+        "Effects on the host that failed and are tried again",
+        ConstCounter::new(totals.actions_failed),
+    );
+    registry.register(
+        "tick_busy_seconds",
+        "Time spent in control periods",
+        ConstCounter::new(totals.took.as_secs_f64()),
+    );
+}
+
+fn period(registry: &mut Registry, view: &View) {
+    let report = &view.published.report;
+    let timing = &view.published.timing;
+    registry.register(
+        "ticks",
+        "Control periods",
+        ConstCounter::new(report.period + 1),
+    );
+    registry.register(
+        "tick_seconds",
+        "Time the latest control period took",
+        ConstGauge::new(timing.took.as_secs_f64()),
+    );
+    let p99 = vec![("quantile", "0.99".to_owned())];
+    registry.register(
+        "tick_late_seconds",
+        "How late control periods began lately",
+        gauges([(p99, timing.jitter_p99.as_secs_f64())]),
+    );
+    registry.register(
+        "tick_overruns",
+        "Control periods skipped because the one before took too long",
+        ConstCounter::new(timing.overruns),
+    );
+    registry.register(
+        "paused",
+        "1 while Forebay only observes",
+        ConstGauge::new(u32::from(report.paused)),
+    );
+    registry.register(
+        "shortfalls",
+        "Promises that cannot be kept now",
+        ConstGauge::new(count(report.shortfalls.len())),
+    );
+}
+
+fn host(registry: &mut Registry, view: &View) {
+    let report = &view.published.report;
+    registry.register(
+        "host_cpu_busy_ratio",
+        "Share of the last second in which a CPU was busy",
+        gauges(
+            view.busy
+                .iter()
+                .map(|(cpu, busy)| (vec![("cpu", cpu.to_string())], *busy)),
+        ),
+    );
+    registry.register(
+        "host_shared_cpus",
+        "CPUs that are nobody's own",
+        ConstGauge::new(count(report.shared.len())),
+    );
+    if let Ok(available) = &report.host.memory_available {
+        registry.register(
+            "host_memory_available_bytes",
+            "Memory that could be had without swapping",
+            ConstGauge::new(available.as_f64()),
+        );
+    }
+}
+
+fn apps(registry: &mut Registry, view: &View) {
+    let apps = &view.published.report.apps;
+    let each = |value: fn(&AppReport) -> Option<f64>| {
+        gauges(
+            apps.iter()
+                .filter_map(|(id, app)| Some((labels(id, app), value(app)?))),
+        )
+    };
+    let band = |band: fn(&AppReport) -> Option<&Band>| {
+        gauges(apps.iter().flat_map(|(id, app)| {
+            band(app).into_iter().flat_map(|band| {
+                [
+                    ("0.5", band.q50),
+                    ("0.9", band.q90),
+                    ("0.95", band.q95),
+                    ("0.99", band.q99),
+                ]
+                .map(|(quantile, value)| {
+                    let mut labels = labels(id, app);
+                    labels.push(("quantile", quantile.to_owned()));
+                    (labels, value)
+                })
+            })
+        }))
+    };
+    registry.register(
+        "app_running",
+        "Whether the app runs, 0 or 1",
+        each(|app| Some(f64::from(u8::from(app.state == RunState::Running)))),
+    );
+    registry.register(
+        "app_cpu_cores",
+        "Processor time the app uses, in CPUs",
+        each(|app| app.usage.cpu),
+    );
+    registry.register(
+        "app_cpu_stalled_ratio",
+        "Share of time in which some task of the app waited for a CPU",
+        each(|app| app.usage.cpu_stalled),
+    );
+    registry.register(
+        "app_memory_bytes",
+        "Memory the app is charged",
+        each(|app| Some(app.usage.memory?.as_f64())),
+    );
+    registry.register(
+        "app_demand_cpu_cores",
+        "Forecast peak of processor time within the horizon, in CPUs",
+        band(|app| Some(&app.demand.as_ref()?.cpu)),
+    );
+    registry.register(
+        "app_demand_memory_bytes",
+        "Forecast peak of memory within the horizon",
+        band(|app| Some(&app.demand.as_ref()?.memory)),
+    );
+    registry.register(
+        "app_wanted_cpu_cores",
+        "Processor time planned for with headroom, in CPUs",
+        each(|app| Some(app.reason.as_ref()?.cpu_wanted.as_cpus())),
+    );
+    registry.register(
+        "app_slice_cpus",
+        "CPUs the app may run on",
+        each(|app| Some(f64::from(count(app.slice.cpus()?.len())))),
+    );
+    registry.register(
+        "app_exclusive_cpus",
+        "CPUs that nobody else of the app's rank may use",
+        each(|app| Some(f64::from(count(app.reason.as_ref()?.exclusive.len())))),
+    );
+    registry.register(
+        "app_memory_low_bytes",
+        "Memory of the app that is reclaimed last",
+        each(|app| match app.slice.get(Knob::MemoryLow)? {
+            Setting::MemoryLow(bytes) => Some(bytes.as_f64()),
+            _ => None,
+        }),
+    );
+    registry.register(
+        "app_memory_high_bytes",
+        "Memory above which the app is slowed; absent without a limit",
+        each(|app| match app.slice.get(Knob::MemoryHigh)? {
+            Setting::MemoryHigh(Limit::At(bytes)) => Some(bytes.as_f64()),
+            _ => None,
+        }),
+    );
+    let starts: Family<Labels, prometheus_client::metrics::counter::Counter> = Family::default();
+    for (id, app) in apps {
+        let labels = labels(id, app);
+        starts.get_or_create(&labels).inc_by(u64::from(app.starts));
+    }
+    registry.register("app_starts", "Starts of the app's program", starts);
+}
+
+fn labels(id: &AppId, app: &AppReport) -> Labels {
+    vec![("app", id.to_string()), ("class", app.class.to_string())]
+}
+
+fn gauges(values: impl IntoIterator<Item = (Labels, f64)>) -> Gauges {
+    let family = Gauges::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(value);
+    }
+    family
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use forebay_core::report::EventKind;
+    use forebay_core::units::Bytes;
+
+    use super::*;
+    use crate::server::tests::published;
+
+    #[test]
+    fn the_latest_report_is_told_in_the_names_promised() {
+        let view = View {
+            published: Arc::new(published(7)),
+            busy: BTreeMap::from([(0, 0.25)]),
+        };
+        let totals = Totals {
+            events: BTreeMap::from([(EventKind::Slice, 3)]),
+            actions_failed: 0,
+            took: Duration::from_millis(5),
+        };
+        let agent = AgentUse {
+            cpu: Duration::from_millis(1500),
+            resident: Bytes(4096),
+        };
+        let text = render(Some(&view), &totals, agent).unwrap();
+        for line in [
+            "forebay_agent_cpu_seconds_total 1.5",
+            "forebay_agent_resident_bytes 4096.0",
+            "forebay_events_total{kind=\"slice\"} 3",
+            "forebay_tick_overruns_total 0",
+            "forebay_tick_seconds 0.0",
+            "forebay_tick_late_seconds{quantile=\"0.99\"} 0.0",
+            "forebay_host_cpu_busy_ratio{cpu=\"0\"} 0.25",
+            "forebay_app_cpu_cores{app=\"web\",class=\"critical\"} 0.4",
+            "forebay_app_memory_bytes{app=\"web\",class=\"critical\"} 104857600.0",
+            "forebay_app_demand_cpu_cores{app=\"web\",class=\"critical\",quantile=\"0.5\"} 0.4",
+            "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",
+            "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert!(
+            !text.contains("app_memory_high_bytes{"),
+            "no limit, no value"
+        );
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn before_the_first_period_there_is_what_there_is() {
+        let text = render(None, &Totals::default(), AgentUse::default()).unwrap();
+        assert!(text.contains("forebay_agent_resident_bytes 0.0"), "{text}");
+    }
+}
