@@ -258,6 +258,16 @@ impl Default for Ceiling {
     }
 }
 
+impl IoMax {
+    /// No limit of any kind.
+    pub const NONE: Self = Self {
+        rbps: Limit::Max,
+        wbps: Limit::Max,
+        riops: Limit::Max,
+        wiops: Limit::Max,
+    };
+}
+
 /// What happens to the apps that Forebay started when it stops or is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -17,10 +17,10 @@ pub enum Knob {
     Cpus,
     /// cpuset.mems
     Mems,
+    /// cpu.idle; before cpu.weight, which the kernel refuses on an idle group
+    CpuIdle,
     /// cpu.weight
     CpuWeight,
-    /// cpu.idle
-    CpuIdle,
     /// cpu.max
     CpuMax,
     /// cpu.max.burst
@@ -129,7 +129,7 @@ impl Setting {
             | (Self::MemoryMax(new), Some(Self::MemoryMax(old))) => new < old,
             (Self::CpuMax(new), Some(Self::CpuMax(old))) => new < old,
             (Self::CpuWeight(new), Some(Self::CpuWeight(old))) => new < old,
-            (Self::CpuIdle(idle), _) => *idle,
+
             _ => true,
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{AppId, Binding, Class, OnStop, Policy};
+use crate::app::{AppId, Binding, Class, IoMax, OnStop, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
@@ -202,7 +202,15 @@ impl State {
                 continue;
             };
             let in_force = self.in_force.get(id).unwrap_or(&nothing);
-            for setting in wanted.changes_from(in_force) {
+            // A device's limits that left the policy.
+            let lifted = in_force.iter().filter_map(|setting| match setting {
+                Setting::IoMax(device, max) if *max != IoMax::NONE => {
+                    let gone = wanted.get(setting.knob()).is_none();
+                    gone.then_some(Setting::IoMax(*device, IoMax::NONE))
+                }
+                _ => None,
+            });
+            for setting in wanted.changes_from(in_force).chain(lifted) {
                 if !known.may_write(setting.knob(), inputs.time) {
                     continue;
                 }

@@ -14,8 +14,10 @@ use forebay_host::{LinuxHost, Options, Roots};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use crate::backing::{self, Reload};
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
+use crate::server;
 use crate::store::{Recorder, Retention, Store};
 
 /// Commands that may wait for the control thread.
@@ -43,6 +45,9 @@ pub(crate) enum Error {
     /// The host refused something.
     #[error("{0}")]
     Host(String),
+    /// The API cannot be reached.
+    #[error("{0}")]
+    Listen(String),
     /// The system refused something.
     #[error("{attempt}; {remedy}")]
     System {
@@ -148,6 +153,28 @@ async fn serve(
         facts,
         commands: commands.clone(),
     };
+    let rules = backing::rules(&config);
+    let listeners = server::Listeners {
+        socket: server::Socket::bind(&config.daemon.socket, &rules)
+            .map_err(|error| Error::Listen(error.to_string()))?,
+        tcp: config
+            .daemon
+            .http
+            .map(server::bind_loopback)
+            .transpose()
+            .map_err(|error| Error::Listen(error.to_string()))?,
+    };
+    let state = backing::state(
+        &config,
+        reload.clone(),
+        published.clone(),
+        &config.daemon.state_dir.join("state.db"),
+    );
+    let (stop, stopped) = oneshot::channel::<()>();
+    let api = tokio::spawn(server::serve(state, listeners, async move {
+        // A dropped sender means the same as a sent stop.
+        stopped.await.ok();
+    }));
     tokio::spawn(record(published.clone(), recorder));
     let mut terminate = on(SignalKind::terminate())?;
     let mut interrupt = on(SignalKind::interrupt())?;
@@ -158,15 +185,24 @@ async fn serve(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => match reload.run().await {
-                Ok(()) => tracing::info!("reloaded"),
-                Err(error) => tracing::error!(%error, "not reloaded; the running policy stays"),
-            },
+            _ = hangup.recv() => {
+                let reload = reload.clone();
+                tokio::task::spawn_blocking(move || match reload.run() {
+                    Ok(messages) => tracing::info!(?messages, "reloaded"),
+                    Err(error) => tracing::error!(%error, "not reloaded; the running policy stays"),
+                });
+            }
             _ = check.tick() => guardian.keep(&config),
             changed = alive.changed() => if changed.is_err() { break },
         }
     }
 
+    stop.send(()).ok();
+    match api.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
+        Err(error) => tracing::error!(%error, "the API panicked"),
+    }
     // The control thread may have ended already, which the join below finds out.
     commands.send(Command::Stop).ok();
     let host = control.join().map_err(|_| {
@@ -195,32 +231,6 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
     signal(kind).map_err(system("catch signals", "this should not happen; report it"))
 }
 
-/// Reads the configuration again and puts it in force, or leaves everything as it is.
-#[derive(Debug, Clone)]
-struct Reload {
-    file: Option<PathBuf>,
-    facts: HostFacts,
-    commands: mpsc::SyncSender<Command>,
-}
-
-impl Reload {
-    async fn run(&self) -> Result<(), String> {
-        let config =
-            config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
-        let (reply, answer) = oneshot::channel();
-        let edit = Box::new(move |policy: &mut forebay_core::app::Policy| {
-            *policy = config.policy;
-            Ok(())
-        });
-        self.commands
-            .try_send(Command::Edit(edit, reply))
-            .map_err(|_| "the control thread is busy; try again".to_owned())?;
-        answer
-            .await
-            .map_err(|_| "the control thread ended".to_owned())?
-    }
-}
-
 /// Opens the history; without one the daemon works all the same, and says so.
 fn recorder(config: &Config) -> Option<Recorder> {
     let retention = Retention {
@@ -244,7 +254,22 @@ async fn record(
     recorder: Option<Recorder>,
 ) {
     let Some(recorder) = recorder else { return };
+    let mut told = None;
     while published.changed().await.is_ok() {
+        let trouble = recorder.last_error();
+        if trouble != told {
+            match &trouble {
+                Some(error) => tracing::warn!(
+                    error,
+                    errors = recorder.errors(),
+                    lost = recorder.lost(),
+                    dropped = recorder.dropped(),
+                    "history is not being kept; trying on"
+                ),
+                None => tracing::info!("history is being kept again"),
+            }
+            told = trouble;
+        }
         let latest = published.borrow_and_update().clone();
         if let Some(latest) = latest {
             recorder.offer(Arc::new(latest.report.clone()));

@@ -1,18 +1,17 @@
 //! Forecasts, partitions and protects the applications of a Linux host.
 
-#![expect(
-    dead_code,
-    unused_imports,
-    reason = "read by the API, which comes next"
-)]
-
+mod backing;
 mod bench;
+mod cli;
 mod config;
 mod control;
 mod daemon;
 mod demo;
 mod local;
+mod output;
+mod server;
 mod store;
+mod top;
 mod workload;
 
 use std::process::ExitCode;
@@ -20,15 +19,20 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser, Debug)]
-#[command(name = "forebay", version, about)]
+#[command(name = "forebay", version, about, after_help = cli::Exit::DOCUMENTATION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    #[command(flatten)]
+    connection: cli::Connection,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::Args),
+    #[command(flatten)]
+    Client(cli::ClientCommand),
     Daemon(daemon::Args),
     Check(local::CheckArgs),
     Restore(local::RestoreArgs),
@@ -48,8 +52,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result: Result<ExitCode, Box<dyn std::error::Error>> = match Cli::parse().command {
+    let Cli {
+        command,
+        connection,
+    } = Cli::parse();
+    let result: Result<ExitCode, Box<dyn std::error::Error>> = match command {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
+        Command::Client(command) => return cli::run(command, &connection),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),

@@ -139,11 +139,12 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
             },
         );
     }
+    let shortfall = shortfall(&active, &owned, shared.len(), all.len());
     Allocation {
         shares,
         shared,
         held,
-        shortfall: shortfall(&active, all.len()),
+        shortfall,
     }
 }
 
@@ -217,22 +218,28 @@ fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
                 .map(|app| app.floor.cpu.0)
                 .sum(),
         )
-        .whole_cpus()
     };
     let others = active.iter().any(|app| app.class != Class::Critical);
     if !others {
         return 0;
     }
     let host = situation.topology.cpus().len();
-    let most = host.saturating_sub(floors(true)).max(1);
-    floors(false).clamp(1, most).min(host)
+    // Whole CPUs of critical floors; their fractions share the pool with the others.
+    let whole = usize::try_from(floors(true).0 / 1000).unwrap_or(usize::MAX);
+    let most = host.saturating_sub(whole).max(1);
+    floors(false).whole_cpus().clamp(1, most).min(host)
 }
 
 /// Cuts what the apps get to `available`, a core at a time from the one with the most.
 fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
     let mut sum: usize = needs.iter().map(|need| need.gets).sum();
     let cut = |needs: &mut [Need<'_>], sum: &mut usize| {
-        if let Some(most) = needs.iter_mut().max_by_key(|need| need.gets) {
+        if let Some(most) = needs.iter_mut().max_by_key(|need| {
+            (
+                need.gets.saturating_sub(need.app.floor.cpu.whole_cpus()),
+                need.gets,
+            )
+        }) {
             let less = if most.gets > core {
                 (most.gets - 1) / core * core
             } else {
@@ -359,8 +366,22 @@ fn mems(situation: &Situation<'_>, app: &App, cpus: &CpuSet) -> NodeSet {
     }
 }
 
-fn shortfall(active: &[&App], cpus: usize) -> Option<Shortfall> {
+fn shortfall(
+    active: &[&App],
+    owned: &BTreeMap<AppId, CpuSet>,
+    shared: usize,
+    cpus: usize,
+) -> Option<Shortfall> {
+    let millis = |cpus: usize| MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
     let floors = MilliCpu(active.iter().map(|app| app.floor.cpu.0).sum());
-    let host = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
-    (floors > host).then_some(Shortfall::Cpu { floors, host })
+    let host = millis(cpus);
+    // What the own CPUs do not hold has to find its place on the shared ones.
+    let pooled: u64 = active
+        .iter()
+        .map(|app| {
+            let own = owned.get(&app.id).map_or(0, CpuSet::len);
+            app.floor.cpu.0.saturating_sub(millis(own).0)
+        })
+        .sum();
+    (floors > host || pooled > millis(shared).0).then_some(Shortfall::Cpu { floors, host })
 }

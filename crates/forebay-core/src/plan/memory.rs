@@ -88,6 +88,7 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
 
     let mut bounds = BTreeMap::new();
     let mut held = BTreeMap::new();
+    let mut lows = BTreeMap::new();
     for app in &active {
         let min = scaled(app.floor.memory, room, floors);
         let low = min.saturating_add(scaled(above(app), spare, above_sum));
@@ -109,6 +110,11 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
         let kept = before
             .get(&app.id)
             .map_or(fresh, |before| settle(situation, *before, fresh));
+        let mut kept = kept;
+        if let Limit::At(high) = kept.high {
+            kept.high = Limit::At(high.max(rounded(app.floor.memory)));
+        }
+        lows.insert(app.id.clone(), fresh.low.max(min));
         bounds.insert(
             app.id.clone(),
             Bounds {
@@ -120,7 +126,7 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
         );
         held.insert(app.id.clone(), kept);
     }
-    fit(&mut bounds, &mut held, room);
+    fit(&mut bounds, &mut held, &lows, room);
     Allocation {
         bounds,
         held,
@@ -156,18 +162,18 @@ fn settle(situation: &Situation<'_>, before: Held, fresh: Held) -> Held {
 }
 
 /// A low bound kept from before must not push the sum beyond the host.
-fn fit(bounds: &mut BTreeMap<AppId, Bounds>, held: &mut BTreeMap<AppId, Held>, room: Bytes) {
+fn fit(
+    bounds: &mut BTreeMap<AppId, Bounds>,
+    held: &mut BTreeMap<AppId, Held>,
+    lows: &BTreeMap<AppId, Bytes>,
+    room: Bytes,
+) {
     let total = sum(bounds.values().map(|bounds| bounds.low));
     if total <= room {
         return;
     }
-    let mins = sum(bounds.values().map(|bounds| bounds.min));
-    let spare = room.saturating_sub(mins);
     for (id, bounds) in bounds {
-        let above = bounds.low.saturating_sub(bounds.min);
-        bounds.low = bounds
-            .min
-            .saturating_add(scaled(above, spare, total.saturating_sub(mins)));
+        bounds.low = lows[id];
         if let Some(held) = held.get_mut(id) {
             held.low = bounds.low;
         }

@@ -170,9 +170,8 @@ fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice:
         Class::Batch => (1, true),
     };
     // The kernel refuses a weight on an idle group, and an idle group needs none.
-    if idle && situation.capabilities.knobs.contains(&Knob::CpuIdle) {
-        slice.set(Setting::CpuIdle(true));
-    } else {
+    slice.set(Setting::CpuIdle(idle));
+    if !(idle && situation.capabilities.knobs.contains(&Knob::CpuIdle)) {
         slice.set(Setting::CpuWeight(weight));
     }
     slice.set(Setting::CpuMax(app.ceiling.cpu));

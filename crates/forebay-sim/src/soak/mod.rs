@@ -195,7 +195,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[ignore = "the planner breaks floors, idempotence and policy changes that this finds"]
     fn no_invariant_breaks_in_a_short_run() {
         let run = run(Options {
             ticks: 10_000,
@@ -207,7 +206,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "the planner still breaks these"]
     fn what_once_broke_holds() {
         let check = |seed| {
             replay(seed).unwrap_or_else(|failure| panic!("{failure}"));

@@ -406,7 +406,9 @@ fn running(mark: &str) -> Vec<Survivor> {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             // The daemon starts programs by their full path.
             let mut words = line.split(|byte| *byte == 0);
-            words.next().is_some_and(|program| program.ends_with(b"sleep"))
+            words
+                .next()
+                .is_some_and(|program| program.ends_with(b"sleep"))
                 && words.next() == Some(mark.as_bytes())
         })
         .filter_map(|pid| identify(mark, pid))

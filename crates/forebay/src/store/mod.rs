@@ -29,10 +29,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-pub(crate) use query::{
-    EventQuery, EventRow, History, HistoryQuery, ROWS_MAX, Reader, Resolution, Row,
-};
-pub(crate) use recorder::{QUEUE_MAX, Recorder};
+pub(crate) use query::{EventQuery, HistoryQuery, Reader, Resolution};
+pub(crate) use recorder::Recorder;
 
 /// How long history is kept, and how large it may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,7 +237,6 @@ impl StoreError {
 /// The history file, opened for writing.
 #[derive(Debug)]
 pub(crate) struct Store {
-    path: PathBuf,
     db: Connection,
     retention: Retention,
 }
@@ -248,16 +245,7 @@ impl Store {
     /// Opens the history, creating it or bringing it to this release's format if needed.
     pub(crate) fn open(path: &Path, retention: Retention) -> Result<Self, StoreError> {
         let db = schema::open(path, &retention)?;
-        Ok(Self {
-            path: path.to_owned(),
-            db,
-            retention,
-        })
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { db, retention })
     }
 }
 

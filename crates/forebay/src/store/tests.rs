@@ -21,6 +21,8 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use super::query::{ROWS_MAX, Row};
+use super::recorder::QUEUE_MAX;
 use super::writer::Writer;
 use super::*;
 
@@ -136,7 +138,6 @@ fn write_all(writer: &mut Writer, reports: &[TickReport]) {
 fn a_recorder_writes_what_it_is_given_and_stops() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir);
-    assert_eq!(store.path(), dir.path().join("state.db"));
     let recorder = Recorder::start(store).unwrap();
     for n in 0..300 {
         let mut report = report_of_apps(n * 100, 2);
@@ -198,7 +199,7 @@ fn a_full_queue_drops_and_counts() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir);
     // Holding the write lock keeps the recorder in its first batch.
-    let lock = Connection::open(store.path()).unwrap();
+    let lock = Connection::open(dir.path().join("state.db")).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let recorder = Recorder::start(store).unwrap();
     let offered = 3 * u64::try_from(QUEUE_MAX).unwrap();
@@ -228,7 +229,7 @@ fn a_full_disk_is_reported_and_left_behind() {
         .db
         .pragma_update(None, "max_page_count", pages)
         .unwrap();
-    let path = store.path().to_owned();
+    let path = dir.path().join("state.db");
     store.retention.hour = Duration::from_secs(3600);
     let mut writer = Writer::new(store);
     let mut failed = 0;

@@ -1,0 +1,204 @@
+//! What the API stands on: configuration, history and the daemon's own use, as the closures
+//! that the server takes.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+
+use forebay_api as api;
+use forebay_core::app::{App, Policy};
+use tokio::sync::{oneshot, watch};
+
+use crate::config::{self, AppArgs, Config, HostFacts, Readers};
+use crate::control::{Command, Published};
+use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
+use crate::store::{self, Level, Reader, Resolution};
+
+/// Reads the configuration again and puts it in force, or leaves everything as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Reload {
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) facts: HostFacts,
+    pub(crate) commands: SyncSender<Command>,
+}
+
+impl Reload {
+    /// Blocks until the control thread has taken the new policy. Apps that were added by
+    /// `forebay run` are not in the file and are released.
+    ///
+    /// # Errors
+    /// All mistakes in the file; then the running policy stays.
+    pub(crate) fn run(&self) -> Result<Vec<String>, String> {
+        let config =
+            config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
+        let apps = config.policy.apps.len();
+        let (reply, answer) = oneshot::channel();
+        let edit = Box::new(move |policy: &mut Policy| {
+            *policy = config.policy;
+            Ok(())
+        });
+        self.commands
+            .try_send(Command::Edit(edit, reply))
+            .map_err(|_| "the control thread is busy or stopping; try again".to_owned())?;
+        answer
+            .blocking_recv()
+            .map_err(|_| "the control thread ended".to_owned())??;
+        Ok(vec![format!(
+            "reloaded: {apps} app(s); changes of [daemon] take effect at the next start"
+        )])
+    }
+}
+
+/// Everything the server needs.
+pub(crate) fn state(
+    config: &Config,
+    reload: Reload,
+    reports: watch::Receiver<Option<Arc<Published>>>,
+    database: &Path,
+) -> ServerState {
+    let facts = reload.facts.clone();
+    let facts_for_set = facts.clone();
+    let database = database.to_owned();
+    let history_database = database.clone();
+    let reader: Mutex<Option<Reader>> = Mutex::new(None);
+    ServerState {
+        reports,
+        commands: reload.commands.clone(),
+        rules: rules(config),
+        reload: Arc::new(move || reload.run()),
+        run_app: Arc::new(move |request| app(request, &facts)),
+        set_key: Arc::new(move |policy, app, key, value| {
+            config::set(policy, app, key, value, &facts_for_set).map_err(|error| error.to_string())
+        }),
+        history: Arc::new(move |query| {
+            let mut reader = reader
+                .lock()
+                .map_err(|_| "reading the history failed before; restart the daemon".to_owned())?;
+            let open = match reader.take() {
+                Some(open) => open,
+                None => Reader::open(&history_database).map_err(|error| error.to_string())?,
+            };
+            let answer = history(&open, query);
+            *reader = Some(open);
+            answer
+        }),
+        events: Some(Arc::new(move |query| {
+            let reader = Reader::open(&database).map_err(|error| error.to_string())?;
+            events(&reader, query)
+        })),
+        agent: Arc::new(agent),
+    }
+}
+
+/// Who may do what.
+pub(crate) fn rules(config: &Config) -> Rules {
+    Rules {
+        group: server::group_number(&config.daemon.group),
+        readers: match config.daemon.readers {
+            Readers::Anyone => server::Readers::Anyone,
+            Readers::Group => server::Readers::Group,
+        },
+    }
+}
+
+fn app(request: api::RunRequest, facts: &HostFacts) -> Result<App, String> {
+    let mut args = AppArgs::new(request.name, request.class.to_string(), request.command);
+    args.exec.user = request.user;
+    args.exec.group = request.group;
+    args.exec.directory = request.directory.map(PathBuf::from);
+    let app = config::app_from_args(args, facts).map_err(|errors| errors.to_string())?;
+    let mut policy = Policy::default();
+    let id = app.id.clone();
+    policy.apps.insert(id.clone(), app);
+    for api::Assignment { key, value } in &request.set {
+        config::set(&mut policy, &id, key, value, facts).map_err(|error| error.to_string())?;
+    }
+    policy
+        .apps
+        .remove(&id)
+        .ok_or_else(|| format!("{id}: its settings removed it"))
+}
+
+fn history(
+    reader: &Reader,
+    query: HistoryQuery,
+) -> Result<(api::Step, Vec<api::HistoryRow>), String> {
+    let history = reader
+        .history(&store::HistoryQuery {
+            app: Some(query.app),
+            resource: match query.resource {
+                api::Resource::Cpu => store::Resource::Cpu,
+                api::Resource::CpuStalled => store::Resource::CpuStalled,
+                api::Resource::Memory => store::Resource::Memory,
+            },
+            since_unix_ms: query.since_unix_ms.unwrap_or(0),
+            until_unix_ms: u64::MAX,
+            resolution: query.step.map_or(Resolution::Auto, |step| {
+                Resolution::At(match step {
+                    api::Step::TenSeconds => Level::TenSeconds,
+                    api::Step::Minute => Level::Minute,
+                    api::Step::Hour => Level::Hour,
+                })
+            }),
+            limit: query.limit,
+        })
+        .map_err(|error| error.to_string())?;
+    let step = match history.level {
+        Level::TenSeconds => api::Step::TenSeconds,
+        Level::Minute => api::Step::Minute,
+        Level::Hour => api::Step::Hour,
+    };
+    let rows = history
+        .rows
+        .iter()
+        .map(|row| api::HistoryRow {
+            time_unix_ms: row.time_unix_ms,
+            min: row.min,
+            mean: row.mean,
+            max: row.max,
+            samples: row.count,
+            demand_q95: row.demand_q95,
+        })
+        .collect();
+    Ok((step, rows))
+}
+
+/// Stored events and decisions together, in the order of time.
+fn events(reader: &Reader, query: EventsQuery) -> Result<Vec<api::Event>, String> {
+    let query = store::EventQuery {
+        app: query.app,
+        since_unix_ms: 0,
+        limit: query.limit,
+    };
+    let mut rows = reader.events(&query).map_err(|error| error.to_string())?;
+    rows.extend(
+        reader
+            .decisions(&query)
+            .map_err(|error| error.to_string())?,
+    );
+    rows.sort_by_key(|row| (row.time_unix_ms, row.id));
+    let skip = rows.len().saturating_sub(query.limit);
+    Ok(rows
+        .into_iter()
+        .skip(skip)
+        .map(|row| api::Event {
+            time_unix_ms: row.time_unix_ms,
+            app: row.app,
+            kind: row.kind,
+            message: match row.detail {
+                Some(detail) => format!("{} because {detail}", row.message),
+                None => row.message,
+            },
+        })
+        .collect())
+}
+
+/// The daemon's use with its guardian's.
+fn agent() -> AgentUse {
+    forebay_host::daemon_use(Path::new("/proc"), std::process::id())
+        .map(|used| AgentUse {
+            cpu: used.cpu,
+            resident: used.memory,
+        })
+        .unwrap_or_default()
+}
