@@ -66,22 +66,24 @@ fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Rea
         (Some(used), _) => format!("It uses {} now.", cpu(used)),
         (None, _) => "Its use is not known yet.".to_owned(),
     };
-    let forecast = if band.cold {
-        let request = match rules.request_cpu_cores {
-            Some(request) => format!("its request of {}", cpu(request)),
-            None => format!("its floor of {}", cpu(rules.floor_cpu_cores)),
-        };
-        format!("There is too little history to forecast from, so {request} stands in.")
-    } else {
-        format!(
-            "Within {} s it is expected to peak at {} (q50), {} (q95), {} (q99), says the model \
-             `{}`.",
-            rules.horizon_seconds,
-            cores(band.q50),
-            cores(band.q95),
-            cpu(band.q99),
-            model(band),
-        )
+    let expected = format!(
+        "Within {} s it is expected to peak at {} (q50), {} (q95), {} (q99), says the model `{}`.",
+        rules.horizon_seconds,
+        cores(band.q50),
+        cores(band.q95),
+        cpu(band.q99),
+        band.model,
+    );
+    let start = match rules.request_cpu_cores {
+        Some(request) => format!("request of {}", cpu(request)),
+        None => format!("floor of {}", cpu(rules.floor_cpu_cores)),
+    };
+    let forecast = match band.cold {
+        true => format!(
+            "{expected} There is too little history yet: the forecast starts from its {start} \
+             and its bounds are wide."
+        ),
+        false => expected,
     };
     let at = |wanted: f64| (reason.cpu_demand_cores - wanted).abs() < 0.0015;
     let bound = match rules.ceiling_cpu_cores {

@@ -304,20 +304,19 @@ pub(super) fn model(band: &api::Band) -> String {
     }
 }
 
+/// How the models did at peaks, which is what plans go by.
 fn scores(resource: &str, scores: &[api::ModelScore], show: fn(f64) -> String) -> String {
     if scores.is_empty() {
         return String::new();
     }
     let rows: Vec<_> = scores
         .iter()
+        .filter(|score| score.peak)
         .map(|score| {
             [
                 if score.used { "*" } else { "" }.to_owned(),
                 score.model.clone(),
-                match score.peak {
-                    true => format!("peak in {} s", score.horizon_seconds),
-                    false => format!("value in {} s", score.horizon_seconds),
-                },
+                format!("{} s", score.horizon_seconds),
                 or_absent(score.pinball, show),
                 score.samples.to_string(),
             ]
@@ -326,7 +325,7 @@ fn scores(resource: &str, scores: &[api::ModelScore], show: fn(f64) -> String) -
     let columns = [
         words(" "),
         words("MODEL"),
-        words("OF"),
+        words("PEAK IN"),
         numbers("LOSS"),
         numbers("JUDGED"),
     ];

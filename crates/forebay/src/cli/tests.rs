@@ -217,7 +217,7 @@ fn an_explanation_names_the_numbers_that_decided() {
     );
     check(
         |explained| explained.app.demand.as_mut().unwrap().cpu.cold = true,
-        &["too little history to forecast from, so its floor of 0.50 CPU stands in"],
+        &["too little history yet: the forecast starts from its floor of 0.50 CPU"],
     );
     check(
         |explained| explained.app.reason.as_mut().unwrap().exclusive_cpus = String::new(),
@@ -280,7 +280,7 @@ fn forecasts_and_histories_have_units() {
     assert!(text.starts_with("peak of web within 1 s:\n"), "{text}");
     assert!(text.contains("memory    100.0 MiB  95.4 MiB"), "{text}");
     assert!(
-        text.contains("*  seasonal  peak in 1 s  0.0123 CPU      80\n"),
+        text.contains("*  seasonal  1 s      0.0123 CPU      80\n"),
         "{text}"
     );
 

@@ -14,6 +14,7 @@ use forebay_core::app::{AppId, Policy};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
 
+use super::feed::View;
 use super::peer::Peer;
 use super::problem::{Asked, Body, Failure, Named};
 use super::routes::{METRICS, Shared, routes};
@@ -27,6 +28,9 @@ const ROWS_MAX: u32 = 10_000;
 
 /// The slowest pace of a stream.
 const EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// How long a change is waited for to show in a report; it is made all the same.
+const PAUSE_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a silent stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -224,7 +228,16 @@ async fn edited(server: &Server, edit: Edit) -> Result<(), Failure> {
 }
 
 pub(super) async fn pause(State(server): State<Shared>, pause: bool) -> Answer<api::Done> {
+    let mut periods = server.feed.periods();
     server.ask(|reply| Command::Pause(pause, reply)).await?;
+    // Whoever looks next must see what is answered here.
+    let shown = async {
+        let agrees = |view: View| view.published.report.paused == pause;
+        while !server.feed.view().is_some_and(agrees) && periods.changed().await.is_ok() {}
+    };
+    if tokio::time::timeout(PAUSE_WAIT, shown).await.is_err() {
+        tracing::debug!(pause, "no report of it yet");
+    }
     Ok(done(if pause {
         "paused: slices stay as they are; `forebay resume` goes on"
     } else {

@@ -132,7 +132,10 @@ fn app(name: &str, class: Class) -> App {
 
 /// Answers as the control thread does, on a policy of two apps, until all senders are gone
 /// or it is told to stop; then returns the policy and whether it is paused.
-fn control(commands: std::sync::mpsc::Receiver<Command>) -> JoinHandle<(Policy, bool)> {
+fn control(
+    commands: std::sync::mpsc::Receiver<Command>,
+    reports: Arc<watch::Sender<Option<Arc<Published>>>>,
+) -> JoinHandle<(Policy, bool)> {
     std::thread::spawn(move || {
         let mut policy = Policy::default();
         for app in [app("web", Class::Critical), app("crunch", Class::Batch)] {
@@ -152,6 +155,9 @@ fn control(commands: std::sync::mpsc::Receiver<Command>) -> JoinHandle<(Policy, 
                 Command::Pause(pause, reply) => {
                     paused = pause;
                     reply.send(()).unwrap();
+                    let mut next = published(2);
+                    next.report.paused = paused;
+                    reports.send_replace(Some(Arc::new(next)));
                 }
                 Command::WhatIf(edit, reply) => {
                     let result = edit(&mut policy.clone()).map(|()| {
@@ -192,7 +198,7 @@ fn control(commands: std::sync::mpsc::Receiver<Command>) -> JoinHandle<(Policy, 
 pub(crate) struct Fixture {
     directory: tempfile::TempDir,
     pub(crate) client: Client,
-    pub(crate) reports: watch::Sender<Option<Arc<Published>>>,
+    pub(crate) reports: Arc<watch::Sender<Option<Arc<Published>>>>,
     commands: SyncSender<Command>,
     control: JoinHandle<(Policy, bool)>,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -211,6 +217,7 @@ impl Fixture {
         };
         let (commands, received) = sync_channel(16);
         let (reports, latest) = watch::channel(Some(Arc::new(published(1))));
+        let reports = Arc::new(reports);
         let state = ServerState {
             reports: latest,
             commands: commands.clone(),
@@ -268,9 +275,9 @@ impl Fixture {
         Self {
             directory,
             client,
-            reports,
+            reports: Arc::clone(&reports),
             commands,
-            control: control(received),
+            control: control(received, reports),
             server,
             stop,
             tcp: address,
@@ -409,6 +416,8 @@ async fn changes_reach_the_control_thread_whole_or_not_at_all() {
     assert_eq!(plan.actions[0].what, "release web");
 
     client.post::<api::Done>("/v1/pause", &()).await.unwrap();
+    let status: api::Status = client.get("/v1/status").await.unwrap();
+    assert!(status.paused, "what was answered is what is seen next");
 
     let (why, message) = refusal(client.post::<api::Done>("/v1/reload", &()).await);
     assert_eq!(why, Refusal::Failed);
