@@ -36,9 +36,7 @@ pub(crate) fn make(hierarchy: &Hierarchy, dir: &Path) -> Result<(), HostError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(HostError::file("make control group", dir, error)),
     }
-    let v1_cpuset =
-        hierarchy.version == Version::V1 && hierarchy.controllers.contains(&Controller::Cpuset);
-    if v1_cpuset {
+    if is_v1_cpuset(hierarchy) {
         // A new v1 cpuset is empty and takes no member before both are set.
         let parent = dir.parent().unwrap_or(dir);
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -48,6 +46,22 @@ pub(crate) fn make(hierarchy: &Hierarchy, dir: &Path) -> Result<(), HostError> {
         }
     }
     Ok(())
+}
+
+/// Gives a v1 cpuset of ours all that its parent has; v2 does so by itself.
+pub(crate) fn follow_parent(hierarchy: &Hierarchy, dir: &Path) -> Result<(), HostError> {
+    if !is_v1_cpuset(hierarchy) {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(dir);
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        write_text(&dir.join(file), read_text(&parent.join(file))?.trim())?;
+    }
+    Ok(())
+}
+
+fn is_v1_cpuset(hierarchy: &Hierarchy) -> bool {
+    hierarchy.version == Version::V1 && hierarchy.controllers.contains(&Controller::Cpuset)
 }
 
 /// The controllers that are off for the children of a v2 group and could be on.

@@ -1,32 +1,28 @@
-//! The live host: applies actions, and keeps what is known of each app.
+//! The live host: opened, adopted from an earlier daemon, closed; what is known of each app.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, OnStop};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
-use forebay_core::slice::{Knob, Setting};
+use forebay_core::slice::Knob;
 use forebay_core::snapshot::{Ending, Snapshot};
 use forebay_core::topology::Topology;
-use forebay_core::units::Limit;
 
 use crate::Roots;
 use crate::error::HostError;
-use crate::files::{Reader, read_text, write_text};
+use crate::files::{Reader, read_text};
 use crate::groups;
-use crate::knobs::{self, PERIOD_US_DEFAULT, Way, Ways};
-use crate::ledger::{Ledger, Process, Record, Spot};
+use crate::knobs::Ways;
+use crate::ledger::{Ledger, Process, Record};
 use crate::lock::{Lock, Role};
-use crate::mounts::{Controller, Hierarchies, Version};
+use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::observe::Meters;
 use crate::procs::{self, Scanner};
-use crate::restore::{self, Fate, Release, Report, read_spot};
-use crate::supervise::{self, Main, Program};
-use crate::topology::read_topology;
-
-/// How long a release within a period waits for members to leave; the next period goes on.
-const RELEASE_PATIENCE: Duration = Duration::from_millis(20);
+use crate::restore::{self, Report};
+use crate::slow::SlowWriter;
+use crate::supervise::{self, Main};
+use crate::topology::{first_disk, read_topology};
 
 /// How a live host is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,15 +51,21 @@ impl Default for Options {
 pub struct LinuxHost {
     pub(crate) options: Options,
     pub(crate) hierarchies: Hierarchies,
-    topology: Topology,
+    pub(crate) topology: Topology,
     capabilities: Capabilities,
     pub(crate) ways: Ways,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     _lock: Lock,
     pub(crate) entries: BTreeMap<AppId, Entry>,
     pub(crate) scanner: Scanner,
     pub(crate) host_stat: Option<Reader>,
     pub(crate) host_memory: Option<Reader>,
+    /// The list of online CPUs, and what it said last.
+    pub(crate) online: Option<Reader>,
+    pub(crate) online_text: String,
+    pub(crate) slow: SlowWriter,
+    /// The weight of the group that holds all apps, once it was written.
+    pub(crate) parent_weight: Option<u32>,
     pub(crate) buffer: Vec<u8>,
 }
 
@@ -79,6 +81,8 @@ pub(crate) struct Entry {
     pub(crate) last: BTreeMap<Knob, Vec<String>>,
     /// The weight that was asked for; the kernel takes none while a group is idle.
     pub(crate) weight: Option<u32>,
+    /// Whether it runs only when nothing else wants the CPU.
+    pub(crate) idle: bool,
     /// Processes that ran on outside our groups while no daemon was there.
     pub(crate) kept: Vec<Process>,
 }
@@ -99,18 +103,6 @@ impl Group {
 
     pub(crate) fn all_dirs(&self) -> Vec<&Path> {
         self.dirs.iter().flatten().map(PathBuf::as_path).collect()
-    }
-}
-
-/// Why an action was not done.
-enum Refusal {
-    Unsupported,
-    Failed(String),
-}
-
-impl From<HostError> for Refusal {
-    fn from(error: HostError) -> Self {
-        Self::Failed(error.explain())
     }
 }
 
@@ -137,9 +129,13 @@ impl LinuxHost {
             parents.get(index).map(PathBuf::as_path)
         });
         let mut host = Self {
-            capabilities: ways.capabilities(),
+            capabilities: ways.capabilities(first_disk(&roots.sys)),
             host_stat: Reader::open(&roots.proc.join("stat")),
             host_memory: Reader::open(&roots.proc.join("meminfo")),
+            online: Reader::open(&roots.sys.join("devices/system/cpu/online")),
+            online_text: String::new(),
+            slow: SlowWriter::default(),
+            parent_weight: None,
             options,
             hierarchies,
             topology,
@@ -151,6 +147,8 @@ impl LinuxHost {
             buffer: Vec::new(),
         };
         host.adopt()?;
+        supervise::become_subreaper();
+        supervise::raise_open_files();
         Ok(host)
     }
 
@@ -184,16 +182,9 @@ impl LinuxHost {
             if !record.created.is_empty() {
                 entry.group = self.own_group(&id);
             }
-            let started = match (record.started, &entry.group) {
-                // The daemon died while it was starting this: whoever is oldest in the
-                // group is what it started.
-                (None, Some(group)) if record.starting => group
-                    .all_dirs()
-                    .iter()
-                    .flat_map(|dir| groups::members(dir))
-                    .filter_map(|pid| procs::identify(&proc_root, pid))
-                    .min_by_key(|process| (process.start_time, process.pid)),
-                (started, _) => started,
+            let started = match (record.started, record.starting, &entry.group) {
+                (None, Some(at), Some(group)) => just_started(&proc_root, group, at),
+                (started, ..) => started,
             };
             if let Some(process) = started {
                 if procs::is_alive(&proc_root, process) {
@@ -227,7 +218,7 @@ impl LinuxHost {
             .then(|| self.open_group(dirs))
     }
 
-    fn own_dirs(&self, app: &AppId) -> Vec<Option<PathBuf>> {
+    pub(crate) fn own_dirs(&self, app: &AppId) -> Vec<Option<PathBuf>> {
         self.dirs_of(&self.options.group.join(app.as_str()))
     }
 
@@ -270,6 +261,7 @@ impl LinuxHost {
             Binding::Exec(_) | Binding::Match(_) => None,
         };
         if entry.bound != bound {
+            // What was done to the group it had is put back by its release.
             entry.bound = bound;
             entry.group = None;
             entry.last.clear();
@@ -287,416 +279,22 @@ impl LinuxHost {
             tracing::warn!(%app, reason = error.explain(), "ending not recorded");
         }
     }
-
-    /// Writes to the ledger what an action is about to change.
-    fn prepare(&mut self, action: &Action) -> Result<Option<Program>, Refusal> {
-        match action {
-            Action::Start { app } => {
-                let Binding::Exec(exec) = &app.binding else {
-                    return Err(Refusal::Failed(format!(
-                        "start {}: it is not an app that Forebay starts",
-                        app.id
-                    )));
-                };
-                let program = supervise::resolve(exec)?;
-                self.bind(app);
-                self.announce_group(&app.id)?;
-                Ok(Some(program))
-            }
-            Action::Enter { app, pids } => {
-                self.announce_group(app)?;
-                for pid in pids {
-                    self.announce_move(app, *pid)?;
-                }
-                Ok(None)
-            }
-            Action::Set { app, setting } => {
-                self.announce_group(app)?;
-                self.announce_setting(app, setting.knob())?;
-                Ok(None)
-            }
-            Action::Release { .. } | Action::Kill { .. } => Ok(None),
-        }
-    }
-
-    fn announce_group(&mut self, app: &AppId) -> Result<(), HostError> {
-        let entry = self.entries.entry(app.clone()).or_default();
-        if entry.bound.is_some() || entry.group.is_some() {
-            return Ok(());
-        }
-        let known = self
-            .ledger
-            .state()
-            .apps
-            .get(app)
-            .map_or_else(Vec::new, |record| record.created.clone());
-        for dir in self.own_dirs(app).into_iter().flatten() {
-            if !known.contains(&dir) {
-                self.ledger.append(Record::Created {
-                    app: Some(app.clone()),
-                    dir,
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn announce_move(&mut self, app: &AppId, pid: u32) -> Result<(), HostError> {
-        let proc_root = &self.options.roots.proc;
-        let Some(process) = procs::identify(proc_root, pid) else {
-            return Ok(());
-        };
-        let known = |record: &crate::ledger::AppRecord| record.moved.contains_key(&process);
-        if self.ledger.state().apps.get(app).is_some_and(known) {
-            return Ok(());
-        }
-        let path = proc_root.join(format!("{pid}/cgroup"));
-        let text = match read_text(&path) {
-            Err(error) if error.is_gone() => return Ok(()),
-            other => other?,
-        };
-        let ours = &self.options.group;
-        let mut from = Vec::new();
-        for (hierarchy, dir) in self
-            .hierarchies
-            .list()
-            .iter()
-            .zip(self.hierarchies.membership(&text))
-        {
-            // What is already in a group of ours came from elsewhere and is known.
-            from.extend(dir.filter(|dir| !dir.starts_with(hierarchy.dir(ours))));
-        }
-        self.ledger.append(Record::Moved {
-            app: app.clone(),
-            process,
-            from,
-        })
-    }
-
-    /// Records the original of a knob, and of those that the kernel changes along with it.
-    fn announce_setting(&mut self, app: &AppId, knob: Knob) -> Result<(), Refusal> {
-        let Some(way) = self.ways.of(knob).cloned() else {
-            return Err(Refusal::Unsupported);
-        };
-        let Some(bound) = self.entries.get(app).and_then(|entry| entry.bound.clone()) else {
-            return Ok(());
-        };
-        let entry = self.entries.get(app);
-        let Some(group) = entry.and_then(|entry| entry.group.as_ref()) else {
-            return Err(Refusal::Failed(format!(
-                "write {knob} of {app}: there is no control group {}; start what makes it",
-                bound.display()
-            )));
-        };
-        let related = match knob {
-            Knob::CpuIdle => Some(Knob::CpuWeight),
-            Knob::CpuMax => Some(Knob::CpuBurst),
-            _ => None,
-        };
-        let related = related.and_then(|knob| Some((knob, self.ways.of(knob)?.clone())));
-        // The group need not exist in every hierarchy.
-        if group.dir(way.hierarchy).is_none() {
-            return Err(Refusal::Unsupported);
-        }
-        let mut spots = Vec::new();
-        for (knob, way) in [(knob, way)].into_iter().chain(related) {
-            let Some(dir) = group.dir(way.hierarchy) else {
-                continue;
-            };
-            spots.extend(way.files.iter().map(|file| Spot {
-                file: dir.join(file),
-                device: knobs::device(knob),
-            }));
-        }
-        for spot in spots {
-            let known = self
-                .ledger
-                .state()
-                .apps
-                .get(app)
-                .is_some_and(|record| record.originals.iter().any(|(known, _)| *known == spot));
-            if !known {
-                let text = read_spot(&spot)?;
-                self.ledger.append(Record::Original {
-                    app: app.clone(),
-                    spot,
-                    text,
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn perform(&mut self, action: &Action, program: Option<Program>) -> Result<(), Refusal> {
-        match action {
-            Action::Start { app } => match program {
-                Some(program) => self.start(&app.id, &program),
-                None => Err(Refusal::Unsupported),
-            },
-            Action::Enter { app, pids } => self.enter(app, pids),
-            Action::Set { app, setting } => self.set(app, setting),
-            Action::Release { app } => self.release(app),
-            Action::Kill { app } => self.kill(app),
-        }
-    }
-
-    /// Makes an app's group where it is missing.
-    fn ensure_group(&mut self, app: &AppId) -> Result<(), HostError> {
-        let entry = self.entries.entry(app.clone()).or_default();
-        if entry.group.is_some() {
-            return Ok(());
-        }
-        if let Some(bound) = &entry.bound {
-            return Err(HostError::invalid(
-                format!("use control group {} of {app}", bound.display()),
-                "it is not there: start what makes it",
-            ));
-        }
-        let dirs = self.own_dirs(app);
-        for (hierarchy, dir) in self.hierarchies.list().iter().zip(&dirs) {
-            if let Some(dir) = dir {
-                groups::make(hierarchy, dir)?;
-            }
-        }
-        let mut group = self.open_group(dirs);
-        group.unreported = false;
-        self.entries.entry(app.clone()).or_default().group = Some(group);
-        Ok(())
-    }
-
-    fn start(&mut self, app: &AppId, program: &Program) -> Result<(), Refusal> {
-        let running = self.entries.get(app).and_then(|entry| entry.main.as_ref());
-        if let Some(main) = running {
-            return Err(Refusal::Failed(format!(
-                "start {app}: it runs already as process {}",
-                main.process.pid
-            )));
-        }
-        self.ensure_group(app)?;
-        self.ledger.append(Record::Starting { app: app.clone() })?;
-        let Some(entry) = self.entries.get_mut(app) else {
-            return Err(Refusal::Failed(format!("start {app}: unknown app")));
-        };
-        let dirs = entry
-            .group
-            .as_ref()
-            .map(Group::all_dirs)
-            .unwrap_or_default();
-        let pid = match supervise::start(program, &dirs) {
-            Ok(pid) => pid,
-            Err(error) => {
-                self.note_ending(app, Ending::Unknown);
-                return Err(error.into());
-            }
-        };
-        // A program may be gone at once: its start time is still there until it is reaped.
-        let start_time =
-            procs::read_stat(&self.options.roots.proc, pid).map_or(0, |stat| stat.start_time);
-        let process = Process { pid, start_time };
-        entry.main = Main::open(process);
-        entry.ended = None;
-        entry.kept.clear();
-        self.ledger.append(Record::Started {
-            app: app.clone(),
-            process,
-        })?;
-        Ok(())
-    }
-
-    fn enter(&mut self, app: &AppId, pids: &[u32]) -> Result<(), Refusal> {
-        self.ensure_group(app)?;
-        let Some(group) = self.entries.get(app).and_then(|e| e.group.as_ref()) else {
-            return Err(Refusal::Failed(format!("enter {app}: no group")));
-        };
-        let mut refused = Vec::new();
-        for pid in pids {
-            if *pid == std::process::id() {
-                refused.push(format!("process {pid} is the daemon itself"));
-                continue;
-            }
-            for dir in group.all_dirs() {
-                if let Err(error) = groups::attach(dir, *pid) {
-                    refused.push(error.explain());
-                    break;
-                }
-            }
-        }
-        if refused.is_empty() {
-            Ok(())
-        } else {
-            Err(Refusal::Failed(refused.join("; ")))
-        }
-    }
-
-    fn set(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
-        self.ensure_group(app)?;
-        match setting {
-            Setting::CpuWeight(weight) => {
-                if let Some(entry) = self.entries.get_mut(app) {
-                    entry.weight = Some(*weight);
-                }
-                // The kernel refuses a weight while the group is idle: it is written when
-                // that ends.
-                if self.is_idle(app) {
-                    return Ok(());
-                }
-                self.write_knob(app, setting)
-            }
-            Setting::CpuIdle(idle) => {
-                self.write_knob(app, setting)?;
-                let entry = self.entries.get_mut(app);
-                let weight = entry.and_then(|entry| {
-                    entry.last.remove(&Knob::CpuWeight);
-                    entry.weight
-                });
-                match weight {
-                    Some(weight) if !idle => self.write_knob(app, &Setting::CpuWeight(weight)),
-                    _ => Ok(()),
-                }
-            }
-            Setting::CpuMax(Limit::At(quota)) => match self.write_knob(app, setting) {
-                // A burst above the quota is in the way.
-                Err(Refusal::Failed(_)) if self.ways.of(Knob::CpuBurst).is_some() => {
-                    self.write_knob(app, &Setting::CpuBurst(*quota))?;
-                    self.write_knob(app, setting)
-                }
-                other => other,
-            },
-            _ => self.write_knob(app, setting),
-        }
-    }
-
-    fn is_idle(&self, app: &AppId) -> bool {
-        let idle = || {
-            let way = self.ways.of(Knob::CpuIdle)?;
-            let dir = self.entries.get(app)?.group.as_ref()?.dir(way.hierarchy)?;
-            let text = read_text(&dir.join(way.files.first()?)).ok()?;
-            Some(text.trim() != "0")
-        };
-        idle().unwrap_or(false)
-    }
-
-    fn write_knob(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
-        let knob = setting.knob();
-        let Some(way) = self.ways.of(knob).cloned() else {
-            return Err(Refusal::Unsupported);
-        };
-        let Some(entry) = self.entries.get_mut(app) else {
-            return Err(Refusal::Unsupported);
-        };
-        let Some(group) = &entry.group else {
-            return Err(Refusal::Unsupported);
-        };
-        let Some(dir) = group.dir(way.hierarchy).map(Path::to_path_buf) else {
-            return Err(Refusal::Unsupported);
-        };
-        let ours = entry.bound.is_none();
-        let texts = knobs::texts(setting, &way, period_us(&way, &dir));
-        let mut now = Vec::new();
-        for (file, text) in way.files.iter().zip(texts) {
-            let spot = Spot {
-                file: dir.join(file),
-                device: knobs::device(knob),
-            };
-            // Groups of ours go as a whole: only those of others need their knobs known.
-            if !ours {
-                self.ledger.append(Record::Wrote {
-                    spot: spot.clone(),
-                    text: text.clone(),
-                })?;
-            }
-            let wrote = write_text(&spot.file, &text).map_err(|error| {
-                let gone = error.is_gone();
-                (error, gone)
-            });
-            if let Err((error, gone)) = wrote {
-                if gone {
-                    entry.group = None;
-                }
-                return Err(Refusal::Failed(format!(
-                    "{knob} of {app}: {}",
-                    error.explain()
-                )));
-            }
-            let held = read_spot(&spot)?;
-            if !ours && held != text {
-                self.ledger.append(Record::Wrote {
-                    spot,
-                    text: held.clone(),
-                })?;
-            }
-            now.push(held);
-        }
-        entry.last.insert(knob, now);
-        Ok(())
-    }
-
-    fn release(&mut self, app: &AppId) -> Result<(), Refusal> {
-        let proc_root = self.options.roots.proc.clone();
-        if let Some(entry) = self.entries.get_mut(app) {
-            entry.group = None;
-            entry.last.clear();
-            entry.weight = None;
-        }
-        let release = Release {
-            app,
-            fate: Fate::Keep,
-            deadline: Instant::now() + RELEASE_PATIENCE,
-        };
-        let report =
-            restore::release_app(&mut self.ledger, &self.hierarchies, &proc_root, &release)?;
-        for foreign in &report.foreign {
-            tracing::warn!(%app, knob = foreign, "left alone: somebody else wrote it");
-        }
-        if !report.is_complete() {
-            return Err(Refusal::Failed(report.failed.join("; ")));
-        }
-        let kept = self
-            .ledger
-            .state()
-            .apps
-            .get(app)
-            .map(|record| record.kept.clone());
-        if let Some(entry) = self.entries.get_mut(app) {
-            entry.kept = kept.unwrap_or_default();
-            if entry.main.is_none() {
-                self.entries.remove(app);
-            }
-        }
-        Ok(())
-    }
-
-    fn kill(&mut self, app: &AppId) -> Result<(), Refusal> {
-        let proc_root = self.options.roots.proc.clone();
-        let Some(entry) = self.entries.get(app) else {
-            return Ok(());
-        };
-        if let Some(group) = &entry.group {
-            groups::kill(&group.all_dirs())?;
-        }
-        let mut outside = entry.kept.clone();
-        outside.extend(entry.main.as_ref().map(|main| main.process));
-        for pid in procs::families(&proc_root, &outside) {
-            groups::signal(pid, rustix::process::Signal::KILL);
-        }
-        Ok(())
-    }
 }
 
-/// The period of the quota in a group; the kernel's default where it cannot be read.
-pub(crate) fn period_us(way: &Way, dir: &Path) -> u64 {
-    let period = match way.files.first() {
-        Some(&"cpu.max" | &"cpu.max.burst") => read_text(&dir.join("cpu.max"))
-            .ok()
-            .and_then(|text| text.split_whitespace().nth(1)?.parse().ok()),
-        Some(&"cpu.cfs_quota_us" | &"cpu.cfs_burst_us") => {
-            read_text(&dir.join("cpu.cfs_period_us"))
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-        }
-        _ => None,
-    };
-    period.unwrap_or(PERIOD_US_DEFAULT)
+/// What a daemon that died while it was starting a program had started: the oldest leader of a
+/// session in the group that is not older than the attempt.
+fn just_started(proc_root: &Path, group: &Group, at: u64) -> Option<Process> {
+    group
+        .all_dirs()
+        .iter()
+        .flat_map(|dir| groups::members(dir))
+        .filter_map(|pid| Some((pid, procs::read_stat(proc_root, pid)?)))
+        .filter(|(_, stat)| stat.start_time >= at && !matches!(stat.state, 'Z' | 'X'))
+        .min_by_key(|(pid, stat)| (stat.session != *pid, stat.start_time, *pid))
+        .map(|(pid, stat)| Process {
+            pid,
+            start_time: stat.start_time,
+        })
 }
 
 /// Remembers in which groups the daemon runs.
@@ -768,11 +366,7 @@ fn make_parents(
 }
 
 /// Switches the controllers of v2 on from the root down to our group.
-fn enable_along(
-    ledger: &mut Ledger,
-    hierarchy: &crate::mounts::Hierarchy,
-    group: &Path,
-) -> Result<(), HostError> {
+fn enable_along(ledger: &mut Ledger, hierarchy: &Hierarchy, group: &Path) -> Result<(), HostError> {
     let mut prefix = PathBuf::new();
     let mut dirs = vec![hierarchy.dir(&prefix)];
     for part in group.components() {
@@ -815,33 +409,7 @@ impl Host for LinuxHost {
     }
 
     fn apply(&mut self, actions: &[Action]) -> Vec<Outcome> {
-        let mut prepared: Vec<Result<Option<Program>, Refusal>> =
-            actions.iter().map(|action| self.prepare(action)).collect();
-        if let Err(error) = self.ledger.sync() {
-            // Nothing may be changed that is not on disk; ending and releasing need no more
-            // than what already is.
-            for (action, prepared) in actions.iter().zip(&mut prepared) {
-                if !matches!(action, Action::Release { .. } | Action::Kill { .. }) {
-                    *prepared = Err(Refusal::Failed(error.explain()));
-                }
-            }
-        }
-        let outcomes = actions
-            .iter()
-            .zip(prepared)
-            .map(|(action, prepared)| {
-                let done = prepared.and_then(|program| self.perform(action, program));
-                match done {
-                    Ok(()) => Outcome::Done,
-                    Err(Refusal::Unsupported) => Outcome::Unsupported,
-                    Err(Refusal::Failed(why)) => Outcome::Failed(why),
-                }
-            })
-            .collect();
-        if let Err(error) = self.ledger.compact_when_long() {
-            tracing::warn!(reason = error.explain(), "ledger stays long");
-        }
-        outcomes
+        self.carry_out(actions)
     }
 }
 

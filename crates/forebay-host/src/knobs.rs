@@ -93,10 +93,15 @@ impl Ways {
         self.by_knob.get(&general(knob))
     }
 
-    /// The knobs the host offers.
-    pub(crate) fn capabilities(&self) -> Capabilities {
+    /// The knobs the host offers. `IoMax`, which is for any device, is listed with a device
+    /// that this host has.
+    pub(crate) fn capabilities(&self, disk: Option<Device>) -> Capabilities {
+        let knobs = self.by_knob.keys().map(|knob| match (knob, disk) {
+            (Knob::IoMax(_), Some(disk)) => Knob::IoMax(disk),
+            (knob, _) => *knob,
+        });
         Capabilities {
-            knobs: self.by_knob.keys().copied().collect(),
+            knobs: knobs.collect(),
         }
     }
 
@@ -172,6 +177,22 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V2, Knob::IoMax(_)) => vec![vec!["io.max"]],
         (Version::V1, Knob::IoMax(_)) => vec![THROTTLES.to_vec()],
         (_, Knob::PidsMax) => vec![vec!["pids.max"]],
+    }
+}
+
+/// Why no kernel takes a setting, when none does. v1 would quietly make the nearest of it.
+pub(crate) fn nonsense(setting: &Setting) -> Option<String> {
+    match setting {
+        Setting::CpuWeight(weight) | Setting::IoWeight(weight)
+            if !(1..=10_000).contains(weight) =>
+        {
+            Some(format!("{setting} is not within 1 to 10000"))
+        }
+        Setting::Cpus(set) | Setting::Mems(set) if set.is_empty() => Some(format!(
+            "{} of nothing leaves nowhere to run",
+            setting.knob()
+        )),
+        _ => None,
     }
 }
 

@@ -105,6 +105,8 @@ pub enum Record {
     Starting {
         /// Whose.
         app: AppId,
+        /// When, in clock ticks since boot: whoever is older is not it.
+        at: u64,
     },
     /// It was started.
     Started {
@@ -143,8 +145,8 @@ pub struct AppRecord {
     pub originals: Vec<(Spot, String)>,
     /// Processes moved into it, and where they were.
     pub moved: BTreeMap<Process, Vec<PathBuf>>,
-    /// A start was begun and its process is not known.
-    pub starting: bool,
+    /// A start was begun at this clock tick, and its process is not known.
+    pub starting: Option<u64>,
     /// The process that was started.
     pub started: Option<Process>,
     /// How it ended.
@@ -203,22 +205,22 @@ impl State {
             Record::Moved { app, process, from } => {
                 self.app(app).moved.entry(process).or_insert(from);
             }
-            Record::Starting { app } => {
+            Record::Starting { app, at } => {
                 let app = self.app(app);
-                app.starting = true;
+                app.starting = Some(at);
                 app.started = None;
                 app.ended = None;
                 app.kept.clear();
             }
             Record::Started { app, process } => {
                 let app = self.app(app);
-                app.starting = false;
+                app.starting = None;
                 app.started = Some(process);
                 app.ended = None;
             }
             Record::Ended { app, ending } => {
                 let app = self.app(app);
-                app.starting = false;
+                app.starting = None;
                 app.started = None;
                 app.ended = Some(ending);
                 app.kept.clear();
@@ -276,8 +278,11 @@ impl State {
                 process: *process,
                 from: from.clone(),
             }));
-            if app.starting {
-                records.push(Record::Starting { app: id.clone() });
+            if let Some(at) = app.starting {
+                records.push(Record::Starting {
+                    app: id.clone(),
+                    at,
+                });
             }
             if let Some(process) = app.started {
                 records.push(Record::Started {
@@ -602,7 +607,10 @@ mod tests {
                 process,
                 from: vec!["/cg".into()],
             },
-            Record::Starting { app: app("web") },
+            Record::Starting {
+                app: app("web"),
+                at: 5,
+            },
             Record::Started {
                 app: app("web"),
                 process,

@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::HostError;
 
+mod apply;
+pub mod doctor;
 pub mod error;
 mod files;
 mod groups;
+pub mod guardian;
 mod host;
 mod knobs;
 pub mod ledger;
@@ -23,6 +26,7 @@ pub mod mounts;
 mod observe;
 pub mod procs;
 pub mod restore;
+mod slow;
 mod supervise;
 pub mod topology;
 

@@ -15,13 +15,15 @@ use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::snapshot::{AppSample, Gap, HostSample, Reading, RunState, Snapshot};
 use forebay_core::units::{Bytes, Limit};
 
+use crate::apply::period_us;
 use crate::files::{Reader, keyed, pressure_total, read_text};
 use crate::groups;
-use crate::host::{Entry, Group, LinuxHost, index_of, period_us, unified_index};
+use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
 use crate::knobs::{self, Way, Ways};
 use crate::mounts::{Controller, Hierarchies, Version};
 use crate::procs;
-use crate::topology::kib_after;
+use crate::supervise;
+use crate::topology::{kib_after, read_topology};
 
 /// Periods in a full rotation.
 const ROTATION: u64 = 10;
@@ -98,6 +100,15 @@ impl Meters {
     }
 }
 
+impl Meters {
+    /// Memory charged now.
+    pub(crate) fn memory_used(&self) -> Option<u64> {
+        let mut buffer = Vec::new();
+        let text = self.memory.as_ref()?.read(&mut buffer).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
 /// Whether anything of the group was still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
@@ -109,6 +120,15 @@ impl LinuxHost {
     /// Looks at the host and at every app asked for.
     pub(crate) fn look(&mut self, watch: &Watch<'_>) -> Snapshot {
         self.notice_endings();
+        if watch.period.is_multiple_of(ROTATION) {
+            let mains: Vec<u32> = self
+                .entries
+                .values()
+                .filter_map(|entry| Some(entry.main.as_ref()?.process.pid))
+                .collect();
+            supervise::reap_orphans(&self.options.roots.proc, &self.options.group, &mains);
+            self.follow_cpus();
+        }
         self.scan_when_due(watch);
         let host = self.look_at_host();
         let mut apps = BTreeMap::new();
@@ -137,6 +157,44 @@ impl LinuxHost {
         }
         for (id, ending) in endings {
             self.note_ending(&id, ending);
+        }
+    }
+
+    /// Reads the topology anew when CPUs came or went.
+    fn follow_cpus(&mut self) {
+        let Some(Ok(text)) = self
+            .online
+            .as_ref()
+            .map(|online| online.read(&mut self.buffer))
+        else {
+            return;
+        };
+        if text == self.online_text {
+            return;
+        }
+        let first = self.online_text.is_empty();
+        self.online_text = text.to_owned();
+        if first {
+            return;
+        }
+        let roots = &self.options.roots;
+        match read_topology(&roots.proc, &roots.sys) {
+            Ok(topology) => {
+                tracing::info!(cpus = %topology.cpu_set(), "CPUs came or went");
+                self.topology = topology;
+            }
+            Err(error) => tracing::warn!(reason = error.explain(), "topology not read again"),
+        }
+        // v1 takes a CPU that goes out of every set, and does not put it back.
+        for (hierarchy, dir) in self
+            .hierarchies
+            .list()
+            .iter()
+            .map(|hierarchy| (hierarchy, hierarchy.dir(&self.options.group)))
+        {
+            if let Err(error) = groups::follow_parent(hierarchy, &dir) {
+                tracing::warn!(reason = error.explain(), "new CPUs stay unused");
+            }
         }
     }
 
@@ -206,9 +264,18 @@ impl LinuxHost {
                 processes: turn == 4 || first,
             };
             let found = read_meters(&group.meters, &due, &mut buffer, &mut sample);
-            populated = is_populated(&group.meters, &mut buffer);
+            // What Forebay started is known by its process.
+            populated = !matches!(app.binding, Binding::Exec(_))
+                && is_populated(&group.meters, &mut buffer);
             if first {
                 sample.found = found_settings(&self.ways, group, app, &mut entry.last);
+                for setting in &sample.found {
+                    match setting {
+                        Setting::CpuWeight(weight) => entry.weight = Some(*weight),
+                        Setting::CpuIdle(idle) => entry.idle = *idle,
+                        _ => {}
+                    }
+                }
             }
             if (turn == 6 || first)
                 && let Some(in_force) = in_force
@@ -247,7 +314,8 @@ impl LinuxHost {
         sample
     }
 
-    fn find_bound_group(&mut self, app: &AppId) {
+    /// Opens the group that an app is bound to, once it is there.
+    pub(crate) fn find_bound_group(&mut self, app: &AppId) {
         let missing = self
             .entries
             .get(app)
@@ -373,6 +441,11 @@ fn found_settings(
         };
         found.extend(knobs::parse(knob, way, &texts, period));
         last.insert(knob, texts);
+    }
+    // The weight of an idle group is the kernel's, not what anybody asked for.
+    if found.contains(&Setting::CpuIdle(true)) {
+        found.retain(|setting| setting.knob() != Knob::CpuWeight);
+        last.remove(&Knob::CpuWeight);
     }
     found
 }

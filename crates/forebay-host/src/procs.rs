@@ -20,6 +20,7 @@ const SCANS_BETWEEN_LOOKS: u64 = 16;
 pub(crate) struct Stat {
     pub(crate) state: char,
     pub(crate) parent: u32,
+    pub(crate) session: u32,
     /// User and system time in clock ticks.
     pub(crate) ticks: u64,
     /// Since boot, in clock ticks.
@@ -37,6 +38,7 @@ pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat {
         state: field(3)?.chars().next()?,
         parent: field(4)?.parse().ok()?,
+        session: field(6)?.parse().ok()?,
         ticks: number(14)? + number(15)?,
         start_time: number(22)?,
         resident_pages: number(24)?,
@@ -48,7 +50,8 @@ pub(crate) fn read_stat(proc_root: &Path, pid: u32) -> Option<Stat> {
 }
 
 /// The process with this number now; none when it is gone or only waits to be reaped.
-pub(crate) fn identify(proc_root: &Path, pid: u32) -> Option<Process> {
+#[must_use]
+pub fn identify(proc_root: &Path, pid: u32) -> Option<Process> {
     let stat = read_stat(proc_root, pid)?;
     (!matches!(stat.state, 'Z' | 'X')).then_some(Process {
         pid,
@@ -216,7 +219,7 @@ fn use_in(dir: &Path) -> Option<OwnUse> {
 }
 
 /// Children of any thread of a process.
-fn children(proc_root: &Path, pid: u32) -> Vec<u32> {
+pub(crate) fn children(proc_root: &Path, pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(proc_root.join(format!("{pid}/task"))) else {
         return Vec::new();
     };
@@ -229,6 +232,14 @@ fn children(proc_root: &Path, pid: u32) -> Vec<u32> {
                 .collect::<Vec<u32>>()
         })
         .collect()
+}
+
+/// Now, on the clock of start times.
+pub(crate) fn ticks_since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let per_second = rustix::param::clock_ticks_per_second();
+    let whole = u64::try_from(now.tv_sec).unwrap_or(0) * per_second;
+    whole + u64::try_from(now.tv_nsec).unwrap_or(0) * per_second / 1_000_000_000
 }
 
 /// A number of clock ticks as time.
@@ -246,6 +257,7 @@ mod tests {
         let line = "42 (a) b (c)) S 7 42 42 0 -1 4194560 1 0 0 0 30 12 0 0 20 0 1 0 99 4096 250 1";
         let stat = parse_stat(line).unwrap();
         assert_eq!(stat.parent, 7);
+        assert_eq!(stat.session, 42);
         assert_eq!(stat.ticks, 42);
         assert_eq!(stat.start_time, 99);
         assert_eq!(stat.resident_pages, 250);
@@ -290,6 +302,7 @@ mod tests {
         };
         assert!(!is_alive(proc_root, other));
         assert!(families(proc_root, &[me]).contains(&me.pid));
+        assert!(me.start_time <= ticks_since_boot());
         assert!(own_use(proc_root).unwrap().memory > Bytes(0));
     }
 }

@@ -49,7 +49,7 @@ impl Report {
         self.failed.is_empty()
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn absorb(&mut self, other: Self) {
         self.knobs += other.knobs;
         self.processes += other.processes;
         self.groups += other.groups;
@@ -87,7 +87,7 @@ pub(crate) fn restore_all(
             .state()
             .apps
             .get(&app)
-            .is_some_and(|record| record.started.is_some() || record.starting);
+            .is_some_and(|record| record.started.is_some() || record.starting.is_some());
         let fate = match on_stop {
             OnStop::Kill if started_by_us => Fate::Kill,
             _ => Fate::Keep,
@@ -97,9 +97,9 @@ pub(crate) fn restore_all(
             fate,
             deadline: Instant::now() + PATIENCE,
         };
-        report.add(release_app(ledger, hierarchies, proc_root, &release)?);
+        report.absorb(release_app(ledger, hierarchies, proc_root, &release)?);
     }
-    report.add(remove_parents(ledger)?);
+    report.absorb(remove_parents(ledger)?);
     Ok(report)
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn release_app(
                 groups::signal(process.pid, rustix::process::Signal::KILL);
             }
         }
-    } else if record.started.is_some() || record.starting {
+    } else if record.started.is_some() || record.starting.is_some() {
         keep(ledger, proc_root, release.app, &dirs)?;
     }
     let origins = Origins {

@@ -14,14 +14,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use forebay_core::app::Exec;
 use forebay_core::snapshot::Ending;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, pidfd_open, setrlimit,
+    waitid,
+};
 
 use crate::error::HostError;
 use crate::ledger::Process;
+use crate::procs;
 
 /// A request to start a program, checked and resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,7 +272,6 @@ pub(crate) fn start(program: &Program, groups: &[&Path]) -> Result<u32, HostErro
 
 const STEP_SESSION: u8 = 253;
 const STEP_IDENTITY: u8 = 254;
-const STEP_ORPHAN: u8 = 255;
 
 fn describe(program: &Program, groups: &[&Path], step: Option<u8>, error: io::Error) -> HostError {
     let name = program.executable.display();
@@ -275,7 +279,6 @@ fn describe(program: &Program, groups: &[&Path], step: Option<u8>, error: io::Er
         None => HostError::io(format!("run {name}"), error),
         Some(STEP_SESSION) => HostError::io(format!("give {name} a session of its own"), error),
         Some(STEP_IDENTITY) => HostError::io(format!("run {name} as the user asked for"), error),
-        Some(STEP_ORPHAN) => HostError::invalid(format!("run {name}"), "the daemon died"),
         Some(group) => match groups.get(usize::from(group)) {
             Some(dir) => HostError::io(format!("start {name} in {}", dir.display()), error),
             None => HostError::io(format!("start {name} in its groups"), error),
@@ -311,6 +314,7 @@ fn enter_before_exec(
     step_out: OwnedFd,
 ) {
     let daemon = rustix::process::getpid();
+    let open_files = OPEN_FILES.get().cloned();
     let mut step_out = File::from(step_out);
     let mut fail = move |step: u8, error: io::Error| -> io::Error {
         // Nobody can be told that the telling failed.
@@ -327,9 +331,14 @@ fn enter_before_exec(
         // Without the daemon nobody would know of this child: the next daemon knows only
         // those that were in their groups before it looked.
         if rustix::process::getppid() != Some(daemon) {
-            return Err(fail(STEP_ORPHAN, io::Error::from_raw_os_error(libc::ESRCH)));
+            leave();
         }
         if let Err(error) = rustix::process::setsid() {
+            return Err(fail(STEP_SESSION, error.into()));
+        }
+        if let Some(open_files) = &open_files
+            && let Err(error) = setrlimit(Resource::Nofile, *open_files)
+        {
             return Err(fail(STEP_SESSION, error.into()));
         }
         if let Some(identity) = &identity
@@ -341,12 +350,19 @@ fn enter_before_exec(
     };
     // SAFETY: `enter` runs in the forked child, where only async-signal-safe calls are allowed
     // because other threads' locks may be held for ever. It makes plain system calls (write,
-    // getppid, setsid, setgroups, setgid, setuid), allocates nothing and takes no lock:
+    // getppid, setsid, prlimit, setgroups, setgid, setuid), allocates nothing and takes no lock:
     // the descriptors and the identity were made before the fork, and errors from raw numbers
     // do not allocate. There is no safe way to run code there.
     unsafe {
         command.pre_exec(enter);
     }
+}
+
+#[expect(unsafe_code, reason = "no safe call ends a forked child at once")]
+fn leave() -> ! {
+    // SAFETY: _exit ends the process without running anything of the parent's copied state,
+    // which is what it is for. There is nobody left to tell why.
+    unsafe { libc::_exit(1) }
 }
 
 #[expect(
@@ -396,6 +412,56 @@ impl Main {
             // A child of an earlier daemon: its status went elsewhere.
             Err(_) => has_ended(&self.pidfd).then_some(Ending::Unknown),
         }
+    }
+}
+
+/// Lets orphans of started programs come to this process, not to an init that may be slow to
+/// reap them.
+pub(crate) fn become_subreaper() {
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::debug!(%error, "orphans go to init");
+    }
+}
+
+/// Reaps orphans that ended in a group of ours, but those given: these are waited for by
+/// themselves. Other children belong to whoever started them.
+pub(crate) fn reap_orphans(proc_root: &Path, group: &Path, except: &[u32]) {
+    let inside = format!("{}/", Path::new("/").join(group).display());
+    for pid in procs::children(proc_root, std::process::id()) {
+        let ended = || procs::read_stat(proc_root, pid).is_some_and(|stat| stat.state == 'Z');
+        if except.contains(&pid) || !ended() {
+            continue;
+        }
+        // Only v2 still knows the group of the dead.
+        let groups = fs::read_to_string(proc_root.join(format!("{pid}/cgroup")));
+        let is_ours = groups.is_ok_and(|text| {
+            text.lines()
+                .filter_map(|line| line.strip_prefix("0::"))
+                .any(|path| path.starts_with(&inside))
+        });
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let (true, Some(pid)) = (is_ours, pid) {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            if let Err(error) = waitid(WaitId::Pid(pid), options) {
+                tracing::debug!(%error, "orphan not reaped");
+            }
+        }
+    }
+}
+
+/// The open files this process might have before it asked for more.
+static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// Asks for as many open files as are allowed: each app takes about ten. Programs that are
+/// started get back what there was before, for the sake of those that use select().
+pub(crate) fn raise_open_files() {
+    let before = OPEN_FILES.get_or_init(|| getrlimit(Resource::Nofile));
+    let most = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::debug!(%error, "limit of open files stays");
     }
 }
 

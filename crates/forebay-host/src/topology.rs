@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use forebay_core::app::Device;
 use forebay_core::idset::{CpuSet, NodeSet};
 use forebay_core::topology::{Cpu, Node, Topology};
 use forebay_core::units::Bytes;
@@ -116,6 +117,23 @@ fn last_level_cache(dir: &Path) -> Option<String> {
     deepest
         .filter(|(level, _)| *level >= 3)
         .map(|(_, shared)| shared)
+}
+
+/// A disk of this host, by its number: the first with a capacity.
+pub(crate) fn first_disk(sys_root: &Path) -> Option<Device> {
+    let mut disks: Vec<_> = fs::read_dir(sys_root.join("block"))
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    disks.sort();
+    disks
+        .into_iter()
+        .filter(|disk| read_number(&disk.join("size")).is_some_and(|size| size > 0))
+        .find_map(|disk| {
+            let number = fs::read_to_string(disk.join("dev")).ok()?;
+            number.trim().parse().ok()
+        })
 }
 
 fn allowed_cpus(proc_root: &Path) -> Option<CpuSet> {

@@ -1,5 +1,6 @@
 //! The live host on the kernel that runs this test. Needs root and writable control groups.
 
+#[cfg(test)]
 mod support;
 
 use forebay_core::app::{Binding, OnStop};

@@ -1,0 +1,602 @@
+//! Doing what was decided.
+//!
+//! A batch is done in two passes. The first writes to the ledger what the second is about to
+//! change, with one sync for all; an action whose record could not be written is not done. The
+//! second makes no decision but those that the kernel's own rules leave no choice in: a burst
+//! has to fit its quota, an idle group takes no weight.
+//!
+//! An app's weight is meant against everything on the host, not only against other apps, but
+//! the kernel compares siblings. So the group that holds all apps gets the sum of their
+//! weights: each app then weighs as if it stood beside the rest by itself.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{AppId, Binding};
+use forebay_core::host::{Action, Outcome};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::snapshot::Ending;
+use forebay_core::units::Limit;
+
+use crate::error::HostError;
+use crate::files::{read_text, write_text};
+use crate::groups;
+use crate::host::{Entry, Group, LinuxHost};
+use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
+use crate::ledger::{AppRecord, Process, Record, Spot};
+use crate::procs;
+use crate::restore::{self, Fate, Release, read_spot};
+use crate::slow::Progress;
+use crate::supervise::{self, Main, Program};
+
+/// How long a release within a period waits for members to leave; a later one goes on.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(20);
+/// Memory that an app may take while its limit is being written.
+const MEMORY_MARGIN: u64 = 16 << 20;
+const WEIGHT_DEFAULT: u32 = 100;
+const WEIGHT_MAX: u32 = 10_000;
+
+/// Why an action was not done.
+enum Refusal {
+    Unsupported,
+    Failed(String),
+}
+
+impl From<HostError> for Refusal {
+    fn from(error: HostError) -> Self {
+        Self::Failed(error.explain())
+    }
+}
+
+impl LinuxHost {
+    /// Does a batch, one outcome for each action.
+    pub(crate) fn carry_out(&mut self, actions: &[Action]) -> Vec<Outcome> {
+        for action in actions {
+            // Whoever is started or entered in this batch may be set in it before that.
+            if let Action::Start { .. } | Action::Enter { .. } = action {
+                self.entries.entry(action.app().clone()).or_default();
+            }
+        }
+        let mut prepared: Vec<Result<Option<Program>, Refusal>> =
+            actions.iter().map(|action| self.prepare(action)).collect();
+        if let Err(error) = self.ledger.sync() {
+            // Nothing may be changed that is not on disk; ending and releasing need no more
+            // than what already is.
+            for (action, prepared) in actions.iter().zip(&mut prepared) {
+                if !matches!(action, Action::Release { .. } | Action::Kill { .. }) {
+                    *prepared = Err(error_on(action, &error));
+                }
+            }
+        }
+        let mut released = BTreeSet::new();
+        let mut outcomes = Vec::with_capacity(actions.len());
+        for (action, mut prepared) in actions.iter().zip(prepared) {
+            // A release earlier in the batch took the records back.
+            if released.contains(action.app()) && prepared.is_ok() {
+                prepared = self.prepare(action).and_then(|program| {
+                    self.ledger.sync()?;
+                    Ok(program)
+                });
+            }
+            if let Action::Release { app } = action {
+                released.insert(app.clone());
+            }
+            let done = prepared.and_then(|program| self.perform(action, program));
+            outcomes.push(match done {
+                Ok(()) => Outcome::Done,
+                Err(Refusal::Unsupported) => Outcome::Unsupported,
+                Err(Refusal::Failed(why)) => Outcome::Failed(why),
+            });
+        }
+        self.balance();
+        if let Err(error) = self.ledger.compact_when_long() {
+            tracing::warn!(reason = error.explain(), "ledger stays long");
+        }
+        outcomes
+    }
+
+    /// Writes to the ledger what an action is about to change.
+    fn prepare(&mut self, action: &Action) -> Result<Option<Program>, Refusal> {
+        match action {
+            Action::Start { app } => {
+                let Binding::Exec(exec) = &app.binding else {
+                    return Err(Refusal::Failed(format!(
+                        "start {}: it is not an app that Forebay starts",
+                        app.id
+                    )));
+                };
+                let program = supervise::resolve(exec)
+                    .map_err(|error| Refusal::Failed(format!("{}: {}", app.id, error.explain())))?;
+                self.bind(app);
+                self.announce_group(&app.id)?;
+                Ok(Some(program))
+            }
+            Action::Enter { app, pids } => {
+                self.find_bound_group(app);
+                self.announce_group(app)?;
+                for pid in pids {
+                    self.announce_move(app, *pid)?;
+                }
+                Ok(None)
+            }
+            Action::Set { app, setting } => {
+                if self.ways.of(setting.knob()).is_none() {
+                    return Err(Refusal::Unsupported);
+                }
+                if let Some(why) = knobs::nonsense(setting) {
+                    return Err(Refusal::Failed(format!("{app}: {why}")));
+                }
+                if !self.entries.contains_key(app) {
+                    return Err(Refusal::Failed(format!(
+                        "write {setting} of {app}: no such app is known"
+                    )));
+                }
+                self.find_bound_group(app);
+                self.announce_group(app)?;
+                self.announce_setting(app, setting.knob())?;
+                Ok(None)
+            }
+            Action::Release { .. } | Action::Kill { .. } => Ok(None),
+        }
+    }
+
+    fn announce_group(&mut self, app: &AppId) -> Result<(), HostError> {
+        let entry = self.entries.entry(app.clone()).or_default();
+        if entry.bound.is_some() || entry.group.is_some() {
+            return Ok(());
+        }
+        let known = self
+            .ledger
+            .state()
+            .apps
+            .get(app)
+            .map_or_else(Vec::new, |record| record.created.clone());
+        for dir in self.own_dirs(app).into_iter().flatten() {
+            if !known.contains(&dir) {
+                self.ledger.append(Record::Created {
+                    app: Some(app.clone()),
+                    dir,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn announce_move(&mut self, app: &AppId, pid: u32) -> Result<(), HostError> {
+        let proc_root = &self.options.roots.proc;
+        let Some(process) = procs::identify(proc_root, pid) else {
+            return Ok(());
+        };
+        let known = |record: &AppRecord| record.moved.contains_key(&process);
+        if self.ledger.state().apps.get(app).is_some_and(known) {
+            return Ok(());
+        }
+        let path = proc_root.join(format!("{pid}/cgroup"));
+        let text = match read_text(&path) {
+            Err(error) if error.is_gone() => return Ok(()),
+            other => other?,
+        };
+        let ours = &self.options.group;
+        let mut from = Vec::new();
+        for (hierarchy, dir) in self
+            .hierarchies
+            .list()
+            .iter()
+            .zip(self.hierarchies.membership(&text))
+        {
+            // What is already in a group of ours came from elsewhere and is known.
+            from.extend(dir.filter(|dir| !dir.starts_with(hierarchy.dir(ours))));
+        }
+        self.ledger.append(Record::Moved {
+            app: app.clone(),
+            process,
+            from,
+        })
+    }
+
+    /// Records the original of a knob, and of those that the kernel changes along with it.
+    fn announce_setting(&mut self, app: &AppId, knob: Knob) -> Result<(), Refusal> {
+        let Some(way) = self.ways.of(knob).cloned() else {
+            return Err(Refusal::Unsupported);
+        };
+        let Some(bound) = self.entries.get(app).and_then(|entry| entry.bound.clone()) else {
+            return Ok(());
+        };
+        let entry = self.entries.get(app);
+        let Some(group) = entry.and_then(|entry| entry.group.as_ref()) else {
+            return Err(Refusal::Failed(format!(
+                "write {knob} of {app}: there is no control group {}; start what makes it",
+                bound.display()
+            )));
+        };
+        let related = match knob {
+            Knob::CpuIdle => Some(Knob::CpuWeight),
+            Knob::CpuMax => Some(Knob::CpuBurst),
+            _ => None,
+        };
+        let related = related.and_then(|knob| Some((knob, self.ways.of(knob)?.clone())));
+        // The group need not exist in every hierarchy.
+        if group.dir(way.hierarchy).is_none() {
+            return Err(Refusal::Unsupported);
+        }
+        let mut spots = Vec::new();
+        for (knob, way) in [(knob, way)].into_iter().chain(related) {
+            let Some(dir) = group.dir(way.hierarchy) else {
+                continue;
+            };
+            spots.extend(way.files.iter().map(|file| Spot {
+                file: dir.join(file),
+                device: knobs::device(knob),
+            }));
+        }
+        for spot in spots {
+            let known = self
+                .ledger
+                .state()
+                .apps
+                .get(app)
+                .is_some_and(|record| record.originals.iter().any(|(known, _)| *known == spot));
+            if !known {
+                let text = read_spot(&spot)?;
+                self.ledger.append(Record::Original {
+                    app: app.clone(),
+                    spot,
+                    text,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, action: &Action, program: Option<Program>) -> Result<(), Refusal> {
+        match action {
+            Action::Start { app } => match program {
+                Some(program) => self.start(&app.id, &program),
+                None => Err(Refusal::Unsupported),
+            },
+            Action::Enter { app, pids } => self.enter(app, pids),
+            Action::Set { app, setting } => self.set(app, setting),
+            Action::Release { app } => self.release(app),
+            Action::Kill { app } => self.kill(app),
+        }
+    }
+
+    /// Makes an app's group where it is missing.
+    fn ensure_group(&mut self, app: &AppId) -> Result<(), HostError> {
+        let entry = self.entries.entry(app.clone()).or_default();
+        if entry.group.is_some() {
+            return Ok(());
+        }
+        if let Some(bound) = &entry.bound {
+            return Err(HostError::invalid(
+                format!("use control group {} of {app}", bound.display()),
+                "it is not there: start what makes it",
+            ));
+        }
+        // Announced already, unless the group vanished within this batch.
+        self.announce_group(app)?;
+        self.ledger.sync()?;
+        let dirs = self.own_dirs(app);
+        for (hierarchy, dir) in self.hierarchies.list().iter().zip(&dirs) {
+            if let Some(dir) = dir {
+                groups::make(hierarchy, dir)?;
+            }
+        }
+        let mut group = self.open_group(dirs);
+        group.unreported = false;
+        self.entries.entry(app.clone()).or_default().group = Some(group);
+        Ok(())
+    }
+
+    fn start(&mut self, app: &AppId, program: &Program) -> Result<(), Refusal> {
+        let running = self.entries.get(app).and_then(|entry| entry.main.as_ref());
+        if let Some(main) = running {
+            return Err(Refusal::Failed(format!(
+                "start {app}: it runs already as process {}",
+                main.process.pid
+            )));
+        }
+        self.ensure_group(app)?;
+        self.ledger.append(Record::Starting {
+            app: app.clone(),
+            at: procs::ticks_since_boot(),
+        })?;
+        let Some(entry) = self.entries.get_mut(app) else {
+            return Err(Refusal::Failed(format!("start {app}: unknown app")));
+        };
+        let dirs = entry
+            .group
+            .as_ref()
+            .map(Group::all_dirs)
+            .unwrap_or_default();
+        let pid = match supervise::start(program, &dirs) {
+            Ok(pid) => pid,
+            Err(error) => {
+                self.note_ending(app, Ending::Unknown);
+                return Err(Refusal::Failed(format!("{app}: {}", error.explain())));
+            }
+        };
+        // A program may be gone at once: its start time is still there until it is reaped.
+        let start_time =
+            procs::read_stat(&self.options.roots.proc, pid).map_or(0, |stat| stat.start_time);
+        let process = Process { pid, start_time };
+        entry.main = Main::open(process);
+        entry.ended = None;
+        entry.kept.clear();
+        self.ledger.append(Record::Started {
+            app: app.clone(),
+            process,
+        })?;
+        Ok(())
+    }
+
+    fn enter(&mut self, app: &AppId, pids: &[u32]) -> Result<(), Refusal> {
+        self.ensure_group(app)?;
+        let Some(group) = self.entries.get(app).and_then(|e| e.group.as_ref()) else {
+            return Err(Refusal::Failed(format!("enter {app}: no group")));
+        };
+        let mut refused = Vec::new();
+        for pid in pids {
+            if *pid == std::process::id() {
+                refused.push(format!("process {pid} is the daemon itself"));
+                continue;
+            }
+            for dir in group.all_dirs() {
+                if let Err(error) = groups::attach(dir, *pid) {
+                    refused.push(error.explain());
+                    break;
+                }
+            }
+        }
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(Refusal::Failed(refused.join("; ")))
+        }
+    }
+
+    fn set(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
+        self.ensure_group(app)?;
+        match setting {
+            Setting::CpuWeight(weight) => {
+                if let Some(entry) = self.entries.get_mut(app) {
+                    entry.weight = Some(*weight);
+                }
+                let wrote = self.write_knob(app, setting);
+                // The kernel takes no weight while the group is idle: it is written when
+                // that ends.
+                if wrote.is_err() && self.is_idle(app) {
+                    return Ok(());
+                }
+                wrote
+            }
+            Setting::CpuIdle(idle) => {
+                self.write_knob(app, setting)?;
+                let weight = self.entries.get_mut(app).and_then(|entry| {
+                    entry.idle = *idle;
+                    entry.last.remove(&Knob::CpuWeight);
+                    entry.weight
+                });
+                match weight {
+                    Some(weight) if !idle => self.write_knob(app, &Setting::CpuWeight(weight)),
+                    _ => Ok(()),
+                }
+            }
+            Setting::CpuMax(Limit::At(quota)) => match self.write_knob(app, setting) {
+                // A burst above the quota is in the way.
+                Err(Refusal::Failed(_)) if self.ways.of(Knob::CpuBurst).is_some() => {
+                    self.write_knob(app, &Setting::CpuBurst(*quota))?;
+                    self.write_knob(app, setting)
+                }
+                other => other,
+            },
+            _ => self.write_knob(app, setting),
+        }
+    }
+
+    fn is_idle(&self, app: &AppId) -> bool {
+        let idle = || {
+            let way = self.ways.of(Knob::CpuIdle)?;
+            let dir = self.entries.get(app)?.group.as_ref()?.dir(way.hierarchy)?;
+            let text = read_text(&dir.join(way.files.first()?)).ok()?;
+            Some(text.trim() != "0")
+        };
+        idle().unwrap_or(false)
+    }
+
+    /// Gives the group that holds all apps the sum of their weights.
+    fn balance(&mut self) {
+        let apps = self
+            .entries
+            .values()
+            .filter(|entry| entry.bound.is_none() && entry.group.is_some());
+        let sum = apps.fold(0u32, |sum, entry| sum.saturating_add(weight_of(entry)));
+        let weight = sum.clamp(1, WEIGHT_MAX);
+        if self.parent_weight == Some(weight) {
+            return;
+        }
+        let Some((way, hierarchy)) = self
+            .ways
+            .of(Knob::CpuWeight)
+            .and_then(|way| Some((way, self.hierarchies.list().get(way.hierarchy)?)))
+        else {
+            return;
+        };
+        let dir = hierarchy.dir(&self.options.group);
+        let texts = knobs::texts(&Setting::CpuWeight(weight), way, PERIOD_US_DEFAULT);
+        for (file, text) in way.files.iter().zip(&texts) {
+            match write_text(&dir.join(file), text) {
+                Ok(()) => self.parent_weight = Some(weight),
+                Err(error) => {
+                    tracing::warn!(reason = error.explain(), "apps weigh less than they should");
+                }
+            }
+        }
+    }
+
+    fn write_knob(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
+        let knob = setting.knob();
+        let (Some(way), Some(entry)) = (self.ways.of(knob).cloned(), self.entries.get_mut(app))
+        else {
+            return Err(Refusal::Unsupported);
+        };
+        let dir = entry
+            .group
+            .as_ref()
+            .and_then(|group| group.dir(way.hierarchy))
+            .map(Path::to_path_buf);
+        let Some(dir) = dir else {
+            return Err(Refusal::Unsupported);
+        };
+        let is_ours = entry.bound.is_none();
+        let used = match knob {
+            Knob::MemoryHigh | Knob::MemoryMax => entry
+                .group
+                .as_ref()
+                .and_then(|group| group.meters.memory_used()),
+            _ => None,
+        };
+        let texts = knobs::texts(setting, &way, period_us(&way, &dir));
+        let mut now = Vec::new();
+        for (file, text) in way.files.iter().zip(texts) {
+            let spot = Spot {
+                file: dir.join(file),
+                device: knobs::device(knob),
+            };
+            // Groups of ours go as a whole: only those of others need their knobs known.
+            if !is_ours {
+                self.ledger.append(Record::Wrote {
+                    spot: spot.clone(),
+                    text: text.clone(),
+                })?;
+            }
+            let may_block = used.is_some_and(|used| reclaims(setting, used));
+            let wrote = if may_block || self.slow.is_busy(&spot.file) {
+                match self.slow.write(&spot.file, &text) {
+                    Progress::Done => Ok(()),
+                    Progress::Failed(error) => Err(error),
+                    Progress::Pending => {
+                        // What it holds meanwhile is neither ours nor foreign.
+                        entry.last.remove(&knob);
+                        return Err(Refusal::Failed(format!(
+                            "{knob} of {app}: the kernel is still making room"
+                        )));
+                    }
+                }
+            } else {
+                write_text(&spot.file, &text)
+            };
+            if let Err(error) = wrote {
+                if error.is_gone() {
+                    entry.group = None;
+                }
+                return Err(Refusal::Failed(format!(
+                    "{knob} of {app}: {}",
+                    error.explain()
+                )));
+            }
+            let held = read_spot(&spot)?;
+            if !is_ours && held != text {
+                self.ledger.append(Record::Wrote {
+                    spot,
+                    text: held.clone(),
+                })?;
+            }
+            now.push(held);
+        }
+        entry.last.insert(knob, now);
+        Ok(())
+    }
+
+    fn release(&mut self, app: &AppId) -> Result<(), Refusal> {
+        let proc_root = self.options.roots.proc.clone();
+        if let Some(entry) = self.entries.get_mut(app) {
+            entry.group = None;
+            entry.last.clear();
+            entry.weight = None;
+            entry.idle = false;
+        }
+        let release = Release {
+            app,
+            fate: Fate::Keep,
+            deadline: Instant::now() + RELEASE_PATIENCE,
+        };
+        let report =
+            restore::release_app(&mut self.ledger, &self.hierarchies, &proc_root, &release)?;
+        for foreign in &report.foreign {
+            tracing::warn!(%app, knob = foreign, "left alone: somebody else wrote it");
+        }
+        if !report.is_complete() {
+            return Err(Refusal::Failed(report.failed.join("; ")));
+        }
+        let kept = self
+            .ledger
+            .state()
+            .apps
+            .get(app)
+            .map(|record| record.kept.clone());
+        if let Some(entry) = self.entries.get_mut(app) {
+            entry.kept = kept.unwrap_or_default();
+            if entry.main.is_none() {
+                self.entries.remove(app);
+            }
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, app: &AppId) -> Result<(), Refusal> {
+        let proc_root = self.options.roots.proc.clone();
+        let Some(entry) = self.entries.get(app) else {
+            return Ok(());
+        };
+        if let Some(group) = &entry.group {
+            groups::kill(&group.all_dirs())?;
+        }
+        let mut outside = entry.kept.clone();
+        outside.extend(entry.main.as_ref().map(|main| main.process));
+        for pid in procs::families(&proc_root, &outside) {
+            groups::signal(pid, rustix::process::Signal::KILL);
+        }
+        Ok(())
+    }
+}
+
+fn error_on(action: &Action, error: &HostError) -> Refusal {
+    Refusal::Failed(format!("{action}: {}", error.explain()))
+}
+
+/// What an app weighs against others.
+fn weight_of(entry: &Entry) -> u32 {
+    if entry.idle {
+        1
+    } else {
+        entry.weight.unwrap_or(WEIGHT_DEFAULT)
+    }
+}
+
+/// Whether the kernel has to make room first when this limit is written.
+fn reclaims(setting: &Setting, used: u64) -> bool {
+    match setting {
+        Setting::MemoryHigh(Limit::At(limit)) | Setting::MemoryMax(Limit::At(limit)) => {
+            limit.0 < used.saturating_add(MEMORY_MARGIN)
+        }
+        _ => false,
+    }
+}
+
+/// The period of the quota in a group; the kernel's default where it cannot be read.
+pub(crate) fn period_us(way: &Way, dir: &Path) -> u64 {
+    let period = match way.files.first() {
+        Some(&"cpu.max" | &"cpu.max.burst") => read_text(&dir.join("cpu.max"))
+            .ok()
+            .and_then(|text| text.split_whitespace().nth(1)?.parse().ok()),
+        Some(&"cpu.cfs_quota_us" | &"cpu.cfs_burst_us") => {
+            read_text(&dir.join("cpu.cfs_period_us"))
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+        }
+        _ => None,
+    };
+    period.unwrap_or(PERIOD_US_DEFAULT)
+}

@@ -1,0 +1,269 @@
+//! What this kernel offers, and what it costs not to have it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use forebay_core::slice::Knob;
+
+use crate::Roots;
+use crate::error::HostError;
+use crate::groups;
+use crate::knobs::{Ways, all_knobs};
+use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+use crate::topology::read_topology;
+
+/// One thing that Forebay uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feature {
+    /// What it is, in the kernel's words.
+    pub name: String,
+    /// Whether this host has it.
+    pub present: bool,
+    /// Where it was found, or why not.
+    pub detail: String,
+    /// What does not work without it.
+    pub lack_costs: &'static str,
+}
+
+/// Looks at everything that Forebay uses. Changes nothing, needs no privilege, and may run
+/// beside a daemon. `group` is the group that a daemon would use.
+///
+/// # Errors
+/// When /proc is not mounted, or no control group is.
+pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    let mut features = vec![privilege(), topology(roots)];
+    features.extend(controllers(&hierarchies));
+    features.extend(knobs(&hierarchies, group));
+    features.extend(unified(&hierarchies, group));
+    features.extend(others(roots));
+    Ok(features)
+}
+
+fn privilege() -> Feature {
+    let root = rustix::process::geteuid().is_root();
+    Feature {
+        name: "root".to_owned(),
+        present: root,
+        detail: if root {
+            "yes"
+        } else {
+            "run as root, or delegate a group"
+        }
+        .to_owned(),
+        lack_costs: "nothing can be controlled, except in a delegated group",
+    }
+}
+
+fn topology(roots: &Roots) -> Feature {
+    let read = read_topology(&roots.proc, &roots.sys);
+    Feature {
+        name: "topology".to_owned(),
+        present: read.is_ok(),
+        detail: match &read {
+            Ok(topology) => format!(
+                "CPUs {}, {} node(s), {}",
+                topology.cpu_set(),
+                topology.nodes().len(),
+                topology.memory()
+            ),
+            Err(error) => error.explain(),
+        },
+        lack_costs: "no CPU can be given to an app alone",
+    }
+}
+
+fn controllers(hierarchies: &Hierarchies) -> Vec<Feature> {
+    let lack_costs = |controller| match controller {
+        Controller::Cpu => "no weights, quotas or idle class: batch work slows critical apps",
+        Controller::Cpuacct => "CPU use is read from cpu.stat of v2 instead",
+        Controller::Cpuset => "no CPUs of an app's own",
+        Controller::Memory => "no memory limits, and no memory use to forecast",
+        Controller::Io => "no shares or limits of block devices",
+        Controller::Pids => "no limit on processes",
+    };
+    Controller::ALL
+        .into_iter()
+        .filter(|controller| {
+            // v2 has its accounting everywhere.
+            let v2_only = hierarchies.list().iter().all(|h| h.version == Version::V2);
+            !(v2_only && *controller == Controller::Cpuacct)
+        })
+        .map(|controller| {
+            let place = hierarchies.of(controller);
+            Feature {
+                name: format!("controller {}", controller.name()),
+                present: place.is_some_and(|(_, hierarchy)| hierarchy.writable),
+                detail: place.map_or_else(
+                    || "in no hierarchy".to_owned(),
+                    |(_, hierarchy)| describe(hierarchy),
+                ),
+                lack_costs: lack_costs(controller),
+            }
+        })
+        .collect()
+}
+
+fn describe(hierarchy: &Hierarchy) -> String {
+    let version = match hierarchy.version {
+        Version::V1 => "v1",
+        Version::V2 => "v2",
+    };
+    let access = if hierarchy.writable {
+        ""
+    } else {
+        ", read-only"
+    };
+    format!("{version} at {}{access}", hierarchy.mount.display())
+}
+
+fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
+    let samples: Vec<PathBuf> = hierarchies
+        .list()
+        .iter()
+        .map(|hierarchy| sample_group(hierarchy, group))
+        .collect();
+    let ways = Ways::probe(hierarchies, |index| {
+        samples.get(index).map(PathBuf::as_path)
+    });
+    all_knobs()
+        .into_iter()
+        .map(|knob| {
+            let way = ways.of(knob);
+            Feature {
+                name: match knob {
+                    Knob::IoMax(_) => "io.max".to_owned(),
+                    knob => knob.to_string(),
+                },
+                present: way.is_some(),
+                detail: way.map_or_else(
+                    || "no such file".to_owned(),
+                    |way| format!("as {}", way.files.join(", ")),
+                ),
+                lack_costs: knob_lack_costs(knob),
+            }
+        })
+        .collect()
+}
+
+const fn knob_lack_costs(knob: Knob) -> &'static str {
+    match knob {
+        Knob::Cpus => "apps share all CPUs",
+        Knob::Mems => "memory comes from any node",
+        Knob::CpuWeight => "no shares of contended CPUs",
+        Knob::CpuIdle => "batch work is held back by the smallest weight instead",
+        Knob::CpuMax => "no upper bound on CPU use",
+        Knob::CpuBurst => "a quota cuts short bursts",
+        Knob::MemoryMin => "no memory is safe from reclaim",
+        Knob::MemoryLow => "memory of critical apps is reclaimed like any other",
+        Knob::MemoryHigh => "batch work is not slowed before memory is short",
+        Knob::MemoryMax => "no upper bound on memory",
+        Knob::IoWeight => "no shares of busy disks (needs the BFQ scheduler or io.cost)",
+        Knob::IoMax(_) => "no upper bound on disk traffic",
+        Knob::PidsMax => "no upper bound on processes",
+    }
+}
+
+/// A group to look for files in: a root group lacks most of them.
+fn sample_group(hierarchy: &Hierarchy, group: &Path) -> PathBuf {
+    let ours = hierarchy.dir(group);
+    if ours.is_dir() {
+        return ours;
+    }
+    let any = groups::children(&hierarchy.mount).into_iter().next();
+    any.unwrap_or_else(|| hierarchy.mount.clone())
+}
+
+fn unified(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
+    let place = hierarchies.unified().map(|(_, hierarchy)| hierarchy);
+    let sample = place.map(|hierarchy| sample_group(hierarchy, group));
+    let file = |name: &str, lack_costs: &'static str| {
+        let present = sample.as_ref().is_some_and(|dir| dir.join(name).exists());
+        Feature {
+            name: name.to_owned(),
+            present,
+            detail: match (&place, present) {
+                (None, _) => "no cgroup2 mount".to_owned(),
+                (Some(hierarchy), true) => format!("at {}", hierarchy.mount.display()),
+                // Group files such as cgroup.kill are not in the root.
+                (Some(_), false) => "no such file, or no group yet to look in".to_owned(),
+            },
+            lack_costs,
+        }
+    };
+    vec![
+        file(
+            "cpu.pressure",
+            "waiting for CPU is not seen: forecasts go by use alone",
+        ),
+        file("memory.pressure", "waiting for memory is not seen"),
+        file("io.pressure", "waiting for disks is not seen"),
+        file("cgroup.kill", "apps are ended process by process"),
+        file(
+            "cgroup.events",
+            "whether a group is empty is read from its list of processes",
+        ),
+    ]
+}
+
+fn others(roots: &Roots) -> Vec<Feature> {
+    let scheduler = fs::read_to_string(roots.sys.join("kernel/sched_ext/state"));
+    let replaced = scheduler.is_ok_and(|state| state.trim() == "enabled");
+    let pidfd = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    );
+    let resctrl = roots.sys.join("fs/resctrl").is_dir();
+    vec![
+        Feature {
+            name: "pidfd".to_owned(),
+            present: pidfd.is_ok(),
+            detail: match pidfd {
+                Ok(_) => "yes".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            lack_costs: "programs cannot be supervised, the daemon cannot be guarded",
+        },
+        Feature {
+            name: "kernel's own scheduler".to_owned(),
+            present: !replaced,
+            detail: if replaced {
+                "a sched_ext scheduler is loaded"
+            } else {
+                "yes"
+            }
+            .to_owned(),
+            lack_costs: "cpu.weight, cpu.idle and cpu.max may do nothing",
+        },
+        Feature {
+            name: "resctrl".to_owned(),
+            present: resctrl,
+            detail: if resctrl {
+                "supported"
+            } else {
+                "not supported"
+            }
+            .to_owned(),
+            lack_costs: "cache and memory bandwidth are not partitioned",
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_is_examined() {
+        let features = examine(&Roots::default(), Path::new("forebay-no-such-group")).unwrap();
+        for name in [
+            "root",
+            "controller cpu",
+            "cpu.weight",
+            "cpu.pressure",
+            "pidfd",
+        ] {
+            assert!(features.iter().any(|f| f.name == name), "{name}");
+        }
+    }
+}
