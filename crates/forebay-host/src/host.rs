@@ -183,7 +183,9 @@ impl LinuxHost {
                 entry.group = self.own_group(&id);
             }
             let started = match (record.started, record.starting, &entry.group) {
-                (None, Some(at), Some(group)) => just_started(&proc_root, group, at),
+                (None, Some(at), Some(group)) => {
+                    supervise::just_started(&proc_root, &group.all_dirs(), at)
+                }
                 (started, ..) => started,
             };
             if let Some(process) = started {
@@ -279,22 +281,6 @@ impl LinuxHost {
             tracing::warn!(%app, reason = error.explain(), "ending not recorded");
         }
     }
-}
-
-/// What a daemon that died while it was starting a program had started: the oldest leader of a
-/// session in the group that is not older than the attempt.
-fn just_started(proc_root: &Path, group: &Group, at: u64) -> Option<Process> {
-    group
-        .all_dirs()
-        .iter()
-        .flat_map(|dir| groups::members(dir))
-        .filter_map(|pid| Some((pid, procs::read_stat(proc_root, pid)?)))
-        .filter(|(_, stat)| stat.start_time >= at && !matches!(stat.state, 'Z' | 'X'))
-        .min_by_key(|(pid, stat)| (stat.session != *pid, stat.start_time, *pid))
-        .map(|(pid, stat)| Process {
-            pid,
-            start_time: stat.start_time,
-        })
 }
 
 /// Remembers in which groups the daemon runs.

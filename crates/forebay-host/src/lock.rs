@@ -12,8 +12,9 @@ use crate::error::HostError;
 use crate::ledger::Process;
 use crate::procs;
 
-/// How long a daemon waits for a guardian that is putting things back.
-const GUARDIAN_WAIT: Duration = Duration::from_secs(15);
+/// How long a daemon waits for a guardian that is putting things back, or for a dead daemon's
+/// last child to let go.
+const WAIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Who may hold a state directory.
@@ -63,14 +64,17 @@ impl Lock {
                 HostError::file("open", &path, e)
                     .advise("run as root, or choose a state directory you can write")
             })?;
-        let deadline = Instant::now() + GUARDIAN_WAIT;
+        let deadline = Instant::now() + WAIT;
         while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(HostError::file("lock", &path, error));
             }
             let holder = holder(state_dir);
-            let restorer = holder.is_none_or(|holder| holder.role == Role::Restorer);
-            if !restorer || Instant::now() >= deadline {
+            // A dead holder's lock lives on for a moment in a child that it was just starting.
+            let passes = holder.is_none_or(|holder| {
+                holder.role == Role::Restorer || !procs::is_alive(proc_root, holder.process)
+            });
+            if !passes || Instant::now() >= deadline {
                 return Err(locked(state_dir, holder));
             }
             std::thread::sleep(POLL);

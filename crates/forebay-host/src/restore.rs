@@ -20,6 +20,7 @@ use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Hierarchies, Hierarchy};
 use crate::procs;
+use crate::supervise;
 
 /// Knobs depend on each other (a burst fits its quota), so refused ones are tried again after
 /// the rest.
@@ -151,6 +152,13 @@ pub(crate) fn release_app(
             }
         }
     } else if record.started.is_some() || record.starting.is_some() {
+        if let Some(process) = record
+            .starting
+            .and_then(|at| supervise::just_started(proc_root, &dirs, at))
+        {
+            let app = release.app.clone();
+            ledger.append(Record::Started { app, process })?;
+        }
         keep(ledger, proc_root, release.app, &dirs)?;
     }
     let origins = Origins {

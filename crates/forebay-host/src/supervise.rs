@@ -25,6 +25,7 @@ use rustix::process::{
 };
 
 use crate::error::HostError;
+use crate::groups;
 use crate::ledger::Process;
 use crate::procs;
 
@@ -463,6 +464,20 @@ pub(crate) fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, most) {
         tracing::debug!(%error, "limit of open files stays");
     }
+}
+
+/// What a daemon that died while it was starting a program had started: the oldest leader of a
+/// session in the groups that is not older than the attempt.
+pub(crate) fn just_started(proc_root: &Path, dirs: &[&Path], at: u64) -> Option<Process> {
+    dirs.iter()
+        .flat_map(|dir| groups::members(dir))
+        .filter_map(|pid| Some((pid, procs::read_stat(proc_root, pid)?)))
+        .filter(|(_, stat)| stat.start_time >= at && !matches!(stat.state, 'Z' | 'X'))
+        .min_by_key(|(pid, stat)| (stat.session != *pid, stat.start_time, *pid))
+        .map(|(pid, stat)| Process {
+            pid,
+            start_time: stat.start_time,
+        })
 }
 
 /// Whether the process behind a pidfd has ended.
