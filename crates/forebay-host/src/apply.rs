@@ -284,8 +284,9 @@ impl LinuxHost {
             }
         }
         let mut group = self.open_group(dirs);
-        group.unreported = false;
-        self.entries.entry(app.clone()).or_default().group = Some(group);
+        let entry = self.entries.entry(app.clone()).or_default();
+        group.unreported = std::mem::take(&mut entry.lost_group);
+        entry.group = Some(group);
         Ok(())
     }
 
@@ -489,7 +490,7 @@ impl LinuxHost {
             };
             if let Err(error) = wrote {
                 if error.is_gone() {
-                    entry.group = None;
+                    entry.lose_group();
                 }
                 return Err(Refusal::Failed(format!(
                     "{knob} of {app}: {}",
@@ -512,10 +513,8 @@ impl LinuxHost {
     fn release(&mut self, app: &AppId) -> Result<(), Refusal> {
         let proc_root = self.options.roots.proc.clone();
         if let Some(entry) = self.entries.get_mut(app) {
-            entry.group = None;
-            entry.last.clear();
-            entry.weight = None;
-            entry.idle = false;
+            entry.lose_group();
+            entry.lost_group = false;
         }
         let release = Release {
             app,

@@ -75,6 +75,8 @@ pub(crate) struct Entry {
     /// The group it is bound to, when that is not one of ours.
     pub(crate) bound: Option<PathBuf>,
     pub(crate) group: Option<Group>,
+    /// Its group was there and vanished: what is made in its place holds none of what was set.
+    pub(crate) lost_group: bool,
     pub(crate) main: Option<Main>,
     pub(crate) ended: Option<Ending>,
     /// What each knob held right after we wrote it, or when it was found.
@@ -85,6 +87,17 @@ pub(crate) struct Entry {
     pub(crate) idle: bool,
     /// Processes that ran on outside our groups while no daemon was there.
     pub(crate) kept: Vec<Process>,
+}
+
+impl Entry {
+    /// Forgets a group that is there no more, with everything that was set in it.
+    pub(crate) fn lose_group(&mut self) {
+        self.group = None;
+        self.lost_group = true;
+        self.last.clear();
+        self.weight = None;
+        self.idle = false;
+    }
 }
 
 /// The directories of one app's group, by hierarchy, and what is read from them.

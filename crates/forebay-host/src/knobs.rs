@@ -9,7 +9,7 @@
 //! | `MemoryMin`, `MemoryLow` | memory.min, memory.low | none |
 //! | `MemoryHigh` | memory.high | memory.soft_limit_in_bytes |
 //! | `MemoryMax` | memory.max | memory.limit_in_bytes |
-//! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight |
+//! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight, at most 1000 |
 //! | `IoMax` | io.max | blkio.throttle.* |
 //! | `PidsMax` | pids.max | pids.max |
 //!
@@ -31,6 +31,7 @@ use crate::mounts::{Controller, Hierarchies, Version};
 const QUOTA_US_MIN: u64 = 1000;
 /// The kernel's own period of the quota.
 pub(crate) const PERIOD_US_DEFAULT: u64 = 100_000;
+const BFQ_WEIGHT_MAX: u32 = 1000;
 const SHARES_MIN: u64 = 2;
 const SHARES_MAX: u64 = 262_144;
 /// v1 shows "no limit" as the largest multiple of the page size.
@@ -279,10 +280,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
         Knob::IoWeight => {
             let number = first.strip_prefix("default ").unwrap_or(first);
             let number: u32 = number.trim().parse().ok()?;
-            Setting::IoWeight(match way.files.first() {
-                Some(&"io.weight") => number,
-                _ => weight_of_bfq(number),
-            })
+            Setting::IoWeight(number)
         }
         Knob::IoMax(device) if v2 => Setting::IoMax(device, io_max_v2(first)?),
         Knob::IoMax(device) => {
@@ -349,21 +347,9 @@ fn weight_of_shares(shares: u64) -> u32 {
     u32::try_from(weight.clamp(1, 10_000)).unwrap_or(10_000)
 }
 
-/// 1 to 100 as they are, 100 to 10,000 squeezed into 100 to 1,000, as systemd does.
+/// BFQ takes up to 1,000. Weights below stay as they are, so that their ratios hold.
 fn bfq_weight(weight: u32) -> u32 {
-    if weight <= 100 {
-        weight.max(1)
-    } else {
-        100 + 900 * (weight.min(10_000) - 100) / 9900
-    }
-}
-
-fn weight_of_bfq(weight: u32) -> u32 {
-    if weight <= 100 {
-        weight.max(1)
-    } else {
-        100 + (9900 * (weight.min(1000) - 100)).div_ceil(900)
-    }
+    weight.clamp(1, BFQ_WEIGHT_MAX)
 }
 
 fn quota_us(cpu: MilliCpu, period_us: u64) -> u64 {
@@ -475,7 +461,7 @@ mod tests {
         );
         check(Setting::MemoryMax(Limit::Max), V2, &["max"]);
         check(Setting::IoWeight(250), V2, &["default 250"]);
-        check(Setting::IoWeight(10_000), V1, &["1000"]);
+        check(Setting::IoWeight(1000), V1, &["1000"]);
         check(Setting::PidsMax(Limit::At(7)), V1, &["7"]);
         let device = Device { major: 8, minor: 0 };
         let max = IoMax {

@@ -283,8 +283,7 @@ impl LinuxHost {
                 sample.foreign = foreign(&self.ways, group, &entry.last, in_force);
             }
             if found == Found::Gone {
-                entry.group = None;
-                entry.last.clear();
+                entry.lose_group();
                 sample = AppSample::absent();
                 populated = false;
             }
