@@ -28,7 +28,6 @@ pub(crate) struct Place {
 
 impl Place {
     /// None, with a line that says why, where the kernel cannot be tried.
-    #[expect(clippy::print_stdout, reason = "what counts skipped tests reads it")]
     pub(crate) fn new(test: &str) -> Option<Self> {
         let skip = |reason: &str| {
             println!("SKIPPED: {test}: {reason}");
