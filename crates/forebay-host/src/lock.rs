@@ -12,9 +12,11 @@ use crate::error::HostError;
 use crate::ledger::Process;
 use crate::procs;
 
-/// How long a daemon waits for a guardian that is putting things back, or for a dead daemon's
-/// last child to let go.
-const WAIT: Duration = Duration::from_secs(15);
+/// How long to wait for a holder that goes by itself: a restorer at work, or a child that a
+/// dead daemon was just starting, which holds a copy of the lock until it runs its program.
+const WAIT_PASSING: Duration = Duration::from_secs(15);
+/// How long to wait for a daemon: it may be on its way out.
+const WAIT_DAEMON: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Who may hold a state directory.
@@ -64,17 +66,17 @@ impl Lock {
                 HostError::file("open", &path, e)
                     .advise("run as root, or choose a state directory you can write")
             })?;
-        let deadline = Instant::now() + WAIT;
+        let start = Instant::now();
         while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(HostError::file("lock", &path, error));
             }
             let holder = holder(state_dir);
-            // A dead holder's lock lives on for a moment in a child that it was just starting.
             let passes = holder.is_none_or(|holder| {
                 holder.role == Role::Restorer || !procs::is_alive(proc_root, holder.process)
             });
-            if !passes || Instant::now() >= deadline {
+            let patience = if passes { WAIT_PASSING } else { WAIT_DAEMON };
+            if start.elapsed() >= patience {
                 return Err(locked(state_dir, holder));
             }
             std::thread::sleep(POLL);
