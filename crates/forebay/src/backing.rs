@@ -1,12 +1,14 @@
 //! What the API stands on: configuration, history and the daemon's own use, as the closures
 //! that the server takes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use forebay_api as api;
-use forebay_core::app::{App, Policy};
+use forebay_core::app::{App, AppId, Policy};
+use forebay_core::plan::Reason;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
@@ -32,9 +34,16 @@ impl Reload {
         let config =
             config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
         let apps = config.policy.apps.len();
+        let kept: BTreeSet<AppId> = config.policy.apps.keys().cloned().collect();
         let (reply, answer) = oneshot::channel();
+        let gone = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&gone);
         let edit = Box::new(move |policy: &mut Policy| {
-            *policy = config.policy;
+            let old = std::mem::replace(policy, config.policy);
+            let mut noted = noted
+                .lock()
+                .map_err(|_| "the reload was given up".to_owned())?;
+            noted.extend(old.apps.into_keys().filter(|id| !kept.contains(id)));
             Ok(())
         });
         self.commands
@@ -43,9 +52,17 @@ impl Reload {
         answer
             .blocking_recv()
             .map_err(|_| "the control thread ended".to_owned())??;
-        Ok(vec![format!(
+        let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon] take effect at the next start"
-        )])
+        )];
+        let gone = gone
+            .lock()
+            .map_err(|_| "the reload was given up".to_owned())?;
+        messages.extend(
+            gone.iter()
+                .map(|id| format!("{id} is no longer configured: released; its processes run on")),
+        );
+        Ok(messages)
     }
 }
 
@@ -163,7 +180,7 @@ fn history(
     Ok((step, rows))
 }
 
-/// Stored events and decisions together, in the order of time.
+/// Stored events in the order of time; of one app, its decisions too.
 fn events(reader: &Reader, query: EventsQuery) -> Result<Vec<api::Event>, String> {
     let query = store::EventQuery {
         app: query.app,
@@ -171,11 +188,13 @@ fn events(reader: &Reader, query: EventsQuery) -> Result<Vec<api::Event>, String
         limit: query.limit,
     };
     let mut rows = reader.events(&query).map_err(|error| error.to_string())?;
-    rows.extend(
-        reader
-            .decisions(&query)
-            .map_err(|error| error.to_string())?,
-    );
+    if query.app.is_some() {
+        rows.extend(
+            reader
+                .decisions(&query)
+                .map_err(|error| error.to_string())?,
+        );
+    }
     rows.sort_by_key(|row| (row.time_unix_ms, row.id));
     let skip = rows.len().saturating_sub(query.limit);
     Ok(rows
@@ -185,12 +204,21 @@ fn events(reader: &Reader, query: EventsQuery) -> Result<Vec<api::Event>, String
             time_unix_ms: row.time_unix_ms,
             app: row.app,
             kind: row.kind,
-            message: match row.detail {
-                Some(detail) => format!("{} because {detail}", row.message),
+            message: match row.detail.as_deref().and_then(numbers) {
+                Some(numbers) => format!("{}; {numbers}", row.message),
                 None => row.message,
             },
         })
         .collect())
+}
+
+/// The numbers that decided, in words.
+fn numbers(detail: &str) -> Option<String> {
+    let reason: Reason = serde_json::from_str(detail).ok()?;
+    Some(format!(
+        "needs {}, {} with headroom; memory {}",
+        reason.cpu_demand, reason.cpu_wanted, reason.memory_demand
+    ))
 }
 
 /// The daemon's use with its guardian's.

@@ -131,6 +131,18 @@ async fn serve(
     mut host: LinuxHost,
     facts: HostFacts,
 ) -> Result<ExitCode, Error> {
+    // What can refuse comes first: nothing runs yet that would have to be ended.
+    let rules = backing::rules(&config);
+    let listeners = server::Listeners {
+        socket: server::Socket::bind(&config.daemon.socket, &rules)
+            .map_err(|error| Error::Listen(error.to_string()))?,
+        tcp: config
+            .daemon
+            .http
+            .map(server::bind_loopback)
+            .transpose()
+            .map_err(|error| Error::Listen(error.to_string()))?,
+    };
     let mut guardian = Guardian::start(&config)?;
     let recorder = recorder(&config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
@@ -152,17 +164,6 @@ async fn serve(
         file: args.config.clone(),
         facts,
         commands: commands.clone(),
-    };
-    let rules = backing::rules(&config);
-    let listeners = server::Listeners {
-        socket: server::Socket::bind(&config.daemon.socket, &rules)
-            .map_err(|error| Error::Listen(error.to_string()))?,
-        tcp: config
-            .daemon
-            .http
-            .map(server::bind_loopback)
-            .transpose()
-            .map_err(|error| Error::Listen(error.to_string()))?,
     };
     let state = backing::state(
         &config,

@@ -1,6 +1,7 @@
 //! Measurements that hold promises: each prints its targets beside its figures and fails
 //! when one is missed.
 
+mod agent;
 pub(crate) mod chaos;
 mod colocation;
 mod placement;
@@ -38,6 +39,8 @@ pub(crate) struct Args {
 enum Name {
     /// A critical service beside batch work: alone, uncontrolled, hand-tuned, Forebay
     Colocation,
+    /// What the daemon itself costs with 10 and with 100 apps
+    Agent,
 }
 
 /// A figure with its target.
@@ -82,6 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     };
     let (targets, mut result) = match args.name {
         Name::Colocation => colocation::run(args, dir)?,
+        Name::Agent => agent::run(args, dir)?,
     };
     for target in &targets {
         output::line(format_args!(

@@ -9,7 +9,7 @@ mod render;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -104,7 +104,7 @@ pub(crate) struct EventsArgs {
     #[arg(long, short)]
     follow: bool,
 
-    /// Only those about this app
+    /// Only those about this app, with every change of its slice and the numbers that decided
     #[arg(long)]
     app: Option<AppId>,
 
@@ -260,6 +260,21 @@ pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
             exit.into()
         }
     }
+}
+
+/// The status of the daemon at a socket, for the benchmarks.
+pub(crate) fn status(socket: &Path) -> Result<api::Status, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|cause| Failure::Io {
+            doing: "start",
+            cause,
+        })?;
+    runtime.block_on(async {
+        let client = Client::connect(socket).await?;
+        Ok(client.get("/v1/status").await?)
+    })
 }
 
 async fn execute(

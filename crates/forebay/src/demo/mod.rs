@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub(crate) use arm::{Arm, Scene, terminate};
-pub(crate) use table::{ArmRow, Summary};
+pub(crate) use arm::{Arm, Scene, agent_use, terminate};
+pub(crate) use table::{ArmRow, Summary, spread};
 
 /// The least time of one segment: a shorter one shows no 99.9 % quantile.
 const SEGMENT_MIN: Duration = Duration::from_secs(4);
