@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod support;
 
-use forebay_core::app::{Binding, OnStop};
+use forebay_core::app::{Binding, Match, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{Ending, RunState};
@@ -232,4 +232,166 @@ impl Drop for Theirs {
     fn drop(&mut self) {
         assert!(std::fs::remove_dir(&self.0).is_ok() || std::thread::panicking());
     }
+}
+
+#[test]
+fn matching_processes_are_followed_and_sent_home() {
+    let Some(place) = Place::new("match") else {
+        return;
+    };
+    let marker = format!("{}-stray", place.options.group.display());
+    let mut stray = Stray::new(&marker);
+    let (_, hierarchy) = place.hierarchies.of(Controller::Cpu).unwrap();
+    assert!(members(&hierarchy.mount).contains(&stray.pid()));
+    let mut host = place.open();
+    let app = app(
+        "theirs",
+        Binding::Match(Match {
+            executable: None,
+            command_line: Some(marker),
+        }),
+    );
+    let pid = stray.pid();
+    let sample = look_until(&mut host, &app, "stray", |s| s.strays.contains(&pid));
+    apply(
+        &mut host,
+        &[Action::Enter {
+            app: app.id.clone(),
+            pids: sample.strays.into_iter().collect(),
+        }],
+    );
+    let dir = place.dir(Controller::Cpu, "theirs");
+    assert_eq!(members(&dir), [pid]);
+    // A child that it forks is born inside, and goes where its parent came from.
+    stray.fork();
+    wait_for("child", || members(&dir).len() == 2);
+    let child = members(&dir)
+        .into_iter()
+        .find(|other| *other != pid)
+        .unwrap();
+    let sample = look_until(&mut host, &app, "calm", |s| s.strays.is_empty());
+    assert_eq!(sample.state, RunState::Running);
+    apply(
+        &mut host,
+        &[Action::Release {
+            app: app.id.clone(),
+        }],
+    );
+    let home = members(&hierarchy.mount);
+    assert!(home.contains(&pid) && home.contains(&child), "{home:?}");
+}
+
+#[test]
+fn weights_outlast_idleness_and_count_against_the_rest() {
+    let Some(place) = Place::new("weights") else {
+        return;
+    };
+    let mut host = place.open();
+    if !host.capabilities().knobs.contains(&Knob::CpuIdle) {
+        println!("SKIPPED: weights: no cpu.idle");
+        return;
+    }
+    let version = place.hierarchies.of(Controller::Cpu).unwrap().1.version;
+    let weight = |dir: &std::path::Path| match version {
+        Version::V1 => (text(&dir.join("cpu.shares")).parse::<u64>().unwrap() * 100).div_ceil(1024),
+        Version::V2 => text(&dir.join("cpu.weight")).parse().unwrap(),
+    };
+    let web = program("web", &["sleep", "1000"]);
+    let job = program("job", &["sleep", "1000"]);
+    apply(
+        &mut host,
+        &[
+            Action::Start { app: web },
+            Action::Start { app: job },
+            set("web", Setting::CpuWeight(400)),
+            set("job", Setting::CpuWeight(300)),
+        ],
+    );
+    let parent = place.dir(Controller::Cpu, "");
+    assert_eq!(weight(&parent), 700);
+    apply(
+        &mut host,
+        &[
+            set("job", Setting::CpuIdle(true)),
+            set("job", Setting::CpuWeight(200)),
+        ],
+    );
+    assert_eq!(weight(&parent), 401);
+    apply(&mut host, &[set("job", Setting::CpuIdle(false))]);
+    assert_eq!(weight(&place.dir(Controller::Cpu, "job")), 200);
+    assert_eq!(weight(&parent), 600);
+    // A burst that no longer fits its quota gives way.
+    apply(
+        &mut host,
+        &[
+            set("job", Setting::CpuMax(Limit::At(MilliCpu(1000)))),
+            set("job", Setting::CpuBurst(MilliCpu(900))),
+            set("job", Setting::CpuMax(Limit::At(MilliCpu(500)))),
+        ],
+    );
+}
+
+#[test]
+fn a_memory_limit_below_use_does_not_hold_up_the_period() {
+    let Some(place) = Place::new("memory_limit") else {
+        return;
+    };
+    let mut host = place.open();
+    if !host.capabilities().knobs.contains(&Knob::MemoryMax) {
+        println!("SKIPPED: memory_limit: no memory controller");
+        return;
+    }
+    // File pages, which can be reclaimed: written, then kept clean by a sync.
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let file = dir.path().join("pages");
+    let script = format!(
+        "dd if=/dev/zero of={0} bs=1M count=200 2>/dev/null && sync {0} && sleep 1000",
+        file.display()
+    );
+    let app = program("web", &["sh", "-c", &script]);
+    look(&mut host, &[&app], 0);
+    let mut app = app;
+    if let Binding::Exec(exec) = &mut app.binding {
+        exec.directory = Some(std::env::current_dir().unwrap());
+    }
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    look_until(&mut host, &app, "pages", |s| {
+        s.memory_used.as_ref().is_ok_and(|b| *b > Bytes::mib(190))
+    });
+    let limit = set("web", Setting::MemoryMax(Limit::At(Bytes::mib(64))));
+    let mut longest = std::time::Duration::ZERO;
+    wait_for("limit", || {
+        let start = std::time::Instant::now();
+        let outcomes = host.apply(std::slice::from_ref(&limit));
+        longest = longest.max(start.elapsed());
+        outcomes == [Outcome::Done]
+    });
+    println!("longest write: {longest:?}");
+    look_until(&mut host, &app, "less memory", |s| {
+        s.memory_used.as_ref().is_ok_and(|b| *b <= Bytes::mib(64))
+    });
+}
+
+#[test]
+fn a_program_runs_as_its_user_with_its_own_output() {
+    let Some(place) = Place::new("user") else {
+        return;
+    };
+    let mut host = place.open();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut exec = exec(&["sh", "-c", "id -u; pwd; echo $GREETING; ulimit -n; exit 0"]);
+    exec.user = Some("nobody".to_owned());
+    exec.directory = Some("/usr".into());
+    exec.stdout = Some(out.clone());
+    exec.environment
+        .insert("GREETING".to_owned(), "hello".to_owned());
+    let app = app("web", Binding::Exec(exec));
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    look_until(&mut host, &app, "end", |s| {
+        s.state == RunState::Ended(Ending::Status(0))
+    });
+    let said = text(&out);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..3], ["65534", "/usr", "hello"]);
 }

@@ -1,6 +1,8 @@
 //! A place in the real kernel for one test, gone afterwards.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -213,4 +215,36 @@ pub(crate) fn text(path: &Path) -> String {
 pub(crate) fn is_running(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
+}
+
+/// A shell that is not Forebay's, and that forks when it is told.
+#[derive(Debug)]
+pub(crate) struct Stray(std::process::Child);
+
+impl Stray {
+    pub(crate) fn new(marker: &str) -> Self {
+        let child = std::process::Command::new("sh")
+            .args(["-c", "read line; sleep 1000 & wait", marker])
+            .stdin(std::process::Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) fn fork(&mut self) {
+        self.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        let group = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        self.0.wait().unwrap();
+    }
 }
