@@ -83,6 +83,52 @@ const STEPS: &[Step] = &[
         when: When::Full,
         work: Work::Cargo(&["build", "--release", "--package", "forebay"]),
     },
+    // Each of these runs real processes and fails when a promise is broken or something is left.
+    Step {
+        name: "demo",
+        when: When::Full,
+        work: Work::Cargo(&[
+            "run",
+            "--release",
+            "--package",
+            "forebay",
+            "--",
+            "demo",
+            "--seconds",
+            "15",
+        ]),
+    },
+    Step {
+        name: "chaos",
+        when: When::Full,
+        work: Work::Cargo(&[
+            "run",
+            "--release",
+            "--package",
+            "forebay",
+            "--",
+            "chaos",
+            "--kills",
+            "25",
+        ]),
+    },
+    Step {
+        name: "soak",
+        when: When::Full,
+        work: Work::Cargo(&[
+            "run",
+            "--release",
+            "--package",
+            "forebay-sim",
+            "--example",
+            "soak",
+            "--",
+            "--ticks",
+            "100000",
+            "--seed",
+            "2",
+        ]),
+    },
 ];
 
 /// What one step brought.

@@ -4,7 +4,7 @@
 //! and the release of a single app. It works from the ledger alone, and each step can be done
 //! twice: killed at any point, it is simply run again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,6 +27,10 @@ use crate::supervise;
 const KNOB_PASSES: usize = 3;
 /// How long members have to leave a group when everything is put back.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long programs have between SIGTERM and SIGKILL, all together.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+const END_POLL: Duration = Duration::from_millis(10);
 
 /// What was put back, and what was not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,17 +86,27 @@ pub(crate) fn restore_all(
     on_stop: OnStop,
 ) -> Result<Report, HostError> {
     let mut report = Report::default();
-    let apps: Vec<AppId> = ledger.state().apps.keys().cloned().collect();
-    for app in apps {
-        let started_by_us = ledger
-            .state()
-            .apps
-            .get(&app)
-            .is_some_and(|record| record.started.is_some() || record.starting.is_some());
-        let fate = match on_stop {
-            OnStop::Kill if started_by_us => Fate::Kill,
-            _ => Fate::Keep,
-        };
+    let fates: Vec<(AppId, Fate)> = ledger
+        .state()
+        .apps
+        .iter()
+        .map(|(app, record)| {
+            let is_started = record.started.is_some() || record.starting.is_some();
+            let fate = match on_stop {
+                OnStop::Kill if is_started => Fate::Kill,
+                OnStop::Kill | OnStop::Keep => Fate::Keep,
+            };
+            (app.clone(), fate)
+        })
+        .collect();
+    let doomed: Vec<&Path> = fates
+        .iter()
+        .filter(|(_, fate)| *fate == Fate::Kill)
+        .filter_map(|(app, _)| ledger.state().apps.get(app))
+        .flat_map(|record| record.created.iter().map(PathBuf::as_path))
+        .collect();
+    ask_to_end(&doomed);
+    for (app, fate) in fates {
         let release = Release {
             app: &app,
             fate,
@@ -102,6 +116,21 @@ pub(crate) fn restore_all(
     }
     report.absorb(remove_parents(ledger)?);
     Ok(report)
+}
+
+/// Asks everybody in these groups to end, and gives them time to.
+fn ask_to_end(dirs: &[&Path]) {
+    let inside = || {
+        let pids: BTreeSet<u32> = dirs.iter().flat_map(|dir| groups::members(dir)).collect();
+        pids
+    };
+    for pid in inside() {
+        groups::signal(pid, rustix::process::Signal::TERM);
+    }
+    let deadline = Instant::now() + END_PATIENCE;
+    while Instant::now() < deadline && !inside().is_empty() {
+        std::thread::sleep(END_POLL);
+    }
 }
 
 /// What becomes of the processes in a group that is removed.

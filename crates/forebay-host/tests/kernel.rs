@@ -395,3 +395,36 @@ fn a_program_runs_as_its_user_with_its_own_output() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[..3], ["65534", "/usr", "hello"]);
 }
+
+#[test]
+fn a_stop_that_ends_programs_asks_them_first() {
+    let Some(place) = Place::new("ask_first") else {
+        return;
+    };
+    let mut host = place.open();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut exec = exec(&[
+        "sh",
+        "-c",
+        "trap 'echo bye; exit 0' TERM; echo up; sleep 1000 & wait",
+    ]);
+    exec.stdout = Some(out.clone());
+    let polite = app("polite", Binding::Exec(exec));
+    let deaf = program("deaf", &["sh", "-c", "trap '' TERM; sleep 1000"]);
+    apply(
+        &mut host,
+        &[
+            Action::Start { app: polite },
+            Action::Start { app: deaf.clone() },
+        ],
+    );
+    wait_for("output", || out.exists() && text(&out) == "up");
+    let pid = look(&mut host, &[&deaf], 1).apps[&deaf.id]
+        .main_pid
+        .unwrap();
+    let report = host.close(OnStop::Kill).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(text(&out), "up\nbye");
+    assert!(!is_running(pid));
+}
