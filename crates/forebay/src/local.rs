@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::CommandFactory;
 use forebay_core::app::OnStop;
 use forebay_host::Roots;
 
@@ -173,7 +172,7 @@ pub(crate) struct CompletionsArgs {
 /// Prints completions.
 pub(crate) fn completions(args: &CompletionsArgs) -> ExitCode {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::Cli::command(), "forebay", &mut text);
+    clap_complete::generate(args.shell, &mut crate::Cli::whole(), "forebay", &mut text);
     print::line(format_args!("{}", String::from_utf8_lossy(&text)));
     ExitCode::SUCCESS
 }
@@ -184,7 +183,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> ExitCode {
 /// Never in practice: it is made in memory.
 pub(crate) fn man() -> Result<ExitCode, Error> {
     let mut text = Vec::new();
-    clap_mangen::Man::new(crate::Cli::command())
+    clap_mangen::Man::new(crate::Cli::whole())
         .render(&mut text)
         .map_err(|source| Error::System {
             attempt: "make the manual page",

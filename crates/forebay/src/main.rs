@@ -16,16 +16,20 @@ mod workload;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[derive(Parser, Debug)]
 #[command(name = "forebay", version, about, after_help = cli::Exit::DOCUMENTATION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+}
 
-    #[command(flatten)]
-    connection: cli::Connection,
+impl Cli {
+    /// The whole command line, as help, completions and the manual page show it too.
+    fn whole() -> clap::Command {
+        cli::with_connection(Self::command())
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -52,13 +56,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Cli {
-        command,
-        connection,
-    } = Cli::parse();
+    let matches = Cli::whole().get_matches();
+    let command = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    };
     let result: Result<ExitCode, Box<dyn std::error::Error>> = match command {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
-        Command::Client(command) => return cli::run(command, &connection),
+        Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
@@ -78,6 +83,17 @@ fn main() -> ExitCode {
     })
 }
 
+fn ask(command: cli::ClientCommand, matches: &clap::ArgMatches) -> ExitCode {
+    let connection = matches
+        .subcommand()
+        .map(|(_, own)| cli::Connection::from_arg_matches(own));
+    match connection {
+        Some(Ok(connection)) => cli::run(command, &connection),
+        Some(Err(error)) => error.exit(),
+        None => unreachable!("a command was parsed"),
+    }
+}
+
 /// Says what went wrong, with the causes, once.
 fn report(error: &dyn std::error::Error) {
     let mut text = format!("forebay: {error}");
@@ -87,4 +103,29 @@ fn report(error: &dyn std::error::Error) {
         source = cause.source();
     }
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_line_is_understood() {
+        Cli::whole().debug_assert();
+        let check = |line: &str, understood: bool| {
+            let matches = Cli::whole().try_get_matches_from(line.split(' '));
+            let parsed = matches.is_ok_and(|matches| Cli::from_arg_matches(&matches).is_ok());
+            assert_eq!(parsed, understood, "{line}");
+        };
+        check("forebay demo --seconds 60 --json demo.json", true);
+        check("forebay demo --simulated --seconds 20", true);
+        check("forebay demo --json", false);
+        check("forebay status --json --socket /tmp/s", true);
+        check("forebay explain web --json", true);
+        check("forebay check --json forebay.toml", true);
+        check("forebay doctor --json", true);
+        check("forebay bench colocation --json result.json", true);
+        check("forebay run --name n --class batch -- sleep 1", true);
+        check("forebay nonsense", false);
+    }
 }

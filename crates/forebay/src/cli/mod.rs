@@ -1,7 +1,8 @@
 //! Commands that ask the running daemon, over its socket.
 //!
-//! Flatten [`ClientCommand`] into the binary's commands and [`Connection`] into its options,
-//! and hand both to [`run`].
+//! Flatten [`ClientCommand`] into the binary's commands, let [`with_connection`] give each of
+//! them the options of a [`Connection`], and hand both to [`run`]. They are no options of the
+//! binary, because for the demo and the benchmarks `--json` names a file.
 
 mod exit;
 mod explain;
@@ -32,11 +33,11 @@ const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
     /// The daemon's socket [default: $FOREBAY_SOCKET, or /run/forebay/forebay.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub(crate) json: bool,
 }
 
@@ -88,6 +89,15 @@ pub(crate) enum ClientCommand {
     Resume,
     /// Read the configuration again; one with errors changes nothing
     Reload,
+}
+
+/// Adds the options of a connection to each command that asks the daemon.
+pub(crate) fn with_connection(mut binary: clap::Command) -> clap::Command {
+    let asking = ClientCommand::augment_subcommands(clap::Command::new(""));
+    for command in asking.get_subcommands() {
+        binary = binary.mut_subcommand(command.get_name(), Connection::augment_args);
+    }
+    binary
 }
 
 /// The app that a command is about.
