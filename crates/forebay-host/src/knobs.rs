@@ -249,8 +249,10 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
     let first = texts.first()?.as_str();
     let v2 = way.version == Version::V2;
     Some(match knob {
-        Knob::Cpus => Setting::Cpus(first.parse().ok()?),
-        Knob::Mems => Setting::Mems(first.parse().ok()?),
+        // Empty in v2 means all of the parent's: nothing was set.
+        Knob::Cpus if !first.is_empty() => Setting::Cpus(first.parse().ok()?),
+        Knob::Mems if !first.is_empty() => Setting::Mems(first.parse().ok()?),
+        Knob::Cpus | Knob::Mems => return None,
         Knob::CpuWeight if v2 => Setting::CpuWeight(first.parse().ok().filter(|w| *w > 0)?),
         Knob::CpuWeight => Setting::CpuWeight(weight_of_shares(first.parse().ok()?)),
         Knob::CpuIdle => Setting::CpuIdle(first.parse::<i32>().ok()? != 0),
@@ -510,7 +512,7 @@ mod tests {
             "50000 50000",
             Some(Setting::CpuMax(Limit::At(MilliCpu(1000)))),
         );
-        check(Knob::Cpus, V2, "", Some(Setting::Cpus("".parse().unwrap())));
+        check(Knob::Cpus, V2, "", None);
         check(Knob::Cpus, V2, "nonsense", None);
     }
 

@@ -438,7 +438,9 @@ fn found_settings(
         let Some((texts, period)) = read_knob(group, knob, way) else {
             continue;
         };
-        found.extend(knobs::parse(knob, way, &texts, period));
+        found.extend(
+            knobs::parse(knob, way, &texts, period).or_else(|| inherited(group, knob, way, period)),
+        );
         last.insert(knob, texts);
     }
     // The weight of an idle group is the kernel's, not what anybody asked for.
@@ -447,6 +449,16 @@ fn found_settings(
         last.remove(&Knob::CpuWeight);
     }
     found
+}
+
+/// The CPUs or nodes of a v2 group in which none were set: those of its parent.
+fn inherited(group: &Group, knob: Knob, way: &Way, period: u64) -> Option<Setting> {
+    if !matches!(knob, Knob::Cpus | Knob::Mems) {
+        return None;
+    }
+    let file = format!("{}.effective", way.files.first()?);
+    let text = read_text(&group.dir(way.hierarchy)?.join(file)).ok()?;
+    knobs::parse(knob, way, &[text.trim().to_owned()], period)
 }
 
 /// The knobs in force that no longer hold what they held after our last write.

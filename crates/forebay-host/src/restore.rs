@@ -300,8 +300,28 @@ fn restore_knob(spot: &Spot, original: &str, wrote: &[String]) -> Result<Back, H
     if !wrote.iter().any(|text| same(text, &now)) {
         return Ok(Back::Foreign(now));
     }
-    write_text(&spot.file, original)?;
+    match write_text(&spot.file, original) {
+        // v2 does not let a cpuset with members go back to "all of the parent's". The same
+        // said in numbers is the nearest.
+        Err(error) if original.is_empty() && error.errno() == Some(libc::ENOSPC) => {
+            write_text(&spot.file, effective_of_parent(&spot.file)?.trim())?;
+        }
+        other => other?,
+    }
     Ok(Back::Done)
+}
+
+/// What the parent of a cpuset really has.
+fn effective_of_parent(file: &Path) -> Result<String, HostError> {
+    let name = file.file_name().and_then(|name| name.to_str());
+    let group = file.parent().and_then(Path::parent);
+    match (group, name) {
+        (Some(group), Some(name)) => read_text(&group.join(format!("{name}.effective"))),
+        _ => Err(HostError::invalid(
+            format!("find the parent of {}", file.display()),
+            "report this as a bug",
+        )),
+    }
 }
 
 /// What a knob holds now, in the form in which it can be written back.

@@ -80,6 +80,7 @@ fn knobs_the_kernel_lacks_are_unsupported() {
     };
     let mut host = place.open();
     let offered = host.capabilities().knobs.clone();
+    look(&mut host, &[&program("web", &["true"])], 0);
     let outcomes = host.apply(&[set("web", Setting::MemoryMin(Bytes::mib(1)))]);
     let expected = if offered.contains(&Knob::MemoryMin) {
         Outcome::Done
