@@ -412,7 +412,9 @@ fn a_stop_that_ends_programs_asks_them_first() {
     ]);
     exec.stdout = Some(out.clone());
     let polite = app("polite", Binding::Exec(exec));
-    let deaf = program("deaf", &["sh", "-c", "trap '' TERM; sleep 1000"]);
+    let deaf_out = dir.path().join("deaf");
+    let script = format!("trap '' TERM; echo up > {}; sleep 1000", deaf_out.display());
+    let deaf = program("deaf", &["sh", "-c", &script]);
     apply(
         &mut host,
         &[
@@ -420,7 +422,9 @@ fn a_stop_that_ends_programs_asks_them_first() {
             Action::Start { app: deaf.clone() },
         ],
     );
-    wait_for("output", || out.exists() && text(&out) == "up");
+    for out in [&out, &deaf_out] {
+        wait_for("output", || out.exists() && text(out) == "up");
+    }
     let pid = look(&mut host, &[&deaf], 1).apps[&deaf.id]
         .main_pid
         .unwrap();
