@@ -291,6 +291,8 @@ pub struct Policy {
     pub horizon: Duration,
     /// Memory kept for the system itself.
     pub system_memory: Bytes,
+    /// Whether batch may use critical apps' own CPUs while those leave them idle.
+    pub lend: bool,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -305,6 +307,7 @@ impl Default for Policy {
             hold: Duration::from_secs(5),
             horizon: Duration::from_secs(1),
             system_memory: Bytes::mib(256),
+            lend: true,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
         }

@@ -12,6 +12,10 @@ use crate::units::{Bytes, MilliCpu, Time};
 /// Samples that one series keeps: two minutes at the default period.
 const HISTORY_MAX: usize = 1200;
 
+/// Weight of the newest sample in the smoothed share of waiting: about the last ten periods
+/// count.
+const STALL_SMOOTHING: f64 = 0.2;
+
 /// A forecast of one resource of one app: the highest value within the horizon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Band {
@@ -61,6 +65,8 @@ pub struct Demand {
     pub cpu: Band,
     /// Memory, in bytes.
     pub memory: Band,
+    /// Share of time, lately, in which some task waited for a CPU, 0 to 1.
+    pub cpu_stalled: f64,
 }
 
 impl Demand {
@@ -95,6 +101,7 @@ pub struct History {
     memory: Series,
     last: Option<Counters>,
     usage: Usage,
+    stalled: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +129,7 @@ impl History {
             memory: series(Some(app.floor.memory.as_f64())),
             last: None,
             usage: Usage::default(),
+            stalled: 0.0,
         }
     }
 
@@ -145,6 +153,9 @@ impl History {
             memory: sample.memory_used.as_ref().ok().copied(),
         };
         self.last = Some(counters);
+        if let Some(stalled) = self.usage.cpu_stalled {
+            self.stalled += STALL_SMOOTHING * (stalled - self.stalled);
+        }
 
         match wanted_cpu(&self.usage) {
             Some(cpu) => self.cpu.update(cpu),
@@ -169,6 +180,7 @@ impl History {
         Demand {
             cpu: Band::of(self.cpu.peak(steps)),
             memory: Band::of(self.memory.peak(steps)),
+            cpu_stalled: self.stalled,
         }
     }
 

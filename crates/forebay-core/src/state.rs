@@ -109,6 +109,7 @@ impl State {
             self.planner.cpus.entry(id.clone()).or_insert(cpu::Held {
                 cpus,
                 needed_at: now,
+                found: true,
             });
         }
         self.in_force.insert(id.clone(), slice);

@@ -24,6 +24,8 @@ use rustix::process::{
     waitid,
 };
 
+use rustix::thread::CpuSet;
+
 use crate::error::HostError;
 use crate::groups;
 use crate::ledger::Process;
@@ -316,6 +318,7 @@ fn enter_before_exec(
 ) {
     let daemon = rustix::process::getpid();
     let open_files = OPEN_FILES.get().cloned();
+    let every_cpu = every_cpu();
     let mut step_out = File::from(step_out);
     let mut fail = move |step: u8, error: io::Error| -> io::Error {
         // Nobody can be told that the telling failed.
@@ -342,6 +345,10 @@ fn enter_before_exec(
         {
             return Err(fail(STEP_SESSION, error.into()));
         }
+        // The daemon's control thread goes ahead of others and stays off others' CPUs; its
+        // children shall not. What refuses this takes nothing from the program.
+        rustix::process::setpriority_process(None, 0).ok();
+        rustix::thread::sched_setaffinity(None, &every_cpu).ok();
         if let Some(identity) = &identity
             && let Err(error) = become_identity(identity)
         {
@@ -351,7 +358,7 @@ fn enter_before_exec(
     };
     // SAFETY: `enter` runs in the forked child, where only async-signal-safe calls are allowed
     // because other threads' locks may be held for ever. It makes plain system calls (write,
-    // getppid, setsid, prlimit, setgroups, setgid, setuid), allocates nothing and takes no lock:
+    // getppid, setsid, prlimit, setpriority, sched_setaffinity, setgroups, setgid, setuid), allocates nothing and takes no lock:
     // the descriptors and the identity were made before the fork, and errors from raw numbers
     // do not allocate. There is no safe way to run code there.
     unsafe {
@@ -383,6 +390,15 @@ fn become_identity(identity: &Identity) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Every CPU there could be: the kernel cuts it to the group's CPUs.
+fn every_cpu() -> CpuSet {
+    let mut cpus = CpuSet::new();
+    for cpu in 0..CpuSet::MAX_CPU {
+        cpus.set(cpu);
+    }
+    cpus
 }
 
 /// A program that was started, by this daemon or by one before it.

@@ -79,6 +79,7 @@ pub(crate) fn run(
     let mut paused = false;
     let mut clock = Clock::start();
     let mut jitter = Jitter::default();
+    let mut own_place = None;
     loop {
         let began = Instant::now();
         let late = began.saturating_duration_since(clock.due);
@@ -88,6 +89,10 @@ pub(crate) fn run(
             paused,
         };
         let report = tick(&mut state, host, &inputs);
+        if own_place != Some(report.shared) {
+            own_place = Some(report.shared);
+            keep_to(&report.shared);
+        }
         jitter.add(late);
         let took = began.elapsed();
         let overruns = clock.next(policy.period);
@@ -169,6 +174,26 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
             reply.send(models).ok();
         }
         Command::Stop => unreachable!("the loop ends at a stop"),
+    }
+}
+
+/// Moves all threads of the daemon to CPUs that are nobody's own: it is a neighbour too.
+fn keep_to(cpus: &forebay_core::idset::CpuSet) {
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus.iter() {
+        set.set(cpu);
+    }
+    let threads = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter_map(rustix::process::Pid::from_raw);
+    // Without a shared CPU the daemon stays where it is; a thread may end meanwhile.
+    for thread in threads.filter(|_| !cpus.is_empty()) {
+        if let Err(error) = rustix::thread::sched_setaffinity(Some(thread), &set) {
+            tracing::debug!(%error, thread = thread.as_raw_nonzero().get(), "not moved");
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::lend::Lending;
 use super::{Shortfall, Situation};
 use crate::app::{App, AppId, Class};
 use crate::idset::{CpuSet, NodeSet};
@@ -34,6 +35,8 @@ pub struct Held {
     pub cpus: CpuSet,
     /// When all of them were last needed.
     pub needed_at: Time,
+    /// Whether they were found in force, and not planned.
+    pub found: bool,
 }
 
 /// One app's CPUs.
@@ -70,7 +73,11 @@ pub struct Allocation {
 
 /// Gives every active app its CPUs.
 #[must_use]
-pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Allocation {
+pub fn allocate(
+    situation: &Situation<'_>,
+    before: &BTreeMap<AppId, Held>,
+    lending: Lending,
+) -> Allocation {
     let active: Vec<&App> = situation
         .demands
         .keys()
@@ -94,6 +101,11 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
         .values()
         .fold(all, |shared, cpus| shared.difference(cpus));
 
+    // Where only idle batch runs, a critical app loses nothing by running there too, as long as
+    // it stays on its nodes: it has more CPUs for a burst, and batch yields at once.
+    let only_idle = active.iter().all(|app| app.class != Class::Standard);
+    let joins = lending.is_on() && only_idle;
+
     let mut shares = BTreeMap::new();
     let mut held = BTreeMap::new();
     for need in &needs {
@@ -101,6 +113,9 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
         let spills = exclusive.len() < need.now && !shared.is_empty();
         let cpus = if spills || exclusive.is_empty() {
             exclusive.union(&shared)
+        } else if joins {
+            let near = near(situation.topology, &exclusive);
+            exclusive.union(&shared.intersection(&near))
         } else {
             exclusive
         };
@@ -121,16 +136,22 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
             Held {
                 cpus: exclusive,
                 needed_at: need.needed_at,
+                found: false,
             },
         );
     }
     for app in active.iter().filter(|app| app.class != Class::Critical) {
         let (demand, wanted) = wanted(situation, app);
+        let cpus = if app.class == Class::Batch && lending.is_on() {
+            all
+        } else {
+            shared
+        };
         shares.insert(
             app.id.clone(),
             Share {
-                cpus: shared,
-                mems: mems(situation, app, &shared),
+                cpus,
+                mems: mems(situation, app, &cpus),
                 exclusive: CpuSet::EMPTY,
                 spills: false,
                 held: 0,
@@ -169,7 +190,14 @@ impl<'a> Need<'a> {
         let whole_cores = |cpus: usize| cpus.max(1).next_multiple_of(core);
         let now = whole_cores(wanted.whole_cpus());
         let had = before.map_or(CpuSet::EMPTY, |held| {
-            held.cpus.intersection(&situation.topology.cpu_set())
+            let all = situation.topology.cpu_set();
+            // A set of everything that was found says nothing about what is its own: batch may
+            // have been lent the same CPUs.
+            if held.found && held.cpus == all {
+                CpuSet::EMPTY
+            } else {
+                held.cpus.intersection(&all)
+            }
         });
         let time = situation.time;
         let spare = MilliCpu(wanted.0 + wanted.0 * GIVE_BACK_SPARE_PERCENT / 100);
@@ -328,6 +356,17 @@ fn core_is_whole(topology: &Topology, cpu: &Cpu, free: &CpuSet, own: &CpuSet) ->
         .iter()
         .filter(|other| other.core == cpu.core)
         .all(|other| free.contains(other.id) || own.contains(other.id))
+}
+
+/// All CPUs of the nodes that the given ones sit on.
+fn near(topology: &Topology, cpus: &CpuSet) -> CpuSet {
+    let nodes = topology.nodes_of(cpus);
+    topology
+        .cpus()
+        .iter()
+        .filter(|cpu| nodes.contains(cpu.node))
+        .map(|cpu| cpu.id)
+        .collect()
 }
 
 fn members<'a>(topology: &'a Topology, set: &'a CpuSet) -> impl Iterator<Item = &'a Cpu> {

@@ -5,7 +5,7 @@
 //! without a reason.
 //!
 //! Approach: [`cpu`] gives critical apps whole CPUs of their own while the host has enough,
-//! and precedence on shared ones beyond that; [`memory`] turns forecast working sets into
+//! and precedence on shared ones beyond that; [`lend`] lets batch use them while they are idle; [`memory`] turns forecast working sets into
 //! protection and holds batch below what is left. Needs grow a slice at once and shrink it
 //! one step per hold, so an oscillating demand does not make an oscillating slice.
 //!
@@ -15,6 +15,7 @@
 //! CPUs.
 
 pub mod cpu;
+pub mod lend;
 pub mod memory;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,8 @@ pub struct Memory {
     pub cpus: BTreeMap<AppId, cpu::Held>,
     /// Memory bounds.
     pub bytes: BTreeMap<AppId, memory::Held>,
+    /// Whether critical apps' CPUs are lent to batch.
+    pub lending: lend::Lending,
 }
 
 /// Why a slice is what it is: the numbers that decided.
@@ -118,6 +121,8 @@ pub struct Plan {
     pub reasons: BTreeMap<AppId, Reason>,
     /// CPUs that are nobody's own.
     pub shared: CpuSet,
+    /// Whether batch may use critical apps' own CPUs while those leave them idle.
+    pub lends: bool,
     /// What cannot be kept.
     pub shortfalls: Vec<Shortfall>,
 }
@@ -126,11 +131,13 @@ pub struct Plan {
 /// memory to bring next time.
 #[must_use]
 pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
-    let cpus = cpu::allocate(situation, &memory.cpus);
+    let lending = lend::decide(situation, memory.lending);
+    let cpus = cpu::allocate(situation, &memory.cpus, lending);
     let bytes = memory::allocate(situation, &memory.bytes);
 
     let mut plan = Plan {
         shared: cpus.shared,
+        lends: lending.is_on(),
         shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
         ..Plan::default()
     };
@@ -157,6 +164,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let memory = Memory {
         cpus: cpus.held,
         bytes: bytes.held,
+        lending,
     };
     (plan, memory)
 }

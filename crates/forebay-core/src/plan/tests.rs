@@ -75,6 +75,11 @@ impl Case {
         self.demands.insert(name.parse().unwrap(), needs.demand());
     }
 
+    fn stall(&mut self, name: &str, share: f64) {
+        let demand = self.demands.get_mut(&name.parse().unwrap());
+        demand.unwrap().cpu_stalled = share;
+    }
+
     fn plan_at(&self, seconds: u64, memory: &Memory) -> (Plan, Memory) {
         let situation = Situation {
             time: Time {
@@ -113,6 +118,7 @@ impl Needs {
         Demand {
             cpu: band(self.cpus),
             memory: band(Bytes::mib(self.mib).as_f64()),
+            cpu_stalled: 0.0,
         }
     }
 }
@@ -147,10 +153,12 @@ fn own(plan: &Plan, name: &str) -> CpuSet {
 
 #[test]
 fn two_cpus_are_split_between_critical_and_batch() {
-    let plan = Case::new(small())
-        .app("web", Class::Critical, 0.5)
-        .app("burn", Class::Batch, 2.0)
-        .plan();
+    let mut case =
+        Case::new(small())
+            .app("web", Class::Critical, 0.5)
+            .app("burn", Class::Batch, 2.0);
+    case.policy.lend = false;
+    let plan = case.plan();
     assert_eq!(own(&plan, "web").len(), 1);
     assert_eq!(cpus(&plan, "burn").len(), 1);
     assert!(own(&plan, "web").is_disjoint(&cpus(&plan, "burn")));
@@ -158,15 +166,62 @@ fn two_cpus_are_split_between_critical_and_batch() {
 
 #[test]
 fn a_critical_app_that_needs_more_than_its_own_runs_ahead_on_the_shared() {
-    let plan = Case::new(small())
-        .app("web", Class::Critical, 1.4)
-        .app("burn", Class::Batch, 2.0)
-        .plan();
+    let mut case =
+        Case::new(small())
+            .app("web", Class::Critical, 1.4)
+            .app("burn", Class::Batch, 2.0);
+    case.policy.lend = false;
+    let plan = case.plan();
     assert_eq!(cpus(&plan, "web").len(), 2);
     assert_eq!(cpus(&plan, "burn").len(), 1);
     assert!(plan.reasons[&"web".parse().unwrap()].spills);
     let idle = plan.slices[&"burn".parse().unwrap()].get(Knob::CpuIdle);
     assert_eq!(idle, Some(&Setting::CpuIdle(true)));
+}
+
+#[test]
+fn batch_borrows_until_a_critical_app_waits() {
+    let mut case =
+        Case::new(small())
+            .app("web", Class::Critical, 0.5)
+            .app("burn", Class::Batch, 2.0);
+    let (plan, memory) = case.plan_at(0, &Memory::default());
+    assert!(plan.lends);
+    assert_eq!(cpus(&plan, "burn").len(), 2);
+    assert_eq!(own(&plan, "web").len(), 1, "lending gives nothing away");
+
+    case.stall("web", 0.5);
+    let (plan, mut memory) = case.plan_at(1, &memory);
+    assert!(!plan.lends, "taken back in the same period");
+    assert!(own(&plan, "web").is_disjoint(&cpus(&plan, "burn")));
+
+    // Each return that ends in another wait is followed by a longer pause.
+    let mut lent = Vec::new();
+    for second in 2..120 {
+        let waits = lent.last().is_some_and(|last| *last == second - 1);
+        case.stall("web", if waits { 0.5 } else { 0.0 });
+        let (plan, next) = case.plan_at(second, &memory);
+        memory = next;
+        if plan.lends {
+            lent.push(second);
+        }
+    }
+    let gaps: Vec<u64> = lent.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.len() >= 3, "{lent:?}");
+    assert!(gaps.windows(2).all(|pair| pair[1] > pair[0]), "{gaps:?}");
+}
+
+#[test]
+fn standard_apps_keep_critical_ones_on_their_own_cpus() {
+    let plan = Case::new(server())
+        .app("web", Class::Critical, 1.0)
+        .app("mail", Class::Standard, 1.0)
+        .app("burn", Class::Batch, 9.0)
+        .plan();
+    assert!(plan.lends);
+    assert_eq!(cpus(&plan, "web"), own(&plan, "web"));
+    assert_eq!(cpus(&plan, "mail"), plan.shared);
+    assert_eq!(cpus(&plan, "burn").len(), 32);
 }
 
 #[test]
@@ -326,16 +381,18 @@ fn check_plan(case: &Case, plan: &Plan) {
         let cpus = slice.cpus().unwrap();
         assert!(!cpus.is_empty(), "{id} has no CPU");
         assert!(cpus.is_subset(&all));
-        assert!(cpus.is_subset(&plan.shared.union(&reason.exclusive)));
+        let borrows = plan.lends && app.class == Class::Batch;
+        assert!(borrows || cpus.is_subset(&plan.shared.union(&reason.exclusive)));
         if app.class == Class::Critical {
             let enough = reason.exclusive.len() >= reason.cpu_wanted.whole_cpus();
             assert!(
                 enough || plan.shared.is_subset(&cpus),
                 "{id} lacks CPUs and may not use the shared ones"
             );
+            assert!(reason.exclusive.is_subset(&cpus));
         } else {
             assert!(reason.exclusive.is_empty());
-            assert_eq!(cpus, plan.shared);
+            assert_eq!(cpus, if borrows { all } else { plan.shared });
         }
         assert!(reason.cpu_demand >= app.floor.cpu);
     }

@@ -58,6 +58,8 @@ impl Scenario {
             hold: Duration::from_millis(rng.u64(100..8000)),
             horizon: Duration::from_millis(rng.u64(100..3000)),
             system_memory: Bytes::mib(rng.u64(0..512)),
+            // From a copy: what follows is drawn as before, and old seeds stay what they were.
+            lend: rng.clone().bool(),
             on_stop: if rng.bool() {
                 OnStop::Keep
             } else {

@@ -1,6 +1,5 @@
 //! What one could set by hand, once and for all: the static arms.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use forebay_core::app::AppId;
@@ -14,7 +13,7 @@ use crate::demo::{Arm, Error};
 /// Processes placed by hand, until undone.
 pub(crate) struct Placement {
     host: LinuxHost,
-    apps: [AppId; 2],
+    apps: Vec<AppId>,
 }
 
 impl std::fmt::Debug for Placement {
@@ -40,25 +39,25 @@ impl Placement {
             state_dir: state_dir.to_owned(),
         })
         .map_err(failed)?;
-        let apps = ["service", "batch"]
-            .map(|name| name.parse::<AppId>().expect("the names are letters only"));
-        let all = host.topology().cpu_set();
+        let names = std::iter::once("service".to_owned())
+            .chain((1..=batch.len()).map(|number| format!("batch{number}")));
+        let apps: Vec<AppId> = names
+            .map(|name| name.parse().expect("letters and digits are a name"))
+            .collect();
+        let [first, rest] = settings(arm, &host.topology().cpu_set());
+        let pids = std::iter::once(service).chain(batch.iter().copied());
         let mut actions = Vec::new();
-        for (id, settings) in apps.iter().zip(settings(arm, &all)) {
-            actions.extend(settings.into_iter().map(|setting| Action::Set {
-                app: id.clone(),
-                setting,
+        for (number, (app, pid)) in apps.iter().zip(pids).enumerate() {
+            let settings = if number == 0 { &first } else { &rest };
+            actions.extend(settings.iter().map(|setting| Action::Set {
+                app: app.clone(),
+                setting: *setting,
             }));
+            actions.push(Action::Enter {
+                app: app.clone(),
+                pids: vec![pid],
+            });
         }
-        let members = BTreeMap::from([
-            (apps[0].clone(), vec![service]),
-            (apps[1].clone(), batch.to_vec()),
-        ]);
-        actions.extend(
-            members
-                .into_iter()
-                .map(|(app, pids)| Action::Enter { app, pids }),
-        );
         let outcomes = host.apply(&actions);
         for (action, outcome) in actions.iter().zip(outcomes) {
             if let Outcome::Failed(why) = outcome {
@@ -70,7 +69,11 @@ impl Placement {
 
     /// Puts everything back.
     pub(crate) fn undo(mut self) -> Result<(), Error> {
-        let actions = self.apps.clone().map(|app| Action::Release { app });
+        let actions: Vec<Action> = self
+            .apps
+            .iter()
+            .map(|app| Action::Release { app: app.clone() })
+            .collect();
         for (action, outcome) in actions.iter().zip(self.host.apply(&actions)) {
             if let Outcome::Failed(why) = outcome {
                 return Err(Error::part("the static arm", format!("{action}: {why}")));
@@ -80,7 +83,7 @@ impl Placement {
     }
 }
 
-/// Settings of the service and of the batch work.
+/// Settings of the service and of each batch app: each in a group of its own, as Forebay does.
 fn settings(arm: Arm, all: &CpuSet) -> [Vec<Setting>; 2] {
     let last: CpuSet = all.iter().next_back().into_iter().collect();
     let others = all.difference(&last);

@@ -138,6 +138,17 @@ fn cpus(explanation: &api::Explanation, reason: &api::Reason) -> String {
         ),
         false => String::new(),
     };
+    let beyond = app.slice.cpus.as_deref().map_or(0.0, set_len);
+    let lent = match app.class {
+        api::Class::Critical if !reason.spills && beyond > set_len(&reason.exclusive_cpus) => {
+            " While only batch is beside it, it may run there too, and batch may use its CPUs \
+             while they are idle."
+        }
+        api::Class::Batch if beyond > set_len(&explanation.shared_cpus) => {
+            " While no critical app waits, it also borrows what those leave idle of their own."
+        }
+        _ => "",
+    };
     let held = match reason.held_cpus {
         0 => String::new(),
         held => format!(
@@ -146,7 +157,7 @@ fn cpus(explanation: &api::Explanation, reason: &api::Reason) -> String {
             explanation.rules.hold_seconds
         ),
     };
-    format!("{own}{spill}{held} {}", in_force(&app.slice))
+    format!("{own}{spill}{lent}{held} {}", in_force(&app.slice))
 }
 
 fn in_force(slice: &api::Slice) -> String {

@@ -29,6 +29,7 @@ pub(super) enum Kind {
     Bytes,
     Cpu,
     Percent,
+    Bool,
     /// A whole number within these bounds, both included.
     Count {
         min: u64,
@@ -166,6 +167,11 @@ const POLICY: &[Key] = &[
         "system_memory",
         Kind::Bytes,
         "Memory kept for the system itself (default 256MiB)",
+    ),
+    key(
+        "lend",
+        Kind::Bool,
+        "Whether batch may use critical apps' own CPUs while those leave them idle (default true)",
     ),
     key(
         "on_stop",
@@ -335,6 +341,7 @@ fn kind_schema(kind: &Kind) -> Json {
         }
         Kind::Cpu => json!({ "anyOf": [{ "type": "number", "minimum": 0 }, text(CPU_PATTERN)] }),
         Kind::Percent => text(PERCENT_PATTERN),
+        Kind::Bool => json!({ "type": "boolean" }),
         Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Kind::Choice { words, .. } => json!({ "enum": words }),
         Kind::Address => json!({ "type": "string" }),

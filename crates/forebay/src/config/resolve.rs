@@ -191,6 +191,9 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         horizon: bounded(&mut section, "horizon", horizon, findings)
             .unwrap_or(defaults.horizon.max(period)),
         system_memory: system_memory.map_or(defaults.system_memory, |v| v.value),
+        lend: section
+            .take::<bool>("lend")
+            .map_or(defaults.lend, |v| v.value),
         on_stop: match section.take::<&str>("on_stop") {
             Some(At { value: "kill", .. }) => OnStop::Kill,
             _ => OnStop::Keep,

@@ -33,6 +33,7 @@ pub(super) enum Value {
     Bytes(Bytes),
     Cpu(MilliCpu),
     Percent(u32),
+    Bool(bool),
     Count(u64),
     Choice(&'static str),
     Address(SocketAddr),
@@ -109,6 +110,7 @@ values! {
     Bytes => Bytes,
     Cpu => MilliCpu,
     Percent => u32,
+    Bool => bool,
     Count => u64,
     Choice => &'static str,
     Address => SocketAddr,
@@ -133,6 +135,7 @@ pub(super) enum Scalar<'a> {
     Text(&'a str),
     Whole(i64),
     Fraction(f64),
+    Bool(bool),
     /// What no key takes by itself, by its name in a message.
     Other(&'static str),
 }
@@ -156,7 +159,7 @@ impl<'a> Scalar<'a> {
                 .as_str()
                 .parse()
                 .map_or(Self::Other("a number"), Self::Fraction),
-            DeValue::Boolean(_) => Self::Other("true or false"),
+            DeValue::Boolean(value) => Self::Bool(*value),
             DeValue::Datetime(_) => Self::Other("a date"),
             DeValue::Array(_) => Self::Other("a list"),
             DeValue::Table(_) => Self::Other("a table"),
@@ -168,6 +171,7 @@ impl<'a> Scalar<'a> {
             Self::Text(text) => format!("`{text}`"),
             Self::Whole(number) => format!("`{number}`"),
             Self::Fraction(number) => format!("`{number}`"),
+            Self::Bool(value) => format!("`{value}`"),
             Self::Other(name) => name.to_owned(),
         }
     }
@@ -218,6 +222,7 @@ pub(super) fn read_scalar(kind: &Kind, scalar: Scalar<'_>) -> Result<Value, Prob
         (Kind::Cpu, Scalar::Text(text)) => quantity::cpu(text).map(Value::Cpu),
         (Kind::Cpu, Scalar::Whole(number)) => quantity::cpu(&number.to_string()).map(Value::Cpu),
         (Kind::Cpu, Scalar::Fraction(number)) => quantity::cpus(number).map(Value::Cpu),
+        (Kind::Bool, Scalar::Bool(value)) => Ok(Value::Bool(value)),
         (Kind::Percent, Scalar::Text(text)) => quantity::percent(text).map(Value::Percent),
         (Kind::Percent, Scalar::Whole(number)) => {
             quantity::percent(&number.to_string()).map(Value::Percent)
@@ -266,6 +271,7 @@ fn expected(kind: &Kind) -> &'static str {
         Kind::Bytes => "an amount of memory, such as \"64MiB\"",
         Kind::Cpu => "an amount of processor time, such as 0.5 or \"500m\"",
         Kind::Percent => "a percentage, such as \"30%\"",
+        Kind::Bool => "true or false",
         Kind::Count { .. } => "a whole number",
         Kind::Choice { .. } => "one of its words",
         Kind::Address => "an address and port, such as \"127.0.0.1:9180\"",

@@ -23,12 +23,15 @@ pub(crate) struct ArmRow {
     pub(crate) p999_ms: f64,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
-    /// Units of computation per second.
+    /// Work of the batch apps: each one's rate over its median rate in the uncontrolled arm,
+    /// then the mean of the apps. 1 is as much as uncontrolled.
     pub(crate) batch_work: f64,
     pub(crate) batch_work_min: f64,
     pub(crate) batch_work_max: f64,
-    /// MiB through memory and disk per second.
-    pub(crate) batch_mib: f64,
+    /// Units of computation per second, of the CPU-hungry one.
+    pub(crate) batch_units_per_s: f64,
+    /// MiB through memory and disk per second, of the other.
+    pub(crate) batch_mib_per_s: f64,
 }
 
 /// The daemon in the result.
@@ -46,12 +49,22 @@ impl Summary {
 
     /// One row for each arm: medians over its segments, requests summed.
     pub(crate) fn rows(&self) -> Vec<(Arm, ArmRow)> {
+        let uncontrolled = |rate: fn(&Segment) -> f64| {
+            let segments = self.segments.get(&Arm::Uncontrolled);
+            spread(segments.into_iter().flatten().map(rate)).1
+        };
+        let units = uncontrolled(|s| s.batch_per_s);
+        let mib = uncontrolled(|s| s.churn_mib_per_s);
         self.segments
             .iter()
             .map(|(&arm, segments)| {
                 let of = |value: fn(&Segment) -> f64| spread(segments.iter().map(value));
                 let (p99_ms_min, p99_ms, p99_ms_max) = of(|s| s.p99_ms);
-                let (batch_work_min, batch_work, batch_work_max) = of(|s| s.batch_per_s);
+                let (batch_work_min, batch_work, batch_work_max) = spread(
+                    segments
+                        .iter()
+                        .map(|s| f64::midpoint(s.batch_per_s / units, s.churn_mib_per_s / mib)),
+                );
                 let row = ArmRow {
                     name: arm.name(),
                     p50_ms: of(|s| s.p50_ms).1,
@@ -64,7 +77,8 @@ impl Summary {
                     batch_work,
                     batch_work_min,
                     batch_work_max,
-                    batch_mib: of(|s| s.churn_mib_per_s).1,
+                    batch_units_per_s: of(|s| s.batch_per_s).1,
+                    batch_mib_per_s: of(|s| s.churn_mib_per_s).1,
                 };
                 (arm, row)
             })
@@ -96,13 +110,8 @@ impl Summary {
 
     /// The result for people.
     pub(crate) fn table(&self) -> String {
-        let rows = self.rows();
-        let full = rows
-            .iter()
-            .find(|(arm, _)| *arm == Arm::Uncontrolled)
-            .map_or(f64::NAN, |(_, row)| row.batch_work);
         let mut text = format!(
-            "{:<24}{:>9}{:>9}{:>18}{:>10}{:>10}{:>8}{:>12}{:>10}\n",
+            "{:<24}{:>9}{:>9}{:>18}{:>10}{:>10}{:>8}{:>12}{:>12}{:>10}\n",
             "",
             "p50 ms",
             "p99 ms",
@@ -111,17 +120,18 @@ impl Summary {
             "requests",
             "failed",
             "batch work",
+            "units/s",
             "MiB/s"
         );
-        for (_, row) in &rows {
+        for (_, row) in &self.rows() {
             let range = format!("({:.2}-{:.2})", row.p99_ms_min, row.p99_ms_max);
             let batch = if row.batch_work > 0.0 {
-                format!("{:.0} %", 100.0 * row.batch_work / full)
+                format!("{:.0} %", 100.0 * row.batch_work)
             } else {
                 "-".to_owned()
             };
             text += &format!(
-                "{:<24}{:>9.2}{:>9.2}{:>18}{:>10.2}{:>10}{:>8}{:>12}{:>10.0}\n",
+                "{:<24}{:>9.2}{:>9.2}{:>18}{:>10.2}{:>10}{:>8}{:>12}{:>12.0}{:>10.0}\n",
                 row.name,
                 row.p50_ms,
                 row.p99_ms,
@@ -130,7 +140,8 @@ impl Summary {
                 row.completed,
                 row.failed,
                 batch,
-                row.batch_mib
+                row.batch_units_per_s,
+                row.batch_mib_per_s
             );
         }
         if let Some(agent) = self.agent() {
@@ -178,6 +189,7 @@ mod tests {
                     p99_ms: 2.5,
                     completed: 7,
                     batch_per_s: if arm == Arm::Alone { 0.0 } else { 10.0 },
+                    churn_mib_per_s: if arm == Arm::Alone { 0.0 } else { 5.0 },
                     ..Segment::default()
                 },
             );

@@ -63,6 +63,7 @@ pub(super) fn published(period: u64) -> Published {
         demand: Some(Demand {
             cpu: band(0.4),
             memory: band(1e8),
+            cpu_stalled: 0.0,
         }),
         slice: Slice::from_iter([
             Setting::Cpus(cpus.parse().unwrap()),

@@ -77,6 +77,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
         demand: demand_q95.map(|q95| Demand {
             cpu: band(q95),
             memory: band(1e6),
+            cpu_stalled: 0.25,
         }),
         slice: Slice::default(),
         reason: Some(Reason {

@@ -287,7 +287,7 @@ fn values_of_another_kind_say_what_fits() {
     check_app(
         "ceiling.memory = true\n",
         &[
-            "f:3: apps.a.ceiling.memory: true or false does not fit here; write an amount of memory, such as \"64MiB\", or \"max\" for no limit",
+            "f:3: apps.a.ceiling.memory: `true` does not fit here; write an amount of memory, such as \"64MiB\", or \"max\" for no limit",
         ],
     );
 }
