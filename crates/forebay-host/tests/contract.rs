@@ -1,0 +1,376 @@
+//! The live host passes the contract of every host. Needs root and writable control groups.
+
+#![expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "a fixture that fails should stop the test, and does not use all of the support"
+)]
+
+#[cfg(test)]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_host::LinuxHost;
+use forebay_host::mounts::{Controller, Hierarchy, Version};
+use forebay_sim::contract::{Fixture, check_all};
+use support::*;
+
+#[test]
+fn the_live_host_keeps_the_contract() {
+    let Some(place) = Place::new("the_live_host_keeps_the_contract") else {
+        return;
+    };
+    let mut live = Live {
+        place,
+        others: Others::default(),
+        began: Instant::now(),
+        strays: 0,
+    };
+    check_all(&mut live);
+}
+
+/// The kernel that runs this test, seen without the host's own eyes.
+struct Live {
+    place: Place,
+    others: Others,
+    began: Instant,
+    strays: u32,
+}
+
+/// Processes and groups that are not Forebay's, gone when this is.
+#[derive(Default)]
+struct Others {
+    children: Vec<Child>,
+    groups: Vec<PathBuf>,
+}
+
+impl Others {
+    fn burn(&mut self, marker: &str) -> u32 {
+        let child = Command::new("sh")
+            .args(["-c", "while :; do :; done", marker])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        self.children.push(child);
+        pid
+    }
+
+    fn clear(&mut self) {
+        for mut child in self.children.drain(..) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        for dir in self.groups.drain(..) {
+            wait_for("end of a group", || {
+                !dir.exists() || std::fs::remove_dir(&dir).is_ok()
+            });
+        }
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// The files of an app's group in the hierarchy of one controller.
+struct Files {
+    dir: PathBuf,
+    version: Version,
+}
+
+impl Files {
+    /// What a file says that is called `v1` or `v2`, as the hierarchy is.
+    fn read(&self, v1: &str, v2: &str) -> Result<String, String> {
+        let path = self.dir.join(self.name(v1, v2));
+        let text = std::fs::read_to_string(&path);
+        let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn name<'a>(&self, v1: &'a str, v2: &'a str) -> &'a str {
+        match self.version {
+            Version::V1 => v1,
+            Version::V2 => v2,
+        }
+    }
+
+    /// A set of CPUs or nodes; in v2 an empty one stands for the parent's.
+    fn read_set<S: std::str::FromStr<Err: std::fmt::Debug>>(
+        &self,
+        file: &str,
+    ) -> Result<S, String> {
+        let mut text = self.read(file, file)?;
+        if text.is_empty() {
+            text = self.read(file, &format!("{file}.effective"))?;
+        }
+        Ok(text.parse().unwrap())
+    }
+
+    /// The first line of a file that has one for each device after it.
+    fn read_weight(&self) -> Result<u32, String> {
+        let text = self.read("blkio.bfq.weight", "io.weight")?;
+        let first = text.lines().next().unwrap_or_default();
+        Ok(first.trim_start_matches("default ").parse().unwrap())
+    }
+
+    fn read_rate(&self, device: &str, v1: &str, v2: &str) -> Result<Limit<u64>, String> {
+        let text = self.read(v1, "io.max")?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{device} ")));
+        let rate = match (line, self.version) {
+            (None, _) => "max",
+            (Some(line), Version::V1) => line,
+            (Some(line), Version::V2) => line
+                .split(' ')
+                .find_map(|part| part.strip_prefix(v2)?.strip_prefix('='))
+                .unwrap(),
+        };
+        Ok(amount(rate))
+    }
+}
+
+/// A number, or no limit: v2 says `max`, v1 the largest number it has.
+fn amount(text: &str) -> Limit<u64> {
+    match text.parse() {
+        Ok(number) if number < 1 << 60 => Limit::At(number),
+        Ok(_) => Limit::Max,
+        Err(_) => {
+            assert!(matches!(text, "max" | "-1"), "{text}");
+            Limit::Max
+        }
+    }
+}
+
+fn bytes(text: &str) -> Limit<Bytes> {
+    match amount(text) {
+        Limit::At(number) => Limit::At(Bytes(number)),
+        Limit::Max => Limit::Max,
+    }
+}
+
+/// A share of the kernel's period of 100 ms, as nobody in these checks changes it.
+fn milli(quota_us: &str) -> MilliCpu {
+    MilliCpu(quota_us.parse::<u64>().unwrap() / 100)
+}
+
+impl Live {
+    /// The group of an app, relative to the root of each hierarchy.
+    fn group(&self, app: &App) -> PathBuf {
+        match &app.binding {
+            Binding::Cgroup(path) => path.clone(),
+            Binding::Exec(_) | Binding::Match(_) => self.place.options.group.join(app.id.as_str()),
+        }
+    }
+
+    fn files(&self, app: &App, controller: Controller) -> Files {
+        let (_, hierarchy) = self.place.hierarchies.of(controller).unwrap();
+        Files {
+            dir: hierarchy.dir(&self.group(app)),
+            version: hierarchy.version,
+        }
+    }
+}
+
+impl Fixture<LinuxHost> for Live {
+    fn fresh(&mut self) -> LinuxHost {
+        self.place.open()
+    }
+
+    fn burner(&mut self, id: AppId) -> App {
+        program(id.as_str(), &["sh", "-c", "while :; do :; done"])
+    }
+
+    fn settle(&mut self, _host: &mut LinuxHost, time: Duration) {
+        // The kernel's own time has to pass, as it does between two periods of a daemon.
+        std::thread::sleep(time);
+    }
+
+    fn time(&mut self, _host: &LinuxHost) -> Time {
+        Time {
+            monotonic: self.began.elapsed(),
+            unix_ms: 0,
+        }
+    }
+
+    fn read(&mut self, _host: &LinuxHost, app: &App, knob: Knob) -> Result<Setting, String> {
+        let cpu = || self.files(app, Controller::Cpu);
+        let memory = || self.files(app, Controller::Memory);
+        Ok(match knob {
+            Knob::Cpus => Setting::Cpus(
+                self.files(app, Controller::Cpuset)
+                    .read_set("cpuset.cpus")?,
+            ),
+            Knob::Mems => Setting::Mems(
+                self.files(app, Controller::Cpuset)
+                    .read_set("cpuset.mems")?,
+            ),
+            Knob::CpuWeight => {
+                let weight: u32 = cpu().read("cpu.shares", "cpu.weight")?.parse().unwrap();
+                Setting::CpuWeight(match cpu().version {
+                    Version::V1 => (weight * 100).div_ceil(1024),
+                    Version::V2 => weight,
+                })
+            }
+            Knob::CpuIdle => Setting::CpuIdle(cpu().read("cpu.idle", "cpu.idle")? != "0"),
+            Knob::CpuMax => {
+                let text = cpu().read("cpu.cfs_quota_us", "cpu.max")?;
+                let quota = text.split(' ').next().unwrap_or_default();
+                Setting::CpuMax(match amount(quota) {
+                    Limit::At(_) => Limit::At(milli(quota)),
+                    Limit::Max => Limit::Max,
+                })
+            }
+            Knob::CpuBurst => {
+                Setting::CpuBurst(milli(&cpu().read("cpu.cfs_burst_us", "cpu.max.burst")?))
+            }
+            Knob::MemoryMin | Knob::MemoryLow => {
+                let file = knob.to_string();
+                let held = Bytes(memory().read(&file, &file)?.parse().unwrap());
+                match knob {
+                    Knob::MemoryMin => Setting::MemoryMin(held),
+                    _ => Setting::MemoryLow(held),
+                }
+            }
+            Knob::MemoryHigh => Setting::MemoryHigh(bytes(
+                &memory().read("memory.soft_limit_in_bytes", "memory.high")?,
+            )),
+            Knob::MemoryMax => Setting::MemoryMax(bytes(
+                &memory().read("memory.limit_in_bytes", "memory.max")?,
+            )),
+            Knob::IoWeight => Setting::IoWeight(self.files(app, Controller::Io).read_weight()?),
+            Knob::IoMax(device) => {
+                let (files, name) = (self.files(app, Controller::Io), device.to_string());
+                let rate = |v1: &str, v2: &str| files.read_rate(&name, v1, v2);
+                let max = IoMax {
+                    rbps: rate("blkio.throttle.read_bps_device", "rbps")?,
+                    wbps: rate("blkio.throttle.write_bps_device", "wbps")?,
+                    riops: rate("blkio.throttle.read_iops_device", "riops")?,
+                    wiops: rate("blkio.throttle.write_iops_device", "wiops")?,
+                };
+                Setting::IoMax(device, max)
+            }
+            Knob::PidsMax => {
+                let files = self.files(app, Controller::Pids);
+                Setting::PidsMax(amount(&files.read("pids.max", "pids.max")?))
+            }
+        })
+    }
+
+    fn write(&mut self, _host: &mut LinuxHost, app: &App, setting: Setting) -> Result<(), String> {
+        let (controller, v1, v2) = match setting {
+            Setting::CpuWeight(weight) => (
+                Controller::Cpu,
+                ("cpu.shares", (weight * 1024 / 100).to_string()),
+                ("cpu.weight", weight.to_string()),
+            ),
+            Setting::CpuMax(Limit::Max) => (
+                Controller::Cpu,
+                ("cpu.cfs_quota_us", "-1".to_owned()),
+                ("cpu.max", "max".to_owned()),
+            ),
+            Setting::MemoryMax(Limit::Max) => (
+                Controller::Memory,
+                ("memory.limit_in_bytes", "-1".to_owned()),
+                ("memory.max", "max".to_owned()),
+            ),
+            Setting::PidsMax(Limit::Max) => (
+                Controller::Pids,
+                ("pids.max", "max".to_owned()),
+                ("pids.max", "max".to_owned()),
+            ),
+            other => return Err(format!("nobody else sets {other}")),
+        };
+        let files = self.files(app, controller);
+        let (file, text) = match files.version {
+            Version::V1 => v1,
+            Version::V2 => v2,
+        };
+        std::fs::write(files.dir.join(file), text).unwrap();
+        Ok(())
+    }
+
+    fn occupied_group(&mut self, _host: &mut LinuxHost, id: AppId) -> Result<App, String> {
+        let name = PathBuf::from(format!("{}-other", self.place.options.group.display()));
+        let pid = self.others.burn("other");
+        for hierarchy in self.place.hierarchies.list() {
+            let dir = make_group(hierarchy, &name);
+            self.others.groups.push(dir.clone());
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        Ok(app(id.as_str(), Binding::Cgroup(name)))
+    }
+
+    fn stray(&mut self, _host: &mut LinuxHost, id: AppId) -> Result<(App, u32), String> {
+        self.strays += 1;
+        let group = self.place.options.group.display();
+        let marker = format!("{group}-stray-{}", self.strays);
+        let pid = self.others.burn(&marker);
+        let rule = Match {
+            executable: None,
+            command_line: Some(marker),
+        };
+        Ok((app(id.as_str(), Binding::Match(rule)), pid))
+    }
+
+    fn remove_group(&mut self, _host: &mut LinuxHost, app: &App) -> Result<(), String> {
+        self.others.clear();
+        for hierarchy in self.place.hierarchies.list() {
+            let dir = hierarchy.dir(&self.group(app));
+            for pid in members(&dir) {
+                kill(pid);
+            }
+            wait_for("end of a group", || {
+                !dir.exists() || std::fs::remove_dir(&dir).is_ok()
+            });
+        }
+        Ok(())
+    }
+
+    fn left_behind(&mut self, _host: &LinuxHost) -> Result<Vec<String>, String> {
+        let parents = self.place.left_behind();
+        Ok(parents
+            .iter()
+            .flat_map(|parent| std::fs::read_dir(parent).unwrap().flatten())
+            .filter(|entry| entry.file_type().unwrap().is_dir())
+            .map(|entry| entry.path().display().to_string())
+            .collect())
+    }
+
+    fn finish(&mut self, host: LinuxHost) {
+        let report = host.close(OnStop::Kill);
+        self.others.clear();
+        let report = report.unwrap();
+        assert!(report.is_complete(), "{report:?}");
+        assert_eq!(self.place.left_behind(), Vec::<PathBuf>::new());
+    }
+}
+
+/// Makes a group that takes members.
+fn make_group(hierarchy: &Hierarchy, name: &Path) -> PathBuf {
+    let dir = hierarchy.dir(name);
+    std::fs::create_dir(&dir).unwrap();
+    if hierarchy.version == Version::V1 && hierarchy.controllers.contains(&Controller::Cpuset) {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            std::fs::write(dir.join(file), text(&hierarchy.mount.join(file))).unwrap();
+        }
+    }
+    dir
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => panic!("kill {pid:?}: {error}"),
+    }
+}
