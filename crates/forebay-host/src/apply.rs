@@ -287,6 +287,7 @@ impl LinuxHost {
         let entry = self.entries.entry(app.clone()).or_default();
         group.unreported = std::mem::take(&mut entry.lost_group);
         entry.group = Some(group);
+        entry.released = false;
         Ok(())
     }
 
@@ -302,6 +303,7 @@ impl LinuxHost {
         self.ledger.append(Record::Starting {
             app: app.clone(),
             at: procs::ticks_since_boot(),
+            command: program.arguments.clone(),
         })?;
         let Some(entry) = self.entries.get_mut(app) else {
             return Err(Refusal::Failed(format!("start {app}: unknown app")));
@@ -325,9 +327,11 @@ impl LinuxHost {
         entry.main = Main::open(process);
         entry.ended = None;
         entry.kept.clear();
+        entry.command.clone_from(&program.arguments);
         self.ledger.append(Record::Started {
             app: app.clone(),
             process,
+            command: program.arguments.clone(),
         })?;
         Ok(())
     }
@@ -537,6 +541,7 @@ impl LinuxHost {
             .map(|record| record.kept.clone());
         if let Some(entry) = self.entries.get_mut(app) {
             entry.kept = kept.unwrap_or_default();
+            entry.released = true;
             if entry.main.is_none() {
                 self.entries.remove(app);
             }

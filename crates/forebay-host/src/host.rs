@@ -87,9 +87,31 @@ pub(crate) struct Entry {
     pub(crate) idle: bool,
     /// Processes that ran on outside our groups while no daemon was there.
     pub(crate) kept: Vec<Process>,
+    /// What the program was started with; empty when that is not known.
+    pub(crate) command: Vec<String>,
+    /// Its program runs on outside our groups since a release: taken up again if it is what
+    /// the app wants to run.
+    pub(crate) released: bool,
 }
 
 impl Entry {
+    /// Whether what runs on outside was started for another command than the app has now.
+    fn is_of_another_command(&self, app: &App) -> bool {
+        let Binding::Exec(exec) = &app.binding else {
+            return self.released;
+        };
+        self.released && !self.command.is_empty() && self.command != exec.command
+    }
+
+    /// Gives up a program that runs outside our groups. It runs on by itself.
+    fn forget_program(&mut self) {
+        self.main = None;
+        self.ended = None;
+        self.kept.clear();
+        self.command.clear();
+        self.released = false;
+    }
+
     /// Forgets a group that is there no more, with everything that was set in it.
     pub(crate) fn lose_group(&mut self) {
         self.group = None;
@@ -190,6 +212,8 @@ impl LinuxHost {
             let mut entry = Entry {
                 ended: record.ended,
                 kept: record.kept.clone(),
+                command: record.command.clone(),
+                released: record.is_released(),
                 ..Entry::default()
             };
             if !record.created.is_empty() {
@@ -209,6 +233,7 @@ impl LinuxHost {
                     Record::Started {
                         app: id.clone(),
                         process,
+                        command: record.command,
                     }
                 } else {
                     entry.ended = Some(Ending::Unknown);
@@ -269,7 +294,22 @@ impl LinuxHost {
     }
 
     /// Notes how an app is bound.
+    ///
+    /// A program that runs inside its slice is the app's, whatever its configuration says
+    /// by now: a new command is used at the next start. One that was released is taken up
+    /// again only if it is what the app is to run; the name may be another program's today.
     pub(crate) fn bind(&mut self, app: &App) {
+        let entry = self.entries.entry(app.id.clone()).or_default();
+        if entry.is_of_another_command(app) {
+            let program = entry.command.join(" ");
+            entry.forget_program();
+            tracing::info!(app = %app.id, program, "runs on by itself: not what the app runs now");
+            let app = app.id.clone();
+            if let Err(error) = self.ledger.append(Record::Forgotten { app }) {
+                // A daemon that comes later compares again.
+                tracing::warn!(reason = error.explain(), "not recorded");
+            }
+        }
         let entry = self.entries.entry(app.id.clone()).or_default();
         let bound = match &app.binding {
             Binding::Cgroup(path) => Some(path.clone()),

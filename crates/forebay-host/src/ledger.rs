@@ -107,6 +107,9 @@ pub enum Record {
         app: AppId,
         /// When, in clock ticks since boot: whoever is older is not it.
         at: u64,
+        /// The program and its arguments.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
     },
     /// It was started.
     Started {
@@ -114,6 +117,9 @@ pub enum Record {
         app: AppId,
         /// The process.
         process: Process,
+        /// The program and its arguments; empty where an older version did not write them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
     },
     /// It ended.
     Ended {
@@ -128,6 +134,11 @@ pub enum Record {
         app: AppId,
         /// The processes.
         processes: Vec<Process>,
+    },
+    /// What runs outside our groups is not the app's any more: its command is another now.
+    Forgotten {
+        /// Whose it was.
+        app: AppId,
     },
     /// Everything of the app is as it was found.
     Released {
@@ -149,6 +160,9 @@ pub struct AppRecord {
     pub starting: Option<u64>,
     /// The process that was started.
     pub started: Option<Process>,
+    /// The program it runs, with its arguments: not always what the configuration says now.
+    /// Empty when nothing was started.
+    pub command: Vec<String>,
     /// How it ended.
     pub ended: Option<Ending>,
     /// Processes that run on outside our groups.
@@ -205,25 +219,31 @@ impl State {
             Record::Moved { app, process, from } => {
                 self.app(app).moved.entry(process).or_insert(from);
             }
-            Record::Starting { app, at } => {
+            Record::Starting { app, at, command } => {
                 let app = self.app(app);
+                app.forget_program();
                 app.starting = Some(at);
-                app.started = None;
-                app.ended = None;
-                app.kept.clear();
+                app.command = command;
             }
-            Record::Started { app, process } => {
+            Record::Started {
+                app,
+                process,
+                command,
+            } => {
                 let app = self.app(app);
                 app.starting = None;
                 app.started = Some(process);
+                app.command = command;
                 app.ended = None;
             }
             Record::Ended { app, ending } => {
                 let app = self.app(app);
-                app.starting = None;
-                app.started = None;
+                app.forget_program();
                 app.ended = Some(ending);
-                app.kept.clear();
+            }
+            Record::Forgotten { app } => {
+                self.app(app.clone()).forget_program();
+                self.drop_if_empty(&app);
             }
             Record::Kept { app, processes } => self.app(app).kept = processes,
             Record::Released { app } => self.release(&app),
@@ -243,7 +263,11 @@ impl State {
         }
         app.created.clear();
         app.moved.clear();
-        if *app == AppRecord::default() {
+        self.drop_if_empty(id);
+    }
+
+    fn drop_if_empty(&mut self, id: &AppId) {
+        if self.apps.get(id) == Some(&AppRecord::default()) {
             self.apps.remove(id);
         }
     }
@@ -282,12 +306,14 @@ impl State {
                 records.push(Record::Starting {
                     app: id.clone(),
                     at,
+                    command: app.command.clone(),
                 });
             }
             if let Some(process) = app.started {
                 records.push(Record::Started {
                     app: id.clone(),
                     process,
+                    command: app.command.clone(),
                 });
             }
             if let Some(ending) = app.ended {
@@ -316,6 +342,19 @@ impl State {
 impl AppRecord {
     fn is_restored(&self) -> bool {
         self.created.is_empty() && self.originals.is_empty() && self.moved.is_empty()
+    }
+
+    /// Whether a program that was started runs on outside our groups.
+    pub(crate) fn is_released(&self) -> bool {
+        self.created.is_empty() && self.started.is_some()
+    }
+
+    fn forget_program(&mut self) {
+        self.starting = None;
+        self.started = None;
+        self.command.clear();
+        self.ended = None;
+        self.kept.clear();
     }
 }
 
@@ -610,10 +649,12 @@ mod tests {
             Record::Starting {
                 app: app("web"),
                 at: 5,
+                command: vec!["serve".to_owned()],
             },
             Record::Started {
                 app: app("web"),
                 process,
+                command: vec!["serve".to_owned()],
             },
         ]
     }
@@ -690,6 +731,19 @@ mod tests {
         state.take(Record::Released { app: app("web") });
         assert!(state.apps[&app("web")].started.is_some());
         assert!(state.apps[&app("web")].is_restored());
+        assert!(state.apps[&app("web")].is_released());
+        assert_eq!(state.apps[&app("web")].command, ["serve"]);
+        state.take(Record::Forgotten { app: app("web") });
+        assert!(!state.apps.contains_key(&app("web")));
+    }
+
+    #[test]
+    fn a_line_without_a_command_is_understood() {
+        let line = r#"{"started":{"app":"web","process":{"pid":7,"start_time":9}}}"#;
+        let record: Record = serde_json::from_str(line).unwrap();
+        let mut state = State::default();
+        state.take(record);
+        assert!(state.apps[&app("web")].command.is_empty());
     }
 
     #[test]

@@ -185,8 +185,11 @@ pub(crate) fn release_app(
             .starting
             .and_then(|at| supervise::just_started(proc_root, &dirs, at))
         {
-            let app = release.app.clone();
-            ledger.append(Record::Started { app, process })?;
+            ledger.append(Record::Started {
+                app: release.app.clone(),
+                process,
+                command: record.command.clone(),
+            })?;
         }
         keep(ledger, proc_root, release.app, &dirs)?;
     }

@@ -35,7 +35,8 @@ use crate::procs;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Program {
     executable: PathBuf,
-    arguments: Vec<String>,
+    /// The command as it was asked for, its name first.
+    pub(crate) arguments: Vec<String>,
     identity: Option<Identity>,
     directory: PathBuf,
     environment: Vec<(String, String)>,

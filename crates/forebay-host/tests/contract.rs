@@ -327,7 +327,7 @@ impl Fixture<LinuxHost> for Live {
         for hierarchy in self.place.hierarchies.list() {
             let dir = hierarchy.dir(&self.group(app));
             for pid in members(&dir) {
-                kill(pid);
+                end(pid);
             }
             wait_for("end of a group", || {
                 !dir.exists() || std::fs::remove_dir(&dir).is_ok()
@@ -365,12 +365,4 @@ fn make_group(hierarchy: &Hierarchy, name: &Path) -> PathBuf {
         }
     }
     dir
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => panic!("kill {pid:?}: {error}"),
-    }
 }

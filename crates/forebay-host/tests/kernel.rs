@@ -163,6 +163,97 @@ fn a_daemon_that_comes_back_takes_its_apps_up() {
     wait_for("end of sleep", || !is_running(pid));
 }
 
+/// Ends a process that nobody else ends, whatever becomes of the test.
+struct Leftover(u32);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        end(self.0);
+    }
+}
+
+#[test]
+fn a_released_program_is_not_taken_for_another() {
+    let Some(place) = Place::new("released_program") else {
+        return;
+    };
+    let mut host = place.open();
+    let first = program("naps", &["sleep", "1001"]);
+    let second = program("naps", &["sleep", "1002"]);
+    apply(&mut host, &[Action::Start { app: first.clone() }]);
+    let pid = |host: &mut forebay_host::LinuxHost, app| {
+        look(host, &[app], 1)
+            .apps
+            .remove(&id("naps"))
+            .unwrap()
+            .main_pid
+    };
+    let old = Leftover(pid(&mut host, &first).unwrap());
+    apply(&mut host, &[Action::Release { app: id("naps") }]);
+    // The same command again is the same app.
+    assert_eq!(pid(&mut host, &first), Some(old.0));
+
+    let seen = look(&mut host, &[&second], 1)
+        .apps
+        .remove(&id("naps"))
+        .unwrap();
+    assert_eq!(seen.state, RunState::Absent, "{seen:?}");
+    assert!(seen.strays.is_empty(), "{seen:?}");
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: second.clone(),
+        }],
+    );
+    let new = pid(&mut host, &second).unwrap();
+    assert_eq!(command_of(new), "sleep 1002 ");
+    assert!(is_running(old.0), "what was released is nobody's to end");
+    assert_eq!(members(&place.dir(Controller::Cpu, "naps")), [new]);
+
+    // Nor after a stop that keeps programs, by a daemon of another configuration.
+    let new = Leftover(new);
+    host.close(OnStop::Keep).unwrap();
+    let mut host = place.open();
+    let seen = look(&mut host, &[&first], 1)
+        .apps
+        .remove(&id("naps"))
+        .unwrap();
+    assert_eq!((seen.state, seen.main_pid), (RunState::Absent, None));
+    assert_eq!(host.known_apps(), []);
+    host.close(OnStop::Kill).unwrap();
+    assert!(is_running(old.0) && is_running(new.0));
+}
+
+#[test]
+fn a_program_in_its_slice_stays_when_its_command_changes() {
+    let Some(place) = Place::new("command_changes") else {
+        return;
+    };
+    let mut host = place.open();
+    let before = program("naps", &["sleep", "1001"]);
+    let after = program("naps", &["sleep", "1002"]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: before.clone(),
+        }],
+    );
+    let pid = look(&mut host, &[&before], 1).apps[&before.id].main_pid;
+    // As after kill -9, with a configuration that was changed meanwhile.
+    drop(host);
+    let mut host = place.open();
+    let seen = look(&mut host, &[&after], 1)
+        .apps
+        .remove(&after.id)
+        .unwrap();
+    assert_eq!((seen.state, seen.main_pid), (RunState::Running, pid));
+    apply(&mut host, &[Action::Kill { app: id("naps") }]);
+    look_until(&mut host, &after, "end", |s| s.state != RunState::Running);
+    apply(&mut host, &[Action::Start { app: after.clone() }]);
+    let now = look(&mut host, &[&after], 1).apps[&after.id].main_pid;
+    assert_eq!(command_of(now.unwrap()), "sleep 1002 ");
+}
+
 #[test]
 fn a_group_of_others_is_shaped_and_put_back() {
     let Some(place) = Place::new("group_of_others") else {

@@ -217,6 +217,21 @@ pub(crate) fn is_running(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
+/// What a process runs, with a blank after each argument.
+pub(crate) fn command_of(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    String::from_utf8(line).unwrap().replace('\0', " ")
+}
+
+/// Ends a process, if it is still there.
+pub(crate) fn end(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => panic!("end {pid:?}: {error}"),
+    }
+}
+
 /// A shell that is not Forebay's, and that forks when it is told.
 #[derive(Debug)]
 pub(crate) struct Stray(std::process::Child);
