@@ -14,6 +14,11 @@ use crate::error::HostError;
 /// Reads what this process may use: the online CPUs that `Cpus_allowed_list` of
 /// /proc/self/status names, with the nodes they and the memory sit on.
 ///
+/// Some kernels leave memory that was added while they run out of the node's meminfo. A
+/// single node has all there is, so it gets what /proc/meminfo says where that is more. With
+/// several nodes nobody says which one has the rest, and it stays out of the plan: memory
+/// promised from a node that lacks it is worse than memory that nobody was promised.
+///
 /// # Errors
 /// When /sys shows no CPU, or numbers beyond what a set holds.
 pub fn read_topology(proc_root: &Path, sys_root: &Path) -> Result<Topology, HostError> {
@@ -60,11 +65,13 @@ pub fn read_topology(proc_root: &Path, sys_root: &Path) -> Result<Topology, Host
             memory: *memory,
         })
         .collect();
-    if nodes.is_empty() {
-        nodes.push(Node {
+    match &mut nodes[..] {
+        [] => nodes.push(Node {
             id: 0,
             memory: total_memory(proc_root),
-        });
+        }),
+        [only] => only.memory = only.memory.max(total_memory(proc_root)),
+        _ => {}
     }
     Topology::new(cpus, nodes).map_err(|error| {
         HostError::invalid(
@@ -270,6 +277,32 @@ mod tests {
         assert_ne!(topology.cpus()[0].core, topology.cpus()[1].core);
         assert_eq!(topology.cpus()[0].l3, topology.cpus()[1].l3);
         assert_eq!(topology.memory(), Bytes(4096 * 1024));
+    }
+
+    #[test]
+    fn memory_added_later_counts_where_it_can_only_be() {
+        let check = |nodes: &[&str], expected: u64| {
+            let online = format!("0-{}", nodes.len() - 1);
+            let mut files = vec![
+                ("sys/devices/system/cpu/online".to_owned(), "0-1"),
+                ("proc/meminfo".to_owned(), "MemTotal:       24684092 kB\n"),
+                ("sys/devices/system/node/online".to_owned(), &online),
+            ];
+            for (id, meminfo) in nodes.iter().enumerate() {
+                let file = format!("sys/devices/system/node/node{id}/meminfo");
+                files.push((file, meminfo));
+            }
+            let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (&**a, *b)).collect();
+            let root = tree(&files);
+            let topology =
+                read_topology(&root.path().join("proc"), &root.path().join("sys")).unwrap();
+            assert_eq!(topology.memory(), Bytes(expected * 1024), "{nodes:?}");
+        };
+        let small = "Node 0 MemTotal:        8743124 kB\n";
+        let large = "Node 0 MemTotal:       24700000 kB\n";
+        check(&[small], 24_684_092);
+        check(&[large], 24_700_000);
+        check(&[small, "Node 1 MemTotal:        1000000 kB\n"], 9_743_124);
     }
 
     #[test]
