@@ -187,8 +187,12 @@ impl LinuxHost {
         Ok(host)
     }
 
-    /// The apps of which the ledger knows something, whether configured or not: those that
-    /// are no longer configured want a [`Action::Release`].
+    /// The apps of which the ledger knows something, whether configured or not.
+    ///
+    /// A daemon asks once, right after [`open`](Self::open), and applies an
+    /// [`Action::Release`] for each that its configuration does not name: nobody watches
+    /// those, so nobody else would put them back before the daemon goes. Releasing what was
+    /// released already does nothing.
     #[must_use]
     pub fn known_apps(&self) -> Vec<AppId> {
         self.ledger.state().apps.keys().cloned().collect()
