@@ -63,12 +63,14 @@ impl Lives {
                 Restart::Never => false,
             },
         };
-        let Some(started_at) = self.started_at else {
-            return Verdict::Start;
-        };
         if !again {
             return Verdict::Ended;
         }
+        // Never started by this daemon: it starts now. One that an earlier daemon started and
+        // that ended since gets here only if its policy says so.
+        let Some(started_at) = self.started_at else {
+            return Verdict::Start;
+        };
         let due_at = *self.due_at.get_or_insert_with(|| {
             self.quick_deaths = if now.since(started_at) >= STABLE_AFTER {
                 0
@@ -135,6 +137,19 @@ mod tests {
         check(Restart::OnFailure, Ending::Status(0), Verdict::Ended);
         check(Restart::OnFailure, Ending::Signal(9), Verdict::Wait);
         check(Restart::Always, Ending::Status(0), Verdict::Wait);
+    }
+
+    #[test]
+    fn a_job_that_ended_under_an_earlier_daemon_stays_ended() {
+        let check = |restart, ending, expected| {
+            let ended = RunState::Ended(ending);
+            let verdict = Lives::default().judge(at(0), &exec(restart), &ended);
+            assert_eq!(verdict, expected, "{restart:?} after {ending}");
+        };
+        check(Restart::Never, Ending::Unknown, Verdict::Ended);
+        check(Restart::OnFailure, Ending::Status(0), Verdict::Ended);
+        check(Restart::OnFailure, Ending::Unknown, Verdict::Start);
+        check(Restart::Always, Ending::Status(0), Verdict::Start);
     }
 
     #[test]
