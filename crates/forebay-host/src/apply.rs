@@ -22,7 +22,7 @@ use forebay_core::units::Limit;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
 use crate::groups;
-use crate::host::{Entry, Group, LinuxHost};
+use crate::host::{Group, LinuxHost};
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
 use crate::ledger::{AppRecord, Process, Record, Spot};
 use crate::procs;
@@ -34,8 +34,6 @@ use crate::supervise::{self, Main, Program};
 const RELEASE_PATIENCE: Duration = Duration::from_millis(20);
 /// Memory that an app may take while its limit is being written.
 const MEMORY_MARGIN: u64 = 16 << 20;
-const WEIGHT_DEFAULT: u32 = 100;
-const WEIGHT_MAX: u32 = 10_000;
 
 /// Why an action was not done.
 enum Refusal {
@@ -89,7 +87,6 @@ impl LinuxHost {
                 Err(Refusal::Failed(why)) => Outcome::Failed(why),
             });
         }
-        self.balance();
         if let Err(error) = self.ledger.compact_when_long() {
             tracing::warn!(reason = error.explain(), "ledger stays long");
         }
@@ -186,7 +183,7 @@ impl LinuxHost {
             .zip(self.hierarchies.membership(&text))
         {
             // What is already in a group of ours came from elsewhere and is known.
-            from.extend(dir.filter(|dir| !dir.starts_with(hierarchy.dir(ours))));
+            from.extend(dir.filter(|dir| !groups::is_ours(&hierarchy.dir(ours), dir)));
         }
         self.ledger.append(Record::Moved {
             app: app.clone(),
@@ -410,36 +407,6 @@ impl LinuxHost {
         idle().unwrap_or(false)
     }
 
-    /// Gives the group that holds all apps the sum of their weights.
-    fn balance(&mut self) {
-        let apps = self
-            .entries
-            .values()
-            .filter(|entry| entry.bound.is_none() && entry.group.is_some());
-        let sum = apps.fold(0u32, |sum, entry| sum.saturating_add(weight_of(entry)));
-        let weight = sum.clamp(1, WEIGHT_MAX);
-        if self.parent_weight == Some(weight) {
-            return;
-        }
-        let Some((way, hierarchy)) = self
-            .ways
-            .of(Knob::CpuWeight)
-            .and_then(|way| Some((way, self.hierarchies.list().get(way.hierarchy)?)))
-        else {
-            return;
-        };
-        let dir = hierarchy.dir(&self.options.group);
-        let texts = knobs::texts(&Setting::CpuWeight(weight), way, PERIOD_US_DEFAULT);
-        for (file, text) in way.files.iter().zip(&texts) {
-            match write_text(&dir.join(file), text) {
-                Ok(()) => self.parent_weight = Some(weight),
-                Err(error) => {
-                    tracing::warn!(reason = error.explain(), "apps weigh less than they should");
-                }
-            }
-        }
-    }
-
     fn write_knob(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
         let knob = setting.knob();
         let (Some(way), Some(entry)) = (self.ways.of(knob).cloned(), self.entries.get_mut(app))
@@ -568,15 +535,6 @@ impl LinuxHost {
 
 fn error_on(action: &Action, error: &HostError) -> Refusal {
     Refusal::Failed(format!("{action}: {}", error.explain()))
-}
-
-/// What an app weighs against others.
-fn weight_of(entry: &Entry) -> u32 {
-    if entry.idle {
-        1
-    } else {
-        entry.weight.unwrap_or(WEIGHT_DEFAULT)
-    }
 }
 
 /// Whether the kernel has to make room first when this limit is written.

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use forebay_core::app::AppId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::{ErrorKind, HostError};
@@ -27,6 +28,34 @@ pub(crate) fn used(hierarchies: &Hierarchies) -> impl Iterator<Item = (usize, &H
         .iter()
         .enumerate()
         .filter(|(_, h)| h.writable && (h.version == Version::V2 || !h.controllers.is_empty()))
+}
+
+/// The group of one app: `forebay.web` beside the anchor `forebay`, not inside it. A weight, and
+/// the idle class, count among siblings only; inside a common parent, batch would take the
+/// weight of the critical apps beside it against the rest of the host.
+#[must_use]
+pub fn of_app(anchor: &Path, app: &AppId) -> PathBuf {
+    let mut name = anchor.as_os_str().to_owned();
+    name.push(".");
+    name.push(app.as_str());
+    PathBuf::from(name)
+}
+
+/// Whether a directory is the anchor, an app's group, or below one of these.
+pub(crate) fn is_ours(anchor: &Path, dir: &Path) -> bool {
+    let (Some(place), Some(name)) = (anchor.parent(), anchor.file_name()) else {
+        return false;
+    };
+    let Ok(Some(first)) = dir
+        .strip_prefix(place)
+        .map(|inner| inner.components().next())
+    else {
+        return false;
+    };
+    let first = first.as_os_str().as_encoded_bytes();
+    first
+        .strip_prefix(name.as_encoded_bytes())
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
 }
 
 /// Makes one directory ready for members. It may exist already.

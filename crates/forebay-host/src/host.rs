@@ -65,7 +65,6 @@ pub struct LinuxHost {
     pub(crate) online_text: String,
     pub(crate) slow: SlowWriter,
     /// The weight of the group that holds all apps, once it was written.
-    pub(crate) parent_weight: Option<u32>,
     pub(crate) buffer: Vec<u8>,
 }
 
@@ -170,7 +169,6 @@ impl LinuxHost {
             online: Reader::open(&roots.sys.join("devices/system/cpu/online")),
             online_text: String::new(),
             slow: SlowWriter::default(),
-            parent_weight: None,
             options,
             hierarchies,
             topology,
@@ -263,7 +261,7 @@ impl LinuxHost {
     }
 
     pub(crate) fn own_dirs(&self, app: &AppId) -> Vec<Option<PathBuf>> {
-        self.dirs_of(&self.options.group.join(app.as_str()))
+        self.dirs_of(&groups::of_app(&self.options.group, app))
     }
 
     /// The directories of a group that is named relative to each hierarchy's root.
@@ -353,7 +351,7 @@ fn set_home(
         .iter()
         .zip(membership)
         .filter_map(|(hierarchy, dir)| {
-            dir.filter(|dir| !dir.starts_with(hierarchy.dir(&options.group)))
+            dir.filter(|dir| !groups::is_ours(&hierarchy.dir(&options.group), dir))
         })
         .collect();
     if ledger.state().home == home {

@@ -16,7 +16,7 @@ mod apply;
 pub mod doctor;
 pub mod error;
 mod files;
-mod groups;
+pub mod groups;
 pub mod guardian;
 mod host;
 mod knobs;

@@ -444,7 +444,7 @@ pub(crate) fn become_subreaper() {
 /// Reaps orphans that ended in a group of ours, but those given: these are waited for by
 /// themselves. Other children belong to whoever started them.
 pub(crate) fn reap_orphans(proc_root: &Path, group: &Path, except: &[u32]) {
-    let inside = format!("{}/", Path::new("/").join(group).display());
+    let anchor = Path::new("/").join(group);
     for pid in procs::children(proc_root, std::process::id()) {
         let ended = || procs::read_stat(proc_root, pid).is_some_and(|stat| stat.state == 'Z');
         if except.contains(&pid) || !ended() {
@@ -455,7 +455,7 @@ pub(crate) fn reap_orphans(proc_root: &Path, group: &Path, except: &[u32]) {
         let is_ours = groups.is_ok_and(|text| {
             text.lines()
                 .filter_map(|line| line.strip_prefix("0::"))
-                .any(|path| path.starts_with(&inside))
+                .any(|path| groups::is_ours(&anchor, Path::new(path)))
         });
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         if let (true, Some(pid)) = (is_ours, pid) {

@@ -17,6 +17,7 @@ use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_host::LinuxHost;
+use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchy, Version};
 use forebay_sim::contract::{Fixture, check_all};
 use support::*;
@@ -168,7 +169,7 @@ impl Live {
     fn group(&self, app: &App) -> PathBuf {
         match &app.binding {
             Binding::Cgroup(path) => path.clone(),
-            Binding::Exec(_) | Binding::Match(_) => self.place.options.group.join(app.id.as_str()),
+            Binding::Exec(_) | Binding::Match(_) => of_app(&self.place.options.group, &app.id),
         }
     }
 

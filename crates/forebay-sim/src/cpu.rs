@@ -87,18 +87,52 @@ pub fn share(regions: &[Region], capacity: &[f64], claims: &[Claim]) -> Shares {
         .iter()
         .map(|region| region.cpus.iter().map(|&cpu| capacity[cpu]).sum())
         .collect();
-    let mut division = Division {
-        regions,
-        claims,
-        room: total.clone(),
-        left: claims.iter().map(|claim| claim.wanted.max(0.0)).collect(),
-        used: vec![vec![0.0; claims.len()]; regions.len()],
-    };
-    division.fill(false);
-    division.balance(false);
+    // The idle class must not be noticed by the others, so they are divided first, over regions
+    // in which its sets draw no borders.
+    let merged = without_idle(regions, claims);
+    let busy: Vec<Region> = merged.iter().map(|(region, _)| region.clone()).collect();
+    let busy_total: Vec<f64> = merged
+        .iter()
+        .map(|(_, parts)| parts.iter().map(|&part| total[part]).sum())
+        .collect();
+    let mut first = Division::new(&busy, claims, busy_total.clone());
+    first.fill(false);
+    first.balance(false);
+
+    let mut division = Division::new(regions, claims, total.clone());
+    division.left.clone_from(&first.left);
+    for (m, (_, parts)) in merged.iter().enumerate() {
+        for &part in parts.iter().filter(|&&part| total[part] > 0.0) {
+            let share = total[part] / busy_total[m];
+            division.room[part] = first.room[m] * share;
+            for (used, whole) in division.used[part].iter_mut().zip(&first.used[m]) {
+                *used = whole * share;
+            }
+        }
+    }
     division.fill(true);
     division.balance(true);
     division.shares(&total, capacity)
+}
+
+/// Regions of the claims that are not idle, each with the regions it is made of.
+fn without_idle(regions: &[Region], claims: &[Claim]) -> Vec<(Region, Vec<usize>)> {
+    let mut merged: Vec<(Region, Vec<usize>)> = Vec::new();
+    for (part, region) in regions.iter().enumerate() {
+        let busy = region.claims.iter().copied();
+        let busy: Vec<usize> = busy.filter(|&claim| !claims[claim].idle).collect();
+        match merged.iter_mut().find(|(known, _)| known.claims == busy) {
+            Some((known, parts)) => {
+                known.cpus.extend(&region.cpus);
+                parts.push(part);
+            }
+            None => {
+                let cpus = region.cpus.clone();
+                merged.push((Region { cpus, claims: busy }, vec![part]));
+            }
+        }
+    }
+    merged
 }
 
 struct Division<'a> {
@@ -112,7 +146,17 @@ struct Division<'a> {
     used: Vec<Vec<f64>>,
 }
 
-impl Division<'_> {
+impl<'a> Division<'a> {
+    fn new(regions: &'a [Region], claims: &'a [Claim], room: Vec<f64>) -> Self {
+        Self {
+            regions,
+            claims,
+            room,
+            left: claims.iter().map(|claim| claim.wanted.max(0.0)).collect(),
+            used: vec![vec![0.0; claims.len()]; regions.len()],
+        }
+    }
+
     fn fill(&mut self, idle: bool) {
         let mut reach = vec![0.0; self.claims.len()];
         for _ in 0..=self.regions.len() + self.claims.len() {

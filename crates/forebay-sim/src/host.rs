@@ -251,7 +251,7 @@ impl SimHost {
     pub fn group_of(app: &App) -> String {
         match &app.binding {
             Binding::Cgroup(path) => path.display().to_string(),
-            Binding::Exec(_) | Binding::Match(_) => format!("forebay/{}", app.id),
+            Binding::Exec(_) | Binding::Match(_) => format!("forebay.{}", app.id),
         }
     }
 

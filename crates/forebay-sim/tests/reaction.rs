@@ -1,5 +1,7 @@
 //! How soon a step in load is a changed slice.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

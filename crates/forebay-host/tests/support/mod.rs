@@ -12,6 +12,7 @@ use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{AppSample, Snapshot};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchies};
 use forebay_host::{LinuxHost, Options, Roots, restore};
 
@@ -69,16 +70,20 @@ impl Place {
     /// The directory of an app's group in the hierarchy of a controller.
     pub(crate) fn dir(&self, controller: Controller, app: &str) -> PathBuf {
         let (_, hierarchy) = self.hierarchies.of(controller).unwrap();
-        hierarchy.dir(&self.options.group.join(app))
+        hierarchy.dir(&of_app(&self.options.group, &id(app)))
     }
 
     /// Directories of this test that are still there.
     pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
+        let anchor = self.options.group.display().to_string();
+        let ours = |name: &str| name == anchor || name.starts_with(&format!("{anchor}."));
         self.hierarchies
             .list()
             .iter()
-            .map(|hierarchy| hierarchy.dir(&self.options.group))
-            .filter(|dir| dir.exists())
+            .flat_map(|hierarchy| std::fs::read_dir(hierarchy.dir(Path::new(""))).unwrap())
+            .map(|entry| entry.unwrap())
+            .filter(|entry| ours(&entry.file_name().to_string_lossy()))
+            .map(|entry| entry.path())
             .collect()
     }
 }

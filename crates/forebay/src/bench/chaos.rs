@@ -259,16 +259,21 @@ impl Campaign {
     }
 
     fn groups_left(&self) -> Vec<PathBuf> {
-        Hierarchies::read(Path::new("/proc"))
-            .map(|hierarchies| {
-                hierarchies
-                    .list()
-                    .iter()
-                    .map(|hierarchy| hierarchy.dir(Path::new(&self.group)))
-                    .filter(|dir| dir.exists())
-                    .collect()
+        let Ok(hierarchies) = Hierarchies::read(Path::new("/proc")) else {
+            return Vec::new();
+        };
+        hierarchies
+            .list()
+            .iter()
+            .filter_map(|hierarchy| fs::read_dir(hierarchy.dir(Path::new(""))).ok())
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|dir| {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                name.split('.').next() == Some(&self.group)
             })
-            .unwrap_or_default()
+            .collect()
     }
 
     /// Ends the daemon and everything else, and removes the bound group.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use forebay_core::app::AppId;
+use forebay_core::app::{AppId, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::Setting;
@@ -68,18 +68,17 @@ impl Placement {
     }
 
     /// Puts everything back.
-    pub(crate) fn undo(mut self) -> Result<(), Error> {
-        let actions: Vec<Action> = self
-            .apps
-            .iter()
-            .map(|app| Action::Release { app: app.clone() })
-            .collect();
-        for (action, outcome) in actions.iter().zip(self.host.apply(&actions)) {
-            if let Outcome::Failed(why) = outcome {
-                return Err(Error::part("the static arm", format!("{action}: {why}")));
-            }
+    pub(crate) fn undo(self) -> Result<(), Error> {
+        let failed = |why: String| Error::part("the static arm", why);
+        let report = self
+            .host
+            .close(OnStop::Keep)
+            .map_err(|error| failed(error.explain()))?;
+        if report.is_complete() {
+            Ok(())
+        } else {
+            Err(failed(report.failed.join("; ")))
         }
-        Ok(())
     }
 }
 

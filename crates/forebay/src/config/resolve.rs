@@ -65,6 +65,13 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     Config { policy, daemon }
 }
 
+/// Whether a control group is the daemon's anchor or an app's group beside it, or in one.
+fn is_own(path: &Path, cgroup_root: &str) -> bool {
+    let path = path.to_string_lossy();
+    path.strip_prefix(cgroup_root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
+}
+
 /// Checks that an app shares its processes with no other.
 pub(super) fn check_binding<'a>(
     app: &App,
@@ -72,7 +79,7 @@ pub(super) fn check_binding<'a>(
     cgroup_root: &str,
 ) -> Result<(), Problem> {
     if let Binding::Cgroup(path) = &app.binding
-        && path.starts_with(cgroup_root)
+        && is_own(path, cgroup_root)
     {
         return Err(Problem::new(
             format!("control group `{}` is one of Forebay's own", path.display()),

@@ -62,9 +62,9 @@ fn no_two_apps_share_processes() {
         )],
     );
     check(
-        "[apps.a]\ncgroup = \"forebay/a\"\n",
+        "[apps.a]\ncgroup = \"forebay.a\"\n",
         &[
-            "f:1: apps.a: control group `forebay/a` is one of Forebay's own; name the group that the app's own manager made",
+            "f:1: apps.a: control group `forebay.a` is one of Forebay's own; name the group that the app's own manager made",
         ],
     );
 }
