@@ -53,7 +53,21 @@ pub enum Action {
         /// The app.
         app: AppId,
     },
-    /// End all processes of an app.
+    /// Stop all tasks in an app's slice where they stand, and those that come into it. Done
+    /// when none runs any more; until then it has failed, and may be asked for again.
+    ///
+    /// A frozen app is not started; a release thaws it first, and so does everything else
+    /// that gives its processes up. It stays frozen when the daemon dies and comes back.
+    Freeze {
+        /// The app.
+        app: AppId,
+    },
+    /// Let a frozen app go on. Done as well when it is not frozen.
+    Thaw {
+        /// The app.
+        app: AppId,
+    },
+    /// End all processes of an app, frozen or not. Its slice is not frozen afterwards.
     Kill {
         /// The app.
         app: AppId,
@@ -69,6 +83,8 @@ impl Action {
             Self::Enter { app, .. }
             | Self::Set { app, .. }
             | Self::Release { app }
+            | Self::Freeze { app }
+            | Self::Thaw { app }
             | Self::Kill { app } => app,
         }
     }
@@ -81,6 +97,8 @@ impl fmt::Display for Action {
             Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
             Self::Set { app, setting } => write!(f, "{app}: {setting}"),
             Self::Release { app } => write!(f, "release {app}"),
+            Self::Freeze { app } => write!(f, "freeze {app}"),
+            Self::Thaw { app } => write!(f, "thaw {app}"),
             Self::Kill { app } => write!(f, "end {app}"),
         }
     }

@@ -246,7 +246,10 @@ impl State {
                 Action::Set { app, setting } => self.settle_set(inputs, app, *setting, outcome),
                 Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
                 Action::Release { app } => self.settle_release(inputs, app, outcome),
-                Action::Enter { .. } | Action::Kill { .. } => {
+                Action::Enter { .. }
+                | Action::Freeze { .. }
+                | Action::Thaw { .. }
+                | Action::Kill { .. } => {
                     if let Outcome::Failed(why) = outcome {
                         let message = format!("{action}: {why}");
                         self.note(inputs.time, Some(action.app()), EventKind::Failed, message);

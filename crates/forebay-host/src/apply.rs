@@ -10,7 +10,7 @@
 //! weights: each app then weighs as if it stood beside the rest by itself.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{AppId, Binding};
@@ -21,6 +21,7 @@ use forebay_core::units::Limit;
 
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
+use crate::freeze;
 use crate::groups;
 use crate::host::{Group, LinuxHost};
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
@@ -36,7 +37,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_millis(20);
 const MEMORY_MARGIN: u64 = 16 << 20;
 
 /// Why an action was not done.
-enum Refusal {
+pub(crate) enum Refusal {
     Unsupported,
     Failed(String),
 }
@@ -134,6 +135,10 @@ impl LinuxHost {
                 self.announce_setting(app, setting.knob())?;
                 Ok(None)
             }
+            Action::Freeze { app } | Action::Thaw { app } => {
+                self.announce_freezer(app)?;
+                Ok(None)
+            }
             Action::Release { .. } | Action::Kill { .. } => Ok(None),
         }
     }
@@ -227,6 +232,16 @@ impl LinuxHost {
                 device: knobs::device(knob),
             }));
         }
+        self.announce_originals(app, spots)?;
+        Ok(())
+    }
+
+    /// Records what these places hold, where it is not known yet.
+    pub(crate) fn announce_originals(
+        &mut self,
+        app: &AppId,
+        spots: Vec<Spot>,
+    ) -> Result<(), HostError> {
         for spot in spots {
             let known = self
                 .ledger
@@ -255,6 +270,8 @@ impl LinuxHost {
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
             Action::Release { app } => self.release(app),
+            Action::Freeze { app } => self.freeze(app),
+            Action::Thaw { app } => self.thaw(app),
             Action::Kill { app } => self.kill(app),
         }
     }
@@ -297,6 +314,14 @@ impl LinuxHost {
             )));
         }
         self.ensure_group(app)?;
+        let dirs = self.own_dirs(app);
+        let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
+        if freeze::is_frozen(&dirs) {
+            // Between its fork and its exec it would stand, and hold up the daemon.
+            return Err(Refusal::Failed(format!(
+                "start {app}: its slice is frozen; thaw it first"
+            )));
+        }
         self.ledger.append(Record::Starting {
             app: app.clone(),
             at: procs::ticks_since_boot(),

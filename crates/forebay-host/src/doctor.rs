@@ -81,13 +81,17 @@ fn controllers(hierarchies: &Hierarchies) -> Vec<Feature> {
         Controller::Memory => "no memory limits, and no memory use to forecast",
         Controller::Io => "no shares or limits of block devices",
         Controller::Pids => "no limit on processes",
+        Controller::Freezer => "apps cannot be frozen",
     };
     Controller::ALL
         .into_iter()
         .filter(|controller| {
-            // v2 has its accounting everywhere.
-            let v2_only = hierarchies.list().iter().all(|h| h.version == Version::V2);
-            !(v2_only && *controller == Controller::Cpuacct)
+            // v2 has its accounting and its freezing everywhere.
+            match controller {
+                Controller::Cpuacct => hierarchies.list().iter().any(|h| h.version == Version::V1),
+                Controller::Freezer => hierarchies.unified().is_none(),
+                _ => true,
+            }
         })
         .map(|controller| {
             let place = hierarchies.of(controller);
@@ -199,6 +203,7 @@ fn unified(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
         file("memory.pressure", "waiting for memory is not seen"),
         file("io.pressure", "waiting for disks is not seen"),
         file("cgroup.kill", "apps are ended process by process"),
+        file("cgroup.freeze", "apps are frozen by v1's freezer, or not"),
         file(
             "cgroup.events",
             "whether a group is empty is read from its list of processes",

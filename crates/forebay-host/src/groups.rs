@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::{ErrorKind, HostError};
 use crate::files::{read_text, write_text};
+use crate::freeze;
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 
 /// How deep groups below ours are looked into.
@@ -20,7 +21,7 @@ const KILL_ROUNDS_MAX: usize = 32;
 /// How often an emptied group is tried again while its last members leave.
 const REMOVE_POLL: Duration = Duration::from_millis(2);
 
-/// The hierarchies in which an app's processes are placed, by their place in the list: those
+/// The hierarchies that matter to an app's processes, by their place in the list: those
 /// with a controller of ours, and v2 for its pressure and accounting.
 pub(crate) fn used(hierarchies: &Hierarchies) -> impl Iterator<Item = (usize, &Hierarchy)> {
     hierarchies
@@ -56,6 +57,13 @@ pub(crate) fn is_ours(anchor: &Path, dir: &Path) -> bool {
     first
         .strip_prefix(name.as_encoded_bytes())
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
+}
+
+/// The hierarchies in which groups of ours are made: v1's freezer is one only where v2 does
+/// not freeze.
+pub(crate) fn placed(hierarchies: &Hierarchies) -> impl Iterator<Item = (usize, &Hierarchy)> {
+    let v2_freezes = hierarchies.unified().is_some_and(|(_, h)| h.writable);
+    used(hierarchies).filter(move |(_, h)| !(v2_freezes && h.controllers == [Controller::Freezer]))
 }
 
 /// Makes one directory ready for members. It may exist already.
@@ -203,7 +211,9 @@ pub(crate) fn remove(
     }
 }
 
-/// Ends every process in the group, as bluntly as the kernel can.
+/// Ends every process in the group, as bluntly as the kernel can. In bounded time: whoever
+/// is left then has the signal and is on the way out, or forks faster than we count, and the
+/// caller sees the members and tries again. Nobody stays frozen.
 pub(crate) fn kill(dirs: &[&Path]) -> Result<(), HostError> {
     for dir in dirs {
         let file = dir.join("cgroup.kill");
@@ -211,7 +221,7 @@ pub(crate) fn kill(dirs: &[&Path]) -> Result<(), HostError> {
             write_text(&file, "1")?;
         }
     }
-    for _ in 0..KILL_ROUNDS_MAX {
+    for round in 0..KILL_ROUNDS_MAX {
         let mut pids: Vec<u32> = dirs.iter().flat_map(|dir| members(dir)).collect();
         pids.sort_unstable();
         pids.dedup();
@@ -219,12 +229,14 @@ pub(crate) fn kill(dirs: &[&Path]) -> Result<(), HostError> {
             .iter()
             .filter(|pid| signal(**pid, Signal::KILL))
             .count();
+        if round == 0 {
+            // The frozen of v1 die only once they may go on; they have the signal by now.
+            freeze::thaw_all(dirs)?;
+        }
         if sent == 0 {
-            return Ok(());
+            break;
         }
     }
-    // Whoever is left has the signal and is on the way out, or forks faster than we count:
-    // the caller sees the members and tries again.
     Ok(())
 }
 
@@ -249,11 +261,31 @@ pub(crate) fn children(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Visits a group and all below it, deepest first.
-fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {
+pub(crate) fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {
     if depth < DEPTH_MAX {
         for child in children(dir) {
             walk(&child, depth + 1, visit);
         }
     }
     visit(dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn ending_a_group_without_cgroup_kill_is_bounded() {
+        // A list that goes on naming a process that was ended, as one that never gets to die
+        // would make the kernel's.
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        fs::write(dir.path().join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        kill(&[dir.path()]).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
 }

@@ -12,6 +12,7 @@ use forebay_core::topology::Topology;
 use crate::Roots;
 use crate::error::HostError;
 use crate::files::{Reader, read_text};
+use crate::freeze;
 use crate::groups;
 use crate::knobs::Ways;
 use crate::ledger::{Ledger, Process, Record};
@@ -221,6 +222,15 @@ impl LinuxHost {
             if !record.created.is_empty() {
                 entry.group = self.own_group(&id);
             }
+            if let Some(group) = &entry.group
+                && group
+                    .all_dirs()
+                    .iter()
+                    .all(|dir| groups::members(dir).is_empty())
+            {
+                // A daemon that died while it ended a frozen app: nobody is left to be held.
+                freeze::thaw_all(&group.all_dirs())?;
+            }
             let started = match (record.started, record.starting, &entry.group) {
                 (None, Some(at), Some(group)) => {
                     supervise::just_started(&proc_root, &group.all_dirs(), at)
@@ -261,13 +271,18 @@ impl LinuxHost {
     }
 
     pub(crate) fn own_dirs(&self, app: &AppId) -> Vec<Option<PathBuf>> {
-        self.dirs_of(&groups::of_app(&self.options.group, app))
+        let group = groups::of_app(&self.options.group, app);
+        self.dirs_in(groups::placed(&self.hierarchies), &group)
     }
 
     /// The directories of a group that is named relative to each hierarchy's root.
-    fn dirs_of(&self, group: &Path) -> Vec<Option<PathBuf>> {
+    fn dirs_in<'a>(
+        &self,
+        hierarchies: impl Iterator<Item = (usize, &'a Hierarchy)>,
+        group: &Path,
+    ) -> Vec<Option<PathBuf>> {
         let mut dirs = vec![None; self.hierarchies.list().len()];
-        for (index, hierarchy) in groups::used(&self.hierarchies) {
+        for (index, hierarchy) in hierarchies {
             dirs[index] = Some(hierarchy.dir(group));
         }
         dirs
@@ -284,7 +299,7 @@ impl LinuxHost {
 
     /// Opens the group an app is bound to, in the hierarchies that have it.
     pub(crate) fn bound_group(&self, path: &Path) -> Option<Group> {
-        let mut dirs = self.dirs_of(path);
+        let mut dirs = self.dirs_in(groups::used(&self.hierarchies), path);
         for dir in &mut dirs {
             if dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
                 *dir = None;
@@ -367,7 +382,7 @@ fn make_parents(
     group: &Path,
 ) -> Result<(), HostError> {
     let mut missing = Vec::new();
-    for (_, hierarchy) in groups::used(hierarchies) {
+    for (_, hierarchy) in groups::placed(hierarchies) {
         let mut prefix = PathBuf::new();
         for part in group.components() {
             prefix.push(part);
@@ -398,7 +413,7 @@ fn make_parents(
     for (hierarchy, dir) in missing {
         groups::make(hierarchy, &dir)?;
     }
-    for (_, hierarchy) in groups::used(hierarchies) {
+    for (_, hierarchy) in groups::placed(hierarchies) {
         if hierarchy.version == Version::V2 {
             enable_along(ledger, hierarchy, group)?;
         }

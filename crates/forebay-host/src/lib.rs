@@ -16,6 +16,7 @@ mod apply;
 pub mod doctor;
 pub mod error;
 mod files;
+mod freeze;
 pub mod groups;
 pub mod guardian;
 mod host;

@@ -25,17 +25,20 @@ pub enum Controller {
     Io,
     /// Process counts.
     Pids,
+    /// Stopping tasks, a part of every v2 group.
+    Freezer,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Cpu,
         Self::Cpuacct,
         Self::Cpuset,
         Self::Memory,
         Self::Io,
         Self::Pids,
+        Self::Freezer,
     ];
 
     /// Its name in v2, which is also how it is switched on in cgroup.subtree_control.
@@ -48,6 +51,7 @@ impl Controller {
             Self::Memory => "memory",
             Self::Io => "io",
             Self::Pids => "pids",
+            Self::Freezer => "freezer",
         }
     }
 
@@ -326,7 +330,7 @@ mod tests {
     #[test]
     fn membership_follows_the_list() {
         let hybrid = read("hybrid-split", "hugetlb");
-        let text = "8:pids:/\n4:memory:/a/b\n3:cpuset:/\n2:cpuacct:/\n1:cpu:/x\n7:blkio:/\n0::/u\n";
+        let text = "8:pids:/\n6:freezer:/\n4:memory:/a/b\n3:cpuset:/\n2:cpuacct:/\n1:cpu:/x\n7:blkio:/\n0::/u\n";
         let dirs: Vec<_> = hybrid
             .membership(text)
             .into_iter()

@@ -14,6 +14,7 @@ use forebay_core::app::{AppId, OnStop};
 use crate::Roots;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
+use crate::freeze;
 use crate::groups;
 use crate::knobs::cut;
 use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
@@ -105,6 +106,10 @@ pub(crate) fn restore_all(
         .filter_map(|(app, _)| ledger.state().apps.get(app))
         .flat_map(|record| record.created.iter().map(PathBuf::as_path))
         .collect();
+    // Who is frozen cannot answer.
+    if let Err(error) = freeze::thaw_all(&doomed) {
+        tracing::warn!(reason = error.explain(), "not thawed before it is ended");
+    }
     ask_to_end(&doomed);
     for (app, fate) in fates {
         let release = Release {
@@ -165,6 +170,9 @@ pub(crate) fn release_app(
     let mut report = Report::default();
     restore_knobs(ledger, &record, &mut report);
     let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
+    if let Err(error) = freeze::thaw_all(&dirs) {
+        report.failed.push(error.explain());
+    }
     if release.fate == Fate::Kill {
         let inside: usize = dirs
             .iter()
@@ -338,10 +346,12 @@ pub(crate) fn read_spot(spot: &Spot) -> Result<String, HostError> {
     Ok(cut(name, spot.device, &text))
 }
 
-/// Whether two texts of one knob mean the same. v1 takes -1 and shows a huge number.
+/// Whether two texts of one knob mean the same. v1 takes -1 and shows a huge number, and a
+/// freezer is on its way to what it was asked.
 fn same(a: &str, b: &str) -> bool {
     let unlimited = |text: &str| text == "-1" || text.parse().is_ok_and(|n: u64| n >= 1 << 62);
-    a == b || (unlimited(a) && unlimited(b))
+    let frozen = |text: &str| matches!(text, "FREEZING" | "FROZEN");
+    a == b || (unlimited(a) && unlimited(b)) || (frozen(a) && frozen(b))
 }
 
 /// Where the members of a group came from.
@@ -497,5 +507,7 @@ mod tests {
         assert!(same("-1", "9223372036854771712"));
         assert!(!same("-1", "4096"));
         assert!(same("x", "x"));
+        assert!(same("FROZEN", "FREEZING"));
+        assert!(!same("FROZEN", "THAWED"));
     }
 }

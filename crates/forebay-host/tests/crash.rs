@@ -99,6 +99,14 @@ fn daemon(state_dir: &Path, group: &str) {
                 });
             }
         }
+        for frozen in [&job, &theirs] {
+            let app = frozen.id.clone();
+            match period % 4 {
+                1 => actions.push(Action::Freeze { app }),
+                2 => actions.push(Action::Thaw { app }),
+                _ => {}
+            }
+        }
         if snapshot.apps[&job.id].state == RunState::Running && period % 3 == 0 {
             actions.push(Action::Kill {
                 app: job.id.clone(),
@@ -249,6 +257,7 @@ fn crashes() {
             "cpu.max",
             "memory.limit_in_bytes",
             "memory.max",
+            "cgroup.freeze",
         ] {
             let file = dir.join(file);
             if file.exists() {

@@ -17,6 +17,8 @@ const QUOTA_PERIOD: f64 = 0.1;
 pub(crate) struct Group {
     /// Whether it was there before Forebay, or somebody else made it.
     pub(crate) foreign: bool,
+    /// Whether Forebay stopped its tasks.
+    pub(crate) frozen: bool,
     /// Knobs that do not have their default.
     knobs: BTreeMap<Knob, Setting>,
     /// What others than Forebay last wrote: what must be there when Forebay is gone.
@@ -63,6 +65,7 @@ impl Group {
     pub(crate) fn new(topology: &Topology, foreign: bool) -> Self {
         let mut group = Self {
             foreign,
+            frozen: false,
             knobs: BTreeMap::new(),
             outside: BTreeMap::new(),
             limits: Limits {

@@ -281,6 +281,9 @@ impl SimHost {
                 left.push(format!("group {path}"));
                 continue;
             }
+            if group.frozen {
+                left.push(format!("{path} is frozen"));
+            }
             for knob in group.written() {
                 let is = group.read(knob, &self.topology);
                 let was = group.read_outside(knob, &self.topology);
@@ -375,6 +378,8 @@ impl SimHost {
                 Action::Enter { app, pids } => self.enter(app, pids),
                 Action::Set { app, setting } => self.set(app, *setting),
                 Action::Release { app } => self.release(app),
+                Action::Freeze { app } => self.slice_of(app).map(|slice| slice.frozen = true),
+                Action::Thaw { app } => self.slice_of(app).map(|slice| slice.frozen = false),
                 Action::Kill { app } => self.kill(app),
             }
         };
@@ -397,6 +402,9 @@ impl SimHost {
         let program = self.programs.get(name).cloned();
         let program = program.ok_or_else(|| format!("no executable `{name}`"))?;
         let group = self.group_for(&app.id)?;
+        if self.groups[&group].frozen {
+            return Err("its slice is frozen: thaw it first".to_owned());
+        }
         let mut task = Task::new(program, (name, &exec.command.join(" ")), &group);
         ROOT.clone_into(&mut task.home);
         let pid = self.add(task);
@@ -483,6 +491,7 @@ impl SimHost {
                 group.restore(original, &self.topology);
             }
         }
+        group.frozen = false;
         let foreign = group.foreign;
         self.send_home(&path);
         if !foreign {
@@ -519,7 +528,16 @@ impl SimHost {
         if let Some(main) = main {
             self.end(main, Ending::Signal(9));
         }
+        if let Some(group) = self.groups.get_mut(&path) {
+            group.frozen = false;
+        }
         Ok(())
+    }
+
+    fn slice_of(&mut self, id: &AppId) -> Result<&mut Group, String> {
+        let app = self.apps.get(id).ok_or("the host does not know this app")?;
+        let group = self.groups.get_mut(&app.group);
+        group.ok_or_else(|| "it has no slice".to_owned())
     }
 
     fn reading<T>(&mut self, what: &str, value: T) -> Reading<T> {

@@ -137,6 +137,14 @@ impl Task {
         self.age += step;
     }
 
+    /// Asks for no more than the memory it has.
+    pub(crate) fn stand_still(&mut self) {
+        self.wants = Wants {
+            memory: self.wants.memory,
+            ..Wants::default()
+        };
+    }
+
     /// Takes `got` CPU seconds; the rest waits, or is lost.
     pub(crate) fn receive(&mut self, got: f64) {
         let undone = (self.wants.fresh + self.backlog - got).max(0.0);

@@ -10,8 +10,9 @@ use forebay_core::units::{Limit, MilliCpu};
 
 use crate::cpu::{self, Claim};
 use crate::fault::EPISODE;
+use crate::group::Group;
 use crate::host::{ROOT, SimHost};
-use crate::program::{Child, Life, Wants};
+use crate::program::{Child, Life, Task, Wants};
 
 /// The longest time in which nothing is thought to change.
 const STEP_MAX: Duration = Duration::from_millis(100);
@@ -84,6 +85,9 @@ impl SimHost {
         let mut ended = Vec::new();
         let mut forks = Vec::new();
         for (&pid, task) in &mut self.tasks {
+            if is_frozen(&self.groups, task) {
+                continue;
+            }
             task.children.retain_mut(|child| {
                 child.left -= step;
                 child.left > 0.0
@@ -138,7 +142,11 @@ impl SimHost {
     fn work(&mut self, step: f64) {
         let mut wants: BTreeMap<&str, Wants> = BTreeMap::new();
         for task in self.tasks.values_mut() {
-            task.ask(step, &mut self.rng);
+            if is_frozen(&self.groups, task) {
+                task.stand_still();
+            } else {
+                task.ask(step, &mut self.rng);
+            }
             let sum = wants.entry(&task.group).or_default();
             sum.cpu += task.wants.cpu;
             sum.memory += task.wants.memory;
@@ -228,4 +236,8 @@ impl SimHost {
             .map(|(held, _)| held * (1.0 - over / sum))
             .collect()
     }
+}
+
+fn is_frozen(groups: &BTreeMap<String, Group>, task: &Task) -> bool {
+    groups.get(&task.group).is_some_and(|group| group.frozen)
 }

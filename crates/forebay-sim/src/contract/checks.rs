@@ -9,6 +9,7 @@ use forebay_core::idset::IdSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{AppSample, RunState};
 
+use super::freeze::*;
 use super::{Fixture, PERIODS_MAX, Unmet, Verdict, ensure, id, values, with};
 
 macro_rules! all {
@@ -56,6 +57,12 @@ all!(
     a_released_app_keeps_running_outside,
     a_vanished_group_is_no_disaster,
     a_group_made_anew_is_found_anew,
+    a_frozen_app_stands_still_and_goes_on,
+    a_frozen_group_of_others_is_thawed_by_its_release,
+    a_frozen_app_goes_on_when_it_is_released,
+    a_killed_frozen_app_dies_and_starts_again,
+    nothing_is_started_in_a_frozen_slice,
+    a_frozen_app_does_not_hold_up_the_end,
 );
 
 /// A host can control something, and lists each knob once.

@@ -17,8 +17,10 @@ use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 
 mod checks;
+mod freeze;
 
 pub use checks::*;
+pub use freeze::*;
 
 /// The control period that the checks go by.
 pub const PERIOD: Duration = Duration::from_millis(100);

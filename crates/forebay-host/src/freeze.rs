@@ -1,0 +1,251 @@
+//! Stopping the tasks of a group where they stand.
+//!
+//! v2 has cgroup.freeze, and says in cgroup.events when none runs any more; v1 has
+//! freezer.state, which is FREEZING until then. Every kernel that Forebay runs on has
+//! cgroup.freeze (5.2; programs are supervised by pidfds of 5.3), so v1's freezer serves
+//! where no v2 is mounted, and for groups of others that are not in it.
+//!
+//! A group of ours needs no record: it is thawed before it is emptied, whoever froze it. What
+//! a group of others held is in the ledger, as of any knob.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use forebay_core::app::AppId;
+
+use crate::apply::Refusal;
+use crate::error::HostError;
+use crate::files::{keyed, read_text, write_text};
+use crate::groups;
+use crate::host::{Group, LinuxHost};
+use crate::ledger::{Record, Spot};
+use crate::mounts::Version;
+
+/// How long a period waits for tasks to stand; one that is asked again goes on. A task that
+/// waits for a disk stands only after that.
+const PATIENCE: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(1);
+
+const FILES: [(&str, Version); 2] = [
+    ("cgroup.freeze", Version::V2),
+    ("freezer.state", Version::V1),
+];
+
+/// The file by which a group is frozen.
+#[derive(Debug)]
+struct Freezer {
+    file: PathBuf,
+    version: Version,
+}
+
+impl Freezer {
+    fn at(dir: &Path) -> Option<Self> {
+        FILES
+            .into_iter()
+            .map(|(name, version)| Self {
+                file: dir.join(name),
+                version,
+            })
+            .find(|freezer| freezer.file.exists())
+    }
+
+    /// That of a group: v2's where it has one.
+    fn of(group: &Group) -> Option<Self> {
+        let all: Vec<Self> = group.all_dirs().into_iter().filter_map(Self::at).collect();
+        all.into_iter()
+            .max_by_key(|freezer| freezer.version == Version::V2)
+    }
+
+    fn spot(&self) -> Spot {
+        Spot {
+            file: self.file.clone(),
+            device: None,
+        }
+    }
+
+    const fn frozen(&self) -> &'static str {
+        match self.version {
+            Version::V1 => "FROZEN",
+            Version::V2 => "1",
+        }
+    }
+
+    const fn thawed(&self) -> &'static str {
+        match self.version {
+            Version::V1 => "THAWED",
+            Version::V2 => "0",
+        }
+    }
+
+    /// Whether nobody in the group runs.
+    fn stands(&self) -> Result<bool, HostError> {
+        match self.version {
+            Version::V1 => Ok(read_text(&self.file)?.trim() == "FROZEN"),
+            Version::V2 => {
+                let events = read_text(&self.file.with_file_name("cgroup.events"))?;
+                Ok(keyed(&events, "frozen") == Some(1))
+            }
+        }
+    }
+
+    /// Whether the group was asked to freeze.
+    fn is_asked(&self) -> Result<bool, HostError> {
+        Ok(read_text(&self.file)?.trim() != self.thawed())
+    }
+
+    fn thaw(&self) -> Result<(), HostError> {
+        if self.is_asked()? {
+            write_text(&self.file, self.thawed())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether what comes into one of these groups stands at once: it was asked to freeze, or a
+/// group above it was.
+pub(crate) fn is_frozen(dirs: &[&Path]) -> bool {
+    dirs.iter()
+        .filter_map(|dir| Freezer::at(dir))
+        .any(|freezer| {
+            let asked = freezer.is_asked().unwrap_or(false);
+            asked || freezer.stands().unwrap_or(false)
+        })
+}
+
+/// Lets everybody in these groups and below go on.
+pub(crate) fn thaw_all(dirs: &[&Path]) -> Result<(), HostError> {
+    let mut outcome = Ok(());
+    for dir in dirs {
+        groups::walk(
+            dir,
+            0,
+            &mut |dir| match Freezer::at(dir).map(|freezer| freezer.thaw()) {
+                Some(Err(error)) if !error.is_gone() => outcome = Err(error),
+                _ => {}
+            },
+        );
+    }
+    outcome
+}
+
+impl LinuxHost {
+    /// Records what the freezer of a group of others holds.
+    pub(crate) fn announce_freezer(&mut self, app: &AppId) -> Result<(), Refusal> {
+        self.find_bound_group(app);
+        let freezer = self.freezer(app)?;
+        if self.is_bound(app) {
+            self.announce_originals(app, vec![freezer.spot()])?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn freeze(&mut self, app: &AppId) -> Result<(), Refusal> {
+        let freezer = self.freezer(app)?;
+        if let Some(dir) = freezer.file.parent()
+            && groups::members(dir).contains(&std::process::id())
+        {
+            return Err(Refusal::Failed(format!(
+                "freeze {app}: the daemon is in {} itself; run it elsewhere",
+                dir.display()
+            )));
+        }
+        if !freezer.is_asked()? {
+            self.write_freezer(app, &freezer, freezer.frozen())?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !freezer.stands()? {
+            if Instant::now() >= deadline {
+                return Err(Refusal::Failed(format!(
+                    "freeze {app}: some tasks still run, or wait for a device"
+                )));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn thaw(&mut self, app: &AppId) -> Result<(), Refusal> {
+        let freezer = self.freezer(app)?;
+        if freezer.is_asked()? {
+            self.write_freezer(app, &freezer, freezer.thawed())?;
+        }
+        Ok(())
+    }
+
+    fn write_freezer(
+        &mut self,
+        app: &AppId,
+        freezer: &Freezer,
+        text: &str,
+    ) -> Result<(), HostError> {
+        if self.is_bound(app) {
+            self.ledger.append(Record::Wrote {
+                spot: freezer.spot(),
+                text: text.to_owned(),
+            })?;
+        }
+        write_text(&freezer.file, text)
+    }
+
+    fn freezer(&self, app: &AppId) -> Result<Freezer, Refusal> {
+        let group = self.entries.get(app).and_then(|entry| entry.group.as_ref());
+        let group = group.ok_or_else(|| {
+            Refusal::Failed(format!("freeze or thaw {app}: it has no control group"))
+        })?;
+        Freezer::of(group).ok_or(Refusal::Unsupported)
+    }
+
+    fn is_bound(&self, app: &AppId) -> bool {
+        self.entries
+            .get(app)
+            .is_some_and(|entry| entry.bound.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn each_version_says_in_its_way_whether_all_stand() {
+        let check = |files: &[(&str, &str)], asked: bool, stands: bool, frozen: bool| {
+            let dir = group(files);
+            let freezer = Freezer::at(dir.path()).unwrap();
+            assert_eq!(freezer.is_asked().unwrap(), asked, "{files:?}");
+            assert_eq!(freezer.stands().unwrap(), stands, "{files:?}");
+            assert_eq!(is_frozen(&[dir.path()]), frozen, "{files:?}");
+        };
+        let v2 = |freeze, events| [("cgroup.freeze", freeze), ("cgroup.events", events)];
+        check(&v2("0\n", "populated 1\nfrozen 0\n"), false, false, false);
+        check(&v2("1\n", "populated 1\nfrozen 0\n"), true, false, true);
+        check(&v2("1\n", "populated 1\nfrozen 1\n"), true, true, true);
+        // The group above is frozen.
+        check(&v2("0\n", "populated 1\nfrozen 1\n"), false, true, true);
+        check(&[("freezer.state", "THAWED\n")], false, false, false);
+        check(&[("freezer.state", "FREEZING\n")], true, false, true);
+        check(&[("freezer.state", "FROZEN\n")], true, true, true);
+        assert!(Freezer::at(group(&[]).path()).is_none());
+    }
+
+    #[test]
+    fn groups_below_are_thawed_too() {
+        let dir = group(&[("freezer.state", "FROZEN\n")]);
+        let below = dir.path().join("below");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("freezer.state"), "FREEZING\n").unwrap();
+        thaw_all(&[dir.path(), Path::new("/no/such/group")]).unwrap();
+        for dir in [dir.path(), &below] {
+            let text = fs::read_to_string(dir.join("freezer.state")).unwrap();
+            assert_eq!(text.lines().next(), Some("THAWED"));
+        }
+    }
+}
