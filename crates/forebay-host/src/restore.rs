@@ -236,10 +236,11 @@ pub(crate) fn release_app(
         }
     }
     if report.failed.is_empty() {
-        if release.fate == Fate::Kill && record.started.is_some() {
-            ledger.append(Record::Ended {
+        if release.fate == Fate::Kill {
+            // It did not end by itself: the next daemon starts it as if for the first time,
+            // even where its policy would let an ended program rest.
+            ledger.append(Record::Forgotten {
                 app: release.app.clone(),
-                ending: forebay_core::snapshot::Ending::Signal(libc::SIGKILL),
             })?;
         }
         ledger.append(Record::Released {

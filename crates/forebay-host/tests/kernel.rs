@@ -521,3 +521,18 @@ fn a_stop_that_ends_programs_asks_them_first() {
     assert_eq!(text(&out), "up\nbye");
     assert!(!is_running(pid));
 }
+
+#[test]
+fn a_program_ended_with_the_daemon_is_not_known_to_the_next() {
+    let Some(place) = Place::new("ended with the daemon") else {
+        return;
+    };
+    let mut host = place.open();
+    let web = program("web", &["sleep", "1000"]);
+    apply(&mut host, &[Action::Start { app: web.clone() }]);
+    assert!(host.close(OnStop::Kill).unwrap().is_complete());
+
+    let mut host = place.open();
+    let sample = look(&mut host, &[&web], 0).apps.remove(&web.id).unwrap();
+    assert_eq!(sample.state, RunState::Absent);
+}
