@@ -16,6 +16,8 @@ mod apply;
 pub mod doctor;
 pub mod error;
 mod files;
+#[cfg(test)]
+mod fixtures;
 mod freeze;
 pub mod groups;
 pub mod guardian;

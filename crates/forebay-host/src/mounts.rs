@@ -158,6 +158,15 @@ impl Hierarchies {
         Self { list }
     }
 
+    /// The same with other mount points.
+    #[cfg(test)]
+    pub(crate) fn at(mut self, place: impl Fn(&Path) -> PathBuf) -> Self {
+        for hierarchy in &mut self.list {
+            hierarchy.mount = place(&hierarchy.mount);
+        }
+        self
+    }
+
     /// All hierarchies.
     #[must_use]
     pub fn list(&self) -> &[Hierarchy] {
@@ -258,88 +267,85 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(fixture: &str, v2: &str) -> Hierarchies {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(fixture)
-            .join("mountinfo");
-        Hierarchies::parse(&fs::read_to_string(path).unwrap(), |_| v2.to_owned())
-    }
-
-    fn place(hierarchies: &Hierarchies, controller: Controller) -> Option<String> {
-        hierarchies
-            .of(controller)
-            .map(|(_, h)| format!("{:?} {}", h.version, h.mount.display()))
-    }
+    use crate::fixtures::{self, DEBIAN_11_V1, DEBIAN_12, DEBIAN_13, HYBRID};
+    use crate::groups;
 
     #[test]
     fn each_controller_has_its_place() {
-        let check = |fixture: &str, v2: &str, controller: Controller, expected: Option<&str>| {
-            assert_eq!(
-                place(&read(fixture, v2), controller).as_deref(),
-                expected,
-                "{fixture} {controller:?}"
-            );
+        use Controller::{Cpu, Cpuacct, Cpuset, Freezer, Io, Memory, Pids};
+        let check = |fixture: &str, places: &[(Controller, Option<&str>)]| {
+            let hierarchies = fixtures::hierarchies(fixture);
+            for (controller, expected) in places {
+                let place = hierarchies
+                    .of(*controller)
+                    .map(|(_, h)| format!("{:?} {}", h.version, h.mount.display()));
+                let expected = expected.map(str::to_owned);
+                assert_eq!(place, expected, "{controller:?} in {hierarchies:?}");
+            }
+            assert!(hierarchies.list().iter().all(|h| h.writable));
         };
-        let pure = "cpuset cpu io memory hugetlb pids rdma misc";
-        check("pure-v2", pure, Controller::Cpu, Some("V2 /sys/fs/cgroup"));
-        check("pure-v2", pure, Controller::Io, Some("V2 /sys/fs/cgroup"));
-        check("pure-v2", pure, Controller::Cpuacct, None);
+        let pure = Some("V2 /sys/fs/cgroup");
+        for fixture in [DEBIAN_12, DEBIAN_13] {
+            let all = [Cpu, Cpuset, Memory, Io, Pids].map(|controller| (controller, pure));
+            check(fixture, &all);
+            check(fixture, &[(Cpuacct, None), (Freezer, None)]);
+        }
         check(
-            "hybrid-split",
-            "hugetlb",
-            Controller::Cpu,
-            Some("V1 /sys/fs/cgroup/cpu"),
+            HYBRID,
+            &[
+                (Cpu, Some("V1 /sys/fs/cgroup/cpu")),
+                (Cpuacct, Some("V1 /sys/fs/cgroup/cpuacct")),
+                (Cpuset, Some("V1 /sys/fs/cgroup/cpuset")),
+                (Memory, Some("V1 /sys/fs/cgroup/memory")),
+                (Io, Some("V1 /sys/fs/cgroup/blkio")),
+                (Pids, Some("V1 /sys/fs/cgroup/pids")),
+                (Freezer, Some("V1 /sys/fs/cgroup/freezer")),
+            ],
         );
         check(
-            "hybrid-split",
-            "hugetlb",
-            Controller::Cpuacct,
-            Some("V1 /sys/fs/cgroup/cpuacct"),
-        );
-        check(
-            "hybrid-split",
-            "hugetlb",
-            Controller::Io,
-            Some("V1 /sys/fs/cgroup/blkio"),
-        );
-        check(
-            "v1-comounted",
-            "",
-            Controller::Cpu,
-            Some("V1 /sys/fs/cgroup/cpu,cpuacct"),
-        );
-        check(
-            "v1-comounted",
-            "",
-            Controller::Cpuacct,
-            Some("V1 /sys/fs/cgroup/cpu,cpuacct"),
+            DEBIAN_11_V1,
+            &[
+                (Cpu, Some("V1 /sys/fs/cgroup/cpu,cpuacct")),
+                (Cpuacct, Some("V1 /sys/fs/cgroup/cpu,cpuacct")),
+                (Memory, Some("V1 /sys/fs/cgroup/memory")),
+                (Freezer, Some("V1 /sys/fs/cgroup/freezer")),
+            ],
         );
     }
 
     #[test]
     fn the_unified_mount_counts_without_controllers() {
-        let hybrid = read("hybrid-split", "hugetlb");
+        let hybrid = fixtures::hierarchies(HYBRID);
         let (_, unified) = hybrid.unified().unwrap();
         assert_eq!(unified.mount, Path::new("/sys/fs/cgroup/unified"));
         assert!(unified.controllers.is_empty());
-        assert!(read("v1-comounted", "").unified().is_none());
+        assert!(fixtures::hierarchies(DEBIAN_11_V1).unified().is_none());
+    }
+
+    #[test]
+    fn groups_of_ours_are_in_one_freezer() {
+        let check = |fixture: &str, expected: bool| {
+            let hierarchies = fixtures::hierarchies(fixture);
+            let (freezer, _) = hierarchies.of(Controller::Freezer).unwrap();
+            let mut placed = groups::placed(&hierarchies);
+            assert_eq!(placed.any(|(index, _)| index == freezer), expected);
+        };
+        check(HYBRID, false);
+        check(DEBIAN_11_V1, true);
     }
 
     #[test]
     fn membership_follows_the_list() {
-        let hybrid = read("hybrid-split", "hugetlb");
-        let text = "8:pids:/\n6:freezer:/\n4:memory:/a/b\n3:cpuset:/\n2:cpuacct:/\n1:cpu:/x\n7:blkio:/\n0::/u\n";
-        let dirs: Vec<_> = hybrid
-            .membership(text)
-            .into_iter()
-            .map(|dir| dir.unwrap().display().to_string())
-            .collect();
-        assert!(dirs.contains(&"/sys/fs/cgroup/memory/a/b".to_owned()));
-        assert!(dirs.contains(&"/sys/fs/cgroup/cpu/x".to_owned()));
-        assert!(dirs.contains(&"/sys/fs/cgroup/unified/u".to_owned()));
-        assert_eq!(dirs.len(), hybrid.list().len());
+        for fixture in [DEBIAN_12, DEBIAN_13, HYBRID, DEBIAN_11_V1] {
+            let hierarchies = fixtures::hierarchies(fixture);
+            let text = fixtures::text(fixture, Path::new("/proc/self/cgroup")).unwrap();
+            let expected: Vec<Option<PathBuf>> = hierarchies
+                .list()
+                .iter()
+                .map(|hierarchy| Some(hierarchy.mount.join("fixture.web")))
+                .collect();
+            assert_eq!(hierarchies.membership(text), expected);
+        }
     }
 
     #[test]

@@ -556,6 +556,180 @@ fn io_bytes_v2(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::{self, DEBIAN_11_V1, DEBIAN_12, DEBIAN_13, DEVICE, HYBRID, Tree};
+    use forebay_core::app::IoMax;
+    use forebay_core::units::MilliCpu;
+
+    const DUE: Due = Due {
+        throttled: true,
+        memory: true,
+        io: true,
+        processes: true,
+    };
+
+    fn sample_of(tree: &Tree) -> AppSample {
+        let meters = Meters::open(&tree.hierarchies, &tree.dirs());
+        let mut sample = AppSample::absent();
+        let found = read_meters(&meters, &DUE, &mut Vec::new(), &mut sample);
+        assert_eq!(found, Found::Here);
+        assert!(is_populated(&meters, &mut Vec::new()));
+        sample
+    }
+
+    #[test]
+    fn every_kernel_is_understood() {
+        /// Microseconds, bytes and a count; none where the kernel does not say.
+        struct Expected {
+            cpu: u64,
+            throttled: u64,
+            stalled: Option<[u64; 3]>,
+            memory: u64,
+            processes: u32,
+        }
+        let check = |fixture: &str, expected: Expected| {
+            let sample = sample_of(&Tree::unpack(fixture));
+            let micros = |time: &Reading<Duration>| time.as_ref().map(Duration::as_micros).ok();
+            assert_eq!(micros(&sample.cpu_used), Some(expected.cpu.into()));
+            let throttled = Some(expected.throttled.into());
+            assert_eq!(micros(&sample.cpu_throttled), throttled);
+            let stalled = expected.stalled.map(|stalled| stalled.map(u128::from));
+            let [cpu, memory, io] = match stalled {
+                Some(stalled) => stalled.map(Some),
+                None => [None; 3],
+            };
+            assert_eq!(micros(&sample.cpu_stalled), cpu);
+            assert_eq!(micros(&sample.memory_stalled), memory);
+            assert_eq!(micros(&sample.io_stalled), io);
+            assert_eq!(sample.memory_used, Ok(Bytes(expected.memory)));
+            assert_eq!(sample.processes, Ok(expected.processes));
+        };
+        check(
+            DEBIAN_12,
+            Expected {
+                cpu: 412_877,
+                throttled: 287_451,
+                stalled: Some([301_822, 0, 5120]),
+                memory: 491_520,
+                processes: 2,
+            },
+        );
+        check(
+            DEBIAN_13,
+            Expected {
+                cpu: 398_412,
+                throttled: 341_209,
+                stalled: Some([350_111, 214, 4096]),
+                memory: 532_480,
+                processes: 2,
+            },
+        );
+        check(
+            HYBRID,
+            Expected {
+                cpu: 138_978,
+                throttled: 86_418,
+                stalled: Some([95_293, 0, 3936]),
+                memory: 454_656,
+                processes: 2,
+            },
+        );
+        check(
+            DEBIAN_11_V1,
+            Expected {
+                cpu: 421_337,
+                throttled: 402_118,
+                stalled: None,
+                memory: 507_904,
+                processes: 1,
+            },
+        );
+    }
+
+    #[test]
+    fn every_kernel_counts_its_devices() {
+        let check = |fixture: &str, bytes: u64| {
+            assert_eq!(sample_of(&Tree::unpack(fixture)).io_bytes, Ok(Bytes(bytes)));
+        };
+        check(DEBIAN_12, 4_431_872);
+        check(DEBIAN_13, 4_198_400);
+        check(HYBRID, 4_431_872);
+        check(DEBIAN_11_V1, 4_431_872);
+    }
+
+    #[test]
+    fn the_slice_in_force_is_found_on_every_kernel() {
+        let check = |fixture: &str, expected: &[Setting], lacking: &[Knob]| {
+            let tree = Tree::unpack(fixture);
+            let dirs = tree.dirs();
+            let ways = Ways::probe(&tree.hierarchies, |index| dirs.get(index)?.as_deref());
+            let group = Group {
+                meters: Meters::open(&tree.hierarchies, &dirs),
+                dirs: dirs.clone(),
+                unreported: true,
+            };
+            let app = fixtures::app();
+            let found = found_settings(&ways, &group, &app, &mut BTreeMap::new());
+            for setting in expected {
+                assert!(found.contains(setting), "{setting} is not in {found:?}");
+            }
+            for knob in lacking {
+                assert!(ways.of(*knob).is_none(), "{knob} is said to be offered");
+            }
+        };
+        let common = [
+            Setting::CpuWeight(200),
+            Setting::CpuMax(Limit::At(MilliCpu(500))),
+            Setting::MemoryMax(Limit::At(Bytes::mib(256))),
+            Setting::MemoryHigh(Limit::Max),
+            Setting::PidsMax(Limit::At(64)),
+        ];
+        let with = |more: &[Setting]| [&common, more].concat();
+        let cpus = |text: &str| Setting::Cpus(text.parse().unwrap());
+        let mems = |text: &str| Setting::Mems(text.parse().unwrap());
+        check(
+            DEBIAN_12,
+            // None of its own: those of the parent are in force.
+            &with(&[cpus("0-3"), mems("0"), Setting::IoWeight(100)]),
+            &[],
+        );
+        check(
+            DEBIAN_13,
+            &with(&[
+                cpus("1"),
+                mems("0-1"),
+                Setting::MemoryLow(Bytes::mib(64)),
+                Setting::IoWeight(150),
+                Setting::IoMax(
+                    DEVICE,
+                    IoMax {
+                        rbps: Limit::At(1 << 20),
+                        ..IoMax::NONE
+                    },
+                ),
+            ]),
+            &[],
+        );
+        check(
+            HYBRID,
+            &with(&[
+                cpus("0-1"),
+                mems("0"),
+                Setting::CpuIdle(false),
+                Setting::IoWeight(100),
+            ]),
+            &[Knob::MemoryMin, Knob::MemoryLow],
+        );
+        check(
+            DEBIAN_11_V1,
+            &with(&[cpus("0-1,4"), mems("0")]),
+            &[
+                Knob::CpuIdle,
+                Knob::CpuBurst,
+                Knob::MemoryLow,
+                Knob::IoWeight,
+            ],
+        );
+    }
 
     #[test]
     fn cpu_times_leave_idle_out() {
