@@ -110,7 +110,7 @@ pub(super) async fn run(
     as_oneself(&peer, &mut request)?;
     let settings = std::mem::take(&mut request.set);
     let make = Arc::clone(&server.state.run_app);
-    let app = off_thread(move || make(request)).await?;
+    let app = off_thread(move || make(request), Failure::bad_request).await?;
     let set_key = Arc::clone(&server.state.set_key);
     let edit: Edit = Box::new(move |policy| {
         if policy.apps.contains_key(&app.id) {
@@ -247,7 +247,7 @@ pub(super) async fn pause(State(server): State<Shared>, pause: bool) -> Answer<a
 
 pub(super) async fn reload(State(server): State<Shared>) -> Answer<api::Done> {
     let reload = Arc::clone(&server.state.reload);
-    let messages = off_thread(move || reload()).await?;
+    let messages = off_thread(move || reload(), Failure::failed).await?;
     Ok(Json(api::Done { messages }))
 }
 
@@ -260,21 +260,46 @@ pub(super) async fn events(
         .map(|name| name.parse().map_err(|_| Failure::no_app(&name)))
         .transpose()?;
     let limit = rows(range.limit.unwrap_or(EVENTS_USUAL));
-    let events = match &server.state.events {
+    let stored = match &server.state.events {
         Some(read) => {
             let read = Arc::clone(read);
-            off_thread(move || read(EventsQuery { app, limit })).await?
+            let query = EventsQuery {
+                app: app.clone(),
+                limit,
+            };
+            // A history that cannot be read hides nothing of what is remembered.
+            off_thread(move || read(query), Failure::failed)
+                .await
+                .unwrap_or_else(|failure| {
+                    tracing::warn!(?failure, "events are from memory only");
+                    Vec::new()
+                })
         }
-        None => {
-            let mut events = server
-                .ask(|reply| Command::Events(usize::MAX, reply))
-                .await?;
-            events.retain(|event| app.is_none() || event.app == app);
-            let latest = events.len().saturating_sub(limit);
-            events[latest..].iter().map(convert::event).collect()
-        }
+        None => Vec::new(),
     };
+    let mut recent = server
+        .ask(|reply| Command::Events(usize::MAX, reply))
+        .await?;
+    recent.retain(|event| app.is_none() || event.app == app);
+    let events = latest(stored, recent.iter().map(convert::event), limit);
     Ok(Json(api::Events { events }))
+}
+
+/// The latest of both, in the order of time: what is stored reaches further back, what is
+/// remembered has what could not be stored, or not yet.
+fn latest(
+    mut events: Vec<api::Event>,
+    recent: impl Iterator<Item = api::Event>,
+    limit: usize,
+) -> Vec<api::Event> {
+    let stored = events.len();
+    for event in recent {
+        if !events[..stored].contains(&event) {
+            events.push(event);
+        }
+    }
+    events.sort_by_key(|event| event.time_unix_ms);
+    events.split_off(events.len().saturating_sub(limit))
 }
 
 pub(super) async fn history(
@@ -301,7 +326,7 @@ pub(super) async fn history(
         limit: rows(range.limit.unwrap_or(INTERVALS_USUAL)),
     };
     let read = Arc::clone(&server.state.history);
-    let (step, rows) = off_thread(move || read(query)).await?;
+    let (step, rows) = off_thread(move || read(query), Failure::failed).await?;
     // An app that was taken out of the configuration still has its past.
     if rows.is_empty() {
         known(&server, [&id]).await?;
@@ -368,9 +393,10 @@ fn done(message: impl Into<String>) -> Json<api::Done> {
 /// Runs what may block where it blocks nobody.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    refuse: impl FnOnce(String) -> Failure,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(Failure::failed),
+        Ok(result) => result.map_err(refuse),
         Err(error) => {
             tracing::error!(%error, "request died");
             Err(Failure::failed("a fault in the daemon; see its log"))
@@ -381,6 +407,30 @@ async fn off_thread<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_stored_ones_and_those_not_stored_yet() {
+        let event = |time_unix_ms: u64| api::Event {
+            time_unix_ms,
+            app: None,
+            kind: "failed".to_owned(),
+            message: String::new(),
+        };
+        let check = |stored: &[u64], recent: &[u64], limit: usize, expected: &[u64]| {
+            let stored = stored.iter().copied().map(event).collect();
+            let recent = recent.iter().copied().map(event);
+            let times: Vec<u64> = latest(stored, recent, limit)
+                .iter()
+                .map(|event| event.time_unix_ms)
+                .collect();
+            assert_eq!(times, expected);
+        };
+        check(&[1, 2, 3], &[2, 3, 4], 10, &[1, 2, 3, 4]);
+        check(&[2, 3], &[1, 2, 3, 4], 2, &[3, 4]);
+        check(&[], &[1, 1], 10, &[1, 1]);
+        check(&[1, 5], &[3], 10, &[1, 3, 5]);
+        check(&[], &[], 10, &[]);
+    }
 
     #[test]
     fn members_of_the_group_run_as_themselves() {
