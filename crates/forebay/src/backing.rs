@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use forebay_api as api;
-use forebay_core::app::{App, AppId, Policy};
+use forebay_core::app::{App, AppId, OnStop, Policy};
 use forebay_core::plan::Reason;
 use tokio::sync::{oneshot, watch};
 
@@ -22,6 +22,17 @@ pub(crate) struct Reload {
     pub(crate) file: Option<PathBuf>,
     pub(crate) facts: HostFacts,
     pub(crate) commands: SyncSender<Command>,
+    /// What the policy in force says of a stop.
+    pub(crate) on_stop: watch::Sender<OnStop>,
+}
+
+/// Where the history is.
+#[derive(Debug, Clone)]
+pub(crate) enum History {
+    /// It is written and holds all events.
+    Kept(PathBuf),
+    /// It could not be opened; asking for it says why. Events are those in memory.
+    Off(PathBuf),
 }
 
 impl Reload {
@@ -34,6 +45,7 @@ impl Reload {
         let config =
             config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
         let apps = config.policy.apps.len();
+        let on_stop = config.policy.on_stop;
         let kept: BTreeSet<AppId> = config.policy.apps.keys().cloned().collect();
         let (reply, answer) = oneshot::channel();
         let gone = Arc::new(Mutex::new(Vec::new()));
@@ -52,6 +64,7 @@ impl Reload {
         answer
             .blocking_recv()
             .map_err(|_| "the control thread ended".to_owned())??;
+        self.on_stop.send_replace(on_stop);
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon] take effect at the next start"
         )];
@@ -71,12 +84,14 @@ pub(crate) fn state(
     config: &Config,
     reload: Reload,
     reports: watch::Receiver<Option<Arc<Published>>>,
-    database: &Path,
+    history_in: History,
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
-    let database = database.to_owned();
-    let history_database = database.clone();
+    let (database, events_in) = match history_in {
+        History::Kept(database) => (database.clone(), Some(database)),
+        History::Off(database) => (database, None),
+    };
     let reader: Mutex<Option<Reader>> = Mutex::new(None);
     ServerState {
         reports,
@@ -93,16 +108,19 @@ pub(crate) fn state(
                 .map_err(|_| "reading the history failed before; restart the daemon".to_owned())?;
             let open = match reader.take() {
                 Some(open) => open,
-                None => Reader::open(&history_database).map_err(|error| error.to_string())?,
+                None => Reader::open(&database).map_err(|error| error.to_string())?,
             };
             let answer = history(&open, query);
             *reader = Some(open);
             answer
         }),
-        events: Some(Arc::new(move |query| {
-            let reader = Reader::open(&database).map_err(|error| error.to_string())?;
-            events(&reader, query)
-        })),
+        events: events_in.map(|database| {
+            let read: server::ReadEvents = Arc::new(move |query| {
+                let reader = Reader::open(&database).map_err(|error| error.to_string())?;
+                events(&reader, query)
+            });
+            read
+        }),
         agent: Arc::new(agent),
     }
 }

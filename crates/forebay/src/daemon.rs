@@ -6,15 +6,18 @@
 use std::path::PathBuf;
 use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_core::app::OnStop;
-use forebay_host::{LinuxHost, Options, Roots};
-use tokio::signal::unix::{SignalKind, signal};
+use forebay_core::app::{OnStop, Policy};
+use forebay_core::host::{Action, Host as _, Outcome};
+use forebay_host::mounts::Hierarchies;
+use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::backing::{self, Reload};
+use crate::backing::{self, History, Reload};
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
 use crate::server;
@@ -22,6 +25,10 @@ use crate::store::{Recorder, Retention, Store};
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
+/// How often a release is tried when apps are put back at the start.
+const RELEASES_MAX: u32 = 50;
+/// The history, in the state directory.
+const HISTORY_FILE: &str = "state.db";
 /// How often the daemon looks whether its guardian lives.
 const GUARDIAN_CHECK: Duration = Duration::from_secs(1);
 
@@ -91,12 +98,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .init();
     let facts = facts()?;
     let config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
-    let host = open(&config)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("start the runtime", "check limits on open files"))?
-        .block_on(serve(args, config, host, facts))
+        .block_on(guarded(args, config, facts))
 }
 
 /// This host, as far as a configuration depends on it.
@@ -116,35 +122,92 @@ pub(crate) fn facts() -> Result<HostFacts, Error> {
     })
 }
 
-fn open(config: &Config) -> Result<LinuxHost, Error> {
-    LinuxHost::open(Options {
+/// Runs with a guardian. Signals are caught and the guardian watches before the first change
+/// to the host, so that neither a signal nor a kill finds a change that nobody answers for.
+async fn guarded(args: &Args, config: Config, facts: HostFacts) -> Result<ExitCode, Error> {
+    let mut signals = Signals::catch()?;
+    let mut guardian = Guardian::start(&config, config.policy.on_stop)?;
+    let result = match begin(args, &config, facts) {
+        Ok(running) => running.serve(&config, &mut signals, &mut guardian).await?,
+        Err(refusal) => {
+            guardian.end();
+            return Err(refusal);
+        }
+    };
+    // Where something was left, it stays and tries again.
+    guardian.end();
+    Ok(result)
+}
+
+/// The signals that the daemon acts on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, Error> {
+        let on = |kind| {
+            signal(kind).map_err(system("catch signals", "this should not happen; report it"))
+        };
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// What runs beside the main thread.
+struct Running {
+    control: JoinHandle<LinuxHost>,
+    commands: SyncSender<Command>,
+    published: watch::Receiver<Option<Arc<Published>>>,
+    on_stop: watch::Receiver<OnStop>,
+    reload: Reload,
+    stop_api: oneshot::Sender<()>,
+    api: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+/// Starts everything. When something refuses, the host is as it was before.
+fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Error> {
+    check_writable()?;
+    let host = LinuxHost::open(Options {
         roots: Roots::default(),
         group: PathBuf::from(&config.daemon.cgroup_root),
         state_dir: config.daemon.state_dir.clone(),
-    })
-    .map_err(|error| Error::Host(error.explain()))
+    });
+    let begun = match host {
+        // Whoever holds the directory answers for what is in it.
+        Err(error) if error.kind() == ErrorKind::Locked => {
+            return Err(Error::Host(error.explain()));
+        }
+        Err(error) => Err(Error::Host(error.explain())),
+        Ok(host) => begin_on(host, args, config, facts),
+    };
+    begun.inspect_err(|_| undo(config))
 }
 
-async fn serve(
-    args: &Args,
-    config: Config,
+fn begin_on(
     mut host: LinuxHost,
+    args: &Args,
+    config: &Config,
     facts: HostFacts,
-) -> Result<ExitCode, Error> {
-    // What can refuse comes first: nothing runs yet that would have to be ended.
-    let rules = backing::rules(&config);
+) -> Result<Running, Error> {
+    let listen = |error: server::ListenError| Error::Listen(error.to_string());
+    let rules = backing::rules(config);
     let listeners = server::Listeners {
-        socket: server::Socket::bind(&config.daemon.socket, &rules)
-            .map_err(|error| Error::Listen(error.to_string()))?,
+        socket: server::Socket::bind(&config.daemon.socket, &rules).map_err(listen)?,
         tcp: config
             .daemon
             .http
             .map(server::bind_loopback)
             .transpose()
-            .map_err(|error| Error::Listen(error.to_string()))?,
+            .map_err(listen)?,
     };
-    let mut guardian = Guardian::start(&config)?;
-    let recorder = recorder(&config);
+    release_unknown(&mut host, &config.policy);
+    let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
     let policy = config.policy.clone();
@@ -159,65 +222,145 @@ async fn serve(
             "start the control thread",
             "check limits on threads",
         ))?;
-
+    let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
         facts,
         commands: commands.clone(),
+        on_stop: stopping,
     };
+    let database = config.daemon.state_dir.join(HISTORY_FILE);
     let state = backing::state(
-        &config,
+        config,
         reload.clone(),
         published.clone(),
-        &config.daemon.state_dir.join("state.db"),
+        match recorder {
+            Some(_) => History::Kept(database),
+            None => History::Off(database),
+        },
     );
-    let (stop, stopped) = oneshot::channel::<()>();
+    let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {
         // A dropped sender means the same as a sent stop.
         stopped.await.ok();
     }));
     tokio::spawn(record(published.clone(), recorder));
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let mut hangup = on(SignalKind::hangup())?;
-    let mut check = tokio::time::interval(GUARDIAN_CHECK);
-    let mut alive = published;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                let reload = reload.clone();
-                tokio::task::spawn_blocking(move || match reload.run() {
-                    Ok(messages) => tracing::info!(?messages, "reloaded"),
-                    Err(error) => tracing::error!(%error, "not reloaded; the running policy stays"),
-                });
+    Ok(Running {
+        control,
+        commands,
+        published,
+        on_stop,
+        reload,
+        stop_api,
+        api,
+    })
+}
+
+/// Without any group to write to, apps would be started and nothing be done for them.
+fn check_writable() -> Result<(), Error> {
+    let hierarchies =
+        Hierarchies::read(&Roots::default().proc).map_err(|error| Error::Host(error.explain()))?;
+    if hierarchies
+        .list()
+        .iter()
+        .any(|hierarchy| hierarchy.writable)
+    {
+        return Ok(());
+    }
+    Err(Error::Host(
+        "partition this host: no control group hierarchy is writable; run as root, and in a \
+         container with /sys/fs/cgroup mounted writable"
+            .to_owned(),
+    ))
+}
+
+/// Puts back what a start that was refused had begun, and what it had taken over from a
+/// daemon before it: nobody else is there to do it.
+fn undo(config: &Config) {
+    let restored = forebay_host::restore(
+        &config.daemon.state_dir,
+        &Roots::default(),
+        config.policy.on_stop,
+    );
+    match restored {
+        Ok(report) if report.is_complete() => {}
+        Ok(report) => tracing::error!(failed = ?report.failed, "not everything was put back"),
+        Err(error) => tracing::debug!(reason = error.explain(), "nothing could be put back"),
+    }
+}
+
+/// Puts back the apps that an earlier daemon left in force and the configuration has no more.
+fn release_unknown(host: &mut LinuxHost, policy: &Policy) {
+    let mut gone = host.known_apps();
+    gone.retain(|app| !policy.apps.contains_key(app));
+    for app in gone {
+        let action = [Action::Release { app: app.clone() }];
+        let mut outcome = Outcome::Unsupported;
+        for _ in 0..RELEASES_MAX {
+            outcome = host.apply(&action).pop().unwrap_or(outcome);
+            if outcome == Outcome::Done {
+                break;
             }
-            _ = check.tick() => guardian.keep(&config),
-            changed = alive.changed() => if changed.is_err() { break },
+        }
+        match outcome {
+            Outcome::Done => tracing::info!(%app, "no longer configured: released"),
+            other => tracing::error!(%app, ?other, "no longer configured, and not released"),
         }
     }
+}
 
-    stop.send(()).ok();
-    match api.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
-        Err(error) => tracing::error!(%error, "the API panicked"),
+impl Running {
+    /// Serves until a signal, then puts everything back.
+    async fn serve(
+        mut self,
+        config: &Config,
+        signals: &mut Signals,
+        guardian: &mut Guardian,
+    ) -> Result<ExitCode, Error> {
+        let mut check = tokio::time::interval(GUARDIAN_CHECK);
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => {
+                    let reload = self.reload.clone();
+                    tokio::task::spawn_blocking(move || match reload.run() {
+                        Ok(messages) => tracing::info!(?messages, "reloaded"),
+                        Err(error) => tracing::error!(%error, "not reloaded; the running policy stays"),
+                    });
+                }
+                Ok(()) = self.on_stop.changed() => {
+                    let on_stop = *self.on_stop.borrow_and_update();
+                    guardian.relieve(config, on_stop);
+                }
+                _ = check.tick() => guardian.keep(config),
+                changed = self.published.changed() => if changed.is_err() { break },
+            }
+        }
+        self.end().await
     }
-    // The control thread may have ended already, which the join below finds out.
-    commands.send(Command::Stop).ok();
-    let host = control.join().map_err(|_| {
-        Error::Host("the control thread panicked; see its message above".to_owned())
-    })?;
-    let on_stop = config.policy.on_stop;
-    let report = host
-        .close(on_stop)
-        .map_err(|error| Error::Host(error.explain()))?;
-    guardian.end();
-    if report.is_complete() {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        Err(Error::Farewell(format!("{report:?}")))
+
+    async fn end(self) -> Result<ExitCode, Error> {
+        self.stop_api.send(()).ok();
+        match self.api.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
+            Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        // The control thread may have ended already, which the join below finds out.
+        self.commands.send(Command::Stop).ok();
+        let host = self.control.join().map_err(|_| {
+            Error::Host("the control thread panicked; see its message above".to_owned())
+        })?;
+        let on_stop = *self.on_stop.borrow();
+        let report = host
+            .close(on_stop)
+            .map_err(|error| Error::Host(error.explain()))?;
+        if report.is_complete() {
+            Ok(ExitCode::SUCCESS)
+        } else {
+            Err(Error::Farewell(report.failed.join("; ")))
+        }
     }
 }
 
@@ -228,10 +371,6 @@ fn prefer() {
     }
 }
 
-fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
-    signal(kind).map_err(system("catch signals", "this should not happen; report it"))
-}
-
 /// Opens the history; without one the daemon works all the same, and says so.
 fn recorder(config: &Config) -> Option<Recorder> {
     let retention = Retention {
@@ -240,7 +379,7 @@ fn recorder(config: &Config) -> Option<Recorder> {
         hour: config.daemon.history.rollup_1h,
         ..Retention::default()
     };
-    let file = config.daemon.state_dir.join("state.db");
+    let file = config.daemon.state_dir.join(HISTORY_FILE);
     match Store::open(&file, retention).and_then(Recorder::start) {
         Ok(recorder) => Some(recorder),
         Err(error) => {
@@ -283,11 +422,12 @@ async fn record(
 #[derive(Debug)]
 struct Guardian {
     child: Child,
+    on_stop: OnStop,
 }
 
 impl Guardian {
-    fn start(config: &Config) -> Result<Self, Error> {
-        let on_stop = match config.policy.on_stop {
+    fn start(config: &Config, on_stop: OnStop) -> Result<Self, Error> {
+        let word = match on_stop {
             OnStop::Keep => "keep",
             OnStop::Kill => "kill",
         };
@@ -296,7 +436,7 @@ impl Guardian {
             .arg("--state-dir")
             .arg(&config.daemon.state_dir)
             .args(["--lease-ms", &config.daemon.lease.as_millis().to_string()])
-            .args(["--on-stop", on_stop])
+            .args(["--on-stop", word])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -304,7 +444,7 @@ impl Guardian {
                 "start the guardian",
                 "check memory and process limits",
             ))?;
-        Ok(Self { child })
+        Ok(Self { child, on_stop })
     }
 
     /// Starts another when it was lost.
@@ -313,12 +453,23 @@ impl Guardian {
             Ok(None) => {}
             Ok(Some(status)) => {
                 tracing::warn!(%status, "the guardian ended; starting another");
-                match Self::start(config) {
+                match Self::start(config, self.on_stop) {
                     Ok(another) => *self = another,
                     Err(error) => tracing::error!(%error, "no guardian watches"),
                 }
             }
             Err(error) => tracing::error!(%error, "cannot ask after the guardian"),
+        }
+    }
+
+    /// Lets another one take over, that does something else to the apps.
+    fn relieve(&mut self, config: &Config, on_stop: OnStop) {
+        if self.on_stop == on_stop {
+            return;
+        }
+        match Self::start(config, on_stop) {
+            Ok(another) => std::mem::replace(self, another).end(),
+            Err(error) => tracing::error!(%error, "the guardian goes by the old on_stop"),
         }
     }
 

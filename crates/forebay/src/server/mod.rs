@@ -30,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use connections::{Listeners, serve};
 pub(crate) use peer::{Readers, Rules, group_number};
-pub(crate) use socket::{Socket, bind_loopback};
+pub(crate) use socket::{ListenError, Socket, bind_loopback};
 
 use crate::control::{Command, Published};
 use feed::{Feed, View};
