@@ -1,0 +1,21 @@
+//! The program as its users have it: the real binary, real processes, real control groups.
+//!
+//! Each test has a directory, a socket, a state directory and a control group of its own, and
+//! leaves none of them. Without root or writable control groups a test says `SKIPPED` and ends.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says on standard output when it is skipped"
+)]
+
+mod apps;
+mod bindings;
+mod disk;
+mod http;
+mod input;
+mod kernel;
+mod lifecycle;
+mod mistakes;
+mod place;
+mod survival;
