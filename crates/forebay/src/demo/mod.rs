@@ -103,7 +103,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         return simulated::run(Duration::from_secs(args.seconds), args.json.as_deref());
     }
     match &args.inner {
-        Some(dir) => inner(args, dir).map(|()| ExitCode::SUCCESS),
+        Some(dir) => {
+            let result = inner(args, dir);
+            sweep::in_place_of_outer(dir)?;
+            result.map(|()| ExitCode::SUCCESS)
+        }
         None => sweep::outer("demo"),
     }
 }

@@ -1,16 +1,22 @@
 //! Nothing stays: the outer process of a demo or benchmark.
 //!
 //! It makes the directory, starts the inner process, passes signals on, and when that has
-//! ended for whatever reason puts back and removes what is left. Should the outer process be
-//! killed itself, the kernel tells the inner one to end, which then cleans up as at a Ctrl-C.
+//! ended for whatever reason puts back and removes what is left. Whatever loses its parent
+//! becomes a child of the outer process, so that nothing can get away from it. Should the outer
+//! process be killed itself, the kernel tells the inner one to end, which then sweeps in its
+//! place.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
 
 use forebay_core::app::OnStop;
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper,
+    set_parent_process_death_signal, wait,
+};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -19,11 +25,16 @@ use super::Error;
 /// Subdirectory that the daemon keeps its ledger in.
 pub(super) const STATE_DIR: &str = "state";
 
+/// How long what still runs may take to end when it is killed.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(10);
+
 /// Starts this program again with the same arguments and a directory, waits, sweeps.
 pub(super) fn outer(subcommand: &str) -> Result<ExitCode, Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
+    adopt_orphans()?;
     let dir = directory()?;
     let result = work(subcommand, &dir);
     sweep(&dir)?;
@@ -34,8 +45,22 @@ pub(super) fn outer(subcommand: &str) -> Result<ExitCode, Error> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
+/// Start of the directory's name; the process number of the outer process follows.
+const DIRECTORY: &str = "forebay-demo-";
+
+/// For the inner process, when it is done: sweeps if the outer process is gone.
+pub(super) fn in_place_of_outer(dir: &Path) -> Result<(), Error> {
+    let outer = dir
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix(DIRECTORY)?.parse::<u32>().ok());
+    if outer == Some(std::os::unix::process::parent_id()) {
+        return Ok(());
+    }
+    sweep(dir)
+}
+
 fn directory() -> Result<PathBuf, Error> {
-    let dir = std::env::temp_dir().join(format!("forebay-demo-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("{DIRECTORY}{}", std::process::id()));
     fs::create_dir(&dir).map_err(Error::system(
         "make directory",
         dir.display(),
@@ -90,23 +115,85 @@ fn pass_on(child: &Child) {
     }
 }
 
-/// Puts back what the ledger names and removes the directory.
+/// Puts back what the ledger names, ends what still runs and removes the directory.
 fn sweep(dir: &Path) -> Result<(), Error> {
     let state = dir.join(STATE_DIR);
-    if state.exists() {
-        let report = restore_when_free(&state)
-            .map_err(|error| Error::part("put back what the demo did", error))?;
-        if !report.is_complete() {
-            return Err(Error::part(
-                "put back what the demo did",
-                format!(
-                    "not everything: {report:?}; try `forebay restore --state-dir {}`",
-                    state.display()
-                ),
-            ));
-        }
+    let put = put_back(&state);
+    end_children()?;
+    if put.is_err() {
+        // Whoever was in the way has ended by now.
+        put_back(&state)?;
     }
     fs::remove_dir_all(dir).map_err(Error::system("remove", dir.display(), "remove it by hand"))
+}
+
+fn put_back(state: &Path) -> Result<(), Error> {
+    let report = restore_when_free(state)
+        .map_err(|error| Error::part("put back what the demo did", error))?;
+    if report.is_complete() {
+        return Ok(());
+    }
+    Err(Error::part(
+        "put back what the demo did",
+        format!(
+            "not everything: {}; try `forebay restore --state-dir {}`",
+            report.failed.join("; "),
+            state.display()
+        ),
+    ))
+}
+
+/// Makes this process the parent of all descendants whose own parent ends.
+fn adopt_orphans() -> Result<(), Error> {
+    set_child_subreaper(Some(getpid())).map_err(Error::system(
+        "become the parent of",
+        "what loses its own",
+        "this should not happen; report it",
+    ))
+}
+
+/// Ends all children, and those that become children by that, until there are none.
+fn end_children() -> Result<(), Error> {
+    let until = Instant::now() + END_PATIENCE;
+    while Instant::now() < until {
+        for pid in children() {
+            // It may have ended by itself; the wait below tells.
+            kill_process(pid, Signal::KILL).ok();
+        }
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return Ok(()),
+            }
+        }
+        std::thread::sleep(END_POLL);
+    }
+    Err(Error::part(
+        "end what the demo started",
+        format!("{:?} do not end; end them by hand", children()),
+    ))
+}
+
+/// The children of this process, from /proc.
+fn children() -> Vec<Pid> {
+    let own = std::process::id();
+    let is_own = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name in parentheses may hold anything; state and parent follow it.
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        parent == Some(own)
+    };
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| is_own(*pid))
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// The guardian may be at it: then it holds the directory, and ends within its lease.
@@ -120,14 +207,16 @@ fn restore_when_free(state: &Path) -> Result<forebay_host::restore::Report, Stri
             Err(error) if tries == 0 => return Err(error.to_string()),
             Err(_) => {
                 tries -= 1;
-                std::thread::sleep(std::time::Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
 }
 
-/// Asks the kernel for a SIGTERM when the outer process ends.
+/// Asks the kernel for a SIGTERM when the outer process ends, and takes its place as the
+/// parent of orphans.
 pub(super) fn follow_parent() -> Result<(), Error> {
+    adopt_orphans()?;
     set_parent_process_death_signal(Some(Signal::TERM)).map_err(Error::system(
         "follow the end of",
         "the outer process",
