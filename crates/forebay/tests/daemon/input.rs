@@ -36,7 +36,7 @@ fn all_mistakes_are_told_at_once_with_their_lines() {
             ("headrom", "did you mean `headroom`"),
             ("fortnight", "period"),
             ("crit", "use critical, standard or batch"),
-            ("-1", "floor.cpu"),
+            ("\"-1\"", "floor.cpu"),
         ]) {
             let place = format!("forebay.toml:{}:", place.line_of(text));
             assert!(line.contains(&place), "{place} in {line}");

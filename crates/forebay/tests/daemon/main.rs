@@ -11,6 +11,8 @@
 
 mod apps;
 mod bindings;
+mod cleanup;
+mod client;
 mod disk;
 mod http;
 mod input;
