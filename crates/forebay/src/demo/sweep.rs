@@ -117,6 +117,10 @@ fn pass_on(child: &Child) {
 
 /// Puts back what the ledger names, ends what still runs and removes the directory.
 fn sweep(dir: &Path) -> Result<(), Error> {
+    // A daemon among them puts back what it did, and gives the state directory up.
+    for pid in children() {
+        kill_process(pid, Signal::TERM).ok();
+    }
     let state = dir.join(STATE_DIR);
     let put = put_back(&state);
     end_children()?;

@@ -225,6 +225,20 @@ fn the_outer_process_killed_leaves_nothing() {
     demo.assert_nothing_left();
 }
 
+/// The inner process then gives up with its daemon running and nobody waiting for it.
+#[test]
+fn the_outer_process_killed_while_a_daemon_starts_leaves_nothing() {
+    let Some(mut demo) =
+        Demo::start("the_outer_process_killed_while_a_daemon_starts_leaves_nothing")
+    else {
+        return;
+    };
+    eventually("a daemon starts", || demo.part("daemon").len() == 1);
+    signal(demo.outer.id(), Signal::KILL);
+    assert_eq!(demo.end(), None);
+    demo.assert_nothing_left();
+}
+
 #[test]
 fn the_daemon_of_the_demo_killed_leaves_nothing() {
     let Some(mut demo) = Demo::start("the_daemon_of_the_demo_killed_leaves_nothing") else {
