@@ -344,6 +344,11 @@ impl AppRecord {
         self.created.is_empty() && self.originals.is_empty() && self.moved.is_empty()
     }
 
+    /// Whether a program was started for it. It may have ended, and left children in the slice.
+    pub(crate) fn is_program(&self) -> bool {
+        self.started.is_some() || self.starting.is_some() || self.ended.is_some()
+    }
+
     /// Whether a program that was started runs on outside our groups.
     pub(crate) fn is_released(&self) -> bool {
         self.created.is_empty() && self.started.is_some()

@@ -26,6 +26,8 @@ use crate::supervise;
 /// Knobs depend on each other (a burst fits its quota), so refused ones are tried again after
 /// the rest.
 const KNOB_PASSES: usize = 3;
+/// What the kernel gives a group that leaves the idle class: cpu.shares and cpu.weight.
+const WEIGHTS_DEFAULT: [&str; 2] = ["1024", "100"];
 /// How long members have to leave a group when everything is put back.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -92,7 +94,7 @@ pub(crate) fn restore_all(
         .apps
         .iter()
         .map(|(app, record)| {
-            let is_started = record.started.is_some() || record.starting.is_some();
+            let is_started = record.is_program();
             let fate = match on_stop {
                 OnStop::Kill if is_started => Fate::Kill,
                 OnStop::Kill | OnStop::Keep => Fate::Keep,
@@ -276,6 +278,8 @@ fn keep(
 /// Writes original values back where the knob still holds what we wrote.
 fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
     let mut open: Vec<&(Spot, String)> = record.originals.iter().rev().collect();
+    // A group in the idle class takes no weight, so that class is left first.
+    open.sort_by_key(|(spot, _)| !is_named(spot, "cpu.idle"));
     for pass in 1..=KNOB_PASSES {
         let mut refused = Vec::new();
         for entry in open {
@@ -285,7 +289,11 @@ fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
                 .wrote
                 .get(spot)
                 .map_or(&[][..], Vec::as_slice);
-            match restore_knob(spot, original, wrote) {
+            let mut ours = wrote.to_vec();
+            if made_idle(ledger, spot) {
+                ours.extend(WEIGHTS_DEFAULT.map(str::to_owned));
+            }
+            match restore_knob(spot, original, &ours) {
                 Ok(Back::Done) => report.knobs += 1,
                 Ok(Back::Foreign(text)) => report
                     .foreign
@@ -297,6 +305,24 @@ fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
         }
         open = refused;
     }
+}
+
+fn is_named(spot: &Spot, name: &str) -> bool {
+    spot.file.file_name().is_some_and(|file| file == name)
+}
+
+/// Whether a knob is the weight of a group that we put into the idle class: the kernel sets the
+/// default when a group leaves that class, and that is then no one else's doing.
+fn made_idle(ledger: &Ledger, spot: &Spot) -> bool {
+    let is_weight = ["cpu.shares", "cpu.weight"]
+        .iter()
+        .any(|name| is_named(spot, name));
+    let idle = Spot {
+        file: spot.file.with_file_name("cpu.idle"),
+        device: None,
+    };
+    let wrote = ledger.state().wrote.get(&idle);
+    is_weight && wrote.is_some_and(|texts| texts.iter().any(|text| text == "1"))
 }
 
 enum Back {

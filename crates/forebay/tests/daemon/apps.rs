@@ -104,7 +104,6 @@ fn a_child_that_leaves_its_session_stays_in_the_slice() {
 }
 
 #[test]
-#[ignore = "restore.rs keeps what an ended program left running, whatever on_stop says"]
 fn a_child_that_outlives_its_program_ends_with_the_slice() {
     let Some(mut place) = Place::new("a_child_that_outlives_its_program_ends_with_the_slice")
     else {

@@ -116,7 +116,6 @@ fn the_settings_of_a_bound_group_are_put_back() {
 }
 
 #[test]
-#[ignore = "leaving the idle class resets the weight, which restore.rs then takes for foreign"]
 fn the_settings_of_a_bound_batch_group_are_put_back() {
     bound_settings_are_put_back("the_settings_of_a_bound_batch_group_are_put_back", "batch");
 }
