@@ -46,6 +46,7 @@ struct Known {
     /// Knobs that somebody else writes, or that the host cannot do for this app.
     yielded: BTreeSet<Knob>,
     retries: BTreeMap<Knob, Retry>,
+    release: Option<Retry>,
     verdict: Verdict,
 }
 
@@ -86,6 +87,7 @@ impl State {
                 state: RunState::Absent,
                 yielded: BTreeSet::new(),
                 retries: BTreeMap::new(),
+                release: None,
                 verdict: Verdict::Leave,
             });
             known.history.record(inputs.time, sample);
@@ -169,10 +171,15 @@ impl State {
         if inputs.paused {
             return Vec::new();
         }
-        let mut actions: Vec<Action> = self
-            .in_force
-            .keys()
+        // Also those without a knob in force: their group may be there, with processes in it.
+        let known: BTreeSet<&AppId> = self.in_force.keys().chain(self.apps.keys()).collect();
+        let mut actions: Vec<Action> = known
+            .into_iter()
             .filter(|id| !inputs.policy.apps.contains_key(id))
+            .filter(|id| {
+                let retry = self.apps.get(id).and_then(|known| known.release);
+                retry.is_none_or(|retry| retry.is_due(inputs.time))
+            })
             .map(|id| Action::Release { app: id.clone() })
             .collect();
         actions.extend(self.settings(inputs, plan));
@@ -257,8 +264,6 @@ impl State {
                 }
             }
         }
-        let known = &inputs.policy.apps;
-        self.apps.retain(|id, _| known.contains_key(id));
     }
 
     fn settle_set(&mut self, inputs: &Inputs<'_>, id: &AppId, setting: Setting, outcome: &Outcome) {
@@ -281,19 +286,11 @@ impl State {
                 known.yielded.insert(knob);
             }
             Outcome::Failed(why) => {
-                let first = !known.retries.contains_key(&knob);
-                let delay = known
+                let before = known.retries.get(&knob).copied();
+                known
                     .retries
-                    .get(&knob)
-                    .map_or(RETRY_MIN, |retry| (retry.delay * 2).min(RETRY_MAX));
-                known.retries.insert(
-                    knob,
-                    Retry {
-                        delay,
-                        due_at: inputs.time.monotonic + delay,
-                    },
-                );
-                if first {
+                    .insert(knob, Retry::after(before, inputs.time));
+                if before.is_none() {
                     self.note(inputs.time, Some(id), EventKind::Failed, why.clone());
                 }
             }
@@ -320,12 +317,22 @@ impl State {
         let (kind, message) = match outcome {
             Outcome::Done | Outcome::Unsupported => {
                 self.in_force.remove(id);
+                self.apps.remove(id);
                 (
                     EventKind::Released,
                     "was put back as it was found".to_owned(),
                 )
             }
-            Outcome::Failed(why) => (EventKind::Failed, why.clone()),
+            Outcome::Failed(why) => {
+                let before = self.apps.get_mut(id).and_then(|known| {
+                    let next = Retry::after(known.release, inputs.time);
+                    known.release.replace(next)
+                });
+                if before.is_some() {
+                    return;
+                }
+                (EventKind::Failed, why.clone())
+            }
         };
         self.note(inputs.time, Some(id), kind, message);
     }
@@ -456,6 +463,21 @@ impl State {
     }
 }
 
+impl Retry {
+    /// The next one after a failure now: later each time, with a bound.
+    fn after(before: Option<Self>, now: Time) -> Self {
+        let delay = before.map_or(RETRY_MIN, |retry| (retry.delay * 2).min(RETRY_MAX));
+        Self {
+            delay,
+            due_at: now.monotonic + delay,
+        }
+    }
+
+    fn is_due(self, now: Time) -> bool {
+        now.monotonic >= self.due_at
+    }
+}
+
 impl Known {
     /// Whether it gets a slice: it runs, or it is being started in this period.
     fn is_active(&self) -> bool {
@@ -467,6 +489,6 @@ impl Known {
             && self
                 .retries
                 .get(&knob)
-                .is_none_or(|retry| now.monotonic >= retry.due_at)
+                .is_none_or(|retry| retry.is_due(now))
     }
 }
