@@ -8,6 +8,7 @@
     reason = "these are terminal commands: their output is their result"
 )]
 
+mod examples;
 mod json;
 mod process;
 mod setup;
@@ -16,6 +17,7 @@ mod test;
 mod tidy;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const HELP: &str = "\
@@ -30,6 +32,9 @@ Forebay's developer commands
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation` or `agent`;
                                     --json FILE keeps the numbers; exit status 1 when
                                     a target is missed
+  cargo xtask examples [NAME...]    try the example configurations with their servers and
+                                    load tools; NAME is `nginx`, `redis` or `postgres`;
+                                    --quick only looks whether their apps are found
   cargo xtask chaos [ARGS...]       kill the daemon at random moments: --kills N, --seed S
   cargo xtask sim [ARGS...]         simulated ticks with faults: --ticks N, --seed S
   cargo xtask help                  this text
@@ -82,6 +87,7 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
         Some("tidy") => tidy_command(arguments),
         Some("setup") => setup_command(arguments),
         Some("bench") => bench(arguments),
+        Some("examples") => examples::run(arguments),
         Some("chaos") => forebay(&["chaos"], arguments),
         Some("sim") => sim(arguments),
         None | Some("help" | "--help" | "-h") => {
@@ -95,6 +101,11 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
 /// Builds the release binary and becomes it, so that signals and the exit
 /// status are its own.
 fn forebay(command: &[&str], arguments: &[String]) -> Result<(), Failure> {
+    Err(process::become_program(&build_forebay()?, command, arguments).into())
+}
+
+/// Builds the release binary and says where it is.
+fn build_forebay() -> Result<PathBuf, String> {
     setup::ensure(setup::Group::Build)?;
     process::succeed(&mut process::cargo(&[
         "build",
@@ -102,8 +113,7 @@ fn forebay(command: &[&str], arguments: &[String]) -> Result<(), Failure> {
         "-p",
         "forebay",
     ]))?;
-    let binary = workspace::read()?.target_directory.join("release/forebay");
-    Err(process::become_program(&binary, command, arguments).into())
+    Ok(workspace::read()?.target_directory.join("release/forebay"))
 }
 
 fn bench(arguments: &[String]) -> Result<(), Failure> {

@@ -54,6 +54,12 @@ const PACKAGES: &[Package] = &[
         why: "C headers for the bundled SQLite",
     },
     Package {
+        name: "make",
+        group: Group::Examples,
+        sign: Sign::Program("make"),
+        why: "the batch work of the examples, together with gcc",
+    },
+    Package {
         name: "nginx-light",
         group: Group::Examples,
         sign: Sign::Program("nginx"),
@@ -111,6 +117,22 @@ pub(crate) fn ensure(group: Group) -> Result<(), String> {
     }
 }
 
+/// An error that names what is missing; nothing is installed.
+pub(crate) fn is_complete(group: Group) -> Result<(), String> {
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .filter(|package| package.group == group && find(&package.sign).is_none())
+        .map(|package| package.name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(", ");
+    Err(format!(
+        "not installed: {missing}; `cargo xtask setup examples` does that"
+    ))
+}
+
 /// Adds the toolchain's formatter and linter where rustup can; the steps that
 /// need them are skipped, by name, where it cannot.
 pub(crate) fn ensure_components() {
@@ -154,11 +176,13 @@ fn obstacle() -> Option<&'static str> {
     if process::find_program("apt-get").is_none() || !Path::new("/etc/debian_version").exists() {
         return Some("this is not a Debian system");
     }
+    (!is_root()).then_some("only root may install packages")
+}
+
+/// Whether this process may change the machine.
+pub(crate) fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match effective_user(&status) {
-        Some(0) => None,
-        _ => Some("only root may install packages"),
-    }
+    effective_user(&status) == Some(0)
 }
 
 /// The effective user in the text of /proc/PID/status.

@@ -113,6 +113,11 @@ const STEPS: &[Step] = &[
         ]),
     },
     Step {
+        name: "examples",
+        when: When::Full,
+        work: Work::Cargo(&["run", "--package", "xtask", "--", "examples", "--quick"]),
+    },
+    Step {
         name: "soak",
         when: When::Full,
         work: Work::Cargo(&[
