@@ -307,7 +307,7 @@ impl Default for Policy {
             hold: Duration::from_secs(5),
             horizon: Duration::from_secs(1),
             system_memory: Bytes::mib(256),
-            lend: true,
+            lend: false,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
         }

@@ -153,12 +153,10 @@ fn own(plan: &Plan, name: &str) -> CpuSet {
 
 #[test]
 fn two_cpus_are_split_between_critical_and_batch() {
-    let mut case =
-        Case::new(small())
-            .app("web", Class::Critical, 0.5)
-            .app("burn", Class::Batch, 2.0);
-    case.policy.lend = false;
-    let plan = case.plan();
+    let plan = Case::new(small())
+        .app("web", Class::Critical, 0.5)
+        .app("burn", Class::Batch, 2.0)
+        .plan();
     assert_eq!(own(&plan, "web").len(), 1);
     assert_eq!(cpus(&plan, "burn").len(), 1);
     assert!(own(&plan, "web").is_disjoint(&cpus(&plan, "burn")));
@@ -166,12 +164,10 @@ fn two_cpus_are_split_between_critical_and_batch() {
 
 #[test]
 fn a_critical_app_that_needs_more_than_its_own_runs_ahead_on_the_shared() {
-    let mut case =
-        Case::new(small())
-            .app("web", Class::Critical, 1.4)
-            .app("burn", Class::Batch, 2.0);
-    case.policy.lend = false;
-    let plan = case.plan();
+    let plan = Case::new(small())
+        .app("web", Class::Critical, 1.4)
+        .app("burn", Class::Batch, 2.0)
+        .plan();
     assert_eq!(cpus(&plan, "web").len(), 2);
     assert_eq!(cpus(&plan, "burn").len(), 1);
     assert!(plan.reasons[&"web".parse().unwrap()].spills);
@@ -185,6 +181,7 @@ fn batch_borrows_until_a_critical_app_waits() {
         Case::new(small())
             .app("web", Class::Critical, 0.5)
             .app("burn", Class::Batch, 2.0);
+    case.policy.lend = true;
     let (plan, memory) = case.plan_at(0, &Memory::default());
     assert!(plan.lends);
     assert_eq!(cpus(&plan, "burn").len(), 2);
@@ -213,11 +210,12 @@ fn batch_borrows_until_a_critical_app_waits() {
 
 #[test]
 fn standard_apps_keep_critical_ones_on_their_own_cpus() {
-    let plan = Case::new(server())
+    let mut case = Case::new(server())
         .app("web", Class::Critical, 1.0)
         .app("mail", Class::Standard, 1.0)
-        .app("burn", Class::Batch, 9.0)
-        .plan();
+        .app("burn", Class::Batch, 9.0);
+    case.policy.lend = true;
+    let plan = case.plan();
     assert!(plan.lends);
     assert_eq!(cpus(&plan, "web"), own(&plan, "web"));
     assert_eq!(cpus(&plan, "mail"), plan.shared);
@@ -349,8 +347,10 @@ fn any_case() -> impl Strategy<Value = Case> {
         Just(Class::Batch)
     ];
     let app = (class, 0.0..12.0f64, 1..8_192u64, 0..800u64, 0..200u64);
-    (any_shape(), proptest::collection::vec(app, 1..12)).prop_map(|(shape, apps)| {
+    let apps = proptest::collection::vec(app, 1..12);
+    (any_shape(), apps, any::<bool>()).prop_map(|(shape, apps, lend)| {
         let mut case = Case::new(shape);
+        case.policy.lend = lend;
         for (index, (class, cpus, mib, floor_cpu, floor_mib)) in apps.into_iter().enumerate() {
             let floor = Floor {
                 cpu: MilliCpu(floor_cpu),

@@ -47,9 +47,10 @@ pub(crate) struct Args {
 /// # Errors
 /// When a promise is broken: the message names the kill and the seed.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    let Some(dir) = &args.inner else {
-        return crate::demo::swept("chaos");
-    };
+    crate::demo::swept("chaos", args.inner.as_deref(), |dir| campaign(args, dir))
+}
+
+fn campaign(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
     let interrupted = interruption()?;
     let mut campaign = Campaign::prepare(dir, interrupted)?;
     let result = campaign.run(args);

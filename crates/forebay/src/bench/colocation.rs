@@ -62,7 +62,7 @@ fn targets(summary: &Summary) -> Vec<Target> {
             .expect("every arm ran in every repetition")
     };
     let alone = row(Arm::Alone).p99_ms;
-    let limit = (alone * P99_RATIO_MAX).max(row(Arm::Forebay).p99_ms);
+    let limit = alone * P99_RATIO_MAX;
     let by_hand: Option<&ArmRow> = STATIC
         .iter()
         .map(|arm| row(*arm))

@@ -80,9 +80,10 @@ impl Target {
 /// # Errors
 /// When it lacks rights, a part fails, or a signal ends it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    let Some(dir) = &args.inner else {
-        return crate::demo::swept("bench");
-    };
+    crate::demo::swept("bench", args.inner.as_deref(), |dir| measure(args, dir))
+}
+
+fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
     let (targets, mut result) = match args.name {
         Name::Colocation => colocation::run(args, dir)?,
         Name::Agent => agent::run(args, dir)?,

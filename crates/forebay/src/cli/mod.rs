@@ -95,7 +95,11 @@ pub(crate) enum ClientCommand {
 pub(crate) fn with_connection(mut binary: clap::Command) -> clap::Command {
     let asking = ClientCommand::augment_subcommands(clap::Command::new(""));
     for command in asking.get_subcommands() {
-        binary = binary.mut_subcommand(command.get_name(), Connection::augment_args);
+        binary = binary.mut_subcommand(command.get_name(), |own| {
+            // A set of options brings a description of itself along.
+            let about = own.get_about().cloned().unwrap_or_default();
+            Connection::augment_args(own).about(about)
+        });
     }
     binary
 }

@@ -171,7 +171,7 @@ const POLICY: &[Key] = &[
     key(
         "lend",
         Kind::Bool,
-        "Whether batch may use critical apps' own CPUs while those leave them idle (default true)",
+        "Whether batch may use critical apps' own CPUs while those leave them idle: more batch work for a longer tail of response times (default false)",
     ),
     key(
         "on_stop",

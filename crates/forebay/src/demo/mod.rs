@@ -102,19 +102,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     if args.simulated {
         return simulated::run(Duration::from_secs(args.seconds), args.json.as_deref());
     }
-    match &args.inner {
-        Some(dir) => {
-            let result = inner(args, dir);
-            sweep::in_place_of_outer(dir)?;
-            result.map(|()| ExitCode::SUCCESS)
-        }
-        None => sweep::outer("demo"),
-    }
+    swept("demo", args.inner.as_deref(), |dir| {
+        inner(args, dir).map(|()| ExitCode::SUCCESS)
+    })
 }
 
-/// Runs `work` in a swept directory of its own: see [`sweep`].
-pub(crate) fn swept(subcommand: &str) -> Result<ExitCode, Error> {
-    sweep::outer(subcommand)
+/// Runs `work` in a swept directory of its own: see [`sweep`]. The outer process starts this
+/// program again with the directory, and then `inner` is there.
+pub(crate) fn swept(
+    subcommand: &str,
+    inner: Option<&Path>,
+    work: impl FnOnce(&Path) -> Result<ExitCode, Error>,
+) -> Result<ExitCode, Error> {
+    let Some(dir) = inner else {
+        return sweep::outer(subcommand);
+    };
+    let result = work(dir);
+    sweep::in_place_of_outer(dir)?;
+    result
 }
 
 /// A flag that SIGINT and SIGTERM set; and the outer process's end sends SIGTERM.

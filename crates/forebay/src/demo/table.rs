@@ -63,7 +63,7 @@ impl Summary {
                 let (batch_work_min, batch_work, batch_work_max) = spread(
                     segments
                         .iter()
-                        .map(|s| f64::midpoint(s.batch_per_s / units, s.churn_mib_per_s / mib)),
+                        .map(|segment| relative_work(segment, units, mib)),
                 );
                 let row = ArmRow {
                     name: arm.name(),
@@ -153,6 +153,20 @@ impl Summary {
         }
         text
     }
+}
+
+/// The mean of both batch apps' rates over their uncontrolled ones. One that did nothing even
+/// uncontrolled, as may be in a short segment, says nothing.
+fn relative_work(segment: &Segment, units: f64, mib: f64) -> f64 {
+    let rates = [(segment.batch_per_s, units), (segment.churn_mib_per_s, mib)];
+    let parts: Vec<f64> = rates
+        .iter()
+        .filter(|(_, uncontrolled)| *uncontrolled > 0.0)
+        .map(|(rate, uncontrolled)| rate / uncontrolled)
+        .collect();
+    #[expect(clippy::cast_precision_loss, reason = "one or two")]
+    let count = parts.len().max(1) as f64;
+    parts.iter().sum::<f64>() / count
 }
 
 /// Smallest, median (the lower of two), largest.
