@@ -18,7 +18,7 @@ fn host() -> (HostFacts, tempfile::TempDir) {
     }
     fs::write(
         root.join("etc/passwd"),
-        "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:\n",
+        "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:\nredis:x:110:110::/:\n",
     )
     .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nforebay:x:990:\n").unwrap();
