@@ -103,12 +103,22 @@ pub struct Exec {
     pub directory: Option<PathBuf>,
     /// Variables added to the daemon's environment.
     pub environment: BTreeMap<String, String>,
-    /// File that standard output is appended to; the daemon's own when absent.
-    pub stdout: Option<PathBuf>,
-    /// File that standard error is appended to; the daemon's own when absent.
-    pub stderr: Option<PathBuf>,
+    /// Where standard output goes; to the daemon's own when absent.
+    pub stdout: Option<Sink>,
+    /// Where standard error goes; to the daemon's own when absent.
+    pub stderr: Option<Sink>,
     /// When to start it again after it ended.
     pub restart: Restart,
+}
+
+/// Where a program's output goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sink {
+    /// It is appended to this file.
+    File(PathBuf),
+    /// The system's journal, under the app's name.
+    Journal,
 }
 
 /// When an ended program is started again.

@@ -335,7 +335,7 @@ impl LinuxHost {
             .as_ref()
             .map(Group::all_dirs)
             .unwrap_or_default();
-        let pid = match supervise::start(program, &dirs) {
+        let pid = match supervise::start(app, program, &dirs) {
             Ok(pid) => pid,
             Err(error) => {
                 self.note_ending(app, Ending::Unknown);

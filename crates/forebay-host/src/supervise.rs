@@ -11,12 +11,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use forebay_core::app::Exec;
+use forebay_core::app::{AppId, Exec, Sink};
 use forebay_core::snapshot::Ending;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -40,8 +41,8 @@ pub(crate) struct Program {
     identity: Option<Identity>,
     directory: PathBuf,
     environment: Vec<(String, String)>,
-    stdout: Option<PathBuf>,
-    stderr: Option<PathBuf>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,7 +232,7 @@ fn resolve_identity(
 /// Starts a program in the groups whose directories are given. It has its own session and
 /// no terminal, so that nothing sent to the daemon's group reaches it, and it outlives the
 /// daemon.
-pub(crate) fn start(program: &Program, groups: &[&Path]) -> Result<u32, HostError> {
+pub(crate) fn start(app: &AppId, program: &Program, groups: &[&Path]) -> Result<u32, HostError> {
     let mut doors = Vec::new();
     for dir in groups {
         let file = dir.join("cgroup.procs");
@@ -250,11 +251,11 @@ pub(crate) fn start(program: &Program, groups: &[&Path]) -> Result<u32, HostErro
         .current_dir(&program.directory)
         .envs(program.environment.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null());
-    if let Some(path) = &program.stdout {
-        command.stdout(append_to(path)?);
+    if let Some(sink) = &program.stdout {
+        command.stdout(open_sink(sink, app, PRIORITY_INFO)?);
     }
-    if let Some(path) = &program.stderr {
-        command.stderr(append_to(path)?);
+    if let Some(sink) = &program.stderr {
+        command.stderr(open_sink(sink, app, PRIORITY_WARNING)?);
     }
     let (mut step_in, step_out) = steps()?;
     enter_before_exec(&mut command, doors, program.identity.clone(), step_out);
@@ -273,6 +274,12 @@ pub(crate) fn start(program: &Program, groups: &[&Path]) -> Result<u32, HostErro
         }
     }
 }
+
+/// Where systemd-journald takes streams.
+const JOURNAL: &str = "/run/systemd/journal/stdout";
+/// Levels of syslog(3) for what a program prints.
+const PRIORITY_INFO: u8 = 6;
+const PRIORITY_WARNING: u8 = 4;
 
 const STEP_SESSION: u8 = 253;
 const STEP_IDENTITY: u8 = 254;
@@ -294,6 +301,27 @@ fn steps() -> Result<(File, OwnedFd), HostError> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| HostError::io("make a pipe", e))?;
     Ok((File::from(read), write))
+}
+
+fn open_sink(sink: &Sink, app: &AppId, priority: u8) -> Result<Stdio, HostError> {
+    match sink {
+        Sink::File(path) => append_to(path),
+        Sink::Journal => to_journal(Path::new(JOURNAL), app, priority),
+    }
+}
+
+/// A stream into the journal, by the protocol that systemd uses for its own services: a few
+/// lines that say who writes, then the output, line by line. See sd_journal_stream_fd(3).
+fn to_journal(socket: &Path, app: &AppId, priority: u8) -> Result<Stdio, HostError> {
+    let refused = |e| {
+        HostError::file("connect to the journal at", socket, e)
+            .advise("start systemd-journald, or name a file instead of \"journal\"")
+    };
+    let mut stream = UnixStream::connect(socket).map_err(refused)?;
+    // Name, unit, priority, then: levels in the lines are heeded, nothing is passed on.
+    let header = format!("{app}\n\n{priority}\n1\n0\n0\n0\n");
+    stream.write_all(header.as_bytes()).map_err(refused)?;
+    Ok(Stdio::from(OwnedFd::from(stream)))
 }
 
 fn append_to(path: &Path) -> Result<Stdio, HostError> {
@@ -588,7 +616,7 @@ mod tests {
     #[test]
     fn a_program_outside_any_group_starts_and_ends() {
         let program = resolve(&exec(&["sh", "-c", "exit 3"])).unwrap();
-        let pid = start(&program, &[]).unwrap();
+        let pid = start(&"a".parse().unwrap(), &program, &[]).unwrap();
         let process = Process { pid, start_time: 0 };
         let main = Main::open(process).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -605,7 +633,35 @@ mod tests {
     #[test]
     fn a_group_that_is_not_there_is_named() {
         let program = resolve(&exec(&["true"])).unwrap();
-        let error = start(&program, &[Path::new("/no/group")]).unwrap_err();
+        let error = start(&"a".parse().unwrap(), &program, &[Path::new("/no/group")]).unwrap_err();
         assert!(error.explain().contains("/no/group/cgroup.procs"));
+    }
+
+    #[test]
+    fn the_journal_hears_who_writes_and_what() {
+        let dir = std::env::temp_dir().join(format!("forebay-journal-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let socket = dir.join("stdout");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let app = "web".parse().unwrap();
+
+        let sink = to_journal(&socket, &app, PRIORITY_INFO).unwrap();
+        let mut child = Command::new("echo")
+            .arg("hello")
+            .stdout(sink)
+            .spawn()
+            .unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).unwrap();
+        child.wait().unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(heard, "web\n\n6\n1\n0\n0\n0\nhello\n");
+
+        let error = to_journal(&socket, &app, PRIORITY_INFO).unwrap_err();
+        assert!(
+            error.explain().contains("start systemd-journald"),
+            "{error}"
+        );
     }
 }

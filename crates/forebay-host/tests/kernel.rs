@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod support;
 
-use forebay_core::app::{Binding, Match, OnStop};
+use forebay_core::app::{Binding, Match, OnStop, Sink};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{Ending, RunState};
@@ -472,7 +472,7 @@ fn a_program_runs_as_its_user_with_its_own_output() {
     let mut exec = exec(&["sh", "-c", "id -u; pwd; echo $GREETING; ulimit -n; exit 0"]);
     exec.user = Some("nobody".to_owned());
     exec.directory = Some("/usr".into());
-    exec.stdout = Some(out.clone());
+    exec.stdout = Some(Sink::File(out.clone()));
     exec.environment
         .insert("GREETING".to_owned(), "hello".to_owned());
     let app = app("web", Binding::Exec(exec));
@@ -498,7 +498,7 @@ fn a_stop_that_ends_programs_asks_them_first() {
         "-c",
         "trap 'echo bye; exit 0' TERM; echo up; sleep 1000 & wait",
     ]);
-    exec.stdout = Some(out.clone());
+    exec.stdout = Some(Sink::File(out.clone()));
     let polite = app("polite", Binding::Exec(exec));
     let deaf_out = dir.path().join("deaf");
     let script = format!("trap '' TERM; echo up > {}; sleep 1000", deaf_out.display());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart, Sink,
 };
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
@@ -210,8 +210,8 @@ fn exec(
         user: text("user"),
         group: text("group"),
         directory: text("directory").map(PathBuf::from),
-        stdout: text("stdout").map(PathBuf::from),
-        stderr: text("stderr").map(PathBuf::from),
+        stdout: text("stdout").map(sink),
+        stderr: text("stderr").map(sink),
         environment: section
             .take::<BTreeMap<String, String>>("environment")
             .map_or_else(BTreeMap::new, |variables| variables.value),
@@ -232,6 +232,13 @@ fn exec(
     (findings.count() == before).then_some(exec)
 }
 
+fn sink(text: String) -> Sink {
+    match text.as_str() {
+        "journal" => Sink::Journal,
+        _ => Sink::File(PathBuf::from(text)),
+    }
+}
+
 /// What is wrong with how an app is started, by key. The program itself is looked up apart.
 pub(super) fn check_exec(exec: &Exec, host: &HostFacts) -> Vec<(&'static str, Problem)> {
     let mut problems = Vec::new();
@@ -249,7 +256,7 @@ pub(super) fn check_exec(exec: &Exec, host: &HostFacts) -> Vec<(&'static str, Pr
         check("directory", result);
     }
     for (key, file) in [("stdout", &exec.stdout), ("stderr", &exec.stderr)] {
-        if let Some(file) = file {
+        if let Some(Sink::File(file)) = file {
             check(key, absolute(file));
         }
     }

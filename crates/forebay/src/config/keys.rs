@@ -231,12 +231,12 @@ pub(super) const APP: &[Key] = &[
     key(
         "stdout",
         Kind::Text,
-        "With exec: file that standard output is appended to",
+        "With exec: file that standard output is appended to, or \"journal\" for the system's journal",
     ),
     key(
         "stderr",
         Kind::Text,
-        "With exec: file that standard error is appended to",
+        "With exec: file that standard error is appended to, or \"journal\" for the system's journal",
     ),
     key(
         "restart",
