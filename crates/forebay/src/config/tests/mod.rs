@@ -4,7 +4,7 @@ mod properties;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use forebay_core::app::{AppId, Binding, Class, Device, OnStop, Restart};
+use forebay_core::app::{AppId, Binding, Class, Device, OnStop, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
 use super::*;
@@ -104,7 +104,7 @@ fn every_key_arrives() {
         directory = "/srv"
         environment = { LANG = "C", EMPTY = "" }
         stdout = "/srv/out"
-        stderr = "/srv/err"
+        stderr = "journal"
         restart = "always"
         floor = { cpu = "500m", memory = "64MiB" }
         ceiling = { cpu = 2, memory = "max", pids = 100 }
@@ -153,8 +153,8 @@ fn every_key_arrives() {
     assert_eq!(exec.user.as_deref(), Some("www"));
     assert_eq!(exec.group.as_deref(), Some("0"));
     assert_eq!(exec.directory.as_deref(), Some(Path::new("/srv")));
-    assert_eq!(exec.stdout.as_deref(), Some(Path::new("/srv/out")));
-    assert_eq!(exec.stderr.as_deref(), Some(Path::new("/srv/err")));
+    assert_eq!(exec.stdout, Some(Sink::File("/srv/out".into())));
+    assert_eq!(exec.stderr, Some(Sink::Journal));
     assert_eq!(exec.environment["LANG"], "C");
     assert_eq!(exec.environment["EMPTY"], "");
     assert_eq!(exec.restart, Restart::Always);
