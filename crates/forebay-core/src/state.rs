@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{AppId, Binding, Class, IoMax, OnStop, Policy};
+use crate::app::{AppId, Class, IoMax, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
@@ -382,27 +382,6 @@ impl State {
             shortfalls: plan.shortfalls,
             events: std::mem::take(&mut self.fresh),
         }
-    }
-
-    /// Everything to do before the daemon goes: end what it shall end, put every app back.
-    #[must_use]
-    pub fn farewell(&self, policy: &Policy) -> Vec<Action> {
-        let touched = |id: &&AppId| {
-            self.in_force.contains_key(*id)
-                || self
-                    .apps
-                    .get(*id)
-                    .is_some_and(|known| known.lives.starts > 0)
-        };
-        let mut actions = Vec::new();
-        for id in policy.apps.keys().filter(touched) {
-            let supervised = matches!(policy.apps[id].binding, Binding::Exec(_));
-            if supervised && policy.on_stop == OnStop::Kill {
-                actions.push(Action::Kill { app: id.clone() });
-            }
-            actions.push(Action::Release { app: id.clone() });
-        }
-        actions
     }
 
     /// What a plan by another policy would do now. Changes nothing.

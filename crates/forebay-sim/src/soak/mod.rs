@@ -11,6 +11,7 @@ mod scenario;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use forebay_core::app::{App, Binding, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::state::State;
@@ -140,13 +141,26 @@ fn play(seed: u64, ticks_max: u64, stats: &mut Stats, at: &mut u64) -> Result<()
         count(stats, &report);
         check::after_tick(&scenario, &state, &inputs, &report)?;
     }
-    part(&mut scenario, &state)
+    part(&mut scenario)
 }
 
 /// Puts everything back and looks for what is left.
-fn part(scenario: &mut Scenario, state: &State) -> Result<(), String> {
+fn part(scenario: &mut Scenario) -> Result<(), String> {
     scenario.host.set_faults(Faults::default());
-    let mut actions = state.farewell(&scenario.policy);
+    let ends = |app: &App| {
+        scenario.policy.on_stop == OnStop::Kill && matches!(app.binding, Binding::Exec(_))
+    };
+    let mut actions = Vec::new();
+    for app in scenario.policy.apps.values() {
+        if ends(app) {
+            actions.push(Action::Kill {
+                app: app.id.clone(),
+            });
+        }
+        actions.push(Action::Release {
+            app: app.id.clone(),
+        });
+    }
     // Apps that left the policy and could not be released yet.
     actions.extend(scenario.departed());
     for _ in 0..FAREWELLS_MAX {
