@@ -4,19 +4,27 @@
 //! for as long as that takes. The control period must not stand still meanwhile, so such
 //! writes go to a thread of their own, one after another. A write that does not end at once is
 //! an outcome "not yet"; the next try collects it.
+//!
+//! Where the kernel cannot make room, cgroup v2 ends a process of the group. A limit that
+//! somebody lowers must not do that: room is made first, and a limit that would still be
+//! below what is in use is refused, as v1 does by itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use crate::error::HostError;
-use crate::files::write_text;
+use crate::files::{read_text, write_text};
 
 /// Writes that may wait.
 const JOBS_MAX: usize = 256;
 /// How long a period waits for a write: most are over by then.
 const PATIENCE: Duration = Duration::from_millis(3);
+/// Attempts at reclaim that may bring nothing before a limit is refused.
+const FRUITLESS_MAX: u32 = 3;
 
 #[derive(Debug)]
 struct Job {
@@ -136,7 +144,7 @@ fn spawn() -> Result<(SyncSender<Job>, Receiver<Done>), HostError> {
         .spawn(move || {
             for job in jobs_in {
                 let done = Done {
-                    result: write_text(&job.file, &job.text),
+                    result: make_room(&job).and_then(|()| write_text(&job.file, &job.text)),
                     file: job.file,
                     text: job.text,
                 };
@@ -147,6 +155,45 @@ fn spawn() -> Result<(SyncSender<Job>, Receiver<Done>), HostError> {
         })
         .map_err(|e| HostError::io("start the thread for slow writes", e))?;
     Ok((jobs, done))
+}
+
+/// Brings a group's use below the `memory.max` that is about to be written.
+fn make_room(job: &Job) -> Result<(), HostError> {
+    let hard = job
+        .file
+        .file_name()
+        .is_some_and(|name| name == "memory.max");
+    let (true, Ok(limit), Some(dir)) = (hard, job.text.parse::<u64>(), job.file.parent()) else {
+        return Ok(());
+    };
+    let (current, reclaim) = (dir.join("memory.current"), dir.join("memory.reclaim"));
+    if !current.exists() {
+        return Ok(());
+    }
+    let mut before = u64::MAX;
+    let mut fruitless = 0;
+    loop {
+        let used: u64 = read_text(&current)?.trim().parse().unwrap_or(0);
+        let Some(above) = used.checked_sub(limit).filter(|above| *above > 0) else {
+            return Ok(());
+        };
+        fruitless = if used < before { 0 } else { fruitless + 1 };
+        if fruitless >= FRUITLESS_MAX || !reclaim.exists() {
+            return Err(HostError::invalid(
+                format!("lower {} to {limit}", job.file.display()),
+                format!(
+                    "{used} bytes are in use and cannot be reclaimed, so the kernel would end \
+                     a process: raise the ceiling, or give the host swap; it is tried again"
+                ),
+            ));
+        }
+        before = used;
+        // The kernel says "try again" for less than asked; what was gained shows in the use.
+        match write_text(&reclaim, &above.to_string()) {
+            Err(error) if error.errno() == Some(Errno::AGAIN.raw_os_error()) => {}
+            other => other?,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -333,8 +333,9 @@ fn matching_processes_are_followed_and_sent_home() {
     };
     let marker = format!("{}-stray", place.options.group.display());
     let mut stray = Stray::new(&marker);
-    let (_, hierarchy) = place.hierarchies.of(Controller::Cpu).unwrap();
-    assert!(members(&hierarchy.mount).contains(&stray.pid()));
+    // Wherever this test runs is where its children come from.
+    let home = place.home(Controller::Cpu);
+    assert!(members(&home).contains(&stray.pid()));
     let mut host = place.open();
     let app = app(
         "theirs",
@@ -369,7 +370,7 @@ fn matching_processes_are_followed_and_sent_home() {
             app: app.id.clone(),
         }],
     );
-    let home = members(&hierarchy.mount);
+    let home = members(&home);
     assert!(home.contains(&pid) && home.contains(&child), "{home:?}");
 }
 
@@ -459,6 +460,43 @@ fn a_memory_limit_below_use_does_not_hold_up_the_period() {
     look_until(&mut host, &app, "less memory", |s| {
         s.memory_used.as_ref().is_ok_and(|b| *b <= Bytes::mib(64))
     });
+}
+
+#[test]
+fn a_memory_limit_that_cannot_be_kept_ends_nobody() {
+    let Some(place) = Place::new("no_room") else {
+        return;
+    };
+    let mut host = place.open();
+    if !host.capabilities().knobs.contains(&Knob::MemoryMax) {
+        println!("SKIPPED: no_room: no memory controller");
+        return;
+    }
+    // Anonymous pages: `tail` holds what it has to print, and nobody reads it.
+    let script = "head -c 80M /dev/zero | tail -c 80M | sleep 1000";
+    let app = program("web", &["sh", "-c", script]);
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    look_until(&mut host, &app, "pages", |s| {
+        s.memory_used.as_ref().is_ok_and(|b| *b > Bytes::mib(80))
+    });
+    let limit = Bytes::mib(32);
+    let mut last = None;
+    wait_for("answer", || {
+        last = host
+            .apply(&[set("web", Setting::MemoryMax(Limit::At(limit)))])
+            .pop();
+        !matches!(&last, Some(Outcome::Failed(why)) if why.contains("making room"))
+    });
+    let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.state, RunState::Running);
+    match last {
+        // With swap there is room after all.
+        Some(Outcome::Done) => assert!(sample.memory_used.unwrap() <= limit),
+        other => assert!(sample.memory_used.unwrap() > limit, "{other:?}"),
+    }
+    let dir = place.dir(Controller::Memory, "web");
+    let holder = |pid: &u32| text(Path::new(&format!("/proc/{pid}/comm"))) == "tail";
+    assert!(members(&dir).iter().any(holder), "{:?}", members(&dir));
 }
 
 #[test]

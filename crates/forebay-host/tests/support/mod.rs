@@ -73,6 +73,13 @@ impl Place {
         hierarchy.dir(&of_app(&self.options.group, &id(app)))
     }
 
+    /// The group that this test runs in, in the hierarchy of a controller.
+    pub(crate) fn home(&self, controller: Controller) -> PathBuf {
+        let (index, _) = self.hierarchies.of(controller).unwrap();
+        let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        self.hierarchies.membership(&text)[index].clone().unwrap()
+    }
+
     /// Directories of this test that are still there.
     pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
         let anchor = self.options.group.display().to_string();
