@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod support;
 
+use std::path::Path;
+
 use forebay_core::app::{Binding, Match, OnStop, Sink};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::slice::{Knob, Setting};
