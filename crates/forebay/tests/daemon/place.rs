@@ -17,7 +17,7 @@ pub(crate) use crate::kernel::*;
 /// The program.
 pub(crate) const EXE: &str = env!("CARGO_BIN_EXE_forebay");
 /// How long a test waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
