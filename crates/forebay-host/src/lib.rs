@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::error::HostError;
 
 mod apply;
+pub mod discover;
 pub mod doctor;
 pub mod error;
 mod files;

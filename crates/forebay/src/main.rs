@@ -1,5 +1,6 @@
 //! Forecasts, partitions and protects the applications of a Linux host.
 
+mod adopt;
 mod backing;
 mod bench;
 mod cli;
@@ -38,6 +39,7 @@ enum Command {
     #[command(flatten)]
     Client(cli::ClientCommand),
     Daemon(daemon::Args),
+    Adopt(adopt::Args),
     Check(local::CheckArgs),
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
@@ -123,6 +126,8 @@ mod tests {
         check("forebay status --json --socket /tmp/s", true);
         check("forebay explain web --json", true);
         check("forebay check --json forebay.toml", true);
+        check("forebay adopt --suggest --json", true);
+        check("forebay adopt", false);
         check("forebay doctor --json", true);
         check("forebay bench colocation --json result.json", true);
         check("forebay run --name n --class batch -- sleep 1", true);

@@ -1,0 +1,489 @@
+//! What runs here already, told by its control groups.
+//!
+//! Reads and changes nothing. A service manager, a container runtime and a kubelet name
+//! the groups that they make after what runs in them, so no one of them has to be asked, and
+//! none needs to be there. Processes outside any such group count by their program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use forebay_core::units::Bytes;
+
+use crate::Roots;
+use crate::error::HostError;
+use crate::ledger::Process;
+use crate::mounts::{Controller, Hierarchies};
+use crate::procs;
+
+/// Listening sockets of one service that are told.
+const PORTS_MAX: usize = 16;
+/// Programs that run what they are told to.
+const INTERPRETERS: [&str; 7] = ["java", "node", "perl", "php", "pypy", "python", "ruby"];
+/// A longer command line is not suggested.
+const ARGUMENTS_BYTES_MAX: usize = 200;
+/// State of a listening socket in /proc/net/tcp.
+const LISTENING: &str = "0A";
+
+/// Whose a group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A service of systemd.
+    Systemd,
+    /// A session or another scope that somebody handed to systemd.
+    Scope,
+    /// A container of Docker or containerd.
+    Docker,
+    /// A container of Podman.
+    Podman,
+    /// A pod of Kubernetes.
+    Pod(PodQuality),
+    /// Somebody's plain group.
+    Plain,
+    /// No group of its own.
+    None,
+}
+
+/// The quality of service that the kubelet gives a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodQuality {
+    /// Requests equal limits.
+    Guaranteed,
+    /// Requests below limits.
+    Burstable,
+    /// No requests.
+    BestEffort,
+}
+
+/// What to write so that an app means it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The group, relative to the hierarchy's root.
+    Group(PathBuf),
+    /// The program's file, and for an interpreter what it was told to run.
+    Program {
+        /// As the kernel names it.
+        executable: PathBuf,
+        /// The arguments, with spaces between them.
+        command_line: Option<String>,
+    },
+}
+
+/// One service, container, pod or program.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// A unit's name without its kind, the start of a container's number, a pod's number, or
+    /// the name of a program.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Its processes, by number.
+    pub pids: Vec<u32>,
+    /// The name of its first process.
+    pub program: String,
+    /// CPUs used while it was watched.
+    pub cpus: f64,
+    /// Resident memory of its processes; what they share counts more than once.
+    pub resident: Bytes,
+    /// TCP ports that it listens on, the lowest few.
+    pub ports: Vec<u16>,
+    /// Whether all of it runs in a batch or idle scheduling class, or nice by 5 or more.
+    pub yields: bool,
+}
+
+/// Watches what runs for a while. Kernel threads, this process and groups of Forebay's own
+/// are left out, and so is whatever comes or goes meanwhile.
+///
+/// # Errors
+/// When /proc is not mounted, or no control group is.
+pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found>, HostError> {
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    let start = Instant::now();
+    let before = usage(&roots.proc);
+    std::thread::sleep(watch);
+    let elapsed = start.elapsed().as_secs_f64();
+    let after = usage(&roots.proc);
+    let ports = listening(&roots.proc);
+    let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
+    let page = rustix::param::page_size() as u64;
+
+    let mut found: BTreeMap<Place, Found> = BTreeMap::new();
+    for (process, now) in &after {
+        let Some(earlier) = before.get(process) else {
+            continue;
+        };
+        if process.pid == std::process::id() {
+            continue;
+        }
+        let Some((place, owner, name)) = place(roots, &hierarchies, ours, process.pid) else {
+            continue;
+        };
+        let cpus = now.ticks.saturating_sub(earlier.ticks) as f64 / ticks_per_second / elapsed;
+        let entry = found.entry(place.clone()).or_insert_with(|| Found {
+            name,
+            place,
+            owner,
+            pids: Vec::new(),
+            program: program(&roots.proc, process.pid),
+            cpus: 0.0,
+            resident: Bytes(0),
+            ports: Vec::new(),
+            yields: true,
+        });
+        entry.pids.push(process.pid);
+        entry.cpus += cpus;
+        entry.resident = entry
+            .resident
+            .saturating_add(Bytes(now.resident_pages.saturating_mul(page)));
+        entry.yields &= now.yields;
+        entry
+            .ports
+            .extend(ports_of(&roots.proc, process.pid, &ports));
+    }
+    Ok(found
+        .into_values()
+        .map(|mut found| {
+            found.ports.sort_unstable();
+            found.ports.dedup();
+            found.ports.truncate(PORTS_MAX);
+            found
+        })
+        .collect())
+}
+
+/// What one process has used so far.
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    ticks: u64,
+    resident_pages: u64,
+    yields: bool,
+}
+
+fn usage(proc_root: &Path) -> BTreeMap<Process, Usage> {
+    procs::all(proc_root)
+        .into_iter()
+        .filter_map(|pid| {
+            let text = fs::read_to_string(proc_root.join(format!("{pid}/stat"))).ok()?;
+            let stat = procs::parse_stat(&text)?;
+            // Kernel threads have no memory of their own.
+            (stat.state != 'Z' && stat.resident_pages > 0).then_some((
+                Process {
+                    pid,
+                    start_time: stat.start_time,
+                },
+                Usage {
+                    ticks: stat.ticks,
+                    resident_pages: stat.resident_pages,
+                    yields: yields(&text),
+                },
+            ))
+        })
+        .collect()
+}
+
+/// Whether a process is scheduled behind the others: SCHED_BATCH, SCHED_IDLE, or nice.
+fn yields(stat: &str) -> bool {
+    let field = |number: usize| -> Option<i64> {
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.split_whitespace().nth(number - 3)?.parse().ok()
+    };
+    let (nice, policy) = (field(19).unwrap_or(0), field(41).unwrap_or(0));
+    nice >= 5 || policy == 3 || policy == 5
+}
+
+/// Where a process belongs, whose that is, and its name.
+fn place(
+    roots: &Roots,
+    hierarchies: &Hierarchies,
+    ours: &Path,
+    pid: u32,
+) -> Option<(Place, Owner, String)> {
+    let text = fs::read_to_string(roots.proc.join(format!("{pid}/cgroup"))).ok()?;
+    let (index, hierarchy) = hierarchies.of(Controller::Cpu)?;
+    let dir = hierarchies.membership(&text).get(index)?.clone()?;
+    let group = dir.strip_prefix(&hierarchy.mount).ok()?;
+    let first = group
+        .components()
+        .next()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let ours = ours.to_string_lossy();
+    if first.is_some_and(|name| name == *ours || name.starts_with(&format!("{ours}."))) {
+        return None;
+    }
+    if let Some((group, owner, name)) = owned(group) {
+        return Some((Place::Group(group), owner, name));
+    }
+    let executable = fs::read_link(roots.proc.join(format!("{pid}/exe"))).ok()?;
+    // A program that was replaced on disk while it runs is still that program.
+    let executable = executable.to_str()?;
+    let executable = PathBuf::from(executable.strip_suffix(" (deleted)").unwrap_or(executable));
+    let name = executable.file_name()?.to_string_lossy().into_owned();
+    let command_line = is_interpreter(&name)
+        .then(|| arguments(&roots.proc, pid))
+        .flatten();
+    let place = Place::Program {
+        executable,
+        command_line,
+    };
+    Some((place, Owner::None, name))
+}
+
+/// Whether a program's name says nothing about what it does.
+fn is_interpreter(name: &str) -> bool {
+    let plain = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    INTERPRETERS.contains(&plain)
+}
+
+/// What an interpreter was told to run, as far as it can be written down.
+fn arguments(proc_root: &Path, pid: u32) -> Option<String> {
+    let bytes = fs::read(proc_root.join(format!("{pid}/cmdline"))).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (_, arguments) = text.split_once('\0')?;
+    let arguments = arguments.trim_end_matches('\0').replace('\0', " ");
+    let writable = !arguments.is_empty()
+        && arguments.len() <= ARGUMENTS_BYTES_MAX
+        && !arguments.chars().any(char::is_control);
+    writable.then_some(arguments)
+}
+
+/// The part of a group's path that is one service, container or pod. None at the root and
+/// where nothing but a process manager lives.
+fn owned(group: &Path) -> Option<(PathBuf, Owner, String)> {
+    let mut path = PathBuf::new();
+    let mut quality = None;
+    let mut last = None;
+    for part in group.components() {
+        let Component::Normal(part) = part else {
+            continue;
+        };
+        let part = part.to_str()?;
+        path.push(part);
+        if part.starts_with("kubepods") {
+            quality.get_or_insert(PodQuality::Guaranteed);
+        }
+        if quality.is_some() {
+            if part.contains("burstable") {
+                quality = Some(PodQuality::Burstable);
+            } else if part.contains("besteffort") {
+                quality = Some(PodQuality::BestEffort);
+            }
+        }
+        let found = |owner, name: &str| Some((path.clone(), owner, name.to_owned()));
+        if let (Some(quality), Some(uid)) = (quality, pod_uid(part)) {
+            return found(Owner::Pod(quality), &uid);
+        }
+        let container = |prefix: &str| {
+            let id = part.strip_prefix(prefix)?;
+            let id = id.strip_suffix(".scope").unwrap_or(id);
+            is_container_id(id).then(|| id[..12].to_owned())
+        };
+        if let Some(id) = container("docker-").or_else(|| container("cri-containerd-")) {
+            return found(Owner::Docker, &id);
+        }
+        if let Some(id) = container("libpod-") {
+            return found(Owner::Podman, &id);
+        }
+        if last.as_deref() == Some("docker") && is_container_id(part) {
+            return found(Owner::Docker, &part[..12]);
+        }
+        if let Some(unit) = part.strip_suffix(".service") {
+            // A user's own manager holds services in turn.
+            if !unit.starts_with("user@") {
+                return found(Owner::Systemd, unit);
+            }
+        } else if let Some(unit) = part.strip_suffix(".scope") {
+            return (unit != "init").then(|| (path.clone(), Owner::Scope, unit.to_owned()));
+        }
+        last = Some(part.to_owned());
+    }
+    let name = last?;
+    let manager = name.ends_with(".slice") || name.ends_with(".service");
+    (!manager).then_some((path, Owner::Plain, name))
+}
+
+/// The uid in `pod<uid>` or `kubepods-burstable-pod<uid>.slice`; systemd has `_` for `-`.
+fn pod_uid(part: &str) -> Option<String> {
+    let part = part.strip_suffix(".slice").unwrap_or(part);
+    let (_, uid) = part
+        .rsplit_once("pod")
+        .filter(|(before, _)| before.is_empty() || before.ends_with('-'))?;
+    let uid = uid.replace('_', "-");
+    let plausible = uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    plausible.then_some(uid)
+}
+
+fn is_container_id(text: &str) -> bool {
+    text.len() == 64 && text.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+fn program(proc_root: &Path, pid: u32) -> String {
+    fs::read_to_string(proc_root.join(format!("{pid}/comm")))
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Ports of listening TCP sockets of this network namespace, by inode.
+fn listening(proc_root: &Path) -> BTreeMap<u64, u16> {
+    ["net/tcp", "net/tcp6"]
+        .into_iter()
+        .filter_map(|file| fs::read_to_string(proc_root.join("self").join(file)).ok())
+        .flat_map(|text| text.lines().filter_map(listener).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Inode and port of one line of /proc/net/tcp, when it listens.
+fn listener(line: &str) -> Option<(u64, u16)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    if *fields.get(3)? != LISTENING {
+        return None;
+    }
+    let (_, port) = fields.get(1)?.rsplit_once(':')?;
+    Some((
+        fields.get(9)?.parse().ok()?,
+        u16::from_str_radix(port, 16).ok()?,
+    ))
+}
+
+fn ports_of(proc_root: &Path, pid: u32, listening: &BTreeMap<u64, u16>) -> BTreeSet<u16> {
+    let Ok(entries) = fs::read_dir(proc_root.join(format!("{pid}/fd"))) else {
+        return BTreeSet::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            let inode = target
+                .to_str()?
+                .strip_prefix("socket:[")?
+                .strip_suffix(']')?;
+            listening.get(&inode.parse().ok()?).copied()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn groups_are_known_by_their_names() {
+        let check = |group: &str, expected: Option<(&str, Owner, &str)>| {
+            let found = owned(Path::new(group));
+            let expected =
+                expected.map(|(path, owner, name)| (PathBuf::from(path), owner, name.to_owned()));
+            assert_eq!(found, expected, "{group}");
+        };
+        let service = "system.slice/nginx.service";
+        check(service, Some((service, Owner::Systemd, "nginx")));
+        check(
+            "system.slice/nginx.service/worker",
+            Some((service, Owner::Systemd, "nginx")),
+        );
+        check(
+            "user.slice/user-0.slice/session-4.scope",
+            Some((
+                "user.slice/user-0.slice/session-4.scope",
+                Owner::Scope,
+                "session-4",
+            )),
+        );
+        check(
+            "user.slice/user-1.slice/user@1.service/app.slice/build.service",
+            Some((
+                "user.slice/user-1.slice/user@1.service/app.slice/build.service",
+                Owner::Systemd,
+                "build",
+            )),
+        );
+        check("init.scope", None);
+        check("", None);
+        check("system.slice", None);
+        check("build", Some(("build", Owner::Plain, "build")));
+        for (group, owner) in [
+            (format!("system.slice/docker-{ID}.scope"), Owner::Docker),
+            (format!("docker/{ID}"), Owner::Docker),
+            (format!("machine.slice/libpod-{ID}.scope"), Owner::Podman),
+        ] {
+            check(&group, Some((group.as_str(), owner, &ID[..12])));
+        }
+        let uid = "11112222-3333-4444-5555-666677778888";
+        let tree = format!(
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+            uid.replace('-', "_")
+        );
+        check(
+            &format!("{tree}/cri-containerd-{ID}.scope"),
+            Some((tree.as_str(), Owner::Pod(PodQuality::Burstable), uid)),
+        );
+        let plain = format!("kubepods/besteffort/pod{uid}");
+        check(
+            &format!("{plain}/{ID}"),
+            Some((plain.as_str(), Owner::Pod(PodQuality::BestEffort), uid)),
+        );
+        let guaranteed = format!("kubepods/pod{uid}");
+        check(
+            &guaranteed,
+            Some((guaranteed.as_str(), Owner::Pod(PodQuality::Guaranteed), uid)),
+        );
+    }
+
+    #[test]
+    fn interpreters_are_known_with_their_versions() {
+        let check =
+            |name: &str, expected: bool| assert_eq!(is_interpreter(name), expected, "{name}");
+        check("python3.11", true);
+        check("java", true);
+        check("nginx", false);
+        check("pythonista", false);
+    }
+
+    #[test]
+    fn only_listening_sockets_have_a_port_to_tell() {
+        let line = "  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0";
+        assert_eq!(listener(line), Some((4711, 8080)));
+        assert_eq!(listener(&line.replace(" 0A ", " 01 ")), None);
+        assert_eq!(listener("  sl  local_address rem_address   st"), None);
+    }
+
+    #[test]
+    fn nice_and_batch_programs_yield() {
+        let stat = |nice: &str, policy: &str| {
+            let mut fields = vec!["0"; 50];
+            fields[0] = "S";
+            fields[16] = nice;
+            fields[38] = policy;
+            format!("1 (a b) {}", fields.join(" "))
+        };
+        assert!(!yields(&stat("0", "0")));
+        assert!(!yields(&stat("-5", "0")));
+        assert!(yields(&stat("10", "0")));
+        assert!(yields(&stat("0", "3")));
+        assert!(yields(&stat("0", "5")));
+    }
+
+    #[test]
+    fn this_host_is_read_without_a_service_manager_too() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let found = discover(
+            &Roots::default(),
+            Path::new("forebay"),
+            Duration::from_millis(20),
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = found.unwrap();
+        assert!(
+            found.iter().any(|f| f.pids.contains(&child.id())),
+            "{found:?}"
+        );
+        assert!(!found.iter().any(|f| f.pids.contains(&std::process::id())));
+    }
+}
