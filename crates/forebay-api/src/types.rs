@@ -131,6 +131,10 @@ pub struct IoMax {
 pub struct Slice {
     /// CPUs it may run on, as a list such as `0-3,8`.
     pub cpus: Option<String>,
+    /// Whether they are taken from everybody else on the host: `member` (no), `root`, or
+    /// `isolated`, which is without load balancing too.
+    #[serde(default)]
+    pub cpus_partition: Option<String>,
     /// NUMA nodes its memory comes from.
     pub mems: Option<String>,
     /// Share under contention, 1 to 10,000.

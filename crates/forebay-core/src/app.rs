@@ -195,6 +195,28 @@ pub struct App {
     pub io_max: BTreeMap<Device, IoMax>,
 }
 
+/// What a group's CPUs are to the rest of the host: the words of cpuset.cpus.partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partition {
+    /// Others may have them too.
+    Member,
+    /// They are taken from every group beside it, with a scheduling domain of their own.
+    Root,
+    /// The same without load balancing: each thread stays on the CPU that it pins itself to.
+    Isolated,
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "member",
+            Self::Root => "root",
+            Self::Isolated => "isolated",
+        })
+    }
+}
+
 /// A block device's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -303,6 +325,9 @@ pub struct Policy {
     pub system_memory: Bytes,
     /// Whether batch may use critical apps' own CPUs while those leave them idle.
     pub lend: bool,
+    /// Whether the own CPUs of critical apps are taken from everybody else on the host:
+    /// [`Partition::Member`] is no.
+    pub partition: Partition,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -318,6 +343,7 @@ impl Default for Policy {
             horizon: Duration::from_secs(1),
             system_memory: Bytes::mib(256),
             lend: false,
+            partition: Partition::Member,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
         }

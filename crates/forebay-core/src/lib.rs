@@ -12,6 +12,7 @@ pub mod report;
 pub mod slice;
 pub mod snapshot;
 pub mod state;
+mod steps;
 pub mod supervise;
 pub mod tick;
 pub mod topology;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{Device, IoMax};
+use crate::app::{Device, IoMax, Partition};
 use crate::idset::{CpuSet, NodeSet};
 use crate::units::{Bytes, Limit, MilliCpu};
 
@@ -15,6 +15,8 @@ use crate::units::{Bytes, Limit, MilliCpu};
 pub enum Knob {
     /// cpuset.cpus
     Cpus,
+    /// cpuset.cpus.partition; after cpuset.cpus, which it is about
+    CpusPartition,
     /// cpuset.mems
     Mems,
     /// cpu.idle; before cpu.weight, which the kernel refuses on an idle group
@@ -45,6 +47,7 @@ impl fmt::Display for Knob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
             Self::Cpus => "cpuset.cpus",
+            Self::CpusPartition => "cpuset.cpus.partition",
             Self::Mems => "cpuset.mems",
             Self::CpuWeight => "cpu.weight",
             Self::CpuIdle => "cpu.idle",
@@ -68,6 +71,8 @@ impl fmt::Display for Knob {
 pub enum Setting {
     /// CPUs the app may run on.
     Cpus(CpuSet),
+    /// Whether these CPUs are taken from everybody else on the host.
+    CpusPartition(Partition),
     /// NUMA nodes its memory comes from.
     Mems(NodeSet),
     /// Share under contention, 1 to 10,000; 100 is the kernel's default.
@@ -100,6 +105,7 @@ impl Setting {
     pub const fn knob(&self) -> Knob {
         match self {
             Self::Cpus(_) => Knob::Cpus,
+            Self::CpusPartition(_) => Knob::CpusPartition,
             Self::Mems(_) => Knob::Mems,
             Self::CpuWeight(_) => Knob::CpuWeight,
             Self::CpuIdle(_) => Knob::CpuIdle,
@@ -122,6 +128,8 @@ impl Setting {
         match (self, old) {
             (Self::Cpus(new), Some(Self::Cpus(old))) => new.is_subset(old),
             (Self::Cpus(_), _) => false,
+            // A member gives its CPUs back to everybody.
+            (Self::CpusPartition(new), _) => *new == Partition::Member,
             (Self::MemoryMin(new), Some(Self::MemoryMin(old)))
             | (Self::MemoryLow(new), Some(Self::MemoryLow(old))) => new < old,
             (Self::MemoryMin(_) | Self::MemoryLow(_), _) => false,
@@ -140,6 +148,7 @@ impl fmt::Display for Setting {
         write!(f, "{} = ", self.knob())?;
         match self {
             Self::Cpus(set) | Self::Mems(set) => write!(f, "{set}"),
+            Self::CpusPartition(partition) => write!(f, "{partition}"),
             Self::CpuWeight(weight) | Self::IoWeight(weight) => write!(f, "{weight}"),
             Self::CpuIdle(idle) => write!(f, "{}", u8::from(*idle)),
             Self::CpuMax(limit) => write!(f, "{limit}"),
@@ -193,6 +202,17 @@ impl Slice {
             Some(Setting::Cpus(cpus)) => Some(*cpus),
             _ => None,
         }
+    }
+
+    /// Whether its CPUs are taken from everybody else on the host.
+    #[must_use]
+    pub fn is_partition(&self) -> bool {
+        matches!(
+            self.get(Knob::CpusPartition),
+            Some(Setting::CpusPartition(
+                Partition::Root | Partition::Isolated
+            ))
+        )
     }
 
     /// What has to be written to get from `in_force` to this slice.
@@ -259,5 +279,16 @@ mod tests {
             false,
         );
         check(Setting::CpuIdle(true), Setting::CpuIdle(false), true);
+        let partition = Setting::CpusPartition;
+        check(
+            partition(Partition::Member),
+            partition(Partition::Root),
+            true,
+        );
+        check(
+            partition(Partition::Root),
+            partition(Partition::Member),
+            false,
+        );
     }
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{AppId, Class, IoMax, Policy};
+use crate::app::{App, AppId, Binding, Class, IoMax, Partition, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::{AppSample, RunState, Snapshot};
+use crate::steps::Steps;
 use crate::supervise::{Lives, Verdict};
 use crate::tick::Inputs;
 use crate::units::Time;
@@ -47,7 +48,30 @@ struct Known {
     yielded: BTreeSet<Knob>,
     retries: BTreeMap<Knob, Retry>,
     release: Option<Retry>,
+    /// Whether this daemon made its group a partition, which others may have done as well.
+    partitioned: bool,
     verdict: Verdict,
+}
+
+/// Whether it was the kernel that took a partition back, and nobody who wrote.
+fn is_lost(knob: Knob, value: &str) -> bool {
+    knob == Knob::CpusPartition && value.contains("invalid")
+}
+
+/// What ends a setting that left the plan; others stay as they are.
+fn lifted(setting: &Setting, app: &App, known: &Known) -> Option<Setting> {
+    match setting {
+        Setting::IoMax(device, max) if *max != IoMax::NONE => {
+            Some(Setting::IoMax(*device, IoMax::NONE))
+        }
+        // What was a partition before Forebay came stays one.
+        Setting::CpusPartition(Partition::Root | Partition::Isolated)
+            if known.partitioned || !matches!(app.binding, Binding::Cgroup(_)) =>
+        {
+            Some(Setting::CpusPartition(Partition::Member))
+        }
+        _ => None,
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -88,12 +112,18 @@ impl State {
                 yielded: BTreeSet::new(),
                 retries: BTreeMap::new(),
                 release: None,
+                partitioned: false,
                 verdict: Verdict::Leave,
             });
             known.history.record(inputs.time, sample);
             known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
-            known.yielded.extend(sample.foreign.keys());
+            // A partition that the kernel took back may be had again.
+            let others = sample
+                .foreign
+                .iter()
+                .filter(|(knob, v)| !is_lost(**knob, v));
+            known.yielded.extend(others.map(|(knob, _)| *knob));
 
             self.adopt(id, app.class, sample, inputs.time);
             self.note_state(inputs.time, id, &before, sample);
@@ -136,6 +166,14 @@ impl State {
                 continue;
             };
             in_force.forget(*knob);
+            if is_lost(*knob, value) {
+                let message = format!(
+                    "{knob} is `{value}`, where Forebay had set {ours}: its CPUs are not taken \
+                     from the rest of the host; tried again"
+                );
+                self.note(time, Some(id), EventKind::Failed, message);
+                continue;
+            }
             let message = format!(
                 "somebody set {knob} to `{value}` where Forebay had set {ours}; left alone until the next reload"
             );
@@ -203,38 +241,23 @@ impl State {
 
     fn settings(&self, inputs: &Inputs<'_>, plan: &Plan) -> Vec<Action> {
         let nothing = Slice::default();
-        let mut shrinking = Vec::new();
-        let mut growing = Vec::new();
+        let mut steps = Steps::default();
         for (id, wanted) in &plan.slices {
-            let Some(known) = self.apps.get(id) else {
+            let (Some(known), Some(app)) = (self.apps.get(id), inputs.policy.apps.get(id)) else {
                 continue;
             };
             let in_force = self.in_force.get(id).unwrap_or(&nothing);
-            // A device's limits that left the policy.
-            let lifted = in_force.iter().filter_map(|setting| match setting {
-                Setting::IoMax(device, max) if *max != IoMax::NONE => {
-                    let gone = wanted.get(setting.knob()).is_none();
-                    gone.then_some(Setting::IoMax(*device, IoMax::NONE))
-                }
-                _ => None,
-            });
+            let lifted = in_force
+                .iter()
+                .filter(|setting| wanted.get(setting.knob()).is_none())
+                .filter_map(|setting| lifted(setting, app, known));
             for setting in wanted.changes_from(in_force).chain(lifted) {
-                if !known.may_write(setting.knob(), inputs.time) {
-                    continue;
-                }
-                let action = Action::Set {
-                    app: id.clone(),
-                    setting,
-                };
-                if setting.shrinks(in_force.get(setting.knob())) {
-                    shrinking.push(action);
-                } else {
-                    growing.push(action);
+                if known.may_write(setting.knob(), inputs.time) {
+                    steps.add(id, setting, in_force, wanted);
                 }
             }
         }
-        shrinking.append(&mut growing);
-        shrinking
+        steps.in_order()
     }
 
     /// Takes in what became of the actions.
@@ -277,6 +300,7 @@ impl State {
                 let in_force = self.in_force.entry(id.clone()).or_default();
                 let before = in_force.get(knob).copied();
                 in_force.set(setting);
+                known.partitioned |= knob == Knob::CpusPartition && in_force.is_partition();
                 if let (Knob::Cpus, Some(before)) = (knob, before) {
                     let message = format!("{setting} (before: {before})");
                     self.note(inputs.time, Some(id), EventKind::Slice, message);

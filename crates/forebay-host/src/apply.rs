@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{AppId, Binding};
+use forebay_core::app::{AppId, Binding, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
@@ -418,6 +418,9 @@ impl LinuxHost {
                 }
                 other => other,
             },
+            Setting::CpusPartition(partition) if *partition != Partition::Member => {
+                self.make_partition(app, *partition)
+            }
             _ => self.write_knob(app, setting),
         }
     }
@@ -432,7 +435,7 @@ impl LinuxHost {
         idle().unwrap_or(false)
     }
 
-    fn write_knob(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
+    pub(crate) fn write_knob(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
         let knob = setting.knob();
         let (Some(way), Some(entry)) = (self.ways.of(knob).cloned(), self.entries.get_mut(app))
         else {

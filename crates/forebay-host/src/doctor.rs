@@ -10,7 +10,7 @@ use crate::error::HostError;
 use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
-use crate::topology::read_topology;
+use crate::topology::host_topology;
 
 /// One thing that Forebay uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Feature {
 /// When /proc is not mounted, or no control group is.
 pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;
-    let mut features = vec![privilege(), topology(roots)];
+    let mut features = vec![privilege(), topology(roots, group)];
     features.extend(controllers(&hierarchies));
     features.extend(knobs(&hierarchies, group));
     features.extend(unified(&hierarchies, group));
@@ -55,8 +55,8 @@ fn privilege() -> Feature {
     }
 }
 
-fn topology(roots: &Roots) -> Feature {
-    let read = read_topology(&roots.proc, &roots.sys);
+fn topology(roots: &Roots, group: &Path) -> Feature {
+    let read = host_topology(roots, Some(group));
     Feature {
         name: "topology".to_owned(),
         present: read.is_ok(),
@@ -153,6 +153,9 @@ fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
 const fn knob_lack_costs(knob: Knob) -> &'static str {
     match knob {
         Knob::Cpus => "apps share all CPUs",
+        Knob::CpusPartition => {
+            "own CPUs of critical apps are kept from other apps, not from the rest of the host"
+        }
         Knob::Mems => "memory comes from any node",
         Knob::CpuWeight => "no shares of contended CPUs",
         Knob::CpuIdle => "batch work is held back by the smallest weight instead",

@@ -19,6 +19,7 @@ use crate::ledger::{Ledger, Process, Record};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::observe::Meters;
+use crate::partition;
 use crate::procs::{self, Scanner};
 use crate::restore::{self, Report};
 use crate::slow::SlowWriter;
@@ -151,8 +152,9 @@ impl LinuxHost {
         let roots = &options.roots;
         let lock = Lock::take(&options.state_dir, Role::Daemon, &roots.proc)?;
         let hierarchies = Hierarchies::read(&roots.proc)?;
-        let topology = read_topology(&roots.proc, &roots.sys)?;
         let mut ledger = Ledger::open(&options.state_dir, &roots.boot_id()?)?;
+        let taken = partition::taken(ledger.state());
+        let topology = read_topology(&roots.proc, &roots.sys, &taken)?;
         set_home(&mut ledger, &hierarchies, &options)?;
         make_parents(&mut ledger, &hierarchies, &options.group)?;
         let parents: Vec<PathBuf> = hierarchies

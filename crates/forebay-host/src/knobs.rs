@@ -3,6 +3,7 @@
 //! | knob | v2 | v1 |
 //! |---|---|---|
 //! | `Cpus`, `Mems` | cpuset.cpus, cpuset.mems | the same |
+//! | `CpusPartition` | cpuset.cpus.partition | none |
 //! | `CpuWeight` | cpu.weight | cpu.shares = weight * 1024 / 100 |
 //! | `CpuIdle` | cpu.idle | cpu.idle |
 //! | `CpuMax`, `CpuBurst` | cpu.max, cpu.max.burst | cpu.cfs_quota_us, cpu.cfs_burst_us |
@@ -20,7 +21,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use forebay_core::app::{Device, IoMax};
+use forebay_core::app::{Device, IoMax, Partition};
 use forebay_core::host::Capabilities;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
@@ -116,9 +117,10 @@ impl Ways {
 }
 
 /// Every knob once; `IoMax` for no particular device.
-pub(crate) fn all_knobs() -> [Knob; 13] {
+pub(crate) fn all_knobs() -> [Knob; 14] {
     [
         Knob::Cpus,
+        Knob::CpusPartition,
         Knob::Mems,
         Knob::CpuWeight,
         Knob::CpuIdle,
@@ -144,7 +146,7 @@ fn general(knob: Knob) -> Knob {
 /// The controller that a knob belongs to.
 pub(crate) const fn controller(knob: Knob) -> Controller {
     match knob {
-        Knob::Cpus | Knob::Mems => Controller::Cpuset,
+        Knob::Cpus | Knob::CpusPartition | Knob::Mems => Controller::Cpuset,
         Knob::CpuWeight | Knob::CpuIdle | Knob::CpuMax | Knob::CpuBurst => Controller::Cpu,
         Knob::MemoryMin | Knob::MemoryLow | Knob::MemoryHigh | Knob::MemoryMax => {
             Controller::Memory
@@ -158,6 +160,8 @@ pub(crate) const fn controller(knob: Knob) -> Controller {
 fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
     match (version, knob) {
         (_, Knob::Cpus) => vec![vec!["cpuset.cpus"]],
+        (Version::V2, Knob::CpusPartition) => vec![vec!["cpuset.cpus.partition"]],
+        (Version::V1, Knob::CpusPartition) => vec![],
         (_, Knob::Mems) => vec![vec!["cpuset.mems"]],
         (Version::V2, Knob::CpuWeight) => vec![vec!["cpu.weight"]],
         (Version::V1, Knob::CpuWeight) => vec![vec!["cpu.shares"]],
@@ -205,6 +209,7 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
     let one = |text: String| vec![text];
     match setting {
         Setting::Cpus(set) | Setting::Mems(set) => one(set.to_string()),
+        Setting::CpusPartition(partition) => one(partition.to_string()),
         Setting::CpuWeight(weight) => one(if v2 {
             weight.to_string()
         } else {
@@ -253,6 +258,12 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
         Knob::Cpus if !first.is_empty() => Setting::Cpus(first.parse().ok()?),
         Knob::Mems if !first.is_empty() => Setting::Mems(first.parse().ok()?),
         Knob::Cpus | Knob::Mems => return None,
+        // One that is invalid has its CPUs as a member has them.
+        Knob::CpusPartition => Setting::CpusPartition(match first {
+            "root" => Partition::Root,
+            "isolated" => Partition::Isolated,
+            _ => Partition::Member,
+        }),
         Knob::CpuWeight if v2 => Setting::CpuWeight(first.parse().ok().filter(|w| *w > 0)?),
         Knob::CpuWeight => Setting::CpuWeight(weight_of_shares(first.parse().ok()?)),
         Knob::CpuIdle => Setting::CpuIdle(first.parse::<i32>().ok()? != 0),
@@ -441,6 +452,7 @@ mod tests {
         };
         use Version::{V1, V2};
         check(Setting::Cpus("0-3,8".parse().unwrap()), V1, &["0-3,8"]);
+        check(Setting::CpusPartition(Partition::Root), V2, &["root"]);
         check(Setting::CpuWeight(100), V2, &["100"]);
         check(Setting::CpuWeight(100), V1, &["1024"]);
         check(Setting::CpuWeight(1), V1, &["10"]);
@@ -513,6 +525,12 @@ mod tests {
             Some(Setting::CpuMax(Limit::At(MilliCpu(1000)))),
         );
         check(Knob::Cpus, V2, "", None);
+        check(
+            Knob::CpusPartition,
+            V2,
+            "isolated invalid (Cpu list in cpuset.cpus not exclusive)",
+            Some(Setting::CpusPartition(Partition::Member)),
+        );
         check(Knob::Cpus, V2, "nonsense", None);
     }
 

@@ -28,6 +28,7 @@ pub mod ledger;
 pub mod lock;
 pub mod mounts;
 mod observe;
+mod partition;
 pub mod procs;
 pub mod restore;
 mod slow;

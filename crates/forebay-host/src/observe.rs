@@ -21,6 +21,7 @@ use crate::groups;
 use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
 use crate::knobs::{self, Way, Ways};
 use crate::mounts::{Controller, Hierarchies, Version};
+use crate::partition;
 use crate::procs;
 use crate::supervise;
 use crate::topology::{kib_after, read_topology};
@@ -178,7 +179,8 @@ impl LinuxHost {
             return;
         }
         let roots = &self.options.roots;
-        match read_topology(&roots.proc, &roots.sys) {
+        let taken = partition::taken(self.ledger.state());
+        match read_topology(&roots.proc, &roots.sys, &taken) {
             Ok(topology) => {
                 tracing::info!(cpus = %topology.cpu_set(), "CPUs came or went");
                 self.topology = topology;

@@ -20,6 +20,7 @@ use crate::knobs::cut;
 use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Hierarchies, Hierarchy};
+use crate::partition;
 use crate::procs;
 use crate::supervise;
 
@@ -172,6 +173,7 @@ pub(crate) fn release_app(
     let mut report = Report::default();
     restore_knobs(ledger, &record, &mut report);
     let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
+    partition::dissolve(&dirs, &mut report);
     if let Err(error) = freeze::thaw_all(&dirs) {
         report.failed.push(error.explain());
     }
@@ -278,8 +280,15 @@ fn keep(
 /// Writes original values back where the knob still holds what we wrote.
 fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
     let mut open: Vec<&(Spot, String)> = record.originals.iter().rev().collect();
-    // A group in the idle class takes no weight, so that class is left first.
-    open.sort_by_key(|(spot, _)| !is_named(spot, "cpu.idle"));
+    // A partition gives its CPUs back before its set of CPUs changes; a group in the idle class
+    // takes no weight, so that class is left first.
+    open.sort_by_key(|(spot, _)| {
+        let first = [partition::FILE, "cpu.idle"];
+        first
+            .iter()
+            .position(|name| is_named(spot, name))
+            .unwrap_or(first.len())
+    });
     for pass in 1..=KNOB_PASSES {
         let mut refused = Vec::new();
         for entry in open {
@@ -378,6 +387,12 @@ pub(crate) fn read_spot(spot: &Spot) -> Result<String, HostError> {
 fn same(a: &str, b: &str) -> bool {
     let unlimited = |text: &str| text == "-1" || text.parse().is_ok_and(|n: u64| n >= 1 << 62);
     let frozen = |text: &str| matches!(text, "FREEZING" | "FROZEN");
+    // What the kernel found wrong with a partition does not make it somebody else's.
+    let kind = |text: &str| text.split_once(" invalid").map(|(kind, _)| kind.to_owned());
+    let (a, b) = (
+        &kind(a).unwrap_or_else(|| a.to_owned()),
+        &kind(b).unwrap_or_else(|| b.to_owned()),
+    );
     a == b || (unlimited(a) && unlimited(b)) || (frozen(a) && frozen(b))
 }
 

@@ -9,10 +9,15 @@ use forebay_core::idset::{CpuSet, NodeSet};
 use forebay_core::topology::{Cpu, Node, Topology};
 use forebay_core::units::Bytes;
 
+use crate::Roots;
 use crate::error::HostError;
+use crate::mounts::Hierarchies;
+use crate::partition;
 
 /// Reads what this process may use: the online CPUs that `Cpus_allowed_list` of
 /// /proc/self/status names, with the nodes they and the memory sit on.
+///
+/// `taken` are the CPUs of our own partitions, which every other process lost, this one too.
 ///
 /// Some kernels leave memory that was added while they run out of the node's meminfo. A
 /// single node has all there is, so it gets what /proc/meminfo says where that is more. With
@@ -21,12 +26,16 @@ use crate::error::HostError;
 ///
 /// # Errors
 /// When /sys shows no CPU, or numbers beyond what a set holds.
-pub fn read_topology(proc_root: &Path, sys_root: &Path) -> Result<Topology, HostError> {
+pub fn read_topology(
+    proc_root: &Path,
+    sys_root: &Path,
+    taken: &CpuSet,
+) -> Result<Topology, HostError> {
     let cpu_dir = sys_root.join("devices/system/cpu");
     let online_file = cpu_dir.join("online");
     let online = read_set(&online_file)?;
     let allowed = allowed_cpus(proc_root).unwrap_or(online);
-    let usable = match online.intersection(&allowed) {
+    let usable = match online.intersection(&allowed.union(taken)) {
         none if none.is_empty() => online,
         some => some,
     };
@@ -79,6 +88,17 @@ pub fn read_topology(proc_root: &Path, sys_root: &Path) -> Result<Topology, Host
             "check that /sys is mounted",
         )
     })
+}
+
+/// What a program on this host may be given, whether or not a daemon of ours has taken CPUs
+/// for an app. `group` is the group that the daemon uses, if that is known.
+///
+/// # Errors
+/// As [`read_topology`]'s.
+pub fn host_topology(roots: &Roots, group: Option<&Path>) -> Result<Topology, HostError> {
+    let taken = Hierarchies::read(&roots.proc)
+        .map_or(CpuSet::EMPTY, |all| partition::taken_beside(&all, group));
+    read_topology(&roots.proc, &roots.sys, &taken)
 }
 
 /// Nodes by number: their CPUs and their memory.
@@ -251,7 +271,12 @@ mod tests {
         }
         let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (&**a, &**b)).collect();
         let root = tree(&files);
-        let topology = read_topology(&root.path().join("proc"), &root.path().join("sys")).unwrap();
+        let topology = read_topology(
+            &root.path().join("proc"),
+            &root.path().join("sys"),
+            &CpuSet::EMPTY,
+        )
+        .unwrap();
         assert_eq!(
             topology.cpu_set().to_string(),
             "0-6",
@@ -272,7 +297,12 @@ mod tests {
             ("sys/devices/system/cpu/online", "0-1\n"),
             ("proc/meminfo", "MemTotal:       4096 kB\n"),
         ]);
-        let topology = read_topology(&root.path().join("proc"), &root.path().join("sys")).unwrap();
+        let topology = read_topology(
+            &root.path().join("proc"),
+            &root.path().join("sys"),
+            &CpuSet::EMPTY,
+        )
+        .unwrap();
         assert_eq!(topology.cpu_set().to_string(), "0-1");
         assert_ne!(topology.cpus()[0].core, topology.cpus()[1].core);
         assert_eq!(topology.cpus()[0].l3, topology.cpus()[1].l3);
@@ -294,8 +324,12 @@ mod tests {
             }
             let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (&**a, *b)).collect();
             let root = tree(&files);
-            let topology =
-                read_topology(&root.path().join("proc"), &root.path().join("sys")).unwrap();
+            let topology = read_topology(
+                &root.path().join("proc"),
+                &root.path().join("sys"),
+                &CpuSet::EMPTY,
+            )
+            .unwrap();
             assert_eq!(topology.memory(), Bytes(expected * 1024), "{nodes:?}");
         };
         let small = "Node 0 MemTotal:        8743124 kB\n";
@@ -308,7 +342,11 @@ mod tests {
     #[test]
     fn no_cpu_is_an_error() {
         let root = tree(&[]);
-        let error = read_topology(&root.path().join("proc"), &root.path().join("sys"));
+        let error = read_topology(
+            &root.path().join("proc"),
+            &root.path().join("sys"),
+            &CpuSet::EMPTY,
+        );
         assert!(error.unwrap_err().explain().contains("cpu/online"));
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop};
+use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop, Partition};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_host::LinuxHost;
@@ -211,6 +211,16 @@ impl Fixture<LinuxHost> for Live {
                 self.files(app, Controller::Cpuset)
                     .read_set("cpuset.cpus")?,
             ),
+            Knob::CpusPartition => {
+                let file = knob.to_string();
+                let held = self.files(app, Controller::Cpuset).read(&file, &file)?;
+                Setting::CpusPartition(match held.as_str() {
+                    "member" => Partition::Member,
+                    "root" => Partition::Root,
+                    "isolated" => Partition::Isolated,
+                    other => return Err(format!("the kernel says {other}")),
+                })
+            }
             Knob::Mems => Setting::Mems(
                 self.files(app, Controller::Cpuset)
                     .read_set("cpuset.mems")?,

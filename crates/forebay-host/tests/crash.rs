@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use forebay_core::app::{App, Binding, OnStop};
+use forebay_core::app::{App, Binding, OnStop, Partition};
 use forebay_core::host::{Action, Host};
-use forebay_core::slice::{Setting, Slice};
+use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::snapshot::RunState;
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 use forebay_host::guardian::{Guarded, Watched, guard};
@@ -67,6 +67,9 @@ fn daemon(state_dir: &Path, group: &str) {
         .into_iter()
         .map(|app| (app.id.clone(), app.clone()))
         .collect();
+    let cpus = host.topology().cpu_set();
+    let parts = cpus.len() > 1 && host.capabilities().knobs.contains(&Knob::CpusPartition);
+    let last = cpus.iter().last().into_iter().collect();
     let mut told = false;
     for period in 0.. {
         let snapshot = look_with(
@@ -93,6 +96,15 @@ fn daemon(state_dir: &Path, group: &str) {
                 id.as_str(),
                 Setting::MemoryMax(Limit::At(Bytes::mib(500 + u64::from(step)))),
             ));
+            if *id == web.id && parts {
+                let partition = if period % 2 == 0 {
+                    Partition::Root
+                } else {
+                    Partition::Member
+                };
+                actions.push(set(id.as_str(), Setting::Cpus(last)));
+                actions.push(set(id.as_str(), Setting::CpusPartition(partition)));
+            }
             if all[id].binding != theirs.binding && sample.state != RunState::Running {
                 actions.push(Action::Start {
                     app: all[id].clone(),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay_core::app::IoMax;
+use forebay_core::app::{IoMax, Partition};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::Topology;
@@ -19,6 +19,8 @@ pub(crate) struct Group {
     pub(crate) foreign: bool,
     /// Whether Forebay stopped its tasks.
     pub(crate) frozen: bool,
+    /// Whether the kernel took its partition back, which it does not give again unasked.
+    pub(crate) lost_partition: bool,
     /// Knobs that do not have their default.
     knobs: BTreeMap<Knob, Setting>,
     /// What others than Forebay last wrote: what must be there when Forebay is gone.
@@ -66,6 +68,7 @@ impl Group {
         let mut group = Self {
             foreign,
             frozen: false,
+            lost_partition: false,
             knobs: BTreeMap::new(),
             outside: BTreeMap::new(),
             limits: Limits {
@@ -85,8 +88,31 @@ impl Group {
         group
     }
 
+    /// The CPUs that it was given by name, which no partition beside it may have.
+    pub(crate) fn named_cpus(&self) -> CpuSet {
+        match self.knobs.get(&Knob::Cpus) {
+            Some(Setting::Cpus(cpus)) => *cpus,
+            _ => CpuSet::EMPTY,
+        }
+    }
+
+    /// The CPUs that it takes from everybody else.
+    pub(crate) fn taken_cpus(&self) -> CpuSet {
+        match self.knobs.get(&Knob::CpusPartition) {
+            Some(Setting::CpusPartition(partition))
+                if *partition != Partition::Member && !self.lost_partition =>
+            {
+                self.named_cpus()
+            }
+            _ => CpuSet::EMPTY,
+        }
+    }
+
     /// The value of a knob.
     pub(crate) fn read(&self, knob: Knob, topology: &Topology) -> Setting {
+        if knob == Knob::CpusPartition && self.lost_partition {
+            return default(knob, topology);
+        }
         self.knobs
             .get(&knob)
             .copied()
@@ -112,6 +138,9 @@ impl Group {
     /// When the kernel would refuse the value.
     pub(crate) fn write(&mut self, setting: Setting, topology: &Topology) -> Result<(), String> {
         self.check(&setting, topology)?;
+        if setting.knob() == Knob::CpusPartition {
+            self.lost_partition = false;
+        }
         self.knobs.insert(setting.knob(), setting);
         self.refresh(topology);
         Ok(())
@@ -119,6 +148,9 @@ impl Group {
 
     /// Puts a value back that was there before, whatever the kernel thinks of it now.
     pub(crate) fn restore(&mut self, setting: Setting, topology: &Topology) {
+        if setting.knob() == Knob::CpusPartition {
+            self.lost_partition = false;
+        }
         self.knobs.insert(setting.knob(), setting);
         self.refresh(topology);
     }
@@ -207,7 +239,10 @@ impl Group {
                 }
                 Setting::IoMax(_, max) => limits.io = limits.io.min(io_limit(max)),
                 Setting::PidsMax(pids) => limits.pids = pids,
-                Setting::CpuMax(Limit::Max) | Setting::Mems(_) | Setting::IoWeight(_) => {}
+                Setting::CpuMax(Limit::Max)
+                | Setting::Mems(_)
+                | Setting::CpusPartition(_)
+                | Setting::IoWeight(_) => {}
             }
         }
         self.limits = limits;
@@ -266,6 +301,7 @@ fn io_limit(max: IoMax) -> f64 {
 pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
     match knob {
         Knob::Cpus => Setting::Cpus(topology.cpu_set()),
+        Knob::CpusPartition => Setting::CpusPartition(Partition::Member),
         Knob::Mems => Setting::Mems(topology.node_set()),
         Knob::CpuWeight => Setting::CpuWeight(100),
         Knob::CpuIdle => Setting::CpuIdle(false),

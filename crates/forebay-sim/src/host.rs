@@ -91,6 +91,7 @@ impl SimHost {
     pub fn new(topology: Topology, seed: u64) -> Self {
         let knobs = vec![
             Knob::Cpus,
+            Knob::CpusPartition,
             Knob::Mems,
             Knob::CpuWeight,
             Knob::CpuIdle,
@@ -213,16 +214,17 @@ impl SimHost {
     ///
     /// # Errors
     /// When there is no such group or the kernel would refuse.
-    pub fn write(&mut self, group: &str, setting: Setting) -> Result<(), String> {
+    pub fn write(&mut self, path: &str, setting: Setting) -> Result<(), String> {
         let topology = &self.topology;
-        let found = self.groups.get_mut(group);
-        let group = found.ok_or_else(|| format!("no group `{group}`"))?;
+        let found = self.groups.get_mut(path);
+        let group = found.ok_or_else(|| format!("no group `{path}`"))?;
         let same = group.read(setting.knob(), topology) == setting;
         group.write(setting, topology)?;
         // Nobody can tell who wrote a value that was there already.
         if !same {
             group.outside.insert(setting.knob(), setting);
         }
+        self.check_partitions(path);
         Ok(())
     }
 
@@ -462,9 +464,13 @@ impl SimHost {
         let knob = setting.knob();
         let missing = || format!("no group `{path}`");
         let group = self.groups.get_mut(&path).ok_or_else(missing)?;
-        let app = self.apps.get_mut(id).ok_or_else(missing)?;
         let before = group.read(knob, &self.topology);
-        group.write(setting, &self.topology)?;
+        match setting {
+            Setting::CpusPartition(partition) => self.make_partition(&path, partition)?,
+            _ => group.write(setting, &self.topology)?,
+        }
+        self.check_partitions(&path);
+        let app = self.apps.get_mut(id).ok_or_else(missing)?;
         if app.written.get(&knob) != Some(&before) {
             app.originals.insert(knob, before);
         }
@@ -494,7 +500,9 @@ impl SimHost {
         group.frozen = false;
         let foreign = group.foreign;
         self.send_home(&path);
-        if !foreign {
+        if foreign {
+            self.check_partitions(&path);
+        } else {
             self.groups.remove(&path);
         }
         Ok(())
@@ -580,7 +588,13 @@ impl SimHost {
             for setting in in_force.iter().filter(|s| bound.known.contains(&s.knob())) {
                 let is = group.read(setting.knob(), &self.topology);
                 if is != *setting {
-                    sample.foreign.insert(setting.knob(), is.to_string());
+                    let says = match setting {
+                        Setting::CpusPartition(ours) if group.lost_partition => {
+                            format!("{ours} invalid (Cpu list in cpuset.cpus not exclusive)")
+                        }
+                        _ => is.to_string(),
+                    };
+                    sample.foreign.insert(setting.knob(), says);
                 }
             }
         }

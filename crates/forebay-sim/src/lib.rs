@@ -13,6 +13,7 @@ mod fault;
 mod group;
 mod host;
 mod load;
+mod partition;
 mod program;
 pub mod soak;
 mod step;

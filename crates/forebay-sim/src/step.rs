@@ -166,12 +166,13 @@ impl SimHost {
         let cpus = self.topology.cpus();
         let capacity = vec![step * (1.0 - stolen); cpus.len()];
         self.steal += stolen * step * f64::from(u32::try_from(cpus.len()).unwrap_or(u32::MAX));
+        let taken = self.all_taken();
         let claims: Vec<Claim> = self
             .groups
-            .values()
+            .iter()
             .zip(&wants)
-            .map(|(group, wants)| Claim {
-                cpus: group.limits.cpus,
+            .map(|((path, group), wants)| Claim {
+                cpus: self.effective_cpus(path, &taken),
                 wanted: wants.cpu.min(group.allowance(step)),
                 weight: group.limits.weight,
                 idle: group.limits.idle,

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 /// When the topology cannot be read.
 pub(crate) fn facts() -> Result<HostFacts, Error> {
     let roots = Roots::default();
-    let topology = forebay_host::topology::read_topology(&roots.proc, &roots.sys)
+    let topology = forebay_host::topology::host_topology(&roots, None)
         .map_err(|error| Error::Host(error.explain()))?;
     Ok(HostFacts {
         cpus: topology.cpus().len(),

@@ -248,7 +248,8 @@ fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
         )
     };
     let others = active.iter().any(|app| app.class != Class::Critical);
-    if !others {
+    // A partition takes its CPUs from the whole host, which has to run somewhere.
+    if !others && !situation.partitions() {
         return 0;
     }
     let host = situation.topology.cpus().len();

@@ -83,6 +83,7 @@ fn possible(situation: &Situation<'_>) -> bool {
     let offers = |knob| situation.capabilities.knobs.contains(&knob);
     let has = |class| active(situation).any(|app| app.class == class);
     situation.policy.lend
+        && !situation.partitions()
         && offers(Knob::CpuIdle)
         && offers(Knob::Cpus)
         && has(Class::Critical)

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, AppId, Class, Policy};
+use crate::app::{App, AppId, Class, Partition, Policy};
 use crate::demand::Demand;
 use crate::host::Capabilities;
 use crate::idset::CpuSet;
@@ -45,6 +45,15 @@ pub struct Situation<'a> {
     pub policy: &'a Policy,
     /// The apps that run or are about to, with what they will need. Others get no slice.
     pub demands: &'a BTreeMap<AppId, Demand>,
+}
+
+impl Situation<'_> {
+    /// Whether the own CPUs of critical apps are to be taken from everybody else, and can be.
+    #[must_use]
+    pub fn partitions(&self) -> bool {
+        self.policy.partition != Partition::Member
+            && self.capabilities.knobs.contains(&Knob::CpusPartition)
+    }
 }
 
 /// What the planner remembers between periods: who has what, and since when less would do.
@@ -171,6 +180,15 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
 
 fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice: &mut Slice) {
     slice.set(Setting::Cpus(share.cpus));
+    if situation.partitions() {
+        // CPUs that another app may use as well cannot be taken from everybody.
+        let own = share.cpus == share.exclusive && app.class == Class::Critical;
+        slice.set(Setting::CpusPartition(if own {
+            situation.policy.partition
+        } else {
+            Partition::Member
+        }));
+    }
     slice.set(Setting::Mems(share.mems));
     let (weight, idle) = match app.class {
         Class::Critical => (10_000, false),

@@ -10,8 +10,9 @@ use crate::app::{Binding, Ceiling, Floor, Match};
 use crate::demand::Band;
 use crate::topology::Shape;
 
-const KNOBS: [Knob; 12] = [
+const KNOBS: [Knob; 13] = [
     Knob::Cpus,
+    Knob::CpusPartition,
     Knob::Mems,
     Knob::CpuWeight,
     Knob::CpuIdle,
@@ -348,9 +349,15 @@ fn any_case() -> impl Strategy<Value = Case> {
     ];
     let app = (class, 0.0..12.0f64, 1..8_192u64, 0..800u64, 0..200u64);
     let apps = proptest::collection::vec(app, 1..12);
-    (any_shape(), apps, any::<bool>()).prop_map(|(shape, apps, lend)| {
+    let partition = prop_oneof![
+        Just(Partition::Member),
+        Just(Partition::Root),
+        Just(Partition::Isolated)
+    ];
+    (any_shape(), apps, any::<bool>(), partition).prop_map(|(shape, apps, lend, partition)| {
         let mut case = Case::new(shape);
         case.policy.lend = lend;
+        case.policy.partition = partition;
         for (index, (class, cpus, mib, floor_cpu, floor_mib)) in apps.into_iter().enumerate() {
             let floor = Floor {
                 cpu: MilliCpu(floor_cpu),
@@ -360,6 +367,34 @@ fn any_case() -> impl Strategy<Value = Case> {
         }
         case
     })
+}
+
+#[test]
+fn own_cpus_are_taken_from_the_host_only_where_asked_to() {
+    let shape = Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 4,
+        threads: 1,
+        memory: Bytes::mib(4096),
+    };
+    let check = |policy: Partition, cpus: f64, offered: bool, expected: Option<Partition>| {
+        let mut case = Case::new(shape).app("web", Class::Critical, cpus);
+        case.policy.partition = policy;
+        case.capabilities
+            .knobs
+            .retain(|knob| offered || *knob != Knob::CpusPartition);
+        let plan = case.plan();
+        let slice = &plan.slices[&"web".parse().unwrap()];
+        let is = slice.get(Knob::CpusPartition).copied();
+        assert_eq!(is, expected.map(Setting::CpusPartition), "{policy} {cpus}");
+    };
+    check(Partition::Member, 1.0, true, None);
+    check(Partition::Root, 1.0, true, Some(Partition::Root));
+    check(Partition::Isolated, 1.0, true, Some(Partition::Isolated));
+    check(Partition::Root, 1.0, false, None);
+    // It wants the whole host, so it runs on the shared CPUs as well.
+    check(Partition::Root, 8.0, true, Some(Partition::Member));
 }
 
 /// What must hold of every plan, whatever came before.
@@ -395,6 +430,18 @@ fn check_plan(case: &Case, plan: &Plan) {
             assert_eq!(cpus, if borrows { all } else { plan.shared });
         }
         assert!(reason.cpu_demand >= app.floor.cpu);
+        if slice.is_partition() {
+            assert_ne!(case.policy.partition, Partition::Member);
+            assert_eq!(
+                cpus, reason.exclusive,
+                "{id} takes CPUs that are not its own"
+            );
+            assert!(!plan.shared.is_empty(), "nothing is left for the host");
+            for (other, beside) in plan.slices.iter().filter(|(other, _)| *other != id) {
+                let beside = beside.cpus().unwrap();
+                assert!(cpus.is_disjoint(&beside), "{other} runs on {beside} too");
+            }
+        }
     }
 
     let room = case

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding};
+use forebay_core::app::{App, AppId, Binding, Partition};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::IdSet;
 use forebay_core::slice::{Knob, Setting};
@@ -48,6 +48,7 @@ all!(
     a_knob_not_offered_is_unsupported,
     there_is_one_outcome_for_each_action_in_order,
     a_setting_for_an_unknown_app_fails_by_name,
+    a_partition_that_cannot_be_is_refused_and_one_that_is_lost_is_noticed,
     a_foreign_write_is_noticed,
     our_own_writes_are_not_foreign,
     a_killed_app_is_over_and_starts_again,
@@ -321,6 +322,56 @@ pub fn a_setting_for_an_unknown_app_fails_by_name<H: Host>(
             );
         }
         Ok(())
+    })
+}
+
+/// CPUs that another group names are not taken from everybody, and the app keeps them as a
+/// plain set; a partition that the kernel takes back for such a reason is noticed.
+pub fn a_partition_that_cannot_be_is_refused_and_one_that_is_lost_is_noticed<H: Host>(
+    fixture: &mut impl Fixture<H>,
+) -> Verdict {
+    with(fixture, |case| {
+        let offered = &case.host.capabilities().knobs;
+        let all = case.host.topology().cpu_set();
+        if !offered.contains(&Knob::CpusPartition) || !offered.contains(&Knob::Cpus) {
+            return Err(Unmet::Skipped("no partitions of CPUs".to_owned()));
+        }
+        let Some(first) = all.iter().next().filter(|_| all.len() > 1) else {
+            return Err(Unmet::Skipped("one CPU cannot be parted".to_owned()));
+        };
+        let own: IdSet = [first].into_iter().collect();
+        let root = Setting::CpusPartition(Partition::Root);
+        let app = case.burner();
+        case.start(&app)?;
+        let second = case.fixture.burner(id("contract-second"));
+        case.apps.insert(second.id.clone(), second.clone());
+        case.start(&second)?;
+
+        case.set(&app, Setting::Cpus(own))?;
+        case.set(&second, Setting::Cpus(all))?;
+        let outcome = case.apply(Action::Set {
+            app: app.id.clone(),
+            setting: root,
+        })?;
+        ensure!(
+            matches!(&outcome, Outcome::Failed(why) if why.contains("invalid")),
+            "a partition of CPUs that another has gave {outcome:?}"
+        );
+        case.ensure_in_force(&app, Setting::CpusPartition(Partition::Member))?;
+        case.ensure_in_force(&app, Setting::Cpus(own))?;
+
+        case.set(&second, Setting::Cpus(all.difference(&own)))?;
+        case.set(&app, root)?;
+        case.ensure_in_force(&app, root)?;
+        case.set(&second, Setting::Cpus(all))?;
+        case.wait(&app, "shows that its partition is lost", |sample| {
+            let says = sample.foreign.get(&Knob::CpusPartition);
+            says.is_some_and(|says| says.contains("invalid"))
+        })?;
+        for app in [app, second] {
+            case.done(Action::Release { app: app.id })?;
+        }
+        case.ensure_nothing_left()
     })
 }
 

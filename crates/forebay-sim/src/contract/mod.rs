@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, IoMax};
+use forebay_core::app::{App, AppId, IoMax, Partition};
 use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::idset::IdSet;
 use forebay_core::slice::{Knob, Setting, Slice};
@@ -266,7 +266,11 @@ fn id(name: &str) -> AppId {
 
 /// A knob without which the kernel refuses this setting.
 fn setting_needs(setting: &Setting) -> Option<Knob> {
-    matches!(setting, Setting::CpuBurst(_)).then_some(Knob::CpuMax)
+    match setting {
+        Setting::CpuBurst(_) => Some(Knob::CpuMax),
+        Setting::CpusPartition(_) => Some(Knob::Cpus),
+        _ => None,
+    }
 }
 
 /// Values that survive every kernel's rounding, the last one harmless to what follows.
@@ -275,6 +279,14 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
     match knob {
         Knob::Cpus => vec![
             Setting::Cpus(first(topology.cpu_set())),
+            Setting::Cpus(topology.cpu_set()),
+        ],
+        // The host keeps a CPU.
+        Knob::CpusPartition if topology.cpus().len() == 1 => vec![],
+        Knob::CpusPartition => vec![
+            Setting::Cpus(first(topology.cpu_set())),
+            Setting::CpusPartition(Partition::Root),
+            Setting::CpusPartition(Partition::Member),
             Setting::Cpus(topology.cpu_set()),
         ],
         Knob::Mems => vec![

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, OnStop, Policy, Restart,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, OnStop, Partition,
+    Policy, Restart,
 };
 use forebay_core::host::Action;
 use forebay_core::slice::Setting;
@@ -60,6 +61,15 @@ impl Scenario {
             system_memory: Bytes::mib(rng.u64(0..512)),
             // From a copy: what follows is drawn as before, and old seeds stay what they were.
             lend: rng.clone().bool(),
+            partition: {
+                let mut copy = rng.clone();
+                copy.bool();
+                match copy.u8(0..4) {
+                    0 => Partition::Root,
+                    1 => Partition::Isolated,
+                    _ => Partition::Member,
+                }
+            },
             on_stop: if rng.bool() {
                 OnStop::Keep
             } else {

@@ -165,6 +165,9 @@ fn in_force(slice: &api::Slice) -> String {
     if let Some(cpus) = &slice.cpus {
         knobs.push(format!("cpuset.cpus = {cpus}"));
     }
+    if let Some(partition) = &slice.cpus_partition {
+        knobs.push(format!("cpuset.cpus.partition = {partition}"));
+    }
     if let Some(mems) = &slice.mems {
         knobs.push(format!("cpuset.mems = {mems}"));
     }

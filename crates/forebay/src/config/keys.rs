@@ -174,6 +174,14 @@ const POLICY: &[Key] = &[
         "Whether batch may use critical apps' own CPUs while those leave them idle: more batch work for a longer tail of response times (default false)",
     ),
     key(
+        "partition",
+        Kind::Choice {
+            noun: "partition",
+            words: &["none", "root", "isolated"],
+        },
+        "Whether critical apps' own CPUs are taken from everybody else on the host, by a cpuset partition of cgroup v2; \"isolated\" is without load balancing, for programs that pin their threads (default \"none\")",
+    ),
+    key(
         "on_stop",
         Kind::Choice {
             noun: "thing to do on stop",

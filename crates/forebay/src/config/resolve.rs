@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Floor, OnStop, Policy};
+use forebay_core::app::{App, AppId, Binding, Floor, OnStop, Partition, Policy};
 use forebay_core::units::{Bytes, MilliCpu};
 
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
@@ -190,6 +190,17 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         );
         findings.add(at, section.key("system_memory"), problem);
     }
+    let partition = section.take::<&str>("partition");
+    let lend = section.take::<bool>("lend");
+    if let (Some(At { value, at }), Some(At { value: true, .. })) = (partition, lend)
+        && value != "none"
+    {
+        let problem = Problem::new(
+            format!("CPUs in a `{value}` partition are nobody else's, so they cannot be lent"),
+            "leave out `lend`, or set this to \"none\"",
+        );
+        findings.add(at, section.key("partition"), problem);
+    }
     Policy {
         period,
         headroom_percent: headroom.map_or(defaults.headroom_percent, |v| v.value),
@@ -198,9 +209,14 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         horizon: bounded(&mut section, "horizon", horizon, findings)
             .unwrap_or(defaults.horizon.max(period)),
         system_memory: system_memory.map_or(defaults.system_memory, |v| v.value),
-        lend: section
-            .take::<bool>("lend")
-            .map_or(defaults.lend, |v| v.value),
+        lend: lend.map_or(defaults.lend, |v| v.value),
+        partition: match partition {
+            Some(At { value: "root", .. }) => Partition::Root,
+            Some(At {
+                value: "isolated", ..
+            }) => Partition::Isolated,
+            _ => Partition::Member,
+        },
         on_stop: match section.take::<&str>("on_stop") {
             Some(At { value: "kill", .. }) => OnStop::Kill,
             _ => OnStop::Keep,

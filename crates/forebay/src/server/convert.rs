@@ -167,6 +167,7 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
     for setting in slice.iter() {
         match setting {
             Setting::Cpus(cpus) => wire.cpus = Some(cpus.to_string()),
+            Setting::CpusPartition(partition) => wire.cpus_partition = Some(partition.to_string()),
             Setting::Mems(nodes) => wire.mems = Some(nodes.to_string()),
             Setting::CpuWeight(weight) => wire.cpu_weight = Some(*weight),
             Setting::CpuIdle(idle) => wire.cpu_idle = Some(*idle),

@@ -4,7 +4,7 @@ mod properties;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use forebay_core::app::{AppId, Binding, Class, Device, OnStop, Restart, Sink};
+use forebay_core::app::{AppId, Binding, Class, Device, OnStop, Partition, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
 use super::*;
@@ -95,6 +95,7 @@ fn every_key_arrives() {
         hold = "2s"
         horizon = "3s"
         system_memory = "128MiB"
+        partition = "isolated"
         on_stop = "kill"
         [apps.web]
         class = "critical"
@@ -143,6 +144,7 @@ fn every_key_arrives() {
     assert_eq!(policy.hold, Duration::from_secs(2));
     assert_eq!(policy.horizon, Duration::from_secs(3));
     assert_eq!(policy.system_memory, Bytes::mib(128));
+    assert_eq!(policy.partition, Partition::Isolated);
     assert_eq!(policy.on_stop, OnStop::Kill);
 
     let web = &policy.apps[&"web".parse::<AppId>().unwrap()];
@@ -196,6 +198,17 @@ fn all_mistakes_are_reported_at_once_in_order() {
             "f:7: unknown key `polcy` at the top of the file; did you mean `policy`?",
         ],
     );
+}
+
+#[test]
+fn cpus_of_a_partition_cannot_be_lent() {
+    check(
+        "[policy]\npartition = \"root\"\nlend = true\n",
+        &[
+            "f:2: policy.partition: CPUs in a `root` partition are nobody else's, so they cannot be lent; leave out `lend`, or set this to \"none\"",
+        ],
+    );
+    check("[policy]\npartition = \"none\"\nlend = true\n", &[]);
 }
 
 #[test]
