@@ -33,6 +33,7 @@ pub mod procs;
 pub mod restore;
 mod slow;
 mod supervise;
+pub mod tier;
 pub mod topology;
 
 pub use error::{ErrorKind, HostError as Error};
