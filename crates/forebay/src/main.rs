@@ -12,6 +12,7 @@ mod local;
 mod output;
 mod server;
 mod store;
+mod tier;
 mod top;
 mod workload;
 
@@ -43,6 +44,7 @@ enum Command {
     Check(local::CheckArgs),
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
+    Tier(tier::Args),
     Completions(local::CompletionsArgs),
     /// Print the manual page
     Man,
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
+        Command::Tier(args) => tier::run(&args).map_err(Into::into),
         Command::Completions(args) => Ok(local::completions(&args)),
         Command::Man => local::man().map_err(Into::into),
         Command::Guardian(args) => local::guardian(&args).map_err(Into::into),
@@ -129,6 +132,8 @@ mod tests {
         check("forebay adopt --suggest --json", true);
         check("forebay adopt", false);
         check("forebay doctor --json", true);
+        check("forebay tier promote data a b --json", true);
+        check("forebay tier promote data", false);
         check("forebay bench colocation --json result.json", true);
         check("forebay run --name n --class batch -- sleep 1", true);
         check("forebay nonsense", false);

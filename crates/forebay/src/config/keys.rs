@@ -76,6 +76,11 @@ pub(super) const ROOT: &[Key] = &[
         Kind::Sections(APP),
         "The apps by name: 1 to 64 letters, digits, `-`, `_` or `.`",
     ),
+    key(
+        "tiers",
+        Kind::Sections(TIER),
+        "Tiered directories by name: 1 to 64 letters, digits, `-`, `_` or `.`",
+    ),
 ];
 
 const DAEMON: &[Key] = &[
@@ -273,6 +278,40 @@ pub(super) const APP: &[Key] = &[
         "io_max",
         Kind::Sections(IO_MAX),
         "Limits for whole block devices, by `major:minor` as lsblk shows it",
+    ),
+];
+
+/// One tiered directory.
+pub(super) const TIER: &[Key] = &[
+    key(
+        "directory",
+        Kind::Text,
+        "The directory that applications see, on the slow file system",
+    ),
+    key(
+        "fast",
+        Kind::Text,
+        "Directory of Forebay's own on the fast file system, where promoted files are",
+    ),
+    key(
+        "slow",
+        Kind::Text,
+        "Directory of Forebay's own on the file system of `directory`, for moves under way",
+    ),
+    key(
+        "fast_size_max",
+        Kind::Bytes,
+        "The most that promoted files may take",
+    ),
+    key(
+        "bandwidth_max",
+        Kind::Bytes,
+        "The most bytes moved in a second, at least 64KiB (without bound when absent)",
+    ),
+    key(
+        "volatile",
+        Kind::Bool,
+        "Whether `fast` may be in memory (tmpfs), so that a power failure loses what was promoted (default false)",
     ),
 ];
 

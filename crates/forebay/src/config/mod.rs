@@ -13,10 +13,12 @@ mod keys;
 mod quantity;
 mod resolve;
 mod text;
+mod tier;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_core::app::Policy;
+use forebay_host::tier::TierPlace;
 
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
@@ -45,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) policy: Policy,
     /// What the daemon works by.
     pub(crate) daemon: DaemonConfig,
+    /// The tiered directories by name.
+    pub(crate) tiers: BTreeMap<String, TierPlace>,
 }
 
 /// What the daemon works by.

@@ -13,6 +13,7 @@ use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::text::{At, Section};
+use super::tier::tiers;
 use super::{Config, DaemonConfig, Readers, Retention};
 
 const HEADROOM_PERCENT_MAX: u32 = 400;
@@ -62,7 +63,12 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         let at = places.values().map(|(at, _)| *at).min().unwrap_or(0);
         findings.add(at, "apps", problem);
     }
-    Config { policy, daemon }
+    let tiers = tiers(root.take("tiers"), findings);
+    Config {
+        policy,
+        daemon,
+        tiers,
+    }
 }
 
 /// Whether a control group is the daemon's anchor or an app's group beside it, or in one.
@@ -288,7 +294,11 @@ fn history(mut section: Section, findings: &mut Findings<'_>) -> Retention {
     }
 }
 
-fn absolute_path(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Option<PathBuf> {
+pub(super) fn absolute_path(
+    section: &mut Section,
+    key: &str,
+    findings: &mut Findings<'_>,
+) -> Option<PathBuf> {
     let At { value, at } = section.take::<String>(key)?;
     findings.keep(at, section.key(key), absolute(Path::new(&value)))?;
     Some(PathBuf::from(value))

@@ -1,0 +1,120 @@
+//! `forebay tier` from outside, on a tmpfs and on ext4 in a loop device. The mounts end with
+//! their namespace.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// What runs in the namespace before the commands of a test.
+const MOUNTS: &str = r#"set -e
+cd "$1"
+chmod 755 .
+mkdir fast slow
+truncate -s 64M image
+mkfs.ext4 -q image
+mount -o loop image slow
+mount -t tmpfs tmpfs fast
+mkdir fast/tier slow/tier slow/data
+chmod 755 fast fast/tier slow/tier slow/data
+printf '[tiers.data]\ndirectory = "%s/slow/data"\nfast = "%s/fast/tier"\nslow = "%s/slow/tier"\nfast_size_max = "1MiB"\nvolatile = true\n' "$1" "$1" "$1" > forebay.toml
+set +e
+"#;
+
+fn inside(test: &str, script: &str) -> Option<Output> {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: {test}: not root");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run = |script: &str, dir: &Path| {
+        Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-c", script, "sh"])
+            .arg(dir)
+            .arg(env!("CARGO_BIN_EXE_forebay"))
+            .output()
+    };
+    let tried = tempfile::tempdir().unwrap();
+    match run(MOUNTS, tried.path()) {
+        Ok(output) if output.status.success() => {}
+        other => {
+            println!("SKIPPED: {test}: no loop device in a mount namespace: {other:?}");
+            return None;
+        }
+    }
+    Some(run(&format!("{MOUNTS}{script}"), dir.path()).unwrap())
+}
+
+fn check(test: &str, script: &str, success: bool, words: &[&str]) {
+    let Some(output) = inside(test, script) else {
+        return;
+    };
+    let mut text = String::from_utf8(output.stdout).unwrap();
+    text += &String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.success(), success, "{test}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{test}: no `{word}` in {text}");
+    }
+}
+
+#[test]
+fn files_go_to_the_fast_tier_and_back() {
+    check(
+        "files_go_to_the_fast_tier_and_back",
+        r#"
+        echo content > slow/data/a; mkdir slow/data/b; echo more > slow/data/b/c
+        "$2" tier promote data "$1/slow/data/a" b/c --config forebay.toml || exit
+        cat slow/data/a slow/data/b/c
+        stat -L -c %d slow/data/a fast | uniq | wc -l
+        "$2" tier status --json --config forebay.toml || exit
+        "$2" tier drain data --config forebay.toml || exit
+        test -f slow/data/a -a ! -L slow/data/a -a -z "$(ls fast/tier/files)"
+        "#,
+        true,
+        &[
+            "content\nmore\n1\n",
+            "\"fast_files\": 2",
+            "\"fast_bytes\": 13",
+            "moved b/c",
+        ],
+    );
+}
+
+#[test]
+fn what_cannot_be_moved_is_left_with_its_reason() {
+    check(
+        "what_cannot_be_moved_is_left_with_its_reason",
+        r#"
+        truncate -s 2M slow/data/big; echo content > slow/data/held; exec 5< slow/data/held
+        "$2" tier promote data big held absent /etc/passwd --config forebay.toml
+        "#,
+        false,
+        &[
+            "left big: the tier has no room for it",
+            "left held: a process holds it open",
+            "left absent: it is gone",
+            "left /etc/passwd: it lies outside of the directory",
+        ],
+    );
+}
+
+#[test]
+fn a_tier_that_cannot_be_is_refused() {
+    check(
+        "a_tier_that_cannot_be_is_refused",
+        r#"
+        "$2" tier status --config forebay.toml; umount fast
+        "$2" tier status --config forebay.toml; mkdir fast/tier
+        "$2" tier status --config forebay.toml
+        sed -i '/fast_size_max/d; s/volatile/volatil/' forebay.toml
+        "$2" tier promote data a --config forebay.toml
+        sed -i /volatil/d forebay.toml
+        "$2" tier promote data a --config forebay.toml
+        "#,
+        false,
+        &[
+            "make that directory for tier data",
+            "fast/tier is not the fast side that belongs to",
+            "forebay.toml:5: unknown key `volatil` in [tiers.data]; did you mean `volatile`?",
+            "forebay.toml:1: tiers.data: the tier lacks fast_size_max",
+        ],
+    );
+}
