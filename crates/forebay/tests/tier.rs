@@ -1,6 +1,12 @@
 //! `forebay tier` from outside, on a tmpfs and on ext4 in a loop device. The mounts end with
 //! their namespace.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test, whose functions clippy does not see as such"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
