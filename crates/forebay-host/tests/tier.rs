@@ -37,6 +37,12 @@ fn main() {
     }
     match arguments.get(1).map(String::as_str) {
         Some("mover") => mover(Path::new(&arguments[2]), arguments[3].parse().unwrap()),
+        Some("promoter") => {
+            let mut tier = open(Path::new(&arguments[2]));
+            println!("ready");
+            let moved = tier.promote(Path::new("late"));
+            println!("{:?}", moved.map_err(|error| error.explain()).unwrap());
+        }
         Some("inside") => inside(Path::new(&arguments[2])),
         _ => outside(),
     }
@@ -73,6 +79,10 @@ fn inside(root: &Path) {
     one_move(root);
     println!("{NAME}: left alone");
     left_alone(root);
+    println!("{NAME}: opened too late");
+    opened_late(root, Late::Alive);
+    opened_late(root, Late::Killed);
+    opened_late(root, Late::BothWritten);
     println!("{NAME}: refused");
     refused(root);
     println!("{NAME}: killed");
@@ -282,6 +292,102 @@ fn opened_while_copied(root: &Path, tier: &mut Tier) {
     assert_eq!(fs::metadata(&path).unwrap().len(), (32 << 20) + 4);
     assert_once(root, tier);
     fs::remove_file(&path).unwrap();
+}
+
+/// What happens to the mover after its exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Late {
+    /// It notices.
+    Alive,
+    /// It is killed, and the next start notices.
+    Killed,
+    /// It is killed, and both contents are written to before the next start.
+    BothWritten,
+}
+
+/// Somebody looked the name up before the exchange and opens the old file only after it: what
+/// is written then is not lost.
+fn opened_late(root: &Path, late: Late) {
+    let path = root.join("slow/data/late");
+    for _ in 0..20 {
+        fs::write(&path, b"content").unwrap();
+        if opened_late_once(root, &path, late) {
+            fs::remove_file(&path).unwrap();
+            let (mut tier, _) = Tier::open(place(root)).unwrap();
+            let later = std::time::SystemTime::now() + Duration::from_secs(3600);
+            tier.collect_removed(later).unwrap();
+            return assert_once(root, &tier);
+        }
+        done(open(root).demote(Path::new("late")));
+    }
+    panic!("{late:?}: the mover was always through before it could be stopped");
+}
+
+/// False when the move was over too early.
+fn opened_late_once(root: &Path, path: &Path, late: Late) -> bool {
+    use std::os::fd::AsRawFd;
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let found = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+    let old = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    let mut mover = Command::new(std::env::current_exe().unwrap())
+        .arg("promoter")
+        .arg(root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !fs::symlink_metadata(path).unwrap().is_symlink() && Instant::now() < end {
+        std::hint::spin_loop();
+    }
+    let pid = rustix::process::Pid::from_child(&mover);
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    if late != Late::Alive {
+        signal(rustix::process::Signal::STOP);
+        if fs::read_dir(root.join("slow/tier/stage")).unwrap().count() == 0 {
+            signal(rustix::process::Signal::CONT);
+            mover.wait().unwrap();
+            return false;
+        }
+    }
+    let writer = std::thread::spawn(move || {
+        let mut file = File::options().append(true).open(old).unwrap();
+        file.write_all(b" and more").unwrap();
+    });
+    if late != Late::Alive {
+        mover.kill().unwrap();
+    }
+    let mut said = String::new();
+    mover
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    mover.wait().unwrap();
+    writer.join().unwrap();
+    drop(found);
+    if late == Late::Alive && said.contains("Done") {
+        return false;
+    }
+    if late == Late::BothWritten {
+        fs::write(path, b"newer").unwrap();
+    }
+    let (_, recovered) = Tier::open(place(root))
+        .map_err(|error| error.explain())
+        .unwrap();
+    let kept = root.join("slow/tier/kept");
+    if late == Late::BothWritten {
+        assert_eq!((recovered.ended, recovered.kept), (1, 1));
+        let content = fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read(&content).unwrap(), b"content and more");
+        assert_eq!(fs::read(path).unwrap(), b"newer");
+        fs::remove_file(content).unwrap();
+    } else {
+        assert_eq!(recovered.undone, u64::from(late == Late::Killed));
+        assert_eq!(fs::read(path).unwrap(), b"content and more", "{late:?}");
+        assert!(fs::symlink_metadata(path).unwrap().is_file());
+    }
+    true
 }
 
 fn refused(root: &Path) {
