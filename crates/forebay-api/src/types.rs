@@ -153,6 +153,9 @@ pub struct Slice {
     pub memory_high_bytes: Option<Limit<u64>>,
     /// Memory above which it is out of memory.
     pub memory_max_bytes: Option<Limit<u64>>,
+    /// Memory that may be in swap.
+    #[serde(default)]
+    pub memory_swap_max_bytes: Option<Limit<u64>>,
     /// Share of the block devices, 1 to 10,000.
     pub io_weight: Option<u32>,
     /// Limits of block devices.
@@ -352,6 +355,9 @@ pub struct Rules {
     pub ceiling_cpu_cores: Limit<f64>,
     /// The most memory.
     pub ceiling_memory_bytes: Limit<u64>,
+    /// The most memory in swap; none where the daemon is too old to say.
+    #[serde(default)]
+    pub ceiling_swap_bytes: Option<Limit<u64>>,
     /// The most processes and threads.
     pub ceiling_pids: Limit<u64>,
     /// Expected use before history exists, in CPUs.

@@ -170,6 +170,8 @@ pub struct Ceiling {
     pub cpu: Limit<MilliCpu>,
     /// Memory.
     pub memory: Limit<Bytes>,
+    /// Memory that may be in swap.
+    pub swap: Limit<Bytes>,
     /// Processes and threads.
     pub pids: Limit<u64>,
 }
@@ -285,6 +287,7 @@ impl Default for Ceiling {
         Self {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         }
     }

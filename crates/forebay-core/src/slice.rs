@@ -35,6 +35,8 @@ pub enum Knob {
     MemoryHigh,
     /// memory.max
     MemoryMax,
+    /// memory.swap.max
+    MemorySwapMax,
     /// io.weight
     IoWeight,
     /// io.max of one device
@@ -57,6 +59,7 @@ impl fmt::Display for Knob {
             Self::MemoryLow => "memory.low",
             Self::MemoryHigh => "memory.high",
             Self::MemoryMax => "memory.max",
+            Self::MemorySwapMax => "memory.swap.max",
             Self::IoWeight => "io.weight",
             Self::IoMax(device) => return write!(f, "io.max {device}"),
             Self::PidsMax => "pids.max",
@@ -91,6 +94,8 @@ pub enum Setting {
     MemoryHigh(Limit<Bytes>),
     /// Memory above which the app is out of memory.
     MemoryMax(Limit<Bytes>),
+    /// Memory of the app that may be in swap.
+    MemorySwapMax(Limit<Bytes>),
     /// Share of the block devices, 1 to 10,000.
     IoWeight(u32),
     /// Limits of one block device.
@@ -115,6 +120,7 @@ impl Setting {
             Self::MemoryLow(_) => Knob::MemoryLow,
             Self::MemoryHigh(_) => Knob::MemoryHigh,
             Self::MemoryMax(_) => Knob::MemoryMax,
+            Self::MemorySwapMax(_) => Knob::MemorySwapMax,
             Self::IoWeight(_) => Knob::IoWeight,
             Self::IoMax(device, _) => Knob::IoMax(*device),
             Self::PidsMax(_) => Knob::PidsMax,
@@ -154,7 +160,9 @@ impl fmt::Display for Setting {
             Self::CpuMax(limit) => write!(f, "{limit}"),
             Self::CpuBurst(burst) => write!(f, "{burst}"),
             Self::MemoryMin(bytes) | Self::MemoryLow(bytes) => write!(f, "{bytes}"),
-            Self::MemoryHigh(limit) | Self::MemoryMax(limit) => write!(f, "{limit}"),
+            Self::MemoryHigh(limit) | Self::MemoryMax(limit) | Self::MemorySwapMax(limit) => {
+                write!(f, "{limit}")
+            }
             Self::IoMax(_, max) => write!(
                 f,
                 "rbps={} wbps={} riops={} wiops={}",

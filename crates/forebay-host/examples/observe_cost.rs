@@ -105,6 +105,7 @@ fn app(number: usize) -> Result<App, Box<dyn Error>> {
         ceiling: Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         },
         request: None,

@@ -73,6 +73,7 @@ pub(crate) fn app() -> App {
         ceiling: Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         },
         request: None,

@@ -10,6 +10,7 @@
 //! | `MemoryMin`, `MemoryLow` | memory.min, memory.low | none |
 //! | `MemoryHigh` | memory.high | memory.soft_limit_in_bytes |
 //! | `MemoryMax` | memory.max | memory.limit_in_bytes |
+//! | `MemorySwapMax` | memory.swap.max | none |
 //! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight, at most 1000 |
 //! | `IoMax` | io.max | blkio.throttle.* |
 //! | `PidsMax` | pids.max | pids.max |
@@ -117,7 +118,7 @@ impl Ways {
 }
 
 /// Every knob once; `IoMax` for no particular device.
-pub(crate) fn all_knobs() -> [Knob; 14] {
+pub(crate) fn all_knobs() -> [Knob; 15] {
     [
         Knob::Cpus,
         Knob::CpusPartition,
@@ -130,6 +131,7 @@ pub(crate) fn all_knobs() -> [Knob; 14] {
         Knob::MemoryLow,
         Knob::MemoryHigh,
         Knob::MemoryMax,
+        Knob::MemorySwapMax,
         Knob::IoWeight,
         general(Knob::IoMax(Device { major: 0, minor: 0 })),
         Knob::PidsMax,
@@ -148,9 +150,11 @@ pub(crate) const fn controller(knob: Knob) -> Controller {
     match knob {
         Knob::Cpus | Knob::CpusPartition | Knob::Mems => Controller::Cpuset,
         Knob::CpuWeight | Knob::CpuIdle | Knob::CpuMax | Knob::CpuBurst => Controller::Cpu,
-        Knob::MemoryMin | Knob::MemoryLow | Knob::MemoryHigh | Knob::MemoryMax => {
-            Controller::Memory
-        }
+        Knob::MemoryMin
+        | Knob::MemoryLow
+        | Knob::MemoryHigh
+        | Knob::MemoryMax
+        | Knob::MemorySwapMax => Controller::Memory,
         Knob::IoWeight | Knob::IoMax(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
     }
@@ -175,6 +179,9 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V1, Knob::MemoryMin | Knob::MemoryLow) => vec![],
         (Version::V2, Knob::MemoryHigh) => vec![vec!["memory.high"]],
         (Version::V1, Knob::MemoryHigh) => vec![vec!["memory.soft_limit_in_bytes"]],
+        (Version::V2, Knob::MemorySwapMax) => vec![vec!["memory.swap.max"]],
+        // memory.memsw.limit_in_bytes bounds memory and swap together: another thing.
+        (Version::V1, Knob::MemorySwapMax) => vec![],
         (Version::V2, Knob::MemoryMax) => vec![vec!["memory.max"]],
         (Version::V1, Knob::MemoryMax) => vec![vec!["memory.limit_in_bytes"]],
         (Version::V2, Knob::IoWeight) => vec![vec!["io.weight"], vec!["io.bfq.weight"]],
@@ -224,11 +231,13 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
         }),
         Setting::CpuBurst(burst) => one((burst.0.saturating_mul(period_us) / 1000).to_string()),
         Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes) => one(pages(*bytes).to_string()),
-        Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) => one(match (limit, v2) {
-            (Limit::At(bytes), _) => pages(*bytes).to_string(),
-            (Limit::Max, true) => "max".to_owned(),
-            (Limit::Max, false) => "-1".to_owned(),
-        }),
+        Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) | Setting::MemorySwapMax(limit) => {
+            one(match (limit, v2) {
+                (Limit::At(bytes), _) => pages(*bytes).to_string(),
+                (Limit::Max, true) => "max".to_owned(),
+                (Limit::Max, false) => "-1".to_owned(),
+            })
+        }
         Setting::IoWeight(weight) => one(match way.files.first() {
             Some(&"io.weight") => format!("default {weight}"),
             _ => bfq_weight(*weight).to_string(),
@@ -290,6 +299,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
         }),
         Knob::MemoryHigh => Setting::MemoryHigh(limit(first)?),
         Knob::MemoryMax => Setting::MemoryMax(limit(first)?),
+        Knob::MemorySwapMax => Setting::MemorySwapMax(limit(first)?),
         Knob::IoWeight => {
             let number = first.strip_prefix("default ").unwrap_or(first);
             let number: u32 = number.trim().parse().ok()?;
@@ -474,6 +484,7 @@ mod tests {
             &["1048576"],
         );
         check(Setting::MemoryMax(Limit::Max), V2, &["max"]);
+        check(Setting::MemorySwapMax(Limit::At(Bytes(0))), V2, &["0"]);
         check(Setting::IoWeight(250), V2, &["default 250"]);
         check(Setting::IoWeight(1000), V1, &["1000"]);
         check(Setting::PidsMax(Limit::At(7)), V1, &["7"]);

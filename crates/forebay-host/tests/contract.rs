@@ -258,6 +258,10 @@ impl Fixture<LinuxHost> for Live {
             Knob::MemoryMax => Setting::MemoryMax(bytes(
                 &memory().read("memory.limit_in_bytes", "memory.max")?,
             )),
+            Knob::MemorySwapMax => {
+                let file = knob.to_string();
+                Setting::MemorySwapMax(bytes(&memory().read(&file, &file)?))
+            }
             Knob::IoWeight => Setting::IoWeight(self.files(app, Controller::Io).read_weight()?),
             Knob::IoMax(device) => {
                 let (files, name) = (self.files(app, Controller::Io), device.to_string());

@@ -576,3 +576,39 @@ fn a_program_ended_with_the_daemon_is_not_known_to_the_next() {
     let sample = look(&mut host, &[&web], 0).apps.remove(&web.id).unwrap();
     assert_eq!(sample.state, RunState::Absent);
 }
+
+#[test]
+fn a_swap_ceiling_of_nothing_keeps_an_app_out_of_swap() {
+    let Some(place) = Place::new("swap_ceiling") else {
+        return;
+    };
+    let mut host = place.open();
+    let swap = text(Path::new("/proc/swaps"));
+    if !host.capabilities().knobs.contains(&Knob::MemorySwapMax) || swap.lines().count() < 2 {
+        println!("SKIPPED: swap_ceiling: no memory.swap.max, or no swap");
+        return;
+    }
+    let hog = "x=$(head -c 33554432 /dev/zero | tr '\\0' x); sleep 1000";
+    let app = program("hog", &["sh", "-c", hog]);
+    let none = Setting::MemorySwapMax(Limit::At(Bytes(0)));
+    apply(
+        &mut host,
+        &[set("hog", none), Action::Start { app: app.clone() }],
+    );
+    look_until(&mut host, &app, "32 MiB in use", |s| {
+        s.memory_used
+            .as_ref()
+            .is_ok_and(|used| *used > Bytes::mib(32))
+    });
+    let dir = place.dir(Controller::Memory, "hog");
+    let in_swap = || -> u64 { text(&dir.join("memory.swap.current")).parse().unwrap() };
+    let reclaim = || std::fs::write(dir.join("memory.reclaim"), "16M");
+    assert!(reclaim().is_err(), "nothing of it can be reclaimed");
+    assert_eq!(in_swap(), 0);
+    apply(&mut host, &[set("hog", Setting::MemorySwapMax(Limit::Max))]);
+    wait_for("memory in swap", || {
+        // Less than asked for is an error too.
+        reclaim().ok();
+        in_swap() > 0
+    });
+}

@@ -242,6 +242,7 @@ impl Group {
                 Setting::CpuMax(Limit::Max)
                 | Setting::Mems(_)
                 | Setting::CpusPartition(_)
+                | Setting::MemorySwapMax(_)
                 | Setting::IoWeight(_) => {}
             }
         }
@@ -311,6 +312,7 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
         Knob::MemoryLow => Setting::MemoryLow(Bytes(0)),
         Knob::MemoryHigh => Setting::MemoryHigh(Limit::Max),
         Knob::MemoryMax => Setting::MemoryMax(Limit::Max),
+        Knob::MemorySwapMax => Setting::MemorySwapMax(Limit::Max),
         Knob::IoWeight => Setting::IoWeight(100),
         Knob::IoMax(device) => Setting::IoMax(
             device,

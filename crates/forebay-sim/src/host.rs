@@ -101,6 +101,7 @@ impl SimHost {
             Knob::MemoryLow,
             Knob::MemoryHigh,
             Knob::MemoryMax,
+            Knob::MemorySwapMax,
             Knob::IoWeight,
             Knob::IoMax(forebay_core::app::Device { major: 8, minor: 0 }),
             Knob::PidsMax,

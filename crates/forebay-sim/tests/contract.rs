@@ -31,6 +31,7 @@ fn app(id: AppId, binding: Binding) -> App {
         ceiling: Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         },
         request: None,

@@ -10,7 +10,7 @@ use crate::app::{Binding, Ceiling, Floor, Match};
 use crate::demand::Band;
 use crate::topology::Shape;
 
-const KNOBS: [Knob; 13] = [
+const KNOBS: [Knob; 14] = [
     Knob::Cpus,
     Knob::CpusPartition,
     Knob::Mems,
@@ -22,6 +22,7 @@ const KNOBS: [Knob; 13] = [
     Knob::MemoryLow,
     Knob::MemoryHigh,
     Knob::MemoryMax,
+    Knob::MemorySwapMax,
     Knob::IoWeight,
     Knob::PidsMax,
 ];

@@ -121,6 +121,7 @@ pub(crate) fn app(name: &str, binding: Binding) -> App {
         ceiling: Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         },
         request: None,

@@ -249,6 +249,7 @@ pub fn a_knob_not_offered_is_unsupported<H: Host>(fixture: &mut impl Fixture<H>)
             Knob::MemoryLow,
             Knob::MemoryHigh,
             Knob::MemoryMax,
+            Knob::MemorySwapMax,
             Knob::IoWeight,
             Knob::PidsMax,
         ];

@@ -321,6 +321,10 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
             Setting::MemoryMax(Limit::At(Bytes::mib(1024))),
             Setting::MemoryMax(Limit::Max),
         ],
+        Knob::MemorySwapMax => vec![
+            Setting::MemorySwapMax(Limit::At(Bytes(0))),
+            Setting::MemorySwapMax(Limit::Max),
+        ],
         Knob::IoWeight => vec![Setting::IoWeight(200), Setting::IoWeight(50)],
         Knob::IoMax(device) => {
             let max = |bytes: Limit<u64>| IoMax {

@@ -250,6 +250,7 @@ impl Scenario {
         let mut ceiling = Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         };
         if rng.u8(0..3) == 0 {

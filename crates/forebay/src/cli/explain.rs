@@ -205,6 +205,9 @@ fn memory_bounds(explanation: &api::Explanation, band: &api::Band, reason: &api:
     if let Some(max) = &slice.memory_max_bytes {
         knobs.push(format!("memory.max = {}", limit(max, |b| memory(*b))));
     }
+    if let Some(max) = &slice.memory_swap_max_bytes {
+        knobs.push(format!("memory.swap.max = {}", limit(max, |b| memory(*b))));
+    }
     let knobs = match knobs.is_empty() {
         true => "None of its memory knobs is managed on this host.".to_owned(),
         false => format!("In force: {}.", knobs.join(", ")),

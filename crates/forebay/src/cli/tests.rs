@@ -82,6 +82,7 @@ fn explanation(app: api::App) -> api::Explanation {
             floor_memory_bytes: 64 << 20,
             ceiling_cpu_cores: api::Limit::MAX,
             ceiling_memory_bytes: api::Limit::At(1 << 30),
+            ceiling_swap_bytes: None,
             ceiling_pids: api::Limit::MAX,
             request_cpu_cores: None,
             headroom_percent: 30,

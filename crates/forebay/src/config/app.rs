@@ -62,6 +62,7 @@ pub(super) fn resolve_app(
     let ceiling = Ceiling {
         cpu: limit(&mut ceiling, "cpu"),
         memory: limit(&mut ceiling, "memory"),
+        swap: limit(&mut ceiling, "swap"),
         pids: limit(&mut ceiling, "pids"),
     };
     for (key, problem) in check_bounds(floor, ceiling) {

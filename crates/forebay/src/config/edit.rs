@@ -13,12 +13,13 @@ use super::resolve::check_sums;
 use super::text::{Scalar, Value, read_scalar, refuse_nul};
 
 /// The keys that `forebay set` takes.
-const SETTABLE: [&str; 8] = [
+const SETTABLE: [&str; 9] = [
     "class",
     "floor.cpu",
     "floor.memory",
     "ceiling.cpu",
     "ceiling.memory",
+    "ceiling.swap",
     "ceiling.pids",
     "io_weight",
     "request.cpu",
@@ -99,6 +100,7 @@ pub(crate) fn app_from_args(args: AppArgs, host: &HostFacts) -> Result<App, Erro
             ceiling: Ceiling {
                 cpu: Limit::Max,
                 memory: Limit::Max,
+                swap: Limit::Max,
                 pids: Limit::Max,
             },
             request: None,
@@ -190,6 +192,7 @@ fn assign(app: &mut App, key: &str, value: Value) {
         "floor.memory" => app.floor.memory = read(value),
         "ceiling.cpu" => app.ceiling.cpu = read(value),
         "ceiling.memory" => app.ceiling.memory = read(value),
+        "ceiling.swap" => app.ceiling.swap = read(value),
         "ceiling.pids" => app.ceiling.pids = read(value),
         "io_weight" => app.io_weight = u32::try_from(read::<u64>(value)).ok(),
         "request.cpu" => app.request = Some(read(value)),

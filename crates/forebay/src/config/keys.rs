@@ -336,6 +336,11 @@ const FLOOR: &[Key] = &[
 const CEILING: &[Key] = &[
     key("cpu", LIMIT_CPU, "Processor time, at least 10m"),
     key("memory", LIMIT_BYTES, "Memory"),
+    key(
+        "swap",
+        LIMIT_BYTES,
+        "Memory that may be in swap; 0 is none (cgroup v2)",
+    ),
     key("pids", LIMIT_COUNT, "Processes and threads"),
 ];
 

@@ -176,6 +176,9 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
             Setting::MemoryMin(bytes) => wire.memory_min_bytes = Some(bytes.0),
             Setting::MemoryLow(bytes) => wire.memory_low_bytes = Some(bytes.0),
             Setting::MemoryHigh(max) => wire.memory_high_bytes = Some(bytes_limit(*max)),
+            Setting::MemorySwapMax(max) => {
+                wire.memory_swap_max_bytes = Some(bytes_limit(*max));
+            }
             Setting::MemoryMax(max) => wire.memory_max_bytes = Some(bytes_limit(*max)),
             Setting::IoWeight(weight) => wire.io_weight = Some(*weight),
             Setting::IoMax(device, max) => wire.io_max.push(api::IoMax {
@@ -270,6 +273,7 @@ pub(super) fn rules(app: &App, policy: &Policy) -> api::Rules {
         floor_memory_bytes: app.floor.memory.0,
         ceiling_cpu_cores: cores_limit(app.ceiling.cpu),
         ceiling_memory_bytes: bytes_limit(app.ceiling.memory),
+        ceiling_swap_bytes: Some(bytes_limit(app.ceiling.swap)),
         ceiling_pids: limit(app.ceiling.pids),
         request_cpu_cores: app.request.map(MilliCpu::as_cpus),
         headroom_percent: policy.headroom_percent,

@@ -123,6 +123,7 @@ fn app(name: &str, class: Class) -> App {
         ceiling: Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
+            swap: Limit::Max,
             pids: Limit::Max,
         },
         request: None,

@@ -108,7 +108,7 @@ fn every_key_arrives() {
         stderr = "journal"
         restart = "always"
         floor = { cpu = "500m", memory = "64MiB" }
-        ceiling = { cpu = 2, memory = "max", pids = 100 }
+        ceiling = { cpu = 2, memory = "max", swap = "0B", pids = 100 }
         request = { cpu = 0.25 }
         io_weight = 500
         io_max = { "8:0" = { rbps = "10MiB", wiops = 7 } }
@@ -165,6 +165,7 @@ fn every_key_arrives() {
     assert_eq!(web.floor.memory, Bytes::mib(64));
     assert_eq!(web.ceiling.cpu, Limit::At(MilliCpu::cpus(2)));
     assert_eq!(web.ceiling.memory, Limit::Max);
+    assert_eq!(web.ceiling.swap, Limit::At(Bytes(0)));
     assert_eq!(web.ceiling.pids, Limit::At(100));
     assert_eq!(web.request, Some(MilliCpu(250)));
     assert_eq!(web.io_weight, Some(500));
