@@ -30,6 +30,8 @@ enum TierCommand {
     Demote(Files),
     /// Move all files to the slow tier, so that the directory is an ordinary one again
     Drain(One),
+    /// Remove the copies that no file has led to for 10 minutes, for ever
+    Forget(One),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -73,6 +75,8 @@ struct Status {
     kept: u64,
     /// Copies that no link was made for.
     unclaimed: u64,
+    /// Copies that no file leads to any more.
+    nameless: u64,
     /// Links whose copy is not there.
     broken: Vec<PathBuf>,
     /// Whether there were more files than are looked at.
@@ -100,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         TierCommand::Promote(files) => each(&files.one, &files.files, Tier::promote),
         TierCommand::Demote(files) => each(&files.one, &files.files, Tier::demote),
         TierCommand::Drain(one) => drain(one),
+        TierCommand::Forget(one) => forget(one),
     }
 }
 
@@ -109,8 +114,7 @@ fn status(options: &Options) -> Result<ExitCode, Error> {
     let mut failed = Vec::new();
     for place in config.tiers.into_values() {
         // One that cannot be used says nothing of the others.
-        let looked = Tier::open(place).and_then(|(mut tier, recovered)| {
-            tier.collect_removed(SystemTime::now())?;
+        let looked = Tier::open(place).and_then(|(tier, recovered)| {
             let scan = tier.scan()?;
             let count = |at: Where| {
                 let there = scan.entries.iter().filter(|entry| entry.place == at);
@@ -130,6 +134,7 @@ fn status(options: &Options) -> Result<ExitCode, Error> {
                 slow_bytes,
                 kept: recovered.kept,
                 unclaimed: recovered.unclaimed,
+                nameless: tier.nameless()?,
                 broken: scan.broken,
                 truncated: scan.truncated,
             })
@@ -167,6 +172,7 @@ fn show(rows: &[Status]) -> String {
             let notes = [
                 (row.kept, "put aside in `kept`"),
                 (row.unclaimed, "unclaimed"),
+                (row.nameless, "without a file (`forget` removes them)"),
                 (row.broken.len() as u64, "without their copy"),
                 (u64::from(row.truncated), "listing cut off"),
             ];
@@ -260,6 +266,17 @@ fn drain(one: &One) -> Result<ExitCode, Error> {
             .collect()
     };
     each(one, &files, Tier::demote)
+}
+
+fn forget(one: &One) -> Result<ExitCode, Error> {
+    let removed = open(one)?
+        .collect_removed(SystemTime::now())
+        .map_err(|error| Error::Host(error.explain()))?;
+    let value = serde_json::json!({ "tier": one.tier, "removed": removed });
+    print(&one.options, &value, |_| {
+        format!("removed {removed} copies from tier {}", one.tier)
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print<T: Serialize>(

@@ -85,6 +85,26 @@ fn files_go_to_the_fast_tier_and_back() {
 }
 
 #[test]
+fn a_copy_without_a_file_is_told_and_kept() {
+    check(
+        "a_copy_without_a_file_is_told_and_kept",
+        r#"
+        echo content > slow/data/a
+        "$2" tier promote data a --config forebay.toml || exit
+        mv slow/data/a fast/
+        "$2" tier status --config forebay.toml || exit
+        "$2" tier forget data --config forebay.toml || exit
+        cat fast/a
+        "#,
+        true,
+        &[
+            "1 without a file (`forget` removes them)",
+            "removed 0 copies from tier data\ncontent\n",
+        ],
+    );
+}
+
+#[test]
 fn what_cannot_be_moved_is_left_with_its_reason() {
     check(
         "what_cannot_be_moved_is_left_with_its_reason",

@@ -128,7 +128,23 @@ impl Tier {
         Ok(())
     }
 
-    /// Removes the copies whose last name the application removed a while ago.
+    /// Copies that no name on the slow file system leads to. The application removed the
+    /// file, or something moved its link elsewhere: nobody can tell which from here.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn nameless(&self) -> Result<u64, HostError> {
+        let mut count = 0;
+        for id in names(&self.links, "links", self)? {
+            let link = look(&self.links, &*id)
+                .map_err(|error| HostError::file("count the names of", &self.place.slow, error))?;
+            count += u64::from(link.is_some_and(|link| link.st_nlink == 1));
+        }
+        Ok(count)
+    }
+
+    /// Removes the copies whose last name was removed a while ago. Only a person may ask for
+    /// it: where a tool moved the links elsewhere, these copies are all there is.
     ///
     /// # Errors
     /// When the kernel refuses.
