@@ -3,6 +3,7 @@
 mod adopt;
 mod backing;
 mod bench;
+mod calibrate;
 mod cli;
 mod config;
 mod control;
@@ -41,6 +42,7 @@ enum Command {
     Client(cli::ClientCommand),
     Daemon(daemon::Args),
     Adopt(adopt::Args),
+    Calibrate(calibrate::Args),
     Check(local::CheckArgs),
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
+        Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
@@ -132,6 +135,11 @@ mod tests {
         check("forebay adopt --suggest --json", true);
         check("forebay adopt", false);
         check("forebay doctor --json", true);
+        check("forebay calibrate /dev/sda --seconds 4 --json", true);
+        check("forebay calibrate --show", true);
+        check("forebay calibrate", false);
+        check("forebay calibrate /dev/sda --seconds 1", false);
+        check("forebay calibrate /dev/sda --show", false);
         check("forebay tier promote data a b --json", true);
         check("forebay tier promote data", false);
         check("forebay bench colocation --json result.json", true);

@@ -1,0 +1,320 @@
+//! `forebay calibrate`: what a block device can really do, kept for the planner.
+//!
+//! Problem: a limit for batch can be chosen only by who knows what the device gives in all,
+//! and neither its data sheet nor /sys says.
+//!
+//! Approach: ask it. Reads go to the whole device through a descriptor that cannot write.
+//! Writes go to a scratch file without a name, which the kernel removes with the last
+//! descriptor, whatever becomes of this process. Both bypass the page cache.
+//!
+//! What it does not find out: a device whose empty parts were never written answers reads of
+//! them faster than it reads data, and a cache in the device flatters short measurements.
+
+mod disk;
+mod measure;
+mod store;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use forebay_core::units::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::demo::print;
+use crate::output::{Format, Output, numbers, table, utc, words};
+use disk::{Disk, Scratch};
+use measure::{Access, Phase, Rate};
+
+/// Block of sequential requests: large enough that the device's bandwidth bounds them.
+const LARGE: usize = 1 << 20;
+/// Sequential requests at a time.
+const SEQUENTIAL_DEPTH: usize = 4;
+/// Random requests at a time.
+const RANDOM_DEPTH: usize = 16;
+/// Phases of reading.
+const READ_PHASES: u32 = 3;
+/// Phases of writing: the same, after the scratch file has been filled.
+const WRITE_PHASES: u32 = 4;
+
+/// Measure what a block device can do; it is kept busy meanwhile
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// A block device, whose reads are measured; or a directory, whose device is measured with
+    /// writes to a scratch file in that directory, which is gone afterwards
+    #[arg(value_name = "DEVICE|DIR", required_unless_present = "show")]
+    target: Option<PathBuf>,
+    /// Directory for the scratch file, on a file system of the device
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// How long to measure
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=600))]
+    seconds: u32,
+    /// Show what was measured before, and measure nothing
+    #[arg(long, conflicts_with_all = ["target", "scratch", "seconds"])]
+    show: bool,
+    /// Where results are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
+    state_dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a device was not measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The system refused something.
+    #[error("{attempt}; {advice}")]
+    System {
+        attempt: String,
+        advice: String,
+        source: io::Error,
+    },
+    /// It makes no sense.
+    #[error("{attempt}; {advice}")]
+    Invalid { attempt: String, advice: String },
+}
+
+impl Error {
+    fn system(attempt: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        let advice = match source.kind() {
+            io::ErrorKind::PermissionDenied => "run as root",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "make room on that file system"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "it is read-only: remount it writable, or name the device itself to measure \
+                 reads only"
+            }
+            io::ErrorKind::NotFound => "see `lsblk` for the devices and where they are mounted",
+            _ => "see `dmesg` for what the kernel says of the device",
+        };
+        Self::System {
+            attempt: attempt.into(),
+            advice: advice.to_owned(),
+            source,
+        }
+    }
+
+    fn invalid(attempt: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Invalid {
+            attempt: attempt.into(),
+            advice: advice.into(),
+        }
+    }
+}
+
+/// What one direction of a device can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Direction {
+    /// Large requests in order.
+    sequential: Rate,
+    /// Small requests anywhere, several at a time.
+    random: Rate,
+    /// Small requests anywhere, one at a time.
+    single: Rate,
+}
+
+/// What was measured of one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Calibration {
+    /// Which device.
+    disk: Disk,
+    /// When.
+    measured_unix_ms: u64,
+    /// Reads.
+    read: Direction,
+    /// Writes, where there was a place for them.
+    write: Option<Direction>,
+}
+
+/// What `--show` says of one device.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    calibration: Calibration,
+    /// Why the numbers are not those of the device that is here now.
+    stale: Option<String>,
+}
+
+/// Measures a device and keeps the result, or shows what was kept.
+///
+/// # Errors
+/// When the device or the place for the scratch file cannot be used, or a result not be kept.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    let format = if args.json {
+        Format::Json
+    } else {
+        Format::People
+    };
+    let mut output = Output::stdout(format);
+    let shown = match &args.target {
+        None => show(&args.state_dir)?,
+        Some(target) => {
+            let store = store::Store::take(&args.state_dir)?;
+            let calibration = calibrate(target, args)?;
+            store.keep(&calibration)?;
+            vec![Shown {
+                calibration,
+                stale: None,
+            }]
+        }
+    };
+    output
+        .show(&shown, |shown| text(shown))
+        .map_err(|source| Error::system("print the result", source))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(state_dir: &Path) -> Result<Vec<Shown>, Error> {
+    let kept = store::load(state_dir)?;
+    let shown = kept.into_iter().map(|calibration| {
+        let stale = calibration.disk.differs(Path::new("/"));
+        Shown { calibration, stale }
+    });
+    Ok(shown.collect())
+}
+
+fn calibrate(target: &Path, args: &Args) -> Result<Calibration, Error> {
+    let (disk, within) = disk::find(target, Path::new("/"))?;
+    let scratch_in = args.scratch.as_deref().or(within);
+    // Everything that can refuse does so before the device is made busy.
+    let device = disk.open()?;
+    let scratch = scratch_in
+        .map(|dir| Scratch::make(dir, &disk))
+        .transpose()?;
+    let write_phases = if scratch.is_some() { WRITE_PHASES } else { 0 };
+    let each = Duration::from_secs(u64::from(args.seconds)) / (READ_PHASES + write_phases);
+
+    let small = disk.small_block();
+    let read = direction(&device, Access::Read, small, disk.size, each)?;
+    let write = scratch
+        .map(|scratch| {
+            // What is measured is overwriting: a file system that looks for room is not the
+            // device.
+            progress(Access::Write, "into a new file");
+            let filled = measure::fill(&scratch, LARGE, SEQUENTIAL_DEPTH, each)?;
+            direction(&scratch.target(), Access::Write, small, filled, each)
+        })
+        .transpose()?;
+    Ok(Calibration {
+        disk,
+        measured_unix_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            }),
+        read,
+        write,
+    })
+}
+
+fn direction(
+    target: &measure::Target,
+    access: Access,
+    small: usize,
+    span: Bytes,
+    each: Duration,
+) -> Result<Direction, Error> {
+    let measured = |what: &str, phase: Phase| {
+        progress(access, what);
+        measure::measure(target, access, phase, span, each)
+    };
+    Ok(Direction {
+        single: measured(
+            "at random, one at a time",
+            Phase {
+                block: small,
+                depth: 1,
+                random: true,
+            },
+        )?,
+        random: measured(
+            "at random, several at a time",
+            Phase {
+                block: small,
+                depth: RANDOM_DEPTH,
+                random: true,
+            },
+        )?,
+        sequential: measured(
+            "in order",
+            Phase {
+                block: LARGE,
+                depth: SEQUENTIAL_DEPTH,
+                random: false,
+            },
+        )?,
+    })
+}
+
+fn progress(access: Access, what: &str) {
+    print::progress(format_args!("measuring {access} {what}"));
+}
+
+fn text(shown: &[Shown]) -> String {
+    if shown.is_empty() {
+        return "no device was measured: `forebay calibrate DEVICE` does it".to_owned();
+    }
+    let mut text = String::new();
+    for one in shown {
+        let Calibration {
+            disk,
+            measured_unix_ms,
+            read,
+            write,
+        } = &one.calibration;
+        text += &format!(
+            "{} ({}), {}, measured {}\n",
+            disk.name,
+            disk.device,
+            disk.size,
+            utc(*measured_unix_ms)
+        );
+        if let Some(why) = &one.stale {
+            text += &format!("not used: {why}\n");
+        }
+        let mut rows = rows("read", read);
+        match write {
+            Some(write) => rows.extend(self::rows("write", write)),
+            None => text += "writes were not measured: name a directory on it\n",
+        }
+        let columns = [
+            words("REQUESTS"),
+            numbers("BLOCK"),
+            numbers("DEPTH"),
+            numbers("BANDWIDTH"),
+            numbers("PER SECOND"),
+            numbers("P50 us"),
+            numbers("P99 us"),
+            numbers("MAX us"),
+        ];
+        text += &table(columns, &rows);
+    }
+    text
+}
+
+fn rows(access: &str, direction: &Direction) -> Vec<[String; 8]> {
+    let row = |what: &str, rate: &Rate| {
+        [
+            format!("{access}, {what}"),
+            Bytes(rate.block_bytes).to_string(),
+            rate.depth.to_string(),
+            format!("{}/s", Bytes(rate.bytes_per_second)),
+            rate.requests_per_second.to_string(),
+            rate.p50_us.to_string(),
+            rate.p99_us.to_string(),
+            rate.max_us.to_string(),
+        ]
+    };
+    vec![
+        row("in order", &direction.sequential),
+        row("random", &direction.random),
+        row("random, alone", &direction.single),
+    ]
+}
