@@ -318,3 +318,60 @@ fn rows(access: &str, direction: &Direction) -> Vec<[String; 8]> {
         row("random, alone", &direction.single),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_see_what_is_known_and_what_is_not() {
+        let rate = serde_json::json!({
+            "block_bytes": 4096, "depth": 16, "requests": 10, "bytes_per_second": 3 << 20,
+            "requests_per_second": 768, "p50_us": 11, "p99_us": 22, "max_us": 33,
+        });
+        let direction = serde_json::json!({
+            "sequential": rate, "random": rate, "single": rate,
+        });
+        let check = |write: &serde_json::Value, stale: Option<&str>, lines: &[&str]| {
+            let calibration = serde_json::from_value(serde_json::json!({
+                "disk": {
+                    "device": "8:0", "name": "sda", "size": 1_u64 << 30, "identity": null,
+                    "logical_block": 512,
+                },
+                "measured_unix_ms": 951_782_399_000_u64,
+                "read": direction,
+                "write": write,
+            }));
+            let shown = text(&[Shown {
+                calibration: calibration.unwrap(),
+                stale: stale.map(str::to_owned),
+            }]);
+            let starts: Vec<&str> = shown.lines().collect();
+            assert_eq!(starts.len(), lines.len(), "{shown}");
+            for (line, start) in starts.iter().zip(lines) {
+                assert!(line.starts_with(start), "{line} is not {start}");
+            }
+        };
+        let head = "sda (8:0), 1.0 GiB, measured 2000-02-28 23:59:59";
+        let read = [
+            "REQUESTS",
+            "read, in order",
+            "read, random ",
+            "read, random, alone",
+        ];
+        let write = ["write, in order", "write, random ", "write, random, alone"];
+        let unknown = "writes were not measured";
+        check(&direction, None, &[&[head][..], &read, &write].concat());
+        check(
+            &serde_json::Value::Null,
+            None,
+            &[&[head, unknown][..], &read].concat(),
+        );
+        check(
+            &serde_json::Value::Null,
+            Some("8:0 is not here"),
+            &[&[head, "not used: 8:0 is not here", unknown][..], &read].concat(),
+        );
+        assert!(text(&[]).contains("no device was measured"));
+    }
+}

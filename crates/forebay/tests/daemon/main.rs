@@ -11,6 +11,7 @@
 
 mod apps;
 mod bindings;
+mod calibrate;
 mod cleanup;
 mod client;
 mod disk;
