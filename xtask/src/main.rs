@@ -15,6 +15,7 @@ mod setup;
 mod tally;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::path::PathBuf;
@@ -27,8 +28,8 @@ Forebay's developer commands
   cargo xtask test [--quick]        everything a change must pass; --quick leaves
                                     out the long checks (and names them as skipped)
   cargo xtask tidy                  house rules that compilers do not check
-  cargo xtask setup [GROUP...]      install the system packages of `build` (default)
-                                    or `examples`, and say which
+  cargo xtask setup [GROUP...]      install the system packages of `build` (default),
+                                    `examples` or `vm`, and say which
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation` or `agent`;
                                     --json FILE keeps the numbers; exit status 1 when
                                     a target is missed
@@ -37,10 +38,11 @@ Forebay's developer commands
                                     --quick only looks whether their apps are found
   cargo xtask chaos [ARGS...]       kill the daemon at random moments: --kills N, --seed S
   cargo xtask sim [ARGS...]         simulated ticks with faults: --ticks N, --seed S
+  cargo xtask vm ...                virtual machines to test on: build, run, test
   cargo xtask help                  this text
 
 Exit status: 0 success, 1 a check failed, 2 a wrong command line; demo, bench,
-chaos and sim end with the status of the program they run.
+chaos, sim and `vm run` end with the status of the program they run.
 ";
 
 /// Names that `cargo xtask bench` accepts; each is one `forebay bench NAME`.
@@ -66,8 +68,12 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let command = arguments.next();
     let rest: Vec<String> = arguments.collect();
-    match dispatch(command.as_deref(), &rest) {
-        Ok(()) => ExitCode::SUCCESS,
+    let result = match command.as_deref() {
+        Some("vm") => vm::run(&rest),
+        command => dispatch(command, &rest).map(|()| ExitCode::SUCCESS),
+    };
+    match result {
+        Ok(status) => status,
         Err(Failure::Checks) => ExitCode::from(1),
         Err(Failure::Error(text)) => {
             eprintln!("xtask: {text}");
@@ -148,7 +154,7 @@ fn setup_command(arguments: &[String]) -> Result<(), Failure> {
     let mut groups = Vec::new();
     for name in arguments {
         let group = setup::Group::from_name(name).ok_or_else(|| {
-            Failure::Usage(format!("no group `{name}`; there are: build, examples"))
+            Failure::Usage(format!("no group `{name}`; there are: build, examples, vm"))
         })?;
         groups.push(group);
     }

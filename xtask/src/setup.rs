@@ -12,6 +12,8 @@ pub(crate) enum Group {
     Build,
     /// Trying the example configurations.
     Examples,
+    /// Virtual machines to test on.
+    Vm,
 }
 
 impl Group {
@@ -19,6 +21,7 @@ impl Group {
         match name {
             "build" => Some(Self::Build),
             "examples" => Some(Self::Examples),
+            "vm" => Some(Self::Vm),
             _ => None,
         }
     }
@@ -82,6 +85,72 @@ const PACKAGES: &[Package] = &[
         group: Group::Examples,
         sign: Sign::Program("pg_ctlcluster"),
         why: "the critical service of the postgres example",
+    },
+    Package {
+        name: "mmdebstrap",
+        group: Group::Vm,
+        sign: Sign::Program("mmdebstrap"),
+        why: "makes the guest's root file system",
+    },
+    Package {
+        name: "kmod",
+        group: Group::Vm,
+        sign: Sign::Program("depmod"),
+        why: "orders the guest's kernel modules",
+    },
+    Package {
+        name: "cpio",
+        group: Group::Vm,
+        sign: Sign::Program("cpio"),
+        why: "packs the guest's initial file system",
+    },
+    Package {
+        name: "zstd",
+        group: Group::Vm,
+        sign: Sign::Program("zstd"),
+        why: "unpacks the guest's kernel",
+    },
+    Package {
+        name: "xz-utils",
+        group: Group::Vm,
+        sign: Sign::Program("xz"),
+        why: "unpacks the guest's kernel modules",
+    },
+    Package {
+        name: "busybox-static",
+        group: Group::Vm,
+        sign: Sign::Program("busybox"),
+        why: "starts the guest",
+    },
+    Package {
+        name: "e2fsprogs",
+        group: Group::Vm,
+        sign: Sign::Program("mkfs.ext4"),
+        why: "makes the guest's disk",
+    },
+    Package {
+        name: "python3",
+        group: Group::Vm,
+        sign: Sign::Program("python3"),
+        why: "finds the kernel within its image",
+    },
+    Package {
+        name: "binutils",
+        group: Group::Vm,
+        sign: Sign::Program("strip"),
+        why: "makes binaries small for the guest",
+    },
+    Package {
+        name: "qemu-system-x86",
+        group: Group::Vm,
+        sign: Sign::Program("qemu-system-x86_64"),
+        why: "the virtual machines",
+    },
+    Package {
+        name: "qemu-utils",
+        group: Group::Vm,
+        sign: Sign::Program("qemu-img"),
+        why: "their disks",
     },
 ];
 

@@ -1,0 +1,10 @@
+#!/bin/bash
+# about: the daemon killed at 10 random moments; every knob is taken over or put back
+# kernels: stable old
+# machine: --smp 4 --mem 1024
+# seconds: 400
+set -eu
+systemctl is-system-running --wait >/dev/null || true
+export TMPDIR=/var/tmp
+cd /var/tmp
+/host/bin/forebay chaos --kills 10

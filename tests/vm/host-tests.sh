@@ -1,0 +1,17 @@
+#!/bin/bash
+# about: the tests of forebay-host that change a real kernel, on control groups v2 alone
+# kernels: stable old
+# machine: --smp 4 --mem 2048
+# seconds: 600
+set -eu
+systemctl is-system-running --wait >/dev/null || true
+before=$(cat /sys/fs/cgroup/cgroup.subtree_control)
+# /tmp is in memory here; the tests want a disk.
+export TMPDIR=/var/tmp
+cd /var/tmp
+for name in contract kernel crash freeze; do
+  echo "== $name"
+  /host/bin/$name --test-threads=1 --show-output
+done
+after=$(cat /sys/fs/cgroup/cgroup.subtree_control)
+[ "$before" = "$after" ] || { echo "cgroup.subtree_control was '$before', is '$after'"; exit 1; }

@@ -1,0 +1,308 @@
+//! `cargo xtask vm`: virtual machines to test on.
+//!
+//! A guest is QEMU without acceleration, so it runs everywhere; it has a kernel
+//! of Debian's, control groups v2 only, and the machine shape that a scenario
+//! names. Scenarios are the files `tests/vm/*.sh`; `CONTRIBUTING.md` says how to
+//! add one.
+
+mod guest;
+mod image;
+mod scenario;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crate::json::{self, Json};
+use crate::tally::Counts;
+use crate::{Failure, process, workspace};
+
+use guest::{Guest, Machine};
+use scenario::Scenario;
+
+const HELP: &str = "\
+Virtual machines to test on
+
+  cargo xtask vm build                    build the guest image, if it is not there
+  cargo xtask vm run [OPTIONS] -- CMD...  a fresh guest: run CMD in it, power off
+  cargo xtask vm test [--list] [NAME...]  the scenarios of tests/vm
+
+Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
+--numa (two nodes), --disk SIZE (repeatable), --share DIR (on /host)
+
+FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
+";
+
+/// How long a command of `vm run` may take.
+const RUN_BOUND: Duration = Duration::from_secs(3600);
+
+/// The test binaries that scenarios find in /host/bin, by the name of the test.
+const TEST_BINARIES: &[&str] = &["contract", "kernel", "crash", "freeze"];
+
+/// A scenario exits with this status when the guest lacks what it needs.
+const SKIP_STATUS: i32 = 77;
+
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, Failure> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", arguments),
+    };
+    match command {
+        "build" if rest.is_empty() => {
+            image::ensure()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        "run" => run_command(rest),
+        "test" => test_command(rest),
+        "help" | "--help" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(Failure::Usage(format!(
+            "vm does not understand `{}`",
+            arguments.join(" ")
+        ))),
+    }
+}
+
+fn run_command(arguments: &[String]) -> Result<ExitCode, Failure> {
+    let end = arguments.iter().position(|word| word == "--");
+    let Some((options, [_, command @ ..])) = end.map(|at| arguments.split_at(at)) else {
+        return Err(Failure::Usage("vm run needs `-- CMD`".to_owned()));
+    };
+    let machine = Machine::parse(options).map_err(Failure::Usage)?;
+    let image = image::ensure()?;
+    let directory = Scratch::new("run")?;
+    let mut guest = Guest::start(&image, &machine, directory.path())?;
+    let status = guest.run(&command.join(" "), RUN_BOUND, |line| println!("{line}"))?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
+}
+
+fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
+    let (list, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| *word == "--list");
+    let scenarios = scenario::all()?;
+    for name in &names {
+        if !scenarios.iter().any(|each| each.name == **name) {
+            return Err(Failure::Usage(format!(
+                "no scenario `{name}`; `cargo xtask vm test --list` names them"
+            )));
+        }
+    }
+    let wanted: Vec<&Scenario> = scenarios
+        .iter()
+        .filter(|each| names.is_empty() || names.iter().any(|name| **name == each.name))
+        .collect();
+    if !list.is_empty() {
+        for each in wanted {
+            println!(
+                "{:<20} {:<12} {}",
+                each.name,
+                each.kernels.join(","),
+                each.about
+            );
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (counts, _) = run_scenarios(&wanted)?;
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = counts;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// All scenarios, as a step of `cargo xtask test`: counts, and what was skipped.
+///
+/// A host that cannot have the guests skips all of it; it never passes.
+pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
+    if let Err(reason) = image::ensure() {
+        println!("SKIPPED: vm: {reason}");
+        let counts = Counts {
+            skipped: 1,
+            ..Counts::default()
+        };
+        return Ok((counts, vec![format!("vm: {reason}")]));
+    }
+    let scenarios = scenario::all()?;
+    run_scenarios(&scenarios.iter().collect::<Vec<_>>())
+}
+
+fn run_scenarios(scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), String> {
+    let image = image::ensure()?;
+    let share = Scratch::new("share")?;
+    fill_share(share.path())?;
+    let mut counts = Counts::default();
+    let mut skipped_names = Vec::new();
+    for scenario in scenarios {
+        for kernel in &scenario.kernels {
+            let began = Instant::now();
+            let (verdict, skips) = run_one(&image, scenario, kernel, share.path());
+            let (word, count) = match &verdict {
+                Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
+                Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),
+                Verdict::Skipped(reason) => (format!("skipped ({reason})"), &mut counts.skipped),
+            };
+            *count += 1;
+            println!(
+                "{:<20} {kernel:<8} {:>7.1} s  {word}",
+                scenario.name,
+                began.elapsed().as_secs_f64()
+            );
+            for skip in skips {
+                // A test left out inside a scenario that passed is no pass either.
+                if matches!(verdict, Verdict::Passed) {
+                    counts.skipped += 1;
+                }
+                println!("  SKIPPED: {skip}");
+                skipped_names.push(format!("{} on {kernel}: {skip}", scenario.name));
+            }
+        }
+    }
+    Ok((counts, skipped_names))
+}
+
+enum Verdict {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+fn run_one(
+    image: &Path,
+    scenario: &Scenario,
+    kernel: &str,
+    share: &Path,
+) -> (Verdict, Vec<String>) {
+    let mut output = String::new();
+    let mut skips = Vec::new();
+    let directory = match Scratch::new(&format!("{}-{kernel}", scenario.name)) {
+        Ok(directory) => directory,
+        Err(text) => return (Verdict::Failed(text), skips),
+    };
+    let mut machine = scenario.machine.clone();
+    machine.kernel = kernel.to_owned();
+    machine.share = Some(share.to_path_buf());
+    let command = format!("exec bash /host/tests/{}.sh", scenario.name);
+    let status = Guest::start(image, &machine, directory.path()).and_then(|mut guest| {
+        guest.run(&command, scenario.bound, |line| {
+            if let Some(skip) = line.trim_start().strip_prefix("SKIPPED: ") {
+                skips.push(skip.to_owned());
+            }
+            output.push_str(line);
+            output.push('\n');
+        })
+    });
+    let reason = match status {
+        Ok(0) => return (Verdict::Passed, skips),
+        Ok(SKIP_STATUS) => {
+            let reason = skips
+                .last()
+                .cloned()
+                .unwrap_or_else(|| "no reason given".to_owned());
+            return (Verdict::Skipped(reason), skips);
+        }
+        Ok(status) => format!("exit status {status}"),
+        Err(text) => text,
+    };
+    let kept = directory.keep(&output);
+    (Verdict::Failed(format!("{reason}; log: {kept}")), skips)
+}
+
+/// Puts what scenarios need into the folder that guests share: the program, the
+/// test binaries, the scenarios. Without debug information: a guest reads slowly.
+fn fill_share(share: &Path) -> Result<(), String> {
+    process::succeed(&mut process::cargo(&["build", "-p", "forebay"]))?;
+    let built = workspace::read()?.target_directory.join("debug/forebay");
+    let mut binaries = vec![("forebay".to_owned(), built)];
+    binaries.extend(test_binaries()?);
+    let bin = share.join("bin");
+    fs::create_dir_all(&bin).map_err(|error| format!("make {}: {error}", bin.display()))?;
+    for (name, path) in binaries {
+        let mut strip = Command::new("strip");
+        strip
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(bin.join(name))
+            .arg(path);
+        process::succeed(&mut strip)?;
+    }
+    let mut copy = Command::new("cp");
+    copy.arg("-r")
+        .arg(scenario::directory())
+        .arg(share.join("tests"));
+    process::succeed(&mut copy)
+}
+
+/// Compiles the tests of forebay-host; the binaries by name.
+fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
+    let mut command = process::cargo(&[
+        "test",
+        "-p",
+        "forebay-host",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    let output = command
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|error| format!("run `{}`: {error}", process::describe(&command)))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages: Vec<Json> = text
+        .lines()
+        .filter_map(|line| json::parse(line).ok())
+        .collect();
+    TEST_BINARIES
+        .iter()
+        .map(|name| {
+            let path = messages
+                .iter()
+                .filter(|message| message.get("target").get("name").text() == Some(name))
+                .find_map(|message| message.get("executable").text());
+            let path =
+                path.ok_or_else(|| format!("compile test `{name}` of forebay-host: no binary"))?;
+            Ok(((*name).to_owned(), PathBuf::from(path)))
+        })
+        .collect()
+}
+
+/// A directory that goes when it is dropped.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self, String> {
+        let path = std::env::temp_dir().join(format!("forebay-vm-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|error| format!("make {}: {error}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps the log of a failure beside the directory; says where.
+    fn keep(&self, output: &str) -> String {
+        let console = fs::read(self.path.join("console")).unwrap_or_default();
+        let text = format!(
+            "{output}\n--- console ---\n{}",
+            String::from_utf8_lossy(&console)
+        );
+        let kept = self.path.with_extension("log");
+        match fs::write(&kept, text) {
+            Ok(()) => kept.display().to_string(),
+            Err(error) => format!("not kept, write {}: {error}", kept.display()),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            println!("vm: remove {}: {error}", self.path.display());
+        }
+    }
+}

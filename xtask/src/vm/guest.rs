@@ -1,0 +1,376 @@
+//! One guest: its shape, its QEMU process, and the agent inside it.
+//!
+//! The agent (`tests/vm/image/agent`) reads one line of base64 for each command
+//! from a virtio port, and answers with the output and a line
+//! `forebay-exit STATUS`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::process;
+
+/// How long a guest may take to boot; idle it is some 10 s.
+const BOOT_BOUND: Duration = Duration::from_secs(240);
+
+/// How often it is looked whether QEMU is still there while nothing arrives.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Longest line that is passed on whole, in bytes.
+const LINE_BOUND: usize = 64 * 1024;
+
+const KERNELS: &[&str] = &["stable", "old"];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Machine {
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u32,
+    /// Two NUMA nodes of half the CPUs and memory each.
+    pub(super) two_nodes: bool,
+    /// Sizes of the disks beside the root, as qemu-img takes them.
+    pub(super) disks: Vec<String>,
+    pub(super) bare: bool,
+    pub(super) kernel: String,
+    /// A folder of the host, on /host in the guest.
+    pub(super) share: Option<PathBuf>,
+}
+
+pub(super) fn check_kernel(name: &str) -> Result<(), String> {
+    if KERNELS.contains(&name) {
+        return Ok(());
+    }
+    Err(format!(
+        "no kernel `{name}`; there are: {}",
+        KERNELS.join(", ")
+    ))
+}
+
+impl Machine {
+    pub(super) fn parse(options: &[String]) -> Result<Self, String> {
+        let mut machine = Self {
+            cpus: 2,
+            memory_mib: 1024,
+            two_nodes: false,
+            disks: Vec::new(),
+            bare: false,
+            kernel: "stable".to_owned(),
+            share: None,
+        };
+        let mut words = options.iter();
+        while let Some(option) = words.next() {
+            if option == "--numa" {
+                machine.two_nodes = true;
+                continue;
+            }
+            let value = words
+                .next()
+                .ok_or_else(|| format!("{option} is unknown or needs a value"))?;
+            let number = || {
+                value
+                    .parse()
+                    .map_err(|_| format!("{option} {value}: not a number"))
+            };
+            match option.as_str() {
+                "--smp" => machine.cpus = number()?,
+                "--mem" => machine.memory_mib = number()?,
+                "--disk" => machine.disks.push(value.clone()),
+                "--share" => machine.share = Some(PathBuf::from(value)),
+                "--kernel" => {
+                    check_kernel(value)?;
+                    machine.kernel.clone_from(value);
+                }
+                "--init" => {
+                    machine.bare = match value.as_str() {
+                        "bare" => true,
+                        "systemd" => false,
+                        _ => return Err(format!("--init {value}: use systemd or bare")),
+                    }
+                }
+                _ => return Err(format!("a machine has no option {option}")),
+            }
+        }
+        if machine.two_nodes && machine.cpus < 2 {
+            return Err("--numa needs --smp 2 or more".to_owned());
+        }
+        Ok(machine)
+    }
+}
+
+/// A running guest; it is powered off when this is dropped.
+pub(super) struct Guest {
+    qemu: Child,
+    port: UnixStream,
+    /// What has arrived and is not yet a line.
+    pending: Vec<u8>,
+}
+
+impl Guest {
+    /// Starts a guest whose files are in `directory` and waits for its agent.
+    pub(super) fn start(image: &Path, machine: &Machine, directory: &Path) -> Result<Self, String> {
+        // The kernel ends QEMU when this process dies, however it dies.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        arguments(&mut command, image, machine, directory)?;
+        let log = std::fs::File::create(directory.join("qemu.log"))
+            .map_err(|error| format!("make qemu.log in {}: {error}", directory.display()))?;
+        let mut qemu = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("run qemu-system-x86_64: {error}"))?;
+        let deadline = Instant::now() + BOOT_BOUND;
+        let port = match connect(&mut qemu, directory, deadline) {
+            Ok(port) => port,
+            Err(text) => {
+                power_off(&mut qemu);
+                return Err(text);
+            }
+        };
+        let mut guest = Self {
+            qemu,
+            port,
+            pending: Vec::new(),
+        };
+        while guest.line(deadline)? != "ready" {}
+        Ok(guest)
+    }
+
+    /// Runs a command through bash; its exit status.
+    pub(super) fn run(
+        &mut self,
+        command: &str,
+        bound: Duration,
+        mut on_line: impl FnMut(&str),
+    ) -> Result<i32, String> {
+        let deadline = Instant::now() + bound;
+        let request = format!("{}\n", base64(command.as_bytes()));
+        self.port
+            .write_all(request.as_bytes())
+            .map_err(|error| format!("send a command to the guest: {error}"))?;
+        loop {
+            let line = self.line(deadline)?;
+            match line.strip_prefix("forebay-exit ").map(str::parse) {
+                Some(Ok(status)) => return Ok(status),
+                _ => on_line(&line),
+            }
+        }
+    }
+
+    fn line(&mut self, deadline: Instant) -> Result<String, String> {
+        loop {
+            let end = self.pending.iter().position(|byte| *byte == b'\n');
+            if let Some(length) = end
+                .map(|at| at + 1)
+                .or((self.pending.len() > LINE_BOUND).then_some(LINE_BOUND))
+            {
+                let line: Vec<u8> = self.pending.drain(..length).collect();
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            if Instant::now() >= deadline {
+                return Err("the guest did not answer in time".to_owned());
+            }
+            let mut buffer = [0; 8192];
+            match self.port.read(&mut buffer) {
+                Ok(0) => return Err("the guest is gone".to_owned()),
+                Ok(length) => self.pending.extend(buffer.iter().take(length)),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => return Err(format!("read from the guest: {error}")),
+            }
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        power_off(&mut self.qemu);
+    }
+}
+
+/// Nothing in a guest outlives it, so there is no reason to be gentle.
+fn power_off(qemu: &mut Child) {
+    if let Err(error) = qemu.kill().and_then(|()| qemu.wait()) {
+        println!("vm: end qemu {}: {error}", qemu.id());
+    }
+}
+
+fn connect(qemu: &mut Child, directory: &Path, deadline: Instant) -> Result<UnixStream, String> {
+    loop {
+        let error = match UnixStream::connect(directory.join("port")) {
+            Ok(port) => {
+                port.set_read_timeout(Some(POLL))
+                    .map_err(|error| format!("set a time-out: {error}"))?;
+                return Ok(port);
+            }
+            Err(error) => error,
+        };
+        if let Ok(Some(status)) = qemu.try_wait() {
+            let log = std::fs::read_to_string(directory.join("qemu.log")).unwrap_or_default();
+            return Err(format!("qemu ended ({status}): {}", log.trim()));
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("connect to the guest: {error}"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn arguments(
+    command: &mut Command,
+    image: &Path,
+    machine: &Machine,
+    directory: &Path,
+) -> Result<(), String> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let from = |name: &str| image.join(name).display().to_string();
+    let Machine {
+        cpus,
+        memory_mib,
+        kernel,
+        ..
+    } = machine;
+
+    create_disk(&at("root"), &["-b", &from("root.ext4"), "-F", "raw"])?;
+    command.args(["-M", "q35,hpet=off", "-accel", "tcg,thread=multi"]);
+    // Long vectors are slow to emulate, and nothing here needs them.
+    command.args(["-cpu", "max,la57=off,erms=off,fsrm=off,avx=off,avx2=off"]);
+    command.args(["-smp", &cpus.to_string(), "-m", &format!("{memory_mib}M")]);
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    command.args(["-serial", &format!("file:{}", at("console"))]);
+    command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+    command.args([
+        "-chardev",
+        &format!("socket,id=port,path={},server=on,wait=off", at("port")),
+    ]);
+    command.args(["-device", "virtserialport,chardev=port,name=forebay"]);
+
+    let mut drives = vec![at("root")];
+    for (number, size) in machine.disks.iter().enumerate() {
+        let path = at(&format!("disk{number}"));
+        create_disk(&path, &[size])?;
+        drives.push(path);
+    }
+    for (number, path) in drives.iter().enumerate() {
+        // The guest's disks are worth nothing after it: no flush has to reach the host's.
+        command.args([
+            "-drive",
+            &format!("file={path},if=none,id=d{number},format=qcow2,cache=unsafe"),
+        ]);
+        command.args(["-device", &format!("virtio-blk-pci,drive=d{number}")]);
+    }
+    if machine.two_nodes {
+        for (node, (first, last)) in [(0, cpus / 2 - 1), (cpus / 2, cpus - 1)].iter().enumerate() {
+            command.args([
+                "-object",
+                &format!("memory-backend-ram,id=m{node},size={}M", memory_mib / 2),
+            ]);
+            command.args([
+                "-numa",
+                &format!("node,nodeid={node},cpus={first}-{last},memdev=m{node}"),
+            ]);
+        }
+    }
+    if let Some(share) = &machine.share {
+        let share = share.display();
+        command.args([
+            "-fsdev",
+            &format!("local,id=host,path={share},security_model=none,multidevs=remap"),
+        ]);
+        command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
+    }
+    let init = if machine.bare {
+        " init=/usr/local/sbin/bare-init"
+    } else {
+        ""
+    };
+    command.args(["-kernel", &from(&format!("vmlinux-{kernel}"))]);
+    command.args(["-initrd", &from(&format!("initrd-{kernel}.cpio"))]);
+    command.args(["-append", &format!(
+        "console=ttyS0 quiet loglevel=4 mitigations=off nokaslr psi=1 tsc=reliable no_timer_check \
+         random.trust_cpu=on panic=-1 systemd.show_status=0{init}"
+    )]);
+    Ok(())
+}
+
+fn create_disk(path: &str, rest: &[&str]) -> Result<(), String> {
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2"]);
+    match rest {
+        [size] => create.args([path, size]),
+        backing => create.args(backing).arg(path),
+    };
+    process::succeed(&mut create)
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let group = chunk
+            .iter()
+            .fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = DIGITS[(group >> (18 - 6 * place)) as usize & 63];
+            text.push(if place <= chunk.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_what_the_agent_reads() {
+        for (plain, encoded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn a_machine_is_what_its_options_say() {
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let machine =
+            Machine::parse(&words("--smp 4 --mem 2048 --numa --disk 1G --init bare")).unwrap();
+        assert!(machine.two_nodes && machine.bare);
+        assert_eq!((machine.cpus, machine.memory_mib), (4, 2048));
+        for wrong in [
+            "--smp",
+            "--smp x",
+            "--kernel 2.4",
+            "--init openrc",
+            "--turbo on",
+            "--numa --smp 1",
+        ] {
+            assert!(Machine::parse(&words(wrong)).is_err(), "{wrong}");
+        }
+    }
+}

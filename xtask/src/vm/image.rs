@@ -1,0 +1,55 @@
+//! The guest image: built once into a cache directory by `tests/vm/image/build.sh`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{process, setup};
+
+const CACHE: &str = "/var/cache/forebay-vm";
+
+/// The directory of a current image, building it where there is none.
+pub(super) fn ensure() -> Result<PathBuf, String> {
+    let cache =
+        std::env::var_os("FOREBAY_VM_CACHE").map_or_else(|| PathBuf::from(CACHE), PathBuf::from);
+    setup::ensure(setup::Group::Vm)?;
+    let recipe = recipe()?;
+    let stamp = cache.join("recipe");
+    if fs::read(&stamp).is_ok_and(|built| built == recipe) {
+        return Ok(cache);
+    }
+    let fail = |error| format!("make the image in {}: {error}", cache.display());
+    fs::create_dir_all(&cache).map_err(fail)?;
+    println!(
+        "vm: building the guest image in {} (once, 1 to 3 minutes)",
+        cache.display()
+    );
+    let mut build = Command::new("flock");
+    build
+        .arg(cache.join("lock"))
+        .arg(directory().join("build.sh"))
+        .arg(&cache);
+    process::succeed(&mut build)?;
+    fs::write(&stamp, recipe).map_err(fail)?;
+    Ok(cache)
+}
+
+fn directory() -> PathBuf {
+    super::scenario::directory().join("image")
+}
+
+/// Everything that decides how the image comes out; it is stale when this differs.
+fn recipe() -> Result<Vec<u8>, String> {
+    let fail = |path: &Path, error| format!("read {}: {error}", path.display());
+    let directory = directory();
+    let entries = fs::read_dir(&directory).map_err(|error| fail(&directory, error))?;
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    paths.sort();
+    let mut text = Vec::new();
+    for path in paths {
+        text.extend(fs::read(&path).map_err(|error| fail(&path, error))?);
+    }
+    Ok(text)
+}

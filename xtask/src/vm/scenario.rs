@@ -1,0 +1,113 @@
+//! Scenarios: shell scripts that say in their header which guests they run in.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::guest::Machine;
+use crate::process;
+
+const DEFAULT_BOUND: Duration = Duration::from_secs(600);
+
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) name: String,
+    pub(super) about: String,
+    pub(super) kernels: Vec<String>,
+    pub(super) machine: Machine,
+    /// How long it may take.
+    pub(super) bound: Duration,
+}
+
+pub(super) fn directory() -> PathBuf {
+    process::repository().join("tests/vm")
+}
+
+/// Every scenario, sorted by name.
+pub(super) fn all() -> Result<Vec<Scenario>, String> {
+    let directory = directory();
+    let fail = |path: &Path, error| format!("read {}: {error}", path.display());
+    let entries = fs::read_dir(&directory).map_err(|error| fail(&directory, error))?;
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "sh"));
+    paths.sort();
+    let mut scenarios = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).map_err(|error| fail(&path, error))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        scenarios.push(parse(&name, &text).map_err(|text| format!("{}: {text}", path.display()))?);
+    }
+    Ok(scenarios)
+}
+
+/// Reads `# about: TEXT`, `# kernels: K...`, `# machine: OPTIONS` and `# seconds: N`.
+fn parse(name: &str, text: &str) -> Result<Scenario, String> {
+    let field = |key: &str| {
+        text.lines()
+            .take_while(|line| line.starts_with('#'))
+            .find_map(|line| {
+                line.strip_prefix("# ")?
+                    .strip_prefix(key)?
+                    .strip_prefix(": ")
+            })
+    };
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let about = field("about").ok_or("the header lacks `# about: TEXT`")?;
+    let kernels = words(field("kernels").ok_or("the header lacks `# kernels: stable old`")?);
+    let machine = Machine::parse(&words(field("machine").unwrap_or_default()))?;
+    let bound = match field("seconds") {
+        Some(number) => Duration::from_secs(
+            number
+                .parse()
+                .map_err(|_| format!("`# seconds: {number}` is no number"))?,
+        ),
+        None => DEFAULT_BOUND,
+    };
+    for kernel in &kernels {
+        super::guest::check_kernel(kernel)?;
+    }
+    Ok(Scenario {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        kernels,
+        machine,
+        bound,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_of_this_checkout_is_understood() {
+        assert!(!all().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_header_says_where_a_scenario_runs() {
+        let text = "#!/bin/bash\n# about: one\n# kernels: stable old\n# machine: --smp 4 --numa\n# seconds: 9\n";
+        let scenario = parse("name", text).unwrap();
+        assert_eq!(scenario.kernels, ["stable", "old"]);
+        assert_eq!(scenario.bound, Duration::from_secs(9));
+        assert_eq!(scenario.machine.cpus, 4);
+    }
+
+    #[test]
+    fn a_wrong_header_is_refused() {
+        for text in [
+            "",
+            "# about: one\n",
+            "# about: one\n# kernels: 2.4\n",
+            "# about: a\n# kernels: old\n# machine: --smp many\n",
+        ] {
+            assert!(parse("name", text).is_err(), "{text}");
+        }
+    }
+}
