@@ -15,10 +15,7 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 work=$(mktemp -d "$cache/building.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# The mirror that the host itself uses.
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-  grep -Eo 'https?://[^ ]+/debian/?( |$)' | head -n 1 | sed 's|/* *$||' || true)
-mirror=${mirror:-http://deb.debian.org/debian}
+mirror=$("$here/mirror.sh")
 
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,e2fsprogs,numactl,python3-minimal
 

@@ -12,6 +12,7 @@ const CACHE: &str = "/var/cache/forebay-vm";
 pub(super) fn ensure() -> Result<PathBuf, String> {
     let cache =
         std::env::var_os("FOREBAY_VM_CACHE").map_or_else(|| PathBuf::from(CACHE), PathBuf::from);
+    install_qemu()?;
     setup::ensure(setup::Group::Vm)?;
     let recipe = recipe()?;
     let stamp = cache.join("recipe");
@@ -32,6 +33,17 @@ pub(super) fn ensure() -> Result<PathBuf, String> {
     process::succeed(&mut build)?;
     fs::write(&stamp, recipe).map_err(fail)?;
     Ok(cache)
+}
+
+/// Debian 12 needs QEMU from its backports, which plain `apt-get install` does not take.
+fn install_qemu() -> Result<(), String> {
+    let version = fs::read_to_string("/etc/debian_version").unwrap_or_default();
+    let there = process::find_program("qemu-system-x86_64").is_some();
+    if there || !version.starts_with("12") || !setup::is_root() {
+        return Ok(());
+    }
+    println!("setup: installing qemu-system-x86 and qemu-utils from bookworm-backports");
+    process::succeed(&mut Command::new(directory().join("install-qemu.sh")))
 }
 
 fn directory() -> PathBuf {
