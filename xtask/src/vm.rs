@@ -114,22 +114,6 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// All scenarios, as a step of `cargo xtask test`: counts, and what was skipped.
-///
-/// A host that cannot have the guests skips all of it; it never passes.
-pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
-    if let Err(reason) = image::ensure() {
-        println!("SKIPPED: vm: {reason}");
-        let counts = Counts {
-            skipped: 1,
-            ..Counts::default()
-        };
-        return Ok((counts, vec![format!("vm: {reason}")]));
-    }
-    let scenarios = scenario::all()?;
-    run_scenarios(&scenarios.iter().collect::<Vec<_>>())
-}
-
 fn run_scenarios(scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), String> {
     let image = image::ensure()?;
     let share = Scratch::new("share")?;
