@@ -106,7 +106,7 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
     std::thread::sleep(watch);
     let elapsed = start.elapsed().as_secs_f64();
     let after = usage(&roots.proc);
-    let ports = listening(&roots.proc);
+    let mut listening = BTreeMap::new();
     let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
     let page = rustix::param::page_size() as u64;
 
@@ -141,7 +141,7 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
         entry.yields &= now.yields;
         entry
             .ports
-            .extend(ports_of(&roots.proc, process.pid, &ports));
+            .extend(ports_of(&roots.proc, process.pid, &mut listening));
     }
     Ok(found
         .into_values()
@@ -325,11 +325,15 @@ fn program(proc_root: &Path, pid: u32) -> String {
         .unwrap_or_default()
 }
 
-/// Ports of listening TCP sockets of this network namespace, by inode.
-fn listening(proc_root: &Path) -> BTreeMap<u64, u16> {
+/// Listening TCP sockets by inode, of each network namespace that was looked at: a container
+/// usually has its own.
+type Listening = BTreeMap<PathBuf, BTreeMap<u64, u16>>;
+
+/// Ports of the listening TCP sockets of the namespace that a process is in, by inode.
+fn listeners(proc_root: &Path, pid: u32) -> BTreeMap<u64, u16> {
     ["net/tcp", "net/tcp6"]
         .into_iter()
-        .filter_map(|file| fs::read_to_string(proc_root.join("self").join(file)).ok())
+        .filter_map(|file| fs::read_to_string(proc_root.join(format!("{pid}/{file}"))).ok())
         .flat_map(|text| text.lines().filter_map(listener).collect::<Vec<_>>())
         .collect()
 }
@@ -347,10 +351,16 @@ fn listener(line: &str) -> Option<(u64, u16)> {
     ))
 }
 
-fn ports_of(proc_root: &Path, pid: u32, listening: &BTreeMap<u64, u16>) -> BTreeSet<u16> {
+fn ports_of(proc_root: &Path, pid: u32, listening: &mut Listening) -> BTreeSet<u16> {
     let Ok(entries) = fs::read_dir(proc_root.join(format!("{pid}/fd"))) else {
         return BTreeSet::new();
     };
+    let Ok(namespace) = fs::read_link(proc_root.join(format!("{pid}/ns/net"))) else {
+        return BTreeSet::new();
+    };
+    let ports = listening
+        .entry(namespace)
+        .or_insert_with(|| listeners(proc_root, pid));
     entries
         .flatten()
         .filter_map(|entry| {
@@ -359,7 +369,7 @@ fn ports_of(proc_root: &Path, pid: u32, listening: &BTreeMap<u64, u16>) -> BTree
                 .to_str()?
                 .strip_prefix("socket:[")?
                 .strip_suffix(']')?;
-            listening.get(&inode.parse().ok()?).copied()
+            ports.get(&inode.parse().ok()?).copied()
         })
         .collect()
 }
@@ -472,14 +482,18 @@ mod tests {
             .arg("1000")
             .spawn()
             .unwrap();
-        let found = discover(
-            &Roots::default(),
-            Path::new("forebay"),
-            Duration::from_millis(20),
-        );
+        // A program that is just being loaded has no memory yet and is left out.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let found = loop {
+            let watch = Duration::from_millis(20);
+            let found = discover(&Roots::default(), Path::new("forebay"), watch).unwrap();
+            let there = found.iter().any(|f| f.pids.contains(&child.id()));
+            if there || Instant::now() > deadline {
+                break found;
+            }
+        };
         child.kill().unwrap();
         child.wait().unwrap();
-        let found = found.unwrap();
         assert!(
             found.iter().any(|f| f.pids.contains(&child.id())),
             "{found:?}"
