@@ -25,6 +25,8 @@ const JOBS_MAX: usize = 256;
 const PATIENCE: Duration = Duration::from_millis(3);
 /// Attempts at reclaim that may bring nothing before a limit is refused.
 const FRUITLESS_MAX: u32 = 3;
+/// Attempts at reclaim for one write, also where the group takes as fast as it gives.
+const ATTEMPTS_MAX: u32 = 64;
 
 #[derive(Debug)]
 struct Job {
@@ -172,13 +174,13 @@ fn make_room(job: &Job) -> Result<(), HostError> {
     }
     let mut before = u64::MAX;
     let mut fruitless = 0;
-    loop {
+    for attempt in 0.. {
         let used: u64 = read_text(&current)?.trim().parse().unwrap_or(0);
         let Some(above) = used.checked_sub(limit).filter(|above| *above > 0) else {
             return Ok(());
         };
         fruitless = if used < before { 0 } else { fruitless + 1 };
-        if fruitless >= FRUITLESS_MAX || !reclaim.exists() {
+        if fruitless >= FRUITLESS_MAX || attempt >= ATTEMPTS_MAX || !reclaim.exists() {
             return Err(HostError::invalid(
                 format!("lower {} to {limit}", job.file.display()),
                 format!(
@@ -194,6 +196,7 @@ fn make_room(job: &Job) -> Result<(), HostError> {
             other => other?,
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
