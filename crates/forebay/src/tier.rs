@@ -269,12 +269,18 @@ fn drain(one: &One) -> Result<ExitCode, Error> {
 }
 
 fn forget(one: &One) -> Result<ExitCode, Error> {
-    let removed = open(one)?
-        .collect_removed(SystemTime::now())
-        .map_err(|error| Error::Host(error.explain()))?;
-    let value = serde_json::json!({ "tier": one.tier, "removed": removed });
-    print(&one.options, &value, |_| {
-        format!("removed {removed} copies from tier {}", one.tier)
+    let failed = |error: forebay_host::Error| Error::Host(error.explain());
+    let mut tier = open(one)?;
+    let removed = tier.collect_removed(SystemTime::now()).map_err(failed)?;
+    let young = tier.nameless().map_err(failed)?;
+    let value = serde_json::json!({ "tier": one.tier, "removed": removed, "kept": young });
+    print(&one.options, &value, |_| match young {
+        0 => format!("removed {removed} copies from tier {}", one.tier),
+        young => format!(
+            "removed {removed} copies from tier {}; {young} lost their file less than 10 \
+             minutes ago and are kept",
+            one.tier
+        ),
     })?;
     Ok(ExitCode::SUCCESS)
 }

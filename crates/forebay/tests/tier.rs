@@ -99,7 +99,7 @@ fn a_copy_without_a_file_is_told_and_kept() {
         true,
         &[
             "1 without a file (`forget` removes them)",
-            "removed 0 copies from tier data\ncontent\n",
+            "removed 0 copies from tier data; 1 lost their file less than 10 minutes ago and are kept\ncontent\n",
         ],
     );
 }
