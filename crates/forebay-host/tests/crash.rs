@@ -31,7 +31,7 @@ use support::*;
 const CRASHES: u64 = 12;
 /// How long a daemon lives at most before it is killed.
 const LIFE_MAX_US: u64 = 60_000;
-const LEASE: Duration = Duration::from_millis(150);
+const LEASE: Duration = Duration::from_secs(1);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
