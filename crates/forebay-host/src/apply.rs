@@ -250,7 +250,11 @@ impl LinuxHost {
                 .get(app)
                 .is_some_and(|record| record.originals.iter().any(|(known, _)| *known == spot));
             if !known {
-                let text = read_spot(&spot)?;
+                let mut host = self.ledger.state().host.iter();
+                let text = match host.find(|(known, _)| *known == spot) {
+                    Some((_, text)) => text.clone(),
+                    None => read_spot(&spot)?,
+                };
                 self.ledger.append(Record::Original {
                     app: app.clone(),
                     spot,

@@ -85,6 +85,14 @@ pub enum Record {
         /// The text to write back.
         text: String,
     },
+    /// What a knob of the host holds before it is first written, or one that could not be put
+    /// back in full when its app was released. It is put back when all apps are.
+    HostOriginal {
+        /// Where.
+        spot: Spot,
+        /// The text to write back.
+        text: String,
+    },
     /// What is about to be written to a knob, or what the kernel made of it.
     Wrote {
         /// Where.
@@ -178,6 +186,8 @@ pub struct State {
     pub parents: Vec<PathBuf>,
     /// Controllers switched on.
     pub enabled: Vec<(PathBuf, Vec<String>)>,
+    /// Original values of knobs that are no app's, in the order of the first writes.
+    pub host: Vec<(Spot, String)>,
     /// The apps.
     pub apps: BTreeMap<AppId, AppRecord>,
     /// The last values written to knobs of groups that are not ours, newest last.
@@ -190,6 +200,7 @@ impl State {
     pub fn is_restored(&self) -> bool {
         self.parents.is_empty()
             && self.enabled.is_empty()
+            && self.host.is_empty()
             && self.apps.values().all(AppRecord::is_restored)
     }
 
@@ -203,9 +214,16 @@ impl State {
             } => push_new(&mut self.app(app).created, dir),
             Record::Enabled { dir, controllers } => self.enabled.push((dir, controllers)),
             Record::Original { app, spot, text } => {
+                // What an app takes over from the host goes back with the app.
+                self.host.retain(|(known, _)| *known != spot);
                 let originals = &mut self.app(app).originals;
                 if !originals.iter().any(|(known, _)| *known == spot) {
                     originals.push((spot, text));
+                }
+            }
+            Record::HostOriginal { spot, text } => {
+                if !self.host.iter().any(|(known, _)| *known == spot) {
+                    self.host.push((spot, text));
                 }
             }
             Record::Wrote { spot, text } => {
@@ -290,6 +308,10 @@ impl State {
                 controllers: controllers.clone(),
             });
         }
+        records.extend(self.host.iter().map(|(spot, text)| Record::HostOriginal {
+            spot: spot.clone(),
+            text: text.clone(),
+        }));
         for (id, app) in &self.apps {
             records.extend(app.created.iter().map(|dir| created(Some(id), dir)));
             records.extend(app.originals.iter().map(|(spot, text)| Record::Original {
@@ -645,6 +667,10 @@ mod tests {
             Record::Wrote {
                 spot: spot("/cg/db/cpu.max"),
                 text: "5000 100000".to_owned(),
+            },
+            Record::HostOriginal {
+                spot: spot("/proc/irq/1/smp_affinity_list"),
+                text: "0-1".to_owned(),
             },
             Record::Moved {
                 app: app("web"),

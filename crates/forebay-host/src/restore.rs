@@ -114,6 +114,14 @@ pub(crate) fn restore_all(
         tracing::warn!(reason = error.explain(), "not thawed before it is ended");
     }
     ask_to_end(&doomed);
+    // As long as one app has CPUs for itself, another's set cannot go back to all of them.
+    for record in ledger.state().apps.values() {
+        let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
+        partition::dissolve(&dirs, &mut report);
+        let own = record.originals.iter();
+        let own: Vec<_> = own.filter(|(s, _)| is_named(s, partition::FILE)).collect();
+        restore_knobs(ledger, own, &mut report);
+    }
     for (app, fate) in fates {
         let release = Release {
             app: &app,
@@ -122,7 +130,29 @@ pub(crate) fn restore_all(
         };
         report.absorb(release_app(ledger, hierarchies, proc_root, &release)?);
     }
+    report.absorb(restore_host(ledger)?);
     report.absorb(remove_parents(ledger)?);
+    Ok(report)
+}
+
+/// Puts the knobs back that are no app's. Those that the kernel refuses stay in the ledger.
+fn restore_host(ledger: &mut Ledger) -> Result<Report, HostError> {
+    let mut report = Report::default();
+    if ledger.state().host.is_empty() {
+        return Ok(report);
+    }
+    restore_knobs(
+        ledger,
+        ledger.state().host.iter().rev().collect(),
+        &mut report,
+    );
+    if report.is_complete() {
+        ledger.amend(|state| {
+            for (spot, _) in std::mem::take(&mut state.host) {
+                state.wrote.remove(&spot);
+            }
+        })?;
+    }
     Ok(report)
 }
 
@@ -171,7 +201,7 @@ pub(crate) fn release_app(
         return Ok(Report::default());
     };
     let mut report = Report::default();
-    restore_knobs(ledger, &record, &mut report);
+    let short = restore_knobs(ledger, record.originals.iter().rev().collect(), &mut report);
     let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
     partition::dissolve(&dirs, &mut report);
     if let Err(error) = freeze::thaw_all(&dirs) {
@@ -250,6 +280,13 @@ pub(crate) fn release_app(
         ledger.append(Record::Released {
             app: release.app.clone(),
         })?;
+        for (spot, text, wrote) in short {
+            ledger.append(Record::HostOriginal {
+                spot: spot.clone(),
+                text,
+            })?;
+            ledger.append(Record::Wrote { spot, text: wrote })?;
+        }
         ledger.amend(|_| ())?;
     }
     Ok(report)
@@ -277,9 +314,15 @@ fn keep(
     ledger.append(Record::Kept { app, processes })
 }
 
-/// Writes original values back where the knob still holds what we wrote.
-fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
-    let mut open: Vec<&(Spot, String)> = record.originals.iter().rev().collect();
+/// Writes original values back where the knob still holds what we wrote. Returns what could
+/// not be put back in full while CPUs are taken by a partition: place, original, and what it
+/// holds instead.
+fn restore_knobs(
+    ledger: &Ledger,
+    mut open: Vec<&(Spot, String)>,
+    report: &mut Report,
+) -> Vec<(Spot, String, String)> {
+    let mut short = Vec::new();
     // A partition gives its CPUs back before its set of CPUs changes; a group in the idle class
     // takes no weight, so that class is left first.
     open.sort_by_key(|(spot, _)| {
@@ -304,6 +347,12 @@ fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
             }
             match restore_knob(spot, original, &ours) {
                 Ok(Back::Done) => report.knobs += 1,
+                Ok(Back::InNumbers(text)) => {
+                    report.knobs += 1;
+                    if !partition::taken(ledger.state()).is_empty() {
+                        short.push((spot.clone(), original.clone(), text));
+                    }
+                }
                 Ok(Back::Foreign(text)) => report
                     .foreign
                     .push(format!("{} = {text}", spot.file.display())),
@@ -314,6 +363,7 @@ fn restore_knobs(ledger: &Ledger, record: &AppRecord, report: &mut Report) {
         }
         open = refused;
     }
+    short
 }
 
 fn is_named(spot: &Spot, name: &str) -> bool {
@@ -336,6 +386,8 @@ fn made_idle(ledger: &Ledger, spot: &Spot) -> bool {
 
 enum Back {
     Done,
+    /// All that the parent has, written as what that is now.
+    InNumbers(String),
     Foreign(String),
 }
 
@@ -351,11 +403,12 @@ fn restore_knob(spot: &Spot, original: &str, wrote: &[String]) -> Result<Back, H
         // v2 does not let a cpuset with members go back to "all of the parent's". The same
         // said in numbers is the nearest.
         Err(error) if original.is_empty() && error.errno() == Some(libc::ENOSPC) => {
-            write_text(&spot.file, effective_of_parent(&spot.file)?.trim())?;
+            let all = effective_of_parent(&spot.file)?.trim().to_owned();
+            write_text(&spot.file, &all)?;
+            Ok(Back::InNumbers(all))
         }
-        other => other?,
+        other => other.map(|()| Back::Done),
     }
-    Ok(Back::Done)
 }
 
 /// What the parent of a cpuset really has.

@@ -153,3 +153,53 @@ fn a_partition_of_others_is_what_it_was() {
     assert_eq!(text(&file), "member");
     assert_eq!(text(&theirs.0.join("cpuset.cpus")), "");
 }
+
+/// The set of CPUs of a group of others goes back to all of them, although a partition has some
+/// while it is released.
+#[test]
+fn a_set_of_others_comes_back_whole_beside_a_partition() {
+    let Some(place) = Place::new("set_beside_partition") else {
+        return;
+    };
+    let (_, hierarchy) = place.hierarchies.of(Controller::Cpuset).unwrap();
+    for released_alone in [false, true] {
+        let mut host = place.open();
+        let all = host.topology().cpu_set();
+        if !host.capabilities().knobs.contains(&Knob::CpusPartition) || all.len() < 2 {
+            println!("SKIPPED: set_beside_partition: no cpuset.cpus.partition, or one CPU");
+            return;
+        }
+        let name = format!("{}-a-other", place.options.group.display());
+        let theirs = Theirs(hierarchy.dir(name.as_ref()));
+        std::fs::create_dir(&theirs.0).unwrap();
+        // A set with members never goes back to empty, which is what makes this hard.
+        let member = Stray::new("member-of-theirs");
+        std::fs::write(theirs.0.join("cgroup.procs"), member.pid().to_string()).unwrap();
+        let effective = || text(&theirs.0.join("cpuset.cpus.effective"));
+        let before = effective();
+
+        let theirs_app = app("a", Binding::Cgroup(name.into()));
+        let web = program("web", &["sleep", "1000"]);
+        look(&mut host, &[&theirs_app], 1);
+        let own: CpuSet = [all.iter().last().unwrap()].into_iter().collect();
+        apply(
+            &mut host,
+            &[
+                Action::Start { app: web.clone() },
+                set("a", Setting::Cpus(all.difference(&own))),
+                set("web", Setting::Cpus(own)),
+                set("web", Setting::CpusPartition(Partition::Root)),
+            ],
+        );
+        assert_eq!(effective(), all.difference(&own).to_string());
+        if released_alone {
+            apply(&mut host, &[Action::Release { app: id("a") }]);
+        }
+        drop(host);
+        let report = restore(&place.options.state_dir, &place.options.roots, OnStop::Kill).unwrap();
+        assert!(report.is_complete(), "{report:?}");
+        assert_eq!(report.foreign, Vec::<String>::new());
+        assert_eq!(effective(), before, "released alone: {released_alone}");
+        drop(member);
+    }
+}
