@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tally::{Counts, Dialect, Show, Tally};
-use crate::{Failure, process, setup, tidy};
+use crate::{Failure, process, setup, tidy, vm};
 
 struct Step {
     name: &'static str,
@@ -37,6 +37,8 @@ enum Work {
     Tests,
     /// The tests in documentation.
     DocTests,
+    /// The scenarios in virtual machines.
+    Guests,
 }
 
 /// What runs, in this order.
@@ -133,6 +135,11 @@ const STEPS: &[Step] = &[
             "--seed",
             "2",
         ]),
+    },
+    Step {
+        name: "guests",
+        when: When::Full,
+        work: Work::Guests,
     },
 ];
 
@@ -257,6 +264,13 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         Work::Tests if setup::has_cargo_command("nextest") => read_cargo(Dialect::Nextest, NEXTEST),
         Work::Tests => read_cargo(Dialect::Libtest, LIBTEST),
         Work::DocTests => read_cargo(Dialect::Libtest, DOC_TESTS),
+        Work::Guests => match vm::step() {
+            Ok((counts, skipped_names)) => Outcome {
+                counts,
+                skipped_names,
+            },
+            Err(text) => Outcome::of_check(&Err(text)),
+        },
     }
 }
 

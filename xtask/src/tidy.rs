@@ -41,8 +41,8 @@ fn check_architecture(root: &Path) -> Result<Vec<String>, String> {
     Ok(architecture::check(&read(&page)?, &code))
 }
 
-/// Every file of the checkout, sorted, without build output and hidden
-/// directories. Symbolic links are not followed.
+/// Every file of the checkout, sorted, without build output, hidden directories and
+/// the `.git` file of a worktree. Symbolic links are not followed.
 fn files(root: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     let mut directories = vec![root.to_path_buf()];
@@ -55,7 +55,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, String> {
             let skipped = name == "target" || name.as_encoded_bytes().starts_with(b".");
             if kind.is_dir() && !skipped {
                 directories.push(entry.path());
-            } else if kind.is_file() {
+            } else if kind.is_file() && name != ".git" {
                 found.push(entry.path());
             }
         }

@@ -104,7 +104,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let (counts, _) = run_scenarios(&wanted)?;
+    let (counts, _) = run_scenarios(&image::ensure()?, &wanted)?;
     let Counts {
         passed,
         failed,
@@ -114,8 +114,29 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-fn run_scenarios(scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), String> {
-    let image = image::ensure()?;
+/// The scenarios as a step of `cargo xtask test`. Where there can be no guest, each of them is
+/// skipped with the reason.
+pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
+    let scenarios = scenario::all()?;
+    let wanted: Vec<&Scenario> = scenarios.iter().collect();
+    match image::ensure() {
+        Ok(image) => run_scenarios(&image, &wanted),
+        Err(reason) => {
+            let names = wanted.iter().flat_map(|scenario| {
+                let named = |kernel| format!("{} on {kernel}: {reason}", scenario.name);
+                scenario.kernels.iter().map(named)
+            });
+            let names: Vec<String> = names.collect();
+            let counts = Counts {
+                skipped: names.len() as u64,
+                ..Counts::default()
+            };
+            Ok((counts, names))
+        }
+    }
+}
+
+fn run_scenarios(image: &Path, scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), String> {
     let share = Scratch::new("share")?;
     fill_share(share.path())?;
     let mut counts = Counts::default();
@@ -123,7 +144,7 @@ fn run_scenarios(scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), Strin
     for scenario in scenarios {
         for kernel in &scenario.kernels {
             let began = Instant::now();
-            let (verdict, skips) = run_one(&image, scenario, kernel, share.path());
+            let (verdict, skips) = run_one(image, scenario, kernel, share.path());
             let (word, count) = match &verdict {
                 Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
                 Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),

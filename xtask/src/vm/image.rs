@@ -15,22 +15,20 @@ pub(super) fn ensure() -> Result<PathBuf, String> {
     install_qemu()?;
     setup::ensure(setup::Group::Vm)?;
     let recipe = recipe()?;
+    let fail = |error| format!("make the image in {}: {error}", cache.display());
+    fs::create_dir_all(&cache).map_err(fail)?;
+    // Whoever comes second waits and finds the image there. Dropped with the file.
+    let lock = fs::File::create(cache.join("lock")).map_err(fail)?;
+    lock.lock().map_err(fail)?;
     let stamp = cache.join("recipe");
     if fs::read(&stamp).is_ok_and(|built| built == recipe) {
         return Ok(cache);
     }
-    let fail = |error| format!("make the image in {}: {error}", cache.display());
-    fs::create_dir_all(&cache).map_err(fail)?;
     println!(
         "vm: building the guest image in {} (once, 1 to 3 minutes)",
         cache.display()
     );
-    let mut build = Command::new("flock");
-    build
-        .arg(cache.join("lock"))
-        .arg(directory().join("build.sh"))
-        .arg(&cache);
-    process::succeed(&mut build)?;
+    process::succeed(Command::new(directory().join("build.sh")).arg(&cache))?;
     fs::write(&stamp, recipe).map_err(fail)?;
     Ok(cache)
 }
