@@ -45,6 +45,7 @@ picture() {
       [ ! -e $knob ] || echo "$knob: $(cat $knob)"
     done
   )
+  tail -n +1 /proc/irq/*/smp_affinity_list
   cat $root/cgroup.subtree_control $root/system.slice/cgroup.subtree_control
   ls -d $root/forebay* 2>/dev/null || true
 }
@@ -66,6 +67,7 @@ cat >forebay.toml <<TOML
 lease = "2s"
 [policy]
 partition = "root"
+interrupts = "shared"
 [apps.web]
 class = "critical"
 exec = ["sleep", "infinity"]
@@ -103,6 +105,19 @@ for _ in $(seq 50); do
 done
 allowed=$(awk '/^Cpus_allowed_list/ {print $2}' /proc/$hog/status)
 case ",$allowed," in *",$own,"*) fail "the hog may run on $allowed, web has $own" ;; esac
+
+interrupts_leave() { # CPU
+  ! grep -l "\(^\|[,-]\)$1\$" /proc/irq/*/smp_affinity_list >stay || bound_by_the_kernel $(cat stay)
+}
+bound_by_the_kernel() { # FILE...: it refuses to have them moved
+  local file value
+  for file in "$@"; do
+    value=$(cat "$file")
+    ! echo "$value" 2>/dev/null >"$file" || return 1
+  done
+}
+await "interrupts leave its CPU" interrupts_leave $own
+[ "$(cat /proc/irq/*/smp_affinity_list | sort -u)" != 0-3 ] || fail "no interrupt was moved"
 
 echo "== another writer"
 echo 77 >$root/system.slice/foreign.service/cpu.weight

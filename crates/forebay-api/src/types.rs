@@ -584,8 +584,9 @@ pub struct PlanRequest {
 /// One effect that would be had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Action {
-    /// The app.
-    pub app: String,
+    /// The app, unless it is about the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
     /// What would be done, in words.
     pub what: String,
 }

@@ -331,6 +331,8 @@ pub struct Policy {
     /// Whether the own CPUs of critical apps are taken from everybody else on the host:
     /// [`Partition::Member`] is no.
     pub partition: Partition,
+    /// Whether the interrupts of devices are moved off critical apps' own CPUs.
+    pub move_interrupts: bool,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -347,6 +349,7 @@ impl Default for Policy {
             system_memory: Bytes::mib(256),
             lend: false,
             partition: Partition::Member,
+            move_interrupts: false,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
         }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{App, AppId};
+use crate::idset::CpuSet;
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::Snapshot;
 use crate::topology::Topology;
@@ -72,13 +73,20 @@ pub enum Action {
         /// The app.
         app: AppId,
     },
+    /// Serve the interrupts of devices on other CPUs than these; with none, where they were
+    /// served before. Interrupts that the kernel binds itself stay where they are.
+    Interrupts {
+        /// CPUs that are to be left alone.
+        keep_off: CpuSet,
+    },
 }
 
 impl Action {
-    /// The app it is about.
+    /// The app it is about, unless it is about the host.
     #[must_use]
-    pub const fn app(&self) -> &AppId {
-        match self {
+    pub const fn app(&self) -> Option<&AppId> {
+        Some(match self {
+            Self::Interrupts { .. } => return None,
             Self::Start { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
@@ -86,7 +94,7 @@ impl Action {
             | Self::Freeze { app }
             | Self::Thaw { app }
             | Self::Kill { app } => app,
-        }
+        })
     }
 }
 
@@ -100,6 +108,10 @@ impl fmt::Display for Action {
             Self::Freeze { app } => write!(f, "freeze {app}"),
             Self::Thaw { app } => write!(f, "thaw {app}"),
             Self::Kill { app } => write!(f, "end {app}"),
+            Self::Interrupts { keep_off } if keep_off.is_empty() => {
+                f.write_str("serve interrupts where they were")
+            }
+            Self::Interrupts { keep_off } => write!(f, "keep interrupts off CPUs {keep_off}"),
         }
     }
 }

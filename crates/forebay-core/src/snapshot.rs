@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::app::AppId;
+use crate::idset::CpuSet;
 use crate::slice::{Knob, Setting};
 use crate::units::{Bytes, Time};
 
@@ -140,6 +141,17 @@ pub struct HostSample {
     pub steal: Reading<Duration>,
     /// Memory that could be had without swapping.
     pub memory_available: Reading<Bytes>,
+    /// Where the interrupts of devices are served.
+    pub interrupts: Reading<Interrupts>,
+}
+
+/// Where the interrupts of devices are served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interrupts {
+    /// The CPUs that they are kept off; not known after a daemon that was killed.
+    pub kept_off: Option<CpuSet>,
+    /// Those that somebody else moved since, named once. They are left alone from then on.
+    pub foreign: BTreeSet<u32>,
 }
 
 /// What one observation saw.

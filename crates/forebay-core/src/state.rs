@@ -34,6 +34,7 @@ pub struct State {
     in_force: BTreeMap<AppId, Slice>,
     planner: plan::Memory,
     shortfalls: Vec<plan::Shortfall>,
+    interrupts: Interrupts,
     events: VecDeque<Event>,
     fresh: Vec<Event>,
 }
@@ -51,6 +52,14 @@ struct Known {
     /// Whether this daemon made its group a partition, which others may have done as well.
     partitioned: bool,
     verdict: Verdict,
+}
+
+/// What is known of the interrupts of devices.
+#[derive(Debug, Clone, Default)]
+struct Interrupts {
+    retry: Option<Retry>,
+    /// This host does not move them.
+    unsupported: bool,
 }
 
 /// Whether it was the kernel that took a partition back, and nobody who wrote.
@@ -101,6 +110,7 @@ impl State {
     /// Takes in what was seen: histories, adoptions, endings, other writers.
     pub fn record(&mut self, inputs: &Inputs<'_>, snapshot: &Snapshot) {
         self.period += 1;
+        self.note_moved_interrupts(inputs.time, snapshot);
         for (id, sample) in &snapshot.apps {
             let Some(app) = inputs.policy.apps.get(id) else {
                 continue;
@@ -181,6 +191,22 @@ impl State {
         }
     }
 
+    fn note_moved_interrupts(&mut self, time: Time, snapshot: &Snapshot) {
+        let Ok(interrupts) = &snapshot.host.interrupts else {
+            return;
+        };
+        if interrupts.foreign.is_empty() {
+            return;
+        }
+        let numbers: Vec<String> = interrupts.foreign.iter().map(u32::to_string).collect();
+        let message = format!(
+            "somebody moved the interrupts {} after Forebay did (irqbalance does); left alone: \
+             see /proc/irq",
+            numbers.join(", ")
+        );
+        self.note(time, None, EventKind::Foreign, message);
+    }
+
     /// What each active app will need.
     #[must_use]
     pub fn forecast(&self, inputs: &Inputs<'_>, snapshot: &Snapshot) -> BTreeMap<AppId, Demand> {
@@ -221,6 +247,7 @@ impl State {
             .map(|id| Action::Release { app: id.clone() })
             .collect();
         actions.extend(self.settings(inputs, plan));
+        actions.extend(self.move_interrupts(inputs, plan, snapshot));
         for (id, sample) in &snapshot.apps {
             if !sample.strays.is_empty() && plan.slices.contains_key(id) {
                 actions.push(Action::Enter {
@@ -237,6 +264,20 @@ impl State {
                 .map(|app| Action::Start { app: app.clone() }),
         );
         actions
+    }
+
+    fn move_interrupts(
+        &self,
+        inputs: &Inputs<'_>,
+        plan: &Plan,
+        snapshot: &Snapshot,
+    ) -> Option<Action> {
+        let keep_off = plan.keep_interrupts_off;
+        let now = snapshot.host.interrupts.as_ref().ok()?;
+        let retry = self.interrupts.retry;
+        let due = retry.is_none_or(|retry| retry.is_due(inputs.time));
+        (now.kept_off != Some(keep_off) && due && !self.interrupts.unsupported)
+            .then_some(Action::Interrupts { keep_off })
     }
 
     fn settings(&self, inputs: &Inputs<'_>, plan: &Plan) -> Vec<Action> {
@@ -276,13 +317,14 @@ impl State {
                 Action::Set { app, setting } => self.settle_set(inputs, app, *setting, outcome),
                 Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
                 Action::Release { app } => self.settle_release(inputs, app, outcome),
+                Action::Interrupts { .. } => self.settle_interrupts(inputs, action, outcome),
                 Action::Enter { .. }
                 | Action::Freeze { .. }
                 | Action::Thaw { .. }
                 | Action::Kill { .. } => {
                     if let Outcome::Failed(why) = outcome {
                         let message = format!("{action}: {why}");
-                        self.note(inputs.time, Some(action.app()), EventKind::Failed, message);
+                        self.note(inputs.time, action.app(), EventKind::Failed, message);
                     }
                 }
             }
@@ -335,6 +377,23 @@ impl State {
             Outcome::Failed(why) => (EventKind::Failed, why.clone()),
         };
         self.note(inputs.time, Some(id), kind, message);
+    }
+
+    fn settle_interrupts(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {
+        match outcome {
+            Outcome::Done => {
+                self.interrupts.retry = None;
+                self.note(inputs.time, None, EventKind::Slice, action.to_string());
+            }
+            Outcome::Unsupported => self.interrupts.unsupported = true,
+            Outcome::Failed(why) => {
+                let before = self.interrupts.retry;
+                self.interrupts.retry = Some(Retry::after(before, inputs.time));
+                if before.is_none() {
+                    self.note(inputs.time, None, EventKind::Failed, why.clone());
+                }
+            }
+        }
     }
 
     fn settle_release(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
@@ -449,6 +508,7 @@ impl State {
             known.yielded.clear();
             known.retries.clear();
         }
+        self.interrupts = Interrupts::default();
     }
 
     fn note(&mut self, time: Time, app: Option<&AppId>, kind: EventKind, message: String) {

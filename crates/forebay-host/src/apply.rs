@@ -53,8 +53,10 @@ impl LinuxHost {
     pub(crate) fn carry_out(&mut self, actions: &[Action]) -> Vec<Outcome> {
         for action in actions {
             // Whoever is started or entered in this batch may be set in it before that.
-            if let Action::Start { .. } | Action::Enter { .. } = action {
-                self.entries.entry(action.app().clone()).or_default();
+            if let Action::Start { .. } | Action::Enter { .. } = action
+                && let Some(app) = action.app()
+            {
+                self.entries.entry(app.clone()).or_default();
             }
         }
         let mut prepared: Vec<Result<Option<Program>, Refusal>> =
@@ -72,7 +74,8 @@ impl LinuxHost {
         let mut outcomes = Vec::with_capacity(actions.len());
         for (action, mut prepared) in actions.iter().zip(prepared) {
             // A release earlier in the batch took the records back.
-            if released.contains(action.app()) && prepared.is_ok() {
+            let again = action.app().is_some_and(|app| released.contains(app));
+            if again && prepared.is_ok() {
                 prepared = self.prepare(action).and_then(|program| {
                     self.ledger.sync()?;
                     Ok(program)
@@ -137,6 +140,10 @@ impl LinuxHost {
             }
             Action::Freeze { app } | Action::Thaw { app } => {
                 self.announce_freezer(app)?;
+                Ok(None)
+            }
+            Action::Interrupts { keep_off } => {
+                self.announce_interrupts(keep_off)?;
                 Ok(None)
             }
             Action::Release { .. } | Action::Kill { .. } => Ok(None),
@@ -277,6 +284,7 @@ impl LinuxHost {
             Action::Freeze { app } => self.freeze(app),
             Action::Thaw { app } => self.thaw(app),
             Action::Kill { app } => self.kill(app),
+            Action::Interrupts { keep_off } => self.move_interrupts(keep_off),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::error::HostError;
 use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+use crate::procs;
 use crate::topology::host_topology;
 
 /// One thing that Forebay uses.
@@ -215,6 +216,24 @@ fn unified(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
     ]
 }
 
+fn interrupts(roots: &Roots) -> Feature {
+    let probe = roots.proc.join("irq/default_smp_affinity");
+    let writable = rustix::fs::access(&probe, rustix::fs::Access::WRITE_OK).is_ok();
+    let balanced = procs::is_any_named(&roots.proc, "irqbalance");
+    Feature {
+        name: "interrupts".to_owned(),
+        present: writable && !balanced,
+        detail: match (writable, balanced) {
+            (false, _) => format!("{} cannot be written", probe.display()),
+            (true, true) => "irqbalance runs and moves them as well: give it \
+                             IRQBALANCE_BANNED_CPULIST, or stop it"
+                .to_owned(),
+            (true, false) => "can be moved".to_owned(),
+        },
+        lack_costs: "with interrupts = \"shared\", devices interrupt critical apps all the same",
+    }
+}
+
 fn others(roots: &Roots) -> Vec<Feature> {
     let scheduler = fs::read_to_string(roots.sys.join("kernel/sched_ext/state"));
     let replaced = scheduler.is_ok_and(|state| state.trim() == "enabled");
@@ -224,6 +243,7 @@ fn others(roots: &Roots) -> Vec<Feature> {
     );
     let resctrl = roots.sys.join("fs/resctrl").is_dir();
     vec![
+        interrupts(roots),
         Feature {
             name: "pidfd".to_owned(),
             present: pidfd.is_ok(),

@@ -14,6 +14,7 @@ use crate::error::HostError;
 use crate::files::{Reader, read_text};
 use crate::freeze;
 use crate::groups;
+use crate::interrupts::Interrupts;
 use crate::knobs::Ways;
 use crate::ledger::{Ledger, Process, Record};
 use crate::lock::{Lock, Role};
@@ -66,6 +67,7 @@ pub struct LinuxHost {
     pub(crate) online: Option<Reader>,
     pub(crate) online_text: String,
     pub(crate) slow: SlowWriter,
+    pub(crate) interrupts: Option<Interrupts>,
     /// The weight of the group that holds all apps, once it was written.
     pub(crate) buffer: Vec<u8>,
 }
@@ -172,6 +174,7 @@ impl LinuxHost {
             online: Reader::open(&roots.sys.join("devices/system/cpu/online")),
             online_text: String::new(),
             slow: SlowWriter::default(),
+            interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
             options,
             hierarchies,
             topology,

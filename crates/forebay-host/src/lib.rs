@@ -23,6 +23,7 @@ mod freeze;
 pub mod groups;
 pub mod guardian;
 mod host;
+mod interrupts;
 mod knobs;
 pub mod ledger;
 pub mod lock;

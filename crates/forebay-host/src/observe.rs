@@ -28,6 +28,8 @@ use crate::topology::{kib_after, read_topology};
 
 /// Periods in a full rotation.
 const ROTATION: u64 = 10;
+/// Periods between two looks at every interrupt that was moved.
+const INTERRUPTS_ROTATION: u64 = 50;
 /// Periods between two scans for processes of `match` apps.
 const SCAN_EVERY: u64 = 5;
 
@@ -131,7 +133,11 @@ impl LinuxHost {
             self.follow_cpus();
         }
         self.scan_when_due(watch);
-        let host = self.look_at_host();
+        let mut host = self.look_at_host();
+        if let Some(interrupts) = &mut self.interrupts {
+            let thorough = watch.period.is_multiple_of(INTERRUPTS_ROTATION);
+            host.interrupts = Ok(interrupts.look(thorough));
+        }
         let mut apps = BTreeMap::new();
         for (index, (id, app)) in (0u64..).zip(watch.apps) {
             let turn = (watch.period + index) % ROTATION;
@@ -224,6 +230,7 @@ impl LinuxHost {
             cpu_busy: Err(Gap::Unsupported),
             steal: Err(Gap::Unsupported),
             memory_available: Err(Gap::Unsupported),
+            interrupts: Err(Gap::Unsupported),
         };
         if let Some(reader) = &self.host_stat {
             match reader.read(&mut self.buffer) {

@@ -64,6 +64,15 @@ pub(crate) fn is_alive(proc_root: &Path, process: Process) -> bool {
     identify(proc_root, process.pid) == Some(process)
 }
 
+/// Whether a process of this name runs; the kernel cuts names to 15 bytes.
+pub(crate) fn is_any_named(proc_root: &Path, name: &str) -> bool {
+    let named = |pid| {
+        let text = fs::read_to_string(proc_root.join(format!("{pid}/comm")));
+        text.is_ok_and(|text| text.trim_end() == name)
+    };
+    all(proc_root).into_iter().any(named)
+}
+
 /// All process numbers.
 pub(crate) fn all(proc_root: &Path) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(proc_root) else {

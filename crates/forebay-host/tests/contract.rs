@@ -9,11 +9,13 @@
 #[cfg(test)]
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop, Partition};
+use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_host::LinuxHost;
@@ -349,6 +351,16 @@ impl Fixture<LinuxHost> for Live {
             });
         }
         Ok(())
+    }
+
+    fn interrupts(&mut self, _host: &LinuxHost) -> Result<BTreeMap<u32, CpuSet>, String> {
+        let entries = std::fs::read_dir("/proc/irq").map_err(|error| error.to_string())?;
+        let served = entries.flatten().filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let text = std::fs::read_to_string(entry.path().join("smp_affinity_list")).ok()?;
+            Some((number, text.trim().parse().unwrap()))
+        });
+        Ok(served.collect())
     }
 
     fn left_behind(&mut self, _host: &LinuxHost) -> Result<Vec<String>, String> {

@@ -14,6 +14,7 @@ use forebay_core::units::{Bytes, Limit, Time};
 use crate::cpu::Region;
 use crate::fault::Faults;
 use crate::group::Group;
+use crate::interrupts::Interrupts;
 use crate::program::{Program, Task};
 
 /// The group that everything is in which was not moved.
@@ -44,6 +45,7 @@ pub struct SimHost {
     pub(crate) full_until: f64,
     pub(crate) steal_until: f64,
     pub(crate) stolen: f64,
+    pub(crate) interrupts: Interrupts,
     /// The regions of the last step and the sets they belong to.
     pub(crate) regions: (Vec<CpuSet>, Vec<Region>),
 }
@@ -109,6 +111,7 @@ impl SimHost {
         let root = Group::new(&topology, true);
         Self {
             busy: vec![0.0; topology.cpus().len()],
+            interrupts: Interrupts::new(topology.cpu_set()),
             topology,
             capabilities: Capabilities { knobs },
             rng: fastrand::Rng::with_seed(seed),
@@ -278,7 +281,7 @@ impl SimHost {
     /// Everything that Forebay did and that is not undone.
     #[must_use]
     pub fn left_behind(&self) -> Vec<String> {
-        let mut left = Vec::new();
+        let mut left = self.interrupts.left_behind();
         for (path, group) in &self.groups {
             if !group.foreign {
                 left.push(format!("group {path}"));
@@ -384,6 +387,7 @@ impl SimHost {
                 Action::Freeze { app } => self.slice_of(app).map(|slice| slice.frozen = true),
                 Action::Thaw { app } => self.slice_of(app).map(|slice| slice.frozen = false),
                 Action::Kill { app } => self.kill(app),
+                Action::Interrupts { keep_off } => self.keep_interrupts_off(*keep_off),
             }
         };
         match done {
@@ -730,6 +734,7 @@ impl Host for SimHost {
             cpu_busy: self.reading("/proc/stat", busy),
             steal: self.reading("/proc/stat", Duration::from_secs_f64(self.steal)),
             memory_available: self.reading("/proc/meminfo", free),
+            interrupts: Ok(self.interrupts.look()),
         };
         Snapshot {
             time: watch.time,

@@ -12,6 +12,7 @@ pub mod cpu;
 mod fault;
 mod group;
 mod host;
+mod interrupts;
 mod load;
 mod partition;
 mod program;

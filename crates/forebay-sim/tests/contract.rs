@@ -4,9 +4,11 @@
     reason = "a fixture that fails should stop the test"
 )]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, Match, Restart};
+use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
@@ -113,6 +115,10 @@ impl Fixture<SimHost> for Simulated {
     fn remove_group(&mut self, host: &mut SimHost, app: &App) -> Result<(), String> {
         host.remove_group(&SimHost::group_of(app));
         Ok(())
+    }
+
+    fn interrupts(&mut self, host: &SimHost) -> Result<BTreeMap<u32, CpuSet>, String> {
+        Ok(host.interrupts())
     }
 
     fn left_behind(&mut self, host: &SimHost) -> Result<Vec<String>, String> {

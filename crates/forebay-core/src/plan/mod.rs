@@ -132,6 +132,8 @@ pub struct Plan {
     pub shared: CpuSet,
     /// Whether batch may use critical apps' own CPUs while those leave them idle.
     pub lends: bool,
+    /// CPUs that serve no interrupts of devices.
+    pub keep_interrupts_off: CpuSet,
     /// What cannot be kept.
     pub shortfalls: Vec<Shortfall>,
 }
@@ -170,12 +172,28 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
             },
         );
     }
+    plan.keep_interrupts_off = keep_interrupts_off(situation, &plan);
     let memory = Memory {
         cpus: cpus.held,
         bytes: bytes.held,
         lending,
     };
     (plan, memory)
+}
+
+/// Critical apps' own CPUs, as long as another one is left to serve interrupts.
+fn keep_interrupts_off(situation: &Situation<'_>, plan: &Plan) -> CpuSet {
+    let policy = situation.policy;
+    let critical = |id: &AppId| policy.apps[id].class == Class::Critical;
+    let own = plan.reasons.iter().filter(|(id, _)| critical(id));
+    let own = own.fold(CpuSet::EMPTY, |all, (_, reason)| {
+        all.union(&reason.exclusive)
+    });
+    if policy.move_interrupts && !situation.topology.cpu_set().is_subset(&own) {
+        own
+    } else {
+        CpuSet::EMPTY
+    }
 }
 
 fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice: &mut Slice) {

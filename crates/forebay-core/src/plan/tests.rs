@@ -154,6 +154,28 @@ fn own(plan: &Plan, name: &str) -> CpuSet {
 }
 
 #[test]
+fn interrupts_leave_own_cpus_as_long_as_another_is_left() {
+    let check = |cpus: usize, moves: bool, expected: &str| {
+        let mut case = Case::new(Shape {
+            nodes: 1,
+            l3s: 1,
+            cores: cpus,
+            threads: 1,
+            memory: Bytes::mib(4096),
+        })
+        .app("web", Class::Critical, 1.0)
+        .app("job", Class::Batch, 1.0);
+        case.policy.headroom_percent = 0;
+        case.policy.move_interrupts = moves;
+        let expected = expected.parse().unwrap_or(CpuSet::EMPTY);
+        assert_eq!(case.plan().keep_interrupts_off, expected, "{cpus} CPUs");
+    };
+    check(4, true, "3");
+    check(4, false, "");
+    check(1, true, "");
+}
+
+#[test]
 fn two_cpus_are_split_between_critical_and_batch() {
     let plan = Case::new(small())
         .app("web", Class::Critical, 0.5)

@@ -10,6 +10,7 @@ use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{AppSample, RunState};
 
 use super::freeze::*;
+use super::interrupts::*;
 use super::{Fixture, PERIODS_MAX, Unmet, Verdict, ensure, id, values, with};
 
 macro_rules! all {
@@ -64,6 +65,7 @@ all!(
     a_killed_frozen_app_dies_and_starts_again,
     nothing_is_started_in_a_frozen_slice,
     a_frozen_app_does_not_hold_up_the_end,
+    interrupts_are_kept_off_and_come_back,
 );
 
 /// A host can control something, and lists each knob once.

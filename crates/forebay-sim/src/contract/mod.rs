@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use forebay_core::app::{App, AppId, IoMax, Partition};
 use forebay_core::host::{Action, Host, Outcome, Watch};
-use forebay_core::idset::IdSet;
+use forebay_core::idset::{CpuSet, IdSet};
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::snapshot::{AppSample, RunState, Snapshot};
 use forebay_core::topology::Topology;
@@ -18,9 +18,11 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 
 mod checks;
 mod freeze;
+mod interrupts;
 
 pub use checks::*;
 pub use freeze::*;
+pub use interrupts::*;
 
 /// The control period that the checks go by.
 pub const PERIOD: Duration = Duration::from_millis(100);
@@ -75,6 +77,13 @@ pub trait Fixture<H: Host> {
     /// # Errors
     /// Why it cannot be done.
     fn remove_group(&mut self, host: &mut H, app: &App) -> Result<(), String>;
+
+    /// Where each interrupt of a device is served, by its number, by another way than the
+    /// host's.
+    ///
+    /// # Errors
+    /// Why it cannot be known.
+    fn interrupts(&mut self, host: &H) -> Result<BTreeMap<u32, CpuSet>, String>;
 
     /// What Forebay did to the host and did not undo.
     ///

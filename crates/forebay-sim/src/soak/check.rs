@@ -1,6 +1,6 @@
 //! What must hold after every control period.
 
-use forebay_core::app::{App, Class};
+use forebay_core::app::{App, AppId, Class};
 use forebay_core::host::{Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Shortfall};
@@ -45,6 +45,7 @@ pub(super) fn after_tick(
         );
     }
     nothing_is_forgotten(scenario, inputs, report)?;
+    interrupts_leave_them_alone(scenario, inputs, &plan)?;
     cpus_are_placed(scenario, &plan)?;
     floors_and_ceilings_hold(scenario, &plan)?;
     memory_fits(scenario, &plan)
@@ -72,10 +73,25 @@ fn report_is_true(scenario: &Scenario, report: &TickReport) -> Check {
     for (action, outcome) in &report.actions {
         if let Outcome::Failed(why) = outcome {
             ensure!(
-                why.contains(action.app().as_str()),
-                "`{action}` failed without naming its app: {why}"
+                why.contains(action.app().map_or("interrupts", AppId::as_str)),
+                "`{action}` failed without naming its object: {why}"
             );
         }
+    }
+    Ok(())
+}
+
+/// In a host without faults no interrupt is served on CPUs that are to be left alone.
+fn interrupts_leave_them_alone(scenario: &Scenario, inputs: &Inputs<'_>, plan: &Plan) -> Check {
+    if inputs.paused || scenario.host.faults != Faults::default() {
+        return Ok(());
+    }
+    for (number, cpus) in scenario.host.interrupts() {
+        ensure!(
+            cpus.is_disjoint(&plan.keep_interrupts_off),
+            "interrupt {number} is served on {cpus}, to be left alone are {}",
+            plan.keep_interrupts_off
+        );
     }
     Ok(())
 }

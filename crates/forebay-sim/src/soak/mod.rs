@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use forebay_core::app::{App, Binding, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
+use forebay_core::idset::CpuSet;
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
@@ -150,7 +151,9 @@ fn part(scenario: &mut Scenario) -> Result<(), String> {
     let ends = |app: &App| {
         scenario.policy.on_stop == OnStop::Kill && matches!(app.binding, Binding::Exec(_))
     };
-    let mut actions = Vec::new();
+    let mut actions = vec![Action::Interrupts {
+        keep_off: CpuSet::EMPTY,
+    }];
     for app in scenario.policy.apps.values() {
         if ends(app) {
             actions.push(Action::Kill {

@@ -70,6 +70,12 @@ impl Scenario {
                     _ => Partition::Member,
                 }
             },
+            move_interrupts: {
+                let mut copy = rng.clone();
+                copy.bool();
+                copy.u8(0..4);
+                copy.bool()
+            },
             on_stop: if rng.bool() {
                 OnStop::Keep
             } else {

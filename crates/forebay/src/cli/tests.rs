@@ -242,7 +242,7 @@ fn a_plan_says_that_nothing_was_changed() {
         shared_cpus: "0".to_owned(),
         shortfalls: Vec::new(),
         actions: vec![api::Action {
-            app: "web".to_owned(),
+            app: Some("web".to_owned()),
             what: "web: cpuset.cpus = 1".to_owned(),
         }],
     };

@@ -187,6 +187,14 @@ const POLICY: &[Key] = &[
         "Whether critical apps' own CPUs are taken from everybody else on the host, by a cpuset partition of cgroup v2; \"isolated\" is without load balancing, for programs that pin their threads (default \"none\")",
     ),
     key(
+        "interrupts",
+        Kind::Choice {
+            noun: "place for interrupts",
+            words: &["anywhere", "shared"],
+        },
+        "Where the interrupts of devices are served: \"shared\" moves them off critical apps' own CPUs, which can crowd a network card's queues onto few CPUs (default \"anywhere\")",
+    ),
+    key(
         "on_stop",
         Kind::Choice {
             noun: "thing to do on stop",

@@ -223,6 +223,13 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
             }) => Partition::Isolated,
             _ => Partition::Member,
         },
+        move_interrupts: matches!(
+            section.take::<&str>("interrupts"),
+            Some(At {
+                value: "shared",
+                ..
+            })
+        ),
         on_stop: match section.take::<&str>("on_stop") {
             Some(At { value: "kill", .. }) => OnStop::Kill,
             _ => OnStop::Keep,

@@ -303,7 +303,7 @@ pub(super) fn plan(plan: &Plan, actions: &[Action]) -> api::Plan {
         reason: plan.reasons.get(id).map(reason),
     });
     let actions = actions.iter().map(|action| api::Action {
-        app: action.app().to_string(),
+        app: action.app().map(ToString::to_string),
         what: action.to_string(),
     });
     api::Plan {

@@ -88,6 +88,7 @@ pub(super) fn published(period: u64) -> Published {
                 cpu_busy: Ok(BTreeMap::from([(0, time.monotonic), (1, Duration::ZERO)])),
                 steal: Err(Gap::Unsupported),
                 memory_available: Ok(Bytes::mib(4096)),
+                interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
             apps: BTreeMap::from([

@@ -42,6 +42,7 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             cpu_busy: Err(Gap::Unsupported),
             steal: Err(Gap::Unsupported),
             memory_available: Ok(Bytes::mib(100)),
+            interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
         },
         shared: CpuSet::EMPTY,
         apps: BTreeMap::new(),
