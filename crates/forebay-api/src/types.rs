@@ -111,6 +111,39 @@ pub struct Demand {
     pub memory: Band,
 }
 
+/// What an app does on one block device, and may.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceIo {
+    /// The device, as `major:minor`.
+    pub device: String,
+    /// Bytes read per second.
+    pub read_bytes_per_second: f64,
+    /// Bytes written per second.
+    pub write_bytes_per_second: f64,
+    /// Reads per second.
+    pub reads_per_second: f64,
+    /// Writes per second.
+    pub writes_per_second: f64,
+    /// Part of the device's time that this takes, where it was measured.
+    pub share: Option<f64>,
+    /// Forecast of that part.
+    pub demand: Option<Band>,
+}
+
+/// What an app does on block devices.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Io {
+    /// Each device that it used.
+    pub devices: Vec<DeviceIo>,
+    /// Share of time, lately, in which some task waited for I/O, 0 to 1.
+    pub stalled: Option<f64>,
+    /// Time that tasks waited, lately, for each request; too low where several are waited for
+    /// at a time.
+    pub wait_seconds: Option<f64>,
+    /// What requests of these lengths take alone, where all its devices were measured.
+    pub wait_alone_seconds: Option<f64>,
+}
+
 /// Limits of one block device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IoMax {
@@ -198,6 +231,9 @@ pub struct App {
     pub starts: u32,
     /// Latest use.
     pub usage: Usage,
+    /// Latest use of block devices.
+    #[serde(default)]
+    pub io: Io,
     /// Forecast, while it runs.
     pub demand: Option<Demand>,
     /// What is in force.
@@ -412,6 +448,8 @@ pub enum Resource {
     Cpu,
     /// Share of time in which some task waited for a CPU, 0 to 1.
     CpuStalled,
+    /// Bytes per second to and from block devices.
+    Io,
     /// Memory, in bytes.
     Memory,
 }
@@ -421,6 +459,7 @@ impl fmt::Display for Resource {
         f.pad(match self {
             Self::Cpu => "cpu",
             Self::CpuStalled => "cpu_stalled",
+            Self::Io => "io",
             Self::Memory => "memory",
         })
     }

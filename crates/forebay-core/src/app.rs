@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::DeviceCapability;
 use crate::units::{Bytes, Limit, MilliCpu};
 
 /// An app's name: 1 to 64 of `a-z A-Z 0-9 - _ .`, starting with a letter or digit.
@@ -337,6 +338,8 @@ pub struct Policy {
     pub on_stop: OnStop,
     /// The apps by name.
     pub apps: BTreeMap<AppId, App>,
+    /// Block devices that the user had measured, with what they can do.
+    pub devices: BTreeMap<Device, DeviceCapability>,
 }
 
 impl Default for Policy {
@@ -352,6 +355,7 @@ impl Default for Policy {
             move_interrupts: false,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
+            devices: BTreeMap::new(),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! From samples to forecasts: what each app will need.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_forecast::{Forecast, Series, SeriesOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::app::App;
+use crate::app::{App, Device};
+use crate::io::DeviceCapability;
+use crate::io_history::{IoDemand, IoHistory, IoUse};
 use crate::snapshot::AppSample;
 use crate::units::{Bytes, MilliCpu, Time};
 
@@ -35,7 +38,7 @@ pub struct Band {
 
 impl Band {
     /// A forecast as a band; without one, nothing is expected yet and floors decide.
-    fn of(forecast: Option<Forecast>) -> Self {
+    pub(crate) fn of(forecast: Option<Forecast>) -> Self {
         let Some(forecast) = forecast else {
             return Self {
                 q50: 0.0,
@@ -67,6 +70,10 @@ pub struct Demand {
     pub memory: Band,
     /// Share of time, lately, in which some task waited for a CPU, 0 to 1.
     pub cpu_stalled: f64,
+    /// What it does on block devices now.
+    pub io_use: IoUse,
+    /// What it will ask of each measured block device.
+    pub io: BTreeMap<Device, IoDemand>,
 }
 
 impl Demand {
@@ -99,6 +106,7 @@ pub struct Usage {
 pub struct History {
     cpu: Series,
     memory: Series,
+    io: IoHistory,
     last: Option<Counters>,
     usage: Usage,
     stalled: f64,
@@ -127,6 +135,7 @@ impl History {
         Self {
             cpu: series(Some(request)),
             memory: series(Some(app.floor.memory.as_f64())),
+            io: IoHistory::new(vec![1, horizon]),
             last: None,
             usage: Usage::default(),
             stalled: 0.0,
@@ -134,7 +143,14 @@ impl History {
     }
 
     /// Takes in one sample. A missing reading is a gap in the series, not a zero.
-    pub fn record(&mut self, time: Time, sample: &AppSample) {
+    /// `devices` are those of which it is known what they can do.
+    pub fn record(
+        &mut self,
+        time: Time,
+        sample: &AppSample,
+        devices: &BTreeMap<Device, DeviceCapability>,
+    ) {
+        self.io.record(time, sample, devices);
         let counters = Counters {
             time,
             cpu_used: sample.cpu_used.as_ref().ok().copied(),
@@ -173,6 +189,12 @@ impl History {
         self.usage
     }
 
+    /// The latest use of block devices.
+    #[must_use]
+    pub const fn io_use(&self) -> &IoUse {
+        self.io.usage()
+    }
+
     /// The peak within `horizon`.
     #[must_use]
     pub fn forecast(&self, horizon: Duration, period: Duration) -> Demand {
@@ -181,6 +203,8 @@ impl History {
             cpu: Band::of(self.cpu.peak(steps)),
             memory: Band::of(self.memory.peak(steps)),
             cpu_stalled: self.stalled,
+            io_use: self.io.usage().clone(),
+            io: self.io.forecast(steps),
         }
     }
 

@@ -7,6 +7,8 @@ pub mod app;
 pub mod demand;
 pub mod host;
 pub mod idset;
+pub mod io;
+pub mod io_history;
 pub mod plan;
 pub mod report;
 pub mod slice;

@@ -8,6 +8,7 @@ use crate::app::{AppId, Class};
 use crate::demand::{Demand, Usage};
 use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
+use crate::io_history::IoUse;
 use crate::plan::{Reason, Shortfall};
 use crate::slice::Slice;
 use crate::snapshot::{HostSample, RunState};
@@ -61,6 +62,8 @@ pub struct AppReport {
     pub starts: u32,
     /// Latest use.
     pub usage: Usage,
+    /// Latest use of block devices.
+    pub io: IoUse,
     /// Forecast, while it runs.
     pub demand: Option<Demand>,
     /// What is in force.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::AppId;
 use crate::idset::CpuSet;
+use crate::io::DeviceCounters;
 use crate::slice::{Knob, Setting};
 use crate::units::{Bytes, Time};
 
@@ -97,8 +98,8 @@ pub struct AppSample {
     pub memory_used: Reading<Bytes>,
     /// Time in which some task of the app waited for memory (PSI some total).
     pub memory_stalled: Reading<Duration>,
-    /// Bytes read from and written to block devices since the slice exists.
-    pub io_bytes: Reading<Bytes>,
+    /// What was done on each block device since the slice exists.
+    pub io: Reading<DeviceCounters>,
     /// Time in which some task of the app waited for I/O (PSI some total).
     pub io_stalled: Reading<Duration>,
     /// Processes that belong to the app and are not in its slice yet.
@@ -123,7 +124,7 @@ impl AppSample {
             cpu_stalled: Err(Gap::Unsupported),
             memory_used: Err(Gap::Unsupported),
             memory_stalled: Err(Gap::Unsupported),
-            io_bytes: Err(Gap::Unsupported),
+            io: Err(Gap::Unsupported),
             io_stalled: Err(Gap::Unsupported),
             strays: BTreeSet::new(),
             foreign: BTreeMap::new(),

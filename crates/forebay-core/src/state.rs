@@ -125,7 +125,9 @@ impl State {
                 partitioned: false,
                 verdict: Verdict::Leave,
             });
-            known.history.record(inputs.time, sample);
+            known
+                .history
+                .record(inputs.time, sample, &inputs.policy.devices);
             known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
@@ -448,6 +450,7 @@ impl State {
                 main_pid: sample.main_pid,
                 starts: known.lives.starts,
                 usage: known.history.usage(),
+                io: known.history.io_use().clone(),
                 demand: demands.remove(&id),
                 slice: self.in_force.get(&id).cloned().unwrap_or_default(),
                 reason: plan.reasons.remove(&id),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use forebay_core::app::{App, AppId, Binding, OnStop};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
+use forebay_core::io::DeviceCounters;
 use forebay_core::slice::Knob;
 use forebay_core::snapshot::{Ending, Snapshot};
 use forebay_core::topology::Topology;
@@ -132,6 +133,10 @@ pub(crate) struct Group {
     pub(crate) meters: Meters,
     /// It was there before we looked and its settings were not yet reported.
     pub(crate) unreported: bool,
+    /// What it had done on block devices at the last reading, and whether that was more than
+    /// at the one before: who is busy is read in every period.
+    pub(crate) disk_counters: DeviceCounters,
+    pub(crate) is_busy_on_disk: bool,
 }
 
 impl Group {
@@ -299,6 +304,8 @@ impl LinuxHost {
             dirs,
             meters,
             unreported: true,
+            disk_counters: DeviceCounters::new(),
+            is_busy_on_disk: false,
         }
     }
 

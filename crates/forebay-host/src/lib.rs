@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::error::HostError;
 
 mod apply;
+mod blkstat;
 pub mod discover;
 pub mod doctor;
 pub mod error;

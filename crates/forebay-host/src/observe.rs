@@ -9,13 +9,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding};
+use forebay_core::app::{App, AppId, Binding, Class};
 use forebay_core::host::Watch;
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::snapshot::{AppSample, Gap, HostSample, Reading, RunState, Snapshot};
 use forebay_core::units::{Bytes, Limit};
 
 use crate::apply::period_us;
+use crate::blkstat::BlockMeter;
 use crate::files::{Reader, keyed, pressure_total, read_text};
 use crate::groups;
 use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
@@ -42,7 +43,7 @@ pub(crate) struct Meters {
     cpu_pressure: Option<Reader>,
     memory_pressure: Option<Reader>,
     io_pressure: Option<Reader>,
-    io: Option<(Reader, Version)>,
+    io: Option<BlockMeter>,
     /// cgroup.events of v2, which says in few bytes whether anybody is inside.
     events: Option<Reader>,
     members: Option<Reader>,
@@ -80,14 +81,11 @@ impl Meters {
             Some(Version::V1) => open(at(Controller::Memory), "memory.usage_in_bytes"),
             _ => open(at(Controller::Memory), "memory.current"),
         };
-        let io = match version(Controller::Io) {
-            Some(Version::V1) => open(
-                at(Controller::Io),
-                "blkio.throttle.io_service_bytes_recursive",
-            )
-            .zip(Some(Version::V1)),
-            _ => open(at(Controller::Io), "io.stat").zip(Some(Version::V2)),
-        };
+        let io = hierarchies
+            .of(Controller::Io)
+            .and_then(|(index, hierarchy)| {
+                BlockMeter::open(dirs.get(index)?.as_ref()?, hierarchy.version)
+            });
         let first = dirs.iter().position(Option::is_some);
         Self {
             cpu,
@@ -269,10 +267,14 @@ impl LinuxHost {
             let due = Due {
                 throttled: throttle || turn == 0 || first,
                 memory: turn == 0 || first,
-                io: turn == 2 || first,
+                io: turn == 2 || first || app.class == Class::Critical || group.is_busy_on_disk,
                 processes: turn == 4 || first,
             };
             let found = read_meters(&group.meters, &due, &mut buffer, &mut sample);
+            if let Ok(counters) = &sample.io {
+                group.is_busy_on_disk = *counters != group.disk_counters;
+                group.disk_counters.clone_from(counters);
+            }
             // What Forebay started is known by its process.
             populated = !matches!(app.binding, Binding::Exec(_))
                 && is_populated(&group.meters, &mut buffer);
@@ -408,16 +410,20 @@ fn read_meters(meters: &Meters, due: &Due, buffer: &mut Vec<u8>, sample: &mut Ap
         &pressure_total,
     ));
     sample.io_stalled = micros(read(meters.io_pressure.as_ref(), due.io, &pressure_total));
-    sample.io_bytes = match &meters.io {
-        Some((reader, Version::V1)) => read(Some(reader), due.io, &io_bytes_v1),
-        Some((reader, Version::V2)) => read(Some(reader), due.io, &io_bytes_v2),
-        None => Err(Gap::Unsupported),
-    }
-    .map(Bytes);
     sample.processes = read(meters.members.as_ref(), due.processes, &|text| {
         u64::try_from(text.lines().count()).ok()
     })
     .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    sample.io = match &meters.io {
+        None => Err(Gap::Unsupported),
+        Some(_) if !due.io => Err(Gap::NotDue),
+        Some(meter) => meter.read(buffer).map_err(|error| {
+            if is_gone(&error) {
+                found = Found::Gone;
+            }
+            Gap::Failed(error.to_string())
+        }),
+    };
     found
 }
 
@@ -537,36 +543,12 @@ fn parse_cpu_times(text: &str) -> (BTreeMap<usize, Duration>, Option<Duration>) 
     (busy, steal)
 }
 
-/// The line `Total N` of the recursive v1 file counts reads, writes and discards.
-fn io_bytes_v1(text: &str) -> Option<u64> {
-    let mut sum = 0;
-    for line in text.lines() {
-        let mut fields = line.split_whitespace().skip(1);
-        if let (Some("Read" | "Write"), Some(bytes)) = (fields.next(), fields.next()) {
-            sum += bytes.parse::<u64>().ok()?;
-        }
-    }
-    Some(sum)
-}
-
-fn io_bytes_v2(text: &str) -> Option<u64> {
-    let mut sum = 0;
-    for field in text.split_whitespace() {
-        let bytes = field
-            .strip_prefix("rbytes=")
-            .or_else(|| field.strip_prefix("wbytes="));
-        if let Some(bytes) = bytes {
-            sum += bytes.parse::<u64>().ok()?;
-        }
-    }
-    Some(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures::{self, DEBIAN_11_V1, DEBIAN_12, DEBIAN_13, DEVICE, HYBRID, Tree};
     use forebay_core::app::IoMax;
+    use forebay_core::io::{DeviceCounters, IoCounters};
     use forebay_core::units::MilliCpu;
 
     const DUE: Due = Due {
@@ -656,13 +638,17 @@ mod tests {
 
     #[test]
     fn every_kernel_counts_its_devices() {
-        let check = |fixture: &str, bytes: u64| {
-            assert_eq!(sample_of(&Tree::unpack(fixture)).io_bytes, Ok(Bytes(bytes)));
+        let check = |fixture: &str, bytes: u64, expected: u64| {
+            let io = sample_of(&Tree::unpack(fixture)).io.unwrap();
+            let sum = io.values().map(|c| c.read_bytes + c.write_bytes).sum();
+            assert_eq!(Bytes(sum), Bytes(bytes), "{io:?}");
+            let requests: u64 = io.values().map(IoCounters::requests).sum();
+            assert_eq!(requests, expected, "{io:?}");
         };
-        check(DEBIAN_12, 4_431_872);
-        check(DEBIAN_13, 4_198_400);
-        check(HYBRID, 4_431_872);
-        check(DEBIAN_11_V1, 4_431_872);
+        check(DEBIAN_12, 4_431_872, 76);
+        check(DEBIAN_13, 4_198_400, 65);
+        check(HYBRID, 4_431_872, 76);
+        check(DEBIAN_11_V1, 4_431_872, 76);
     }
 
     #[test]
@@ -675,6 +661,8 @@ mod tests {
                 meters: Meters::open(&tree.hierarchies, &dirs),
                 dirs: dirs.clone(),
                 unreported: true,
+                disk_counters: DeviceCounters::new(),
+                is_busy_on_disk: false,
             };
             let app = fixtures::app();
             let found = found_settings(&ways, &group, &app, &mut BTreeMap::new());
@@ -747,14 +735,5 @@ mod tests {
         assert_eq!(busy[&0], Duration::from_millis(100));
         assert_eq!(busy[&1], Duration::from_millis(80));
         assert_eq!(steal, Some(Duration::from_millis(300)));
-    }
-
-    #[test]
-    fn io_is_summed_over_devices() {
-        let v1 = "254:0 Read 100\n254:0 Write 20\n254:0 Sync 120\n254:0 Total 120\n7:0 Read 1\nTotal 121\n";
-        assert_eq!(io_bytes_v1(v1), Some(121));
-        assert_eq!(io_bytes_v1("Total 0\n"), Some(0));
-        let v2 = "8:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0\n";
-        assert_eq!(io_bytes_v2(v2), Some(121));
     }
 }

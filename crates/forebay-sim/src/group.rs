@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 
 use forebay_core::app::{IoMax, Partition};
 use forebay_core::idset::CpuSet;
+use forebay_core::io::IoCounters;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, MilliCpu};
+
+use crate::disk::REQUEST;
 
 /// The kernel's cfs period, in seconds: what is saved up for bursts is meant for each.
 const QUOTA_PERIOD: f64 = 0.1;
@@ -58,9 +61,21 @@ pub(crate) struct Accounts {
     pub(crate) memory_used: f64,
     pub(crate) memory_stalled: f64,
     pub(crate) io_bytes: f64,
+    pub(crate) io_requests: f64,
     pub(crate) io_stalled: f64,
     /// Saved quota.
     pub(crate) saved: f64,
+}
+
+impl Accounts {
+    /// What was done on the block device, as the kernel counts it.
+    pub(crate) fn io_counters(&self) -> IoCounters {
+        IoCounters {
+            read_bytes: Bytes::from_f64(self.io_bytes).0,
+            reads: Bytes::from_f64(self.io_requests).0,
+            ..IoCounters::default()
+        }
+    }
 }
 
 impl Group {
@@ -278,12 +293,23 @@ impl Group {
         }
     }
 
-    pub(crate) fn book_io(&mut self, step: f64, wanted: f64) {
-        let done = wanted.min(self.limits.io * step);
+    /// Bytes of those wanted that the limits let through in a step.
+    pub(crate) fn io_allowed(&self, step: f64, wanted: f64) -> f64 {
+        wanted.min(self.limits.io * step)
+    }
+
+    /// Books one step: bytes wanted and done, in requests that took `wait` seconds each.
+    pub(crate) fn book_io(&mut self, step: f64, wanted: f64, done: f64, wait: f64) {
+        let requests = done / REQUEST;
         self.accounts.io_bytes += done;
-        if wanted > done {
-            self.accounts.io_stalled += step * (1.0 - done / wanted);
-        }
+        self.accounts.io_requests += requests;
+        let held_back = if wanted > done {
+            1.0 - done / wanted
+        } else {
+            0.0
+        };
+        let waited = (requests * wait / step).max(held_back);
+        self.accounts.io_stalled += step * waited.min(1.0);
     }
 }
 
@@ -292,9 +318,14 @@ impl Group {
     reason = "a device moves far fewer than 2^53 bytes in a second"
 )]
 fn io_limit(max: IoMax) -> f64 {
-    match (max.rbps, max.wbps) {
-        (Limit::At(read), Limit::At(write)) => read as f64 + write as f64,
-        _ => f64::INFINITY,
+    // Simulated programs read.
+    let bytes = match max.rbps {
+        Limit::At(bytes) => bytes as f64,
+        Limit::Max => f64::INFINITY,
+    };
+    match max.riops {
+        Limit::At(requests) => bytes.min(requests as f64 * REQUEST),
+        Limit::Max => bytes,
     }
 }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 use forebay_core::app::{App, AppId, Binding, Match};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
 use forebay_core::idset::CpuSet;
+use forebay_core::io::DeviceCounters;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{AppSample, Ending, Gap, HostSample, Reading, RunState, Snapshot};
 use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
 
 use crate::cpu::Region;
+use crate::disk::{DEVICE, Disk, Queue};
 use crate::fault::Faults;
 use crate::group::Group;
 use crate::interrupts::Interrupts;
@@ -46,6 +48,8 @@ pub struct SimHost {
     pub(crate) steal_until: f64,
     pub(crate) stolen: f64,
     pub(crate) interrupts: Interrupts,
+    /// The device that programs use; without it, one that is never busy.
+    pub(crate) disk: Option<Queue>,
     /// The regions of the last step and the sets they belong to.
     pub(crate) regions: (Vec<CpuSet>, Vec<Region>),
 }
@@ -105,7 +109,7 @@ impl SimHost {
             Knob::MemoryMax,
             Knob::MemorySwapMax,
             Knob::IoWeight,
-            Knob::IoMax(forebay_core::app::Device { major: 8, minor: 0 }),
+            Knob::IoMax(DEVICE),
             Knob::PidsMax,
         ];
         let root = Group::new(&topology, true);
@@ -127,7 +131,22 @@ impl SimHost {
             steal_until: 0.0,
             stolen: 0.0,
             regions: (Vec::new(), Vec::new()),
+            disk: None,
         }
+    }
+
+    /// The same host with a block device that all groups share.
+    #[must_use]
+    pub const fn with_disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(Queue::new(disk));
+        self
+    }
+
+    /// How long a request takes on the block device now.
+    #[must_use]
+    pub fn disk_wait(&self) -> Duration {
+        let wait = self.disk.map_or(0.0, |disk| disk.wait());
+        Duration::from_secs_f64(wait)
     }
 
     /// The same host with a kernel that lacks the knobs for which `offered` is false.
@@ -622,11 +641,12 @@ impl SimHost {
         sample.memory_used = self.reading("memory.current", Bytes::from_f64(accounts.memory_used));
         if watch.period.is_multiple_of(ROTATION) {
             sample.memory_stalled = self.reading("memory.pressure", time(accounts.memory_stalled));
-            sample.io_bytes = self.reading("io.stat", Bytes::from_f64(accounts.io_bytes));
+            let counters = DeviceCounters::from([(DEVICE, accounts.io_counters())]);
+            sample.io = self.reading("io.stat", counters);
             sample.io_stalled = self.reading("io.pressure", time(accounts.io_stalled));
         } else {
             sample.memory_stalled = Err(Gap::NotDue);
-            sample.io_bytes = Err(Gap::NotDue);
+            sample.io = Err(Gap::NotDue);
             sample.io_stalled = Err(Gap::NotDue);
         }
         sample

@@ -9,6 +9,7 @@
 
 pub mod contract;
 pub mod cpu;
+mod disk;
 mod fault;
 mod group;
 mod host;
@@ -19,6 +20,7 @@ mod program;
 pub mod soak;
 mod step;
 
+pub use disk::{DEVICE, Disk};
 pub use fault::Faults;
 pub use host::{SimHost, Usage};
 pub use load::Load;

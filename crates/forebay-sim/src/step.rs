@@ -195,12 +195,20 @@ impl SimHost {
         }
 
         let room = self.room(&wants);
+        let limited = self.groups.values().zip(&wants);
+        let sent: Vec<f64> = limited
+            .map(|(group, wants)| group.io_allowed(step, wants.io))
+            .collect();
+        let (part, wait) = match &mut self.disk {
+            Some(disk) => disk.serve(step, sent.iter().sum()),
+            None => (1.0, 0.0),
+        };
         let mut ratios: BTreeMap<&str, f64> = BTreeMap::new();
         for (i, (path, group)) in self.groups.iter_mut().enumerate() {
             let (wants, got) = (wants[i], shares.got[i]);
             group.book_cpu(step, wants.cpu, got, shares.waited[i]);
             group.book_memory(step, wants.memory, room[i]);
-            group.book_io(step, wants.io);
+            group.book_io(step, wants.io, sent[i] * part, wait);
             if wants.cpu > 0.0 {
                 ratios.insert(path, got / wants.cpu);
             }

@@ -11,6 +11,7 @@ use forebay_core::app::{App, AppId, OnStop, Policy};
 use forebay_core::plan::Reason;
 use tokio::sync::{oneshot, watch};
 
+use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
@@ -20,6 +21,8 @@ use crate::store::{self, Level, Reader, Resolution};
 #[derive(Debug, Clone)]
 pub(crate) struct Reload {
     pub(crate) file: Option<PathBuf>,
+    /// Where measurements of block devices are.
+    pub(crate) state_dir: PathBuf,
     pub(crate) facts: HostFacts,
     pub(crate) commands: SyncSender<Command>,
     /// What the policy in force says of a stop.
@@ -42,8 +45,10 @@ impl Reload {
     /// # Errors
     /// All mistakes in the file; then the running policy stays.
     pub(crate) fn run(&self) -> Result<Vec<String>, String> {
-        let config =
+        let mut config =
             config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
+        let measured = calibrate::known(&self.state_dir, &self.facts.root);
+        config.policy.devices = measured.devices;
         let apps = config.policy.apps.len();
         let on_stop = config.policy.on_stop;
         let kept: BTreeSet<AppId> = config.policy.apps.keys().cloned().collect();
@@ -68,6 +73,7 @@ impl Reload {
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon] take effect at the next start"
         )];
+        messages.extend(measured.unused);
         let gone = gone
             .lock()
             .map_err(|_| "the reload was given up".to_owned())?;
@@ -164,6 +170,7 @@ fn history(
             resource: match query.resource {
                 api::Resource::Cpu => store::Resource::Cpu,
                 api::Resource::CpuStalled => store::Resource::CpuStalled,
+                api::Resource::Io => store::Resource::Io,
                 api::Resource::Memory => store::Resource::Memory,
             },
             since_unix_ms: query.since_unix_ms.unwrap_or(0),

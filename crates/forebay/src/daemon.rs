@@ -18,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::backing::{self, History, Reload};
+use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
 use crate::server;
@@ -97,7 +98,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         )
         .init();
     let facts = facts()?;
-    let config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
+    let mut config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
+    let measured = calibrate::known(&config.daemon.state_dir, &facts.root);
+    for why in &measured.unused {
+        tracing::warn!("{why}");
+    }
+    config.policy.devices = measured.devices;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -225,6 +231,7 @@ fn begin_on(
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
+        state_dir: config.daemon.state_dir.clone(),
         facts,
         commands: commands.clone(),
         on_stop: stopping,

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::app::{Binding, Ceiling, Floor, Match};
 use crate::demand::Band;
+use crate::io_history::IoUse;
 use crate::topology::Shape;
 
 const KNOBS: [Knob; 14] = [
@@ -121,6 +122,8 @@ impl Needs {
             cpu: band(self.cpus),
             memory: band(Bytes::mib(self.mib).as_f64()),
             cpu_stalled: 0.0,
+            io_use: IoUse::default(),
+            io: BTreeMap::new(),
         }
     }
 }

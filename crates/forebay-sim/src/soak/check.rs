@@ -10,7 +10,8 @@ use forebay_core::state::State;
 use forebay_core::tick::Inputs;
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
-use super::scenario::{DEVICE, Scenario};
+use super::scenario::Scenario;
+use crate::disk::DEVICE;
 use crate::fault::Faults;
 use crate::group;
 use crate::host::SimHost;

@@ -15,13 +15,11 @@ use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
 use super::Stats;
+use crate::disk::{DEVICE, Disk};
 use crate::fault::Faults;
 use crate::host::SimHost;
 use crate::load::Load;
 use crate::program::{Life, Program};
-
-/// The one block device that has limits.
-pub(super) const DEVICE: Device = Device { major: 8, minor: 0 };
 
 /// One scenario under way.
 #[derive(Debug)]
@@ -82,7 +80,17 @@ impl Scenario {
                 OnStop::Kill
             },
             apps: BTreeMap::new(),
+            devices: BTreeMap::new(),
         };
+        let mut copy = rng.clone();
+        if copy.bool() {
+            let disk = Disk {
+                bytes_per_second: copy.u64(1 << 20..1 << 30),
+                latency: Duration::from_micros(copy.u64(10..10_000)),
+            };
+            host = host.with_disk(disk);
+            policy.devices.insert(DEVICE, disk.capability());
+        }
         let mut scenario = Self {
             paused: false,
             seen: BTreeSet::new(),

@@ -11,6 +11,7 @@
 //! them faster than it reads data, and a cache in the device flatters short measurements.
 
 mod disk;
+mod known;
 mod measure;
 mod store;
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::demo::print;
 use crate::output::{Format, Output, numbers, table, utc, words};
 use disk::{Disk, Scratch};
+pub(crate) use known::known;
 use measure::{Access, Phase, Rate};
 
 /// Block of sequential requests: large enough that the device's bandwidth bounds them.

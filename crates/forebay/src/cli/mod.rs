@@ -155,6 +155,7 @@ enum ResourceArg {
     Cpu,
     #[value(name = "cpu_stalled")]
     CpuStalled,
+    Io,
     Memory,
 }
 
@@ -380,6 +381,7 @@ async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Re
     let resource = match args.resource {
         ResourceArg::Cpu => api::Resource::Cpu,
         ResourceArg::CpuStalled => api::Resource::CpuStalled,
+        ResourceArg::Io => api::Resource::Io,
         ResourceArg::Memory => api::Resource::Memory,
     };
     let step = args.step.map(|step| match step {

@@ -221,6 +221,7 @@ pub(super) fn history(history: &api::History) -> String {
     let show = |value: f64| match history.resource {
         api::Resource::Cpu => cores(value),
         api::Resource::CpuStalled => percent(value),
+        api::Resource::Io => format!("{}/s", memory_f64(value)),
         api::Resource::Memory => memory_f64(value),
     };
     let rows: Vec<_> = history

@@ -35,6 +35,7 @@ pub(crate) fn web() -> api::App {
             cpu_stalled: Some(0.02),
             memory_bytes: Some(100 << 20),
         },
+        io: api::Io::default(),
         demand: Some(api::Demand {
             cpu: band(0.4),
             memory: band(1e8),
@@ -67,6 +68,7 @@ pub(crate) fn crunch() -> api::App {
         main_pid: None,
         starts: 3,
         usage: api::Usage::default(),
+        io: api::Io::default(),
         demand: None,
         slice: api::Slice::default(),
         reason: None,

@@ -235,6 +235,7 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
             _ => OnStop::Keep,
         },
         apps: BTreeMap::new(),
+        devices: BTreeMap::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the domain to the wire, by hand: neither freezes the other.
 
 use forebay_api as api;
-use forebay_core::app::{App, AppId, Binding, Class, Policy};
+use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
 use forebay_core::demand::{Band, Demand, Usage};
 use forebay_core::host::Action;
 use forebay_core::idset::CpuSet;
@@ -109,6 +109,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         main_pid: report.main_pid,
         starts: report.starts,
         usage: usage(&report.usage),
+        io: io(report),
         demand: report.demand.as_ref().map(demand),
         slice: slice(&report.slice),
         reason: report.reason.as_ref().map(reason),
@@ -125,6 +126,7 @@ pub(super) fn unseen(app: &App) -> api::App {
         main_pid: None,
         starts: 0,
         usage: api::Usage::default(),
+        io: api::Io::default(),
         demand: None,
         slice: api::Slice::default(),
         reason: None,
@@ -147,15 +149,38 @@ pub(super) fn usage(usage: &Usage) -> api::Usage {
     }
 }
 
-pub(super) fn demand(demand: &Demand) -> api::Demand {
-    let band = |band: &Band| api::Band {
+fn io(report: &AppReport) -> api::Io {
+    let used = &report.io;
+    let demand = |device: &Device| Some(&report.demand.as_ref()?.io.get(device)?.share);
+    let devices = used.devices.iter().map(|(device, used)| api::DeviceIo {
+        device: device.to_string(),
+        read_bytes_per_second: used.rates.read_bytes,
+        write_bytes_per_second: used.rates.write_bytes,
+        reads_per_second: used.rates.reads,
+        writes_per_second: used.rates.writes,
+        share: used.share,
+        demand: demand(device).map(band),
+    });
+    api::Io {
+        devices: devices.collect(),
+        stalled: used.stalled,
+        wait_seconds: used.wait.map(|wait| wait.as_secs_f64()),
+        wait_alone_seconds: used.wait_alone.map(|wait| wait.as_secs_f64()),
+    }
+}
+
+fn band(band: &Band) -> api::Band {
+    api::Band {
         q50: band.q50,
         q90: band.q90,
         q95: band.q95,
         q99: band.q99,
         model: band.model.clone(),
         cold: band.cold,
-    };
+    }
+}
+
+pub(super) fn demand(demand: &Demand) -> api::Demand {
     api::Demand {
         cpu: band(&demand.cpu),
         memory: band(&demand.memory),

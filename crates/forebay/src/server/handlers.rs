@@ -311,10 +311,11 @@ pub(super) async fn history(
     let resource = match resource.as_str() {
         "cpu" => api::Resource::Cpu,
         "cpu_stalled" => api::Resource::CpuStalled,
+        "io" => api::Resource::Io,
         "memory" => api::Resource::Memory,
         other => {
             return Err(Failure::not_found(format!(
-                "no history of `{other}`; there is `cpu`, `cpu_stalled` and `memory`"
+                "no history of `{other}`; there is `cpu`, `cpu_stalled`, `io` and `memory`"
             )));
         }
     };

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use forebay_core::app::AppId;
 use forebay_core::demand::Band;
+use forebay_core::io_history::DeviceUse;
 use forebay_core::report::AppReport;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::RunState;
@@ -23,6 +24,8 @@ use super::convert::event_kind;
 use super::feed::{Totals, View};
 
 type Labels = Vec<(&'static str, String)>;
+/// Values, each of one direction or of both together.
+type ByDirection = Vec<(Option<&'static str>, f64)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 
 /// The metrics now, in the text format of OpenMetrics.
@@ -138,6 +141,64 @@ fn host(registry: &mut Registry, view: &View) {
     }
 }
 
+/// What apps do on block devices.
+fn io(registry: &mut Registry, view: &View) {
+    let apps = &view.published.report.apps;
+    let by_device = |value: fn(&DeviceUse) -> ByDirection| {
+        gauges(apps.iter().flat_map(move |(id, app)| {
+            app.io.devices.iter().flat_map(move |(device, used)| {
+                value(used).into_iter().map(move |(way, value)| {
+                    let mut labels = labels(id, app);
+                    labels.push(("device", device.to_string()));
+                    labels.extend(way.map(|way| ("direction", way.to_owned())));
+                    (labels, value)
+                })
+            })
+        }))
+    };
+    registry.register(
+        "app_io_bytes_per_second",
+        "Bytes that the app reads from and writes to a block device, per second",
+        by_device(|used| {
+            vec![
+                (Some("read"), used.rates.read_bytes),
+                (Some("write"), used.rates.write_bytes),
+            ]
+        }),
+    );
+    registry.register(
+        "app_io_requests_per_second",
+        "Requests of the app to a block device, per second",
+        by_device(|used| {
+            vec![
+                (Some("read"), used.rates.reads),
+                (Some("write"), used.rates.writes),
+            ]
+        }),
+    );
+    registry.register(
+        "app_io_device_ratio",
+        "Part of a calibrated block device's time that the app takes",
+        by_device(|used| used.share.map(|share| (None, share)).into_iter().collect()),
+    );
+    let each = |value: fn(&AppReport) -> Option<f64>| {
+        gauges(
+            apps.iter()
+                .filter_map(|(id, app)| Some((labels(id, app), value(app)?))),
+        )
+    };
+    registry.register(
+        "app_io_stalled_ratio",
+        "Share of time, lately, in which some task of the app waited for I/O",
+        each(|app| app.io.stalled),
+    );
+    registry.register(
+        "app_io_wait_seconds",
+        "Time that tasks of the app waited, lately, for each request to block devices",
+        each(|app| Some(app.io.wait?.as_secs_f64())),
+    );
+}
+
 fn apps(registry: &mut Registry, view: &View) {
     let apps = &view.published.report.apps;
     let each = |value: fn(&AppReport) -> Option<f64>| {
@@ -183,6 +244,7 @@ fn apps(registry: &mut Registry, view: &View) {
         "Memory the app is charged",
         each(|app| Some(app.usage.memory?.as_f64())),
     );
+    io(registry, view);
     registry.register(
         "app_demand_cpu_cores",
         "Forecast peak of processor time within the horizon, in CPUs",

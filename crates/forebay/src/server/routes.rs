@@ -120,7 +120,7 @@ pub(super) fn routes() -> Vec<Route> {
             .answers(of::<api::Events>),
         look(
             "/v1/history/{app}/{resource}",
-            "What an app used of `cpu`, `cpu_stalled` or `memory`",
+            "What an app used of `cpu`, `cpu_stalled`, `io` or `memory`",
             get(history),
         )
         .with_query(of::<api::HistoryRange>)

@@ -10,6 +10,7 @@ use forebay_api::{Client, Error, Refusal};
 use forebay_core::app::{Binding, Ceiling, Class, Exec, Floor, Restart};
 use forebay_core::demand::{Band, Demand, Usage};
 use forebay_core::host::Action;
+use forebay_core::io_history::IoUse;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
@@ -60,10 +61,13 @@ pub(super) fn published(period: u64) -> Published {
             cpu_stalled: None,
             memory: Some(Bytes::mib(100)),
         },
+        io: IoUse::default(),
         demand: Some(Demand {
             cpu: band(0.4),
             memory: band(1e8),
             cpu_stalled: 0.0,
+            io_use: IoUse::default(),
+            io: BTreeMap::new(),
         }),
         slice: Slice::from_iter([
             Setting::Cpus(cpus.parse().unwrap()),

@@ -116,6 +116,8 @@ pub(crate) enum Resource {
     Cpu,
     /// Share of time in which some task of an app waited for a CPU, 0 to 1.
     CpuStalled,
+    /// Bytes per second to and from block devices.
+    Io,
     /// Memory in bytes: what an app is charged.
     Memory,
     /// Memory in bytes that the host could give out without swapping.
@@ -124,9 +126,10 @@ pub(crate) enum Resource {
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Cpu,
         Self::CpuStalled,
+        Self::Io,
         Self::Memory,
         Self::MemoryAvailable,
     ];
@@ -136,6 +139,7 @@ impl Resource {
         match self {
             Self::Cpu => "cpu",
             Self::CpuStalled => "cpu_stalled",
+            Self::Io => "io",
             Self::Memory => "memory",
             Self::MemoryAvailable => "memory_available",
         }
@@ -150,7 +154,7 @@ impl fmt::Display for Resource {
 
 /// Why a text is not a resource.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a resource: use cpu, cpu_stalled, memory or memory_available")]
+#[error("`{0}` is not a resource: use cpu, cpu_stalled, io, memory or memory_available")]
 pub(crate) struct ResourceError(String);
 
 impl FromStr for Resource {

@@ -56,11 +56,16 @@ impl Summary {
     }
 }
 
-/// An app's three series, in the order of [`APP_RESOURCES`].
+/// An app's series, in the order of [`APP_RESOURCES`].
 type AppSummaries = [Summary; APP_RESOURCES.len()];
 
 /// What is recorded of an app.
-const APP_RESOURCES: [Resource; 3] = [Resource::Cpu, Resource::CpuStalled, Resource::Memory];
+const APP_RESOURCES: [Resource; 4] = [
+    Resource::Cpu,
+    Resource::CpuStalled,
+    Resource::Io,
+    Resource::Memory,
+];
 
 /// What is recorded of the host.
 const HOST_RESOURCES: [Resource; 2] = [Resource::Cpu, Resource::MemoryAvailable];
@@ -132,14 +137,17 @@ impl RollUp {
 fn add_apps(bucket: &mut Bucket, report: &TickReport) {
     for (id, app) in &report.apps {
         if !bucket.apps.contains_key(id) {
-            bucket.apps.insert(id.clone(), [Summary::EMPTY; 3]);
+            bucket.apps.insert(id.clone(), [Summary::EMPTY; 4]);
         }
-        let Some([cpu, stalled, memory]) = bucket.apps.get_mut(id) else {
+        let Some([cpu, stalled, io, memory]) = bucket.apps.get_mut(id) else {
             continue;
         };
         let demand = app.demand.as_ref();
         cpu.add(app.usage.cpu, demand.map(|demand| demand.cpu.q95));
         stalled.add(app.usage.cpu_stalled, None);
+        let moved = app.io.devices.values().map(|used| used.rates.bytes());
+        // Without a device there may be none that was used, or nothing that says so.
+        io.add(moved.reduce(|sum, bytes| sum + bytes), None);
         memory.add(
             app.usage.memory.map(|bytes| bytes.as_f64()),
             demand.map(|demand| demand.memory.q95),

@@ -12,6 +12,7 @@ use forebay_core::app::{AppId, Class};
 use forebay_core::demand::{Band, Demand, Usage};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::idset::CpuSet;
+use forebay_core::io_history::IoUse;
 use forebay_core::plan::Reason;
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
@@ -75,10 +76,13 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             cpu_stalled: Some(0.25),
             memory: Some(Bytes::mib(10)),
         },
+        io: IoUse::default(),
         demand: demand_q95.map(|q95| Demand {
             cpu: band(q95),
             memory: band(1e6),
             cpu_stalled: 0.25,
+            io_use: IoUse::default(),
+            io: BTreeMap::new(),
         }),
         slice: Slice::default(),
         reason: Some(Reason {
