@@ -214,6 +214,31 @@ pub struct Reason {
     pub memory_demand_bytes: u64,
 }
 
+/// A request to give memory back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reclaim {
+    /// What was asked for.
+    pub asked_bytes: u64,
+    /// What came so far.
+    pub got_bytes: u64,
+    /// How far it is.
+    pub state: ReclaimState,
+}
+
+/// How far a request to give memory back is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReclaimState {
+    /// The kernel looks for pages.
+    Running,
+    /// All of it came.
+    Done,
+    /// The kernel found no more, or the time for it was over.
+    Short,
+    /// The kernel refused.
+    Failed,
+}
+
 /// One app now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct App {
@@ -240,6 +265,9 @@ pub struct App {
     pub slice: Slice,
     /// Why, while it runs.
     pub reason: Option<Reason>,
+    /// The last request to it to give memory back.
+    #[serde(default)]
+    pub reclaim: Option<Reclaim>,
 }
 
 /// All apps now.

@@ -9,11 +9,24 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, Device};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
-use crate::snapshot::AppSample;
+use crate::snapshot::{AppSample, Gap, Reclaim};
 use crate::units::{Bytes, MilliCpu, Time};
+use crate::working_set::{self, MemoryStat, Refaults};
+
+/// How far ahead every series learns.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Samples that one series keeps: two minutes at the default period.
 const HISTORY_MAX: usize = 1200;
+
+/// The longest horizon that so many samples can teach.
+const STEPS_MAX: usize = HISTORY_MAX / 2;
+
+/// How far ahead critical apps' memory is looked at, so that others have time to give back.
+pub const AHEAD: Duration = Duration::from_secs(10);
+
+/// So many times as long an app must have been seen, before that is believed.
+const AHEAD_SEEN_MIN: u64 = 6;
 
 /// Weight of the newest sample in the smoothed share of waiting: about the last ten periods
 /// count.
@@ -74,6 +87,38 @@ pub struct Demand {
     pub io_use: IoUse,
     /// What it will ask of each measured block device.
     pub io: BTreeMap<Device, IoDemand>,
+    /// The memory it has, and where that goes.
+    pub memory_now: MemoryNow,
+}
+
+/// The memory of one app now, divided into what it works with and what it only holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryNow {
+    /// Charged.
+    pub used: Option<Bytes>,
+    /// Page cache that would not be missed: planned demand leaves it out.
+    pub cold_file: Bytes,
+    /// Anonymous memory that is probably not in use.
+    pub cold_anon: Bytes,
+    /// What the peak within [`AHEAD`] stays below in 90 of 100 cases; none while there is too
+    /// little history.
+    pub rises_to: Option<Bytes>,
+    /// What it consists of, when that was last read.
+    pub stat: Option<MemoryStat>,
+    /// Pages that come back in a second after they were evicted.
+    pub refaults_per_second: Option<f64>,
+    /// Share of time, lately, in which some task waited for memory, 0 to 1.
+    pub stalled: Option<f64>,
+    /// The last request to give memory back.
+    pub reclaim: Option<Reclaim>,
+}
+
+impl MemoryNow {
+    /// What it works with of what is charged.
+    #[must_use]
+    pub const fn working_set(&self, used: Bytes) -> Bytes {
+        used.saturating_sub(self.cold_file)
+    }
 }
 
 impl Demand {
@@ -110,6 +155,9 @@ pub struct History {
     last: Option<Counters>,
     usage: Usage,
     stalled: f64,
+    memory_now: MemoryNow,
+    refaults: Refaults,
+    memory_stalled: Option<(Time, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -123,22 +171,24 @@ impl History {
     /// An empty history of `app`, starting from its request.
     #[must_use]
     pub fn new(app: &App, period: Duration) -> Self {
-        let horizon = steps(Duration::from_secs(1), period);
-        let series = |request| {
+        let series = |ahead: &[Duration], request| {
             Series::new(SeriesOptions {
-                horizons: vec![1, horizon],
+                horizons: horizons(ahead, period),
                 history_max: HISTORY_MAX,
                 request,
             })
         };
         let request = app.request.unwrap_or(app.floor.cpu).as_cpus();
         Self {
-            cpu: series(Some(request)),
-            memory: series(Some(app.floor.memory.as_f64())),
-            io: IoHistory::new(vec![1, horizon]),
+            io: IoHistory::new(horizons(&[SOON], period)),
+            cpu: series(&[SOON], Some(request)),
+            memory: series(&[SOON, AHEAD], Some(app.floor.memory.as_f64())),
             last: None,
             usage: Usage::default(),
             stalled: 0.0,
+            memory_now: MemoryNow::default(),
+            refaults: Refaults::default(),
+            memory_stalled: None,
         }
     }
 
@@ -177,10 +227,45 @@ impl History {
             Some(cpu) => self.cpu.update(cpu),
             None => self.cpu.update_gap(),
         }
+        self.record_memory(time, sample);
         match self.usage.memory {
-            Some(memory) => self.memory.update(memory.as_f64()),
+            Some(used) => self
+                .memory
+                .update(self.memory_now.working_set(used).as_f64()),
             None => self.memory.update_gap(),
         }
+    }
+
+    /// Divides what is charged. What is read only now and then stays as it was meanwhile.
+    fn record_memory(&mut self, time: Time, sample: &AppSample) {
+        let now = &mut self.memory_now;
+        match &sample.memory_stat {
+            Ok(stat) => {
+                self.refaults.record(time, stat.refaults);
+                now.stat = Some(*stat);
+                now.refaults_per_second = self.refaults.per_second;
+            }
+            Err(Gap::NotDue) => {}
+            Err(Gap::Unsupported | Gap::Failed(_)) => {
+                self.refaults = Refaults::default();
+                now.stat = None;
+                now.refaults_per_second = None;
+            }
+        }
+        if let Ok(total) = sample.memory_stalled {
+            let grown = self.memory_stalled.and_then(|(then, before)| {
+                let elapsed = time.since(then).as_secs_f64();
+                (elapsed > 0.0).then(|| Some(total.checked_sub(before)?.as_secs_f64() / elapsed))?
+            });
+            now.stalled = grown.map(|share| share.min(1.0));
+            self.memory_stalled = Some((time, total));
+        }
+        now.used = self.usage.memory;
+        now.reclaim = sample.reclaim;
+        let rare = self.refaults.are_rare(time);
+        let used = now.used.unwrap_or(Bytes(0));
+        let divided = working_set::estimate(used, now.stat.as_ref(), rare);
+        (now.cold_file, now.cold_anon) = (divided.cold_file, divided.cold_anon);
     }
 
     /// The latest rates.
@@ -205,7 +290,20 @@ impl History {
             cpu_stalled: self.stalled,
             io_use: self.io.usage().clone(),
             io: self.io.forecast(steps),
+            memory_now: MemoryNow {
+                rises_to: self.rises_to(period),
+                ..self.memory_now
+            },
         }
+    }
+
+    /// What makes others give back goes by a lower bound than protection does: that the app
+    /// was small before it started is among the changes seen, and not one that comes again.
+    fn rises_to(&self, period: Duration) -> Option<Bytes> {
+        let ahead = steps(AHEAD, period);
+        let peak = self.memory.peak(ahead)?;
+        let known = self.memory.samples() >= (ahead as u64).saturating_mul(AHEAD_SEEN_MIN);
+        (known && !peak.cold).then(|| Bytes::from_f64(peak.quantiles.q90()))
     }
 
     /// The processor series, to explain a forecast.
@@ -225,6 +323,17 @@ impl History {
 /// slice; the share of time in which tasks waited can.
 fn wanted_cpu(usage: &Usage) -> Option<f64> {
     Some(usage.cpu? * (1.0 + usage.cpu_stalled.unwrap_or(0.0)))
+}
+
+/// The horizons of a series, in steps: the next step, and those.
+fn horizons(ahead: &[Duration], period: Duration) -> Vec<usize> {
+    let mut horizons = vec![1];
+    let ahead = ahead
+        .iter()
+        .map(|ahead| steps(*ahead, period).min(STEPS_MAX));
+    horizons.extend(ahead);
+    horizons.dedup();
+    horizons
 }
 
 /// Whole periods in `horizon`, at least one.

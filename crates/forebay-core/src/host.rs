@@ -10,7 +10,7 @@ use crate::idset::CpuSet;
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::Snapshot;
 use crate::topology::Topology;
-use crate::units::Time;
+use crate::units::{Bytes, Time};
 
 /// What an observation is asked for.
 #[derive(Debug)]
@@ -47,6 +47,14 @@ pub enum Action {
         app: AppId,
         /// The knob and its value.
         setting: Setting,
+    },
+    /// Make an app give memory back. Done when the kernel was asked: that takes a while, and
+    /// [`AppSample::reclaim`](crate::snapshot::AppSample::reclaim) shows how far it is.
+    Reclaim {
+        /// The app.
+        app: AppId,
+        /// How much.
+        bytes: Bytes,
     },
     /// Put one app back as it was found: knobs to their original values, processes to
     /// their original groups.
@@ -90,6 +98,7 @@ impl Action {
             Self::Start { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
+            | Self::Reclaim { app, .. }
             | Self::Release { app }
             | Self::Freeze { app }
             | Self::Thaw { app }
@@ -104,6 +113,7 @@ impl fmt::Display for Action {
             Self::Start { app } => write!(f, "start {}", app.id),
             Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
             Self::Set { app, setting } => write!(f, "{app}: {setting}"),
+            Self::Reclaim { app, bytes } => write!(f, "reclaim {bytes} of {app}"),
             Self::Release { app } => write!(f, "release {app}"),
             Self::Freeze { app } => write!(f, "freeze {app}"),
             Self::Thaw { app } => write!(f, "thaw {app}"),
@@ -133,6 +143,8 @@ pub enum Outcome {
 pub struct Capabilities {
     /// Knobs it offers. `IoMax` is listed once, for any device.
     pub knobs: Vec<Knob>,
+    /// Whether an app can be made to give memory back.
+    pub reclaim: bool,
 }
 
 /// A host, live or simulated.

@@ -19,3 +19,4 @@ pub mod supervise;
 pub mod tick;
 pub mod topology;
 pub mod units;
+pub mod working_set;

@@ -9,9 +9,10 @@ use crate::demand::{Demand, Usage};
 use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
 use crate::io_history::IoUse;
+use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall};
 use crate::slice::Slice;
-use crate::snapshot::{HostSample, RunState};
+use crate::snapshot::{HostSample, Reclaim, RunState};
 use crate::units::Time;
 
 /// Something an operator would want to have been told.
@@ -70,6 +71,8 @@ pub struct AppReport {
     pub slice: Slice,
     /// Why, while it runs.
     pub reason: Option<Reason>,
+    /// The last request to give memory back, and how far it is.
+    pub reclaim: Option<Reclaim>,
 }
 
 /// One period.
@@ -87,6 +90,8 @@ pub struct TickReport {
     pub shared: CpuSet,
     /// The apps.
     pub apps: BTreeMap<AppId, AppReport>,
+    /// Memory that batch gives back ahead of a rise.
+    pub give_back: GiveBack,
     /// What was done, with what became of it.
     pub actions: Vec<(Action, Outcome)>,
     /// Promises that cannot be kept.

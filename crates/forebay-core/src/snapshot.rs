@@ -11,6 +11,7 @@ use crate::idset::CpuSet;
 use crate::io::DeviceCounters;
 use crate::slice::{Knob, Setting};
 use crate::units::{Bytes, Time};
+use crate::working_set::MemoryStat;
 
 /// Why a reading is missing. A gap is never taken for a zero.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,33 @@ impl Ending {
     }
 }
 
+/// A request to give memory back: what was asked for last, and how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reclaim {
+    /// Counts the requests on this host.
+    pub number: u64,
+    /// What was asked for.
+    pub asked: Bytes,
+    /// What came so far.
+    pub got: Bytes,
+    /// Whether it is over.
+    pub state: ReclaimState,
+}
+
+/// How far a request to give memory back is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReclaimState {
+    /// The kernel looks for pages.
+    Running,
+    /// All of it came.
+    Done,
+    /// The kernel found no more, or the time for it was over.
+    Short,
+    /// The kernel refused.
+    Failed,
+}
+
 /// What was seen of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppSample {
@@ -100,6 +128,10 @@ pub struct AppSample {
     pub memory_stalled: Reading<Duration>,
     /// What was done on each block device since the slice exists.
     pub io: Reading<DeviceCounters>,
+    /// What the memory consists of.
+    pub memory_stat: Reading<MemoryStat>,
+    /// The last request to give memory back, and how far it is.
+    pub reclaim: Option<Reclaim>,
     /// Time in which some task of the app waited for I/O (PSI some total).
     pub io_stalled: Reading<Duration>,
     /// Processes that belong to the app and are not in its slice yet.
@@ -125,6 +157,8 @@ impl AppSample {
             memory_used: Err(Gap::Unsupported),
             memory_stalled: Err(Gap::Unsupported),
             io: Err(Gap::Unsupported),
+            memory_stat: Err(Gap::Unsupported),
+            reclaim: None,
             io_stalled: Err(Gap::Unsupported),
             strays: BTreeSet::new(),
             foreign: BTreeMap::new(),
@@ -144,6 +178,8 @@ pub struct HostSample {
     pub memory_available: Reading<Bytes>,
     /// Where the interrupts of devices are served.
     pub interrupts: Reading<Interrupts>,
+    /// Swap that is free.
+    pub swap_free: Reading<Bytes>,
 }
 
 /// Where the interrupts of devices are served.

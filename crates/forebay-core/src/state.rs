@@ -37,6 +37,9 @@ pub struct State {
     interrupts: Interrupts,
     events: VecDeque<Event>,
     fresh: Vec<Event>,
+    host_memory: plan::HostMemory,
+    /// Whether memory was missing that nobody could give, to say it once.
+    unmet: bool,
 }
 
 /// What is known of one app.
@@ -111,6 +114,10 @@ impl State {
     pub fn record(&mut self, inputs: &Inputs<'_>, snapshot: &Snapshot) {
         self.period += 1;
         self.note_moved_interrupts(inputs.time, snapshot);
+        self.host_memory = plan::HostMemory {
+            available: snapshot.host.memory_available.as_ref().ok().copied(),
+            swap_free: snapshot.host.swap_free.as_ref().ok().copied(),
+        };
         for (id, sample) in &snapshot.apps {
             let Some(app) = inputs.policy.apps.get(id) else {
                 continue;
@@ -230,8 +237,14 @@ impl State {
         &self.planner
     }
 
+    /// What the host had in the latest period.
+    #[must_use]
+    pub const fn host_memory(&self) -> plan::HostMemory {
+        self.host_memory
+    }
+
     /// What has to be done to get to the plan, in order: put back what left the policy,
-    /// shrink, grow, gather stray processes, start programs.
+    /// shrink, grow, ask for memory, gather stray processes, start programs.
     #[must_use]
     pub fn actions(&self, inputs: &Inputs<'_>, plan: &Plan, snapshot: &Snapshot) -> Vec<Action> {
         if inputs.paused {
@@ -250,6 +263,11 @@ impl State {
             .collect();
         actions.extend(self.settings(inputs, plan));
         actions.extend(self.move_interrupts(inputs, plan, snapshot));
+        let asks = plan.give_back.asks.iter();
+        actions.extend(asks.map(|(app, bytes)| Action::Reclaim {
+            app: app.clone(),
+            bytes: *bytes,
+        }));
         for (id, sample) in &snapshot.apps {
             if !sample.strays.is_empty() && plan.slices.contains_key(id) {
                 actions.push(Action::Enter {
@@ -320,16 +338,25 @@ impl State {
                 Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
                 Action::Release { app } => self.settle_release(inputs, app, outcome),
                 Action::Interrupts { .. } => self.settle_interrupts(inputs, action, outcome),
+                Action::Reclaim { app, .. } => {
+                    if !matches!(outcome, Outcome::Done) {
+                        let held = self.planner.givers.entry(app.clone()).or_default();
+                        held.refused(inputs.time, inputs.policy.hold);
+                    }
+                    self.note_failure(inputs, action, outcome);
+                }
                 Action::Enter { .. }
                 | Action::Freeze { .. }
                 | Action::Thaw { .. }
-                | Action::Kill { .. } => {
-                    if let Outcome::Failed(why) = outcome {
-                        let message = format!("{action}: {why}");
-                        self.note(inputs.time, action.app(), EventKind::Failed, message);
-                    }
-                }
+                | Action::Kill { .. } => self.note_failure(inputs, action, outcome),
             }
+        }
+    }
+
+    fn note_failure(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {
+        if let Outcome::Failed(why) = outcome {
+            let message = format!("{action}: {why}");
+            self.note(inputs.time, action.app(), EventKind::Failed, message);
         }
     }
 
@@ -439,6 +466,7 @@ impl State {
             }
             self.shortfalls.clone_from(&plan.shortfalls);
         }
+        self.note_unmet(inputs.time, &plan.give_back);
         let mut apps = BTreeMap::new();
         for (id, sample) in snapshot.apps {
             let (Some(app), Some(known)) = (inputs.policy.apps.get(&id), self.apps.get(&id)) else {
@@ -454,6 +482,7 @@ impl State {
                 demand: demands.remove(&id),
                 slice: self.in_force.get(&id).cloned().unwrap_or_default(),
                 reason: plan.reasons.remove(&id),
+                reclaim: sample.reclaim,
             };
             apps.insert(id, report);
         }
@@ -464,10 +493,32 @@ impl State {
             host: snapshot.host,
             shared: plan.shared,
             apps,
+            give_back: plan.give_back,
             actions: actions.into_iter().zip(outcomes).collect(),
             shortfalls: plan.shortfalls,
             events: std::mem::take(&mut self.fresh),
         }
+    }
+
+    /// Says when memory will be missing that nobody can give, and when that is over.
+    fn note_unmet(&mut self, time: Time, give_back: &plan::reclaim::GiveBack) {
+        let unmet = !give_back.refused.is_empty();
+        if unmet && !self.unmet {
+            let why: Vec<String> = give_back
+                .refused
+                .iter()
+                .map(|(app, why)| format!("{app}: {why}"))
+                .collect();
+            let message = format!(
+                "critical apps are expected to rise by {}, {} of it cannot be had from batch \
+                 ({}): lower a floor, or give the host swap",
+                give_back.rise,
+                give_back.unmet,
+                why.join("; ")
+            );
+            self.note(time, None, EventKind::Shortfall, message);
+        }
+        self.unmet = unmet;
     }
 
     /// What a plan by another policy would do now. Changes nothing.
@@ -488,6 +539,7 @@ impl State {
             capabilities: host.capabilities(),
             policy: inputs.policy,
             demands: &demands,
+            host: self.host_memory,
         };
         let (plan, _) = plan::plan(&situation, &self.planner);
         let actions = self.settings(inputs, &plan);

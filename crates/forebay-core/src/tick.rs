@@ -30,6 +30,7 @@ pub fn tick(state: &mut State, host: &mut impl Host, inputs: &Inputs<'_>) -> Tic
         capabilities: host.capabilities(),
         policy: inputs.policy,
         demands: &demands,
+        host: state.host_memory(),
     };
     let (plan, memory) = plan::plan(&situation, state.planner());
     let actions = state.actions(inputs, &plan, &snapshot);

@@ -17,7 +17,7 @@ use forebay_core::app::{AppId, Binding, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
-use forebay_core::units::Limit;
+use forebay_core::units::{Bytes, Limit};
 
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
@@ -27,6 +27,7 @@ use crate::host::{Group, LinuxHost};
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
 use crate::ledger::{AppRecord, Process, Record, Spot};
 use crate::procs;
+use crate::reclaim::{self, Lowering, Means};
 use crate::restore::{self, Fate, Release, read_spot};
 use crate::slow::Progress;
 use crate::supervise::{self, Main, Program};
@@ -144,6 +145,10 @@ impl LinuxHost {
             }
             Action::Interrupts { keep_off } => {
                 self.announce_interrupts(keep_off)?;
+                Ok(None)
+            }
+            Action::Reclaim { app, .. } => {
+                self.announce_reclaim(app)?;
                 Ok(None)
             }
             Action::Release { .. } | Action::Kill { .. } => Ok(None),
@@ -280,6 +285,7 @@ impl LinuxHost {
             },
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
+            Action::Reclaim { app, bytes } => self.reclaim(app, *bytes),
             Action::Release { app } => self.release(app),
             Action::Freeze { app } => self.freeze(app),
             Action::Thaw { app } => self.thaw(app),
@@ -397,6 +403,12 @@ impl LinuxHost {
 
     fn set(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
         self.ensure_group(app)?;
+        if setting.knob() == Knob::MemoryMax && self.holds_limit(app) {
+            return Err(Refusal::Failed(format!(
+                "{} of {app}: it is lowered for a moment to reclaim memory; tried again",
+                setting.knob()
+            )));
+        }
         match setting {
             Setting::CpuWeight(weight) => {
                 if let Some(entry) = self.entries.get_mut(app) {
@@ -521,7 +533,77 @@ impl LinuxHost {
         Ok(())
     }
 
+    /// Whether the memory limit of an app is not its own for a moment.
+    pub(crate) fn holds_limit(&self, app: &AppId) -> bool {
+        self.reclaim_way
+            .is_some_and(|way| way.means == Means::Limit)
+            && self.reclaimer.is_running(app)
+    }
+
+    /// The directory in which an app's memory is reclaimed.
+    fn reclaim_dir(&self, app: &AppId) -> Result<(Means, PathBuf), Refusal> {
+        let way = self.reclaim_way.ok_or(Refusal::Unsupported)?;
+        let Some(entry) = self.entries.get(app) else {
+            return Err(Refusal::Failed(format!(
+                "reclaim memory of {app}: no such app is known"
+            )));
+        };
+        let Some(group) = &entry.group else {
+            return Err(Refusal::Failed(format!(
+                "reclaim memory of {app}: it has no control group yet"
+            )));
+        };
+        let dir = group.dir(way.hierarchy).ok_or(Refusal::Unsupported)?;
+        Ok((way.means, dir.to_path_buf()))
+    }
+
+    /// Records the limit of a group that is not ours, where that has to be lowered.
+    fn announce_reclaim(&mut self, app: &AppId) -> Result<(), Refusal> {
+        self.find_bound_group(app);
+        let (means, dir) = self.reclaim_dir(app)?;
+        let is_ours = self
+            .entries
+            .get(app)
+            .is_none_or(|entry| entry.bound.is_none());
+        if means == Means::Limit && !is_ours {
+            let file = dir.join(reclaim::LIMIT_FILE);
+            self.announce_originals(app, vec![Spot { file, device: None }])?;
+        }
+        Ok(())
+    }
+
+    fn reclaim(&mut self, app: &AppId, bytes: Bytes) -> Result<(), Refusal> {
+        let (means, dir) = self.reclaim_dir(app)?;
+        if means == Means::Reclaim {
+            return Ok(self.reclaimer.start(app, &dir, bytes.0)?);
+        }
+        let lowering = Lowering::of(&dir, bytes.0)?;
+        if self.slow.is_busy(&lowering.file) {
+            return Err(Refusal::Failed(format!(
+                "reclaim memory of {app}: its limit is being written; tried again"
+            )));
+        }
+        // Both texts that may be found after a crash.
+        for text in [&lowering.target, &lowering.original] {
+            self.ledger.append(Record::Wrote {
+                spot: Spot {
+                    file: lowering.file.clone(),
+                    device: None,
+                },
+                text: text.clone(),
+            })?;
+        }
+        self.ledger.sync()?;
+        Ok(self.reclaimer.lower(app, lowering)?)
+    }
+
     fn release(&mut self, app: &AppId) -> Result<(), Refusal> {
+        let way = self.reclaim_way.map(|way| way.means);
+        if !self.reclaimer.cancel(app) && way == Some(Means::Limit) {
+            return Err(Refusal::Failed(format!(
+                "release {app}: its memory limit is lowered for a moment; tried again"
+            )));
+        }
         let proc_root = self.options.roots.proc.clone();
         if let Some(entry) = self.entries.get_mut(app) {
             entry.lose_group();

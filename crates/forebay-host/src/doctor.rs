@@ -11,7 +11,8 @@ use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::procs;
-use crate::topology::host_topology;
+use crate::reclaim::{self, Means, ReclaimWay};
+use crate::topology::{host_topology, kib_after};
 
 /// One thing that Forebay uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(controllers(&hierarchies));
     features.extend(knobs(&hierarchies, group));
     features.extend(unified(&hierarchies, group));
+    features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
     Ok(features)
 }
@@ -232,6 +234,56 @@ fn interrupts(roots: &Roots) -> Feature {
         },
         lack_costs: "with interrupts = \"shared\", devices interrupt critical apps all the same",
     }
+}
+
+/// What making room ahead of a rise needs.
+fn memory(roots: &Roots, hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
+    let samples: Vec<PathBuf> = hierarchies
+        .list()
+        .iter()
+        .map(|hierarchy| sample_group(hierarchy, group))
+        .collect();
+    let way = ReclaimWay::probe(hierarchies, |index| {
+        samples.get(index).map(PathBuf::as_path)
+    });
+    let swap = fs::read_to_string(roots.proc.join("meminfo"))
+        .ok()
+        .and_then(|text| kib_after(&text, "SwapTotal:"))
+        .filter(|swap| swap.0 > 0);
+    let damon = roots.sys.join("kernel/mm/damon/admin").is_dir();
+    vec![
+        Feature {
+            name: "memory.reclaim".to_owned(),
+            present: way.is_some(),
+            detail: match way.map(|way| way.means) {
+                Some(Means::Reclaim) => "as memory.reclaim".to_owned(),
+                Some(Means::Limit) => format!(
+                    "by lowering {} for a moment: page cache only, and nothing keeps the app \
+                     from taking it again",
+                    reclaim::LIMIT_FILE
+                ),
+                None => "no such file (needs Linux 5.19), or no group yet to look in".to_owned(),
+            },
+            lack_costs: "batch gives no memory back before a critical app needs it",
+        },
+        Feature {
+            name: "swap".to_owned(),
+            present: swap.is_some(),
+            detail: swap.map_or_else(|| "none".to_owned(), |swap| swap.to_string()),
+            lack_costs: "only page cache can be reclaimed from batch, not its other memory",
+        },
+        Feature {
+            name: "DAMON".to_owned(),
+            present: damon,
+            detail: if damon {
+                "present; not used yet: cold memory is read off memory.stat"
+            } else {
+                "no /sys/kernel/mm/damon/admin"
+            }
+            .to_owned(),
+            lack_costs: "cold memory is read off memory.stat alone",
+        },
+    ]
 }
 
 fn others(roots: &Roots) -> Vec<Feature> {

@@ -23,6 +23,7 @@ use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::observe::Meters;
 use crate::partition;
 use crate::procs::{self, Scanner};
+use crate::reclaim::{ReclaimWay, Reclaimer};
 use crate::restore::{self, Report};
 use crate::slow::SlowWriter;
 use crate::supervise::{self, Main};
@@ -69,6 +70,8 @@ pub struct LinuxHost {
     pub(crate) online_text: String,
     pub(crate) slow: SlowWriter,
     pub(crate) interrupts: Option<Interrupts>,
+    pub(crate) reclaim_way: Option<ReclaimWay>,
+    pub(crate) reclaimer: Reclaimer,
     /// The weight of the group that holds all apps, once it was written.
     pub(crate) buffer: Vec<u8>,
 }
@@ -172,14 +175,22 @@ impl LinuxHost {
         let ways = Ways::probe(&hierarchies, |index| {
             parents.get(index).map(PathBuf::as_path)
         });
+        let reclaim_way = ReclaimWay::probe(&hierarchies, |index| {
+            parents.get(index).map(PathBuf::as_path)
+        });
         let mut host = Self {
-            capabilities: ways.capabilities(first_disk(&roots.sys)),
+            capabilities: Capabilities {
+                reclaim: reclaim_way.is_some(),
+                ..ways.capabilities(first_disk(&roots.sys))
+            },
             host_stat: Reader::open(&roots.proc.join("stat")),
             host_memory: Reader::open(&roots.proc.join("meminfo")),
             online: Reader::open(&roots.sys.join("devices/system/cpu/online")),
             online_text: String::new(),
             slow: SlowWriter::default(),
             interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
+            reclaim_way,
+            reclaimer: Reclaimer::default(),
             options,
             hierarchies,
             topology,
@@ -212,6 +223,8 @@ impl LinuxHost {
     /// # Errors
     /// When the ledger cannot be written. What the kernel refused is in the report.
     pub fn close(mut self, on_stop: OnStop) -> Result<Report, HostError> {
+        // A limit that is lowered just now is written back first.
+        self.reclaimer.stop();
         let proc_root = self.options.roots.proc.clone();
         // Open descriptors do not hold a group, but there is no use in them any more.
         self.entries.clear();

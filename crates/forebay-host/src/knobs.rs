@@ -105,6 +105,7 @@ impl Ways {
         });
         Capabilities {
             knobs: knobs.collect(),
+            ..Capabilities::default()
         }
     }
 

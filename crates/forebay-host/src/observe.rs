@@ -21,6 +21,7 @@ use crate::files::{Reader, keyed, pressure_total, read_text};
 use crate::groups;
 use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
 use crate::knobs::{self, Way, Ways};
+use crate::memory::parse_stat;
 use crate::mounts::{Controller, Hierarchies, Version};
 use crate::partition;
 use crate::procs;
@@ -42,6 +43,7 @@ pub(crate) struct Meters {
     memory: Option<Reader>,
     cpu_pressure: Option<Reader>,
     memory_pressure: Option<Reader>,
+    memory_stat: Option<(Reader, Version)>,
     io_pressure: Option<Reader>,
     io: Option<BlockMeter>,
     /// cgroup.events of v2, which says in few bytes whether anybody is inside.
@@ -86,6 +88,8 @@ impl Meters {
             .and_then(|(index, hierarchy)| {
                 BlockMeter::open(dirs.get(index)?.as_ref()?, hierarchy.version)
             });
+        let memory_stat =
+            open(at(Controller::Memory), "memory.stat").zip(version(Controller::Memory));
         let first = dirs.iter().position(Option::is_some);
         Self {
             cpu,
@@ -93,6 +97,7 @@ impl Meters {
             memory,
             cpu_pressure: open(unified, "cpu.pressure"),
             memory_pressure: open(unified, "memory.pressure"),
+            memory_stat,
             io_pressure: open(unified, "io.pressure"),
             io,
             events: open(unified, "cgroup.events"),
@@ -229,6 +234,7 @@ impl LinuxHost {
             steal: Err(Gap::Unsupported),
             memory_available: Err(Gap::Unsupported),
             interrupts: Err(Gap::Unsupported),
+            swap_free: Err(Gap::Unsupported),
         };
         if let Some(reader) = &self.host_stat {
             match reader.read(&mut self.buffer) {
@@ -241,10 +247,17 @@ impl LinuxHost {
             }
         }
         if let Some(reader) = &self.host_memory {
-            sample.memory_available = match reader.read(&mut self.buffer) {
-                Ok(text) => kib_after(text, "MemAvailable:").ok_or(Gap::Unsupported),
-                Err(error) => Err(Gap::Failed(error.to_string())),
-            };
+            match reader.read(&mut self.buffer) {
+                Ok(text) => {
+                    let after = |label| kib_after(text, label).ok_or(Gap::Unsupported);
+                    sample.memory_available = after("MemAvailable:");
+                    sample.swap_free = after("SwapFree:");
+                }
+                Err(error) => {
+                    sample.memory_available = Err(Gap::Failed(error.to_string()));
+                    sample.swap_free = Err(Gap::Failed(error.to_string()));
+                }
+            }
         }
         sample
     }
@@ -254,6 +267,7 @@ impl LinuxHost {
         self.find_bound_group(&app.id);
         let mut sample = AppSample::absent();
         let proc_root = self.options.roots.proc.clone();
+        let holds_limit = self.holds_limit(&app.id);
         let mut buffer = std::mem::take(&mut self.buffer);
         let Some(entry) = self.entries.get_mut(&app.id) else {
             return sample;
@@ -268,6 +282,7 @@ impl LinuxHost {
                 throttled: throttle || turn == 0 || first,
                 memory: turn == 0 || first,
                 io: turn == 2 || first || app.class == Class::Critical || group.is_busy_on_disk,
+                memory_stat: turn == 8 || first,
                 processes: turn == 4 || first,
             };
             let found = read_meters(&group.meters, &due, &mut buffer, &mut sample);
@@ -292,6 +307,9 @@ impl LinuxHost {
                 && let Some(in_force) = in_force
             {
                 sample.foreign = foreign(&self.ways, group, &entry.last, in_force);
+                if holds_limit {
+                    sample.foreign.remove(&Knob::MemoryMax);
+                }
             }
             if found == Found::Gone {
                 entry.lose_group();
@@ -300,6 +318,7 @@ impl LinuxHost {
             }
         }
         self.buffer = buffer;
+        sample.reclaim = self.reclaimer.of(&app.id);
         sample.main_pid = entry.main.as_ref().map(|main| main.process.pid);
         sample.state = run_state(entry, &app.binding, populated);
         sample.strays = match &app.binding {
@@ -363,6 +382,7 @@ fn outside_of(group: Option<&Group>, mut pids: Vec<u32>) -> BTreeSet<u32> {
 struct Due {
     throttled: bool,
     memory: bool,
+    memory_stat: bool,
     io: bool,
     processes: bool,
 }
@@ -423,6 +443,15 @@ fn read_meters(meters: &Meters, due: &Due, buffer: &mut Vec<u8>, sample: &mut Ap
             }
             Gap::Failed(error.to_string())
         }),
+    };
+    sample.memory_stat = match &meters.memory_stat {
+        Some((reader, version)) if due.memory_stat => match reader.read(buffer) {
+            Ok(text) => parse_stat(text, *version).ok_or(Gap::Unsupported),
+            // Whoever finds the group gone says so above.
+            Err(error) => Err(Gap::Failed(error.to_string())),
+        },
+        Some(_) => Err(Gap::NotDue),
+        None => Err(Gap::Unsupported),
     };
     found
 }
@@ -554,6 +583,7 @@ mod tests {
     const DUE: Due = Due {
         throttled: true,
         memory: true,
+        memory_stat: true,
         io: true,
         processes: true,
     };

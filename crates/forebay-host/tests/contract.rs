@@ -10,6 +10,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_host::LinuxHost;
 use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchy, Version};
-use forebay_sim::contract::{Fixture, check_all};
+use forebay_sim::contract::{Fixture, HOARD, check_all};
 use support::*;
 
 #[test]
@@ -46,10 +48,15 @@ struct Live {
     strays: u32,
 }
 
+/// What statfs says of a file system in memory.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// Processes and groups that are not Forebay's, gone when this is.
 #[derive(Default)]
 struct Others {
     children: Vec<Child>,
+    /// Those that lead a process group of their own.
+    readers: Vec<Child>,
     groups: Vec<PathBuf>,
 }
 
@@ -69,6 +76,11 @@ impl Others {
         for mut child in self.children.drain(..) {
             child.kill().unwrap();
             child.wait().unwrap();
+        }
+        for mut reader in self.readers.drain(..) {
+            let group = rustix::process::Pid::from_child(&reader);
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            reader.wait().unwrap();
         }
         for dir in self.groups.drain(..) {
             wait_for("end of a group", || {
@@ -327,6 +339,26 @@ impl Fixture<LinuxHost> for Live {
         Ok(app(id.as_str(), Binding::Cgroup(name)))
     }
 
+    fn hoarding_group(&mut self, host: &mut LinuxHost, id: AppId) -> Result<App, String> {
+        let file = self.place.options.state_dir.with_file_name("hoard");
+        write_uncached(&file, 2 * HOARD.0)?;
+        let app = self.occupied_group(host, id)?;
+        // Page cache is charged to who reads it first.
+        let script = format!("read go; cat {} >/dev/null; sleep 1000", file.display());
+        let mut reader = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        for dir in &self.others.groups {
+            std::fs::write(dir.join("cgroup.procs"), reader.id().to_string()).unwrap();
+        }
+        reader.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        self.others.readers.push(reader);
+        Ok(app)
+    }
+
     fn stray(&mut self, _host: &mut LinuxHost, id: AppId) -> Result<(App, u32), String> {
         self.strays += 1;
         let group = self.place.options.group.display();
@@ -380,6 +412,19 @@ impl Fixture<LinuxHost> for Live {
         assert!(report.is_complete(), "{report:?}");
         assert_eq!(self.place.left_behind(), Vec::<PathBuf>::new());
     }
+}
+
+/// Writes a file of which nothing is in memory; says why where it would stay there.
+fn write_uncached(path: &Path, length: u64) -> Result<(), String> {
+    let file = std::fs::File::create(path).unwrap();
+    let in_memory = rustix::fs::fstatfs(&file).unwrap().f_type == TMPFS_MAGIC;
+    if in_memory {
+        return Err(format!("{} is in memory", path.display()));
+    }
+    std::io::copy(&mut std::io::repeat(7).take(length), &mut &file).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    Ok(())
 }
 
 /// Makes a group that takes members.

@@ -11,6 +11,7 @@ use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
 use crate::disk::REQUEST;
+use crate::memory::Holdings;
 
 /// The kernel's cfs period, in seconds: what is saved up for bursts is meant for each.
 const QUOTA_PERIOD: f64 = 0.1;
@@ -31,6 +32,7 @@ pub(crate) struct Group {
     /// The knobs that every step looks at.
     pub(crate) limits: Limits,
     pub(crate) accounts: Accounts,
+    pub(crate) holdings: Holdings,
 }
 
 /// Knobs in the form that the model uses.
@@ -98,6 +100,7 @@ impl Group {
                 pids: Limit::Max,
             },
             accounts: Accounts::default(),
+            holdings: Holdings::default(),
         };
         group.refresh(topology);
         group
@@ -280,16 +283,6 @@ impl Group {
                 accounts.cpu_throttled += step * (1.0 - allowance / wanted);
             }
             accounts.saved = (allowance - got).clamp(0.0, self.limits.burst);
-        }
-    }
-
-    /// Lets memory follow the working set as far as the limits and the host's `room` let it.
-    pub(crate) fn book_memory(&mut self, step: f64, working_set: f64, room: f64) {
-        let held = working_set.min(self.limits.memory).min(room).max(0.0);
-        let accounts = &mut self.accounts;
-        accounts.memory_used = held;
-        if working_set > held {
-            accounts.memory_stalled += step * (1.0 - held / working_set).sqrt();
         }
     }
 

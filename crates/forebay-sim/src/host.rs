@@ -8,7 +8,9 @@ use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
 use forebay_core::idset::CpuSet;
 use forebay_core::io::DeviceCounters;
 use forebay_core::slice::{Knob, Setting};
-use forebay_core::snapshot::{AppSample, Ending, Gap, HostSample, Reading, RunState, Snapshot};
+use forebay_core::snapshot::{
+    AppSample, Ending, Gap, HostSample, Reading, Reclaim, RunState, Snapshot,
+};
 use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
 
@@ -29,7 +31,7 @@ const ROTATION: u64 = 4;
 #[derive(Debug)]
 pub struct SimHost {
     pub(crate) topology: Topology,
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
     pub(crate) rng: fastrand::Rng,
     pub(crate) faults: Faults,
     pub(crate) now: Duration,
@@ -40,6 +42,9 @@ pub struct SimHost {
     /// What can be started, by executable.
     programs: BTreeMap<String, Program>,
     pub(crate) apps: BTreeMap<AppId, Bound>,
+    pub(crate) swap: Bytes,
+    /// Requests for memory so far.
+    pub(crate) requests: u64,
     /// CPU seconds used, by position in the topology.
     pub(crate) busy: Vec<f64>,
     pub(crate) steal: f64,
@@ -83,6 +88,8 @@ pub(crate) struct Bound {
     /// Knobs whose value in this group Forebay knows.
     known: BTreeSet<Knob>,
     started: Option<Started>,
+    /// The last request for memory.
+    pub(crate) reclaim: Option<Reclaim>,
 }
 
 #[derive(Debug)]
@@ -117,7 +124,10 @@ impl SimHost {
             busy: vec![0.0; topology.cpus().len()],
             interrupts: Interrupts::new(topology.cpu_set()),
             topology,
-            capabilities: Capabilities { knobs },
+            capabilities: Capabilities {
+                knobs,
+                reclaim: true,
+            },
             rng: fastrand::Rng::with_seed(seed),
             faults: Faults::default(),
             now: Duration::ZERO,
@@ -126,6 +136,8 @@ impl SimHost {
             next_pid: 1000,
             programs: BTreeMap::new(),
             apps: BTreeMap::new(),
+            swap: Bytes(0),
+            requests: 0,
             steal: 0.0,
             full_until: 0.0,
             steal_until: 0.0,
@@ -284,6 +296,7 @@ impl SimHost {
     pub fn lose_daemon(&mut self) {
         for app in self.apps.values_mut() {
             app.seen = false;
+            app.reclaim = None;
             app.known.clear();
         }
     }
@@ -381,6 +394,7 @@ impl SimHost {
                 written: BTreeMap::new(),
                 known: BTreeSet::new(),
                 started: None,
+                reclaim: None,
             };
             self.apps.insert(app.id.clone(), bound);
         }
@@ -390,6 +404,9 @@ impl SimHost {
         if let Action::Set { setting, .. } = action
             && !self.supports(setting.knob())
         {
+            return Outcome::Unsupported;
+        }
+        if matches!(action, Action::Reclaim { .. }) && !self.capabilities.reclaim {
             return Outcome::Unsupported;
         }
         let faults = self.faults;
@@ -402,6 +419,7 @@ impl SimHost {
                 Action::Start { app } => self.start(app),
                 Action::Enter { app, pids } => self.enter(app, pids),
                 Action::Set { app, setting } => self.set(app, *setting),
+                Action::Reclaim { app, bytes } => self.ask_for_memory(app, *bytes),
                 Action::Release { app } => self.release(app),
                 Action::Freeze { app } => self.slice_of(app).map(|slice| slice.frozen = true),
                 Action::Thaw { app } => self.slice_of(app).map(|slice| slice.frozen = false),
@@ -602,12 +620,14 @@ impl SimHost {
             state,
             main_pid,
             strays,
+            reclaim: bound.reclaim,
             ..AppSample::absent()
         };
         let Some(group) = self.groups.get(&path) else {
             return sample;
         };
         let accounts = group.accounts;
+        let memory_stat = group.memory_stat();
         if let Some(in_force) = watch.in_force.get(&app.id) {
             for setting in in_force.iter().filter(|s| bound.known.contains(&s.knob())) {
                 let is = group.read(setting.knob(), &self.topology);
@@ -643,9 +663,11 @@ impl SimHost {
             sample.memory_stalled = self.reading("memory.pressure", time(accounts.memory_stalled));
             let counters = DeviceCounters::from([(DEVICE, accounts.io_counters())]);
             sample.io = self.reading("io.stat", counters);
+            sample.memory_stat = self.reading("memory.stat", memory_stat);
             sample.io_stalled = self.reading("io.pressure", time(accounts.io_stalled));
         } else {
             sample.memory_stalled = Err(Gap::NotDue);
+            sample.memory_stat = Err(Gap::NotDue);
             sample.io = Err(Gap::NotDue);
             sample.io_stalled = Err(Gap::NotDue);
         }
@@ -712,6 +734,7 @@ impl Bound {
     /// The group is gone, or no longer Forebay's: nothing is known of its knobs.
     fn forget_group(&mut self) {
         self.seen = false;
+        self.reclaim = None;
         self.originals.clear();
         self.written.clear();
         self.known.clear();
@@ -750,11 +773,13 @@ impl Host for SimHost {
         let busy = busy.collect();
         let used: f64 = self.groups.values().map(|g| g.accounts.memory_used).sum();
         let free = self.topology.memory().saturating_sub(Bytes::from_f64(used));
+        let swap_free = self.swap_free();
         let host = HostSample {
             cpu_busy: self.reading("/proc/stat", busy),
             steal: self.reading("/proc/stat", Duration::from_secs_f64(self.steal)),
             memory_available: self.reading("/proc/meminfo", free),
             interrupts: Ok(self.interrupts.look()),
+            swap_free: self.reading("/proc/meminfo", swap_free),
         };
         Snapshot {
             time: watch.time,

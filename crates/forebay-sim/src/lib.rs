@@ -15,6 +15,7 @@ mod group;
 mod host;
 mod interrupts;
 mod load;
+mod memory;
 mod partition;
 mod program;
 pub mod soak;

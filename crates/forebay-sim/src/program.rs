@@ -18,6 +18,8 @@ pub struct Program {
     pub backlog_max: Duration,
     /// Working set, in bytes.
     pub memory: Load,
+    /// Memory that it holds beyond that, from its start, and never touches again.
+    pub cold: Bytes,
     /// Bytes per second to and from block devices.
     pub io: Load,
     /// New child processes per second, on average.
@@ -56,6 +58,7 @@ impl Program {
             threads,
             backlog_max: Duration::ZERO,
             memory: Load::Constant(memory.as_f64()),
+            cold: Bytes(0),
             io: Load::Constant(0.0),
             forks: 0.0,
             children_max: 0,
@@ -94,6 +97,7 @@ pub(crate) struct Wants {
     pub(crate) cpu: f64,
     pub(crate) fresh: f64,
     pub(crate) memory: f64,
+    pub(crate) cold: f64,
     pub(crate) io: f64,
 }
 
@@ -132,6 +136,7 @@ impl Task {
             cpu: (fresh + self.backlog).min(f64::from(self.program.threads) * step),
             fresh,
             memory: self.memory.next(self.age, step, rng),
+            cold: self.program.cold.as_f64(),
             io: self.io.next(self.age, step, rng) * step,
         };
         self.age += step;
@@ -141,6 +146,7 @@ impl Task {
     pub(crate) fn stand_still(&mut self) {
         self.wants = Wants {
             memory: self.wants.memory,
+            cold: self.wants.cold,
             ..Wants::default()
         };
     }

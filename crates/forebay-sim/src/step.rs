@@ -28,6 +28,7 @@ impl SimHost {
             let seconds = step.as_secs_f64();
             self.go_wrong(seconds);
             self.live(seconds);
+            self.reclaim(seconds);
             self.work(seconds);
         }
     }
@@ -150,6 +151,7 @@ impl SimHost {
             let sum = wants.entry(&task.group).or_default();
             sum.cpu += task.wants.cpu;
             sum.memory += task.wants.memory;
+            sum.cold += task.wants.cold;
             sum.io += task.wants.io;
         }
         let wants: Vec<Wants> = self
@@ -194,7 +196,6 @@ impl SimHost {
             *sum += busy;
         }
 
-        let room = self.room(&wants);
         let limited = self.groups.values().zip(&wants);
         let sent: Vec<f64> = limited
             .map(|(group, wants)| group.io_allowed(step, wants.io))
@@ -203,12 +204,13 @@ impl SimHost {
             Some(disk) => disk.serve(step, sent.iter().sum()),
             None => (1.0, 0.0),
         };
+        let (room, lacks) = self.room(&wants);
         let mut ratios: BTreeMap<&str, f64> = BTreeMap::new();
         for (i, (path, group)) in self.groups.iter_mut().enumerate() {
             let (wants, got) = (wants[i], shares.got[i]);
             group.book_cpu(step, wants.cpu, got, shares.waited[i]);
-            group.book_memory(step, wants.memory, room[i]);
             group.book_io(step, wants.io, sent[i] * part, wait);
+            group.book_memory(step, wants.memory, wants.cold, room[i], lacks);
             if wants.cpu > 0.0 {
                 ratios.insert(path, got / wants.cpu);
             }
@@ -220,14 +222,15 @@ impl SimHost {
     }
 
     /// What each group may hold: all it wants while there is memory; else reclaim takes
-    /// from each in proportion to what it holds above its protection.
-    fn room(&self, wants: &[Wants]) -> Vec<f64> {
+    /// from each in proportion to what it holds above its protection. And what the host lacks.
+    fn room(&self, wants: &[Wants]) -> (Vec<f64>, f64) {
         let held: Vec<(f64, f64)> = self
             .groups
             .values()
             .zip(wants)
             .map(|(group, wants)| {
-                let held = wants.memory.min(group.limits.memory);
+                let wanted = group.memory_wanted(wants.memory, wants.cold);
+                let held = wanted.min(group.limits.memory);
                 (held, (held - group.limits.protected).max(0.0))
             })
             .collect();
@@ -235,15 +238,15 @@ impl SimHost {
         let over = sum - self.topology.memory().as_f64();
         let open: f64 = held.iter().map(|(_, open)| open).sum();
         if over <= 0.0 {
-            return vec![f64::INFINITY; held.len()];
+            return (vec![f64::INFINITY; held.len()], 0.0);
         }
         if over <= open {
             let part = over / open;
-            return held.iter().map(|(held, open)| held - part * open).collect();
+            let left = held.iter().map(|(held, open)| held - part * open);
+            return (left.collect(), over);
         }
-        held.iter()
-            .map(|(held, _)| held * (1.0 - over / sum))
-            .collect()
+        let left = held.iter().map(|(held, _)| held * (1.0 - over / sum));
+        (left.collect(), over)
     }
 }
 

@@ -12,7 +12,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
-use forebay_sim::contract::{Fixture, check_all};
+use forebay_sim::contract::{Fixture, HOARD, check_all};
 use forebay_sim::{Program, SimHost};
 
 const GROUP: &str = "system/contract";
@@ -51,7 +51,12 @@ impl Fixture<SimHost> for Simulated {
             threads: 2,
             memory: Bytes::mib(8192),
         });
-        let mut host = SimHost::new(topology, 1).offering(self.offered);
+        let mut host = SimHost::new(topology, 1)
+            .offering(self.offered)
+            .with_swap(Bytes::mib(1024));
+        if !(self.offered)(Knob::MemoryHigh) {
+            host = host.without_reclaim();
+        }
         host.install("burn", Program::burner(1));
         host
     }
@@ -100,6 +105,16 @@ impl Fixture<SimHost> for Simulated {
         ] {
             host.write(GROUP, setting).unwrap();
         }
+        Ok(app(id, Binding::Cgroup(GROUP.into())))
+    }
+
+    fn hoarding_group(&mut self, host: &mut SimHost, id: AppId) -> Result<App, String> {
+        host.create_group(GROUP);
+        let hoarder = Program {
+            cold: HOARD,
+            ..Program::burner(1)
+        };
+        host.spawn("/usr/bin/hoard", hoarder, GROUP).unwrap();
         Ok(app(id, Binding::Cgroup(GROUP.into())))
     }
 

@@ -5,7 +5,8 @@
 //!
 //! Approach: floors become memory.min; forecast working sets become memory.low, scaled down
 //! together when they do not fit; batch apps share what is left as memory.high, by their
-//! present use, never below their floors. Bounds are rounded so that small movements write
+//! present use, never below their floors, and do not grow while memory is missing for a rise
+//! that is forecast (see [`reclaim`](super::reclaim)). Bounds are rounded so that small movements write
 //! nothing; batch is pressed at once and released one step per hold.
 //!
 //! Properties: see [`plan`](super).
@@ -58,9 +59,13 @@ pub struct Allocation {
     pub shortfall: Option<Shortfall>,
 }
 
-/// Gives every active app its bounds.
+/// Gives every active app its bounds. Those in `stay` get no more than they have now.
 #[must_use]
-pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Allocation {
+pub fn allocate(
+    situation: &Situation<'_>,
+    before: &BTreeMap<AppId, Held>,
+    stay: &BTreeMap<AppId, Bytes>,
+) -> Allocation {
     let active: Vec<&App> = situation
         .demands
         .keys()
@@ -98,7 +103,13 @@ pub fn allocate(situation: &Situation<'_>, before: &BTreeMap<AppId, Held>) -> Al
             } else {
                 scaled_up(left, present(situation, app), batch_use)
             };
-            Limit::At(rounded(app.floor.memory.saturating_add(share)).max(GRAIN))
+            let share = app.floor.memory.saturating_add(share);
+            let stays = stay
+                .get(&app.id)
+                .copied()
+                .unwrap_or(share)
+                .max(app.floor.memory);
+            Limit::At(rounded(share.min(stays)).max(GRAIN))
         } else {
             Limit::Max
         };

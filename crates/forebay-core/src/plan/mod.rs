@@ -6,7 +6,7 @@
 //!
 //! Approach: [`cpu`] gives critical apps whole CPUs of their own while the host has enough,
 //! and precedence on shared ones beyond that; [`lend`] lets batch use them while they are idle; [`memory`] turns forecast working sets into
-//! protection and holds batch below what is left. Needs grow a slice at once and shrink it
+//! protection and holds batch below what is left; [`reclaim`] asks batch for what a forecast rise lacks. Needs grow a slice at once and shrink it
 //! one step per hold, so an oscillating demand does not make an oscillating slice.
 //!
 //! Properties, each tested: exclusive sets are disjoint; every CPU is in a slice or in the
@@ -17,6 +17,7 @@
 pub mod cpu;
 pub mod lend;
 pub mod memory;
+pub mod reclaim;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,17 @@ pub struct Situation<'a> {
     pub policy: &'a Policy,
     /// The apps that run or are about to, with what they will need. Others get no slice.
     pub demands: &'a BTreeMap<AppId, Demand>,
+    /// The memory the host has.
+    pub host: HostMemory,
+}
+
+/// The memory that a host has left; none where it does not say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostMemory {
+    /// What could be had without swapping.
+    pub available: Option<Bytes>,
+    /// Free swap.
+    pub swap_free: Option<Bytes>,
 }
 
 impl Situation<'_> {
@@ -63,6 +75,8 @@ pub struct Memory {
     pub cpus: BTreeMap<AppId, cpu::Held>,
     /// Memory bounds.
     pub bytes: BTreeMap<AppId, memory::Held>,
+    /// Who gave how readily.
+    pub givers: BTreeMap<AppId, reclaim::Held>,
     /// Whether critical apps' CPUs are lent to batch.
     pub lending: lend::Lending,
 }
@@ -136,6 +150,8 @@ pub struct Plan {
     pub keep_interrupts_off: CpuSet,
     /// What cannot be kept.
     pub shortfalls: Vec<Shortfall>,
+    /// Memory that batch gives back ahead of a rise.
+    pub give_back: reclaim::GiveBack,
 }
 
 /// Decides every slice. Pure: the same situation and memory give the same plan, and the
@@ -144,12 +160,14 @@ pub struct Plan {
 pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let lending = lend::decide(situation, memory.lending);
     let cpus = cpu::allocate(situation, &memory.cpus, lending);
-    let bytes = memory::allocate(situation, &memory.bytes);
+    let (give_back, givers) = reclaim::decide(situation, &memory.givers);
+    let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
 
     let mut plan = Plan {
         shared: cpus.shared,
         lends: lending.is_on(),
         shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
+        give_back,
         ..Plan::default()
     };
     for (id, share) in &cpus.shares {
@@ -176,6 +194,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let memory = Memory {
         cpus: cpus.held,
         bytes: bytes.held,
+        givers,
         lending,
     };
     (plan, memory)

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::app::{Binding, Ceiling, Floor, Match};
-use crate::demand::Band;
+use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::Shape;
 
@@ -45,6 +45,7 @@ impl Case {
             demands: BTreeMap::new(),
             capabilities: Capabilities {
                 knobs: KNOBS.to_vec(),
+                reclaim: true,
             },
         }
     }
@@ -93,6 +94,7 @@ impl Case {
             capabilities: &self.capabilities,
             policy: &self.policy,
             demands: &self.demands,
+            host: HostMemory::default(),
         };
         plan(&situation, memory)
     }
@@ -124,6 +126,7 @@ impl Needs {
             cpu_stalled: 0.0,
             io_use: IoUse::default(),
             io: BTreeMap::new(),
+            memory_now: MemoryNow::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use forebay_core::snapshot::{AppSample, RunState};
 
 use super::freeze::*;
 use super::interrupts::*;
+use super::memory::*;
 use super::{Fixture, PERIODS_MAX, Unmet, Verdict, ensure, id, values, with};
 
 macro_rules! all {
@@ -66,6 +67,9 @@ all!(
     nothing_is_started_in_a_frozen_slice,
     a_frozen_app_does_not_hold_up_the_end,
     interrupts_are_kept_off_and_come_back,
+    memory_asked_for_comes_back,
+    memory_is_divided,
+    memory_of_an_unknown_app_cannot_be_had,
 );
 
 /// A host can control something, and lists each knob once.

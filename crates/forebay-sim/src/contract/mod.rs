@@ -19,10 +19,12 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 mod checks;
 mod freeze;
 mod interrupts;
+mod memory;
 
 pub use checks::*;
 pub use freeze::*;
 pub use interrupts::*;
+pub use memory::*;
 
 /// The control period that the checks go by.
 pub const PERIOD: Duration = Duration::from_millis(100);
@@ -64,6 +66,14 @@ pub trait Fixture<H: Host> {
     /// # Errors
     /// Why it cannot be done.
     fn occupied_group(&mut self, host: &mut H, id: AppId) -> Result<App, String>;
+
+    /// Makes a group that is not Forebay's, in which a process runs, and a `cgroup` app of
+    /// this name for it. At least [`HOARD`] of what it holds, soon if not yet, can be
+    /// reclaimed.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn hoarding_group(&mut self, host: &mut H, id: AppId) -> Result<App, String>;
 
     /// Starts a process that is not Forebay's, in no group of its own, that takes all of
     /// one CPU, and a `match` app of this name for it.

@@ -291,6 +291,7 @@ impl Scenario {
             threads: rng.u32(1..=32),
             backlog_max: Duration::from_millis(rng.u64(0..2000)),
             memory: load(rng, memory / 4.0),
+            cold: Bytes::from_f64(rng.f64() * memory / 8.0),
             io: load(rng, 1e8),
             forks: if rng.u8(0..3) == 0 {
                 rng.f64() * 5.0

@@ -212,12 +212,32 @@ fn memory_bounds(explanation: &api::Explanation, band: &api::Band, reason: &api:
         true => "None of its memory knobs is managed on this host.".to_owned(),
         false => format!("In force: {}.", knobs.join(", ")),
     };
+    let gave = explanation
+        .app
+        .reclaim
+        .as_ref()
+        .map_or_else(String::new, gave_back);
     format!(
-        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}",
+        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}{gave}",
         memory(reason.memory_demand_bytes),
         model(band),
         memory(explanation.rules.floor_memory_bytes),
         limit(&explanation.rules.ceiling_memory_bytes, |b| memory(*b)),
+    )
+}
+
+/// What it was last asked to give back, and what came of it.
+fn gave_back(reclaim: &api::Reclaim) -> String {
+    let state = match reclaim.state {
+        api::ReclaimState::Running => "the kernel is at it",
+        api::ReclaimState::Done => "that is done",
+        api::ReclaimState::Short => "the kernel found no more in time",
+        api::ReclaimState::Failed => "the kernel refused, see the daemon's log",
+    };
+    format!(
+        " Ahead of a rise of critical apps it was last asked to give back {}; {} came, {state}.",
+        memory(reclaim.asked_bytes),
+        memory(reclaim.got_bytes)
     )
 }
 

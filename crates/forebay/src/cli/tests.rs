@@ -55,6 +55,7 @@ pub(crate) fn web() -> api::App {
             held_cpus: 0,
             memory_demand_bytes: 150 << 20,
         }),
+        reclaim: None,
     }
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn crunch() -> api::App {
         demand: None,
         slice: api::Slice::default(),
         reason: None,
+        reclaim: None,
     }
 }
 
@@ -223,6 +225,16 @@ fn an_explanation_names_the_numbers_that_decided() {
     check(
         |explained| explained.app.reason.as_mut().unwrap().exclusive_cpus = String::new(),
         &["It has no CPU of its own"],
+    );
+    check(
+        |explained| {
+            explained.app.reclaim = Some(api::Reclaim {
+                asked_bytes: 64 << 20,
+                got_bytes: 16 << 20,
+                state: api::ReclaimState::Short,
+            });
+        },
+        &["asked to give back 64.0 MiB; 16.0 MiB came, the kernel found no more in time."],
     );
     check(
         |explained| explained.app = crunch(),

@@ -8,7 +8,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind};
 use forebay_core::slice::{Setting, Slice};
-use forebay_core::snapshot::RunState;
+use forebay_core::snapshot::{Reclaim, ReclaimState, RunState};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 use forebay_forecast::{ModelScore, Target};
 
@@ -113,6 +113,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         demand: report.demand.as_ref().map(demand),
         slice: slice(&report.slice),
         reason: report.reason.as_ref().map(reason),
+        reclaim: report.reclaim.map(reclaim),
     }
 }
 
@@ -130,6 +131,20 @@ pub(super) fn unseen(app: &App) -> api::App {
         demand: None,
         slice: api::Slice::default(),
         reason: None,
+        reclaim: None,
+    }
+}
+
+const fn reclaim(reclaim: Reclaim) -> api::Reclaim {
+    api::Reclaim {
+        asked_bytes: reclaim.asked.0,
+        got_bytes: reclaim.got.0,
+        state: match reclaim.state {
+            ReclaimState::Running => api::ReclaimState::Running,
+            ReclaimState::Done => api::ReclaimState::Done,
+            ReclaimState::Short => api::ReclaimState::Short,
+            ReclaimState::Failed => api::ReclaimState::Failed,
+        },
     }
 }
 

@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 
 use forebay_api::{Client, Error, Refusal};
 use forebay_core::app::{Binding, Ceiling, Class, Exec, Floor, Restart};
-use forebay_core::demand::{Band, Demand, Usage};
+use forebay_core::demand::{Band, Demand, MemoryNow, Usage};
 use forebay_core::host::Action;
 use forebay_core::io_history::IoUse;
+use forebay_core::plan::reclaim::GiveBack;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
@@ -68,6 +69,7 @@ pub(super) fn published(period: u64) -> Published {
             cpu_stalled: 0.0,
             io_use: IoUse::default(),
             io: BTreeMap::new(),
+            memory_now: MemoryNow::default(),
         }),
         slice: Slice::from_iter([
             Setting::Cpus(cpus.parse().unwrap()),
@@ -82,6 +84,7 @@ pub(super) fn published(period: u64) -> Published {
             held_cpus: 0,
             memory_demand: Bytes::mib(150),
         }),
+        reclaim: None,
     };
     Published {
         report: TickReport {
@@ -93,12 +96,14 @@ pub(super) fn published(period: u64) -> Published {
                 steal: Err(Gap::Unsupported),
                 memory_available: Ok(Bytes::mib(4096)),
                 interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
+                swap_free: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
             apps: BTreeMap::from([
                 (id("crunch"), report(Class::Batch, "0", "")),
                 (id("web"), report(Class::Critical, "1", "1")),
             ]),
+            give_back: GiveBack::default(),
             actions: Vec::new(),
             shortfalls: Vec::new(),
             events: Vec::new(),

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{AppId, Class};
-use forebay_core::demand::{Band, Demand, Usage};
+use forebay_core::demand::{Band, Demand, MemoryNow, Usage};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::io_history::IoUse;
 use forebay_core::plan::Reason;
+use forebay_core::plan::reclaim::GiveBack;
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{Gap, HostSample, RunState};
@@ -44,9 +45,11 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             steal: Err(Gap::Unsupported),
             memory_available: Ok(Bytes::mib(100)),
             interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
+            swap_free: Err(Gap::Unsupported),
         },
         shared: CpuSet::EMPTY,
         apps: BTreeMap::new(),
+        give_back: GiveBack::default(),
         actions: Vec::new(),
         shortfalls: Vec::new(),
         events: Vec::new(),
@@ -83,6 +86,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             cpu_stalled: 0.25,
             io_use: IoUse::default(),
             io: BTreeMap::new(),
+            memory_now: MemoryNow::default(),
         }),
         slice: Slice::default(),
         reason: Some(Reason {
@@ -93,6 +97,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             held_cpus: 0,
             memory_demand: Bytes::mib(12),
         }),
+        reclaim: None,
     }
 }
 
