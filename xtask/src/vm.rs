@@ -38,7 +38,14 @@ FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 const RUN_BOUND: Duration = Duration::from_secs(3600);
 
 /// The test binaries that scenarios find in /host/bin, by the name of the test.
-const TEST_BINARIES: &[&str] = &["contract", "kernel", "crash", "freeze", "partition"];
+const TEST_BINARIES: &[&str] = &[
+    "contract",
+    "kernel",
+    "crash",
+    "freeze",
+    "network",
+    "partition",
+];
 
 /// A scenario exits with this status when the guest lacks what it needs.
 const SKIP_STATUS: i32 = 77;

@@ -195,6 +195,26 @@ pub struct Slice {
     pub io_max: Vec<IoMax>,
     /// Processes and threads.
     pub pids_max: Option<Limit<u64>>,
+    /// Data sent over the network, in bytes per second.
+    #[serde(default)]
+    pub egress_max_bytes_per_second: Option<Limit<u64>>,
+}
+
+/// What an app sent and received since the daemon looks, loopback left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Traffic {
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets that were not sent because of the app's bound.
+    pub dropped_packets: u64,
+    /// TCP segments sent again.
+    pub retransmitted_segments: u64,
 }
 
 /// Why a slice is what it is: the numbers that decided.
@@ -259,6 +279,9 @@ pub struct App {
     /// Latest use of block devices.
     #[serde(default)]
     pub io: Io,
+    /// Its traffic, where the kernel counts it.
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
     /// Forecast, while it runs.
     pub demand: Option<Demand>,
     /// What is in force.

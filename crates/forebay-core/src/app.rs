@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::io::DeviceCapability;
-use crate::units::{Bytes, Limit, MilliCpu};
+use crate::units::{Bytes, Limit, MilliCpu, Rate};
 
 /// An app's name: 1 to 64 of `a-z A-Z 0-9 - _ .`, starting with a letter or digit.
 /// It is also the name of the app's control group, hence the narrow alphabet.
@@ -175,6 +175,8 @@ pub struct Ceiling {
     pub swap: Limit<Bytes>,
     /// Processes and threads.
     pub pids: Limit<u64>,
+    /// Data sent over the network.
+    pub egress: Limit<Rate>,
 }
 
 /// One app as configured.
@@ -290,6 +292,7 @@ impl Default for Ceiling {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         }
     }
 }

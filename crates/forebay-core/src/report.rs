@@ -12,7 +12,7 @@ use crate::io_history::IoUse;
 use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall};
 use crate::slice::Slice;
-use crate::snapshot::{HostSample, Reclaim, RunState};
+use crate::snapshot::{HostSample, Reclaim, RunState, Traffic};
 use crate::units::Time;
 
 /// Something an operator would want to have been told.
@@ -65,6 +65,8 @@ pub struct AppReport {
     pub usage: Usage,
     /// Latest use of block devices.
     pub io: IoUse,
+    /// What it sent and received since the daemon looks, where that is counted.
+    pub traffic: Option<Traffic>,
     /// Forecast, while it runs.
     pub demand: Option<Demand>,
     /// What is in force.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{Device, IoMax, Partition};
 use crate::idset::{CpuSet, NodeSet};
-use crate::units::{Bytes, Limit, MilliCpu};
+use crate::units::{Bytes, Limit, MilliCpu, Rate};
 
 /// One kernel control of one slice. Named after the cgroup v2 file; hosts translate for v1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub enum Knob {
     IoMax(Device),
     /// pids.max
     PidsMax,
+    /// What may be sent over the network; by a program of Forebay's in the kernel, which has no
+    /// file for it
+    EgressMax,
 }
 
 impl fmt::Display for Knob {
@@ -63,6 +66,7 @@ impl fmt::Display for Knob {
             Self::IoWeight => "io.weight",
             Self::IoMax(device) => return write!(f, "io.max {device}"),
             Self::PidsMax => "pids.max",
+            Self::EgressMax => "egress.max",
         };
         f.write_str(name)
     }
@@ -102,6 +106,8 @@ pub enum Setting {
     IoMax(Device, IoMax),
     /// Processes and threads.
     PidsMax(Limit<u64>),
+    /// Data sent over the network, but for loopback.
+    EgressMax(Limit<Rate>),
 }
 
 impl Setting {
@@ -124,6 +130,7 @@ impl Setting {
             Self::IoWeight(_) => Knob::IoWeight,
             Self::IoMax(device, _) => Knob::IoMax(*device),
             Self::PidsMax(_) => Knob::PidsMax,
+            Self::EgressMax(_) => Knob::EgressMax,
         }
     }
 
@@ -169,6 +176,7 @@ impl fmt::Display for Setting {
                 max.rbps, max.wbps, max.riops, max.wiops
             ),
             Self::PidsMax(limit) => write!(f, "{limit}"),
+            Self::EgressMax(limit) => write!(f, "{limit}"),
         }
     }
 }

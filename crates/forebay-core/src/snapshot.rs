@@ -107,6 +107,23 @@ pub enum ReclaimState {
     Failed,
 }
 
+/// What an app sent and received over the network since the daemon looks, loopback left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes received.
+    pub received: Bytes,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Bytes sent.
+    pub sent: Bytes,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets that were not sent because of the app's bound.
+    pub dropped_packets: u64,
+    /// TCP segments sent again.
+    pub retransmitted: u64,
+}
+
 /// What was seen of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppSample {
@@ -134,6 +151,8 @@ pub struct AppSample {
     pub reclaim: Option<Reclaim>,
     /// Time in which some task of the app waited for I/O (PSI some total).
     pub io_stalled: Reading<Duration>,
+    /// What it sent and received since the daemon looks.
+    pub traffic: Reading<Traffic>,
     /// Processes that belong to the app and are not in its slice yet.
     pub strays: BTreeSet<u32>,
     /// Knobs that somebody else wrote since Forebay did, with what they hold now.
@@ -160,6 +179,7 @@ impl AppSample {
             memory_stat: Err(Gap::Unsupported),
             reclaim: None,
             io_stalled: Err(Gap::Unsupported),
+            traffic: Err(Gap::Unsupported),
             strays: BTreeSet::new(),
             foreign: BTreeMap::new(),
             found: Vec::new(),

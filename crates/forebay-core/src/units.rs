@@ -72,6 +72,24 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A rate of data, in bytes per second.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Rate(pub u64);
+
+impl fmt::Display for Rate {
+    /// In bits, as networks are measured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = Bytes(self.0).as_f64() * 8.0;
+        let (size, name) = [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "Kbit/s")]
+            .into_iter()
+            .find(|(size, _)| bits >= *size)
+            .unwrap_or((1.0, "bit/s"));
+        write!(f, "{:.1} {name}", bits / size)
+    }
+}
+
 /// An amount of processor time per time, in thousandths of one CPU.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -107,6 +107,7 @@ fn app(number: usize) -> Result<App, Box<dyn Error>> {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         },
         request: None,
         io_weight: None,

@@ -17,7 +17,7 @@ use forebay_core::app::{AppId, Binding, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
-use forebay_core::units::{Bytes, Limit};
+use forebay_core::units::{Bytes, Limit, Rate};
 
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
@@ -123,7 +123,8 @@ impl LinuxHost {
                 Ok(None)
             }
             Action::Set { app, setting } => {
-                if self.ways.of(setting.knob()).is_none() {
+                let is_file = self.ways.of(setting.knob()).is_some();
+                if !is_file && setting.knob() != Knob::EgressMax {
                     return Err(Refusal::Unsupported);
                 }
                 if let Some(why) = knobs::nonsense(setting) {
@@ -136,7 +137,9 @@ impl LinuxHost {
                 }
                 self.find_bound_group(app);
                 self.announce_group(app)?;
-                self.announce_setting(app, setting.knob())?;
+                if is_file {
+                    self.announce_setting(app, setting.knob())?;
+                }
                 Ok(None)
             }
             Action::Freeze { app } | Action::Thaw { app } => {
@@ -442,11 +445,20 @@ impl LinuxHost {
                 }
                 other => other,
             },
+            Setting::EgressMax(rate) => self.bound_egress(app, *rate),
             Setting::CpusPartition(partition) if *partition != Partition::Member => {
                 self.make_partition(app, *partition)
             }
             _ => self.write_knob(app, setting),
         }
+    }
+
+    /// Nothing of this outlives the daemon, so nothing of it is in the ledger.
+    fn bound_egress(&mut self, app: &AppId, rate: Limit<Rate>) -> Result<(), Refusal> {
+        let group = self.entries.get(app).and_then(|entry| entry.group.as_ref());
+        let meter = group.and_then(|group| group.network.as_ref());
+        let meter = meter.ok_or(Refusal::Unsupported)?;
+        Ok(meter.bound(rate)?)
     }
 
     fn is_idle(&self, app: &AppId) -> bool {

@@ -10,6 +10,7 @@ use crate::error::HostError;
 use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+use crate::network;
 use crate::procs;
 use crate::reclaim::{self, Means, ReclaimWay};
 use crate::topology::{host_topology, kib_after};
@@ -37,6 +38,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     let mut features = vec![privilege(), topology(roots, group)];
     features.extend(controllers(&hierarchies));
     features.extend(knobs(&hierarchies, group));
+    features.push(network(&hierarchies));
     features.extend(unified(&hierarchies, group));
     features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
@@ -153,6 +155,19 @@ fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
         .collect()
 }
 
+fn network(hierarchies: &Hierarchies) -> Feature {
+    let probe = network::probe(hierarchies);
+    Feature {
+        name: Knob::EgressMax.to_string(),
+        present: probe.is_ok(),
+        detail: match probe {
+            Ok(()) => "BPF programs of a control group".to_owned(),
+            Err(error) => error.explain(),
+        },
+        lack_costs: knob_lack_costs(Knob::EgressMax),
+    }
+}
+
 const fn knob_lack_costs(knob: Knob) -> &'static str {
     match knob {
         Knob::Cpus => "apps share all CPUs",
@@ -172,6 +187,7 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::IoWeight => "no shares of busy disks (needs the BFQ scheduler or io.cost)",
         Knob::IoMax(_) => "no upper bound on disk traffic",
         Knob::PidsMax => "no upper bound on processes",
+        Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",
     }
 }
 

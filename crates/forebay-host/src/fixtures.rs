@@ -75,6 +75,7 @@ pub(crate) fn app() -> App {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         },
         request: None,
         io_weight: None,

@@ -20,6 +20,7 @@ use crate::knobs::Ways;
 use crate::ledger::{Ledger, Process, Record};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+use crate::network;
 use crate::observe::Meters;
 use crate::partition;
 use crate::procs::{self, Scanner};
@@ -140,6 +141,8 @@ pub(crate) struct Group {
     /// at the one before: who is busy is read in every period.
     pub(crate) disk_counters: DeviceCounters,
     pub(crate) is_busy_on_disk: bool,
+    /// Counts and bounds what its processes send, where the kernel can.
+    pub(crate) network: Option<network::Meter>,
 }
 
 impl Group {
@@ -178,11 +181,20 @@ impl LinuxHost {
         let reclaim_way = ReclaimWay::probe(&hierarchies, |index| {
             parents.get(index).map(PathBuf::as_path)
         });
+        let mut capabilities = Capabilities {
+            reclaim: reclaim_way.is_some(),
+            ..ways.capabilities(first_disk(&roots.sys))
+        };
+        if let Err(error) = network::probe(&hierarchies) {
+            tracing::info!(
+                reason = error.explain(),
+                "network is neither counted nor bounded"
+            );
+        } else {
+            capabilities.knobs.push(Knob::EgressMax);
+        }
         let mut host = Self {
-            capabilities: Capabilities {
-                reclaim: reclaim_way.is_some(),
-                ..ways.capabilities(first_disk(&roots.sys))
-            },
+            capabilities,
             host_stat: Reader::open(&roots.proc.join("stat")),
             host_memory: Reader::open(&roots.proc.join("meminfo")),
             online: Reader::open(&roots.sys.join("devices/system/cpu/online")),
@@ -313,12 +325,23 @@ impl LinuxHost {
 
     pub(crate) fn open_group(&self, dirs: Vec<Option<PathBuf>>) -> Group {
         let meters = Meters::open(&self.hierarchies, &dirs);
+        let counts = self.capabilities.knobs.contains(&Knob::EgressMax);
+        let unified = unified_index(&self.hierarchies).filter(|_| counts);
+        let dir = unified.and_then(|index| dirs.get(index)?.as_deref());
+        let network = dir.and_then(|dir| match network::Meter::attach(dir) {
+            Ok(meter) => Some(meter),
+            Err(error) => {
+                tracing::warn!(reason = error.explain(), "its packets are not counted");
+                None
+            }
+        });
         Group {
             dirs,
             meters,
             unreported: true,
             disk_counters: DeviceCounters::new(),
             is_busy_on_disk: false,
+            network,
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight, at most 1000 |
 //! | `IoMax` | io.max | blkio.throttle.* |
 //! | `PidsMax` | pids.max | pids.max |
+//! | `EgressMax` | none: see `network` | none |
 //!
 //! v1's soft limit is where reclaim starts first when memory is short, not where the group is
 //! slowed: it is nearer to memory.high than to memory.low, which protects and has no
@@ -70,7 +71,8 @@ impl Ways {
     ) -> Self {
         let mut by_knob = BTreeMap::new();
         for knob in all_knobs() {
-            let Some((index, hierarchy)) = hierarchies.of(controller(knob)) else {
+            let place = controller(knob).and_then(|controller| hierarchies.of(controller));
+            let Some((index, hierarchy)) = place else {
                 continue;
             };
             let Some(dir) = dir(index) else { continue };
@@ -118,7 +120,7 @@ impl Ways {
     }
 }
 
-/// Every knob once; `IoMax` for no particular device.
+/// Every knob that is a file, once; `IoMax` for no particular device.
 pub(crate) fn all_knobs() -> [Knob; 15] {
     [
         Knob::Cpus,
@@ -146,9 +148,9 @@ fn general(knob: Knob) -> Knob {
     }
 }
 
-/// The controller that a knob belongs to.
-pub(crate) const fn controller(knob: Knob) -> Controller {
-    match knob {
+/// The controller whose files a knob is written to.
+pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
+    Some(match knob {
         Knob::Cpus | Knob::CpusPartition | Knob::Mems => Controller::Cpuset,
         Knob::CpuWeight | Knob::CpuIdle | Knob::CpuMax | Knob::CpuBurst => Controller::Cpu,
         Knob::MemoryMin
@@ -158,7 +160,8 @@ pub(crate) const fn controller(knob: Knob) -> Controller {
         | Knob::MemorySwapMax => Controller::Memory,
         Knob::IoWeight | Knob::IoMax(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
-    }
+        Knob::EgressMax => return None,
+    })
 }
 
 /// The sets of files a knob may be written to, best first.
@@ -190,6 +193,7 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V2, Knob::IoMax(_)) => vec![vec!["io.max"]],
         (Version::V1, Knob::IoMax(_)) => vec![THROTTLES.to_vec()],
         (_, Knob::PidsMax) => vec![vec!["pids.max"]],
+        (_, Knob::EgressMax) => vec![],
     }
 }
 
@@ -255,6 +259,7 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
             })
             .collect(),
         Setting::PidsMax(limit) => one(limit.to_string()),
+        Setting::EgressMax(_) => vec![],
     }
 }
 
@@ -325,6 +330,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
                 },
             )
         }
+        Knob::EgressMax => return None,
         Knob::PidsMax => Setting::PidsMax(match first {
             "max" => Limit::Max,
             number => Limit::At(number.parse().ok()?),

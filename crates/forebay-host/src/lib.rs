@@ -30,6 +30,7 @@ pub mod ledger;
 pub mod lock;
 mod memory;
 pub mod mounts;
+mod network;
 mod observe;
 mod partition;
 pub mod procs;

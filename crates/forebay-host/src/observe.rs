@@ -290,6 +290,10 @@ impl LinuxHost {
                 group.is_busy_on_disk = *counters != group.disk_counters;
                 group.disk_counters.clone_from(counters);
             }
+            sample.traffic = match &group.network {
+                Some(meter) => meter.read().map_err(|error| Gap::Failed(error.explain())),
+                None => Err(Gap::Unsupported),
+            };
             // What Forebay started is known by its process.
             populated = !matches!(app.binding, Binding::Exec(_))
                 && is_populated(&group.meters, &mut buffer);
@@ -693,6 +697,7 @@ mod tests {
                 unreported: true,
                 disk_counters: DeviceCounters::new(),
                 is_busy_on_disk: false,
+                network: None,
             };
             let app = fixtures::app();
             let found = found_settings(&ways, &group, &app, &mut BTreeMap::new());

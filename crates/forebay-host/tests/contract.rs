@@ -221,6 +221,7 @@ impl Fixture<LinuxHost> for Live {
         let cpu = || self.files(app, Controller::Cpu);
         let memory = || self.files(app, Controller::Memory);
         Ok(match knob {
+            Knob::EgressMax => return Err("there is no file of it".to_owned()),
             Knob::Cpus => Setting::Cpus(
                 self.files(app, Controller::Cpuset)
                     .read_set("cpuset.cpus")?,

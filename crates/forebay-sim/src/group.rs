@@ -261,7 +261,8 @@ impl Group {
                 | Setting::Mems(_)
                 | Setting::CpusPartition(_)
                 | Setting::MemorySwapMax(_)
-                | Setting::IoWeight(_) => {}
+                | Setting::IoWeight(_)
+                | Setting::EgressMax(_) => {}
             }
         }
         self.limits = limits;
@@ -348,5 +349,6 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
             },
         ),
         Knob::PidsMax => Setting::PidsMax(Limit::Max),
+        Knob::EgressMax => Setting::EgressMax(Limit::Max),
     }
 }

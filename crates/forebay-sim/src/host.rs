@@ -118,6 +118,7 @@ impl SimHost {
             Knob::IoWeight,
             Knob::IoMax(DEVICE),
             Knob::PidsMax,
+            Knob::EgressMax,
         ];
         let root = Group::new(&topology, true);
         Self {

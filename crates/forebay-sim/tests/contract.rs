@@ -35,6 +35,7 @@ fn app(id: AppId, binding: Binding) -> App {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         },
         request: None,
         io_weight: None,

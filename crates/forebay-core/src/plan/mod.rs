@@ -259,6 +259,7 @@ fn other_settings(app: &App, slice: &mut Slice) {
         slice.set(Setting::IoMax(*device, *max));
     }
     slice.set(Setting::PidsMax(app.ceiling.pids));
+    slice.set(Setting::EgressMax(app.ceiling.egress));
 }
 
 /// Leaves out what the host does not offer: planned around, and said by `doctor`.

@@ -11,7 +11,7 @@ use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::Shape;
 
-const KNOBS: [Knob; 14] = [
+const KNOBS: [Knob; 15] = [
     Knob::Cpus,
     Knob::CpusPartition,
     Knob::Mems,
@@ -26,6 +26,7 @@ const KNOBS: [Knob; 14] = [
     Knob::MemorySwapMax,
     Knob::IoWeight,
     Knob::PidsMax,
+    Knob::EgressMax,
 ];
 
 /// One host with its apps and their demand.

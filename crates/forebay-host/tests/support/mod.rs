@@ -123,6 +123,7 @@ pub(crate) fn app(name: &str, binding: Binding) -> App {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         },
         request: None,
         io_weight: None,

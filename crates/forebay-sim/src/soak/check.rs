@@ -211,6 +211,7 @@ fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
             Setting::MemoryMin(min) => memory_short || min >= floor.memory,
             Setting::MemoryLow(low) => memory_short || low >= floor.memory,
             Setting::PidsMax(pids) => pids <= ceiling.pids,
+            Setting::EgressMax(rate) => rate <= ceiling.egress,
             Setting::CpuWeight(weight) | Setting::IoWeight(weight) => {
                 (1..=10_000).contains(&weight)
             }

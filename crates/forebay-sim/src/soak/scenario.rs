@@ -12,7 +12,7 @@ use forebay_core::slice::Setting;
 use forebay_core::snapshot::Ending;
 use forebay_core::state::State;
 use forebay_core::topology::{Shape, Topology};
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Rate};
 
 use super::Stats;
 use crate::disk::{DEVICE, Disk};
@@ -266,6 +266,11 @@ impl Scenario {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            // From a copy, so that old seeds stay what they were.
+            egress: match rng.clone().u8(0..5) {
+                0 => Limit::At(Rate(1_000_000)),
+                _ => Limit::Max,
+            },
         };
         if rng.u8(0..3) == 0 {
             ceiling.cpu = Limit::At(MilliCpu(floor.cpu.0 + rng.u64(10..=cpus * 1000)));

@@ -1,6 +1,7 @@
 //! Why an app's slice is what it is, in sentences with the numbers that decided.
 
 use forebay_api as api;
+use forebay_core::units::Rate;
 
 use super::render::{cores, limit, memory, model};
 
@@ -13,6 +14,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
             paragraphs.push(processor(explanation, &demand.cpu, reason));
             paragraphs.push(cpus(explanation, reason));
             paragraphs.push(memory_bounds(explanation, &demand.memory, reason));
+            paragraphs.extend(network(app));
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
     }
@@ -239,6 +241,31 @@ fn gave_back(reclaim: &api::Reclaim) -> String {
         memory(reclaim.asked_bytes),
         memory(reclaim.got_bytes)
     )
+}
+
+/// What goes over the network; nothing where it is not counted.
+fn network(app: &api::App) -> Option<String> {
+    let traffic = app.traffic.as_ref()?;
+    let again = match traffic.retransmitted_segments {
+        0 => String::new(),
+        count => format!(", {count} segments again"),
+    };
+    let counted = format!(
+        "It sent {} in {} packets{again}, and received {} in {}, since the daemon looks; loopback is \
+         left out.",
+        memory(traffic.sent_bytes),
+        traffic.sent_packets,
+        memory(traffic.received_bytes),
+        traffic.received_packets,
+    );
+    Some(match &app.slice.egress_max_bytes_per_second {
+        Some(api::Limit::At(rate)) => format!(
+            "{counted} It may send {}; packets were held back {} times.",
+            Rate(*rate),
+            traffic.dropped_packets
+        ),
+        _ => counted,
+    })
 }
 
 fn what_would_change_it(explanation: &api::Explanation) -> String {

@@ -36,6 +36,7 @@ pub(crate) fn web() -> api::App {
             memory_bytes: Some(100 << 20),
         },
         io: api::Io::default(),
+        traffic: None,
         demand: Some(api::Demand {
             cpu: band(0.4),
             memory: band(1e8),
@@ -70,6 +71,7 @@ pub(crate) fn crunch() -> api::App {
         starts: 3,
         usage: api::Usage::default(),
         io: api::Io::default(),
+        traffic: None,
         demand: None,
         slice: api::Slice::default(),
         reason: None,

@@ -64,6 +64,7 @@ pub(super) fn resolve_app(
         memory: limit(&mut ceiling, "memory"),
         swap: limit(&mut ceiling, "swap"),
         pids: limit(&mut ceiling, "pids"),
+        egress: limit(&mut ceiling, "egress"),
     };
     for (key, problem) in check_bounds(floor, ceiling) {
         let place = places.iter().find(|(name, _)| *name == key);

@@ -13,7 +13,7 @@ use super::resolve::check_sums;
 use super::text::{Scalar, Value, read_scalar, refuse_nul};
 
 /// The keys that `forebay set` takes.
-const SETTABLE: [&str; 9] = [
+const SETTABLE: [&str; 10] = [
     "class",
     "floor.cpu",
     "floor.memory",
@@ -21,6 +21,7 @@ const SETTABLE: [&str; 9] = [
     "ceiling.memory",
     "ceiling.swap",
     "ceiling.pids",
+    "ceiling.egress",
     "io_weight",
     "request.cpu",
 ];
@@ -102,6 +103,7 @@ pub(crate) fn app_from_args(args: AppArgs, host: &HostFacts) -> Result<App, Erro
                 memory: Limit::Max,
                 swap: Limit::Max,
                 pids: Limit::Max,
+                egress: Limit::Max,
             },
             request: None,
             io_weight: None,
@@ -194,6 +196,7 @@ fn assign(app: &mut App, key: &str, value: Value) {
         "ceiling.memory" => app.ceiling.memory = read(value),
         "ceiling.swap" => app.ceiling.swap = read(value),
         "ceiling.pids" => app.ceiling.pids = read(value),
+        "ceiling.egress" => app.ceiling.egress = read(value),
         "io_weight" => app.io_weight = u32::try_from(read::<u64>(value)).ok(),
         "request.cpu" => app.request = Some(read(value)),
         _ => unreachable!("no assignment for the settable key {key}"),

@@ -6,7 +6,9 @@
 
 use serde_json::{Value as Json, json};
 
-use super::quantity::{BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN};
+use super::quantity::{
+    BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
+};
 
 /// One key of a section.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub(super) enum Kind {
     Duration,
     Bytes,
     Cpu,
+    Rate,
     Percent,
     Bool,
     /// A whole number within these bounds, both included.
@@ -54,6 +57,7 @@ pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
 const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
 const LIMIT_CPU: Kind = Kind::OrMax(&Kind::Cpu);
 const LIMIT_BYTES: Kind = Kind::OrMax(&Kind::Bytes);
+const LIMIT_RATE: Kind = Kind::OrMax(&Kind::Rate);
 const LIMIT_COUNT: Kind = Kind::OrMax(&Kind::Count {
     min: 1,
     max: COUNT_MAX,
@@ -350,6 +354,11 @@ const CEILING: &[Key] = &[
         "Memory that may be in swap; 0 is none (cgroup v2)",
     ),
     key("pids", LIMIT_COUNT, "Processes and threads"),
+    key(
+        "egress",
+        LIMIT_RATE,
+        "Data sent over the network, loopback left out, such as \"100Mbit\" (needs BPF)",
+    ),
 ];
 
 const REQUEST: &[Key] = &[key("cpu", Kind::Cpu, "Processor time")];
@@ -401,6 +410,7 @@ fn kind_schema(kind: &Kind) -> Json {
         }
         Kind::Cpu => json!({ "anyOf": [{ "type": "number", "minimum": 0 }, text(CPU_PATTERN)] }),
         Kind::Percent => text(PERCENT_PATTERN),
+        Kind::Rate => text(RATE_PATTERN),
         Kind::Bool => json!({ "type": "boolean" }),
         Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Kind::Choice { words, .. } => json!({ "enum": words }),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_core::units::{Bytes, MilliCpu};
+use forebay_core::units::{Bytes, MilliCpu, Rate};
 
 use super::error::Problem;
 
@@ -14,6 +14,9 @@ pub(super) const BYTES_PATTERN: &str = r"^[0-9]+(\.[0-9]+)? ?([KMGT](i?B)?|kB|B)
 pub(super) const CPU_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?m?$";
 /// The pattern of a share, for the schema.
 pub(super) const PERCENT_PATTERN: &str = r"^[0-9]+ ?%$";
+
+/// The pattern of a rate of data, for the schema.
+pub(super) const RATE_PATTERN: &str = r"^[0-9]+(\.[0-9]+)? ?[KMG]?bit$";
 
 /// `100ms`, `5s`, `2m`, `1.5h`, `14d`. A number alone has no meaning and is refused.
 pub(super) fn duration(text: &str) -> Result<Duration, Problem> {
@@ -83,6 +86,28 @@ pub(super) fn bytes(text: &str) -> Result<Bytes, Problem> {
     } else {
         Err(problem())
     }
+}
+
+/// `100Mbit`, `1.5Gbit`: bits per second in powers of 1000, as tc(8) takes them. At least 8 of them,
+/// so that something moves.
+pub(super) fn rate(text: &str) -> Result<Rate, Problem> {
+    const UNITS: [(&str, f64); 4] = [("bit", 1.0), ("Kbit", 1e3), ("Mbit", 1e6), ("Gbit", 1e9)];
+    let problem = || {
+        Problem::new(
+            format!("`{text}` is not a rate of data"),
+            "write bits per second, such as \"500Kbit\", \"100Mbit\" or \"1Gbit\"",
+        )
+    };
+    let (number, unit) = number_and_unit(text).ok_or_else(problem)?;
+    let (_, size) = UNITS
+        .into_iter()
+        .find(|(name, _)| *name == unit)
+        .ok_or_else(problem)?;
+    let bytes = Bytes::from_f64(number * size / 8.0);
+    (1..u64::MAX)
+        .contains(&bytes.0)
+        .then_some(Rate(bytes.0))
+        .ok_or_else(problem)
 }
 
 /// `500m` (thousandths of a CPU) or a number of CPUs.
@@ -209,6 +234,22 @@ mod tests {
         check("9999999999", None);
         assert!(cpus(f64::NAN).is_err());
         assert!(cpus(-0.5).is_err());
+    }
+
+    #[test]
+    fn rates_of_data() {
+        let check = |text: &str, bytes: Option<u64>| {
+            assert_eq!(rate(text).ok(), bytes.map(Rate), "{text:?}");
+        };
+        check("100Mbit", Some(12_500_000));
+        check("1.5 Gbit", Some(187_500_000));
+        check("8bit", Some(1));
+        check("1bit", None);
+        check("0Mbit", None);
+        check("100", None);
+        check("100MB", None);
+        check("-1Mbit", None);
+        check(&format!("{}Gbit", "9".repeat(300)), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Rate};
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -33,6 +33,7 @@ pub(super) enum Value {
     Bytes(Bytes),
     Cpu(MilliCpu),
     Percent(u32),
+    Rate(Rate),
     Bool(bool),
     Count(u64),
     Choice(&'static str),
@@ -110,6 +111,7 @@ values! {
     Bytes => Bytes,
     Cpu => MilliCpu,
     Percent => u32,
+    Rate => Rate,
     Bool => bool,
     Count => u64,
     Choice => &'static str,
@@ -215,6 +217,7 @@ pub(super) fn read_scalar(kind: &Kind, scalar: Scalar<'_>) -> Result<Value, Prob
         (Kind::Duration, _) => {
             quantity::duration(scalar.describe().trim_matches('`')).map(Value::Duration)
         }
+        (Kind::Rate, Scalar::Text(text)) => quantity::rate(text).map(Value::Rate),
         (Kind::Bytes, Scalar::Text(text)) => quantity::bytes(text).map(Value::Bytes),
         (Kind::Bytes, Scalar::Whole(number)) => {
             quantity::bytes(&number.to_string()).map(Value::Bytes)
@@ -268,6 +271,7 @@ fn expected(kind: &Kind) -> &'static str {
         Kind::Texts => "a list of texts, such as [\"nginx\", \"-g\", \"daemon off;\"]",
         Kind::TextMap => "texts by name, such as { LANG = \"C\" }",
         Kind::Duration => "a duration, such as \"5s\"",
+        Kind::Rate => "a rate of data, such as \"100Mbit\"",
         Kind::Bytes => "an amount of memory, such as \"64MiB\"",
         Kind::Cpu => "an amount of processor time, such as 0.5 or \"500m\"",
         Kind::Percent => "a percentage, such as \"30%\"",

@@ -8,7 +8,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind};
 use forebay_core::slice::{Setting, Slice};
-use forebay_core::snapshot::{Reclaim, ReclaimState, RunState};
+use forebay_core::snapshot::{Reclaim, ReclaimState, RunState, Traffic};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 use forebay_forecast::{ModelScore, Target};
 
@@ -110,6 +110,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         starts: report.starts,
         usage: usage(&report.usage),
         io: io(report),
+        traffic: report.traffic.as_ref().map(traffic),
         demand: report.demand.as_ref().map(demand),
         slice: slice(&report.slice),
         reason: report.reason.as_ref().map(reason),
@@ -128,6 +129,7 @@ pub(super) fn unseen(app: &App) -> api::App {
         starts: 0,
         usage: api::Usage::default(),
         io: api::Io::default(),
+        traffic: None,
         demand: None,
         slice: api::Slice::default(),
         reason: None,
@@ -184,6 +186,17 @@ fn io(report: &AppReport) -> api::Io {
     }
 }
 
+fn traffic(traffic: &Traffic) -> api::Traffic {
+    api::Traffic {
+        received_bytes: traffic.received.0,
+        received_packets: traffic.received_packets,
+        sent_bytes: traffic.sent.0,
+        sent_packets: traffic.sent_packets,
+        dropped_packets: traffic.dropped_packets,
+        retransmitted_segments: traffic.retransmitted,
+    }
+}
+
 fn band(band: &Band) -> api::Band {
     api::Band {
         q50: band.q50,
@@ -229,6 +242,12 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
                 wiops: limit(max.wiops),
             }),
             Setting::PidsMax(max) => wire.pids_max = Some(limit(*max)),
+            Setting::EgressMax(rate) => {
+                wire.egress_max_bytes_per_second = Some(match rate {
+                    Limit::At(rate) => api::Limit::At(rate.0),
+                    Limit::Max => api::Limit::MAX,
+                });
+            }
         }
     }
     wire

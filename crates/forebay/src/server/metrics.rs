@@ -4,6 +4,7 @@
 //! A scrape makes a registry of its own from the latest report, so that an app that is gone
 //! leaves no stale value behind; what must add up is counted by the feed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use forebay_core::app::AppId;
@@ -11,10 +12,10 @@ use forebay_core::demand::Band;
 use forebay_core::io_history::DeviceUse;
 use forebay_core::report::AppReport;
 use forebay_core::slice::{Knob, Setting};
-use forebay_core::snapshot::RunState;
+use forebay_core::snapshot::{RunState, Traffic};
 use forebay_core::units::Limit;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -286,12 +287,56 @@ fn apps(registry: &mut Registry, view: &View) {
             _ => None,
         }),
     );
-    let starts: Family<Labels, prometheus_client::metrics::counter::Counter> = Family::default();
+    traffic(registry, apps);
+    let starts: Family<Labels, Counter> = Family::default();
     for (id, app) in apps {
         let labels = labels(id, app);
         starts.get_or_create(&labels).inc_by(u64::from(app.starts));
     }
     registry.register("app_starts", "Starts of the app's program", starts);
+}
+
+fn traffic(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
+    let counters = |value: fn(&Traffic) -> u64| {
+        let family: Family<Labels, Counter> = Family::default();
+        for (id, app) in apps {
+            if let Some(traffic) = &app.traffic {
+                let counter = family.get_or_create(&labels(id, app));
+                counter.inc_by(value(traffic));
+            }
+        }
+        family
+    };
+    registry.register(
+        "app_network_received_bytes",
+        "Bytes the app received, loopback left out",
+        counters(|traffic| traffic.received.0),
+    );
+    registry.register(
+        "app_network_sent_bytes",
+        "Bytes the app sent, loopback left out",
+        counters(|traffic| traffic.sent.0),
+    );
+    registry.register(
+        "app_network_received_packets",
+        "Packets the app received, loopback left out",
+        counters(|traffic| traffic.received_packets),
+    );
+    registry.register(
+        "app_network_sent_packets",
+        "Packets the app sent, loopback left out",
+        counters(|traffic| traffic.sent_packets),
+    );
+    registry.register(
+        "app_network_dropped_packets",
+        "Packets of the app that its bound held back, most of them offered again",
+        counters(|traffic| traffic.dropped_packets),
+    );
+    registry.register(
+        "app_network_retransmitted_segments",
+        "TCP segments the app sent again",
+        counters(|traffic| traffic.retransmitted),
+    );
 }
 
 fn labels(id: &AppId, app: &AppReport) -> Labels {
@@ -349,6 +394,7 @@ mod tests {
             "forebay_app_cpu_cores{app=\"web\",class=\"critical\"} 0.4",
             "forebay_app_memory_bytes{app=\"web\",class=\"critical\"} 104857600.0",
             "forebay_app_demand_cpu_cores{app=\"web\",class=\"critical\",quantile=\"0.5\"} 0.4",
+            "forebay_app_network_sent_bytes_total{app=\"web\",class=\"critical\"} 3000",
             "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",
             "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",
         ] {

@@ -15,7 +15,7 @@ use forebay_core::plan::reclaim::GiveBack;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
-use forebay_core::snapshot::{Gap, HostSample, RunState};
+use forebay_core::snapshot::{Gap, HostSample, RunState, Traffic};
 use forebay_core::units::{Limit, MilliCpu, Time};
 use forebay_forecast::{ModelScore, Target};
 
@@ -63,6 +63,10 @@ pub(super) fn published(period: u64) -> Published {
             memory: Some(Bytes::mib(100)),
         },
         io: IoUse::default(),
+        traffic: Some(Traffic {
+            sent: Bytes(3000),
+            ..Traffic::default()
+        }),
         demand: Some(Demand {
             cpu: band(0.4),
             memory: band(1e8),
@@ -95,7 +99,7 @@ pub(super) fn published(period: u64) -> Published {
                 cpu_busy: Ok(BTreeMap::from([(0, time.monotonic), (1, Duration::ZERO)])),
                 steal: Err(Gap::Unsupported),
                 memory_available: Ok(Bytes::mib(4096)),
-                interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
+                interrupts: Err(Gap::Unsupported),
                 swap_free: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
@@ -135,6 +139,7 @@ fn app(name: &str, class: Class) -> App {
             memory: Limit::Max,
             swap: Limit::Max,
             pids: Limit::Max,
+            egress: Limit::Max,
         },
         request: None,
         io_weight: None,

@@ -80,6 +80,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             memory: Some(Bytes::mib(10)),
         },
         io: IoUse::default(),
+        traffic: None,
         demand: demand_q95.map(|q95| Demand {
             cpu: band(q95),
             memory: band(1e6),

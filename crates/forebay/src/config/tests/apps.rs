@@ -272,7 +272,7 @@ fn settings_change_one_app_or_nothing() {
         "exec",
         "x",
         Some(
-            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.pids, io_weight or request.cpu",
+            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.pids, ceiling.egress, io_weight or request.cpu",
         ),
     );
     let mut policy = original.clone();
