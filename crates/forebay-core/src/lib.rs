@@ -17,6 +17,7 @@ pub mod state;
 mod steps;
 pub mod supervise;
 pub mod tick;
+pub mod tier;
 pub mod topology;
 pub mod units;
 pub mod working_set;
