@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use forebay_host::tier::{Left, Moved, Tier, TierPlace, Where};
+use forebay_host::tier::{Left, Moved, Place, Tier, TierPlace, Touches, Watch};
 
 /// Kills in an ordinary run; `FOREBAY_KILLS` asks for more.
 const KILLS: u64 = 200;
@@ -85,6 +85,10 @@ fn inside(root: &Path) {
     opened_late(root, Late::BothWritten);
     println!("{NAME}: refused");
     refused(root);
+    println!("{NAME}: watched");
+    watched(root);
+    println!("{NAME}: held back");
+    held_back(root);
     println!("{NAME}: killed");
     killed(root);
     println!("{NAME}: passed");
@@ -292,6 +296,127 @@ fn opened_while_copied(root: &Path, tier: &mut Tier) {
     assert_eq!(fs::metadata(&path).unwrap().len(), (32 << 20) + 4);
     assert_once(root, tier);
     fs::remove_file(&path).unwrap();
+}
+
+/// Touches are counted by file on both sides, those of this process are not, and a name that
+/// is touched before and after a move is known by [`Tier::key_of`] both times.
+fn watched(root: &Path) {
+    let mut tier = open(root);
+    let data = root.join("slow/data");
+    fs::create_dir(data.join("sub")).unwrap();
+    for name in ["sub/a", "b", "c"] {
+        fs::write(data.join(name), b"content").unwrap();
+    }
+    done(tier.promote(Path::new("b")));
+    let watch = Watch::open().map_err(|error| error.explain()).unwrap();
+    let scan = tier.scan_and_watch(&watch).unwrap();
+    assert_eq!((scan.entries.len(), scan.unwatched), (3, 0));
+    let key = |tier: &Tier, name: &str| tier.key_of(Path::new(name)).unwrap().unwrap();
+    for entry in &scan.entries {
+        assert_eq!(entry.key, Some(key(&tier, entry.path.to_str().unwrap())));
+    }
+    let touched = |names: &[&str]| {
+        let mut touches = Touches::default();
+        let end = Instant::now() + Duration::from_secs(10);
+        for name in names {
+            run("cat", &[data.join(name).as_path()]).unwrap();
+        }
+        while touches.files.len() < names.len() && Instant::now() < end {
+            watch.wait(Duration::from_millis(100)).unwrap();
+            watch.read(&mut touches).unwrap();
+        }
+        touches
+    };
+    // What is read here is no touch.
+    fs::read(data.join("c")).unwrap();
+    let touches = touched(&["sub/a", "b"]);
+    let mut keys: Vec<_> = touches.files.keys().copied().collect();
+    let mut expected = vec![key(&tier, "sub/a"), key(&tier, "b")];
+    keys.sort();
+    expected.sort();
+    assert_eq!(keys, expected);
+    let before = key(&tier, "sub/a");
+    done(tier.promote(Path::new("sub/a")));
+    done(tier.demote(Path::new("b")));
+    assert_ne!(key(&tier, "sub/a"), before);
+    let touches = touched(&["sub/a", "b"]);
+    assert!(touches.files.contains_key(&key(&tier, "sub/a")));
+    assert!(touches.files.contains_key(&key(&tier, "b")));
+    assert!(!touches.files.contains_key(&before));
+    done(tier.demote(Path::new("sub/a")));
+    for name in ["sub/a", "b", "c"] {
+        fs::remove_file(data.join(name)).unwrap();
+    }
+    fs::remove_dir(data.join("sub")).unwrap();
+    drop(watch);
+    assert_once(root, &tier);
+    overflowed(root, &tier);
+}
+
+/// More files than the kernel has room for are touched before anybody looks.
+fn overflowed(root: &Path, tier: &Tier) {
+    let limit = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    let data = root.join("slow/data/many");
+    fs::create_dir(&data).unwrap();
+    let count = limit + 100;
+    for name in 0..count {
+        fs::write(data.join(name.to_string()), b"x").unwrap();
+    }
+    let watch = Watch::open().map_err(|error| error.explain()).unwrap();
+    tier.scan_and_watch(&watch).unwrap();
+    run("grep", &["-rc".as_ref(), "x".as_ref(), data.as_path()]).unwrap();
+    let mut touches = Touches::default();
+    watch.read(&mut touches).unwrap();
+    assert_eq!(touches.overflows, 1);
+    assert!(touches.files.len() > limit / 2 && touches.files.len() <= limit);
+    fs::remove_dir_all(&data).unwrap();
+}
+
+/// A held mover waits in the middle of a file, a stopped one gives it up, and the bandwidth
+/// counts for several files together.
+fn held_back(root: &Path) {
+    let mut place = place(root);
+    place.bandwidth_max = Some(4 << 20);
+    let (mut tier, _) = Tier::open(place).unwrap();
+    let data = root.join("slow/data");
+    for name in ["first", "second", "third"] {
+        fs::write(data.join(name), vec![7; 1 << 20]).unwrap();
+    }
+    // Copied and compared, two files are 4 MiB; a quarter of a second comes for nothing.
+    let start = Instant::now();
+    done(tier.promote(Path::new("first")));
+    done(tier.promote(Path::new("second")));
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(600), "{took:?}");
+    let brake = tier.brake();
+    brake.hold();
+    let moving = std::thread::spawn(move || {
+        let moved = tier.promote(Path::new("third"));
+        (tier, moved.map_err(|error| error.explain()).unwrap())
+    });
+    let moves = root.join("slow/tier/moves");
+    let end = Instant::now() + Duration::from_secs(20);
+    while fs::read_dir(&moves).unwrap().count() == 0 && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    // Held, yet nobody who opens a file waits for that.
+    let start = Instant::now();
+    assert_eq!(fs::read(data.join("first")).unwrap().len(), 1 << 20);
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(brake.is_held() && !moving.is_finished());
+    brake.stop();
+    let (tier, moved) = moving.join().unwrap();
+    assert_eq!(moved, Moved::Left(Left::Stopped));
+    assert_once(root, &tier);
+    drop(tier);
+    let mut tier = open(root);
+    for name in ["first", "second"] {
+        done(tier.demote(Path::new(name)));
+    }
+    for name in ["first", "second", "third"] {
+        fs::remove_file(data.join(name)).unwrap();
+    }
 }
 
 /// What happens to the mover after its exchange.
@@ -596,7 +721,7 @@ fn assert_once(root: &Path, tier: &Tier) {
     let fast: std::collections::BTreeSet<u64> = scan
         .entries
         .iter()
-        .filter(|entry| entry.place == Where::Fast)
+        .filter(|entry| entry.place == Place::Fast)
         .map(|entry| entry.inode)
         .collect();
     assert_eq!(count("fast/tier/files"), fast.len());
@@ -607,7 +732,7 @@ fn assert_once(root: &Path, tier: &Tier) {
     let used: u64 = scan
         .entries
         .iter()
-        .filter(|entry| entry.place == Where::Fast)
+        .filter(|entry| entry.place == Place::Fast)
         .map(|entry| entry.size)
         .sum();
     assert!(tier.fast_used() >= used.saturating_sub(SIZE_MAX as u64 * 8));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use forebay_core::units::Bytes;
-use forebay_host::tier::{Moved, Tier, Where};
+use forebay_host::tier::{Moved, Tier, Place};
 use serde::Serialize;
 
 use crate::config;
@@ -116,14 +116,14 @@ fn status(options: &Options) -> Result<ExitCode, Error> {
         // One that cannot be used says nothing of the others.
         let looked = Tier::open(place).and_then(|(tier, recovered)| {
             let scan = tier.scan()?;
-            let count = |at: Where| {
+            let count = |at: Place| {
                 let there = scan.entries.iter().filter(|entry| entry.place == at);
                 there.fold((0_u64, 0_u64), |(files, bytes), entry| {
                     (files + 1, bytes.saturating_add(entry.size))
                 })
             };
             let ((fast_files, _), (slow_files, slow_bytes)) =
-                (count(Where::Fast), count(Where::Slow));
+                (count(Place::Fast), count(Place::Slow));
             Ok(Status {
                 tier: tier.place().name.clone(),
                 directory: tier.place().directory.clone(),
@@ -261,7 +261,7 @@ fn drain(one: &One) -> Result<ExitCode, Error> {
         let tier = open(one)?;
         let scan = tier.scan().map_err(|error| Error::Host(error.explain()))?;
         let fast = scan.entries.into_iter();
-        fast.filter(|entry| entry.place == Where::Fast)
+        fast.filter(|entry| entry.place == Place::Fast)
             .map(|entry| entry.path)
             .collect()
     };

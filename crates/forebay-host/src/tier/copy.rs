@@ -4,7 +4,6 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{
     Advice, Gid, Mode, Stat, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
@@ -12,7 +11,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Left;
-use super::lease::{Lease, wait_for_break};
+use super::brake::Brake;
+use super::lease::Lease;
 
 /// An opener waits for one of these at most.
 const CHUNK: usize = 256 * 1024;
@@ -41,35 +41,6 @@ impl From<std::io::Error> for Stop {
     fn from(error: std::io::Error) -> Self {
         let number = error.raw_os_error();
         Self::from(number.map_or(Errno::IO, Errno::from_raw_os_error))
-    }
-}
-
-/// Spreads a copy over time.
-#[derive(Debug)]
-struct Pace {
-    start: Instant,
-    bytes: u64,
-    bandwidth_max: Option<u64>,
-}
-
-impl Pace {
-    /// Waits until so many more bytes are due, or the lease is broken.
-    fn spend(&mut self, bytes: usize, lease: &Lease<'_>) -> Result<(), Stop> {
-        self.bytes = self.bytes.saturating_add(bytes as u64);
-        loop {
-            if lease.is_broken() {
-                return Err(Stop::Left(Left::Wanted));
-            }
-            let Some(bandwidth) = self.bandwidth_max else {
-                return Ok(());
-            };
-            let micros = u128::from(self.bytes) * 1_000_000 / u128::from(bandwidth.max(1));
-            let due = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
-            match due.checked_sub(self.start.elapsed()) {
-                None | Some(Duration::ZERO) => return Ok(()),
-                Some(rest) => wait_for_break(rest.min(Duration::from_secs(1))),
-            }
-        }
     }
 }
 
@@ -103,14 +74,9 @@ pub(super) fn copy(
     to: &File,
     stat: &Stat,
     lease: &Lease<'_>,
-    bandwidth_max: Option<u64>,
+    brake: &Brake,
 ) -> Result<(), Stop> {
     let size = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
-    let mut pace = Pace {
-        start: Instant::now(),
-        bytes: 0,
-        bandwidth_max,
-    };
     let sparse = stat.st_blocks.saturating_mul(512) < stat.st_size;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
@@ -125,21 +91,21 @@ pub(super) fn copy(
             to.write_all_at(chunk, at)?;
         }
         at += count as u64;
-        pace.spend(count, lease)?;
+        brake.spend(count, lease)?;
     }
     dress(from, to, stat)?;
     to.sync_all()?;
     // From the medium, not from memory, as far as the kernel lets go of it.
     rustix::fs::fadvise(to, 0, None, Advice::DontNeed)?;
-    compare(from, to, size, &mut pace, lease)
+    compare(from, to, size, lease, brake)
 }
 
 fn compare(
     from: &File,
     to: &File,
     size: u64,
-    pace: &mut Pace,
     lease: &Lease<'_>,
+    brake: &Brake,
 ) -> Result<(), Stop> {
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut at = 0;
@@ -151,7 +117,7 @@ fn compare(
             return Err(Stop::Failed(Errno::IO));
         }
         at += count as u64;
-        pace.spend(count, lease)?;
+        brake.spend(count, lease)?;
     }
     Ok(())
 }

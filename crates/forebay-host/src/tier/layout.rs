@@ -5,10 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::brake::Brake;
 use super::TierPlace;
 use super::recover::Recovered;
 use crate::error::HostError;
@@ -26,6 +28,7 @@ pub struct Tier {
     pub(super) stage: OwnedFd,
     pub(super) links: OwnedFd,
     pub(super) kept: OwnedFd,
+    pub(super) brake: Arc<Brake>,
     /// Bytes in `files`.
     pub(super) fast_used: u64,
     // The kernel drops the lock with the descriptor.
@@ -50,6 +53,7 @@ impl Tier {
             stage: make_directory(&place.slow.join("stage"), 0o700)?,
             links: make_directory(&place.slow.join("links"), 0o700)?,
             kept: make_directory(&place.slow.join("kept"), 0o700)?,
+            brake: Arc::new(Brake::new(place.bandwidth_max)),
             fast_used: 0,
             _lock: lock,
             place,
@@ -62,6 +66,12 @@ impl Tier {
     #[must_use]
     pub fn place(&self) -> &TierPlace {
         &self.place
+    }
+
+    /// What holds its moves back, for others to use.
+    #[must_use]
+    pub fn brake(&self) -> Arc<Brake> {
+        Arc::clone(&self.brake)
     }
 
     /// Bytes on the fast file system.

@@ -44,6 +44,7 @@
 //! Every durable step can be told from `moves`, `stage`, `links` and `files`, and
 //! [`Tier::open`] ends or undoes what a killed process left, before anything else.
 
+mod brake;
 mod copy;
 mod layout;
 mod lease;
@@ -51,13 +52,17 @@ mod moving;
 mod record;
 mod recover;
 mod scan;
+mod watch;
 
 use std::path::PathBuf;
 
+pub use brake::Brake;
+pub use forebay_core::tier::Place;
 pub use layout::Tier;
 pub use lease::idle_priority;
 pub use recover::Recovered;
-pub use scan::{Entry, Scan, Where};
+pub use scan::{Entry, Scan};
+pub use watch::{FileKey, Touches, Watch};
 
 /// Which directory is tiered, and where its content is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +116,8 @@ pub enum Left {
     Flags,
     /// The target has no room for it.
     Full,
+    /// Whoever moves was told to stop.
+    Stopped,
     /// The target cannot hold one of its attributes.
     Attribute(String),
 }
@@ -127,6 +134,7 @@ impl std::fmt::Display for Left {
             Self::SeveralNames => f.write_str("it has several names"),
             Self::Flags => f.write_str("it is immutable, append-only, encrypted or sealed"),
             Self::Full => f.write_str("the tier has no room for it"),
+            Self::Stopped => f.write_str("the mover was told to stop"),
             Self::Attribute(name) => write!(f, "the tier cannot hold its attribute {name}"),
         }
     }

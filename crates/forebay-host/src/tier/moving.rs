@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat};
@@ -32,6 +32,13 @@ pub(super) enum Exchanged {
     Out,
     /// What was to go in, or nothing: the name is the application's.
     In,
+}
+
+/// A file to move, and where its name is.
+struct Source {
+    parent: OwnedFd,
+    name: PathBuf,
+    file: File,
 }
 
 impl Tier {
@@ -77,60 +84,18 @@ impl Tier {
         if rustix::fs::FileType::from_raw_mode(seen.st_mode) != rustix::fs::FileType::RegularFile {
             return Err(Left::NotRegular.into());
         }
-        let source = File::from(opened(&parent, &name, OFlags::RDONLY)?);
-        let stat = rustix::fs::fstat(&source)?;
-        movable(&source, &stat)?;
+        let file = File::from(opened(&parent, &name, OFlags::RDONLY)?);
+        let stat = rustix::fs::fstat(&file)?;
+        movable(&file, &stat)?;
         let size = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
         if self.fast_used.saturating_add(size) > self.place.fast_size_max {
             return Err(Left::Full.into());
         }
-        let lease = Lease::take(&source)?.ok_or(Left::Open)?;
-        // Only the state under the lease counts.
-        let stat = rustix::fs::fstat(&source)?;
-        let id = new_id()?;
-        let mut record = Record::new(id.clone(), Way::ToFast, path, Print::of(&stat), stat.st_ino);
-        record.write(self)?;
-        let result = self.promote_recorded(&mut record, &parent, &name, &source, &stat, &lease);
-        self.settle(&record, &parent, &name, result)?;
+        let out = stat.st_ino;
+        let source = Source { parent, name, file };
+        self.record_and_move(path, &source, Way::ToFast, new_id()?, out)?;
         self.fast_used = self.fast_used.saturating_add(size);
         Ok(size)
-    }
-
-    fn promote_recorded(
-        &mut self,
-        record: &mut Record,
-        parent: &OwnedFd,
-        name: &Path,
-        source: &File,
-        stat: &Stat,
-        lease: &Lease<'_>,
-    ) -> Result<(), Trouble> {
-        let id = record.id.clone();
-        let target = create(&self.files, &id)?;
-        copy(source, &target, stat, lease, self.place.bandwidth_max)?;
-        rustix::fs::fsync(&self.files)?;
-        let copy_lease = Lease::take(&target)?.ok_or(Left::Wanted)?;
-        rustix::fs::symlinkat(self.target(&id), &self.links, &id)?;
-        // Else a sticky directory would not let the owner of the file follow it.
-        rustix::fs::chownat(
-            &self.links,
-            &id,
-            Some(rustix::fs::Uid::from_raw(stat.st_uid)),
-            Some(rustix::fs::Gid::from_raw(stat.st_gid)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-        rustix::fs::linkat(&self.links, &id, &self.stage, &id, AtFlags::empty())?;
-        let placed = look(&self.links, &id)?.ok_or(Errno::NOENT)?.st_ino;
-        rustix::fs::fsync(&self.links)?;
-        self.exchange(
-            record,
-            placed,
-            parent,
-            name,
-            source,
-            stat,
-            [lease, &copy_lease],
-        )
     }
 
     fn demoting(&mut self, path: &Path) -> Result<u64, Trouble> {
@@ -147,61 +112,93 @@ impl Tier {
         if ours.st_ino != seen.st_ino || ours.st_nlink != 2 {
             return Err(Left::SeveralNames.into());
         }
-        let source = File::from(opened(&self.files, Path::new(&id), OFlags::RDONLY)?);
-        let stat = rustix::fs::fstat(&source)?;
-        movable(&source, &stat)?;
+        let file = File::from(opened(&self.files, Path::new(&id), OFlags::RDONLY)?);
+        let stat = rustix::fs::fstat(&file)?;
+        movable(&file, &stat)?;
         let size = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
-        let lease = Lease::take(&source)?.ok_or(Left::Open)?;
-        let stat = rustix::fs::fstat(&source)?;
-        let mut record = Record::new(id.clone(), Way::ToSlow, path, Print::of(&stat), seen.st_ino);
-        record.write(self)?;
-        let result = self.demote_recorded(&mut record, &parent, &name, &source, &stat, &lease);
-        self.settle(&record, &parent, &name, result)?;
+        let source = Source { parent, name, file };
+        self.record_and_move(path, &source, Way::ToSlow, id, seen.st_ino)?;
         self.fast_used = self.fast_used.saturating_sub(size);
         Ok(size)
+    }
+
+    /// Steps 1 to 5 of a file that may be moved as far as it can tell itself.
+    fn record_and_move(
+        &mut self,
+        path: &Path,
+        source: &Source,
+        way: Way,
+        id: String,
+        out: u64,
+    ) -> Result<(), Trouble> {
+        let lease = Lease::take(&source.file)?.ok_or(Left::Open)?;
+        // Only the state under the lease counts.
+        let stat = rustix::fs::fstat(&source.file)?;
+        let mut record = Record::new(id, way, path, Print::of(&stat), out);
+        record.write(self)?;
+        let result = match way {
+            Way::ToFast => self.promote_recorded(&mut record, source, &stat, &lease),
+            Way::ToSlow => self.demote_recorded(&mut record, source, &stat, &lease),
+        };
+        self.settle(&record, source, result)
+    }
+
+    fn promote_recorded(
+        &mut self,
+        record: &mut Record,
+        source: &Source,
+        stat: &Stat,
+        lease: &Lease<'_>,
+    ) -> Result<(), Trouble> {
+        let id = record.id.clone();
+        let target = create(&self.files, &id)?;
+        copy(&source.file, &target, stat, lease, &self.brake)?;
+        rustix::fs::fsync(&self.files)?;
+        let copy_lease = Lease::take(&target)?.ok_or(Left::Wanted)?;
+        rustix::fs::symlinkat(self.target(&id), &self.links, &id)?;
+        // Else a sticky directory would not let the owner of the file follow it.
+        rustix::fs::chownat(
+            &self.links,
+            &id,
+            Some(rustix::fs::Uid::from_raw(stat.st_uid)),
+            Some(rustix::fs::Gid::from_raw(stat.st_gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+        rustix::fs::linkat(&self.links, &id, &self.stage, &id, AtFlags::empty())?;
+        let placed = look(&self.links, &id)?.ok_or(Errno::NOENT)?.st_ino;
+        rustix::fs::fsync(&self.links)?;
+        self.exchange(record, placed, source, stat, [lease, &copy_lease])
     }
 
     fn demote_recorded(
         &mut self,
         record: &mut Record,
-        parent: &OwnedFd,
-        name: &Path,
-        source: &File,
+        source: &Source,
         stat: &Stat,
         lease: &Lease<'_>,
     ) -> Result<(), Trouble> {
         let target = create(&self.stage, &record.id)?;
-        copy(source, &target, stat, lease, self.place.bandwidth_max)?;
+        copy(&source.file, &target, stat, lease, &self.brake)?;
         let copy_lease = Lease::take(&target)?.ok_or(Left::Wanted)?;
         let placed = rustix::fs::fstat(&target)?.st_ino;
-        self.exchange(
-            record,
-            placed,
-            parent,
-            name,
-            source,
-            stat,
-            [lease, &copy_lease],
-        )
+        self.exchange(record, placed, source, stat, [lease, &copy_lease])
     }
 
     /// Steps 3 and 4: from the copy to an exchange that holds.
-    #[expect(clippy::too_many_arguments, reason = "one step of one protocol")]
     fn exchange(
         &mut self,
         record: &mut Record,
         placed: u64,
-        parent: &OwnedFd,
-        name: &Path,
-        source: &File,
+        source: &Source,
         stat: &Stat,
         leases: [&Lease<'_>; 2],
     ) -> Result<(), Trouble> {
+        let Source { parent, name, file } = source;
         record.phase = Phase::Swap;
         record.placed = Some(placed);
         rustix::fs::fsync(&self.stage)?;
         record.write(self)?;
-        let now = rustix::fs::fstat(source)?;
+        let now = rustix::fs::fstat(file)?;
         let named = look(parent, name)?.ok_or(Left::Gone)?;
         let changed = (now.st_ctime, now.st_ctime_nsec) != (stat.st_ctime, stat.st_ctime_nsec);
         // Renaming, linking, chmod and attributes change ctime; leases do not see them.
@@ -237,10 +234,10 @@ impl Tier {
     fn settle(
         &mut self,
         record: &Record,
-        parent: &OwnedFd,
-        name: &Path,
+        source: &Source,
         result: Result<(), Trouble>,
     ) -> Result<(), Trouble> {
+        let Source { parent, name, .. } = source;
         // What the name stands for is durable before the other content goes.
         rustix::fs::fsync(parent)?;
         rustix::fs::fsync(&self.stage)?;
@@ -249,7 +246,7 @@ impl Tier {
         result
     }
 
-    fn find(&self, path: &Path) -> Result<(OwnedFd, std::path::PathBuf), Trouble> {
+    fn find(&self, path: &Path) -> Result<(OwnedFd, PathBuf), Trouble> {
         match self.parent(path) {
             Ok(found) => Ok(found),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Left::Gone.into()),

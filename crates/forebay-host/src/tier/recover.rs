@@ -44,16 +44,27 @@ impl Tier {
                 recovered.undone += 1;
             }
         }
-        self.fast_used = 0;
+        recovered.unclaimed = self.count()?;
+        recovered.kept = names(&self.kept, "kept", self)?.len() as u64;
+        Ok(recovered)
+    }
+
+    /// Counts the bytes on the fast file system anew, for promoted files grow and shrink, and
+    /// the copies that no link was made for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn count(&mut self) -> Result<u64, HostError> {
+        let (mut used, mut unclaimed) = (0_u64, 0);
         for id in names(&self.files, "files", self)? {
             let stat = look(&self.files, &*id).map_err(|error| self.failed("look", error))?;
             let size = stat.and_then(|stat| u64::try_from(stat.st_size).ok());
-            self.fast_used = self.fast_used.saturating_add(size.unwrap_or(0));
+            used = used.saturating_add(size.unwrap_or(0));
             let link = look(&self.links, &*id).map_err(|error| self.failed("look", error))?;
-            recovered.unclaimed += u64::from(link.is_none());
+            unclaimed += u64::from(link.is_none());
         }
-        recovered.kept = names(&self.kept, "kept", self)?.len() as u64;
-        Ok(recovered)
+        self.fast_used = used;
+        Ok(unclaimed)
     }
 
     /// Whether the move was ended, and not undone.

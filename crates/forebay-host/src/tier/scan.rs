@@ -1,5 +1,6 @@
 //! What a tiered directory holds, and where.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -7,24 +8,19 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Dir, FileType};
 use rustix::io::Errno;
 
+use super::Place;
 use super::layout::{Tier, look};
 use super::recover::names;
+use super::watch::{FileKey, Watch, file_system, key};
 use crate::error::HostError;
 
 /// Files of one tier that are looked at; the rest stays where it is.
 const FILES_MAX: usize = 200_000;
+/// Directories of one tier that are watched: the kernel keeps each in memory meanwhile.
+const WATCHED_MAX: u64 = 10_000;
 /// How long a copy is kept after its last name was removed: a tool that moves the directory's
 /// files to another file system copies the link, and its user can still turn back.
 const REMOVED_KEPT: Duration = Duration::from_secs(600);
-
-/// Where a file's content is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Where {
-    /// On the fast file system.
-    Fast,
-    /// On the slow one.
-    Slow,
-}
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +28,96 @@ pub struct Entry {
     /// Relative to the directory.
     pub path: PathBuf,
     /// Where its content is.
-    pub place: Where,
+    pub place: Place,
     /// Bytes.
     pub size: u64,
-    /// Of the content, for events of the kernel to be recognised by.
+    /// Of the content.
     pub inode: u64,
+    /// How events name the content; none where the file system has no such names.
+    pub key: Option<FileKey>,
+}
+
+/// A scan under way.
+struct Walk<'t> {
+    tier: &'t Tier,
+    watch: Option<&'t Watch>,
+    fast: [i32; 2],
+    slow: [i32; 2],
+    waiting: Vec<PathBuf>,
+    watched: u64,
+    scan: Scan,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, inside: &Path) -> Result<(), Errno> {
+        // The parent of a name in it is the directory itself.
+        let (directory, _) = self.tier.parent(&inside.join("x"))?;
+        self.watch(&directory);
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
+            if matches!(name.as_bytes(), b"." | b"..") {
+                continue;
+            }
+            if self.scan.entries.len() + self.waiting.len() >= FILES_MAX {
+                self.scan.truncated = true;
+                return Ok(());
+            }
+            self.file(&directory, inside, Path::new(name))?;
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, directory: &OwnedFd) {
+        let Some(watch) = self.watch else { return };
+        if self.watched < WATCHED_MAX && watch.mark(directory.as_fd()).is_ok() {
+            self.watched += 1;
+        } else {
+            self.scan.unwatched += 1;
+        }
+    }
+
+    fn file(&mut self, directory: &OwnedFd, inside: &Path, name: &Path) -> Result<(), Errno> {
+        let tier = self.tier;
+        let path = inside.join(name);
+        let Some(stat) = look(directory, name)? else {
+            return Ok(());
+        };
+        let (place, content, key) = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                self.waiting.push(path);
+                return Ok(());
+            }
+            FileType::RegularFile => {
+                let key = key(directory.as_fd(), name, self.slow);
+                (Place::Slow, stat, key)
+            }
+            FileType::Symlink => match tier.link_at(directory, name, &stat) {
+                Ok(Some(id)) => match look(&tier.files, &*id)? {
+                    Some(content) => {
+                        let key = key(tier.files.as_fd(), Path::new(&id), self.fast);
+                        (Place::Fast, content, key)
+                    }
+                    None => {
+                        self.scan.broken.push(path);
+                        return Ok(());
+                    }
+                },
+                Ok(None) | Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
+                Err(error) => return Err(error),
+            },
+            _ => return Ok(()),
+        };
+        self.scan.entries.push(Entry {
+            path,
+            place,
+            size: u64::try_from(content.st_size).unwrap_or(0),
+            inode: content.st_ino,
+            // Gone meanwhile; the next scan does not see it either.
+            key: key.unwrap_or(None),
+        });
+        Ok(())
+    }
 }
 
 /// All files of a tier at one time.
@@ -48,6 +129,8 @@ pub struct Scan {
     pub truncated: bool,
     /// Links whose copy is not there.
     pub broken: Vec<PathBuf>,
+    /// Directories whose files could not be watched, or are too many to be.
+    pub unwatched: u64,
 }
 
 impl Tier {
@@ -56,10 +139,39 @@ impl Tier {
     /// # Errors
     /// When the directory cannot be read.
     pub fn scan(&self) -> Result<Scan, HostError> {
-        let mut scan = Scan::default();
-        let mut waiting = vec![PathBuf::new()];
-        while let Some(inside) = waiting.pop() {
-            if let Err(error) = self.scan_one(&inside, &mut scan, &mut waiting) {
+        self.walk(None)
+    }
+
+    /// Lists the regular files, and watches all of them from now on.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or nothing can be watched there.
+    pub fn scan_and_watch(&self, watch: &Watch) -> Result<Scan, HostError> {
+        for (directory, path) in [
+            (&self.files, &self.place.fast),
+            (&self.directory, &self.place.directory),
+        ] {
+            watch.mark(directory.as_fd()).map_err(|error| {
+                HostError::file("watch the files in", path, error)
+                    .advise("a file system without file handles cannot be watched: move its files by hand")
+            })?;
+        }
+        self.walk(Some(watch))
+    }
+
+    fn walk(&self, watch: Option<&Watch>) -> Result<Scan, HostError> {
+        let failed = |error| HostError::file("look at", &self.place.directory, error);
+        let mut walk = Walk {
+            tier: self,
+            watch,
+            fast: file_system(self.files.as_fd()).map_err(failed)?,
+            slow: file_system(self.directory.as_fd()).map_err(failed)?,
+            waiting: vec![PathBuf::new()],
+            watched: 0,
+            scan: Scan::default(),
+        };
+        while let Some(inside) = walk.waiting.pop() {
+            if let Err(error) = walk.directory(&inside) {
                 // Directories come and go while we look.
                 if !matches!(
                     error,
@@ -69,63 +181,33 @@ impl Tier {
                     return Err(HostError::file("list", &path, error));
                 }
             }
-            if scan.truncated {
+            if walk.scan.truncated {
                 break;
             }
         }
-        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(scan)
+        walk.scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(walk.scan)
     }
 
-    fn scan_one(
-        &self,
-        inside: &Path,
-        scan: &mut Scan,
-        waiting: &mut Vec<PathBuf>,
-    ) -> Result<(), Errno> {
-        // The parent of a name in it is the directory itself.
-        let (directory, _) = self.parent(&inside.join("x"))?;
-        for entry in Dir::read_from(&directory)? {
-            let entry = entry?;
-            let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
-            if matches!(name.as_bytes(), b"." | b"..") {
-                continue;
+    /// How events name the content of a file now.
+    ///
+    /// # Errors
+    /// When the file is gone or cannot be looked at.
+    pub fn key_of(&self, path: &Path) -> Result<Option<FileKey>, HostError> {
+        let find = || {
+            let (parent, name) = self.parent(path)?;
+            let stat = look(&parent, &name)?.ok_or(Errno::NOENT)?;
+            match self.link_at(&parent, &name, &stat)? {
+                Some(id) => self.key_at(&self.files, Path::new(&id)),
+                None => self.key_at(&parent, &name),
             }
-            if scan.entries.len() + waiting.len() >= FILES_MAX {
-                scan.truncated = true;
-                return Ok(());
-            }
-            let path = inside.join(name);
-            let Some(stat) = look(&directory, name)? else {
-                continue;
-            };
-            let (place, content) = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => {
-                    waiting.push(path);
-                    continue;
-                }
-                FileType::RegularFile => (Where::Slow, stat),
-                FileType::Symlink => match self.link_at(&directory, Path::new(name), &stat) {
-                    Ok(Some(id)) => match look(&self.files, &*id)? {
-                        Some(content) => (Where::Fast, content),
-                        None => {
-                            scan.broken.push(path);
-                            continue;
-                        }
-                    },
-                    Ok(None) | Err(Errno::NOENT | Errno::INVAL) => continue,
-                    Err(error) => return Err(error),
-                },
-                _ => continue,
-            };
-            scan.entries.push(Entry {
-                path,
-                place,
-                size: u64::try_from(content.st_size).unwrap_or(0),
-                inode: content.st_ino,
-            });
-        }
-        Ok(())
+        };
+        let path = self.place.directory.join(path);
+        find().map_err(|error| HostError::file("look at", &path, error))
+    }
+
+    fn key_at(&self, directory: &OwnedFd, name: &Path) -> Result<Option<FileKey>, Errno> {
+        key(directory.as_fd(), name, file_system(directory.as_fd())?)
     }
 
     /// Copies that no name on the slow file system leads to. The application removed the
