@@ -6,9 +6,11 @@
 //! taken away or changed; readers ignore those they do not know.
 
 mod client;
+mod tiers;
 mod types;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
+pub use tiers::*;
 pub use types::*;
 
 /// The version in every path.

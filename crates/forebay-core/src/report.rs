@@ -48,6 +48,8 @@ pub enum EventKind {
     Shortfall,
     /// An app was put back as it was found.
     Released,
+    /// Files of a tiered directory moved, or something keeps them from it.
+    Tier,
 }
 
 /// One app in one period.

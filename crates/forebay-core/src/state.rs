@@ -552,6 +552,11 @@ impl State {
         self.events.iter()
     }
 
+    /// Takes in what happened outside of the control period, for the next report.
+    pub fn tell(&mut self, time: Time, kind: EventKind, message: String) {
+        self.note(time, None, kind, message);
+    }
+
     /// The series of one app, to explain its forecast.
     #[must_use]
     pub fn history(&self, id: &AppId) -> Option<&History> {

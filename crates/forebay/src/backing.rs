@@ -16,6 +16,7 @@ use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
 use crate::store::{self, Level, Reader, Resolution};
+use crate::tiering::Desk;
 
 /// Reads the configuration again and puts it in force, or leaves everything as it is.
 #[derive(Debug, Clone)]
@@ -71,7 +72,7 @@ impl Reload {
             .map_err(|_| "the control thread ended".to_owned())??;
         self.on_stop.send_replace(on_stop);
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon] and [tiers] take effect at the next start"
         )];
         messages.extend(measured.unused);
         let gone = gone
@@ -91,6 +92,7 @@ pub(crate) fn state(
     reload: Reload,
     reports: watch::Receiver<Option<Arc<Published>>>,
     history_in: History,
+    tiers: Desk,
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
@@ -128,6 +130,7 @@ pub(crate) fn state(
             read
         }),
         agent: Arc::new(agent),
+        tiers,
     }
 }
 

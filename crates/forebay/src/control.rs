@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use forebay_core::app::{AppId, Policy};
 use forebay_core::host::{Action, Host};
 use forebay_core::plan::Plan;
-use forebay_core::report::{Event, TickReport};
+use forebay_core::report::{Event, EventKind, TickReport};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::units::Time;
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Events(usize, oneshot::Sender<Vec<Event>>),
     /// How an app's forecasts are made: the models of its processor and memory series.
     Models(AppId, oneshot::Sender<Option<Models>>),
+    /// Something happened beside the control period.
+    Tell(EventKind, String),
     /// End the control thread.
     Stop,
 }
@@ -166,6 +168,7 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
                 .send(state.events().skip(skip).cloned().collect())
                 .ok();
         }
+        Command::Tell(kind, message) => state.tell(asked.time, kind, message),
         Command::Models(app, reply) => {
             let models = state.history(&app).map(|history| Models {
                 cpu: history.cpu_series().scores(),

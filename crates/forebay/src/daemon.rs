@@ -10,8 +10,10 @@ use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_core::app::{OnStop, Policy};
+use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
+use forebay_core::report::TickReport;
+use forebay_core::tier::Courtesy;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,6 +25,7 @@ use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
 use crate::server;
 use crate::store::{Recorder, Retention, Store};
+use crate::tiering::{self, Movers};
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
@@ -172,6 +175,8 @@ struct Running {
     published: watch::Receiver<Option<Arc<Published>>>,
     on_stop: watch::Receiver<OnStop>,
     reload: Reload,
+    movers: Movers,
+    courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -228,6 +233,16 @@ fn begin_on(
             "start the control thread",
             "check limits on threads",
         ))?;
+    let told = commands.clone();
+    let tell: tiering::Tell = Arc::new(move |kind, message| {
+        if let Err(error) = told.try_send(Command::Tell(kind, message)) {
+            tracing::warn!(%error, "an event of a tier was not told");
+        }
+    });
+    let movers = Movers::start(&config.tiers, &tell).map_err(system(
+        "start the threads that move files",
+        "check limits on threads",
+    ))?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -245,6 +260,7 @@ fn begin_on(
             Some(_) => History::Kept(database),
             None => History::Off(database),
         },
+        movers.desk(),
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {
@@ -258,6 +274,8 @@ fn begin_on(
         published,
         on_stop,
         reload,
+        movers,
+        courtesy: Courtesy::default(),
         stop_api,
         api,
     })
@@ -341,10 +359,23 @@ impl Running {
                     guardian.relieve(config, on_stop);
                 }
                 _ = check.tick() => guardian.keep(config),
-                changed = self.published.changed() => if changed.is_err() { break },
+                changed = self.published.changed() => match changed {
+                    Ok(()) => self.hold_moves(),
+                    Err(_) => break,
+                },
             }
         }
         self.end().await
+    }
+
+    /// Lets files move only while it hurts no critical app, and Forebay is to act.
+    fn hold_moves(&mut self) {
+        let Some(published) = self.published.borrow_and_update().clone() else {
+            return;
+        };
+        let report = &published.report;
+        let waits = self.courtesy.step(report.time.monotonic, waiting(report));
+        self.movers.hold(waits || report.paused);
     }
 
     async fn end(self) -> Result<ExitCode, Error> {
@@ -353,6 +384,10 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        let movers = self.movers;
+        if let Err(error) = tokio::task::spawn_blocking(move || movers.stop()).await {
+            tracing::error!(%error, "the movers of tiers were not stopped");
         }
         // The control thread may have ended already, which the join below finds out.
         self.commands.send(Command::Stop).ok();
@@ -369,6 +404,17 @@ impl Running {
             Err(Error::Farewell(report.failed.join("; ")))
         }
     }
+}
+
+/// The most that any critical app waits for I/O, as a share of time.
+fn waiting(report: &TickReport) -> Option<f64> {
+    let critical = report
+        .apps
+        .values()
+        .filter(|app| app.class == Class::Critical);
+    critical
+        .filter_map(|app| app.io.stalled)
+        .max_by(f64::total_cmp)
 }
 
 /// The control thread goes ahead of everything else on a loaded host.

@@ -14,6 +14,7 @@ mod output;
 mod server;
 mod store;
 mod tier;
+mod tiering;
 mod top;
 mod workload;
 

@@ -1,17 +1,28 @@
-//! `forebay tier`: what tiered directories hold, and moving files by hand.
+//! `forebay tier`: what tiered directories hold, and moving files by hand. While a daemon has a
+//! tier it is asked; else this process moves the files itself.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use forebay_api as api;
+use forebay_api::Client;
 use forebay_core::units::Bytes;
-use forebay_host::tier::{Moved, Tier, Place};
+use forebay_host::ErrorKind;
+use forebay_host::tier::{Place, Recovered, Tier, TierPlace};
 use serde::Serialize;
+
+use crate::cli::SOCKET_VARIABLE;
 
 use crate::config;
 use crate::daemon::{Error, facts};
 use crate::output::{Format, Output, numbers, table, words};
+
+/// How often a daemon that moves files is asked how far it is.
+const LOOK: Duration = Duration::from_millis(100);
+/// Moves that `status` shows.
+const MOVES_SHOWN: usize = 10;
 
 /// Show tiered directories, and move their files
 #[derive(Debug, Clone, clap::Args)]
@@ -61,39 +72,6 @@ struct Files {
     files: Vec<PathBuf>,
 }
 
-/// One tier, as `status` shows it.
-#[derive(Debug, Serialize)]
-struct Status {
-    tier: String,
-    directory: PathBuf,
-    fast_files: u64,
-    fast_bytes: u64,
-    fast_size_max_bytes: u64,
-    slow_files: u64,
-    slow_bytes: u64,
-    /// Contents put aside for a person to judge.
-    kept: u64,
-    /// Copies that no link was made for.
-    unclaimed: u64,
-    /// Copies that no file leads to any more.
-    nameless: u64,
-    /// Links whose copy is not there.
-    broken: Vec<PathBuf>,
-    /// Whether there were more files than are looked at.
-    truncated: bool,
-}
-
-/// One file that was asked for.
-#[derive(Debug, Serialize)]
-struct Row {
-    file: PathBuf,
-    moved: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
 /// Runs one of the commands. A file that was left where it is makes the exit status 1.
 ///
 /// # Errors
@@ -101,9 +79,9 @@ struct Row {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     match &args.command {
         TierCommand::Status(options) => status(options),
-        TierCommand::Promote(files) => each(&files.one, &files.files, Tier::promote),
-        TierCommand::Demote(files) => each(&files.one, &files.files, Tier::demote),
-        TierCommand::Drain(one) => drain(one),
+        TierCommand::Promote(files) => ask(&files.one, api::TierOrder::Promote, &files.files),
+        TierCommand::Demote(files) => ask(&files.one, api::TierOrder::Demote, &files.files),
+        TierCommand::Drain(one) => ask(one, api::TierOrder::Drain, &[]),
         TierCommand::Forget(one) => forget(one),
     }
 }
@@ -113,35 +91,17 @@ fn status(options: &Options) -> Result<ExitCode, Error> {
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for place in config.tiers.into_values() {
+        let name = place.name.clone();
         // One that cannot be used says nothing of the others.
-        let looked = Tier::open(place).and_then(|(tier, recovered)| {
-            let scan = tier.scan()?;
-            let count = |at: Place| {
-                let there = scan.entries.iter().filter(|entry| entry.place == at);
-                there.fold((0_u64, 0_u64), |(files, bytes), entry| {
-                    (files + 1, bytes.saturating_add(entry.size))
-                })
-            };
-            let ((fast_files, _), (slow_files, slow_bytes)) =
-                (count(Place::Fast), count(Place::Slow));
-            Ok(Status {
-                tier: tier.place().name.clone(),
-                directory: tier.place().directory.clone(),
-                fast_files,
-                fast_bytes: tier.fast_used(),
-                fast_size_max_bytes: tier.place().fast_size_max,
-                slow_files,
-                slow_bytes,
-                kept: recovered.kept,
-                unclaimed: recovered.unclaimed,
-                nameless: tier.nameless()?,
-                broken: scan.broken,
-                truncated: scan.truncated,
-            })
-        });
-        match looked {
-            Ok(row) => rows.push(row),
-            Err(error) => failed.push(error.explain()),
+        match Mover::of(place, &config.daemon.socket).and_then(|mover| mover.status(&name)) {
+            Ok(row) => {
+                if row.state == api::TierState::Broken {
+                    let trouble = row.trouble.as_deref().unwrap_or("unknown trouble");
+                    failed.push(format!("tier {name}: {trouble}"));
+                }
+                rows.push(row);
+            }
+            Err(error) => failed.push(error),
         }
     }
     if !rows.is_empty() || failed.is_empty() {
@@ -153,12 +113,13 @@ fn status(options: &Options) -> Result<ExitCode, Error> {
     }
 }
 
-fn show(rows: &[Status]) -> String {
+fn show(rows: &[api::Tier]) -> String {
     if rows.is_empty() {
         return "no tiers: name some as [tiers.NAME] in the configuration".to_owned();
     }
     let columns = [
         words("TIER"),
+        words("STATE"),
         numbers("FAST FILES"),
         numbers("FAST"),
         numbers("OF"),
@@ -175,6 +136,11 @@ fn show(rows: &[Status]) -> String {
                 (row.nameless, "without a file (`forget` removes them)"),
                 (row.broken.len() as u64, "without their copy"),
                 (u64::from(row.truncated), "listing cut off"),
+                (row.unwatched, "directories not watched"),
+                (
+                    row.heat.map_or(0, |heat| heat.overflows),
+                    "times too many touches to count",
+                ),
             ];
             let notes = notes.into_iter().filter(|(count, _)| *count > 0);
             let notes: Vec<_> = notes
@@ -182,6 +148,7 @@ fn show(rows: &[Status]) -> String {
                 .collect();
             [
                 row.tier.clone(),
+                row.state.to_string(),
                 row.fast_files.to_string(),
                 Bytes(row.fast_bytes).to_string(),
                 Bytes(row.fast_size_max_bytes).to_string(),
@@ -191,10 +158,49 @@ fn show(rows: &[Status]) -> String {
             ]
         })
         .collect();
-    table(columns, &lines)
+    let mut text = table(columns, &lines);
+    for row in rows {
+        if let Some(trouble) = row.trouble.as_ref() {
+            text += &format!("\n{}: {trouble}", row.tier);
+        }
+        text += &moves(row);
+    }
+    text
 }
 
-fn open(one: &One) -> Result<Tier, Error> {
+/// The latest moves of a tier, with why.
+fn moves(row: &api::Tier) -> String {
+    if row.moves.is_empty() {
+        return String::new();
+    }
+    let api::TierTotals {
+        promoted,
+        promoted_bytes,
+        demoted,
+        demoted_bytes,
+        left,
+    } = row.totals;
+    let mut text = format!(
+        "\n{}: promoted {promoted} ({}), demoted {demoted} ({}), left {left}; the latest:",
+        row.tier,
+        Bytes(promoted_bytes),
+        Bytes(demoted_bytes)
+    );
+    let latest = row.moves.len().saturating_sub(MOVES_SHOWN);
+    for one in &row.moves[latest..] {
+        let to = match one.to {
+            api::TierSide::Fast => "to fast",
+            api::TierSide::Slow => "to slow",
+        };
+        text += &format!("\n  {to}  {}  {}", one.file, one.why);
+        if let Some(left) = &one.left {
+            text += &format!("; left: {left}");
+        }
+    }
+    text
+}
+
+fn mover(one: &One) -> Result<Mover, Error> {
     let config = config::load(one.options.config.as_deref(), &facts()?).map_err(Error::Config)?;
     let known: Vec<String> = config.tiers.keys().cloned().collect();
     let mut tiers = config.tiers;
@@ -207,72 +213,52 @@ fn open(one: &One) -> Result<Tier, Error> {
             false => format!("no tier `{}`; use {}", one.tier, known.join(" or ")),
         })
     })?;
-    let (tier, _) = Tier::open(place).map_err(|error| Error::Host(error.explain()))?;
-    Ok(tier)
+    Mover::of(place, &config.daemon.socket).map_err(Error::Host)
 }
 
-fn each(
-    one: &One,
-    files: &[PathBuf],
-    work: impl Fn(&mut Tier, &Path) -> Result<Moved, forebay_host::Error>,
-) -> Result<ExitCode, Error> {
-    let mut tier = open(one)?;
-    if let Err(error) = forebay_host::tier::idle_priority() {
-        tracing::warn!(reason = error.explain(), "moving at plain I/O priority");
-    }
-    let mut rows = Vec::new();
-    for file in files {
-        let inside = file
-            .strip_prefix(&tier.place().directory)
-            .unwrap_or(file)
-            .to_owned();
-        let (moved, bytes, reason) = match work(&mut tier, &inside) {
-            Ok(Moved::Done { bytes }) => (true, Some(bytes), None),
-            Ok(Moved::Left(left)) => (false, None, Some(left.to_string())),
-            Err(error) => (false, None, Some(error.explain())),
-        };
-        rows.push(Row {
-            file: file.clone(),
-            moved,
-            bytes,
-            reason,
-        });
-    }
-    print(&one.options, &rows, |rows| {
-        let line = |row: &Row| match &row.reason {
+fn ask(one: &One, order: api::TierOrder, files: &[PathBuf]) -> Result<ExitCode, Error> {
+    let answer = mover(one)?
+        .ask(&one.tier, order, files)
+        .map_err(Error::Host)?;
+    print(&one.options, &answer.files, |rows| {
+        let line = |row: &api::TierFile| match &row.reason {
             None => format!(
                 "moved {} ({})",
-                row.file.display(),
+                row.file,
                 Bytes(row.bytes.unwrap_or_default())
             ),
-            Some(reason) => format!("left {}: {reason}", row.file.display()),
+            Some(reason) => format!("left {}: {reason}", row.file),
         };
-        let lines: Vec<_> = rows.iter().map(line).collect();
+        let mut lines: Vec<_> = rows.iter().map(line).collect();
+        if rows.len() as u64 <= answer.moved + answer.left_beyond {
+            let moved = rows.iter().filter(|row| row.moved).count() as u64;
+            let more = answer.moved.saturating_sub(moved);
+            if more + answer.left_beyond > 0 {
+                lines.push(format!(
+                    "and moved {more} more, left {} more",
+                    answer.left_beyond
+                ));
+            }
+        }
         lines.join("\n")
     })?;
-    match rows.iter().all(|row| row.moved) {
+    if let Some(trouble) = answer.trouble {
+        return Err(Error::Host(trouble));
+    }
+    match answer.left_beyond == 0 && answer.files.iter().all(|row| row.moved) {
         true => Ok(ExitCode::SUCCESS),
         false => Ok(ExitCode::FAILURE),
     }
 }
 
-fn drain(one: &One) -> Result<ExitCode, Error> {
-    let files: Vec<PathBuf> = {
-        let tier = open(one)?;
-        let scan = tier.scan().map_err(|error| Error::Host(error.explain()))?;
-        let fast = scan.entries.into_iter();
-        fast.filter(|entry| entry.place == Place::Fast)
-            .map(|entry| entry.path)
-            .collect()
-    };
-    each(one, &files, Tier::demote)
-}
-
 fn forget(one: &One) -> Result<ExitCode, Error> {
-    let failed = |error: forebay_host::Error| Error::Host(error.explain());
-    let mut tier = open(one)?;
-    let removed = tier.collect_removed(SystemTime::now()).map_err(failed)?;
-    let young = tier.nameless().map_err(failed)?;
+    let answer = mover(one)?
+        .ask(&one.tier, api::TierOrder::Forget, &[])
+        .map_err(Error::Host)?;
+    if let Some(trouble) = answer.trouble {
+        return Err(Error::Host(trouble));
+    }
+    let (removed, young) = (answer.moved, answer.young);
     let value = serde_json::json!({ "tier": one.tier, "removed": removed, "kept": young });
     print(&one.options, &value, |_| match young {
         0 => format!("removed {removed} copies from tier {}", one.tier),
@@ -283,6 +269,135 @@ fn forget(one: &One) -> Result<ExitCode, Error> {
         ),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who moves the files of a tier: the daemon that has it, or else this process.
+enum Mover {
+    Own(Box<Tier>, Recovered),
+    Daemon(tokio::runtime::Runtime, Client),
+}
+
+impl Mover {
+    fn of(place: TierPlace, socket: &Path) -> Result<Self, String> {
+        let busy = match Tier::open(place) {
+            Ok((tier, recovered)) => {
+                if let Err(error) = forebay_host::tier::idle_priority() {
+                    tracing::warn!(reason = error.explain(), "moving at plain I/O priority");
+                }
+                return Ok(Self::Own(Box::new(tier), recovered));
+            }
+            Err(error) if error.kind() == ErrorKind::Locked => error,
+            Err(error) => return Err(error.explain()),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("ask the daemon: {error}; check limits on open files"))?;
+        let named = std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from);
+        let socket = named.unwrap_or_else(|| socket.to_owned());
+        let client = runtime
+            .block_on(Client::connect(socket))
+            .map_err(|error| format!("{}; no daemon answers either: {error}", busy.explain()))?;
+        Ok(Self::Daemon(runtime, client))
+    }
+
+    fn status(&self, name: &str) -> Result<api::Tier, String> {
+        match self {
+            Self::Own(tier, recovered) => {
+                crate::tiering::direct(tier, recovered).map_err(|error| error.explain())
+            }
+            Self::Daemon(runtime, client) => {
+                let tiers: api::Tiers = runtime
+                    .block_on(client.get("/v1/tiers"))
+                    .map_err(|error| error.to_string())?;
+                let mut tiers = tiers.tiers.into_iter();
+                tiers.find(|tier| tier.tier == name).ok_or_else(|| {
+                    format!("tier {name} is held by a process that is not the daemon at {}; wait for it to end", client.path().display())
+                })
+            }
+        }
+    }
+
+    fn ask(
+        self,
+        name: &str,
+        order: api::TierOrder,
+        files: &[PathBuf],
+    ) -> Result<api::TierAnswer, String> {
+        match self {
+            Self::Own(tier, _) => own(*tier, order, files).map_err(|error| error.explain()),
+            Self::Daemon(runtime, client) => runtime.block_on(asked(&client, name, order, files)),
+        }
+    }
+}
+
+/// Does what was asked for, without a daemon.
+fn own(
+    mut tier: Tier,
+    order: api::TierOrder,
+    files: &[PathBuf],
+) -> Result<api::TierAnswer, forebay_host::Error> {
+    let mut answer = api::TierAnswer {
+        done: true,
+        ..api::TierAnswer::default()
+    };
+    let files = match order {
+        api::TierOrder::Promote | api::TierOrder::Demote => files.to_vec(),
+        api::TierOrder::Drain => {
+            let entries = tier.scan()?.entries.into_iter();
+            let fast = entries.filter(|entry| entry.place == Place::Fast);
+            fast.map(|entry| entry.path).collect()
+        }
+        api::TierOrder::Forget => {
+            answer.moved = tier.collect_removed(SystemTime::now())?;
+            answer.young = tier.nameless()?;
+            return Ok(answer);
+        }
+    };
+    for file in files {
+        let inside = file.strip_prefix(&tier.place().directory).unwrap_or(&file);
+        let inside = inside.to_owned();
+        let moved = match order {
+            api::TierOrder::Promote => tier.promote(&inside),
+            _ => tier.demote(&inside),
+        };
+        crate::tiering::answered(&mut answer, crate::tiering::row(&file, &moved));
+    }
+    Ok(answer)
+}
+
+/// Asks the daemon, and waits until all is done: there may be much to move.
+async fn asked(
+    client: &Client,
+    name: &str,
+    order: api::TierOrder,
+    files: &[PathBuf],
+) -> Result<api::TierAnswer, String> {
+    let text = |file: &PathBuf| {
+        let text = file.to_str().map(str::to_owned);
+        text.ok_or_else(|| {
+            format!(
+                "{} is not UTF-8, which the API needs; stop the daemon to move it",
+                file.display()
+            )
+        })
+    };
+    let request = api::TierRequest {
+        order,
+        files: files.iter().map(text).collect::<Result<_, _>>()?,
+    };
+    let mut answer: api::TierAnswer = client
+        .post(&format!("/v1/tiers/{name}/moves"), &request)
+        .await
+        .map_err(|error| error.to_string())?;
+    while !answer.done {
+        tokio::time::sleep(LOOK).await;
+        answer = client
+            .get(&format!("/v1/tiers/{name}/moves/{}", answer.request))
+            .await
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(answer)
 }
 
 fn print<T: Serialize>(

@@ -351,8 +351,10 @@ mod tests {
             stays_until: NOW + Duration::from_secs(1),
             ..Rest::default()
         };
-        let mut failed = Rest::default();
-        failed.retry_at = NOW + Duration::from_secs(1);
+        let failed = Rest {
+            retry_at: NOW + Duration::from_secs(1),
+            ..Rest::default()
+        };
         for rest in [resting, failed] {
             for index in 0..2 {
                 let mut files = [file(Fast, 4, 0.0), file(Slow, 4, 5.0)];

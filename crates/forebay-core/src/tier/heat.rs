@@ -79,6 +79,7 @@ pub struct Heats<K> {
     began: Duration,
     bucket: u64,
     forgotten: u64,
+    forecasts: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +125,7 @@ impl<K: Ord + Copy> Heats<K> {
             began: now,
             bucket: bucket(now),
             forgotten: 0,
+            forecasts: 0,
         }
     }
 
@@ -147,9 +149,8 @@ impl<K: Ord + Copy> Heats<K> {
 
     /// Files that are forecast.
     #[must_use]
-    pub fn forecasts(&self) -> usize {
-        let tracked = |heat: &&Heat| heat.series.is_some();
-        self.files.values().filter(tracked).count()
+    pub const fn forecasts(&self) -> usize {
+        self.forecasts
     }
 
     /// A file was touched so often, until now.
@@ -211,6 +212,8 @@ impl<K: Ord + Copy> Heats<K> {
         self.files.retain(|_, heat| {
             heat.sum(now) > FORGOTTEN || heat.series.is_some() && heat.long(now) > FORGOTTEN
         });
+        let forecast = |heat: &&Heat| heat.series.is_some();
+        self.forecasts = self.files.values().filter(forecast).count();
     }
 
     /// Gives series to those touched most over hours.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 /// How long a file stays where it was moved to, unless room must be made.
 const STAY: Duration = Duration::from_secs(60);
-/// How long a file that could not be moved is left alone, doubling each time.
-const RETRY: Duration = Duration::from_secs(15);
+/// How long a file that could not be moved is left alone, doubling each time: one that is opened
+/// every moment is soon caught closed, one that is held open is seldom tried.
+const RETRY: Duration = Duration::from_secs(1);
 /// However often it could not.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// Files remembered; the ones whose time is up first leave.
@@ -116,14 +117,14 @@ mod tests {
         let mut rests = Rests::new();
         let mut now = at(1000);
         let mut pauses = Vec::new();
-        for _ in 0..12 {
+        for _ in 0..15 {
             rests.failed(now, 1);
             let pause = rests.of(1).retry_at - now;
             pauses.push(pause.as_secs());
             now += pause;
         }
-        assert_eq!(pauses[..4], [15, 30, 60, 120]);
-        assert_eq!(pauses[9..], [3600; 3]);
+        assert_eq!(pauses[..5], [1, 2, 4, 8, 16]);
+        assert_eq!(pauses[12..], [3600; 3]);
         rests.moved(now, 1);
         assert_eq!(rests.of(1).retry_at, Duration::ZERO);
         assert_eq!(rests.of(1).stays_until, now + STAY);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::brake::Brake;
 use super::TierPlace;
+use super::brake::Brake;
 use super::recover::Recovered;
 use crate::error::HostError;
 

@@ -152,8 +152,9 @@ impl Tier {
             (&self.directory, &self.place.directory),
         ] {
             watch.mark(directory.as_fd()).map_err(|error| {
-                HostError::file("watch the files in", path, error)
-                    .advise("a file system without file handles cannot be watched: move its files by hand")
+                HostError::file("watch the files in", path, error).advise(
+                    "a file system without file handles cannot be watched: move its files by hand",
+                )
             })?;
         }
         self.walk(Some(watch))
@@ -187,6 +188,22 @@ impl Tier {
         }
         walk.scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(walk.scan)
+    }
+
+    /// Free bytes of the fast and of the slow file system.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn free(&self) -> Result<(u64, u64), HostError> {
+        let of = |directory: &OwnedFd, path: &Path| {
+            let of = rustix::fs::fstatvfs(directory)
+                .map_err(|error| HostError::file("look at", path, error))?;
+            Ok::<_, HostError>(of.f_bavail.saturating_mul(of.f_frsize))
+        };
+        Ok((
+            of(&self.files, &self.place.fast)?,
+            of(&self.directory, &self.place.directory)?,
+        ))
     }
 
     /// How events name the content of a file now.

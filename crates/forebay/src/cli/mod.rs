@@ -27,7 +27,7 @@ use crate::output::{Format, Output};
 use crate::top;
 
 /// The variable that names the socket, unless `--socket` does.
-const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
+pub(crate) const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
 
 /// How to reach the daemon, and how to print what it says.
 #[derive(Debug, Clone, Args)]

@@ -304,6 +304,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Failed => "failed",
         EventKind::Shortfall => "shortfall",
         EventKind::Released => "released",
+        EventKind::Tier => "tier",
     }
 }
 

@@ -376,7 +376,8 @@ pub(super) async fn stream(
 
 pub(super) async fn scrape(State(server): State<Shared>) -> Result<Response, Failure> {
     let view = server.feed.view();
-    let text = metrics::render(view.as_ref(), &server.feed.totals(), server.agent())
+    let tiers = server.state.tiers.status();
+    let text = metrics::render(view.as_ref(), &server.feed.totals(), server.agent(), &tiers)
         .map_err(|e| Failure::failed(format!("metrics: {e}")))?;
     Ok(([(header::CONTENT_TYPE, METRICS)], text).into_response())
 }

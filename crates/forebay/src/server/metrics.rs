@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
+use forebay_api as api;
 use forebay_core::app::AppId;
 use forebay_core::demand::Band;
 use forebay_core::io_history::DeviceUse;
 use forebay_core::report::AppReport;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{RunState, Traffic};
-use forebay_core::units::Limit;
+use forebay_core::units::{Bytes, Limit};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,7 @@ pub(super) fn render(
     view: Option<&View>,
     totals: &Totals,
     agent: AgentUse,
+    movers: &[api::Tier],
 ) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("forebay");
     daemon(&mut registry, totals, agent);
@@ -41,6 +43,9 @@ pub(super) fn render(
         period(&mut registry, view);
         host(&mut registry, view);
         apps(&mut registry, view);
+    }
+    if !movers.is_empty() {
+        tiers(&mut registry, movers);
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -339,6 +344,104 @@ fn traffic(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
     );
 }
 
+fn tiers(registry: &mut Registry, tiers: &[api::Tier]) {
+    let each = |value: fn(&api::Tier) -> u64| {
+        gauges(tiers.iter().map(|tier| {
+            (
+                vec![("tier", tier.tier.clone())],
+                Bytes(value(tier)).as_f64(),
+            )
+        }))
+    };
+    let sides = |fast: fn(&api::Tier) -> u64, slow: fn(&api::Tier) -> u64| {
+        tiers.iter().flat_map(move |tier| {
+            [("fast", fast(tier)), ("slow", slow(tier))].map(|(side, value)| {
+                let labels = vec![("tier", tier.tier.clone()), ("side", side.to_owned())];
+                (labels, value)
+            })
+        })
+    };
+    registry.register(
+        "tier_bytes",
+        "Bytes of a tiered directory on each side",
+        gauges(
+            sides(|tier| tier.fast_bytes, |tier| tier.slow_bytes)
+                .map(|(labels, value)| (labels, Bytes(value).as_f64())),
+        ),
+    );
+    registry.register(
+        "tier_files",
+        "Files of a tiered directory on each side",
+        gauges(
+            sides(|tier| tier.fast_files, |tier| tier.slow_files)
+                .map(|(labels, value)| (labels, Bytes(value).as_f64())),
+        ),
+    );
+    registry.register(
+        "tier_fast_bytes_max",
+        "The most bytes on the fast side",
+        each(|tier| tier.fast_size_max_bytes),
+    );
+    registry.register(
+        "tier_broken",
+        "1 while a tiered directory cannot be used",
+        each(|tier| u64::from(tier.state == api::TierState::Broken)),
+    );
+    registry.register(
+        "tier_held",
+        "1 while moves wait for critical apps, or Forebay is paused",
+        each(|tier| u64::from(tier.state == api::TierState::Held)),
+    );
+    registry.register(
+        "tier_moves",
+        "Files moved, by the side they went to",
+        counters(sides(
+            |tier| tier.totals.promoted,
+            |tier| tier.totals.demoted,
+        )),
+    );
+    registry.register(
+        "tier_moved_bytes",
+        "Bytes moved, by the side they went to",
+        counters(sides(
+            |tier| tier.totals.promoted_bytes,
+            |tier| tier.totals.demoted_bytes,
+        )),
+    );
+    let one = |value: fn(&api::Tier) -> u64| {
+        counters(
+            tiers
+                .iter()
+                .map(move |tier| (vec![("tier", tier.tier.clone())], value(tier))),
+        )
+    };
+    registry.register(
+        "tier_left",
+        "Moves that left the file where it was",
+        one(|tier| tier.totals.left),
+    );
+    registry.register(
+        "tier_touch_events",
+        "Events of the kernel that tell of touched files",
+        one(|tier| tier.heat.map_or(0, |heat| heat.events)),
+    );
+    registry.register(
+        "tier_touch_overflows",
+        "Times that the kernel dropped such events because they came too fast",
+        one(|tier| tier.heat.map_or(0, |heat| heat.overflows)),
+    );
+}
+
+fn counters(
+    values: impl IntoIterator<Item = (Labels, u64)>,
+) -> Family<Labels, prometheus_client::metrics::counter::Counter> {
+    let family = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    family
+}
+
 fn labels(id: &AppId, app: &AppReport) -> Labels {
     vec![("app", id.to_string()), ("class", app.class.to_string())]
 }
@@ -362,7 +465,6 @@ mod tests {
     use std::time::Duration;
 
     use forebay_core::report::EventKind;
-    use forebay_core::units::Bytes;
 
     use super::*;
     use crate::server::tests::published;
@@ -382,7 +484,17 @@ mod tests {
             cpu: Duration::from_millis(1500),
             resident: Bytes(4096),
         };
-        let text = render(Some(&view), &totals, agent).unwrap();
+        let tier = api::Tier {
+            tier: "data".to_owned(),
+            state: api::TierState::Held,
+            fast_bytes: 4096,
+            totals: api::TierTotals {
+                demoted_bytes: 512,
+                ..api::TierTotals::default()
+            },
+            ..api::Tier::default()
+        };
+        let text = render(Some(&view), &totals, agent, &[tier]).unwrap();
         for line in [
             "forebay_agent_cpu_seconds_total 1.5",
             "forebay_agent_resident_bytes 4096.0",
@@ -397,6 +509,10 @@ mod tests {
             "forebay_app_network_sent_bytes_total{app=\"web\",class=\"critical\"} 3000",
             "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",
             "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",
+            "forebay_tier_bytes{tier=\"data\",side=\"fast\"} 4096.0",
+            "forebay_tier_moved_bytes_total{tier=\"data\",side=\"slow\"} 512",
+            "forebay_tier_held{tier=\"data\"} 1.0",
+            "forebay_tier_broken{tier=\"data\"} 0.0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
@@ -409,7 +525,7 @@ mod tests {
 
     #[test]
     fn before_the_first_period_there_is_what_there_is() {
-        let text = render(None, &Totals::default(), AgentUse::default()).unwrap();
+        let text = render(None, &Totals::default(), AgentUse::default(), &[]).unwrap();
         assert!(text.contains("forebay_agent_resident_bytes 0.0"), "{text}");
     }
 }

@@ -18,6 +18,7 @@ mod routes;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod tiers;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -33,6 +34,7 @@ pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use socket::{ListenError, Socket, bind_loopback};
 
 use crate::control::{Command, Published};
+use crate::tiering::Desk;
 use feed::{Feed, View};
 use problem::Failure;
 
@@ -73,6 +75,8 @@ pub(crate) struct ServerState {
     pub(crate) events: Option<ReadEvents>,
     /// For every status.
     pub(crate) agent: ReadAgent,
+    /// For `/v1/tiers`.
+    pub(crate) tiers: Desk,
 }
 
 impl std::fmt::Debug for ServerState {

@@ -19,6 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
+use super::tiers;
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -155,6 +156,25 @@ pub(super) fn routes() -> Vec<Route> {
             post(reload),
         )
         .answers(of::<api::Done>),
+        look(
+            "/v1/tiers",
+            "Tiered directories: what they hold, how warm it is, what was moved and why",
+            get(tiers::tiers),
+        )
+        .answers(of::<api::Tiers>),
+        change(
+            "/v1/tiers/{name}/moves",
+            "Ask for files of a tier to be moved; the answer grows while they are",
+            post(tiers::ask),
+        )
+        .with_body(of::<api::TierRequest>)
+        .answers(of::<api::TierAnswer>),
+        look(
+            "/v1/tiers/{name}/moves/{request}",
+            "What became of a request",
+            get(tiers::answer),
+        )
+        .answers(of::<api::TierAnswer>),
         Route {
             content: EVENT_STREAM,
             ..look(

@@ -204,6 +204,7 @@ fn control(
                     });
                     reply.send(models).unwrap();
                 }
+                Command::Tell(..) => unreachable!("no mover runs"),
                 Command::Stop => break,
             }
         }
@@ -277,6 +278,7 @@ impl Fixture {
                 cpu: Duration::from_millis(1500),
                 resident: Bytes::mib(20),
             }),
+            tiers: Desk::default(),
         };
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = tcp.local_addr().unwrap();

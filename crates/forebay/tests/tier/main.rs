@@ -7,6 +7,8 @@
     reason = "a test, whose functions clippy does not see as such"
 )]
 
+mod daemon;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -100,6 +102,38 @@ fn a_copy_without_a_file_is_told_and_kept() {
         &[
             "1 without a file (`forget` removes them)",
             "removed 0 copies from tier data; 1 lost their file less than 10 minutes ago and are kept\ncontent\n",
+        ],
+    );
+}
+
+/// The kernel lets nobody set when a link lost its last name; the file system's own tool does.
+#[test]
+fn a_copy_that_lost_its_file_long_ago_is_forgotten_when_asked_for() {
+    check(
+        "a_copy_that_lost_its_file_long_ago_is_forgotten_when_asked_for",
+        r#"
+        echo content > slow/data/a; echo more > slow/data/b
+        "$2" tier promote data a b --config forebay.toml || exit
+        rm slow/data/a
+        for id in $(ls slow/tier/links); do
+            test $(stat -c %h slow/tier/links/$id) = 1 && gone=$id
+        done
+        inode=$(stat -c %i slow/tier/links/$gone)
+        umount slow
+        debugfs -w -R "set_inode_field <$inode> ctime 202001010000" image || exit
+        mount -o loop image slow
+        "$2" tier status --config forebay.toml || exit
+        test -f fast/tier/files/$gone || exit
+        "$2" tier forget data --config forebay.toml || exit
+        "$2" tier status --json --config forebay.toml || exit
+        test ! -e fast/tier/files/$gone -a "$(cat slow/data/b)" = more
+        "#,
+        true,
+        &[
+            "1 without a file (`forget` removes them)",
+            "removed 1 copies from tier data\n",
+            "\"nameless\": 0",
+            "\"fast_bytes\": 5",
         ],
     );
 }

@@ -1,0 +1,89 @@
+//! Whether moves wait, so that critical applications do not.
+//!
+//! # Problem
+//!
+//! While a critical application waits for I/O, moving files beside it makes it wait longer.
+//! But it may wait because its files are on the slow side, which only moving them ends.
+//!
+//! # Approach
+//!
+//! Moves wait as soon as it waits, until it hardly does; and at most ten seconds, after which
+//! they have two seconds before they wait again.
+//!
+//! # Properties
+//!
+//! - Nobody waits: nobody is held back.
+//! - Somebody always waits: moves have a sixth of the time, and no less.
+
+use std::time::Duration;
+
+/// Share of time that a critical application waits for I/O, from which moves wait.
+const HELD_ABOVE: f64 = 0.05;
+/// Share under which they go on.
+const FREE_BELOW: f64 = 0.02;
+/// How long moves wait at a stretch.
+const HELD_MAX: Duration = Duration::from_secs(10);
+/// What they then have before they wait again.
+const TURN: Duration = Duration::from_secs(2);
+
+/// Who goes first now.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Courtesy {
+    held_since: Option<Duration>,
+    free_until: Duration,
+}
+
+impl Courtesy {
+    /// Whether moves wait from now on. `waiting` is the most that any critical application
+    /// waits for I/O lately, as a share of time; none where nobody can tell.
+    pub fn step(&mut self, now: Duration, waiting: Option<f64>) -> bool {
+        let waiting = waiting.unwrap_or(0.0);
+        match self.held_since {
+            Some(_) if waiting < FREE_BELOW => self.held_since = None,
+            Some(since) if now.saturating_sub(since) >= HELD_MAX => {
+                self.held_since = None;
+                self.free_until = now + TURN;
+            }
+            None if waiting >= HELD_ABOVE && now >= self.free_until => {
+                self.held_since = Some(now);
+            }
+            _ => {}
+        }
+        self.held_since.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(share: impl Fn(u64) -> f64) -> Vec<bool> {
+        let mut courtesy = Courtesy::default();
+        let step = |tenth| {
+            let now = Duration::from_millis(tenth * 100);
+            courtesy.step(now, Some(share(tenth)))
+        };
+        (0..1200).map(step).collect()
+    }
+
+    #[test]
+    fn moves_wait_while_somebody_does_and_no_longer() {
+        let held = held(|tenth| if (10..50).contains(&tenth) { 0.3 } else { 0.0 });
+        let waits: Vec<usize> = (0..held.len()).filter(|tenth| held[*tenth]).collect();
+        assert_eq!(waits, (10..50).collect::<Vec<_>>());
+        assert!(!Courtesy::default().step(Duration::ZERO, None));
+    }
+
+    #[test]
+    fn a_share_between_the_bounds_changes_nothing() {
+        let held = held(|tenth| if tenth == 10 { 0.06 } else { 0.03 });
+        assert!(!held[9] && held[10] && held[100]);
+    }
+
+    #[test]
+    fn who_waits_for_ever_leaves_moves_a_sixth_of_the_time() {
+        let held = held(|_| 1.0);
+        let free = held.iter().filter(|held| !**held).count();
+        assert_eq!(free, held.len() / 6);
+    }
+}
