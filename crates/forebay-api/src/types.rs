@@ -198,6 +198,12 @@ pub struct Slice {
     /// Data sent over the network, in bytes per second.
     #[serde(default)]
     pub egress_max_bytes_per_second: Option<Limit<u64>>,
+    /// Share of the last-level cache that it may fill, in percent.
+    #[serde(default)]
+    pub l3_cache_percent: Option<u32>,
+    /// Share of the memory bandwidth, in percent.
+    #[serde(default)]
+    pub memory_bandwidth_percent: Option<u32>,
 }
 
 /// What an app sent and received since the daemon looks, loopback left out.

@@ -337,6 +337,10 @@ pub struct Policy {
     pub partition: Partition,
     /// Whether the interrupts of devices are moved off critical apps' own CPUs.
     pub move_interrupts: bool,
+    /// Share of the last-level cache that batch may fill while a critical app runs, in percent.
+    pub batch_cache_percent: Option<u32>,
+    /// Share of the memory bandwidth that batch may use while a critical app runs, in percent.
+    pub batch_bandwidth_percent: Option<u32>,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -356,6 +360,8 @@ impl Default for Policy {
             lend: false,
             partition: Partition::Member,
             move_interrupts: false,
+            batch_cache_percent: None,
+            batch_bandwidth_percent: None,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),

@@ -46,6 +46,10 @@ pub enum Knob {
     /// What may be sent over the network; by a program of Forebay's in the kernel, which has no
     /// file for it
     EgressMax,
+    /// Ways of the last-level cache, in /sys/fs/resctrl
+    L3Cache,
+    /// Memory bandwidth, in /sys/fs/resctrl
+    MemoryBandwidth,
 }
 
 impl fmt::Display for Knob {
@@ -67,6 +71,8 @@ impl fmt::Display for Knob {
             Self::IoMax(device) => return write!(f, "io.max {device}"),
             Self::PidsMax => "pids.max",
             Self::EgressMax => "egress.max",
+            Self::L3Cache => "resctrl L3",
+            Self::MemoryBandwidth => "resctrl MB",
         };
         f.write_str(name)
     }
@@ -108,6 +114,10 @@ pub enum Setting {
     PidsMax(Limit<u64>),
     /// Data sent over the network, but for loopback.
     EgressMax(Limit<Rate>),
+    /// Share of the last-level cache that may be filled, in percent; 100 is all of it.
+    L3Cache(u32),
+    /// Share of the memory bandwidth, in percent, as the processor throttles it.
+    MemoryBandwidth(u32),
 }
 
 impl Setting {
@@ -131,6 +141,8 @@ impl Setting {
             Self::IoMax(device, _) => Knob::IoMax(*device),
             Self::PidsMax(_) => Knob::PidsMax,
             Self::EgressMax(_) => Knob::EgressMax,
+            Self::L3Cache(_) => Knob::L3Cache,
+            Self::MemoryBandwidth(_) => Knob::MemoryBandwidth,
         }
     }
 
@@ -177,6 +189,7 @@ impl fmt::Display for Setting {
             ),
             Self::PidsMax(limit) => write!(f, "{limit}"),
             Self::EgressMax(limit) => write!(f, "{limit}"),
+            Self::L3Cache(percent) | Self::MemoryBandwidth(percent) => write!(f, "{percent}%"),
         }
     }
 }

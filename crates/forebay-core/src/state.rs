@@ -76,6 +76,8 @@ fn lifted(setting: &Setting, app: &App, known: &Known) -> Option<Setting> {
         Setting::IoMax(device, max) if *max != IoMax::NONE => {
             Some(Setting::IoMax(*device, IoMax::NONE))
         }
+        Setting::L3Cache(percent) if *percent < 100 => Some(Setting::L3Cache(100)),
+        Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
         // What was a partition before Forebay came stays one.
         Setting::CpusPartition(Partition::Root | Partition::Isolated)
             if known.partitioned || !matches!(app.binding, Binding::Cgroup(_)) =>

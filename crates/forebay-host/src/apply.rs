@@ -124,7 +124,8 @@ impl LinuxHost {
             }
             Action::Set { app, setting } => {
                 let is_file = self.ways.of(setting.knob()).is_some();
-                if !is_file && setting.knob() != Knob::EgressMax {
+                let is_share = matches!(setting.knob(), Knob::L3Cache | Knob::MemoryBandwidth);
+                if !is_file && !is_share && setting.knob() != Knob::EgressMax {
                     return Err(Refusal::Unsupported);
                 }
                 if let Some(why) = knobs::nonsense(setting) {
@@ -139,6 +140,8 @@ impl LinuxHost {
                 self.announce_group(app)?;
                 if is_file {
                     self.announce_setting(app, setting.knob())?;
+                } else if is_share {
+                    self.announce_shares(app)?;
                 }
                 Ok(None)
             }
@@ -446,6 +449,7 @@ impl LinuxHost {
                 other => other,
             },
             Setting::EgressMax(rate) => self.bound_egress(app, *rate),
+            Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => self.set_share(app, setting),
             Setting::CpusPartition(partition) if *partition != Partition::Member => {
                 self.make_partition(app, *partition)
             }

@@ -187,6 +187,7 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::IoWeight => "no shares of busy disks (needs the BFQ scheduler or io.cost)",
         Knob::IoMax(_) => "no upper bound on disk traffic",
         Knob::PidsMax => "no upper bound on processes",
+        Knob::L3Cache | Knob::MemoryBandwidth => "batch fills the caches of critical apps",
         Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",
     }
 }

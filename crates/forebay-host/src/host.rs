@@ -25,6 +25,7 @@ use crate::observe::Meters;
 use crate::partition;
 use crate::procs::{self, Scanner};
 use crate::reclaim::{ReclaimWay, Reclaimer};
+use crate::resctrl::Resctrl;
 use crate::restore::{self, Report};
 use crate::slow::SlowWriter;
 use crate::supervise::{self, Main};
@@ -71,6 +72,7 @@ pub struct LinuxHost {
     pub(crate) online_text: String,
     pub(crate) slow: SlowWriter,
     pub(crate) interrupts: Option<Interrupts>,
+    pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
     /// The weight of the group that holds all apps, once it was written.
@@ -193,8 +195,13 @@ impl LinuxHost {
         } else {
             capabilities.knobs.push(Knob::EgressMax);
         }
+        let resctrl = Resctrl::open(&roots.sys);
+        capabilities
+            .knobs
+            .extend(resctrl.iter().flat_map(Resctrl::knobs));
         let mut host = Self {
             capabilities,
+            resctrl,
             host_stat: Reader::open(&roots.proc.join("stat")),
             host_memory: Reader::open(&roots.proc.join("meminfo")),
             online: Reader::open(&roots.sys.join("devices/system/cpu/online")),

@@ -15,6 +15,7 @@
 //! | `IoMax` | io.max | blkio.throttle.* |
 //! | `PidsMax` | pids.max | pids.max |
 //! | `EgressMax` | none: see `network` | none |
+//! | `L3Cache`, `MemoryBandwidth` | none: see `resctrl` | none |
 //!
 //! v1's soft limit is where reclaim starts first when memory is short, not where the group is
 //! slowed: it is nearer to memory.high than to memory.low, which protects and has no
@@ -160,7 +161,7 @@ pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
         | Knob::MemorySwapMax => Controller::Memory,
         Knob::IoWeight | Knob::IoMax(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
-        Knob::EgressMax => return None,
+        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
     })
 }
 
@@ -193,7 +194,7 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V2, Knob::IoMax(_)) => vec![vec!["io.max"]],
         (Version::V1, Knob::IoMax(_)) => vec![THROTTLES.to_vec()],
         (_, Knob::PidsMax) => vec![vec!["pids.max"]],
-        (_, Knob::EgressMax) => vec![],
+        (_, Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth) => vec![],
     }
 }
 
@@ -259,7 +260,7 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
             })
             .collect(),
         Setting::PidsMax(limit) => one(limit.to_string()),
-        Setting::EgressMax(_) => vec![],
+        Setting::EgressMax(_) | Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => vec![],
     }
 }
 
@@ -330,7 +331,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
                 },
             )
         }
-        Knob::EgressMax => return None,
+        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
         Knob::PidsMax => Setting::PidsMax(match first {
             "max" => Limit::Max,
             number => Limit::At(number.parse().ok()?),

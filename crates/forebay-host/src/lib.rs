@@ -35,6 +35,7 @@ mod observe;
 mod partition;
 pub mod procs;
 mod reclaim;
+mod resctrl;
 pub mod restore;
 mod slow;
 mod supervise;

@@ -144,6 +144,9 @@ impl LinuxHost {
         let mut apps = BTreeMap::new();
         for (index, (id, app)) in (0u64..).zip(watch.apps) {
             let turn = (watch.period + index) % ROTATION;
+            if turn == 4 {
+                self.follow_shares(id);
+            }
             let sample = self.look_at_app(app, turn, watch.in_force.get(id));
             apps.insert(id.clone(), sample);
         }

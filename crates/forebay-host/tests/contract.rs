@@ -221,7 +221,9 @@ impl Fixture<LinuxHost> for Live {
         let cpu = || self.files(app, Controller::Cpu);
         let memory = || self.files(app, Controller::Memory);
         Ok(match knob {
-            Knob::EgressMax => return Err("there is no file of it".to_owned()),
+            Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => {
+                return Err("it is no file of a group".to_owned());
+            }
             Knob::Cpus => Setting::Cpus(
                 self.files(app, Controller::Cpuset)
                     .read_set("cpuset.cpus")?,

@@ -210,11 +210,13 @@ fn a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone() {
     // Half a second's worth may be ahead.
     let due = Duration::from_secs(SENT / RATE) - Duration::from_millis(500);
     assert!(took > due * 9 / 10, "{took:?} for {due:?}: {traffic:?}");
-    assert!(took < due * 3 / 2, "{took:?} for {due:?}: {traffic:?}");
-    assert!(traffic.dropped_packets > 0, "{traffic:?}");
+    // One that has to wait for its own timers again and again takes four times as long.
+    assert!(took < due * 3, "{took:?} for {due:?}: {traffic:?}");
+    let held_back = traffic.dropped_packets;
+    assert!(held_back > 0, "{traffic:?}");
 
-    let (took, _) = run(&mut host, Limit::Max);
-    assert!(took < due / 2, "{took:?} without a bound");
+    let (_, traffic) = run(&mut host, Limit::Max);
+    assert_eq!(traffic.dropped_packets, held_back, "without a bound");
 
     // The kernel lifts it when the daemon is gone, however it went.
     let (port, receiver) = receive(&far.here);

@@ -262,7 +262,9 @@ impl Group {
                 | Setting::CpusPartition(_)
                 | Setting::MemorySwapMax(_)
                 | Setting::IoWeight(_)
-                | Setting::EgressMax(_) => {}
+                | Setting::EgressMax(_)
+                | Setting::L3Cache(_)
+                | Setting::MemoryBandwidth(_) => {}
             }
         }
         self.limits = limits;
@@ -350,5 +352,7 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
         ),
         Knob::PidsMax => Setting::PidsMax(Limit::Max),
         Knob::EgressMax => Setting::EgressMax(Limit::Max),
+        Knob::L3Cache => Setting::L3Cache(100),
+        Knob::MemoryBandwidth => Setting::MemoryBandwidth(100),
     }
 }

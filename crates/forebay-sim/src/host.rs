@@ -119,6 +119,8 @@ impl SimHost {
             Knob::IoMax(DEVICE),
             Knob::PidsMax,
             Knob::EgressMax,
+            Knob::L3Cache,
+            Knob::MemoryBandwidth,
         ];
         let root = Group::new(&topology, true);
         Self {

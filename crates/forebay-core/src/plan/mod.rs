@@ -176,6 +176,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         cpu_settings(situation, app, share, &mut slice);
         memory_settings(app, &bytes.bounds[id], &mut slice);
         other_settings(app, &mut slice);
+        cache_settings(situation, app, &mut slice);
         plan.slices
             .insert(id.clone(), supported(slice, situation.capabilities));
         plan.reasons.insert(
@@ -260,6 +261,28 @@ fn other_settings(app: &App, slice: &mut Slice) {
     }
     slice.set(Setting::PidsMax(app.ceiling.pids));
     slice.set(Setting::EgressMax(app.ceiling.egress));
+}
+
+/// Batch gets its share of what all CPUs have in common as long as a critical app runs.
+fn cache_settings(situation: &Situation<'_>, app: &App, slice: &mut Slice) {
+    let Policy {
+        batch_cache_percent,
+        batch_bandwidth_percent,
+        ..
+    } = situation.policy;
+    if app.class != Class::Batch {
+        return;
+    }
+    let class_of = |id: &AppId| situation.policy.apps.get(id).map(|app| app.class);
+    let mut running = situation.demands.keys();
+    let bounded = running.any(|id| class_of(id) == Some(Class::Critical));
+    let share = |percent: u32| if bounded { percent } else { 100 };
+    if let Some(percent) = batch_cache_percent {
+        slice.set(Setting::L3Cache(share(*percent)));
+    }
+    if let Some(percent) = batch_bandwidth_percent {
+        slice.set(Setting::MemoryBandwidth(share(*percent)));
+    }
 }
 
 /// Leaves out what the host does not offer: planned around, and said by `doctor`.

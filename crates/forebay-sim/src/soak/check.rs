@@ -212,6 +212,9 @@ fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
             Setting::MemoryLow(low) => memory_short || low >= floor.memory,
             Setting::PidsMax(pids) => pids <= ceiling.pids,
             Setting::EgressMax(rate) => rate <= ceiling.egress,
+            Setting::L3Cache(percent) | Setting::MemoryBandwidth(percent) => {
+                app.class == Class::Batch && (1..=100).contains(&percent)
+            }
             Setting::CpuWeight(weight) | Setting::IoWeight(weight) => {
                 (1..=10_000).contains(&weight)
             }

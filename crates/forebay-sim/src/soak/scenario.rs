@@ -68,6 +68,8 @@ impl Scenario {
                     _ => Partition::Member,
                 }
             },
+            batch_cache_percent: rng.clone().bool().then_some(25),
+            batch_bandwidth_percent: rng.clone().bool().then_some(50),
             move_interrupts: {
                 let mut copy = rng.clone();
                 copy.bool();

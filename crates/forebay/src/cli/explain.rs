@@ -182,6 +182,12 @@ fn in_force(slice: &api::Slice) -> String {
     if let Some(max) = &slice.cpu_max_cores {
         knobs.push(format!("cpu.max = {}", limit(max, |c| cpu(*c))));
     }
+    if let Some(percent) = slice.l3_cache_percent {
+        knobs.push(format!("resctrl L3 = {percent}%"));
+    }
+    if let Some(percent) = slice.memory_bandwidth_percent {
+        knobs.push(format!("resctrl MB = {percent}%"));
+    }
     match knobs.is_empty() {
         true => "None of its CPU knobs is managed on this host.".to_owned(),
         false => format!("In force: {}.", knobs.join(", ")),

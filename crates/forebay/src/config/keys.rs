@@ -199,6 +199,16 @@ const POLICY: &[Key] = &[
         "Where the interrupts of devices are served: \"shared\" moves them off critical apps' own CPUs, which can crowd a network card's queues onto few CPUs (default \"anywhere\")",
     ),
     key(
+        "batch_cache",
+        Kind::Percent,
+        "Share of the last-level cache that batch may fill while a critical app runs, by resctrl (default: not managed)",
+    ),
+    key(
+        "batch_bandwidth",
+        Kind::Percent,
+        "Share of the memory bandwidth that batch may use while a critical app runs, by resctrl (default: not managed)",
+    ),
+    key(
         "on_stop",
         Kind::Choice {
             noun: "thing to do on stop",

@@ -230,6 +230,8 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
                 ..
             })
         ),
+        batch_cache_percent: share(&mut section, "batch_cache", findings),
+        batch_bandwidth_percent: share(&mut section, "batch_bandwidth", findings),
         on_stop: match section.take::<&str>("on_stop") {
             Some(At { value: "kill", .. }) => OnStop::Kill,
             _ => OnStop::Keep,
@@ -237,6 +239,17 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         apps: BTreeMap::new(),
         devices: BTreeMap::new(),
     }
+}
+
+/// A share of something, 1% to 100%.
+fn share(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Option<u32> {
+    let At { value, at } = section.take::<u32>(key)?;
+    if (1..=100).contains(&value) {
+        return Some(value);
+    }
+    let problem = Problem::new(format!("{value}% is no share"), "write 1% to 100%");
+    findings.add(at, section.key(key), problem);
+    None
 }
 
 fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> DaemonConfig {

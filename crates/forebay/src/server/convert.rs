@@ -242,6 +242,8 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
                 wiops: limit(max.wiops),
             }),
             Setting::PidsMax(max) => wire.pids_max = Some(limit(*max)),
+            Setting::L3Cache(percent) => wire.l3_cache_percent = Some(*percent),
+            Setting::MemoryBandwidth(percent) => wire.memory_bandwidth_percent = Some(*percent),
             Setting::EgressMax(rate) => {
                 wire.egress_max_bytes_per_second = Some(match rate {
                     Limit::At(rate) => api::Limit::At(rate.0),
