@@ -347,10 +347,14 @@ impl Fixture<LinuxHost> for Live {
         write_uncached(&file, 2 * HOARD.0)?;
         let app = self.occupied_group(host, id)?;
         // Page cache is charged to who reads it first.
-        let script = format!("read go; cat {} >/dev/null; sleep 1000", file.display());
+        let script = format!(
+            "read go; cat {} >/dev/null; echo done; exec >&-; sleep 1000",
+            file.display()
+        );
         let mut reader = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .process_group(0)
             .spawn()
             .unwrap();
@@ -358,6 +362,11 @@ impl Fixture<LinuxHost> for Live {
             std::fs::write(dir.join("cgroup.procs"), reader.id().to_string()).unwrap();
         }
         reader.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        // Whoever measures what it holds must not find it still reading.
+        let mut said = String::new();
+        let mut output = reader.stdout.take().unwrap();
+        output.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "done\n");
         self.others.readers.push(reader);
         Ok(app)
     }
