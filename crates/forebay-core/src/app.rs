@@ -153,6 +153,19 @@ pub enum Binding {
     Cgroup(PathBuf),
     /// Every process that matches, as they come and go.
     Match(Match),
+    /// The processes of this unit of systemd, such as `nginx.service`.
+    Systemd(String),
+}
+
+impl Binding {
+    /// Whether the app's group was made by somebody else, who goes on owning it.
+    #[must_use]
+    pub const fn is_of_others(&self) -> bool {
+        match self {
+            Self::Cgroup(_) | Self::Systemd(_) => true,
+            Self::Exec(_) | Self::Match(_) => false,
+        }
+    }
 }
 
 /// The least a slice may hold; nothing by default.

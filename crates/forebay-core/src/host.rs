@@ -1,6 +1,6 @@
 //! The one seam between decisions and effects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,8 @@ impl fmt::Display for Action {
 pub enum Outcome {
     /// It is in force.
     Done,
+    /// It is on its way, and asking for the same again tells what became of it.
+    Pending,
     /// The host cannot do this at all: not tried again.
     Unsupported,
     /// It failed now: what was attempted, on which object, and why. Tried again later.
@@ -145,6 +147,21 @@ pub struct Capabilities {
     pub knobs: Vec<Knob>,
     /// Whether an app can be made to give memory back.
     pub reclaim: bool,
+    /// Those of them that the owner of an app's group has no way to set.
+    pub withheld: BTreeMap<AppId, BTreeSet<Knob>>,
+}
+
+impl Capabilities {
+    /// Whether a knob can be set for an app.
+    #[must_use]
+    pub fn offers(&self, app: &AppId, knob: Knob) -> bool {
+        let same = |offered: &Knob| match knob {
+            Knob::IoMax(_) => matches!(offered, Knob::IoMax(_)),
+            knob => *offered == knob,
+        };
+        let withheld = self.withheld.get(app);
+        self.knobs.iter().any(same) && !withheld.is_some_and(|knobs| knobs.iter().any(same))
+    }
 }
 
 /// A host, live or simulated.

@@ -157,6 +157,9 @@ pub struct AppSample {
     pub strays: BTreeSet<u32>,
     /// Knobs that somebody else wrote since Forebay did, with what they hold now.
     pub foreign: BTreeMap<Knob, String>,
+    /// What keeps the owner of the app's group (systemd, a container runtime) from being heard
+    /// or obeyed, for as long as it does.
+    pub troubles: BTreeSet<String>,
     /// The slice as it was found in the kernel: given once, when the host first sees the
     /// app, so that a daemon that comes back starts from what is in force.
     pub found: Vec<Setting>,
@@ -182,6 +185,7 @@ impl AppSample {
             traffic: Err(Gap::Unsupported),
             strays: BTreeSet::new(),
             foreign: BTreeMap::new(),
+            troubles: BTreeSet::new(),
             found: Vec::new(),
         }
     }

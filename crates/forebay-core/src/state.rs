@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{App, AppId, Binding, Class, IoMax, Partition, Policy};
+use crate::app::{App, AppId, Class, IoMax, Partition, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
@@ -50,11 +50,15 @@ struct Known {
     state: RunState,
     /// Knobs that somebody else writes, or that the host cannot do for this app.
     yielded: BTreeSet<Knob>,
+    /// Knobs that are on their way to what was asked for, so that what they hold is not certain.
+    pending: BTreeSet<Knob>,
     retries: BTreeMap<Knob, Retry>,
     release: Option<Retry>,
     /// Whether this daemon made its group a partition, which others may have done as well.
     partitioned: bool,
     verdict: Verdict,
+    /// What stood between Forebay and the owner of its group last time.
+    troubles: BTreeSet<String>,
 }
 
 /// What is known of the interrupts of devices.
@@ -80,7 +84,7 @@ fn lifted(setting: &Setting, app: &App, known: &Known) -> Option<Setting> {
         Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
         // What was a partition before Forebay came stays one.
         Setting::CpusPartition(Partition::Root | Partition::Isolated)
-            if known.partitioned || !matches!(app.binding, Binding::Cgroup(_)) =>
+            if known.partitioned || !app.binding.is_of_others() =>
         {
             Some(Setting::CpusPartition(Partition::Member))
         }
@@ -129,10 +133,12 @@ impl State {
                 lives: Lives::default(),
                 state: RunState::Absent,
                 yielded: BTreeSet::new(),
+                pending: BTreeSet::new(),
                 retries: BTreeMap::new(),
                 release: None,
                 partitioned: false,
                 verdict: Verdict::Leave,
+                troubles: BTreeSet::new(),
             });
             known
                 .history
@@ -149,6 +155,7 @@ impl State {
             self.adopt(id, app.class, sample, inputs.time);
             self.note_state(inputs.time, id, &before, sample);
             self.note_foreign(inputs.time, id, sample);
+            self.note_troubles(inputs.time, id, sample);
         }
     }
 
@@ -184,6 +191,9 @@ impl State {
         for (knob, value) in &sample.foreign {
             let in_force = self.in_force.entry(id.clone()).or_default();
             let Some(ours) = in_force.get(*knob).copied() else {
+                let message =
+                    format!("somebody set {knob} to `{value}`; left alone until the next reload");
+                self.note(time, Some(id), EventKind::Foreign, message);
                 continue;
             };
             in_force.forget(*knob);
@@ -216,6 +226,20 @@ impl State {
             numbers.join(", ")
         );
         self.note(time, None, EventKind::Foreign, message);
+    }
+
+    /// Tells each trouble once, when it begins.
+    fn note_troubles(&mut self, time: Time, id: &AppId, sample: &AppSample) {
+        let Some(known) = self.apps.get_mut(id) else {
+            return;
+        };
+        if known.troubles == sample.troubles {
+            return;
+        }
+        let before = std::mem::replace(&mut known.troubles, sample.troubles.clone());
+        for trouble in sample.troubles.difference(&before) {
+            self.note(time, Some(id), EventKind::Failed, trouble.clone());
+        }
     }
 
     /// What each active app will need.
@@ -314,7 +338,12 @@ impl State {
                 .iter()
                 .filter(|setting| wanted.get(setting.knob()).is_none())
                 .filter_map(|setting| lifted(setting, app, known));
-            for setting in wanted.changes_from(in_force).chain(lifted) {
+            let open = wanted
+                .iter()
+                .filter(|setting| known.pending.contains(&setting.knob()))
+                .filter(|setting| in_force.get(setting.knob()) == Some(setting))
+                .copied();
+            for setting in wanted.changes_from(in_force).chain(open).chain(lifted) {
                 if known.may_write(setting.knob(), inputs.time) {
                     steps.add(id, setting, in_force, wanted);
                 }
@@ -367,6 +396,12 @@ impl State {
         let Some(known) = self.apps.get_mut(id) else {
             return;
         };
+        // Asked for again in the next period, also where the plan is by then what it was.
+        if *outcome == Outcome::Pending {
+            known.pending.insert(knob);
+        } else {
+            known.pending.remove(&knob);
+        }
         match outcome {
             Outcome::Done => {
                 known.retries.remove(&knob);
@@ -374,11 +409,14 @@ impl State {
                 let before = in_force.get(knob).copied();
                 in_force.set(setting);
                 known.partitioned |= knob == Knob::CpusPartition && in_force.is_partition();
-                if let (Knob::Cpus, Some(before)) = (knob, before) {
+                if let (Knob::Cpus, Some(before)) = (knob, before)
+                    && before != setting
+                {
                     let message = format!("{setting} (before: {before})");
                     self.note(inputs.time, Some(id), EventKind::Slice, message);
                 }
             }
+            Outcome::Pending => {}
             Outcome::Unsupported => {
                 known.yielded.insert(knob);
             }
@@ -400,7 +438,7 @@ impl State {
             known.lives.started(inputs.time);
         }
         let (kind, message) = match outcome {
-            Outcome::Done => (EventKind::Started, "was started".to_owned()),
+            Outcome::Done | Outcome::Pending => (EventKind::Started, "was started".to_owned()),
             Outcome::Unsupported => (
                 EventKind::Failed,
                 "this host cannot start programs".to_owned(),
@@ -416,6 +454,7 @@ impl State {
                 self.interrupts.retry = None;
                 self.note(inputs.time, None, EventKind::Slice, action.to_string());
             }
+            Outcome::Pending => {}
             Outcome::Unsupported => self.interrupts.unsupported = true,
             Outcome::Failed(why) => {
                 let before = self.interrupts.retry;
@@ -429,6 +468,7 @@ impl State {
 
     fn settle_release(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
         let (kind, message) = match outcome {
+            Outcome::Pending => return,
             Outcome::Done | Outcome::Unsupported => {
                 self.in_force.remove(id);
                 self.apps.remove(id);

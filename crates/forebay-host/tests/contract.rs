@@ -183,7 +183,7 @@ impl Live {
     fn group(&self, app: &App) -> PathBuf {
         match &app.binding {
             Binding::Cgroup(path) => path.clone(),
-            Binding::Exec(_) | Binding::Match(_) => of_app(&self.place.options.group, &app.id),
+            _ => of_app(&self.place.options.group, &app.id),
         }
     }
 

@@ -77,16 +77,18 @@ pub struct Usage {
 /// An app as the host knows it.
 #[derive(Debug)]
 pub(crate) struct Bound {
-    binding: Binding,
+    pub(crate) binding: Binding,
     pub(crate) group: String,
     /// Whether the group's knobs were given as found.
     seen: bool,
     /// The ledger: what others had written before Forebay did.
-    originals: BTreeMap<Knob, Setting>,
+    pub(crate) originals: BTreeMap<Knob, Setting>,
     /// What Forebay last wrote.
     written: BTreeMap<Knob, Setting>,
     /// Knobs whose value in this group Forebay knows.
     known: BTreeSet<Knob>,
+    /// What the manager that owns the group was last asked for.
+    pub(crate) asked: BTreeMap<Knob, Setting>,
     started: Option<Started>,
     /// The last request for memory.
     pub(crate) reclaim: Option<Reclaim>,
@@ -130,6 +132,7 @@ impl SimHost {
             capabilities: Capabilities {
                 knobs,
                 reclaim: true,
+                ..Capabilities::default()
             },
             rng: fastrand::Rng::with_seed(seed),
             faults: Faults::default(),
@@ -291,6 +294,7 @@ impl SimHost {
     pub fn group_of(app: &App) -> String {
         match &app.binding {
             Binding::Cgroup(path) => path.display().to_string(),
+            Binding::Systemd(name) => name.clone(),
             Binding::Exec(_) | Binding::Match(_) => format!("forebay.{}", app.id),
         }
     }
@@ -302,51 +306,6 @@ impl SimHost {
             app.reclaim = None;
             app.known.clear();
         }
-    }
-
-    /// Whether the ledger has anything of this app, or its group is Forebay's.
-    #[must_use]
-    pub fn has_record_of(&self, app: &AppId) -> bool {
-        self.apps.get(app).is_some_and(|app| {
-            let group = self.groups.get(&app.group);
-            !app.originals.is_empty() || group.is_some_and(|group| !group.foreign)
-        })
-    }
-
-    /// Everything that Forebay did and that is not undone.
-    #[must_use]
-    pub fn left_behind(&self) -> Vec<String> {
-        let mut left = self.interrupts.left_behind();
-        for (path, group) in &self.groups {
-            if !group.foreign {
-                left.push(format!("group {path}"));
-                continue;
-            }
-            if group.frozen {
-                left.push(format!("{path} is frozen"));
-            }
-            for knob in group.written() {
-                let is = group.read(knob, &self.topology);
-                let was = group.read_outside(knob, &self.topology);
-                if is != was {
-                    left.push(format!("{path}: {is}, was {was}"));
-                }
-            }
-        }
-        for (pid, task) in &self.tasks {
-            let places = task.children.iter().map(|c| (c.pid, &c.group, &c.home));
-            for (pid, group, home) in places.chain([(*pid, &task.group, &task.home)]) {
-                if group != home && self.groups.contains_key(home) {
-                    left.push(format!("process {pid} in `{group}`, was in `{home}`"));
-                }
-            }
-        }
-        let recorded = self
-            .apps
-            .iter()
-            .filter(|(_, app)| !app.originals.is_empty());
-        left.extend(recorded.map(|(id, _)| format!("ledger entries of {id}")));
-        left
     }
 
     pub(crate) fn add(&mut self, task: Task) -> u32 {
@@ -396,6 +355,7 @@ impl SimHost {
                 originals: BTreeMap::new(),
                 written: BTreeMap::new(),
                 known: BTreeSet::new(),
+                asked: BTreeMap::new(),
                 started: None,
                 reclaim: None,
             };
@@ -411,6 +371,11 @@ impl SimHost {
         }
         if matches!(action, Action::Reclaim { .. }) && !self.capabilities.reclaim {
             return Outcome::Unsupported;
+        }
+        if let Action::Set { app, setting } = action
+            && self.is_first_asked(app, *setting)
+        {
+            return Outcome::Pending;
         }
         let faults = self.faults;
         let done = if self.strikes(faults.busy) {
@@ -465,7 +430,7 @@ impl SimHost {
     fn group_for(&mut self, id: &AppId) -> Result<String, String> {
         let app = self.apps.get(id).ok_or("the host does not know this app")?;
         if !self.groups.contains_key(&app.group) {
-            if matches!(app.binding, Binding::Cgroup(_)) {
+            if app.binding.is_of_others() {
                 return Err(format!("no group `{}`", app.group));
             }
             let group = Group::new(&self.topology, false);
@@ -703,7 +668,7 @@ impl SimHost {
                     }
                 }
             }
-            Binding::Cgroup(_) => {}
+            Binding::Cgroup(_) | Binding::Systemd(_) => {}
         }
         strays
     }
@@ -741,6 +706,7 @@ impl Bound {
         self.originals.clear();
         self.written.clear();
         self.known.clear();
+        self.asked.clear();
     }
 }
 

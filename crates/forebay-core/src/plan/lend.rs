@@ -80,12 +80,17 @@ impl Lending {
 }
 
 fn possible(situation: &Situation<'_>) -> bool {
-    let offers = |knob| situation.capabilities.knobs.contains(&knob);
     let has = |class| active(situation).any(|app| app.class == class);
+    // Who cannot be put behind the critical apps would not yield to them.
+    let yields = |app: &App| {
+        [Knob::CpuIdle, Knob::Cpus]
+            .into_iter()
+            .all(|knob| situation.capabilities.offers(&app.id, knob))
+    };
+    let batch = |app: &&App| app.class == Class::Batch;
     situation.policy.lend
         && !situation.partitions()
-        && offers(Knob::CpuIdle)
-        && offers(Knob::Cpus)
+        && active(situation).filter(batch).all(yields)
         && has(Class::Critical)
         && has(Class::Batch)
 }

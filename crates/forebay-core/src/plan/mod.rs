@@ -178,7 +178,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         other_settings(app, &mut slice);
         cache_settings(situation, app, &mut slice);
         plan.slices
-            .insert(id.clone(), supported(slice, situation.capabilities));
+            .insert(id.clone(), supported(app, slice, situation.capabilities));
         plan.reasons.insert(
             id.clone(),
             Reason {
@@ -235,7 +235,7 @@ fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice:
     };
     // The kernel refuses a weight on an idle group, and an idle group needs none.
     slice.set(Setting::CpuIdle(idle));
-    if !(idle && situation.capabilities.knobs.contains(&Knob::CpuIdle)) {
+    if !(idle && situation.capabilities.offers(&app.id, Knob::CpuIdle)) {
         slice.set(Setting::CpuWeight(weight));
     }
     slice.set(Setting::CpuMax(app.ceiling.cpu));
@@ -285,17 +285,11 @@ fn cache_settings(situation: &Situation<'_>, app: &App, slice: &mut Slice) {
     }
 }
 
-/// Leaves out what the host does not offer: planned around, and said by `doctor`.
-fn supported(slice: Slice, capabilities: &Capabilities) -> Slice {
-    let offers = |knob: Knob| {
-        capabilities.knobs.iter().any(|offered| match knob {
-            Knob::IoMax(_) => matches!(offered, Knob::IoMax(_)),
-            knob => *offered == knob,
-        })
-    };
+/// Leaves out what the host does not offer for an app: planned around, and said by `doctor`.
+fn supported(app: &App, slice: Slice, capabilities: &Capabilities) -> Slice {
     slice
         .iter()
-        .filter(|setting| offers(setting.knob()))
+        .filter(|setting| capabilities.offers(&app.id, setting.knob()))
         .copied()
         .collect()
 }

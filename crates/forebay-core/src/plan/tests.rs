@@ -47,6 +47,7 @@ impl Case {
             capabilities: Capabilities {
                 knobs: KNOBS.to_vec(),
                 reclaim: true,
+                withheld: BTreeMap::new(),
             },
         }
     }
@@ -357,6 +358,46 @@ fn what_the_host_lacks_is_left_out() {
         .map(Setting::knob)
         .collect();
     assert_eq!(knobs, [Knob::Cpus, Knob::CpuWeight]);
+}
+
+#[test]
+fn what_an_owner_withholds_from_one_app_is_planned_around() {
+    let shape = Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 4,
+        threads: 1,
+        memory: Bytes::mib(4096),
+    };
+    let mut case = Case::new(shape)
+        .app("web", Class::Critical, 1.0)
+        .app("theirs", Class::Batch, 1.0)
+        .app("burn", Class::Batch, 1.0);
+    case.policy.lend = true;
+    let knobs = |case: &Case, app: &str| {
+        let plan = case.plan();
+        let slice = &plan.slices[&app.parse().unwrap()];
+        [Knob::CpuIdle, Knob::CpuWeight].map(|knob| slice.get(knob).copied())
+    };
+    let idle = [Some(Setting::CpuIdle(true)), None];
+    assert_eq!(knobs(&case, "theirs"), idle);
+    assert_eq!(
+        case.plan().slices[&"theirs".parse().unwrap()]
+            .cpus()
+            .unwrap()
+            .len(),
+        4
+    );
+    let withheld = [("theirs".parse().unwrap(), [Knob::CpuIdle].into())];
+    case.capabilities.withheld = withheld.into();
+    // Without the idle class it gets the least weight, and nobody's idle CPUs.
+    assert_eq!(knobs(&case, "theirs"), [None, Some(Setting::CpuWeight(1))]);
+    assert_eq!(knobs(&case, "burn"), idle);
+    let web = case.plan().slices[&"web".parse().unwrap()].cpus().unwrap();
+    for app in ["theirs", "burn"] {
+        let cpus = case.plan().slices[&app.parse().unwrap()].cpus().unwrap();
+        assert!(cpus.is_disjoint(&web), "{app} runs on {cpus}, web on {web}");
+    }
 }
 
 prop_compose! {

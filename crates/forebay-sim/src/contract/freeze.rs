@@ -129,7 +129,7 @@ fn freeze<H: Host, F: Fixture<H>>(case: &mut Case<'_, H, F>, app: &App) -> Verdi
             Outcome::Unsupported => {
                 return Err(Unmet::Skipped("this host cannot freeze".to_owned()));
             }
-            Outcome::Failed(_) => case.settle(),
+            Outcome::Failed(_) | Outcome::Pending => case.settle(),
         }
     }
     Err(Unmet::Broken(format!(

@@ -1,7 +1,7 @@
 //! What must hold after every control period.
 
 use forebay_core::app::{App, AppId, Class};
-use forebay_core::host::{Host, Outcome};
+use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Shortfall};
 use forebay_core::report::TickReport;
@@ -33,7 +33,20 @@ pub(super) fn after_tick(
     report: &TickReport,
 ) -> Check {
     report_is_true(scenario, report)?;
-    let (plan, again) = state.what_if(&scenario.host, inputs);
+    let (plan, mut again) = state.what_if(&scenario.host, inputs);
+    // What is on its way is asked for again.
+    let pending = |action: &Action| {
+        let outcomes = report.actions.iter();
+        outcomes
+            .filter(|(_, outcome)| *outcome == Outcome::Pending)
+            .any(|(asked, _)| match (asked, action) {
+                (Action::Set { app: a, setting: x }, Action::Set { app: b, setting: y }) => {
+                    a == b && x.knob() == y.knob()
+                }
+                _ => false,
+            })
+    };
+    again.retain(|action| !pending(action));
     if !inputs.paused {
         ensure!(
             again.is_empty(),

@@ -192,6 +192,7 @@ fn count(stats: &mut Stats, report: &TickReport) {
     for (action, outcome) in &report.actions {
         match outcome {
             Outcome::Done => stats.done += 1,
+            Outcome::Pending => {}
             Outcome::Failed(_) | Outcome::Unsupported => stats.failed += 1,
         }
         if matches!(action, Action::Start { .. }) && *outcome == Outcome::Done {

@@ -191,6 +191,7 @@ impl Scenario {
                 self.host.install(&name, program);
                 Binding::Exec(exec(&name, &mut self.rng))
             }
+            2 if number.is_multiple_of(2) => Binding::Systemd(self.group(&name)),
             2 => Binding::Cgroup(self.group(&name).into()),
             _ => {
                 for _ in 0..self.rng.u8(0..3) {
