@@ -16,7 +16,7 @@ use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, OnStop
 use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
-use forebay_host::{LinuxHost, Options, Roots};
+use forebay_host::{LinuxHost, Options};
 
 const PERIODS: u64 = 1000;
 
@@ -24,9 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count = std::env::args().nth(1).map_or(Ok(10), |n| n.parse())?;
     let state_dir = std::env::temp_dir().join(format!("forebay-cost-{}", std::process::id()));
     let mut host = LinuxHost::open(Options {
-        roots: Roots::default(),
         group: PathBuf::from(format!("forebay-cost-{}", std::process::id())),
         state_dir: state_dir.clone(),
+        ..Options::default()
     })?;
     let apps: BTreeMap<AppId, App> = (0..count)
         .map(|number| app(number).map(|app| (app.id.clone(), app)))

@@ -39,6 +39,8 @@ const MEMORY_MARGIN: u64 = 16 << 20;
 
 /// Why an action was not done.
 pub(crate) enum Refusal {
+    /// It is on its way.
+    Pending,
     Unsupported,
     Failed(String),
 }
@@ -52,6 +54,7 @@ impl From<HostError> for Refusal {
 impl LinuxHost {
     /// Does a batch, one outcome for each action.
     pub(crate) fn carry_out(&mut self, actions: &[Action]) -> Vec<Outcome> {
+        self.hear_owners();
         for action in actions {
             // Whoever is started or entered in this batch may be set in it before that.
             if let Action::Start { .. } | Action::Enter { .. } = action
@@ -62,7 +65,9 @@ impl LinuxHost {
         }
         let mut prepared: Vec<Result<Option<Program>, Refusal>> =
             actions.iter().map(|action| self.prepare(action)).collect();
+        self.announce_owned();
         if let Err(error) = self.ledger.sync() {
+            self.refuse_owned(&error);
             // Nothing may be changed that is not on disk; ending and releasing need no more
             // than what already is.
             for (action, prepared) in actions.iter().zip(&mut prepared) {
@@ -88,10 +93,12 @@ impl LinuxHost {
             let done = prepared.and_then(|program| self.perform(action, program));
             outcomes.push(match done {
                 Ok(()) => Outcome::Done,
+                Err(Refusal::Pending) => Outcome::Pending,
                 Err(Refusal::Unsupported) => Outcome::Unsupported,
                 Err(Refusal::Failed(why)) => Outcome::Failed(why),
             });
         }
+        self.send_owned();
         if let Err(error) = self.ledger.compact_when_long() {
             tracing::warn!(reason = error.explain(), "ledger stays long");
         }
@@ -101,6 +108,18 @@ impl LinuxHost {
     /// Writes to the ledger what an action is about to change.
     fn prepare(&mut self, action: &Action) -> Result<Option<Program>, Refusal> {
         match action {
+            Action::Enter { app, .. } | Action::Freeze { app } | Action::Thaw { app }
+                if self.is_owned(app) =>
+            {
+                Err(Refusal::Unsupported)
+            }
+            // The limit of v1 is the owner's to change, also for a moment.
+            Action::Reclaim { app, .. }
+                if self.is_owned(app)
+                    && self.reclaim_way.map(|way| way.means) == Some(Means::Limit) =>
+            {
+                Err(Refusal::Unsupported)
+            }
             Action::Start { app } => {
                 let Binding::Exec(exec) = &app.binding else {
                     return Err(Refusal::Failed(format!(
@@ -137,6 +156,11 @@ impl LinuxHost {
                     )));
                 }
                 self.find_bound_group(app);
+                // Programs of BPF stand beside a manager's own.
+                if is_file && self.is_owned(app) {
+                    self.prepare_owned(app, setting)?;
+                    return Ok(None);
+                }
                 self.announce_group(app)?;
                 if is_file {
                     self.announce_setting(app, setting.knob())?;
@@ -408,6 +432,9 @@ impl LinuxHost {
     }
 
     fn set(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
+        if self.is_owned(app) && self.ways.of(setting.knob()).is_some() {
+            return self.set_owned(app, setting);
+        }
         self.ensure_group(app)?;
         if setting.knob() == Knob::MemoryMax && self.holds_limit(app) {
             return Err(Refusal::Failed(format!(
@@ -620,6 +647,7 @@ impl LinuxHost {
                 "release {app}: its memory limit is lowered for a moment; tried again"
             )));
         }
+        self.return_owned(app)?;
         let proc_root = self.options.roots.proc.clone();
         if let Some(entry) = self.entries.get_mut(app) {
             entry.lose_group();

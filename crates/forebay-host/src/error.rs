@@ -59,6 +59,14 @@ impl HostError {
         }
     }
 
+    /// Something that is not there, with what to do.
+    pub(crate) fn missing(attempt: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Missing,
+            ..Self::invalid(attempt, advice)
+        }
+    }
+
     /// The state directory belongs to another process.
     pub(crate) fn locked(attempt: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {

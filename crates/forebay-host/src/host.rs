@@ -22,6 +22,8 @@ use crate::lock::{Lock, Role};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
 use crate::observe::Meters;
+use crate::owner::Addresses;
+use crate::owner::apps::{Owned, Owners};
 use crate::partition;
 use crate::procs::{self, Scanner};
 use crate::reclaim::{ReclaimWay, Reclaimer};
@@ -40,6 +42,8 @@ pub struct Options {
     pub group: PathBuf,
     /// Where the ledger and the lock are.
     pub state_dir: PathBuf,
+    /// Where the managers are that own groups.
+    pub owners: Addresses,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             roots: Roots::default(),
             group: PathBuf::from("forebay"),
             state_dir: PathBuf::from("/var/lib/forebay"),
+            owners: Addresses::default(),
         }
     }
 }
@@ -59,7 +64,7 @@ pub struct LinuxHost {
     pub(crate) options: Options,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) topology: Topology,
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
     pub(crate) ways: Ways,
     pub(crate) ledger: Ledger,
     _lock: Lock,
@@ -75,6 +80,7 @@ pub struct LinuxHost {
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
+    pub(crate) owners: Owners,
     /// The weight of the group that holds all apps, once it was written.
     pub(crate) buffer: Vec<u8>,
 }
@@ -84,6 +90,8 @@ pub struct LinuxHost {
 pub(crate) struct Entry {
     /// The group it is bound to, when that is not one of ours.
     pub(crate) bound: Option<PathBuf>,
+    /// The manager that owns that group, if one does.
+    pub(crate) owned: Option<Owned>,
     pub(crate) group: Option<Group>,
     /// Its group was there and vanished: what is made in its place holds none of what was set.
     pub(crate) lost_group: bool,
@@ -129,6 +137,9 @@ impl Entry {
         self.last.clear();
         self.weight = None;
         self.idle = false;
+        if let Some(owned) = &mut self.owned {
+            owned.lose_group();
+        }
     }
 }
 
@@ -210,6 +221,7 @@ impl LinuxHost {
             interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
             reclaim_way,
             reclaimer: Reclaimer::default(),
+            owners: Owners::new(options.owners.clone()),
             options,
             hierarchies,
             topology,
@@ -247,6 +259,7 @@ impl LinuxHost {
         let proc_root = self.options.roots.proc.clone();
         // Open descriptors do not hold a group, but there is no use in them any more.
         self.entries.clear();
+        self.leave_owners();
         restore::restore_all(&mut self.ledger, &self.hierarchies, &proc_root, on_stop)
     }
 
@@ -383,8 +396,12 @@ impl LinuxHost {
             }
         }
         let entry = self.entries.entry(app.id.clone()).or_default();
+        if entry.owned.as_ref().is_some_and(|owned| !owned.is_of(app)) || entry.owned.is_none() {
+            entry.owned = Owned::of(app);
+        }
         let bound = match &app.binding {
             Binding::Cgroup(path) => Some(path.clone()),
+            Binding::Systemd(_) => entry.owned.as_ref().and_then(Owned::group),
             Binding::Exec(_) | Binding::Match(_) => None,
         };
         if entry.bound != bound {

@@ -142,7 +142,7 @@ pub(crate) fn all_knobs() -> [Knob; 15] {
     ]
 }
 
-fn general(knob: Knob) -> Knob {
+pub(crate) fn general(knob: Knob) -> Knob {
     match knob {
         Knob::IoMax(_) => Knob::IoMax(Device { major: 0, minor: 0 }),
         other => other,
@@ -396,7 +396,7 @@ fn milli(quota_us: u64, period_us: u64) -> MilliCpu {
     )
 }
 
-fn pages(bytes: Bytes) -> u64 {
+pub(crate) fn pages(bytes: Bytes) -> u64 {
     let page = rustix::param::page_size() as u64;
     bytes.0 / page * page
 }

@@ -32,6 +32,7 @@ mod memory;
 pub mod mounts;
 mod network;
 mod observe;
+pub mod owner;
 mod partition;
 pub mod procs;
 mod reclaim;

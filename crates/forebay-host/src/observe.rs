@@ -126,6 +126,7 @@ impl LinuxHost {
     /// Looks at the host and at every app asked for.
     pub(crate) fn look(&mut self, watch: &Watch<'_>) -> Snapshot {
         self.notice_endings();
+        self.hear_owners();
         if watch.period.is_multiple_of(ROTATION) {
             let mains: Vec<u32> = self
                 .entries
@@ -147,7 +148,9 @@ impl LinuxHost {
             if turn == 4 {
                 self.follow_shares(id);
             }
-            let sample = self.look_at_app(app, turn, watch.in_force.get(id));
+            let mut sample = self.look_at_app(app, turn, watch.in_force.get(id));
+            self.look_at_owner(id, watch.period + index);
+            self.tell_of_owner(id, &mut sample);
             apps.insert(id.clone(), sample);
         }
         Snapshot {
@@ -221,7 +224,7 @@ impl LinuxHost {
             .iter()
             .filter_map(|(id, app)| match &app.binding {
                 Binding::Match(rule) => Some((id, rule)),
-                Binding::Exec(_) | Binding::Cgroup(_) => None,
+                Binding::Exec(_) | Binding::Cgroup(_) | Binding::Systemd(_) => None,
             })
             .collect();
         if !rules.is_empty() {
@@ -342,7 +345,7 @@ impl LinuxHost {
             Binding::Match(_) => {
                 outside_of(entry.group.as_ref(), self.scanner.of(&app.id).collect())
             }
-            Binding::Cgroup(_) => BTreeSet::new(),
+            Binding::Cgroup(_) | Binding::Systemd(_) => BTreeSet::new(),
         };
         if matches!(app.binding, Binding::Match(_)) && !sample.strays.is_empty() {
             sample.state = RunState::Running;
@@ -369,8 +372,8 @@ fn run_state(entry: &Entry, binding: &Binding, populated: bool) -> RunState {
     match binding {
         Binding::Exec(_) if entry.main.is_some() => RunState::Running,
         Binding::Exec(_) => entry.ended.map_or(RunState::Absent, RunState::Ended),
-        Binding::Cgroup(_) | Binding::Match(_) if populated => RunState::Running,
-        Binding::Cgroup(_) | Binding::Match(_) => RunState::Absent,
+        _ if populated => RunState::Running,
+        Binding::Cgroup(_) | Binding::Match(_) | Binding::Systemd(_) => RunState::Absent,
     }
 }
 
@@ -535,7 +538,7 @@ fn foreign(
 }
 
 /// What a knob's files hold, and the period of the quota.
-fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
+pub(crate) fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
     let dir = group.dir(way.hierarchy)?;
     let texts: Option<Vec<String>> = way
         .files

@@ -20,6 +20,8 @@ use crate::knobs::cut;
 use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Hierarchies, Hierarchy};
+use crate::owner::Note;
+use crate::owner::book::put_back;
 use crate::partition;
 use crate::procs;
 use crate::supervise;
@@ -202,6 +204,7 @@ pub(crate) fn release_app(
     };
     let mut report = Report::default();
     let short = restore_knobs(ledger, record.originals.iter().rev().collect(), &mut report);
+    restore_owned(ledger, release.app, &mut report)?;
     let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
     partition::dissolve(&dirs, &mut report);
     if let Err(error) = freeze::thaw_all(&dirs) {
@@ -290,6 +293,22 @@ pub(crate) fn release_app(
         ledger.amend(|_| ())?;
     }
     Ok(report)
+}
+
+/// Has managers put back what they own. It is noted at once, so that whatever else fails does
+/// not make it be done again.
+fn restore_owned(ledger: &mut Ledger, app: &AppId, report: &mut Report) -> Result<(), HostError> {
+    let entries = ledger.state().owned.entries(app);
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let owned = put_back(&entries);
+    if owned.is_complete() {
+        let app = app.clone();
+        ledger.append(Record::Owned(Note::Restored { app }))?;
+    }
+    report.absorb(owned);
+    Ok(())
 }
 
 /// Notes the processes of a started app that will run on outside our groups, so that the next

@@ -57,9 +57,9 @@ fn list() {
 /// Does all kinds of things as fast as it can, until it is killed.
 fn daemon(state_dir: &Path, group: &str) {
     let mut host = LinuxHost::open(Options {
-        roots: Roots::default(),
         group: PathBuf::from(group),
         state_dir: state_dir.to_owned(),
+        ..Options::default()
     })
     .unwrap();
     let (web, job, theirs) = apps(group);

@@ -15,6 +15,7 @@ use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
 use forebay_host::mounts::Hierarchies;
+use forebay_host::owner::Addresses;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -185,9 +186,10 @@ struct Running {
 fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Error> {
     check_writable()?;
     let host = LinuxHost::open(Options {
-        roots: Roots::default(),
         group: PathBuf::from(&config.daemon.cgroup_root),
         state_dir: config.daemon.state_dir.clone(),
+        owners: Addresses::from_environment(),
+        ..Options::default()
     });
     let begun = match host {
         // Whoever holds the directory answers for what is in it.

@@ -349,6 +349,7 @@ mod tests {
                 capabilities: Capabilities {
                     knobs: Vec::new(),
                     reclaim: true,
+                    ..Capabilities::default()
                 },
                 policy: Policy::default(),
                 demands: BTreeMap::new(),

@@ -14,7 +14,7 @@ use forebay_core::snapshot::{AppSample, Snapshot};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchies};
-use forebay_host::{LinuxHost, Options, Roots, restore};
+use forebay_host::{LinuxHost, Options, restore};
 
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,9 +52,9 @@ impl Place {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let state = tempfile::tempdir().unwrap();
         let options = Options {
-            roots: Roots::default(),
             group: PathBuf::from(format!("forebay-test-{}-{number}", std::process::id())),
             state_dir: state.path().join("state"),
+            ..Options::default()
         };
         Some(Self {
             options,

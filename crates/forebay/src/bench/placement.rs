@@ -6,7 +6,7 @@ use forebay_core::app::{AppId, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::Setting;
-use forebay_host::{LinuxHost, Options, Roots};
+use forebay_host::{LinuxHost, Options};
 
 use crate::demo::{Arm, Error};
 
@@ -34,9 +34,9 @@ impl Placement {
     ) -> Result<Self, Error> {
         let failed = |error: forebay_host::Error| Error::part(arm.name(), error.explain());
         let mut host = LinuxHost::open(Options {
-            roots: Roots::default(),
             group: format!("forebay-static-{}", std::process::id()).into(),
             state_dir: state_dir.to_owned(),
+            ..Options::default()
         })
         .map_err(failed)?;
         let names = std::iter::once("service".to_owned())

@@ -26,6 +26,9 @@ const EXEC_ONLY: [&str; 7] = [
     "restart",
 ];
 
+/// The keys of which an app has one: which processes are its own.
+const BINDINGS: [&str; 4] = ["exec", "systemd", "cgroup", "match"];
+
 /// What one app's section comes to.
 pub(super) struct Resolved {
     /// Counts against the host even when the app is refused for something else.
@@ -148,7 +151,7 @@ fn binding(
     host: &HostFacts,
     findings: &mut Findings<'_>,
 ) -> Option<Binding> {
-    let given: Vec<(&str, usize)> = ["exec", "cgroup", "match"]
+    let given: Vec<(&str, usize)> = BINDINGS
         .into_iter()
         .filter_map(|key| Some((key, section.at(key)?)))
         .collect();
@@ -157,7 +160,8 @@ fn binding(
         [] => {
             let problem = Problem::new(
                 "nothing says which processes are the app's",
-                "add exec = [\"PROGRAM\", ...], cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+                "add exec = [\"PROGRAM\", ...], systemd = \"NAME.service\", \
+                 cgroup = \"PATH\" or match = { executable = \"NAME\" }",
             );
             findings.add(section.at, &section.name, problem);
             return None;
@@ -167,7 +171,7 @@ fn binding(
             for (key, at) in rest {
                 let problem = Problem::new(
                     format!("the app has `{}` already", given[0].0),
-                    "keep one of exec, cgroup and match",
+                    format!("keep one of {}", BINDINGS.join(", ")),
                 );
                 findings.add(*at, section.key(key), problem);
             }
@@ -191,6 +195,12 @@ fn binding(
         return findings
             .keep(path.at, key, cgroup_path(&path.value))
             .map(Binding::Cgroup);
+    }
+    if let Some(unit) = section.take::<String>("systemd") {
+        let key = section.key("systemd");
+        return findings
+            .keep(unit.at, key, unit_name(unit.value))
+            .map(Binding::Systemd);
     }
     matching(section.take_section("match"), findings).map(Binding::Match)
 }
@@ -282,6 +292,38 @@ pub(super) fn absolute(path: &Path) -> Result<(), Problem> {
             "write the path from `/` on",
         ))
     }
+}
+
+/// A unit of systemd that has processes, with the kind in its name.
+fn unit_name(unit: String) -> Result<String, Problem> {
+    let problem = |message: &str, fix: String| Problem::new(format!("`{unit}` {message}"), fix);
+    let kinds = [".service", ".scope", ".slice"];
+    let see = || "see `systemctl list-units` for the names".to_owned();
+    if unit.contains('/') {
+        let last = unit.rsplit('/').next().unwrap_or_default();
+        return Err(problem(
+            "is a path",
+            format!("write the unit's name alone, `{last}`"),
+        ));
+    }
+    let Some(name) = kinds.iter().find_map(|kind| unit.strip_suffix(kind)) else {
+        return Err(problem(
+            "does not say which kind of unit it is",
+            format!("write `{unit}.service`, or a name that ends in .scope or .slice"),
+        ));
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+    if name.is_empty() || unit.len() > 255 || !name.chars().all(fits) {
+        return Err(problem("is not the name of a unit", see()));
+    }
+    if name.ends_with('@') {
+        let fix = format!("name an instance, such as `{name}1.service`");
+        return Err(problem("is a template, of which nothing runs", fix));
+    }
+    if unit == "-.slice" || unit == "init.scope" {
+        return Err(problem("holds the host itself", see()));
+    }
+    Ok(unit)
 }
 
 /// A control group's path relative to its hierarchy's root, without `.`, `..` or a leading `/`.

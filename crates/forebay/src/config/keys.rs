@@ -239,6 +239,11 @@ pub(super) const APP: &[Key] = &[
         "Existing control group that holds the app's processes, relative to each hierarchy's root",
     ),
     key(
+        "systemd",
+        Kind::Text,
+        "Unit of systemd that holds the app's processes, such as \"nginx.service\"; written to through systemd",
+    ),
+    key(
         "match",
         Kind::Section(MATCH),
         "Running processes that belong to the app",

@@ -97,6 +97,16 @@ pub(super) fn check_binding<'a>(
             Some(format!("control group `{}`", b.display()))
         }
         (Binding::Match(a), Binding::Match(b)) if a == b => Some("same match".to_owned()),
+        (Binding::Systemd(a), Binding::Systemd(b)) if a == b => Some(format!("unit `{b}`")),
+        (Binding::Systemd(unit), Binding::Cgroup(path))
+        | (Binding::Cgroup(path), Binding::Systemd(unit))
+            if path.iter().any(|part| *part == **unit) =>
+        {
+            Some(format!(
+                "unit `{unit}`, which control group `{}` is in",
+                path.display()
+            ))
+        }
         _ => None,
     };
     match others.find_map(|other| Some((clash(other)?, &other.id))) {

@@ -348,6 +348,7 @@ fn binding(binding: &Binding) -> String {
     match binding {
         Binding::Exec(exec) => format!("exec {}", exec.command.join(" ")),
         Binding::Cgroup(path) => format!("cgroup {}", path.display()),
+        Binding::Systemd(unit) => format!("systemd {unit}"),
         Binding::Match(wanted) => {
             let executable = wanted.executable.as_deref();
             let line = wanted.command_line.as_ref();

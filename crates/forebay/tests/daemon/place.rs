@@ -354,7 +354,12 @@ impl Place {
     /// Makes a group that is not Forebay's, in every hierarchy that matters.
     pub(crate) fn make_group(&mut self, name: &str) -> String {
         let name = format!("{}-{name}", self.group);
-        for controller in [Controller::Cpu, Controller::Memory, Controller::Pids] {
+        for controller in [
+            Controller::Cpu,
+            Controller::Memory,
+            Controller::Pids,
+            Controller::Io,
+        ] {
             let Some((_, hierarchy)) = self.hierarchies.of(controller) else {
                 continue;
             };

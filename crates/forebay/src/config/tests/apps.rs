@@ -10,12 +10,14 @@ fn an_app_has_exactly_one_binding() {
     check(
         "[apps.a]\nclass = \"batch\"\n",
         &[
-            "f:1: apps.a: nothing says which processes are the app's; add exec = [\"PROGRAM\", ...], cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+            "f:1: apps.a: nothing says which processes are the app's; add exec = [\"PROGRAM\", ...], systemd = \"NAME.service\", cgroup = \"PATH\" or match = { executable = \"NAME\" }",
         ],
     );
     check_app(
         "cgroup = \"x\"\n",
-        &["f:3: apps.a.cgroup: the app has `exec` already; keep one of exec, cgroup and match"],
+        &[
+            "f:3: apps.a.cgroup: the app has `exec` already; keep one of exec, systemd, cgroup, match",
+        ],
     );
     check(
         "[apps.a]\nmatch = {}\n",
@@ -46,6 +48,44 @@ fn an_app_has_exactly_one_binding() {
 }
 
 #[test]
+fn a_unit_is_named_in_full() {
+    let check = |unit: &str, refused: Option<&str>| {
+        let errors: Vec<String> = refused
+            .map(|text| format!("f:2: apps.a.systemd: `{unit}` {text}"))
+            .into_iter()
+            .collect();
+        let errors: Vec<&str> = errors.iter().map(String::as_str).collect();
+        check(&format!("[apps.a]\nsystemd = '{unit}'\n"), &errors);
+    };
+    check("nginx.service", None);
+    check("getty@tty1.service", None);
+    check(r"dev-disk\x2dby.service", None);
+    check("batch.slice", None);
+    check(
+        "nginx",
+        Some(
+            "does not say which kind of unit it is; write `nginx.service`, or a name that ends in .scope or .slice",
+        ),
+    );
+    check(
+        "system.slice/nginx.service",
+        Some("is a path; write the unit's name alone, `nginx.service`"),
+    );
+    check(
+        "getty@.service",
+        Some("is a template, of which nothing runs; name an instance, such as `getty@1.service`"),
+    );
+    check(
+        "a b.service",
+        Some("is not the name of a unit; see `systemctl list-units` for the names"),
+    );
+    check(
+        "-.slice",
+        Some("holds the host itself; see `systemctl list-units` for the names"),
+    );
+}
+
+#[test]
 fn no_two_apps_share_processes() {
     let fix = "give each app processes of its own";
     check(
@@ -55,6 +95,18 @@ fn no_two_apps_share_processes() {
         )],
     );
     check("[apps.a]\ncgroup = \"x\"\n[apps.b]\ncgroup = \"xy\"\n", &[]);
+    check(
+        "[apps.a]\nsystemd = \"x.service\"\n[apps.b]\nsystemd = \"x.service\"\n",
+        &[&format!(
+            "f:3: apps.b: app `a` has the unit `x.service`, so that processes would belong to both; {fix}"
+        )],
+    );
+    check(
+        "[apps.a]\ncgroup = \"system.slice/x.service/y\"\n[apps.b]\nsystemd = \"x.service\"\n",
+        &[&format!(
+            "f:3: apps.b: app `a` has the unit `x.service`, which control group `system.slice/x.service/y` is in, so that processes would belong to both; {fix}"
+        )],
+    );
     check(
         "[apps.a]\nmatch.executable = \"x\"\n[apps.b]\nmatch.executable = \"x\"\n",
         &[&format!(
