@@ -64,6 +64,17 @@ in_force() {
     holds $web/cpu.max "150000 100000" && holds $burn/cpu.idle 1
 }
 
+# Names that cannot be, before anything runs.
+cat >wrong.toml <<'EOF'
+[apps.a]
+systemd = "web"
+[apps.b]
+systemd = "system.slice/web.service"
+EOF
+if $forebay check wrong.toml 2>wrong; then fail "wrong names were taken"; fi
+cat wrong
+grep -q 'write `web.service`' wrong && grep -q 'is a path' wrong || fail "it does not say what to write"
+
 for unit in web burn; do
   cat >/run/systemd/system/$unit.service <<EOF
 [Service]
@@ -96,6 +107,11 @@ EOF
 $forebay check forebay.toml
 snapshot >before
 cat before
+
+echo "== suggested"
+$forebay adopt --suggest --seconds 2 >suggested.toml
+grep -q '^systemd = "web.service"' suggested.toml || { cat suggested.toml; fail "web is not suggested"; }
+$forebay check suggested.toml
 
 echo "== set and effective"
 start

@@ -23,6 +23,8 @@ const PORTS_MAX: usize = 16;
 const INTERPRETERS: [&str; 7] = ["java", "node", "perl", "php", "pypy", "python", "ruby"];
 /// A longer command line is not suggested.
 const ARGUMENTS_BYTES_MAX: usize = 200;
+/// Where the kubelet puts the logs of pods.
+const POD_LOGS: &str = "/var/log/pods";
 /// State of a listening socket in /proc/net/tcp.
 const LISTENING: &str = "0A";
 
@@ -33,8 +35,10 @@ pub enum Owner {
     Systemd,
     /// A session or another scope that somebody handed to systemd.
     Scope,
-    /// A container of Docker or containerd.
+    /// A container of Docker.
     Docker,
+    /// A container of containerd, of no pod that could be told.
+    Containerd,
     /// A container of Podman.
     Podman,
     /// A pod of Kubernetes.
@@ -73,8 +77,8 @@ pub enum Place {
 /// One service, container, pod or program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
-    /// A unit's name without its kind, the start of a container's number, a pod's number, or
-    /// the name of a program.
+    /// A unit's name without its kind, the start of a container's number, a pod's namespace and
+    /// name or else its number, or the name of a program.
     pub name: String,
     /// Where it is.
     pub place: Place,
@@ -107,6 +111,7 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
     let elapsed = start.elapsed().as_secs_f64();
     let after = usage(&roots.proc);
     let mut listening = BTreeMap::new();
+    let pods = pod_names(Path::new(POD_LOGS));
     let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
     let page = rustix::param::page_size() as u64;
 
@@ -123,7 +128,10 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
         };
         let cpus = now.ticks.saturating_sub(earlier.ticks) as f64 / ticks_per_second / elapsed;
         let entry = found.entry(place.clone()).or_insert_with(|| Found {
-            name,
+            name: match owner {
+                Owner::Pod(_) => pods.get(&name).cloned().unwrap_or(name),
+                _ => name,
+            },
             place,
             owner,
             pids: Vec::new(),
@@ -280,8 +288,11 @@ fn owned(group: &Path) -> Option<(PathBuf, Owner, String)> {
             let id = id.strip_suffix(".scope").unwrap_or(id);
             is_container_id(id).then(|| id[..12].to_owned())
         };
-        if let Some(id) = container("docker-").or_else(|| container("cri-containerd-")) {
+        if let Some(id) = container("docker-") {
             return found(Owner::Docker, &id);
+        }
+        if let Some(id) = container("cri-containerd-").or_else(|| container("nerdctl-")) {
+            return found(Owner::Containerd, &id);
         }
         if let Some(id) = container("libpod-") {
             return found(Owner::Podman, &id);
@@ -302,6 +313,22 @@ fn owned(group: &Path) -> Option<(PathBuf, Owner, String)> {
     let name = last?;
     let manager = name.ends_with(".slice") || name.ends_with(".service");
     (!manager).then_some((path, Owner::Plain, name))
+}
+
+/// Namespace and name of each pod, by its number: the kubelet names the directories of their logs
+/// `NAMESPACE_NAME_NUMBER`. Nothing where there is no kubelet.
+fn pod_names(logs: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(logs).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            // Neither namespaces nor names have a `_`.
+            let mut parts = name.split('_');
+            let (namespace, pod, number) = (parts.next()?, parts.next()?, parts.next()?);
+            let whole = parts.next().is_none() && !namespace.is_empty() && !pod.is_empty();
+            whole.then(|| (number.to_owned(), format!("{namespace}/{pod}")))
+        })
+        .collect()
 }
 
 /// The uid in `pod<uid>` or `kubepods-burstable-pod<uid>.slice`; systemd has `_` for `-`.
@@ -418,6 +445,10 @@ mod tests {
             (format!("system.slice/docker-{ID}.scope"), Owner::Docker),
             (format!("docker/{ID}"), Owner::Docker),
             (format!("machine.slice/libpod-{ID}.scope"), Owner::Podman),
+            (
+                format!("system.slice/cri-containerd-{ID}.scope"),
+                Owner::Containerd,
+            ),
         ] {
             check(&group, Some((group.as_str(), owner, &ID[..12])));
         }
@@ -440,6 +471,29 @@ mod tests {
             &guaranteed,
             Some((guaranteed.as_str(), Owner::Pod(PodQuality::Guaranteed), uid)),
         );
+    }
+
+    #[test]
+    fn pods_are_named_by_the_directories_of_their_logs() {
+        let logs = tempfile::tempdir().unwrap();
+        let number = "11112222-3333-4444-5555-666677778888";
+        for name in [
+            format!("shop_front-7d9c5_{number}"),
+            "kube-system_etcd-node1_0123456789abcdef0123456789abcdef".to_owned(),
+            "lost+found".to_owned(),
+            "a_b_c_d".to_owned(),
+            "_x_y".to_owned(),
+        ] {
+            fs::create_dir(logs.path().join(name)).unwrap();
+        }
+        let names = pod_names(logs.path());
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(names[number], "shop/front-7d9c5");
+        assert_eq!(
+            names["0123456789abcdef0123456789abcdef"],
+            "kube-system/etcd-node1"
+        );
+        assert!(pod_names(&logs.path().join("none")).is_empty());
     }
 
     #[test]

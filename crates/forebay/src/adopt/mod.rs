@@ -71,6 +71,7 @@ fn json(suggestion: &Suggestion) -> serde_json::Value {
         "name": name,
         "owner": suggest::owner(*owner),
         "cgroup": group,
+        "systemd": suggest::unit_of(&suggestion.found),
         "executable": executable,
         "command_line": command_line,
         "pids": pids,

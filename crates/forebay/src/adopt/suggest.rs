@@ -174,6 +174,7 @@ pub(crate) const fn owner(owner: Owner) -> &'static str {
         Owner::Systemd => "systemd service",
         Owner::Scope => "systemd scope",
         Owner::Docker => "docker container",
+        Owner::Containerd => "containerd container",
         Owner::Podman => "podman container",
         Owner::Pod(_) => "kubernetes pod",
         Owner::Plain => "control group",
@@ -196,8 +197,18 @@ pub(crate) fn configuration(suggestions: &[Suggestion]) -> String {
         write!(text, "\n[apps.{}]  # {}", suggestion.app, told(found)).ok();
         write!(text, "\nclass = \"{class}\"  # {}\n", suggestion.because).ok();
         match &found.place {
+            Place::Group(group) if unit_of(found).is_some() => {
+                let unit = unit_of(found).unwrap_or_default();
+                writeln!(
+                    text,
+                    "systemd = {}  # in {}",
+                    toml::Value::from(unit),
+                    quoted(group)
+                )
+                .ok();
+            }
             Place::Group(group) => {
-                if matches!(found.owner, Owner::Systemd | Owner::Docker | Owner::Podman) {
+                if is_managed(found.owner) {
                     text += "# Its manager may write to this group too: Forebay yields where it does.\n";
                 }
                 writeln!(text, "cgroup = {}", quoted(group)).ok();
@@ -231,6 +242,27 @@ pub(crate) fn configuration(suggestions: &[Suggestion]) -> String {
         .ok();
     }
     text
+}
+
+/// The unit that the system's own manager has for a service; a user's manager has others.
+pub(crate) fn unit_of(found: &Found) -> Option<&str> {
+    let Place::Group(group) = &found.place else {
+        return None;
+    };
+    let of_a_user = group.iter().any(|part| {
+        let part = part.to_string_lossy();
+        part.starts_with("user@")
+    });
+    let unit = group.file_name()?.to_str()?;
+    (found.owner == Owner::Systemd && !of_a_user).then_some(unit)
+}
+
+/// Whether somebody may write to the group of such a thing.
+const fn is_managed(owner: Owner) -> bool {
+    matches!(
+        owner,
+        Owner::Systemd | Owner::Docker | Owner::Containerd | Owner::Podman
+    )
 }
 
 fn told(found: &Found) -> String {
@@ -320,7 +352,10 @@ mod tests {
     #[test]
     fn the_configuration_is_one_that_forebay_takes() {
         let mut odd = service("odd");
+        odd.owner = Owner::Podman;
         odd.place = Place::Group(PathBuf::from("a \"b\"\\c/odd.service"));
+        let mut user = service("build");
+        user.place = Place::Group("user.slice/user@1.service/app.slice/build.service".into());
         let mut web = service("web");
         web.ports = vec![80, 443];
         let file = std::env::current_exe().unwrap();
@@ -332,10 +367,15 @@ mod tests {
                 command_line: Some("serve --what \"x\"".to_owned()),
             },
         );
-        let text = configuration(&suggest(vec![odd, web, program, service("ssh")]));
+        let text = configuration(&suggest(vec![odd, user, web, program, service("ssh")]));
         let table: toml::Table = text.parse().unwrap();
         let apps = table["apps"].as_table().unwrap();
-        assert_eq!(apps.len(), 3, "{text}");
+        assert_eq!(apps.len(), 4, "{text}");
+        assert_eq!(apps["web"]["systemd"].as_str(), Some("web.service"));
+        assert_eq!(
+            apps["build"]["cgroup"].as_str(),
+            Some("user.slice/user@1.service/app.slice/build.service")
+        );
         assert_eq!(apps["web"]["class"].as_str(), Some("critical"));
         assert_eq!(
             apps["odd"]["cgroup"].as_str(),
@@ -347,6 +387,6 @@ mod tests {
         std::fs::write(&file, &text).unwrap();
         let facts = crate::daemon::facts().unwrap();
         let config = crate::config::load(Some(&file), &facts).unwrap();
-        assert_eq!(config.policy.apps.len(), 3);
+        assert_eq!(config.policy.apps.len(), 4);
     }
 }
