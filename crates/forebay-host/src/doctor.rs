@@ -11,6 +11,7 @@ use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
+use crate::owner::{self, Addresses};
 use crate::procs;
 use crate::reclaim::{self, Means, ReclaimWay};
 use crate::topology::{host_topology, kib_after};
@@ -39,6 +40,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(controllers(&hierarchies));
     features.extend(knobs(&hierarchies, group));
     features.push(network(&hierarchies));
+    features.push(systemd());
     features.extend(unified(&hierarchies, group));
     features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
@@ -165,6 +167,19 @@ fn network(hierarchies: &Hierarchies) -> Feature {
             Err(error) => error.explain(),
         },
         lack_costs: knob_lack_costs(Knob::EgressMax),
+    }
+}
+
+fn systemd() -> Feature {
+    let version = owner::systemd_version(&Addresses::from_environment());
+    Feature {
+        name: "systemd".to_owned(),
+        present: version.is_ok(),
+        detail: match version {
+            Ok(version) => format!("version {version}, by D-Bus"),
+            Err(error) => error.explain(),
+        },
+        lack_costs: "no app can be bound by `systemd`",
     }
 }
 

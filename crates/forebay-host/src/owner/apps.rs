@@ -246,7 +246,10 @@ impl LinuxHost {
         match seen {
             Ok(held) => {
                 owned.trouble = None;
-                self.take_held(app, held);
+                match self.overlap(app, &held) {
+                    None => self.take_held(app, held),
+                    Some(trouble) => self.refuse_held(app, trouble),
+                }
             }
             Err(error) => {
                 // While a manager is away, what it made goes on being observed.
@@ -255,6 +258,42 @@ impl LinuxHost {
                 }
                 owned.trouble = Some(error.explain());
             }
+        }
+    }
+
+    /// Why a group cannot be this app's, when it cannot.
+    fn overlap(&self, app: &AppId, held: &Held) -> Option<String> {
+        let group = held.group.as_ref()?;
+        let (name, place) = (&held.name, group.display());
+        let both = |other: &PathBuf| other.starts_with(group) || group.starts_with(other);
+        let others = self.entries.iter().filter(|(id, _)| *id != app);
+        let mut bound = others.filter_map(|(id, entry)| Some((id, entry.bound.as_ref()?)));
+        if let Some((other, path)) = bound.find(|(_, path)| both(path)) {
+            return Some(format!(
+                "{app}: {name} has the control group {place}, and app {other} has {}: processes \
+                 would belong to both; give each app processes of its own",
+                path.display()
+            ));
+        }
+        let is_home = |dir: &PathBuf| {
+            let hierarchies = self.hierarchies.list().iter();
+            hierarchies
+                .map(|hierarchy| hierarchy.dir(group))
+                .any(|own| dir.starts_with(own))
+        };
+        self.ledger.state().home.iter().any(is_home).then(|| {
+            format!(
+                "{app}: {name} has the control group {place}, in which Forebay itself runs; name \
+                 a unit without it"
+            )
+        })
+    }
+
+    /// Leaves an app alone that cannot be had.
+    fn refuse_held(&mut self, app: &AppId, trouble: String) {
+        if let Some(owned) = self.entries.get_mut(app).and_then(|e| e.owned.as_mut()) {
+            owned.held = None;
+            owned.trouble = Some(trouble);
         }
     }
 

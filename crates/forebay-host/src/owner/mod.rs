@@ -196,6 +196,14 @@ fn owner(kind: Kind, address: &str) -> Box<dyn Owner> {
     }
 }
 
+/// The version of the systemd on this host's bus.
+///
+/// # Errors
+/// When there is none, or it does not answer.
+pub(crate) fn systemd_version(addresses: &Addresses) -> Result<u32, HostError> {
+    systemd::Systemd::new(&addresses.systemd).version()
+}
+
 /// Who owns the group of an app that is bound like this, and what it calls the app.
 pub(crate) fn of_binding(binding: &Binding) -> Option<(Kind, &str)> {
     match binding {

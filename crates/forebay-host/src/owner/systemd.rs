@@ -82,6 +82,12 @@ impl Systemd {
         }
     }
 
+    /// Its version.
+    pub(crate) fn version(&mut self) -> Result<u32, HostError> {
+        self.learn_version("ask systemd for its version")?;
+        Ok(self.version)
+    }
+
     /// One call. A connection that broke is made anew by the next.
     fn call<B, R>(
         &mut self,

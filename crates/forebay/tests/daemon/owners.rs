@@ -203,6 +203,26 @@ fn a_unit_that_is_not_there_and_a_manager_that_is_away_are_said() {
 }
 
 #[test]
+fn a_unit_whose_processes_are_another_apps_is_left_alone() {
+    let Some(mut unit) = unit("a_unit_whose_processes_are_another_apps_is_left_alone") else {
+        return;
+    };
+    unit.place.configure(&format!(
+        "[apps.a]\ncgroup = \"{}\"\n[apps.web]\nclass = \"critical\"\nsystemd = \"{UNIT}\"\n",
+        unit.group
+    ));
+    unit.start();
+    let message = unit.place.await_event("web", "failed");
+    for word in [UNIT, "app a has", "processes of its own"] {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+    unit.await_periods();
+    assert_eq!(unit.place.app("web")["state"], "absent");
+    assert_eq!(unit.bus.units().calls, []);
+    unit.place.stop_well();
+}
+
+#[test]
 fn an_app_that_leaves_the_configuration_is_put_back_while_the_daemon_runs() {
     let test = "an_app_that_leaves_the_configuration_is_put_back_while_the_daemon_runs";
     let Some(mut unit) = unit(test) else {
