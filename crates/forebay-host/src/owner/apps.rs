@@ -60,6 +60,8 @@ pub(crate) struct Owned {
     pub(crate) held: Option<Held>,
     /// Whether it is being looked at.
     asked: bool,
+    /// What is awaited was asked before the group was lost, and says nothing of it now.
+    lost: bool,
     /// Why it could not be, last time.
     trouble: Option<String>,
     /// What is to be asked for in this batch.
@@ -113,6 +115,7 @@ impl Owned {
             name: name.to_owned(),
             held: None,
             asked: false,
+            lost: false,
             trouble: None,
             queued: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -141,9 +144,12 @@ impl Owned {
         self.sent.keys().any(shares)
     }
 
-    /// What was done is not in force in a group that is made anew.
+    /// A group that is there again may be half made: the manager makes it first and fills it then.
+    /// Once it answers what is asked from now on, both are done.
     pub(crate) fn lose_group(&mut self) {
         self.heard.clear();
+        self.held = None;
+        self.lost = self.asked || !self.sent.is_empty();
     }
 
     fn object(&self, addresses: &Addresses, held: &Held) -> Object {
@@ -243,6 +249,9 @@ impl LinuxHost {
             return;
         };
         owned.asked = false;
+        if std::mem::take(&mut owned.lost) {
+            return;
+        }
         match seen {
             Ok(held) => {
                 owned.trouble = None;
@@ -314,7 +323,14 @@ impl LinuxHost {
             return;
         };
         let sent = std::mem::take(&mut owned.sent);
+        let lost = std::mem::take(&mut owned.lost);
         match written {
+            Written::Done(held) if lost => {
+                if let Err(error) = self.note_made(app, &sent, &held) {
+                    tracing::warn!(%app, reason = error.explain(), "not recorded");
+                }
+            }
+            _ if lost => {}
             Written::Done(held) => self.take_done(app, &sent, held),
             Written::Foreign(values) => {
                 for (property, value) in values {

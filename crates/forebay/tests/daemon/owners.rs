@@ -8,7 +8,7 @@ use crate::place::{Knob, Place, Sleeper, eventually, knob_in, text};
 /// A daemon that has a unit of an imitated systemd as an app.
 struct Unit {
     // Dropped in this order: the group has to be empty, and the bus there to the end.
-    _member: Sleeper,
+    member: Sleeper,
     place: Place,
     bus: Bus,
     group: String,
@@ -30,7 +30,7 @@ impl Unit {
             place,
             bus,
             group,
-            _member: member,
+            member,
         })
     }
 
@@ -234,6 +234,49 @@ fn an_app_that_leaves_the_configuration_is_put_back_while_the_daemon_runs() {
     unit.place.json(&["reload"]);
     eventually("systemd has what it had", || unit.held() == ORIGINAL);
     unit.place.stop_well();
+}
+
+#[test]
+fn a_group_that_is_made_anew_is_looked_at_once_systemd_has_filled_it() {
+    let test = "a_group_that_is_made_anew_is_looked_at_once_systemd_has_filled_it";
+    let Some(mut unit) = unit(test) else {
+        return;
+    };
+    unit.start();
+    unit.await_in_force();
+    // A restart, as slow as can be: the old group goes, the new one is empty of settings.
+    let member = unit.member.pid().to_string();
+    let group = std::mem::take(&mut unit.bus.units().group);
+    for dir in unit.place.made() {
+        fs::write(dir.parent().unwrap().join("cgroup.procs"), &member).unwrap();
+        fs::remove_dir(dir).unwrap();
+    }
+    unit.place
+        .await_app("web", "absent", |app| app["state"] == "absent");
+    for dir in unit.place.made() {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("cgroup.procs"), &member).unwrap();
+    }
+    unit.await_periods();
+    assert_eq!(unit.place.app("web")["state"], "absent");
+    let mut units = unit.bus.units();
+    units.group = group;
+    for (property, value) in units.values.clone() {
+        units.set(&property, value);
+    }
+    drop(units);
+    unit.place
+        .await_app("web", "running", |app| app["state"] == "running");
+    unit.await_in_force();
+    unit.await_periods();
+    let events = unit.place.json(&["events", "--app", "web"]);
+    let events = events["events"].as_array().unwrap();
+    assert!(
+        events.iter().all(|event| event["kind"] != "foreign"),
+        "{events:#?}"
+    );
+    unit.place.stop_well();
+    assert_eq!(unit.held(), ORIGINAL);
 }
 
 #[test]
