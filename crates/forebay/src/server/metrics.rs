@@ -302,45 +302,41 @@ fn apps(registry: &mut Registry, view: &View) {
 }
 
 fn traffic(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
-    let counters = |value: fn(&Traffic) -> u64| {
-        let family: Family<Labels, Counter> = Family::default();
-        for (id, app) in apps {
-            if let Some(traffic) = &app.traffic {
-                let counter = family.get_or_create(&labels(id, app));
-                counter.inc_by(value(traffic));
-            }
-        }
-        family
+    let each = |value: fn(&Traffic) -> u64| {
+        counters(
+            apps.iter()
+                .filter_map(|(id, app)| Some((labels(id, app), value(app.traffic.as_ref()?)))),
+        )
     };
     registry.register(
         "app_network_received_bytes",
         "Bytes the app received, loopback left out",
-        counters(|traffic| traffic.received.0),
+        each(|traffic| traffic.received.0),
     );
     registry.register(
         "app_network_sent_bytes",
         "Bytes the app sent, loopback left out",
-        counters(|traffic| traffic.sent.0),
+        each(|traffic| traffic.sent.0),
     );
     registry.register(
         "app_network_received_packets",
         "Packets the app received, loopback left out",
-        counters(|traffic| traffic.received_packets),
+        each(|traffic| traffic.received_packets),
     );
     registry.register(
         "app_network_sent_packets",
         "Packets the app sent, loopback left out",
-        counters(|traffic| traffic.sent_packets),
+        each(|traffic| traffic.sent_packets),
     );
     registry.register(
         "app_network_dropped_packets",
         "Packets of the app that its bound held back, most of them offered again",
-        counters(|traffic| traffic.dropped_packets),
+        each(|traffic| traffic.dropped_packets),
     );
     registry.register(
         "app_network_retransmitted_segments",
         "TCP segments the app sent again",
-        counters(|traffic| traffic.retransmitted),
+        each(|traffic| traffic.retransmitted),
     );
 }
 
@@ -432,10 +428,8 @@ fn tiers(registry: &mut Registry, tiers: &[api::Tier]) {
     );
 }
 
-fn counters(
-    values: impl IntoIterator<Item = (Labels, u64)>,
-) -> Family<Labels, prometheus_client::metrics::counter::Counter> {
-    let family = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
+fn counters(values: impl IntoIterator<Item = (Labels, u64)>) -> Family<Labels, Counter> {
+    let family = Family::<Labels, Counter>::default();
     for (labels, value) in values {
         family.get_or_create(&labels).inc_by(value);
     }
