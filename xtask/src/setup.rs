@@ -57,6 +57,12 @@ const PACKAGES: &[Package] = &[
         why: "C headers for the bundled SQLite",
     },
     Package {
+        name: "dbus-daemon",
+        group: Group::Build,
+        sign: Sign::Program("dbus-daemon"),
+        why: "the private bus of the tests with an imitated systemd",
+    },
+    Package {
         name: "make",
         group: Group::Examples,
         sign: Sign::Program("make"),

@@ -203,6 +203,29 @@ fn a_unit_that_is_not_there_and_a_manager_that_is_away_are_said() {
 }
 
 #[test]
+fn a_silent_bus_holds_up_no_period() {
+    let Some(mut place) = Place::new("a_silent_bus_holds_up_no_period") else {
+        return;
+    };
+    let socket = place.path("silent");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    place.configure("[apps.web]\nsystemd = \"web.service\"\n");
+    let mut command = place.daemon_command();
+    let address = format!("unix:path={}", socket.display());
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", address);
+    place.start_with(command);
+    let silent = listener.accept().unwrap();
+    // Were a period to wait for the bus, so many would take longer than a test waits.
+    let period = || place.json(&["status"])["period"].as_u64().unwrap();
+    let now = period();
+    eventually("periods go on", || period() > now + 40);
+    let message = place.await_event("web", "failed");
+    assert!(message.contains("timed out"), "{message}");
+    place.stop_well();
+    drop(silent);
+}
+
+#[test]
 fn a_unit_whose_processes_are_another_apps_is_left_alone() {
     let Some(mut unit) = unit("a_unit_whose_processes_are_another_apps_is_left_alone") else {
         return;
