@@ -476,10 +476,54 @@ pub struct Explanation {
     pub shared_cpus: String,
     /// CPUs of the host.
     pub host_cpus: u64,
+    /// What is planned for each block device that was measured.
+    #[serde(default)]
+    pub devices: Vec<DevicePlan>,
     /// Whether Forebay only observes now.
     pub paused: bool,
     /// Promises that cannot be kept.
     pub shortfalls: Vec<String>,
+}
+
+/// Why batch may take of a block device what it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IoBound {
+    /// No critical app uses the device.
+    Free,
+    /// Critical apps' use is left free.
+    Bandwidth,
+    /// A critical app waits for I/O: what is sent at a time is kept short.
+    Delay,
+}
+
+/// What is planned for a measured block device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DevicePlan {
+    /// The device, as `major:minor`.
+    pub device: String,
+    /// Its name in /dev.
+    pub name: String,
+    /// Bytes it reads per second, in large requests.
+    pub read_bytes_per_second: u64,
+    /// Small reads per second.
+    pub read_requests_per_second: u64,
+    /// 99 of 100 small reads alone take no longer.
+    pub read_p99_seconds: f64,
+    /// Whether writes were measured; else they are taken to be as fast as reads.
+    pub writes_measured: bool,
+    /// Part of the device's time that critical apps will take, with headroom.
+    pub critical: f64,
+    /// Part that batch may take, all of it together; 1 is no limit.
+    pub room: f64,
+    /// Batch apps that share it.
+    pub sharers: u32,
+    /// Why it is what it is.
+    pub bound: IoBound,
+    /// What is left of it because critical requests are slow all the same.
+    pub pressed_to_percent: u32,
+    /// Critical apps that use the device.
+    pub used_by: Vec<String>,
 }
 
 /// What an app will need.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{AppId, Class};
+use crate::app::{AppId, Class, Device};
 use crate::demand::{Demand, Usage};
 use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
 use crate::io_history::IoUse;
 use crate::plan::reclaim::GiveBack;
-use crate::plan::{Reason, Shortfall};
+use crate::plan::{Reason, Shortfall, io};
 use crate::slice::Slice;
 use crate::snapshot::{HostSample, Reclaim, RunState, Traffic};
 use crate::units::Time;
@@ -92,6 +92,8 @@ pub struct TickReport {
     pub host: HostSample,
     /// CPUs that are nobody's own.
     pub shared: CpuSet,
+    /// Why batch may do on measured block devices what it may.
+    pub io: BTreeMap<Device, io::Reason>,
     /// The apps.
     pub apps: BTreeMap<AppId, AppReport>,
     /// Memory that batch gives back ahead of a rise.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{App, AppId, Class, IoMax, Partition, Policy};
+use crate::app::{App, AppId, Class, Device, IoMax, Partition, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
@@ -75,10 +75,17 @@ fn is_lost(knob: Knob, value: &str) -> bool {
 }
 
 /// What ends a setting that left the plan; others stay as they are.
-fn lifted(setting: &Setting, app: &App, known: &Known) -> Option<Setting> {
+fn lifted(
+    setting: &Setting,
+    app: &App,
+    known: &Known,
+    io_before: Option<&BTreeMap<Device, IoMax>>,
+) -> Option<Setting> {
     match setting {
-        Setting::IoMax(device, max) if *max != IoMax::NONE => {
-            Some(Setting::IoMax(*device, IoMax::NONE))
+        Setting::IoMax(device, max) => {
+            let before = io_before.and_then(|limits| limits.get(device));
+            let before = *before.unwrap_or(&IoMax::NONE);
+            (*max != before).then_some(Setting::IoMax(*device, before))
         }
         Setting::L3Cache(percent) if *percent < 100 => Some(Setting::L3Cache(100)),
         Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
@@ -172,6 +179,9 @@ impl State {
                 found: true,
             });
         }
+        self.planner
+            .io_before
+            .insert(id.clone(), sample.io_max_before.clone());
         self.in_force.insert(id.clone(), slice);
     }
 
@@ -334,10 +344,11 @@ impl State {
                 continue;
             };
             let in_force = self.in_force.get(id).unwrap_or(&nothing);
+            let io_before = self.planner.io_before.get(id);
             let lifted = in_force
                 .iter()
                 .filter(|setting| wanted.get(setting.knob()).is_none())
-                .filter_map(|setting| lifted(setting, app, known));
+                .filter_map(|setting| lifted(setting, app, known, io_before));
             let open = wanted
                 .iter()
                 .filter(|setting| known.pending.contains(&setting.knob()))
@@ -471,6 +482,7 @@ impl State {
             Outcome::Pending => return,
             Outcome::Done | Outcome::Unsupported => {
                 self.in_force.remove(id);
+                self.planner.io_before.remove(id);
                 self.apps.remove(id);
                 (
                     EventKind::Released,
@@ -535,6 +547,7 @@ impl State {
             paused: inputs.paused,
             host: snapshot.host,
             shared: plan.shared,
+            io: plan.io,
             apps,
             give_back: plan.give_back,
             actions: actions.into_iter().zip(outcomes).collect(),

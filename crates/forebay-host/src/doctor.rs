@@ -41,6 +41,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(knobs(&hierarchies, group));
     features.push(network(&hierarchies));
     features.push(systemd());
+    features.push(buffered_writes(&hierarchies));
     features.extend(unified(&hierarchies, group));
     features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
@@ -204,6 +205,28 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::PidsMax => "no upper bound on processes",
         Knob::L3Cache | Knob::MemoryBandwidth => "batch fills the caches of critical apps",
         Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",
+    }
+}
+
+/// v1 charges what the kernel writes back later to nobody: a limit does not hold it.
+fn buffered_writes(hierarchies: &Hierarchies) -> Feature {
+    let on_v2 = |controller| {
+        let place = hierarchies.of(controller);
+        place.is_some_and(|(_, hierarchy)| hierarchy.version == Version::V2)
+    };
+    let present = on_v2(Controller::Io) && on_v2(Controller::Memory);
+    Feature {
+        name: "limits of buffered writes".to_owned(),
+        present,
+        detail: if present {
+            "io and memory are both of v2"
+        } else {
+            "need io and memory of v2: boot with systemd.unified_cgroup_hierarchy=1, or let batch \
+             write directly (O_DIRECT), or bound its dirty pages by ceiling.memory"
+        }
+        .to_owned(),
+        lack_costs: "io.max holds reads and direct writes; what batch writes through the page cache \
+                     passes it and can still slow a critical app's reads",
     }
 }
 

@@ -159,6 +159,18 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// A group of which nothing was read or reported yet.
+    pub(crate) const fn new(dirs: Vec<Option<PathBuf>>, meters: Meters) -> Self {
+        Self {
+            dirs,
+            meters,
+            unreported: true,
+            disk_counters: DeviceCounters::new(),
+            is_busy_on_disk: false,
+            network: None,
+        }
+    }
+
     pub(crate) fn dir(&self, hierarchy: usize) -> Option<&Path> {
         self.dirs.get(hierarchy)?.as_deref()
     }
@@ -356,12 +368,8 @@ impl LinuxHost {
             }
         });
         Group {
-            dirs,
-            meters,
-            unreported: true,
-            disk_counters: DeviceCounters::new(),
-            is_busy_on_disk: false,
             network,
+            ..Group::new(dirs, meters)
         }
     }
 

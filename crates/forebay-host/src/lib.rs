@@ -27,6 +27,7 @@ mod host;
 mod interrupts;
 mod knobs;
 pub mod ledger;
+mod limits;
 pub mod lock;
 mod memory;
 pub mod mounts;

@@ -21,6 +21,7 @@ use crate::files::{Reader, keyed, pressure_total, read_text};
 use crate::groups;
 use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
 use crate::knobs::{self, Way, Ways};
+use crate::limits;
 use crate::memory::parse_stat;
 use crate::mounts::{Controller, Hierarchies, Version};
 use crate::partition;
@@ -305,6 +306,8 @@ impl LinuxHost {
                 && is_populated(&group.meters, &mut buffer);
             if first {
                 sample.found = found_settings(&self.ways, group, app, &mut entry.last);
+                let record = self.ledger.state().apps.get(&app.id);
+                sample.io_max_before = limits::before(&self.ways, group, app, record);
                 for setting in &sample.found {
                     match setting {
                         Setting::CpuWeight(weight) => entry.weight = Some(*weight),
@@ -485,7 +488,9 @@ fn found_settings(
     app: &App,
     last: &mut BTreeMap<Knob, Vec<String>>,
 ) -> Vec<Setting> {
-    let devices = app.io_max.keys().map(|device| Knob::IoMax(*device));
+    let devices = limits::limited(ways, group, app)
+        .into_iter()
+        .map(Knob::IoMax);
     let devices = devices.filter_map(|knob| Some((knob, ways.of(knob)?)));
     let mut found = Vec::new();
     for (knob, way) in ways.knobs().chain(devices) {
@@ -587,7 +592,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{self, DEBIAN_11_V1, DEBIAN_12, DEBIAN_13, DEVICE, HYBRID, Tree};
     use forebay_core::app::IoMax;
-    use forebay_core::io::{DeviceCounters, IoCounters};
+    use forebay_core::io::IoCounters;
     use forebay_core::units::MilliCpu;
 
     const DUE: Due = Due {
@@ -697,14 +702,8 @@ mod tests {
             let tree = Tree::unpack(fixture);
             let dirs = tree.dirs();
             let ways = Ways::probe(&tree.hierarchies, |index| dirs.get(index)?.as_deref());
-            let group = Group {
-                meters: Meters::open(&tree.hierarchies, &dirs),
-                dirs: dirs.clone(),
-                unreported: true,
-                disk_counters: DeviceCounters::new(),
-                is_busy_on_disk: false,
-                network: None,
-            };
+            let meters = Meters::open(&tree.hierarchies, &dirs);
+            let group = Group::new(dirs.clone(), meters);
             let app = fixtures::app();
             let found = found_settings(&ways, &group, &app, &mut BTreeMap::new());
             for setting in expected {

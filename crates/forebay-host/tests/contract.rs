@@ -40,6 +40,9 @@ fn the_live_host_keeps_the_contract() {
     check_all(&mut live);
 }
 
+/// Where there is no device below.
+const TMPFS: i64 = 0x0102_1994;
+
 /// The kernel that runs this test, seen without the host's own eyes.
 struct Live {
     place: Place,
@@ -205,6 +208,25 @@ impl Fixture<LinuxHost> for Live {
         program(id.as_str(), &["sh", "-c", "while :; do :; done"])
     }
 
+    fn reader(&mut self, _host: &mut LinuxHost, id: AppId) -> Result<App, String> {
+        let dir = self.place.options.state_dir.parent().unwrap();
+        if rustix::fs::statfs(dir).unwrap().f_type == TMPFS {
+            return Err(format!("{} is in memory", dir.display()));
+        }
+        let file = dir.join("read");
+        std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+        std::fs::File::open(&file).unwrap().sync_all().unwrap();
+        let read = format!("dd if={} of=/dev/null bs=64k iflag=direct", file.display());
+        let words: Vec<&str> = read.split(' ').collect();
+        let once = Command::new(words[0]).args(&words[1..]).output();
+        let once = once.map_err(|error| format!("{read}: {error}"))?;
+        if !once.status.success() {
+            return Err(String::from_utf8_lossy(&once.stderr).into_owned());
+        }
+        let script = format!("while :; do {read} 2>/dev/null; done");
+        Ok(program(id.as_str(), &["sh", "-c", &script]))
+    }
+
     fn settle(&mut self, _host: &mut LinuxHost, time: Duration) {
         // The kernel's own time has to pass, as it does between two periods of a daemon.
         std::thread::sleep(time);
@@ -319,6 +341,17 @@ impl Fixture<LinuxHost> for Live {
                 Controller::Pids,
                 ("pids.max", "max".to_owned()),
                 ("pids.max", "max".to_owned()),
+            ),
+            Setting::IoMax(
+                device,
+                IoMax {
+                    rbps: Limit::At(rate),
+                    ..
+                },
+            ) => (
+                Controller::Io,
+                ("blkio.throttle.read_bps_device", format!("{device} {rate}")),
+                ("io.max", format!("{device} rbps={rate}")),
             ),
             other => return Err(format!("nobody else sets {other}")),
         };

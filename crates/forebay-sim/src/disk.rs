@@ -1,9 +1,13 @@
 //! A simulated block device: one queue for all groups, served at a fixed rate.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::Device;
+use forebay_core::app::{Device, IoMax};
 use forebay_core::io::{DeviceCapability, Direction, Measured};
+use forebay_core::slice::{Knob, Setting};
+
+use crate::host::SimHost;
 
 /// The device that simulated programs use.
 pub const DEVICE: Device = Device { major: 8, minor: 0 };
@@ -78,6 +82,38 @@ impl Queue {
     pub(crate) fn wait(&self) -> f64 {
         self.backlog + REQUEST / self.disk.rate() + self.disk.latency.as_secs_f64()
     }
+}
+
+impl SimHost {
+    /// The same host with a block device that all groups share.
+    #[must_use]
+    pub const fn with_disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(Queue::new(disk));
+        self
+    }
+
+    /// How long a request takes on the block device now.
+    #[must_use]
+    pub fn disk_wait(&self) -> Duration {
+        let wait = self.disk.map_or(0.0, |disk| disk.wait());
+        Duration::from_secs_f64(wait)
+    }
+}
+
+/// Limits of block devices as they were before Forebay: the ledger's, and those it never wrote.
+pub(crate) fn io_max_before(
+    found: &[Setting],
+    originals: &BTreeMap<Knob, Setting>,
+) -> BTreeMap<Device, IoMax> {
+    let found = found
+        .iter()
+        .map(|setting| originals.get(&setting.knob()).unwrap_or(setting));
+    found
+        .filter_map(|setting| match setting {
+            Setting::IoMax(device, max) if *max != IoMax::NONE => Some((*device, *max)),
+            _ => None,
+        })
+        .collect()
 }
 
 #[cfg(test)]

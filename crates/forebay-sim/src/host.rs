@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Match};
+use forebay_core::app::{App, AppId, Binding, Class, Match};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
 use forebay_core::idset::CpuSet;
 use forebay_core::io::DeviceCounters;
@@ -15,7 +15,7 @@ use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
 
 use crate::cpu::Region;
-use crate::disk::{DEVICE, Disk, Queue};
+use crate::disk::{DEVICE, Queue, io_max_before};
 use crate::fault::Faults;
 use crate::group::Group;
 use crate::interrupts::Interrupts;
@@ -151,20 +151,6 @@ impl SimHost {
             regions: (Vec::new(), Vec::new()),
             disk: None,
         }
-    }
-
-    /// The same host with a block device that all groups share.
-    #[must_use]
-    pub const fn with_disk(mut self, disk: Disk) -> Self {
-        self.disk = Some(Queue::new(disk));
-        self
-    }
-
-    /// How long a request takes on the block device now.
-    #[must_use]
-    pub fn disk_wait(&self) -> Duration {
-        let wait = self.disk.map_or(0.0, |disk| disk.wait());
-        Duration::from_secs_f64(wait)
     }
 
     /// The same host with a kernel that lacks the knobs for which `offered` is false.
@@ -616,6 +602,9 @@ impl SimHost {
             let limited = group.written().filter(is_io_max);
             let knobs = offered.filter(|knob| !is_io_max(knob)).chain(limited);
             sample.found = knobs.map(|k| group.read(k, &self.topology)).collect();
+            if app.binding.is_of_others() {
+                sample.io_max_before = io_max_before(&sample.found, &bound.originals);
+            }
             if let Some(bound) = self.apps.get_mut(&app.id) {
                 bound.seen = true;
                 bound.known.extend(sample.found.iter().map(Setting::knob));
@@ -629,13 +618,17 @@ impl SimHost {
         sample.memory_used = self.reading("memory.current", Bytes::from_f64(accounts.memory_used));
         if watch.period.is_multiple_of(ROTATION) {
             sample.memory_stalled = self.reading("memory.pressure", time(accounts.memory_stalled));
-            let counters = DeviceCounters::from([(DEVICE, accounts.io_counters())]);
-            sample.io = self.reading("io.stat", counters);
             sample.memory_stat = self.reading("memory.stat", memory_stat);
-            sample.io_stalled = self.reading("io.pressure", time(accounts.io_stalled));
         } else {
             sample.memory_stalled = Err(Gap::NotDue);
             sample.memory_stat = Err(Gap::NotDue);
+        }
+        // As on a live host, which reads in every period what moves or matters.
+        if app.class == Class::Critical || watch.period.is_multiple_of(ROTATION) {
+            let counters = DeviceCounters::from([(DEVICE, accounts.io_counters())]);
+            sample.io = self.reading("io.stat", counters);
+            sample.io_stalled = self.reading("io.pressure", time(accounts.io_stalled));
+        } else {
             sample.io = Err(Gap::NotDue);
             sample.io_stalled = Err(Gap::NotDue);
         }

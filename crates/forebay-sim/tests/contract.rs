@@ -13,7 +13,7 @@ use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_sim::contract::{Fixture, HOARD, check_all};
-use forebay_sim::{Program, SimHost};
+use forebay_sim::{Load, Program, SimHost};
 
 const GROUP: &str = "system/contract";
 
@@ -74,6 +74,19 @@ impl Fixture<SimHost> for Simulated {
             restart: Restart::Never,
         };
         app(id, Binding::Exec(exec))
+    }
+
+    fn reader(&mut self, host: &mut SimHost, id: AppId) -> Result<App, String> {
+        let program = Program {
+            io: Load::Constant(1e7),
+            ..Program::steady(0.1, 1, Bytes::mib(8))
+        };
+        host.install("read", program);
+        let mut app = self.burner(id);
+        if let Binding::Exec(exec) = &mut app.binding {
+            exec.command = vec!["read".to_owned()];
+        }
+        Ok(app)
     }
 
     fn settle(&mut self, host: &mut SimHost, time: Duration) {

@@ -1,15 +1,15 @@
 //! Commands that need no daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use forebay_core::app::OnStop;
 use forebay_host::Roots;
 
-use crate::config;
 use crate::daemon::{Error, facts};
 use crate::demo::print;
+use crate::{calibrate, config};
 
 /// Validate a configuration
 #[derive(Debug, Clone, clap::Args)]
@@ -121,6 +121,9 @@ pub(crate) struct DoctorArgs {
     /// Control group whose features are examined
     #[arg(long, value_name = "GROUP", default_value = "forebay")]
     cgroup_root: PathBuf,
+    /// Where measurements of block devices are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
+    state_dir: PathBuf,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -131,8 +134,9 @@ pub(crate) struct DoctorArgs {
 /// # Errors
 /// When /proc or every control group hierarchy is missing.
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<ExitCode, Error> {
-    let features = forebay_host::doctor::examine(&Roots::default(), &args.cgroup_root)
+    let mut features = forebay_host::doctor::examine(&Roots::default(), &args.cgroup_root)
         .map_err(|error| Error::Host(error.explain()))?;
+    features.extend(calibrate::features(&args.state_dir, Path::new("/")));
     if args.json {
         let features: Vec<_> = features
             .iter()

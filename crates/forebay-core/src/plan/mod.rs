@@ -6,8 +6,9 @@
 //!
 //! Approach: [`cpu`] gives critical apps whole CPUs of their own while the host has enough,
 //! and precedence on shared ones beyond that; [`lend`] lets batch use them while they are idle; [`memory`] turns forecast working sets into
-//! protection and holds batch below what is left; [`reclaim`] asks batch for what a forecast rise lacks. Needs grow a slice at once and shrink it
-//! one step per hold, so an oscillating demand does not make an oscillating slice.
+//! protection and holds batch below what is left; [`reclaim`] asks batch for what a forecast
+//! rise lacks; [`io`] bounds what batch sends to block devices. Needs grow a slice at once and
+//! shrink it one step per hold, so an oscillating demand does not make an oscillating slice.
 //!
 //! Properties, each tested: exclusive sets are disjoint; every CPU is in a slice or in the
 //! shared pool; floors hold or the shortfall is named; the sum of protected memory fits;
@@ -15,17 +16,18 @@
 //! CPUs.
 
 pub mod cpu;
+pub mod io;
 pub mod lend;
 pub mod memory;
 pub mod reclaim;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, AppId, Class, Partition, Policy};
+use crate::app::{App, AppId, Class, Device, IoMax, Partition, Policy};
 use crate::demand::Demand;
 use crate::host::Capabilities;
 use crate::idset::CpuSet;
@@ -77,6 +79,11 @@ pub struct Memory {
     pub bytes: BTreeMap<AppId, memory::Held>,
     /// Who gave how readily.
     pub givers: BTreeMap<AppId, reclaim::Held>,
+    /// What batch may take of block devices.
+    pub io: BTreeMap<Device, io::Held>,
+    /// Limits of block devices that somebody had set for an app's group before Forebay came:
+    /// ceilings like those of the user.
+    pub io_before: BTreeMap<AppId, BTreeMap<Device, IoMax>>,
     /// Whether critical apps' CPUs are lent to batch.
     pub lending: lend::Lending,
 }
@@ -142,6 +149,8 @@ pub struct Plan {
     pub slices: BTreeMap<AppId, Slice>,
     /// Why, for each.
     pub reasons: BTreeMap<AppId, Reason>,
+    /// Why batch may do on measured block devices what it may.
+    pub io: BTreeMap<Device, io::Reason>,
     /// CPUs that are nobody's own.
     pub shared: CpuSet,
     /// Whether batch may use critical apps' own CPUs while those leave them idle.
@@ -162,14 +171,17 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let cpus = cpu::allocate(situation, &memory.cpus, lending);
     let (give_back, givers) = reclaim::decide(situation, &memory.givers);
     let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
+    let devices = io::allocate(situation, &memory.io);
 
     let mut plan = Plan {
         shared: cpus.shared,
         lends: lending.is_on(),
+        io: devices.reasons,
         shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
         give_back,
         ..Plan::default()
     };
+    let unlimited = BTreeMap::new();
     for (id, share) in &cpus.shares {
         let app = &situation.policy.apps[id];
         let mut slice = Slice::default();
@@ -177,6 +189,9 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         memory_settings(app, &bytes.bounds[id], &mut slice);
         other_settings(app, &mut slice);
         cache_settings(situation, app, &mut slice);
+        let before = memory.io_before.get(id).unwrap_or(&unlimited);
+        let planned = devices.limits.get(id).unwrap_or(&unlimited);
+        device_settings(app, before, planned, &mut slice);
         plan.slices
             .insert(id.clone(), supported(app, slice, situation.capabilities));
         plan.reasons.insert(
@@ -196,6 +211,8 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         cpus: cpus.held,
         bytes: bytes.held,
         givers,
+        io: devices.held,
+        io_before: memory.io_before.clone(),
         lending,
     };
     (plan, memory)
@@ -256,9 +273,6 @@ fn other_settings(app: &App, slice: &mut Slice) {
         Class::Batch => 10,
     };
     slice.set(Setting::IoWeight(app.io_weight.unwrap_or(by_class)));
-    for (device, max) in &app.io_max {
-        slice.set(Setting::IoMax(*device, *max));
-    }
     slice.set(Setting::PidsMax(app.ceiling.pids));
     slice.set(Setting::EgressMax(app.ceiling.egress));
 }
@@ -282,6 +296,22 @@ fn cache_settings(situation: &Situation<'_>, app: &App, slice: &mut Slice) {
     }
     if let Some(percent) = batch_bandwidth_percent {
         slice.set(Setting::MemoryBandwidth(share(*percent)));
+    }
+}
+
+/// The user's limits and the plan's, and the strictest of all where there are several.
+fn device_settings(
+    app: &App,
+    before: &BTreeMap<Device, IoMax>,
+    planned: &BTreeMap<Device, IoMax>,
+    slice: &mut Slice,
+) {
+    let wanted: BTreeSet<&Device> = app.io_max.keys().chain(planned.keys()).collect();
+    for device in wanted {
+        let all = [before, &app.io_max, planned];
+        let limits = all.into_iter().filter_map(|limits| limits.get(device));
+        let max = limits.fold(IoMax::NONE, |all, limit| io::stricter(all, *limit));
+        slice.set(Setting::IoMax(*device, max));
     }
 }
 

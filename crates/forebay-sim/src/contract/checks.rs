@@ -11,6 +11,7 @@ use forebay_core::snapshot::{AppSample, RunState};
 
 use super::freeze::*;
 use super::interrupts::*;
+use super::io::*;
 use super::memory::*;
 use super::{Fixture, PERIODS_MAX, Unmet, Verdict, ensure, id, values, with};
 
@@ -70,6 +71,8 @@ all!(
     memory_asked_for_comes_back,
     memory_is_divided,
     memory_of_an_unknown_app_cannot_be_had,
+    io_is_counted_by_device,
+    an_owners_limit_of_a_device_is_known_and_comes_back,
 );
 
 /// A host can control something, and lists each knob once.

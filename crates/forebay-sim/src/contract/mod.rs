@@ -19,11 +19,13 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 mod checks;
 mod freeze;
 mod interrupts;
+mod io;
 mod memory;
 
 pub use checks::*;
 pub use freeze::*;
 pub use interrupts::*;
+pub use io::*;
 pub use memory::*;
 
 /// The control period that the checks go by.
@@ -41,6 +43,12 @@ pub trait Fixture<H: Host> {
 
     /// An `exec` app of this name whose program takes all of one CPU until it is ended.
     fn burner(&mut self, id: AppId) -> App;
+
+    /// An `exec` app of this name that reads from a block device until it is ended.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    fn reader(&mut self, host: &mut H, id: AppId) -> Result<App, String>;
 
     /// Lets time pass.
     fn settle(&mut self, host: &mut H, time: Duration);

@@ -3,7 +3,7 @@
 use forebay_core::app::{App, AppId, Class};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
-use forebay_core::plan::{Plan, Shortfall};
+use forebay_core::plan::{Plan, Shortfall, io};
 use forebay_core::report::TickReport;
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::state::State;
@@ -124,13 +124,21 @@ fn nothing_is_forgotten(scenario: &Scenario, inputs: &Inputs<'_>, report: &TickR
             "{id} is {} and in the idle class",
             app.class
         );
-        let limited = scenario.policy.apps[id].io_max.contains_key(&DEVICE);
+        let planned = report.io.get(&DEVICE);
+        let limited = scenario.policy.apps[id].io_max.contains_key(&DEVICE)
+            || app.class == Class::Batch && planned.is_some_and(|planned| planned.room < io::FREE);
         let knob = Knob::IoMax(DEVICE);
         let is = scenario.host.read(&group, knob);
-        let free = is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
+        // The owner of a group takes its time.
+        let on_its_way = report.actions.iter().any(|(action, outcome)| {
+            *outcome == Outcome::Pending
+                && matches!(action, Action::Set { app, setting } if app == id && setting.knob() == knob)
+        });
+        let free =
+            on_its_way || is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
         ensure!(
             limited || free || app.reason.is_none(),
-            "{id} has a limit that its policy does not have: {is:?}"
+            "{id} has a limit that neither its policy nor the plan has: {is:?}"
         );
     }
     Ok(())

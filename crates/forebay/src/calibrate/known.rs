@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use forebay_core::app::Device;
 use forebay_core::io::{DeviceCapability, Direction, Measured};
+use forebay_core::units::Bytes;
+use forebay_host::doctor::Feature;
 
 use super::measure::Rate;
 use super::{Calibration, store};
@@ -85,6 +87,61 @@ const fn micros(us: u64) -> Duration {
     Duration::from_micros(us)
 }
 
+/// Devices that `doctor` names.
+const DEVICES_MAX: usize = 64;
+
+/// For `doctor`: which block devices of this host are planned for.
+pub(crate) fn features(state_dir: &Path, root: &Path) -> Vec<Feature> {
+    let known = known(state_dir, root);
+    let here = disks(root).into_iter().map(|(name, device)| {
+        let capability = known.devices.get(&device);
+        Feature {
+            name: format!("calibration of {name}"),
+            present: capability.is_some(),
+            detail: match capability {
+                Some(capability) => format!(
+                    "{device}: reads {}/s, {} requests/s",
+                    Bytes(capability.read.bytes_per_second()),
+                    capability.read.requests_per_second()
+                ),
+                None => format!("{device}: measure it with `forebay calibrate /dev/{name}`"),
+            },
+            lack_costs: "batch is not held back there for a critical app's sake",
+        }
+    });
+    let unused = known.unused.iter().map(|why| Feature {
+        name: "calibration".to_owned(),
+        present: false,
+        detail: why.clone(),
+        lack_costs: "batch is not held back there for a critical app's sake",
+    });
+    here.chain(unused).collect()
+}
+
+/// The whole devices of this host that hold something.
+fn disks(root: &Path) -> Vec<(String, Device)> {
+    let text = |path: &Path, file: &str| {
+        let text = std::fs::read_to_string(path.join(file)).ok()?;
+        Some(text.trim().to_owned())
+    };
+    let entries = std::fs::read_dir(root.join("sys/block"));
+    let mut disks: Vec<(String, Device)> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            let size: u64 = text(&path, "size")?.parse().ok()?;
+            let device = text(&path, "dev")?.parse().ok()?;
+            let name = entry.file_name().to_str()?.replace('!', "/");
+            (size > 0).then_some((name, device))
+        })
+        .collect();
+    disks.sort();
+    disks.truncate(DEVICES_MAX);
+    disks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +190,27 @@ mod tests {
         assert_eq!(device.read.requests_per_second(), 768);
         assert_eq!(device.read.latency_p99(), Duration::from_micros(22));
         assert_eq!(device.write, None);
+    }
+
+    #[test]
+    fn devices_that_are_not_measured_are_named_with_the_command() {
+        let root = measured("a", 1 << 20);
+        for (name, device, size) in [("sda", "8:0", 9), ("sdb", "8:16", 9), ("loop0", "7:0", 0)] {
+            let dir = root.path().join("sys/block").join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("dev"), device).unwrap();
+            std::fs::write(dir.join("size"), format!("{size}\n")).unwrap();
+        }
+        let features = features(root.path(), root.path());
+        let seen: Vec<(&str, bool)> = features
+            .iter()
+            .map(|feature| (feature.name.as_str(), feature.present))
+            .collect();
+        assert_eq!(
+            seen,
+            [("calibration of sda", true), ("calibration of sdb", false)]
+        );
+        assert!(features[1].detail.contains("forebay calibrate /dev/sdb"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::demo::print;
 use crate::output::{Format, Output, numbers, table, utc, words};
 use disk::{Disk, Scratch};
-pub(crate) use known::known;
+pub(crate) use known::{features, known};
 use measure::{Access, Phase, Rate};
 
 /// Block of sequential requests: large enough that the device's bandwidth bounds them.

@@ -15,6 +15,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
             paragraphs.push(cpus(explanation, reason));
             paragraphs.push(memory_bounds(explanation, &demand.memory, reason));
             paragraphs.extend(network(app));
+            paragraphs.extend(super::explain_io::io(explanation));
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
     }

@@ -6,6 +6,7 @@
 
 mod exit;
 mod explain;
+mod explain_io;
 mod render;
 
 use std::collections::BTreeSet;

@@ -25,7 +25,7 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 
-fn memory_f64(bytes: f64) -> String {
+pub(super) fn memory_f64(bytes: f64) -> String {
     Bytes::from_f64(bytes).to_string()
 }
 

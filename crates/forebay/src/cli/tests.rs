@@ -79,7 +79,7 @@ pub(crate) fn crunch() -> api::App {
     }
 }
 
-fn explanation(app: api::App) -> api::Explanation {
+pub(crate) fn explanation(app: api::App) -> api::Explanation {
     api::Explanation {
         app,
         rules: api::Rules {
@@ -98,6 +98,7 @@ fn explanation(app: api::App) -> api::Explanation {
         models: None,
         shared_cpus: "0".to_owned(),
         host_cpus: 2,
+        devices: Vec::new(),
         paused: false,
         shortfalls: Vec::new(),
     }

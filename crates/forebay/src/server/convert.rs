@@ -5,8 +5,8 @@ use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
 use forebay_core::demand::{Band, Demand, Usage};
 use forebay_core::host::Action;
 use forebay_core::idset::CpuSet;
-use forebay_core::plan::{Plan, Reason};
-use forebay_core::report::{AppReport, Event, EventKind};
+use forebay_core::plan::{Plan, Reason, io};
+use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{Reclaim, ReclaimState, RunState, Traffic};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
@@ -109,7 +109,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         main_pid: report.main_pid,
         starts: report.starts,
         usage: usage(&report.usage),
-        io: io(report),
+        io: app_io(report),
         traffic: report.traffic.as_ref().map(traffic),
         demand: report.demand.as_ref().map(demand),
         slice: slice(&report.slice),
@@ -166,7 +166,34 @@ pub(super) fn usage(usage: &Usage) -> api::Usage {
     }
 }
 
-fn io(report: &AppReport) -> api::Io {
+/// What is planned for the measured devices.
+pub(super) fn devices(report: &TickReport, policy: &Policy) -> Vec<api::DevicePlan> {
+    let part = |part: io::Ppm| f64::from(part.0) / f64::from(io::FREE.0);
+    let planned = report.io.iter().filter_map(|(device, reason)| {
+        let capability = policy.devices.get(device)?;
+        Some(api::DevicePlan {
+            device: device.to_string(),
+            name: capability.name.clone(),
+            read_bytes_per_second: capability.read.bytes_per_second(),
+            read_requests_per_second: capability.read.requests_per_second(),
+            read_p99_seconds: capability.read.latency_p99().as_secs_f64(),
+            writes_measured: capability.write.is_some(),
+            critical: part(reason.critical),
+            room: part(reason.room),
+            sharers: reason.sharers,
+            bound: match reason.bound {
+                io::Bound::Free => api::IoBound::Free,
+                io::Bound::Bandwidth => api::IoBound::Bandwidth,
+                io::Bound::Delay => api::IoBound::Delay,
+            },
+            pressed_to_percent: reason.pressed_to,
+            used_by: reason.used_by.iter().map(ToString::to_string).collect(),
+        })
+    });
+    planned.collect()
+}
+
+fn app_io(report: &AppReport) -> api::Io {
     let used = &report.io;
     let demand = |device: &Device| Some(&report.demand.as_ref()?.io.get(device)?.share);
     let devices = used.devices.iter().map(|(device, used)| api::DeviceIo {

@@ -69,6 +69,7 @@ pub(super) async fn explain(
         models: models.map(|models| convert::models(&models, &policy)),
         shared_cpus: report.shared.to_string(),
         host_cpus: convert::all_cpus(&view).len() as u64,
+        devices: convert::devices(report, &policy),
         paused: report.paused,
         shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
     }))

@@ -103,6 +103,7 @@ pub(super) fn published(period: u64) -> Published {
                 swap_free: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
+            io: BTreeMap::new(),
             apps: BTreeMap::from([
                 (id("crunch"), report(Class::Batch, "0", "")),
                 (id("web"), report(Class::Critical, "1", "1")),

@@ -48,6 +48,7 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             swap_free: Err(Gap::Unsupported),
         },
         shared: CpuSet::EMPTY,
+        io: BTreeMap::new(),
         apps: BTreeMap::new(),
         give_back: GiveBack::default(),
         actions: Vec::new(),

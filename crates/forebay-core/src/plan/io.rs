@@ -1,0 +1,339 @@
+//! How much of a block device batch may take.
+//!
+//! Problem: a device serves requests in turn, so a critical read waits behind whatever batch
+//! has in the queue, and a device that is merely busy answers as slowly as its queue is long.
+//! Weights do not help where the queue is in the device. What can be bounded is what batch
+//! sends; but the kernel grants a limit in slices (`throtl_slice`, 100 ms) at once, so that even
+//! a device that is half idle on average has a queue at the start of every slice.
+//!
+//! Approach: for each device that was measured and that a critical app uses or is about to,
+//! batch gets the smaller of two parts of the device's time, halved between reads and writes.
+//! The *bandwidth* part is what is left below [`TARGET`] by the critical apps' forecast use,
+//! with headroom. The *delay* part applies while a critical app waits for its I/O at all: what
+//! batch may send in one slice must be served within the time that one small request alone
+//! takes at worst (p99), so that such a request at most doubles. Up to one part in a hundred
+//! is given anyway: who meets it is beyond the 99 % quantile. Where critical requests still
+//! take more than twice what they take alone (PSI per request), the part is pressed further, by
+//! multiplicative decrease and additive increase (Chiu and Jain, 1989). Batch is pressed at
+//! once and released one step per hold, with a dead band.
+//!
+//! Properties, each tested: parts of all batch apps that use the device sum to the room, but
+//! none is below its floor; no limit where no critical app uses the device; a limit of the
+//! user, or one that was there before, is never exceeded; more critical use never means more
+//! for batch; a plan in force plans to itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Situation;
+use crate::app::{App, AppId, Class, Device, IoMax};
+use crate::demand::Demand;
+use crate::io::{DeviceCapability, Direction};
+use crate::slice::Knob;
+use crate::units::{Limit, Time};
+
+/// A part of a device's time, in millionths.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Ppm(pub u32);
+
+/// All of a device's time: batch is not bounded.
+pub const FREE: Ppm = Ppm(1_000_000);
+/// What critical apps and batch together may take: above it queues grow without bound.
+pub const TARGET: Ppm = Ppm(700_000);
+/// What batch gets in any case, all of it together.
+pub const ROOM_MIN: Ppm = Ppm(10_000);
+/// A critical app whose forecast use is below this does not use a device.
+const USES: Ppm = Ppm(500);
+/// In what slices the kernel grants a limit.
+const SLICE: Duration = Duration::from_millis(100);
+/// A critical app that waits for I/O in less than this part of time does not care how long
+/// its requests take.
+const WAITS: f64 = 0.01;
+/// Requests that take so many times what they take alone press batch; below the other
+/// multiple it is released.
+const SLOW: f64 = 2.0;
+const QUICK: f64 = 1.5;
+/// How often batch is pressed further.
+const PRESS_EVERY: Duration = Duration::from_secs(1);
+/// To what percentage it is pressed in one step, at most down to, and back up by.
+const PRESS_TO: u32 = 70;
+const PRESS_MIN: u32 = 10;
+const PRESS_BACK: u32 = 10;
+/// A room moves when it is off by more than this share of itself, in percent.
+const DEAD_BAND_PERCENT: u32 = 10;
+/// One step of release multiplies the room by this.
+const RELEASE_STEP: u32 = 4;
+/// Every batch app's own floor, for each direction: it makes progress.
+const FLOOR_BYTES: u64 = 256 << 10;
+const FLOOR_REQUESTS: u64 = 4;
+/// Limits in bytes are multiples of this.
+const GRAIN: u64 = 64 << 10;
+
+/// What one device's batch had after the last plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// For all batch apps together.
+    pub room: Ppm,
+    /// When that last moved.
+    moved_at: Time,
+    /// What is left of the room because critical requests are slow all the same, in percent.
+    pressed_to: u32,
+    /// When that last moved; never, when absent.
+    pressed_at: Option<Time>,
+}
+
+/// Why batch may take what it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// No critical app uses the device.
+    Free,
+    /// Critical apps' use is left free.
+    Bandwidth,
+    /// A critical app waits for I/O: what is sent at a time is kept short.
+    Delay,
+}
+
+/// The numbers that decided for one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Critical apps' forecast use, with headroom.
+    pub critical: Ppm,
+    /// What batch may take of the device, all of it together.
+    pub room: Ppm,
+    /// Batch apps that share it.
+    pub sharers: u32,
+    /// What the room is by now.
+    pub bound: Bound,
+    /// What is left of it because critical requests are slow all the same, in percent.
+    pub pressed_to: u32,
+    /// Critical apps that use the device.
+    pub used_by: Vec<AppId>,
+}
+
+/// What each app may do on each device, where that is bounded, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Allocation {
+    /// Of batch apps.
+    pub(super) limits: BTreeMap<AppId, BTreeMap<Device, IoMax>>,
+    /// By device, each that was measured.
+    pub(super) reasons: BTreeMap<Device, Reason>,
+    /// For the next plan.
+    pub(super) held: BTreeMap<Device, Held>,
+}
+
+/// Bounds batch on every measured device.
+#[must_use]
+pub(super) fn allocate(situation: &Situation<'_>, before: &BTreeMap<Device, Held>) -> Allocation {
+    let mut allocation = Allocation::default();
+    let offers = |knob: &Knob| matches!(knob, Knob::IoMax(_));
+    if !situation.capabilities.knobs.iter().any(offers) {
+        return allocation;
+    }
+    for (device, capability) in &situation.policy.devices {
+        let (held, reason) = room(situation, *device, capability, before.get(device));
+        if held.room < FREE {
+            let share = Ppm(held.room.0 / reason.sharers.max(1));
+            for (app, _) in of(situation, Class::Batch) {
+                let limits = allocation.limits.entry(app.id.clone()).or_default();
+                limits.insert(*device, limit(capability, share));
+            }
+        }
+        allocation.held.insert(*device, held);
+        allocation.reasons.insert(*device, reason);
+    }
+    allocation
+}
+
+/// The stricter of two limits, in each of their numbers.
+#[must_use]
+pub fn stricter(a: IoMax, b: IoMax) -> IoMax {
+    IoMax {
+        rbps: a.rbps.min(b.rbps),
+        wbps: a.wbps.min(b.wbps),
+        riops: a.riops.min(b.riops),
+        wiops: a.wiops.min(b.wiops),
+    }
+}
+
+fn of<'a>(situation: &Situation<'a>, class: Class) -> impl Iterator<Item = (&'a App, &'a Demand)> {
+    let policy = situation.policy;
+    situation
+        .demands
+        .iter()
+        .filter_map(|(id, demand)| Some((policy.apps.get(id)?, demand)))
+        .filter(move |(app, _)| app.class == class)
+}
+
+/// What batch may take of one device, all of it together.
+fn room(
+    situation: &Situation<'_>,
+    device: Device,
+    capability: &DeviceCapability,
+    before: Option<&Held>,
+) -> (Held, Reason) {
+    let uses = |demand: &Demand| {
+        let forecast = demand.io.get(&device)?;
+        Some(ppm(forecast.share.q95)).filter(|part| *part >= USES)
+    };
+    let users: Vec<(&App, &Demand, Ppm)> = of(situation, Class::Critical)
+        .filter_map(|(app, demand)| Some((app, demand, uses(demand)?)))
+        .collect();
+    let headroom = 100 + u64::from(situation.policy.headroom_percent);
+    let sum: u64 = users.iter().map(|(.., part)| u64::from(part.0)).sum();
+    let critical = Ppm(u32::try_from(sum * headroom / 100).unwrap_or(u32::MAX));
+
+    let waiting = || users.iter().filter(|(_, demand, _)| waits(demand));
+    let slowest = waiting()
+        .filter_map(|(_, demand, _)| slowness(demand))
+        .fold(0.0, f64::max);
+    let (pressed_to, pressed_at) = press(situation, device, before, slowest);
+
+    let bandwidth = Ppm(TARGET.0.saturating_sub(critical.0)).max(ROOM_MIN);
+    let delay = delay(capability).max(ROOM_MIN);
+    let (bound, fresh) = if users.is_empty() {
+        (Bound::Free, FREE)
+    } else if waiting().next().is_some() && delay < bandwidth {
+        (Bound::Delay, delay)
+    } else {
+        (Bound::Bandwidth, bandwidth)
+    };
+    let fresh = match bound {
+        Bound::Free => FREE,
+        // The product of a part of a million and a percentage fits.
+        _ => Ppm(fresh.0 / 100 * pressed_to),
+    };
+    let held = settle(situation, before, fresh, (pressed_to, pressed_at));
+    let sharers = of(situation, Class::Batch).filter(|(_, demand)| is_busy(demand, device));
+    let reason = Reason {
+        critical,
+        room: held.room,
+        sharers: u32::try_from(sharers.count()).unwrap_or(u32::MAX).max(1),
+        bound,
+        pressed_to,
+        used_by: users.iter().map(|(app, ..)| app.id.clone()).collect(),
+    };
+    (held, reason)
+}
+
+/// What can be served within the time of a small request at worst, of every slice.
+fn delay(capability: &DeviceCapability) -> Ppm {
+    ppm(capability.read.latency_p99().as_secs_f64() / SLICE.as_secs_f64())
+}
+
+fn waits(demand: &Demand) -> bool {
+    demand.io_use.stalled.is_some_and(|part| part >= WAITS)
+}
+
+/// How many times what they take alone an app's requests take.
+fn slowness(demand: &Demand) -> Option<f64> {
+    let alone = demand.io_use.wait_alone?.as_secs_f64();
+    Some(demand.io_use.wait?.as_secs_f64() / alone.max(1e-6))
+}
+
+/// Whether an app does something on a device now, or is expected to.
+fn is_busy(demand: &Demand, device: Device) -> bool {
+    let used = demand.io_use.devices.get(&device);
+    let forecast = demand.io.get(&device);
+    used.is_some_and(|used| !used.rates.is_idle())
+        || forecast.is_some_and(|forecast| ppm(forecast.share.q95) >= USES)
+}
+
+/// What is left of the room, since critical requests are so many times slower than alone.
+fn press(
+    situation: &Situation<'_>,
+    device: Device,
+    before: Option<&Held>,
+    slowest: f64,
+) -> (u32, Option<Time>) {
+    let (now, moved_at) = match before {
+        Some(held) => (held.pressed_to, held.pressed_at),
+        None => (100, None),
+    };
+    let since = moved_at.map(|at| situation.time.since(at));
+    let passed = |time: Duration| since.is_none_or(|since| since >= time);
+    let batch = of(situation, Class::Batch).any(|(_, demand)| is_busy(demand, device));
+    let next = if slowest > SLOW && batch && passed(PRESS_EVERY) {
+        (now * PRESS_TO / 100).max(PRESS_MIN)
+    } else if slowest < QUICK && passed(situation.policy.hold) {
+        (now + PRESS_BACK).min(100)
+    } else {
+        now
+    };
+    if next == now {
+        (now, moved_at)
+    } else {
+        (next, Some(situation.time))
+    }
+}
+
+/// Keeps the old room inside the dead band; presses at once; releases a step after the hold.
+fn settle(
+    situation: &Situation<'_>,
+    before: Option<&Held>,
+    fresh: Ppm,
+    (pressed_to, pressed_at): (u32, Option<Time>),
+) -> Held {
+    let old = before.map_or(FREE, |held| held.room);
+    let waited =
+        before.is_none_or(|held| situation.time.since(held.moved_at) >= situation.policy.hold);
+    let far = old.0.abs_diff(fresh.0) > old.0.max(fresh.0) / 100 * DEAD_BAND_PERCENT;
+    let room = match (far, fresh < old) {
+        (true, true) => fresh,
+        (true, false) if waited => fresh.min(Ppm(old.0.saturating_mul(RELEASE_STEP))),
+        _ => old,
+    };
+    Held {
+        room,
+        moved_at: match before {
+            Some(held) if held.room == room => held.moved_at,
+            _ => situation.time,
+        },
+        pressed_to,
+        pressed_at,
+    }
+}
+
+/// A part of a device as limits, half for each direction.
+fn limit(capability: &DeviceCapability, share: Ppm) -> IoMax {
+    let part = |of: u64| {
+        let product = u128::from(of) * u128::from(share.0) / u128::from(2 * FREE.0);
+        u64::try_from(product).unwrap_or(u64::MAX)
+    };
+    let bytes = |direction: &Direction| {
+        let bytes = part(direction.bytes_per_second()) / GRAIN * GRAIN;
+        Limit::At(bytes.max(FLOOR_BYTES))
+    };
+    let requests = |direction: &Direction| {
+        Limit::At(part(direction.requests_per_second()).max(FLOOR_REQUESTS))
+    };
+    IoMax {
+        rbps: bytes(&capability.read),
+        wbps: bytes(capability.writes()),
+        riops: requests(&capability.read),
+        wiops: requests(capability.writes()),
+    }
+}
+
+/// The nearest part; more than all is as much as can be said.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "float-to-integer casts saturate, and not-a-number becomes zero"
+)]
+fn ppm(part: f64) -> Ppm {
+    Ppm((part * f64::from(FREE.0)).round() as u32)
+}
+
+impl std::fmt::Display for Ppm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1}%", f64::from(self.0) / 10_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,419 @@
+//! What the planner promises of block devices.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::app::{Binding, Ceiling, Floor, Match, Policy};
+use crate::demand::{Band, MemoryNow};
+use crate::host::Capabilities;
+use crate::io::{IoRates, Measured};
+use crate::io_history::{DeviceUse, IoDemand, IoUse};
+use crate::plan::{HostMemory, Memory, Plan, plan};
+use crate::slice::Setting;
+use crate::topology::{Shape, Topology};
+use crate::units::Bytes;
+
+const DISK: Device = Device { major: 8, minor: 0 };
+const MIB: u64 = 1 << 20;
+
+fn disk() -> DeviceCapability {
+    let direction = |mib: u64| {
+        Direction::new(Measured {
+            bytes_per_second: mib * MIB,
+            requests_per_second: 4000,
+            block_bytes: 4096,
+            latency: Duration::from_millis(1),
+            latency_p99: Duration::from_millis(2),
+        })
+    };
+    DeviceCapability {
+        name: "sda".to_owned(),
+        read: direction(100).unwrap(),
+        write: direction(50),
+    }
+}
+
+/// What an app does on the disk.
+#[derive(Debug, Clone, Copy, Default)]
+struct Io {
+    /// Forecast part of the disk.
+    share: f64,
+    /// Part of time in which it waits.
+    stalled: f64,
+    /// Times what its requests take alone.
+    slow: f64,
+    /// Requests now.
+    requests: f64,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    policy: Policy,
+    demands: BTreeMap<AppId, Demand>,
+    capabilities: Capabilities,
+    topology: Topology,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self {
+            policy: Policy {
+                devices: BTreeMap::from([(DISK, disk())]),
+                headroom_percent: 0,
+                ..Policy::default()
+            },
+            demands: BTreeMap::new(),
+            capabilities: Capabilities {
+                knobs: vec![Knob::IoMax(DISK)],
+                ..Capabilities::default()
+            },
+            topology: Topology::regular(Shape {
+                nodes: 1,
+                l3s: 1,
+                cores: 4,
+                threads: 1,
+                memory: Bytes::mib(4096),
+            }),
+        }
+    }
+
+    fn app(mut self, name: &str, class: Class, io: Io) -> Self {
+        self.add(name, class, io);
+        self
+    }
+
+    fn add(&mut self, name: &str, class: Class, io: Io) {
+        let id: AppId = name.parse().unwrap();
+        let app = App {
+            id: id.clone(),
+            class,
+            binding: Binding::Match(Match {
+                executable: Some(name.to_owned()),
+                command_line: None,
+            }),
+            floor: Floor::default(),
+            ceiling: Ceiling::default(),
+            request: None,
+            io_weight: None,
+            io_max: BTreeMap::new(),
+        };
+        self.policy.apps.insert(id, app);
+        self.does(name, io);
+    }
+
+    fn does(&mut self, name: &str, io: Io) {
+        let alone = Duration::from_millis(1);
+        let rates = IoRates {
+            reads: io.requests,
+            read_bytes: io.requests * 4096.0,
+            ..IoRates::default()
+        };
+        let used = DeviceUse {
+            rates,
+            share: Some(io.share),
+        };
+        let share = band(io.share);
+        let demand = Demand {
+            cpu: band(0.1),
+            memory: band(1e6),
+            cpu_stalled: 0.0,
+            memory_now: MemoryNow::default(),
+            io_use: IoUse {
+                devices: BTreeMap::from([(DISK, used)]),
+                stalled: Some(io.stalled),
+                wait: Some(alone.mul_f64(io.slow)),
+                wait_alone: Some(alone),
+            },
+            io: BTreeMap::from([(DISK, IoDemand { share })]),
+        };
+        self.demands.insert(name.parse().unwrap(), demand);
+    }
+
+    fn at(&self, seconds: u64, memory: &Memory) -> (Plan, Memory) {
+        let situation = Situation {
+            time: Time {
+                monotonic: Duration::from_secs(seconds),
+                unix_ms: 0,
+            },
+            topology: &self.topology,
+            capabilities: &self.capabilities,
+            policy: &self.policy,
+            demands: &self.demands,
+            host: HostMemory::default(),
+        };
+        plan(&situation, memory)
+    }
+
+    fn plan(&self) -> Plan {
+        self.at(0, &Memory::default()).0
+    }
+}
+
+fn band(value: f64) -> Band {
+    Band {
+        q50: value,
+        q90: value,
+        q95: value,
+        q99: value,
+        model: "test".to_owned(),
+        cold: false,
+    }
+}
+
+fn limit_of(plan: &Plan, name: &str) -> IoMax {
+    match plan.slices[&name.parse().unwrap()].get(Knob::IoMax(DISK)) {
+        Some(Setting::IoMax(_, max)) => *max,
+        _ => IoMax::NONE,
+    }
+}
+
+const READER: Io = Io {
+    share: 0.1,
+    stalled: 0.2,
+    slow: 1.0,
+    requests: 100.0,
+};
+const HOG: Io = Io {
+    share: 0.9,
+    stalled: 0.9,
+    slow: 30.0,
+    requests: 1000.0,
+};
+
+#[test]
+fn batch_may_do_what_it_likes_until_a_critical_app_uses_the_disk() {
+    let alone =
+        Case::new()
+            .app("batch", Class::Batch, HOG)
+            .app("web", Class::Critical, Io::default());
+    assert_eq!(limit_of(&alone.plan(), "batch"), IoMax::NONE);
+    assert_eq!(alone.plan().io[&DISK].bound, Bound::Free);
+    let beside = alone.app("web", Class::Critical, READER);
+    assert!(limit_of(&beside.plan(), "batch") != IoMax::NONE);
+    assert_eq!(limit_of(&beside.plan(), "web"), IoMax::NONE);
+}
+
+#[test]
+fn what_is_sent_in_a_slice_is_served_within_a_slow_request() {
+    let case = Case::new()
+        .app("web", Class::Critical, READER)
+        .app("batch", Class::Batch, HOG);
+    let plan = case.plan();
+    let reason = &plan.io[&DISK];
+    assert_eq!((reason.bound, reason.room), (Bound::Delay, Ppm(20_000)));
+    // 2 ms of 100: one part in a hundred of reads and as much of writes.
+    let expected = IoMax {
+        rbps: Limit::At(MIB),
+        wbps: Limit::At(MIB / 2),
+        riops: Limit::At(40),
+        wiops: Limit::At(40),
+    };
+    assert_eq!(limit_of(&plan, "batch"), expected);
+}
+
+#[test]
+fn an_app_that_does_not_wait_leaves_more_to_batch() {
+    let patient = Io {
+        stalled: 0.001,
+        ..READER
+    };
+    let case = Case::new()
+        .app("web", Class::Critical, patient)
+        .app("batch", Class::Batch, HOG);
+    let reason = &case.plan().io[&DISK];
+    assert_eq!(
+        (reason.bound, reason.room),
+        (Bound::Bandwidth, Ppm(600_000))
+    );
+}
+
+#[test]
+fn a_limit_of_the_user_is_a_ceiling() {
+    let mut case = Case::new()
+        .app("web", Class::Critical, READER)
+        .app("batch", Class::Batch, HOG);
+    let batch: AppId = "batch".parse().unwrap();
+    let users = IoMax {
+        rbps: Limit::At(4096),
+        wbps: Limit::At(100 * MIB),
+        ..IoMax::NONE
+    };
+    let app = case.policy.apps.get_mut(&batch).unwrap();
+    app.io_max.insert(DISK, users);
+    let max = limit_of(&case.plan(), "batch");
+    assert_eq!(max.rbps, Limit::At(4096));
+    assert_eq!(max.wbps, Limit::At(MIB / 2));
+    case.policy.apps.get_mut(&batch).unwrap().io_max.clear();
+    let mut memory = Memory::default();
+    let before = BTreeMap::from([(DISK, users)]);
+    memory.io_before.insert(batch, before);
+    assert_eq!(limit_of(&case.at(0, &memory).0, "batch"), max);
+}
+
+#[test]
+fn a_rise_presses_at_once_and_a_fall_releases_a_step_per_hold() {
+    let mut case =
+        Case::new()
+            .app("web", Class::Critical, Io::default())
+            .app("batch", Class::Batch, HOG);
+    let (_, memory) = case.at(0, &Memory::default());
+    case.does("web", READER);
+    let (plan, mut memory) = case.at(1, &memory);
+    assert_eq!(plan.io[&DISK].room, Ppm(20_000));
+    case.does("web", Io::default());
+    let mut rooms = Vec::new();
+    for second in 2..22 {
+        let (plan, next) = case.at(second, &memory);
+        rooms.push(plan.io[&DISK].room.0);
+        memory = next;
+    }
+    let mut steps = rooms.clone();
+    steps.dedup();
+    assert_eq!(steps, [20_000, 80_000, 320_000, 1_000_000], "{rooms:?}");
+    let held = rooms.iter().filter(|room| **room == 80_000).count();
+    assert_eq!(held, 5, "{rooms:?}");
+}
+
+#[test]
+fn slow_requests_press_batch_further_and_quick_ones_release_it() {
+    let slow = Io {
+        slow: 3.0,
+        ..READER
+    };
+    let mut case = Case::new()
+        .app("web", Class::Critical, slow)
+        .app("batch", Class::Batch, HOG);
+    let mut memory = Memory::default();
+    let mut pressed = Vec::new();
+    for second in 0..20 {
+        let (plan, next) = case.at(second, &memory);
+        pressed.push(plan.io[&DISK].pressed_to);
+        memory = next;
+    }
+    assert_eq!(pressed[..4], [70, 49, 34, 23], "{pressed:?}");
+    assert_eq!(pressed[19], PRESS_MIN, "{pressed:?}");
+    case.does("web", READER);
+    for second in 20..120 {
+        memory = case.at(second, &memory).1;
+    }
+    let (plan, _) = case.at(120, &memory);
+    assert_eq!(plan.io[&DISK].pressed_to, 100);
+    // Between the two nothing moves.
+    case.does(
+        "web",
+        Io {
+            slow: 1.8,
+            ..READER
+        },
+    );
+    assert_eq!(case.at(130, &memory).0.io[&DISK].pressed_to, 100);
+}
+
+#[test]
+fn nobody_is_pressed_for_slowness_that_is_not_batchs() {
+    let slow = Io {
+        slow: 9.0,
+        ..READER
+    };
+    let case =
+        Case::new()
+            .app("web", Class::Critical, slow)
+            .app("batch", Class::Batch, Io::default());
+    assert_eq!(case.plan().io[&DISK].pressed_to, 100);
+}
+
+#[test]
+fn a_kernel_without_limits_gets_none() {
+    let mut case = Case::new()
+        .app("web", Class::Critical, READER)
+        .app("batch", Class::Batch, HOG);
+    case.capabilities.knobs.clear();
+    let plan = case.plan();
+    assert_eq!(limit_of(&plan, "batch"), IoMax::NONE);
+    assert_eq!(plan.io.len(), 0);
+}
+
+fn any_io() -> impl Strategy<Value = Io> {
+    (0.0..1.5_f64, 0.0..1.0_f64, 0.0..20.0_f64, 0.0..1e4_f64).prop_map(
+        |(share, stalled, slow, requests)| Io {
+            share,
+            stalled,
+            slow,
+            requests,
+        },
+    )
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    let app = (
+        prop_oneof![
+            Just(Class::Critical),
+            Just(Class::Standard),
+            Just(Class::Batch)
+        ],
+        any_io(),
+    );
+    (proptest::collection::vec(app, 1..8), 0..200_u32).prop_map(|(apps, headroom)| {
+        let mut case = Case::new();
+        case.policy.headroom_percent = headroom;
+        for (number, (class, io)) in apps.into_iter().enumerate() {
+            case.add(&format!("app{number}"), class, io);
+        }
+        case
+    })
+}
+
+proptest! {
+    #[test]
+    fn rooms_hold_and_floors_too(case in any_case()) {
+        let plan = case.plan();
+        let reason = &plan.io[&DISK];
+        prop_assert!(reason.room >= Ppm(ROOM_MIN.0 * PRESS_MIN / 100));
+        prop_assert!(reason.room == FREE || reason.room <= TARGET);
+        prop_assert_eq!(reason.room == FREE, reason.used_by.is_empty());
+        let mut sum = 0;
+        for (id, demand) in &case.demands {
+            let max = limit_of(&plan, id.as_str());
+            if case.policy.apps[id].class != Class::Batch || reason.room == FREE {
+                prop_assert_eq!(max, IoMax::NONE);
+                continue;
+            }
+            let (Limit::At(read), Limit::At(requests)) = (max.rbps, max.riops) else {
+                return Err(TestCaseError::fail("batch without a limit"));
+            };
+            prop_assert!(read >= FLOOR_BYTES && requests >= FLOOR_REQUESTS);
+            if is_busy(demand, DISK) && read > FLOOR_BYTES {
+                sum += read;
+            }
+        }
+        // Half of the room is for reads.
+        let room = 100 * MIB * u64::from(reason.room.0) / u64::from(2 * FREE.0);
+        prop_assert!(sum <= room, "{} of {}", sum, room);
+    }
+
+    #[test]
+    fn more_critical_use_never_means_more_for_batch(
+        case in any_case(),
+        more in 0.0..1.0_f64,
+    ) {
+        let before = case.plan().io[&DISK].room;
+        let mut case = case;
+        for (id, demand) in &mut case.demands {
+            if case.policy.apps[id].class == Class::Critical {
+                for forecast in demand.io.values_mut() {
+                    forecast.share = band(forecast.share.q95 + more);
+                }
+            }
+        }
+        prop_assert!(case.plan().io[&DISK].room <= before);
+    }
+
+    #[test]
+    fn a_plan_in_force_plans_to_itself(case in any_case()) {
+        let (first, memory) = case.at(10, &Memory::default());
+        let (second, again) = case.at(10, &memory);
+        prop_assert_eq!(first.io, second.io);
+        prop_assert_eq!(first.slices, second.slices);
+        prop_assert_eq!(memory.io, again.io);
+    }
+}

@@ -1,0 +1,173 @@
+//! A critical reader beside batch that saturates the disk.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forebay_core::app::{App, Binding, Ceiling, Class, Floor, IoMax, Policy};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::state::State;
+use forebay_core::tick::{Inputs, tick};
+use forebay_core::topology::{Shape, Topology};
+use forebay_core::units::{Bytes, Limit};
+use forebay_sim::{DEVICE, Disk, Load, Program, SimHost};
+
+const DISK: Disk = Disk {
+    bytes_per_second: 100 << 20,
+    latency: Duration::from_millis(2),
+};
+const SECONDS: u32 = 60;
+
+/// One run of a critical reader, of which the load is given, beside a batch reader.
+struct Run {
+    state: State,
+    host: SimHost,
+    policy: Policy,
+}
+
+impl Run {
+    fn new(web: Load) -> Self {
+        let shape = Shape {
+            nodes: 1,
+            l3s: 1,
+            cores: 4,
+            threads: 1,
+            memory: Bytes::mib(4096),
+        };
+        let mut host = SimHost::new(Topology::regular(shape), 5).with_disk(DISK);
+        let mut policy = Policy {
+            devices: BTreeMap::from([(DEVICE, DISK.capability())]),
+            ..Policy::default()
+        };
+        let hog = Load::Constant(1e9);
+        for (name, class, io) in [("web", Class::Critical, web), ("hog", Class::Batch, hog)] {
+            let program = Program {
+                io,
+                ..Program::steady(0.2, 4, Bytes::mib(32))
+            };
+            host.create_group(name);
+            host.spawn(name, program, name).unwrap();
+            let app = App {
+                id: name.parse().unwrap(),
+                class,
+                binding: Binding::Cgroup(name.into()),
+                floor: Floor::default(),
+                ceiling: Ceiling::default(),
+                request: None,
+                io_weight: None,
+                io_max: BTreeMap::new(),
+            };
+            policy.apps.insert(app.id.clone(), app);
+        }
+        Self {
+            state: State::new(),
+            host,
+            policy,
+        }
+    }
+
+    fn step(&mut self) {
+        let inputs = Inputs {
+            time: self.host.time(),
+            policy: &self.policy,
+            paused: false,
+        };
+        tick(&mut self.state, &mut self.host, &inputs);
+        self.host.advance(self.policy.period);
+    }
+
+    fn limit(&self, app: &str) -> IoMax {
+        match self.host.read(app, Knob::IoMax(DEVICE)) {
+            Some(Setting::IoMax(_, max)) => max,
+            other => panic!("{other:?} is no limit"),
+        }
+    }
+}
+
+/// Longest time of a request after the first second, and limits by period.
+fn longest(run: &mut Run) -> Duration {
+    (0..SECONDS * 10)
+        .map(|period| {
+            run.step();
+            if period < 10 {
+                Duration::ZERO
+            } else {
+                run.host.disk_wait()
+            }
+        })
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn a_critical_reader_does_not_wait_behind_batch() {
+    let reads = || Load::Constant(5e6);
+    let alone = {
+        let mut run = Run::new(reads());
+        run.host.remove_group("hog");
+        longest(&mut run)
+    };
+    let uncontrolled = {
+        let mut run = Run::new(reads());
+        // A device of which nobody knows what it can do is not planned for.
+        run.policy.devices.clear();
+        longest(&mut run)
+    };
+    let mut run = Run::new(reads());
+    let with_forebay = longest(&mut run);
+    assert!(uncontrolled > 5 * alone, "{uncontrolled:?}, {alone:?}");
+    assert!(with_forebay <= 2 * alone, "{with_forebay:?}, {alone:?}");
+    // Batch goes on all the same.
+    let Limit::At(bytes) = run.limit("hog").rbps else {
+        panic!("the hog has no limit");
+    };
+    assert!(bytes >= 256 << 10, "{bytes}");
+    assert_eq!(run.limit("web"), IoMax::NONE);
+}
+
+#[test]
+fn a_reader_that_ends_gives_the_disk_back() {
+    let mut run = Run::new(Load::Step {
+        before: 5e6,
+        after: 0.0,
+        at: Duration::from_secs(20),
+    });
+    for _ in 0..200 {
+        run.step();
+    }
+    assert!(run.limit("hog") != IoMax::NONE);
+    // The forecast's window, and a hold for each step of the release.
+    for _ in 0..1800 {
+        run.step();
+        if run.limit("hog") == IoMax::NONE {
+            return;
+        }
+    }
+    panic!("three minutes later the limit is {:?}", run.limit("hog"));
+}
+
+#[test]
+fn what_the_owner_had_set_is_a_ceiling_and_comes_back() {
+    let owners = IoMax {
+        rbps: Limit::At(200 << 10),
+        ..IoMax::NONE
+    };
+    let mut run = Run::new(Load::Constant(5e6));
+    let setting = Setting::IoMax(DEVICE, owners);
+    run.host.write("hog", setting).unwrap();
+    for _ in 0..100 {
+        run.step();
+    }
+    let limited = run.limit("hog");
+    assert_eq!(limited.rbps, owners.rbps);
+    assert!(limited.riops != Limit::Max, "{limited:?}");
+    // A new daemon still knows what the owner had set.
+    run.host.lose_daemon();
+    run.state = State::new();
+    run.policy.devices.clear();
+    for _ in 0..10 {
+        run.step();
+    }
+    assert_eq!(run.limit("hog"), owners);
+}
