@@ -4,6 +4,7 @@
 mod agent;
 pub(crate) mod chaos;
 mod colocation;
+mod io;
 mod placement;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +42,9 @@ enum Name {
     Colocation,
     /// What the daemon itself costs with 10 and with 100 apps
     Agent,
+    /// A critical reader beside batch that saturates its disk: alone, uncontrolled, limited by
+    /// hand, Forebay
+    Io,
 }
 
 /// A figure with its target.
@@ -87,6 +91,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
     let (targets, mut result) = match args.name {
         Name::Colocation => colocation::run(args, dir)?,
         Name::Agent => agent::run(args, dir)?,
+        Name::Io => io::run(args, dir)?,
     };
     for target in &targets {
         output::line(format_args!(

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub(crate) use arm::{Arm, Scene, agent_use, terminate};
+pub(crate) use sweep::STATE_DIR;
 pub(crate) use table::{ArmRow, Summary, spread};
 
 /// The least time of one segment: a shorter one shows no 99.9 % quantile.

@@ -23,7 +23,7 @@ use signal_hook::iterator::Signals;
 use super::Error;
 
 /// Subdirectory that the daemon keeps its ledger in.
-pub(super) const STATE_DIR: &str = "state";
+pub(crate) const STATE_DIR: &str = "state";
 
 /// How long what still runs may take to end when it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);

@@ -130,7 +130,7 @@ fn be_punctual(args: &Args) -> Result<(), Error> {
 }
 
 /// Has `chrt` change this thread, since no safe interface to sched_setscheduler(2) exists.
-fn run_in_real_time(priority: u8) -> Result<(), Error> {
+pub(super) fn run_in_real_time(priority: u8) -> Result<(), Error> {
     let changed = Command::new("chrt")
         .args(["--fifo", "--pid", &priority.to_string()])
         .arg(std::process::id().to_string())

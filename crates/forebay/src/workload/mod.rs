@@ -6,7 +6,9 @@
 //! - [`service`]: a latency-critical HTTP service which computes for every request;
 //! - [`load`]: the open-loop load generator which measures that service;
 //! - [`burn`]: a batch application which takes all the CPU it gets;
-//! - [`churn`]: a batch application which takes memory and disk bandwidth.
+//! - [`churn`]: a batch application which takes memory and disk bandwidth;
+//! - [`slow_disk`]: a file as slow as a disk can be;
+//! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
@@ -25,9 +27,11 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 mod burn;
 mod churn;
+pub(crate) mod disk_load;
 mod load;
 mod schedule;
 mod service;
+mod slow_disk;
 
 /// The programs under `forebay workload`.
 #[derive(Debug, clap::Subcommand)]
@@ -40,6 +44,12 @@ pub(crate) enum Workload {
     Burn(burn::Args),
     /// Walk through memory and a file, and count the MiB done
     Churn(churn::Args),
+    /// Serve a file at the speed of a slow disk
+    SlowDisk(slow_disk::Args),
+    /// Read a block device at a given rate and record the latency
+    DiskReads(disk_load::ReadsArgs),
+    /// Read and write a block device as fast as possible
+    DiskHog(disk_load::HogArgs),
 }
 
 /// What every workload takes.
@@ -101,6 +111,9 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::Load(args) => load::run(args),
         Workload::Burn(args) => burn::run(args),
         Workload::Churn(args) => churn::run(args),
+        Workload::SlowDisk(args) => slow_disk::run(&args),
+        Workload::DiskReads(args) => disk_load::read(&args),
+        Workload::DiskHog(args) => disk_load::hog(&args),
     }
 }
 
