@@ -2,7 +2,7 @@
 # about: units of systemd as apps: every property set, effective, kept over daemon-reload, yielded, put back
 # kernels: stable old
 # machine: --smp 4 --mem 1024
-# seconds: 400
+# seconds: 900
 set -eu
 systemctl is-system-running --wait >/dev/null || true
 cd /var/tmp
