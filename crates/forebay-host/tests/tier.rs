@@ -87,6 +87,8 @@ fn inside(root: &Path) {
     refused(root);
     println!("{NAME}: watched");
     watched(root);
+    println!("{NAME}: moved beside readers");
+    moved_beside_readers(root);
     println!("{NAME}: held back");
     held_back(root);
     println!("{NAME}: killed");
@@ -373,6 +375,50 @@ fn overflowed(root: &Path, tier: &Tier) {
     fs::remove_dir_all(&data).unwrap();
 }
 
+/// Somebody opens, reads and closes a large file all the time, and is never kept waiting for as
+/// long as the copy takes: the file moves all the same, both ways.
+fn moved_beside_readers(root: &Path) {
+    let mut place = place(root);
+    place.bandwidth_max = Some(32 << 20);
+    let (mut tier, _) = Tier::open(place).unwrap();
+    let path = root.join("slow/data/busy");
+    fs::write(&path, vec![7; 16 << 20]).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let app = std::thread::spawn({
+        let (path, stop) = (path.clone(), Arc::clone(&stop));
+        move || {
+            let mut longest = Duration::ZERO;
+            while !stop.load(Ordering::Acquire) {
+                let start = Instant::now();
+                let mut some = [0; 4096];
+                File::open(&path).unwrap().read_exact(&mut some).unwrap();
+                assert_eq!(some, [7; 4096]);
+                longest = longest.max(start.elapsed());
+                std::thread::sleep(Duration::from_millis(40));
+            }
+            longest
+        }
+    });
+    let end = Instant::now() + Duration::from_secs(60);
+    for to in [Place::Fast, Place::Slow] {
+        loop {
+            let moved = match to {
+                Place::Fast => tier.promote(Path::new("busy")),
+                Place::Slow => tier.demote(Path::new("busy")),
+            };
+            match moved.map_err(|error| error.explain()).unwrap() {
+                Moved::Done { .. } => break,
+                Moved::Left(left) => assert!(Instant::now() < end, "{to:?}: {left}"),
+            }
+        }
+    }
+    stop.store(true, Ordering::Release);
+    let longest = app.join().unwrap();
+    println!("{NAME}: a reader waited {longest:?} at most");
+    fs::remove_file(&path).unwrap();
+    assert_once(root, &tier);
+}
+
 /// A held mover waits in the middle of a file, a stopped one gives it up, and the bandwidth
 /// counts for several files together.
 fn held_back(root: &Path) {
@@ -383,12 +429,12 @@ fn held_back(root: &Path) {
     for name in ["first", "second", "third"] {
         fs::write(data.join(name), vec![7; 1 << 20]).unwrap();
     }
-    // Copied and compared, two files are 4 MiB; a quarter of a second comes for nothing.
+    // Before the second is copied, 3 MiB are due; a quarter of a second comes for nothing.
     let start = Instant::now();
     done(tier.promote(Path::new("first")));
     done(tier.promote(Path::new("second")));
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(600), "{took:?}");
+    assert!(took >= Duration::from_millis(400), "{took:?}");
     let brake = tier.brake();
     brake.hold();
     let moving = std::thread::spawn(move || {

@@ -9,7 +9,6 @@ use forebay_core::units::Bytes;
 
 use super::Left;
 use super::copy::Stop;
-use super::lease::{Lease, wait_for_break};
 
 /// How often a move that is held back looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(50);
@@ -60,13 +59,10 @@ impl Brake {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more bytes are due; ends early when the lease is broken.
-    pub(super) fn spend(&self, bytes: usize, lease: &Lease<'_>) -> Result<(), Stop> {
+    /// Waits until so many more bytes are due.
+    pub(super) fn spend(&self, bytes: usize) -> Result<(), Stop> {
         let mut wait = self.pace(|pace, now| pace.spend(now, Bytes(bytes as u64)));
         loop {
-            if lease.is_broken() {
-                return Err(Stop::Left(Left::Wanted));
-            }
             if self.is_stopped() {
                 return Err(Stop::Left(Left::Stopped));
             }
@@ -76,9 +72,14 @@ impl Brake {
             if wait.is_zero() {
                 return Ok(());
             }
-            wait_for_break(wait.min(LOOK));
+            std::thread::sleep(wait.min(LOOK));
             wait = self.pace(|pace, now| pace.wait(now));
         }
+    }
+
+    /// Takes so many bytes without waiting: whoever spends next does.
+    pub(super) fn charge(&self, bytes: usize) {
+        self.pace(|pace, now| pace.spend(now, Bytes(bytes as u64)));
     }
 
     fn pace(&self, ask: impl FnOnce(&mut Pace, Duration) -> Duration) -> Duration {

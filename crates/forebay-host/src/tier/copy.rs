@@ -1,4 +1,5 @@
-//! Copies one file under its lease: content, holes, owner, mode, attributes, times.
+//! Copies one file: content and holes beside its users; then, under its lease, owner, mode,
+//! attributes and times, and all of it compared.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -68,14 +69,8 @@ pub(super) fn movable(file: &File, stat: &Stat) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Copies, syncs and compares. `to` is new and empty.
-pub(super) fn copy(
-    from: &File,
-    to: &File,
-    stat: &Stat,
-    lease: &Lease<'_>,
-    brake: &Brake,
-) -> Result<(), Stop> {
+/// Copies and syncs the content, beside whoever uses the file. `to` is new and empty.
+pub(super) fn copy(from: &File, to: &File, stat: &Stat, brake: &Brake) -> Result<(), Stop> {
     let size = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
     let sparse = stat.st_blocks.saturating_mul(512) < stat.st_size;
     let mut buffer = vec![0; CHUNK];
@@ -91,22 +86,32 @@ pub(super) fn copy(
             to.write_all_at(chunk, at)?;
         }
         at += count as u64;
-        brake.spend(count, lease)?;
+        brake.spend(count)?;
     }
-    dress(from, to, stat)?;
     to.sync_all()?;
     // From the medium, not from memory, as far as the kernel lets go of it.
     rustix::fs::fadvise(to, 0, None, Advice::DontNeed)?;
-    compare(from, to, size, lease, brake)
+    Ok(())
 }
 
-fn compare(
+/// Under the lease: makes sure that the copy is what the file is now, and gives it the rest of
+/// it. Nobody can change the file meanwhile; what was changed before, times may hide.
+pub(super) fn verify(
     from: &File,
     to: &File,
-    size: u64,
+    before: &Stat,
     lease: &Lease<'_>,
     brake: &Brake,
-) -> Result<(), Stop> {
+) -> Result<Stat, Stop> {
+    let stat = rustix::fs::fstat(from)?;
+    let changed = |stat: &Stat| (stat.st_size, stat.st_ctime, stat.st_ctime_nsec);
+    if changed(&stat) != changed(before) {
+        return Err(Stop::Left(Left::Wanted));
+    }
+    movable(from, &stat)?;
+    dress(from, to, &stat)?;
+    to.sync_all()?;
+    let size = u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?;
     let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut at = 0;
     while at < size {
@@ -114,12 +119,18 @@ fn compare(
         from.read_exact_at(&mut left[..count], at)?;
         to.read_exact_at(&mut right[..count], at)?;
         if left[..count] != right[..count] {
-            return Err(Stop::Failed(Errno::IO));
+            return Err(Stop::Left(Left::Differs));
         }
         at += count as u64;
-        brake.spend(count, lease)?;
+        brake.charge(count);
+        if lease.is_broken() {
+            return Err(Stop::Left(Left::Wanted));
+        }
+        if brake.is_stopped() {
+            return Err(Stop::Left(Left::Stopped));
+        }
     }
-    Ok(())
+    Ok(stat)
 }
 
 /// Owner before mode and attributes: changing the owner clears some of both.

@@ -1,37 +1,82 @@
 //! Write leases: the kernel makes an opener wait, and tells us.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::error::HostError;
 
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+
 /// The thread that moves files yields to everybody: disk and CPU when nobody else wants them.
 ///
 /// # Errors
 /// When the kernel refuses.
-#[expect(unsafe_code, reason = "rustix has no ioprio_set")]
 pub fn idle_priority() -> Result<(), HostError> {
-    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    set_io_priority(IOPRIO_CLASS_IDLE)
+        .map_err(|error| HostError::io("give the moving thread idle I/O priority", error))
+}
+
+#[expect(unsafe_code, reason = "rustix has no ioprio_set")]
+fn set_io_priority(priority: libc::c_int) -> Result<(), Errno> {
     // SAFETY: ioprio_set takes three integers; 0 is the calling thread.
     let result = unsafe {
         libc::syscall(
             libc::SYS_ioprio_set,
             IOPRIO_WHO_PROCESS,
             0 as libc::c_int,
-            IOPRIO_CLASS_IDLE,
+            priority,
         )
     };
-    if result < 0 {
-        return Err(HostError::io(
-            "give the moving thread idle I/O priority",
-            std::io::Error::last_os_error(),
-        ));
-    }
-    Ok(())
+    last(libc::c_int::try_from(result).unwrap_or(-1)).map(drop)
 }
+
+#[expect(unsafe_code, reason = "rustix has no ioprio_get")]
+fn io_priority() -> Result<libc::c_int, Errno> {
+    // SAFETY: ioprio_get takes two integers; 0 is the calling thread.
+    let result =
+        unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0 as libc::c_int) };
+    last(libc::c_int::try_from(result).unwrap_or(-1))
+}
+
+/// While others may wait for a lease of this thread, it yields to nobody.
+#[derive(Debug)]
+pub(super) struct Hurry {
+    nice: i32,
+    io: libc::c_int,
+}
+
+impl Hurry {
+    pub(super) fn begin() -> Self {
+        let hurry = Self {
+            nice: rustix::process::getpriority_process(None).unwrap_or(0),
+            io: io_priority().unwrap_or(0),
+        };
+        hurry.set(hurry.nice.min(0), 0);
+        hurry
+    }
+
+    fn set(&self, nice: i32, io: libc::c_int) {
+        let nice = match self.nice > 0 {
+            true => rustix::process::setpriority_process(None, nice),
+            false => Ok(()),
+        };
+        if let Err(error) = nice.and_then(|()| set_io_priority(io)) {
+            tracing::debug!(%error, "the priority of the moving thread stays");
+        }
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.set(self.nice, self.io);
+    }
+}
+
+/// How often a file that is open is looked at again.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A write lease on an open file, given back on drop.
 #[derive(Debug)]
@@ -51,6 +96,18 @@ impl<'f> Lease<'f> {
             Ok(_) => Ok(Some(Self { file })),
             Err(Errno::AGAIN | Errno::BUSY) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until nobody else has the file open, at most so long.
+    pub(super) fn wait_for(file: &'f impl AsFd, patience: Duration) -> Result<Option<Self>, Errno> {
+        let end = Instant::now() + patience;
+        loop {
+            let taken = Self::take(file)?;
+            if taken.is_some() || Instant::now() >= end {
+                return Ok(taken);
+            }
+            std::thread::sleep(LOOK);
         }
     }
 

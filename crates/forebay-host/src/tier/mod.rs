@@ -32,10 +32,12 @@
 //!
 //! # A move
 //!
-//! 1. Take a write lease: granted only while nobody else has the file open. Whoever opens it
-//!    from now on waits until the lease is given back, at most one chunk of copying later.
-//! 2. Record the move (`copy`), copy, set owner, mode, attributes and times, sync, compare.
-//! 3. Make what will be exchanged, record (`swap`), exchange, and look at what came out. If
+//! 1. Record the move (`copy`) and copy the content, beside whoever reads the file.
+//! 2. Take a write lease: granted only while nobody else has the file open. Whoever opens it
+//!    from now on waits until the lease is given back, at most one chunk of comparing later.
+//!    Set owner, mode, attributes and times, sync, and compare all of it: what was changed
+//!    while it was copied, through mapped memory too, shows now and cannot change any more.
+//! 3. Record what will be exchanged (`swap`), exchange, and look at what came out. If
 //!    it is not the file that was copied, the application renamed another one there: put back.
 //! 4. Hold both leases a little longer: somebody may have looked the name up before the exchange
 //!    and open only now. If so, put back.
@@ -116,6 +118,8 @@ pub enum Left {
     Flags,
     /// The target has no room for it.
     Full,
+    /// Its copy reads as another.
+    Differs,
     /// Whoever moves was told to stop.
     Stopped,
     /// The target cannot hold one of its attributes.
@@ -134,6 +138,9 @@ impl std::fmt::Display for Left {
             Self::SeveralNames => f.write_str("it has several names"),
             Self::Flags => f.write_str("it is immutable, append-only, encrypted or sealed"),
             Self::Full => f.write_str("the tier has no room for it"),
+            Self::Differs => f.write_str(
+                "its copy reads as another: it was changed through mapped memory meanwhile, or the target's medium fails",
+            ),
             Self::Stopped => f.write_str("the mover was told to stop"),
             Self::Attribute(name) => write!(f, "the tier cannot hold its attribute {name}"),
         }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::copy::{Stop, copy, movable};
+use super::copy::{Stop, copy, movable, verify};
 use super::layout::{Tier, look, new_id, remove};
-use super::lease::{Lease, wait_for_break};
+use super::lease::{Hurry, Lease, wait_for_break};
 use super::record::{Phase, Print, Record, Way};
 use super::{Left, Moved};
 use crate::error::HostError;
@@ -18,6 +18,9 @@ use crate::error::HostError;
 /// How long both leases are held after the exchange, for those who looked the name up before
 /// it and open only now: two steps within one system call.
 const GRACE: Duration = Duration::from_millis(20);
+/// How long a file is waited for to be closed: before it is copied, and when it has been.
+const CLOSED_FIRST: Duration = Duration::from_millis(100);
+const CLOSED_AT_LAST: Duration = Duration::from_millis(500);
 /// How often an application may rename files over one name while it is put back.
 const EXCHANGES_MAX: u32 = 16;
 const OPEN: OFlags = OFlags::NOFOLLOW
@@ -131,14 +134,14 @@ impl Tier {
         id: String,
         out: u64,
     ) -> Result<(), Trouble> {
-        let lease = Lease::take(&source.file)?.ok_or(Left::Open)?;
-        // Only the state under the lease counts.
+        // What is open for ever is not copied for nothing.
+        drop(Lease::wait_for(&source.file, CLOSED_FIRST)?.ok_or(Left::Open)?);
         let stat = rustix::fs::fstat(&source.file)?;
         let mut record = Record::new(id, way, path, Print::of(&stat), out);
         record.write(self)?;
         let result = match way {
-            Way::ToFast => self.promote_recorded(&mut record, source, &stat, &lease),
-            Way::ToSlow => self.demote_recorded(&mut record, source, &stat, &lease),
+            Way::ToFast => self.promote_recorded(&mut record, source, &stat),
+            Way::ToSlow => self.demote_recorded(&mut record, source, &stat),
         };
         self.settle(&record, source, result)
     }
@@ -147,41 +150,37 @@ impl Tier {
         &mut self,
         record: &mut Record,
         source: &Source,
-        stat: &Stat,
-        lease: &Lease<'_>,
+        before: &Stat,
     ) -> Result<(), Trouble> {
         let id = record.id.clone();
         let target = create(&self.files, &id)?;
-        copy(&source.file, &target, stat, lease, &self.brake)?;
+        copy(&source.file, &target, before, &self.brake)?;
         rustix::fs::fsync(&self.files)?;
-        let copy_lease = Lease::take(&target)?.ok_or(Left::Wanted)?;
         rustix::fs::symlinkat(self.target(&id), &self.links, &id)?;
         // Else a sticky directory would not let the owner of the file follow it.
         rustix::fs::chownat(
             &self.links,
             &id,
-            Some(rustix::fs::Uid::from_raw(stat.st_uid)),
-            Some(rustix::fs::Gid::from_raw(stat.st_gid)),
+            Some(rustix::fs::Uid::from_raw(before.st_uid)),
+            Some(rustix::fs::Gid::from_raw(before.st_gid)),
             AtFlags::SYMLINK_NOFOLLOW,
         )?;
         rustix::fs::linkat(&self.links, &id, &self.stage, &id, AtFlags::empty())?;
         let placed = look(&self.links, &id)?.ok_or(Errno::NOENT)?.st_ino;
         rustix::fs::fsync(&self.links)?;
-        self.exchange(record, placed, source, stat, [lease, &copy_lease])
+        self.exchange(record, placed, source, &target, before)
     }
 
     fn demote_recorded(
         &mut self,
         record: &mut Record,
         source: &Source,
-        stat: &Stat,
-        lease: &Lease<'_>,
+        before: &Stat,
     ) -> Result<(), Trouble> {
         let target = create(&self.stage, &record.id)?;
-        copy(&source.file, &target, stat, lease, &self.brake)?;
-        let copy_lease = Lease::take(&target)?.ok_or(Left::Wanted)?;
+        copy(&source.file, &target, before, &self.brake)?;
         let placed = rustix::fs::fstat(&target)?.st_ino;
-        self.exchange(record, placed, source, stat, [lease, &copy_lease])
+        self.exchange(record, placed, source, &target, before)
     }
 
     /// Steps 3 and 4: from the copy to an exchange that holds.
@@ -190,13 +189,19 @@ impl Tier {
         record: &mut Record,
         placed: u64,
         source: &Source,
-        stat: &Stat,
-        leases: [&Lease<'_>; 2],
+        target: &File,
+        before: &Stat,
     ) -> Result<(), Trouble> {
         let Source { parent, name, file } = source;
-        record.phase = Phase::Swap;
-        record.placed = Some(placed);
         rustix::fs::fsync(&self.stage)?;
+        let _hurry = Hurry::begin();
+        let lease = Lease::wait_for(file, CLOSED_AT_LAST)?.ok_or(Left::Open)?;
+        let stat = verify(file, target, before, &lease, &self.brake)?;
+        let copy_lease = Lease::take(target)?.ok_or(Left::Wanted)?;
+        let leases = [&lease, &copy_lease];
+        record.phase = Phase::Swap;
+        record.source = Print::of(&stat);
+        record.placed = Some(placed);
         record.write(self)?;
         let now = rustix::fs::fstat(file)?;
         let named = look(parent, name)?.ok_or(Left::Gone)?;
