@@ -30,9 +30,9 @@ Forebay's developer commands
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples` or `vm`, and say which
-  cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent` or `io`;
-                                    --json FILE keeps the numbers; exit status 1 when
-                                    a target is missed
+  cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io` or
+                                    `tiering`; --json FILE keeps the numbers; exit
+                                    status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
                                     load tools; NAME is `nginx`, `redis` or `postgres`;
                                     --quick only looks whether their apps are found
@@ -46,7 +46,7 @@ chaos, sim and `vm run` end with the status of the program they run.
 ";
 
 /// Names that `cargo xtask bench` accepts; each is one `forebay bench NAME`.
-const BENCHMARKS: &[&str] = &["colocation", "agent", "io"];
+const BENCHMARKS: &[&str] = &["colocation", "agent", "io", "tiering"];
 
 /// How a command ended, when it did not succeed.
 enum Failure {

@@ -341,6 +341,19 @@ fn memory(roots: &Roots, hierarchies: &Hierarchies, group: &Path) -> Vec<Feature
     ]
 }
 
+fn fanotify() -> Feature {
+    let opened = crate::tier::Watch::open();
+    Feature {
+        name: "fanotify".to_owned(),
+        present: opened.is_ok(),
+        detail: match opened {
+            Ok(_) => "names files by handles".to_owned(),
+            Err(error) => error.explain(),
+        },
+        lack_costs: "files of tiered directories move only when asked for",
+    }
+}
+
 fn others(roots: &Roots) -> Vec<Feature> {
     let scheduler = fs::read_to_string(roots.sys.join("kernel/sched_ext/state"));
     let replaced = scheduler.is_ok_and(|state| state.trim() == "enabled");
@@ -351,6 +364,7 @@ fn others(roots: &Roots) -> Vec<Feature> {
     let resctrl = roots.sys.join("fs/resctrl").is_dir();
     vec![
         interrupts(roots),
+        fanotify(),
         Feature {
             name: "pidfd".to_owned(),
             present: pidfd.is_ok(),

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use forebay_host::tier::{Left, Moved, Place, Tier, TierPlace, Touches, Watch};
+use forebay_host::tier::{FileKey, Left, Moved, Place, Sampler, Tier, TierPlace, Touches, Watch};
 
 /// Kills in an ordinary run; `FOREBAY_KILLS` asks for more.
 const KILLS: u64 = 200;
@@ -317,7 +317,8 @@ fn watched(root: &Path) {
     for entry in &scan.entries {
         assert_eq!(entry.key, Some(key(&tier, entry.path.to_str().unwrap())));
     }
-    let touched = |names: &[&str]| {
+    let mut sampler = tier.sampler().map_err(|error| error.explain()).unwrap();
+    let mut touched = |names: &[&str]| {
         let mut touches = Touches::default();
         let end = Instant::now() + Duration::from_secs(10);
         for name in names {
@@ -326,6 +327,7 @@ fn watched(root: &Path) {
         while touches.files.len() < names.len() && Instant::now() < end {
             watch.wait(Duration::from_millis(100)).unwrap();
             watch.read(&mut touches).unwrap();
+            sampler.look(&mut touches).unwrap();
         }
         touches
     };
@@ -345,6 +347,7 @@ fn watched(root: &Path) {
     assert!(touches.files.contains_key(&key(&tier, "sub/a")));
     assert!(touches.files.contains_key(&key(&tier, "b")));
     assert!(!touches.files.contains_key(&before));
+    sampled(&data, &mut sampler, key(&tier, "sub/a"));
     done(tier.demote(Path::new("sub/a")));
     for name in ["sub/a", "b", "c"] {
         fs::remove_file(data.join(name)).unwrap();
@@ -353,6 +356,33 @@ fn watched(root: &Path) {
     drop(watch);
     assert_once(root, &tier);
     overflowed(root, &tier);
+}
+
+/// While touches of promoted files come fast, one look in ten counts them, ten times.
+fn sampled(data: &Path, sampler: &mut Sampler, file: FileKey) {
+    // One process for each, for events of the same are merged.
+    let many = "for n in $(seq 250); do cat \"$0\" > /dev/null; done";
+    let path = data.join("sub/a");
+    let touch = || run("sh", &["-c".as_ref(), many.as_ref(), path.as_path()]).unwrap();
+    let mut look = || {
+        let mut touches = Touches::default();
+        sampler.look(&mut touches).unwrap();
+        touches.files.get(&file).copied().unwrap_or(0)
+    };
+    look();
+    touch();
+    let first = look();
+    assert!((200..=500).contains(&first), "{first}");
+    touch();
+    for n in 1..10 {
+        assert_eq!(look(), 0, "look {n} after many touches");
+    }
+    run("cat", &[path.as_path()]).unwrap();
+    let counted = look();
+    assert!(counted >= 10 && counted % 10 == 0, "{counted}");
+    run("cat", &[path.as_path()]).unwrap();
+    let again = look();
+    assert!((1..10).contains(&again), "{again}");
 }
 
 /// More files than the kernel has room for are touched before anybody looks.
@@ -595,6 +625,10 @@ fn refused(root: &Path) {
         "others than root",
     );
     fs::remove_dir(&other).unwrap();
+    check(
+        with(&|place| place.fast_size_max = u64::MAX),
+        "lower fast_size_max",
+    );
     let held = open(root);
     check(place.clone(), "another process");
     drop(held);

@@ -7,14 +7,20 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, Stat};
+use forebay_core::units::Bytes;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::TierPlace;
 use super::brake::Brake;
+use super::lease::Lease;
+use super::moving::create;
 use super::recover::Recovered;
 use crate::error::HostError;
 
+/// Names of files that are made to try a file system; no move has such a name.
+const PROBE: &str = "probe";
+const PROBE_LINK: &str = "probe-link";
 const TMPFS: u64 = 0x0102_1994;
 const RAMFS: u64 = 0x8584_58f6;
 
@@ -58,8 +64,48 @@ impl Tier {
             _lock: lock,
             place,
         };
+        tier.probe()?;
         let recovered = tier.recover()?;
         Ok((tier, recovered))
+    }
+
+    /// Tries what moves need of both file systems, on files of our own.
+    fn probe(&self) -> Result<(), HostError> {
+        let lacks = |path: &Path, what: &str, error: Errno| {
+            let attempt = format!(
+                "use tier {}: the file system of {} has no {what}",
+                self.place.name,
+                path.display()
+            );
+            HostError::io(attempt, error).advise("use one that has, such as ext4, xfs or btrfs")
+        };
+        let clear = || {
+            for (directory, name) in [
+                (&self.files, PROBE),
+                (&self.stage, PROBE),
+                (&self.stage, PROBE_LINK),
+            ] {
+                remove(directory, name)
+                    .map_err(|error| HostError::file("clear", &self.place.slow, error))?;
+            }
+            Ok::<(), HostError>(())
+        };
+        clear()?;
+        for (directory, path) in [
+            (&self.files, &self.place.fast),
+            (&self.stage, &self.place.slow),
+        ] {
+            let file = create(directory, PROBE)
+                .map_err(|error| HostError::file("make a file in", path, error))?;
+            Lease::take(&file).map_err(|error| lacks(path, "leases", error))?;
+        }
+        let slow = &self.place.slow;
+        rustix::fs::symlinkat(PROBE, &self.stage, PROBE_LINK)
+            .map_err(|error| lacks(slow, "symbolic links", error))?;
+        let flags = RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(&self.stage, PROBE, &self.stage, PROBE_LINK, flags)
+            .map_err(|error| lacks(slow, "exchange of names", error))?;
+        clear()
     }
 
     /// What it was opened with, as the kernel spells the paths.
@@ -240,6 +286,20 @@ fn check(place: &TierPlace) -> Result<(), HostError> {
                 "remount it writable",
             ));
         }
+    }
+    let about =
+        rustix::fs::statvfs(&place.fast).map_err(|e| HostError::file("look at", &place.fast, e))?;
+    let holds = about.f_blocks.saturating_mul(about.f_frsize);
+    if place.fast_size_max > holds {
+        return Err(refuse(
+            format!(
+                "fast_size_max is {}, and the file system of {} holds {}",
+                Bytes(place.fast_size_max),
+                place.fast.display(),
+                Bytes(holds)
+            ),
+            "lower fast_size_max, or put `fast` on a larger file system",
+        ));
     }
     let kind = rustix::fs::statfs(&place.fast)
         .map_err(|e| HostError::file("look at", &place.fast, e))?

@@ -64,7 +64,7 @@ pub use layout::Tier;
 pub use lease::idle_priority;
 pub use recover::Recovered;
 pub use scan::{Entry, Scan};
-pub use watch::{FileKey, Touches, Watch};
+pub use watch::{FileKey, Sampler, Touches, Watch};
 
 /// Which directory is tiered, and where its content is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -366,7 +366,7 @@ pub(super) fn opened(directory: &OwnedFd, name: &Path, access: OFlags) -> Result
     }
 }
 
-fn create(directory: &OwnedFd, id: &str) -> Result<File, Errno> {
+pub(super) fn create(directory: &OwnedFd, id: &str) -> Result<File, Errno> {
     let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let mode = Mode::from_raw_mode(0o600);
     rustix::fs::openat(directory, id, flags, mode).map(File::from)

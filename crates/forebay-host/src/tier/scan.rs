@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::Place;
 use super::layout::{Tier, look};
 use super::recover::names;
-use super::watch::{FileKey, Watch, file_system, key};
+use super::watch::{FileKey, Sampler, Watch, file_system, key};
 use crate::error::HostError;
 
 /// Files of one tier that are looked at; the rest stays where it is.
@@ -142,22 +142,26 @@ impl Tier {
         self.walk(None)
     }
 
-    /// Lists the regular files, and watches all of them from now on.
+    /// Lists the regular files, and watches those of the slow side from now on.
     ///
     /// # Errors
     /// When the directory cannot be read, or nothing can be watched there.
     pub fn scan_and_watch(&self, watch: &Watch) -> Result<Scan, HostError> {
-        for (directory, path) in [
-            (&self.files, &self.place.fast),
-            (&self.directory, &self.place.directory),
-        ] {
-            watch.mark(directory.as_fd()).map_err(|error| {
-                HostError::file("watch the files in", path, error).advise(
-                    "a file system without file handles cannot be watched: move its files by hand",
-                )
-            })?;
-        }
+        watch.mark(self.directory.as_fd()).map_err(|error| {
+            HostError::file("watch the files in", &self.place.directory, error)
+                .advise("a file system without file handles cannot be watched: move files by hand")
+        })?;
         self.walk(Some(watch))
+    }
+
+    /// Watches the promoted files.
+    ///
+    /// # Errors
+    /// When they cannot be watched.
+    pub fn sampler(&self) -> Result<Sampler, HostError> {
+        let directory = rustix::io::fcntl_dupfd_cloexec(&self.files, 0)
+            .map_err(|error| HostError::file("open", &self.place.fast, error))?;
+        Sampler::new(directory)
     }
 
     fn walk(&self, watch: Option<&Watch>) -> Result<Scan, HostError> {

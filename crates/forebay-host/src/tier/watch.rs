@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,12 +53,78 @@ pub struct Touches {
 }
 
 impl Touches {
-    fn add(&mut self, file: FileKey) {
+    fn add(&mut self, file: FileKey, times: u32) {
         if self.files.len() >= TOUCHED_MAX && !self.files.contains_key(&file) {
-            self.lost += 1;
+            self.lost += u64::from(times);
             return;
         }
-        *self.files.entry(file).or_default() += 1;
+        let known = self.files.entry(file).or_default();
+        *known = known.saturating_add(times);
+    }
+}
+
+/// Watches the promoted files. Every event costs whoever touches a file a microsecond or two,
+/// which fast files notice: while events come fast, they are watched for one look in ten, and
+/// what is seen counts ten times.
+#[derive(Debug)]
+pub struct Sampler {
+    watch: Watch,
+    directory: OwnedFd,
+    /// Looks to rest for, and how much what is seen now counts.
+    rests: u32,
+    weight: u32,
+}
+
+/// Events in one look, merged by file and process, from which the next looks are left out.
+const LOOK_MAX: u64 = 32;
+/// One look in so many is made then.
+const SAMPLED: u32 = 10;
+
+impl Sampler {
+    pub(super) fn new(directory: OwnedFd) -> Result<Self, HostError> {
+        let watch = Watch::open()?;
+        let sampler = Self {
+            watch,
+            directory,
+            rests: 0,
+            weight: 1,
+        };
+        sampler.begin()?;
+        Ok(sampler)
+    }
+
+    fn begin(&self) -> Result<(), HostError> {
+        self.watch.mark(self.directory.as_fd()).map_err(|error| {
+            HostError::io("watch the promoted files by fanotify", error)
+                .advise("a file system without file handles cannot be watched: move files by hand")
+        })
+    }
+
+    /// One look: counts what was touched since the last one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn look(&mut self, touches: &mut Touches) -> Result<(), HostError> {
+        if self.rests > 0 {
+            self.rests -= 1;
+            if self.rests == 0 {
+                self.begin()?;
+            }
+            return Ok(());
+        }
+        let before = touches.events;
+        self.watch.read_weighted(touches, self.weight)?;
+        self.weight = 1;
+        if touches.events - before >= LOOK_MAX {
+            self.watch
+                .change(libc::FAN_MARK_REMOVE, self.directory.as_fd())
+                .map_err(|error| HostError::io("rest from watching promoted files", error))?;
+            // What was touched between the reading and the end of watching counts no more.
+            let mut late = Touches::default();
+            self.watch.read_weighted(&mut late, 1)?;
+            (self.rests, self.weight) = (SAMPLED - 1, SAMPLED);
+        }
+        Ok(())
     }
 }
 
@@ -93,14 +159,18 @@ impl Watch {
     }
 
     /// Watches the files in a directory from now on; one that is watched stays so.
-    #[expect(unsafe_code, reason = "rustix has no fanotify")]
     pub(super) fn mark(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.change(libc::FAN_MARK_ADD, directory)
+    }
+
+    #[expect(unsafe_code, reason = "rustix has no fanotify")]
+    fn change(&self, flags: u32, directory: BorrowedFd<'_>) -> Result<(), Errno> {
         let mask = libc::FAN_OPEN | libc::FAN_ACCESS | libc::FAN_MODIFY | libc::FAN_EVENT_ON_CHILD;
         // SAFETY: both descriptors are open, and no path means the directory itself.
         let result = unsafe {
             libc::fanotify_mark(
                 self.group.as_raw_fd(),
-                libc::FAN_MARK_ADD,
+                flags,
                 mask,
                 directory.as_raw_fd(),
                 std::ptr::null(),
@@ -129,11 +199,15 @@ impl Watch {
     /// # Errors
     /// When the kernel refuses.
     pub fn read(&self, touches: &mut Touches) -> Result<(), HostError> {
+        self.read_weighted(touches, 1)
+    }
+
+    fn read_weighted(&self, touches: &mut Touches, weight: u32) -> Result<(), HostError> {
         let mut buffer = vec![0; BUFFER];
         for _ in 0..READS_MAX {
             match rustix::io::read(&self.group, &mut buffer) {
                 Ok(0) | Err(Errno::AGAIN) => return Ok(()),
-                Ok(length) => count(&buffer[..length], self.own, touches),
+                Ok(length) => count(&buffer[..length], self.own, weight, touches),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(HostError::io("read events of fanotify", error)),
             }
@@ -143,7 +217,7 @@ impl Watch {
 }
 
 /// Counts the events in a buffer; what is cut off or not understood ends it.
-fn count(mut events: &[u8], own: i32, touches: &mut Touches) {
+fn count(mut events: &[u8], own: i32, weight: u32, touches: &mut Touches) {
     while let Some(length) = number(events, 0).and_then(|length| usize::try_from(length).ok()) {
         let Some((event, rest)) = events.split_at_checked(length) else {
             return;
@@ -157,7 +231,7 @@ fn count(mut events: &[u8], own: i32, touches: &mut Touches) {
         } else if pid != own
             && let Some(file) = event.get(head.length..).and_then(named)
         {
-            touches.add(file);
+            touches.add(file, weight);
         }
         events = rest;
     }
@@ -306,7 +380,7 @@ mod tests {
         ]
         .concat();
         let mut touches = Touches::default();
-        count(&events, 99, &mut touches);
+        count(&events, 99, 1, &mut touches);
         let mut counts: Vec<u32> = touches.files.values().copied().collect();
         counts.sort_unstable();
         assert_eq!(counts, [1, 2]);
@@ -328,7 +402,7 @@ mod tests {
             &long[..],
         ] {
             let mut touches = Touches::default();
-            count(&[&good[..], bad].concat(), 99, &mut touches);
+            count(&[&good[..], bad].concat(), 99, 1, &mut touches);
             assert_eq!(touches.files.values().sum::<u32>(), 1, "{bad:?}");
         }
     }
@@ -337,9 +411,9 @@ mod tests {
     fn files_beyond_the_bound_are_lost_and_counted() {
         let mut touches = Touches::default();
         for file in 0..TOUCHED_MAX as u64 + 10 {
-            touches.add(FileKey(file));
+            touches.add(FileKey(file), 1);
         }
-        touches.add(FileKey(0));
+        touches.add(FileKey(0), 1);
         assert_eq!(touches.files.len(), TOUCHED_MAX);
         assert_eq!((touches.lost, touches.files[&FileKey(0)]), (10, 2));
     }

@@ -6,6 +6,7 @@ pub(crate) mod chaos;
 mod colocation;
 mod io;
 mod placement;
+mod tiering;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +34,9 @@ pub(crate) struct Args {
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
+    /// The inner process is in a mount namespace of its own
+    #[arg(long, hide = true)]
+    mounted: bool,
 }
 
 /// The measurements.
@@ -45,6 +49,8 @@ enum Name {
     /// A critical reader beside batch that saturates its disk: alone, uncontrolled, limited by
     /// hand, Forebay
     Io,
+    /// A tiered directory from cold: all slow, all fast, Forebay for 60 s
+    Tiering,
 }
 
 /// A figure with its target.
@@ -92,6 +98,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Colocation => colocation::run(args, dir)?,
         Name::Agent => agent::run(args, dir)?,
         Name::Io => io::run(args, dir)?,
+        Name::Tiering => tiering::run(args, dir)?,
     };
     for target in &targets {
         output::line(format_args!(

@@ -280,6 +280,15 @@ pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
 
 /// The status of the daemon at a socket, for the benchmarks.
 pub(crate) fn status(socket: &Path) -> Result<api::Status, Failure> {
+    get(socket, "/v1/status")
+}
+
+/// The tiers of the daemon at a socket, for the benchmarks.
+pub(crate) fn tiers(socket: &Path) -> Result<api::Tiers, Failure> {
+    get(socket, "/v1/tiers")
+}
+
+fn get<T: serde::de::DeserializeOwned>(socket: &Path, uri: &str) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -289,7 +298,7 @@ pub(crate) fn status(socket: &Path) -> Result<api::Status, Failure> {
         })?;
     runtime.block_on(async {
         let client = Client::connect(socket).await?;
-        Ok(client.get("/v1/status").await?)
+        Ok(client.get(uri).await?)
     })
 }
 

@@ -159,7 +159,7 @@ impl<'j> Work<'j> {
             untold: api::TierTotals::default(),
             tell_at: Duration::ZERO,
         };
-        let trouble = match Touched::start() {
+        let trouble = match Touched::start(&work.tier) {
             Ok(touched) => {
                 work.touched = Some(touched);
                 work.scan().err().map(|error| error.explain())

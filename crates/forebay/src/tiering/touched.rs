@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_host::Error;
-use forebay_host::tier::{Touches, Watch};
+use forebay_host::tier::{Sampler, Tier, Touches, Watch};
 
 use super::locked;
 
@@ -27,8 +27,9 @@ pub(super) struct Touched {
 
 impl Touched {
     /// Starts the thread; what it watches is said to [`Touched::watch`].
-    pub(super) fn start() -> Result<Self, String> {
+    pub(super) fn start(tier: &Tier) -> Result<Self, String> {
         let watch = Arc::new(Watch::open().map_err(|error| error.explain())?);
+        let mut sampler = tier.sampler().map_err(|error| error.explain())?;
         let counted = Arc::new(Mutex::new(Touches::default()));
         let ended = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
@@ -37,7 +38,7 @@ impl Touched {
                 let (watch, counted, ended) =
                     (Arc::clone(&watch), Arc::clone(&counted), Arc::clone(&ended));
                 move || {
-                    if let Err(error) = count(&watch, &counted, &ended) {
+                    if let Err(error) = count(&watch, &mut sampler, &counted, &ended) {
                         tracing::error!(reason = error.explain(), "touches are no longer counted");
                     }
                 }
@@ -70,11 +71,18 @@ impl Touched {
     }
 }
 
-fn count(watch: &Watch, counted: &Mutex<Touches>, ended: &AtomicBool) -> Result<(), Error> {
+fn count(
+    watch: &Watch,
+    sampler: &mut Sampler,
+    counted: &Mutex<Touches>,
+    ended: &AtomicBool,
+) -> Result<(), Error> {
     while !ended.load(Ordering::Relaxed) {
         watch.wait(LOOK)?;
         std::thread::sleep(GATHER);
-        watch.read(&mut locked(counted))?;
+        let mut counted = locked(counted);
+        watch.read(&mut counted)?;
+        sampler.look(&mut counted)?;
     }
     Ok(())
 }
