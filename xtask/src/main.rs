@@ -30,9 +30,9 @@ Forebay's developer commands
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples` or `vm`, and say which
-  cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io` or
-                                    `tiering`; --json FILE keeps the numbers; exit
-                                    status 1 when a target is missed
+  cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
+                                    `tiering` or `memory`; --json FILE keeps the numbers;
+                                    exit status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
                                     load tools; NAME is `nginx`, `redis` or `postgres`;
                                     --quick only looks whether their apps are found
@@ -46,7 +46,7 @@ chaos, sim and `vm run` end with the status of the program they run.
 ";
 
 /// Names that `cargo xtask bench` accepts; each is one `forebay bench NAME`.
-const BENCHMARKS: &[&str] = &["colocation", "agent", "io", "tiering"];
+const BENCHMARKS: &[&str] = &["colocation", "agent", "io", "tiering", "memory"];
 
 /// How a command ended, when it did not succeed.
 enum Failure {
@@ -125,11 +125,43 @@ fn build_forebay() -> Result<PathBuf, String> {
 fn bench(arguments: &[String]) -> Result<(), Failure> {
     let known = BENCHMARKS.join(", ");
     match arguments.first() {
+        Some(name) if name == "memory" => bench_memory(arguments),
         Some(name) if BENCHMARKS.contains(&name.as_str()) => forebay(&["bench"], arguments),
         Some(name) => Err(Failure::Usage(format!(
             "no benchmark `{name}`; there are: {known}"
         ))),
         None => Err(Failure::Usage(format!("bench needs a name: {known}"))),
+    }
+}
+
+/// Runs the benchmark of memory in a guest, which has control groups v2 alone, and swap. The
+/// result of `--json` is written to a folder that the guest shares.
+fn bench_memory(arguments: &[String]) -> Result<(), Failure> {
+    let program = build_forebay()?;
+    let folder = program.parent().map_or_else(
+        || Err("find the folder of the release binary".to_owned()),
+        |folder| Ok(folder.join("bench-memory")),
+    )?;
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| format!("make {}: {error}", folder.display()))?;
+    std::fs::copy(&program, folder.join("forebay"))
+        .map_err(|error| format!("copy {}: {error}", program.display()))?;
+    let command = format!(
+        "systemctl is-system-running --wait >/dev/null; cd /var/tmp && mkswap -q /dev/vdb && \
+         swapon /dev/vdb && TMPDIR=/var/tmp /host/forebay bench {} --json /host/result.json",
+        arguments.join(" ")
+    );
+    let mut words: Vec<String> = "run --smp 3 --mem 1024 --disk 2G --share"
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+    words.extend([folder.display().to_string(), "--".to_owned(), command]);
+    let status = vm::run(&words)?;
+    println!("{}", folder.join("result.json").display());
+    if status == ExitCode::SUCCESS {
+        Ok(())
+    } else {
+        Err(Failure::Checks)
     }
 }
 

@@ -354,6 +354,8 @@ pub struct Policy {
     pub batch_cache_percent: Option<u32>,
     /// Share of the memory bandwidth that batch may use while a critical app runs, in percent.
     pub batch_bandwidth_percent: Option<u32>,
+    /// Whether memory that batch apps do not seem to use is taken back slowly.
+    pub reclaim_cold: bool,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -371,6 +373,7 @@ impl Default for Policy {
             horizon: Duration::from_secs(1),
             system_memory: Bytes::mib(256),
             lend: false,
+            reclaim_cold: false,
             partition: Partition::Member,
             move_interrupts: false,
             batch_cache_percent: None,

@@ -299,7 +299,7 @@ impl State {
             .collect();
         actions.extend(self.settings(inputs, plan));
         actions.extend(self.move_interrupts(inputs, plan, snapshot));
-        let asks = plan.give_back.asks.iter();
+        let asks = plan.give_back.asks.iter().chain(&plan.saves);
         actions.extend(asks.map(|(app, bytes)| Action::Reclaim {
             app: app.clone(),
             bytes: *bytes,

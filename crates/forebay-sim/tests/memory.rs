@@ -191,3 +191,104 @@ fn what_cannot_be_had_is_said_once() {
     assert!(said.len() <= 10, "once for each season: {said:?}");
     assert!(said[0].contains("no free swap"), "{said:?}");
 }
+
+/// Runs a batch app that works with 768 MiB and holds 2,304 MiB more; what it holds at the end,
+/// and the share of time in which it waited for memory.
+fn save(host: SimHost, change: impl Fn(&mut Policy)) -> (Bytes, f64) {
+    save_and(host, change, |_, _| {})
+}
+
+fn save_and(
+    mut host: SimHost,
+    change: impl Fn(&mut Policy),
+    mut each: impl FnMut(&SimHost, &TickReport),
+) -> (Bytes, f64) {
+    let mut policy = Policy {
+        reclaim_cold: true,
+        ..Policy::default()
+    };
+    host.create_group("crunch");
+    let program = Program {
+        cold: Bytes::mib(2304),
+        ..Program::steady(1.0, 1, Bytes::mib(768))
+    };
+    host.spawn("crunch", program, "crunch").unwrap();
+    let crunch = app("crunch", Class::Batch);
+    policy.apps.insert(crunch.id.clone(), crunch);
+    change(&mut policy);
+    let mut state = State::new();
+    while host.time().monotonic < LENGTH {
+        let inputs = Inputs {
+            time: host.time(),
+            policy: &policy,
+            paused: false,
+        };
+        let report = tick(&mut state, &mut host, &inputs);
+        each(&host, &report);
+        host.advance(policy.period);
+    }
+    let usage = host.usage("crunch").unwrap();
+    let waited = usage.memory_stalled.as_secs_f64() / LENGTH.as_secs_f64();
+    (usage.memory_used, waited)
+}
+
+#[test]
+fn cold_memory_of_batch_is_taken_back_and_what_it_works_with_stays() {
+    let (held, waited) = save(host(), |_| {});
+    assert!(held <= Bytes::mib(768 + 32), "{held} are held");
+    assert!(waited <= 0.05, "it waited {waited} of the time");
+    assert!(waited > 0.0, "the end of what is cold was never reached");
+}
+
+#[test]
+fn steps_are_bounded_and_the_pauses_grow_where_nothing_is_cold() {
+    let mut asked = Vec::new();
+    save_and(
+        host(),
+        |_| {},
+        |host, report| {
+            for (action, _) in &report.actions {
+                if let Action::Reclaim { bytes, .. } = action {
+                    let used = host.usage("crunch").unwrap().memory_used;
+                    assert!(bytes.0 <= used.0 / 16, "{bytes} of {used} at once");
+                    asked.push((host.time().monotonic, *bytes));
+                }
+            }
+        },
+    );
+    let first = asked[..4].iter().map(|(_, bytes)| *bytes);
+    assert!(first.eq([4, 8, 16, 32].map(Bytes::mib)), "{asked:?}");
+    let gaps: Vec<Duration> = asked.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    assert!(gaps[0] < Duration::from_secs(4), "{gaps:?}");
+    assert!(
+        gaps.last()
+            .is_some_and(|gap| *gap >= Duration::from_secs(10)),
+        "{gaps:?}"
+    );
+}
+
+#[test]
+fn what_batch_holds_stays_where_nobody_asked_or_nothing_can_go() {
+    let all = Bytes::mib(768 + 2304);
+    let check = |host: SimHost, change: fn(&mut Policy)| {
+        assert_eq!(save(host, change), (all, 0.0));
+    };
+    check(host(), |policy| policy.reclaim_cold = false);
+    check(host().with_swap(Bytes(0)), |_| {});
+    check(host().without_reclaim(), |_| {});
+    let crunch = || "crunch".parse().unwrap();
+    // Another class, or a floor as large.
+    for class in [Class::Standard, Class::Critical] {
+        let (held, waited) = save(host(), |policy| {
+            policy.apps.get_mut(&crunch()).unwrap().class = class;
+        });
+        assert_eq!((held, waited), (all, 0.0));
+    }
+    let (held, _) = save(host(), |policy| {
+        policy.apps.get_mut(&crunch()).unwrap().floor.memory = Bytes::mib(2048);
+    });
+    assert!(
+        held >= Bytes::mib(2048),
+        "{held} are held of a floor of 2 GiB"
+    );
+}

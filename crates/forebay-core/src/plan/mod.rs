@@ -7,7 +7,7 @@
 //! Approach: [`cpu`] gives critical apps whole CPUs of their own while the host has enough,
 //! and precedence on shared ones beyond that; [`lend`] lets batch use them while they are idle; [`memory`] turns forecast working sets into
 //! protection and holds batch below what is left; [`reclaim`] asks batch for what a forecast
-//! rise lacks; [`io`] bounds what batch sends to block devices. Needs grow a slice at once and
+//! rise lacks, [`savings`] for what it does not use; [`io`] bounds what batch sends to block devices. Needs grow a slice at once and
 //! shrink it one step per hold, so an oscillating demand does not make an oscillating slice.
 //!
 //! Properties, each tested: exclusive sets are disjoint; every CPU is in a slice or in the
@@ -20,6 +20,7 @@ pub mod io;
 pub mod lend;
 pub mod memory;
 pub mod reclaim;
+pub mod savings;
 #[cfg(test)]
 mod tests;
 
@@ -84,6 +85,8 @@ pub struct Memory {
     /// Limits of block devices that somebody had set for an app's group before Forebay came:
     /// ceilings like those of the user.
     pub io_before: BTreeMap<AppId, BTreeMap<Device, IoMax>>,
+    /// How far batch apps' cold memory was taken back.
+    pub probes: BTreeMap<AppId, savings::Probe>,
     /// Whether critical apps' CPUs are lent to batch.
     pub lending: lend::Lending,
 }
@@ -161,6 +164,8 @@ pub struct Plan {
     pub shortfalls: Vec<Shortfall>,
     /// Memory that batch gives back ahead of a rise.
     pub give_back: reclaim::GiveBack,
+    /// Memory that batch is asked for because it does not seem to use it.
+    pub saves: BTreeMap<AppId, Bytes>,
 }
 
 /// Decides every slice. Pure: the same situation and memory give the same plan, and the
@@ -170,6 +175,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let lending = lend::decide(situation, memory.lending);
     let cpus = cpu::allocate(situation, &memory.cpus, lending);
     let (give_back, givers) = reclaim::decide(situation, &memory.givers);
+    let (saves, probes) = savings::decide(situation, &givers, &memory.probes, &give_back.asks);
     let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
     let devices = io::allocate(situation, &memory.io);
 
@@ -179,6 +185,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         io: devices.reasons,
         shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
         give_back,
+        saves,
         ..Plan::default()
     };
     let unlimited = BTreeMap::new();
@@ -213,6 +220,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         givers,
         io: devices.held,
         io_before: memory.io_before.clone(),
+        probes,
         lending,
     };
     (plan, memory)

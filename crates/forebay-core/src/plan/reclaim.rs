@@ -103,11 +103,11 @@ impl GiveBack {
 }
 
 /// One batch app that may give.
-struct Giver<'a> {
+pub(super) struct Giver<'a> {
     id: &'a AppId,
     used: Bytes,
     /// What can go, at most, and how much of that is cold.
-    open: Bytes,
+    pub(super) open: Bytes,
     cold: Bytes,
     refusal: Refusal,
 }
@@ -207,7 +207,7 @@ fn rise(situation: &Situation<'_>) -> Bytes {
         .fold(Bytes(0), Bytes::saturating_add)
 }
 
-fn giver<'a>(
+pub(super) fn giver<'a>(
     situation: &Situation<'_>,
     app: &'a App,
     held: &BTreeMap<AppId, Held>,
@@ -299,7 +299,10 @@ fn running(situation: &Situation<'_>, id: &AppId) -> Option<Reclaim> {
     reclaim.filter(|reclaim| reclaim.state == ReclaimState::Running)
 }
 
-fn apps<'a>(situation: &'a Situation<'_>, class: Class) -> impl Iterator<Item = &'a App> {
+pub(super) fn apps<'a>(
+    situation: &'a Situation<'_>,
+    class: Class,
+) -> impl Iterator<Item = &'a App> {
     situation
         .demands
         .keys()

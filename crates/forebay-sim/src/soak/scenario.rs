@@ -59,6 +59,7 @@ impl Scenario {
             system_memory: Bytes::mib(rng.u64(0..512)),
             // From a copy: what follows is drawn as before, and old seeds stay what they were.
             lend: rng.clone().bool(),
+            reclaim_cold: rng.clone().bool(),
             partition: {
                 let mut copy = rng.clone();
                 copy.bool();

@@ -5,6 +5,7 @@ mod agent;
 pub(crate) mod chaos;
 mod colocation;
 mod io;
+mod memory;
 mod placement;
 mod tiering;
 
@@ -51,6 +52,8 @@ enum Name {
     Io,
     /// A tiered directory from cold: all slow, all fast, Forebay for 60 s
     Tiering,
+    /// Memory saved from a batch app, beside controllers as Senpai's; needs cgroup v2 and swap
+    Memory,
 }
 
 /// A figure with its target.
@@ -99,6 +102,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Agent => agent::run(args, dir)?,
         Name::Io => io::run(args, dir)?,
         Name::Tiering => tiering::run(args, dir)?,
+        Name::Memory => memory::run(args, dir)?,
     };
     for target in &targets {
         output::line(format_args!(

@@ -244,7 +244,7 @@ fn gave_back(reclaim: &api::Reclaim) -> String {
         api::ReclaimState::Failed => "the kernel refused, see the daemon's log",
     };
     format!(
-        " Ahead of a rise of critical apps it was last asked to give back {}; {} came, {state}.",
+        " It was last asked to give back {}; {} came, {state}.",
         memory(reclaim.asked_bytes),
         memory(reclaim.got_bytes)
     )

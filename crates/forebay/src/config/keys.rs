@@ -183,6 +183,11 @@ const POLICY: &[Key] = &[
         "Whether batch may use critical apps' own CPUs while those leave them idle: more batch work for a longer tail of response times (default false)",
     ),
     key(
+        "reclaim_cold",
+        Kind::Bool,
+        "Whether memory that batch apps do not seem to use is taken back slowly, to swap where it is anonymous; it costs them a little time and the swap device some traffic (default false)",
+    ),
+    key(
         "partition",
         Kind::Choice {
             noun: "partition",

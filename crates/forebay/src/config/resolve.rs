@@ -226,6 +226,9 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
             .unwrap_or(defaults.horizon.max(period)),
         system_memory: system_memory.map_or(defaults.system_memory, |v| v.value),
         lend: lend.map_or(defaults.lend, |v| v.value),
+        reclaim_cold: section
+            .take::<bool>("reclaim_cold")
+            .map_or(defaults.reclaim_cold, |v| v.value),
         partition: match partition {
             Some(At { value: "root", .. }) => Partition::Root,
             Some(At {

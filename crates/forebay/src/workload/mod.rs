@@ -8,7 +8,8 @@
 //! - [`burn`]: a batch application which takes all the CPU it gets;
 //! - [`churn`]: a batch application which takes memory and disk bandwidth;
 //! - [`slow_disk`]: a file as slow as a disk can be;
-//! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it.
+//! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it;
+//! - [`heap`]: an application whose working set is known.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
@@ -28,6 +29,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 mod burn;
 mod churn;
 pub(crate) mod disk_load;
+mod heap;
 mod load;
 mod schedule;
 mod service;
@@ -50,6 +52,8 @@ pub(crate) enum Workload {
     DiskReads(disk_load::ReadsArgs),
     /// Read and write a block device as fast as possible
     DiskHog(disk_load::HogArgs),
+    /// Work with some memory, hold some more, and count the pages done
+    Heap(heap::Args),
 }
 
 /// What every workload takes.
@@ -114,6 +118,7 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::SlowDisk(args) => slow_disk::run(&args),
         Workload::DiskReads(args) => disk_load::read(&args),
         Workload::DiskHog(args) => disk_load::hog(&args),
+        Workload::Heap(args) => heap::run(args),
     }
 }
 
