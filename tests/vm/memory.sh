@@ -144,7 +144,8 @@ wait=$((($(waited web) - before_wait) / 1000))
 echo "with Forebay: $faults refaults in 4 periods, waited $wait ms"
 [ $rises -ge 2 ] || fail "$rises rises were seen"
 $forebay explain crunch
-$forebay explain crunch | grep -q "asked to give back" || fail "nobody was asked"
+# By memory.reclaim, or by memory.high where the plan for the next second came to it first.
+[ "$(current crunch)" -le 560 ] || fail "crunch gave nothing"
 # A tenth more than alone; a few pages of the program itself come and go in either.
 [ $((faults * 10)) -le $((alone * 2 * 11 + 640)) ] || fail "$faults refaults, $((alone * 2)) alone"
 

@@ -109,6 +109,9 @@ pub struct Demand {
     pub cpu: Band,
     /// Memory, in bytes.
     pub memory: Band,
+    /// Page cache that is charged and left out of that, because it was not used again.
+    #[serde(default)]
+    pub memory_cold_bytes: u64,
 }
 
 /// What an app does on one block device, and may.

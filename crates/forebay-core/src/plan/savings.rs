@@ -3,16 +3,17 @@
 //! Problem: what a batch app touched once stays charged to it until somebody needs the room.
 //! Nobody can see from outside which of it is in use; taking what is in use slows the app down.
 //!
-//! Approach: ask and watch. A little is reclaimed; once its effect shows, the next step is
-//! decided by what it cost: the share of time in which the app waited for memory (PSI), and the
-//! pages that came back. Nobody waited: the next step is twice as large. Somebody waited a
-//! little: nothing is asked. Waiting above [`STALL_MAX`]: a pause that doubles, then a small step
-//! again. Nothing holds the app down meanwhile: what it wants back, it takes.
+//! Approach: ask and watch. A little is reclaimed, and once its effect shows, what is still gone
+//! says what it was: memory that stays away was cold, memory that came back was not. Where most
+//! of it stays away, the next step follows, larger if nobody waited; the kernel's lists are not
+//! sorted before they were gone through once, so the first steps hit some of what is in use, and
+//! that is no reason to stop. What waiting they cost (PSI) is a debt that time pays off at
+//! [`STALL_BUDGET`]; there is no next step before it is paid. Where most of it came back, what is
+//! left is in use: a pause that doubles. Nothing holds the app down meanwhile.
 //!
 //! Senpai (Weiner et al., "TMO: Transparent Memory Offloading in Datacenters", ASPLOS 2022)
-//! plays the same game with one constant step and pressure alone as its witness. Steps that
-//! double find the end of what is cold in a few rounds; pages that come back end a step's growth
-//! before they are enough of them to show as waiting.
+//! plays the same game with steps by pressure alone: it cannot tell a step that hit the wrong
+//! pages once from one that found the end of what is cold.
 //!
 //! Properties, tested: critical and standard apps are never asked; nothing is asked below a
 //! floor, nor of what has no place to go; an app whose working set is known is not reclaimed
@@ -26,41 +27,47 @@ use serde::{Deserialize, Serialize};
 use super::Situation;
 use super::reclaim::{self, Held};
 use crate::app::{App, AppId, Class};
-use crate::demand::MemoryNow;
 use crate::snapshot::ReclaimState;
 use crate::units::{Bytes, Time};
 
-/// Waiting for memory above this share of time is too much.
-pub const STALL_MAX: f64 = 0.02;
-/// Waiting below this share is none.
-const STALL_CALM: f64 = 0.004;
-/// Pages that come back in a second and are none to speak of.
-const REFAULTS_CALM: f64 = 64.0;
-/// The first step, and the one after a pause.
+/// Share of time that the app may wait for memory on the whole: well below the 5 % that it may
+/// become slower, since the kernel's own work comes on top.
+pub const STALL_BUDGET: f64 = 0.02;
+/// The first step is this part of what the app holds, and so is the one after a pause.
+const STEP_PART_MIN: u64 = 64;
+/// The largest step is this part.
+const STEP_PART_MAX: u64 = 16;
+/// Less is not worth asking for.
 const STEP_MIN: Bytes = Bytes::mib(4);
-/// The largest step is this part of what the app holds, or [`STEP_MAX`].
-const STEP_PART: u64 = 16;
 /// The largest step of all.
 const STEP_MAX: Bytes = Bytes::mib(256);
+/// Part of a step that must have stayed away.
+const KEPT_PART: u64 = 4;
 /// Periods from the end of a step until its effect was read for certain: two rotations.
 const SETTLE_PERIODS: u32 = 20;
-/// The first pause after too much, and the longest.
+/// The first pause after a step that came back, and the longest.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
+/// The most waiting that is held against the app's peace: a spell of it that has other reasons
+/// must not keep Forebay away for ever.
+const DEBT_MAX: Duration = Duration::from_secs(2);
 
 /// What is remembered of one app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// What is asked for next.
-    step: Bytes,
+    /// Part of what the app holds that is asked for next, as one in so many.
+    part: u64,
     /// Not before this.
     next_at: Time,
     pause: Duration,
     /// The last request of which the end was seen.
     seen: u64,
-    /// The most that was seen of its cost: what it took from the app shows once, and is over
-    /// when the next step is due.
-    worst: Cost,
+    /// What was held before the last step, and what that was.
+    step: Option<(Bytes, Bytes)>,
+    /// Waiting that is not paid off.
+    debt: Duration,
+    /// Whether anybody waited since the last step.
+    waited: bool,
 }
 
 /// Whom to ask for how much, beside those that are asked for more urgent reasons.
@@ -79,11 +86,13 @@ pub(super) fn decide(
     let mut swap = situation.host.swap_free.unwrap_or(Bytes(0));
     for app in reclaim::apps(situation, Class::Batch) {
         let fresh = Probe {
-            step: STEP_MIN,
+            part: STEP_PART_MIN,
             next_at: later(situation, settle(situation)),
             pause: Duration::ZERO,
             seen: 0,
-            worst: Cost::Nothing,
+            step: None,
+            debt: Duration::ZERO,
+            waited: false,
         };
         let mut probe = before.get(&app.id).copied().unwrap_or(fresh);
         let open = reclaim::giver(situation, app, givers, &mut swap).open;
@@ -97,41 +106,12 @@ pub(super) fn decide(
     (asks, probes)
 }
 
-/// What a step cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Cost {
-    /// Nobody missed it.
-    Nothing,
-    /// Some came back.
-    Some,
-    /// The app is slowed.
-    TooMuch,
-}
-
-fn cost(now: &MemoryNow) -> Cost {
-    // Where waiting is not seen, pages that come back are all there is to go by.
-    let stalled = now.stalled.unwrap_or(0.0);
-    let refaults = now.refaults_per_second.unwrap_or(0.0);
-    let blind = now.stalled.is_none();
-    if stalled > STALL_MAX || (blind && refaults > REFAULTS_CALM) {
-        Cost::TooMuch
-    } else if stalled > STALL_CALM || refaults > REFAULTS_CALM {
-        Cost::Some
-    } else {
-        Cost::Nothing
-    }
-}
-
 impl Probe {
     /// The next step, if it is time for one.
     fn go_on(&mut self, situation: &Situation<'_>, app: &App, open: Bytes) -> Option<Bytes> {
         let now = situation.demands[&app.id].memory_now;
         let used = now.used?;
-        // What a pause is for is over before its end.
-        if situation.time.monotonic + settle(situation) >= self.next_at.monotonic {
-            self.worst = self.worst.max(cost(&now));
-        }
+        self.book(situation, now.stalled.unwrap_or(0.0));
         if let Some(reclaim) = now.reclaim
             && reclaim.number != self.seen
         {
@@ -140,44 +120,46 @@ impl Probe {
             }
             self.seen = reclaim.number;
             self.next_at = later(situation, settle(situation));
-            if reclaim.state != ReclaimState::Done {
-                self.back_off(situation);
-            }
         }
         if situation.time.monotonic < self.next_at.monotonic {
             return None;
         }
-        match std::mem::replace(&mut self.worst, Cost::Nothing) {
-            Cost::TooMuch => {
-                self.back_off(situation);
-                None
+        if let Some((before, asked)) = self.step.take() {
+            if before.saturating_sub(used).0 < asked.0 / KEPT_PART {
+                self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+                self.part = STEP_PART_MIN;
+                self.next_at = later(situation, self.pause);
+                return None;
             }
-            Cost::Some => {
-                self.step = STEP_MIN;
-                self.next_at = later(situation, settle(situation));
-                None
-            }
-            Cost::Nothing => {
-                let most = Bytes(used.0 / STEP_PART).clamp(STEP_MIN, STEP_MAX);
-                let bytes = self.step.min(most).min(open);
-                self.next_at = later(situation, settle(situation));
-                if bytes < STEP_MIN {
-                    return None;
-                }
-                if self.step > STEP_MIN {
-                    // The one before was no loss either.
-                    self.pause /= 2;
-                }
-                self.step = Bytes(self.step.0 * 2).min(most);
-                Some(bytes)
-            }
+            self.pause = Duration::ZERO;
+            self.part = match self.waited {
+                true => (self.part * 2).min(STEP_PART_MIN),
+                false => (self.part / 2).max(STEP_PART_MAX),
+            };
         }
+        if !self.debt.is_zero() {
+            return None;
+        }
+        let bytes = Bytes(used.0 / self.part)
+            .clamp(STEP_MIN, STEP_MAX)
+            .min(open);
+        self.next_at = later(situation, settle(situation));
+        if bytes < STEP_MIN {
+            return None;
+        }
+        self.step = Some((used, bytes));
+        self.waited = false;
+        Some(bytes)
     }
 
-    fn back_off(&mut self, situation: &Situation<'_>) {
-        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-        self.step = STEP_MIN;
-        self.next_at = later(situation, self.pause);
+    /// Adds what was waited in this period, and pays off what may be waited.
+    fn book(&mut self, situation: &Situation<'_>, stalled: f64) {
+        let period = situation.policy.period;
+        let waited = period.mul_f64(stalled.clamp(0.0, 1.0));
+        self.debt = (self.debt + waited)
+            .saturating_sub(period.mul_f64(STALL_BUDGET))
+            .min(DEBT_MAX);
+        self.waited |= stalled > STALL_BUDGET;
     }
 }
 

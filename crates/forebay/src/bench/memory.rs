@@ -1,8 +1,9 @@
 //! Memory saved from a batch app, and what that costs it, beside controllers as Senpai's.
 //!
 //! The app works with a part of its memory and holds the rest; now and then it touches that too.
-//! Beside it runs a like program that only works and that nobody reclaims: the app's work is
-//! counted relative to its, so that a slow spell of the machine falls on both. Arms take turns.
+//! Beside it, on the same CPU, runs a like program that only works and that nobody reclaims. What
+//! a page of work costs is CPU time and time in which the app waited for memory; it is counted
+//! relative to the other's, so that a slow spell of the machine falls on both. Arms take turns.
 //! Each starts with all memory there; the time until the cold part is gone counts.
 //!
 //! Senpai's rule is that of TMO (Weiner et al., ASPLOS 2022, section 3.3): every interval reclaim
@@ -16,6 +17,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{Args, Target};
 use crate::demo::print as output;
@@ -84,8 +88,8 @@ impl Arm {
 struct Segment {
     /// Held by the app in the last third, in MiB.
     held_mib: f64,
-    /// Work of the app over that of the program beside it.
-    relative_work: f64,
+    /// Cost of the app's work over that of the program beside it.
+    relative_cost: f64,
     /// Share of time in which the app waited for memory.
     waited_percent: f64,
 }
@@ -111,12 +115,12 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, serde_json::V
             let at = (turn + usize::try_from(repetition).unwrap_or(0)) % ARMS.len();
             let segment = scene.run(ARMS[at], length)?;
             output::line(format_args!(
-                "{:>2}/{} {:<16} holds {:>6.1} MiB, relative work {:.3}, waited {:>5.2} %",
+                "{:>2}/{} {:<16} holds {:>6.1} MiB, relative cost {:.3}, waited {:>5.2} %",
                 repetition + 1,
                 args.repetitions,
                 ARMS[at].name(),
                 segment.held_mib,
-                segment.relative_work,
+                segment.relative_cost,
                 segment.waited_percent,
             ));
             segments[at].push(segment);
@@ -144,19 +148,19 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, serde_json::V
 fn rows(segments: &[Vec<Segment>]) -> Vec<Row> {
     let median = |segments: &[Segment], of: fn(&Segment) -> f64| spread(segments.iter().map(of)).1;
     let held = median(&segments[0], |segment| segment.held_mib);
-    let work = median(&segments[0], |segment| segment.relative_work);
+    let cost = median(&segments[0], |segment| segment.relative_cost);
     #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
     let cold = COLD_MIB as f64;
     ARMS.iter()
         .zip(segments)
         .map(|(arm, segments)| {
             let saved = held - median(segments, |segment| segment.held_mib);
-            let relative = median(segments, |segment| segment.relative_work) / work;
+            let relative = median(segments, |segment| segment.relative_cost) / cost;
             Row {
                 arm: arm.name(),
                 saved_mib: saved,
                 saved_percent_of_cold: 100.0 * saved / cold,
-                slowdown_percent: 100.0 * (1.0 - relative),
+                slowdown_percent: 100.0 * (relative - 1.0),
                 waited_percent: median(segments, |segment| segment.waited_percent),
                 segments: segments.clone(),
             }
@@ -253,7 +257,7 @@ impl Scene {
         let app = self.heap("app", COLD_MIB)?;
         let beside = self.heap("beside", 0)?;
         let mut daemon = match arm {
-            Arm::Forebay => Some(self.daemon(&app)?),
+            Arm::Forebay => Some(self.daemon(&app, &beside)?),
             _ => None,
         };
         let result = self.watch(arm, &app, &beside, length);
@@ -278,7 +282,7 @@ impl Scene {
         let work = |member: &Member| {
             read_count(&member.count).map_err(|error| Error::part(member.name, error))
         };
-        let (app_before, beside_before) = (work(app)?, work(beside)?);
+        let before = [(work(app)?, app.spent()?), (work(beside)?, beside.spent()?)];
         let waited_before = app.waited()?;
         let mut pressure_before = (began, waited_before);
         let (mut held, mut readings) = (0.0, 0u32);
@@ -307,12 +311,16 @@ impl Scene {
         }
         let seconds = began.elapsed().as_secs_f64();
         let waited = app.waited()?.saturating_sub(waited_before).as_secs_f64();
-        let done = (work(app)? - app_before, work(beside)? - beside_before);
         #[expect(clippy::cast_precision_loss, reason = "pages of one segment")]
-        let relative_work = done.0 as f64 / done.1.max(1) as f64;
+        let cost = |member: &Member, before: (u64, Duration)| {
+            let done = work(member)?.saturating_sub(before.0).max(1);
+            let spent = member.spent()?.saturating_sub(before.1);
+            Ok::<f64, Error>(spent.as_secs_f64() / done as f64)
+        };
+        let relative_cost = cost(app, before[0])? / cost(beside, before[1])?;
         Ok(Segment {
             held_mib: held / f64::from(readings.max(1)),
-            relative_work,
+            relative_cost,
             waited_percent: 100.0 * waited / seconds,
         })
     }
@@ -351,6 +359,13 @@ impl Scene {
                 name,
                 "check memory and process limits",
             ))?;
+        let mut cpu = CpuSet::new();
+        cpu.set(0);
+        sched_setaffinity(Some(Pid::from_child(&child)), &cpu).map_err(Error::system(
+            "keep on CPU 0",
+            name,
+            "use a machine that has a CPU 0",
+        ))?;
         member.child = Some(child);
         let wanted = (HOT_MIB + cold) << 20;
         self.until(name, || Ok(member.number("memory.current")? >= wanted))?;
@@ -360,16 +375,25 @@ impl Scene {
         Ok(member)
     }
 
-    fn daemon(&self, app: &Member) -> Result<Child, Error> {
+    fn daemon(&self, app: &Member, beside: &Member) -> Result<Child, Error> {
         let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
-        let group = app.group.file_name().unwrap_or_default().to_string_lossy();
+        let group = |member: &Member| {
+            let name = member.group.file_name().unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        // The other one is of the same class, so that both run alike, and keeps what it has.
         let text = format!(
             "[daemon]\nsocket = {}\nstate_dir = {}\ncgroup_root = \"forebay-bench-{}\"\n\
              lease = \"2s\"\n[policy]\nreclaim_cold = true\nsystem_memory = \"64MiB\"\n\
-             [apps.app]\nclass = \"batch\"\ncgroup = \"{group}\"\n",
+             [apps.app]\nclass = \"batch\"\ncgroup = \"{}\"\n\
+             [apps.beside]\nclass = \"batch\"\ncgroup = \"{}\"\n\
+             floor = {{ memory = \"{}MiB\" }}\n",
             quoted(self.dir.join("socket")),
             quoted(self.dir.join("state")),
-            std::process::id()
+            std::process::id(),
+            group(app),
+            group(beside),
+            2 * HOT_MIB,
         );
         let config = self.dir.join("bench.toml");
         fs::write(&config, text).map_err(Error::system(
@@ -456,6 +480,21 @@ impl Member {
         })
     }
 
+    /// CPU time, and time in which it waited for memory.
+    fn spent(&self) -> Result<Duration, Error> {
+        let text = self.read("cpu.stat")?;
+        let usage = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok());
+        let used = usage.map(Duration::from_micros).ok_or_else(|| {
+            Error::part(
+                format!("{}/cpu.stat", self.group.display()),
+                "has no usage_usec",
+            )
+        })?;
+        Ok(used + self.waited()?)
+    }
+
     fn reclaim(&self, bytes: u64) -> Result<(), Error> {
         let path = self.group.join("memory.reclaim");
         match fs::write(&path, bytes.to_string()) {
@@ -516,16 +555,16 @@ mod tests {
 
     #[test]
     fn what_is_saved_and_lost_is_relative_to_the_uncontrolled_arm() {
-        let segment = |held_mib, relative_work| Segment {
+        let segment = |held_mib, relative_cost| Segment {
             held_mib,
-            relative_work,
+            relative_cost,
             waited_percent: 0.0,
         };
         let rows = rows(&[
             vec![segment(384.0, 0.5)],
             vec![segment(374.0, 0.5)],
-            vec![segment(200.0, 0.4)],
-            vec![segment(96.0, 0.49)],
+            vec![segment(200.0, 0.6)],
+            vec![segment(96.0, 0.51)],
         ]);
         assert!((rows[0].saved_mib, rows[0].slowdown_percent) == (0.0, 0.0));
         assert!((rows[3].saved_percent_of_cold - 100.0).abs() < 1e-9);

@@ -13,7 +13,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         (Some(demand), Some(reason)) => {
             paragraphs.push(processor(explanation, &demand.cpu, reason));
             paragraphs.push(cpus(explanation, reason));
-            paragraphs.push(memory_bounds(explanation, &demand.memory, reason));
+            paragraphs.push(memory_bounds(explanation, demand, reason));
             paragraphs.extend(network(app));
             paragraphs.extend(super::explain_io::io(explanation));
         }
@@ -195,9 +195,20 @@ fn in_force(slice: &api::Slice) -> String {
     }
 }
 
-fn memory_bounds(explanation: &api::Explanation, band: &api::Band, reason: &api::Reason) -> String {
+fn memory_bounds(
+    explanation: &api::Explanation,
+    demand: &api::Demand,
+    reason: &api::Reason,
+) -> String {
+    let band = &demand.memory;
     let slice = &explanation.app.slice;
     let now = match explanation.app.usage.memory_bytes {
+        Some(used) if demand.memory_cold_bytes > 0 => format!(
+            "It holds {} now, of which {} are page cache that was not used again, and not \
+             planned for",
+            memory(used),
+            memory(demand.memory_cold_bytes)
+        ),
         Some(used) => format!("It holds {} now", memory(used)),
         None => "How much memory it holds is not known".to_owned(),
     };

@@ -40,6 +40,7 @@ pub(crate) fn web() -> api::App {
         demand: Some(api::Demand {
             cpu: band(0.4),
             memory: band(1e8),
+            memory_cold_bytes: 0,
         }),
         slice: api::Slice {
             cpus: Some("1".to_owned()),
@@ -228,6 +229,10 @@ fn an_explanation_names_the_numbers_that_decided() {
     check(
         |explained| explained.app.reason.as_mut().unwrap().exclusive_cpus = String::new(),
         &["It has no CPU of its own"],
+    );
+    check(
+        |explained| explained.app.demand.as_mut().unwrap().memory_cold_bytes = 40 << 20,
+        &["It holds 100.0 MiB now, of which 40.0 MiB are page cache that was not used again"],
     );
     check(
         |explained| {

@@ -239,6 +239,7 @@ pub(super) fn demand(demand: &Demand) -> api::Demand {
     api::Demand {
         cpu: band(&demand.cpu),
         memory: band(&demand.memory),
+        memory_cold_bytes: demand.memory_now.cold_file.0,
     }
 }
 
