@@ -198,7 +198,14 @@ fn run_one(
     machine.kernel = kernel.to_owned();
     machine.share = Some(share.to_path_buf());
     let command = format!("exec bash /host/tests/{}.sh", scenario.name);
-    let status = Guest::start(image, &machine, directory.path()).and_then(|mut guest| {
+    let started = Guest::start(image, &machine, directory.path()).or_else(|trouble| {
+        // QEMU or the kernel under it may die before anything is tested; twice is no accident.
+        println!("  a guest was not ready ({trouble}); started once more");
+        let again = directory.path().join("again");
+        fs::create_dir(&again).map_err(|error| format!("make {}: {error}", again.display()))?;
+        Guest::start(image, &machine, &again)
+    });
+    let status = started.and_then(|mut guest| {
         guest.run(&command, scenario.bound, |line| {
             if let Some(skip) = line.trim_start().strip_prefix("SKIPPED: ") {
                 skips.push(skip.to_owned());

@@ -140,8 +140,16 @@ impl Guest {
             port,
             pending: Vec::new(),
         };
-        while guest.line(deadline)? != "ready" {}
-        Ok(guest)
+        loop {
+            match guest.line(deadline) {
+                Ok(line) if line == "ready" => return Ok(guest),
+                Ok(_) => {}
+                Err(text) => {
+                    let log = std::fs::read_to_string(directory.join("qemu.log"));
+                    return Err(format!("{text} {}", log.unwrap_or_default().trim()));
+                }
+            }
+        }
     }
 
     /// Runs a command through bash; its exit status.
