@@ -213,6 +213,23 @@ pub struct App {
     pub io_max: BTreeMap<Device, IoMax>,
 }
 
+impl App {
+    /// An app without floor, limits or expectations.
+    #[must_use]
+    pub fn new(id: AppId, class: Class, binding: Binding) -> Self {
+        Self {
+            id,
+            class,
+            binding,
+            floor: Floor::default(),
+            ceiling: Ceiling::default(),
+            request: None,
+            io_weight: None,
+            io_max: BTreeMap::new(),
+        }
+    }
+}
+
 /// What a group's CPUs are to the rest of the host: the words of cpuset.cpus.partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

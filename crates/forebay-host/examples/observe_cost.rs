@@ -12,7 +12,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, OnStop, Restart};
+use forebay_core::app::{App, AppId, Binding, Class, Exec, OnStop, Restart};
 use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
@@ -85,10 +85,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn app(number: usize) -> Result<App, Box<dyn Error>> {
-    Ok(App {
-        id: format!("app-{number}").parse()?,
-        class: Class::Standard,
-        binding: Binding::Exec(Exec {
+    Ok(App::new(
+        format!("app-{number}").parse()?,
+        Class::Standard,
+        Binding::Exec(Exec {
             command: vec!["sleep".to_owned(), "1000".to_owned()],
             user: None,
             group: None,
@@ -98,21 +98,7 @@ fn app(number: usize) -> Result<App, Box<dyn Error>> {
             stderr: None,
             restart: Restart::Never,
         }),
-        floor: Floor {
-            cpu: MilliCpu(0),
-            memory: Bytes(0),
-        },
-        ceiling: Ceiling {
-            cpu: Limit::Max,
-            memory: Limit::Max,
-            swap: Limit::Max,
-            pids: Limit::Max,
-            egress: Limit::Max,
-        },
-        request: None,
-        io_weight: None,
-        io_max: BTreeMap::new(),
-    })
+    ))
 }
 
 fn done(outcomes: Vec<Outcome>) {

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use forebay_core::app::{App, Binding, Ceiling, Class, Device, Floor, IoMax};
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::app::{App, Binding, Class, Device, IoMax};
 
 use crate::groups;
 use crate::mounts::Hierarchies;
@@ -63,23 +62,12 @@ impl Tree {
 /// An app to look at it for.
 pub(crate) fn app() -> App {
     App {
-        id: "web".parse().unwrap(),
-        class: Class::Standard,
-        binding: Binding::Cgroup(GROUP.into()),
-        floor: Floor {
-            cpu: MilliCpu(0),
-            memory: Bytes(0),
-        },
-        ceiling: Ceiling {
-            cpu: Limit::Max,
-            memory: Limit::Max,
-            swap: Limit::Max,
-            pids: Limit::Max,
-            egress: Limit::Max,
-        },
-        request: None,
-        io_weight: None,
         io_max: BTreeMap::from([(DEVICE, IoMax::NONE)]),
+        ..App::new(
+            "web".parse().unwrap(),
+            Class::Standard,
+            Binding::Cgroup(GROUP.into()),
+        )
     }
 }
 

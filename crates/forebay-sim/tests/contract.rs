@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, Match, Restart};
+use forebay_core::app::{App, AppId, Binding, Class, Exec, Match, Restart};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::{Shape, Topology};
-use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_core::units::{Bytes, Limit, Time};
 use forebay_sim::contract::{Fixture, HOARD, check_all};
 use forebay_sim::{Load, Program, SimHost};
 
@@ -22,25 +22,7 @@ struct Simulated {
 }
 
 fn app(id: AppId, binding: Binding) -> App {
-    App {
-        id,
-        class: Class::Standard,
-        binding,
-        floor: Floor {
-            cpu: MilliCpu(0),
-            memory: Bytes(0),
-        },
-        ceiling: Ceiling {
-            cpu: Limit::Max,
-            memory: Limit::Max,
-            swap: Limit::Max,
-            pids: Limit::Max,
-            egress: Limit::Max,
-        },
-        request: None,
-        io_weight: None,
-        io_max: std::collections::BTreeMap::new(),
-    }
+    App::new(id, Class::Standard, binding)
 }
 
 impl Fixture<SimHost> for Simulated {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, Binding, Ceiling, Class, Floor, IoMax, Policy};
+use forebay_core::app::{App, Binding, Class, IoMax, Policy};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
@@ -48,16 +48,7 @@ impl Run {
             };
             host.create_group(name);
             host.spawn(name, program, name).unwrap();
-            let app = App {
-                id: name.parse().unwrap(),
-                class,
-                binding: Binding::Cgroup(name.into()),
-                floor: Floor::default(),
-                ceiling: Ceiling::default(),
-                request: None,
-                io_weight: None,
-                io_max: BTreeMap::new(),
-            };
+            let app = App::new(name.parse().unwrap(), class, Binding::Cgroup(name.into()));
             policy.apps.insert(app.id.clone(), app);
         }
         Self {

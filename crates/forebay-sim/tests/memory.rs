@@ -2,10 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, Binding, Ceiling, Class, Floor, Policy};
+use forebay_core::app::{App, Binding, Class, Policy};
 use forebay_core::host::Action;
 use forebay_core::report::TickReport;
 use forebay_core::slice::Knob;
@@ -37,16 +36,7 @@ fn host() -> SimHost {
 }
 
 fn app(name: &str, class: Class) -> App {
-    App {
-        id: name.parse().unwrap(),
-        class,
-        binding: Binding::Cgroup(name.into()),
-        floor: Floor::default(),
-        ceiling: Ceiling::default(),
-        request: None,
-        io_weight: None,
-        io_max: BTreeMap::new(),
-    }
+    App::new(name.parse().unwrap(), class, Binding::Cgroup(name.into()))
 }
 
 /// What the critical app suffered after the time of learning.

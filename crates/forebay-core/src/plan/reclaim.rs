@@ -317,7 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::app::{Binding, Ceiling, Floor, Match, Policy};
+    use crate::app::{Binding, Match, Policy};
     use crate::demand::{Band, Demand, MemoryNow};
     use crate::host::Capabilities;
     use crate::io_history::IoUse;
@@ -381,19 +381,14 @@ mod tests {
                 io: BTreeMap::new(),
             };
             self.demands.insert(id(name), demand);
-            let app = App {
-                id: id(name),
+            let app = App::new(
+                id(name),
                 class,
-                binding: Binding::Match(Match {
+                Binding::Match(Match {
                     executable: None,
                     command_line: None,
                 }),
-                floor: Floor::default(),
-                ceiling: Ceiling::default(),
-                request: None,
-                io_weight: None,
-                io_max: BTreeMap::new(),
-            };
+            );
             self.policy.apps.entry(id(name)).or_insert(app)
         }
 

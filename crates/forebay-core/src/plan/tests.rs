@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::app::{Binding, Ceiling, Floor, Match};
+use crate::app::{Binding, Floor, Match};
 use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::Shape;
@@ -60,17 +60,15 @@ impl Case {
     fn add(&mut self, name: &str, class: Class, needs: Needs, floor: Floor) {
         let id: AppId = name.parse().unwrap();
         let app = App {
-            id: id.clone(),
-            class,
-            binding: Binding::Match(Match {
-                executable: Some(name.to_owned()),
-                command_line: None,
-            }),
             floor,
-            ceiling: Ceiling::default(),
-            request: None,
-            io_weight: None,
-            io_max: BTreeMap::new(),
+            ..App::new(
+                id.clone(),
+                class,
+                Binding::Match(Match {
+                    executable: Some(name.to_owned()),
+                    command_line: None,
+                }),
+            )
         };
         self.policy.apps.insert(id.clone(), app);
         self.demands.insert(id, needs.demand());

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Floor, OnStop, Restart};
+use forebay_core::app::{App, AppId, Binding, Class, Exec, OnStop, Restart};
 use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{AppSample, Snapshot};
-use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_core::units::Time;
 use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchies};
 use forebay_host::{LinuxHost, Options, restore};
@@ -110,25 +110,7 @@ pub(crate) fn id(name: &str) -> AppId {
 }
 
 pub(crate) fn app(name: &str, binding: Binding) -> App {
-    App {
-        id: id(name),
-        class: Class::Standard,
-        binding,
-        floor: Floor {
-            cpu: MilliCpu(0),
-            memory: Bytes(0),
-        },
-        ceiling: Ceiling {
-            cpu: Limit::Max,
-            memory: Limit::Max,
-            swap: Limit::Max,
-            pids: Limit::Max,
-            egress: Limit::Max,
-        },
-        request: None,
-        io_weight: None,
-        io_max: BTreeMap::new(),
-    }
+    App::new(id(name), Class::Standard, binding)
 }
 
 pub(crate) fn exec(command: &[&str]) -> Exec {

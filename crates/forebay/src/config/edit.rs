@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay_core::app::{App, AppId, Binding, Ceiling, Exec, Floor, Policy, Restart};
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::app::{App, AppId, Binding, Exec, Policy, Restart};
 
 use super::app::{check_bounds, check_exec, class};
 use super::error::{Error, Errors, Problem, either, nearest};
@@ -90,25 +89,9 @@ pub(crate) fn app_from_args(args: AppArgs, host: &HostFacts) -> Result<App, Erro
         Err(problem) => problems.push(("command", problem)),
     }
     match (id, class) {
-        (Ok(id), Some(class)) if problems.is_empty() => Ok(App {
-            id,
-            class,
-            binding: Binding::Exec(exec),
-            floor: Floor {
-                cpu: MilliCpu(0),
-                memory: Bytes(0),
-            },
-            ceiling: Ceiling {
-                cpu: Limit::Max,
-                memory: Limit::Max,
-                swap: Limit::Max,
-                pids: Limit::Max,
-                egress: Limit::Max,
-            },
-            request: None,
-            io_weight: None,
-            io_max: BTreeMap::new(),
-        }),
+        (Ok(id), Some(class)) if problems.is_empty() => {
+            Ok(App::new(id, class, Binding::Exec(exec)))
+        }
         _ => Err(Errors::from_arguments(problems)),
     }
 }

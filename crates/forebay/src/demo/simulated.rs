@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Floor, Policy};
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::topology::{Shape, Topology};
@@ -123,20 +123,15 @@ fn arm(name: &'static str, members: &[&str], paused: bool, length: Duration) -> 
 }
 
 fn app(name: &str) -> Result<App, Error> {
-    Ok(App {
-        id: name.parse().map_err(|error| Error::part(name, error))?,
-        class: if name == "service" {
+    Ok(App::new(
+        name.parse().map_err(|error| Error::part(name, error))?,
+        if name == "service" {
             Class::Critical
         } else {
             Class::Batch
         },
-        binding: Binding::Cgroup(name.into()),
-        floor: Floor::default(),
-        ceiling: Ceiling::default(),
-        request: None,
-        io_weight: None,
-        io_max: BTreeMap::new(),
-    })
+        Binding::Cgroup(name.into()),
+    ))
 }
 
 fn program(name: &str) -> Program {

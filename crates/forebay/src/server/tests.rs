@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 
 use forebay_api::{Client, Error, Refusal};
-use forebay_core::app::{Binding, Ceiling, Class, Exec, Floor, Restart};
+use forebay_core::app::{Binding, Class, Exec, Floor, Restart};
 use forebay_core::demand::{Band, Demand, MemoryNow, Usage};
 use forebay_core::host::Action;
 use forebay_core::io_history::IoUse;
@@ -119,32 +119,24 @@ pub(super) fn published(period: u64) -> Published {
 
 fn app(name: &str, class: Class) -> App {
     App {
-        id: id(name),
-        class,
-        binding: Binding::Exec(Exec {
-            command: vec!["sleep".to_owned(), "1".to_owned()],
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
-            restart: Restart::Never,
-        }),
         floor: Floor {
             cpu: MilliCpu(500),
             memory: Bytes(0),
         },
-        ceiling: Ceiling {
-            cpu: Limit::Max,
-            memory: Limit::Max,
-            swap: Limit::Max,
-            pids: Limit::Max,
-            egress: Limit::Max,
-        },
-        request: None,
-        io_weight: None,
-        io_max: BTreeMap::new(),
+        ..App::new(
+            id(name),
+            class,
+            Binding::Exec(Exec {
+                command: vec!["sleep".to_owned(), "1".to_owned()],
+                user: None,
+                group: None,
+                directory: None,
+                environment: BTreeMap::new(),
+                stdout: None,
+                stderr: None,
+                restart: Restart::Never,
+            }),
+        )
     }
 }
 

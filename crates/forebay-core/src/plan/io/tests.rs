@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::app::{Binding, Ceiling, Floor, Match, Policy};
+use crate::app::{Binding, Match, Policy};
 use crate::demand::{Band, MemoryNow};
 use crate::host::Capabilities;
 use crate::io::{IoRates, Measured};
@@ -84,19 +84,14 @@ impl Case {
 
     fn add(&mut self, name: &str, class: Class, io: Io) {
         let id: AppId = name.parse().unwrap();
-        let app = App {
-            id: id.clone(),
+        let app = App::new(
+            id.clone(),
             class,
-            binding: Binding::Match(Match {
+            Binding::Match(Match {
                 executable: Some(name.to_owned()),
                 command_line: None,
             }),
-            floor: Floor::default(),
-            ceiling: Ceiling::default(),
-            request: None,
-            io_weight: None,
-            io_max: BTreeMap::new(),
-        };
+        );
         self.policy.apps.insert(id, app);
         self.does(name, io);
     }
