@@ -6,28 +6,14 @@
 set -eu
 systemctl is-system-running --wait >/dev/null || true
 cd /var/tmp
-root=/sys/fs/cgroup
-forebay=/host/bin/forebay
+. /host/tests/steps
 period=16
 mkswap -q /dev/vdb
 swapon /dev/vdb
 
-fail() {
-  echo "FAILED: $*"
-  tail -n 20 daemon.log 2>/dev/null || true
+evidence() {
   $forebay explain crunch 2>&1 | tail -n 20 || true
   $forebay explain web 2>&1 | tail -n 20 || true
-  $forebay events 2>&1 | tail -n 20 || true
-  exit 1
-}
-
-await() { # WHAT COMMAND...
-  local what=$1 deadline=$((SECONDS + 60))
-  shift
-  until "$@"; do
-    [ $SECONDS -lt $deadline ] || fail "in vain: $what"
-    sleep 0.2
-  done
 }
 
 start() { # NAME ARGS...: a workload as a service of systemd's

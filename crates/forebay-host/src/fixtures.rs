@@ -71,6 +71,13 @@ pub(crate) fn app() -> App {
     }
 }
 
+/// A pipe in place of a kernel's file: without a reader it makes its writer wait, as a kernel does
+/// that reclaims.
+pub(crate) fn slow_file(path: &Path) {
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+}
+
 /// The hierarchies of a fixture, where they were on its host.
 pub(crate) fn hierarchies(fixture: &str) -> Hierarchies {
     let mountinfo = text(fixture, Path::new("/proc/self/mountinfo")).unwrap();

@@ -404,17 +404,9 @@ mod tests {
 
     #[test]
     fn one_request_at_a_time_and_a_cancelled_one_ends() {
-        // A pipe that is full makes its writer wait as a reclaiming kernel does.
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("memory.reclaim");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
+        crate::fixtures::slow_file(&fifo);
         std::fs::write(dir.path().join("memory.current"), "104857600\n").unwrap();
         let mut reclaimer = Reclaimer::default();
         let app: AppId = "batch".parse().unwrap();

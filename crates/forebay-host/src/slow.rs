@@ -205,17 +205,9 @@ mod tests {
 
     #[test]
     fn a_slow_write_is_collected_later() {
-        // A pipe without a reader makes its writer wait as a reclaiming kernel does.
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
+        crate::fixtures::slow_file(&fifo);
         let mut writer = SlowWriter::default();
         assert!(matches!(writer.write(&fifo, "1"), Progress::Pending));
         assert!(writer.is_busy(&fifo));

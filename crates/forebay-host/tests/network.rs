@@ -115,12 +115,16 @@ fn read_all(mut stream: TcpStream) -> (u64, Duration) {
     }
 }
 
-fn counts(host: &LinuxHost, test: &str) -> bool {
-    let can = host.capabilities().knobs.contains(&Knob::EgressMax);
-    if !can {
+/// A place, which goes last, somebody far away, and a host; none, with a line that says why,
+/// where nothing can be counted.
+fn stage(test: &str, number: u8) -> Option<(Place, Far, LinuxHost)> {
+    let place = Place::new(test)?;
+    let host = place.open();
+    if !host.capabilities().knobs.contains(&Knob::EgressMax) {
         println!("SKIPPED: {test}: no BPF programs of control groups, or no cgroup v2");
+        return None;
     }
-    can
+    Some((place, Far::new(test, number)?, host))
 }
 
 fn traffic_of(host: &mut LinuxHost, app: &App) -> Traffic {
@@ -133,14 +137,10 @@ const SENT: u64 = 3_000_000;
 
 #[test]
 fn what_is_sent_is_counted_and_loopback_is_not() {
-    let test = "what_is_sent_is_counted_and_loopback_is_not";
-    let (Some(place), Some(far)) = (Place::new(test), Far::new(test, 1)) else {
+    let Some((_place, far, mut host)) = stage("what_is_sent_is_counted_and_loopback_is_not", 1)
+    else {
         return;
     };
-    let mut host = place.open();
-    if !counts(&host, test) {
-        return;
-    }
     let (port, receiver) = receive(&far.here);
     let app = far.sender(port, SENT);
     apply(&mut host, &[Action::Start { app: app.clone() }]);
@@ -180,14 +180,11 @@ fn what_is_sent_is_counted_and_loopback_is_not() {
 #[test]
 fn a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone() {
     const RATE: u64 = 1_000_000;
-    let test = "a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone";
-    let (Some(place), Some(far)) = (Place::new(test), Far::new(test, 2)) else {
+    let Some((_place, far, mut host)) =
+        stage("a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone", 2)
+    else {
         return;
     };
-    let mut host = place.open();
-    if !counts(&host, test) {
-        return;
-    }
     let bound = |rate| set("sender", Setting::EgressMax(rate));
     let run = |host: &mut LinuxHost, rate| {
         let (port, receiver) = receive(&far.here);
@@ -229,14 +226,9 @@ fn a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone() {
 
 #[test]
 fn what_is_sent_again_is_counted() {
-    let test = "what_is_sent_again_is_counted";
-    let (Some(place), Some(far)) = (Place::new(test), Far::new(test, 3)) else {
+    let Some((_place, far, mut host)) = stage("what_is_sent_again_is_counted", 3) else {
         return;
     };
-    let mut host = place.open();
-    if !counts(&host, test) {
-        return;
-    }
     let (port, receiver) = receive(&far.here);
     let app = far.sender(port, SENT);
     let slow = set("sender", Setting::EgressMax(Limit::At(Rate(1_000_000))));

@@ -5,9 +5,8 @@
 //! CPU, so that the daemon has to get through.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -142,22 +141,8 @@ fn start(dir: &Path, apps: usize) -> Result<Child, Error> {
     )
     .ok();
     let config = dir.join("bench.toml");
-    fs::write(&config, text).map_err(Error::system(
-        "write",
-        config.display(),
-        "check that its file system has room",
-    ))?;
-    Command::new(&exe)
-        .args(["daemon", "--parent-death", "--config"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(Error::system(
-            "start",
-            "the daemon",
-            "check memory and process limits",
-        ))
+    super::write_config(&config, &text)?;
+    super::start_daemon(&config)
 }
 
 fn wait(interrupted: &std::sync::atomic::AtomicBool, length: Duration) -> Result<(), Error> {

@@ -396,22 +396,8 @@ impl Scene {
             2 * HOT_MIB,
         );
         let config = self.dir.join("bench.toml");
-        fs::write(&config, text).map_err(Error::system(
-            "write",
-            config.display(),
-            "check that its file system has room",
-        ))?;
-        let mut daemon = Command::new(&self.exe)
-            .args(["daemon", "--parent-death", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(Error::system(
-                "start",
-                "the daemon",
-                "check memory and process limits",
-            ))?;
+        super::write_config(&config, &text)?;
+        let mut daemon = super::start_daemon(&config)?;
         let answers = self.until("the daemon", || {
             Ok(crate::cli::status(&self.dir.join("socket")).is_ok())
         });

@@ -10,7 +10,7 @@ mod placement;
 mod tiering;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 pub(crate) use placement::Placement;
 
@@ -123,6 +123,30 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Writes the configuration of a daemon.
+fn write_config(config: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(config, text).map_err(Error::system(
+        "write",
+        config.display(),
+        "check that its file system has room",
+    ))
+}
+
+/// Starts a daemon that ends with this process.
+fn start_daemon(config: &Path) -> Result<Child, Error> {
+    Command::new("/proc/self/exe")
+        .args(["daemon", "--parent-death", "--config"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(Error::system(
+            "start",
+            "the daemon",
+            "check memory and process limits",
+        ))
 }
 
 fn write(file: &Path, result: &serde_json::Value) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -371,26 +371,12 @@ impl Scene {
             quoted("slow/tier"),
         );
         let config = self.dir.join("bench.toml");
-        fs::write(&config, text).map_err(Error::system(
-            "write",
-            config.display(),
-            "check that its file system has room",
-        ))?;
+        super::write_config(&config, &text)?;
         Ok(config)
     }
 
     fn start(&self) -> Result<Child, Error> {
-        Command::new("/proc/self/exe")
-            .args(["daemon", "--parent-death", "--config"])
-            .arg(self.config()?)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(Error::system(
-                "start",
-                "the daemon",
-                "check memory and process limits",
-            ))
+        super::start_daemon(&self.config()?)
     }
 
     /// All files to the slow side, for the next round to begin cold.

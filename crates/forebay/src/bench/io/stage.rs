@@ -330,17 +330,8 @@ impl<'a> Stage<'a> {
             ))?;
         }
         let config = self.dir.join("forebay.toml");
-        fs::write(&config, self.config(arm, measured)).map_err(Error::system(
-            "write",
-            config.display(),
-            "check that its file system has room",
-        ))?;
-        let mut command = Command::new(&self.exe);
-        command
-            .args(["daemon", "--parent-death", "--config"])
-            .arg(config)
-            .stdout(Stdio::null());
-        spawn(command, "the daemon")
+        crate::bench::write_config(&config, &self.config(arm, measured))?;
+        crate::bench::start_daemon(&config)
     }
 
     /// What a user would write.
