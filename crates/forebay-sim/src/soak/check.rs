@@ -119,8 +119,15 @@ fn nothing_is_forgotten(scenario: &Scenario, inputs: &Inputs<'_>, report: &TickR
     for (id, app) in &report.apps {
         let group = SimHost::group_of(&scenario.policy.apps[id]);
         let idle = scenario.host.read(&group, Knob::CpuIdle) == Some(Setting::CpuIdle(true));
+        // The owner of a group takes its time.
+        let on_its_way = |knob: Knob| {
+            report.actions.iter().any(|(action, outcome)| {
+                *outcome == Outcome::Pending
+                    && matches!(action, Action::Set { app, setting } if app == id && setting.knob() == knob)
+            })
+        };
         ensure!(
-            !idle || app.class == Class::Batch || app.reason.is_none(),
+            !idle || app.class == Class::Batch || app.reason.is_none() || on_its_way(Knob::CpuIdle),
             "{id} is {} and in the idle class",
             app.class
         );
@@ -129,13 +136,8 @@ fn nothing_is_forgotten(scenario: &Scenario, inputs: &Inputs<'_>, report: &TickR
             || app.class == Class::Batch && planned.is_some_and(|planned| planned.room < io::FREE);
         let knob = Knob::IoMax(DEVICE);
         let is = scenario.host.read(&group, knob);
-        // The owner of a group takes its time.
-        let on_its_way = report.actions.iter().any(|(action, outcome)| {
-            *outcome == Outcome::Pending
-                && matches!(action, Action::Set { app, setting } if app == id && setting.knob() == knob)
-        });
-        let free =
-            on_its_way || is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
+        let free = on_its_way(knob)
+            || is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
         ensure!(
             limited || free || app.reason.is_none(),
             "{id} has a limit that neither its policy nor the plan has: {is:?}"

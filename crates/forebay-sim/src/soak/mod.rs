@@ -238,6 +238,8 @@ mod tests {
         check(7_263_061_323_129_070_641);
         // io.max stayed when it left the policy.
         check(12_120_239_713_417_281_201);
+        // The owner of a group had not yet taken an app out of the idle class that was batch.
+        check(16_479_632_397_409_089_685);
     }
 
     #[test]
