@@ -6,10 +6,12 @@
 //! taken away or changed; readers ignore those they do not know.
 
 mod client;
+mod devices;
 mod tiers;
 mod types;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
+pub use devices::*;
 pub use tiers::*;
 pub use types::*;
 

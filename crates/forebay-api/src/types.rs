@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::{DevicePlan, Io, IoLatency, IoMax};
+
 /// A bound that may be absent: a number, or `"max"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -114,54 +116,6 @@ pub struct Demand {
     pub memory_cold_bytes: u64,
 }
 
-/// What an app does on one block device, and may.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct DeviceIo {
-    /// The device, as `major:minor`.
-    pub device: String,
-    /// Bytes read per second.
-    pub read_bytes_per_second: f64,
-    /// Bytes written per second.
-    pub write_bytes_per_second: f64,
-    /// Reads per second.
-    pub reads_per_second: f64,
-    /// Writes per second.
-    pub writes_per_second: f64,
-    /// Part of the device's time that this takes, where it was measured.
-    pub share: Option<f64>,
-    /// Forecast of that part.
-    pub demand: Option<Band>,
-}
-
-/// What an app does on block devices.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Io {
-    /// Each device that it used.
-    pub devices: Vec<DeviceIo>,
-    /// Share of time, lately, in which some task waited for I/O, 0 to 1.
-    pub stalled: Option<f64>,
-    /// Time that tasks waited, lately, for each request; too low where several are waited for
-    /// at a time.
-    pub wait_seconds: Option<f64>,
-    /// What requests of these lengths take alone, where all its devices were measured.
-    pub wait_alone_seconds: Option<f64>,
-}
-
-/// Limits of one block device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct IoMax {
-    /// The device, as `major:minor`.
-    pub device: String,
-    /// Bytes read per second.
-    pub rbps: Limit<u64>,
-    /// Bytes written per second.
-    pub wbps: Limit<u64>,
-    /// Reads per second.
-    pub riops: Limit<u64>,
-    /// Writes per second.
-    pub wiops: Limit<u64>,
-}
-
 /// The knobs in force. One that is `null` is left as it was found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Slice {
@@ -196,6 +150,10 @@ pub struct Slice {
     pub io_weight: Option<u32>,
     /// Limits of block devices.
     pub io_max: Vec<IoMax>,
+    /// Within what time requests to block devices are to be answered, or the groups beside this
+    /// one are held back.
+    #[serde(default)]
+    pub io_latency: Vec<IoLatency>,
     /// Processes and threads.
     pub pids_max: Option<Limit<u64>>,
     /// Data sent over the network, in bytes per second.
@@ -486,47 +444,6 @@ pub struct Explanation {
     pub paused: bool,
     /// Promises that cannot be kept.
     pub shortfalls: Vec<String>,
-}
-
-/// Why batch may take of a block device what it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum IoBound {
-    /// No critical app uses the device.
-    Free,
-    /// Critical apps' use is left free.
-    Bandwidth,
-    /// A critical app waits for I/O: what is sent at a time is kept short.
-    Delay,
-}
-
-/// What is planned for a measured block device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct DevicePlan {
-    /// The device, as `major:minor`.
-    pub device: String,
-    /// Its name in /dev.
-    pub name: String,
-    /// Bytes it reads per second, in large requests.
-    pub read_bytes_per_second: u64,
-    /// Small reads per second.
-    pub read_requests_per_second: u64,
-    /// 99 of 100 small reads alone take no longer.
-    pub read_p99_seconds: f64,
-    /// Whether writes were measured; else they are taken to be as fast as reads.
-    pub writes_measured: bool,
-    /// Part of the device's time that critical apps will take, with headroom.
-    pub critical: f64,
-    /// Part that batch may take, all of it together; 1 is no limit.
-    pub room: f64,
-    /// Batch apps that share it.
-    pub sharers: u32,
-    /// Why it is what it is.
-    pub bound: IoBound,
-    /// What is left of it because critical requests are slow all the same.
-    pub pressed_to_percent: u32,
-    /// Critical apps that use the device.
-    pub used_by: Vec<String>,
 }
 
 /// What an app will need.

@@ -252,6 +252,18 @@ impl fmt::Display for Partition {
     }
 }
 
+/// What holds back the rest of the host for critical apps' I/O, beyond the limits of batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IoProtection {
+    /// Nothing.
+    #[default]
+    None,
+    /// io.latency: when a critical app's requests take too long, every group beside it may have
+    /// fewer of its own in flight.
+    Latency,
+}
+
 /// A block device's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -371,6 +383,8 @@ pub struct Policy {
     pub batch_cache_percent: Option<u32>,
     /// Share of the memory bandwidth that batch may use while a critical app runs, in percent.
     pub batch_bandwidth_percent: Option<u32>,
+    /// What holds back the rest of the host for critical apps' I/O.
+    pub io_protection: IoProtection,
     /// Whether memory that batch apps do not seem to use is taken back slowly.
     pub reclaim_cold: bool,
     /// What happens to started apps when the daemon stops.
@@ -390,6 +404,7 @@ impl Default for Policy {
             horizon: Duration::from_secs(1),
             system_memory: Bytes::mib(256),
             lend: false,
+            io_protection: IoProtection::None,
             reclaim_cold: false,
             partition: Partition::Member,
             move_interrupts: false,

@@ -143,7 +143,7 @@ pub enum Outcome {
 /// What a host can control.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// Knobs it offers. `IoMax` is listed once, for any device.
+    /// Knobs it offers. Those of single devices are listed once, for any device.
     pub knobs: Vec<Knob>,
     /// Whether an app can be made to give memory back.
     pub reclaim: bool,
@@ -155,10 +155,7 @@ impl Capabilities {
     /// Whether a knob can be set for an app.
     #[must_use]
     pub fn offers(&self, app: &AppId, knob: Knob) -> bool {
-        let same = |offered: &Knob| match knob {
-            Knob::IoMax(_) => matches!(offered, Knob::IoMax(_)),
-            knob => *offered == knob,
-        };
+        let same = |offered: &Knob| offered.of_any_device() == knob.of_any_device();
         let withheld = self.withheld.get(app);
         self.knobs.iter().any(same) && !withheld.is_some_and(|knobs| knobs.iter().any(same))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,8 @@ pub enum Knob {
     IoWeight,
     /// io.max of one device
     IoMax(Device),
+    /// io.latency of one device
+    IoLatency(Device),
     /// pids.max
     PidsMax,
     /// What may be sent over the network; by a program of Forebay's in the kernel, which has no
@@ -50,6 +53,28 @@ pub enum Knob {
     L3Cache,
     /// Memory bandwidth, in /sys/fs/resctrl
     MemoryBandwidth,
+}
+
+impl Knob {
+    /// The same for any device, where it is about one: what a host offers, it offers for all.
+    #[must_use]
+    pub const fn of_any_device(self) -> Self {
+        const ANY: Device = Device { major: 0, minor: 0 };
+        match self {
+            Self::IoMax(_) => Self::IoMax(ANY),
+            Self::IoLatency(_) => Self::IoLatency(ANY),
+            other => other,
+        }
+    }
+
+    /// The device that it is about.
+    #[must_use]
+    pub const fn device(self) -> Option<Device> {
+        match self {
+            Self::IoMax(device) | Self::IoLatency(device) => Some(device),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Knob {
@@ -69,6 +94,7 @@ impl fmt::Display for Knob {
             Self::MemorySwapMax => "memory.swap.max",
             Self::IoWeight => "io.weight",
             Self::IoMax(device) => return write!(f, "io.max {device}"),
+            Self::IoLatency(device) => return write!(f, "io.latency {device}"),
             Self::PidsMax => "pids.max",
             Self::EgressMax => "egress.max",
             Self::L3Cache => "resctrl L3",
@@ -110,6 +136,9 @@ pub enum Setting {
     IoWeight(u32),
     /// Limits of one block device.
     IoMax(Device, IoMax),
+    /// Time in which requests to one block device are to be answered, or groups beside this one
+    /// are held back; microseconds are told apart.
+    IoLatency(Device, Limit<Duration>),
     /// Processes and threads.
     PidsMax(Limit<u64>),
     /// Data sent over the network, but for loopback.
@@ -139,6 +168,7 @@ impl Setting {
             Self::MemorySwapMax(_) => Knob::MemorySwapMax,
             Self::IoWeight(_) => Knob::IoWeight,
             Self::IoMax(device, _) => Knob::IoMax(*device),
+            Self::IoLatency(device, _) => Knob::IoLatency(*device),
             Self::PidsMax(_) => Knob::PidsMax,
             Self::EgressMax(_) => Knob::EgressMax,
             Self::L3Cache(_) => Knob::L3Cache,
@@ -187,6 +217,8 @@ impl fmt::Display for Setting {
                 "rbps={} wbps={} riops={} wiops={}",
                 max.rbps, max.wbps, max.riops, max.wiops
             ),
+            Self::IoLatency(_, Limit::At(target)) => write!(f, "target={}", target.as_micros()),
+            Self::IoLatency(_, Limit::Max) => f.write_str("target=max"),
             Self::PidsMax(limit) => write!(f, "{limit}"),
             Self::EgressMax(limit) => write!(f, "{limit}"),
             Self::L3Cache(percent) | Self::MemoryBandwidth(percent) => write!(f, "{percent}%"),

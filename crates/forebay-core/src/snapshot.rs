@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{AppId, Device, IoMax};
+use crate::app::AppId;
 use crate::idset::CpuSet;
 use crate::io::DeviceCounters;
-use crate::slice::{Knob, Setting};
+use crate::slice::{Knob, Setting, Slice};
 use crate::units::{Bytes, Time};
 use crate::working_set::MemoryStat;
 
@@ -163,9 +163,9 @@ pub struct AppSample {
     /// The slice as it was found in the kernel: given once, when the host first sees the
     /// app, so that a daemon that comes back starts from what is in force.
     pub found: Vec<Setting>,
-    /// Limits of block devices that the group had before Forebay wrote any: given along with
-    /// `found`, for a group that is not Forebay's.
-    pub io_max_before: BTreeMap<Device, IoMax>,
+    /// What the group had for single block devices before Forebay wrote any of it: given along
+    /// with `found`, for a group that is not Forebay's.
+    pub io_before: Slice,
 }
 
 impl AppSample {
@@ -190,7 +190,7 @@ impl AppSample {
             foreign: BTreeMap::new(),
             troubles: BTreeSet::new(),
             found: Vec::new(),
-            io_max_before: BTreeMap::new(),
+            io_before: Slice::default(),
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{App, AppId, Class, Device, IoMax, Partition, Policy};
+use crate::app::{App, AppId, Class, IoMax, Partition, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu};
@@ -16,7 +16,7 @@ use crate::snapshot::{AppSample, RunState, Snapshot};
 use crate::steps::Steps;
 use crate::supervise::{Lives, Verdict};
 use crate::tick::Inputs;
-use crate::units::Time;
+use crate::units::{Limit, Time};
 
 /// Events kept for those who ask later.
 const EVENTS_MAX: usize = 1000;
@@ -79,14 +79,16 @@ fn lifted(
     setting: &Setting,
     app: &App,
     known: &Known,
-    io_before: Option<&BTreeMap<Device, IoMax>>,
+    io_before: Option<&Slice>,
 ) -> Option<Setting> {
+    let back_to = |nothing: Setting| {
+        let before = io_before.and_then(|before| before.get(setting.knob()));
+        let before = *before.unwrap_or(&nothing);
+        (*setting != before).then_some(before)
+    };
     match setting {
-        Setting::IoMax(device, max) => {
-            let before = io_before.and_then(|limits| limits.get(device));
-            let before = *before.unwrap_or(&IoMax::NONE);
-            (*max != before).then_some(Setting::IoMax(*device, before))
-        }
+        Setting::IoMax(device, _) => back_to(Setting::IoMax(*device, IoMax::NONE)),
+        Setting::IoLatency(device, _) => back_to(Setting::IoLatency(*device, Limit::Max)),
         Setting::L3Cache(percent) if *percent < 100 => Some(Setting::L3Cache(100)),
         Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
         // What was a partition before Forebay came stays one.
@@ -181,7 +183,7 @@ impl State {
         }
         self.planner
             .io_before
-            .insert(id.clone(), sample.io_max_before.clone());
+            .insert(id.clone(), sample.io_before.clone());
         self.in_force.insert(id.clone(), slice);
     }
 

@@ -271,7 +271,7 @@ impl LinuxHost {
             };
             spots.extend(way.files.iter().map(|file| Spot {
                 file: dir.join(file),
-                device: knobs::device(knob),
+                device: knob.device(),
             }));
         }
         self.announce_originals(app, spots)?;
@@ -529,7 +529,7 @@ impl LinuxHost {
         for (file, text) in way.files.iter().zip(texts) {
             let spot = Spot {
                 file: dir.join(file),
-                device: knobs::device(knob),
+                device: knob.device(),
             };
             // Groups of ours go as a whole: only those of others need their knobs known.
             if !is_ours {

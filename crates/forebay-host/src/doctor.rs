@@ -145,6 +145,7 @@ fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
             Feature {
                 name: match knob {
                     Knob::IoMax(_) => "io.max".to_owned(),
+                    Knob::IoLatency(_) => "io.latency".to_owned(),
                     knob => knob.to_string(),
                 },
                 present: way.is_some(),
@@ -202,6 +203,10 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::MemorySwapMax => "no upper bound on the swap of an app",
         Knob::IoWeight => "no shares of busy disks (needs the BFQ scheduler or io.cost)",
         Knob::IoMax(_) => "no upper bound on disk traffic",
+        Knob::IoLatency(_) => {
+            "with io_protection = \"latency\", a critical app's requests are held up by groups that \
+             are no apps all the same (the kernel needs CONFIG_BLK_CGROUP_IOLATENCY)"
+        }
         Knob::PidsMax => "no upper bound on processes",
         Knob::L3Cache | Knob::MemoryBandwidth => "batch fills the caches of critical apps",
         Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",

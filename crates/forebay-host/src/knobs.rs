@@ -13,6 +13,7 @@
 //! | `MemorySwapMax` | memory.swap.max | none |
 //! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight, at most 1000 |
 //! | `IoMax` | io.max | blkio.throttle.* |
+//! | `IoLatency` | io.latency | none |
 //! | `PidsMax` | pids.max | pids.max |
 //! | `EgressMax` | none: see `network` | none |
 //! | `L3Cache`, `MemoryBandwidth` | none: see `resctrl` | none |
@@ -23,6 +24,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use forebay_core::app::{Device, IoMax, Partition};
 use forebay_core::host::Capabilities;
@@ -40,6 +42,8 @@ const SHARES_MIN: u64 = 2;
 const SHARES_MAX: u64 = 262_144;
 /// v1 shows "no limit" as the largest multiple of the page size.
 const V1_UNLIMITED: u64 = 1 << 62;
+
+const ANY: Device = Device { major: 0, minor: 0 };
 
 const THROTTLES: [&str; 4] = [
     "blkio.throttle.read_bps_device",
@@ -96,14 +100,15 @@ impl Ways {
 
     /// How a knob is written; none where the host does not offer it.
     pub(crate) fn of(&self, knob: Knob) -> Option<&Way> {
-        self.by_knob.get(&general(knob))
+        self.by_knob.get(&knob.of_any_device())
     }
 
-    /// The knobs the host offers. `IoMax`, which is for any device, is listed with a device
-    /// that this host has.
+    /// The knobs the host offers. Those that are for any device are listed with a device that
+    /// this host has.
     pub(crate) fn capabilities(&self, disk: Option<Device>) -> Capabilities {
         let knobs = self.by_knob.keys().map(|knob| match (knob, disk) {
             (Knob::IoMax(_), Some(disk)) => Knob::IoMax(disk),
+            (Knob::IoLatency(_), Some(disk)) => Knob::IoLatency(disk),
             (knob, _) => *knob,
         });
         Capabilities {
@@ -116,13 +121,13 @@ impl Ways {
     pub(crate) fn knobs(&self) -> impl Iterator<Item = (Knob, &Way)> {
         self.by_knob
             .iter()
-            .filter(|(knob, _)| !matches!(knob, Knob::IoMax(_)))
+            .filter(|(knob, _)| knob.device().is_none())
             .map(|(knob, way)| (*knob, way))
     }
 }
 
-/// Every knob that is a file, once; `IoMax` for no particular device.
-pub(crate) fn all_knobs() -> [Knob; 15] {
+/// Every knob that is a file, once; those of single devices for no particular one.
+pub(crate) fn all_knobs() -> [Knob; 16] {
     [
         Knob::Cpus,
         Knob::CpusPartition,
@@ -137,16 +142,10 @@ pub(crate) fn all_knobs() -> [Knob; 15] {
         Knob::MemoryMax,
         Knob::MemorySwapMax,
         Knob::IoWeight,
-        general(Knob::IoMax(Device { major: 0, minor: 0 })),
+        Knob::IoMax(ANY),
+        Knob::IoLatency(ANY),
         Knob::PidsMax,
     ]
-}
-
-pub(crate) fn general(knob: Knob) -> Knob {
-    match knob {
-        Knob::IoMax(_) => Knob::IoMax(Device { major: 0, minor: 0 }),
-        other => other,
-    }
 }
 
 /// The controller whose files a knob is written to.
@@ -159,7 +158,7 @@ pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
         | Knob::MemoryHigh
         | Knob::MemoryMax
         | Knob::MemorySwapMax => Controller::Memory,
-        Knob::IoWeight | Knob::IoMax(_) => Controller::Io,
+        Knob::IoWeight | Knob::IoMax(_) | Knob::IoLatency(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
         Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
     })
@@ -193,6 +192,8 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V1, Knob::IoWeight) => vec![vec!["blkio.bfq.weight"], vec!["blkio.weight"]],
         (Version::V2, Knob::IoMax(_)) => vec![vec!["io.max"]],
         (Version::V1, Knob::IoMax(_)) => vec![THROTTLES.to_vec()],
+        (Version::V2, Knob::IoLatency(_)) => vec![vec!["io.latency"]],
+        (Version::V1, Knob::IoLatency(_)) => vec![],
         (_, Knob::PidsMax) => vec![vec!["pids.max"]],
         (_, Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth) => vec![],
     }
@@ -259,6 +260,10 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
                 Limit::Max => format!("{device} 0"),
             })
             .collect(),
+        Setting::IoLatency(device, target) => one(match target {
+            Limit::At(target) => format!("{device} target={}", target.as_micros()),
+            Limit::Max => format!("{device} target=max"),
+        }),
         Setting::PidsMax(limit) => one(limit.to_string()),
         Setting::EgressMax(_) | Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => vec![],
     }
@@ -331,6 +336,10 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
                 },
             )
         }
+        Knob::IoLatency(device) => {
+            let target = first.split_once("target=")?.1;
+            Setting::IoLatency(device, target_of(target.trim())?)
+        }
         Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
         Knob::PidsMax => Setting::PidsMax(match first {
             "max" => Limit::Max,
@@ -356,16 +365,9 @@ pub(crate) fn cut(file: &str, device: Option<Device>, text: &str) -> String {
         .find(|line| line.split_whitespace().next() == Some(&name));
     match (line, file) {
         (Some(line), _) => line.trim().to_owned(),
+        (None, "io.latency") => format!("{name} target=max"),
         (None, "io.max") => format!("{name} rbps=max wbps=max riops=max wiops=max"),
         (None, _) => format!("{name} 0"),
-    }
-}
-
-/// The device that a knob is about.
-pub(crate) const fn device(knob: Knob) -> Option<Device> {
-    match knob {
-        Knob::IoMax(device) => Some(device),
-        _ => None,
     }
 }
 
@@ -413,6 +415,14 @@ fn limit(text: &str) -> Option<Limit<Bytes>> {
     })
 }
 
+/// A number of microseconds; the kernel shows no line where there is no target.
+fn target_of(text: &str) -> Option<Limit<Duration>> {
+    Some(match text {
+        "max" | "0" => Limit::Max,
+        number => Limit::At(Duration::from_micros(number.parse().ok()?)),
+    })
+}
+
 fn io_max_v2(line: &str) -> Option<IoMax> {
     let mut max = IoMax {
         rbps: Limit::Max,
@@ -452,7 +462,7 @@ mod tests {
     #[test]
     fn settings_become_the_files_of_each_version() {
         let check = |setting: Setting, version: Version, expected: &[&str]| {
-            let files = candidates(general(setting.knob()), version).remove(0);
+            let files = candidates(setting.knob().of_any_device(), version).remove(0);
             let way = way(version, &files);
             let written = texts(&setting, &way, PERIOD_US_DEFAULT);
             assert_eq!(written, expected, "{setting}");
@@ -460,7 +470,7 @@ mod tests {
             let read: Vec<String> = written
                 .iter()
                 .zip(&way.files)
-                .map(|(text, file)| cut(file, device(knob), text))
+                .map(|(text, file)| cut(file, knob.device(), text))
                 .collect();
             assert_eq!(
                 parse(knob, &way, &read, PERIOD_US_DEFAULT),
@@ -513,6 +523,13 @@ mod tests {
             V1,
             &["8:0 1000", "8:0 0", "8:0 0", "8:0 5"],
         );
+        let target = Limit::At(Duration::from_micros(4000));
+        check(Setting::IoLatency(device, target), V2, &["8:0 target=4000"]);
+        check(
+            Setting::IoLatency(device, Limit::Max),
+            V2,
+            &["8:0 target=max"],
+        );
     }
 
     #[test]
@@ -525,7 +542,7 @@ mod tests {
     #[test]
     fn what_the_kernel_shows_is_understood() {
         let check = |knob: Knob, version: Version, text: &str, expected: Option<Setting>| {
-            let files = candidates(general(knob), version).remove(0);
+            let files = candidates(knob.of_any_device(), version).remove(0);
             let texts = vec![text.to_owned()];
             assert_eq!(
                 parse(knob, &way(version, &files), &texts, PERIOD_US_DEFAULT),
@@ -572,6 +589,12 @@ mod tests {
             "8:16 rbps=max wbps=max riops=max wiops=max",
         );
         check(THROTTLES[0], Some(device), "8:0 5\n", "8:16 0");
+        check(
+            "io.latency",
+            Some(device),
+            "8:0 target=9\n",
+            "8:16 target=max",
+        );
         check("io.weight", None, "default 100\n8:0 50\n", "default 100");
         check("cpu.max", None, "max 100000\n", "max 100000");
     }

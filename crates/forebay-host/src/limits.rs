@@ -1,10 +1,11 @@
 //! Limits of block devices that a group has, and had before Forebay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use forebay_core::app::{App, Device, IoMax};
-use forebay_core::slice::{Knob, Setting};
+use forebay_core::slice::{Knob, Setting, Slice};
+use forebay_core::units::Limit;
 
 use crate::files::read_text;
 use crate::host::Group;
@@ -13,37 +14,39 @@ use crate::ledger::{AppRecord, Spot};
 
 /// Devices of a group whose limits are followed.
 const DEVICES_MAX: usize = 64;
-const ANY: Knob = Knob::IoMax(Device { major: 0, minor: 0 });
+const ANY: Device = Device { major: 0, minor: 0 };
+/// Each kind of knob that is of a device.
+const KINDS: [fn(Device) -> Knob; 2] = [Knob::IoMax, Knob::IoLatency];
 
-/// The devices that an app's group has a limit for, or is to have by the user's wish.
-pub(crate) fn limited(ways: &Ways, group: &Group, app: &App) -> BTreeSet<Device> {
-    let mut devices: BTreeSet<Device> = app.io_max.keys().copied().collect();
-    if let Some((way, dir)) = place(ways, group) {
-        for file in &way.files {
-            devices.extend(named(&read_text(&dir.join(file)).unwrap_or_default()));
+/// What an app's group has set for single block devices, or is to have by the user's wish.
+pub(crate) fn of_devices(ways: &Ways, group: &Group, app: &App) -> BTreeSet<Knob> {
+    let mut knobs: BTreeSet<Knob> = app.io_max.keys().copied().map(Knob::IoMax).collect();
+    for one in KINDS {
+        if let Some((way, dir)) = place(ways, group, one(ANY)) {
+            for file in &way.files {
+                let text = read_text(&dir.join(file)).unwrap_or_default();
+                knobs.extend(named(&text).map(one));
+            }
         }
     }
-    devices
+    knobs
 }
 
 /// What a group that is not Forebay's had before Forebay wrote to it: the ledger knows it of
 /// what was written, and the files of the rest.
-pub(crate) fn before(
-    ways: &Ways,
-    group: &Group,
-    app: &App,
-    record: Option<&AppRecord>,
-) -> BTreeMap<Device, IoMax> {
-    let place = place(ways, group).filter(|_| app.binding.is_of_others());
-    let Some((way, dir)) = place else {
-        return BTreeMap::new();
-    };
-    let mut before = BTreeMap::new();
-    for device in limited(ways, group, app) {
+pub(crate) fn before(ways: &Ways, group: &Group, app: &App, record: Option<&AppRecord>) -> Slice {
+    let mut before = Slice::default();
+    if !app.binding.is_of_others() {
+        return before;
+    }
+    for knob in of_devices(ways, group, app) {
+        let Some((way, dir)) = place(ways, group, knob) else {
+            continue;
+        };
         let original = |file: &&'static str| {
             let spot = Spot {
                 file: dir.join(file),
-                device: Some(device),
+                device: knob.device(),
             };
             let known =
                 record.and_then(|record| record.originals.iter().find(|(known, _)| *known == spot));
@@ -51,24 +54,22 @@ pub(crate) fn before(
                 Some((_, text)) => Some(text.clone()),
                 None => {
                     let text = read_text(&spot.file).ok()?;
-                    Some(knobs::cut(file, Some(device), &text))
+                    Some(knobs::cut(file, knob.device(), &text))
                 }
             }
         };
         let texts: Option<Vec<String>> = way.files.iter().map(original).collect();
-        let setting = texts
-            .and_then(|texts| knobs::parse(Knob::IoMax(device), way, &texts, PERIOD_US_DEFAULT));
-        if let Some(Setting::IoMax(device, max)) = setting
-            && max != IoMax::NONE
-        {
-            before.insert(device, max);
+        let setting = texts.and_then(|texts| knobs::parse(knob, way, &texts, PERIOD_US_DEFAULT));
+        match setting {
+            None | Some(Setting::IoMax(_, IoMax::NONE) | Setting::IoLatency(_, Limit::Max)) => {}
+            Some(setting) => before.set(setting),
         }
     }
     before
 }
 
-fn place<'a>(ways: &'a Ways, group: &'a Group) -> Option<(&'a Way, &'a Path)> {
-    let way = ways.of(ANY)?;
+fn place<'a>(ways: &'a Ways, group: &'a Group, knob: Knob) -> Option<(&'a Way, &'a Path)> {
+    let way = ways.of(knob)?;
     Some((way, group.dir(way.hierarchy)?))
 }
 
@@ -81,10 +82,11 @@ fn named(text: &str) -> impl Iterator<Item = Device> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
+    use std::time::Duration;
 
     use forebay_core::app::{Binding, Match};
-    use forebay_core::units::Limit;
 
     use super::*;
     use crate::fixtures::{self, DEBIAN_13, HYBRID, Tree};
@@ -114,9 +116,9 @@ mod tests {
             rbps: Limit::At(1 << 20),
             ..IoMax::NONE
         };
-        let expected = BTreeMap::from([(device, owners)]);
+        let expected: Slice = [Setting::IoMax(device, owners)].into_iter().collect();
         assert_eq!(before(&ways, &group, &bound(), None), expected);
-        let (way, dir) = place(&ways, &group).unwrap();
+        let (way, dir) = place(&ways, &group, Knob::IoMax(ANY)).unwrap();
         let file = dir.join(way.files[0]);
         let text = std::fs::read_to_string(&file).unwrap();
         let spot = Spot {
@@ -129,7 +131,38 @@ mod tests {
             .push((spot, knobs::cut("io.max", Some(device), &text)));
         std::fs::write(&file, "253:0 rbps=4096 wbps=max riops=max wiops=max\n").unwrap();
         assert_eq!(before(&ways, &group, &bound(), Some(&record)), expected);
-        assert_eq!(limited(&ways, &group, &bound()), [device].into());
+        let limited = of_devices(&ways, &group, &bound());
+        assert_eq!(limited, [Knob::IoMax(device)].into());
+    }
+
+    #[test]
+    fn a_target_of_the_owner_is_known_before_and_after_forebay_wrote() {
+        let tree = Tree::unpack(DEBIAN_13);
+        let dirs = tree.dirs();
+        let dir = dirs[0].clone().unwrap();
+        // Debian builds its kernels without it.
+        let file = dir.join("io.latency");
+        std::fs::write(&file, "253:0 target=5000\n").unwrap();
+        let (ways, group) = group(&tree);
+        let device: Device = "253:0".parse().unwrap();
+        let owners = Setting::IoLatency(device, Limit::At(Duration::from_millis(5)));
+        let is_owners = |before: Slice| before.get(owners.knob()) == Some(&owners);
+        assert!(is_owners(before(&ways, &group, &bound(), None)));
+        let mut record = AppRecord::default();
+        let spot = Spot {
+            file: file.clone(),
+            device: Some(device),
+        };
+        record
+            .originals
+            .push((spot, "253:0 target=5000".to_owned()));
+        std::fs::write(&file, "253:0 target=2000\n").unwrap();
+        assert!(is_owners(before(&ways, &group, &bound(), Some(&record))));
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(
+            before(&ways, &group, &bound(), None).get(owners.knob()),
+            None
+        );
     }
 
     #[test]
@@ -143,22 +176,22 @@ mod tests {
             }),
             ..bound()
         };
-        assert_eq!(before(&ways, &group, &ours, None), BTreeMap::new());
+        assert_eq!(before(&ways, &group, &ours, None), Slice::default());
     }
 
     #[test]
     fn v1_has_its_limits_in_four_files() {
         let tree = Tree::unpack(HYBRID);
         let (ways, group) = group(&tree);
-        assert_eq!(before(&ways, &group, &bound(), None), BTreeMap::new());
-        let (way, dir) = place(&ways, &group).unwrap();
+        assert_eq!(before(&ways, &group, &bound(), None), Slice::default());
+        let (way, dir) = place(&ways, &group, Knob::IoMax(ANY)).unwrap();
         std::fs::write(dir.join(way.files[3]), "254:0 77\n").unwrap();
         let owners = IoMax {
             wiops: Limit::At(77),
             ..IoMax::NONE
         };
         let device: Device = "254:0".parse().unwrap();
-        let expected = BTreeMap::from([(device, owners)]);
+        let expected: Slice = [Setting::IoMax(device, owners)].into_iter().collect();
         assert_eq!(before(&ways, &group, &bound(), None), expected);
     }
 }

@@ -307,7 +307,7 @@ impl LinuxHost {
             if first {
                 sample.found = found_settings(&self.ways, group, app, &mut entry.last);
                 let record = self.ledger.state().apps.get(&app.id);
-                sample.io_max_before = limits::before(&self.ways, group, app, record);
+                sample.io_before = limits::before(&self.ways, group, app, record);
                 for setting in &sample.found {
                     match setting {
                         Setting::CpuWeight(weight) => entry.weight = Some(*weight),
@@ -488,9 +488,7 @@ fn found_settings(
     app: &App,
     last: &mut BTreeMap<Knob, Vec<String>>,
 ) -> Vec<Setting> {
-    let devices = limits::limited(ways, group, app)
-        .into_iter()
-        .map(Knob::IoMax);
+    let devices = limits::of_devices(ways, group, app).into_iter();
     let devices = devices.filter_map(|knob| Some((knob, ways.of(knob)?)));
     let mut found = Vec::new();
     for (knob, way) in ways.knobs().chain(devices) {
@@ -550,7 +548,7 @@ pub(crate) fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<Str
         .iter()
         .map(|file| {
             let text = read_text(&dir.join(file)).ok()?;
-            Some(knobs::cut(file, knobs::device(knob), &text))
+            Some(knobs::cut(file, knob.device(), &text))
         })
         .collect();
     Some((texts?, period_us(way, dir)))

@@ -313,6 +313,16 @@ impl Fixture<LinuxHost> for Live {
                 };
                 Setting::IoMax(device, max)
             }
+            Knob::IoLatency(device) => {
+                let text = self
+                    .files(app, Controller::Io)
+                    .read("io.latency", "io.latency")?;
+                let target = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix(&format!("{device} target=")));
+                let micros = |us: &str| Limit::At(Duration::from_micros(us.parse().unwrap()));
+                Setting::IoLatency(device, target.map_or(Limit::Max, micros))
+            }
             Knob::PidsMax => {
                 let files = self.files(app, Controller::Pids);
                 Setting::PidsMax(amount(&files.read("pids.max", "pids.max")?))

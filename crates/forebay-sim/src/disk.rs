@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use forebay_core::app::{Device, IoMax};
 use forebay_core::io::{DeviceCapability, Direction, Measured};
-use forebay_core::slice::{Knob, Setting};
+use forebay_core::slice::{Knob, Setting, Slice};
+use forebay_core::units::Limit;
 
 use crate::host::SimHost;
 
@@ -100,20 +101,17 @@ impl SimHost {
     }
 }
 
-/// Limits of block devices as they were before Forebay: the ledger's, and those it never wrote.
-pub(crate) fn io_max_before(
-    found: &[Setting],
-    originals: &BTreeMap<Knob, Setting>,
-) -> BTreeMap<Device, IoMax> {
+/// What a group had for block devices before Forebay: the ledger's, and what it never wrote.
+pub(crate) fn io_before(found: &[Setting], originals: &BTreeMap<Knob, Setting>) -> Slice {
     let found = found
         .iter()
         .map(|setting| originals.get(&setting.knob()).unwrap_or(setting));
-    found
-        .filter_map(|setting| match setting {
-            Setting::IoMax(device, max) if *max != IoMax::NONE => Some((*device, *max)),
-            _ => None,
-        })
-        .collect()
+    let set = found.filter(|setting| match setting {
+        Setting::IoMax(_, max) => *max != IoMax::NONE,
+        Setting::IoLatency(_, target) => *target != Limit::Max,
+        _ => false,
+    });
+    set.copied().collect()
 }
 
 #[cfg(test)]

@@ -262,6 +262,7 @@ impl Group {
                 | Setting::CpusPartition(_)
                 | Setting::MemorySwapMax(_)
                 | Setting::IoWeight(_)
+                | Setting::IoLatency(..)
                 | Setting::EgressMax(_)
                 | Setting::L3Cache(_)
                 | Setting::MemoryBandwidth(_) => {}
@@ -350,6 +351,7 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
                 wiops: Limit::Max,
             },
         ),
+        Knob::IoLatency(device) => Setting::IoLatency(device, Limit::Max),
         Knob::PidsMax => Setting::PidsMax(Limit::Max),
         Knob::EgressMax => Setting::EgressMax(Limit::Max),
         Knob::L3Cache => Setting::L3Cache(100),

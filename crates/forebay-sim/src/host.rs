@@ -15,7 +15,7 @@ use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
 
 use crate::cpu::Region;
-use crate::disk::{DEVICE, Queue, io_max_before};
+use crate::disk::{DEVICE, Queue, io_before};
 use crate::fault::Faults;
 use crate::group::Group;
 use crate::interrupts::Interrupts;
@@ -119,6 +119,7 @@ impl SimHost {
             Knob::MemorySwapMax,
             Knob::IoWeight,
             Knob::IoMax(DEVICE),
+            Knob::IoLatency(DEVICE),
             Knob::PidsMax,
             Knob::EgressMax,
             Knob::L3Cache,
@@ -306,9 +307,8 @@ impl SimHost {
     }
 
     pub(crate) fn supports(&self, knob: Knob) -> bool {
-        self.capabilities.knobs.iter().any(|&offered| {
-            offered == knob || matches!((offered, knob), (Knob::IoMax(_), Knob::IoMax(_)))
-        })
+        let mut knobs = self.capabilities.knobs.iter();
+        knobs.any(|offered| offered.of_any_device() == knob.of_any_device())
     }
 
     /// Whether a fault of this rate happens now.
@@ -597,13 +597,13 @@ impl SimHost {
             }
         }
         if !bound.seen {
-            let is_io_max = |knob: &Knob| matches!(knob, Knob::IoMax(_));
+            let of_device = |knob: &Knob| knob.device().is_some();
             let offered = self.capabilities.knobs.iter().copied();
-            let limited = group.written().filter(is_io_max);
-            let knobs = offered.filter(|knob| !is_io_max(knob)).chain(limited);
+            let limited = group.written().filter(of_device);
+            let knobs = offered.filter(|knob| !of_device(knob)).chain(limited);
             sample.found = knobs.map(|k| group.read(k, &self.topology)).collect();
             if app.binding.is_of_others() {
-                sample.io_max_before = io_max_before(&sample.found, &bound.originals);
+                sample.io_before = io_before(&sample.found, &bound.originals);
             }
             if let Some(bound) = self.apps.get_mut(&app.id) {
                 bound.seen = true;

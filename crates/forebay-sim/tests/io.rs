@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, Binding, Class, IoMax, Policy};
+use forebay_core::app::{App, Binding, Class, IoMax, IoProtection, Policy};
+use forebay_core::plan::io::latency_target;
+use forebay_core::report::Event;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
@@ -161,4 +163,46 @@ fn what_the_owner_had_set_is_a_ceiling_and_comes_back() {
         run.step();
     }
     assert_eq!(run.limit("hog"), owners);
+}
+
+#[test]
+fn a_target_holds_as_long_as_it_is_asked_for_and_an_owners_comes_back() {
+    let target = |run: &Run| run.host.read("web", Knob::IoLatency(DEVICE)).unwrap();
+    let none = Setting::IoLatency(DEVICE, Limit::Max);
+    let steps = |run: &mut Run| (0..20).for_each(|_| run.step());
+    let owners = Setting::IoLatency(DEVICE, Limit::At(Duration::from_millis(50)));
+    for before in [none, owners] {
+        let mut run = Run::new(Load::Constant(5e6));
+        run.host.write("web", before).unwrap();
+        steps(&mut run);
+        assert_eq!(target(&run), before);
+        run.policy.io_protection = IoProtection::Latency;
+        steps(&mut run);
+        let expected = latency_target(&DISK.capability());
+        let ours = Setting::IoLatency(DEVICE, Limit::At(expected));
+        assert_eq!(target(&run), ours);
+        let hogs = run.host.read("hog", Knob::IoLatency(DEVICE)).unwrap();
+        assert_eq!(hogs, none);
+        // The next daemon knows what is whose.
+        run.host.lose_daemon();
+        run.state = State::new();
+        steps(&mut run);
+        assert_eq!(target(&run), ours);
+        run.policy.io_protection = IoProtection::None;
+        steps(&mut run);
+        assert_eq!(target(&run), before);
+    }
+}
+
+#[test]
+fn somebody_elses_target_is_noticed_and_left() {
+    let mut run = Run::new(Load::Constant(5e6));
+    run.policy.io_protection = IoProtection::Latency;
+    (0..20).for_each(|_| run.step());
+    let theirs = Setting::IoLatency(DEVICE, Limit::At(Duration::from_millis(77)));
+    run.host.write("web", theirs).unwrap();
+    (0..20).for_each(|_| run.step());
+    assert_eq!(run.host.read("web", Knob::IoLatency(DEVICE)), Some(theirs));
+    let told = |event: &Event| event.message.contains("somebody set io.latency 8:0");
+    assert!(run.state.events().any(told), "nobody was told");
 }

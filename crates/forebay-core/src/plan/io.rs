@@ -11,7 +11,7 @@
 //! The *bandwidth* part is what is left below [`TARGET`] by the critical apps' forecast use,
 //! with headroom. The *delay* part applies while a critical app waits for its I/O at all: what
 //! batch may send in one slice must be served within the time that one small request alone
-//! takes at worst (p99), so that such a request at most doubles. Up to one part in a hundred
+//! takes at worst, so that such a request at most doubles. Up to one part in a hundred
 //! is given anyway: who meets it is beyond the 99 % quantile. Where critical requests still
 //! take more than twice what they take alone (PSI per request), the part is pressed further, by
 //! multiplicative decrease and additive increase (Chiu and Jain, 1989). Batch is pressed at
@@ -70,6 +70,8 @@ const RELEASE_STEP: u32 = 4;
 /// Every batch app's own floor, for each direction: it makes progress.
 const FLOOR_BYTES: u64 = 256 << 10;
 const FLOOR_REQUESTS: u64 = 4;
+/// The shortest target that the kernel takes for one.
+const LATENCY_MIN: Duration = Duration::from_micros(1);
 /// Limits in bytes are multiples of this.
 const GRAIN: u64 = 64 << 10;
 
@@ -160,6 +162,15 @@ pub fn stricter(a: IoMax, b: IoMax) -> IoMax {
     }
 }
 
+/// Within what time a critical app's requests are to be answered before the groups beside it are
+/// held back: as long as they may take before batch is pressed.
+#[must_use]
+pub fn latency_target(capability: &DeviceCapability) -> Duration {
+    let target = capability.read.latency_worst().mul_f64(SLOW);
+    // The kernel takes whole microseconds, and nothing for none.
+    Duration::from_micros(u64::try_from(target.as_micros()).unwrap_or(u64::MAX)).max(LATENCY_MIN)
+}
+
 fn of<'a>(situation: &Situation<'a>, class: Class) -> impl Iterator<Item = (&'a App, &'a Demand)> {
     let policy = situation.policy;
     situation
@@ -222,7 +233,7 @@ fn room(
 
 /// What can be served within the time of a small request at worst, of every slice.
 fn delay(capability: &DeviceCapability) -> Ppm {
-    ppm(capability.read.latency_p99().as_secs_f64() / SLICE.as_secs_f64())
+    ppm(capability.read.latency_worst().as_secs_f64() / SLICE.as_secs_f64())
 }
 
 fn waits(demand: &Demand) -> bool {

@@ -28,13 +28,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, AppId, Class, Device, IoMax, Partition, Policy};
+use crate::app::{App, AppId, Class, Device, IoMax, IoProtection, Partition, Policy};
 use crate::demand::Demand;
 use crate::host::Capabilities;
 use crate::idset::CpuSet;
 use crate::slice::{Knob, Setting, Slice};
 use crate::topology::Topology;
-use crate::units::{Bytes, MilliCpu, Time};
+use crate::units::{Bytes, Limit, MilliCpu, Time};
 
 /// Everything a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -82,9 +82,9 @@ pub struct Memory {
     pub givers: BTreeMap<AppId, reclaim::Held>,
     /// What batch may take of block devices.
     pub io: BTreeMap<Device, io::Held>,
-    /// Limits of block devices that somebody had set for an app's group before Forebay came:
-    /// ceilings like those of the user.
-    pub io_before: BTreeMap<AppId, BTreeMap<Device, IoMax>>,
+    /// What somebody had set for an app's group and single block devices before Forebay came:
+    /// limits are ceilings like those of the user.
+    pub io_before: BTreeMap<AppId, Slice>,
     /// How far batch apps' cold memory was taken back.
     pub probes: BTreeMap<AppId, savings::Probe>,
     /// Whether critical apps' CPUs are lent to batch.
@@ -188,7 +188,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         saves,
         ..Plan::default()
     };
-    let unlimited = BTreeMap::new();
+    let (nothing, unlimited) = (Slice::default(), BTreeMap::new());
     for (id, share) in &cpus.shares {
         let app = &situation.policy.apps[id];
         let mut slice = Slice::default();
@@ -196,9 +196,10 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         memory_settings(app, &bytes.bounds[id], &mut slice);
         other_settings(app, &mut slice);
         cache_settings(situation, app, &mut slice);
-        let before = memory.io_before.get(id).unwrap_or(&unlimited);
+        let before = memory.io_before.get(id).unwrap_or(&nothing);
         let planned = devices.limits.get(id).unwrap_or(&unlimited);
         device_settings(app, before, planned, &mut slice);
+        latency_settings(situation.policy, app, before, &mut slice);
         plan.slices
             .insert(id.clone(), supported(app, slice, situation.capabilities));
         plan.reasons.insert(
@@ -310,16 +311,36 @@ fn cache_settings(situation: &Situation<'_>, app: &App, slice: &mut Slice) {
 /// The user's limits and the plan's, and the strictest of all where there are several.
 fn device_settings(
     app: &App,
-    before: &BTreeMap<Device, IoMax>,
+    before: &Slice,
     planned: &BTreeMap<Device, IoMax>,
     slice: &mut Slice,
 ) {
     let wanted: BTreeSet<&Device> = app.io_max.keys().chain(planned.keys()).collect();
     for device in wanted {
-        let all = [before, &app.io_max, planned];
-        let limits = all.into_iter().filter_map(|limits| limits.get(device));
-        let max = limits.fold(IoMax::NONE, |all, limit| io::stricter(all, *limit));
+        let before = match before.get(Knob::IoMax(*device)) {
+            Some(Setting::IoMax(_, max)) => *max,
+            _ => IoMax::NONE,
+        };
+        let limits = [&app.io_max, planned];
+        let limits = limits.into_iter().filter_map(|limits| limits.get(device));
+        let max = limits.fold(before, |all, limit| io::stricter(all, *limit));
         slice.set(Setting::IoMax(*device, max));
+    }
+}
+
+/// A critical app's target on every measured device, whether it uses it now or not: who sends
+/// nothing misses nothing, and its first slow request finds the target there.
+fn latency_settings(policy: &Policy, app: &App, before: &Slice, slice: &mut Slice) {
+    if policy.io_protection != IoProtection::Latency || app.class != Class::Critical {
+        return;
+    }
+    for (device, capability) in &policy.devices {
+        let before = match before.get(Knob::IoLatency(*device)) {
+            Some(Setting::IoLatency(_, target)) => *target,
+            _ => Limit::Max,
+        };
+        let target = before.min(Limit::At(io::latency_target(capability)));
+        slice.set(Setting::IoLatency(*device, target));
     }
 }
 

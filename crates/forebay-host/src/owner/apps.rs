@@ -506,7 +506,7 @@ impl LinuxHost {
     pub(crate) fn prepare_owned(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
         let knob = setting.knob();
         let withheld = self.capabilities.withheld.get(app);
-        if withheld.is_some_and(|knobs| knobs.contains(&knobs::general(knob))) {
+        if withheld.is_some_and(|knobs| knobs.contains(&knob.of_any_device())) {
             return Err(Refusal::Unsupported);
         }
         let Some(entry) = self.entries.get_mut(app) else {

@@ -58,6 +58,9 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
+/// Microseconds by device.
+const LATENCY: &str = "IODeviceLatencyTargetUSec";
+/// Bytes or requests a second, by device.
 const RATES: [&str; 4] = [
     "IOReadBandwidthMax",
     "IOWriteBandwidthMax",
@@ -395,6 +398,7 @@ pub(crate) fn properties(knob: Knob) -> Vec<&'static str> {
         Knob::MemorySwapMax => vec!["MemorySwapMax"],
         Knob::IoWeight => vec!["IOWeight"],
         Knob::IoMax(_) => RATES.to_vec(),
+        Knob::IoLatency(_) => vec![LATENCY],
         Knob::PidsMax => vec!["TasksMax"],
         // What is no file of a group is not systemd's, or not a property of it.
         _ => vec![],
@@ -412,6 +416,7 @@ pub(crate) const fn is_idle_on_v1(knob: Knob) -> bool {
             | Knob::MemoryLow
             | Knob::MemoryHigh
             | Knob::MemorySwapMax
+            | Knob::IoLatency(_)
     )
 }
 
@@ -437,22 +442,35 @@ pub(crate) fn values(setting: &Setting, now: &Values) -> Vec<(String, Value)> {
         Setting::PidsMax(limit) => one(number(*limit, |count| count)),
         Setting::IoMax(device, max) => {
             let limits = [max.rbps, max.wbps, max.riops, max.wiops];
-            let written = RATES.iter().zip(limits).map(|(property, limit)| {
-                let mut rates = match now.get(*property) {
-                    Some(Value::Rates(rates)) => rates.clone(),
-                    _ => BTreeMap::new(),
-                };
-                let rate = match limit {
-                    Limit::At(rate) => rate,
-                    Limit::Max => UNSET,
-                };
-                rates.insert(path_of(*device, &rates), rate);
-                ((*property).to_owned(), Value::Rates(rates))
-            });
-            written.collect()
+            let written = RATES.iter().zip(limits);
+            written
+                .map(|(property, limit)| of_device(property, *device, limit, now))
+                .collect()
+        }
+        Setting::IoLatency(device, target) => {
+            let micros = |target: Duration| u64::try_from(target.as_micros()).unwrap_or(UNSET);
+            let target = match target {
+                Limit::At(target) => Limit::At(micros(*target)),
+                Limit::Max => Limit::Max,
+            };
+            vec![of_device(LATENCY, *device, target, now)]
         }
         _ => vec![],
     }
+}
+
+/// One device's number of a property that has one for each.
+fn of_device(property: &str, device: Device, limit: Limit<u64>, now: &Values) -> (String, Value) {
+    let mut rates = match now.get(property) {
+        Some(Value::Rates(rates)) => rates.clone(),
+        _ => BTreeMap::new(),
+    };
+    let rate = match limit {
+        Limit::At(rate) => rate,
+        Limit::Max => UNSET,
+    };
+    rates.insert(path_of(device, &rates), rate);
+    (property.to_owned(), Value::Rates(rates))
 }
 
 /// Under which path a device's rate is told: the one that somebody chose before.
@@ -591,6 +609,13 @@ mod tests {
         );
         check(Setting::PidsMax(Limit::At(7)), &[("TasksMax", number(7))]);
         let device = Device { major: 8, minor: 0 };
+        for (target, expected) in [
+            (Limit::At(Duration::from_millis(4)), 4000),
+            (Limit::Max, u64::MAX),
+        ] {
+            let targets = Value::Rates([("/dev/block/8:0".to_owned(), expected)].into());
+            check(Setting::IoLatency(device, target), &[(LATENCY, targets)]);
+        }
         let max = IoMax {
             rbps: Limit::At(5),
             ..IoMax::NONE

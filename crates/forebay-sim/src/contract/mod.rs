@@ -365,6 +365,10 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
                 Setting::IoMax(device, max(Limit::Max)),
             ]
         }
+        Knob::IoLatency(device) => vec![
+            Setting::IoLatency(device, Limit::At(Duration::from_micros(4000))),
+            Setting::IoLatency(device, Limit::Max),
+        ],
         Knob::PidsMax => vec![
             Setting::PidsMax(Limit::At(1000)),
             Setting::PidsMax(Limit::Max),

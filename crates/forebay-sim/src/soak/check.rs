@@ -1,6 +1,6 @@
 //! What must hold after every control period.
 
-use forebay_core::app::{App, AppId, Class};
+use forebay_core::app::{App, AppId, Class, IoProtection};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Shortfall, io};
@@ -141,6 +141,16 @@ fn nothing_is_forgotten(scenario: &Scenario, inputs: &Inputs<'_>, report: &TickR
         ensure!(
             limited || free || app.reason.is_none(),
             "{id} has a limit that neither its policy nor the plan has: {is:?}"
+        );
+        let targeted =
+            scenario.policy.io_protection == IoProtection::Latency && app.class == Class::Critical;
+        let knob = Knob::IoLatency(DEVICE);
+        let is = scenario.host.read(&group, knob);
+        let free = on_its_way(knob)
+            || is.is_none_or(|is| is == group::default(knob, scenario.host.topology()));
+        ensure!(
+            targeted || free || app.reason.is_none(),
+            "{id} has a target that nobody asked for: {is:?}"
         );
     }
     Ok(())

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, OnStop, Partition,
-    Policy, Restart,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, IoProtection, Match, OnStop,
+    Partition, Policy, Restart,
 };
 use forebay_core::host::Action;
 use forebay_core::slice::Setting;
@@ -68,6 +68,10 @@ impl Scenario {
                     1 => Partition::Isolated,
                     _ => Partition::Member,
                 }
+            },
+            io_protection: match rng.clone().bool() {
+                true => IoProtection::Latency,
+                false => IoProtection::None,
             },
             batch_cache_percent: rng.clone().bool().then_some(25),
             batch_bandwidth_percent: rng.clone().bool().then_some(50),

@@ -188,7 +188,7 @@ mod tests {
         let device = &known.devices.values().next().unwrap();
         assert_eq!(device.read.bytes_per_second(), 1 << 20);
         assert_eq!(device.read.requests_per_second(), 768);
-        assert_eq!(device.read.latency_p99(), Duration::from_micros(22));
+        assert_eq!(device.read.latency_worst(), Duration::from_micros(22));
         assert_eq!(device.write, None);
     }
 

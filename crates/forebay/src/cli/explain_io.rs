@@ -80,6 +80,10 @@ fn device(explanation: &api::Explanation, name: &str) -> Option<String> {
         None if app.class == api::Class::Batch => text += " No limit is in force.",
         None => {}
     }
+    let targets = &app.slice.io_latency;
+    if let Some(target) = targets.iter().find(|target| target.device == name) {
+        text += &held_for(&target.target_seconds);
+    }
     Some(text)
 }
 
@@ -113,7 +117,7 @@ fn capability(plan: &api::DevicePlan) -> String {
         false => "; writes were not measured and are taken to be as fast",
     };
     format!(
-        " It was measured at {}/s and {} requests/s for reads, {:.2} ms at worst (p99) for one \
+        " It was measured at {}/s and {} requests/s for reads, {:.2} ms at worst for one \
          alone{writes}.",
         memory_f64(bytes(plan.read_bytes_per_second)),
         plan.read_requests_per_second,
@@ -156,6 +160,17 @@ fn room(app: &api::App, plan: &api::DevicePlan) -> String {
         _ => String::new(),
     };
     format!("{why}{pressed}{shared}")
+}
+
+fn held_for(target: &api::Limit<f64>) -> String {
+    match target {
+        api::Limit::At(seconds) => format!(
+            " While its requests take longer than {:.2} ms (io.latency), the kernel holds back every \
+             group beside it.",
+            seconds * 1e3
+        ),
+        api::Limit::Max(_) => String::new(),
+    }
 }
 
 fn in_force(max: &api::IoMax) -> String {
@@ -252,6 +267,20 @@ mod tests {
         ] {
             assert!(text.contains(words), "`{words}` is not in: {text}");
         }
+    }
+
+    #[test]
+    fn a_target_is_said_with_whom_it_holds_back() {
+        let mut told = explanation(web());
+        told.devices = vec![plan(api::IoBound::Bandwidth, 0.5)];
+        told.app.slice.io_latency = vec![api::IoLatency {
+            device: "8:0".to_owned(),
+            target_seconds: api::Limit::At(0.004),
+        }];
+        let text = io(&told).join("\n");
+        assert!(text.contains("longer than 4.00 ms (io.latency)"), "{text}");
+        told.app.slice.io_latency[0].target_seconds = api::Limit::MAX;
+        assert!(!io(&told).join("\n").contains("io.latency"));
     }
 
     #[test]

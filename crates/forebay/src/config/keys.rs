@@ -204,6 +204,14 @@ const POLICY: &[Key] = &[
         "Where the interrupts of devices are served: \"shared\" moves them off critical apps' own CPUs, which can crowd a network card's queues onto few CPUs (default \"anywhere\")",
     ),
     key(
+        "io_protection",
+        Kind::Choice {
+            noun: "protection of I/O",
+            words: &["none", "latency"],
+        },
+        "What else holds others back for critical apps' I/O on devices that `forebay calibrate` measured, beside the limits of batch: \"latency\" gives critical apps a target in io.latency of cgroup v2, and the kernel holds back every group beside them, also those that are no apps, while it is missed (default \"none\")",
+    ),
+    key(
         "batch_cache",
         Kind::Percent,
         "Share of the last-level cache that batch may fill while a critical app runs, by resctrl (default: not managed)",

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Floor, OnStop, Partition, Policy};
+use forebay_core::app::{App, AppId, Binding, Floor, IoProtection, OnStop, Partition, Policy};
 use forebay_core::units::{Bytes, MilliCpu};
 
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
@@ -243,6 +243,12 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
                 ..
             })
         ),
+        io_protection: match section.take::<&str>("io_protection") {
+            Some(At {
+                value: "latency", ..
+            }) => IoProtection::Latency,
+            _ => IoProtection::None,
+        },
         batch_cache_percent: share(&mut section, "batch_cache", findings),
         batch_bandwidth_percent: share(&mut section, "batch_bandwidth", findings),
         on_stop: match section.take::<&str>("on_stop") {

@@ -176,7 +176,7 @@ pub(super) fn devices(report: &TickReport, policy: &Policy) -> Vec<api::DevicePl
             name: capability.name.clone(),
             read_bytes_per_second: capability.read.bytes_per_second(),
             read_requests_per_second: capability.read.requests_per_second(),
-            read_p99_seconds: capability.read.latency_p99().as_secs_f64(),
+            read_p99_seconds: capability.read.latency_worst().as_secs_f64(),
             writes_measured: capability.write.is_some(),
             critical: part(reason.critical),
             room: part(reason.room),
@@ -268,6 +268,13 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
                 wbps: limit(max.wbps),
                 riops: limit(max.riops),
                 wiops: limit(max.wiops),
+            }),
+            Setting::IoLatency(device, target) => wire.io_latency.push(api::IoLatency {
+                device: device.to_string(),
+                target_seconds: match target {
+                    Limit::At(target) => api::Limit::At(target.as_secs_f64()),
+                    Limit::Max => api::Limit::MAX,
+                },
             }),
             Setting::PidsMax(max) => wire.pids_max = Some(limit(*max)),
             Setting::L3Cache(percent) => wire.l3_cache_percent = Some(*percent),

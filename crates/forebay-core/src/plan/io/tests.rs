@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::app::{Binding, Match, Policy};
+use crate::app::{Binding, IoProtection, Match, Policy};
 use crate::demand::{Band, MemoryNow};
 use crate::host::Capabilities;
 use crate::io::{IoRates, Measured};
@@ -240,7 +240,7 @@ fn a_limit_of_the_user_is_a_ceiling() {
     assert_eq!(max.wbps, Limit::At(MIB / 2));
     case.policy.apps.get_mut(&batch).unwrap().io_max.clear();
     let mut memory = Memory::default();
-    let before = BTreeMap::from([(DISK, users)]);
+    let before = [Setting::IoMax(DISK, users)].into_iter().collect();
     memory.io_before.insert(batch, before);
     assert_eq!(limit_of(&case.at(0, &memory).0, "batch"), max);
 }
@@ -315,6 +315,63 @@ fn nobody_is_pressed_for_slowness_that_is_not_batchs() {
             .app("web", Class::Critical, slow)
             .app("batch", Class::Batch, Io::default());
     assert_eq!(case.plan().io[&DISK].pressed_to, 100);
+}
+
+#[test]
+fn a_tail_that_others_left_while_it_was_measured_does_not_count() {
+    let mut case = Case::new()
+        .app("web", Class::Critical, READER)
+        .app("batch", Class::Batch, HOG);
+    let quiet = case.plan();
+    let disk = case.policy.devices.get_mut(&DISK).unwrap();
+    let loaded = Measured {
+        bytes_per_second: 100 * MIB,
+        requests_per_second: 4000,
+        block_bytes: 4096,
+        latency: Duration::from_millis(1),
+        latency_p99: Duration::from_millis(70),
+    };
+    disk.read = Direction::new(loaded).unwrap();
+    assert_eq!(case.plan().io, quiet.io);
+    assert_eq!(limit_of(&case.plan(), "batch"), limit_of(&quiet, "batch"));
+}
+
+/// The target of an app on the disk.
+fn target_of(plan: &Plan, name: &str) -> Option<Limit<Duration>> {
+    match plan.slices[&name.parse().unwrap()].get(Knob::IoLatency(DISK)) {
+        Some(Setting::IoLatency(_, target)) => Some(*target),
+        _ => None,
+    }
+}
+
+#[test]
+fn others_are_held_back_for_a_critical_app_only_where_asked_to() {
+    let mut case = Case::new()
+        .app("web", Class::Critical, Io::default())
+        .app("site", Class::Standard, READER)
+        .app("batch", Class::Batch, HOG);
+    case.capabilities.knobs.push(Knob::IoLatency(DISK));
+    assert_eq!(target_of(&case.plan(), "web"), None);
+    case.policy.io_protection = IoProtection::Latency;
+    let plan = case.plan();
+    // Twice the 2 ms that a request alone takes at worst.
+    let expected = Limit::At(Duration::from_millis(4));
+    assert_eq!(target_of(&plan, "web"), Some(expected));
+    assert_eq!(target_of(&plan, "site"), None);
+    assert_eq!(target_of(&plan, "batch"), None);
+    // An owner's own target stays where it is the stricter one.
+    let check = |owners: Duration, expected: Limit<Duration>| {
+        let mut memory = Memory::default();
+        let before = Setting::IoLatency(DISK, Limit::At(owners));
+        let before = [before].into_iter().collect();
+        memory.io_before.insert("web".parse().unwrap(), before);
+        assert_eq!(target_of(&case.at(0, &memory).0, "web"), Some(expected));
+    };
+    let stricter = Duration::from_millis(1);
+    check(stricter, Limit::At(stricter));
+    check(Duration::from_millis(9), expected);
+    case.capabilities.knobs.pop();
+    assert_eq!(target_of(&case.plan(), "web"), None);
 }
 
 #[test]
