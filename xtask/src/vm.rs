@@ -176,6 +176,9 @@ fn run_scenarios(image: &Path, scenarios: &[&Scenario]) -> Result<(Counts, Vec<S
     Ok((counts, skipped_names))
 }
 
+/// Last lines of a failed scenario that are shown.
+const LINES_SHOWN: usize = 60;
+
 enum Verdict {
     Passed,
     Failed(String),
@@ -226,6 +229,11 @@ fn run_one(
         Ok(status) => format!("exit status {status}"),
         Err(text) => text,
     };
+    // Where a log is all that is left of a run, the file is not.
+    let lines: Vec<&str> = output.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(LINES_SHOWN)) {
+        println!("  | {line}");
+    }
     let kept = directory.keep(&output);
     (Verdict::Failed(format!("{reason}; log: {kept}")), skips)
 }
