@@ -14,7 +14,7 @@ dd if=/dev/zero of=swap bs=1M count=64 status=none
 chmod 600 swap
 mkswap -q swap
 swapon swap
-for name in contract kernel crash freeze network partition; do
+for name in contract kernel crash freeze network oom partition; do
   echo "== $name"
   /host/bin/$name --test-threads=1 --show-output
 done

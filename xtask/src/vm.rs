@@ -44,6 +44,7 @@ const TEST_BINARIES: &[&str] = &[
     "crash",
     "freeze",
     "network",
+    "oom",
     "partition",
 ];
 

@@ -165,6 +165,9 @@ pub struct Slice {
     /// Share of the memory bandwidth, in percent.
     #[serde(default)]
     pub memory_bandwidth_percent: Option<u32>,
+    /// How soon the kernel ends it when memory is out: from -1000, never, to 1000, first.
+    #[serde(default)]
+    pub oom_score_adj: Option<i16>,
 }
 
 /// What an app sent and received since the daemon looks, loopback left out.

@@ -387,6 +387,8 @@ pub struct Policy {
     pub io_protection: IoProtection,
     /// Whether memory that batch apps do not seem to use is taken back slowly.
     pub reclaim_cold: bool,
+    /// Whether critical apps are the last to be ended when memory is out, and batch the first.
+    pub oom_protection: bool,
     /// What happens to started apps when the daemon stops.
     pub on_stop: OnStop,
     /// The apps by name.
@@ -410,6 +412,7 @@ impl Default for Policy {
             move_interrupts: false,
             batch_cache_percent: None,
             batch_bandwidth_percent: None,
+            oom_protection: true,
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),

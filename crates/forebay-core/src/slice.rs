@@ -53,6 +53,8 @@ pub enum Knob {
     L3Cache,
     /// Memory bandwidth, in /sys/fs/resctrl
     MemoryBandwidth,
+    /// /proc/PID/oom_score_adj of each process in the slice that nobody set it for
+    OomScoreAdj,
 }
 
 impl Knob {
@@ -99,6 +101,7 @@ impl fmt::Display for Knob {
             Self::EgressMax => "egress.max",
             Self::L3Cache => "resctrl L3",
             Self::MemoryBandwidth => "resctrl MB",
+            Self::OomScoreAdj => "oom_score_adj",
         };
         f.write_str(name)
     }
@@ -147,6 +150,9 @@ pub enum Setting {
     L3Cache(u32),
     /// Share of the memory bandwidth, in percent, as the processor throttles it.
     MemoryBandwidth(u32),
+    /// How soon the kernel ends it when memory is out, from -1000 (never) to 1000 (first); 0 is
+    /// the kernel's default.
+    OomScoreAdj(i16),
 }
 
 impl Setting {
@@ -173,6 +179,7 @@ impl Setting {
             Self::EgressMax(_) => Knob::EgressMax,
             Self::L3Cache(_) => Knob::L3Cache,
             Self::MemoryBandwidth(_) => Knob::MemoryBandwidth,
+            Self::OomScoreAdj(_) => Knob::OomScoreAdj,
         }
     }
 
@@ -222,6 +229,7 @@ impl fmt::Display for Setting {
             Self::PidsMax(limit) => write!(f, "{limit}"),
             Self::EgressMax(limit) => write!(f, "{limit}"),
             Self::L3Cache(percent) | Self::MemoryBandwidth(percent) => write!(f, "{percent}%"),
+            Self::OomScoreAdj(value) => write!(f, "{value}"),
         }
     }
 }

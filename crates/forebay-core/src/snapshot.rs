@@ -133,6 +133,8 @@ pub struct AppSample {
     pub main_pid: Option<u32>,
     /// Processes in the slice.
     pub processes: Reading<u32>,
+    /// Whether processes have come that the app's oom_score_adj was not written to.
+    pub oom_exposed: bool,
     /// Processor time used since the slice exists.
     pub cpu_used: Reading<Duration>,
     /// Time spent throttled by the quota since the slice exists.
@@ -176,6 +178,7 @@ impl AppSample {
             state: RunState::Absent,
             main_pid: None,
             processes: Ok(0),
+            oom_exposed: false,
             cpu_used: Err(Gap::Unsupported),
             cpu_throttled: Err(Gap::Unsupported),
             cpu_stalled: Err(Gap::Unsupported),

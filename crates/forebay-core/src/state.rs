@@ -52,6 +52,8 @@ struct Known {
     yielded: BTreeSet<Knob>,
     /// Knobs that are on their way to what was asked for, so that what they hold is not certain.
     pending: BTreeSet<Knob>,
+    /// What is in force does not yet hold for all processes.
+    oom_exposed: bool,
     retries: BTreeMap<Knob, Retry>,
     release: Option<Retry>,
     /// Whether this daemon made its group a partition, which others may have done as well.
@@ -91,6 +93,7 @@ fn lifted(
         Setting::IoLatency(device, _) => back_to(Setting::IoLatency(*device, Limit::Max)),
         Setting::L3Cache(percent) if *percent < 100 => Some(Setting::L3Cache(100)),
         Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
+        Setting::OomScoreAdj(value) if *value != 0 => Some(Setting::OomScoreAdj(0)),
         // What was a partition before Forebay came stays one.
         Setting::CpusPartition(Partition::Root | Partition::Isolated)
             if known.partitioned || !app.binding.is_of_others() =>
@@ -143,6 +146,7 @@ impl State {
                 state: RunState::Absent,
                 yielded: BTreeSet::new(),
                 pending: BTreeSet::new(),
+                oom_exposed: false,
                 retries: BTreeMap::new(),
                 release: None,
                 partitioned: false,
@@ -152,6 +156,7 @@ impl State {
             known
                 .history
                 .record(inputs.time, sample, &inputs.policy.devices);
+            known.oom_exposed = sample.oom_exposed;
             known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
@@ -353,7 +358,7 @@ impl State {
                 .filter_map(|setting| lifted(setting, app, known, io_before));
             let open = wanted
                 .iter()
-                .filter(|setting| known.pending.contains(&setting.knob()))
+                .filter(|setting| known.is_open(setting.knob()))
                 .filter(|setting| in_force.get(setting.knob()) == Some(setting))
                 .copied();
             for setting in wanted.changes_from(in_force).chain(open).chain(lifted) {
@@ -663,6 +668,11 @@ impl Known {
     /// Whether it gets a slice: it runs, or it is being started in this period.
     fn is_active(&self) -> bool {
         self.state == RunState::Running || self.verdict == Verdict::Start
+    }
+
+    /// Whether a knob has to be written again although it holds what it should.
+    fn is_open(&self, knob: Knob) -> bool {
+        self.pending.contains(&knob) || knob == Knob::OomScoreAdj && self.oom_exposed
     }
 
     fn may_write(&self, knob: Knob, now: Time) -> bool {

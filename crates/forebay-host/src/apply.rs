@@ -144,7 +144,8 @@ impl LinuxHost {
             Action::Set { app, setting } => {
                 let is_file = self.ways.of(setting.knob()).is_some();
                 let is_share = matches!(setting.knob(), Knob::L3Cache | Knob::MemoryBandwidth);
-                if !is_file && !is_share && setting.knob() != Knob::EgressMax {
+                let is_other = matches!(setting.knob(), Knob::EgressMax | Knob::OomScoreAdj);
+                if !is_file && !is_share && !is_other {
                     return Err(Refusal::Unsupported);
                 }
                 if let Some(why) = knobs::nonsense(setting) {
@@ -166,6 +167,8 @@ impl LinuxHost {
                     self.announce_setting(app, setting.knob())?;
                 } else if is_share {
                     self.announce_shares(app)?;
+                } else if let Setting::OomScoreAdj(value) = setting {
+                    self.announce_oom(app, *value)?;
                 }
                 Ok(None)
             }
@@ -398,11 +401,15 @@ impl LinuxHost {
         entry.ended = None;
         entry.kept.clear();
         entry.command.clone_from(&program.arguments);
-        self.ledger.append(Record::Started {
+        let started = Record::Started {
             app: app.clone(),
             process,
             command: program.arguments.clone(),
-        })?;
+        };
+        // It runs, and whoever comes next finds it by its group and the moment of its start.
+        if let Err(error) = self.ledger.append(started) {
+            tracing::warn!(%app, pid, reason = error.explain(), "known by its start only");
+        }
         Ok(())
     }
 
@@ -475,6 +482,7 @@ impl LinuxHost {
                 }
                 other => other,
             },
+            Setting::OomScoreAdj(value) => self.set_oom(app, *value),
             Setting::EgressMax(rate) => self.bound_egress(app, *rate),
             Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => self.set_share(app, setting),
             Setting::CpusPartition(partition) if *partition != Partition::Member => {

@@ -209,6 +209,9 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         }
         Knob::PidsMax => "no upper bound on processes",
         Knob::L3Cache | Knob::MemoryBandwidth => "batch fills the caches of critical apps",
+        Knob::OomScoreAdj => {
+            "when memory is out, critical apps are ended like any other, after batch"
+        }
         Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",
     }
 }
@@ -359,6 +362,26 @@ fn fanotify() -> Feature {
     }
 }
 
+/// A process needs a capability to be ended later than it was to be.
+fn oom_protection(roots: &Roots) -> Feature {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string(roots.proc.join("self/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let present = effective.is_some_and(|mask| mask >> CAP_SYS_RESOURCE & 1 == 1);
+    Feature {
+        name: Knob::OomScoreAdj.to_string(),
+        present,
+        detail: if present {
+            "of each process"
+        } else {
+            "only upwards: give the daemon CAP_SYS_RESOURCE to protect critical apps, too"
+        }
+        .to_owned(),
+        lack_costs: knob_lack_costs(Knob::OomScoreAdj),
+    }
+}
+
 fn others(roots: &Roots) -> Vec<Feature> {
     let scheduler = fs::read_to_string(roots.sys.join("kernel/sched_ext/state"));
     let replaced = scheduler.is_ok_and(|state| state.trim() == "enabled");
@@ -370,6 +393,7 @@ fn others(roots: &Roots) -> Vec<Feature> {
     vec![
         interrupts(roots),
         fanotify(),
+        oom_protection(roots),
         Feature {
             name: "pidfd".to_owned(),
             present: pidfd.is_ok(),

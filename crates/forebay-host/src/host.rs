@@ -22,6 +22,7 @@ use crate::lock::{Lock, Role};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
 use crate::observe::Meters;
+use crate::oom;
 use crate::owner::Addresses;
 use crate::owner::apps::{Owned, Owners};
 use crate::partition;
@@ -97,6 +98,7 @@ pub(crate) struct Entry {
     pub(crate) lost_group: bool,
     pub(crate) main: Option<Main>,
     pub(crate) ended: Option<Ending>,
+    pub(crate) oom: oom::Seen,
     /// What each knob held right after we wrote it, or when it was found.
     pub(crate) last: BTreeMap<Knob, Vec<String>>,
     /// The weight that was asked for; the kernel takes none while a group is idle.
@@ -133,6 +135,7 @@ impl Entry {
     /// Forgets a group that is there no more, with everything that was set in it.
     pub(crate) fn lose_group(&mut self) {
         self.group = None;
+        self.oom = oom::Seen::default();
         self.lost_group = true;
         self.last.clear();
         self.weight = None;
@@ -217,6 +220,9 @@ impl LinuxHost {
             );
         } else {
             capabilities.knobs.push(Knob::EgressMax);
+        }
+        if roots.proc.join("self/oom_score_adj").exists() {
+            capabilities.knobs.push(Knob::OomScoreAdj);
         }
         let resctrl = Resctrl::open(&roots.sys);
         capabilities

@@ -16,6 +16,7 @@
 //! | `IoLatency` | io.latency | none |
 //! | `PidsMax` | pids.max | pids.max |
 //! | `EgressMax` | none: see `network` | none |
+//! | `OomScoreAdj` | none: of each process, see `oom` | none |
 //! | `L3Cache`, `MemoryBandwidth` | none: see `resctrl` | none |
 //!
 //! v1's soft limit is where reclaim starts first when memory is short, not where the group is
@@ -160,7 +161,7 @@ pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
         | Knob::MemorySwapMax => Controller::Memory,
         Knob::IoWeight | Knob::IoMax(_) | Knob::IoLatency(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
-        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
+        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj => return None,
     })
 }
 
@@ -195,7 +196,7 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V2, Knob::IoLatency(_)) => vec![vec!["io.latency"]],
         (Version::V1, Knob::IoLatency(_)) => vec![],
         (_, Knob::PidsMax) => vec![vec!["pids.max"]],
-        (_, Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth) => vec![],
+        (_, Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj) => vec![],
     }
 }
 
@@ -206,6 +207,9 @@ pub(crate) fn nonsense(setting: &Setting) -> Option<String> {
             if !(1..=10_000).contains(weight) =>
         {
             Some(format!("{setting} is not within 1 to 10000"))
+        }
+        Setting::OomScoreAdj(value) if !(-1000..=1000).contains(value) => {
+            Some(format!("{setting} is not within -1000 to 1000"))
         }
         Setting::Cpus(set) | Setting::Mems(set) if set.is_empty() => Some(format!(
             "{} of nothing leaves nowhere to run",
@@ -265,7 +269,10 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
             Limit::Max => format!("{device} target=max"),
         }),
         Setting::PidsMax(limit) => one(limit.to_string()),
-        Setting::EgressMax(_) | Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => vec![],
+        Setting::EgressMax(_)
+        | Setting::L3Cache(_)
+        | Setting::MemoryBandwidth(_)
+        | Setting::OomScoreAdj(_) => vec![],
     }
 }
 
@@ -340,7 +347,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
             let target = first.split_once("target=")?.1;
             Setting::IoLatency(device, target_of(target.trim())?)
         }
-        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => return None,
+        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj => return None,
         Knob::PidsMax => Setting::PidsMax(match first {
             "max" => Limit::Max,
             number => Limit::At(number.parse().ok()?),

@@ -110,6 +110,15 @@ pub enum Record {
         /// The groups it was in.
         from: Vec<PathBuf>,
     },
+    /// Processes in a group may have this oom_score_adj from now on, where they had 0.
+    OomScoreAdj {
+        /// Whose.
+        app: AppId,
+        /// The group's directory.
+        dir: PathBuf,
+        /// The value.
+        value: i16,
+    },
     /// A program is about to be started.
     Starting {
         /// Whose.
@@ -167,6 +176,8 @@ pub struct AppRecord {
     pub originals: Vec<(Spot, String)>,
     /// Processes moved into it, and where they were.
     pub moved: BTreeMap<Process, Vec<PathBuf>>,
+    /// Values of oom_score_adj that processes in these groups may have from us, newest last.
+    pub oom_scores: Vec<(PathBuf, i16)>,
     /// A start was begun at this clock tick, and its process is not known.
     pub starting: Option<u64>,
     /// The process that was started.
@@ -243,6 +254,11 @@ impl State {
             Record::Moved { app, process, from } => {
                 self.app(app).moved.entry(process).or_insert(from);
             }
+            Record::OomScoreAdj { app, dir, value } => {
+                let scores = &mut self.app(app).oom_scores;
+                scores.retain(|known| *known != (dir.clone(), value));
+                scores.push((dir, value));
+            }
             Record::Starting { app, at, command } => {
                 let app = self.app(app);
                 app.forget_program();
@@ -293,6 +309,7 @@ impl State {
         }
         app.created.clear();
         app.moved.clear();
+        app.oom_scores.clear();
         self.drop_if_empty(id);
     }
 
@@ -336,6 +353,12 @@ impl State {
                 process: *process,
                 from: from.clone(),
             }));
+            let scores = app.oom_scores.iter();
+            records.extend(scores.map(|(dir, value)| Record::OomScoreAdj {
+                app: id.clone(),
+                dir: dir.clone(),
+                value: *value,
+            }));
             if let Some(at) = app.starting {
                 records.push(Record::Starting {
                     app: id.clone(),
@@ -376,7 +399,10 @@ impl State {
 
 impl AppRecord {
     fn is_restored(&self) -> bool {
-        self.created.is_empty() && self.originals.is_empty() && self.moved.is_empty()
+        self.created.is_empty()
+            && self.originals.is_empty()
+            && self.moved.is_empty()
+            && self.oom_scores.is_empty()
     }
 
     /// Whether a program was started for it. It may have ended, and left children in the slice.

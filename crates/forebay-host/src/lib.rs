@@ -33,6 +33,7 @@ mod memory;
 pub mod mounts;
 mod network;
 mod observe;
+mod oom;
 pub mod owner;
 mod partition;
 pub mod procs;

@@ -307,6 +307,8 @@ impl LinuxHost {
             if first {
                 sample.found = found_settings(&self.ways, group, app, &mut entry.last);
                 let record = self.ledger.state().apps.get(&app.id);
+                let value = record.and_then(|record| Some(record.oom_scores.last()?.1));
+                sample.found.push(Setting::OomScoreAdj(value.unwrap_or(0)));
                 sample.io_before = limits::before(&self.ways, group, app, record);
                 for setting in &sample.found {
                     match setting {
@@ -315,6 +317,12 @@ impl LinuxHost {
                         _ => {}
                     }
                 }
+            }
+            if turn == 5
+                && let Some(Setting::OomScoreAdj(value)) =
+                    in_force.and_then(|slice| slice.get(Knob::OomScoreAdj))
+            {
+                sample.oom_exposed = entry.oom.is_exposed(&proc_root, group, *value);
             }
             if (turn == 6 || first)
                 && let Some(in_force) = in_force

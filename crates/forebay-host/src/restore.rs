@@ -20,6 +20,7 @@ use crate::knobs::cut;
 use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Hierarchies, Hierarchy};
+use crate::oom;
 use crate::owner::Note;
 use crate::owner::book::put_back;
 use crate::partition;
@@ -205,6 +206,12 @@ pub(crate) fn release_app(
     let mut report = Report::default();
     let short = restore_knobs(ledger, record.originals.iter().rev().collect(), &mut report);
     restore_owned(ledger, release.app, &mut report)?;
+    for (dir, value) in &record.oom_scores {
+        match oom::put_back(proc_root, dir, &[*value]) {
+            Ok(count) => report.knobs += count,
+            Err(error) => report.failed.push(error.explain()),
+        }
+    }
     let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
     partition::dissolve(&dirs, &mut report);
     if let Err(error) = freeze::thaw_all(&dirs) {

@@ -243,7 +243,7 @@ impl Fixture<LinuxHost> for Live {
         let cpu = || self.files(app, Controller::Cpu);
         let memory = || self.files(app, Controller::Memory);
         Ok(match knob {
-            Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => {
+            Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj => {
                 return Err("it is no file of a group".to_owned());
             }
             Knob::Cpus => Setting::Cpus(

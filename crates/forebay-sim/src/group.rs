@@ -265,7 +265,8 @@ impl Group {
                 | Setting::IoLatency(..)
                 | Setting::EgressMax(_)
                 | Setting::L3Cache(_)
-                | Setting::MemoryBandwidth(_) => {}
+                | Setting::MemoryBandwidth(_)
+                | Setting::OomScoreAdj(_) => {}
             }
         }
         self.limits = limits;
@@ -356,5 +357,6 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
         Knob::EgressMax => Setting::EgressMax(Limit::Max),
         Knob::L3Cache => Setting::L3Cache(100),
         Knob::MemoryBandwidth => Setting::MemoryBandwidth(100),
+        Knob::OomScoreAdj => Setting::OomScoreAdj(0),
     }
 }

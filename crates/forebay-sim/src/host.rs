@@ -124,6 +124,7 @@ impl SimHost {
             Knob::EgressMax,
             Knob::L3Cache,
             Knob::MemoryBandwidth,
+            Knob::OomScoreAdj,
         ];
         let root = Group::new(&topology, true);
         Self {

@@ -195,6 +195,9 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         cpu_settings(situation, app, share, &mut slice);
         memory_settings(app, &bytes.bounds[id], &mut slice);
         other_settings(app, &mut slice);
+        if situation.policy.oom_protection {
+            slice.set(Setting::OomScoreAdj(oom_score_adj(app.class)));
+        }
         cache_settings(situation, app, &mut slice);
         let before = memory.io_before.get(id).unwrap_or(&nothing);
         let planned = devices.limits.get(id).unwrap_or(&unlimited);
@@ -284,6 +287,16 @@ fn other_settings(app: &App, slice: &mut Slice) {
     slice.set(Setting::IoWeight(app.io_weight.unwrap_or(by_class)));
     slice.set(Setting::PidsMax(app.ceiling.pids));
     slice.set(Setting::EgressMax(app.ceiling.egress));
+}
+
+/// Whom the kernel ends first when memory is out. Not the round numbers that people choose:
+/// whoever has one of these got it from Forebay, itself or by its parent, and can be put back.
+const fn oom_score_adj(class: Class) -> i16 {
+    match class {
+        Class::Critical => -903,
+        Class::Standard => 0,
+        Class::Batch => 503,
+    }
 }
 
 /// Batch gets its share of what all CPUs have in common as long as a critical app runs.

@@ -11,7 +11,7 @@ use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::Shape;
 
-const KNOBS: [Knob; 15] = [
+const KNOBS: [Knob; 16] = [
     Knob::Cpus,
     Knob::CpusPartition,
     Knob::Mems,
@@ -27,6 +27,7 @@ const KNOBS: [Knob; 15] = [
     Knob::IoWeight,
     Knob::PidsMax,
     Knob::EgressMax,
+    Knob::OomScoreAdj,
 ];
 
 /// One host with its apps and their demand.

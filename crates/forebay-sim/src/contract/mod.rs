@@ -374,6 +374,6 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
             Setting::PidsMax(Limit::Max),
         ],
         // There is no file to read it back from: its effect is tested where there is a network.
-        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth => vec![],
+        Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj => vec![],
     }
 }

@@ -251,6 +251,11 @@ fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
             Setting::CpuWeight(weight) | Setting::IoWeight(weight) => {
                 (1..=10_000).contains(&weight)
             }
+            Setting::OomScoreAdj(value) => match app.class {
+                Class::Critical => value < 0,
+                Class::Standard => value == 0,
+                Class::Batch => value > 0,
+            },
             Setting::CpuIdle(idle) => !idle || app.class == Class::Batch,
             _ => true,
         };

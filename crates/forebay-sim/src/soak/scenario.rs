@@ -81,6 +81,7 @@ impl Scenario {
                 copy.u8(0..4);
                 copy.bool()
             },
+            oom_protection: rng.clone().u8(0..4) != 0,
             on_stop: if rng.bool() {
                 OnStop::Keep
             } else {

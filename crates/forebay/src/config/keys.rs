@@ -188,6 +188,11 @@ const POLICY: &[Key] = &[
         "Whether memory that batch apps do not seem to use is taken back slowly, to swap where it is anonymous; it costs them a little time and the swap device some traffic (default false)",
     ),
     key(
+        "oom_protection",
+        Kind::Bool,
+        "Whether the kernel ends critical apps last and batch apps first when memory is out, by oom_score_adj of those processes that nobody set it for (default true)",
+    ),
+    key(
         "partition",
         Kind::Choice {
             noun: "partition",

@@ -251,6 +251,9 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         },
         batch_cache_percent: share(&mut section, "batch_cache", findings),
         batch_bandwidth_percent: share(&mut section, "batch_bandwidth", findings),
+        oom_protection: section
+            .take::<bool>("oom_protection")
+            .map_or(defaults.oom_protection, |v| v.value),
         on_stop: match section.take::<&str>("on_stop") {
             Some(At { value: "kill", .. }) => OnStop::Kill,
             _ => OnStop::Keep,

@@ -278,6 +278,7 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
             }),
             Setting::PidsMax(max) => wire.pids_max = Some(limit(*max)),
             Setting::L3Cache(percent) => wire.l3_cache_percent = Some(*percent),
+            Setting::OomScoreAdj(value) => wire.oom_score_adj = Some(*value),
             Setting::MemoryBandwidth(percent) => wire.memory_bandwidth_percent = Some(*percent),
             Setting::EgressMax(rate) => {
                 wire.egress_max_bytes_per_second = Some(match rate {
