@@ -29,7 +29,8 @@ Virtual machines to test on
   cargo xtask vm test [--list] [NAME...]  the scenarios of tests/vm
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
---numa (two nodes), --disk SIZE (repeatable), --share DIR (on /host)
+--numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
+--share DIR (on /host)
 
 FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 ";

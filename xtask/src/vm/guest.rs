@@ -35,12 +35,47 @@ pub(super) struct Machine {
     pub(super) memory_mib: u32,
     /// Two NUMA nodes of half the CPUs and memory each.
     pub(super) two_nodes: bool,
-    /// Sizes of the disks beside the root, as qemu-img takes them.
-    pub(super) disks: Vec<String>,
+    /// The disks beside the root.
+    pub(super) disks: Vec<Disk>,
     pub(super) bare: bool,
     pub(super) kernel: String,
     /// A folder of the host, on /host in the guest.
     pub(super) share: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// As qemu-img takes it.
+    size: String,
+    /// What it serves at most, reads and writes together: one that is as fast as the host's
+    /// cannot be saturated by a guest without acceleration.
+    mib_per_second: Option<u32>,
+}
+
+impl Disk {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some((size, rate)) = text.split_once('@') else {
+            return Ok(Self {
+                size: text.to_owned(),
+                mib_per_second: None,
+            });
+        };
+        let rate = rate.strip_suffix('M').and_then(|rate| rate.parse().ok());
+        let rate = rate.filter(|rate| *rate > 0);
+        Ok(Self {
+            size: size.to_owned(),
+            mib_per_second: Some(
+                rate.ok_or_else(|| format!("--disk {text}: use SIZE or SIZE@RATE, as in 64M@8M"))?,
+            ),
+        })
+    }
+
+    /// Its part of a `-drive` option.
+    fn throttling(&self) -> String {
+        self.mib_per_second.map_or_else(String::new, |rate| {
+            format!(",throttling.bps-total={}", u64::from(rate) << 20)
+        })
+    }
 }
 
 pub(super) fn check_kernel(name: &str) -> Result<(), String> {
@@ -81,7 +116,7 @@ impl Machine {
             match option.as_str() {
                 "--smp" => machine.cpus = number()?,
                 "--mem" => machine.memory_mib = number()?,
-                "--disk" => machine.disks.push(value.clone()),
+                "--disk" => machine.disks.push(Disk::parse(value)?),
                 "--share" => machine.share = Some(PathBuf::from(value)),
                 "--kernel" => {
                     check_kernel(value)?;
@@ -270,17 +305,17 @@ fn arguments(
     ]);
     command.args(["-device", "virtserialport,chardev=port,name=forebay"]);
 
-    let mut drives = vec![at("root")];
-    for (number, size) in machine.disks.iter().enumerate() {
+    let mut drives = vec![(at("root"), String::new())];
+    for (number, disk) in machine.disks.iter().enumerate() {
         let path = at(&format!("disk{number}"));
-        create_disk(&path, &[size])?;
-        drives.push(path);
+        create_disk(&path, &[&disk.size])?;
+        drives.push((path, disk.throttling()));
     }
-    for (number, path) in drives.iter().enumerate() {
+    for (number, (path, throttling)) in drives.iter().enumerate() {
         // The guest's disks are worth nothing after it: no flush has to reach the host's.
         command.args([
             "-drive",
-            &format!("file={path},if=none,id=d{number},format=qcow2,cache=unsafe"),
+            &format!("file={path},if=none,id=d{number},format=qcow2,cache=unsafe{throttling}"),
         ]);
         command.args(["-device", &format!("virtio-blk-pci,drive=d{number}")]);
     }
@@ -373,7 +408,12 @@ mod tests {
             Machine::parse(&words("--smp 4 --mem 2048 --numa --disk 1G --init bare")).unwrap();
         assert!(machine.two_nodes && machine.bare);
         assert_eq!((machine.cpus, machine.memory_mib), (4, 2048));
+        let machine = Machine::parse(&words("--disk 64M@8M --disk 1G")).unwrap();
+        let throttling: Vec<String> = machine.disks.iter().map(Disk::throttling).collect();
+        assert_eq!(throttling, [",throttling.bps-total=8388608", ""]);
         for wrong in [
+            "--disk 64M@0M",
+            "--disk 64M@fast",
             "--smp",
             "--smp x",
             "--kernel 2.4",
