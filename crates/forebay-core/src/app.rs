@@ -262,6 +262,9 @@ pub enum IoProtection {
     /// io.latency: when a critical app's requests take too long, every group beside it may have
     /// fewer of its own in flight.
     Latency,
+    /// io.cost: the kernel is told what requests to measured devices cost, and divides the
+    /// devices' time by io.weight among all groups.
+    Cost,
 }
 
 /// A block device's number.

@@ -5,8 +5,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, AppId};
+use crate::app::{App, AppId, Device};
 use crate::idset::CpuSet;
+use crate::io::CostModel;
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::Snapshot;
 use crate::topology::Topology;
@@ -87,6 +88,14 @@ pub enum Action {
         /// CPUs that are to be left alone.
         keep_off: CpuSet,
     },
+    /// Tell the kernel what requests to a device cost, so that weights divide its time; with
+    /// none, what it knew before.
+    CostModel {
+        /// The device.
+        device: Device,
+        /// The costs.
+        model: Option<CostModel>,
+    },
 }
 
 impl Action {
@@ -94,7 +103,7 @@ impl Action {
     #[must_use]
     pub const fn app(&self) -> Option<&AppId> {
         Some(match self {
-            Self::Interrupts { .. } => return None,
+            Self::Interrupts { .. } | Self::CostModel { .. } => return None,
             Self::Start { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
@@ -121,6 +130,10 @@ impl fmt::Display for Action {
             Self::Interrupts { keep_off } if keep_off.is_empty() => {
                 f.write_str("serve interrupts where they were")
             }
+            Self::CostModel { device, model } => match model {
+                Some(_) => write!(f, "install a cost model of {device}"),
+                None => write!(f, "put back the cost model of {device}"),
+            },
             Self::Interrupts { keep_off } => write!(f, "keep interrupts off CPUs {keep_off}"),
         }
     }
@@ -147,7 +160,9 @@ pub struct Capabilities {
     pub knobs: Vec<Knob>,
     /// Whether an app can be made to give memory back.
     pub reclaim: bool,
-    /// Those of them that the owner of an app's group has no way to set.
+    /// Whether the kernel can be told what requests to a device cost.
+    pub cost_models: bool,
+    /// Those knobs that the owner of an app's group has no way to set.
     pub withheld: BTreeMap<AppId, BTreeSet<Knob>>,
 }
 

@@ -179,6 +179,30 @@ impl Direction {
     }
 }
 
+/// What requests of one direction cost on a device, as rates at which it does nothing else: the
+/// coefficients of the kernel's linear model (block/blk-iocost.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Costs {
+    /// Bytes per second, in large requests.
+    pub bytes_per_second: u64,
+    /// Requests of 4 KiB per second, one after the other.
+    pub sequential_per_second: u64,
+    /// Requests of 4 KiB per second, anywhere.
+    pub random_per_second: u64,
+    /// In microseconds: where more than a few requests take longer, the device is asked for more
+    /// than it can do.
+    pub latency_us: u64,
+}
+
+/// What requests cost on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CostModel {
+    /// Reads.
+    pub read: Costs,
+    /// Writes.
+    pub write: Costs,
+}
+
 /// What a device can do, as `forebay calibrate` measured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceCapability {
@@ -188,6 +212,8 @@ pub struct DeviceCapability {
     pub read: Direction,
     /// Writes; where they were not measured, they are taken to be as fast as reads.
     pub write: Option<Direction>,
+    /// What the kernel can be told of it; absent where too little was measured.
+    pub cost_model: Option<CostModel>,
 }
 
 impl DeviceCapability {
@@ -243,6 +269,7 @@ mod tests {
             name: "sda".to_owned(),
             read: Direction::new(read).unwrap(),
             write: None,
+            cost_model: None,
         }
     }
 

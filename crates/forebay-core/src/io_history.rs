@@ -223,6 +223,7 @@ mod tests {
             name: "sda".to_owned(),
             read: read.unwrap(),
             write: None,
+            cost_model: None,
         };
         BTreeMap::from([(DISK, device)])
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::AppId;
+use crate::app::{AppId, Device};
 use crate::idset::CpuSet;
-use crate::io::DeviceCounters;
+use crate::io::{CostModel, DeviceCounters};
 use crate::slice::{Knob, Setting, Slice};
 use crate::units::{Bytes, Time};
 use crate::working_set::MemoryStat;
@@ -209,6 +209,8 @@ pub struct HostSample {
     pub memory_available: Reading<Bytes>,
     /// Where the interrupts of devices are served.
     pub interrupts: Reading<Interrupts>,
+    /// The models of what requests to block devices cost.
+    pub cost_models: Reading<CostModels>,
     /// Swap that is free.
     pub swap_free: Reading<Bytes>,
 }
@@ -220,6 +222,17 @@ pub struct Interrupts {
     pub kept_off: Option<CpuSet>,
     /// Those that somebody else moved since, named once. They are left alone from then on.
     pub foreign: BTreeSet<u32>,
+}
+
+/// Models of what requests to block devices cost, which are one for the whole host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CostModels {
+    /// Those that the daemon installed.
+    pub in_force: BTreeMap<Device, CostModel>,
+    /// Devices of which somebody else has switched a model on.
+    pub others: BTreeSet<Device>,
+    /// Devices whose model is not what the daemon installed any more.
+    pub foreign: BTreeSet<Device>,
 }
 
 /// What one observation saw.

@@ -3,6 +3,8 @@
 //! Everything here can be lost: a daemon that starts anew observes again and finds the slices
 //! in force. Nothing here is shared with another thread.
 
+mod costs;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ pub struct State {
     planner: plan::Memory,
     shortfalls: Vec<plan::Shortfall>,
     interrupts: Interrupts,
+    costs: costs::Costs,
     events: VecDeque<Event>,
     fresh: Vec<Event>,
     host_memory: plan::HostMemory,
@@ -132,6 +135,7 @@ impl State {
     pub fn record(&mut self, inputs: &Inputs<'_>, snapshot: &Snapshot) {
         self.period += 1;
         self.note_moved_interrupts(inputs.time, snapshot);
+        self.record_cost_models(inputs.time, snapshot);
         self.host_memory = plan::HostMemory {
             available: snapshot.host.memory_available.as_ref().ok().copied(),
             swap_free: snapshot.host.swap_free.as_ref().ok().copied(),
@@ -306,6 +310,7 @@ impl State {
             .collect();
         actions.extend(self.settings(inputs, plan));
         actions.extend(self.move_interrupts(inputs, plan, snapshot));
+        actions.extend(self.set_cost_models(inputs, plan, snapshot));
         let asks = plan.give_back.asks.iter().chain(&plan.saves);
         actions.extend(asks.map(|(app, bytes)| Action::Reclaim {
             app: app.clone(),
@@ -387,6 +392,9 @@ impl State {
                 Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
                 Action::Release { app } => self.settle_release(inputs, app, outcome),
                 Action::Interrupts { .. } => self.settle_interrupts(inputs, action, outcome),
+                Action::CostModel { device, .. } => {
+                    self.settle_cost_model(inputs, *device, action, outcome);
+                }
                 Action::Reclaim { app, .. } => {
                     if !matches!(outcome, Outcome::Done) {
                         let held = self.planner.givers.entry(app.clone()).or_default();
@@ -632,6 +640,7 @@ impl State {
             known.retries.clear();
         }
         self.interrupts = Interrupts::default();
+        self.costs = costs::Costs::default();
     }
 
     fn note(&mut self, time: Time, app: Option<&AppId>, kind: EventKind, message: String) {

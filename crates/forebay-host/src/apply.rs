@@ -180,6 +180,12 @@ impl LinuxHost {
                 self.announce_interrupts(keep_off)?;
                 Ok(None)
             }
+            Action::CostModel { device, model } => {
+                if model.is_some() {
+                    self.announce_cost_model(*device)?;
+                }
+                Ok(None)
+            }
             Action::Reclaim { app, .. } => {
                 self.announce_reclaim(app)?;
                 Ok(None)
@@ -324,6 +330,7 @@ impl LinuxHost {
             Action::Thaw { app } => self.thaw(app),
             Action::Kill { app } => self.kill(app),
             Action::Interrupts { keep_off } => self.move_interrupts(keep_off),
+            Action::CostModel { device, model } => self.set_cost_model(*device, model.as_ref()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use forebay_core::slice::Knob;
 
 use crate::Roots;
+use crate::cost;
 use crate::error::HostError;
 use crate::groups;
 use crate::knobs::{Ways, all_knobs};
@@ -41,6 +42,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(knobs(&hierarchies, group));
     features.push(network(&hierarchies));
     features.push(systemd());
+    features.push(cost_models(&hierarchies));
     features.push(buffered_writes(&hierarchies));
     features.extend(unified(&hierarchies, group));
     features.extend(memory(roots, &hierarchies, group));
@@ -213,6 +215,24 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
             "when memory is out, critical apps are ended like any other, after batch"
         }
         Knob::EgressMax => "no upper bound on what an app sends, and its traffic is not counted",
+    }
+}
+
+fn cost_models(hierarchies: &Hierarchies) -> Feature {
+    let on = cost::examine(hierarchies);
+    Feature {
+        name: "io.cost".to_owned(),
+        present: on.is_ok(),
+        detail: match on {
+            Ok(on) if on.is_empty() => "on for no device".to_owned(),
+            Ok(on) => {
+                let on: Vec<String> = on.iter().map(ToString::to_string).collect();
+                format!("on for {}", on.join(", "))
+            }
+            Err(error) => error.explain(),
+        },
+        lack_costs: "io.weight divides no device but those that BFQ schedules; neither \
+                     io_protection = \"cost\" nor `calibrate --install-model` works",
     }
 }
 

@@ -11,6 +11,7 @@ use forebay_core::snapshot::{Ending, Snapshot};
 use forebay_core::topology::Topology;
 
 use crate::Roots;
+use crate::cost;
 use crate::error::HostError;
 use crate::files::{Reader, read_text};
 use crate::freeze;
@@ -78,6 +79,7 @@ pub struct LinuxHost {
     pub(crate) online_text: String,
     pub(crate) slow: SlowWriter,
     pub(crate) interrupts: Option<Interrupts>,
+    pub(crate) costs: Option<cost::Models>,
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
@@ -209,8 +211,10 @@ impl LinuxHost {
         let reclaim_way = ReclaimWay::probe(&hierarchies, |index| {
             parents.get(index).map(PathBuf::as_path)
         });
+        let costs = cost::Models::open(&hierarchies, ledger.state());
         let mut capabilities = Capabilities {
             reclaim: reclaim_way.is_some(),
+            cost_models: costs.is_some(),
             ..ways.capabilities(first_disk(&roots.sys))
         };
         if let Err(error) = network::probe(&hierarchies) {
@@ -237,6 +241,7 @@ impl LinuxHost {
             online_text: String::new(),
             slow: SlowWriter::default(),
             interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
+            costs,
             reclaim_way,
             reclaimer: Reclaimer::default(),
             owners: Owners::new(options.owners.clone()),

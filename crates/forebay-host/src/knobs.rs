@@ -32,6 +32,7 @@ use forebay_core::host::Capabilities;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
+use crate::cost;
 use crate::mounts::{Controller, Hierarchies, Version};
 
 /// The kernel refuses quotas below a millisecond.
@@ -370,6 +371,9 @@ pub(crate) fn cut(file: &str, device: Option<Device>, text: &str) -> String {
     let line = text
         .lines()
         .find(|line| line.split_whitespace().next() == Some(&name));
+    if let Some(text) = cost::canonical(file, device, line) {
+        return text;
+    }
     match (line, file) {
         (Some(line), _) => line.trim().to_owned(),
         (None, "io.latency") => format!("{name} target=max"),

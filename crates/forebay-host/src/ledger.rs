@@ -94,6 +94,14 @@ pub enum Record {
         /// The text to write back.
         text: String,
     },
+    /// What a knob of the host holds before a command of the user's first writes it. It is put
+    /// back when the user says so.
+    Asked {
+        /// Where.
+        spot: Spot,
+        /// The text to write back.
+        text: String,
+    },
     /// What is about to be written to a knob, or what the kernel made of it.
     Wrote {
         /// Where.
@@ -202,6 +210,8 @@ pub struct State {
     pub enabled: Vec<(PathBuf, Vec<String>)>,
     /// Original values of knobs that are no app's, in the order of the first writes.
     pub host: Vec<(Spot, String)>,
+    /// Original values of knobs that the user had written, to stay.
+    pub asked: Vec<(Spot, String)>,
     /// The apps.
     pub apps: BTreeMap<AppId, AppRecord>,
     /// The last values written to knobs of groups that are not ours, newest last.
@@ -211,7 +221,7 @@ pub struct State {
 }
 
 impl State {
-    /// Whether the kernel is as it was found.
+    /// Whether the kernel is as it was found, but for what the user asked to stay.
     #[must_use]
     pub fn is_restored(&self) -> bool {
         self.parents.is_empty()
@@ -241,6 +251,11 @@ impl State {
             Record::HostOriginal { spot, text } => {
                 if !self.host.iter().any(|(known, _)| *known == spot) {
                     self.host.push((spot, text));
+                }
+            }
+            Record::Asked { spot, text } => {
+                if !self.asked.iter().any(|(known, _)| *known == spot) {
+                    self.asked.push((spot, text));
                 }
             }
             Record::Wrote { spot, text } => {
@@ -338,6 +353,10 @@ impl State {
             });
         }
         records.extend(self.host.iter().map(|(spot, text)| Record::HostOriginal {
+            spot: spot.clone(),
+            text: text.clone(),
+        }));
+        records.extend(self.asked.iter().map(|(spot, text)| Record::Asked {
             spot: spot.clone(),
             text: text.clone(),
         }));

@@ -14,6 +14,7 @@ use crate::error::HostError;
 
 mod apply;
 mod blkstat;
+pub mod cost;
 pub mod discover;
 pub mod doctor;
 pub mod error;

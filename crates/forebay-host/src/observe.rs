@@ -143,6 +143,12 @@ impl LinuxHost {
             let thorough = watch.period.is_multiple_of(INTERRUPTS_ROTATION);
             host.interrupts = Ok(interrupts.look(thorough));
         }
+        if let Some(costs) = &mut self.costs {
+            if watch.period.is_multiple_of(ROTATION) {
+                costs.look(self.ledger.state());
+            }
+            host.cost_models = Ok(costs.seen());
+        }
         let mut apps = BTreeMap::new();
         for (index, (id, app)) in (0u64..).zip(watch.apps) {
             let turn = (watch.period + index) % ROTATION;
@@ -241,6 +247,7 @@ impl LinuxHost {
             steal: Err(Gap::Unsupported),
             memory_available: Err(Gap::Unsupported),
             interrupts: Err(Gap::Unsupported),
+            cost_models: Err(Gap::Unsupported),
             swap_free: Err(Gap::Unsupported),
         };
         if let Some(reader) = &self.host_stat {

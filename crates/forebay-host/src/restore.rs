@@ -61,7 +61,8 @@ impl Report {
         self.failed.is_empty()
     }
 
-    pub(crate) fn absorb(&mut self, other: Self) {
+    /// Adds what another one put back.
+    pub fn absorb(&mut self, other: Self) {
         self.knobs += other.knobs;
         self.processes += other.processes;
         self.groups += other.groups;
@@ -343,7 +344,7 @@ fn keep(
 /// Writes original values back where the knob still holds what we wrote. Returns what could
 /// not be put back in full while CPUs are taken by a partition: place, original, and what it
 /// holds instead.
-fn restore_knobs(
+pub(crate) fn restore_knobs(
     ledger: &Ledger,
     mut open: Vec<&(Spot, String)>,
     report: &mut Report,

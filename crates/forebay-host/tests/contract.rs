@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId, Binding, IoMax, Match, OnStop, Partition};
+use forebay_core::app::{App, AppId, Binding, Device, IoMax, Match, OnStop, Partition};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
@@ -448,6 +448,14 @@ impl Fixture<LinuxHost> for Live {
             Some((number, text.trim().parse().unwrap()))
         });
         Ok(served.collect())
+    }
+
+    fn has_cost_model(&mut self, _host: &LinuxHost, device: Device) -> Result<bool, String> {
+        let (_, hierarchy) = self.place.hierarchies.of(Controller::Io).unwrap();
+        let file = hierarchy.mount.join("io.cost.qos");
+        let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+        let line = format!("{device} enable=1 ");
+        Ok(text.lines().any(|text| text.starts_with(&line)))
     }
 
     fn left_behind(&mut self, _host: &LinuxHost) -> Result<Vec<String>, String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_core::app::{Device, IoMax};
-use forebay_core::io::{DeviceCapability, Direction, Measured};
+use forebay_core::io::{CostModel, Costs, DeviceCapability, Direction, Measured};
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::units::Limit;
 
@@ -51,10 +51,20 @@ impl Disk {
             latency: alone,
             latency_p99: alone,
         });
+        let costs = Costs {
+            bytes_per_second: self.bytes_per_second,
+            sequential_per_second: self.bytes_per_second / block_bytes,
+            random_per_second: self.bytes_per_second / block_bytes,
+            latency_us: u64::try_from(alone.as_micros()).unwrap_or(u64::MAX),
+        };
         DeviceCapability {
             name: "sim".to_owned(),
             read: read.expect("a device serves something"),
             write: None,
+            cost_model: Some(CostModel {
+                read: costs,
+                write: costs,
+            }),
         }
     }
 
@@ -91,6 +101,37 @@ impl SimHost {
     pub const fn with_disk(mut self, disk: Disk) -> Self {
         self.disk = Some(Queue::new(disk));
         self
+    }
+
+    /// Somebody else switches a device's cost model on, or changes the one that Forebay installed.
+    pub fn take_cost_model(&mut self, device: Device) {
+        match self.cost_models.in_force.remove(&device) {
+            Some(_) => self.cost_models.foreign.insert(device),
+            None => self.cost_models.others.insert(device),
+        };
+    }
+
+    pub(crate) fn set_cost_model(
+        &mut self,
+        device: Device,
+        model: Option<CostModel>,
+    ) -> Result<(), String> {
+        let models = &mut self.cost_models;
+        models.foreign.remove(&device);
+        match model {
+            Some(_) if models.others.contains(&device) => {
+                return Err("somebody else has a model of it".to_owned());
+            }
+            Some(model) => models.in_force.insert(device, model),
+            None => models.in_force.remove(&device),
+        };
+        Ok(())
+    }
+
+    /// The costs that a device has, and whether they are on.
+    #[must_use]
+    pub fn has_cost_model(&self, device: Device) -> bool {
+        self.cost_models.in_force.contains_key(&device)
     }
 
     /// How long a request takes on the block device now.

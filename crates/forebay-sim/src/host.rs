@@ -9,7 +9,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::io::DeviceCounters;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{
-    AppSample, Ending, Gap, HostSample, Reading, Reclaim, RunState, Snapshot,
+    AppSample, CostModels, Ending, Gap, HostSample, Reading, Reclaim, RunState, Snapshot,
 };
 use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
@@ -53,6 +53,7 @@ pub struct SimHost {
     pub(crate) steal_until: f64,
     pub(crate) stolen: f64,
     pub(crate) interrupts: Interrupts,
+    pub(crate) cost_models: CostModels,
     /// The device that programs use; without it, one that is never busy.
     pub(crate) disk: Option<Queue>,
     /// The regions of the last step and the sets they belong to.
@@ -130,10 +131,12 @@ impl SimHost {
         Self {
             busy: vec![0.0; topology.cpus().len()],
             interrupts: Interrupts::new(topology.cpu_set()),
+            cost_models: CostModels::default(),
             topology,
             capabilities: Capabilities {
                 knobs,
                 reclaim: true,
+                cost_models: true,
                 ..Capabilities::default()
             },
             rng: fastrand::Rng::with_seed(seed),
@@ -380,6 +383,7 @@ impl SimHost {
                 Action::Thaw { app } => self.slice_of(app).map(|slice| slice.frozen = false),
                 Action::Kill { app } => self.kill(app),
                 Action::Interrupts { keep_off } => self.keep_interrupts_off(*keep_off),
+                Action::CostModel { device, model } => self.set_cost_model(*device, *model),
             }
         };
         match done {
@@ -742,6 +746,7 @@ impl Host for SimHost {
             steal: self.reading("/proc/stat", Duration::from_secs_f64(self.steal)),
             memory_available: self.reading("/proc/meminfo", free),
             interrupts: Ok(self.interrupts.look()),
+            cost_models: Ok(self.cost_models.clone()),
             swap_free: self.reading("/proc/meminfo", swap_free),
         };
         Snapshot {

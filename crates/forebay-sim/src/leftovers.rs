@@ -18,6 +18,8 @@ impl SimHost {
     #[must_use]
     pub fn left_behind(&self) -> Vec<String> {
         let mut left = self.interrupts.left_behind();
+        let models = self.cost_models.in_force.keys();
+        left.extend(models.map(|device| format!("cost model of {device}")));
         for (path, group) in &self.groups {
             if !group.foreign {
                 left.push(format!("group {path}"));

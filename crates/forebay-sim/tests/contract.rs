@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Class, Exec, Match, Restart};
+use forebay_core::app::{App, AppId, Binding, Class, Device, Exec, Match, Restart};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::{Shape, Topology};
@@ -130,6 +130,10 @@ impl Fixture<SimHost> for Simulated {
 
     fn interrupts(&mut self, host: &SimHost) -> Result<BTreeMap<u32, CpuSet>, String> {
         Ok(host.interrupts())
+    }
+
+    fn has_cost_model(&mut self, host: &SimHost, device: Device) -> Result<bool, String> {
+        Ok(host.has_cost_model(device))
     }
 
     fn left_behind(&mut self, host: &SimHost) -> Result<Vec<String>, String> {

@@ -206,3 +206,51 @@ fn somebody_elses_target_is_noticed_and_left() {
     let told = |event: &Event| event.message.contains("somebody set io.latency 8:0");
     assert!(run.state.events().any(told), "nobody was told");
 }
+
+#[test]
+fn a_cost_model_is_there_as_long_as_it_is_asked_for() {
+    let mut run = Run::new(Load::Constant(5e6));
+    let steps = |run: &mut Run| (0..20).for_each(|_| run.step());
+    steps(&mut run);
+    assert!(!run.host.has_cost_model(DEVICE));
+    run.policy.io_protection = IoProtection::Cost;
+    steps(&mut run);
+    assert!(run.host.has_cost_model(DEVICE));
+    // With it, weights divide the device; a target beside it would fight it.
+    let weight = |app| run.host.read(app, Knob::IoWeight);
+    assert_eq!(weight("web"), Some(Setting::IoWeight(1000)));
+    assert_eq!(weight("hog"), Some(Setting::IoWeight(10)));
+    let target = run.host.read("web", Knob::IoLatency(DEVICE));
+    assert_eq!(target, Some(Setting::IoLatency(DEVICE, Limit::Max)));
+    run.policy.io_protection = IoProtection::None;
+    steps(&mut run);
+    assert!(!run.host.has_cost_model(DEVICE));
+}
+
+#[test]
+fn somebody_elses_cost_model_is_left() {
+    let steps = |run: &mut Run| (0..20).for_each(|_| run.step());
+    let mut run = Run::new(Load::Constant(5e6));
+    run.policy.io_protection = IoProtection::Cost;
+    run.host.take_cost_model(DEVICE);
+    steps(&mut run);
+    assert!(!run.host.has_cost_model(DEVICE));
+    // Nor is there a target beside it.
+    run.policy.io_protection = IoProtection::Latency;
+    steps(&mut run);
+    let target = run.host.read("web", Knob::IoLatency(DEVICE));
+    assert_eq!(target, Some(Setting::IoLatency(DEVICE, Limit::Max)));
+
+    let mut run = Run::new(Load::Constant(5e6));
+    run.policy.io_protection = IoProtection::Cost;
+    steps(&mut run);
+    run.host.take_cost_model(DEVICE);
+    steps(&mut run);
+    assert!(!run.host.has_cost_model(DEVICE));
+    let told = |event: &Event| {
+        event
+            .message
+            .contains("somebody changed the cost model of 8:0")
+    };
+    assert_eq!(run.state.events().filter(|event| told(event)).count(), 1);
+}

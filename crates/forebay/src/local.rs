@@ -84,8 +84,11 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
     } else {
         OnStop::Keep
     };
-    let report = forebay_host::restore(&args.state_dir, &Roots::default(), on_stop)
-        .map_err(|error| Error::Host(error.explain()))?;
+    let roots = Roots::default();
+    let host = |error: forebay_host::Error| Error::Host(error.explain());
+    let mut report = forebay_host::restore(&args.state_dir, &roots, on_stop).map_err(host)?;
+    // Also what was asked to stay: whoever runs this wants nothing left.
+    report.absorb(forebay_host::cost::remove(&args.state_dir, &roots, None).map_err(host)?);
     if args.json {
         print::line(format_args!(
             "{}",

@@ -138,6 +138,17 @@ mod tests {
         check("forebay doctor --json", true);
         check("forebay calibrate /dev/sda --seconds 4 --json", true);
         check("forebay calibrate --show", true);
+        check("forebay calibrate /dev/sda --install-model", true);
+        check("forebay calibrate /dev/sda --remove-model", true);
+        check("forebay calibrate --remove-model", false);
+        check(
+            "forebay calibrate /dev/sda --install-model --remove-model",
+            false,
+        );
+        check(
+            "forebay calibrate /dev/sda --remove-model --seconds 4",
+            false,
+        );
         check("forebay calibrate", false);
         check("forebay calibrate /dev/sda --seconds 1", false);
         check("forebay calibrate /dev/sda --show", false);

@@ -32,6 +32,7 @@ use crate::app::{App, AppId, Class, Device, IoMax, IoProtection, Partition, Poli
 use crate::demand::Demand;
 use crate::host::Capabilities;
 use crate::idset::CpuSet;
+use crate::io::CostModel;
 use crate::slice::{Knob, Setting, Slice};
 use crate::topology::Topology;
 use crate::units::{Bytes, Limit, MilliCpu, Time};
@@ -82,6 +83,8 @@ pub struct Memory {
     pub givers: BTreeMap<AppId, reclaim::Held>,
     /// What batch may take of block devices.
     pub io: BTreeMap<Device, io::Held>,
+    /// Devices of which somebody else has switched a cost model on.
+    pub costed: BTreeSet<Device>,
     /// What somebody had set for an app's group and single block devices before Forebay came:
     /// limits are ceilings like those of the user.
     pub io_before: BTreeMap<AppId, Slice>,
@@ -158,6 +161,8 @@ pub struct Plan {
     pub shared: CpuSet,
     /// Whether batch may use critical apps' own CPUs while those leave them idle.
     pub lends: bool,
+    /// What the kernel is told of the cost of requests, for the whole host.
+    pub cost_models: BTreeMap<Device, CostModel>,
     /// CPUs that serve no interrupts of devices.
     pub keep_interrupts_off: CpuSet,
     /// What cannot be kept.
@@ -202,7 +207,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         let before = memory.io_before.get(id).unwrap_or(&nothing);
         let planned = devices.limits.get(id).unwrap_or(&unlimited);
         device_settings(app, before, planned, &mut slice);
-        latency_settings(situation.policy, app, before, &mut slice);
+        latency_settings(situation.policy, app, before, &memory.costed, &mut slice);
         plan.slices
             .insert(id.clone(), supported(app, slice, situation.capabilities));
         plan.reasons.insert(
@@ -217,17 +222,35 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
             },
         );
     }
+    plan.cost_models = cost_models(situation, &memory.costed);
     plan.keep_interrupts_off = keep_interrupts_off(situation, &plan);
     let memory = Memory {
         cpus: cpus.held,
         bytes: bytes.held,
         givers,
         io: devices.held,
+        costed: memory.costed.clone(),
         io_before: memory.io_before.clone(),
         probes,
         lending,
     };
     (plan, memory)
+}
+
+/// The models of measured devices, but of those of which somebody else's is on.
+fn cost_models(
+    situation: &Situation<'_>,
+    costed: &BTreeSet<Device>,
+) -> BTreeMap<Device, CostModel> {
+    let policy = situation.policy;
+    if policy.io_protection != IoProtection::Cost || !situation.capabilities.cost_models {
+        return BTreeMap::new();
+    }
+    let devices = policy.devices.iter();
+    devices
+        .filter(|(device, _)| !costed.contains(device))
+        .filter_map(|(device, capability)| Some((*device, capability.cost_model?)))
+        .collect()
 }
 
 /// Critical apps' own CPUs, as long as another one is left to serve interrupts.
@@ -343,11 +366,20 @@ fn device_settings(
 
 /// A critical app's target on every measured device, whether it uses it now or not: who sends
 /// nothing misses nothing, and its first slow request finds the target there.
-fn latency_settings(policy: &Policy, app: &App, before: &Slice, slice: &mut Slice) {
+///
+/// Not where requests have costs: two that hold back by their own lights would fight.
+fn latency_settings(
+    policy: &Policy,
+    app: &App,
+    before: &Slice,
+    costed: &BTreeSet<Device>,
+    slice: &mut Slice,
+) {
     if policy.io_protection != IoProtection::Latency || app.class != Class::Critical {
         return;
     }
-    for (device, capability) in &policy.devices {
+    let devices = policy.devices.iter();
+    for (device, capability) in devices.filter(|(device, _)| !costed.contains(device)) {
         let before = match before.get(Knob::IoLatency(*device)) {
             Some(Setting::IoLatency(_, target)) => *target,
             _ => Limit::Max,

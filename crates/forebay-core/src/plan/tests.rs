@@ -48,7 +48,7 @@ impl Case {
             capabilities: Capabilities {
                 knobs: KNOBS.to_vec(),
                 reclaim: true,
-                withheld: BTreeMap::new(),
+                ..Capabilities::default()
             },
         }
     }

@@ -73,6 +73,7 @@ all!(
     memory_of_an_unknown_app_cannot_be_had,
     io_is_counted_by_device,
     an_owners_limit_of_a_device_is_known_and_comes_back,
+    a_cost_model_is_installed_and_comes_back,
 );
 
 /// A host can control something, and lists each knob once.

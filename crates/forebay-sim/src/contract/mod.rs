@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, IoMax, Partition};
+use forebay_core::app::{App, AppId, Device, IoMax, Partition};
 use forebay_core::host::{Action, Host, Outcome, Watch};
 use forebay_core::idset::{CpuSet, IdSet};
 use forebay_core::slice::{Knob, Setting, Slice};
@@ -102,6 +102,13 @@ pub trait Fixture<H: Host> {
     /// # Errors
     /// Why it cannot be known.
     fn interrupts(&mut self, host: &H) -> Result<BTreeMap<u32, CpuSet>, String>;
+
+    /// Whether the kernel goes by a model of what requests to a device cost, by another way than
+    /// the host's.
+    ///
+    /// # Errors
+    /// Why it cannot be known.
+    fn has_cost_model(&mut self, host: &H, device: Device) -> Result<bool, String>;
 
     /// What Forebay did to the host and did not undo.
     ///

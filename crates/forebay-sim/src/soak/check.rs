@@ -60,6 +60,7 @@ pub(super) fn after_tick(
     }
     nothing_is_forgotten(scenario, inputs, report)?;
     interrupts_leave_them_alone(scenario, inputs, &plan)?;
+    costs_are_those_planned(scenario, inputs, &plan)?;
     cpus_are_placed(scenario, &plan)?;
     floors_and_ceilings_hold(scenario, &plan)?;
     memory_fits(scenario, &plan)
@@ -87,11 +88,32 @@ fn report_is_true(scenario: &Scenario, report: &TickReport) -> Check {
     for (action, outcome) in &report.actions {
         if let Outcome::Failed(why) = outcome {
             ensure!(
-                why.contains(action.app().map_or("interrupts", AppId::as_str)),
+                why.contains(object(action)),
                 "`{action}` failed without naming its object: {why}"
             );
         }
     }
+    Ok(())
+}
+
+/// What an action is about, as what failed of it names it.
+fn object(action: &Action) -> &str {
+    match action {
+        Action::CostModel { .. } => "cost model",
+        _ => action.app().map_or("interrupts", AppId::as_str),
+    }
+}
+
+/// Where the kernel knows costs, they are those of the plan.
+fn costs_are_those_planned(scenario: &Scenario, inputs: &Inputs<'_>, plan: &Plan) -> Check {
+    if inputs.paused || scenario.host.faults != Faults::default() {
+        return Ok(());
+    }
+    let planned = plan.cost_models.contains_key(&DEVICE);
+    ensure!(
+        scenario.host.has_cost_model(DEVICE) == planned,
+        "a cost model is planned: {planned}, and in force is the contrary"
+    );
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use forebay_core::report::{EventKind, TickReport};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 
+use crate::disk::DEVICE;
 use crate::fault::Faults;
 use scenario::Scenario;
 
@@ -151,9 +152,15 @@ fn part(scenario: &mut Scenario) -> Result<(), String> {
     let ends = |app: &App| {
         scenario.policy.on_stop == OnStop::Kill && matches!(app.binding, Binding::Exec(_))
     };
-    let mut actions = vec![Action::Interrupts {
-        keep_off: CpuSet::EMPTY,
-    }];
+    let mut actions = vec![
+        Action::Interrupts {
+            keep_off: CpuSet::EMPTY,
+        },
+        Action::CostModel {
+            device: DEVICE,
+            model: None,
+        },
+    ];
     for app in scenario.policy.apps.values() {
         if ends(app) {
             actions.push(Action::Kill {

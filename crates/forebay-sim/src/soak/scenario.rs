@@ -69,9 +69,10 @@ impl Scenario {
                     _ => Partition::Member,
                 }
             },
-            io_protection: match rng.clone().bool() {
-                true => IoProtection::Latency,
-                false => IoProtection::None,
+            io_protection: match rng.clone().u8(0..3) {
+                0 => IoProtection::Latency,
+                1 => IoProtection::Cost,
+                _ => IoProtection::None,
             },
             batch_cache_percent: rng.clone().bool().then_some(25),
             batch_bandwidth_percent: rng.clone().bool().then_some(50),

@@ -10,7 +10,7 @@ use forebay_core::units::Bytes;
 use forebay_host::doctor::Feature;
 
 use super::measure::Rate;
-use super::{Calibration, store};
+use super::{Calibration, model, store};
 
 /// Devices of which it is known what they can do, and why others are not.
 #[derive(Debug, Default, PartialEq)]
@@ -73,11 +73,12 @@ fn capability(calibration: &Calibration) -> Option<DeviceCapability> {
             Some(write) => Some(direction(write)?),
             None => None,
         },
+        cost_model: model::of(calibration),
     })
 }
 
 /// On a device without seeks, small requests may move as much as large ones.
-fn fastest(direction: &super::Direction) -> u64 {
+pub(super) fn fastest(direction: &super::Direction) -> u64 {
     let rates: [&Rate; 2] = [&direction.sequential, &direction.random];
     let bytes = rates.map(|rate| rate.bytes_per_second);
     bytes[0].max(bytes[1])

@@ -13,6 +13,7 @@
 mod disk;
 mod known;
 mod measure;
+mod model;
 mod store;
 
 use std::io;
@@ -36,9 +37,9 @@ const SEQUENTIAL_DEPTH: usize = 4;
 /// Random requests at a time.
 const RANDOM_DEPTH: usize = 16;
 /// Phases of reading.
-const READ_PHASES: u32 = 3;
+const READ_PHASES: u32 = 4;
 /// Phases of writing: the same, after the scratch file has been filled.
-const WRITE_PHASES: u32 = 4;
+const WRITE_PHASES: u32 = 5;
 
 /// Measure what a block device can do; it is kept busy meanwhile
 #[derive(Debug, Clone, clap::Args)]
@@ -53,8 +54,15 @@ pub(crate) struct Args {
     /// How long to measure
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=600))]
     seconds: u32,
+    /// Then tell the kernel what requests to the device cost (io.cost of cgroup v2), so that
+    /// io.weight divides its time; stays until `--remove-model` or the next boot
+    #[arg(long)]
+    install_model: bool,
+    /// Put back what `--install-model` found, and measure nothing
+    #[arg(long, conflicts_with_all = ["scratch", "seconds", "install_model"])]
+    remove_model: bool,
     /// Show what was measured before, and measure nothing
-    #[arg(long, conflicts_with_all = ["target", "scratch", "seconds"])]
+    #[arg(long, conflicts_with_all = ["target", "scratch", "seconds", "install_model", "remove_model"])]
     show: bool,
     /// Where results are kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
@@ -77,23 +85,15 @@ pub(crate) enum Error {
     /// It makes no sense.
     #[error("{attempt}; {advice}")]
     Invalid { attempt: String, advice: String },
+    /// The kernel takes no cost model, or gives none up.
+    #[error("{0}")]
+    Model(String),
 }
 
 impl Error {
     fn system(attempt: impl Into<String>, source: impl Into<io::Error>) -> Self {
         let source = source.into();
-        let advice = match source.kind() {
-            io::ErrorKind::PermissionDenied => "run as root",
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                "make room on that file system"
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                "it is read-only: remount it writable, or name the device itself to measure \
-                 reads only"
-            }
-            io::ErrorKind::NotFound => "see `lsblk` for the devices and where they are mounted",
-            _ => "see `dmesg` for what the kernel says of the device",
-        };
+        let advice = advice(source.kind(), rustix::process::geteuid());
         Self::System {
             attempt: attempt.into(),
             advice: advice.to_owned(),
@@ -109,12 +109,40 @@ impl Error {
     }
 }
 
+/// What to do about trouble of this kind.
+fn advice(kind: io::ErrorKind, user: rustix::process::Uid) -> &'static str {
+    match kind {
+        // Only a device control group or a security module refuses root.
+        io::ErrorKind::PermissionDenied if user.is_root() => {
+            "root may not use this device here, as in a container whose device list lacks it: \
+                 allow it there, or run on the host itself"
+        }
+        io::ErrorKind::PermissionDenied => "run as root",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on that file system"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "it is read-only: remount it writable, or name the device itself to measure \
+                 reads only"
+        }
+        io::ErrorKind::NotFound => "see `lsblk` for the devices and where they are mounted",
+        io::ErrorKind::UnexpectedEof => {
+            "the device ended before its size: it was made smaller or is going away; see \
+                 `lsblk`"
+        }
+        _ => "see `dmesg` for what the kernel says of the device",
+    }
+}
+
 /// What one direction of a device can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Direction {
     /// Large requests in order.
     sequential: Rate,
+    /// Small requests in order, several at a time; not measured by earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequential_small: Option<Rate>,
     /// Small requests anywhere, several at a time.
     random: Rate,
     /// Small requests anywhere, one at a time.
@@ -142,6 +170,9 @@ struct Shown {
     calibration: Calibration,
     /// Why the numbers are not those of the device that is here now.
     stale: Option<String>,
+    /// What io.cost.model and io.cost.qos were made to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    installed: Option<[String; 2]>,
 }
 
 /// Measures a device and keeps the result, or shows what was kept.
@@ -157,13 +188,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let mut output = Output::stdout(format);
     let shown = match &args.target {
         None => show(&args.state_dir)?,
+        Some(target) if args.remove_model => return model::remove(target, args, &mut output),
         Some(target) => {
             let store = store::Store::take(&args.state_dir)?;
+            if args.install_model {
+                model::check(&args.state_dir)?;
+            }
             let calibration = calibrate(target, args)?;
             store.keep(&calibration)?;
+            let installed = match args.install_model {
+                true => Some(model::install(&calibration, &args.state_dir)?),
+                false => None,
+            };
             vec![Shown {
                 calibration,
                 stale: None,
+                installed,
             }]
         }
     };
@@ -177,7 +217,11 @@ fn show(state_dir: &Path) -> Result<Vec<Shown>, Error> {
     let kept = store::load(state_dir)?;
     let shown = kept.into_iter().map(|calibration| {
         let stale = calibration.disk.differs(Path::new("/"));
-        Shown { calibration, stale }
+        Shown {
+            calibration,
+            stale,
+            installed: None,
+        }
     });
     Ok(shown.collect())
 }
@@ -244,6 +288,14 @@ fn direction(
                 random: true,
             },
         )?,
+        sequential_small: Some(measured(
+            "in order, small",
+            Phase {
+                block: small,
+                depth: RANDOM_DEPTH,
+                random: false,
+            },
+        )?),
         sequential: measured(
             "in order",
             Phase {
@@ -297,6 +349,9 @@ fn text(shown: &[Shown]) -> String {
             numbers("MAX us"),
         ];
         text += &table(columns, &rows);
+        if let Some([model, qos]) = &one.installed {
+            text += &model::told(disk, model, qos);
+        }
     }
     text
 }
@@ -314,16 +369,29 @@ fn rows(access: &str, direction: &Direction) -> Vec<[String; 8]> {
             rate.max_us.to_string(),
         ]
     };
-    vec![
-        row("in order", &direction.sequential),
-        row("random", &direction.random),
-        row("random, alone", &direction.single),
-    ]
+    let small = direction.sequential_small.as_ref();
+    [row("in order", &direction.sequential)]
+        .into_iter()
+        .chain(small.map(|rate| row("in order, small", rate)))
+        .chain([
+            row("random", &direction.random),
+            row("random, alone", &direction.single),
+        ])
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_root_is_not_told_to_be() {
+        let denied = io::ErrorKind::PermissionDenied;
+        let root = rustix::process::Uid::ROOT;
+        assert!(advice(denied, root).contains("in a container"));
+        let user = rustix::process::Uid::from_raw(1000);
+        assert_eq!(advice(denied, user), "run as root");
+    }
 
     #[test]
     fn people_see_what_is_known_and_what_is_not() {
@@ -347,6 +415,7 @@ mod tests {
             let shown = text(&[Shown {
                 calibration: calibration.unwrap(),
                 stale: stale.map(str::to_owned),
+                installed: None,
             }]);
             let starts: Vec<&str> = shown.lines().collect();
             assert_eq!(starts.len(), lines.len(), "{shown}");

@@ -212,9 +212,9 @@ const POLICY: &[Key] = &[
         "io_protection",
         Kind::Choice {
             noun: "protection of I/O",
-            words: &["none", "latency"],
+            words: &["none", "latency", "cost"],
         },
-        "What else holds others back for critical apps' I/O on devices that `forebay calibrate` measured, beside the limits of batch: \"latency\" gives critical apps a target in io.latency of cgroup v2, and the kernel holds back every group beside them, also those that are no apps, while it is missed (default \"none\")",
+        "What else holds others back for critical apps' I/O on devices that `forebay calibrate` measured, beside the limits of batch: \"latency\" gives critical apps a target in io.latency of cgroup v2, and the kernel holds back every group beside them, also those that are no apps, while it is missed; \"cost\" tells the kernel what requests cost (io.cost), which then divides the device's time by io.weight among all groups (default \"none\")",
     ),
     key(
         "batch_cache",

@@ -247,6 +247,7 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
             Some(At {
                 value: "latency", ..
             }) => IoProtection::Latency,
+            Some(At { value: "cost", .. }) => IoProtection::Cost,
             _ => IoProtection::None,
         },
         batch_cache_percent: share(&mut section, "batch_cache", findings),

@@ -100,6 +100,7 @@ pub(super) fn published(period: u64) -> Published {
                 steal: Err(Gap::Unsupported),
                 memory_available: Ok(Bytes::mib(4096)),
                 interrupts: Err(Gap::Unsupported),
+                cost_models: Err(Gap::Unsupported),
                 swap_free: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),

@@ -45,6 +45,7 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             steal: Err(Gap::Unsupported),
             memory_available: Ok(Bytes::mib(100)),
             interrupts: Err(forebay_core::snapshot::Gap::Unsupported),
+            cost_models: Err(forebay_core::snapshot::Gap::Unsupported),
             swap_free: Err(Gap::Unsupported),
         },
         shared: CpuSet::EMPTY,

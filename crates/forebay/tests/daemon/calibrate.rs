@@ -261,7 +261,10 @@ fn places_that_cannot_be_measured_are_refused() {
     };
     let check = |disk: &Disk, arguments: &[&str], words: &[&str]| {
         let mut command = disk.calibrate();
-        command.args(arguments).args(["--seconds", "2"]);
+        command.args(arguments);
+        if !arguments.contains(&"--remove-model") {
+            command.args(["--seconds", "2"]);
+        }
         refusal(command).says(words);
     };
     let mnt = disk.path("mnt").display().to_string();
@@ -282,6 +285,18 @@ fn places_that_cannot_be_measured_are_refused() {
         &[&node, "--scratch", "/proc"],
         &["/proc", "not on loop"],
     );
+    let hierarchies = Hierarchies::read(Path::new("/proc")).unwrap();
+    if let Some((_, hierarchy)) = hierarchies.of(Controller::Io)
+        && hierarchy.version == Version::V1
+    {
+        // Before anything is measured.
+        check(
+            &disk,
+            &[&node, "--install-model"],
+            &["io.cost.model", "unified_cgroup_hierarchy"],
+        );
+    }
+    check(&disk, &[&node, "--remove-model"], &["none was installed"]);
     // No room: all but some MiB.
     let filler = fs::File::create(disk.path("mnt/filler")).unwrap();
     let room = rustix::fs::statvfs(disk.path("mnt")).unwrap();

@@ -30,6 +30,7 @@ fn disk() -> DeviceCapability {
         name: "sda".to_owned(),
         read: direction(100).unwrap(),
         write: direction(50),
+        cost_model: None,
     }
 }
 

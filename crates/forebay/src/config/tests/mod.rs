@@ -4,7 +4,9 @@ mod properties;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use forebay_core::app::{AppId, Binding, Class, Device, OnStop, Partition, Restart, Sink};
+use forebay_core::app::{
+    AppId, Binding, Class, Device, IoProtection, OnStop, Partition, Restart, Sink,
+};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 
 use super::*;
@@ -96,6 +98,7 @@ fn every_key_arrives() {
         horizon = "3s"
         system_memory = "128MiB"
         partition = "isolated"
+        io_protection = "cost"
         on_stop = "kill"
         [apps.web]
         class = "critical"
@@ -145,6 +148,7 @@ fn every_key_arrives() {
     assert_eq!(policy.horizon, Duration::from_secs(3));
     assert_eq!(policy.system_memory, Bytes::mib(128));
     assert_eq!(policy.partition, Partition::Isolated);
+    assert_eq!(policy.io_protection, IoProtection::Cost);
     assert_eq!(policy.on_stop, OnStop::Kill);
 
     let web = &policy.apps[&"web".parse::<AppId>().unwrap()];
