@@ -1,0 +1,142 @@
+#!/bin/bash
+# about: batch on a calibrated disk is bounded as planned, by read-back and by effect; io.cost is installed and put back
+# kernels: stable old
+# machine: --smp 2 --mem 768 --disk 64M@8M --disk 64M
+# seconds: 300
+set -eu
+systemctl is-system-running --wait >/dev/null || true
+cd /var/tmp
+. /host/tests/steps
+disk=$(cat /sys/block/vdb/dev)
+state=/var/tmp/state
+
+evidence() {
+  cat difference 2>/dev/null || true
+  $forebay explain hog 2>&1 | tail -n 30 || true
+  cat $root/io.cost.model $root/io.cost.qos || true
+  cat $root/forebay.*/io.max $root/forebay.*/io.stat || true
+}
+
+# The line of the disk in a file of a group; nothing where it has none.
+line_of() { # FILE
+  sed -n "s/^$disk //p" "$root/$1"
+}
+
+is_on() { line_of io.cost.qos | grep -q enable=1; }
+is_off() { ! is_on; }
+
+picture() {
+  cat $root/system.slice/other.service/io.weight $root/system.slice/other.service/io.max
+  [ ! -e $root/system.slice/other.service/io.latency ] || cat $root/system.slice/other.service/io.latency
+  # Where the kernel guesses, and where it goes by nothing, is as good as no line.
+  grep -v "enable=0 ctrl=auto" $root/io.cost.qos || true
+  grep -v "ctrl=auto" $root/io.cost.model || true
+  cat $root/cgroup.subtree_control
+  ls -d $root/forebay* 2>/dev/null || true
+}
+
+is_put_back() {
+  picture >after
+  diff before after >difference
+}
+
+start_daemon() {
+  $forebay daemon --config forebay.toml >>daemon.log 2>&1 &
+  daemon=$!
+  await "the daemon answers" $forebay status >/dev/null 2>&1
+}
+
+refused() { # WORDS COMMAND...
+  local words=$1
+  shift
+  ! "$@" >out 2>&1 || fail "not refused: $*"
+  grep -q "$words" out || fail "$* says $(cat out)"
+}
+
+# Reads and writes by an app that is bound by its group, on a disk that serves 8 MiB/s.
+systemd-run --quiet --unit=other -p IOWeight=50 sh -c 'while :; do dd if=/dev/vdb of=/dev/null bs=4k count=1 skip=$((RANDOM % 16000)) iflag=direct 2>/dev/null; done'
+trap 'systemctl stop other 2>/dev/null || true' EXIT
+await "the reader reads" grep -q "^$disk " $root/system.slice/other.service/io.stat
+
+echo "== bad input"
+refused "no-such" $forebay calibrate /dev/no-such --state-dir $state
+refused "none was installed" $forebay calibrate /dev/vdb --remove-model --state-dir $state
+
+echo "== a model that a command installs stays, and is taken back"
+systemctl stop other
+[ -e $root/io.cost.model ] || { echo "SKIPPED: io: this kernel has no io.cost"; exit 77; }
+$forebay calibrate /dev/vdb --seconds 4 --install-model --state-dir $state >installed 2>/dev/null || fail "calibrate"
+cat installed
+is_on || fail "io.cost is off"
+grep -q "$(line_of io.cost.model)" installed || fail "io.cost.model holds $(line_of io.cost.model)"
+line_of io.cost.model | grep -q "ctrl=user model=linear rbps=[1-9]" || fail "no model"
+$forebay doctor --state-dir $state | grep -q "io.cost.*on for $disk" || fail "doctor says nothing of io.cost"
+$forebay calibrate /dev/vdb --remove-model --state-dir $state
+is_off || fail "io.cost is still on"
+$forebay calibrate /dev/vdb --seconds 2 --install-model --state-dir $state >/dev/null 2>&1 || fail "calibrate again"
+$forebay restore --state-dir $state
+is_off || fail "restore left io.cost on"
+
+systemd-run --quiet --unit=other -p IOWeight=50 sh -c 'while :; do dd if=/dev/vdb of=/dev/null bs=4k count=1 skip=$((RANDOM % 16000)) iflag=direct 2>/dev/null; done'
+await "the reader reads" grep -q "^$disk " $root/system.slice/other.service/io.stat
+picture >before
+
+cat >forebay.toml <<TOML
+[daemon]
+lease = "2s"
+state_dir = "$state"
+[policy]
+io_protection = "cost"
+hold = "60s"
+[apps.web]
+class = "critical"
+cgroup = "system.slice/other.service"
+[apps.hog]
+class = "batch"
+exec = ["sh", "-c", "while :; do dd if=/dev/zero of=/dev/vdb bs=256k count=64 oflag=direct; done"]
+TOML
+$forebay check forebay.toml
+start_daemon
+
+echo "== as planned"
+await "the daemon installs the model" is_on
+await "batch is bounded" grep -q "^$disk .*wbps=[0-9]" $root/forebay.hog/io.max
+await "the weight of a critical app" grep -qx "default 1000" $root/system.slice/other.service/io.weight
+await "the weight of a batch app" grep -qx "default 10" $root/forebay.hog/io.weight
+refused "io_protection" $forebay calibrate /dev/vdb --seconds 2 --install-model --state-dir $state
+wbps() { line_of forebay.hog/io.max | sed -n 's/.*wbps=\([0-9]*\) .*/\1/p'; }
+wrote() { line_of forebay.hog/io.stat | sed -n 's/.*wbytes=\([0-9]*\) .*/\1/p'; }
+# What it writes in some seconds is at most what the limit lets through, whichever held meanwhile.
+most=$(wbps)
+began=$(wrote)
+before_ms=$(date +%s%3N)
+for _ in $(seq 20); do
+  sleep 0.25
+  now=$(wbps)
+  [ "${now:-0}" -le "$most" ] || most=$now
+done
+bytes=$(($(wrote) - began))
+took_ms=$(($(date +%s%3N) - before_ms))
+echo "limit at most $most B/s: $bytes B in $took_ms ms"
+[ "$bytes" -gt 0 ] || fail "batch does not get on"
+# A request of a quarter of a MiB and a slice may be granted ahead.
+[ "$bytes" -le $((most * took_ms / 1000 + (1 << 20))) ] || fail "batch writes more than its limit"
+[ "$most" -lt $((8 << 20)) ] || fail "the limit is no limit"
+[ -e $root/system.slice/other.service/io.latency ] || echo "SKIPPED: io: this kernel has no io.latency"
+
+echo "== another writer"
+echo "$disk enable=0" >$root/io.cost.qos
+await "the writer is noticed" bash -c "$forebay events | grep -q 'somebody changed the cost model'"
+echo "$disk enable=1" >$root/io.cost.qos
+
+echo "== kill -9"
+kill -9 $daemon
+wait $daemon 2>/dev/null || true
+await "the guardian puts everything back" is_put_back
+
+echo "== the next daemon, and a clean stop"
+start_daemon
+await "the daemon installs the model again" is_on
+kill $daemon
+wait $daemon || fail "a clean stop ends with status $?"
+await "everything is put back" is_put_back
