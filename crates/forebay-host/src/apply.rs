@@ -569,9 +569,15 @@ impl LinuxHost {
             } else {
                 write_text(&spot.file, &text)
             };
-            if let Err(error) = wrote {
-                if error.is_gone() {
+            if let Err(mut error) = wrote {
+                if error.is_gone() && !dir.is_dir() {
                     entry.lose_group();
+                } else if let (true, Some(device)) = (error.is_gone(), spot.device) {
+                    // The kernel says the same of a group and of a device that is gone.
+                    error = error.advise(format!(
+                        "there is no block device {device} now: calibrate what took its place, or \
+                         take it out of the configuration"
+                    ));
                 }
                 return Err(Refusal::Failed(format!(
                     "{knob} of {app}: {}",

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use forebay_core::app::{Binding, Match, OnStop, Sink};
+use forebay_core::app::{Binding, Device, IoMax, Match, OnStop, Sink};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{Ending, RunState};
@@ -90,6 +90,44 @@ fn knobs_the_kernel_lacks_are_unsupported() {
         Outcome::Unsupported
     };
     assert_eq!(outcomes, [expected]);
+}
+
+#[test]
+fn a_device_that_vanished_is_named_and_the_group_is_not_given_up() {
+    let Some(place) = Place::new("vanished_device") else {
+        return;
+    };
+    let mut host = place.open();
+    let is_io_max = |knob: &Knob| matches!(knob, Knob::IoMax(_));
+    if !host.capabilities().knobs.iter().any(is_io_max) {
+        println!("SKIPPED: a_device_that_vanished_is_named: no limits of devices are offered");
+        return;
+    }
+    let app = program("web", &["sleep", "1000"]);
+    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    look(&mut host, &[&app], 0);
+    let gone = Device {
+        major: 250,
+        minor: 250,
+    };
+    let max = IoMax {
+        rbps: Limit::At(1 << 20),
+        ..IoMax::NONE
+    };
+    let outcomes = host.apply(&[
+        set("web", Setting::IoMax(gone, max)),
+        set("web", Setting::CpuWeight(300)),
+    ]);
+    let told = |why: &String| why.contains("there is no block device 250:250 now");
+    assert!(
+        matches!(&outcomes[..], [Outcome::Failed(why), Outcome::Done] if told(why)),
+        "{outcomes:?}"
+    );
+    let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
+    assert_eq!(sample.state, RunState::Running);
+    assert_eq!(sample.found, [], "its group was taken for another one");
+    let report = host.close(OnStop::Kill).unwrap();
+    assert!(report.is_complete(), "{report:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! a device that is half idle on average has a queue at the start of every slice.
 //!
 //! Approach: for each device that was measured and that a critical app uses or is about to,
-//! batch gets the smaller of two parts of the device's time, halved between reads and writes.
+//! batch gets the smaller of two parts of the device's time, shared by reads and writes.
 //! The *bandwidth* part is what is left below [`TARGET`] by the critical apps' forecast use,
 //! with headroom. The *delay* part applies while a critical app waits for its I/O at all: what
 //! batch may send in one slice must be served within the time that one small request alone
@@ -17,7 +17,12 @@
 //! multiplicative decrease and additive increase (Chiu and Jain, 1989). Batch is pressed at
 //! once and released one step per hold, with a dead band.
 //!
-//! Properties, each tested: parts of all batch apps that use the device sum to the room, but
+//! The kernel limits reads and writes apart, and both together may not exceed an app's part: each
+//! gets half, until the app fills one half and hardly uses the other, which then leaves all but
+//! [`SPARE`] to it. That ends when what is left is not enough. A change waits for the hold, and
+//! what ends a lean is more than what begins it, so that none goes to and fro.
+//!
+//! Properties, each tested: reads and writes of an app sum to its part; parts of all batch apps that use the device sum to the room, but
 //! none is below its floor; no limit where no critical app uses the device; a limit of the
 //! user, or one that was there before, is never exceeded; more critical use never means more
 //! for batch; a plan in force plans to itself.
@@ -30,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use super::Situation;
 use crate::app::{App, AppId, Class, Device, IoMax};
 use crate::demand::Demand;
-use crate::io::{DeviceCapability, Direction};
+use crate::io::{DeviceCapability, Direction, IoRates};
 use crate::slice::Knob;
 use crate::units::{Limit, Time};
 
@@ -74,6 +79,39 @@ const FLOOR_REQUESTS: u64 = 4;
 const LATENCY_MIN: Duration = Duration::from_micros(1);
 /// Limits in bytes are multiples of this.
 const GRAIN: u64 = 64 << 10;
+
+/// What the lesser direction of an app keeps of its part, in percent, and what ends and begins
+/// that it is the lesser: so much of the app's part is used, in percent.
+const SPARE: u32 = 10;
+const LEAN_ENDS: u32 = 8;
+const LEAN_BEGINS: u32 = 5;
+/// Whoever uses so much of what one direction may, in percent, could use more.
+const FILLED: u32 = 80;
+
+/// Which way an app mostly goes on a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lean {
+    /// Both, or not known.
+    #[default]
+    Even,
+    /// It reads.
+    Reads,
+    /// It writes.
+    Writes,
+}
+
+/// What one app had on one device after the last plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaning {
+    /// Which way it goes.
+    pub lean: Lean,
+    /// When that last moved; never, when absent.
+    moved_at: Option<Time>,
+}
+
+/// What each app had on each device.
+pub type Leanings = BTreeMap<AppId, BTreeMap<Device, Leaning>>;
 
 /// What one device's batch had after the last plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,11 +164,16 @@ pub(super) struct Allocation {
     pub(super) reasons: BTreeMap<Device, Reason>,
     /// For the next plan.
     pub(super) held: BTreeMap<Device, Held>,
+    pub(super) leanings: Leanings,
 }
 
 /// Bounds batch on every measured device.
 #[must_use]
-pub(super) fn allocate(situation: &Situation<'_>, before: &BTreeMap<Device, Held>) -> Allocation {
+pub(super) fn allocate(
+    situation: &Situation<'_>,
+    before: &BTreeMap<Device, Held>,
+    leanings: &Leanings,
+) -> Allocation {
     let mut allocation = Allocation::default();
     let offers = |knob: &Knob| matches!(knob, Knob::IoMax(_));
     if !situation.capabilities.knobs.iter().any(offers) {
@@ -140,9 +183,16 @@ pub(super) fn allocate(situation: &Situation<'_>, before: &BTreeMap<Device, Held
         let (held, reason) = room(situation, *device, capability, before.get(device));
         if held.room < FREE {
             let share = Ppm(held.room.0 / reason.sharers.max(1));
-            for (app, _) in of(situation, Class::Batch) {
+            for (app, demand) in of(situation, Class::Batch) {
+                let before = leanings
+                    .get(&app.id)
+                    .and_then(|devices| devices.get(device));
+                let used = used(capability, demand, *device);
+                let leaning = lean(situation, before.copied().unwrap_or_default(), share, used);
                 let limits = allocation.limits.entry(app.id.clone()).or_default();
-                limits.insert(*device, limit(capability, share));
+                limits.insert(*device, limit(capability, share, leaning.lean));
+                let leanings = allocation.leanings.entry(app.id.clone()).or_default();
+                leanings.insert(*device, leaning);
             }
         }
         allocation.held.insert(*device, held);
@@ -309,24 +359,86 @@ fn settle(
     }
 }
 
-/// A part of a device as limits, half for each direction.
-fn limit(capability: &DeviceCapability, share: Ppm) -> IoMax {
-    let part = |of: u64| {
-        let product = u128::from(of) * u128::from(share.0) / u128::from(2 * FREE.0);
+/// Parts of a device that an app's reads and writes take.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    reads: Ppm,
+    writes: Ppm,
+}
+
+fn used(capability: &DeviceCapability, demand: &Demand, device: Device) -> Used {
+    let rates = demand.io_use.devices.get(&device);
+    let rates = rates.map_or_else(IoRates::default, |used| used.rates);
+    let part = |rates: IoRates| ppm(capability.share(&rates));
+    Used {
+        reads: part(IoRates {
+            write_bytes: 0.0,
+            writes: 0.0,
+            ..rates
+        }),
+        writes: part(IoRates {
+            read_bytes: 0.0,
+            reads: 0.0,
+            ..rates
+        }),
+    }
+}
+
+/// A percentage of a part of a device.
+fn percent(part: Ppm, percent: u32) -> u64 {
+    u64::from(part.0) * u64::from(percent) / 100
+}
+
+/// Which way an app goes by now that may take `share` and takes `used`.
+fn lean(situation: &Situation<'_>, before: Leaning, share: Ppm, used: Used) -> Leaning {
+    let moved = before.moved_at.map(|at| situation.time.since(at));
+    if moved.is_some_and(|since| since < situation.policy.hold) {
+        return before;
+    }
+    let fills_half = |part: Ppm| u64::from(part.0) >= percent(share, FILLED / 2);
+    let hardly = |part: Ppm| u64::from(part.0) <= percent(share, LEAN_BEGINS);
+    let wants_more = |part: Ppm| u64::from(part.0) >= percent(share, LEAN_ENDS);
+    let Used { reads, writes } = used;
+    let lean = match before.lean {
+        Lean::Even if fills_half(reads) && hardly(writes) => Lean::Reads,
+        Lean::Even if fills_half(writes) && hardly(reads) => Lean::Writes,
+        Lean::Reads if wants_more(writes) => Lean::Even,
+        Lean::Writes if wants_more(reads) => Lean::Even,
+        lean => lean,
+    };
+    if lean == before.lean {
+        return before;
+    }
+    Leaning {
+        lean,
+        moved_at: Some(situation.time),
+    }
+}
+
+/// A part of a device as limits.
+fn limit(capability: &DeviceCapability, share: Ppm, lean: Lean) -> IoMax {
+    let (reads, writes) = match lean {
+        Lean::Even => (50, 50),
+        Lean::Reads => (100 - SPARE, SPARE),
+        Lean::Writes => (SPARE, 100 - SPARE),
+    };
+    let part = |of: u64, of_part: u32| {
+        let whole = u128::from(100 * FREE.0);
+        let product = u128::from(of) * u128::from(share.0) * u128::from(of_part) / whole;
         u64::try_from(product).unwrap_or(u64::MAX)
     };
-    let bytes = |direction: &Direction| {
-        let bytes = part(direction.bytes_per_second()) / GRAIN * GRAIN;
+    let bytes = |direction: &Direction, of_part: u32| {
+        let bytes = part(direction.bytes_per_second(), of_part) / GRAIN * GRAIN;
         Limit::At(bytes.max(FLOOR_BYTES))
     };
-    let requests = |direction: &Direction| {
-        Limit::At(part(direction.requests_per_second()).max(FLOOR_REQUESTS))
+    let requests = |direction: &Direction, of_part: u32| {
+        Limit::At(part(direction.requests_per_second(), of_part).max(FLOOR_REQUESTS))
     };
     IoMax {
-        rbps: bytes(&capability.read),
-        wbps: bytes(capability.writes()),
-        riops: requests(&capability.read),
-        wiops: requests(capability.writes()),
+        rbps: bytes(&capability.read, reads),
+        wbps: bytes(capability.writes(), writes),
+        riops: requests(&capability.read, reads),
+        wiops: requests(capability.writes(), writes),
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Memory {
     pub givers: BTreeMap<AppId, reclaim::Held>,
     /// What batch may take of block devices.
     pub io: BTreeMap<Device, io::Held>,
+    /// Which way each batch app goes on block devices.
+    pub leanings: io::Leanings,
     /// Devices of which somebody else has switched a cost model on.
     pub costed: BTreeSet<Device>,
     /// What somebody had set for an app's group and single block devices before Forebay came:
@@ -182,7 +184,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let (give_back, givers) = reclaim::decide(situation, &memory.givers);
     let (saves, probes) = savings::decide(situation, &givers, &memory.probes, &give_back.asks);
     let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
-    let devices = io::allocate(situation, &memory.io);
+    let devices = io::allocate(situation, &memory.io, &memory.leanings);
 
     let mut plan = Plan {
         shared: cpus.shared,
@@ -229,6 +231,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         bytes: bytes.held,
         givers,
         io: devices.held,
+        leanings: devices.leanings,
         costed: memory.costed.clone(),
         io_before: memory.io_before.clone(),
         probes,
