@@ -135,6 +135,13 @@ pub struct Slice {
     pub cpu_max_cores: Option<Limit<f64>>,
     /// Unused quota that may be saved up, in CPUs.
     pub cpu_burst_cores: Option<f64>,
+    /// What its tasks count for at least when the frequency of a CPU is chosen, in percent of
+    /// the highest capacity.
+    #[serde(default)]
+    pub cpu_uclamp_min_percent: Option<f64>,
+    /// What they count for at most; 100 is no bound.
+    #[serde(default)]
+    pub cpu_uclamp_max_percent: Option<f64>,
     /// Memory never reclaimed.
     pub memory_min_bytes: Option<u64>,
     /// Memory reclaimed last.

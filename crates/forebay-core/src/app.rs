@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::io::DeviceCapability;
-use crate::units::{Bytes, Limit, MilliCpu, Rate};
+use crate::units::{Bytes, Limit, MilliCpu, Rate, Utilization};
 
 /// An app's name: 1 to 64 of `a-z A-Z 0-9 - _ .`, starting with a letter or digit.
 /// It is also the name of the app's control group, hence the narrow alphabet.
@@ -192,6 +192,16 @@ pub struct Ceiling {
     pub egress: Limit<Rate>,
 }
 
+/// Bounds of the utilization that an app's tasks count for when the governor schedutil chooses
+/// the frequency of a CPU. What is absent is left as it was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uclamp {
+    /// At least this much: it runs fast from its first instant on.
+    pub min: Option<Utilization>,
+    /// At most this much: it does not drive the frequency up.
+    pub max: Option<Utilization>,
+}
+
 /// One app as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct App {
@@ -207,6 +217,8 @@ pub struct App {
     pub ceiling: Ceiling,
     /// What it is expected to use before history exists.
     pub request: Option<MilliCpu>,
+    /// How its tasks count when frequencies are chosen.
+    pub uclamp: Uclamp,
     /// I/O weight among its siblings, 1 to 10,000; by class when absent.
     pub io_weight: Option<u32>,
     /// Limits for block devices, by `major:minor`.
@@ -224,6 +236,7 @@ impl App {
             floor: Floor::default(),
             ceiling: Ceiling::default(),
             request: None,
+            uclamp: Uclamp::default(),
             io_weight: None,
             io_max: BTreeMap::new(),
         }

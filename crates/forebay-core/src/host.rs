@@ -33,7 +33,7 @@ pub enum Action {
     /// Start an `exec` app's program inside its slice.
     Start {
         /// The app.
-        app: App,
+        app: Box<App>,
     },
     /// Move processes into an app's slice.
     Enter {
@@ -170,9 +170,16 @@ impl Capabilities {
     /// Whether a knob can be set for an app.
     #[must_use]
     pub fn offers(&self, app: &AppId, knob: Knob) -> bool {
-        let same = |offered: &Knob| offered.of_any_device() == knob.of_any_device();
-        let withheld = self.withheld.get(app);
-        self.knobs.iter().any(same) && !withheld.is_some_and(|knobs| knobs.iter().any(same))
+        let mut withheld = self.withheld.get(app).into_iter().flatten();
+        let same = |withheld: &Knob| withheld.of_any_device() == knob.of_any_device();
+        self.has(knob) && !withheld.any(same)
+    }
+
+    /// Whether a knob can be set for apps whose owner has a way to.
+    #[must_use]
+    pub fn has(&self, knob: Knob) -> bool {
+        let mut offered = self.knobs.iter();
+        offered.any(|offered| offered.of_any_device() == knob.of_any_device())
     }
 }
 

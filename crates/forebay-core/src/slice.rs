@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{Device, IoMax, Partition};
 use crate::idset::{CpuSet, NodeSet};
-use crate::units::{Bytes, Limit, MilliCpu, Rate};
+use crate::units::{Bytes, Limit, MilliCpu, Rate, Utilization};
 
 /// One kernel control of one slice. Named after the cgroup v2 file; hosts translate for v1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,6 +28,10 @@ pub enum Knob {
     CpuMax,
     /// cpu.max.burst
     CpuBurst,
+    /// cpu.uclamp.min
+    CpuUclampMin,
+    /// cpu.uclamp.max
+    CpuUclampMax,
     /// memory.min
     MemoryMin,
     /// memory.low
@@ -89,6 +93,8 @@ impl fmt::Display for Knob {
             Self::CpuIdle => "cpu.idle",
             Self::CpuMax => "cpu.max",
             Self::CpuBurst => "cpu.max.burst",
+            Self::CpuUclampMin => "cpu.uclamp.min",
+            Self::CpuUclampMax => "cpu.uclamp.max",
             Self::MemoryMin => "memory.min",
             Self::MemoryLow => "memory.low",
             Self::MemoryHigh => "memory.high",
@@ -125,6 +131,10 @@ pub enum Setting {
     CpuMax(Limit<MilliCpu>),
     /// Unused quota that may be saved up.
     CpuBurst(MilliCpu),
+    /// Utilization that its tasks count for at least when the CPU's frequency is chosen.
+    CpuUclampMin(Utilization),
+    /// Utilization that its tasks count for at most when the CPU's frequency is chosen.
+    CpuUclampMax(Utilization),
     /// Memory never reclaimed.
     MemoryMin(Bytes),
     /// Memory reclaimed last.
@@ -167,6 +177,8 @@ impl Setting {
             Self::CpuIdle(_) => Knob::CpuIdle,
             Self::CpuMax(_) => Knob::CpuMax,
             Self::CpuBurst(_) => Knob::CpuBurst,
+            Self::CpuUclampMin(_) => Knob::CpuUclampMin,
+            Self::CpuUclampMax(_) => Knob::CpuUclampMax,
             Self::MemoryMin(_) => Knob::MemoryMin,
             Self::MemoryLow(_) => Knob::MemoryLow,
             Self::MemoryHigh(_) => Knob::MemoryHigh,
@@ -199,6 +211,9 @@ impl Setting {
             | (Self::MemoryMax(new), Some(Self::MemoryMax(old))) => new < old,
             (Self::CpuMax(new), Some(Self::CpuMax(old))) => new < old,
             (Self::CpuWeight(new), Some(Self::CpuWeight(old))) => new < old,
+            (Self::CpuUclampMin(new), Some(Self::CpuUclampMin(old)))
+            | (Self::CpuUclampMax(new), Some(Self::CpuUclampMax(old))) => new < old,
+            (Self::CpuUclampMin(_), None) => false,
 
             _ => true,
         }
@@ -215,6 +230,7 @@ impl fmt::Display for Setting {
             Self::CpuIdle(idle) => write!(f, "{}", u8::from(*idle)),
             Self::CpuMax(limit) => write!(f, "{limit}"),
             Self::CpuBurst(burst) => write!(f, "{burst}"),
+            Self::CpuUclampMin(clamp) | Self::CpuUclampMax(clamp) => write!(f, "{clamp}"),
             Self::MemoryMin(bytes) | Self::MemoryLow(bytes) => write!(f, "{bytes}"),
             Self::MemoryHigh(limit) | Self::MemoryMax(limit) | Self::MemorySwapMax(limit) => {
                 write!(f, "{limit}")

@@ -165,9 +165,10 @@ pub struct AppSample {
     /// The slice as it was found in the kernel: given once, when the host first sees the
     /// app, so that a daemon that comes back starts from what is in force.
     pub found: Vec<Setting>,
-    /// What the group had for single block devices before Forebay wrote any of it: given along
+    /// What the group had before Forebay wrote any of it, of knobs that are set only while
+    /// something asks for them: those of single block devices, and uclamp's. Given along
     /// with `found`, for a group that is not Forebay's.
-    pub io_before: Slice,
+    pub before: Slice,
 }
 
 impl AppSample {
@@ -193,7 +194,7 @@ impl AppSample {
             foreign: BTreeMap::new(),
             troubles: BTreeSet::new(),
             found: Vec::new(),
-            io_before: Slice::default(),
+            before: Slice::default(),
         }
     }
 }

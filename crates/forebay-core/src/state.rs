@@ -11,14 +11,14 @@ use std::time::Duration;
 use crate::app::{App, AppId, Class, IoMax, Partition, Policy};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
-use crate::plan::{self, Plan, cpu};
+use crate::plan::{self, Plan, cpu, lack};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::{AppSample, RunState, Snapshot};
 use crate::steps::Steps;
 use crate::supervise::{Lives, Verdict};
 use crate::tick::Inputs;
-use crate::units::{Limit, Time};
+use crate::units::{Limit, Time, Utilization};
 
 /// Events kept for those who ask later.
 const EVENTS_MAX: usize = 1000;
@@ -64,6 +64,8 @@ struct Known {
     verdict: Verdict,
     /// What stood between Forebay and the owner of its group last time.
     troubles: BTreeSet<String>,
+    /// Knobs that it does without, of which the user was told.
+    told_lacks: BTreeSet<Knob>,
 }
 
 /// What is known of the interrupts of devices.
@@ -80,20 +82,17 @@ fn is_lost(knob: Knob, value: &str) -> bool {
 }
 
 /// What ends a setting that left the plan; others stay as they are.
-fn lifted(
-    setting: &Setting,
-    app: &App,
-    known: &Known,
-    io_before: Option<&Slice>,
-) -> Option<Setting> {
+fn lifted(setting: &Setting, app: &App, known: &Known, before: Option<&Slice>) -> Option<Setting> {
     let back_to = |nothing: Setting| {
-        let before = io_before.and_then(|before| before.get(setting.knob()));
+        let before = before.and_then(|before| before.get(setting.knob()));
         let before = *before.unwrap_or(&nothing);
         (*setting != before).then_some(before)
     };
     match setting {
         Setting::IoMax(device, _) => back_to(Setting::IoMax(*device, IoMax::NONE)),
         Setting::IoLatency(device, _) => back_to(Setting::IoLatency(*device, Limit::Max)),
+        Setting::CpuUclampMin(_) => back_to(Setting::CpuUclampMin(Utilization(0))),
+        Setting::CpuUclampMax(_) => back_to(Setting::CpuUclampMax(Utilization::FULL)),
         Setting::L3Cache(percent) if *percent < 100 => Some(Setting::L3Cache(100)),
         Setting::MemoryBandwidth(percent) if *percent < 100 => Some(Setting::MemoryBandwidth(100)),
         Setting::OomScoreAdj(value) if *value != 0 => Some(Setting::OomScoreAdj(0)),
@@ -156,6 +155,7 @@ impl State {
                 partitioned: false,
                 verdict: Verdict::Leave,
                 troubles: BTreeSet::new(),
+                told_lacks: BTreeSet::new(),
             });
             known
                 .history
@@ -191,8 +191,8 @@ impl State {
             });
         }
         self.planner
-            .io_before
-            .insert(id.clone(), sample.io_before.clone());
+            .before
+            .insert(id.clone(), sample.before.clone());
         self.in_force.insert(id.clone(), slice);
     }
 
@@ -329,7 +329,9 @@ impl State {
                 .iter()
                 .filter(|(_, known)| known.verdict == Verdict::Start)
                 .filter_map(|(id, _)| inputs.policy.apps.get(id))
-                .map(|app| Action::Start { app: app.clone() }),
+                .map(|app| Action::Start {
+                    app: app.clone().into(),
+                }),
         );
         actions
     }
@@ -356,11 +358,11 @@ impl State {
                 continue;
             };
             let in_force = self.in_force.get(id).unwrap_or(&nothing);
-            let io_before = self.planner.io_before.get(id);
+            let before = self.planner.before.get(id);
             let lifted = in_force
                 .iter()
                 .filter(|setting| wanted.get(setting.knob()).is_none())
-                .filter_map(|setting| lifted(setting, app, known, io_before));
+                .filter_map(|setting| lifted(setting, app, known, before));
             let open = wanted
                 .iter()
                 .filter(|setting| known.is_open(setting.knob()))
@@ -497,7 +499,7 @@ impl State {
             Outcome::Pending => return,
             Outcome::Done | Outcome::Unsupported => {
                 self.in_force.remove(id);
-                self.planner.io_before.remove(id);
+                self.planner.before.remove(id);
                 self.apps.remove(id);
                 (
                     EventKind::Released,
@@ -536,6 +538,7 @@ impl State {
             self.shortfalls.clone_from(&plan.shortfalls);
         }
         self.note_unmet(inputs.time, &plan.give_back);
+        self.note_lacks(inputs.time, &plan.lacks);
         let mut apps = BTreeMap::new();
         for (id, sample) in snapshot.apps {
             let (Some(app), Some(known)) = (inputs.policy.apps.get(&id), self.apps.get(&id)) else {
@@ -568,6 +571,19 @@ impl State {
             actions: actions.into_iter().zip(outcomes).collect(),
             shortfalls: plan.shortfalls,
             events: std::mem::take(&mut self.fresh),
+        }
+    }
+
+    /// Tells once of each knob that an app does without.
+    fn note_lacks(&mut self, time: Time, lacks: &BTreeMap<AppId, BTreeMap<Knob, lack::Lack>>) {
+        for (id, lacks) in lacks {
+            for (knob, lack) in lacks {
+                let known = self.apps.get_mut(id);
+                if known.is_some_and(|known| known.told_lacks.insert(*knob)) {
+                    let message = format!("{knob} is not set for {id}: {lack}");
+                    self.note(time, Some(id), EventKind::Shortfall, message);
+                }
+            }
         }
     }
 
@@ -638,6 +654,7 @@ impl State {
         for known in self.apps.values_mut() {
             known.yielded.clear();
             known.retries.clear();
+            known.told_lacks.clear();
         }
         self.interrupts = Interrupts::default();
         self.costs = costs::Costs::default();

@@ -137,6 +137,36 @@ impl fmt::Display for MilliCpu {
     }
 }
 
+/// A share of the capacity of the fastest CPU at its highest frequency, in hundredths of a
+/// percent: what cpu.uclamp.min and cpu.uclamp.max count in.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Utilization(pub u32);
+
+impl Utilization {
+    /// All of it, which the kernel writes as `max`.
+    pub const FULL: Self = Self::percent(100);
+
+    /// `n` hundredths of it.
+    #[must_use]
+    pub const fn percent(n: u32) -> Self {
+        Self(n.saturating_mul(100))
+    }
+
+    /// In hundredths of it.
+    #[must_use]
+    pub fn as_percent(self) -> f64 {
+        f64::from(self.0) / 100.0
+    }
+}
+
+impl fmt::Display for Utilization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.as_percent())
+    }
+}
+
 /// A bound that may be absent. Orders `Max` above every value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

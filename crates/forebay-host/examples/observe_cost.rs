@@ -34,7 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let starts: Vec<Action> = apps
         .values()
-        .map(|app| Action::Start { app: app.clone() })
+        .map(|app| Action::Start {
+            app: app.clone().into(),
+        })
         .collect();
     time("start", starts.len(), || done(host.apply(&starts)));
 

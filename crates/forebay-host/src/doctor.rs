@@ -39,7 +39,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;
     let mut features = vec![privilege(), topology(roots, group)];
     features.extend(controllers(&hierarchies));
-    features.extend(knobs(&hierarchies, group));
+    features.extend(knobs(roots, &hierarchies, group));
     features.push(network(&hierarchies));
     features.push(systemd());
     features.push(cost_models(&hierarchies));
@@ -131,7 +131,7 @@ fn describe(hierarchy: &Hierarchy) -> String {
     format!("{version} at {}{access}", hierarchy.mount.display())
 }
 
-fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
+fn knobs(roots: &Roots, hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
     let samples: Vec<PathBuf> = hierarchies
         .list()
         .iter()
@@ -151,14 +151,37 @@ fn knobs(hierarchies: &Hierarchies, group: &Path) -> Vec<Feature> {
                     knob => knob.to_string(),
                 },
                 present: way.is_some(),
-                detail: way.map_or_else(
-                    || "no such file".to_owned(),
-                    |way| format!("as {}", way.files.join(", ")),
-                ),
+                detail: match way {
+                    None => "no such file".to_owned(),
+                    Some(way) => format!(
+                        "as {}{}",
+                        way.files.join(", "),
+                        without_effect(knob, &roots.sys)
+                    ),
+                },
                 lack_costs: knob_lack_costs(knob),
             }
         })
         .collect()
+}
+
+/// What keeps a knob that is there from doing anything.
+fn without_effect(knob: Knob, sys: &Path) -> String {
+    let file = sys.join("devices/system/cpu/cpu0/cpufreq/scaling_governor");
+    match (knob, fs::read_to_string(file)) {
+        (Knob::CpuUclampMin | Knob::CpuUclampMax, Ok(governor))
+            if governor.trim() != "schedutil" =>
+        {
+            format!(
+                ", without effect: the governor is `{}`, and only `schedutil` goes by it",
+                governor.trim()
+            )
+        }
+        (Knob::CpuUclampMin | Knob::CpuUclampMax, Err(_)) => {
+            ", without effect: the kernel does not choose frequencies here (no cpufreq)".to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 fn network(hierarchies: &Hierarchies) -> Feature {
@@ -198,6 +221,8 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::CpuIdle => "batch work is held back by the smallest weight instead",
         Knob::CpuMax => "no upper bound on CPU use",
         Knob::CpuBurst => "a quota cuts short bursts",
+        Knob::CpuUclampMin => "critical apps do not run fast before their use shows",
+        Knob::CpuUclampMax => "batch work drives frequencies up as any other does",
         Knob::MemoryMin => "no memory is safe from reclaim",
         Knob::MemoryLow => "memory of critical apps is reclaimed like any other",
         Knob::MemoryHigh => "batch work is not slowed before memory is short",
@@ -451,6 +476,28 @@ fn others(roots: &Roots) -> Vec<Feature> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clamps_without_a_governor_that_goes_by_them_are_said_to_be_idle() {
+        let sys = tempfile::tempdir().unwrap();
+        let file = sys
+            .path()
+            .join("devices/system/cpu/cpu0/cpufreq/scaling_governor");
+        let says = |knob: Knob, words: &str| {
+            let said = without_effect(knob, sys.path());
+            assert!(
+                said.contains(words) && said.is_empty() == words.is_empty(),
+                "{said}"
+            );
+        };
+        says(Knob::CpuUclampMin, "no cpufreq");
+        says(Knob::CpuWeight, "");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "performance\n").unwrap();
+        says(Knob::CpuUclampMax, "`performance`");
+        fs::write(&file, "schedutil\n").unwrap();
+        says(Knob::CpuUclampMax, "");
+    }
 
     #[test]
     fn this_host_is_examined() {

@@ -7,6 +7,7 @@
 //! | `CpuWeight` | cpu.weight | cpu.shares = weight * 1024 / 100 |
 //! | `CpuIdle` | cpu.idle | cpu.idle |
 //! | `CpuMax`, `CpuBurst` | cpu.max, cpu.max.burst | cpu.cfs_quota_us, cpu.cfs_burst_us |
+//! | `CpuUclampMin`, `CpuUclampMax` | cpu.uclamp.min, cpu.uclamp.max | the same |
 //! | `MemoryMin`, `MemoryLow` | memory.min, memory.low | none |
 //! | `MemoryHigh` | memory.high | memory.soft_limit_in_bytes |
 //! | `MemoryMax` | memory.max | memory.limit_in_bytes |
@@ -30,7 +31,7 @@ use std::time::Duration;
 use forebay_core::app::{Device, IoMax, Partition};
 use forebay_core::host::Capabilities;
 use forebay_core::slice::{Knob, Setting};
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use crate::cost;
 use crate::mounts::{Controller, Hierarchies, Version};
@@ -129,7 +130,7 @@ impl Ways {
 }
 
 /// Every knob that is a file, once; those of single devices for no particular one.
-pub(crate) fn all_knobs() -> [Knob; 16] {
+pub(crate) fn all_knobs() -> [Knob; 18] {
     [
         Knob::Cpus,
         Knob::CpusPartition,
@@ -138,6 +139,8 @@ pub(crate) fn all_knobs() -> [Knob; 16] {
         Knob::CpuIdle,
         Knob::CpuMax,
         Knob::CpuBurst,
+        Knob::CpuUclampMin,
+        Knob::CpuUclampMax,
         Knob::MemoryMin,
         Knob::MemoryLow,
         Knob::MemoryHigh,
@@ -154,7 +157,12 @@ pub(crate) fn all_knobs() -> [Knob; 16] {
 pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
     Some(match knob {
         Knob::Cpus | Knob::CpusPartition | Knob::Mems => Controller::Cpuset,
-        Knob::CpuWeight | Knob::CpuIdle | Knob::CpuMax | Knob::CpuBurst => Controller::Cpu,
+        Knob::CpuWeight
+        | Knob::CpuIdle
+        | Knob::CpuMax
+        | Knob::CpuBurst
+        | Knob::CpuUclampMin
+        | Knob::CpuUclampMax => Controller::Cpu,
         Knob::MemoryMin
         | Knob::MemoryLow
         | Knob::MemoryHigh
@@ -180,6 +188,8 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V1, Knob::CpuMax) => vec![vec!["cpu.cfs_quota_us"]],
         (Version::V2, Knob::CpuBurst) => vec![vec!["cpu.max.burst"]],
         (Version::V1, Knob::CpuBurst) => vec![vec!["cpu.cfs_burst_us"]],
+        (_, Knob::CpuUclampMin) => vec![vec!["cpu.uclamp.min"]],
+        (_, Knob::CpuUclampMax) => vec![vec!["cpu.uclamp.max"]],
         (Version::V2, Knob::MemoryMin) => vec![vec!["memory.min"]],
         (Version::V2, Knob::MemoryLow) => vec![vec!["memory.low"]],
         (Version::V1, Knob::MemoryMin | Knob::MemoryLow) => vec![],
@@ -212,6 +222,11 @@ pub(crate) fn nonsense(setting: &Setting) -> Option<String> {
         Setting::OomScoreAdj(value) if !(-1000..=1000).contains(value) => {
             Some(format!("{setting} is not within -1000 to 1000"))
         }
+        Setting::CpuUclampMin(clamp) | Setting::CpuUclampMax(clamp)
+            if *clamp > Utilization::FULL =>
+        {
+            Some(format!("{setting} is more than a CPU has"))
+        }
         Setting::Cpus(set) | Setting::Mems(set) if set.is_empty() => Some(format!(
             "{} of nothing leaves nowhere to run",
             setting.knob()
@@ -242,6 +257,10 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
             (Limit::At(cpu), false) => quota_us(*cpu, period_us).to_string(),
         }),
         Setting::CpuBurst(burst) => one((burst.0.saturating_mul(period_us) / 1000).to_string()),
+        Setting::CpuUclampMin(clamp) | Setting::CpuUclampMax(clamp) => one(match *clamp {
+            Utilization::FULL => "max".to_owned(),
+            Utilization(hundredths) => format!("{}.{:02}", hundredths / 100, hundredths % 100),
+        }),
         Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes) => one(pages(*bytes).to_string()),
         Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) | Setting::MemorySwapMax(limit) => {
             one(match (limit, v2) {
@@ -309,6 +328,8 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
             })
         }
         Knob::CpuBurst => Setting::CpuBurst(milli(first.parse().ok()?, period_us)),
+        Knob::CpuUclampMin => Setting::CpuUclampMin(utilization(first)?),
+        Knob::CpuUclampMax => Setting::CpuUclampMax(utilization(first)?),
         Knob::MemoryMin => Setting::MemoryMin(match limit(first)? {
             Limit::At(bytes) => bytes,
             Limit::Max => Bytes(u64::MAX),
@@ -414,6 +435,16 @@ pub(crate) fn pages(bytes: Bytes) -> u64 {
     bytes.0 / page * page
 }
 
+/// `max`, or a percentage with up to two decimals.
+fn utilization(text: &str) -> Option<Utilization> {
+    if text == "max" {
+        return Some(Utilization::FULL);
+    }
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let hundredths = format!("{whole}{decimals:0<2}").parse().ok()?;
+    (decimals.len() <= 2).then_some(Utilization(hundredths))
+}
+
 fn limit(text: &str) -> Option<Limit<Bytes>> {
     if text == "max" {
         return Some(Limit::Max);
@@ -497,6 +528,14 @@ mod tests {
         check(Setting::CpuWeight(1), V1, &["10"]);
         check(Setting::CpuWeight(10_000), V1, &["102400"]);
         check(Setting::CpuIdle(true), V1, &["1"]);
+        check(Setting::CpuUclampMin(Utilization(1205)), V2, &["12.05"]);
+        check(Setting::CpuUclampMin(Utilization(0)), V1, &["0.00"]);
+        check(
+            Setting::CpuUclampMax(Utilization::percent(60)),
+            V2,
+            &["60.00"],
+        );
+        check(Setting::CpuUclampMax(Utilization::FULL), V2, &["max"]);
         check(
             Setting::CpuMax(Limit::At(MilliCpu(1500))),
             V2,
@@ -565,6 +604,13 @@ mod tests {
         let unlimited = Some(Setting::MemoryMax(Limit::Max));
         check(Knob::MemoryMax, V1, "9223372036854771712", unlimited);
         check(Knob::CpuWeight, V2, "0", None);
+        let min = |hundredths| Some(Setting::CpuUclampMin(Utilization(hundredths)));
+        check(Knob::CpuUclampMin, V2, "0.00", min(0));
+        check(Knob::CpuUclampMin, V2, "12.05", min(1205));
+        check(Knob::CpuUclampMin, V1, "50", min(5000));
+        check(Knob::CpuUclampMin, V2, "max", min(10_000));
+        check(Knob::CpuUclampMin, V2, "12.345", None);
+        check(Knob::CpuUclampMin, V2, "-1.00", None);
         check(
             Knob::CpuMax,
             V2,

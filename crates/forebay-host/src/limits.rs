@@ -18,6 +18,9 @@ const ANY: Device = Device { major: 0, minor: 0 };
 /// Each kind of knob that is of a device.
 const KINDS: [fn(Device) -> Knob; 2] = [Knob::IoMax, Knob::IoLatency];
 
+/// Knobs that are set only where the configuration asks for them, and not of single devices.
+const OPTIONAL: [Knob; 2] = [Knob::CpuUclampMin, Knob::CpuUclampMax];
+
 /// What an app's group has set for single block devices, or is to have by the user's wish.
 pub(crate) fn of_devices(ways: &Ways, group: &Group, app: &App) -> BTreeSet<Knob> {
     let mut knobs: BTreeSet<Knob> = app.io_max.keys().copied().map(Knob::IoMax).collect();
@@ -39,7 +42,7 @@ pub(crate) fn before(ways: &Ways, group: &Group, app: &App, record: Option<&AppR
     if !app.binding.is_of_others() {
         return before;
     }
-    for knob in of_devices(ways, group, app) {
+    for knob in of_devices(ways, group, app).into_iter().chain(OPTIONAL) {
         let Some((way, dir)) = place(ways, group, knob) else {
             continue;
         };

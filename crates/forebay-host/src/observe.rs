@@ -316,7 +316,7 @@ impl LinuxHost {
                 let record = self.ledger.state().apps.get(&app.id);
                 let value = record.and_then(|record| Some(record.oom_scores.last()?.1));
                 sample.found.push(Setting::OomScoreAdj(value.unwrap_or(0)));
-                sample.io_before = limits::before(&self.ways, group, app, record);
+                sample.before = limits::before(&self.ways, group, app, record);
                 for setting in &sample.found {
                     match setting {
                         Setting::CpuWeight(weight) => entry.weight = Some(*weight),

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::{App, AppId, Binding, Device, IoMax, Match, OnStop, Partition};
 use forebay_core::idset::CpuSet;
 use forebay_core::slice::{Knob, Setting};
-use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Time, Utilization};
 use forebay_host::LinuxHost;
 use forebay_host::groups::of_app;
 use forebay_host::mounts::{Controller, Hierarchy, Version};
@@ -282,6 +282,22 @@ impl Fixture<LinuxHost> for Live {
             }
             Knob::CpuBurst => {
                 Setting::CpuBurst(milli(&cpu().read("cpu.cfs_burst_us", "cpu.max.burst")?))
+            }
+            Knob::CpuUclampMin | Knob::CpuUclampMax => {
+                let file = knob.to_string();
+                let held = match cpu().read(&file, &file)?.as_str() {
+                    "max" => Utilization::FULL,
+                    percent => {
+                        let percent: f64 = percent.parse().unwrap();
+                        let of_full = |clamp: &Utilization| clamp.as_percent() == percent;
+                        let mut all = (0..=10_000).map(Utilization);
+                        all.find(of_full).unwrap()
+                    }
+                };
+                match knob {
+                    Knob::CpuUclampMin => Setting::CpuUclampMin(held),
+                    _ => Setting::CpuUclampMax(held),
+                }
             }
             Knob::MemoryMin | Knob::MemoryLow => {
                 let file = knob.to_string();

@@ -107,7 +107,7 @@ fn daemon(state_dir: &Path, group: &str) {
             }
             if all[id].binding != theirs.binding && sample.state != RunState::Running {
                 actions.push(Action::Start {
-                    app: all[id].clone(),
+                    app: all[id].clone().into(),
                 });
             }
         }

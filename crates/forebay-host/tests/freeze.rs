@@ -57,7 +57,12 @@ fn a_crash_leaves_an_app_frozen_and_whoever_restores_thaws_it() {
     };
     let app = program("web", &BURN);
     let mut host = place.open();
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     let pid = look(&mut host, &[&app], 1).apps[&app.id].main_pid.unwrap();
     if !freeze(&mut host, "web") {
         println!("SKIPPED: frozen_crash: this host cannot freeze");

@@ -32,7 +32,9 @@ fn a_program_is_started_shaped_watched_and_released() {
     assert!(settings.len() >= 3, "{:?}", host.capabilities());
     look(&mut host, &[&app], 0);
     let mut actions: Vec<Action> = settings.iter().map(|s| set("web", *s)).collect();
-    actions.push(Action::Start { app: app.clone() });
+    actions.push(Action::Start {
+        app: app.clone().into(),
+    });
     apply(&mut host, &actions);
 
     let cpu = place.dir(Controller::Cpu, "web");
@@ -137,16 +139,28 @@ fn endings_are_told() {
     };
     let mut host = place.open();
     let app = program("job", &["sh", "-c", "exit 7"]);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     let sample = look_until(&mut host, &app, "end", |s| s.state != RunState::Running);
     assert_eq!(sample.state, RunState::Ended(Ending::Status(7)));
     // Again, in the same group.
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     look_until(&mut host, &app, "end", |s| {
         s.state == RunState::Ended(Ending::Status(7))
     });
     let missing = program("job", &["/no/such/program"]);
-    let outcomes = host.apply(&[Action::Start { app: missing }]);
+    let outcomes = host.apply(&[Action::Start {
+        app: missing.into(),
+    }]);
     assert!(
         matches!(&outcomes[0], Outcome::Failed(why) if why.contains("/no/such/program")),
         "{outcomes:?}"
@@ -174,7 +188,9 @@ fn a_daemon_that_comes_back_takes_its_apps_up() {
         &mut host,
         &[
             set("web", Setting::CpuWeight(300)),
-            Action::Start { app: app.clone() },
+            Action::Start {
+                app: app.clone().into(),
+            },
         ],
     );
     let pid = look(&mut host, &[&app], 1).apps[&app.id].main_pid.unwrap();
@@ -220,7 +236,12 @@ fn a_released_program_is_not_taken_for_another() {
     let mut host = place.open();
     let first = program("naps", &["sleep", "1001"]);
     let second = program("naps", &["sleep", "1002"]);
-    apply(&mut host, &[Action::Start { app: first.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: first.clone().into(),
+        }],
+    );
     let pid = |host: &mut forebay_host::LinuxHost, app| {
         look(host, &[app], 1)
             .apps
@@ -242,7 +263,7 @@ fn a_released_program_is_not_taken_for_another() {
     apply(
         &mut host,
         &[Action::Start {
-            app: second.clone(),
+            app: second.clone().into(),
         }],
     );
     let new = pid(&mut host, &second).unwrap();
@@ -275,7 +296,7 @@ fn a_program_in_its_slice_stays_when_its_command_changes() {
     apply(
         &mut host,
         &[Action::Start {
-            app: before.clone(),
+            app: before.clone().into(),
         }],
     );
     let pid = look(&mut host, &[&before], 1).apps[&before.id].main_pid;
@@ -289,7 +310,12 @@ fn a_program_in_its_slice_stays_when_its_command_changes() {
     assert_eq!((seen.state, seen.main_pid), (RunState::Running, pid));
     apply(&mut host, &[Action::Kill { app: id("naps") }]);
     look_until(&mut host, &after, "end", |s| s.state != RunState::Running);
-    apply(&mut host, &[Action::Start { app: after.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: after.clone().into(),
+        }],
+    );
     let now = look(&mut host, &[&after], 1).apps[&after.id].main_pid;
     assert_eq!(command_of(now.unwrap()), "sleep 1002 ");
 }
@@ -434,8 +460,8 @@ fn weights_outlast_idleness() {
     apply(
         &mut host,
         &[
-            Action::Start { app: web },
-            Action::Start { app: job },
+            Action::Start { app: web.into() },
+            Action::Start { app: job.into() },
             set("web", Setting::CpuWeight(400)),
             set("job", Setting::CpuWeight(300)),
         ],
@@ -484,7 +510,12 @@ fn a_memory_limit_below_use_does_not_hold_up_the_period() {
     if let Binding::Exec(exec) = &mut app.binding {
         exec.directory = Some(std::env::current_dir().unwrap());
     }
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     look_until(&mut host, &app, "pages", |s| {
         s.memory_used.as_ref().is_ok_and(|b| *b > Bytes::mib(190))
     });
@@ -515,7 +546,12 @@ fn a_memory_limit_that_cannot_be_kept_ends_nobody() {
     // Anonymous pages: `tail` holds what it has to print, and nobody reads it.
     let script = "head -c 80M /dev/zero | tail -c 80M | sleep 1000";
     let app = program("web", &["sh", "-c", script]);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     look_until(&mut host, &app, "pages", |s| {
         s.memory_used.as_ref().is_ok_and(|b| *b > Bytes::mib(80))
     });
@@ -554,7 +590,12 @@ fn a_program_runs_as_its_user_with_its_own_output() {
     exec.environment
         .insert("GREETING".to_owned(), "hello".to_owned());
     let app = app("web", Binding::Exec(exec));
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     look_until(&mut host, &app, "end", |s| {
         s.state == RunState::Ended(Ending::Status(0))
     });
@@ -584,8 +625,10 @@ fn a_stop_that_ends_programs_asks_them_first() {
     apply(
         &mut host,
         &[
-            Action::Start { app: polite },
-            Action::Start { app: deaf.clone() },
+            Action::Start { app: polite.into() },
+            Action::Start {
+                app: deaf.clone().into(),
+            },
         ],
     );
     for out in [&out, &deaf_out] {
@@ -607,7 +650,12 @@ fn a_program_ended_with_the_daemon_is_not_known_to_the_next() {
     };
     let mut host = place.open();
     let web = program("web", &["sleep", "1000"]);
-    apply(&mut host, &[Action::Start { app: web.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: web.clone().into(),
+        }],
+    );
     assert!(host.close(OnStop::Kill).unwrap().is_complete());
 
     let mut host = place.open();
@@ -631,7 +679,12 @@ fn a_swap_ceiling_of_nothing_keeps_an_app_out_of_swap() {
     let none = Setting::MemorySwapMax(Limit::At(Bytes(0)));
     apply(
         &mut host,
-        &[set("hog", none), Action::Start { app: app.clone() }],
+        &[
+            set("hog", none),
+            Action::Start {
+                app: app.clone().into(),
+            },
+        ],
     );
     look_until(&mut host, &app, "32 MiB in use", |s| {
         s.memory_used

@@ -143,7 +143,12 @@ fn what_is_sent_is_counted_and_loopback_is_not() {
     };
     let (port, receiver) = receive(&far.here);
     let app = far.sender(port, SENT);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     let (received, _) = receiver.join().unwrap();
     assert_eq!(received, SENT);
     let traffic = traffic_of(&mut host, &app);
@@ -169,7 +174,9 @@ fn what_is_sent_is_counted_and_loopback_is_not() {
         &mut host,
         &[
             set("local", Setting::EgressMax(Limit::At(Rate(1000)))),
-            Action::Start { app: local.clone() },
+            Action::Start {
+                app: local.clone().into(),
+            },
         ],
     );
     assert_eq!(receiver.join().unwrap().0, SENT, "it is not bounded");
@@ -189,7 +196,9 @@ fn a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone() {
     let run = |host: &mut LinuxHost, rate| {
         let (port, receiver) = receive(&far.here);
         let app = far.sender(port, SENT);
-        let start = Action::Start { app: app.clone() };
+        let start = Action::Start {
+            app: app.clone().into(),
+        };
         apply(host, &[bound(rate), start]);
         let (received, took) = receiver.join().unwrap();
         assert_eq!(received, SENT);
@@ -218,7 +227,7 @@ fn a_bound_holds_until_it_is_lifted_or_the_daemon_is_gone() {
     // The kernel lifts it when the daemon is gone, however it went.
     let (port, receiver) = receive(&far.here);
     let app = far.sender(port, SENT);
-    let start = Action::Start { app };
+    let start = Action::Start { app: app.into() };
     apply(&mut host, &[bound(Limit::At(Rate(1000))), start]);
     drop(host);
     assert_eq!(receiver.join().unwrap().0, SENT);
@@ -232,7 +241,15 @@ fn what_is_sent_again_is_counted() {
     let (port, receiver) = receive(&far.here);
     let app = far.sender(port, SENT);
     let slow = set("sender", Setting::EgressMax(Limit::At(Rate(1_000_000))));
-    apply(&mut host, &[slow, Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[
+            slow,
+            Action::Start {
+                app: app.clone().into(),
+            },
+        ],
+    );
     let sent = |host: &mut LinuxHost| traffic_of(host, &app);
     wait_for("sending", || sent(&mut host).sent > Bytes(SENT / 4));
     assert_eq!(sent(&mut host).retransmitted, 0);

@@ -48,7 +48,12 @@ fn only_who_has_no_value_gets_one_and_all_go_back() {
     assert!(host.capabilities().knobs.contains(&Knob::OomScoreAdj));
     let app = program("job", &["sh", "-c", FAMILY]);
     look(&mut host, &[&app], 0);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     let dir = place.dir(Controller::Cpu, "job");
     wait_for("the family", || values(&dir) == [0, 0, 0, 300]);
     apply(&mut host, &[set("job", FIRST)]);
@@ -100,7 +105,12 @@ fn another_class_is_another_value() {
     let mut host = place.open();
     let app = program("job", &["sh", "-c", "sleep 1000 & wait"]);
     look(&mut host, &[&app], 0);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     let dir = place.dir(Controller::Cpu, "job");
     wait_for("the child", || members(&dir).len() == 2);
     apply(&mut host, &[set("job", FIRST)]);

@@ -50,7 +50,9 @@ fn a_partition_takes_its_cpus_from_the_host_and_gives_them_back() {
     apply(
         &mut host,
         &[
-            Action::Start { app: web.clone() },
+            Action::Start {
+                app: web.clone().into(),
+            },
             set("web", Setting::Cpus(own)),
             set("web", Setting::CpusPartition(Partition::Root)),
         ],
@@ -185,7 +187,9 @@ fn a_set_of_others_comes_back_whole_beside_a_partition() {
         apply(
             &mut host,
             &[
-                Action::Start { app: web.clone() },
+                Action::Start {
+                    app: web.clone().into(),
+                },
                 set("a", Setting::Cpus(all.difference(&own))),
                 set("web", Setting::Cpus(own)),
                 set("web", Setting::CpusPartition(Partition::Root)),

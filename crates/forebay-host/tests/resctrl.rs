@@ -43,7 +43,12 @@ fn a_share_is_a_group_that_goes_with_the_app() {
         app: app.id.clone(),
         setting: Setting::MemoryBandwidth(50),
     };
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     // Every thread is in the root group until it is put into another.
     let pid = look(&mut host, &[&app], 1).apps[&app.id].main_pid.unwrap();
     fs::write(root.join("tasks"), format!("{pid}\n")).unwrap();

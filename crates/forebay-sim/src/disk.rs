@@ -142,14 +142,15 @@ impl SimHost {
     }
 }
 
-/// What a group had for block devices before Forebay: the ledger's, and what it never wrote.
-pub(crate) fn io_before(found: &[Setting], originals: &BTreeMap<Knob, Setting>) -> Slice {
+/// What a group had before Forebay of what is set only on request: the ledger's, and what it never wrote.
+pub(crate) fn before(found: &[Setting], originals: &BTreeMap<Knob, Setting>) -> Slice {
     let found = found
         .iter()
         .map(|setting| originals.get(&setting.knob()).unwrap_or(setting));
     let set = found.filter(|setting| match setting {
         Setting::IoMax(_, max) => *max != IoMax::NONE,
         Setting::IoLatency(_, target) => *target != Limit::Max,
+        Setting::CpuUclampMin(_) | Setting::CpuUclampMax(_) => true,
         _ => false,
     });
     set.copied().collect()

@@ -8,7 +8,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::io::IoCounters;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::topology::Topology;
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use crate::disk::REQUEST;
 use crate::memory::Holdings;
@@ -258,6 +258,8 @@ impl Group {
                 Setting::IoMax(_, max) => limits.io = limits.io.min(io_limit(max)),
                 Setting::PidsMax(pids) => limits.pids = pids,
                 Setting::CpuMax(Limit::Max)
+                | Setting::CpuUclampMin(_)
+                | Setting::CpuUclampMax(_)
                 | Setting::Mems(_)
                 | Setting::CpusPartition(_)
                 | Setting::MemorySwapMax(_)
@@ -337,6 +339,8 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
         Knob::CpuIdle => Setting::CpuIdle(false),
         Knob::CpuMax => Setting::CpuMax(Limit::Max),
         Knob::CpuBurst => Setting::CpuBurst(MilliCpu(0)),
+        Knob::CpuUclampMin => Setting::CpuUclampMin(Utilization(0)),
+        Knob::CpuUclampMax => Setting::CpuUclampMax(Utilization::FULL),
         Knob::MemoryMin => Setting::MemoryMin(Bytes(0)),
         Knob::MemoryLow => Setting::MemoryLow(Bytes(0)),
         Knob::MemoryHigh => Setting::MemoryHigh(Limit::Max),

@@ -15,7 +15,7 @@ use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
 
 use crate::cpu::Region;
-use crate::disk::{DEVICE, Queue, io_before};
+use crate::disk::{DEVICE, Queue, before};
 use crate::fault::Faults;
 use crate::group::Group;
 use crate::interrupts::Interrupts;
@@ -113,6 +113,8 @@ impl SimHost {
             Knob::CpuIdle,
             Knob::CpuMax,
             Knob::CpuBurst,
+            Knob::CpuUclampMin,
+            Knob::CpuUclampMax,
             Knob::MemoryMin,
             Knob::MemoryLow,
             Knob::MemoryHigh,
@@ -608,7 +610,7 @@ impl SimHost {
             let knobs = offered.filter(|knob| !of_device(knob)).chain(limited);
             sample.found = knobs.map(|k| group.read(k, &self.topology)).collect();
             if app.binding.is_of_others() {
-                sample.io_before = io_before(&sample.found, &bound.originals);
+                sample.before = before(&sample.found, &bound.originals);
             }
             if let Some(bound) = self.apps.get_mut(&app.id) {
                 bound.seen = true;

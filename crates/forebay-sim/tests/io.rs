@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forebay_core::app::{App, Binding, Class, IoMax, IoProtection, Policy};
+use forebay_core::app::{App, Binding, Class, IoMax, IoProtection, Policy, Uclamp};
 use forebay_core::plan::io::latency_target;
 use forebay_core::report::Event;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::topology::{Shape, Topology};
-use forebay_core::units::{Bytes, Limit};
+use forebay_core::units::{Bytes, Limit, Utilization};
 use forebay_sim::{DEVICE, Disk, Load, Program, SimHost};
 
 const DISK: Disk = Disk {
@@ -138,6 +138,39 @@ fn a_reader_that_ends_gives_the_disk_back() {
         }
     }
     panic!("three minutes later the limit is {:?}", run.limit("hog"));
+}
+
+#[test]
+fn clamps_that_are_asked_for_no_longer_go_back_to_the_owners() {
+    let owners = Setting::CpuUclampMin(Utilization::percent(20));
+    let mut run = Run::new(Load::Constant(0.0));
+    run.host.write("web", owners).unwrap();
+    let web = "web".parse().unwrap();
+    let mut check = |wanted: Uclamp, anew: bool, expected: [u32; 2]| {
+        run.policy.apps.get_mut(&web).unwrap().uclamp = wanted;
+        if anew {
+            run.host.lose_daemon();
+            run.state = State::new();
+        }
+        for _ in 0..5 {
+            run.step();
+        }
+        let held = [Knob::CpuUclampMin, Knob::CpuUclampMax].map(|k| run.host.read("web", k));
+        let [min, max] = expected.map(Utilization::percent);
+        let expected = [Setting::CpuUclampMin(min), Setting::CpuUclampMax(max)].map(Some);
+        assert_eq!(held, expected, "{wanted:?}");
+    };
+    let nothing = Uclamp::default();
+    let clamp = |percent| Some(Utilization::percent(percent));
+    let both = Uclamp {
+        min: clamp(40),
+        max: clamp(80),
+    };
+    check(nothing, false, [20, 100]);
+    check(both, false, [40, 80]);
+    check(nothing, false, [20, 100]);
+    check(both, false, [40, 80]);
+    check(nothing, true, [20, 100]);
 }
 
 #[test]

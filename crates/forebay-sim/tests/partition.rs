@@ -49,6 +49,7 @@ impl Run {
                     ..Ceiling::default()
                 },
                 request: None,
+                uclamp: forebay_core::app::Uclamp::default(),
                 io_weight: None,
                 io_max: BTreeMap::new(),
             };

@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod io;
+pub mod lack;
 pub mod lend;
 pub mod memory;
 pub mod reclaim;
@@ -87,9 +88,9 @@ pub struct Memory {
     pub leanings: io::Leanings,
     /// Devices of which somebody else has switched a cost model on.
     pub costed: BTreeSet<Device>,
-    /// What somebody had set for an app's group and single block devices before Forebay came:
-    /// limits are ceilings like those of the user.
-    pub io_before: BTreeMap<AppId, Slice>,
+    /// What somebody had set of an app's group before Forebay came, of knobs that are set only
+    /// while something asks for them: limits of single block devices are ceilings like those of the user.
+    pub before: BTreeMap<AppId, Slice>,
     /// How far batch apps' cold memory was taken back.
     pub probes: BTreeMap<AppId, savings::Probe>,
     /// Whether critical apps' CPUs are lent to batch.
@@ -169,6 +170,8 @@ pub struct Plan {
     pub keep_interrupts_off: CpuSet,
     /// What cannot be kept.
     pub shortfalls: Vec<Shortfall>,
+    /// Knobs that apps do without although they are asked for.
+    pub lacks: BTreeMap<AppId, BTreeMap<Knob, lack::Lack>>,
     /// Memory that batch gives back ahead of a rise.
     pub give_back: reclaim::GiveBack,
     /// Memory that batch is asked for because it does not seem to use it.
@@ -206,10 +209,14 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
             slice.set(Setting::OomScoreAdj(oom_score_adj(app.class)));
         }
         cache_settings(situation, app, &mut slice);
-        let before = memory.io_before.get(id).unwrap_or(&nothing);
+        let before = memory.before.get(id).unwrap_or(&nothing);
         let planned = devices.limits.get(id).unwrap_or(&unlimited);
         device_settings(app, before, planned, &mut slice);
         latency_settings(situation.policy, app, before, &memory.costed, &mut slice);
+        let lacks = lack::of(app, &slice, situation.capabilities);
+        if !lacks.is_empty() {
+            plan.lacks.insert(id.clone(), lacks);
+        }
         plan.slices
             .insert(id.clone(), supported(app, slice, situation.capabilities));
         plan.reasons.insert(
@@ -233,7 +240,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         io: devices.held,
         leanings: devices.leanings,
         costed: memory.costed.clone(),
-        io_before: memory.io_before.clone(),
+        before: memory.before.clone(),
         probes,
         lending,
     };
@@ -294,6 +301,12 @@ fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice:
         slice.set(Setting::CpuWeight(weight));
     }
     slice.set(Setting::CpuMax(app.ceiling.cpu));
+    if let Some(min) = app.uclamp.min {
+        slice.set(Setting::CpuUclampMin(min));
+    }
+    if let Some(max) = app.uclamp.max {
+        slice.set(Setting::CpuUclampMax(max));
+    }
 }
 
 fn memory_settings(app: &App, bounds: &memory::Bounds, slice: &mut Slice) {
@@ -392,7 +405,7 @@ fn latency_settings(
     }
 }
 
-/// Leaves out what the host does not offer for an app: planned around, and said by `doctor`.
+/// Leaves out what the host does not offer for an app: planned around, and said by `doctor` and [`lack`].
 fn supported(app: &App, slice: Slice, capabilities: &Capabilities) -> Slice {
     slice
         .iter()

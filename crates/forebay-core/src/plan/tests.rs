@@ -10,8 +10,9 @@ use crate::app::{Binding, Floor, Match};
 use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::Shape;
+use crate::units::{Limit, Utilization};
 
-const KNOBS: [Knob; 16] = [
+const KNOBS: [Knob; 18] = [
     Knob::Cpus,
     Knob::CpusPartition,
     Knob::Mems,
@@ -19,6 +20,8 @@ const KNOBS: [Knob; 16] = [
     Knob::CpuIdle,
     Knob::CpuMax,
     Knob::CpuBurst,
+    Knob::CpuUclampMin,
+    Knob::CpuUclampMax,
     Knob::MemoryMin,
     Knob::MemoryLow,
     Knob::MemoryHigh,
@@ -397,6 +400,64 @@ fn what_an_owner_withholds_from_one_app_is_planned_around() {
         let cpus = case.plan().slices[&app.parse().unwrap()].cpus().unwrap();
         assert!(cpus.is_disjoint(&web), "{app} runs on {cpus}, web on {web}");
     }
+}
+
+#[test]
+fn what_is_asked_for_in_vain_is_said_and_nothing_else() {
+    let shape = Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 4,
+        threads: 1,
+        memory: Bytes::mib(4096),
+    };
+    let mut case = Case::new(shape)
+        .app("web", Class::Critical, 1.0)
+        .app("job", Class::Batch, 1.0);
+    let (web, job): (AppId, AppId) = ("web".parse().unwrap(), "job".parse().unwrap());
+    assert!(case.plan().lacks.is_empty());
+    let lacked = |case: &Case, id: &AppId| {
+        let plan = case.plan();
+        let lacks = plan.lacks.get(id).cloned().unwrap_or_default();
+        for knob in lacks.keys() {
+            assert_eq!(plan.slices[id].get(*knob), None, "{knob}");
+        }
+        lacks
+    };
+    let systemd = |knobs: &[Knob]| knobs.iter().map(|k| (*k, lack::Lack::Systemd)).collect();
+    let change = |case: &mut Case, id: &AppId, change: &dyn Fn(&mut App)| {
+        change(case.policy.apps.get_mut(id).unwrap());
+    };
+
+    // What follows from the class alone is `doctor`'s to tell; what the user asked for is told.
+    let host = |case: &mut Case, lacking: &[Knob]| {
+        case.capabilities.knobs = KNOBS.to_vec();
+        case.capabilities
+            .knobs
+            .retain(|knob| !lacking.contains(knob));
+    };
+    let lacking = [Knob::CpuIdle, Knob::CpuUclampMax, Knob::MemorySwapMax];
+    host(&mut case, &lacking);
+    assert!(case.plan().lacks.is_empty());
+    change(&mut case, &job, &|app| {
+        app.uclamp.max = Some(Utilization::percent(50));
+        app.ceiling.swap = Limit::At(Bytes(0));
+    });
+    let asked = [Knob::CpuUclampMax, Knob::MemorySwapMax].map(|knob| (knob, lack::Lack::Host));
+    assert_eq!(lacked(&case, &job), asked.into());
+    assert_eq!(lacked(&case, &web), BTreeMap::new());
+
+    // An owner keeps even what an app's class stands for from that one app.
+    host(&mut case, &[]);
+    assert!(case.plan().lacks.is_empty());
+    let withheld = [Knob::CpuIdle, Knob::CpuUclampMax, Knob::PidsMax];
+    case.capabilities.withheld = [(job.clone(), withheld.into())].into();
+    change(&mut case, &job, &|app| {
+        app.binding = Binding::Systemd("job.service".to_owned());
+    });
+    assert_eq!(lacked(&case, &job), systemd(&withheld[..2]));
+    change(&mut case, &job, &|app| app.ceiling.pids = Limit::At(9));
+    assert_eq!(lacked(&case, &job), systemd(&withheld));
 }
 
 prop_compose! {

@@ -11,7 +11,7 @@
 //! | `IoWeight` | IOWeight |
 //! | `IoMax` | IOReadBandwidthMax, IOWriteBandwidthMax, IOReadIOPSMax, IOWriteIOPSMax |
 //! | `PidsMax` | TasksMax |
-//! | `CpusPartition`, `CpuBurst` | none |
+//! | `CpusPartition`, `CpuBurst`, `CpuUclampMin`, `CpuUclampMax` | none |
 //!
 //! The knobs without a property are not written to a unit with `Delegate=yes` either: what is
 //! delegated is the tree below the unit, while the unit's own knobs stay systemd's (systemd's

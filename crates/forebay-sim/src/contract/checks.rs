@@ -170,7 +170,9 @@ pub fn a_missing_executable_is_named<H: Host>(fixture: &mut impl Fixture<H>) -> 
         }
         case.apps.insert(app.id.clone(), app.clone());
         case.sample(&app)?;
-        let outcome = case.apply(Action::Start { app: app.clone() })?;
+        let outcome = case.apply(Action::Start {
+            app: app.clone().into(),
+        })?;
         ensure!(
             matches!(&outcome, Outcome::Failed(why) if why.contains(missing)),
             "a start of {missing} gave {outcome:?}"
@@ -255,6 +257,8 @@ pub fn a_knob_not_offered_is_unsupported<H: Host>(fixture: &mut impl Fixture<H>)
             Knob::CpuWeight,
             Knob::CpuIdle,
             Knob::CpuMax,
+            Knob::CpuUclampMin,
+            Knob::CpuUclampMax,
             Knob::MemoryMin,
             Knob::MemoryLow,
             Knob::MemoryHigh,
@@ -462,7 +466,9 @@ pub fn a_killed_app_is_over_and_starts_again<H: Host>(fixture: &mut impl Fixture
         let over = |sample: &AppSample| sample.state != RunState::Running;
         let sample = case.wait(&app, "is over", over)?;
         ensure!(sample.main_pid.is_none(), "it has a process: {sample:?}");
-        case.done(Action::Start { app: app.clone() })?;
+        case.done(Action::Start {
+            app: app.clone().into(),
+        })?;
         let second = case.wait(&app, "runs again", |s| s.state == RunState::Running)?;
         ensure!(
             second.main_pid.is_some() && second.main_pid != first.main_pid,
@@ -631,7 +637,9 @@ pub fn a_group_made_anew_is_found_anew<H: Host>(fixture: &mut impl Fixture<H>) -
         let removed = case.fixture.remove_group(&mut case.host, &app);
         removed.map_err(Unmet::Skipped)?;
         case.wait(&app, "is seen to be gone", |s| s.state != RunState::Running)?;
-        case.done(Action::Start { app: app.clone() })?;
+        case.done(Action::Start {
+            app: app.clone().into(),
+        })?;
         let sample = case.wait(&app, "runs again", |s| s.state == RunState::Running)?;
         let is = case.read(&app, setting.knob())?;
         ensure!(

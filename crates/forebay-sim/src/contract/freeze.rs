@@ -96,7 +96,9 @@ pub fn nothing_is_started_in_a_frozen_slice<H: Host>(fixture: &mut impl Fixture<
         // Which makes the slice.
         case.set(&app, setting)?;
         freeze(case, &app)?;
-        let outcome = case.apply(Action::Start { app: app.clone() })?;
+        let outcome = case.apply(Action::Start {
+            app: app.clone().into(),
+        })?;
         ensure!(
             matches!(&outcome, Outcome::Failed(why) if why.contains("frozen")),
             "a start in a frozen slice gave {outcome:?}"

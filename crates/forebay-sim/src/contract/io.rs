@@ -65,9 +65,9 @@ pub fn an_owners_limit_of_a_device_is_known_and_comes_back<H: Host>(
         written.map_err(Unmet::Skipped)?;
         let sample = case.sample(&app)?;
         ensure!(
-            sample.io_before.get(setting.knob()) == Some(&setting),
+            sample.before.get(setting.knob()) == Some(&setting),
             "the owner set {setting}, known is {:?}",
-            sample.io_before
+            sample.before
         );
         ensure!(
             sample.found.contains(&setting),

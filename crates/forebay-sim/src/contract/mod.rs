@@ -14,7 +14,7 @@ use forebay_core::idset::{CpuSet, IdSet};
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::snapshot::{AppSample, RunState, Snapshot};
 use forebay_core::topology::Topology;
-use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Time, Utilization};
 
 mod checks;
 mod freeze;
@@ -250,7 +250,9 @@ impl<H: Host, F: Fixture<H>> Case<'_, H, F> {
 
     fn start(&mut self, app: &App) -> Result<AppSample, Unmet> {
         self.sample(app)?;
-        self.done(Action::Start { app: app.clone() })?;
+        self.done(Action::Start {
+            app: app.clone().into(),
+        })?;
         self.wait(app, "is running", |sample| {
             sample.state == RunState::Running
         })
@@ -338,6 +340,14 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
             Setting::CpuBurst(MilliCpu(100)),
             Setting::CpuBurst(MilliCpu(0)),
             Setting::CpuMax(Limit::Max),
+        ],
+        Knob::CpuUclampMin => vec![
+            Setting::CpuUclampMin(Utilization(3050)),
+            Setting::CpuUclampMin(Utilization(0)),
+        ],
+        Knob::CpuUclampMax => vec![
+            Setting::CpuUclampMax(Utilization::percent(60)),
+            Setting::CpuUclampMax(Utilization::FULL),
         ],
         Knob::MemoryMin => vec![
             Setting::MemoryMin(Bytes::mib(64)),

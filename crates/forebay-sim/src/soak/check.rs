@@ -279,6 +279,8 @@ fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
                 Class::Batch => value > 0,
             },
             Setting::CpuIdle(idle) => !idle || app.class == Class::Batch,
+            Setting::CpuUclampMin(min) => app.uclamp.min == Some(min),
+            Setting::CpuUclampMax(max) => app.uclamp.max == Some(max),
             _ => true,
         };
         ensure!(

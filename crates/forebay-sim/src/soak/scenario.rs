@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use forebay_core::app::{
     App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, IoProtection, Match, OnStop,
-    Partition, Policy, Restart,
+    Partition, Policy, Restart, Uclamp,
 };
 use forebay_core::host::Action;
 use forebay_core::slice::Setting;
 use forebay_core::snapshot::Ending;
 use forebay_core::state::State;
 use forebay_core::topology::{Shape, Topology};
-use forebay_core::units::{Bytes, Limit, MilliCpu, Rate};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Rate, Utilization};
 
 use super::Stats;
 use crate::disk::{DEVICE, Disk};
@@ -173,6 +173,7 @@ impl Scenario {
         app.class = class(&mut self.rng);
         (app.floor, app.ceiling) = self.bounds();
         app.io_max = io_max(&mut self.rng);
+        app.uclamp = uclamp(&self.rng);
         self.policy.apps.insert(id, app);
     }
 
@@ -213,12 +214,14 @@ impl Scenario {
         };
         let (floor, ceiling) = self.bounds();
         let io_max = io_max(&mut self.rng);
+        let uclamp = uclamp(&self.rng);
         App {
             id: name.parse().expect("made to be a name"),
             class: class(&mut self.rng),
             binding,
             floor,
             ceiling,
+            uclamp,
             request: self.rng.bool().then(|| MilliCpu(self.rng.u64(0..4000))),
             io_weight: self.rng.bool().then(|| self.rng.u32(1..=10_000)),
             io_max,
@@ -373,6 +376,19 @@ fn io_max(rng: &mut fastrand::Rng) -> BTreeMap<Device, IoMax> {
         io_max.insert(DEVICE, max);
     }
     io_max
+}
+
+/// From a copy, so that old seeds stay what they were.
+fn uclamp(rng: &fastrand::Rng) -> Uclamp {
+    let mut rng = rng.clone();
+    let mut clamp = |least: u32| {
+        let asked = rng.u8(0..3) == 0;
+        asked.then(|| Utilization(rng.u32(least..=least + 5000)))
+    };
+    Uclamp {
+        min: clamp(0),
+        max: clamp(5000),
+    }
 }
 
 fn class(rng: &mut fastrand::Rng) -> Class {

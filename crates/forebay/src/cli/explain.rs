@@ -183,6 +183,12 @@ fn in_force(slice: &api::Slice) -> String {
     if let Some(max) = &slice.cpu_max_cores {
         knobs.push(format!("cpu.max = {}", limit(max, |c| cpu(*c))));
     }
+    if let Some(percent) = slice.cpu_uclamp_min_percent {
+        knobs.push(format!("cpu.uclamp.min = {percent}%"));
+    }
+    if let Some(percent) = slice.cpu_uclamp_max_percent {
+        knobs.push(format!("cpu.uclamp.max = {percent}%"));
+    }
     if let Some(percent) = slice.l3_cache_percent {
         knobs.push(format!("resctrl L3 = {percent}%"));
     }

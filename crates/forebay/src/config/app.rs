@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart, Sink,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart, Sink, Uclamp,
 };
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
@@ -69,7 +69,21 @@ pub(super) fn resolve_app(
         pids: limit(&mut ceiling, "pids"),
         egress: limit(&mut ceiling, "egress"),
     };
-    for (key, problem) in check_bounds(floor, ceiling) {
+    let places = [
+        &places[..],
+        &[
+            ("uclamp_min", section.at("uclamp_min")),
+            ("uclamp_max", section.at("uclamp_max")),
+        ],
+    ]
+    .concat();
+    let mut clamp = |key| section.take(key).map(|v| Utilization::percent(v.value));
+    let uclamp = Uclamp {
+        min: clamp("uclamp_min"),
+        max: clamp("uclamp_max"),
+    };
+    let problems = check_bounds(floor, ceiling).into_iter();
+    for (key, problem) in problems.chain(check_uclamp(uclamp)) {
         let place = places.iter().find(|(name, _)| *name == key);
         let at = place.and_then(|(_, at)| *at).unwrap_or(section.at);
         findings.add(at, format!("{}.{key}", section.name), problem);
@@ -84,6 +98,7 @@ pub(super) fn resolve_app(
         floor,
         ceiling,
         request: request.map(|v| v.value),
+        uclamp,
         io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
         io_max,
     });
@@ -128,6 +143,26 @@ pub(super) fn check_bounds(floor: Floor, ceiling: Ceiling) -> Vec<(&'static str,
             ),
             "lower floor.memory or raise ceiling.memory".to_owned(),
         );
+    }
+    problems
+}
+
+/// What is wrong with an app's utilization clamps, by key.
+pub(super) fn check_uclamp(uclamp: Uclamp) -> Vec<(&'static str, Problem)> {
+    let clamps = [("uclamp_min", uclamp.min), ("uclamp_max", uclamp.max)];
+    let mut problems = Vec::new();
+    for (key, clamp) in clamps {
+        if let Some(clamp) = clamp.filter(|clamp| *clamp > Utilization::FULL) {
+            let message = format!("{clamp} is more than a CPU has");
+            problems.push((key, Problem::new(message, "use 0% to 100%")));
+        }
+    }
+    if let (Some(min), Some(max)) = (uclamp.min, uclamp.max)
+        && min > max
+    {
+        let message = format!("the least ({min}) is above the most ({max})");
+        let fix = "lower uclamp_min or raise uclamp_max";
+        problems.push(("uclamp_min", Problem::new(message, fix)));
     }
     problems
 }

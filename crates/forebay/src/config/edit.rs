@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use forebay_core::app::{App, AppId, Binding, Exec, Policy, Restart};
+use forebay_core::units::Utilization;
 
-use super::app::{check_bounds, check_exec, class};
+use super::app::{check_bounds, check_exec, check_uclamp, class};
 use super::error::{Error, Errors, Problem, either, nearest};
 use super::facts::HostFacts;
 use super::keys::{APP, CLASSES, Kind};
@@ -12,7 +13,7 @@ use super::resolve::check_sums;
 use super::text::{Scalar, Value, read_scalar, refuse_nul};
 
 /// The keys that `forebay set` takes.
-const SETTABLE: [&str; 10] = [
+const SETTABLE: [&str; 12] = [
     "class",
     "floor.cpu",
     "floor.memory",
@@ -21,6 +22,8 @@ const SETTABLE: [&str; 10] = [
     "ceiling.swap",
     "ceiling.pids",
     "ceiling.egress",
+    "uclamp_min",
+    "uclamp_max",
     "io_weight",
     "request.cpu",
 ];
@@ -122,6 +125,7 @@ pub(crate) fn set(
         .map_err(|problem| problem.in_argument(&name))?;
     assign(app, key, value);
     let bounds = check_bounds(app.floor, app.ceiling).into_iter();
+    let bounds = bounds.chain(check_uclamp(app.uclamp));
     let mut problems: Vec<Problem> = bounds.map(|(_, problem)| problem).collect();
     if key.starts_with("floor.") {
         let floors = changed.apps.iter().map(|(id, app)| (id, app.floor));
@@ -180,6 +184,8 @@ fn assign(app: &mut App, key: &str, value: Value) {
         "ceiling.swap" => app.ceiling.swap = read(value),
         "ceiling.pids" => app.ceiling.pids = read(value),
         "ceiling.egress" => app.ceiling.egress = read(value),
+        "uclamp_min" => app.uclamp.min = Some(Utilization::percent(read(value))),
+        "uclamp_max" => app.uclamp.max = Some(Utilization::percent(read(value))),
         "io_weight" => app.io_weight = u32::try_from(read::<u64>(value)).ok(),
         "request.cpu" => app.request = Some(read(value)),
         _ => unreachable!("no assignment for the settable key {key}"),

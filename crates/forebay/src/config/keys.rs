@@ -312,6 +312,16 @@ pub(super) const APP: &[Key] = &[
         "Expected use before history exists",
     ),
     key(
+        "uclamp_min",
+        Kind::Percent,
+        "Utilization that its tasks count for at least when the governor schedutil chooses a CPU's frequency, for critical apps (default: left as it is)",
+    ),
+    key(
+        "uclamp_max",
+        Kind::Percent,
+        "Utilization that its tasks count for at most when the governor schedutil chooses a CPU's frequency, for batch (default: left as it is)",
+    ),
+    key(
         "io_weight",
         Kind::Count {
             min: 1,

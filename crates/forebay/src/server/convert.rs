@@ -254,6 +254,8 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
             Setting::CpuIdle(idle) => wire.cpu_idle = Some(*idle),
             Setting::CpuMax(max) => wire.cpu_max_cores = Some(cores_limit(*max)),
             Setting::CpuBurst(burst) => wire.cpu_burst_cores = Some(burst.as_cpus()),
+            Setting::CpuUclampMin(clamp) => wire.cpu_uclamp_min_percent = Some(clamp.as_percent()),
+            Setting::CpuUclampMax(clamp) => wire.cpu_uclamp_max_percent = Some(clamp.as_percent()),
             Setting::MemoryMin(bytes) => wire.memory_min_bytes = Some(bytes.0),
             Setting::MemoryLow(bytes) => wire.memory_low_bytes = Some(bytes.0),
             Setting::MemoryHigh(max) => wire.memory_high_bytes = Some(bytes_limit(*max)),

@@ -109,6 +109,29 @@ fn systemd_is_asked_to_write_and_to_put_back() {
 }
 
 #[test]
+fn what_systemd_has_no_way_to_set_is_said_once() {
+    let Some(mut unit) = unit("what_systemd_has_no_way_to_set_is_said_once") else {
+        return;
+    };
+    unit.start();
+    unit.await_in_force();
+    // The CPUs of units are systemd's to give on v2 only, and uclamp nowhere: this host has v1.
+    let first = unit.place.await_event("web", "shortfall");
+    assert_eq!(
+        first,
+        "cpuset.cpus is not set for web: its owner, systemd, has no way to set it"
+    );
+    unit.await_periods();
+    let events = unit.place.json(&["events", "--app", "web"]);
+    let events = events["events"].as_array().unwrap();
+    let again = events
+        .iter()
+        .filter(|event| event["message"] == first.as_str());
+    assert_eq!(again.count(), 1);
+    unit.place.stop_well();
+}
+
+#[test]
 fn the_guardian_has_systemd_put_back_what_a_killed_daemon_left() {
     let Some(mut unit) = unit("the_guardian_has_systemd_put_back_what_a_killed_daemon_left") else {
         return;

@@ -313,7 +313,7 @@ fn a_limit_of_the_user_is_a_ceiling() {
     case.policy.apps.get_mut(&batch).unwrap().io_max.clear();
     let mut memory = Memory::default();
     let before = [Setting::IoMax(DISK, users)].into_iter().collect();
-    memory.io_before.insert(batch, before);
+    memory.before.insert(batch, before);
     assert_eq!(limit_of(&case.at(0, &memory).0, "batch"), max);
 }
 
@@ -436,7 +436,7 @@ fn others_are_held_back_for_a_critical_app_only_where_asked_to() {
         let mut memory = Memory::default();
         let before = Setting::IoLatency(DISK, Limit::At(owners));
         let before = [before].into_iter().collect();
-        memory.io_before.insert("web".parse().unwrap(), before);
+        memory.before.insert("web".parse().unwrap(), before);
         assert_eq!(target_of(&case.at(0, &memory).0, "web"), Some(expected));
     };
     let stricter = Duration::from_millis(1);

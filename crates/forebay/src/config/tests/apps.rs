@@ -244,6 +244,12 @@ fn floors_fit_below_ceilings_and_into_the_host() {
             "f:5: apps.a.ceiling.pids: `0` is out of bounds; use a whole number from 1 to 9223372036854775807, or \"max\" for no limit",
         ],
     );
+    check_app(
+        "uclamp_min = \"60%\"\nuclamp_max = \"40%\"\n",
+        &[
+            "f:3: apps.a.uclamp_min: the least (60%) is above the most (40%); lower uclamp_min or raise uclamp_max",
+        ],
+    );
     let two = |floor: &str| {
         format!(
             "[apps.a]\nexec = [\"sh\"]\nfloor.{floor}\n[apps.b]\nexec = [\"sh\"]\nfloor.{floor}\n[apps.c]\nexec = [\"sh\"]\n"
@@ -293,6 +299,13 @@ fn settings_change_one_app_or_nothing() {
     check("ceiling.memory", "1073741824", None);
     check("ceiling.pids", "10", None);
     check("io_weight", "10", None);
+    check("uclamp_min", "30%", None);
+    check("uclamp_max", "60 %", None);
+    check(
+        "uclamp_max",
+        "101%",
+        Some("a.uclamp_max: 101% is more than a CPU has; use 0% to 100%"),
+    );
     check("request.cpu", "1.5", None);
     check(
         "floor.cpu",
@@ -324,7 +337,7 @@ fn settings_change_one_app_or_nothing() {
         "exec",
         "x",
         Some(
-            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.pids, ceiling.egress, io_weight or request.cpu",
+            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.pids, ceiling.egress, uclamp_min, uclamp_max, io_weight or request.cpu",
         ),
     );
     let mut policy = original.clone();

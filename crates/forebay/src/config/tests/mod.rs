@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use forebay_core::app::{
     AppId, Binding, Class, Device, IoProtection, OnStop, Partition, Restart, Sink,
 };
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::*;
 
@@ -113,6 +113,7 @@ fn every_key_arrives() {
         floor = { cpu = "500m", memory = "64MiB" }
         ceiling = { cpu = 2, memory = "max", swap = "0B", pids = 100 }
         request = { cpu = 0.25 }
+        uclamp_min = "30%"
         io_weight = 500
         io_max = { "8:0" = { rbps = "10MiB", wiops = 7 } }
         [apps."db.main"]
@@ -172,6 +173,8 @@ fn every_key_arrives() {
     assert_eq!(web.ceiling.swap, Limit::At(Bytes(0)));
     assert_eq!(web.ceiling.pids, Limit::At(100));
     assert_eq!(web.request, Some(MilliCpu(250)));
+    assert_eq!(web.uclamp.min, Some(Utilization::percent(30)));
+    assert_eq!(web.uclamp.max, None);
     assert_eq!(web.io_weight, Some(500));
     let io_max = &web.io_max[&Device { major: 8, minor: 0 }];
     assert_eq!(io_max.rbps, Limit::At(10 << 20));
