@@ -106,7 +106,12 @@ fn a_device_that_vanished_is_named_and_the_group_is_not_given_up() {
         return;
     }
     let app = program("web", &["sleep", "1000"]);
-    apply(&mut host, &[Action::Start { app: app.clone() }]);
+    apply(
+        &mut host,
+        &[Action::Start {
+            app: app.clone().into(),
+        }],
+    );
     look(&mut host, &[&app], 0);
     let gone = Device {
         major: 250,
