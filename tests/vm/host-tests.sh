@@ -14,6 +14,8 @@ dd if=/dev/zero of=swap bs=1M count=64 status=none
 chmod 600 swap
 mkswap -q swap
 swapon swap
+# And without zswap those of zswap.
+echo 1 >/sys/module/zswap/parameters/enabled
 for name in contract kernel crash freeze network oom partition; do
   echo "== $name"
   /host/bin/$name --test-threads=1 --show-output

@@ -153,6 +153,9 @@ pub struct Slice {
     /// Memory that may be in swap.
     #[serde(default)]
     pub memory_swap_max_bytes: Option<Limit<u64>>,
+    /// Compressed memory that zswap may hold in front of it.
+    #[serde(default)]
+    pub memory_zswap_max_bytes: Option<Limit<u64>>,
     /// Share of the block devices, 1 to 10,000.
     pub io_weight: Option<u32>,
     /// Limits of block devices.

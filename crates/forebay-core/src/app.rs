@@ -186,6 +186,8 @@ pub struct Ceiling {
     pub memory: Limit<Bytes>,
     /// Memory that may be in swap.
     pub swap: Limit<Bytes>,
+    /// Compressed memory that zswap may hold in front of it.
+    pub zswap: Limit<Bytes>,
     /// Processes and threads.
     pub pids: Limit<u64>,
     /// Data sent over the network.
@@ -349,6 +351,7 @@ impl Default for Ceiling {
             cpu: Limit::Max,
             memory: Limit::Max,
             swap: Limit::Max,
+            zswap: Limit::Max,
             pids: Limit::Max,
             egress: Limit::Max,
         }

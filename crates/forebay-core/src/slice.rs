@@ -42,6 +42,8 @@ pub enum Knob {
     MemoryMax,
     /// memory.swap.max
     MemorySwapMax,
+    /// memory.zswap.max
+    MemoryZswapMax,
     /// io.weight
     IoWeight,
     /// io.max of one device
@@ -100,6 +102,7 @@ impl fmt::Display for Knob {
             Self::MemoryHigh => "memory.high",
             Self::MemoryMax => "memory.max",
             Self::MemorySwapMax => "memory.swap.max",
+            Self::MemoryZswapMax => "memory.zswap.max",
             Self::IoWeight => "io.weight",
             Self::IoMax(device) => return write!(f, "io.max {device}"),
             Self::IoLatency(device) => return write!(f, "io.latency {device}"),
@@ -145,6 +148,8 @@ pub enum Setting {
     MemoryMax(Limit<Bytes>),
     /// Memory of the app that may be in swap.
     MemorySwapMax(Limit<Bytes>),
+    /// Compressed memory of the app that zswap may hold.
+    MemoryZswapMax(Limit<Bytes>),
     /// Share of the block devices, 1 to 10,000.
     IoWeight(u32),
     /// Limits of one block device.
@@ -184,6 +189,7 @@ impl Setting {
             Self::MemoryHigh(_) => Knob::MemoryHigh,
             Self::MemoryMax(_) => Knob::MemoryMax,
             Self::MemorySwapMax(_) => Knob::MemorySwapMax,
+            Self::MemoryZswapMax(_) => Knob::MemoryZswapMax,
             Self::IoWeight(_) => Knob::IoWeight,
             Self::IoMax(device, _) => Knob::IoMax(*device),
             Self::IoLatency(device, _) => Knob::IoLatency(*device),
@@ -232,9 +238,10 @@ impl fmt::Display for Setting {
             Self::CpuBurst(burst) => write!(f, "{burst}"),
             Self::CpuUclampMin(clamp) | Self::CpuUclampMax(clamp) => write!(f, "{clamp}"),
             Self::MemoryMin(bytes) | Self::MemoryLow(bytes) => write!(f, "{bytes}"),
-            Self::MemoryHigh(limit) | Self::MemoryMax(limit) | Self::MemorySwapMax(limit) => {
-                write!(f, "{limit}")
-            }
+            Self::MemoryHigh(limit)
+            | Self::MemoryMax(limit)
+            | Self::MemorySwapMax(limit)
+            | Self::MemoryZswapMax(limit) => write!(f, "{limit}"),
             Self::IoMax(_, max) => write!(
                 f,
                 "rbps={} wbps={} riops={} wiops={}",

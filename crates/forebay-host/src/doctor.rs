@@ -228,6 +228,7 @@ const fn knob_lack_costs(knob: Knob) -> &'static str {
         Knob::MemoryHigh => "batch work is not slowed before memory is short",
         Knob::MemoryMax => "no upper bound on memory",
         Knob::MemorySwapMax => "no upper bound on the swap of an app",
+        Knob::MemoryZswapMax => "no upper bound on the memory that zswap keeps for an app",
         Knob::IoWeight => "no shares of busy disks (needs the BFQ scheduler or io.cost)",
         Knob::IoMax(_) => "no upper bound on disk traffic",
         Knob::IoLatency(_) => {

@@ -11,7 +11,7 @@
 //! | `MemoryMin`, `MemoryLow` | memory.min, memory.low | none |
 //! | `MemoryHigh` | memory.high | memory.soft_limit_in_bytes |
 //! | `MemoryMax` | memory.max | memory.limit_in_bytes |
-//! | `MemorySwapMax` | memory.swap.max | none |
+//! | `MemorySwapMax`, `MemoryZswapMax` | memory.swap.max, memory.zswap.max | none |
 //! | `IoWeight` | io.weight or io.bfq.weight | blkio.bfq.weight or blkio.weight, at most 1000 |
 //! | `IoMax` | io.max | blkio.throttle.* |
 //! | `IoLatency` | io.latency | none |
@@ -130,7 +130,7 @@ impl Ways {
 }
 
 /// Every knob that is a file, once; those of single devices for no particular one.
-pub(crate) fn all_knobs() -> [Knob; 18] {
+pub(crate) fn all_knobs() -> [Knob; 19] {
     [
         Knob::Cpus,
         Knob::CpusPartition,
@@ -146,6 +146,7 @@ pub(crate) fn all_knobs() -> [Knob; 18] {
         Knob::MemoryHigh,
         Knob::MemoryMax,
         Knob::MemorySwapMax,
+        Knob::MemoryZswapMax,
         Knob::IoWeight,
         Knob::IoMax(ANY),
         Knob::IoLatency(ANY),
@@ -167,7 +168,8 @@ pub(crate) const fn controller(knob: Knob) -> Option<Controller> {
         | Knob::MemoryLow
         | Knob::MemoryHigh
         | Knob::MemoryMax
-        | Knob::MemorySwapMax => Controller::Memory,
+        | Knob::MemorySwapMax
+        | Knob::MemoryZswapMax => Controller::Memory,
         Knob::IoWeight | Knob::IoMax(_) | Knob::IoLatency(_) => Controller::Io,
         Knob::PidsMax => Controller::Pids,
         Knob::EgressMax | Knob::L3Cache | Knob::MemoryBandwidth | Knob::OomScoreAdj => return None,
@@ -198,6 +200,8 @@ fn candidates(knob: Knob, version: Version) -> Vec<Vec<&'static str>> {
         (Version::V2, Knob::MemorySwapMax) => vec![vec!["memory.swap.max"]],
         // memory.memsw.limit_in_bytes bounds memory and swap together: another thing.
         (Version::V1, Knob::MemorySwapMax) => vec![],
+        (Version::V2, Knob::MemoryZswapMax) => vec![vec!["memory.zswap.max"]],
+        (Version::V1, Knob::MemoryZswapMax) => vec![],
         (Version::V2, Knob::MemoryMax) => vec![vec!["memory.max"]],
         (Version::V1, Knob::MemoryMax) => vec![vec!["memory.limit_in_bytes"]],
         (Version::V2, Knob::IoWeight) => vec![vec!["io.weight"], vec!["io.bfq.weight"]],
@@ -262,13 +266,14 @@ pub(crate) fn texts(setting: &Setting, way: &Way, period_us: u64) -> Vec<String>
             Utilization(hundredths) => format!("{}.{:02}", hundredths / 100, hundredths % 100),
         }),
         Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes) => one(pages(*bytes).to_string()),
-        Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) | Setting::MemorySwapMax(limit) => {
-            one(match (limit, v2) {
-                (Limit::At(bytes), _) => pages(*bytes).to_string(),
-                (Limit::Max, true) => "max".to_owned(),
-                (Limit::Max, false) => "-1".to_owned(),
-            })
-        }
+        Setting::MemoryHigh(limit)
+        | Setting::MemoryMax(limit)
+        | Setting::MemorySwapMax(limit)
+        | Setting::MemoryZswapMax(limit) => one(match (limit, v2) {
+            (Limit::At(bytes), _) => pages(*bytes).to_string(),
+            (Limit::Max, true) => "max".to_owned(),
+            (Limit::Max, false) => "-1".to_owned(),
+        }),
         Setting::IoWeight(weight) => one(match way.files.first() {
             Some(&"io.weight") => format!("default {weight}"),
             _ => bfq_weight(*weight).to_string(),
@@ -341,6 +346,7 @@ pub(crate) fn parse(knob: Knob, way: &Way, texts: &[String], period_us: u64) -> 
         Knob::MemoryHigh => Setting::MemoryHigh(limit(first)?),
         Knob::MemoryMax => Setting::MemoryMax(limit(first)?),
         Knob::MemorySwapMax => Setting::MemorySwapMax(limit(first)?),
+        Knob::MemoryZswapMax => Setting::MemoryZswapMax(limit(first)?),
         Knob::IoWeight => {
             let number = first.strip_prefix("default ").unwrap_or(first);
             let number: u32 = number.trim().parse().ok()?;
@@ -553,6 +559,7 @@ mod tests {
         );
         check(Setting::MemoryMax(Limit::Max), V2, &["max"]);
         check(Setting::MemorySwapMax(Limit::At(Bytes(0))), V2, &["0"]);
+        check(Setting::MemoryZswapMax(Limit::Max), V2, &["max"]);
         check(Setting::IoWeight(250), V2, &["default 250"]);
         check(Setting::IoWeight(1000), V1, &["1000"]);
         check(Setting::PidsMax(Limit::At(7)), V1, &["7"]);

@@ -313,9 +313,13 @@ impl Fixture<LinuxHost> for Live {
             Knob::MemoryMax => Setting::MemoryMax(bytes(
                 &memory().read("memory.limit_in_bytes", "memory.max")?,
             )),
-            Knob::MemorySwapMax => {
+            Knob::MemorySwapMax | Knob::MemoryZswapMax => {
                 let file = knob.to_string();
-                Setting::MemorySwapMax(bytes(&memory().read(&file, &file)?))
+                let held = bytes(&memory().read(&file, &file)?);
+                match knob {
+                    Knob::MemorySwapMax => Setting::MemorySwapMax(held),
+                    _ => Setting::MemoryZswapMax(held),
+                }
             }
             Knob::IoWeight => Setting::IoWeight(self.files(app, Controller::Io).read_weight()?),
             Knob::IoMax(device) => {

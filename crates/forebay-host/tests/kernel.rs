@@ -708,3 +708,54 @@ fn a_swap_ceiling_of_nothing_keeps_an_app_out_of_swap() {
         in_swap() > 0
     });
 }
+
+#[test]
+fn a_zswap_ceiling_of_nothing_keeps_an_app_out_of_zswap() {
+    let Some(place) = Place::new("zswap_ceiling") else {
+        return;
+    };
+    let mut host = place.open();
+    let enabled = std::fs::read_to_string("/sys/module/zswap/parameters/enabled");
+    let swap = text(Path::new("/proc/swaps"));
+    if !host.capabilities().knobs.contains(&Knob::MemoryZswapMax)
+        || swap.lines().count() < 2
+        || enabled.is_ok_and(|enabled| enabled.trim() != "Y")
+    {
+        println!("SKIPPED: zswap_ceiling: no memory.zswap.max, no swap, or zswap is off");
+        return;
+    }
+    // Pages of one repeated word would be kept without being compressed, and cost nothing.
+    let hog = "x=$(yes compressible | head -c 33554432); sleep 1000";
+    let app = program("hog", &["sh", "-c", hog]);
+    let none = Setting::MemoryZswapMax(Limit::At(Bytes(0)));
+    apply(
+        &mut host,
+        &[
+            set("hog", none),
+            Action::Start {
+                app: app.clone().into(),
+            },
+        ],
+    );
+    look_until(&mut host, &app, "32 MiB in use", |s| {
+        s.memory_used
+            .as_ref()
+            .is_ok_and(|used| *used > Bytes::mib(32))
+    });
+    let dir = place.dir(Controller::Memory, "hog");
+    let held = |file: &str| -> u64 { text(&dir.join(file)).parse().unwrap() };
+    let swap_out = |what: &str, file: &str| {
+        wait_for(what, || {
+            // Less than asked for is an error too.
+            std::fs::write(dir.join("memory.reclaim"), "4M").ok();
+            held(file) > 0
+        });
+    };
+    swap_out("memory on the swap device", "memory.swap.current");
+    assert_eq!(held("memory.zswap.current"), 0);
+    apply(
+        &mut host,
+        &[set("hog", Setting::MemoryZswapMax(Limit::Max))],
+    );
+    swap_out("memory in zswap", "memory.zswap.current");
+}

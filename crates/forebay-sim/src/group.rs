@@ -263,6 +263,7 @@ impl Group {
                 | Setting::Mems(_)
                 | Setting::CpusPartition(_)
                 | Setting::MemorySwapMax(_)
+                | Setting::MemoryZswapMax(_)
                 | Setting::IoWeight(_)
                 | Setting::IoLatency(..)
                 | Setting::EgressMax(_)
@@ -346,6 +347,7 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
         Knob::MemoryHigh => Setting::MemoryHigh(Limit::Max),
         Knob::MemoryMax => Setting::MemoryMax(Limit::Max),
         Knob::MemorySwapMax => Setting::MemorySwapMax(Limit::Max),
+        Knob::MemoryZswapMax => Setting::MemoryZswapMax(Limit::Max),
         Knob::IoWeight => Setting::IoWeight(100),
         Knob::IoMax(device) => Setting::IoMax(
             device,

@@ -120,6 +120,7 @@ impl SimHost {
             Knob::MemoryHigh,
             Knob::MemoryMax,
             Knob::MemorySwapMax,
+            Knob::MemoryZswapMax,
             Knob::IoWeight,
             Knob::IoMax(DEVICE),
             Knob::IoLatency(DEVICE),

@@ -52,9 +52,10 @@ pub(super) fn of(app: &App, slice: &Slice, capabilities: &Capabilities) -> BTree
 fn does_nothing(setting: &Setting) -> bool {
     match setting {
         Setting::CpuMax(limit) => *limit == Limit::Max,
-        Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) | Setting::MemorySwapMax(limit) => {
-            *limit == Limit::Max
-        }
+        Setting::MemoryHigh(limit)
+        | Setting::MemoryMax(limit)
+        | Setting::MemorySwapMax(limit)
+        | Setting::MemoryZswapMax(limit) => *limit == Limit::Max,
         Setting::PidsMax(limit) => *limit == Limit::Max,
         Setting::EgressMax(limit) => *limit == Limit::Max,
         Setting::IoMax(_, max) => *max == IoMax::NONE,
@@ -82,6 +83,7 @@ fn is_explicit(app: &App, setting: &Setting) -> bool {
         | Setting::CpuUclampMax(_)
         | Setting::MemoryMax(_)
         | Setting::MemorySwapMax(_)
+        | Setting::MemoryZswapMax(_)
         | Setting::PidsMax(_)
         | Setting::EgressMax(_) => true,
         Setting::MemoryMin(_) => app.floor.memory > Bytes(0),

@@ -315,6 +315,7 @@ fn memory_settings(app: &App, bounds: &memory::Bounds, slice: &mut Slice) {
     slice.set(Setting::MemoryHigh(bounds.high));
     slice.set(Setting::MemoryMax(app.ceiling.memory));
     slice.set(Setting::MemorySwapMax(app.ceiling.swap));
+    slice.set(Setting::MemoryZswapMax(app.ceiling.zswap));
 }
 
 fn other_settings(app: &App, slice: &mut Slice) {

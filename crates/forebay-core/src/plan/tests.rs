@@ -12,7 +12,7 @@ use crate::io_history::IoUse;
 use crate::topology::Shape;
 use crate::units::{Limit, Utilization};
 
-const KNOBS: [Knob; 18] = [
+const KNOBS: [Knob; 19] = [
     Knob::Cpus,
     Knob::CpusPartition,
     Knob::Mems,
@@ -27,6 +27,7 @@ const KNOBS: [Knob; 18] = [
     Knob::MemoryHigh,
     Knob::MemoryMax,
     Knob::MemorySwapMax,
+    Knob::MemoryZswapMax,
     Knob::IoWeight,
     Knob::PidsMax,
     Knob::EgressMax,

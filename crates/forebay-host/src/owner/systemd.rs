@@ -7,6 +7,7 @@
 //! | `CpuIdle` | CPUWeight = 0, which is `idle`, from version 252 on; none on cgroup v1 |
 //! | `CpuMax` | CPUQuotaPerSecUSec |
 //! | `MemoryMin`, `MemoryLow`, `MemoryHigh`, `MemorySwapMax` | the same; none on cgroup v1 |
+//! | `MemoryZswapMax` | MemoryZSwapMax, from version 253 on; none on cgroup v1 |
 //! | `MemoryMax` | MemoryMax |
 //! | `IoWeight` | IOWeight |
 //! | `IoMax` | IOReadBandwidthMax, IOWriteBandwidthMax, IOReadIOPSMax, IOWriteIOPSMax |
@@ -396,6 +397,7 @@ pub(crate) fn properties(knob: Knob) -> Vec<&'static str> {
         Knob::MemoryHigh => vec!["MemoryHigh"],
         Knob::MemoryMax => vec!["MemoryMax"],
         Knob::MemorySwapMax => vec!["MemorySwapMax"],
+        Knob::MemoryZswapMax => vec!["MemoryZSwapMax"],
         Knob::IoWeight => vec!["IOWeight"],
         Knob::IoMax(_) => RATES.to_vec(),
         Knob::IoLatency(_) => vec![LATENCY],
@@ -416,6 +418,7 @@ pub(crate) const fn is_idle_on_v1(knob: Knob) -> bool {
             | Knob::MemoryLow
             | Knob::MemoryHigh
             | Knob::MemorySwapMax
+            | Knob::MemoryZswapMax
             | Knob::IoLatency(_)
     )
 }
@@ -435,9 +438,10 @@ pub(crate) fn values(setting: &Setting, now: &Values) -> Vec<(String, Value)> {
         Setting::CpuIdle(false) => vec![],
         Setting::CpuMax(limit) => one(number(*limit, |cpu: MilliCpu| cpu.0.saturating_mul(1000))),
         Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes) => one(Value::Number(pages(*bytes))),
-        Setting::MemoryHigh(limit) | Setting::MemoryMax(limit) | Setting::MemorySwapMax(limit) => {
-            one(number(*limit, pages))
-        }
+        Setting::MemoryHigh(limit)
+        | Setting::MemoryMax(limit)
+        | Setting::MemorySwapMax(limit)
+        | Setting::MemoryZswapMax(limit) => one(number(*limit, pages)),
         Setting::IoWeight(weight) => one(Value::Number(u64::from(*weight))),
         Setting::PidsMax(limit) => one(number(*limit, |count| count)),
         Setting::IoMax(device, max) => {
@@ -606,6 +610,10 @@ mod tests {
         check(
             Setting::MemorySwapMax(Limit::Max),
             &[("MemorySwapMax", number(u64::MAX))],
+        );
+        check(
+            Setting::MemoryZswapMax(Limit::At(Bytes::mib(64))),
+            &[("MemoryZSwapMax", number(64 << 20))],
         );
         check(Setting::PidsMax(Limit::At(7)), &[("TasksMax", number(7))]);
         let device = Device { major: 8, minor: 0 };

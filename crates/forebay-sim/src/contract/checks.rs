@@ -264,6 +264,7 @@ pub fn a_knob_not_offered_is_unsupported<H: Host>(fixture: &mut impl Fixture<H>)
             Knob::MemoryHigh,
             Knob::MemoryMax,
             Knob::MemorySwapMax,
+            Knob::MemoryZswapMax,
             Knob::IoWeight,
             Knob::PidsMax,
         ];

@@ -365,6 +365,10 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
             Setting::MemoryMax(Limit::At(Bytes::mib(1024))),
             Setting::MemoryMax(Limit::Max),
         ],
+        Knob::MemoryZswapMax => vec![
+            Setting::MemoryZswapMax(Limit::At(Bytes::mib(16))),
+            Setting::MemoryZswapMax(Limit::Max),
+        ],
         Knob::MemorySwapMax => vec![
             Setting::MemorySwapMax(Limit::At(Bytes(0))),
             Setting::MemorySwapMax(Limit::Max),

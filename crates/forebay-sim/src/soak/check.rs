@@ -262,6 +262,7 @@ fn limits_hold(app: &App, slice: &Slice, memory_short: bool) -> Check {
             Setting::CpuMax(quota) => quota.allows(floor.cpu) && quota <= ceiling.cpu,
             Setting::MemoryMax(max) => max.allows(floor.memory) && max <= ceiling.memory,
             Setting::MemorySwapMax(max) => max <= ceiling.swap,
+            Setting::MemoryZswapMax(max) => max <= ceiling.zswap,
             Setting::MemoryHigh(high) => high.allows(floor.memory),
             Setting::MemoryMin(min) => memory_short || min >= floor.memory,
             Setting::MemoryLow(low) => memory_short || low >= floor.memory,

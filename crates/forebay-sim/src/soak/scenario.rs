@@ -278,6 +278,7 @@ impl Scenario {
             cpu: Limit::Max,
             memory: Limit::Max,
             swap: Limit::Max,
+            zswap: Limit::Max,
             pids: Limit::Max,
             // From a copy, so that old seeds stay what they were.
             egress: match rng.clone().u8(0..5) {

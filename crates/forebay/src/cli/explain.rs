@@ -234,6 +234,9 @@ fn memory_bounds(
     if let Some(max) = &slice.memory_swap_max_bytes {
         knobs.push(format!("memory.swap.max = {}", limit(max, |b| memory(*b))));
     }
+    if let Some(max) = &slice.memory_zswap_max_bytes {
+        knobs.push(format!("memory.zswap.max = {}", limit(max, |b| memory(*b))));
+    }
     if let Some(value) = slice.oom_score_adj.filter(|value| *value != 0) {
         knobs.push(format!("oom_score_adj = {value}"));
     }

@@ -66,6 +66,7 @@ pub(super) fn resolve_app(
         cpu: limit(&mut ceiling, "cpu"),
         memory: limit(&mut ceiling, "memory"),
         swap: limit(&mut ceiling, "swap"),
+        zswap: limit(&mut ceiling, "zswap"),
         pids: limit(&mut ceiling, "pids"),
         egress: limit(&mut ceiling, "egress"),
     };

@@ -13,13 +13,14 @@ use super::resolve::check_sums;
 use super::text::{Scalar, Value, read_scalar, refuse_nul};
 
 /// The keys that `forebay set` takes.
-const SETTABLE: [&str; 12] = [
+const SETTABLE: [&str; 13] = [
     "class",
     "floor.cpu",
     "floor.memory",
     "ceiling.cpu",
     "ceiling.memory",
     "ceiling.swap",
+    "ceiling.zswap",
     "ceiling.pids",
     "ceiling.egress",
     "uclamp_min",
@@ -182,6 +183,7 @@ fn assign(app: &mut App, key: &str, value: Value) {
         "ceiling.cpu" => app.ceiling.cpu = read(value),
         "ceiling.memory" => app.ceiling.memory = read(value),
         "ceiling.swap" => app.ceiling.swap = read(value),
+        "ceiling.zswap" => app.ceiling.zswap = read(value),
         "ceiling.pids" => app.ceiling.pids = read(value),
         "ceiling.egress" => app.ceiling.egress = read(value),
         "uclamp_min" => app.uclamp.min = Some(Utilization::percent(read(value))),

@@ -396,6 +396,11 @@ const CEILING: &[Key] = &[
         LIMIT_BYTES,
         "Memory that may be in swap; 0 is none (cgroup v2)",
     ),
+    key(
+        "zswap",
+        LIMIT_BYTES,
+        "Compressed memory that zswap may hold in front of the swap device; 0 swaps past it (cgroup v2)",
+    ),
     key("pids", LIMIT_COUNT, "Processes and threads"),
     key(
         "egress",

@@ -262,6 +262,9 @@ pub(super) fn slice(slice: &Slice) -> api::Slice {
             Setting::MemorySwapMax(max) => {
                 wire.memory_swap_max_bytes = Some(bytes_limit(*max));
             }
+            Setting::MemoryZswapMax(max) => {
+                wire.memory_zswap_max_bytes = Some(bytes_limit(*max));
+            }
             Setting::MemoryMax(max) => wire.memory_max_bytes = Some(bytes_limit(*max)),
             Setting::IoWeight(weight) => wire.io_weight = Some(*weight),
             Setting::IoMax(device, max) => wire.io_max.push(api::IoMax {

@@ -300,6 +300,7 @@ fn settings_change_one_app_or_nothing() {
     check("ceiling.pids", "10", None);
     check("io_weight", "10", None);
     check("uclamp_min", "30%", None);
+    check("ceiling.zswap", "64MiB", None);
     check("uclamp_max", "60 %", None);
     check(
         "uclamp_max",
@@ -337,7 +338,7 @@ fn settings_change_one_app_or_nothing() {
         "exec",
         "x",
         Some(
-            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.pids, ceiling.egress, uclamp_min, uclamp_max, io_weight or request.cpu",
+            "a.exec: `exec` is not a key that can be set; use class, floor.cpu, floor.memory, ceiling.cpu, ceiling.memory, ceiling.swap, ceiling.zswap, ceiling.pids, ceiling.egress, uclamp_min, uclamp_max, io_weight or request.cpu",
         ),
     );
     let mut policy = original.clone();

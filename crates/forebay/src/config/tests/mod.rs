@@ -111,7 +111,7 @@ fn every_key_arrives() {
         stderr = "journal"
         restart = "always"
         floor = { cpu = "500m", memory = "64MiB" }
-        ceiling = { cpu = 2, memory = "max", swap = "0B", pids = 100 }
+        ceiling = { cpu = 2, memory = "max", swap = "0B", zswap = "64MiB", pids = 100 }
         request = { cpu = 0.25 }
         uclamp_min = "30%"
         io_weight = 500
@@ -171,6 +171,7 @@ fn every_key_arrives() {
     assert_eq!(web.ceiling.cpu, Limit::At(MilliCpu::cpus(2)));
     assert_eq!(web.ceiling.memory, Limit::Max);
     assert_eq!(web.ceiling.swap, Limit::At(Bytes(0)));
+    assert_eq!(web.ceiling.zswap, Limit::At(Bytes::mib(64)));
     assert_eq!(web.ceiling.pids, Limit::At(100));
     assert_eq!(web.request, Some(MilliCpu(250)));
     assert_eq!(web.uclamp.min, Some(Utilization::percent(30)));
