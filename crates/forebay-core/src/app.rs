@@ -155,6 +155,8 @@ pub enum Binding {
     Match(Match),
     /// The processes of this unit of systemd, such as `nginx.service`.
     Systemd(String),
+    /// The processes of the Docker or Podman container of this name.
+    Container(String),
 }
 
 impl Binding {
@@ -162,7 +164,7 @@ impl Binding {
     #[must_use]
     pub const fn is_of_others(&self) -> bool {
         match self {
-            Self::Cgroup(_) | Self::Systemd(_) => true,
+            Self::Cgroup(_) | Self::Systemd(_) | Self::Container(_) => true,
             Self::Exec(_) | Self::Match(_) => false,
         }
     }

@@ -171,6 +171,20 @@ pub enum Setting {
 }
 
 impl Setting {
+    /// Whether it asks for no limit.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        matches!(
+            self,
+            Self::CpuMax(Limit::Max)
+                | Self::MemoryHigh(Limit::Max)
+                | Self::MemoryMax(Limit::Max)
+                | Self::MemorySwapMax(Limit::Max)
+                | Self::PidsMax(Limit::Max)
+                | Self::EgressMax(Limit::Max)
+        )
+    }
+
     /// Which knob this sets.
     #[must_use]
     pub const fn knob(&self) -> Knob {

@@ -158,7 +158,7 @@ impl LinuxHost {
                 }
                 self.find_bound_group(app);
                 // Programs of BPF stand beside a manager's own.
-                if is_file && self.is_owned(app) {
+                if is_file && self.asks_owner(app, setting.knob()) {
                     self.prepare_owned(app, setting)?;
                     return Ok(None);
                 }
@@ -446,7 +446,7 @@ impl LinuxHost {
     }
 
     fn set(&mut self, app: &AppId, setting: &Setting) -> Result<(), Refusal> {
-        if self.is_owned(app) && self.ways.of(setting.knob()).is_some() {
+        if self.asks_owner(app, setting.knob()) && self.ways.of(setting.knob()).is_some() {
             return self.set_owned(app, setting);
         }
         self.ensure_group(app)?;

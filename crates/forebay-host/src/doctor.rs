@@ -12,7 +12,7 @@ use crate::groups;
 use crate::knobs::{Ways, all_knobs};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
-use crate::owner::{self, Addresses};
+use crate::owner::{self, Addresses, Answering};
 use crate::procs;
 use crate::reclaim::{self, Means, ReclaimWay};
 use crate::topology::{host_topology, kib_after};
@@ -42,6 +42,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(knobs(roots, &hierarchies, group));
     features.push(network(&hierarchies));
     features.push(systemd());
+    features.extend(container_runtimes());
     features.push(cost_models(&hierarchies));
     features.push(buffered_writes(&hierarchies));
     features.extend(unified(&hierarchies, group));
@@ -208,6 +209,31 @@ fn systemd() -> Feature {
         },
         lack_costs: "no app can be bound by `systemd`",
     }
+}
+
+fn container_runtimes() -> Vec<Feature> {
+    let addresses = Addresses::from_environment();
+    let (answering, silent) = owner::container_runtimes(&addresses);
+    let feature = |present, detail| Feature {
+        name: "container runtime".to_owned(),
+        present,
+        detail,
+        lack_costs: "no app can be bound by `container`",
+    };
+    let answers = |runtime: Answering| {
+        let socket = runtime.socket.display();
+        feature(true, format!("{}, at {socket}", runtime.name))
+    };
+    // A runtime that is not installed is no trouble beside one that answers.
+    let troubles = silent.iter().filter(|error| !error.is_gone());
+    let mut features: Vec<Feature> = answering.into_iter().map(answers).collect();
+    features.extend(troubles.map(|error| feature(false, error.explain())));
+    if features.is_empty() {
+        let sockets = addresses.containers.replace(':', " or ");
+        let detail = format!("no socket {sockets}; name another as DOCKER_HOST=unix://PATH");
+        features.push(feature(false, detail));
+    }
+    features
 }
 
 const fn knob_lack_costs(knob: Knob) -> &'static str {

@@ -418,9 +418,13 @@ impl LinuxHost {
         if entry.owned.as_ref().is_some_and(|owned| !owned.is_of(app)) || entry.owned.is_none() {
             entry.owned = Owned::of(app);
         }
+        self.follow_ceiling(app);
+        let entry = self.entries.entry(app.id.clone()).or_default();
         let bound = match &app.binding {
             Binding::Cgroup(path) => Some(path.clone()),
-            Binding::Systemd(_) => entry.owned.as_ref().and_then(Owned::group),
+            Binding::Systemd(_) | Binding::Container(_) => {
+                entry.owned.as_ref().and_then(Owned::group)
+            }
             Binding::Exec(_) | Binding::Match(_) => None,
         };
         if entry.bound != bound {

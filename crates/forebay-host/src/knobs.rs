@@ -409,7 +409,7 @@ pub(crate) fn cut(file: &str, device: Option<Device>, text: &str) -> String {
     }
 }
 
-fn shares(weight: u32) -> u64 {
+pub(crate) fn shares(weight: u32) -> u64 {
     (u64::from(weight) * 1024 / 100).clamp(SHARES_MIN, SHARES_MAX)
 }
 

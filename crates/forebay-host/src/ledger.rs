@@ -9,7 +9,7 @@
 //! - reading the lines again gives the same state, whatever line the writer died at: a torn
 //!   last line never had its effect on the kernel and is dropped;
 //! - control groups and processes do not outlive a boot, so neither does a ledger: one of
-//!   another boot is set aside. That is also why records about processes need no fsync:
+//!   another boot is set aside, but for what a manager of containers was told and remembers. That is also why records about processes need no fsync:
 //!   a killed daemon's writes are safe in the page cache, and a power cut ends the processes.
 
 use std::collections::BTreeMap;
@@ -221,6 +221,15 @@ pub struct State {
 }
 
 impl State {
+    /// What is left of it on another boot: what managers remember.
+    fn after_boot(&self) -> Self {
+        let mut state = Self::default();
+        for note in self.owned.lasting() {
+            state.take(Record::Owned(note));
+        }
+        state
+    }
+
     /// Whether the kernel is as it was found, but for what the user asked to stay.
     #[must_use]
     pub fn is_restored(&self) -> bool {
@@ -472,9 +481,10 @@ impl Ledger {
             Some(found) if found.boot_id == boot_id => Some(found.state),
             Some(found) => {
                 let aside = state_dir.join("ledger.other-boot");
-                fs::rename(&path, &aside).map_err(|e| HostError::file("set aside", &path, e))?;
+                // What is taken over from it is never in neither file.
+                fs::copy(&path, &aside).map_err(|e| HostError::file("set aside", &path, e))?;
                 tracing::info!(boot = found.boot_id, "ledger of another boot set aside");
-                None
+                Some(found.state.after_boot())
             }
             None => None,
         };
@@ -647,10 +657,11 @@ fn read(path: &Path) -> Result<Option<Found>, HostError> {
 /// When it cannot be read.
 pub fn peek(state_dir: &Path, boot_id: &str) -> Result<State, HostError> {
     let found = read(&state_dir.join("ledger"))?;
-    Ok(found
-        .filter(|found| found.boot_id == boot_id)
-        .map(|found| found.state)
-        .unwrap_or_default())
+    Ok(match found {
+        Some(found) if found.boot_id == boot_id => found.state,
+        Some(found) => found.state.after_boot(),
+        None => State::default(),
+    })
 }
 
 /// Writes a whole ledger beside the old one and swaps it in. A crash leaves either.

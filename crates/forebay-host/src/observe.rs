@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Class};
@@ -231,7 +231,7 @@ impl LinuxHost {
             .iter()
             .filter_map(|(id, app)| match &app.binding {
                 Binding::Match(rule) => Some((id, rule)),
-                Binding::Exec(_) | Binding::Cgroup(_) | Binding::Systemd(_) => None,
+                _ => None,
             })
             .collect();
         if !rules.is_empty() {
@@ -363,7 +363,7 @@ impl LinuxHost {
             Binding::Match(_) => {
                 outside_of(entry.group.as_ref(), self.scanner.of(&app.id).collect())
             }
-            Binding::Cgroup(_) | Binding::Systemd(_) => BTreeSet::new(),
+            Binding::Cgroup(_) | Binding::Systemd(_) | Binding::Container(_) => BTreeSet::new(),
         };
         if matches!(app.binding, Binding::Match(_)) && !sample.strays.is_empty() {
             sample.state = RunState::Running;
@@ -391,7 +391,9 @@ fn run_state(entry: &Entry, binding: &Binding, populated: bool) -> RunState {
         Binding::Exec(_) if entry.main.is_some() => RunState::Running,
         Binding::Exec(_) => entry.ended.map_or(RunState::Absent, RunState::Ended),
         _ if populated => RunState::Running,
-        Binding::Cgroup(_) | Binding::Match(_) | Binding::Systemd(_) => RunState::Absent,
+        Binding::Cgroup(_) | Binding::Match(_) | Binding::Systemd(_) | Binding::Container(_) => {
+            RunState::Absent
+        }
     }
 }
 
@@ -557,7 +559,11 @@ fn foreign(
 
 /// What a knob's files hold, and the period of the quota.
 pub(crate) fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
-    let dir = group.dir(way.hierarchy)?;
+    read_files(group.dir(way.hierarchy)?, knob, way)
+}
+
+/// What a knob's files hold in a directory, and the period of the quota.
+pub(crate) fn read_files(dir: &Path, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
     let texts: Option<Vec<String>> = way
         .files
         .iter()

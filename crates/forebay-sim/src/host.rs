@@ -288,7 +288,7 @@ impl SimHost {
     pub fn group_of(app: &App) -> String {
         match &app.binding {
             Binding::Cgroup(path) => path.display().to_string(),
-            Binding::Systemd(name) => name.clone(),
+            Binding::Systemd(name) | Binding::Container(name) => name.clone(),
             Binding::Exec(_) | Binding::Match(_) => format!("forebay.{}", app.id),
         }
     }
@@ -669,7 +669,7 @@ impl SimHost {
                     }
                 }
             }
-            Binding::Cgroup(_) | Binding::Systemd(_) => {}
+            Binding::Cgroup(_) | Binding::Systemd(_) | Binding::Container(_) => {}
         }
         strays
     }

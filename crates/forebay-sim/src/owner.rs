@@ -11,7 +11,7 @@ impl SimHost {
         let Some(app) = self.apps.get_mut(app) else {
             return false;
         };
-        let managed = matches!(app.binding, Binding::Systemd(_));
+        let managed = matches!(app.binding, Binding::Systemd(_) | Binding::Container(_));
         managed && app.asked.insert(setting.knob(), setting) != Some(setting)
     }
 }

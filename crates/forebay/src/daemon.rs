@@ -188,7 +188,7 @@ fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Erro
     let host = LinuxHost::open(Options {
         group: PathBuf::from(&config.daemon.cgroup_root),
         state_dir: config.daemon.state_dir.clone(),
-        owners: Addresses::from_environment(),
+        owners: owners(config),
         ..Options::default()
     });
     let begun = match host {
@@ -200,6 +200,15 @@ fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Erro
         Ok(host) => begin_on(host, args, config, facts),
     };
     begun.inspect_err(|_| undo(config))
+}
+
+/// Where managers of groups are: as the configuration says, else the environment.
+fn owners(config: &Config) -> Addresses {
+    let mut addresses = Addresses::from_environment();
+    if let Some(socket) = &config.daemon.container_socket {
+        addresses.containers = socket.to_string_lossy().into_owned();
+    }
+    addresses
 }
 
 fn begin_on(

@@ -156,3 +156,55 @@ fn a_full_disk_leaves_a_whole_ledger() {
         "nothing was taken for written"
     );
 }
+
+#[test]
+fn what_runtimes_remember_outlives_the_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let app: AppId = "web".parse().unwrap();
+    let spot = |kind| owner::book::Spot {
+        object: owner::Object {
+            owner: kind,
+            address: "/run/docker.sock".to_owned(),
+            name: "9ae8b7ab6f8b".to_owned(),
+        },
+        property: "CpuShares".to_owned(),
+    };
+    let notes = |kind| {
+        let original = owner::book::Original {
+            value: owner::Value::Number(500),
+            kept: false,
+        };
+        [
+            Record::Owned(owner::Note::Original {
+                app: app.clone(),
+                spot: spot(kind),
+                original,
+            }),
+            Record::Owned(owner::Note::Wrote {
+                spot: spot(kind),
+                value: owner::Value::Number(10),
+            }),
+        ]
+    };
+    let mut ledger = Ledger::open(dir.path(), "a").unwrap();
+    for note in [owner::Kind::Systemd, owner::Kind::Container]
+        .map(notes)
+        .into_iter()
+        .flatten()
+    {
+        ledger.append(note).unwrap();
+    }
+    drop(ledger);
+    let mut expected = State::default();
+    for note in notes(owner::Kind::Container) {
+        expected.take(note);
+    }
+    assert_eq!(peek(dir.path(), "b").unwrap(), expected);
+    let ledger = Ledger::open(dir.path(), "b").unwrap();
+    assert_eq!(*ledger.state(), expected);
+    assert!(!ledger.state().is_restored());
+    assert!(
+        ledger.state().apps.contains_key(&app),
+        "nobody would put it back"
+    );
+}

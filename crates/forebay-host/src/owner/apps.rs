@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId};
+use forebay_core::app::{App, AppId, Ceiling};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::AppSample;
 
 use super::book::{Note, Original, Spot};
 use super::link::{Heard, Link, Task, Written};
-use super::{Addresses, Held, Kind, Object, Value, Values, of_binding, systemd};
+use super::{Addresses, Held, Kind, Object, Value, Values, of_binding};
 use crate::apply::Refusal;
 use crate::error::HostError;
 use crate::host::{Group, LinuxHost};
@@ -54,14 +54,18 @@ struct Ready {
 /// What is known of one app whose group somebody else owns.
 #[derive(Debug)]
 pub(crate) struct Owned {
-    kind: Kind,
+    pub(super) kind: Kind,
     /// What the configuration calls it.
     name: String,
     pub(crate) held: Option<Held>,
     /// Whether it is being looked at.
     asked: bool,
+    /// What it was before is being put back.
+    pub(super) is_leaving: bool,
     /// What is awaited was asked before the group was lost, and says nothing of it now.
     lost: bool,
+    /// The app's own limits.
+    pub(super) ceiling: Ceiling,
     /// Why it could not be, last time.
     trouble: Option<String>,
     /// What is to be asked for in this batch.
@@ -92,7 +96,7 @@ impl Owners {
         }
     }
 
-    fn ask(&mut self, kind: Kind, app: &AppId, task: Task) -> Result<bool, HostError> {
+    pub(super) fn ask(&mut self, kind: Kind, app: &AppId, task: Task) -> Result<bool, HostError> {
         if !self.links.contains_key(&kind) {
             let link = Link::open(kind, self.addresses.of(kind))?;
             self.links.insert(kind, link);
@@ -115,7 +119,9 @@ impl Owned {
             name: name.to_owned(),
             held: None,
             asked: false,
+            is_leaving: false,
             lost: false,
+            ceiling: app.ceiling,
             trouble: None,
             queued: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -152,20 +158,20 @@ impl Owned {
         self.lost = self.asked || !self.sent.is_empty();
     }
 
-    fn object(&self, addresses: &Addresses, held: &Held) -> Object {
+    pub(super) fn object(&self, held: &Held) -> Object {
         Object {
             owner: self.kind,
-            address: addresses.of(self.kind).to_owned(),
+            address: held.at.clone(),
             name: held.name.clone(),
         }
     }
 
     /// What to ask for so that everything queued is in force.
-    fn wanted(&self, held: &Held, weights: Weights) -> Values {
+    fn wanted(&self, held: &Held, weights: Weights, cpu: Version) -> Values {
         let mut values = Values::new();
         let mut now = held.values.clone();
         for setting in self.queued.values() {
-            for (property, value) in self.kind.values(setting, &now) {
+            for (property, value) in self.kind.values(setting, &now, cpu) {
                 now.insert(property.clone(), value.clone());
                 values.insert(property, value);
             }
@@ -176,7 +182,7 @@ impl Owned {
                 (false, Some(weight)) => Setting::CpuWeight(weight),
                 (false, None) => return self.without_weight(values, held),
             };
-            values.extend(self.kind.values(&weight, &now));
+            values.extend(self.kind.values(&weight, &now, cpu));
         }
         values
     }
@@ -219,11 +225,20 @@ impl Owned {
 }
 
 impl LinuxHost {
-    /// Whether somebody else owns an app's group and is asked to write.
+    /// Whether somebody else owns an app's group.
     pub(crate) fn is_owned(&self, app: &AppId) -> bool {
         self.entries
             .get(app)
             .is_some_and(|entry| entry.owned.is_some())
+    }
+
+    /// Whether somebody else owns an app's group and is asked to write this knob.
+    pub(crate) fn asks_owner(&self, app: &AppId, knob: Knob) -> bool {
+        let owned = self.entries.get(app).and_then(|e| e.owned.as_ref());
+        owned.is_some_and(|owned| {
+            let held = owned.held.as_ref();
+            !held.is_some_and(|held| held.direct.contains(&knob.of_any_device()))
+        })
     }
 
     /// Takes in what the managers answered.
@@ -239,6 +254,7 @@ impl LinuxHost {
             Heard::PutBack(report) => {
                 self.owners.returning.insert(app.clone(), Some(report));
             }
+            Heard::Left(objects, report) => self.take_left(app, objects, &report),
             Heard::Seen(seen) => self.take_look(app, seen),
             Heard::Written(written) => self.take_written(app, written),
         }
@@ -307,15 +323,11 @@ impl LinuxHost {
     }
 
     fn take_held(&mut self, app: &AppId, held: Held) {
-        let mut lacks = held.lacks.clone();
-        let v1 = |(knob, way): (Knob, &knobs::Way)| {
-            (way.version == Version::V1 && systemd::is_idle_on_v1(knob)).then_some(knob)
-        };
-        lacks.extend(self.ways.knobs().filter_map(v1));
-        self.capabilities.withheld.insert(app.clone(), lacks);
+        self.leave_others(app, &held);
         if let Some(owned) = self.entries.get_mut(app).and_then(|e| e.owned.as_mut()) {
             owned.held = Some(held);
         }
+        self.withhold(app);
     }
 
     fn take_written(&mut self, app: &AppId, written: Written) {
@@ -397,7 +409,7 @@ impl LinuxHost {
         let Some(owned) = self.entries.get(app).and_then(|e| e.owned.as_ref()) else {
             return Ok(());
         };
-        let object = owned.object(&self.owners.addresses, held);
+        let object = owned.object(held);
         let kind = owned.kind;
         let asked: BTreeSet<&str> = sent
             .keys()
@@ -434,6 +446,11 @@ impl LinuxHost {
         };
         // An idle group shows no weight of its own.
         if knob == Knob::CpuWeight && entry.idle {
+            return Ok(());
+        }
+        // Its own limit stays where none is wanted, and newer runtimes spread weights otherwise.
+        let own_limit = owned.kind.keeps_limits() && setting.is_unlimited();
+        if own_limit || owned.kind.approximates(knob, way.version) {
             return Ok(());
         }
         let (kind, name) = (owned.kind, &owned.name);
@@ -562,11 +579,20 @@ impl LinuxHost {
         };
         let owned = entry.owned.as_mut().ok_or_else(gone)?;
         let held = owned.held.clone().ok_or_else(gone)?;
-        let object = owned.object(&self.owners.addresses, &held);
-        let values = owned.wanted(&held, weights);
+        let object = owned.object(&held);
+        let cpu = self.ways.of(Knob::CpuWeight).map(|way| way.version);
+        let mut values = owned.wanted(&held, weights, cpu.unwrap_or(Version::V2));
         let kind = owned.kind;
         let over = owned.written_over();
         let settings = std::mem::take(&mut owned.queued);
+        if kind.keeps_limits() {
+            self.keep_limits(app, &object, &held, &mut values);
+            let is_new = |property: &String, value: &mut Value| {
+                let now = held.values.get(property);
+                over.contains(property.as_str()) || !now.is_some_and(|now| now.means(value))
+            };
+            values.retain(is_new);
+        }
         let mut mine = Vec::new();
         for (property, value) in &values {
             let spot = Spot {

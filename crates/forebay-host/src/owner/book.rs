@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use forebay_core::app::AppId;
 use serde::{Deserialize, Serialize};
 
-use super::{Object, Value, Values, owner};
+use super::{Held, Object, Owner, Value, Values, owner};
 use crate::error::HostError;
 use crate::restore::Report;
 
@@ -52,6 +52,13 @@ pub enum Note {
         /// What.
         value: Value,
     },
+    /// The app is another thing by now, and this one is as it was, or is there no more.
+    Left {
+        /// Whose it was.
+        app: AppId,
+        /// Which.
+        object: Object,
+    },
     /// All of an app's properties are as they were.
     Restored {
         /// Whose.
@@ -79,7 +86,7 @@ impl Note {
     pub(crate) const fn app(&self) -> Option<&AppId> {
         match self {
             Self::Original { app, .. } => Some(app),
-            Self::Wrote { .. } | Self::Restored { .. } => None,
+            Self::Wrote { .. } | Self::Left { .. } | Self::Restored { .. } => None,
         }
     }
 }
@@ -107,6 +114,12 @@ impl Book {
                 if values.len() > WROTE_MAX {
                     values.remove(0);
                 }
+            }
+            Note::Left { app, object } => {
+                if let Some(spots) = self.originals.get_mut(&app) {
+                    spots.retain(|spot, _| spot.object != object);
+                }
+                self.wrote.retain(|spot, _| spot.object != object);
             }
             Note::Restored { app } => {
                 for spot in self.originals.remove(&app).unwrap_or_default().keys() {
@@ -155,6 +168,29 @@ impl Book {
         original.into_iter().chain(wrote).collect()
     }
 
+    /// What a property held before it was first written.
+    pub(crate) fn original(&self, app: &AppId, spot: &Spot) -> Option<&Value> {
+        Some(&self.originals.get(app)?.get(spot)?.value)
+    }
+
+    /// The notes of what managers remember over a reboot.
+    pub(crate) fn lasting(&self) -> Vec<Note> {
+        let lasts = |spot: &Spot| spot.object.owner.outlives_boots();
+        let mut notes = self.notes();
+        notes.retain(|note| match note {
+            Note::Original { spot, .. } | Note::Wrote { spot, .. } => lasts(spot),
+            Note::Left { .. } | Note::Restored { .. } => false,
+        });
+        notes
+    }
+
+    /// What is to be put back of an app that was another thing than this one.
+    pub(crate) fn entries_of_others(&self, app: &AppId, name: &str) -> Vec<Entry> {
+        let mut entries = self.entries(app);
+        entries.retain(|entry| entry.spot.object.name != name);
+        entries
+    }
+
     /// What is to be put back of an app.
     pub(crate) fn entries(&self, app: &AppId) -> Vec<Entry> {
         let spots = self.originals.get(app).into_iter().flatten();
@@ -191,25 +227,13 @@ fn put_one_back(object: &Object, entries: &[&Entry], report: &mut Report) -> Res
         name,
     } = object;
     let mut owner = owner(*kind, address);
-    let held = owner.look_up(name)?;
-    let mut values = Values::new();
-    let mut ours = Vec::new();
-    for entry in entries {
-        let property = &entry.spot.property;
-        let Some(now) = held.values.get(property) else {
-            continue;
-        };
-        if now.means(&entry.original.value) {
-            ours.push(*entry);
-        } else if entry.wrote.iter().any(|value| value.means(now)) {
-            values.insert(property.clone(), back(&entry.original.value, now));
-            ours.push(*entry);
-        } else {
-            report
-                .foreign
-                .push(format!("{property} of {object} = {now}"));
+    let held = match owner.look_up(name) {
+        Err(error) if !error.is_gone() => {
+            return put_back_behind(owner.as_mut(), entries, error, report);
         }
-    }
+        other => other?,
+    };
+    let (values, ours) = compare(&held, entries, report);
     if !values.is_empty() {
         owner.write(name, &values)?;
     }
@@ -221,6 +245,65 @@ fn put_one_back(object: &Object, entries: &[&Entry], report: &mut Report) -> Res
         }
     }
     Ok(())
+}
+
+/// What to write so that all that is ours holds its original, and what that is.
+fn compare<'a>(
+    held: &Held,
+    entries: &[&'a Entry],
+    report: &mut Report,
+) -> (Values, Vec<&'a Entry>) {
+    let mut values = Values::new();
+    let mut ours = Vec::new();
+    for entry in entries {
+        let Entry {
+            spot,
+            original,
+            wrote,
+        } = entry;
+        let Some(now) = held.values.get(&spot.property) else {
+            continue;
+        };
+        let is_ours = |value: &Value| wrote.iter().any(|wrote| wrote.means(value));
+        let told = held.told.get(&spot.property);
+        // What it holds is back, and what it will hold again when it starts is not.
+        let remembers = told.is_some_and(|told| !told.means(&original.value) && is_ours(told));
+        if now.means(&original.value) && !remembers {
+            ours.push(*entry);
+        } else if is_ours(now) || now.means(&original.value) {
+            values.insert(spot.property.clone(), back(&original.value, now));
+            ours.push(*entry);
+        } else {
+            let Spot { object, property } = spot;
+            report
+                .foreign
+                .push(format!("{property} of {object} = {now}"));
+        }
+    }
+    (values, ours)
+}
+
+/// The manager is away: puts back what its thing's group holds. What the manager remembers is
+/// not back with that, so it stays in the ledger until the manager can be asked.
+fn put_back_behind(
+    owner: &mut dyn Owner,
+    entries: &[&Entry],
+    away: HostError,
+    report: &mut Report,
+) -> Result<(), HostError> {
+    let Some(object) = entries.first().map(|entry| &entry.spot.object) else {
+        return Err(away);
+    };
+    let Some(held) = owner.behind(&object.name) else {
+        return Err(away);
+    };
+    let (values, ours) = compare(&held, entries, report);
+    owner.write_behind(&object.name, &values)?;
+    Err(away.advise(format!(
+        "{} value(s) of {object} were put back in its control group directly; run `forebay restore` \
+         once its runtime answers, so that it forgets the others as well",
+        ours.len()
+    )))
 }
 
 /// What to write so that a property holds its original. Rates are told one by one, so those that

@@ -3,6 +3,7 @@
 //! Everything is bounded: what may wait, and how long one call may take. Answers come in the
 //! order of the questions, so what is put back comes after what was written before.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::AppId;
 
 use super::book::{Entry, put_back};
-use super::{Held, Kind, Owner, Value, Values, owner};
+use super::{Held, Kind, Object, Owner, Value, Values, owner};
 use crate::error::HostError;
 use crate::restore::Report;
 
@@ -33,6 +34,8 @@ pub(crate) enum Task {
     },
     /// Put everything of an app back.
     PutBack(Vec<Entry>),
+    /// Put back what an app had before it was another thing.
+    Leave(Vec<Entry>),
 }
 
 /// What became of a write.
@@ -51,6 +54,7 @@ pub(crate) enum Heard {
     Seen(Result<Held, HostError>),
     Written(Written),
     PutBack(Report),
+    Left(BTreeSet<Object>, Report),
 }
 
 /// The thread, while it runs.
@@ -141,6 +145,10 @@ fn work(owner: &mut dyn Owner, task: Task) -> Heard {
             Heard::Written(write(owner, &name, &values, &mine).unwrap_or_else(Written::Failed))
         }
         Task::PutBack(entries) => Heard::PutBack(put_back(&entries)),
+        Task::Leave(entries) => {
+            let objects = entries.iter().map(|entry| entry.spot.object.clone());
+            Heard::Left(objects.collect(), put_back(&entries))
+        }
     }
 }
 
@@ -179,7 +187,10 @@ mod tests {
         fn look_up(&mut self, name: &str) -> Result<Held, HostError> {
             Ok(Held {
                 name: name.to_owned(),
+                at: String::new(),
                 group: None,
+                told: Values::new(),
+                direct: [].into(),
                 values: [("P".to_owned(), Value::Number(self.0))].into(),
                 kept: [].into(),
                 lacks: [].into(),

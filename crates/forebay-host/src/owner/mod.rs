@@ -25,17 +25,22 @@ use std::fmt;
 use std::path::PathBuf;
 
 use forebay_core::app::Binding;
-use forebay_core::slice::Knob;
+use forebay_core::slice::{Knob, Setting};
 use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
+use crate::mounts::Version;
 
 pub(crate) mod apps;
 pub(crate) mod book;
+mod container;
+mod leave;
 pub(crate) mod link;
 mod systemd;
+mod withhold;
 
 pub use book::{Book, Note};
+pub use container::Answering;
 
 /// Who owns groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,12 +48,15 @@ pub use book::{Book, Note};
 pub enum Kind {
     /// The manager of the system's services.
     Systemd,
+    /// Docker, or Podman.
+    Container,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Systemd => "systemd",
+            Self::Container => "container runtime",
         })
     }
 }
@@ -58,23 +66,35 @@ impl fmt::Display for Kind {
 pub struct Addresses {
     /// The bus that systemd is on, as a D-Bus address.
     pub systemd: String,
+    /// Unix sockets of container runtimes, by their paths, with `:` between them.
+    pub containers: String,
 }
 
 impl Default for Addresses {
     fn default() -> Self {
         Self {
             systemd: "unix:path=/run/dbus/system_bus_socket".to_owned(),
+            containers: "/run/docker.sock:/run/podman/podman.sock".to_owned(),
         }
     }
 }
 
 impl Addresses {
-    /// The usual places, or those that the environment names: `DBUS_SYSTEM_BUS_ADDRESS`.
+    /// The usual places, or those that the environment names: `DBUS_SYSTEM_BUS_ADDRESS`, and
+    /// `DOCKER_HOST` or `CONTAINER_HOST` where it is a Unix socket.
     #[must_use]
     pub fn from_environment() -> Self {
         let mut addresses = Self::default();
         if let Ok(bus) = std::env::var("DBUS_SYSTEM_BUS_ADDRESS") {
             addresses.systemd = bus;
+        }
+        let host = |name: &str| std::env::var(name).ok();
+        let host = host("DOCKER_HOST").or_else(|| host("CONTAINER_HOST"));
+        if let Some(socket) = host
+            .as_deref()
+            .and_then(|host| host.strip_prefix("unix://"))
+        {
+            addresses.containers = socket.to_owned();
         }
         addresses
     }
@@ -82,6 +102,7 @@ impl Addresses {
     fn of(&self, kind: Kind) -> &str {
         match kind {
             Kind::Systemd => &self.systemd,
+            Kind::Container => &self.containers,
         }
     }
 }
@@ -93,13 +114,16 @@ pub struct Object {
     pub owner: Kind,
     /// Where that manager is spoken to.
     pub address: String,
-    /// A unit's name.
+    /// A unit's name, or a container's ID.
     pub name: String,
 }
 
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.name, self.owner)
+        match self.owner {
+            Kind::Systemd => write!(f, "{} ({})", self.name, self.owner),
+            Kind::Container => write!(f, "container {}", container::shown(&self.name)),
+        }
     }
 }
 
@@ -166,14 +190,20 @@ pub(crate) type Values = BTreeMap<String, Value>;
 pub(crate) struct Held {
     /// What the ledger calls it.
     pub(crate) name: String,
+    /// Where the manager is spoken to that holds it.
+    pub(crate) at: String,
     /// Its group, relative to each hierarchy's root; none while nothing of it runs.
     pub(crate) group: Option<PathBuf>,
     pub(crate) values: Values,
+    /// What it says that it was told, where that is not what it holds.
+    pub(crate) told: Values,
     /// Properties whose value the manager keeps beside what the thing itself says, as somebody
     /// asked it to before.
     pub(crate) kept: BTreeSet<String>,
     /// What it has no property for.
     pub(crate) lacks: BTreeSet<Knob>,
+    /// Knobs that it never writes: nobody's, and written as those of any group.
+    pub(crate) direct: BTreeSet<Knob>,
 }
 
 /// A manager. Every call may block, in bounded time.
@@ -187,12 +217,88 @@ pub(crate) trait Owner: fmt::Debug + Send {
     /// Lets go of what it kept of a property because it was asked to write it. The property
     /// holds again what it held without that.
     fn forget(&mut self, name: &str, property: &str) -> Result<(), HostError>;
+
+    /// What the files of a thing's group hold, found without the manager, who is away. None where
+    /// files are never written for a manager, or the group is gone.
+    fn behind(&mut self, _name: &str) -> Option<Held> {
+        None
+    }
+
+    /// Writes those files.
+    fn write_behind(&mut self, name: &str, _values: &Values) -> Result<(), HostError> {
+        Err(HostError::invalid(
+            format!("write to the control group of {name}"),
+            "it is its manager's alone",
+        ))
+    }
 }
 
 /// A manager that is not spoken to yet.
 fn owner(kind: Kind, address: &str) -> Box<dyn Owner> {
     match kind {
         Kind::Systemd => Box::new(systemd::Systemd::new(address)),
+        Kind::Container => Box::new(container::Containers::new(address)),
+    }
+}
+
+impl Kind {
+    /// What a manager of this kind is told for a setting. `now` is what the properties hold,
+    /// `cpu` the version of the hierarchy that its weight is in.
+    pub(crate) fn values(
+        self,
+        setting: &Setting,
+        now: &Values,
+        cpu: Version,
+    ) -> Vec<(String, Value)> {
+        match self {
+            Self::Systemd => systemd::values(setting, now),
+            Self::Container => {
+                let property = container::wire::property(setting.knob());
+                let value = container::wire::value(setting, cpu);
+                let pair = property.map(str::to_owned).zip(value);
+                pair.into_iter().collect()
+            }
+        }
+    }
+
+    /// The properties that a knob is.
+    pub(crate) fn properties(self, knob: Knob) -> Vec<&'static str> {
+        match self {
+            Self::Systemd => systemd::properties(knob),
+            Self::Container => container::wire::property(knob).into_iter().collect(),
+        }
+    }
+
+    /// Whether a property of this kind takes a knob and does nothing about it, in a hierarchy of
+    /// this version.
+    pub(crate) const fn is_idle(self, knob: Knob, version: Version) -> bool {
+        match (self, version) {
+            (Self::Systemd, Version::V1) => systemd::is_idle_on_v1(knob),
+            _ => false,
+        }
+    }
+
+    /// Whether what a thing was made with is a ceiling of its owner's, so that "no limit" means
+    /// that one.
+    pub(crate) const fn keeps_limits(self) -> bool {
+        match self {
+            Self::Systemd => false,
+            Self::Container => true,
+        }
+    }
+
+    /// Whether a manager may make of a knob what is not quite what it was told.
+    pub(crate) fn approximates(self, knob: Knob, version: Version) -> bool {
+        // Shares become a weight by a rule that differs between versions of the runtimes.
+        self == Self::Container && knob == Knob::CpuWeight && version == Version::V2
+    }
+
+    /// Whether a manager remembers over a reboot what it was told.
+    pub(crate) const fn outlives_boots(self) -> bool {
+        match self {
+            Self::Systemd => false,
+            Self::Container => true,
+        }
     }
 }
 
@@ -204,10 +310,17 @@ pub(crate) fn systemd_version(addresses: &Addresses) -> Result<u32, HostError> {
     systemd::Systemd::new(&addresses.systemd).version()
 }
 
+/// Who answers at the sockets of container runtimes, and what is wrong with those that are there
+/// and do not answer.
+pub(crate) fn container_runtimes(addresses: &Addresses) -> (Vec<Answering>, Vec<HostError>) {
+    container::answering(&addresses.containers)
+}
+
 /// Who owns the group of an app that is bound like this, and what it calls the app.
 pub(crate) fn of_binding(binding: &Binding) -> Option<(Kind, &str)> {
     match binding {
         Binding::Systemd(unit) => Some((Kind::Systemd, unit)),
+        Binding::Container(name) => Some((Kind::Container, name)),
         Binding::Exec(_) | Binding::Cgroup(_) | Binding::Match(_) => None,
     }
 }

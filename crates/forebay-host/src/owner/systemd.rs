@@ -39,7 +39,7 @@ use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Limit, MilliCpu};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
-use super::{Held, Kind, Owner, Value, Values};
+use super::{Held, Owner, Value, Values};
 use crate::error::HostError;
 use crate::files::read_text;
 use crate::knobs::{all_knobs, pages};
@@ -245,7 +245,7 @@ impl Owner for Systemd {
         let name = Some(word("Id")).filter(|id| !id.is_empty());
         let name = name.unwrap_or_else(|| unit.to_owned());
         let own = self.properties(&path, &interface(&name), &attempt)?;
-        Ok(held(name, self.version, own))
+        Ok(held(name, &self.address, self.version, own))
     }
 
     fn write(&mut self, unit: &str, values: &Values) -> Result<(), HostError> {
@@ -350,7 +350,7 @@ fn interface(unit: &str) -> String {
     format!("{SERVICE}.{kind}")
 }
 
-fn held(name: String, version: u32, mut own: HashMap<String, OwnedVariant>) -> Held {
+fn held(name: String, at: &str, version: u32, mut own: HashMap<String, OwnedVariant>) -> Held {
     let group = own.remove("ControlGroup");
     let group = group.and_then(|value| String::try_from(value).ok());
     let group = group.map(|path| PathBuf::from(path.trim_start_matches('/')));
@@ -380,8 +380,11 @@ fn held(name: String, version: u32, mut own: HashMap<String, OwnedVariant>) -> H
         kept: kept.cloned().collect(),
         group: group.filter(|path| !path.as_os_str().is_empty()),
         name,
+        at: at.to_owned(),
         values,
+        told: Values::new(),
         lacks,
+        direct: BTreeSet::new(),
     }
 }
 
@@ -499,7 +502,7 @@ fn number<T>(limit: Limit<T>, amount: impl FnOnce(T) -> u64) -> Value {
     })
 }
 
-fn bits(set: &IdSet) -> Vec<u8> {
+pub(super) fn bits(set: &IdSet) -> Vec<u8> {
     let mut bytes = Vec::new();
     for id in set.iter() {
         let (byte, bit) = (id / 8, id % 8);
@@ -549,22 +552,6 @@ fn wire(value: &Value) -> Variant<'_> {
                 .map(|(device, rate)| (device.as_str(), *rate))
                 .collect();
             Variant::from(pairs)
-        }
-    }
-}
-
-impl Kind {
-    /// What a manager of this kind is told for a setting.
-    pub(crate) fn values(self, setting: &Setting, now: &Values) -> Vec<(String, Value)> {
-        match self {
-            Self::Systemd => values(setting, now),
-        }
-    }
-
-    /// The properties that a knob is.
-    pub(crate) fn properties(self, knob: Knob) -> Vec<&'static str> {
-        match self {
-            Self::Systemd => properties(knob),
         }
     }
 }
@@ -679,7 +666,7 @@ mod tests {
         };
         let names = ["CPUWeight", "TasksMax"];
         let check = |version: u32, offered: &[Knob]| {
-            let held = held("a.service".to_owned(), version, own(&names));
+            let held = held("a.service".to_owned(), "", version, own(&names));
             let is: Vec<Knob> = all_knobs()
                 .into_iter()
                 .filter(|knob| !held.lacks.contains(knob))

@@ -27,7 +27,7 @@ const EXEC_ONLY: [&str; 7] = [
 ];
 
 /// The keys of which an app has one: which processes are its own.
-const BINDINGS: [&str; 4] = ["exec", "systemd", "cgroup", "match"];
+const BINDINGS: [&str; 5] = ["exec", "systemd", "container", "cgroup", "match"];
 
 /// What one app's section comes to.
 pub(super) struct Resolved {
@@ -197,7 +197,7 @@ fn binding(
             let problem = Problem::new(
                 "nothing says which processes are the app's",
                 "add exec = [\"PROGRAM\", ...], systemd = \"NAME.service\", \
-                 cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+                 container = \"NAME\", cgroup = \"PATH\" or match = { executable = \"NAME\" }",
             );
             findings.add(section.at, &section.name, problem);
             return None;
@@ -237,6 +237,12 @@ fn binding(
         return findings
             .keep(unit.at, key, unit_name(unit.value))
             .map(Binding::Systemd);
+    }
+    if let Some(name) = section.take::<String>("container") {
+        let key = section.key("container");
+        return findings
+            .keep(name.at, key, container_name(name.value))
+            .map(Binding::Container);
     }
     matching(section.take_section("match"), findings).map(Binding::Match)
 }
@@ -360,6 +366,20 @@ fn unit_name(unit: String) -> Result<String, Problem> {
         return Err(problem("holds the host itself", see()));
     }
     Ok(unit)
+}
+
+/// The name of a container, by the rule that Docker and Podman have for names.
+fn container_name(name: String) -> Result<String, Problem> {
+    let mut letters = name.chars();
+    let fits = letters.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && letters.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if fits && name.len() <= 255 {
+        return Ok(name);
+    }
+    Err(Problem::new(
+        format!("`{name}` is not the name of a container"),
+        "see `docker ps` or `podman ps` for the names",
+    ))
 }
 
 /// A control group's path relative to its hierarchy's root, without `.`, `..` or a leading `/`.

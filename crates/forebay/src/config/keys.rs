@@ -127,6 +127,11 @@ const DAEMON: &[Key] = &[
         "Loopback address and port of /metrics and the event stream; off when absent",
     ),
     key(
+        "container_socket",
+        Kind::Text,
+        "Unix socket of the container runtime (default /run/docker.sock and /run/podman/podman.sock)",
+    ),
+    key(
         "history",
         Kind::Section(HISTORY),
         "How long each roll-up of the history is kept",
@@ -260,6 +265,11 @@ pub(super) const APP: &[Key] = &[
         "systemd",
         Kind::Text,
         "Unit of systemd that holds the app's processes, such as \"nginx.service\"; written to through systemd",
+    ),
+    key(
+        "container",
+        Kind::Text,
+        "Name of the Docker or Podman container that holds the app's processes; written to through its runtime",
     ),
     key(
         "match",

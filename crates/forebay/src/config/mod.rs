@@ -71,6 +71,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) http: Option<SocketAddr>,
     /// How long roll-ups are kept.
     pub(crate) history: Retention,
+    /// Unix socket of the container runtime; those that are usual when absent.
+    pub(crate) container_socket: Option<PathBuf>,
 }
 
 impl Default for DaemonConfig {
@@ -84,6 +86,7 @@ impl Default for DaemonConfig {
             readers: Readers::Anyone,
             http: None,
             history: Retention::default(),
+            container_socket: None,
         }
     }
 }

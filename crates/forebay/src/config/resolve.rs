@@ -98,6 +98,9 @@ pub(super) fn check_binding<'a>(
         }
         (Binding::Match(a), Binding::Match(b)) if a == b => Some("same match".to_owned()),
         (Binding::Systemd(a), Binding::Systemd(b)) if a == b => Some(format!("unit `{b}`")),
+        (Binding::Container(a), Binding::Container(b)) if a == b => {
+            Some(format!("container `{b}`"))
+        }
         (Binding::Systemd(unit), Binding::Cgroup(path))
         | (Binding::Cgroup(path), Binding::Systemd(unit))
             if path.iter().any(|part| *part == **unit) =>
@@ -275,6 +278,20 @@ fn share(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Optio
     None
 }
 
+fn container_socket(section: &mut Section, findings: &mut Findings<'_>) -> Option<PathBuf> {
+    let at = section.at("container_socket");
+    let path = absolute_path(section, "container_socket", findings)?;
+    if path.to_string_lossy().contains(':') {
+        let problem = Problem::new(
+            format!("`{}` has a `:` in it", path.display()),
+            "name the socket by a path without one, such as a symbolic link",
+        );
+        findings.add(at.unwrap_or(0), section.key("container_socket"), problem);
+        return None;
+    }
+    Some(path)
+}
+
 fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> DaemonConfig {
     let defaults = DaemonConfig::default();
     let lease = Bounds {
@@ -291,6 +308,7 @@ fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         },
         http: http(&mut section, findings),
         history: history(section.take_section("history"), findings),
+        container_socket: container_socket(&mut section, findings),
         ..DaemonConfig::default()
     };
     if let Some(At { value, at }) = section.take::<String>("cgroup_root") {

@@ -390,6 +390,7 @@ fn binding(binding: &Binding) -> String {
         Binding::Exec(exec) => format!("exec {}", exec.command.join(" ")),
         Binding::Cgroup(path) => format!("cgroup {}", path.display()),
         Binding::Systemd(unit) => format!("systemd {unit}"),
+        Binding::Container(name) => format!("container {name}"),
         Binding::Match(wanted) => {
             let executable = wanted.executable.as_deref();
             let line = wanted.command_line.as_ref();

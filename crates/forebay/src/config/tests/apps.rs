@@ -10,13 +10,13 @@ fn an_app_has_exactly_one_binding() {
     check(
         "[apps.a]\nclass = \"batch\"\n",
         &[
-            "f:1: apps.a: nothing says which processes are the app's; add exec = [\"PROGRAM\", ...], systemd = \"NAME.service\", cgroup = \"PATH\" or match = { executable = \"NAME\" }",
+            "f:1: apps.a: nothing says which processes are the app's; add exec = [\"PROGRAM\", ...], systemd = \"NAME.service\", container = \"NAME\", cgroup = \"PATH\" or match = { executable = \"NAME\" }",
         ],
     );
     check_app(
         "cgroup = \"x\"\n",
         &[
-            "f:3: apps.a.cgroup: the app has `exec` already; keep one of exec, systemd, cgroup, match",
+            "f:3: apps.a.cgroup: the app has `exec` already; keep one of exec, systemd, container, cgroup, match",
         ],
     );
     check(
@@ -43,6 +43,35 @@ fn an_app_has_exactly_one_binding() {
         "[apps.a]\ncgroup = \"/\"\n",
         &[
             "f:2: apps.a.cgroup: `/` is the root, which holds the whole host; write the path as /proc/PID/cgroup shows it, such as \"system.slice/nginx.service\"",
+        ],
+    );
+}
+
+#[test]
+fn a_container_goes_by_its_name() {
+    let check_name = |name: &str, is_taken: bool| {
+        let error = format!(
+            "f:2: apps.a.container: `{name}` is not the name of a container; see `docker ps` or `podman ps` for the names"
+        );
+        let errors = [error.as_str()];
+        let errors = if is_taken { &[] } else { &errors[..] };
+        check(&format!("[apps.a]\ncontainer = '{name}'\n"), errors);
+    };
+    check_name("web", true);
+    check_name("my_app.web-1", true);
+    check_name("/web", false);
+    check_name("../web/json", false);
+    check_name("web?all", false);
+    check(
+        "[apps.a]\ncontainer = \"x\"\n[apps.b]\ncontainer = \"x\"\n",
+        &[
+            "f:3: apps.b: app `a` has the container `x`, so that processes would belong to both; give each app processes of its own",
+        ],
+    );
+    check(
+        "[daemon]\ncontainer_socket = \"/run/a:b\"\n",
+        &[
+            "f:2: daemon.container_socket: `/run/a:b` has a `:` in it; name the socket by a path without one, such as a symbolic link",
         ],
     );
 }

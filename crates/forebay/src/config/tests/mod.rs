@@ -85,6 +85,7 @@ fn every_key_arrives() {
         [daemon]
         socket = "/run/f.sock"
         state_dir = "/srv/f"
+        container_socket = "/run/c.sock"
         cgroup_root = "/fb"
         lease = "30s"
         group = "forebay"
@@ -140,6 +141,7 @@ fn every_key_arrives() {
                 rollup_1min: days(3),
                 rollup_1h: days(4),
             },
+            container_socket: Some("/run/c.sock".into()),
         }
     );
     let policy = config.policy;
