@@ -186,7 +186,9 @@ fn setup_command(arguments: &[String]) -> Result<(), Failure> {
     let mut groups = Vec::new();
     for name in arguments {
         let group = setup::Group::from_name(name).ok_or_else(|| {
-            Failure::Usage(format!("no group `{name}`; there are: build, examples, vm"))
+            Failure::Usage(format!(
+                "no group `{name}`; there are: build, examples, vm, containers"
+            ))
         })?;
         groups.push(group);
     }

@@ -14,6 +14,8 @@ pub(crate) enum Group {
     Examples,
     /// Virtual machines to test on.
     Vm,
+    /// Container runtimes to test with.
+    Containers,
 }
 
 impl Group {
@@ -22,6 +24,7 @@ impl Group {
             "build" => Some(Self::Build),
             "examples" => Some(Self::Examples),
             "vm" => Some(Self::Vm),
+            "containers" => Some(Self::Containers),
             _ => None,
         }
     }
@@ -91,6 +94,30 @@ const PACKAGES: &[Package] = &[
         group: Group::Examples,
         sign: Sign::Program("pg_ctlcluster"),
         why: "the critical service of the postgres example",
+    },
+    Package {
+        name: "podman",
+        group: Group::Containers,
+        sign: Sign::Program("podman"),
+        why: "containers of Podman",
+    },
+    Package {
+        name: "docker.io",
+        group: Group::Containers,
+        sign: Sign::Program("dockerd"),
+        why: "containers of Docker",
+    },
+    Package {
+        name: "runc",
+        group: Group::Containers,
+        sign: Sign::Program("runc"),
+        why: "starts the containers of both",
+    },
+    Package {
+        name: "busybox-static",
+        group: Group::Containers,
+        sign: Sign::Program("busybox"),
+        why: "all that is in the containers",
     },
     Package {
         name: "mmdebstrap",
