@@ -240,11 +240,16 @@ impl Runtime {
 
     /// The directories of the group that its containers' groups are in.
     fn parents(&self) -> Vec<PathBuf> {
-        let mounts = forebay_host::mounts::Hierarchies::read(Path::new("/proc")).unwrap();
-        let dirs = mounts.list().iter().map(|h| h.dir(Path::new(&self.parent)));
-        // Those that no controller of Forebay's is in, as well.
-        let named = PathBuf::from("/sys/fs/cgroup/systemd").join(&self.parent);
-        dirs.chain([named]).filter(|dir| dir.exists()).collect()
+        // Also in hierarchies that Forebay has no use for, such as that of devices.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let of_groups = |line: &str| {
+            let mut fields = line.split(' ').skip(1);
+            let (mount, kind) = (fields.next()?, fields.next()?);
+            kind.starts_with("cgroup")
+                .then(|| Path::new(mount).join(&self.parent))
+        };
+        let dirs = mounts.lines().filter_map(of_groups);
+        dirs.filter(|dir| dir.exists()).collect()
     }
 }
 
