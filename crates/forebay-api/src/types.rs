@@ -180,6 +180,35 @@ pub struct Slice {
     pub oom_score_adj: Option<i16>,
 }
 
+/// Bringing an app's pages to other NUMA nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PageMove {
+    /// The nodes they go to.
+    pub to_nodes: String,
+    /// What its processes mapped when it began.
+    pub mapped_bytes: u64,
+    /// What of that was looked at.
+    pub looked_at_bytes: u64,
+    /// What was moved.
+    pub moved_bytes: u64,
+    /// What was elsewhere and stayed there.
+    pub stayed_bytes: u64,
+    /// How far it is.
+    pub state: PageMoveState,
+}
+
+/// How far a move of pages is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PageMoveState {
+    /// It goes on.
+    Running,
+    /// All were looked at.
+    Done,
+    /// It was given up, or its time was over.
+    CutShort,
+}
+
 /// What an app sent and received since the daemon looks, loopback left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
@@ -271,6 +300,9 @@ pub struct App {
     /// The last request to it to give memory back.
     #[serde(default)]
     pub reclaim: Option<Reclaim>,
+    /// How far the last move of its pages between NUMA nodes is.
+    #[serde(default)]
+    pub page_move: Option<PageMove>,
 }
 
 /// All apps now.

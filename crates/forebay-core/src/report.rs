@@ -12,7 +12,7 @@ use crate::io_history::IoUse;
 use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall, io};
 use crate::slice::Slice;
-use crate::snapshot::{HostSample, Reclaim, RunState, Traffic};
+use crate::snapshot::{HostSample, PageMove, Reclaim, RunState, Traffic};
 use crate::units::Time;
 
 /// Something an operator would want to have been told.
@@ -77,6 +77,8 @@ pub struct AppReport {
     pub reason: Option<Reason>,
     /// The last request to give memory back, and how far it is.
     pub reclaim: Option<Reclaim>,
+    /// How far the last move of its pages between NUMA nodes is.
+    pub page_move: Option<PageMove>,
 }
 
 /// One period.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{AppId, Device};
-use crate::idset::CpuSet;
+use crate::idset::{CpuSet, NodeSet};
 use crate::io::{CostModel, DeviceCounters};
 use crate::slice::{Knob, Setting, Slice};
 use crate::units::{Bytes, Time};
@@ -107,6 +107,35 @@ pub enum ReclaimState {
     Failed,
 }
 
+/// Bringing an app's pages to other NUMA nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageMove {
+    /// The nodes they go to.
+    pub to: NodeSet,
+    /// What its processes mapped when it began.
+    pub mapped: Bytes,
+    /// What of that was looked at.
+    pub looked_at: Bytes,
+    /// What was moved.
+    pub moved: Bytes,
+    /// What was elsewhere and stayed there: other processes use it, or there was no room.
+    pub stayed: Bytes,
+    /// Whether it is over.
+    pub state: PageMoveState,
+}
+
+/// How far a move of pages is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PageMoveState {
+    /// It goes on.
+    Running,
+    /// All were looked at.
+    Done,
+    /// It was given up, or its time was over.
+    CutShort,
+}
+
 /// What an app sent and received over the network since the daemon looks, loopback left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
@@ -133,8 +162,10 @@ pub struct AppSample {
     pub main_pid: Option<u32>,
     /// Processes in the slice.
     pub processes: Reading<u32>,
-    /// Whether processes have come that the app's oom_score_adj was not written to.
-    pub oom_exposed: bool,
+    /// Knobs in force that do not yet hold for all processes: some came later.
+    pub unsettled: BTreeSet<Knob>,
+    /// How far the last move of its pages between NUMA nodes is.
+    pub page_move: Option<PageMove>,
     /// Processor time used since the slice exists.
     pub cpu_used: Reading<Duration>,
     /// Time spent throttled by the quota since the slice exists.
@@ -179,7 +210,8 @@ impl AppSample {
             state: RunState::Absent,
             main_pid: None,
             processes: Ok(0),
-            oom_exposed: false,
+            unsettled: BTreeSet::new(),
+            page_move: None,
             cpu_used: Err(Gap::Unsupported),
             cpu_throttled: Err(Gap::Unsupported),
             cpu_stalled: Err(Gap::Unsupported),

@@ -55,8 +55,8 @@ struct Known {
     yielded: BTreeSet<Knob>,
     /// Knobs that are on their way to what was asked for, so that what they hold is not certain.
     pending: BTreeSet<Knob>,
-    /// What is in force does not yet hold for all processes.
-    oom_exposed: bool,
+    /// Knobs in force that do not yet hold for all processes.
+    unsettled: BTreeSet<Knob>,
     retries: BTreeMap<Knob, Retry>,
     release: Option<Retry>,
     /// Whether this daemon made its group a partition, which others may have done as well.
@@ -149,7 +149,7 @@ impl State {
                 state: RunState::Absent,
                 yielded: BTreeSet::new(),
                 pending: BTreeSet::new(),
-                oom_exposed: false,
+                unsettled: BTreeSet::new(),
                 retries: BTreeMap::new(),
                 release: None,
                 partitioned: false,
@@ -160,7 +160,7 @@ impl State {
             known
                 .history
                 .record(inputs.time, sample, &inputs.policy.devices);
-            known.oom_exposed = sample.oom_exposed;
+            known.unsettled.clone_from(&sample.unsettled);
             known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
@@ -556,6 +556,7 @@ impl State {
                 slice: self.in_force.get(&id).cloned().unwrap_or_default(),
                 reason: plan.reasons.remove(&id),
                 reclaim: sample.reclaim,
+                page_move: sample.page_move,
             };
             apps.insert(id, report);
         }
@@ -698,7 +699,7 @@ impl Known {
 
     /// Whether a knob has to be written again although it holds what it should.
     fn is_open(&self, knob: Knob) -> bool {
-        self.pending.contains(&knob) || knob == Knob::OomScoreAdj && self.oom_exposed
+        self.pending.contains(&knob) || self.unsettled.contains(&knob)
     }
 
     fn may_write(&self, knob: Knob, now: Time) -> bool {

@@ -133,10 +133,22 @@ impl Topology {
         self.cpus.iter().map(|cpu| cpu.id).collect()
     }
 
-    /// The numbers of all nodes.
+    /// The numbers of all nodes that memory can come from: the kernel refuses one without.
+    /// Where nothing is said of memory, all are taken to have some.
     #[must_use]
-    pub fn node_set(&self) -> NodeSet {
-        self.nodes.iter().map(|node| node.id).collect()
+    pub fn memory_nodes(&self) -> NodeSet {
+        let numbers = |nodes: &[&Node]| nodes.iter().map(|node| node.id).collect();
+        let all: Vec<&Node> = self.nodes.iter().collect();
+        let with: Vec<&Node> = all
+            .iter()
+            .copied()
+            .filter(|node| node.memory > Bytes(0))
+            .collect();
+        if with.is_empty() {
+            numbers(&all)
+        } else {
+            numbers(&with)
+        }
     }
 
     /// The nodes that the given CPUs sit on.

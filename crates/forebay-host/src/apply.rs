@@ -422,6 +422,7 @@ impl LinuxHost {
 
     fn enter(&mut self, app: &AppId, pids: &[u32]) -> Result<(), Refusal> {
         self.ensure_group(app)?;
+        self.open_nodes(app, pids)?;
         let Some(group) = self.entries.get(app).and_then(|e| e.group.as_ref()) else {
             return Err(Refusal::Failed(format!("enter {app}: no group")));
         };
@@ -489,6 +490,7 @@ impl LinuxHost {
                 }
                 other => other,
             },
+            Setting::Mems(nodes) => self.set_mems(app, *nodes),
             Setting::OomScoreAdj(value) => self.set_oom(app, *value),
             Setting::EgressMax(rate) => self.bound_egress(app, *rate),
             Setting::L3Cache(_) | Setting::MemoryBandwidth(_) => self.set_share(app, setting),
@@ -553,7 +555,9 @@ impl LinuxHost {
                     text: text.clone(),
                 })?;
             }
-            let may_block = used.is_some_and(|used| reclaims(setting, used));
+            // The kernel brings pages along that are still elsewhere.
+            let may_block = knob == Knob::Mems && self.topology.nodes().len() > 1
+                || used.is_some_and(|used| reclaims(setting, used));
             let wrote = if may_block || self.slow.is_busy(&spot.file) {
                 match self.slow.write(&spot.file, &text) {
                     Progress::Done => Ok(()),
@@ -561,6 +565,9 @@ impl LinuxHost {
                     Progress::Pending => {
                         // What it holds meanwhile is neither ours nor foreign.
                         entry.last.remove(&knob);
+                        if knob == Knob::Mems {
+                            return Err(Refusal::Pending);
+                        }
                         return Err(Refusal::Failed(format!(
                             "{knob} of {app}: the kernel is still making room"
                         )));
@@ -668,6 +675,7 @@ impl LinuxHost {
                 "release {app}: its memory limit is lowered for a moment; tried again"
             )));
         }
+        self.pages.cancel(app);
         self.return_owned(app)?;
         let proc_root = self.options.roots.proc.clone();
         if let Some(entry) = self.entries.get_mut(app) {

@@ -26,6 +26,7 @@ use crate::observe::Meters;
 use crate::oom;
 use crate::owner::Addresses;
 use crate::owner::apps::{Owned, Owners};
+use crate::pages::PageMover;
 use crate::partition;
 use crate::procs::{self, Scanner};
 use crate::reclaim::{ReclaimWay, Reclaimer};
@@ -83,6 +84,7 @@ pub struct LinuxHost {
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
+    pub(crate) pages: PageMover,
     pub(crate) owners: Owners,
     /// The weight of the group that holds all apps, once it was written.
     pub(crate) buffer: Vec<u8>,
@@ -101,6 +103,8 @@ pub(crate) struct Entry {
     pub(crate) main: Option<Main>,
     pub(crate) ended: Option<Ending>,
     pub(crate) oom: oom::Seen,
+    /// Processes came whose pages may be on nodes that it does not have.
+    pub(crate) pages_unsettled: bool,
     /// What each knob held right after we wrote it, or when it was found.
     pub(crate) last: BTreeMap<Knob, Vec<String>>,
     /// The weight that was asked for; the kernel takes none while a group is idle.
@@ -244,6 +248,7 @@ impl LinuxHost {
             costs,
             reclaim_way,
             reclaimer: Reclaimer::default(),
+            pages: PageMover::default(),
             owners: Owners::new(options.owners.clone()),
             options,
             hierarchies,
@@ -279,6 +284,7 @@ impl LinuxHost {
     pub fn close(mut self, on_stop: OnStop) -> Result<Report, HostError> {
         // A limit that is lowered just now is written back first.
         self.reclaimer.stop();
+        self.pages.stop();
         let proc_root = self.options.roots.proc.clone();
         // Open descriptors do not hold a group, but there is no use in them any more.
         self.entries.clear();

@@ -36,6 +36,7 @@ mod network;
 mod observe;
 mod oom;
 pub mod owner;
+mod pages;
 mod partition;
 pub mod procs;
 mod reclaim;

@@ -328,8 +328,12 @@ impl LinuxHost {
             if turn == 5
                 && let Some(Setting::OomScoreAdj(value)) =
                     in_force.and_then(|slice| slice.get(Knob::OomScoreAdj))
+                && entry.oom.is_exposed(&proc_root, group, *value)
             {
-                sample.oom_exposed = entry.oom.is_exposed(&proc_root, group, *value);
+                sample.unsettled.insert(Knob::OomScoreAdj);
+            }
+            if entry.pages_unsettled {
+                sample.unsettled.insert(Knob::Mems);
             }
             if (turn == 6 || first)
                 && let Some(in_force) = in_force
@@ -347,6 +351,7 @@ impl LinuxHost {
         }
         self.buffer = buffer;
         sample.reclaim = self.reclaimer.of(&app.id);
+        sample.page_move = self.pages.of(&app.id);
         sample.main_pid = entry.main.as_ref().map(|main| main.process.pid);
         sample.state = run_state(entry, &app.binding, populated);
         sample.strays = match &app.binding {

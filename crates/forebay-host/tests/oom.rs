@@ -71,8 +71,9 @@ fn only_who_has_no_value_gets_one_and_all_go_back() {
     apply(&mut host, &[enter]);
     let exposed = |host: &mut _| {
         (0..10).any(|period| {
-            let mut sample = look_with(host, &[&app], period, &in_force(FIRST));
-            sample.apps.remove(&app.id).unwrap().oom_exposed
+            let mut snapshot = look_with(host, &[&app], period, &in_force(FIRST));
+            let sample = snapshot.apps.remove(&app.id).unwrap();
+            sample.unsettled.contains(&Knob::OomScoreAdj)
         })
     };
     assert!(exposed(&mut host));

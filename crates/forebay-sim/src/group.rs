@@ -185,7 +185,7 @@ impl Group {
             Setting::Mems(nodes) if nodes.is_empty() => {
                 refuse("invalid argument: a group with tasks needs a NUMA node")
             }
-            Setting::Mems(nodes) if !nodes.is_subset(&topology.node_set()) => {
+            Setting::Mems(nodes) if !nodes.is_subset(&topology.memory_nodes()) => {
                 refuse("invalid argument: the host has no such NUMA node")
             }
             Setting::CpuWeight(_) if self.limits.idle => {
@@ -335,7 +335,7 @@ pub(crate) fn default(knob: Knob, topology: &Topology) -> Setting {
     match knob {
         Knob::Cpus => Setting::Cpus(topology.cpu_set()),
         Knob::CpusPartition => Setting::CpusPartition(Partition::Member),
-        Knob::Mems => Setting::Mems(topology.node_set()),
+        Knob::Mems => Setting::Mems(topology.memory_nodes()),
         Knob::CpuWeight => Setting::CpuWeight(100),
         Knob::CpuIdle => Setting::CpuIdle(false),
         Knob::CpuMax => Setting::CpuMax(Limit::Max),

@@ -385,9 +385,11 @@ fn affinity(cpu: &Cpu, others: &[&Cpu]) -> (usize, usize, usize) {
     )
 }
 
-/// The nodes of the app's CPUs, when their memory holds what the app will use; else all.
+/// The nodes of the app's CPUs, when their memory holds what the app will use; else all that
+/// have memory.
 fn mems(situation: &Situation<'_>, app: &App, cpus: &CpuSet) -> NodeSet {
-    let near = situation.topology.nodes_of(cpus);
+    let all = situation.topology.memory_nodes();
+    let near = situation.topology.nodes_of(cpus).intersection(&all);
     let room: u64 = situation
         .topology
         .nodes()
@@ -399,10 +401,10 @@ fn mems(situation: &Situation<'_>, app: &App, cpus: &CpuSet) -> NodeSet {
         .memory_planned()
         .max(app.floor.memory);
     // Half a node may be taken by others; closer bookkeeping would move pages for little.
-    if app.class == Class::Critical && needs.0 <= room / 2 {
+    if app.class == Class::Critical && !near.is_empty() && needs.0 <= room / 2 {
         near
     } else {
-        situation.topology.node_set()
+        all
     }
 }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::app::{Binding, Floor, Match};
 use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
-use crate::topology::Shape;
+use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
 
 const KNOBS: [Knob; 19] = [
@@ -269,6 +269,32 @@ fn one_cpu_is_shared_by_precedence() {
         .plan();
     assert_eq!(cpus(&plan, "web"), cpus(&plan, "burn"));
     assert!(own(&plan, "web").is_empty());
+}
+
+#[test]
+fn no_memory_is_asked_of_a_node_that_has_none() {
+    let mut case = Case::new(server())
+        .app("db", Class::Critical, 3.0)
+        .app("web", Class::Critical, 1.5)
+        .app("burn", Class::Batch, 9.0);
+    let nodes = case.topology.nodes();
+    let bare = nodes[nodes.len() - 1].id;
+    let nodes = nodes.iter().map(|node| Node {
+        memory: if node.id == bare {
+            Bytes(0)
+        } else {
+            node.memory
+        },
+        ..*node
+    });
+    let topology = Topology::new(case.topology.cpus().to_vec(), nodes.collect());
+    case.topology = topology.unwrap();
+    for (name, slice) in case.plan().slices {
+        let Some(Setting::Mems(mems)) = slice.get(Knob::Mems) else {
+            panic!("{name} has no nodes");
+        };
+        assert!(!mems.is_empty() && !mems.contains(bare), "{name}: {mems}");
+    }
 }
 
 #[test]

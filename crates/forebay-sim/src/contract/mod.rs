@@ -326,8 +326,8 @@ fn values(knob: Knob, topology: &Topology) -> Vec<Setting> {
             Setting::Cpus(topology.cpu_set()),
         ],
         Knob::Mems => vec![
-            Setting::Mems(first(topology.node_set())),
-            Setting::Mems(topology.node_set()),
+            Setting::Mems(first(topology.memory_nodes())),
+            Setting::Mems(topology.memory_nodes()),
         ],
         Knob::CpuWeight => vec![Setting::CpuWeight(200), Setting::CpuWeight(50)],
         Knob::CpuIdle => vec![Setting::CpuIdle(true), Setting::CpuIdle(false)],

@@ -249,12 +249,33 @@ fn memory_bounds(
         .reclaim
         .as_ref()
         .map_or_else(String::new, gave_back);
+    let went = explanation
+        .app
+        .page_move
+        .as_ref()
+        .map_or_else(String::new, page_move);
     format!(
-        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}{gave}",
+        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}{gave}{went}",
         memory(reason.memory_demand_bytes),
         model(band),
         memory(explanation.rules.floor_memory_bytes),
         limit(&explanation.rules.ceiling_memory_bytes, |b| memory(*b)),
+    )
+}
+
+/// How far its pages are on their way to other nodes.
+fn page_move(pages: &api::PageMove) -> String {
+    let share = 100 * pages.looked_at_bytes / pages.mapped_bytes.max(1);
+    let state = match pages.state {
+        api::PageMoveState::Running => format!("{share} % of what it maps was looked at so far"),
+        api::PageMoveState::Done => "all was looked at".to_owned(),
+        api::PageMoveState::CutShort => format!("it was cut short at {share} %"),
+    };
+    format!(
+        " Its pages go to node(s) {}: {} were moved, {} stay elsewhere; {state}.",
+        pages.to_nodes,
+        memory(pages.moved_bytes),
+        memory(pages.stayed_bytes)
     )
 }
 

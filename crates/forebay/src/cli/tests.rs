@@ -58,6 +58,7 @@ pub(crate) fn web() -> api::App {
             memory_demand_bytes: 150 << 20,
         }),
         reclaim: None,
+        page_move: None,
     }
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn crunch() -> api::App {
         slice: api::Slice::default(),
         reason: None,
         reclaim: None,
+        page_move: None,
     }
 }
 

@@ -8,7 +8,7 @@ use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Reason, io};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
-use forebay_core::snapshot::{Reclaim, ReclaimState, RunState, Traffic};
+use forebay_core::snapshot::{PageMove, PageMoveState, Reclaim, ReclaimState, RunState, Traffic};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 use forebay_forecast::{ModelScore, Target};
 
@@ -115,6 +115,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         slice: slice(&report.slice),
         reason: report.reason.as_ref().map(reason),
         reclaim: report.reclaim.map(reclaim),
+        page_move: report.page_move.map(page_move),
     }
 }
 
@@ -134,6 +135,22 @@ pub(super) fn unseen(app: &App) -> api::App {
         slice: api::Slice::default(),
         reason: None,
         reclaim: None,
+        page_move: None,
+    }
+}
+
+fn page_move(pages: PageMove) -> api::PageMove {
+    api::PageMove {
+        to_nodes: pages.to.to_string(),
+        mapped_bytes: pages.mapped.0,
+        looked_at_bytes: pages.looked_at.0,
+        moved_bytes: pages.moved.0,
+        stayed_bytes: pages.stayed.0,
+        state: match pages.state {
+            PageMoveState::Running => api::PageMoveState::Running,
+            PageMoveState::Done => api::PageMoveState::Done,
+            PageMoveState::CutShort => api::PageMoveState::CutShort,
+        },
     }
 }
 

@@ -89,6 +89,7 @@ pub(super) fn published(period: u64) -> Published {
             memory_demand: Bytes::mib(150),
         }),
         reclaim: None,
+        page_move: None,
     };
     Published {
         report: TickReport {

@@ -101,6 +101,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             memory_demand: Bytes::mib(12),
         }),
         reclaim: None,
+        page_move: None,
     }
 }
 
