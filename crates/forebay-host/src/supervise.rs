@@ -6,7 +6,7 @@
 //! Only system calls are made there. Everything that can be wrong with the request (unknown
 //! user, missing program) is found out before the fork.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +20,7 @@ use std::sync::OnceLock;
 use forebay_core::app::{AppId, Exec, Sink};
 use forebay_core::snapshot::Ending;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, pidfd_open, setrlimit,
     waitid,
@@ -335,6 +336,8 @@ fn append_to(path: &Path) -> Result<Stdio, HostError> {
         })
 }
 
+const OOM_SCORE: &CStr = c"/proc/self/oom_score_adj";
+
 #[expect(
     unsafe_code,
     reason = "only code between fork and exec can put a child into v1 groups before it runs"
@@ -378,6 +381,10 @@ fn enter_before_exec(
         // children shall not. What refuses this takes nothing from the program.
         rustix::process::setpriority_process(None, 0).ok();
         rustix::thread::sched_setaffinity(None, &every_cpu).ok();
+        // Nor is it what the daemon is when memory is out.
+        if let Ok(own) = rustix::fs::open(OOM_SCORE, OFlags::WRONLY, Mode::empty()) {
+            rustix::io::write(own, b"0").ok();
+        }
         if let Some(identity) = &identity
             && let Err(error) = become_identity(identity)
         {
@@ -387,7 +394,7 @@ fn enter_before_exec(
     };
     // SAFETY: `enter` runs in the forked child, where only async-signal-safe calls are allowed
     // because other threads' locks may be held for ever. It makes plain system calls (write,
-    // getppid, setsid, prlimit, setpriority, sched_setaffinity, setgroups, setgid, setuid), allocates nothing and takes no lock:
+    // getppid, setsid, prlimit, setpriority, sched_setaffinity, open, setgroups, setgid, setuid), allocates nothing and takes no lock:
     // the descriptors and the identity were made before the fork, and errors from raw numbers
     // do not allocate. There is no safe way to run code there.
     unsafe {

@@ -60,10 +60,14 @@ fn only_who_has_no_value_gets_one_and_all_go_back() {
     assert_eq!(values(&dir), [0, 300, 503, 503]);
 
     // Who comes later is noticed, and a killed daemon's successor knows what to put back.
-    let mut late = std::process::Command::new("sleep")
-        .arg("1000")
+    let mut late = std::process::Command::new("sh")
+        .args(["-c", "echo 0 > /proc/self/oom_score_adj; exec sleep 1000"])
         .spawn()
         .unwrap();
+    let value = format!("/proc/{}/oom_score_adj", late.id());
+    wait_for("the default", || {
+        text(Path::new(&value)) == "0" && command_of(late.id()).starts_with("sleep")
+    });
     let enter = Action::Enter {
         app: id("job"),
         pids: vec![late.id()],
@@ -104,6 +108,10 @@ fn another_class_is_another_value() {
         return;
     };
     let mut host = place.open();
+    // What the daemon has is not for its programs.
+    let own = Path::new("/proc/self/oom_score_adj");
+    let before = text(own);
+    std::fs::write(own, "77").unwrap();
     let app = program("job", &["sh", "-c", "sleep 1000 & wait"]);
     look(&mut host, &[&app], 0);
     apply(
@@ -116,6 +124,7 @@ fn another_class_is_another_value() {
     wait_for("the child", || members(&dir).len() == 2);
     apply(&mut host, &[set("job", FIRST)]);
     assert_eq!(values(&dir), [503, 503]);
+    std::fs::write(own, before).unwrap();
     apply(&mut host, &[set("job", Setting::OomScoreAdj(0))]);
     assert_eq!(values(&dir), [0, 0]);
     // Lower than it was takes CAP_SYS_RESOURCE: either all have it, or it is said and none has.
