@@ -25,6 +25,7 @@ mod freeze;
 pub mod groups;
 pub mod guardian;
 mod host;
+mod host_meters;
 mod interrupts;
 mod knobs;
 pub mod ledger;
