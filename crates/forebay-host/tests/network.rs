@@ -252,9 +252,10 @@ fn what_is_sent_again_is_counted() {
     );
     let sent = |host: &mut LinuxHost| traffic_of(host, &app);
     wait_for("sending", || sent(&mut host).sent > Bytes(SENT / 4));
-    assert_eq!(sent(&mut host).retransmitted, 0);
+    // A busy machine may make TCP impatient by itself.
+    let before = sent(&mut host).retransmitted;
     ip(&format!("link set {} down", far.link));
-    wait_for("sending again", || sent(&mut host).retransmitted > 0);
+    wait_for("sending again", || sent(&mut host).retransmitted > before);
     ip(&format!("link set {} up", far.link));
     assert_eq!(receiver.join().unwrap().0, SENT);
 }
