@@ -11,6 +11,7 @@ use crate::files::read_text;
 use crate::host::Group;
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way, Ways};
 use crate::ledger::{AppRecord, Spot};
+use crate::owner::{Values, systemd};
 
 /// Devices of a group whose limits are followed.
 const DEVICES_MAX: usize = 64;
@@ -36,8 +37,15 @@ pub(crate) fn of_devices(ways: &Ways, group: &Group, app: &App) -> BTreeSet<Knob
 }
 
 /// What a group that is not Forebay's had before Forebay wrote to it: the ledger knows it of
-/// what was written, and the files of the rest.
-pub(crate) fn before(ways: &Ways, group: &Group, app: &App, record: Option<&AppRecord>) -> Slice {
+/// what was written, by file or, in `owned`, by the property of its manager, and the files know
+/// the rest.
+pub(crate) fn before(
+    ways: &Ways,
+    group: &Group,
+    app: &App,
+    record: Option<&AppRecord>,
+    owned: &Values,
+) -> Slice {
     let mut before = Slice::default();
     if !app.binding.is_of_others() {
         return before;
@@ -62,7 +70,9 @@ pub(crate) fn before(ways: &Ways, group: &Group, app: &App, record: Option<&AppR
             }
         };
         let texts: Option<Vec<String>> = way.files.iter().map(original).collect();
-        let setting = texts.and_then(|texts| knobs::parse(knob, way, &texts, PERIOD_US_DEFAULT));
+        let by_owner = systemd::limit_before(knob, owned);
+        let by_file = || texts.and_then(|texts| knobs::parse(knob, way, &texts, PERIOD_US_DEFAULT));
+        let setting = by_owner.or_else(by_file);
         match setting {
             None | Some(Setting::IoMax(_, IoMax::NONE) | Setting::IoLatency(_, Limit::Max)) => {}
             Some(setting) => before.set(setting),
@@ -94,6 +104,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{self, DEBIAN_13, HYBRID, Tree};
     use crate::observe::Meters;
+    use crate::owner::Value;
 
     fn group(tree: &Tree) -> (Ways, Group) {
         let dirs = tree.dirs();
@@ -120,7 +131,10 @@ mod tests {
             ..IoMax::NONE
         };
         let expected: Slice = [Setting::IoMax(device, owners)].into_iter().collect();
-        assert_eq!(before(&ways, &group, &bound(), None), expected);
+        assert_eq!(
+            before(&ways, &group, &bound(), None, &Values::new()),
+            expected
+        );
         let (way, dir) = place(&ways, &group, Knob::IoMax(ANY)).unwrap();
         let file = dir.join(way.files[0]);
         let text = std::fs::read_to_string(&file).unwrap();
@@ -133,7 +147,10 @@ mod tests {
             .originals
             .push((spot, knobs::cut("io.max", Some(device), &text)));
         std::fs::write(&file, "253:0 rbps=4096 wbps=max riops=max wiops=max\n").unwrap();
-        assert_eq!(before(&ways, &group, &bound(), Some(&record)), expected);
+        assert_eq!(
+            before(&ways, &group, &bound(), Some(&record), &Values::new()),
+            expected
+        );
         let limited = of_devices(&ways, &group, &bound());
         assert_eq!(limited, [Knob::IoMax(device)].into());
     }
@@ -150,7 +167,13 @@ mod tests {
         let device: Device = "253:0".parse().unwrap();
         let owners = Setting::IoLatency(device, Limit::At(Duration::from_millis(5)));
         let is_owners = |before: Slice| before.get(owners.knob()) == Some(&owners);
-        assert!(is_owners(before(&ways, &group, &bound(), None)));
+        assert!(is_owners(before(
+            &ways,
+            &group,
+            &bound(),
+            None,
+            &Values::new()
+        )));
         let mut record = AppRecord::default();
         let spot = Spot {
             file: file.clone(),
@@ -160,11 +183,46 @@ mod tests {
             .originals
             .push((spot, "253:0 target=5000".to_owned()));
         std::fs::write(&file, "253:0 target=2000\n").unwrap();
-        assert!(is_owners(before(&ways, &group, &bound(), Some(&record))));
+        assert!(is_owners(before(
+            &ways,
+            &group,
+            &bound(),
+            Some(&record),
+            &Values::new()
+        )));
         std::fs::write(&file, "").unwrap();
         assert_eq!(
-            before(&ways, &group, &bound(), None).get(owners.knob()),
+            before(&ways, &group, &bound(), None, &Values::new()).get(owners.knob()),
             None
+        );
+    }
+
+    #[test]
+    fn what_was_asked_of_a_manager_is_not_taken_for_its_own() {
+        let tree = Tree::unpack(DEBIAN_13);
+        let (ways, group) = group(&tree);
+        let device: Device = "253:0".parse().unwrap();
+        let before = |owned: &Values| {
+            let before = before(&ways, &group, &bound(), None, owned);
+            before.get(Knob::IoMax(device)).copied()
+        };
+        // The file has a limit; by the ledger it was Forebay that asked for it, where there was
+        // none, or only another device's.
+        assert!(before(&Values::new()).is_some());
+        let rates = |rates: &[(&str, u64)]| -> Values {
+            let rates = rates.iter().map(|(path, rate)| ((*path).to_owned(), *rate));
+            let rates = Value::Rates(rates.collect());
+            [("IOReadBandwidthMax".to_owned(), rates)].into()
+        };
+        assert_eq!(before(&rates(&[])), None);
+        assert_eq!(before(&rates(&[("/dev/block/7:77", 5)])), None);
+        let owners = IoMax {
+            rbps: Limit::At(4096),
+            ..IoMax::NONE
+        };
+        assert_eq!(
+            before(&rates(&[("/dev/block/253:0", 4096)])),
+            Some(Setting::IoMax(device, owners))
         );
     }
 
@@ -179,14 +237,20 @@ mod tests {
             }),
             ..bound()
         };
-        assert_eq!(before(&ways, &group, &ours, None), Slice::default());
+        assert_eq!(
+            before(&ways, &group, &ours, None, &Values::new()),
+            Slice::default()
+        );
     }
 
     #[test]
     fn v1_has_its_limits_in_four_files() {
         let tree = Tree::unpack(HYBRID);
         let (ways, group) = group(&tree);
-        assert_eq!(before(&ways, &group, &bound(), None), Slice::default());
+        assert_eq!(
+            before(&ways, &group, &bound(), None, &Values::new()),
+            Slice::default()
+        );
         let (way, dir) = place(&ways, &group, Knob::IoMax(ANY)).unwrap();
         std::fs::write(dir.join(way.files[3]), "254:0 77\n").unwrap();
         let owners = IoMax {
@@ -195,6 +259,9 @@ mod tests {
         };
         let device: Device = "254:0".parse().unwrap();
         let expected: Slice = [Setting::IoMax(device, owners)].into_iter().collect();
-        assert_eq!(before(&ways, &group, &bound(), None), expected);
+        assert_eq!(
+            before(&ways, &group, &bound(), None, &Values::new()),
+            expected
+        );
     }
 }

@@ -281,7 +281,8 @@ impl LinuxHost {
                 let record = self.ledger.state().apps.get(&app.id);
                 let value = record.and_then(|record| Some(record.oom_scores.last()?.1));
                 sample.found.push(Setting::OomScoreAdj(value.unwrap_or(0)));
-                sample.before = limits::before(&self.ways, group, app, record);
+                let owned = self.ledger.state().owned.originals(&app.id);
+                sample.before = limits::before(&self.ways, group, app, record, &owned);
                 for setting in &sample.found {
                     match setting {
                         Setting::CpuWeight(weight) => entry.weight = Some(*weight),

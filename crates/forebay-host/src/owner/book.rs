@@ -173,6 +173,15 @@ impl Book {
         Some(&self.originals.get(app)?.get(spot)?.value)
     }
 
+    /// What an app's properties held before Forebay came, where it asked for something else.
+    pub(crate) fn originals(&self, app: &AppId) -> Values {
+        let spots = self.originals.get(app).into_iter().flatten();
+        let written = spots.filter(|(spot, _)| self.wrote.contains_key(spot));
+        let values =
+            written.map(|(spot, original)| (spot.property.clone(), original.value.clone()));
+        values.collect()
+    }
+
     /// The notes of what managers remember over a reboot.
     pub(crate) fn lasting(&self) -> Vec<Note> {
         let lasts = |spot: &Spot| spot.object.owner.outlives_boots();

@@ -36,7 +36,7 @@ pub(crate) mod book;
 mod container;
 mod leave;
 pub(crate) mod link;
-mod systemd;
+pub(crate) mod systemd;
 mod withhold;
 
 pub use book::{Book, Note};

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use forebay_core::app::Device;
+use forebay_core::app::{Device, IoMax};
 use forebay_core::idset::IdSet;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Limit, MilliCpu};
@@ -466,6 +466,42 @@ pub(crate) fn values(setting: &Setting, now: &Values) -> Vec<(String, Value)> {
     }
 }
 
+/// What a limit of a device was by the originals of the properties that it is; none where it is
+/// none of them.
+pub(crate) fn limit_before(knob: Knob, originals: &Values) -> Option<Setting> {
+    let is_written = |name: &&str| originals.contains_key(*name);
+    if !properties(knob).iter().any(is_written) {
+        return None;
+    }
+    let number = |property: &str, device| match originals.get(property) {
+        Some(Value::Rates(rates)) => match rates.get(&path_of(device, rates)) {
+            Some(rate) if *rate != UNSET => Limit::At(*rate),
+            _ => Limit::Max,
+        },
+        _ => Limit::Max,
+    };
+    match knob {
+        Knob::IoMax(device) => {
+            let [rbps, wbps, riops, wiops] = RATES.map(|property| number(property, device));
+            let max = IoMax {
+                rbps,
+                wbps,
+                riops,
+                wiops,
+            };
+            Some(Setting::IoMax(device, max))
+        }
+        Knob::IoLatency(device) => {
+            let target = match number(LATENCY, device) {
+                Limit::At(micros) => Limit::At(Duration::from_micros(micros)),
+                Limit::Max => Limit::Max,
+            };
+            Some(Setting::IoLatency(device, target))
+        }
+        _ => None,
+    }
+}
+
 /// One device's number of a property that has one for each.
 fn of_device(property: &str, device: Device, limit: Limit<u64>, now: &Values) -> (String, Value) {
     let mut rates = match now.get(property) {
@@ -559,7 +595,7 @@ fn wire(value: &Value) -> Variant<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forebay_core::app::IoMax;
+
     use forebay_core::units::Bytes;
 
     #[test]
