@@ -15,6 +15,7 @@ use crate::Roots;
 use crate::error::HostError;
 use crate::ledger::Process;
 use crate::mounts::{Controller, Hierarchies};
+use crate::owner::container;
 use crate::procs;
 
 /// Listening sockets of one service that are told.
@@ -286,7 +287,7 @@ fn owned(group: &Path) -> Option<(PathBuf, Owner, String)> {
         let container = |prefix: &str| {
             let id = part.strip_prefix(prefix)?;
             let id = id.strip_suffix(".scope").unwrap_or(id);
-            is_container_id(id).then(|| id[..12].to_owned())
+            container::is_id(id).then(|| id[..12].to_owned())
         };
         if let Some(id) = container("docker-") {
             return found(Owner::Docker, &id);
@@ -297,7 +298,7 @@ fn owned(group: &Path) -> Option<(PathBuf, Owner, String)> {
         if let Some(id) = container("libpod-") {
             return found(Owner::Podman, &id);
         }
-        if last.as_deref() == Some("docker") && is_container_id(part) {
+        if last.as_deref() == Some("docker") && container::is_id(part) {
             return found(Owner::Docker, &part[..12]);
         }
         if let Some(unit) = part.strip_suffix(".service") {
@@ -340,10 +341,6 @@ fn pod_uid(part: &str) -> Option<String> {
     let uid = uid.replace('_', "-");
     let plausible = uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     plausible.then_some(uid)
-}
-
-fn is_container_id(text: &str) -> bool {
-    text.len() == 64 && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 fn program(proc_root: &Path, pid: u32) -> String {

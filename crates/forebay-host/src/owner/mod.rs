@@ -33,7 +33,7 @@ use crate::mounts::Version;
 
 pub(crate) mod apps;
 pub(crate) mod book;
-mod container;
+pub(crate) mod container;
 mod leave;
 pub(crate) mod link;
 pub(crate) mod systemd;

@@ -4,16 +4,14 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// How long one call may take: a runtime that starts many containers is slow, not lost.
-const CALL_MAX: Duration = Duration::from_secs(5);
-/// The largest answer taken in: what is known of one container is some kilobytes.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// The largest answer taken in, in MiB: what is known of one container is some kilobytes.
+const ANSWER_MIB_MAX: usize = 4;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -24,6 +22,16 @@ pub(super) struct Ask {
     pub(super) body: Vec<u8>,
 }
 
+impl Ask {
+    pub(super) const fn get(path: String) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            body: Vec::new(),
+        }
+    }
+}
+
 /// What was answered.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -31,11 +39,15 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-/// Asks on a connection of its own. Blocks for [`CALL_MAX`] at most.
+/// Asks on a connection of its own. Blocks for `patience` at most.
+///
+/// # Errors
+/// Of the kind `TimedOut` when that was not enough, and `InvalidData` when the answer is not HTTP
+/// or has no end.
 ///
 /// The reactor has a thread of its own for that time: whoever puts a host back may be inside
 /// another one, in which none can be started.
-pub(super) fn call(socket: &Path, ask: Ask) -> io::Result<Answer> {
+pub(super) fn call(socket: &Path, ask: Ask, patience: Duration) -> io::Result<Answer> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("container-call".to_owned())
@@ -44,11 +56,10 @@ pub(super) fn call(socket: &Path, ask: Ask) -> io::Result<Answer> {
                     .enable_all()
                     .build()?;
                 reactor.block_on(async {
-                    tokio::time::timeout(CALL_MAX, exchange(socket, ask))
+                    tokio::time::timeout(patience, exchange(socket, ask))
                         .await
                         .unwrap_or_else(|_| {
-                            let seconds = CALL_MAX.as_secs();
-                            let text = format!("no answer in {seconds} s");
+                            let text = format!("no answer in {patience:?}");
                             Err(io::Error::new(io::ErrorKind::TimedOut, text))
                         })
                 })
@@ -77,14 +88,26 @@ async fn exchange(socket: &Path, ask: Ask) -> io::Result<Answer> {
         .map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+    let body = Limited::new(response.into_body(), ANSWER_MIB_MAX << 20)
         .collect()
         .await
-        .map_err(|error| io::Error::other(format!("the answer broke off: {error}")))?
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                let text = format!("the answer is longer than {ANSWER_MIB_MAX} MiB");
+                io::Error::new(io::ErrorKind::InvalidData, text)
+            } else {
+                io::Error::other(format!("the answer broke off: {error}"))
+            }
+        })?
         .to_bytes();
     Ok(Answer { status, body })
 }
 
 fn broken(error: hyper::Error) -> io::Error {
-    io::Error::other(format!("the connection broke: {error}"))
+    if error.is_parse() {
+        let text = format!("the answer is not HTTP: {error}");
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    } else {
+        io::Error::other(format!("the connection broke: {error}"))
+    }
 }

@@ -31,8 +31,9 @@
 //! container ends. Docker remembers it also over a reboot, and so does the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use forebay_core::slice::Knob;
 use hyper::{Method, StatusCode};
@@ -57,6 +58,14 @@ const PROC: &str = "/proc";
 const PODMAN_UPDATES_SINCE: [u32; 2] = [4, 3];
 /// A full ID has that many hexadecimal digits; people are shown the first few.
 const ID_SHOWN: usize = 12;
+const ID_DIGITS: usize = 64;
+/// How long one call may take: a runtime that starts many containers is slow, not lost.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a runtime that took longer is not asked again: meanwhile those of other sockets are, and
+/// each of its containers would take as long to find out.
+const REST: Duration = Duration::from_secs(10);
+/// What is passed on of a runtime's own words.
+const MESSAGE_CHARS_MAX: usize = 300;
 
 /// The runtimes behind some sockets.
 #[derive(Debug)]
@@ -65,6 +74,10 @@ pub(super) struct Containers {
     runtimes: BTreeMap<PathBuf, Runtime>,
     /// By ID, the containers that were looked at last under each name.
     seen: BTreeMap<String, Seen>,
+    /// How long one call may take.
+    patience: Duration,
+    /// Until when those are not asked that did not answer in time.
+    resting: BTreeMap<PathBuf, Instant>,
 }
 
 /// Who answers at a socket.
@@ -115,7 +128,45 @@ impl Containers {
             sockets: sockets.split(':').map(PathBuf::from).collect(),
             runtimes: BTreeMap::new(),
             seen: BTreeMap::new(),
+            patience: PATIENCE,
+            resting: BTreeMap::new(),
         }
+    }
+
+    /// Asks at a socket; `attempt` says what for.
+    fn ask(&mut self, socket: &Path, ask: Ask, attempt: &str) -> Result<Answer, HostError> {
+        let rests = |until: &Instant| Instant::now() < *until;
+        let answer = if self.resting.get(socket).is_some_and(rests) {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            self.resting.remove(socket);
+            call(socket, ask, self.patience)
+        };
+        answer.map_err(|error| {
+            if error.kind() != io::ErrorKind::TimedOut {
+                // Whoever answers next may be another.
+                self.runtimes.remove(socket);
+            }
+            let advice = match error.kind() {
+                io::ErrorKind::TimedOut => {
+                    let until = Instant::now() + REST;
+                    self.resting.entry(socket.to_owned()).or_insert(until);
+                    let text = format!("no answer in {:?}", self.patience);
+                    return HostError::io(attempt, io::Error::other(text))
+                        .advise("see the runtime's log, and restart it if it is stuck");
+                }
+                io::ErrorKind::NotFound => None,
+                io::ErrorKind::ConnectionRefused => Some("is the runtime running?"),
+                io::ErrorKind::PermissionDenied => Some("run as root"),
+                io::ErrorKind::InvalidData => Some(WHOSE_SOCKET),
+                _ => Some("see the runtime's log"),
+            };
+            let error = HostError::io(attempt, error);
+            match advice {
+                Some(advice) => error.advise(advice),
+                None => error,
+            }
+        })
     }
 
     fn runtime(&mut self, socket: &Path) -> Result<Runtime, HostError> {
@@ -123,8 +174,11 @@ impl Containers {
             return Ok(runtime.clone());
         }
         let attempt = format!("ask the container runtime at {}", socket.display());
-        let answer = ask(socket, Method::GET, "/version", Vec::new(), &attempt)?;
+        let answer = self.ask(socket, Ask::get("/version".to_owned()), &attempt)?;
         let about: About = understood(&answer, &attempt)?;
+        if about.version.is_empty() || about.api_version.is_empty() {
+            return Err(not_understood(&attempt, "it names no version"));
+        }
         let runtime = Runtime { about };
         self.runtimes.insert(socket.to_owned(), runtime.clone());
         Ok(runtime)
@@ -139,15 +193,15 @@ impl Containers {
             socket.display()
         );
         let path = format!("/containers/{name}/json");
-        let answer = ask(socket, Method::GET, &path, Vec::new(), &attempt);
-        let answer = answer.inspect_err(|_| {
-            // Whoever answers next may be another.
-            self.runtimes.remove(socket);
-        })?;
+        let answer = self.ask(socket, Ask::get(path), &attempt)?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         let found: Inspected = understood(&answer, &attempt)?;
+        if !is_id(&found.id) {
+            // Any group has the empty ID in its name.
+            return Err(not_understood(&attempt, "it names no container's ID"));
+        }
         // The start of an ID finds a container as well, and another one tomorrow.
         let is_it = found.id == name || found.name.trim_start_matches('/') == name;
         Ok(is_it.then_some(found))
@@ -273,8 +327,9 @@ impl Owner for Containers {
             .map(|(property, value)| format!("{property} = {value}"))
             .collect();
         let attempt = format!(
-            "have {} set {} of container {}",
+            "have {} at {} set {} of container {}",
             runtime.name(),
+            seen.socket.display(),
             told.join(", "),
             seen.name
         );
@@ -288,16 +343,37 @@ impl Owner for Containers {
                 seen.known.docker(values),
             ),
         };
-        let body = body.to_string().into_bytes();
-        let answer = ask(&seen.socket, Method::POST, &path, body, &attempt);
-        let answer = answer.inspect_err(|_| {
-            self.runtimes.remove(&seen.socket);
-        })?;
+        let ask = Ask {
+            method: Method::POST,
+            path,
+            body: body.to_string().into_bytes(),
+        };
+        let answer = match self.ask(&seen.socket, ask, &attempt) {
+            // The runtime is gone; its container may well be there.
+            Err(error) if error.is_gone() => {
+                return Err(HostError::io(attempt, io::Error::other("no such socket"))
+                    .advise("start the runtime"));
+            }
+            other => other?,
+        };
         if answer.status.is_success() {
-            Ok(())
-        } else {
-            Err(refused(&answer, &attempt))
+            return Ok(());
         }
+        // A runtime without updates says the same of every container.
+        let is_gone = answer.status == StatusCode::NOT_FOUND
+            && matches!(self.inspect(&seen.socket, id), Ok(None));
+        if is_gone {
+            return Err(HostError::missing(
+                format!("{attempt}: it is there no more"),
+                "see `docker ps -a` or `podman ps -a` for what is",
+            ));
+        }
+        let error = refused(&answer, &attempt);
+        Err(if answer.status.is_server_error() {
+            error
+        } else {
+            error.advise("change the limit that it names, on the container or of the app")
+        })
     }
 
     fn forget(&mut self, _: &str, _: &str) -> Result<(), HostError> {
@@ -465,34 +541,19 @@ fn group_of(pid: u32, id: &str) -> Result<Option<Place>, HostError> {
     }
 }
 
-fn ask(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Vec<u8>,
-    attempt: &str,
-) -> Result<Answer, HostError> {
-    let path = path.to_owned();
-    call(socket, Ask { method, path, body }).map_err(|error| {
-        let kind = error.kind();
-        let error = HostError::io(attempt, error);
-        match kind {
-            io::ErrorKind::ConnectionRefused => error.advise("is the runtime running?"),
-            io::ErrorKind::PermissionDenied => error.advise("run as root"),
-            _ => error,
-        }
-    })
-}
+/// What to do about an answer that is none of a container runtime.
+const WHOSE_SOCKET: &str = "is that the socket of Docker or Podman?";
 
 fn understood<T: DeserializeOwned>(answer: &Answer, attempt: &str) -> Result<T, HostError> {
     if !answer.status.is_success() {
         return Err(refused(answer, attempt));
     }
-    serde_json::from_slice(&answer.body).map_err(|error| {
-        let text = format!("the answer is not understood: {error}");
-        HostError::io(attempt, io::Error::other(text))
-            .advise("is that the socket of Docker or Podman?")
-    })
+    serde_json::from_slice(&answer.body).map_err(|error| not_understood(attempt, error))
+}
+
+fn not_understood(attempt: &str, why: impl fmt::Display) -> HostError {
+    let text = format!("the answer is not understood: {why}");
+    HostError::io(attempt, io::Error::other(text)).advise(WHOSE_SOCKET)
 }
 
 /// What a runtime says when it does not do what it was asked for.
@@ -502,15 +563,34 @@ fn refused(answer: &Answer, attempt: &str) -> HostError {
         message: String,
     }
     let text = match serde_json::from_slice::<Refused>(&answer.body) {
-        Ok(refused) => refused.message.trim().replace('\n', " "),
+        Ok(refused) => one_line(&refused.message),
         Err(_) => format!("it answered {}", answer.status),
     };
-    HostError::io(attempt, io::Error::other(text))
+    let error = HostError::io(attempt, io::Error::other(text));
+    error.advise(if answer.status.is_server_error() {
+        "see the runtime's log"
+    } else {
+        WHOSE_SOCKET
+    })
+}
+
+/// Somebody else's words, fit for an event.
+fn one_line(words: &str) -> String {
+    let words = words.trim().replace(char::is_control, " ");
+    match words.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((end, _)) => format!("{} ...", &words[..end]),
+        None => words,
+    }
 }
 
 fn listed(sockets: &[PathBuf]) -> String {
     let sockets: Vec<String> = sockets.iter().map(|s| s.display().to_string()).collect();
     sockets.join(", ")
+}
+
+/// Whether a text is a container's full ID.
+pub(crate) fn is_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// The start of an ID, as the runtimes' own commands show it.
@@ -538,4 +618,43 @@ pub(super) fn answering(sockets: &str) -> (Vec<Answering>, Vec<HostError>) {
         }
     }
     (answering, silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_was_silent_is_let_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut containers = Containers::new(&socket.display().to_string());
+        containers.patience = Duration::from_millis(50);
+        let first = containers.look_up("web").unwrap_err().explain();
+        assert!(first.contains("no answer in 50ms"), "{first}");
+        listener.accept().unwrap();
+        let second = containers.look_up("web").unwrap_err().explain();
+        assert_eq!(second, first);
+        let asked = listener.accept().unwrap_err();
+        assert_eq!(
+            asked.kind(),
+            io::ErrorKind::WouldBlock,
+            "it was asked again"
+        );
+        // As after that time.
+        containers.resting.insert(socket, Instant::now());
+        containers.look_up("web").unwrap_err();
+        listener.accept().unwrap();
+    }
+
+    #[test]
+    fn what_a_runtime_says_is_passed_on_on_one_short_line() {
+        assert_eq!(one_line(" no\nmore \n"), "no more");
+        let long = one_line(&"\u{e4}".repeat(MESSAGE_CHARS_MAX + 1));
+        assert_eq!(long.chars().count(), MESSAGE_CHARS_MAX + 4);
+    }
 }
