@@ -1,8 +1,9 @@
 //! What runs here already, told by its control groups.
 //!
-//! Reads and changes nothing. A service manager, a container runtime and a kubelet name
-//! the groups that they make after what runs in them, so no one of them has to be asked, and
-//! none needs to be there. Processes outside any such group count by their program.
+//! Changes nothing. A service manager, a container runtime and a kubelet name the groups that
+//! they make after what runs in them, so no one of them needs to be there. Only for the names of
+//! containers, of which their groups say the ID, the runtimes are asked that answer at once.
+//! Processes outside any such group count by their program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +16,7 @@ use crate::Roots;
 use crate::error::HostError;
 use crate::ledger::Process;
 use crate::mounts::{Controller, Hierarchies};
-use crate::owner::container;
+use crate::owner::{Addresses, Container, container};
 use crate::procs;
 
 /// Listening sockets of one service that are told.
@@ -85,6 +86,8 @@ pub struct Found {
     pub place: Place,
     /// Whose it is.
     pub owner: Owner,
+    /// What its runtime calls it, where that was asked and has it in this group.
+    pub container: Option<Container>,
     /// Its processes, by number.
     pub pids: Vec<u32>,
     /// The name of its first process.
@@ -100,11 +103,17 @@ pub struct Found {
 }
 
 /// Watches what runs for a while. Kernel threads, this process and groups of Forebay's own
-/// are left out, and so is whatever comes or goes meanwhile.
+/// are left out, and so is whatever comes or goes meanwhile. Container runtimes are asked at
+/// `addresses`, for seconds at most.
 ///
 /// # Errors
 /// When /proc is not mounted, or no control group is.
-pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found>, HostError> {
+pub fn discover(
+    roots: &Roots,
+    addresses: &Addresses,
+    ours: &Path,
+    watch: Duration,
+) -> Result<Vec<Found>, HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;
     let start = Instant::now();
     let before = usage(&roots.proc);
@@ -135,6 +144,7 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
             },
             place,
             owner,
+            container: None,
             pids: Vec::new(),
             program: program(&roots.proc, process.pid),
             cpus: 0.0,
@@ -152,15 +162,48 @@ pub fn discover(roots: &Roots, ours: &Path, watch: Duration) -> Result<Vec<Found
             .ports
             .extend(ports_of(&roots.proc, process.pid, &mut listening));
     }
-    Ok(found
-        .into_values()
-        .map(|mut found| {
-            found.ports.sort_unstable();
-            found.ports.dedup();
-            found.ports.truncate(PORTS_MAX);
-            found
-        })
-        .collect())
+    let mut found: Vec<Found> = found.into_values().collect();
+    for one in &mut found {
+        one.ports.sort_unstable();
+        one.ports.dedup();
+        one.ports.truncate(PORTS_MAX);
+    }
+    name_containers(&mut found, addresses);
+    Ok(found)
+}
+
+/// Has runtimes tell the names of what may be their containers.
+fn name_containers(found: &mut [Found], addresses: &Addresses) {
+    let ids: BTreeSet<&str> = found.iter().filter_map(container_id).collect();
+    let containers = container::running(&addresses.containers, &ids);
+    for one in found {
+        let known = container_id(one).and_then(|id| containers.get(id));
+        // Another group may have the ID in its name as well.
+        let is_here = |(group, _): &&(PathBuf, Container)| one.place == Place::Group(group.clone());
+        if let Some((_, container)) = known.filter(is_here) {
+            one.name.clone_from(&container.name);
+            one.owner = match container.is_of_podman {
+                true => Owner::Podman,
+                false => Owner::Docker,
+            };
+            one.container = Some(container.clone());
+        }
+    }
+}
+
+/// The ID of the container that a group is named after, whoever made it: below a group that was
+/// chosen for it (`--cgroup-parent`) Docker's groups have no other name.
+fn container_id(found: &Found) -> Option<&str> {
+    let Place::Group(group) = &found.place else {
+        return None;
+    };
+    if !matches!(found.owner, Owner::Docker | Owner::Podman | Owner::Plain) {
+        return None;
+    }
+    let name = group.file_name()?.to_str()?;
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    let id = name.rsplit('-').next()?;
+    container::is_id(id).then_some(id)
 }
 
 /// What one process has used so far.
@@ -471,6 +514,38 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_a_container_is_known_by_its_id() {
+        let check = |owner: Owner, group: String, expected: Option<&str>| {
+            let found = Found {
+                name: String::new(),
+                place: Place::Group(PathBuf::from(&group)),
+                owner,
+                container: None,
+                pids: Vec::new(),
+                program: String::new(),
+                cpus: 0.0,
+                resident: Bytes(0),
+                ports: Vec::new(),
+                yields: false,
+            };
+            assert_eq!(container_id(&found), expected, "{group}");
+        };
+        let docker = format!("system.slice/docker-{ID}.scope");
+        check(Owner::Docker, docker, Some(ID));
+        check(
+            Owner::Podman,
+            format!("machine.slice/libpod-{ID}.scope"),
+            Some(ID),
+        );
+        check(Owner::Docker, format!("docker/{ID}"), Some(ID));
+        check(Owner::Plain, format!("build/{ID}"), Some(ID));
+        check(Owner::Plain, "build".to_owned(), None);
+        check(Owner::Plain, format!("{ID}0"), None);
+        let containerd = format!("system.slice/cri-containerd-{ID}.scope");
+        check(Owner::Containerd, containerd, None);
+    }
+
+    #[test]
     fn pods_are_named_by_the_directories_of_their_logs() {
         let logs = tempfile::tempdir().unwrap();
         let number = "11112222-3333-4444-5555-666677778888";
@@ -533,11 +608,16 @@ mod tests {
             .arg("1000")
             .spawn()
             .unwrap();
+        let roots = Roots::default();
+        let nobody = Addresses {
+            systemd: String::new(),
+            containers: "/nowhere/at/all".to_owned(),
+        };
         // A program that is just being loaded has no memory yet and is left out.
         let deadline = Instant::now() + Duration::from_secs(20);
         let found = loop {
             let watch = Duration::from_millis(20);
-            let found = discover(&Roots::default(), Path::new("forebay"), watch).unwrap();
+            let found = discover(&roots, &nobody, Path::new("forebay"), watch).unwrap();
             let there = found.iter().any(|f| f.pids.contains(&child.id()));
             if there || Instant::now() > deadline {
                 break found;

@@ -40,7 +40,7 @@ pub(crate) mod systemd;
 mod withhold;
 
 pub use book::{Book, Note};
-pub use container::Answering;
+pub use container::{Answering, Container};
 
 /// Who owns groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use forebay_host::Roots;
 use forebay_host::discover::{Found, discover};
+use forebay_host::owner::Addresses;
 
 use crate::daemon::Error;
 use crate::demo::print;
@@ -36,7 +37,8 @@ pub(crate) struct Args {
 /// When /proc or every control group hierarchy is missing.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let watch = Duration::from_secs(args.seconds);
-    let found = discover(&Roots::default(), &args.cgroup_root, watch)
+    let addresses = Addresses::from_environment();
+    let found = discover(&Roots::default(), &addresses, &args.cgroup_root, watch)
         .map_err(|error| Error::Host(error.explain()))?;
     let suggestions = suggest(found);
     if args.json {
@@ -56,6 +58,7 @@ fn json(suggestion: &Suggestion) -> serde_json::Value {
         name,
         place,
         owner,
+        container: _,
         pids,
         program,
         cpus,
@@ -72,6 +75,7 @@ fn json(suggestion: &Suggestion) -> serde_json::Value {
         "owner": suggest::owner(*owner),
         "cgroup": group,
         "systemd": suggest::unit_of(&suggestion.found),
+        "container": suggest::container_of(&suggestion.found),
         "executable": executable,
         "command_line": command_line,
         "pids": pids,

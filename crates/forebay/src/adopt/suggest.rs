@@ -9,6 +9,9 @@ use std::path::Path;
 
 use forebay_core::app::Class;
 use forebay_host::discover::{Found, Owner, Place, PodQuality};
+use forebay_host::owner::Addresses;
+
+use crate::config::is_container_name;
 
 /// More use than this without anybody to answer looks like batch work.
 const BUSY_CPUS: f64 = 0.5;
@@ -188,6 +191,9 @@ pub(crate) fn configuration(suggestions: &[Suggestion]) -> String {
         "# Suggested by `forebay adopt --suggest`: read it, change it, and let `forebay check` \
          read it.\n# Nothing has been changed.\n",
     );
+    if let Some(socket) = unusual_socket(suggestions) {
+        write!(text, "\n[daemon]\ncontainer_socket = {}\n", quoted(socket)).ok();
+    }
     for suggestion in suggestions {
         let Some(class) = suggestion.class else {
             continue;
@@ -207,8 +213,21 @@ pub(crate) fn configuration(suggestions: &[Suggestion]) -> String {
                 )
                 .ok();
             }
+            Place::Group(group) if container_of(found).is_some() => {
+                let name = container_of(found).unwrap_or_default();
+                writeln!(
+                    text,
+                    "container = {}  # in {}",
+                    toml::Value::from(name),
+                    quoted(group)
+                )
+                .ok();
+            }
             Place::Group(group) => {
-                if is_managed(found.owner) {
+                if matches!(found.owner, Owner::Docker | Owner::Podman) {
+                    text += "# No runtime said its name (`forebay doctor`), so this is its group. Forebay \
+                             yields where\n# the runtime writes to it, and a restart makes another.\n";
+                } else if is_managed(found.owner) {
                     text += "# Its manager may write to this group too: Forebay yields where it does.\n";
                 }
                 writeln!(text, "cgroup = {}", quoted(group)).ok();
@@ -257,12 +276,26 @@ pub(crate) fn unit_of(found: &Found) -> Option<&str> {
     (found.owner == Owner::Systemd && !of_a_user).then_some(unit)
 }
 
+/// The name that a container's runtime takes updates under.
+pub(crate) fn container_of(found: &Found) -> Option<&str> {
+    let container = found.container.as_ref()?;
+    is_container_name(&container.name).then_some(container.name.as_str())
+}
+
+/// The socket of the containers' runtime where the daemon would look elsewhere by itself.
+fn unusual_socket(suggestions: &[Suggestion]) -> Option<&Path> {
+    let usual = Addresses::default().containers;
+    let is_usual = |socket: &Path| usual.split(':').any(|usual| Path::new(usual) == socket);
+    suggestions
+        .iter()
+        .filter(|suggestion| suggestion.class.is_some())
+        .filter_map(|suggestion| Some(suggestion.found.container.as_ref()?.socket.as_path()))
+        .find(|socket| !is_usual(socket))
+}
+
 /// Whether somebody may write to the group of such a thing.
 const fn is_managed(owner: Owner) -> bool {
-    matches!(
-        owner,
-        Owner::Systemd | Owner::Docker | Owner::Containerd | Owner::Podman
-    )
+    matches!(owner, Owner::Systemd | Owner::Containerd)
 }
 
 fn told(found: &Found) -> String {
@@ -290,6 +323,7 @@ mod tests {
     use std::path::PathBuf;
 
     use forebay_core::units::Bytes;
+    use forebay_host::owner::Container;
 
     use super::*;
 
@@ -298,6 +332,7 @@ mod tests {
             name: name.to_owned(),
             place,
             owner,
+            container: None,
             pids: vec![7],
             program: name.to_owned(),
             cpus: 0.1,
@@ -347,6 +382,36 @@ mod tests {
         assert_eq!(name("--"), "app");
         let long = name(&"x".repeat(100));
         assert!(long.parse::<forebay_core::app::AppId>().is_ok());
+    }
+
+    #[test]
+    fn containers_are_suggested_by_name_where_their_runtime_said_it() {
+        let container = |name: &str, socket: &str| {
+            let group = Place::Group(PathBuf::from(format!("docker/{name}")));
+            let mut found = found(name, Owner::Docker, group);
+            found.container = Some(Container {
+                name: name.to_owned(),
+                socket: PathBuf::from(socket),
+                is_of_podman: false,
+            });
+            found
+        };
+        let usual = "/run/docker.sock";
+        let mut silent = container("silent", usual);
+        silent.container = None;
+        // The configuration would refuse it.
+        let odd = container("-odd", usual);
+        let text = configuration(&suggest(vec![container("shop.web", usual), silent, odd]));
+        let table: toml::Table = text.parse().unwrap();
+        let apps = table["apps"].as_table().unwrap();
+        assert_eq!(apps["shop-web"]["container"].as_str(), Some("shop.web"));
+        assert_eq!(apps["silent"]["cgroup"].as_str(), Some("docker/silent"));
+        assert_eq!(apps["odd"]["cgroup"].as_str(), Some("docker/-odd"));
+        assert!(!table.contains_key("daemon"), "{text}");
+        let text = configuration(&suggest(vec![container("web", "/srv/docker.sock")]));
+        let table: toml::Table = text.parse().unwrap();
+        let socket = table["daemon"]["container_socket"].as_str();
+        assert_eq!(socket, Some("/srv/docker.sock"), "{text}");
     }
 
     #[test]

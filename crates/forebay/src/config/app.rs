@@ -368,12 +368,16 @@ fn unit_name(unit: String) -> Result<String, Problem> {
     Ok(unit)
 }
 
-/// The name of a container, by the rule that Docker and Podman have for names.
-fn container_name(name: String) -> Result<String, Problem> {
+/// Whether a container can have this name, by the rule that Docker and Podman have for names.
+pub(crate) fn is_container_name(name: &str) -> bool {
     let mut letters = name.chars();
     let fits = letters.next().is_some_and(|c| c.is_ascii_alphanumeric())
         && letters.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-    if fits && name.len() <= 255 {
+    fits && name.len() <= 255
+}
+
+fn container_name(name: String) -> Result<String, Problem> {
+    if is_container_name(&name) {
         return Ok(name);
     }
     Err(Problem::new(

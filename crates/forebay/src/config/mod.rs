@@ -28,6 +28,7 @@ use std::time::Duration;
 use forebay_core::app::Policy;
 use forebay_host::tier::TierPlace;
 
+pub(crate) use app::is_container_name;
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use facts::HostFacts;

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::place::{Knob, Place, Sleeper, eventually, knob_in, text};
+use serde_json::Value;
+
+use crate::place::{Knob, Place, Sleeper, eventually, json_with_runtime, knob_in, text};
 use crate::runtime_imitation::{Imitation, Manner};
 
 const NAME: &str = "front";
@@ -310,4 +312,35 @@ fn a_runtime_that_leaves_while_a_container_is_put_back_is_asked_again() {
     assert_eq!(web.runtime.known().config["CpuShares"], 1024);
     web.place.start();
     web.stop_well();
+}
+
+#[test]
+fn containers_are_suggested_by_the_names_that_their_runtime_says() {
+    let Some(web) = Web::new("containers_are_suggested_by_the_names_that_their_runtime_says")
+    else {
+        return;
+    };
+    let suggested = |key: &str, value: &str| {
+        let list = json_with_runtime(
+            &web.runtime.socket,
+            &["adopt", "--suggest", "--json", "--seconds", "1"],
+        );
+        let list = list.as_array().unwrap();
+        let mut own = list
+            .iter()
+            .filter(|one| one["cgroup"] == web.group.as_str());
+        let one = own.next().unwrap_or_else(|| panic!("{list:#?}"));
+        assert_eq!(one[key], value, "{one:#}");
+        one["container"].clone()
+    };
+    assert_eq!(suggested("owner", "docker container"), NAME);
+    // A process elsewhere is not what this group holds.
+    let (pid, elsewhere) = (web.runtime.known().pid, std::process::id());
+    web.runtime.known().pid = elsewhere;
+    assert_eq!(suggested("owner", "control group"), Value::Null);
+    web.runtime.known().pid = pid;
+    for manner in [Manner::Silent, Manner::Says("no"), Manner::Endless] {
+        web.runtime.known().inspect = manner;
+        assert_eq!(suggested("owner", "control group"), Value::Null);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::place::{Knob, Place, eventually, knob_in, text};
+use crate::place::{Knob, Place, eventually, json_with_runtime, knob_in, text};
 use crate::runtime::{Kind, Runtime};
 
 /// A daemon that has a container as an app.
@@ -91,6 +91,7 @@ with_each! {
     a_container_that_goes_and_comes_is_followed
     limits_that_a_container_was_made_with_stay_without_a_ceiling
     a_runtime_that_is_away_is_done_without_and_then_asked_again
+    its_name_is_suggested
 }
 
 fn a_container_is_limited_through_its_runtime_and_put_back(kind: Kind, test: &str) {
@@ -280,4 +281,25 @@ fn a_runtime_that_is_away_is_done_without_and_then_asked_again(kind: Kind, test:
     // Its socket was left by the crash.
     web.place.start();
     web.place.stop_well();
+}
+
+fn its_name_is_suggested(kind: Kind, test: &str) {
+    let Some(web) = Web::new(test, kind, &[]) else {
+        return;
+    };
+    let words = ["adopt", "--suggest", "--json", "--seconds", "1"];
+    let list = json_with_runtime(&web.runtime.socket, &words);
+    let group = web.runtime.group("web");
+    let mut own = list.as_array().unwrap().iter();
+    let own = own.find(|one| one["cgroup"] == group.as_str());
+    let own = own.unwrap_or_else(|| panic!("no {group}: {list:#}"));
+    assert_eq!(
+        (&own["container"], &own["name"]),
+        (&"web".into(), &"web".into())
+    );
+    let owner = match kind {
+        Kind::Docker => "docker container",
+        Kind::Podman => "podman container",
+    };
+    assert_eq!(own["owner"], owner);
 }

@@ -469,6 +469,19 @@ pub(crate) fn refusal(mut command: Command) -> Refusal {
     }
 }
 
+/// The JSON of a command that looks for a container runtime at this socket.
+#[track_caller]
+pub(crate) fn json_with_runtime(socket: &Path, arguments: &[&str]) -> Value {
+    let output = Command::new(EXE)
+        .args(arguments)
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Waits for a child, in bounded time.
 pub(crate) fn wait_for_end(child: &mut Child) -> Option<ExitStatus> {
     let deadline = Instant::now() + PATIENCE;

@@ -64,6 +64,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a runtime that took longer is not asked again: meanwhile those of other sockets are, and
 /// each of its containers would take as long to find out.
 const REST: Duration = Duration::from_secs(10);
+/// How long it takes at most to ask for the names of all containers, and one call of that.
+const NAMES_TIME_MAX: Duration = Duration::from_secs(5);
+const NAME_PATIENCE: Duration = Duration::from_secs(1);
 /// What is passed on of a runtime's own words.
 const MESSAGE_CHARS_MAX: usize = 300;
 
@@ -100,6 +103,17 @@ pub struct Answering {
     pub socket: PathBuf,
     /// `Docker` or `Podman`, with its version and that of its API.
     pub name: String,
+}
+
+/// A container as its runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// The socket that its runtime answers at.
+    pub socket: PathBuf,
+    /// Whether that is Podman and not Docker.
+    pub is_of_podman: bool,
 }
 
 impl Runtime {
@@ -618,6 +632,38 @@ pub(super) fn answering(sockets: &str) -> (Vec<Answering>, Vec<HostError>) {
         }
     }
     (answering, silent)
+}
+
+/// Those of these IDs that are running containers of the runtimes at these sockets, with their groups
+/// relative to the hierarchies' roots. A runtime that does not answer at once is done without.
+pub(crate) fn running(
+    sockets: &str,
+    ids: &BTreeSet<&str>,
+) -> BTreeMap<String, (PathBuf, Container)> {
+    let mut containers = Containers::new(sockets);
+    containers.patience = NAME_PATIENCE;
+    let deadline = Instant::now() + NAMES_TIME_MAX;
+    let mut running = BTreeMap::new();
+    for id in ids {
+        if Instant::now() > deadline {
+            break;
+        }
+        // Why it is not to be had: `forebay doctor` says it.
+        let Ok(held) = containers.look_up(id) else {
+            continue;
+        };
+        let Some((group, seen)) = held.group.zip(containers.seen.get(*id).cloned()) else {
+            continue;
+        };
+        let runtime = containers.runtime(&seen.socket);
+        let container = Container {
+            is_of_podman: runtime.is_ok_and(|runtime| runtime.about.libpod().is_some()),
+            name: seen.name,
+            socket: seen.socket,
+        };
+        running.insert((*id).to_owned(), (group, container));
+    }
+    running
 }
 
 #[cfg(test)]
