@@ -344,3 +344,36 @@ fn containers_are_suggested_by_the_names_that_their_runtime_says() {
         assert_eq!(suggested("owner", "control group"), Value::Null);
     }
 }
+
+#[test]
+fn doctor_says_who_answers_at_a_runtimes_socket() {
+    let Some(web) = Web::new("doctor_says_who_answers_at_a_runtimes_socket") else {
+        return;
+    };
+    let socket = web.runtime.socket.display().to_string();
+    let check = |manner: Manner, present: bool, words: &[&str]| {
+        web.runtime.known().version = manner;
+        let features = json_with_runtime(&web.runtime.socket, &["doctor", "--json"]);
+        let features = features.as_array().unwrap();
+        let named = |feature: &&Value| feature["name"] == "container runtime";
+        let found: Vec<&Value> = features.iter().filter(named).collect();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0]["present"], present, "{found:#?}");
+        let detail = found[0]["detail"].as_str().unwrap();
+        for word in words.iter().chain([&socket.as_str()]) {
+            assert!(detail.contains(word), "`{word}` is not in: {detail}");
+        }
+    };
+    check(Manner::Well, true, &["Docker 20.10.24, API 1.41"]);
+    let broken = "out of everything".to_owned();
+    check(
+        Manner::Refuses(500, broken),
+        false,
+        &["out of everything", "see the runtime's log"],
+    );
+    check(
+        Manner::Says("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"),
+        false,
+        &["it names no version", "socket of Docker or Podman"],
+    );
+}

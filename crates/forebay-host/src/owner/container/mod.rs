@@ -29,6 +29,12 @@
 //! Podman has no update in its Docker API before 5, so it is told in its own, with resources as
 //! the OCI's runtime specification has them. Before 5.1 it forgets what it was told when the
 //! container ends. Docker remembers it also over a reboot, and so does the ledger.
+//!
+//! One thread speaks to all runtimes, one call after another. One that did not answer in time is
+//! let rest, else each of its containers would hold up those of another socket. An answer counts
+//! only from a runtime that names its version, and a container only with a full ID: whoever is
+//! believed that there is no such container has the ledger let go of its originals, and the ID
+//! decides which control group is the container's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
