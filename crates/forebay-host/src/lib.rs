@@ -47,6 +47,7 @@ mod slow;
 mod supervise;
 pub mod tier;
 pub mod topology;
+mod worker;
 
 pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};

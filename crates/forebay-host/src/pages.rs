@@ -18,8 +18,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::AppId;
@@ -35,6 +33,7 @@ use crate::host::LinuxHost;
 use crate::knobs;
 use crate::observe::read_knob;
 use crate::procs;
+use crate::worker::Worker;
 
 /// Apps whose pages may wait to be moved.
 const JOBS_MAX: usize = 64;
@@ -48,9 +47,9 @@ const SMALL: u64 = 16 << 20;
 const REST_MAX: Duration = Duration::from_millis(20);
 
 /// The moves and the thread, once it is needed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct PageMover {
-    thread: Option<(SyncSender<Job>, JoinHandle<()>)>,
+    worker: Worker<Job>,
     /// The last move of each app.
     moves: BTreeMap<AppId, Move>,
 }
@@ -99,6 +98,15 @@ impl Progress {
     }
 }
 
+impl Default for PageMover {
+    fn default() -> Self {
+        Self {
+            worker: Worker::new("page-mover", JOBS_MAX, work),
+            moves: BTreeMap::new(),
+        }
+    }
+}
+
 impl PageMover {
     /// How far the last move of an app is.
     pub(crate) fn of(&self, app: &AppId) -> Option<PageMove> {
@@ -122,10 +130,6 @@ impl PageMover {
         (dir, proc_root): (&Path, &Path),
         (from, to): (NodeSet, NodeSet),
     ) -> Result<(), HostError> {
-        let attempt = || format!("move pages of {app} to node(s) {to}");
-        if self.thread.is_none() {
-            self.thread = Some(spawn()?);
-        }
         let progress = Arc::new(Progress::default());
         let job = Job {
             from,
@@ -134,16 +138,8 @@ impl PageMover {
             to,
             progress: Arc::clone(&progress),
         };
-        let sent = self
-            .thread
-            .as_ref()
-            .is_some_and(|(jobs, _)| jobs.try_send(job).is_ok());
-        if !sent {
-            return Err(HostError::invalid(
-                attempt(),
-                "too many apps wait already; it is tried again",
-            ));
-        }
+        let attempt = format!("move pages of {app} to node(s) {to}");
+        self.worker.submit(job, attempt)?;
         let begun = Move {
             to,
             is_open: true,
@@ -176,32 +172,16 @@ impl PageMover {
         for Move { progress, .. } in self.moves.values() {
             progress.cancelled.store(true, Ordering::Relaxed);
         }
-        if let Some((jobs, thread)) = self.thread.take() {
-            drop(jobs);
-            if thread.join().is_err() {
-                tracing::error!("the thread that moves pages panicked");
-            }
-        }
+        self.worker.stop();
     }
 }
 
-fn spawn() -> Result<(SyncSender<Job>, JoinHandle<()>), HostError> {
-    let (jobs, jobs_in) = sync_channel::<Job>(JOBS_MAX);
-    let thread = std::thread::Builder::new()
-        .name("page-mover".to_owned())
-        .spawn(move || work(&jobs_in))
-        .map_err(|e| HostError::io("start the thread that moves pages", e))?;
-    Ok((jobs, thread))
-}
-
-fn work(jobs: &Receiver<Job>) {
-    for job in jobs {
-        let state = match bring(&job) {
-            Some(()) => DONE,
-            None => CUT_SHORT,
-        };
-        job.progress.state.store(state, Ordering::Release);
-    }
+fn work(job: Job) {
+    let state = match bring(&job) {
+        Some(()) => DONE,
+        None => CUT_SHORT,
+    };
+    job.progress.state.store(state, Ordering::Release);
 }
 
 /// None when it was cancelled or took too long.

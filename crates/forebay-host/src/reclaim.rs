@@ -19,8 +19,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::AppId;
@@ -32,6 +30,7 @@ use crate::error::HostError;
 use crate::files::{read_text, write_text};
 use crate::memory::parse_stat;
 use crate::mounts::{Controller, Hierarchies, Version};
+use crate::worker::Worker;
 
 /// Requests that may wait.
 const JOBS_MAX: usize = 64;
@@ -80,10 +79,10 @@ impl ReclaimWay {
     }
 }
 
-/// The requests and the thread, once it is needed.
-#[derive(Debug, Default)]
+/// The requests and who works on them.
+#[derive(Debug)]
 pub(crate) struct Reclaimer {
-    thread: Option<(SyncSender<Job>, JoinHandle<()>)>,
+    worker: Worker<Job>,
     /// Requests so far.
     count: u64,
     /// The last request to each app.
@@ -174,6 +173,16 @@ impl Lowering {
     }
 }
 
+impl Default for Reclaimer {
+    fn default() -> Self {
+        Self {
+            worker: Worker::new("reclaim", JOBS_MAX, work),
+            count: 0,
+            requests: BTreeMap::new(),
+        }
+    }
+}
+
 impl Reclaimer {
     /// How far the last request to an app is.
     pub(crate) fn of(&self, app: &AppId) -> Option<Reclaim> {
@@ -212,24 +221,12 @@ impl Reclaimer {
                 "the request before is still under way; it is tried again",
             ));
         }
-        if self.thread.is_none() {
-            self.thread = Some(spawn()?);
-        }
         let progress = Arc::new(Progress::default());
         let job = Job {
             work,
             progress: Arc::clone(&progress),
         };
-        let sent = self
-            .thread
-            .as_ref()
-            .is_some_and(|(jobs, _)| jobs.try_send(job).is_ok());
-        if !sent {
-            return Err(HostError::invalid(
-                attempt(),
-                "too many requests wait already; it is tried again",
-            ));
-        }
+        self.worker.submit(job, attempt())?;
         self.count += 1;
         let request = Request {
             number: self.count,
@@ -257,40 +254,24 @@ impl Reclaimer {
         for request in self.requests.values() {
             request.progress.cancelled.store(true, Ordering::Relaxed);
         }
-        if let Some((jobs, thread)) = self.thread.take() {
-            drop(jobs);
-            if thread.join().is_err() {
-                tracing::error!("the thread that reclaims memory panicked");
-            }
+        self.worker.stop();
+    }
+}
+
+fn work(Job { work, progress }: Job) {
+    let ended = match &work {
+        _ if progress.cancelled.load(Ordering::Relaxed) => Ok(SHORT),
+        Work::Pieces { dir, bytes } => in_pieces(dir, *bytes, &progress),
+        Work::Limit(lowering) => lower_for_a_moment(lowering, &progress),
+    };
+    let state = ended.unwrap_or_else(|error| {
+        // A group that is gone has nothing left to give.
+        if !error.is_gone() {
+            tracing::warn!(reason = error.explain(), "memory not reclaimed");
         }
-    }
-}
-
-fn spawn() -> Result<(SyncSender<Job>, JoinHandle<()>), HostError> {
-    let (jobs, jobs_in) = sync_channel::<Job>(JOBS_MAX);
-    let thread = std::thread::Builder::new()
-        .name("reclaim".to_owned())
-        .spawn(move || work(&jobs_in))
-        .map_err(|e| HostError::io("start the thread that reclaims memory", e))?;
-    Ok((jobs, thread))
-}
-
-fn work(jobs: &Receiver<Job>) {
-    for Job { work, progress } in jobs {
-        let ended = match &work {
-            _ if progress.cancelled.load(Ordering::Relaxed) => Ok(SHORT),
-            Work::Pieces { dir, bytes } => in_pieces(dir, *bytes, &progress),
-            Work::Limit(lowering) => lower_for_a_moment(lowering, &progress),
-        };
-        let state = ended.unwrap_or_else(|error| {
-            // A group that is gone has nothing left to give.
-            if !error.is_gone() {
-                tracing::warn!(reason = error.explain(), "memory not reclaimed");
-            }
-            FAILED
-        });
-        progress.state.store(state, Ordering::Release);
-    }
+        FAILED
+    });
+    progress.state.store(state, Ordering::Release);
 }
 
 fn in_pieces(dir: &Path, bytes: u64, progress: &Progress) -> Result<u8, HostError> {
