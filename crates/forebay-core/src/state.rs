@@ -446,7 +446,17 @@ impl State {
             }
             Outcome::Pending => {}
             Outcome::Unsupported => {
-                known.yielded.insert(knob);
+                if known.unsettled.remove(&knob)
+                    && let Some(in_force) = self.in_force.get_mut(id)
+                {
+                    // It was taken while it concerned nobody.
+                    in_force.forget(knob);
+                }
+                if known.yielded.insert(knob) {
+                    let message =
+                        format!("{setting} is not set: the host refuses; see `forebay doctor`");
+                    self.note(inputs.time, Some(id), EventKind::Shortfall, message);
+                }
             }
             Outcome::Failed(why) => {
                 let before = known.retries.get(&knob).copied();
