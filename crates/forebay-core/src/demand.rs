@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, Device};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
-use crate::snapshot::{AppSample, Gap, Reclaim};
+use crate::snapshot::{AppSample, Gap, Reclaim, Traffic};
 use crate::units::{Bytes, MilliCpu, Time};
 use crate::working_set::{self, MemoryStat, Refaults};
 
@@ -152,6 +152,7 @@ pub struct History {
     cpu: Series,
     memory: Series,
     io: IoHistory,
+    traffic: Option<Traffic>,
     last: Option<Counters>,
     usage: Usage,
     stalled: f64,
@@ -183,6 +184,7 @@ impl History {
             io: IoHistory::new(horizons(&[SOON], period)),
             cpu: series(&[SOON], Some(request)),
             memory: series(&[SOON, AHEAD], Some(app.floor.memory.as_f64())),
+            traffic: None,
             last: None,
             usage: Usage::default(),
             stalled: 0.0,
@@ -201,6 +203,11 @@ impl History {
         devices: &BTreeMap<Device, DeviceCapability>,
     ) {
         self.io.record(time, sample, devices);
+        self.traffic = match &sample.traffic {
+            Ok(traffic) => Some(*traffic),
+            Err(Gap::NotDue) => self.traffic,
+            Err(Gap::Unsupported | Gap::Failed(_)) => None,
+        };
         let counters = Counters {
             time,
             cpu_used: sample.cpu_used.as_ref().ok().copied(),
@@ -278,6 +285,12 @@ impl History {
     #[must_use]
     pub const fn io_use(&self) -> &IoUse {
         self.io.usage()
+    }
+
+    /// What it sent and received, when that was last read.
+    #[must_use]
+    pub const fn traffic(&self) -> Option<Traffic> {
+        self.traffic
     }
 
     /// The peak within `horizon`.

@@ -561,7 +561,7 @@ impl State {
                 starts: known.lives.starts,
                 usage: known.history.usage(),
                 io: known.history.io_use().clone(),
-                traffic: sample.traffic.ok(),
+                traffic: known.history.traffic(),
                 demand: demands.remove(&id),
                 slice: self.in_force.get(&id).cloned().unwrap_or_default(),
                 reason: plan.reasons.remove(&id),

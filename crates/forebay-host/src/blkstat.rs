@@ -19,6 +19,9 @@ pub(crate) enum BlockMeter {
         bytes: Reader,
         /// Requests.
         requests: Reader,
+        /// What the bytes said last, and what both meant: while they say the same there was no
+        /// request.
+        last: (String, DeviceCounters),
     },
 }
 
@@ -30,6 +33,7 @@ impl BlockMeter {
             Version::V1 => Some(Self::V1 {
                 bytes: Reader::open(&dir.join("blkio.throttle.io_service_bytes_recursive"))?,
                 requests: Reader::open(&dir.join("blkio.throttle.io_serviced_recursive"))?,
+                last: Default::default(),
             }),
         }
     }
@@ -38,12 +42,21 @@ impl BlockMeter {
     ///
     /// # Errors
     /// When the kernel does not give the text: the group may be gone.
-    pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<DeviceCounters> {
+    pub(crate) fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<DeviceCounters> {
         match self {
             Self::V2(stat) => Ok(parse_v2(stat.read(buffer)?)),
-            Self::V1 { bytes, requests } => {
+            Self::V1 {
+                bytes,
+                requests,
+                last: (said, counted),
+            } => {
+                let text = bytes.read(buffer)?;
+                if text == said {
+                    return Ok(counted.clone());
+                }
+                let text = text.to_owned();
                 let mut counters = DeviceCounters::new();
-                add_v1(bytes.read(buffer)?, &mut counters, |device, is| match is {
+                add_v1(&text, &mut counters, |device, is| match is {
                     Way::Read => &mut device.read_bytes,
                     Way::Write => &mut device.write_bytes,
                 });
@@ -55,6 +68,7 @@ impl BlockMeter {
                         Way::Write => &mut device.writes,
                     },
                 );
+                (*said, *counted) = (text, counters.clone());
                 Ok(counters)
             }
         }

@@ -39,9 +39,17 @@ impl Reader {
     }
 }
 
-/// Reads a small file whole.
+/// Reads a small file whole: opened, read and closed, without asking for its size, which kernel
+/// files do not know.
 pub(crate) fn read_text(path: &Path) -> Result<String, HostError> {
-    std::fs::read_to_string(path).map_err(|e| HostError::file("read", path, e))
+    let read = || {
+        let file = File::open(path)?;
+        let mut buffer = Vec::new();
+        let length = Reader { file }.read(&mut buffer)?.len();
+        buffer.truncate(length);
+        String::from_utf8(buffer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    };
+    read().map_err(|e| HostError::file("read", path, e))
 }
 
 /// Writes a kernel file in one call; never creates it.
@@ -93,6 +101,7 @@ mod tests {
             std::fs::write(&path, "x".repeat(length)).unwrap();
             let reader = Reader::open(&path).unwrap();
             assert_eq!(reader.read(&mut buffer).unwrap().len(), length);
+            assert_eq!(read_text(&path).unwrap().len(), length);
         }
     }
 }

@@ -11,9 +11,11 @@ use forebay_core::snapshot::{Ending, Snapshot};
 use forebay_core::topology::Topology;
 
 use crate::Roots;
+use crate::app_meters::Meters;
 use crate::cost;
 use crate::error::HostError;
 use crate::files::{Reader, read_text};
+use crate::foreign::KnobFiles;
 use crate::freeze;
 use crate::groups;
 use crate::interrupts::Interrupts;
@@ -22,7 +24,6 @@ use crate::ledger::{Ledger, Process, Record};
 use crate::lock::{Lock, Role};
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
-use crate::observe::Meters;
 use crate::oom;
 use crate::owner::Addresses;
 use crate::owner::apps::{Owned, Owners};
@@ -157,6 +158,7 @@ impl Entry {
 pub(crate) struct Group {
     pub(crate) dirs: Vec<Option<PathBuf>>,
     pub(crate) meters: Meters,
+    pub(crate) knob_files: KnobFiles,
     /// It was there before we looked and its settings were not yet reported.
     pub(crate) unreported: bool,
     /// What it had done on block devices at the last reading, and whether that was more than
@@ -169,10 +171,11 @@ pub(crate) struct Group {
 
 impl Group {
     /// A group of which nothing was read or reported yet.
-    pub(crate) const fn new(dirs: Vec<Option<PathBuf>>, meters: Meters) -> Self {
+    pub(crate) fn new(dirs: Vec<Option<PathBuf>>, meters: Meters) -> Self {
         Self {
             dirs,
             meters,
+            knob_files: KnobFiles::default(),
             unreported: true,
             disk_counters: DeviceCounters::new(),
             is_busy_on_disk: false,

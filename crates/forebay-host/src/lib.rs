@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::HostError;
 
+mod app_meters;
 mod apply;
 mod blkstat;
 pub mod cost;
@@ -21,6 +22,7 @@ pub mod error;
 mod files;
 #[cfg(test)]
 mod fixtures;
+mod foreign;
 mod freeze;
 pub mod groups;
 pub mod guardian;

@@ -102,8 +102,8 @@ mod tests {
     use forebay_core::app::{Binding, Match};
 
     use super::*;
+    use crate::app_meters::Meters;
     use crate::fixtures::{self, DEBIAN_13, HYBRID, Tree};
-    use crate::observe::Meters;
     use crate::owner::Value;
 
     fn group(tree: &Tree) -> (Ways, Group) {

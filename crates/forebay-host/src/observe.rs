@@ -5,25 +5,21 @@
 //! than another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use forebay_core::app::{App, AppId, Binding, Class};
 use forebay_core::host::Watch;
 use forebay_core::slice::{Knob, Setting, Slice};
-use forebay_core::snapshot::{AppSample, Gap, Reading, RunState, Snapshot};
-use forebay_core::units::{Bytes, Limit};
+use forebay_core::snapshot::{AppSample, Gap, RunState, Snapshot};
+use forebay_core::units::Limit;
 
+use crate::app_meters::{Due, Found, is_populated, read_meters};
 use crate::apply::period_us;
-use crate::blkstat::BlockMeter;
-use crate::files::{Reader, keyed, pressure_total, read_text};
+use crate::files::read_text;
 use crate::groups;
-use crate::host::{Entry, Group, LinuxHost, index_of, unified_index};
+use crate::host::{Entry, Group, LinuxHost};
 use crate::knobs::{self, Way, Ways};
 use crate::limits;
-use crate::memory::parse_stat;
-use crate::mounts::{Controller, Hierarchies, Version};
 use crate::partition;
 use crate::procs;
 use crate::supervise;
@@ -35,93 +31,6 @@ const ROTATION: u64 = 10;
 const INTERRUPTS_ROTATION: u64 = 50;
 /// Periods between two scans for processes of `match` apps.
 const SCAN_EVERY: u64 = 5;
-
-/// The open files of one app's group.
-#[derive(Debug)]
-pub(crate) struct Meters {
-    cpu: Option<(Reader, CpuFormat)>,
-    throttled: Option<(Reader, CpuFormat)>,
-    memory: Option<Reader>,
-    cpu_pressure: Option<Reader>,
-    memory_pressure: Option<Reader>,
-    memory_stat: Option<(Reader, Version)>,
-    io_pressure: Option<Reader>,
-    io: Option<BlockMeter>,
-    /// cgroup.events of v2, which says in few bytes whether anybody is inside.
-    events: Option<Reader>,
-    members: Option<Reader>,
-}
-
-/// How a file tells processor time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CpuFormat {
-    /// cpu.stat of v2, in microseconds.
-    StatV2,
-    /// cpu.stat of v1, in nanoseconds.
-    StatV1,
-    /// cpuacct.usage, a bare number of nanoseconds.
-    Usage,
-}
-
-impl Meters {
-    /// Opens what is there.
-    pub(crate) fn open(hierarchies: &Hierarchies, dirs: &[Option<PathBuf>]) -> Self {
-        let open = |index: Option<usize>, file: &str| -> Option<Reader> {
-            Reader::open(&dirs.get(index?)?.as_ref()?.join(file))
-        };
-        let unified = unified_index(hierarchies);
-        let at = |controller| index_of(hierarchies, controller);
-        let version = |controller| hierarchies.of(controller).map(|(_, h)| h.version);
-        let cpu = open(at(Controller::Cpuacct), "cpuacct.usage")
-            .map(|reader| (reader, CpuFormat::Usage))
-            .or_else(|| Some((open(unified, "cpu.stat")?, CpuFormat::StatV2)));
-        let throttled = open(at(Controller::Cpu), "cpu.stat").zip(match version(Controller::Cpu) {
-            Some(Version::V2) => Some(CpuFormat::StatV2),
-            Some(Version::V1) => Some(CpuFormat::StatV1),
-            None => None,
-        });
-        let memory = match version(Controller::Memory) {
-            Some(Version::V1) => open(at(Controller::Memory), "memory.usage_in_bytes"),
-            _ => open(at(Controller::Memory), "memory.current"),
-        };
-        let io = hierarchies
-            .of(Controller::Io)
-            .and_then(|(index, hierarchy)| {
-                BlockMeter::open(dirs.get(index)?.as_ref()?, hierarchy.version)
-            });
-        let memory_stat =
-            open(at(Controller::Memory), "memory.stat").zip(version(Controller::Memory));
-        let first = dirs.iter().position(Option::is_some);
-        Self {
-            cpu,
-            throttled,
-            memory,
-            cpu_pressure: open(unified, "cpu.pressure"),
-            memory_pressure: open(unified, "memory.pressure"),
-            memory_stat,
-            io_pressure: open(unified, "io.pressure"),
-            io,
-            events: open(unified, "cgroup.events"),
-            members: open(unified, "cgroup.procs").or_else(|| open(first, "cgroup.procs")),
-        }
-    }
-}
-
-impl Meters {
-    /// Memory charged now.
-    pub(crate) fn memory_used(&self) -> Option<u64> {
-        let mut buffer = Vec::new();
-        let text = self.memory.as_ref()?.read(&mut buffer).ok()?;
-        text.trim().parse().ok()
-    }
-}
-
-/// Whether anything of the group was still there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Here,
-    Gone,
-}
 
 impl LinuxHost {
     /// Looks at the host and at every app asked for.
@@ -263,13 +172,16 @@ impl LinuxHost {
                 io: turn == 2 || first || app.class == Class::Critical || group.is_busy_on_disk,
                 memory_stat: turn == 8 || first,
                 processes: turn == 4 || first,
+                traffic: turn == 7 || first,
+                waits: turn == 2 || first,
             };
-            let found = read_meters(&group.meters, &due, &mut buffer, &mut sample);
+            let found = read_meters(&mut group.meters, &due, &mut buffer, &mut sample);
             if let Ok(counters) = &sample.io {
                 group.is_busy_on_disk = *counters != group.disk_counters;
                 group.disk_counters.clone_from(counters);
             }
             sample.traffic = match &group.network {
+                Some(_) if !due.traffic => Err(Gap::NotDue),
                 Some(meter) => meter.read().map_err(|error| Gap::Failed(error.explain())),
                 None => Err(Gap::Unsupported),
             };
@@ -304,7 +216,13 @@ impl LinuxHost {
             if (turn == 6 || first)
                 && let Some(in_force) = in_force
             {
-                sample.foreign = foreign(&self.ways, group, &entry.last, in_force);
+                sample.foreign = group.knob_files.written_since(
+                    &self.ways,
+                    &group.dirs,
+                    &entry.last,
+                    in_force,
+                    &mut buffer,
+                );
                 if holds_limit {
                     sample.foreign.remove(&Knob::MemoryMax);
                 }
@@ -380,95 +298,6 @@ fn outside_of(group: Option<&Group>, mut pids: Vec<u32>) -> BTreeSet<u32> {
     pids.into_iter().collect()
 }
 
-struct Due {
-    throttled: bool,
-    memory: bool,
-    memory_stat: bool,
-    io: bool,
-    processes: bool,
-}
-
-fn read_meters(meters: &Meters, due: &Due, buffer: &mut Vec<u8>, sample: &mut AppSample) -> Found {
-    let mut found = Found::Here;
-    let mut read = |reader: Option<&Reader>, is_due: bool, parse: &dyn Fn(&str) -> Option<u64>| {
-        let Some(reader) = reader else {
-            return Err(Gap::Unsupported);
-        };
-        if !is_due {
-            return Err(Gap::NotDue);
-        }
-        match reader.read(buffer) {
-            Ok(text) => parse(text).ok_or(Gap::Unsupported),
-            Err(error) => {
-                if is_gone(&error) {
-                    found = Found::Gone;
-                }
-                Err(Gap::Failed(error.to_string()))
-            }
-        }
-    };
-    let micros = |reading: Reading<u64>| reading.map(Duration::from_micros);
-    sample.cpu_used = match &meters.cpu {
-        Some((reader, CpuFormat::Usage)) => {
-            read(Some(reader), true, &|text| text.trim().parse().ok()).map(Duration::from_nanos)
-        }
-        Some((reader, _)) => micros(read(Some(reader), true, &|t| keyed(t, "usage_usec"))),
-        None => Err(Gap::Unsupported),
-    };
-    sample.cpu_throttled = match &meters.throttled {
-        Some((reader, CpuFormat::StatV2)) => micros(read(Some(reader), due.throttled, &|t| {
-            keyed(t, "throttled_usec")
-        })),
-        Some((reader, _)) => read(Some(reader), due.throttled, &|t| keyed(t, "throttled_time"))
-            .map(Duration::from_nanos),
-        None => Err(Gap::Unsupported),
-    };
-    sample.memory_used = read(meters.memory.as_ref(), true, &|t| t.trim().parse().ok()).map(Bytes);
-    sample.cpu_stalled = micros(read(meters.cpu_pressure.as_ref(), true, &pressure_total));
-    sample.memory_stalled = micros(read(
-        meters.memory_pressure.as_ref(),
-        due.memory,
-        &pressure_total,
-    ));
-    sample.io_stalled = micros(read(meters.io_pressure.as_ref(), due.io, &pressure_total));
-    sample.processes = read(meters.members.as_ref(), due.processes, &|text| {
-        u64::try_from(text.lines().count()).ok()
-    })
-    .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-    sample.io = match &meters.io {
-        None => Err(Gap::Unsupported),
-        Some(_) if !due.io => Err(Gap::NotDue),
-        Some(meter) => meter.read(buffer).map_err(|error| {
-            if is_gone(&error) {
-                found = Found::Gone;
-            }
-            Gap::Failed(error.to_string())
-        }),
-    };
-    sample.memory_stat = match &meters.memory_stat {
-        Some((reader, version)) if due.memory_stat => match reader.read(buffer) {
-            Ok(text) => parse_stat(text, *version).ok_or(Gap::Unsupported),
-            // Whoever finds the group gone says so above.
-            Err(error) => Err(Gap::Failed(error.to_string())),
-        },
-        Some(_) => Err(Gap::NotDue),
-        None => Err(Gap::Unsupported),
-    };
-    found
-}
-
-fn is_populated(meters: &Meters, buffer: &mut Vec<u8>) -> bool {
-    if let Some(events) = &meters.events {
-        return events
-            .read(buffer)
-            .is_ok_and(|text| keyed(text, "populated") == Some(1));
-    }
-    meters
-        .members
-        .as_ref()
-        .is_some_and(|members| members.read(buffer).is_ok_and(|text| !text.is_empty()))
-}
-
 /// The settings in force in a group that was there before, and what its files hold.
 fn found_settings(
     ways: &Ways,
@@ -506,28 +335,6 @@ fn inherited(group: &Group, knob: Knob, way: &Way, period: u64) -> Option<Settin
     knobs::parse(knob, way, &[text.trim().to_owned()], period)
 }
 
-/// The knobs in force that no longer hold what they held after our last write.
-fn foreign(
-    ways: &Ways,
-    group: &Group,
-    last: &BTreeMap<Knob, Vec<String>>,
-    in_force: &Slice,
-) -> BTreeMap<Knob, String> {
-    let mut foreign = BTreeMap::new();
-    for setting in in_force.iter() {
-        let knob = setting.knob();
-        let (Some(way), Some(last)) = (ways.of(knob), last.get(&knob)) else {
-            continue;
-        };
-        if let Some((texts, _)) = read_knob(group, knob, way)
-            && texts != *last
-        {
-            foreign.insert(knob, texts.join(" "));
-        }
-    }
-    foreign
-}
-
 /// What a knob's files hold, and the period of the quota.
 pub(crate) fn read_knob(group: &Group, knob: Knob, way: &Way) -> Option<(Vec<String>, u64)> {
     read_files(group.dir(way.hierarchy)?, knob, way)
@@ -546,118 +353,13 @@ pub(crate) fn read_files(dir: &Path, knob: Knob, way: &Way) -> Option<(Vec<Strin
     Some((texts?, period_us(way, dir)))
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app_meters::Meters;
     use crate::fixtures::{self, DEBIAN_11_V1, DEBIAN_12, DEBIAN_13, DEVICE, HYBRID, Tree};
     use forebay_core::app::IoMax;
-    use forebay_core::io::IoCounters;
-    use forebay_core::units::MilliCpu;
-
-    const DUE: Due = Due {
-        throttled: true,
-        memory: true,
-        memory_stat: true,
-        io: true,
-        processes: true,
-    };
-
-    fn sample_of(tree: &Tree) -> AppSample {
-        let meters = Meters::open(&tree.hierarchies, &tree.dirs());
-        let mut sample = AppSample::absent();
-        let found = read_meters(&meters, &DUE, &mut Vec::new(), &mut sample);
-        assert_eq!(found, Found::Here);
-        assert!(is_populated(&meters, &mut Vec::new()));
-        sample
-    }
-
-    #[test]
-    fn every_kernel_is_understood() {
-        /// Microseconds, bytes and a count; none where the kernel does not say.
-        struct Expected {
-            cpu: u64,
-            throttled: u64,
-            stalled: Option<[u64; 3]>,
-            memory: u64,
-            processes: u32,
-        }
-        let check = |fixture: &str, expected: Expected| {
-            let sample = sample_of(&Tree::unpack(fixture));
-            let micros = |time: &Reading<Duration>| time.as_ref().map(Duration::as_micros).ok();
-            assert_eq!(micros(&sample.cpu_used), Some(expected.cpu.into()));
-            let throttled = Some(expected.throttled.into());
-            assert_eq!(micros(&sample.cpu_throttled), throttled);
-            let stalled = expected.stalled.map(|stalled| stalled.map(u128::from));
-            let [cpu, memory, io] = match stalled {
-                Some(stalled) => stalled.map(Some),
-                None => [None; 3],
-            };
-            assert_eq!(micros(&sample.cpu_stalled), cpu);
-            assert_eq!(micros(&sample.memory_stalled), memory);
-            assert_eq!(micros(&sample.io_stalled), io);
-            assert_eq!(sample.memory_used, Ok(Bytes(expected.memory)));
-            assert_eq!(sample.processes, Ok(expected.processes));
-        };
-        check(
-            DEBIAN_12,
-            Expected {
-                cpu: 412_877,
-                throttled: 287_451,
-                stalled: Some([301_822, 0, 5120]),
-                memory: 491_520,
-                processes: 2,
-            },
-        );
-        check(
-            DEBIAN_13,
-            Expected {
-                cpu: 398_412,
-                throttled: 341_209,
-                stalled: Some([350_111, 214, 4096]),
-                memory: 532_480,
-                processes: 2,
-            },
-        );
-        check(
-            HYBRID,
-            Expected {
-                cpu: 138_978,
-                throttled: 86_418,
-                stalled: Some([95_293, 0, 3936]),
-                memory: 454_656,
-                processes: 2,
-            },
-        );
-        check(
-            DEBIAN_11_V1,
-            Expected {
-                cpu: 421_337,
-                throttled: 402_118,
-                stalled: None,
-                memory: 507_904,
-                processes: 1,
-            },
-        );
-    }
-
-    #[test]
-    fn every_kernel_counts_its_devices() {
-        let check = |fixture: &str, bytes: u64, expected: u64| {
-            let io = sample_of(&Tree::unpack(fixture)).io.unwrap();
-            let sum = io.values().map(|c| c.read_bytes + c.write_bytes).sum();
-            assert_eq!(Bytes(sum), Bytes(bytes), "{io:?}");
-            let requests: u64 = io.values().map(IoCounters::requests).sum();
-            assert_eq!(requests, expected, "{io:?}");
-        };
-        check(DEBIAN_12, 4_431_872, 76);
-        check(DEBIAN_13, 4_198_400, 65);
-        check(HYBRID, 4_431_872, 76);
-        check(DEBIAN_11_V1, 4_431_872, 76);
-    }
+    use forebay_core::units::{Bytes, MilliCpu};
 
     #[test]
     fn the_slice_in_force_is_found_on_every_kernel() {

@@ -127,8 +127,11 @@ fn stage(test: &str, number: u8) -> Option<(Place, Far, LinuxHost)> {
     Some((place, Far::new(test, number)?, host))
 }
 
+/// The period in ten in which the host reads what the first app sent.
+const DUE: u64 = 7;
+
 fn traffic_of(host: &mut LinuxHost, app: &App) -> Traffic {
-    let sample = look(host, &[app], 1).apps.remove(&app.id).unwrap();
+    let sample = look(host, &[app], DUE).apps.remove(&app.id).unwrap();
     sample.traffic.unwrap()
 }
 
