@@ -101,9 +101,15 @@ pub(crate) fn features(state_dir: &Path, root: &Path) -> Vec<Feature> {
             present: capability.is_some(),
             detail: match capability {
                 Some(capability) => format!(
-                    "{device}: reads {}/s, {} requests/s",
+                    "{device}: reads {}/s, {} requests/s{}",
                     Bytes(capability.read.bytes_per_second()),
-                    capability.read.requests_per_second()
+                    capability.read.requests_per_second(),
+                    if capability.cost_model.is_some() {
+                        ""
+                    } else {
+                        "; too little was measured for a cost model (io_protection = \"cost\"): \
+                         measure it again"
+                    }
                 ),
                 None => format!("{device}: measure it with `forebay calibrate /dev/{name}`"),
             },
@@ -211,6 +217,8 @@ mod tests {
             seen,
             [("calibration of sda", true), ("calibration of sdb", false)]
         );
+        // Its small requests in order were not measured.
+        assert!(features[0].detail.contains("cost model"), "{features:?}");
         assert!(features[1].detail.contains("forebay calibrate /dev/sdb"));
     }
 
