@@ -26,6 +26,7 @@ use crate::groups;
 use crate::host::{Group, LinuxHost};
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
 use crate::ledger::{AppRecord, Process, Record, Spot};
+use crate::owner::book::Managers;
 use crate::procs;
 use crate::reclaim::{self, Lowering, Means};
 use crate::restore::{self, Fate, Release, read_spot};
@@ -687,8 +688,13 @@ impl LinuxHost {
             fate: Fate::Keep,
             deadline: Instant::now() + RELEASE_PATIENCE,
         };
-        let report =
-            restore::release_app(&mut self.ledger, &self.hierarchies, &proc_root, &release)?;
+        let report = restore::release_app(
+            &mut self.ledger,
+            &self.hierarchies,
+            &proc_root,
+            &release,
+            &mut Managers::default(),
+        )?;
         for foreign in &report.foreign {
             tracing::warn!(%app, knob = foreign, "left alone: somebody else wrote it");
         }

@@ -22,7 +22,7 @@ use crate::lock::{Lock, Role};
 use crate::mounts::{Hierarchies, Hierarchy};
 use crate::oom;
 use crate::owner::Note;
-use crate::owner::book::put_back;
+use crate::owner::book::{Managers, put_back};
 use crate::partition;
 use crate::procs;
 use crate::supervise;
@@ -126,13 +126,15 @@ pub(crate) fn restore_all(
         let own: Vec<_> = own.filter(|(s, _)| is_named(s, partition::FILE)).collect();
         restore_knobs(ledger, own, &mut report);
     }
+    let mut managers = Managers::default();
     for (app, fate) in fates {
         let release = Release {
             app: &app,
             fate,
             deadline: Instant::now() + PATIENCE,
         };
-        report.absorb(release_app(ledger, hierarchies, proc_root, &release)?);
+        let released = release_app(ledger, hierarchies, proc_root, &release, &mut managers)?;
+        report.absorb(released);
     }
     report.absorb(restore_host(ledger)?);
     report.absorb(remove_parents(ledger)?);
@@ -200,13 +202,14 @@ pub(crate) fn release_app(
     hierarchies: &Hierarchies,
     proc_root: &Path,
     release: &Release<'_>,
+    managers: &mut Managers,
 ) -> Result<Report, HostError> {
     let Some(record) = ledger.state().apps.get(release.app).cloned() else {
         return Ok(Report::default());
     };
     let mut report = Report::default();
     let short = restore_knobs(ledger, record.originals.iter().rev().collect(), &mut report);
-    restore_owned(ledger, release.app, &mut report)?;
+    restore_owned(ledger, release.app, managers, &mut report)?;
     for (dir, value) in &record.oom_scores {
         match oom::put_back(proc_root, dir, &[*value]) {
             Ok(count) => report.knobs += count,
@@ -305,12 +308,17 @@ pub(crate) fn release_app(
 
 /// Has managers put back what they own. It is noted at once, so that whatever else fails does
 /// not make it be done again.
-fn restore_owned(ledger: &mut Ledger, app: &AppId, report: &mut Report) -> Result<(), HostError> {
+fn restore_owned(
+    ledger: &mut Ledger,
+    app: &AppId,
+    managers: &mut Managers,
+    report: &mut Report,
+) -> Result<(), HostError> {
     let entries = ledger.state().owned.entries(app);
     if entries.is_empty() {
         return Ok(());
     }
-    let owned = put_back(&entries);
+    let owned = put_back(&entries, managers);
     if owned.is_complete() {
         let app = app.clone();
         ledger.append(Record::Owned(Note::Restored { app }))?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use forebay_core::app::AppId;
 use serde::{Deserialize, Serialize};
 
-use super::{Held, Object, Owner, Value, Values, owner};
+use super::{Held, Kind, Object, Owner, Value, Values, owner};
 use crate::error::HostError;
 use crate::restore::Report;
 
@@ -212,14 +212,29 @@ impl Book {
     }
 }
 
+/// Managers that were asked already, each at its address. One that is silent is waited for once and
+/// not once for each of its things.
+#[derive(Debug, Default)]
+pub(crate) struct Managers {
+    asked: BTreeMap<(Kind, String), Box<dyn Owner>>,
+}
+
+impl Managers {
+    fn of(&mut self, object: &Object) -> &mut dyn Owner {
+        let key = (object.owner, object.address.clone());
+        let made = || owner(object.owner, &object.address);
+        self.asked.entry(key).or_insert_with(made).as_mut()
+    }
+}
+
 /// Has managers put properties back. Blocks until they have answered, in bounded time.
-pub(crate) fn put_back(entries: &[Entry]) -> Report {
+pub(crate) fn put_back(entries: &[Entry], managers: &mut Managers) -> Report {
     let objects: BTreeSet<&Object> = entries.iter().map(|entry| &entry.spot.object).collect();
     let mut report = Report::default();
     for object in objects {
         let of_object = |entry: &&Entry| entry.spot.object == *object;
         let entries: Vec<&Entry> = entries.iter().filter(of_object).collect();
-        match put_one_back(object, &entries, &mut report) {
+        match put_one_back(object, &entries, managers.of(object), &mut report) {
             // Nothing is left of a thing that is there no more.
             Err(error) if error.is_gone() => {}
             Err(error) => report.failed.push(error.explain()),
@@ -229,16 +244,16 @@ pub(crate) fn put_back(entries: &[Entry]) -> Report {
     report
 }
 
-fn put_one_back(object: &Object, entries: &[&Entry], report: &mut Report) -> Result<(), HostError> {
-    let Object {
-        owner: kind,
-        address,
-        name,
-    } = object;
-    let mut owner = owner(*kind, address);
+fn put_one_back(
+    object: &Object,
+    entries: &[&Entry],
+    owner: &mut dyn Owner,
+    report: &mut Report,
+) -> Result<(), HostError> {
+    let name = &object.name;
     let held = match owner.look_up(name) {
         Err(error) if !error.is_gone() => {
-            return put_back_behind(owner.as_mut(), entries, error, report);
+            return put_back_behind(owner, entries, error, report);
         }
         other => other?,
     };
@@ -333,8 +348,9 @@ fn back(original: &Value, now: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
-    use crate::owner::Kind;
 
     fn spot(property: &str) -> Spot {
         Spot {
@@ -412,12 +428,44 @@ mod tests {
         let mut book = Book::default();
         book.take(original(100));
         book.take(wrote(1));
-        let report = put_back(&book.entries(&"web".parse().unwrap()));
+        let report = put_back(
+            &book.entries(&"web".parse().unwrap()),
+            &mut Managers::default(),
+        );
         assert!(!report.is_complete());
         let said = report.failed.join("\n");
         assert!(
             said.contains("web.service") && said.contains("/nowhere"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_silent_manager_is_waited_for_once_and_not_for_each_of_its_things() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut managers = Managers::default();
+        for app in ["web", "db"] {
+            let mut spot = spot("PidsLimit");
+            spot.object = Object {
+                owner: Kind::Container,
+                address: socket.display().to_string(),
+                name: app.to_owned(),
+            };
+            let entry = Entry {
+                spot,
+                original: Original {
+                    value: Value::Number(7),
+                    kept: false,
+                },
+                wrote: Vec::new(),
+            };
+            let said = put_back(&[entry], &mut managers).failed.join("\n");
+            assert!(said.contains("no answer"), "{said}");
+        }
+        listener.accept().unwrap();
+        assert!(listener.accept().is_err(), "it was waited for again");
     }
 }

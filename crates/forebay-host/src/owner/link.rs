@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::AppId;
 
-use super::book::{Entry, put_back};
+use super::book::{Entry, Managers, put_back};
 use super::{Held, Kind, Object, Owner, Value, Values, owner};
 use crate::error::HostError;
 use crate::restore::Report;
@@ -144,10 +144,13 @@ fn work(owner: &mut dyn Owner, task: Task) -> Heard {
         Task::Write { name, values, mine } => {
             Heard::Written(write(owner, &name, &values, &mine).unwrap_or_else(Written::Failed))
         }
-        Task::PutBack(entries) => Heard::PutBack(put_back(&entries)),
+        Task::PutBack(entries) => Heard::PutBack(put_back(&entries, &mut Managers::default())),
         Task::Leave(entries) => {
             let objects = entries.iter().map(|entry| entry.spot.object.clone());
-            Heard::Left(objects.collect(), put_back(&entries))
+            Heard::Left(
+                objects.collect(),
+                put_back(&entries, &mut Managers::default()),
+            )
         }
     }
 }
