@@ -114,6 +114,23 @@ pub struct Demand {
     /// Page cache that is charged and left out of that, because it was not used again.
     #[serde(default)]
     pub memory_cold_bytes: u64,
+    /// Other memory that does not seem to be in use.
+    #[serde(default)]
+    pub memory_cold_anonymous_bytes: u64,
+    /// Who says so.
+    #[serde(default)]
+    pub memory_witness: MemoryWitness,
+}
+
+/// Where it is known from which anonymous memory is not in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryWitness {
+    /// The kernel's lists in memory.stat: a guess.
+    #[default]
+    Lists,
+    /// Accesses that the kernel watches (DAMON).
+    Accesses,
 }
 
 /// The knobs in force. One that is `null` is left as it was found.

@@ -408,6 +408,8 @@ pub struct Policy {
     pub io_protection: IoProtection,
     /// Whether memory that batch apps do not seem to use is taken back slowly.
     pub reclaim_cold: bool,
+    /// Whether the kernel is had to watch which memory batch apps touch (DAMON).
+    pub watch_memory: bool,
     /// Whether critical apps are the last to be ended when memory is out, and batch the first.
     pub oom_protection: bool,
     /// What happens to started apps when the daemon stops.
@@ -429,6 +431,7 @@ impl Default for Policy {
             lend: false,
             io_protection: IoProtection::None,
             reclaim_cold: false,
+            watch_memory: false,
             partition: Partition::Member,
             move_interrupts: false,
             batch_cache_percent: None,

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, Device};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
-use crate::snapshot::{AppSample, Gap, Reclaim, Traffic};
+use crate::snapshot::{AppSample, Gap, Reclaim, Touched, Traffic};
 use crate::units::{Bytes, MilliCpu, Time};
-use crate::working_set::{self, MemoryStat, Refaults};
+use crate::working_set::{self, MemoryStat, Refaults, Witness};
 
 /// How far ahead every series learns.
 const SOON: Duration = Duration::from_secs(1);
@@ -100,6 +100,8 @@ pub struct MemoryNow {
     pub cold_file: Bytes,
     /// Anonymous memory that is probably not in use.
     pub cold_anon: Bytes,
+    /// Who says so of anonymous memory.
+    pub witness: Witness,
     /// What the peak within [`AHEAD`] stays below in 90 of 100 cases; none while there is too
     /// little history.
     pub rises_to: Option<Bytes>,
@@ -118,6 +120,16 @@ impl MemoryNow {
     #[must_use]
     pub const fn working_set(&self, used: Bytes) -> Bytes {
         used.saturating_sub(self.cold_file)
+    }
+
+    /// Anonymous memory that was watched and not touched: a plan may go by it, as it may not by
+    /// a guess.
+    #[must_use]
+    pub const fn untouched(&self) -> Bytes {
+        match self.witness {
+            Witness::Accesses => self.cold_anon,
+            Witness::Lists => Bytes(0),
+        }
     }
 }
 
@@ -158,6 +170,7 @@ pub struct History {
     stalled: f64,
     memory_now: MemoryNow,
     refaults: Refaults,
+    touched: Option<Touched>,
     memory_stalled: Option<(Time, Duration)>,
 }
 
@@ -190,6 +203,7 @@ impl History {
             stalled: 0.0,
             memory_now: MemoryNow::default(),
             refaults: Refaults::default(),
+            touched: None,
             memory_stalled: None,
         }
     }
@@ -271,8 +285,15 @@ impl History {
         now.reclaim = sample.reclaim;
         let rare = self.refaults.are_rare(time);
         let used = now.used.unwrap_or(Bytes(0));
-        let divided = working_set::estimate(used, now.stat.as_ref(), rare);
+        match &sample.touched {
+            Ok(touched) => self.touched = Some(*touched),
+            Err(Gap::NotDue) => {}
+            Err(Gap::Unsupported | Gap::Failed(_)) => self.touched = None,
+        }
+        let touched = self.touched.as_ref();
+        let divided = working_set::estimate(used, now.stat.as_ref(), rare, touched);
         (now.cold_file, now.cold_anon) = (divided.cold_file, divided.cold_anon);
+        now.witness = divided.witness;
     }
 
     /// The latest rates.

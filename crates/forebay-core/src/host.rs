@@ -88,6 +88,12 @@ pub enum Action {
         /// CPUs that are to be left alone.
         keep_off: CpuSet,
     },
+    /// Watch which memory these apps touch, and no other app's; with none, leave it as it was
+    /// before. Results are in [`AppSample::touched`](crate::snapshot::AppSample::touched).
+    WatchMemory {
+        /// The apps, at most [`WATCHED_MAX`](crate::plan::watch::WATCHED_MAX).
+        apps: BTreeSet<AppId>,
+    },
     /// Tell the kernel what requests to a device cost, so that weights divide its time; with
     /// none, what it knew before.
     CostModel {
@@ -103,7 +109,9 @@ impl Action {
     #[must_use]
     pub const fn app(&self) -> Option<&AppId> {
         Some(match self {
-            Self::Interrupts { .. } | Self::CostModel { .. } => return None,
+            Self::Interrupts { .. } | Self::CostModel { .. } | Self::WatchMemory { .. } => {
+                return None;
+            }
             Self::Start { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
@@ -129,6 +137,13 @@ impl fmt::Display for Action {
             Self::Kill { app } => write!(f, "end {app}"),
             Self::Interrupts { keep_off } if keep_off.is_empty() => {
                 f.write_str("serve interrupts where they were")
+            }
+            Self::WatchMemory { apps } if apps.is_empty() => {
+                f.write_str("watch no app's memory any more")
+            }
+            Self::WatchMemory { apps } => {
+                let apps: Vec<&str> = apps.iter().map(AppId::as_str).collect();
+                write!(f, "watch which memory is touched by {}", apps.join(", "))
             }
             Self::CostModel { device, model } => match model {
                 Some(_) => write!(f, "install a cost model of {device}"),

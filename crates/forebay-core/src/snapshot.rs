@@ -153,6 +153,16 @@ pub struct Traffic {
     pub retransmitted: u64,
 }
 
+/// What of an app's memory its processes touch, as far as accesses to it are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touched {
+    /// Anonymous memory that the processes watched have in memory.
+    pub watched: Bytes,
+    /// What they touched lately, of any kind, rounded up: never less than is in use, as far as
+    /// samples can tell.
+    pub hot: Bytes,
+}
+
 /// What was seen of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppSample {
@@ -180,6 +190,8 @@ pub struct AppSample {
     pub io: Reading<DeviceCounters>,
     /// What the memory consists of.
     pub memory_stat: Reading<MemoryStat>,
+    /// What of it is touched. A gap while nobody watches, and until enough was seen.
+    pub touched: Reading<Touched>,
     /// The last request to give memory back, and how far it is.
     pub reclaim: Option<Reclaim>,
     /// Time in which some task of the app waited for I/O (PSI some total).
@@ -219,6 +231,7 @@ impl AppSample {
             memory_stalled: Err(Gap::Unsupported),
             io: Err(Gap::Unsupported),
             memory_stat: Err(Gap::Unsupported),
+            touched: Err(Gap::Unsupported),
             reclaim: None,
             io_stalled: Err(Gap::Unsupported),
             traffic: Err(Gap::Unsupported),
@@ -246,6 +259,17 @@ pub struct HostSample {
     pub cost_models: Reading<CostModels>,
     /// Swap that is free.
     pub swap_free: Reading<Bytes>,
+    /// Whose accesses to memory are watched.
+    pub memory_watch: Reading<MemoryWatch>,
+}
+
+/// Whose accesses to memory the kernel watches (DAMON), which has one user on a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryWatch {
+    /// The apps that the daemon has it watch.
+    pub apps: BTreeSet<AppId>,
+    /// What somebody else does with it, for as long as that keeps the daemon from using it.
+    pub taken: Option<String>,
 }
 
 /// Where the interrupts of devices are served.

@@ -4,6 +4,7 @@
 //! in force. Nothing here is shared with another thread.
 
 mod costs;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub struct State {
     shortfalls: Vec<plan::Shortfall>,
     interrupts: Interrupts,
     costs: costs::Costs,
+    watching: watch::Watching,
     events: VecDeque<Event>,
     fresh: Vec<Event>,
     host_memory: plan::HostMemory,
@@ -135,6 +137,7 @@ impl State {
         self.period += 1;
         self.note_moved_interrupts(inputs.time, snapshot);
         self.record_cost_models(inputs.time, snapshot);
+        self.record_watching(inputs, snapshot);
         self.host_memory = plan::HostMemory {
             available: snapshot.host.memory_available.as_ref().ok().copied(),
             swap_free: snapshot.host.swap_free.as_ref().ok().copied(),
@@ -311,6 +314,7 @@ impl State {
         actions.extend(self.settings(inputs, plan));
         actions.extend(self.move_interrupts(inputs, plan, snapshot));
         actions.extend(self.set_cost_models(inputs, plan, snapshot));
+        actions.extend(self.watch_memory(inputs, plan, snapshot));
         let asks = plan.give_back.asks.iter().chain(&plan.saves);
         actions.extend(asks.map(|(app, bytes)| Action::Reclaim {
             app: app.clone(),
@@ -397,6 +401,7 @@ impl State {
                 Action::CostModel { device, .. } => {
                     self.settle_cost_model(inputs, *device, action, outcome);
                 }
+                Action::WatchMemory { .. } => self.settle_watching(inputs, action, outcome),
                 Action::Reclaim { app, .. } => {
                     if !matches!(outcome, Outcome::Done) {
                         let held = self.planner.givers.entry(app.clone()).or_default();
@@ -669,6 +674,7 @@ impl State {
         }
         self.interrupts = Interrupts::default();
         self.costs = costs::Costs::default();
+        self.watching = watch::Watching::default();
     }
 
     fn note(&mut self, time: Time, app: Option<&AppId>, kind: EventKind, message: String) {

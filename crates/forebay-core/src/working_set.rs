@@ -4,15 +4,20 @@
 //! memory that was touched at start-up stay charged until somebody needs the room. Planning
 //! for all of it protects what nobody would miss, and takes from batch what it works with.
 //!
-//! Approach: two witnesses, both from memory.stat. The kernel's own ageing says what was not
+//! Approach: three witnesses, two of them in memory.stat. The kernel's own ageing says what was not
 //! touched twice: the inactive lists. Refaults say whether that is true: a page that comes back
 //! soon after it was evicted was in use. As long as refaults come, everything counts as in use;
 //! only after [`CALM_MIN`] without them are the inactive lists believed. The kernel ages
 //! anonymous memory only when it has to reclaim, so an inactive anonymous page says little:
-//! it counts as cold for choosing *whom* to ask, never for planning less protection.
+//! it counts as cold for choosing *whom* to ask, never for planning less protection. Where
+//! accesses are watched ([`Touched`]), that is the better witness of anonymous memory and takes
+//! the place of the lists: what was not touched for a while is cold, refaults or not, because
+//! watching sees the page that came back in use. Page cache is read and written without being
+//! mapped, which watching does not see: it stays with the lists.
 //!
 //! Properties, tested: hot and cold add up to what is charged; what is mapped as unevictable is
-//! hot; refaults make everything hot at once; unknown is hot.
+//! hot; refaults make everything hot at once that is not watched; unknown is hot, and so is what
+//! belongs to processes that are not watched.
 //!
 //! Source: Johannes Weiner, "mm: thrash detection-based file cache sizing" (Linux 3.15);
 //! Weiner et al., "TMO: Transparent Memory Offloading in Datacenters", ASPLOS 2022.
@@ -21,6 +26,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::Touched;
 use crate::units::{Bytes, Time};
 
 /// Pages that come back in a second, beyond which what is inactive is in use.
@@ -102,6 +108,17 @@ impl Refaults {
     }
 }
 
+/// Where it is known from which anonymous memory is cold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Witness {
+    /// The kernel's lists in memory.stat: a guess.
+    #[default]
+    Lists,
+    /// Accesses, watched by the kernel (DAMON).
+    Accesses,
+}
+
 /// An app's memory, divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -109,8 +126,10 @@ pub struct Estimate {
     pub hot: Bytes,
     /// Page cache that would not be missed.
     pub cold_file: Bytes,
-    /// Anonymous memory that the kernel has not seen touched: a guess.
+    /// Anonymous memory that the witness has not seen touched.
     pub cold_anon: Bytes,
+    /// Who says so of anonymous memory.
+    pub witness: Witness,
 }
 
 impl Estimate {
@@ -123,10 +142,23 @@ impl Estimate {
 
 /// Divides what is charged. Without evidence everything is hot.
 #[must_use]
-pub fn estimate(used: Bytes, stat: Option<&MemoryStat>, rare_refaults: bool) -> Estimate {
-    let (file, anon) = match stat {
+pub fn estimate(
+    used: Bytes,
+    stat: Option<&MemoryStat>,
+    rare_refaults: bool,
+    touched: Option<&Touched>,
+) -> Estimate {
+    let (file, listed) = match stat {
         Some(stat) if rare_refaults => (stat.inactive_file, stat.inactive_anon),
         _ => (Bytes(0), Bytes(0)),
+    };
+    let (anon, witness) = match (stat, touched) {
+        // Memory that processes share counts once in memory.stat, and for each of them here.
+        (Some(stat), Some(touched)) => {
+            let watched = touched.watched.min(stat.anon());
+            (watched.saturating_sub(touched.hot), Witness::Accesses)
+        }
+        _ => (listed, Witness::Lists),
     };
     // memory.stat and memory.current are not read in one instant.
     let cold_file = file.min(used);
@@ -135,6 +167,7 @@ pub fn estimate(used: Bytes, stat: Option<&MemoryStat>, rare_refaults: bool) -> 
         hot: used.saturating_sub(cold_file).saturating_sub(cold_anon),
         cold_file,
         cold_anon,
+        witness,
     }
 }
 
@@ -161,7 +194,7 @@ mod tests {
     #[test]
     fn hot_and_cold_add_up() {
         let check = |used: Bytes, stat: Option<&MemoryStat>, rare, hot: Bytes, cold: Bytes| {
-            let divided = estimate(used, stat, rare);
+            let divided = estimate(used, stat, rare, None);
             assert_eq!((divided.hot, divided.cold()), (hot, cold), "{used} {rare}");
             assert_eq!(divided.hot.saturating_add(divided.cold()), used);
         };
@@ -171,6 +204,36 @@ mod tests {
         check(mib(760), None, true, mib(760), mib(0));
         // Read a moment later, when most of it was gone.
         check(mib(450), Some(&STAT), true, mib(0), mib(450));
+    }
+
+    #[test]
+    fn watched_accesses_take_the_place_of_the_lists() {
+        let mib = Bytes::mib;
+        let check = |watched: u64, hot: u64, cold_anon: u64| {
+            let touched = Touched {
+                watched: mib(watched),
+                hot: mib(hot),
+            };
+            for (rare, cold_file) in [(true, 400), (false, 0)] {
+                let divided = estimate(mib(760), Some(&STAT), rare, Some(&touched));
+                assert_eq!(divided.cold_anon, mib(cold_anon), "{touched:?}");
+                assert_eq!(divided.cold_file, mib(cold_file));
+                assert_eq!(divided.witness, Witness::Accesses);
+                assert_eq!(divided.hot.saturating_add(divided.cold()), mib(760));
+            }
+        };
+        check(300, 40, 260);
+        // Shared by two processes: 300 MiB are there.
+        check(600, 40, 260);
+        // Half of it is of a process that is not watched.
+        check(150, 40, 110);
+        check(150, 200, 0);
+        let nothing = Touched {
+            watched: mib(300),
+            hot: mib(0),
+        };
+        let divided = estimate(mib(760), None, true, Some(&nothing));
+        assert_eq!(divided.witness, Witness::Lists, "nothing is known of it");
     }
 
     #[test]

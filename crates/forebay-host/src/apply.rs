@@ -181,6 +181,10 @@ impl LinuxHost {
                 self.announce_interrupts(keep_off)?;
                 Ok(None)
             }
+            Action::WatchMemory { apps } => {
+                self.announce_watching(apps)?;
+                Ok(None)
+            }
             Action::CostModel { device, model } => {
                 if model.is_some() {
                     self.announce_cost_model(*device)?;
@@ -332,6 +336,7 @@ impl LinuxHost {
             Action::Kill { app } => self.kill(app),
             Action::Interrupts { keep_off } => self.move_interrupts(keep_off),
             Action::CostModel { device, model } => self.set_cost_model(*device, model.as_ref()),
+            Action::WatchMemory { apps } => self.watch_memory(apps),
         }
     }
 

@@ -7,6 +7,7 @@ use forebay_core::slice::Knob;
 
 use crate::Roots;
 use crate::cost;
+use crate::damon;
 use crate::error::HostError;
 use crate::groups;
 use crate::knobs::{Ways, all_knobs};
@@ -385,7 +386,6 @@ fn memory(roots: &Roots, hierarchies: &Hierarchies, group: &Path) -> Vec<Feature
         .ok()
         .and_then(|text| kib_after(&text, "SwapTotal:"))
         .filter(|swap| swap.0 > 0);
-    let damon = roots.sys.join("kernel/mm/damon/admin").is_dir();
     vec![
         Feature {
             name: "memory.reclaim".to_owned(),
@@ -407,18 +407,18 @@ fn memory(roots: &Roots, hierarchies: &Hierarchies, group: &Path) -> Vec<Feature
             detail: swap.map_or_else(|| "none".to_owned(), |swap| swap.to_string()),
             lack_costs: "only page cache can be reclaimed from batch, not its other memory",
         },
-        Feature {
-            name: "DAMON".to_owned(),
-            present: damon,
-            detail: if damon {
-                "present; not used yet: cold memory is read off memory.stat"
-            } else {
-                "no /sys/kernel/mm/damon/admin"
-            }
-            .to_owned(),
-            lack_costs: "cold memory is read off memory.stat alone",
-        },
+        damon(roots),
     ]
+}
+
+fn damon(roots: &Roots) -> Feature {
+    let found = damon::examine(roots);
+    Feature {
+        name: "DAMON".to_owned(),
+        present: found.is_ok(),
+        detail: found.map_or_else(|error| error.explain(), str::to_owned),
+        lack_costs: "with hot_memory = \"watched\", cold memory is read off memory.stat all the same",
+    }
 }
 
 fn fanotify() -> Feature {

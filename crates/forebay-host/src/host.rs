@@ -13,6 +13,7 @@ use forebay_core::topology::Topology;
 use crate::Roots;
 use crate::app_meters::Meters;
 use crate::cost;
+use crate::damon::{self, Damon};
 use crate::error::HostError;
 use crate::files::{Reader, read_text};
 use crate::foreign::KnobFiles;
@@ -82,6 +83,7 @@ pub struct LinuxHost {
     pub(crate) slow: SlowWriter,
     pub(crate) interrupts: Option<Interrupts>,
     pub(crate) costs: Option<cost::Models>,
+    pub(crate) damon: Option<Damon>,
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
@@ -203,6 +205,7 @@ impl LinuxHost {
         let lock = Lock::take(&options.state_dir, Role::Daemon, &roots.proc)?;
         let hierarchies = Hierarchies::read(&roots.proc)?;
         let mut ledger = Ledger::open(&options.state_dir, &roots.boot_id()?)?;
+        damon::start_anew(&mut ledger)?;
         let taken = partition::taken(ledger.state());
         let topology = read_topology(&roots.proc, &roots.sys, &taken)?;
         set_home(&mut ledger, &hierarchies, &options)?;
@@ -249,6 +252,7 @@ impl LinuxHost {
             slow: SlowWriter::default(),
             interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
             costs,
+            damon: Damon::open(&options.roots),
             reclaim_way,
             reclaimer: Reclaimer::default(),
             pages: PageMover::default(),
@@ -288,6 +292,9 @@ impl LinuxHost {
         // A limit that is lowered just now is written back first.
         self.reclaimer.stop();
         self.pages.stop();
+        if let Some(damon) = &mut self.damon {
+            damon.stop();
+        }
         let proc_root = self.options.roots.proc.clone();
         // Open descriptors do not hold a group, but there is no use in them any more.
         self.entries.clear();

@@ -18,6 +18,7 @@ impl LinuxHost {
             interrupts: Err(Gap::Unsupported),
             cost_models: Err(Gap::Unsupported),
             swap_free: Err(Gap::Unsupported),
+            memory_watch: Err(Gap::Unsupported),
         };
         if let Some(reader) = &self.host_stat {
             match reader.read(&mut self.buffer) {

@@ -16,6 +16,7 @@ mod app_meters;
 mod apply;
 mod blkstat;
 pub mod cost;
+mod damon;
 pub mod discover;
 pub mod doctor;
 pub mod error;

@@ -27,8 +27,8 @@ use crate::topology::read_topology;
 
 /// Periods in a full rotation.
 const ROTATION: u64 = 10;
-/// Periods between two looks at every interrupt that was moved.
-const INTERRUPTS_ROTATION: u64 = 50;
+/// Periods between two looks at every interrupt that was moved, and at who else uses DAMON.
+const OTHERS_ROTATION: u64 = 50;
 /// Periods between two scans for processes of `match` apps.
 const SCAN_EVERY: u64 = 5;
 
@@ -49,7 +49,7 @@ impl LinuxHost {
         self.scan_when_due(watch);
         let mut host = self.look_at_host();
         if let Some(interrupts) = &mut self.interrupts {
-            let thorough = watch.period.is_multiple_of(INTERRUPTS_ROTATION);
+            let thorough = watch.period.is_multiple_of(OTHERS_ROTATION);
             host.interrupts = Ok(interrupts.look(thorough));
         }
         if let Some(costs) = &mut self.costs {
@@ -58,6 +58,8 @@ impl LinuxHost {
             }
             host.cost_models = Ok(costs.seen());
         }
+        let thorough = watch.period.is_multiple_of(OTHERS_ROTATION);
+        host.memory_watch = self.look_at_memory_watch(watch.time, thorough);
         let mut apps = BTreeMap::new();
         for (index, (id, app)) in (0u64..).zip(watch.apps) {
             let turn = (watch.period + index) % ROTATION;
@@ -67,6 +69,9 @@ impl LinuxHost {
             let mut sample = self.look_at_app(app, turn, watch.in_force.get(id));
             self.look_at_owner(id, watch.period + index);
             self.tell_of_owner(id, &mut sample);
+            if let Some(damon) = &self.damon {
+                sample.touched = damon.of(id, watch.time);
+            }
             apps.insert(id.clone(), sample);
         }
         Snapshot {

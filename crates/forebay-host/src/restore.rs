@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::{AppId, OnStop};
 
 use crate::Roots;
+use crate::damon;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
 use crate::freeze;
@@ -147,11 +148,10 @@ fn restore_host(ledger: &mut Ledger) -> Result<Report, HostError> {
     if ledger.state().host.is_empty() {
         return Ok(report);
     }
-    restore_knobs(
-        ledger,
-        ledger.state().host.iter().rev().collect(),
-        &mut report,
-    );
+    damon::put_back(ledger.state(), &mut report);
+    let knobs = ledger.state().host.iter().rev();
+    let knobs = knobs.filter(|(spot, _)| !damon::is_count(spot));
+    restore_knobs(ledger, knobs.collect(), &mut report);
     if report.is_complete() {
         ledger.amend(|state| {
             for (spot, _) in std::mem::take(&mut state.host) {

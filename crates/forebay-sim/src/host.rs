@@ -9,7 +9,8 @@ use forebay_core::idset::CpuSet;
 use forebay_core::io::DeviceCounters;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{
-    AppSample, CostModels, Ending, Gap, HostSample, Reading, Reclaim, RunState, Snapshot,
+    AppSample, CostModels, Ending, Gap, HostSample, MemoryWatch, Reading, Reclaim, RunState,
+    Snapshot,
 };
 use forebay_core::topology::Topology;
 use forebay_core::units::{Bytes, Limit, Time};
@@ -54,6 +55,7 @@ pub struct SimHost {
     pub(crate) stolen: f64,
     pub(crate) interrupts: Interrupts,
     pub(crate) cost_models: CostModels,
+    pub(crate) memory_watch: MemoryWatch,
     /// The device that programs use; without it, one that is never busy.
     pub(crate) disk: Option<Queue>,
     /// The regions of the last step and the sets they belong to.
@@ -135,6 +137,7 @@ impl SimHost {
             busy: vec![0.0; topology.cpus().len()],
             interrupts: Interrupts::new(topology.cpu_set()),
             cost_models: CostModels::default(),
+            memory_watch: MemoryWatch::default(),
             topology,
             capabilities: Capabilities {
                 knobs,
@@ -387,6 +390,7 @@ impl SimHost {
                 Action::Kill { app } => self.kill(app),
                 Action::Interrupts { keep_off } => self.keep_interrupts_off(*keep_off),
                 Action::CostModel { device, model } => self.set_cost_model(*device, *model),
+                Action::WatchMemory { apps } => self.watch_memory(apps),
             }
         };
         match done {
@@ -583,6 +587,7 @@ impl SimHost {
             main_pid,
             strays,
             reclaim: bound.reclaim,
+            touched: self.touched(&app.id, &path),
             ..AppSample::absent()
         };
         let Some(group) = self.groups.get(&path) else {
@@ -751,6 +756,7 @@ impl Host for SimHost {
             interrupts: Ok(self.interrupts.look()),
             cost_models: Ok(self.cost_models.clone()),
             swap_free: self.reading("/proc/meminfo", swap_free),
+            memory_watch: Ok(self.memory_watch.clone()),
         };
         Snapshot {
             time: watch.time,

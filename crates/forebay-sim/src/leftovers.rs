@@ -20,6 +20,8 @@ impl SimHost {
         let mut left = self.interrupts.left_behind();
         let models = self.cost_models.in_force.keys();
         left.extend(models.map(|device| format!("cost model of {device}")));
+        let watched = self.memory_watch.apps.iter();
+        left.extend(watched.map(|app| format!("memory of {app} is watched")));
         for (path, group) in &self.groups {
             if !group.foreign {
                 left.push(format!("group {path}"));

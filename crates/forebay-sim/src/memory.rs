@@ -6,8 +6,11 @@
 //! program waits. What it only holds does not come back. In memory.stat the one is active, the
 //! other inactive.
 
+use std::collections::BTreeSet;
+
 use forebay_core::app::AppId;
-use forebay_core::snapshot::{Reclaim, ReclaimState};
+use forebay_core::plan::watch::WATCHED_MAX;
+use forebay_core::snapshot::{Gap, MemoryWatch, Reading, Reclaim, ReclaimState, Touched};
 use forebay_core::units::Bytes;
 use forebay_core::working_set::MemoryStat;
 
@@ -99,6 +102,42 @@ impl Group {
 }
 
 impl SimHost {
+    /// Somebody else takes what watching memory needs.
+    pub fn take_memory_watch(&mut self) {
+        self.memory_watch = MemoryWatch {
+            apps: BTreeSet::new(),
+            taken: Some("somebody else watches memory".to_owned()),
+        };
+    }
+
+    /// The apps of which it is watched which memory they touch.
+    #[must_use]
+    pub const fn watched(&self) -> &BTreeSet<AppId> {
+        &self.memory_watch.apps
+    }
+
+    pub(crate) fn watch_memory(&mut self, apps: &BTreeSet<AppId>) -> Result<(), String> {
+        if let (Some(who), false) = (&self.memory_watch.taken, apps.is_empty()) {
+            return Err(who.clone());
+        }
+        if apps.len() > WATCHED_MAX {
+            return Err(format!("at most {WATCHED_MAX} at once"));
+        }
+        self.memory_watch.apps.clone_from(apps);
+        Ok(())
+    }
+
+    /// What an app in this group touches.
+    pub(crate) fn touched(&self, app: &AppId, group: &str) -> Reading<Touched> {
+        let group = self.groups.get(group);
+        let watched = group.filter(|_| self.memory_watch.apps.contains(app));
+        let held = watched.ok_or(Gap::Unsupported)?.holdings;
+        Ok(Touched {
+            watched: Bytes::from_f64(held.hot - held.missed + held.cold),
+            hot: Bytes::from_f64(held.hot),
+        })
+    }
+
     /// The same host with so much swap.
     #[must_use]
     pub fn with_swap(mut self, swap: Bytes) -> Self {

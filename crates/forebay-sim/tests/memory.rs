@@ -4,14 +4,16 @@
 
 use std::time::Duration;
 
-use forebay_core::app::{App, Binding, Class, Policy};
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::host::Action;
+use forebay_core::plan::watch::WATCHED_MAX;
 use forebay_core::report::TickReport;
 use forebay_core::slice::Knob;
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::Bytes;
+use forebay_core::working_set::Witness;
 use forebay_sim::{Load, Program, SimHost};
 
 /// Time in which the forecast learns the season.
@@ -283,4 +285,93 @@ fn what_batch_holds_stays_where_nobody_asked_or_nothing_can_go() {
         held >= Bytes::mib(2048),
         "{held} are held of a floor of 2 GiB"
     );
+}
+
+#[test]
+fn watched_memory_is_taken_back_without_trying_what_is_in_use() {
+    let mut told = 0;
+    let (held, waited) = save_and(
+        host(),
+        |policy| policy.watch_memory = true,
+        |host, report| {
+            let demand = report.apps.values().next().unwrap().demand.as_ref();
+            let now = demand.map(|demand| demand.memory_now);
+            told += usize::from(now.is_some_and(|now| now.witness == Witness::Accesses));
+            assert!(host.watched().len() <= 1);
+        },
+    );
+    assert!(told > 1000, "told in {told} periods");
+    assert!(held <= Bytes::mib(768 + 32), "{held} are held");
+    assert_eq!(waited, 0.0, "what is in use was taken");
+}
+
+#[test]
+fn who_else_watches_memory_is_left_alone_and_told_once() {
+    let mut told = Vec::new();
+    let mut each = |host: &SimHost, report: &TickReport| {
+        assert!(host.watched().is_empty());
+        let events = report.events.iter().map(|event| event.message.clone());
+        told.extend(events.filter(|message| message.contains("somebody else watches memory")));
+    };
+    let mut host = host();
+    host.take_memory_watch();
+    let (held, _) = save_and(host, |policy| policy.watch_memory = true, &mut each);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("cold memory is read off memory.stat instead"));
+    assert!(held <= Bytes::mib(768 + 32), "memory.stat says it as well");
+}
+
+#[test]
+fn whoever_comes_between_keeps_it_and_nobody_is_watched_who_is_no_batch() {
+    let mut policy = Policy {
+        watch_memory: true,
+        ..Policy::default()
+    };
+    let mut host = host();
+    let others = [("web", Class::Critical), ("mid", Class::Standard)];
+    // Twelve that are large enough, and one that is not.
+    let batch = (0..13).map(|index| (format!("batch-{index:02}"), Class::Batch));
+    let others = others.map(|(name, class)| (name.to_owned(), class));
+    for (name, class) in others.into_iter().chain(batch) {
+        host.create_group(&name);
+        let size = match name.as_str() {
+            "batch-00" => 32,
+            "batch-01" => 300,
+            _ => 128,
+        };
+        host.spawn(&name, Program::steady(0.1, 1, Bytes::mib(size)), &name)
+            .unwrap();
+        let app = app(&name, class);
+        policy.apps.insert(app.id.clone(), app);
+    }
+    let mut state = State::new();
+    let mut run = |host: &mut SimHost, policy: &Policy| {
+        for _ in 0..30 {
+            let inputs = Inputs {
+                time: host.time(),
+                policy,
+                paused: false,
+            };
+            tick(&mut state, host, &inputs);
+            host.advance(policy.period);
+        }
+        state
+            .events()
+            .filter(|e| e.message.contains("somebody else watches"))
+            .count()
+    };
+    assert_eq!(run(&mut host, &policy), 0);
+    let watched: Vec<&str> = host.watched().iter().map(AppId::as_str).collect();
+    assert_eq!(watched.len(), WATCHED_MAX);
+    assert!(watched.contains(&"batch-01"), "{watched:?}");
+    assert!(
+        watched.iter().all(|app| app.starts_with("batch")),
+        "{watched:?}"
+    );
+    assert!(!watched.contains(&"batch-00"), "{watched:?}");
+    host.take_memory_watch();
+    assert_eq!(run(&mut host, &policy), 1);
+    assert!(host.watched().is_empty());
+    policy.watch_memory = false;
+    assert_eq!(run(&mut host, &policy), 1);
 }

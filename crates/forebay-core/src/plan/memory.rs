@@ -6,7 +6,8 @@
 //! Approach: floors become memory.min; forecast working sets become memory.low, scaled down
 //! together when they do not fit; batch apps share what is left as memory.high, by their
 //! present use, never below their floors, and do not grow while memory is missing for a rise
-//! that is forecast (see [`reclaim`](super::reclaim)). Bounds are rounded so that small movements write
+//! that is forecast (see [`reclaim`](super::reclaim)). Where batch cannot keep what it holds,
+//! what was watched and not touched goes first, as far as there is swap for it. Bounds are rounded so that small movements write
 //! nothing; batch is pressed at once and released one step per hold.
 //!
 //! Properties: see [`plan`](super).
@@ -89,7 +90,7 @@ pub fn allocate(
     };
     let above_sum = sum(active.iter().map(|app| above(app)));
     let left = spare.saturating_sub(above_sum);
-    let batch_use = sum(batch(&active).map(|app| present(situation, app)));
+    let shares = batch_shares(situation, &active, left);
 
     let mut bounds = BTreeMap::new();
     let mut held = BTreeMap::new();
@@ -98,12 +99,7 @@ pub fn allocate(
         let min = scaled(app.floor.memory, room, floors);
         let low = min.saturating_add(scaled(above(app), spare, above_sum));
         let high = if app.class == Class::Batch {
-            let share = if batch_use.0 == 0 {
-                left
-            } else {
-                scaled_up(left, present(situation, app), batch_use)
-            };
-            let share = app.floor.memory.saturating_add(share);
+            let share = app.floor.memory.saturating_add(shares[&app.id]);
             let stays = stay
                 .get(&app.id)
                 .copied()
@@ -143,6 +139,46 @@ pub fn allocate(
         held,
         shortfall,
     }
+}
+
+/// What each batch app may have of what is left, by what it holds. Where that is more than is
+/// left, what was not touched makes room for what is worked with.
+fn batch_shares<'a>(
+    situation: &Situation<'_>,
+    active: &[&'a App],
+    left: Bytes,
+) -> BTreeMap<&'a AppId, Bytes> {
+    let mut swap = situation.host.swap_free.unwrap_or(Bytes(0));
+    let holds: Vec<(&AppId, Bytes, Bytes)> = batch(active)
+        .map(|app| {
+            let untouched = situation.demands[&app.id].memory_now.untouched();
+            let held = present(situation, app);
+            let idle = app.ceiling.swap.cut(swap).min(untouched).min(held);
+            swap = swap.saturating_sub(idle);
+            (&app.id, held.saturating_sub(idle), idle)
+        })
+        .collect();
+    let (works, idles) = (
+        sum(holds.iter().map(|(_, works, _)| *works)),
+        sum(holds.iter().map(|(_, _, idle)| *idle)),
+    );
+    let all = works.saturating_add(idles);
+    let share = |works_here: Bytes, idle_here: Bytes| {
+        if all.0 == 0 {
+            left
+        } else if all <= left {
+            scaled_up(left, works_here.saturating_add(idle_here), all)
+        } else if works >= left {
+            scaled_up(left, works_here, works)
+        } else {
+            let rest = left.saturating_sub(works);
+            works_here.saturating_add(scaled_up(rest, idle_here, idles))
+        }
+    };
+    holds
+        .into_iter()
+        .map(|(id, works, idle)| (id, share(works, idle)))
+        .collect()
 }
 
 /// Keeps the old bound inside the dead band; presses at once; releases after the hold.
@@ -191,8 +227,9 @@ fn fit(
     }
 }
 
-fn batch<'a>(active: &'a [&'a App]) -> impl Iterator<Item = &'a &'a App> {
-    active.iter().filter(|app| app.class == Class::Batch)
+fn batch<'a>(active: &[&'a App]) -> impl Iterator<Item = &'a App> {
+    let active = active.iter().copied();
+    active.filter(|app| app.class == Class::Batch)
 }
 
 fn wanted(situation: &Situation<'_>, app: &App) -> Bytes {

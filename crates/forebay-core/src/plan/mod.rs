@@ -24,6 +24,7 @@ pub mod reclaim;
 pub mod savings;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,6 +94,8 @@ pub struct Memory {
     pub before: BTreeMap<AppId, Slice>,
     /// How far batch apps' cold memory was taken back.
     pub probes: BTreeMap<AppId, savings::Probe>,
+    /// Apps of which the kernel watches which memory they touch; none where it cannot.
+    pub watched: Option<BTreeSet<AppId>>,
     /// Whether critical apps' CPUs are lent to batch.
     pub lending: lend::Lending,
 }
@@ -176,6 +179,8 @@ pub struct Plan {
     pub give_back: reclaim::GiveBack,
     /// Memory that batch is asked for because it does not seem to use it.
     pub saves: BTreeMap<AppId, Bytes>,
+    /// Apps of which the kernel is to watch which memory they touch.
+    pub watch: BTreeSet<AppId>,
 }
 
 /// Decides every slice. Pure: the same situation and memory give the same plan, and the
@@ -196,6 +201,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         shortfalls: cpus.shortfall.into_iter().chain(bytes.shortfall).collect(),
         give_back,
         saves,
+        watch: watch::choose(situation, memory.watched.as_ref()),
         ..Plan::default()
     };
     let (nothing, unlimited) = (Slice::default(), BTreeMap::new());
@@ -242,6 +248,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         costed: memory.costed.clone(),
         before: memory.before.clone(),
         probes,
+        watched: memory.watched.clone(),
         lending,
     };
     (plan, memory)

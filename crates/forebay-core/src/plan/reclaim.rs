@@ -108,7 +108,7 @@ pub(super) struct Giver<'a> {
     used: Bytes,
     /// What can go, at most, and how much of that is cold.
     pub(super) open: Bytes,
-    cold: Bytes,
+    pub(super) cold: Bytes,
     refusal: Refusal,
 }
 

@@ -29,6 +29,7 @@ use super::reclaim::{self, Held};
 use crate::app::{App, AppId, Class};
 use crate::snapshot::ReclaimState;
 use crate::units::{Bytes, Time};
+use crate::working_set::Witness;
 
 /// Share of time that the app may wait for memory on the whole: well below the 5 % that it may
 /// become slower, since the kernel's own work comes on top.
@@ -95,7 +96,12 @@ pub(super) fn decide(
             waited: false,
         };
         let mut probe = before.get(&app.id).copied().unwrap_or(fresh);
-        let open = reclaim::giver(situation, app, givers, &mut swap).open;
+        let giver = reclaim::giver(situation, app, givers, &mut swap);
+        // Where accesses are watched, there is no need to try what is known to be in use.
+        let open = match situation.demands[&app.id].memory_now.witness {
+            Witness::Accesses => giver.cold,
+            Witness::Lists => giver.open,
+        };
         if !urgent.contains_key(&app.id)
             && let Some(bytes) = probe.go_on(situation, app, open)
         {

@@ -11,6 +11,7 @@ use crate::demand::{Band, MemoryNow};
 use crate::io_history::IoUse;
 use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
+use crate::working_set::Witness;
 
 const KNOBS: [Knob; 19] = [
     Knob::Cpus,
@@ -41,6 +42,7 @@ struct Case {
     policy: Policy,
     demands: BTreeMap<AppId, Demand>,
     capabilities: Capabilities,
+    host: HostMemory,
 }
 
 impl Case {
@@ -54,6 +56,7 @@ impl Case {
                 reclaim: true,
                 ..Capabilities::default()
             },
+            host: HostMemory::default(),
         }
     }
 
@@ -99,7 +102,7 @@ impl Case {
             capabilities: &self.capabilities,
             policy: &self.policy,
             demands: &self.demands,
-            host: HostMemory::default(),
+            host: self.host,
         };
         plan(&situation, memory)
     }
@@ -679,4 +682,42 @@ proptest! {
         // 1.3 CPUs more wanted is at most two more, a whole core each; each may come from another app.
         prop_assert!(moved(&before, &after) <= 8, "moved {}", moved(&before, &after));
     }
+}
+
+#[test]
+fn what_was_watched_and_not_touched_makes_room_for_what_is_worked_with() {
+    // What is left for batch, what each of two holds, and how much of the first's was not touched.
+    let check = |left: u64, witness: Witness, swap: u64, expected: [u64; 2]| {
+        let mut case = Case::new(small());
+        case.policy.system_memory = Bytes::mib(4096 - left);
+        case.host.swap_free = Some(Bytes::mib(swap));
+        for (name, cold) in [("hoard", 480), ("work", 0)] {
+            let needs = Needs {
+                cpus: 0.1,
+                mib: 640,
+            };
+            case.add(name, Class::Batch, needs, Floor::default());
+            let demand = case.demands.get_mut(&name.parse().unwrap()).unwrap();
+            demand.memory_now.cold_anon = Bytes::mib(cold);
+            demand.memory_now.witness = witness;
+        }
+        let plan = case.plan();
+        let highs = ["hoard", "work"].map(|name| {
+            match plan.slices[&name.parse().unwrap()].get(Knob::MemoryHigh) {
+                Some(Setting::MemoryHigh(Limit::At(high))) => high.0 >> 20,
+                other => panic!("{name}: {other:?}"),
+            }
+        });
+        assert_eq!(highs, expected, "{left} MiB left, {witness:?}, swap {swap}");
+    };
+    // Enough for all that both hold.
+    check(1600, Witness::Accesses, 4096, [800, 800]);
+    check(1280, Witness::Accesses, 4096, [640, 640]);
+    // Not enough: first goes what is not touched,
+    check(960, Witness::Accesses, 4096, [320, 640]);
+    // and only then what both work with.
+    check(400, Witness::Accesses, 4096, [80, 320]);
+    // A guess, or nowhere to put it, changes nothing.
+    check(960, Witness::Lists, 4096, [480, 480]);
+    check(960, Witness::Accesses, 0, [480, 480]);
 }

@@ -70,6 +70,7 @@ all!(
     interrupts_are_kept_off_and_come_back,
     memory_asked_for_comes_back,
     memory_is_divided,
+    memory_is_watched_as_long_as_that_is_asked_for,
     memory_of_an_unknown_app_cannot_be_had,
     io_is_counted_by_device,
     an_owners_limit_of_a_device_is_known_and_comes_back,

@@ -1,9 +1,12 @@
 //! What asking for memory promises. A host that cannot reclaim skips most of it.
 
+use std::collections::BTreeSet;
+
 use forebay_core::app::{App, Binding};
 use forebay_core::host::{Action, Host, Outcome};
+use forebay_core::plan::watch::WATCHED_MAX;
 use forebay_core::slice::Knob;
-use forebay_core::snapshot::{AppSample, Reclaim, ReclaimState};
+use forebay_core::snapshot::{AppSample, Gap, MemoryWatch, Reclaim, ReclaimState};
 use forebay_core::units::Bytes;
 
 use super::{Case, Fixture, PERIODS_MAX, Unmet, Verdict, ensure, id, with};
@@ -87,6 +90,49 @@ pub fn memory_of_an_unknown_app_cannot_be_had<H: Host>(fixture: &mut impl Fixtur
                 "a request to {app} gave {outcome:?}"
             );
         }
+        Ok(())
+    })
+}
+
+/// Accesses to an app's memory are watched as long as that is asked for, of no more apps than may
+/// be; nothing is said to be touched of an app that is not watched.
+pub fn memory_is_watched_as_long_as_that_is_asked_for<H: Host>(
+    fixture: &mut impl Fixture<H>,
+) -> Verdict {
+    with(fixture, |case| {
+        match case.observe().host.memory_watch {
+            Err(Gap::Unsupported) => {
+                return Err(Unmet::Skipped("the kernel watches no memory".to_owned()));
+            }
+            Ok(MemoryWatch {
+                taken: Some(who), ..
+            }) => return Err(Unmet::Skipped(who)),
+            Ok(watch) => ensure!(watch.apps.is_empty(), "nothing was done yet: {watch:?}"),
+            Err(gap) => return Err(Unmet::Broken(format!("not read: {gap}"))),
+        }
+        let app = case.burner();
+        case.apps.insert(app.id.clone(), app.clone());
+        let sample = case.sample(&app)?;
+        ensure!(sample.touched.is_err(), "nobody watches: {sample:?}");
+        let crowd = (0..=WATCHED_MAX).map(|index| id(&format!("contract-{index}")));
+        let outcome = case.apply(Action::WatchMemory {
+            apps: crowd.collect(),
+        })?;
+        ensure!(
+            matches!(outcome, Outcome::Failed(_)),
+            "more than {WATCHED_MAX} at once: {outcome:?}"
+        );
+        for apps in [BTreeSet::from([app.id.clone()]), BTreeSet::new()] {
+            case.done(Action::WatchMemory { apps: apps.clone() })?;
+            let seen = case.observe().host.memory_watch;
+            ensure!(
+                seen.as_ref()
+                    .is_ok_and(|seen| seen.apps == apps && seen.taken.is_none()),
+                "watched are {apps:?}, seen is {seen:?}"
+            );
+        }
+        let sample = case.sample(&app)?;
+        ensure!(sample.touched.is_err(), "nobody watches: {sample:?}");
         Ok(())
     })
 }

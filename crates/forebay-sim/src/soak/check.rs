@@ -100,6 +100,7 @@ fn report_is_true(scenario: &Scenario, report: &TickReport) -> Check {
 fn object(action: &Action) -> &str {
     match action {
         Action::CostModel { .. } => "cost model",
+        Action::WatchMemory { .. } => "watch",
         _ => action.app().map_or("interrupts", AppId::as_str),
     }
 }

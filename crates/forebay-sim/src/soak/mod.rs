@@ -8,6 +8,7 @@
 mod check;
 mod scenario;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -159,6 +160,9 @@ fn part(scenario: &mut Scenario) -> Result<(), String> {
         Action::CostModel {
             device: DEVICE,
             model: None,
+        },
+        Action::WatchMemory {
+            apps: BTreeSet::new(),
         },
     ];
     for app in scenario.policy.apps.values() {

@@ -60,6 +60,7 @@ impl Scenario {
             // From a copy: what follows is drawn as before, and old seeds stay what they were.
             lend: rng.clone().bool(),
             reclaim_cold: rng.clone().bool(),
+            watch_memory: rng.clone().u8(0..4) > 1,
             partition: {
                 let mut copy = rng.clone();
                 copy.bool();

@@ -201,6 +201,20 @@ fn in_force(slice: &api::Slice) -> String {
     }
 }
 
+/// What is known of memory without a file behind it, and who says so.
+fn cold_anonymous(demand: &api::Demand) -> String {
+    let cold = memory(demand.memory_cold_anonymous_bytes);
+    match (demand.memory_witness, demand.memory_cold_anonymous_bytes) {
+        (api::MemoryWitness::Lists, 0) => String::new(),
+        (api::MemoryWitness::Lists, _) => format!(
+            "{cold} of its anonymous memory seem cold, by the kernel's lists (memory.stat). "
+        ),
+        (api::MemoryWitness::Accesses, _) => format!(
+            "{cold} of its anonymous memory are cold: watched by DAMON, and not touched lately. "
+        ),
+    }
+}
+
 fn memory_bounds(
     explanation: &api::Explanation,
     demand: &api::Demand,
@@ -254,8 +268,9 @@ fn memory_bounds(
         .page_move
         .as_ref()
         .map_or_else(String::new, page_move);
+    let cold = cold_anonymous(demand);
     format!(
-        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {knobs}{gave}{went}",
+        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {cold}{knobs}{gave}{went}",
         memory(reason.memory_demand_bytes),
         model(band),
         memory(explanation.rules.floor_memory_bytes),

@@ -41,6 +41,8 @@ pub(crate) fn web() -> api::App {
             cpu: band(0.4),
             memory: band(1e8),
             memory_cold_bytes: 0,
+            memory_cold_anonymous_bytes: 0,
+            memory_witness: api::MemoryWitness::Lists,
         }),
         slice: api::Slice {
             cpus: Some("1".to_owned()),
@@ -235,6 +237,25 @@ fn an_explanation_names_the_numbers_that_decided() {
     check(
         |explained| explained.app.demand.as_mut().unwrap().memory_cold_bytes = 40 << 20,
         &["It holds 100.0 MiB now, of which 40.0 MiB are page cache that was not used again"],
+    );
+    check(
+        |explained| {
+            explained
+                .app
+                .demand
+                .as_mut()
+                .unwrap()
+                .memory_cold_anonymous_bytes = 30 << 20;
+        },
+        &["30.0 MiB of its anonymous memory seem cold, by the kernel's lists (memory.stat)"],
+    );
+    check(
+        |explained| {
+            let demand = explained.app.demand.as_mut().unwrap();
+            demand.memory_cold_anonymous_bytes = 30 << 20;
+            demand.memory_witness = api::MemoryWitness::Accesses;
+        },
+        &["30.0 MiB of its anonymous memory are cold: watched by DAMON, and not touched lately"],
     );
     check(
         |explained| {

@@ -193,6 +193,14 @@ const POLICY: &[Key] = &[
         "Whether memory that batch apps do not seem to use is taken back slowly, to swap where it is anonymous; it costs them a little time and the swap device some traffic (default false)",
     ),
     key(
+        "hot_memory",
+        Kind::Choice {
+            noun: "way to tell hot memory",
+            words: &["listed", "watched"],
+        },
+        "How it is told which memory batch works with: \"listed\" goes by the kernel's lists in memory.stat, which say little of anonymous memory; \"watched\" has the kernel watch the largest batch apps, at most 8, with a thread for each (DAMON), where nobody else uses that (default \"listed\")",
+    ),
+    key(
         "oom_protection",
         Kind::Bool,
         "Whether the kernel ends critical apps last and batch apps first when memory is out, by oom_score_adj of those processes that nobody set it for (default true)",

@@ -232,6 +232,13 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         reclaim_cold: section
             .take::<bool>("reclaim_cold")
             .map_or(defaults.reclaim_cold, |v| v.value),
+        watch_memory: matches!(
+            section.take::<&str>("hot_memory"),
+            Some(At {
+                value: "watched",
+                ..
+            })
+        ),
         partition: match partition {
             Some(At { value: "root", .. }) => Partition::Root,
             Some(At {

@@ -10,6 +10,7 @@ use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{PageMove, PageMoveState, Reclaim, ReclaimState, RunState, Traffic};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::working_set::Witness;
 use forebay_forecast::{ModelScore, Target};
 
 use super::AgentUse;
@@ -257,6 +258,11 @@ pub(super) fn demand(demand: &Demand) -> api::Demand {
         cpu: band(&demand.cpu),
         memory: band(&demand.memory),
         memory_cold_bytes: demand.memory_now.cold_file.0,
+        memory_cold_anonymous_bytes: demand.memory_now.cold_anon.0,
+        memory_witness: match demand.memory_now.witness {
+            Witness::Lists => api::MemoryWitness::Lists,
+            Witness::Accesses => api::MemoryWitness::Accesses,
+        },
     }
 }
 

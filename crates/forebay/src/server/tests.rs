@@ -103,6 +103,7 @@ pub(super) fn published(period: u64) -> Published {
                 interrupts: Err(Gap::Unsupported),
                 cost_models: Err(Gap::Unsupported),
                 swap_free: Err(Gap::Unsupported),
+                memory_watch: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
             io: BTreeMap::new(),
