@@ -281,7 +281,7 @@ pub(crate) struct Models {
 
 impl Models {
     /// None where the kernel has none.
-    pub(crate) fn open(hierarchies: &Hierarchies, ledger: &State) -> Option<Self> {
+    pub(crate) fn open(hierarchies: &Hierarchies, ledger: &State, roots: &Roots) -> Option<Self> {
         let dir = match root_dir(hierarchies) {
             Ok(dir) => dir,
             Err(error) => {
@@ -293,7 +293,7 @@ impl Models {
             dir,
             seen: CostModels::default(),
         };
-        models.look(ledger);
+        models.look(ledger, roots);
         Some(models)
     }
 
@@ -303,7 +303,7 @@ impl Models {
     }
 
     /// Looks whose models are on.
-    pub(crate) fn look(&mut self, ledger: &State) {
+    pub(crate) fn look(&mut self, ledger: &State, roots: &Roots) {
         let ours = ledger.host.iter().filter_map(|(spot, _)| {
             let ours = spot.file == self.dir.join(QOS);
             spot.device.filter(|_| ours)
@@ -329,6 +329,8 @@ impl Models {
                 Some(model) => {
                     seen.in_force.insert(device, model);
                 }
+                // Its model went along: installing it again says what is the matter.
+                None if !roots.has_device(device) => {}
                 None => {
                     seen.foreign.insert(device);
                 }
@@ -372,7 +374,7 @@ impl LinuxHost {
             )?,
             false => Report::default(),
         };
-        models.look(self.ledger.state());
+        models.look(self.ledger.state(), &self.options.roots);
         done?;
         match report.failed.first() {
             Some(why) => Err(Refusal::Failed(format!("cost model of {device}: {why}"))),
@@ -468,6 +470,7 @@ mod tests {
         let proc_root = top.path().join("proc");
         for dir in [
             &root,
+            &top.path().join("sys/dev/block/254:16"),
             &proc_root.join("self"),
             &proc_root.join("sys/kernel/random"),
         ] {
@@ -565,7 +568,7 @@ mod tests {
         let (top, roots) = tree();
         let hierarchies = Hierarchies::read(&roots.proc).unwrap();
         let mut ledger = Ledger::open(top.path(), "b").unwrap();
-        let mut models = Models::open(&hierarchies, ledger.state()).unwrap();
+        let mut models = Models::open(&hierarchies, ledger.state(), &roots).unwrap();
         assert_eq!(models.seen(), CostModels::default());
         let qos = top.path().join("cgroup").join(QOS);
         fs::write(
@@ -573,7 +576,7 @@ mod tests {
             "8:0 enable=1 ctrl=auto rpct=0.00\n8:16 enable=0 ctrl=auto\n",
         )
         .unwrap();
-        models.look(ledger.state());
+        models.look(ledger.state(), &roots);
         assert_eq!(models.seen().others, ["8:0".parse().unwrap()].into());
         for spot in spots(&models.dir.clone(), DISK) {
             let text = read_spot(&spot).unwrap();
@@ -581,11 +584,15 @@ mod tests {
         }
         fs::write(&qos, "").unwrap();
         write(&mut ledger, &models.dir.clone(), DISK, &model()).unwrap();
-        models.look(ledger.state());
+        models.look(ledger.state(), &roots);
         assert_eq!(models.seen().in_force.get(&DISK), Some(&model()));
         assert!(models.seen().others.is_empty() && models.seen().foreign.is_empty());
         fs::write(&qos, "254:16 enable=0 ctrl=auto\n").unwrap();
-        models.look(ledger.state());
+        models.look(ledger.state(), &roots);
         assert_eq!(models.seen().foreign, [DISK].into());
+        // Nobody did it when the device is gone.
+        fs::remove_dir(roots.sys.join("dev/block/254:16")).unwrap();
+        models.look(ledger.state(), &roots);
+        assert!(models.seen().in_force.is_empty() && models.seen().foreign.is_empty());
     }
 }

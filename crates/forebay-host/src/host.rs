@@ -221,7 +221,7 @@ impl LinuxHost {
         let reclaim_way = ReclaimWay::probe(&hierarchies, |index| {
             parents.get(index).map(PathBuf::as_path)
         });
-        let costs = cost::Models::open(&hierarchies, ledger.state());
+        let costs = cost::Models::open(&hierarchies, ledger.state(), roots);
         let mut capabilities = Capabilities {
             reclaim: reclaim_way.is_some(),
             cost_models: costs.is_some(),

@@ -10,6 +10,8 @@
 
 use std::path::{Path, PathBuf};
 
+use forebay_core::app::Device;
+
 use crate::error::HostError;
 
 mod app_meters;
@@ -83,5 +85,11 @@ impl Roots {
     pub fn boot_id(&self) -> Result<String, HostError> {
         let path = self.proc.join(Path::new("sys/kernel/random/boot_id"));
         Ok(files::read_text(&path)?.trim().to_owned())
+    }
+
+    /// Whether a block device is there. The files of a group say nothing of one that is gone, as if
+    /// somebody had taken its limits away.
+    pub(crate) fn has_device(&self, device: Device) -> bool {
+        self.sys.join(format!("dev/block/{device}")).exists()
     }
 }

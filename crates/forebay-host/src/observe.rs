@@ -54,7 +54,7 @@ impl LinuxHost {
         }
         if let Some(costs) = &mut self.costs {
             if watch.period.is_multiple_of(ROTATION) {
-                costs.look(self.ledger.state());
+                costs.look(self.ledger.state(), &self.options.roots);
             }
             host.cost_models = Ok(costs.seen());
         }
@@ -228,6 +228,15 @@ impl LinuxHost {
                     in_force,
                     &mut buffer,
                 );
+                let roots = &self.options.roots;
+                sample.foreign.retain(|knob, _| {
+                    let stays = knob.device().is_none_or(|device| roots.has_device(device));
+                    if !stays {
+                        // Setting it again says what is the matter, until the device is back.
+                        sample.unsettled.insert(*knob);
+                    }
+                    stays
+                });
                 if holds_limit {
                     sample.foreign.remove(&Knob::MemoryMax);
                 }
