@@ -22,6 +22,8 @@ pub enum Lack {
     Host,
     /// systemd, which owns the app's group.
     Systemd,
+    /// The container runtime, which owns the app's group.
+    Runtime,
 }
 
 impl fmt::Display for Lack {
@@ -29,6 +31,9 @@ impl fmt::Display for Lack {
         f.write_str(match self {
             Self::Host => "this host does not have it; see `forebay doctor`",
             Self::Systemd => "its owner, systemd, has no way to set it",
+            Self::Runtime => {
+                "its owner, the container runtime, has no way to set it and to take it back"
+            }
         })
     }
 }
@@ -40,6 +45,9 @@ pub(super) fn of(app: &App, slice: &Slice, capabilities: &Capabilities) -> BTree
         let lack = match &app.binding {
             _ if capabilities.offers(&app.id, knob) || does_nothing(setting) => return None,
             Binding::Systemd(_) if capabilities.has(knob) => Lack::Systemd,
+            Binding::Container(_) if capabilities.has(knob) && is_explicit(app, setting) => {
+                Lack::Runtime
+            }
             _ if is_explicit(app, setting) => Lack::Host,
             _ => return None,
         };

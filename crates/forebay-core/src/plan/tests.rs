@@ -488,6 +488,12 @@ fn what_is_asked_for_in_vain_is_said_and_nothing_else() {
     assert_eq!(lacked(&case, &job), systemd(&withheld[..2]));
     change(&mut case, &job, &|app| app.ceiling.pids = Limit::At(9));
     assert_eq!(lacked(&case, &job), systemd(&withheld));
+    // Of a container's class nothing is said: there, every host withholds the same.
+    change(&mut case, &job, &|app| {
+        app.binding = Binding::Container("job".to_owned());
+    });
+    let asked = withheld[1..].iter().map(|k| (*k, lack::Lack::Runtime));
+    assert_eq!(lacked(&case, &job), asked.collect());
 }
 
 prop_compose! {

@@ -21,7 +21,8 @@
 //! Memory.
 //!
 //! Below a unit of systemd (`docker-ID.scope`, the rule on v2) every file is systemd's, which
-//! writes what it was not told as well. There, what the runtime has no property for is withheld.
+//! writes what it was not told as well. There, what the runtime has no property for is withheld, and
+//! from Podman's containers a quota, too, unless they were made with one: it could not be taken back.
 //!
 //! A limit that a container was made with stays where the app has no ceiling of its own: nobody
 //! who writes `--memory 1g` expects to lose it.
@@ -129,6 +130,13 @@ impl Runtime {
         } else {
             "Docker"
         }
+    }
+
+    /// Whether a quota could not be taken back from a container that has none. crun, which Podman
+    /// starts containers with, tells systemd of no quota as of one that is no number of systemd's:
+    /// what comes out is a hundredth of a CPU, also when the container starts again.
+    fn keeps_quota(&self, values: &Values) -> bool {
+        self.about.libpod().is_some() && wire::is_unset(values, Knob::CpuMax)
     }
 
     /// Whether it can be asked to change a container at all.
@@ -306,9 +314,12 @@ impl Containers {
                     && way.is_some_and(|way| !found.host_config.writes(*knob, way.version))
             };
             held.direct = all_knobs().into_iter().filter(nobodys).collect();
+            let stays = |knob: &Knob| {
+                *knob == Knob::CpuMax && place.is_of_systemd() && runtime.keeps_quota(&held.values)
+            };
             held.lacks = all_knobs()
                 .into_iter()
-                .filter(|knob| !by_runtime(knob) && !held.direct.contains(knob))
+                .filter(|knob| !by_runtime(knob) && !held.direct.contains(knob) || stays(knob))
                 .collect();
         }
         self.seen.retain(|_, seen| seen.name != name);
@@ -701,6 +712,21 @@ mod tests {
         containers.resting.insert(socket, Instant::now());
         containers.look_up("web").unwrap_err();
         listener.accept().unwrap();
+    }
+
+    #[test]
+    fn a_quota_that_could_not_be_taken_back_is_not_set() {
+        let check = |about: &str, nanos: u64, keeps: bool| {
+            let about = serde_json::from_str(about).unwrap();
+            let property = wire::property(Knob::CpuMax).unwrap().to_owned();
+            let values = [(property, super::super::Value::Number(nanos))].into();
+            assert_eq!(Runtime { about }.keeps_quota(&values), keeps, "{nanos}");
+        };
+        let podman =
+            r#"{"Components":[{"Name":"Podman Engine","Details":{"APIVersion":"5.4.2"}}]}"#;
+        check(podman, u64::MAX, true);
+        check(podman, 700_000_000, false);
+        check("{}", u64::MAX, false);
     }
 
     #[test]

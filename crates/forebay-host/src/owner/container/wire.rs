@@ -184,6 +184,11 @@ pub(in crate::owner) fn property(knob: Knob) -> Option<&'static str> {
     })
 }
 
+/// Whether a knob's property says that there is no limit.
+pub(super) fn is_unset(values: &Values, knob: Knob) -> bool {
+    property(knob).and_then(|name| values.get(name)) == Some(&Value::Number(UNSET))
+}
+
 /// What to set for a setting, where the cpu controller is of this version.
 pub(in crate::owner) fn value(setting: &Setting, version: Version) -> Option<Value> {
     Some(match setting {
