@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{AppId, Binding, Partition};
+use forebay_core::app::{AppId, Binding, IoMax, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
@@ -585,6 +585,10 @@ impl LinuxHost {
             if let Err(mut error) = wrote {
                 if error.is_gone() && !dir.is_dir() {
                     entry.lose_group();
+                } else if error.is_gone() && lifts_a_devices_limit(setting) {
+                    // It went with the device.
+                    entry.last.remove(&knob);
+                    return Ok(());
                 } else if let (true, Some(device)) = (error.is_gone(), spot.device) {
                     // The kernel says the same of a group and of a device that is gone.
                     error = error.advise(format!(
@@ -741,6 +745,15 @@ impl LinuxHost {
 
 fn error_on(action: &Action, error: &HostError) -> Refusal {
     Refusal::Failed(format!("{action}: {}", error.explain()))
+}
+
+/// Whether a setting takes what there is of limits of one device away.
+fn lifts_a_devices_limit(setting: &Setting) -> bool {
+    match setting {
+        Setting::IoMax(_, max) => *max == IoMax::NONE,
+        Setting::IoLatency(_, target) => *target == Limit::Max,
+        _ => false,
+    }
 }
 
 /// Whether the kernel has to make room first when this limit is written.

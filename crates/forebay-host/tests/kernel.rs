@@ -130,6 +130,8 @@ fn a_device_that_vanished_is_named_and_the_group_is_not_given_up() {
         matches!(&outcomes[..], [Outcome::Failed(why), Outcome::Done] if told(why)),
         "{outcomes:?}"
     );
+    // What went with the device need not be taken away.
+    apply(&mut host, &[set("web", Setting::IoMax(gone, IoMax::NONE))]);
     let sample = look(&mut host, &[&app], 1).apps.remove(&app.id).unwrap();
     assert_eq!(sample.state, RunState::Running);
     assert_eq!(sample.found, [], "its group was taken for another one");
