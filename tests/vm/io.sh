@@ -1,5 +1,5 @@
 #!/bin/bash
-# about: batch on a calibrated disk is bounded as planned, by read-back and by effect; io.cost is installed and put back
+# about: batch on a calibrated disk is bounded as planned, by read-back and by effect; io.cost is installed, divides a disk by weight, and is put back; a disk is unplugged
 # kernels: stable old
 # machine: --smp 2 --mem 768 --disk 64M@8M --disk 64M
 # seconds: 300
@@ -11,6 +11,7 @@ disk=$(cat /sys/block/vdb/dev)
 state=/var/tmp/state
 
 evidence() {
+  cat $root/forebay.*/io.pressure $root/forebay.*/io.weight || true
   cat difference 2>/dev/null || true
   $forebay explain hog 2>&1 | tail -n 30 || true
   cat $root/io.cost.model $root/io.cost.qos || true
@@ -86,6 +87,7 @@ cat >forebay.toml <<TOML
 lease = "2s"
 state_dir = "$state"
 [policy]
+on_stop = "kill"
 io_protection = "cost"
 hold = "60s"
 [apps.web]
@@ -140,3 +142,119 @@ await "the daemon installs the model again" is_on
 kill $daemon
 wait $daemon || fail "a clean stop ends with status $?"
 await "everything is put back" is_put_back
+systemctl stop other
+
+echo "== weights divide the disk with io.cost, and do not without"
+# As much as the disk gives, a dozen requests at a time, by an app of each class that has no limit.
+reads='for n in 1 2 3 4 5 6 7 8 9 10 11 12; do while :; do dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>/dev/null; done & done; wait'
+configure() { # PROTECTION
+  cat >forebay.toml <<TOML
+[daemon]
+lease = "2s"
+state_dir = "$state"
+[policy]
+on_stop = "kill"
+io_protection = "$1"
+[apps.web]
+class = "critical"
+exec = ["sh", "-c", "$reads"]
+[apps.other]
+exec = ["sh", "-c", "$reads"]
+TOML
+}
+holds() { # FILE LINE
+  grep -qx "$2" "$root/$1"
+}
+read_by() { # APP
+  line_of "forebay.$1/io.stat" | sed -n 's/.*rbytes=\([0-9]*\) .*/\1/p'
+}
+reads_all() { # APP: it did since the last call
+  local was=${seen[$1]:-0}
+  seen[$1]=$(read_by "$1")
+  [ "${seen[$1]:-0}" -gt "$was" ]
+}
+declare -A seen=()
+# What both read in some seconds; the first of them while the change before takes effect.
+divide() { # WORDS
+  await "web reads" reads_all web
+  await "other reads" reads_all other
+  sleep 2
+  local web other began_ms=$(date +%s%3N)
+  web=$(read_by web) other=$(read_by other)
+  sleep 8
+  local took_ms=$(($(date +%s%3N) - began_ms))
+  web=$((($(read_by web) - web) / took_ms)) other=$((($(read_by other) - other) / took_ms))
+  [ "$other" -gt 0 ] || fail "other got nothing $1"
+  tenfold=$((web * 10 / other))
+  echo "$1: web $web kB/s, other $other kB/s of 8389: $((tenfold / 10)).$((tenfold % 10)) to 1"
+}
+configure cost
+start_daemon
+await "the daemon installs the model" is_on
+await "the weight of a critical app" holds forebay.web/io.weight "default 1000"
+await "the weight of a standard app" holds forebay.other/io.weight "default 100"
+[ -z "$(line_of forebay.web/io.max)$(line_of forebay.other/io.max)" ] || fail "one of them is limited"
+divide "with io.cost"
+# Ten to one is what the weights say.
+[ $tenfold -ge 70 ] && [ $tenfold -le 140 ] || fail "weights of 1000 and 100 divide the disk otherwise"
+configure none
+$forebay reload
+await "the model goes" is_off
+holds forebay.web/io.weight "default 1000" || fail "the weight is gone"
+divide "without io.cost"
+[ $tenfold -ge 7 ] && [ $tenfold -le 14 ] || fail "weights divide the disk without io.cost"
+kill $daemon
+wait $daemon || fail "a clean stop ends with status $?"
+
+echo "== a disk is unplugged"
+second=$(cat /sys/block/vdc/dev)
+cat >forebay.toml <<TOML
+[daemon]
+lease = "2s"
+state_dir = "$state"
+[policy]
+on_stop = "kill"
+io_protection = "cost"
+[apps.web]
+class = "critical"
+exec = ["sh", "-c", "exec 3</dev/vdb; while :; do dd bs=4k count=1 iflag=direct <&3 >/dev/null 2>&1 || sleep 1; done"]
+[apps.hog]
+class = "batch"
+exec = ["sleep", "infinity"]
+[apps.hog.io_max."$disk"]
+rbps = "2MiB"
+[apps.hog.io_max."$second"]
+rbps = "1MiB"
+TOML
+start_daemon
+await "the daemon installs the model" is_on
+await "a limit of the disk that goes" grep -q "^$disk rbps=" $root/forebay.hog/io.max
+await "a limit of the disk that stays" grep -q "^$second rbps=1048576 " $root/forebay.hog/io.max
+web=$(head -n 1 $root/forebay.web/cgroup.procs)
+hog=$(head -n 1 $root/forebay.hog/cgroup.procs)
+known=$($forebay events --limit 1000 | wc -l)
+echo 1 >"$(readlink -f /sys/block/vdb/device)/../remove"
+[ ! -e /sys/block/vdb ] || fail "the disk is still there"
+told() { # WORDS
+  $forebay events --limit 1000 | tail -n +$((known + 1)) >events
+  grep -q "$1" events
+}
+await "its limit is named" told "failed  *hog .*there is no block device $disk now"
+await "its model is named" told "failed  *(host) .*there is no such disk now"
+# Whatever else there is to do goes on.
+sed -i '/^\[apps.hog.io_max/,$d' forebay.toml
+cat >>forebay.toml <<TOML
+[apps.hog.io_max."$second"]
+rbps = "3MiB"
+TOML
+$forebay reload
+await "a limit changes" grep -q "^$second rbps=3145728 " $root/forebay.hog/io.max
+grep -qx "$web" $root/forebay.web/cgroup.procs || fail "web lost its group"
+grep -qx "$hog" $root/forebay.hog/cgroup.procs || fail "hog lost its group"
+told . || fail "no events"
+cat events
+[ "$(grep -c "failed.*$disk" events)" = 2 ] || fail "not said once for each"
+! grep foreign events || fail "somebody is blamed"
+kill $daemon
+wait $daemon || fail "a clean stop ends with status $?"
+[ -z "$(ls -d $root/forebay* 2>/dev/null)" ] || fail "groups are left"
