@@ -38,15 +38,21 @@ FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 /// How long a command of `vm run` may take.
 const RUN_BOUND: Duration = Duration::from_secs(3600);
 
-/// The test binaries that scenarios find in /host/bin, by the name of the test.
-const TEST_BINARIES: &[&str] = &[
-    "contract",
-    "kernel",
-    "crash",
-    "freeze",
-    "network",
-    "oom",
-    "partition",
+/// The test binaries that scenarios find in /host/bin: by package, the names of the tests.
+const TEST_BINARIES: &[(&str, &[&str])] = &[
+    (
+        "forebay-host",
+        &[
+            "contract",
+            "kernel",
+            "crash",
+            "freeze",
+            "network",
+            "oom",
+            "partition",
+        ],
+    ),
+    ("forebay", &["daemon"]),
 ];
 
 /// A scenario exits with this status when the guest lacks what it needs.
@@ -246,7 +252,9 @@ fn fill_share(share: &Path) -> Result<(), String> {
     process::succeed(&mut process::cargo(&["build", "-p", "forebay"]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
     let mut binaries = vec![("forebay".to_owned(), built)];
-    binaries.extend(test_binaries()?);
+    for (package, names) in TEST_BINARIES {
+        binaries.extend(test_binaries(package, names)?);
+    }
     let bin = share.join("bin");
     fs::create_dir_all(&bin).map_err(|error| format!("make {}: {error}", bin.display()))?;
     for (name, path) in binaries {
@@ -265,15 +273,12 @@ fn fill_share(share: &Path) -> Result<(), String> {
     process::succeed(&mut copy)
 }
 
-/// Compiles the tests of forebay-host; the binaries by name.
-fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
-    let mut command = process::cargo(&[
-        "test",
-        "-p",
-        "forebay-host",
-        "--no-run",
-        "--message-format=json",
-    ]);
+/// Compiles the tests of a package; the binaries by name.
+fn test_binaries(package: &str, names: &[&str]) -> Result<Vec<(String, PathBuf)>, String> {
+    let mut command = process::cargo(&["test", "--no-run", "--message-format=json", "-p", package]);
+    for name in names {
+        command.args(["--test", name]);
+    }
     let output = command
         .stderr(std::process::Stdio::inherit())
         .output()
@@ -283,7 +288,7 @@ fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
         .lines()
         .filter_map(|line| json::parse(line).ok())
         .collect();
-    TEST_BINARIES
+    names
         .iter()
         .map(|name| {
             let path = messages
@@ -291,7 +296,7 @@ fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
                 .filter(|message| message.get("target").get("name").text() == Some(name))
                 .find_map(|message| message.get("executable").text());
             let path =
-                path.ok_or_else(|| format!("compile test `{name}` of forebay-host: no binary"))?;
+                path.ok_or_else(|| format!("compile test `{name}` of {package}: no binary"))?;
             Ok(((*name).to_owned(), PathBuf::from(path)))
         })
         .collect()

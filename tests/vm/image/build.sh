@@ -18,6 +18,8 @@ trap 'rm -rf "$work"' EXIT
 mirror=$("$here/mirror.sh")
 
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,e2fsprogs,numactl,python3-minimal
+# Runtimes of containers, and all that is in the containers.
+packages+=,podman,crun,docker.io,docker-cli,runc,busybox-static
 
 # What of the kernel's modules a guest can use; the rest drives hardware that QEMU does not show.
 modules='^kernel/(arch|block|crypto|fs|lib|mm|net/(9p|core|ipv4|ipv6|sched|netfilter|unix)|drivers/(block|md|virtio|char|net/[^/]*\.ko|nvme))'
@@ -109,7 +111,9 @@ root() { # KIND...
     e2scrub_reap.service fstrim.timer ldconfig.service systemd-hwdb-update.service \
     systemd-update-done.service systemd-random-seed.service systemd-firstboot.service \
     systemd-timesyncd.service getty@tty1.service systemd-networkd.service systemd-resolved.service \
-    systemd-journal-flush.service systemd-journal-catalog-update.service; do
+    systemd-journal-flush.service systemd-journal-catalog-update.service \
+    docker.service docker.socket containerd.service podman.service podman.socket podman-restart.service \
+    podman-auto-update.service podman-auto-update.timer podman-clean-transient.service; do
     ln -sf /dev/null "$tree/etc/systemd/system/$unit"
   done
   truncate -s 2G "$work/root.ext4"

@@ -86,7 +86,7 @@ impl Disk {
     }
 
     fn calibrate(&self) -> Command {
-        let mut command = Command::new(EXE);
+        let mut command = Command::new(EXE.as_str());
         command.arg("calibrate").arg("--state-dir");
         command.arg(self.path("state")).stdin(Stdio::null());
         command
@@ -174,7 +174,7 @@ fn a_device_is_measured_as_it_is_and_nothing_on_it_changes() {
     inside
         .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
         .arg(procs)
-        .arg(EXE)
+        .arg(EXE.as_str())
         .arg("calibrate")
         .arg(disk.path("mnt"))
         .args(["--seconds", "7", "--json", "--state-dir"])

@@ -25,7 +25,7 @@ impl Demo {
         let place = Place::new(test)?;
         let temp = tempfile::tempdir().unwrap();
         let log = File::create(temp.path().join("log")).unwrap();
-        let outer = Command::new(EXE)
+        let outer = Command::new(EXE.as_str())
             .args(["demo", "--seconds", "12", "--json"])
             .arg(temp.path().join("result.json"))
             .env("TMPDIR", temp.path())
@@ -128,7 +128,7 @@ impl Drop for Demo {
         }
         let state = self.dir().join("state");
         if state.exists() {
-            let restored = Command::new(EXE)
+            let restored = Command::new(EXE.as_str())
                 .args(["restore", "--kill", "--state-dir"])
                 .arg(state)
                 .output()
@@ -282,10 +282,13 @@ fn without_root_the_demo_explains_and_offers_the_simulation() {
         println!("SKIPPED: without_root_the_demo_explains: not root, so not another user either");
         return;
     }
-    let mut command = Command::new(EXE);
+    let mut command = Command::new(EXE.as_str());
     command.arg("demo").uid(65534).gid(65534);
     if let Err(error) = command.output() {
-        println!("SKIPPED: without_root_the_demo_explains: another user cannot run {EXE}: {error}");
+        println!(
+            "SKIPPED: without_root_the_demo_explains: another user cannot run {}: {error}",
+            *EXE
+        );
         return;
     }
     crate::place::refusal(command).says(&["needs root", "sudo", "forebay demo --simulated"]);

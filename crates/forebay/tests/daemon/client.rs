@@ -11,7 +11,7 @@ use crate::http::{answer, request};
 use crate::place::{EXE, PATIENCE, Place};
 
 fn run(arguments: &[&str]) -> Output {
-    Command::new(EXE).args(arguments).output().unwrap()
+    Command::new(EXE.as_str()).args(arguments).output().unwrap()
 }
 
 fn with_apps(name: &str) -> Option<Place> {
@@ -152,7 +152,10 @@ fn a_plain_user_may_look_and_not_touch() {
     match as_nobody(&["status"]) {
         Ok(output) => assert!(output.status.success(), "{output:?}"),
         Err(error) => {
-            println!("SKIPPED: a_plain_user_may_look: another user cannot run {EXE}: {error}");
+            println!(
+                "SKIPPED: a_plain_user_may_look: another user cannot run {}: {error}",
+                *EXE
+            );
             return;
         }
     }

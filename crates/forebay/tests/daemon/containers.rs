@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use forebay_host::mounts::{Controller, Version};
+
 use crate::place::{Knob, Place, eventually, json_with_runtime, knob_in, text};
 use crate::runtime::{Kind, Runtime};
 
@@ -40,12 +42,26 @@ impl Web {
 
     /// What the kernel has.
     fn file(&self, knob: Knob) -> String {
-        let group = self.runtime.group("web");
-        text(&knob_in(&self.place.hierarchies, &group, knob))
+        self.file_in(&self.runtime.group("web"), knob)
+    }
+
+    fn file_in(&self, group: &str, knob: Knob) -> String {
+        let mut file = knob_in(&self.place.hierarchies, group, knob);
+        let (_, hierarchy) = self.place.hierarchies.of(Controller::Cpuset).unwrap();
+        if matches!(knob, Knob::Cpus) && hierarchy.version == Version::V2 {
+            // None set means all of the parent's, which is what comes back: no runtime can be
+            // told to set none.
+            file.set_extension("cpus.effective");
+        }
+        text(&file)
     }
 
     fn files(&self) -> [String; 5] {
-        KNOBS.map(|knob| self.file(knob))
+        self.files_in(&self.runtime.group("web"))
+    }
+
+    fn files_in(&self, group: &str) -> [String; 5] {
+        KNOBS.map(|knob| self.file_in(group, knob))
     }
 
     fn await_periods(&self) {
@@ -252,7 +268,6 @@ fn a_runtime_that_is_away_is_done_without_and_then_asked_again(kind: Kind, test:
     };
     let before = web.files();
     let group = web.runtime.group("web");
-    let files = |web: &Web| KNOBS.map(|knob| text(&knob_in(&web.place.hierarchies, &group, knob)));
     web.place.start();
     web.await_in_force();
     web.runtime.hide();
@@ -261,7 +276,7 @@ fn a_runtime_that_is_away_is_done_without_and_then_asked_again(kind: Kind, test:
     assert_eq!(web.place.app("web")["state"], "running", "it runs on");
     web.place.crash();
     eventually("the guardian gives up", || web.place.guardians().is_empty());
-    assert_eq!(files(&web), before, "it is not put back");
+    assert_eq!(web.files_in(&group), before, "it is not put back");
     let restored = web.place.restore(&[]);
     assert!(!restored.status.success(), "{restored:?}");
     let said = String::from_utf8(restored.stderr).unwrap();

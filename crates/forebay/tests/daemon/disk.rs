@@ -169,7 +169,7 @@ fn with_mounts(place: &Place, script: &str) -> Command {
     command
         .args(["-m", "sh", "-e", "-c"])
         .arg(format!("{script}\nexec \"$@\""))
-        .args(["sh", EXE, "daemon", "--config"])
+        .args(["sh", EXE.as_str(), "daemon", "--config"])
         .arg(place.path("forebay.toml"));
     command
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::place::{EXE, Place, Refusal, refusal};
 
 fn check(place: &Place) -> Refusal {
-    let mut command = Command::new(EXE);
+    let mut command = Command::new(EXE.as_str());
     command.arg("check").arg(place.path("forebay.toml"));
     refusal(command)
 }

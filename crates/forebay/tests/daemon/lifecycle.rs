@@ -222,7 +222,7 @@ fn a_restore_by_hand_puts_everything_back() {
 
 #[test]
 fn a_restore_without_a_state_directory_has_nothing_to_do() {
-    let output = Command::new(crate::place::EXE)
+    let output = Command::new(crate::place::EXE.as_str())
         .args(["restore", "--state-dir", "/no/where/at/all"])
         .output()
         .unwrap();

@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ use serde_json::Value;
 
 pub(crate) use crate::kernel::*;
 
-/// The program.
-pub(crate) const EXE: &str = env!("CARGO_BIN_EXE_forebay");
+/// The program: in a guest it is elsewhere than where it was compiled.
+pub(crate) static EXE: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("FOREBAY_EXE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_forebay").to_owned())
+});
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks.
@@ -112,7 +115,7 @@ impl Place {
     }
 
     pub(crate) fn daemon_command(&self) -> Command {
-        let mut command = Command::new(EXE);
+        let mut command = Command::new(EXE.as_str());
         command
             .arg("daemon")
             .arg("--config")
@@ -170,7 +173,7 @@ impl Place {
 
     pub(crate) fn asking(&self, arguments: &[&str]) -> Command {
         let (name, rest) = arguments.split_first().unwrap();
-        let mut command = Command::new(EXE);
+        let mut command = Command::new(EXE.as_str());
         command
             .arg(name)
             .arg("--socket")
@@ -320,7 +323,7 @@ impl Place {
     }
 
     pub(crate) fn restore(&self, arguments: &[&str]) -> Output {
-        Command::new(EXE)
+        Command::new(EXE.as_str())
             .arg("restore")
             .arg("--state-dir")
             .arg(self.path("state"))
@@ -472,7 +475,7 @@ pub(crate) fn refusal(mut command: Command) -> Refusal {
 /// The JSON of a command that looks for a container runtime at this socket.
 #[track_caller]
 pub(crate) fn json_with_runtime(socket: &Path, arguments: &[&str]) -> Value {
-    let output = Command::new(EXE)
+    let output = Command::new(EXE.as_str())
         .args(arguments)
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
         .stdin(Stdio::null())

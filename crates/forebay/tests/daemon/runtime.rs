@@ -40,11 +40,20 @@ pub(crate) struct Runtime {
     made: Vec<String>,
 }
 
+/// What Podman starts containers with: crun, its own choice, knows hosts with v2 alone.
+fn oci_runtime() -> &'static str {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "crun"
+    } else {
+        "runc"
+    }
+}
+
 /// What has to be there for a runtime.
 fn missing(kind: Kind) -> Option<String> {
     let programs: &[&str] = match kind {
         Kind::Docker => &["dockerd", "docker", "containerd", "runc"],
-        Kind::Podman => &["podman", "conmon", "runc"],
+        Kind::Podman => &["podman", "conmon", oci_runtime()],
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |name: &str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
@@ -163,7 +172,7 @@ impl Runtime {
             format!("--tmpdir={}", dir("tmp")),
             "--storage-driver=vfs".to_owned(),
             "--cgroup-manager=cgroupfs".to_owned(),
-            "--runtime=runc".to_owned(),
+            format!("--runtime={}", oci_runtime()),
             "--events-backend=none".to_owned(),
         ];
         words.into()
@@ -230,10 +239,10 @@ impl Runtime {
     /// The control group that a container is in, relative to each hierarchy's root.
     #[track_caller]
     pub(crate) fn group(&self, name: &str) -> String {
-        let id = self.command(&["inspect", "--format", "{{.Id}}", name]);
-        let pid = self.command(&["inspect", "--format", "{{.State.Pid}}", name]);
+        let said = self.command(&["inspect", "--format", "{{.Id}} {{.State.Pid}}", name]);
+        let (id, pid) = said.split_once(' ').unwrap();
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        let line = groups.lines().find(|line| line.contains(&id)).unwrap();
+        let line = groups.lines().find(|line| line.contains(id)).unwrap();
         let path = line.rsplit(':').next().unwrap();
         path.trim_start_matches('/').to_owned()
     }
