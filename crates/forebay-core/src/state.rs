@@ -457,7 +457,8 @@ impl State {
                     // It was taken while it concerned nobody.
                     in_force.forget(knob);
                 }
-                if known.yielded.insert(knob) {
+                // Whoever is refused "no limit" lacks nothing.
+                if known.yielded.insert(knob) && !plan::lack::does_nothing(&setting) {
                     let message =
                         format!("{setting} is not set: the host refuses; see `forebay doctor`");
                     self.note(inputs.time, Some(id), EventKind::Shortfall, message);

@@ -57,7 +57,7 @@ pub(super) fn of(app: &App, slice: &Slice, capabilities: &Capabilities) -> BTree
 }
 
 /// Whether a setting is what a group has that nobody set.
-fn does_nothing(setting: &Setting) -> bool {
+pub(crate) fn does_nothing(setting: &Setting) -> bool {
     match setting {
         Setting::CpuMax(limit) => *limit == Limit::Max,
         Setting::MemoryHigh(limit)
