@@ -1,6 +1,7 @@
 #!/bin/bash
 # about: the daemon killed at 10 random moments; every knob is taken over or put back
 # kernels: stable old
+# routine: stable
 # machine: --smp 4 --mem 1024
 # seconds: 400
 set -eu

@@ -1,6 +1,7 @@
 #!/bin/bash
 # about: units of systemd as apps: every property set, effective, kept over daemon-reload, yielded, put back
 # kernels: stable old
+# routine: stable
 # machine: --smp 4 --mem 1024
 # seconds: 900
 set -eu

@@ -119,7 +119,16 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let (counts, _) = run_scenarios(&image::ensure()?, &wanted)?;
+    let runs: Vec<Run<'_>> = wanted
+        .into_iter()
+        .flat_map(|scenario| {
+            scenario
+                .kernels
+                .iter()
+                .map(move |kernel| (scenario, &**kernel))
+        })
+        .collect();
+    let (counts, _) = run_scenarios(&image::ensure()?, &runs)?;
     let Counts {
         passed,
         failed,
@@ -129,56 +138,78 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// The scenarios as a step of `cargo xtask test`. Where there can be no guest, each of them is
-/// skipped with the reason.
+/// The scenarios as a step of `cargo xtask test`, on the kernels that each names for it. What is
+/// left out, and all where there can be no guest, is skipped with the reason.
 pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
     let scenarios = scenario::all()?;
-    let wanted: Vec<&Scenario> = scenarios.iter().collect();
-    match image::ensure() {
-        Ok(image) => run_scenarios(&image, &wanted),
-        Err(reason) => {
-            let names = wanted.iter().flat_map(|scenario| {
-                let named = |kernel| format!("{} on {kernel}: {reason}", scenario.name);
-                scenario.kernels.iter().map(named)
-            });
-            let names: Vec<String> = names.collect();
-            let counts = Counts {
-                skipped: names.len() as u64,
-                ..Counts::default()
-            };
-            Ok((counts, names))
-        }
+    let skip = |names: Vec<String>| {
+        let counts = Counts {
+            skipped: names.len() as u64,
+            ..Counts::default()
+        };
+        (counts, names)
+    };
+    let named = |reason: &str, left_out: bool| -> Vec<String> {
+        let runs = scenarios.iter().flat_map(|scenario| {
+            let kernels = scenario.kernels.iter();
+            kernels.map(move |kernel| (scenario, kernel))
+        });
+        runs.filter(|(scenario, kernel)| !left_out || !scenario.routine.contains(kernel))
+            .map(|(scenario, kernel)| format!("{} on {kernel}: {reason}", scenario.name))
+            .collect()
+    };
+    let image = match image::ensure() {
+        Ok(image) => image,
+        Err(reason) => return Ok(skip(named(&reason, false))),
+    };
+    let runs: Vec<Run<'_>> = scenarios
+        .iter()
+        .flat_map(|scenario| {
+            scenario
+                .routine
+                .iter()
+                .map(move |kernel| (scenario, &**kernel))
+        })
+        .collect();
+    let (mut counts, mut names) = run_scenarios(&image, &runs)?;
+    let (more, left_out) = skip(named("left to `cargo xtask vm test`", true));
+    counts.skipped += more.skipped;
+    for name in &left_out {
+        println!("  SKIPPED: {name}");
     }
+    names.extend(left_out);
+    Ok((counts, names))
 }
 
-fn run_scenarios(image: &Path, scenarios: &[&Scenario]) -> Result<(Counts, Vec<String>), String> {
+/// A scenario and the kernel that it runs on.
+type Run<'a> = (&'a Scenario, &'a str);
+
+fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Vec<String>), String> {
     let share = Scratch::new("share")?;
     fill_share(share.path())?;
     let mut counts = Counts::default();
     let mut skipped_names = Vec::new();
-    for scenario in scenarios {
-        for kernel in &scenario.kernels {
-            let began = Instant::now();
-            let (verdict, skips) = run_one(image, scenario, kernel, share.path());
-            let (word, count) = match &verdict {
-                Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
-                Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),
-                Verdict::Skipped(reason) => (format!("skipped ({reason})"), &mut counts.skipped),
-            };
-            *count += 1;
-            println!(
-                "{:<20} {kernel:<8} {:>7.1} s  {word}",
-                scenario.name,
-                began.elapsed().as_secs_f64()
-            );
-            for skip in skips {
-                // A test left out inside a scenario that passed is no pass either.
-                if matches!(verdict, Verdict::Passed) {
-                    counts.skipped += 1;
-                }
-                println!("  SKIPPED: {skip}");
-                skipped_names.push(format!("{} on {kernel}: {skip}", scenario.name));
+    for (scenario, kernel) in runs {
+        let began = Instant::now();
+        let (verdict, skips) = run_one(image, scenario, kernel, share.path());
+        let (word, count) = match &verdict {
+            Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
+            Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),
+            Verdict::Skipped(reason) => (format!("skipped ({reason})"), &mut counts.skipped),
+        };
+        *count += 1;
+        println!(
+            "{:<20} {kernel:<8} {:>7.1} s  {word}",
+            scenario.name,
+            began.elapsed().as_secs_f64()
+        );
+        for skip in skips {
+            // A test left out inside a scenario that passed is no pass either.
+            if matches!(verdict, Verdict::Passed) {
+                counts.skipped += 1;
             }
+            println!("  SKIPPED: {skip}");
+            skipped_names.push(format!("{} on {kernel}: {skip}", scenario.name));
         }
     }
     Ok((counts, skipped_names))

@@ -14,6 +14,8 @@ pub(super) struct Scenario {
     pub(super) name: String,
     pub(super) about: String,
     pub(super) kernels: Vec<String>,
+    /// Those of them that it runs on in `cargo xtask test`, too.
+    pub(super) routine: Vec<String>,
     pub(super) machine: Machine,
     /// How long it may take.
     pub(super) bound: Duration,
@@ -42,7 +44,8 @@ pub(super) fn all() -> Result<Vec<Scenario>, String> {
     Ok(scenarios)
 }
 
-/// Reads `# about: TEXT`, `# kernels: K...`, `# machine: OPTIONS` and `# seconds: N`.
+/// Reads `# about: TEXT`, `# kernels: K...`, `# routine: K...` (all of them where it is left out),
+/// `# machine: OPTIONS` and `# seconds: N`.
 fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     let field = |key: &str| {
         text.lines()
@@ -60,6 +63,10 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     };
     let about = field("about").ok_or("the header lacks `# about: TEXT`")?;
     let kernels = words(field("kernels").ok_or("the header lacks `# kernels: stable old`")?);
+    let routine = field("routine").map_or_else(|| kernels.clone(), words);
+    if let Some(other) = routine.iter().find(|kernel| !kernels.contains(kernel)) {
+        return Err(format!("`# routine: {other}` is none of `# kernels:`"));
+    }
     let machine = Machine::parse(&words(field("machine").unwrap_or_default()))?;
     let bound = match field("seconds") {
         Some(number) => Duration::from_secs(
@@ -76,6 +83,7 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         name: name.to_owned(),
         about: about.to_owned(),
         kernels,
+        routine,
         machine,
         bound,
     })
@@ -95,6 +103,9 @@ mod tests {
         let text = "#!/bin/bash\n# about: one\n# kernels: stable old\n# machine: --smp 4 --numa\n# seconds: 9\n";
         let scenario = parse("name", text).unwrap();
         assert_eq!(scenario.kernels, ["stable", "old"]);
+        assert_eq!(scenario.routine, ["stable", "old"]);
+        let fewer = format!("{text}# routine: old\n");
+        assert_eq!(parse("name", &fewer).unwrap().routine, ["old"]);
         assert_eq!(scenario.bound, Duration::from_secs(9));
         assert_eq!(scenario.machine.cpus, 4);
     }
@@ -106,6 +117,7 @@ mod tests {
             "# about: one\n",
             "# about: one\n# kernels: 2.4\n",
             "# about: a\n# kernels: old\n# machine: --smp many\n",
+            "# about: a\n# kernels: old\n# routine: stable\n",
         ] {
             assert!(parse("name", text).is_err(), "{text}");
         }
