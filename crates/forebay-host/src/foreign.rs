@@ -58,7 +58,11 @@ impl KnobFiles {
                 Entry::Occupied(open) => open.into_mut(),
                 Entry::Vacant(place) => place.insert(Reader::open(&dir.join(file))?),
             };
-            let text = reader.read(buffer).ok()?;
+            let Ok(text) = reader.read(buffer) else {
+                // One that comes again, as with a disk's scheduler, is another file.
+                self.open.remove(&(way.hierarchy, *file));
+                return None;
+            };
             texts.push(knobs::cut(file, knob.device(), text));
         }
         Some(texts)
