@@ -36,12 +36,6 @@ evidence() {
   systemctl show "$(basename "$group")" | grep -E '^(CPUWeight|CPUQuota|TasksMax|MemoryMax|AllowedCPUs)' || true
   tail -n 20 runtime.log 2>/dev/null || true
 }
-start_daemon() {
-  $forebay daemon --config forebay.toml >>daemon.log 2>&1 &
-  daemon=$!
-  await "the daemon answers" $forebay status >/dev/null 2>&1
-}
-
 look_for_its_group() { # RUNTIME
   local pid
   pid=$($1 inspect --format '{{.State.Pid}}' web)

@@ -16,12 +16,6 @@ holds() { # FILE TEXT: a knob holds exactly this
   [ "$(cat "$root/$1" 2>/dev/null)" = "$2" ]
 }
 
-start_daemon() {
-  $forebay daemon --config forebay.toml >>daemon.log 2>&1 &
-  daemon=$!
-  await "the daemon answers" $forebay status >/dev/null 2>&1
-}
-
 # Every knob of a group that is not Forebay's, and what must be as before at the top. A set that
 # was empty stands for all that the parent has, and comes back as that.
 picture() {

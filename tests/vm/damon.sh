@@ -21,20 +21,6 @@ evidence() {
   done
 }
 
-start() { # NAME ARGS...: a workload as a service of systemd's
-  local name=$1
-  shift
-  systemd-run --quiet --collect --unit="$name" -p OOMScoreAdjust=-500 \
-    $forebay workload heap --count-file "/var/tmp/$name" "$@"
-  await "$name starts" test -s "/var/tmp/$name"
-}
-
-start_daemon() {
-  $forebay daemon --config forebay.toml >>daemon.log 2>&1 &
-  daemon=$!
-  await "the daemon answers" $forebay status >/dev/null 2>&1
-}
-
 mib() { # NAME FILE
   echo $(($(cat "$root/system.slice/$1.service/$2") >> 20))
 }
@@ -105,8 +91,8 @@ TOML
 
 config ""
 $forebay check forebay.toml
-start crunch --hot $hot --cold $cold --rate 20000
-start busy --hot 96 --rate 20000
+start_heap crunch --hot $hot --cold $cold --rate 20000
+start_heap busy --hot 96 --rate 20000
 
 if [ ! -e $damon ]; then
   echo "== a kernel without it"

@@ -41,12 +41,6 @@ is_put_back() {
   diff before after >difference
 }
 
-start_daemon() {
-  $forebay daemon --config forebay.toml >>daemon.log 2>&1 &
-  daemon=$!
-  await "the daemon answers" $forebay status >/dev/null 2>&1
-}
-
 refused() { # WORDS COMMAND...
   local words=$1
   shift

@@ -17,20 +17,12 @@ evidence() {
   $forebay explain web 2>&1 | tail -n 20 || true
 }
 
-start() { # NAME ARGS...: a workload as a service of systemd's
-  local name=$1
-  shift
-  systemd-run --quiet --collect --unit="$name" -p OOMScoreAdjust=-500 \
-    $forebay workload heap --count-file "/var/tmp/$name" "$@"
-  await "$name starts" test -s "/var/tmp/$name"
-}
-
 start_web() {
-  start web --hot 48 --swing 192 --swing-period $period --rate 2000
+  start_heap web --hot 48 --swing 192 --swing-period $period --rate 2000
 }
 
 start_crunch() {
-  start crunch --hot 64 --cold 560 --rate 20000
+  start_heap crunch --hot 64 --cold 560 --rate 20000
 }
 
 stop() {
