@@ -1,8 +1,6 @@
 //! A host that took a setting while it concerned nobody, and refuses it when somebody comes.
 
-use std::collections::BTreeMap;
-
-use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Floor, Policy, Uclamp};
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
 use forebay_core::report::EventKind;
 use forebay_core::slice::{Knob, Setting};
@@ -68,17 +66,7 @@ fn what_is_refused_later_is_not_in_force_and_is_told_once() {
     host.create_group("web");
     host.spawn("web", Program::burner(1), "web").unwrap();
     let id: AppId = "web".parse().unwrap();
-    let app = App {
-        id: id.clone(),
-        class: Class::Critical,
-        binding: Binding::Cgroup("web".into()),
-        floor: Floor::default(),
-        ceiling: Ceiling::default(),
-        request: None,
-        uclamp: Uclamp::default(),
-        io_weight: None,
-        io_max: BTreeMap::new(),
-    };
+    let app = App::new(id.clone(), Class::Critical, Binding::Cgroup("web".into()));
     let mut policy = Policy::default();
     policy.apps.insert(id.clone(), app);
     let mut host = Grudging { host, asked: 0 };
