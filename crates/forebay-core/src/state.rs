@@ -493,21 +493,31 @@ impl State {
     }
 
     fn settle_interrupts(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {
-        match outcome {
-            Outcome::Done => {
-                self.interrupts.retry = None;
-                self.note(inputs.time, None, EventKind::Slice, action.to_string());
-            }
-            Outcome::Pending => {}
-            Outcome::Unsupported => self.interrupts.unsupported = true,
-            Outcome::Failed(why) => {
-                let before = self.interrupts.retry;
-                self.interrupts.retry = Some(Retry::after(before, inputs.time));
-                if before.is_none() {
-                    self.note(inputs.time, None, EventKind::Failed, why.clone());
-                }
-            }
+        let before = self.interrupts.retry;
+        self.interrupts.unsupported |= *outcome == Outcome::Unsupported;
+        self.interrupts.retry = self.settle_host(inputs, action, outcome, before, "");
+    }
+
+    /// Tells of an action on the host, of a failure once and with what takes its place. When it is
+    /// to be tried again, with what `before` said of that.
+    fn settle_host(
+        &mut self,
+        inputs: &Inputs<'_>,
+        action: &Action,
+        outcome: &Outcome,
+        before: Option<Retry>,
+        instead: &str,
+    ) -> Option<Retry> {
+        let (kind, message) = match outcome {
+            Outcome::Done => (EventKind::Slice, action.to_string()),
+            Outcome::Pending | Outcome::Unsupported => return before,
+            Outcome::Failed(why) => (EventKind::Failed, format!("{why}{instead}")),
+        };
+        let failed = kind == EventKind::Failed;
+        if !failed || before.is_none() {
+            self.note(inputs.time, None, kind, message);
         }
+        failed.then(|| Retry::after(before, inputs.time))
     }
 
     fn settle_release(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {

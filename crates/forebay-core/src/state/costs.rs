@@ -73,23 +73,12 @@ impl State {
         action: &Action,
         outcome: &Outcome,
     ) {
-        match outcome {
-            Outcome::Done => {
-                self.costs.retries.remove(&device);
-                self.note(inputs.time, None, EventKind::Slice, action.to_string());
-            }
-            Outcome::Pending => {}
-            Outcome::Unsupported => {
-                self.costs.yielded.insert(device);
-            }
-            Outcome::Failed(why) => {
-                let before = self.costs.retries.get(&device).copied();
-                let next = Retry::after(before, inputs.time);
-                self.costs.retries.insert(device, next);
-                if before.is_none() {
-                    self.note(inputs.time, None, EventKind::Failed, why.clone());
-                }
-            }
+        if *outcome == Outcome::Unsupported {
+            self.costs.yielded.insert(device);
+        }
+        let before = self.costs.retries.remove(&device);
+        if let Some(next) = self.settle_host(inputs, action, outcome, before, "") {
+            self.costs.retries.insert(device, next);
         }
     }
 }

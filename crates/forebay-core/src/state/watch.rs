@@ -91,21 +91,9 @@ impl State {
         action: &Action,
         outcome: &Outcome,
     ) {
-        match outcome {
-            Outcome::Done => {
-                self.watching.retry = None;
-                self.note(inputs.time, None, EventKind::Slice, action.to_string());
-            }
-            Outcome::Pending => {}
-            Outcome::Unsupported => self.watching.yielded = true,
-            Outcome::Failed(why) => {
-                let before = self.watching.retry;
-                self.watching.retry = Some(Retry::after(before, inputs.time));
-                if before.is_none() {
-                    let message = format!("{why}; {INSTEAD}");
-                    self.note(inputs.time, None, EventKind::Failed, message);
-                }
-            }
-        }
+        let before = self.watching.retry;
+        self.watching.yielded |= *outcome == Outcome::Unsupported;
+        let instead = format!("; {INSTEAD}");
+        self.watching.retry = self.settle_host(inputs, action, outcome, before, &instead);
     }
 }
