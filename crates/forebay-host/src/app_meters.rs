@@ -135,7 +135,8 @@ impl WaitMeter {
             return Ok(Err(Gap::Unsupported));
         };
         let total = Duration::from_micros(total);
-        let grew = self.last.is_some_and(|last| last.total != total);
+        // Of the first one nobody knows.
+        let grew = self.last.is_none_or(|last| last.total != total);
         self.last = Some(Waited { used, total, grew });
         Ok(Ok(total))
     }
@@ -365,6 +366,8 @@ mod tests {
             let reading = meter.read(used, due, &mut Vec::new()).unwrap();
             assert_eq!(reading, Ok(Duration::from_micros(expected)), "{total}");
         };
+        check(5, 10, false, 5);
+        // It rests, but who knows whether somebody waited before.
         check(5, 10, false, 5);
         // It rests, and nobody looks.
         check(6, 10, false, 5);
