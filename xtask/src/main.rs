@@ -134,9 +134,10 @@ fn bench(arguments: &[String]) -> Result<(), Failure> {
     }
 }
 
-/// Runs the benchmark of memory in a guest, which has control groups v2 alone, and swap. The
-/// result of `--json` is written to a folder that the guest shares.
+/// Runs the benchmark of memory in a guest, which has control groups v2 alone, and swap. Its
+/// result is written to a folder that the guest shares, and copied to the file asked for.
 fn bench_memory(arguments: &[String]) -> Result<(), Failure> {
+    let (arguments, json) = take_json(arguments).map_err(Failure::Usage)?;
     let program = build_forebay()?;
     let folder = program.parent().map_or_else(
         || Err("find the folder of the release binary".to_owned()),
@@ -146,6 +147,14 @@ fn bench_memory(arguments: &[String]) -> Result<(), Failure> {
         .map_err(|error| format!("make {}: {error}", folder.display()))?;
     std::fs::copy(&program, folder.join("forebay"))
         .map_err(|error| format!("copy {}: {error}", program.display()))?;
+    // The result of an earlier run is not this one's.
+    let result = folder.join("result.json");
+    match std::fs::remove_file(&result) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("remove {}: {error}", result.display()).into());
+        }
+        _ => {}
+    }
     let command = format!(
         "systemctl is-system-running --wait >/dev/null; cd /var/tmp && mkswap -q /dev/vdb && \
          swapon /dev/vdb && TMPDIR=/var/tmp /host/forebay bench {} --json /host/result.json",
@@ -157,12 +166,32 @@ fn bench_memory(arguments: &[String]) -> Result<(), Failure> {
         .collect();
     words.extend([folder.display().to_string(), "--".to_owned(), command]);
     let status = vm::run(&words)?;
-    println!("{}", folder.join("result.json").display());
+    if let Some(json) = json.filter(|_| result.exists()) {
+        std::fs::copy(&result, json)
+            .map_err(|error| format!("copy {} to {json}: {error}", result.display()))?;
+    }
     if status == ExitCode::SUCCESS {
         Ok(())
     } else {
         Err(Failure::Checks)
     }
+}
+
+/// Takes `--json FILE` out of the arguments of a benchmark that runs in a guest: the file is on
+/// this side.
+fn take_json(arguments: &[String]) -> Result<(Vec<&str>, Option<&str>), String> {
+    let (mut rest, mut json) = (Vec::new(), None);
+    let mut words = arguments.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        if word == "--json" {
+            json = Some(words.next().ok_or("--json needs a file")?);
+        } else if let Some(file) = word.strip_prefix("--json=") {
+            json = Some(file);
+        } else {
+            rest.push(word);
+        }
+    }
+    Ok((rest, json))
 }
 
 fn sim(arguments: &[String]) -> Result<(), Failure> {
