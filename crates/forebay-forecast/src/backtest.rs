@@ -43,11 +43,13 @@
 use std::collections::VecDeque;
 
 use crate::history::narrow;
-use crate::sorted::{CAPACITY, SortedWindow};
+use crate::sorted::SortedWindow;
 use crate::{Quantiles, Target};
 
 /// Origins pending for one horizon.
 const PENDING_MAX: usize = 4;
+/// Errors that are remembered for a horizon.
+const ERRORS: usize = 128;
 /// Errors that a horizon needs before it answers.
 const WARM_ERRORS: usize = 16;
 /// Scores over which the weight of an old one falls to 1/e.
@@ -113,7 +115,7 @@ struct Origin {
 
 #[derive(Clone, Debug)]
 struct Track {
-    errors: SortedWindow,
+    errors: SortedWindow<u8, ERRORS>,
     pinball: f64,
     scored: u64,
 }
@@ -303,7 +305,7 @@ fn pinball(actual: f64, bound: f64) -> f64 {
 
 /// Steps over which the errors of a horizon are remembered, at most.
 pub(crate) fn memory_steps(steps: usize) -> usize {
-    stride(steps) * CAPACITY + steps
+    stride(steps) * ERRORS + steps
 }
 
 /// Steps between the origins of a horizon.

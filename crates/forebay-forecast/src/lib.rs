@@ -52,6 +52,7 @@
 
 pub mod backtest;
 mod history;
+mod period;
 pub mod seasonal;
 pub mod select;
 pub mod smoothing;

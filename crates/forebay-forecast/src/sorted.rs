@@ -1,4 +1,4 @@
-//! The last [`CAPACITY`] numbers, always in order.
+//! The last `N` numbers, always in order.
 //!
 //! # Problem
 //!
@@ -14,29 +14,69 @@
 //!
 //! # Properties
 //!
-//! Quantiles are exact and cost one lookup. Five bytes for each number.
+//! Quantiles are exact and cost one lookup. Five bytes for each number where slots fit a byte,
+//! six otherwise.
 //!
 //! Source: the sorted window of running-median filters (Juhola, Katajainen and
 //! Raita, "Comparison of algorithms for standard median filtering", 1991).
 
+use std::fmt::Debug;
+
 use crate::history::narrow;
 
-/// Numbers kept; slots fit a byte.
-pub(crate) const CAPACITY: usize = 128;
+/// A place in the ring, as small as the number of places allows.
+pub(crate) trait Slot: Copy + Debug {
+    const FIRST: Self;
+    fn of(place: usize) -> Self;
+    fn place(self) -> usize;
+}
 
+impl Slot for u8 {
+    const FIRST: Self = 0;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a place is below N, which fits"
+    )]
+    fn of(place: usize) -> Self {
+        place as Self
+    }
+
+    fn place(self) -> usize {
+        usize::from(self)
+    }
+}
+
+impl Slot for u16 {
+    const FIRST: Self = 0;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a place is below N, which fits"
+    )]
+    fn of(place: usize) -> Self {
+        place as Self
+    }
+
+    fn place(self) -> usize {
+        usize::from(self)
+    }
+}
+
+/// See the [module](self). `N` is at least 1 and fits `S`.
 #[derive(Clone, Debug)]
-pub(crate) struct SortedWindow {
-    ring: [f32; CAPACITY],
-    order: [u8; CAPACITY],
+pub(crate) struct SortedWindow<S, const N: usize> {
+    ring: [f32; N],
+    order: [S; N],
     len: usize,
     oldest: usize,
 }
 
-impl SortedWindow {
+impl<S: Slot, const N: usize> SortedWindow<S, N> {
     pub(crate) fn new() -> Self {
         Self {
-            ring: [0.0; CAPACITY],
-            order: [0; CAPACITY],
+            ring: [0.0; N],
+            order: [S::FIRST; N],
             len: 0,
             oldest: 0,
         }
@@ -50,8 +90,8 @@ impl SortedWindow {
     pub(crate) fn push(&mut self, value: f64) {
         let value = narrow(value);
         let slot = self.oldest;
-        self.oldest = (slot + 1) % CAPACITY;
-        let vacated = if self.len == CAPACITY {
+        self.oldest = (slot + 1) % N;
+        let vacated = if self.len == N {
             if self.ring[slot] == value {
                 return;
             }
@@ -62,21 +102,20 @@ impl SortedWindow {
         };
         // The vacated place is left out of the search for the new one: first
         // below it, and only if that search runs into it, above it.
-        let below = partition(&self.order[..vacated], |&other| {
-            self.is_below(other, value, slot)
-        });
+        let below =
+            self.order[..vacated].partition_point(|&other| self.is_below(other, value, slot));
         let rank = if below < vacated {
             self.order.copy_within(below..vacated, below + 1);
             below
         } else {
             let above = &self.order[vacated + 1..self.len];
-            let passed = partition(above, |&other| self.is_below(other, value, slot));
+            let passed = above.partition_point(|&other| self.is_below(other, value, slot));
             self.order
                 .copy_within(vacated + 1..vacated + 1 + passed, vacated);
             vacated + passed
         };
         self.ring[slot] = value;
-        self.order[rank] = byte(slot);
+        self.order[rank] = S::of(slot);
     }
 
     /// The number at a level, by the rank `ceil((n + 1) level)`: over
@@ -90,49 +129,34 @@ impl SortedWindow {
             .div_ceil(1000)
             .clamp(1, self.len)
             - 1;
-        Some(f64::from(self.ring[usize::from(self.order[rank])]))
+        Some(f64::from(self.ring[self.order[rank].place()]))
     }
 
     fn rank_of(&self, value: f32, slot: usize) -> usize {
-        partition(&self.order[..self.len], |&other| {
-            self.is_below(other, value, slot)
-        })
+        self.order[..self.len].partition_point(|&other| self.is_below(other, value, slot))
     }
 
-    fn is_below(&self, other: u8, value: f32, slot: usize) -> bool {
-        let held = self.ring[usize::from(other)];
-        held < value || (held == value && usize::from(other) < slot)
+    fn is_below(&self, other: S, value: f32, slot: usize) -> bool {
+        let held = self.ring[other.place()];
+        held < value || (held == value && other.place() < slot)
     }
-}
-
-fn partition(order: &[u8], is_below: impl FnMut(&u8) -> bool) -> usize {
-    order.partition_point(is_below)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a slot is below CAPACITY, which fits a byte"
-)]
-fn byte(slot: usize) -> u8 {
-    slot as u8
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn agrees_with_sorting() {
+    fn agrees_with_sorting<S: Slot, const N: usize>() {
         for seed in 0..20 {
             let mut rng = fastrand::Rng::with_seed(seed);
-            let mut window = SortedWindow::new();
+            let mut window = SortedWindow::<S, N>::new();
             let mut all = Vec::new();
-            for _ in 0..500 {
+            for _ in 0..4 * N {
                 // Few distinct values, so that ties are exercised.
                 let value = f64::from(rng.i32(-8..8));
                 window.push(value);
                 all.push(value);
-                let mut recent = all[all.len().saturating_sub(CAPACITY)..].to_vec();
+                let mut recent = all[all.len().saturating_sub(N)..].to_vec();
                 recent.sort_unstable_by(f64::total_cmp);
                 for permille in [1, 500, 900, 950, 990, 1000] {
                     let rank = ((recent.len() + 1) * permille).div_ceil(1000);
@@ -141,5 +165,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn small_windows_agree_with_sorting() {
+        agrees_with_sorting::<u8, 128>();
+    }
+
+    #[test]
+    fn large_windows_agree_with_sorting() {
+        agrees_with_sorting::<u16, 300>();
     }
 }
