@@ -9,6 +9,25 @@ pub(crate) fn narrow(value: f64) -> f32 {
     value as f32
 }
 
+/// A number to three digits in two bytes: the upper half of a single-precision one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rough(u16);
+
+impl Rough {
+    pub(crate) fn new(value: f32) -> Self {
+        let bits = value.to_bits();
+        if value.is_nan() {
+            // Rounding might carry into the sign.
+            return Self((bits >> 16) as u16 | 0x40);
+        }
+        Self(((bits + 0x8000) >> 16) as u16)
+    }
+
+    pub(crate) fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
 /// The last samples, contiguous so that windows of them are plain slices.
 #[derive(Clone, Debug)]
 pub(crate) struct Tail {
@@ -109,6 +128,20 @@ impl Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rough_numbers_are_right_to_a_quarter_of_a_percent() {
+        for value in [0.0_f32, 1.0, -1.0, 0.1, -123.456, 3.3e-20, 7.7e18] {
+            let rough = Rough::new(value).get();
+            assert!(
+                (rough - value).abs() <= 0.004 * value.abs(),
+                "{rough} {value}"
+            );
+        }
+        assert!(Rough::new(f32::NAN).get().is_nan());
+        assert!(Rough::new(f32::MAX).get().is_infinite());
+        assert!(Rough::new(f32::NEG_INFINITY).get().is_infinite());
+    }
 
     #[test]
     fn tail_is_the_last_samples() {

@@ -18,6 +18,10 @@
 //! the errors they turned out to have. It also scores the upper bound by pinball
 //! loss, and [`select`] uses whichever forecaster scored best lately.
 //!
+//! A [`Mixture`] costs ten times as much and forecasts better: it mixes many
+//! guesses, a regression and the analogues of the moment, at every level and horizon
+//! by what they lost lately.
+//!
 //! # Properties
 //!
 //! - Quantiles are finite, never negative, and never cross.
@@ -52,6 +56,7 @@
 
 pub mod backtest;
 mod history;
+pub mod mixture;
 mod period;
 pub mod seasonal;
 pub mod select;
@@ -62,6 +67,7 @@ pub mod window;
 use std::fmt::Debug;
 
 pub use backtest::Score;
+pub use mixture::{Mixture, MixtureOptions};
 pub use seasonal::Seasonal;
 pub use select::{Forecast, ModelScore, Series, SeriesOptions};
 pub use smoothing::Smoothing;

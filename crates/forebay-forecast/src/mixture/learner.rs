@@ -1,0 +1,395 @@
+//! What is learnt about one horizon.
+
+use std::collections::VecDeque;
+
+use super::analogue::{Sequel, sequel};
+use super::regression::{Measure, Regression};
+use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, Signals};
+use super::weights::Weights;
+use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
+use crate::history::{Rough, Tail, narrow};
+use crate::sorted::SortedWindow;
+use crate::{Forecaster, Quantiles, Score, Target};
+
+/// What follows analogues: as it was, and moved to the present level.
+const SEQUELS: usize = 2;
+/// Guesses, the regression, what follows analogues, and models from outside.
+const EXPERTS: usize = GUESSES + 1 + SEQUELS + MODELS_MAX;
+const REGRESSED: usize = GUESSES;
+const FOLLOWED: usize = REGRESSED + 1;
+const OUTSIDE: usize = FOLLOWED + SEQUELS;
+
+/// Centres and measures of the errors that are ranked: around the mixture, by how much the
+/// series lately changes, and as they are; around the last value, as they are; around the profile
+/// of the period, by the size of what is expected.
+const RANKED: usize = 4;
+/// Bounds that compete for a level: those of ranked errors, and of the others as above.
+const BOUNDS: usize = RANKED + 1 + SEQUELS + MODELS_MAX;
+
+const EXPERT_NAMES: [&str; 1 + SEQUELS] = ["regression", "analogues", "analogues, moved"];
+const RANKED_NAMES: [&str; RANKED] = [
+    "errors, by change",
+    "errors",
+    "changes",
+    "errors of the profile, by size",
+];
+
+/// Errors that are remembered, and the least before there is an answer.
+const REMEMBERED: usize = 180;
+const WARM_ERRORS: usize = 16;
+/// How much the losses of centres and of bounds count, and for how long, in steps: at once, for
+/// each step of the horizon, and for each level above the median.
+const CENTRE_RATE: f32 = 0.5;
+const CENTRE_MEMORY: (f32, f32) = (50.0, 5.0);
+const BOUND_RATE: f32 = 0.5;
+const BOUND_MEMORY: (f32, f32, f32) = (600.0, 10.0, 200.0);
+/// How fast the coverage is corrected, and by how much of the distance between levels.
+const COVERAGE_RATE: f32 = 0.004;
+const COVERAGE_SLOPE: f32 = 0.7;
+/// How far beyond the range of the history a centre and a bound may lie.
+const CENTRE_BEYOND: f64 = 1.1;
+const BOUND_BEYOND: f64 = 1.32;
+/// The level that is scored, and over how many scores an old one falls to 1/e.
+const SCORED: usize = 2;
+const SCORE_MEMORY: f64 = 64.0;
+
+/// Everything that is learnt about one target at one horizon.
+#[derive(Clone, Debug)]
+pub(super) struct Learner {
+    target: Target,
+    steps: usize,
+    regression: Regression,
+    centre: Weights<EXPERTS>,
+    errors: [SortedWindow<u16, REMEMBERED>; RANKED],
+    bounds: [Weights<BOUNDS>; LEVELS],
+    /// How much more often each level was exceeded than it should have been.
+    excess: [f32; LEVELS],
+    /// The greatest value of the last `steps`, for each sample of the history, where that is the
+    /// target and not the sample itself.
+    peaks: Option<Tail>,
+    pending: VecDeque<Option<Pending>>,
+    /// Steps between errors that are remembered: neighbouring ones say nearly the same.
+    stride: usize,
+    passed: usize,
+    gaps: usize,
+    pinball: f64,
+    scored: u64,
+}
+
+/// A forecast whose time has not come. NaN where an expert had nothing to say. What is rough is
+/// above the last value, in units.
+#[derive(Clone, Debug)]
+struct Pending {
+    features: [Rough; FEATURES],
+    experts: [Rough; EXPERTS],
+    bounds: [[Rough; BOUNDS]; LEVELS],
+    answer: [f32; LEVELS],
+    centres: [f32; RANKED],
+    scales: [f32; RANKED],
+    last: f32,
+    unit: f32,
+    /// Mean change in one step, in units.
+    change: f32,
+    gaps: usize,
+}
+
+impl Learner {
+    /// `history_max` samples are remembered; `steps` is at most half of them.
+    pub(super) fn new(target: Target, steps: usize, history_max: usize) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
+        let far = steps as f32;
+        let (at_once, for_steps, for_level) = BOUND_MEMORY;
+        Self {
+            target,
+            steps,
+            regression: Regression::new(),
+            centre: Weights::new(CENTRE_RATE, CENTRE_MEMORY.0 + CENTRE_MEMORY.1 * far),
+            errors: std::array::from_fn(|_| SortedWindow::new()),
+            bounds: std::array::from_fn(|index| {
+                let rank = [0.0, 1.0, 2.0, 3.0][index];
+                Weights::new(BOUND_RATE, at_once + for_steps * far + for_level * rank)
+            }),
+            excess: [0.0; LEVELS],
+            peaks: (target == Target::Peak && steps > 1).then(|| Tail::new(history_max)),
+            pending: VecDeque::with_capacity(steps + 1),
+            stride: (steps / 3).max(5),
+            passed: 0,
+            gaps: 0,
+            pinball: 0.0,
+            scored: 0,
+        }
+    }
+
+    /// One step passed: judges the forecast whose time has come, and makes the next. `models`
+    /// have seen the sample.
+    pub(super) fn step(
+        &mut self,
+        signals: &Signals,
+        sample: Option<f64>,
+        models: &[&dyn Forecaster],
+    ) {
+        self.passed = self.passed.wrapping_add(1);
+        if sample.is_none() {
+            self.gaps += 1;
+        }
+        if let Some(peaks) = &mut self.peaks
+            && let Some(peak) = signals.tail().peak(self.steps)
+        {
+            peaks.push(peak);
+        }
+        if self.pending.len() == self.steps
+            && let Some(Some(pending)) = self.pending.pop_front()
+            && let Some(value) = self.outcome(signals, sample, &pending)
+        {
+            self.learn(value, &pending);
+        }
+        let next = sample.and_then(|_| self.look(signals, models));
+        self.pending.push_back(next);
+    }
+
+    /// What the forecast was about. None where too much of it was not seen.
+    fn outcome(&self, signals: &Signals, sample: Option<f64>, pending: &Pending) -> Option<f64> {
+        match self.target {
+            Target::Value => sample,
+            Target::Peak => {
+                let missing = self.gaps - pending.gaps;
+                (missing * 4 <= self.steps)
+                    .then(|| signals.tail().peak(self.steps))
+                    .flatten()
+            }
+        }
+    }
+
+    fn learn(&mut self, value: f64, pending: &Pending) {
+        let unit = f64::from(pending.unit);
+        let above = narrow((value - f64::from(pending.last)) / unit);
+        let usual = f64::from(pending.change.max(1e-4));
+        let spread = root(self.steps);
+        self.regression.learn(
+            &pending.features.map(|feature| f64::from(feature.get())),
+            f64::from(above),
+            Measure {
+                clip: 6.0 * usual * spread + 1e-3,
+                usual: usual * spread.min(4.0),
+            },
+        );
+        let lost = |said: Rough, level: f32| pinball(above, said.get(), level);
+        self.centre
+            .learn(&pending.experts.map(|said| lost(said, 0.5)));
+        if self.passed.is_multiple_of(self.stride) || self.errors[0].len() < WARM_ERRORS {
+            let measured = pending.centres.iter().zip(&pending.scales);
+            for (errors, (&centre, &scale)) in self.errors.iter_mut().zip(measured) {
+                errors.push((value - f64::from(centre)) / f64::from(scale));
+            }
+        }
+        for (index, weights) in self.bounds.iter_mut().enumerate() {
+            let level = narrow(level(index));
+            weights.learn(&pending.bounds[index].map(|said| lost(said, level)));
+            let missed = value > f64::from(pending.answer[index]);
+            let rare = 1.0 - level;
+            let excess = COVERAGE_RATE * (if missed { 1.0 } else { 0.0 } - rare);
+            self.excess[index] = (self.excess[index] + excess).clamp(-0.5 * rare, 0.8 * rare);
+        }
+        self.scored += 1;
+        let answer = pending.answer[SCORED];
+        let lost = f64::from(pinball(narrow(value), answer, narrow(level(SCORED))));
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let rate = (self.scored as f64).min(SCORE_MEMORY).recip();
+        self.pinball += rate * (lost - self.pinball);
+    }
+
+    /// A forecast from here.
+    fn look(&self, signals: &Signals, models: &[&dyn Forecaster]) -> Option<Pending> {
+        let outlook = signals.outlook(self.target, self.steps)?;
+        let last = outlook.guesses[0];
+        let (low, high) = outlook.range;
+        let (least, most) = (low / CENTRE_BEYOND, high * CENTRE_BEYOND);
+        let bound_most = high * BOUND_BEYOND;
+        let sequels = self.sequels(signals);
+        let outside = self.outside(models);
+
+        let mut experts = [f32::NAN; EXPERTS];
+        for (expert, guess) in experts.iter_mut().zip(outlook.guesses) {
+            *expert = narrow(guess);
+        }
+        let regressed = last + outlook.unit * self.regression.mean(&outlook.features);
+        experts[REGRESSED] = narrow(regressed.clamp(least, most));
+        for (index, sequel) in sequels.iter().enumerate() {
+            experts[FOLLOWED + index] =
+                sequel.map_or(f32::NAN, |sequel| narrow(sequel.mean.clamp(0.0, most)));
+        }
+        for (index, quantiles) in outside.iter().enumerate() {
+            experts[OUTSIDE + index] = quantiles.map_or(f32::NAN, |q| narrow(q.q50().min(most)));
+        }
+        let mixed = f64::from(self.centre.mean(&experts)?);
+
+        let (centres, scales) = Self::measures(&outlook, mixed);
+        let above = self.regression.quantiles(&outlook.features);
+        let mut bounds = [[f32::NAN; BOUNDS]; LEVELS];
+        for (index, bounds) in bounds.iter_mut().enumerate() {
+            let ranked = self.errors.iter().zip(&centres).zip(&scales);
+            let ranked = ranked.map(|((errors, centre), scale)| {
+                let error = errors.quantile(Quantiles::LEVELS_PERMILLE[index]);
+                error.map_or(*centre, |error| centre + scale * error)
+            });
+            let regressed = (last + outlook.unit * above[index]).clamp(least.min(last), most);
+            let followed = sequels.iter().map(|s| s.map(|s| s.quantiles[index]));
+            let outside = outside.iter().map(|q| q.map(|q| q.to_array()[index]));
+            let all = ranked
+                .chain([regressed])
+                .map(Some)
+                .chain(followed)
+                .chain(outside);
+            for (bound, value) in bounds.iter_mut().zip(all) {
+                *bound = value.map_or(f32::NAN, |value| narrow(value.clamp(0.0, bound_most)));
+            }
+        }
+        let above = |said: f32| Rough::new(narrow((f64::from(said) - last) / outlook.unit));
+        Some(Pending {
+            features: outlook.features.map(|feature| Rough::new(narrow(feature))),
+            experts: experts.map(above),
+            bounds: bounds.map(|bounds| bounds.map(above)),
+            answer: self
+                .answer_from(&bounds)?
+                .map(|bound| bound.min(narrow(bound_most))),
+            centres: centres.map(narrow),
+            scales: scales.map(|scale| narrow(scale).max(f32::MIN_POSITIVE)),
+            last: narrow(last),
+            unit: narrow(outlook.unit),
+            change: narrow(outlook.change / outlook.unit),
+            gaps: self.gaps,
+        })
+    }
+
+    /// What errors are ranked around, and what they are divided by.
+    fn measures(outlook: &Outlook, mixed: f64) -> ([f64; RANKED], [f64; RANKED]) {
+        let change = outlook.change + 0.02 * outlook.unit;
+        let size = mixed.abs() + 0.05 * outlook.magnitude;
+        let centres = [mixed, mixed, outlook.guesses[0], outlook.profile];
+        (centres, [change, 1.0, 1.0, size])
+    }
+
+    /// The mixed bounds, wider or narrower by what their coverage was, and in order.
+    fn answer_from(&self, bounds: &[[f32; BOUNDS]; LEVELS]) -> Option<[f32; LEVELS]> {
+        let mut mixed = [0.0; LEVELS];
+        for (index, mixed) in mixed.iter_mut().enumerate() {
+            *mixed = self.bounds[index].mean(&bounds[index])?;
+        }
+        let mut answer = mixed;
+        for index in 1..LEVELS {
+            let apart = (mixed[index] - mixed[index - 1]).max(0.0);
+            let wider = self.excess[index] / narrow(1.0 - level(index)) * COVERAGE_SLOPE;
+            answer[index] = (mixed[index] + wider * apart).max(answer[index - 1]);
+        }
+        Some(answer)
+    }
+
+    /// What followed moments that were like this one.
+    fn sequels(&self, signals: &Signals) -> [Option<Sequel>; SEQUELS] {
+        let Some(neighbours) = signals.neighbours(self.steps) else {
+            return [None; SEQUELS];
+        };
+        let samples = signals.tail().samples();
+        let after = self.peaks.as_ref().map_or(samples, Tail::samples);
+        let Some(&now) = samples.last() else {
+            return [None; SEQUELS];
+        };
+        let follow = |moved: f32| {
+            let of = |&(lag, weight): &(u16, f32)| {
+                let lag = usize::from(lag);
+                let then = *samples.get(samples.len().checked_sub(lag + 1)?)?;
+                let came = *after.get(after.len().checked_sub(lag + 1)? + self.steps)?;
+                Some((came + moved * (now - then), weight))
+            };
+            sequel(neighbours.iter().filter_map(of))
+        };
+        [follow(0.0), follow(1.0)]
+    }
+
+    /// What models from outside say.
+    fn outside(&self, models: &[&dyn Forecaster]) -> [Option<Quantiles>; MODELS_MAX] {
+        std::array::from_fn(|index| {
+            let model = models.get(index)?;
+            match self.target {
+                Target::Value => model.forecast(self.steps),
+                Target::Peak => model.forecast_peak(self.steps),
+            }
+        })
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    pub(super) fn target(&self) -> Target {
+        self.target
+    }
+
+    /// The newest answer. None while too few errors are known, and after a gap.
+    pub(super) fn answer(&self) -> Option<Quantiles> {
+        if self.errors[0].len() < WARM_ERRORS {
+            return None;
+        }
+        Quantiles::new(self.pending.back()?.as_ref()?.answer.map(f64::from))
+    }
+
+    pub(super) fn score(&self) -> Option<Score> {
+        (self.scored > 0).then_some(Score {
+            pinball: self.pinball,
+            samples: self.scored,
+        })
+    }
+
+    /// Who made the newest answer. Names of outside models are those of `models`.
+    pub(super) fn explain(&self, models: &[&'static str]) -> Explanation {
+        let outside = (0..MODELS_MAX).map(|index| models.get(index).copied());
+        let experts = GUESS_NAMES.into_iter().chain(EXPERT_NAMES).map(Some);
+        let bounds = RANKED_NAMES.into_iter().chain(EXPERT_NAMES).map(Some);
+        let newest = self.pending.back().and_then(Option::as_ref);
+        let parts = |names: Vec<Option<&'static str>>, weights: &[f32], said: &[Rough]| {
+            let there = names.into_iter().zip(weights).zip(said);
+            let mut parts: Vec<Part> = there
+                .filter(|(_, said)| !said.get().is_nan())
+                .filter_map(|((name, &weight), _)| name.map(|name| Part { name, weight }))
+                .collect();
+            let total: f32 = parts.iter().map(|part| part.weight).sum();
+            for part in &mut parts {
+                part.weight /= total.max(f32::MIN_POSITIVE);
+            }
+            parts.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+            parts
+        };
+        Explanation {
+            centre: parts(
+                experts.chain(outside.clone()).collect(),
+                self.centre.all(),
+                newest.map_or(&[], |pending| &pending.experts),
+            ),
+            bound: parts(
+                bounds.chain(outside).collect(),
+                self.bounds[SCORED].all(),
+                newest.map_or(&[], |pending| &pending.bounds[SCORED]),
+            ),
+            excess: f64::from(self.excess[SCORED]),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.regression.heap_bytes()
+            + self.peaks.as_ref().map_or(0, Tail::bytes)
+            + self.pending.capacity() * size_of::<Option<Pending>>()
+    }
+}
+
+/// What a bound at a level loses by a value.
+fn pinball(value: f32, bound: f32, level: f32) -> f32 {
+    let over = value - bound;
+    (level * over).max((level - 1.0) * over)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "steps are far below 2^52")]
+fn root(steps: usize) -> f64 {
+    (steps as f64).sqrt()
+}

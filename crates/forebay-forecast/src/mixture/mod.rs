@@ -1,0 +1,491 @@
+//! Many forecasters at once, each weighted by what it lost lately.
+//!
+//! # Problem
+//!
+//! No model is best for all series, all horizons and all levels; intervals that models derive
+//! from their own assumptions are worse than the errors that they turn out to make; and after a
+//! change of regime neither the weights nor the errors of before hold.
+//!
+//! # Approach
+//!
+//! For each horizon, `signals` gives simple guesses (averages, a damped trend, what was there one
+//! period ago) and the features of a `regression`; `analogue` finds moments of the history that
+//! were like the present one, and what came after them. All are mixed into a centre by their
+//! absolute losses. Around that, the last value and the profile of the period, the errors made
+//! lately are ranked; with the quantiles of the regression and of the analogues that makes the
+//! bounds for each level, which are mixed by their pinball losses. The result is widened or
+//! narrowed by how often the level was exceeded. Models of any other kind may take part: they
+//! compete at every level and horizon like the rest.
+//!
+//! # Properties
+//!
+//! - Bounds are finite, ordered, not negative, and at most a third above what was seen.
+//! - Every step costs the same: nothing is sorted or fitted in bursts.
+//! - A gap judges nothing and begins nothing.
+//! - A series that has not changed for twice the history costs next to nothing.
+//!
+//! Sources: Cesa-Bianchi and Lugosi, "Prediction, learning, and games" (mixtures by discounted
+//! loss); Gibbs and Candes, "Adaptive conformal inference under distribution shift", 2021
+//! (coverage as feedback); the modules name theirs.
+
+mod analogue;
+mod learner;
+mod regression;
+mod season;
+mod signals;
+mod weights;
+
+use learner::Learner;
+use signals::Signals;
+
+use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+
+/// Models from outside that a mixture takes.
+pub const MODELS_MAX: usize = 2;
+/// Samples of history that a mixture may be told to keep.
+pub const HISTORY_MAX: usize = 4096;
+const LEVELS: usize = Quantiles::LEVELS_PERMILLE.len();
+
+fn level(index: usize) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
+    let permille = Quantiles::LEVELS_PERMILLE[index] as f64;
+    permille / 1000.0
+}
+
+/// What a mixture is told when it begins.
+#[derive(Clone, Debug)]
+pub struct MixtureOptions {
+    /// What is forecast.
+    pub targets: Vec<Target>,
+    /// Steps ahead: 1 to half of the history, in any order. Others are served by the next longer
+    /// one.
+    pub horizons: Vec<usize>,
+    /// Samples in which periods and analogues are sought, 16 to [`HISTORY_MAX`].
+    pub history_max: usize,
+    /// A period that the clock suggests (an hour, a day), in steps, at most half of the history.
+    pub cycle: Option<usize>,
+}
+
+impl Default for MixtureOptions {
+    /// Values 1, 12 and 60 steps ahead over 1440 steps of history, without a cycle.
+    fn default() -> Self {
+        Self {
+            targets: vec![Target::Value],
+            horizons: vec![1, 12, 60],
+            history_max: 1440,
+            cycle: None,
+        }
+    }
+}
+
+impl MixtureOptions {
+    /// The longest of a minute, an hour, a day and a week that a history holds twice, in steps of
+    /// `step_seconds`. None if it holds none.
+    #[must_use]
+    pub fn cycle_of_clock(step_seconds: f64, history_max: usize) -> Option<usize> {
+        let lags = (2..=history_max.min(HISTORY_MAX) / 2).rev();
+        let near = |lag: &usize| {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let seconds = *lag as f64 * step_seconds;
+            let cycles = [60.0, 3600.0, 86_400.0, 604_800.0];
+            cycles
+                .iter()
+                .any(|cycle| (seconds - cycle).abs() < step_seconds / 2.0)
+        };
+        lags.into_iter().find(near)
+    }
+}
+
+/// One of those that made an answer, and how much it counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// A fixed name.
+    pub name: &'static str,
+    /// Of the weights of all that said something, which sum to one.
+    pub weight: f32,
+}
+
+/// Why an answer is what it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explanation {
+    /// Who made the centre, the greatest weight first.
+    pub centre: Vec<Part>,
+    /// Who made the 0.95 bound.
+    pub bound: Vec<Part>,
+    /// How much more often the 0.95 bound was lately exceeded than one time in 20.
+    pub excess: f64,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    signals: Signals,
+    learners: Vec<Learner>,
+    models: Vec<&'static str>,
+    /// Steps since the sample was another, up to where nothing is left to learn.
+    still: usize,
+    still_max: usize,
+}
+
+impl Mixture {
+    /// Values in `options` beyond their bounds are taken for the bound.
+    #[must_use]
+    pub fn new(options: &MixtureOptions) -> Self {
+        let history_max = options.history_max.clamp(16, HISTORY_MAX);
+        let bounded = |steps: usize| steps.clamp(1, history_max / 2);
+        let mut horizons: Vec<usize> = options.horizons.iter().map(|&h| bounded(h)).collect();
+        horizons.sort_unstable();
+        horizons.dedup();
+        let far = horizons.last().copied().unwrap_or(1);
+        let cycle = options.cycle.filter(|&c| c > 1 && c <= history_max / 2);
+        let each = |&target: &Target| {
+            let learner = move |&steps: &usize| Learner::new(target, steps, history_max);
+            horizons.iter().map(learner).collect::<Vec<_>>()
+        };
+        Self {
+            signals: Signals::new(history_max, far, cycle),
+            learners: options.targets.iter().flat_map(each).collect(),
+            models: Vec::new(),
+            still: 0,
+            still_max: 2 * history_max,
+        }
+    }
+
+    /// One step passed with this sample, which `models` have seen already. The first
+    /// [`MODELS_MAX`] of them take part, always in the same order.
+    pub fn update_with(&mut self, value: f64, models: &[&dyn Forecaster]) {
+        if !is_plausible(value) {
+            return self.update_gap_with(models);
+        }
+        let same = self.signals.tail().last() == Some(crate::history::narrow(value));
+        self.still = if same { self.still + 1 } else { 0 };
+        if self.still > self.still_max {
+            self.still = self.still_max;
+            return;
+        }
+        self.signals.update(value);
+        self.step(Some(value), models);
+    }
+
+    /// One step passed without a sample.
+    pub fn update_gap_with(&mut self, models: &[&dyn Forecaster]) {
+        self.still = 0;
+        self.signals.update_gap();
+        self.step(None, models);
+    }
+
+    fn step(&mut self, sample: Option<f64>, models: &[&dyn Forecaster]) {
+        self.models.clear();
+        let named = models.iter().take(MODELS_MAX);
+        self.models.extend(named.map(|model| model.name()));
+        for learner in &mut self.learners {
+            learner.step(&self.signals, sample, models);
+        }
+    }
+
+    /// The period in use, in steps.
+    #[must_use]
+    pub fn period(&self) -> Option<usize> {
+        self.signals.period()
+    }
+
+    /// Who made the newest answer for `steps` ahead. None where nothing is learnt about that.
+    #[must_use]
+    pub fn explain(&self, target: Target, steps: usize) -> Option<Explanation> {
+        let learner = self.learner(target, steps)?;
+        Some(learner.explain(&self.models))
+    }
+
+    fn learner(&self, target: Target, steps: usize) -> Option<&Learner> {
+        let serves = |l: &&Learner| l.target() == target && l.steps() >= steps;
+        self.learners.iter().find(serves)
+    }
+
+    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.learner(target, steps)?.answer()
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        let learners = self.learners.iter().map(Learner::bytes).sum::<usize>();
+        size_of::<Self>() + self.signals.bytes() + learners
+    }
+}
+
+impl Forecaster for Mixture {
+    fn name(&self) -> &'static str {
+        "mixture"
+    }
+
+    fn update(&mut self, value: f64) {
+        self.update_with(value, &[]);
+    }
+
+    fn update_gap(&mut self) {
+        self.update_gap_with(&[]);
+    }
+
+    fn forecast(&self, steps: usize) -> Option<Quantiles> {
+        self.answer(Target::Value, steps)
+    }
+
+    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
+        self.answer(Target::Peak, steps)
+    }
+
+    fn score(&self, target: Target, steps: usize) -> Option<Score> {
+        self.learner(target, steps)?.score()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::VALUE_MAX;
+
+    /// One step ahead and a dozen, values and peaks, over a short history.
+    fn small() -> Mixture {
+        Mixture::new(&MixtureOptions {
+            targets: vec![Target::Value, Target::Peak],
+            horizons: vec![1, 12],
+            history_max: 400,
+            cycle: None,
+        })
+    }
+
+    fn feed(mixture: &mut Mixture, values: impl IntoIterator<Item = f64>) {
+        for value in values {
+            mixture.update(value);
+        }
+    }
+
+    /// Noise about zero, at most one in size.
+    fn noise(random: &mut fastrand::Rng) -> f64 {
+        random.f64() - random.f64()
+    }
+
+    fn bound(mixture: &Mixture, steps: usize) -> f64 {
+        mixture.forecast(steps).expect("it is warm").q95()
+    }
+
+    #[test]
+    fn the_clock_suggests_the_longest_cycle_that_is_held_twice() {
+        let cycle = MixtureOptions::cycle_of_clock;
+        assert_eq!(cycle(300.0, 1440), Some(288));
+        assert_eq!(cycle(10.0, 1440), Some(360));
+        assert_eq!(cycle(3600.0, 1440), Some(168));
+        assert_eq!(cycle(0.1, 1440), Some(600));
+        assert_eq!(cycle(0.1, 600), None);
+        assert_eq!(cycle(f64::NAN, 600), None);
+        assert_eq!(cycle(0.0, 600), None);
+    }
+
+    #[test]
+    fn state_is_at_most_64_kib_with_three_horizons() {
+        let mut mixture = Mixture::new(&MixtureOptions {
+            cycle: Some(720),
+            ..MixtureOptions::default()
+        });
+        let mut random = fastrand::Rng::with_seed(1);
+        let wave = |step: u32| f64::from(step % 700);
+        feed(
+            &mut mixture,
+            (0..5000).map(|step| wave(step) + noise(&mut random)),
+        );
+        assert!(mixture.period().is_some(), "the search has found one");
+        assert!(mixture.bytes() <= 64 * 1024, "{}", mixture.bytes());
+    }
+
+    #[test]
+    fn bounds_cover_what_they_promise_and_no_more() {
+        let mut random = fastrand::Rng::with_seed(2);
+        let mut mixture = small();
+        let mut level = 50.0;
+        let (mut covered, mut judged) = ([0, 0], 0);
+        for step in 0..6000 {
+            level = 50.0 + 0.9 * (level - 50.0) + noise(&mut random);
+            if step > 1000 {
+                let quantiles = mixture.forecast(1).expect("it is warm");
+                judged += 1;
+                covered[0] += u32::from(level <= quantiles.q50());
+                covered[1] += u32::from(level <= quantiles.q95());
+            }
+            mixture.update(level);
+        }
+        let part = |count: u32| f64::from(count) / f64::from(judged);
+        assert!((part(covered[0]) - 0.5).abs() < 0.03, "{covered:?}");
+        assert!((part(covered[1]) - 0.95).abs() < 0.012, "{covered:?}");
+    }
+
+    #[test]
+    fn a_level_shift_is_followed_within_a_few_steps() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut mixture = small();
+        feed(&mut mixture, (0..600).map(|_| 10.0 + noise(&mut random)));
+        feed(&mut mixture, (0..20).map(|_| 30.0 + noise(&mut random)));
+        let quantiles = mixture.forecast(1).expect("it is warm");
+        assert!((quantiles.q50() - 30.0).abs() < 3.0, "{quantiles:?}");
+    }
+
+    #[test]
+    fn a_spike_does_not_poison_what_follows() {
+        let mut random = fastrand::Rng::with_seed(4);
+        let mut mixture = small();
+        feed(&mut mixture, (0..600).map(|_| 10.0 + noise(&mut random)));
+        let before = bound(&mixture, 12);
+        mixture.update(500.0);
+        feed(&mut mixture, (0..40).map(|_| 10.0 + noise(&mut random)));
+        let after = bound(&mixture, 12);
+        assert!(after < before + 2.0, "{before} {after}");
+    }
+
+    #[test]
+    fn a_rise_that_comes_again_is_expected_before_it_comes() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut mixture = small();
+        let wave = |step: u32| if step % 100 < 20 { 40.0 } else { 10.0 };
+        feed(
+            &mut mixture,
+            (0..1490).map(|step| wave(step) + noise(&mut random)),
+        );
+        // The next rise begins 10 steps from here.
+        assert!(bound(&mixture, 12) > 35.0, "{}", bound(&mixture, 12));
+        assert!(bound(&mixture, 1) < 20.0, "{}", bound(&mixture, 1));
+        let peak = mixture.forecast_peak(12).expect("it is warm");
+        assert!(peak.q50() > 35.0, "{peak:?}");
+    }
+
+    #[test]
+    fn a_course_without_a_period_is_recognised() {
+        // A ramp up is always followed by a fall, at times that nobody can foresee.
+        let mut random = fastrand::Rng::with_seed(6);
+        let mut mixture = small();
+        let mut ramp = 0;
+        let mut expected = Vec::new();
+        for step in 0..4000 {
+            if ramp == 0 && random.u32(..40) == 0 {
+                ramp = 8;
+            }
+            let next = if ramp > 0 {
+                10.0 + 5.0 * f64::from(9 - ramp)
+            } else {
+                10.0
+            };
+            if step > 2000 && ramp == 0 && expected.len() < 40 {
+                expected.push(mixture.forecast(1).expect("it is warm").q50());
+            }
+            ramp = (ramp - 1).max(0);
+            mixture.update(next + 0.1 * noise(&mut random));
+        }
+        // After the top of a ramp, and within the quiet, the level is expected.
+        let wrong = expected.iter().filter(|&&q| (q - 10.0).abs() > 2.0).count();
+        assert!(wrong <= 2, "{expected:?}");
+    }
+
+    #[test]
+    fn a_series_that_stands_still_answers_what_it_is() {
+        let mut mixture = small();
+        feed(&mut mixture, std::iter::repeat_n(7.0, 3000));
+        let quantiles = mixture.forecast(12).expect("it is warm").to_array();
+        assert!(
+            quantiles.iter().all(|q| (q - 7.0).abs() < 0.01),
+            "{quantiles:?}"
+        );
+        // And wakes up again.
+        let mut random = fastrand::Rng::with_seed(7);
+        feed(&mut mixture, (0..100).map(|_| 20.0 + noise(&mut random)));
+        assert!(
+            (bound(&mixture, 1) - 20.9).abs() < 1.0,
+            "{}",
+            bound(&mixture, 1)
+        );
+    }
+
+    #[test]
+    fn a_model_from_outside_that_knows_better_is_believed() {
+        /// Knows the next value of a series that nobody else can know.
+        #[derive(Debug)]
+        struct Oracle(f64);
+        impl Forecaster for Oracle {
+            fn name(&self) -> &'static str {
+                "oracle"
+            }
+            fn update(&mut self, value: f64) {
+                self.0 = value;
+            }
+            fn update_gap(&mut self) {}
+            fn forecast(&self, _: usize) -> Option<Quantiles> {
+                Quantiles::new([self.0; 4])
+            }
+            fn forecast_peak(&self, _: usize) -> Option<Quantiles> {
+                None
+            }
+            fn score(&self, _: Target, _: usize) -> Option<Score> {
+                None
+            }
+        }
+        let mut random = fastrand::Rng::with_seed(8);
+        let mut mixture = small();
+        let mut next = 0.0;
+        for _ in 0..1000 {
+            let value = next;
+            next = 100.0 * random.f64();
+            mixture.update_with(value, &[&Oracle(next)]);
+        }
+        let explanation = mixture.explain(Target::Value, 1).expect("it is learnt");
+        assert_eq!(explanation.centre[0].name, "oracle");
+        assert!(explanation.centre[0].weight > 0.9, "{explanation:?}");
+        assert_eq!(explanation.bound[0].name, "oracle");
+        assert!((bound(&mixture, 1) - next).abs() < 5.0);
+    }
+
+    /// Samples as hosts and their faults give them.
+    fn sample() -> impl Strategy<Value = Option<f64>> {
+        prop_oneof![
+            1 => Just(None),
+            1 => Just(Some(f64::NAN)),
+            1 => Just(Some(f64::INFINITY)),
+            1 => Just(Some(-1.0)),
+            1 => Just(Some(VALUE_MAX)),
+            4 => Just(Some(0.0)),
+            4 => Just(Some(1.0)),
+            4 => (0.0..10.0).prop_map(Some),
+            2 => (0.0..1e12).prop_map(Some),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn answers_are_finite_ordered_and_within_what_was_seen(
+            samples in proptest::collection::vec(sample(), 0..400),
+        ) {
+            let mut mixture = Mixture::new(&MixtureOptions {
+                targets: vec![Target::Value, Target::Peak],
+                horizons: vec![3, 1, 0, 1000],
+                history_max: 60,
+                cycle: Some(1000),
+            });
+            let mut most: f64 = 0.0;
+            for sample in samples {
+                match sample {
+                    Some(value) => mixture.update(value),
+                    None => mixture.update_gap(),
+                }
+                most = sample.filter(|&v| is_plausible(v)).map_or(most, |v| most.max(v));
+                for steps in [1, 3, 30] {
+                    let both = [mixture.forecast(steps), mixture.forecast_peak(steps)];
+                    for quantiles in both.into_iter().flatten() {
+                        let all = quantiles.to_array();
+                        prop_assert!(all.iter().all(|q| q.is_finite() && *q >= 0.0));
+                        prop_assert!(all.windows(2).all(|pair| pair[0] <= pair[1]));
+                        prop_assert!(all[3] <= most * 1.3201 + 1e-6, "{all:?} {most}");
+                    }
+                }
+            }
+        }
+    }
+}

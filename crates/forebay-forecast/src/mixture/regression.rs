@@ -1,0 +1,209 @@
+//! A linear model of one number and of its quantiles, that learns with every sample.
+//!
+//! # Approach
+//!
+//! The mean is recursive least squares with forgetting; an error is believed up to a bound, so
+//! that one spike does not turn the weights. Each quantile is a further linear function above
+//! the mean, moved by the gradient of the pinball loss along the gain of the least squares, which
+//! makes the step as long as it has to be in each direction.
+//!
+//! Sources: Ljung, "System identification", chapter 11; Huber, "Robust statistics" (clipped
+//! errors); Koenker and Bassett, "Regression quantiles", 1978.
+
+use super::signals::{FEATURES, Features};
+use super::{LEVELS, level};
+
+/// Entries of the lower triangle of the covariance.
+const TRIANGLE: usize = FEATURES * (FEATURES + 1) / 2;
+/// Trace of the covariance above which it is halved: a direction that is not excited grows
+/// without bound under forgetting.
+const TRACE_MAX: f64 = 1e7;
+/// Weight of what was seen one step ago.
+const FORGETTING: f64 = 0.9995;
+/// How far a quantile moves, in usual errors: along the gain, and its constant part besides.
+const QUANTILE_RATE: f64 = 0.3;
+const CONSTANT_RATE: f64 = 0.02;
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub(super) struct Regression {
+    mean: Features,
+    /// Above the mean.
+    quantiles: [Features; LEVELS],
+    covariance: Box<[f64; TRIANGLE]>,
+}
+
+/// How errors are measured while one is learnt from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measure {
+    /// An error is believed up to this.
+    pub(super) clip: f64,
+    /// What an error usually is.
+    pub(super) usual: f64,
+}
+
+impl Regression {
+    pub(super) fn new() -> Self {
+        let mut covariance = Box::new([0.0; TRIANGLE]);
+        for row in 0..FEATURES {
+            covariance[row * (row + 1) / 2 + row] = 1.0;
+        }
+        Self {
+            mean: [0.0; FEATURES],
+            quantiles: [[0.0; FEATURES]; LEVELS],
+            covariance,
+        }
+    }
+
+    pub(super) fn mean(&self, features: &Features) -> f64 {
+        dot(&self.mean, features)
+    }
+
+    /// The quantiles, in order.
+    pub(super) fn quantiles(&self, features: &Features) -> [f64; LEVELS] {
+        let mean = self.mean(features);
+        let mut quantiles = self.quantiles.map(|weights| mean + dot(&weights, features));
+        for index in 1..LEVELS {
+            quantiles[index] = quantiles[index].max(quantiles[index - 1]);
+        }
+        quantiles
+    }
+
+    /// Learns that `features` meant `value`.
+    pub(super) fn learn(&mut self, features: &Features, value: f64, measure: Measure) {
+        let spread = self.times(features);
+        let total = FORGETTING + dot(&spread, features);
+        let gain = spread.map(|part| part / total);
+        let error = (value - self.mean(features)).clamp(-measure.clip, measure.clip);
+        if !(error.is_finite() && gain.iter().all(|part| part.is_finite())) {
+            *self = Self::new();
+            return;
+        }
+        for (weight, part) in self.mean.iter_mut().zip(&gain) {
+            *weight += part * error;
+        }
+        self.forget(&gain, &spread);
+        let mean = self.mean(features);
+        let rate = QUANTILE_RATE * measure.usual;
+        for (index, weights) in self.quantiles.iter_mut().enumerate() {
+            let above = value > mean + dot(weights, features);
+            let slope = level(index) - if above { 0.0 } else { 1.0 };
+            for (weight, part) in weights.iter_mut().zip(&gain) {
+                *weight += rate * slope * part;
+            }
+            weights[0] += CONSTANT_RATE * rate * slope;
+        }
+    }
+
+    /// Takes what was learnt out of the covariance.
+    fn forget(&mut self, gain: &Features, spread: &Features) {
+        let grow = FORGETTING.recip();
+        let mut trace = 0.0;
+        let mut rest = &mut self.covariance[..];
+        for row in 0..FEATURES {
+            let (line, after) = rest.split_at_mut(row + 1);
+            for (entry, part) in line.iter_mut().zip(spread) {
+                *entry = (*entry - gain[row] * part) * grow;
+            }
+            trace += line[row];
+            rest = after;
+        }
+        if trace.is_nan() || trace > TRACE_MAX {
+            for entry in self.covariance.iter_mut() {
+                *entry *= 0.5;
+            }
+        }
+    }
+
+    /// The covariance times a vector.
+    fn times(&self, vector: &Features) -> Features {
+        let mut product = [0.0; FEATURES];
+        let mut rest = &self.covariance[..];
+        for row in 0..FEATURES {
+            let (line, after) = rest.split_at(row + 1);
+            let mut sum = 0.0;
+            for column in 0..row {
+                sum += line[column] * vector[column];
+                product[column] += line[column] * vector[row];
+            }
+            product[row] += sum + line[row] * vector[row];
+            rest = after;
+        }
+        product
+    }
+
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        size_of_val(&*self.covariance)
+    }
+}
+
+fn dot(left: &Features, right: &Features) -> f64 {
+    left.iter().zip(right).map(|(l, r)| l * r).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEASURE: Measure = Measure {
+        clip: 10.0,
+        usual: 0.1,
+    };
+
+    /// Features of which the first three are noise about zero, and the constant.
+    fn draw(random: &mut fastrand::Rng) -> Features {
+        let mut features = [0.0; FEATURES];
+        features[0] = 1.0;
+        features[1..4].fill_with(|| random.f64() - 0.5);
+        features
+    }
+
+    #[test]
+    fn weights_of_a_linear_process_are_found_and_followed() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut model = Regression::new();
+        for weights in [[1.0, -2.0, 0.5], [-1.0, 0.0, 3.0]] {
+            for _ in 0..6000 {
+                let features = draw(&mut random);
+                let value = (0..3).map(|i| weights[i] * features[i + 1]).sum();
+                model.learn(&features, value, MEASURE);
+            }
+            for (found, weight) in model.mean[1..4].iter().zip(weights) {
+                assert!((found - weight).abs() < 0.2, "{found} {weight}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantiles_follow_noise_that_depends_on_a_feature() {
+        let mut random = fastrand::Rng::with_seed(6);
+        let mut model = Regression::new();
+        for _ in 0..20_000 {
+            let mut features = draw(&mut random);
+            features[1] = if random.bool() { 1.0 } else { 0.0 };
+            let value = (0.1 + features[1]) * random.f64();
+            let usual = 0.5;
+            model.learn(&features, value, Measure { usual, ..MEASURE });
+        }
+        let mut features = [0.0; FEATURES];
+        features[0] = 1.0;
+        let calm = model.quantiles(&features)[2];
+        features[1] = 1.0;
+        let wild = model.quantiles(&features)[2];
+        assert!((calm - 0.095).abs() < 0.05, "{calm}");
+        assert!((wild - 1.045).abs() < 0.1, "{wild}");
+    }
+
+    #[test]
+    fn a_number_out_of_all_bounds_does_not_last() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut model = Regression::new();
+        for step in 0..3000 {
+            let features = draw(&mut random);
+            let value = if step == 1000 { 1e300 } else { features[1] };
+            model.learn(&features, value, MEASURE);
+        }
+        assert!((model.mean[1] - 1.0).abs() < 0.1, "{}", model.mean[1]);
+    }
+}
