@@ -54,6 +54,7 @@
 //! assert!((peak.quantiles.q95() - 1.5).abs() < 1e-6);
 //! ```
 
+pub mod arima;
 pub mod backtest;
 mod history;
 pub mod mixture;

@@ -1,0 +1,580 @@
+//! How likely a differenced series is under given coefficients.
+//!
+//! # Problem
+//!
+//! The likelihood decides everything: the coefficients, the order, the variance.
+//! It is evaluated thousands of times for one automatic fit, and the state-space
+//! filter that textbooks give costs the square of the longest lag at each
+//! sample: hopeless for a season of 288.
+//!
+//! # Approach
+//!
+//! Two likelihoods, both with the mean and the variance solved for, so that the
+//! optimiser sees the coefficients alone.
+//!
+//! *Conditional*: innovations by the difference equation, started with zeros
+//! after the first autoregressive lags. The seasonal and the ordinary filter run
+//! one after the other, so a sample costs one product for each coefficient
+//! however long the season is.
+//!
+//! *Exact* Gaussian: the innovations algorithm on the series that is left
+//! untouched up to the longest lag `m` and has its autoregression taken off from
+//! there. The covariance of that series is banded, and its Cholesky factor gives
+//! the innovations and their variances. These variances fall towards that of the
+//! process; once there, the difference equation is exact too and takes over. For
+//! lags up to [`EXACT_LAGS_MAX`].
+//!
+//! The mean is the generalised least-squares one: the filter is linear, so a
+//! series of ones is filtered beside the samples, and the mean is a regression of
+//! one on the other.
+//!
+//! # Properties
+//!
+//! - The exact likelihood is that of the multivariate normal distribution with
+//!   the model's covariances (tested against the dense matrix).
+//! - No coefficients and no samples give NaN: what cannot be evaluated is None.
+//!
+//! Sources: Ansley, "An algorithm for the exact likelihood of a mixed
+//! autoregressive-moving average process", Biometrika 1979; Brockwell and Davis,
+//! "Time series: theory and methods", 2nd edition, sections 5.3 and 8.7; Box and
+//! Jenkins, "Time series analysis", chapter 7 (conditional sum of squares).
+
+use std::f64::consts::TAU;
+
+use super::polynomial::Polynomial;
+use super::{Coefficients, count};
+
+/// Longest lag for which the exact likelihood is computed; its cost grows with
+/// the square. Beyond, the conditional one stands.
+pub const EXACT_LAGS_MAX: usize = 72;
+/// How near the variance of an innovation must be to that of the process, as a
+/// share, to count as the same.
+const SETTLED: f64 = 1e-9;
+/// Smallest innovation variance, as a share of the square of the series' scale:
+/// where a model leaves less, it explains the samples to their rounding.
+const VARIANCE_MIN: f64 = 1e-20;
+
+/// Which likelihood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likelihood {
+    /// Given the samples of the first lags, with earlier innovations of zero.
+    Conditional,
+    /// Of all samples.
+    Exact,
+}
+
+/// What a likelihood says of coefficients.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evaluation {
+    /// What the optimiser minimises: minus the log-likelihood of one sample, but
+    /// for what is constant.
+    pub(super) objective: f64,
+    /// Of the innovations.
+    pub(super) variance: f64,
+    /// Of the differenced series; 0 without a constant.
+    pub(super) mean: f64,
+    pub(super) log_likelihood: f64,
+}
+
+/// The filters over one differenced series, with their memory.
+#[derive(Debug)]
+pub(super) struct Evaluator<'a> {
+    series: &'a [f64],
+    period: usize,
+    ones: Option<Vec<f64>>,
+    /// Innovations of the samples, and of the ones.
+    innovations: [Vec<f64>; 2],
+    factor: Factor,
+}
+
+impl<'a> Evaluator<'a> {
+    /// `period` is 1 where there are no seasonal terms.
+    pub(super) fn new(series: &'a [f64], period: usize, constant: bool) -> Self {
+        Self {
+            series,
+            period,
+            ones: constant.then(|| vec![1.0; series.len()]),
+            innovations: [Vec::new(), Vec::new()],
+            factor: Factor::default(),
+        }
+    }
+
+    /// None where the series is too short or the likelihood is not a number.
+    pub(super) fn evaluate(
+        &mut self,
+        likelihood: Likelihood,
+        coefficients: &Coefficients,
+    ) -> Option<Evaluation> {
+        match likelihood {
+            Likelihood::Conditional => self.conditional(coefficients),
+            Likelihood::Exact => self.exact(coefficients),
+        }
+    }
+
+    /// The innovations of the last evaluation, about its mean.
+    pub(super) fn innovations(&self, evaluation: &Evaluation) -> Vec<f64> {
+        let [samples, ones] = &self.innovations;
+        if self.ones.is_none() {
+            return samples.clone();
+        }
+        let about = |(x, one): (&f64, &f64)| x - evaluation.mean * one;
+        samples.iter().zip(ones).map(about).collect()
+    }
+
+    fn conditional(&mut self, coefficients: &Coefficients) -> Option<Evaluation> {
+        let skip = coefficients.ar.len() + coefficients.seasonal_ar.len() * self.period;
+        if self.series.len() <= skip {
+            return None;
+        }
+        let [innovations, ones] = &mut self.innovations;
+        innovate(self.series, coefficients, self.period, innovations);
+        if let Some(series) = &self.ones {
+            innovate(series, coefficients, self.period, ones);
+        }
+        self.conclude(skip, &[])
+    }
+
+    fn exact(&mut self, coefficients: &Coefficients) -> Option<Evaluation> {
+        let process = Process::new(coefficients, self.period);
+        if process.lags > EXACT_LAGS_MAX || process.lags >= self.series.len() {
+            return None;
+        }
+        self.factor.compute(&process, self.series.len())?;
+        let [innovations, ones] = &mut self.innovations;
+        let untouched = process.lags;
+        take_off(
+            self.series,
+            coefficients,
+            self.period,
+            untouched,
+            innovations,
+        );
+        self.factor.innovate(&process, innovations);
+        if let Some(series) = &self.ones {
+            take_off(series, coefficients, self.period, untouched, ones);
+            self.factor.innovate(&process, ones);
+        }
+        let variances = std::mem::take(&mut self.factor.variances);
+        let evaluation = self.conclude(0, &variances);
+        self.factor.variances = variances;
+        evaluation
+    }
+
+    /// Mean, variance and likelihood from the innovations after the first `skip`
+    /// and their relative variances, which are 1 where none is given.
+    fn conclude(&self, skip: usize, variances: &[f64]) -> Option<Evaluation> {
+        let weight = |index: usize| variances.get(index).map_or(1.0, |variance| 1.0 / variance);
+        let product = |a: &[f64], b: &[f64]| -> f64 {
+            let pairs = a.iter().zip(b).enumerate().skip(skip);
+            pairs.map(|(index, (a, b))| a * b * weight(index)).sum()
+        };
+        let [samples, ones] = &self.innovations;
+        let (mut mean, mut squares) = (0.0, product(samples, samples));
+        if self.ones.is_some() {
+            mean = product(samples, ones) / product(ones, ones);
+            if !mean.is_finite() {
+                return None;
+            }
+            let about = |x: f64, one: f64| (x - mean * one).powi(2);
+            let pairs = samples.iter().zip(ones).enumerate().skip(skip);
+            squares = pairs.map(|(i, (x, one))| about(*x, *one) * weight(i)).sum();
+        }
+        let used = count(self.series.len() - skip);
+        let variance = (squares / used).max(VARIANCE_MIN);
+        let log_determinant: f64 = variances.iter().map(|variance| variance.ln()).sum();
+        let objective = 0.5 * (variance.ln() + log_determinant / used);
+        // As of all samples, so that models that skip differently compare.
+        let log_likelihood = -count(self.series.len()) * (objective + 0.5 * (TAU.ln() + 1.0));
+        let sound = variance.is_finite() && log_likelihood.is_finite();
+        sound.then_some(Evaluation {
+            objective,
+            variance,
+            mean,
+            log_likelihood,
+        })
+    }
+}
+
+/// Innovations by the difference equation; zero for the first lags.
+fn innovate(series: &[f64], coefficients: &Coefficients, period: usize, out: &mut Vec<f64>) {
+    let Coefficients {
+        ar,
+        ma,
+        seasonal_ar,
+        seasonal_ma,
+        ..
+    } = coefficients;
+    out.clear();
+    out.extend_from_slice(series);
+    let skip = ar.len() + seasonal_ar.len() * period;
+    // From the end, so that earlier samples are still as they were.
+    for t in (ar.len()..out.len()).rev() {
+        out[t] -= lagged(&out[..t], ar, 1);
+    }
+    for t in (skip..out.len()).rev() {
+        out[t] -= lagged(&out[..t], seasonal_ar, period);
+    }
+    out[..skip].fill(0.0);
+    for t in skip..out.len() {
+        out[t] -= lagged(&out[..t], ma, 1);
+    }
+    if !seasonal_ma.is_empty() {
+        for t in skip..out.len() {
+            out[t] -= lagged(&out[..t], seasonal_ma, period);
+        }
+    }
+}
+
+/// `c[0] x[t - stride] + c[1] x[t - 2 stride] + ...` of what came before `t`.
+fn lagged(before: &[f64], coefficients: &[f64], stride: usize) -> f64 {
+    let t = before.len();
+    let lags = (1..).map(|k| k * stride);
+    lags.zip(coefficients)
+        .map(|(lag, c)| c * before[t - lag])
+        .sum()
+}
+
+/// Takes the autoregression off, from sample `untouched` on.
+fn take_off(
+    series: &[f64],
+    coefficients: &Coefficients,
+    period: usize,
+    untouched: usize,
+    out: &mut Vec<f64>,
+) {
+    let ar = &coefficients.ar;
+    let mut ordinary = series.to_vec();
+    for t in (ar.len()..ordinary.len()).rev() {
+        ordinary[t] -= lagged(&ordinary[..t], ar, 1);
+    }
+    out.clear();
+    out.extend_from_slice(series);
+    for t in untouched..out.len() {
+        out[t] = ordinary[t] - lagged(&ordinary[..t], &coefficients.seasonal_ar, period);
+    }
+}
+
+/// A process of innovation variance 1: its polynomials and covariances.
+#[derive(Debug)]
+struct Process {
+    /// The longer of the two longest lags.
+    lags: usize,
+    /// Coefficients of the innovations, the leading 1 first.
+    ma: Vec<f64>,
+    ma_terms: Polynomial,
+    /// Minus the coefficients of the samples, the leading 1 first.
+    ar: Vec<f64>,
+}
+
+impl Process {
+    fn new(coefficients: &Coefficients, period: usize) -> Self {
+        let (ar, ma_terms) = coefficients.polynomials(period);
+        let (p, q) = (ar.degree(), ma_terms.degree());
+        Self {
+            lags: p.max(q),
+            ma: ma_terms.dense(q),
+            ar: ar.dense(p),
+            ma_terms,
+        }
+    }
+
+    /// Covariance of the innovation part of a sample with one `lag` earlier, for
+    /// lags up to that of the moving average.
+    fn cross_covariances(&self) -> Vec<f64> {
+        let q = self.ma.len() - 1;
+        // Weights of past innovations in a sample.
+        let mut weights: Vec<f64> = Vec::with_capacity(q + 1);
+        for lag in 0..=q {
+            let echo: f64 = (1..=lag.min(self.ar.len() - 1))
+                .map(|r| self.ar[r] * weights[lag - r])
+                .sum();
+            weights.push(self.ma[lag] - echo);
+        }
+        (0..=q)
+            .map(|lag| {
+                self.ma[lag..]
+                    .iter()
+                    .zip(&weights)
+                    .map(|(a, b)| a * b)
+                    .sum()
+            })
+            .collect()
+    }
+
+    /// Autocovariances of the samples up to the longest lag.
+    fn autocovariances(&self, cross: &[f64]) -> Option<Vec<f64>> {
+        let p = self.ar.len() - 1;
+        let at = |lag: usize| cross.get(lag).copied().unwrap_or(0.0);
+        // The Yule-Walker equations of lags 0 to p, in the covariances of these.
+        let mut rows = vec![vec![0.0; p + 2]; p + 1];
+        for (lag, row) in rows.iter_mut().enumerate() {
+            for (r, coefficient) in self.ar.iter().enumerate() {
+                row[lag.abs_diff(r)] += coefficient;
+            }
+            row[p + 1] = at(lag);
+        }
+        let mut covariances = solve(rows)?;
+        for lag in p + 1..=self.lags {
+            let echo: f64 = (1..=p).map(|r| self.ar[r] * covariances[lag - r]).sum();
+            covariances.push(at(lag) - echo);
+        }
+        Some(covariances)
+    }
+}
+
+/// Solves linear equations, the right side in the last column, by elimination
+/// with pivots. None if they have no single solution.
+fn solve(mut rows: Vec<Vec<f64>>) -> Option<Vec<f64>> {
+    let size = rows.len();
+    for column in 0..size {
+        let greatest =
+            |a: &usize, b: &usize| rows[*a][column].abs().total_cmp(&rows[*b][column].abs());
+        let pivot = (column..size).max_by(greatest)?;
+        rows.swap(column, pivot);
+        let (above, below) = rows.split_at_mut(column + 1);
+        let pivot = &above[column];
+        if pivot[column] == 0.0 {
+            return None;
+        }
+        for row in below {
+            let factor = row[column] / pivot[column];
+            if factor != 0.0 {
+                for (entry, above) in row[column..].iter_mut().zip(&pivot[column..]) {
+                    *entry -= factor * above;
+                }
+            }
+        }
+    }
+    let mut solution = vec![0.0; size];
+    for index in (0..size).rev() {
+        let row = &rows[index];
+        let known: f64 = (index + 1..size).map(|j| row[j] * solution[j]).sum();
+        solution[index] = (row[size] - known) / row[index];
+    }
+    solution.iter().all(|x| x.is_finite()).then_some(solution)
+}
+
+/// The Cholesky factor of the transformed series' covariance, up to where it
+/// settles.
+#[derive(Debug, Default)]
+struct Factor {
+    /// Rows of the unit lower triangle without the diagonal, one after another.
+    entries: Vec<f64>,
+    /// Where each row begins in `entries`, and its first column.
+    rows: Vec<(usize, usize)>,
+    /// Variances of the innovations, relative to that of the process.
+    variances: Vec<f64>,
+}
+
+impl Factor {
+    /// None if the covariance is not positive definite to rounding.
+    fn compute(&mut self, process: &Process, length: usize) -> Option<()> {
+        let cross = process.cross_covariances();
+        let covariances = process.autocovariances(&cross)?;
+        let (lags, q) = (process.lags, process.ma.len() - 1);
+        let own: Vec<f64> = (0..=q)
+            .map(|lag| {
+                process.ma[lag..]
+                    .iter()
+                    .zip(&process.ma)
+                    .map(|(a, b)| a * b)
+                    .sum()
+            })
+            .collect();
+        let covariance = |row: usize, column: usize| {
+            let lag = row - column;
+            let table = if row < lags {
+                &covariances
+            } else if column < lags {
+                &cross
+            } else {
+                &own
+            };
+            table.get(lag).copied().unwrap_or(0.0)
+        };
+        self.entries.clear();
+        self.rows.clear();
+        self.variances.clear();
+        let mut scaled: Vec<f64> = Vec::with_capacity(lags);
+        for row in 0..length {
+            if row > lags && self.variances.last().is_some_and(|v| v - 1.0 < SETTLED) {
+                break;
+            }
+            let first = if row < lags { 0 } else { row - q };
+            let begin = self.entries.len();
+            // Each entry times the variance of its column.
+            scaled.clear();
+            for column in first..row {
+                let (column_begin, column_first) = self.rows[column];
+                let both = first.max(column_first);
+                let known = &self.entries[column_begin + both - column_first..];
+                let known: f64 = scaled[both - first..]
+                    .iter()
+                    .zip(known)
+                    .map(|(a, b)| a * b)
+                    .sum();
+                scaled.push(covariance(row, column) - known);
+                self.entries
+                    .push(scaled[column - first] / self.variances[column]);
+            }
+            let explained: f64 = self.entries[begin..]
+                .iter()
+                .zip(&scaled)
+                .map(|(a, b)| a * b)
+                .sum();
+            let variance = covariance(row, row) - explained;
+            // Also refuses what is not a number.
+            if !(variance > 0.0 && variance.is_finite()) {
+                return None;
+            }
+            self.rows.push((begin, first));
+            self.variances.push(variance);
+        }
+        Some(())
+    }
+
+    /// Replaces transformed samples by their innovations.
+    fn innovate(&self, process: &Process, samples: &mut [f64]) {
+        for (row, (begin, first)) in self.rows.iter().enumerate() {
+            let known = &self.entries[*begin..begin + row - first];
+            let expected: f64 = known
+                .iter()
+                .zip(&samples[*first..row])
+                .map(|(a, b)| a * b)
+                .sum();
+            samples[row] -= expected;
+        }
+        let terms = process.ma_terms.terms();
+        for row in self.rows.len()..samples.len() {
+            let expected: f64 = terms.iter().map(|(lag, c)| c * samples[row - lag]).sum();
+            samples[row] -= expected;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arima::polynomial::stable;
+
+    fn coefficients(rng: &mut fastrand::Rng, terms: [usize; 4]) -> Coefficients {
+        let mut block = |length| {
+            let numbers: Vec<f64> = (0..length).map(|_| 2.0 * (rng.f64() - 0.5)).collect();
+            stable(&numbers)
+        };
+        Coefficients {
+            ar: block(terms[0]),
+            ma: block(terms[1]),
+            seasonal_ar: block(terms[2]),
+            seasonal_ma: block(terms[3]),
+            constant: None,
+        }
+    }
+
+    /// The log-likelihood by the dense covariance matrix, from the weights of a
+    /// long past of innovations.
+    fn dense(series: &[f64], coefficients: &Coefficients, period: usize, mean: f64) -> f64 {
+        let (ar, ma) = coefficients.polynomials(period);
+        let past = 4000;
+        let mut weights = ma.dense(past);
+        for lag in 0..=past {
+            for (back, c) in ar.terms() {
+                if *back <= lag {
+                    weights[lag] -= c * weights[lag - back];
+                }
+            }
+        }
+        let covariance = |lag: usize| -> f64 {
+            weights[lag..]
+                .iter()
+                .zip(&weights)
+                .map(|(a, b)| a * b)
+                .sum()
+        };
+        let n = series.len();
+        let covariances: Vec<f64> = (0..n).map(covariance).collect();
+        let mut lower = vec![vec![0.0; n]; n];
+        let mut log_determinant = 0.0;
+        let mut white = vec![0.0; n];
+        for i in 0..n {
+            for j in 0..=i {
+                let known: f64 = (0..j).map(|k| lower[i][k] * lower[j][k]).sum();
+                let left: f64 = covariances[i - j] - known;
+                lower[i][j] = if i == j {
+                    left.sqrt()
+                } else {
+                    left / lower[j][j]
+                };
+            }
+            let known: f64 = (0..i).map(|k| lower[i][k] * white[k]).sum();
+            white[i] = (series[i] - mean - known) / lower[i][i];
+            log_determinant += 2.0 * lower[i][i].ln();
+        }
+        let n = count(n);
+        let variance = white.iter().map(|x| x * x).sum::<f64>() / n;
+        -0.5 * (n * (TAU.ln() + 1.0 + variance.ln()) + log_determinant)
+    }
+
+    #[test]
+    fn exact_is_the_multivariate_normal() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        for terms in [
+            [0, 0, 0, 0],
+            [2, 0, 0, 0],
+            [0, 3, 0, 0],
+            [1, 1, 0, 0],
+            [5, 2, 0, 0],
+            [1, 4, 0, 0],
+            [1, 0, 1, 0],
+            [0, 1, 0, 1],
+            [2, 1, 1, 2],
+        ] {
+            for constant in [false, true] {
+                let coefficients = coefficients(&mut rng, terms);
+                let series: Vec<f64> = (0..90).map(|_| 1.0 + 3.0 * rng.f64()).collect();
+                let mut evaluator = Evaluator::new(&series, 6, constant);
+                let exact = evaluator
+                    .evaluate(Likelihood::Exact, &coefficients)
+                    .unwrap();
+                let expected = dense(&series, &coefficients, 6, exact.mean);
+                assert!(
+                    (exact.log_likelihood - expected).abs() < 1e-5 * expected.abs(),
+                    "{terms:?} {constant}: {exact:?} instead of {expected}"
+                );
+                for moved in [-1e-3, 1e-3] {
+                    let worse = dense(&series, &coefficients, 6, exact.mean + moved);
+                    assert!(
+                        !constant || worse < expected,
+                        "{terms:?}: mean {}",
+                        exact.mean
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conditional_innovations_are_those_that_made_the_series() {
+        let mut rng = fastrand::Rng::with_seed(9);
+        let coefficients = coefficients(&mut rng, [2, 1, 1, 1]);
+        let (ar, ma) = coefficients.polynomials(7);
+        let made: Vec<f64> = (0..400).map(|_| rng.f64() - 0.5).collect();
+        let mut series: Vec<f64> = Vec::new();
+        for t in 0..made.len() {
+            let past = |terms: &[(usize, f64)], of: &[f64]| -> f64 {
+                let known = terms.iter().filter(|(lag, _)| *lag <= t);
+                known.map(|(lag, c)| c * of[t - lag]).sum()
+            };
+            let sample = made[t] + past(ma.terms(), &made) - past(ar.terms(), &series);
+            series.push(sample);
+        }
+        for likelihood in [Likelihood::Conditional, Likelihood::Exact] {
+            let mut evaluator = Evaluator::new(&series, 7, false);
+            let evaluation = evaluator.evaluate(likelihood, &coefficients).unwrap();
+            let found = evaluator.innovations(&evaluation);
+            let last = found.iter().zip(&made).skip(300);
+            let off = last.fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
+            assert!(off < 1e-3, "{likelihood:?}: {off}");
+        }
+    }
+}
