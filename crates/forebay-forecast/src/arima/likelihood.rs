@@ -84,6 +84,7 @@ pub(super) struct Evaluator<'a> {
     ones: Option<Vec<f64>>,
     /// Innovations of the samples, and of the ones.
     innovations: [Vec<f64>; 2],
+    scratch: Vec<f64>,
     factor: Factor,
 }
 
@@ -95,6 +96,7 @@ impl<'a> Evaluator<'a> {
             period,
             ones: constant.then(|| vec![1.0; series.len()]),
             innovations: [Vec::new(), Vec::new()],
+            scratch: Vec::new(),
             factor: Factor::default(),
         }
     }
@@ -127,9 +129,15 @@ impl<'a> Evaluator<'a> {
             return None;
         }
         let [innovations, ones] = &mut self.innovations;
-        innovate(self.series, coefficients, self.period, innovations);
+        let scratch = &mut self.scratch;
+        innovate(
+            self.series,
+            coefficients,
+            self.period,
+            [scratch, innovations],
+        );
         if let Some(series) = &self.ones {
-            innovate(series, coefficients, self.period, ones);
+            innovate(series, coefficients, self.period, [scratch, ones]);
         }
         self.conclude(skip, &[])
     }
@@ -141,17 +149,17 @@ impl<'a> Evaluator<'a> {
         }
         self.factor.compute(&process, self.series.len())?;
         let [innovations, ones] = &mut self.innovations;
-        let untouched = process.lags;
-        take_off(
+        let (period, lags, scratch) = (self.period, process.lags, &mut self.scratch);
+        transform(
             self.series,
             coefficients,
-            self.period,
-            untouched,
-            innovations,
+            period,
+            lags,
+            [scratch, innovations],
         );
         self.factor.innovate(&process, innovations);
         if let Some(series) = &self.ones {
-            take_off(series, coefficients, self.period, untouched, ones);
+            transform(series, coefficients, period, lags, [scratch, ones]);
             self.factor.innovate(&process, ones);
         }
         let variances = std::mem::take(&mut self.factor.variances);
@@ -196,62 +204,64 @@ impl<'a> Evaluator<'a> {
 }
 
 /// Innovations by the difference equation; zero for the first lags.
-fn innovate(series: &[f64], coefficients: &Coefficients, period: usize, out: &mut Vec<f64>) {
-    let Coefficients {
-        ar,
-        ma,
-        seasonal_ar,
-        seasonal_ma,
-        ..
-    } = coefficients;
-    out.clear();
-    out.extend_from_slice(series);
-    let skip = ar.len() + seasonal_ar.len() * period;
-    // From the end, so that earlier samples are still as they were.
-    for t in (ar.len()..out.len()).rev() {
-        out[t] -= lagged(&out[..t], ar, 1);
-    }
-    for t in (skip..out.len()).rev() {
-        out[t] -= lagged(&out[..t], seasonal_ar, period);
-    }
+fn innovate(
+    series: &[f64],
+    coefficients: &Coefficients,
+    period: usize,
+    [ordinary, out]: [&mut Vec<f64>; 2],
+) {
+    let skip = coefficients.ar.len() + coefficients.seasonal_ar.len() * period;
+    take_off(series, &coefficients.ar, 1, ordinary);
+    take_off(ordinary, &coefficients.seasonal_ar, period, out);
     out[..skip].fill(0.0);
-    for t in skip..out.len() {
-        out[t] -= lagged(&out[..t], ma, 1);
-    }
-    if !seasonal_ma.is_empty() {
-        for t in skip..out.len() {
-            out[t] -= lagged(&out[..t], seasonal_ma, period);
+    for (block, stride) in [(&coefficients.ma, 1), (&coefficients.seasonal_ma, period)] {
+        if !block.is_empty() {
+            for t in skip..out.len() {
+                out[t] -= lagged(&out[..t], block, stride);
+            }
         }
     }
 }
 
-/// `c[0] x[t - stride] + c[1] x[t - 2 stride] + ...` of what came before `t`.
-fn lagged(before: &[f64], coefficients: &[f64], stride: usize) -> f64 {
-    let t = before.len();
-    let lags = (1..).map(|k| k * stride);
-    lags.zip(coefficients)
-        .map(|(lag, c)| c * before[t - lag])
-        .sum()
-}
-
-/// Takes the autoregression off, from sample `untouched` on.
-fn take_off(
+/// The series up to sample `untouched`, from there without its autoregression.
+fn transform(
     series: &[f64],
     coefficients: &Coefficients,
     period: usize,
     untouched: usize,
-    out: &mut Vec<f64>,
+    [ordinary, out]: [&mut Vec<f64>; 2],
 ) {
-    let ar = &coefficients.ar;
-    let mut ordinary = series.to_vec();
-    for t in (ar.len()..ordinary.len()).rev() {
-        ordinary[t] -= lagged(&ordinary[..t], ar, 1);
-    }
+    take_off(series, &coefficients.ar, 1, ordinary);
+    take_off(ordinary, &coefficients.seasonal_ar, period, out);
+    out[..untouched].copy_from_slice(&series[..untouched]);
+}
+
+/// The series less `c[0] x[t - stride] + c[1] x[t - 2 stride] + ...`, with zeros
+/// before the first.
+fn take_off(series: &[f64], coefficients: &[f64], stride: usize, out: &mut Vec<f64>) {
     out.clear();
     out.extend_from_slice(series);
-    for t in untouched..out.len() {
-        out[t] = ordinary[t] - lagged(&ordinary[..t], &coefficients.seasonal_ar, period);
+    for (lag, coefficient) in (1..).map(|k| k * stride).zip(coefficients) {
+        let later = out.iter_mut().skip(lag);
+        later
+            .zip(series)
+            .for_each(|(x, before)| *x -= coefficient * before);
     }
+}
+
+/// `c[0] x[t - stride] + c[1] x[t - 2 stride] + ...` of what came before `t`, with
+/// zeros before the first.
+fn lagged(before: &[f64], coefficients: &[f64], stride: usize) -> f64 {
+    let mut lag = 0;
+    let mut sum = 0.0;
+    for coefficient in coefficients {
+        lag += stride;
+        let Some(place) = before.len().checked_sub(lag) else {
+            break;
+        };
+        sum += coefficient * before[place];
+    }
+    sum
 }
 
 /// A process of innovation variance 1: its polynomials and covariances.
@@ -269,7 +279,9 @@ struct Process {
 impl Process {
     fn new(coefficients: &Coefficients, period: usize) -> Self {
         let (ar, ma_terms) = coefficients.polynomials(period);
-        let (p, q) = (ar.degree(), ma_terms.degree());
+        // By the terms there are, also where a coefficient is 0.
+        let p = coefficients.ar.len() + coefficients.seasonal_ar.len() * period;
+        let q = coefficients.ma.len() + coefficients.seasonal_ma.len() * period;
         Self {
             lags: p.max(q),
             ma: ma_terms.dense(q),
