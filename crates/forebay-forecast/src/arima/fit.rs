@@ -35,7 +35,8 @@ pub(super) struct Prepared {
     pub(super) scale: f64,
 }
 
-/// Coefficients of an order over a [`Prepared`] series, in its scale.
+/// Coefficients of an order over a [`Prepared`] series, in its scale but for the
+/// log-likelihood.
 #[derive(Clone, Debug)]
 pub(super) struct Fit {
     pub(super) order: Order,
@@ -153,13 +154,16 @@ impl Prepared {
         let numbers = self.search(&mut evaluator, order, start, likelihood)?;
         let numbers = Blocks::split(order, &numbers);
         let coefficients = numbers.coefficients();
-        let evaluation = evaluator.evaluate(likelihood, &coefficients)?;
+        let mut evaluation = evaluator.evaluate(likelihood, &coefficients)?;
+        let innovations = evaluator.innovations(&evaluation);
+        // Densities are per unit of the series.
+        evaluation.log_likelihood -= count(self.series.len()) * self.scale.ln();
         Some(Fit {
             order,
             numbers,
             evaluation,
             likelihood,
-            innovations: evaluator.innovations(&evaluation),
+            innovations,
             coefficients: Coefficients {
                 constant: order.constant.then_some(evaluation.mean),
                 ..coefficients
@@ -211,25 +215,5 @@ impl Fit {
         );
         let corrected = 2.0 * k * (k + 1.0) / (n - k - 1.0).max(f64::MIN_POSITIVE);
         -2.0 * self.evaluation.log_likelihood + 2.0 * k + corrected
-    }
-
-    /// Whether all roots are further out than `radius`.
-    pub(super) fn is_stable_beyond(&self, radius: f64) -> bool {
-        let negated = |block: &[f64]| block.iter().map(|c| -c).collect::<Vec<_>>();
-        let Coefficients {
-            ar,
-            ma,
-            seasonal_ar,
-            seasonal_ma,
-            ..
-        } = &self.coefficients;
-        [
-            ar.clone(),
-            seasonal_ar.clone(),
-            negated(ma),
-            negated(seasonal_ma),
-        ]
-        .iter()
-        .all(|block| polynomial::is_stable_beyond(block, radius))
     }
 }

@@ -58,7 +58,7 @@ pub use model::{Arima, Prediction};
 pub use online::{FitRequest, Fitted, OnlineArima, OnlineOptions};
 pub use order::{DIFFERENCES_MAX, Order, PERIOD_MAX, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX};
 use polynomial::Polynomial;
-pub use search::{EXACT_SAMPLES_MAX, Search};
+pub use search::Search;
 
 /// The coefficients of a model over the differenced series `w`, with innovations
 /// `e`: `w[t] - c = ar[0] (w[t-1] - c) + ... + e[t] + ma[0] e[t-1] + ...`, times
@@ -79,6 +79,18 @@ pub struct Coefficients {
 }
 
 impl Coefficients {
+    /// Whether all roots of the four polynomials, the seasonal ones in whole seasons,
+    /// lie further out than `radius`, at least 1. With 1: whether the model is
+    /// stationary and invertible.
+    #[must_use]
+    pub fn is_stable_beyond(&self, radius: f64) -> bool {
+        let negated = |block: &[f64]| block.iter().map(|c| -c).collect::<Vec<_>>();
+        polynomial::is_stable_beyond(&self.ar, radius)
+            && polynomial::is_stable_beyond(&negated(&self.ma), radius)
+            && polynomial::is_stable_beyond(&self.seasonal_ar, radius)
+            && polynomial::is_stable_beyond(&negated(&self.seasonal_ma), radius)
+    }
+
     /// The polynomials of the samples and of the innovations.
     fn polynomials(&self, period: usize) -> (Polynomial, Polynomial) {
         let product = |ordinary: &[f64], seasonal: &[f64], sign: f64| {

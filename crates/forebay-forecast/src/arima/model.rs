@@ -105,10 +105,7 @@ impl Arima {
         let Prepared {
             location, scale, ..
         } = *prepared;
-        let aicc_scaled = fit.aicc();
-        let length = super::count(fit.innovations.len());
-        // Densities are per unit of the series.
-        let rescaled = length * scale.ln();
+        let aicc = fit.aicc();
         let constant = fit.coefficients.constant;
         let coefficients = Coefficients {
             constant: constant.map(|mean| location + scale * mean),
@@ -124,8 +121,8 @@ impl Arima {
         Self {
             order: fit.order,
             innovation_variance: fit.evaluation.variance * scale * scale,
-            log_likelihood: fit.evaluation.log_likelihood - rescaled,
-            aicc: aicc_scaled + 2.0 * rescaled,
+            log_likelihood: fit.evaluation.log_likelihood,
+            aicc,
             likelihood: fit.likelihood,
             coefficients,
             equation,

@@ -17,30 +17,34 @@
 //!
 //! - Only the last [`Search::history_max`] samples are looked at.
 //! - A neighbour's search for coefficients starts from the best order's.
-//! - On more than [`EXACT_SAMPLES_MAX`] samples, or with a season of more than
-//!   12 steps, orders are compared by the conditional likelihood. The best three
-//!   are fitted exactly then, and the best of these is taken.
+//! - Orders are compared by the exact likelihood wherever that is cheap: always
+//!   without a season, and for short histories with a short one. Elsewhere by the
+//!   conditional one; then the best three are fitted exactly, and the best of
+//!   these loses terms for as long as that makes it better.
 //! - An order with a root nearer to the unit circle than 1.01 is passed over, as
-//!   there, but by the recursion that tells stability, without finding roots.
+//!   there, but by the recursion that tells stability, without finding roots. If
+//!   the likeliest order is passed over because of its moving average, one
+//!   difference less is searched too: such a root undoes a difference.
 //!
 //! # Properties
 //!
-//! - At most [`Search::models_max`] orders are fitted.
+//! - At most [`Search::models_max`] orders are compared.
 //! - The same samples give the same model.
 //!
 //! Source: Hyndman and Khandakar, "Automatic time series forecasting: the
 //! forecast package for R", Journal of Statistical Software 2008.
 
-use super::FitError;
+use std::f64::consts::{E, TAU};
+
 use super::difference;
 use super::fit::{Blocks, Fit, Prepared, check_series};
-use super::likelihood::Likelihood;
+use super::likelihood::{EXACT_LAGS_MAX, Likelihood};
 use super::order::{DIFFERENCES_MAX, Order, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX};
+use super::{Coefficients, FitError};
 
-/// Samples up to which orders are compared by the exact likelihood.
-pub const EXACT_SAMPLES_MAX: usize = 150;
-/// Seasons up to which they are.
-const EXACT_PERIOD_MAX: usize = 12;
+/// Samples times the square of the longest lag up to which orders are compared by
+/// the exact likelihood: what it costs where it does not settle.
+const EXACT_WORK_MAX: usize = 500_000;
 /// Orders that are fitted exactly after a conditional search.
 const FINALISTS: usize = 3;
 /// Roots nearer to the unit circle make an order unusable.
@@ -77,7 +81,18 @@ pub(super) fn search(series: &[f64], search: Search) -> Result<(Prepared, Fit), 
     let frame = Frame::new(series, search.period);
     let mut walk = Walk::new(series, frame, search.models_max);
     walk.run()?;
-    walk.finish()
+    let Some(fewer) = walk.overdifferenced() else {
+        return walk.finish();
+    };
+    let (models_max, found) = (search.models_max - walk.tried.len(), walk.finish()?);
+    let mut walk = Walk::new(series, fewer, models_max);
+    let Some(other) = walk.run().and_then(|()| walk.finish()).ok() else {
+        return Ok(found);
+    };
+    // The difference drops one sample, which counts as one of a constant spread.
+    let dropped = (TAU * E).ln() + 2.0 * other.0.scale.ln();
+    let better = other.1.aicc() < found.1.aicc() + dropped;
+    Ok(if better { other } else { found })
 }
 
 /// What the tests decided, before any order is fitted.
@@ -92,8 +107,8 @@ impl Frame {
     fn new(series: &[f64], period: Option<usize>) -> Self {
         let period = period.filter(|&period| period > 1 && series.len() >= 2 * period);
         let differences = difference::choose(series, period, DIFFERENCES_MAX);
-        let short = series.len() <= EXACT_SAMPLES_MAX
-            && period.is_none_or(|period| period <= EXACT_PERIOD_MAX);
+        let lags = TERMS_MAX + period.map_or(0, |period| SEASONAL_TERMS_MAX * period);
+        let cheap = series.len() * lags * lags <= EXACT_WORK_MAX;
         Self {
             d: differences.d,
             seasonal: period.map(|period| SeasonalOrder {
@@ -102,7 +117,7 @@ impl Frame {
                 q: 0,
                 period,
             }),
-            likelihood: if short {
+            likelihood: if cheap {
                 Likelihood::Exact
             } else {
                 Likelihood::Conditional
@@ -143,6 +158,18 @@ impl Frame {
         orders
     }
 
+    /// One term less of one kind, seasonal ones first.
+    fn smaller(&self, than: Order) -> Vec<Order> {
+        let seasonal = than.season();
+        let terms = [than.p, than.q, seasonal.p, seasonal.q];
+        let without = |kind: usize| {
+            let mut fewer = terms;
+            fewer[kind] = fewer[kind].checked_sub(1)?;
+            self.order(fewer, than.constant)
+        };
+        [2, 3, 0, 1].into_iter().filter_map(without).collect()
+    }
+
     /// In the order in which they are tried.
     fn neighbours(&self, of: Order) -> Vec<Order> {
         const SINGLE: [(isize, isize); 4] = [(-1, 0), (0, -1), (1, 0), (0, 1)];
@@ -176,6 +203,8 @@ struct Walk<'a> {
     tried: Vec<Order>,
     /// Usable fits, best first.
     ranked: Vec<Fit>,
+    /// The lowest criterion of an order that was passed over for its moving average.
+    passed_over: f64,
     /// With and without a constant; of those, the one used last.
     prepared: [Option<Prepared>; 2],
 }
@@ -188,6 +217,7 @@ impl<'a> Walk<'a> {
             models_max,
             tried: Vec::new(),
             ranked: Vec::new(),
+            passed_over: f64::INFINITY,
             prepared: [None, None],
         }
     }
@@ -226,9 +256,15 @@ impl<'a> Walk<'a> {
         let likelihood = self.frame.likelihood;
         let prepared = self.prepared(order)?;
         let fit = prepared.fit(order, &start.unwrap_or_default(), likelihood);
-        let Some(fit) = fit.filter(|fit| fit.is_stable_beyond(ROOT_RADIUS_MIN)) else {
+        let Some(fit) = fit else {
             return Ok(false);
         };
+        if !is_usable(&fit.coefficients) {
+            if !is_usable(&moving_average(&fit.coefficients)) {
+                self.passed_over = self.passed_over.min(fit.aicc());
+            }
+            return Ok(false);
+        }
         let rank = self
             .ranked
             .partition_point(|other| other.aicc() <= fit.aicc());
@@ -249,6 +285,18 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// One difference less, if the likeliest order was one whose moving average
+    /// undoes a difference.
+    fn overdifferenced(&self) -> Option<Frame> {
+        let best = self.ranked.first()?.aicc();
+        (self.frame.d > 0 && self.passed_over < best && self.tried.len() < self.models_max).then(
+            || Frame {
+                d: self.frame.d - 1,
+                ..self.frame
+            },
+        )
+    }
+
     /// The best order after an exact fit of the finalists.
     fn finish(mut self) -> Result<(Prepared, Fit), FitError> {
         let ranked = std::mem::take(&mut self.ranked);
@@ -258,21 +306,53 @@ impl<'a> Walk<'a> {
             if finalists == FINALISTS {
                 break;
             }
-            let prepared = self.prepared(candidate.order)?;
-            let start: &Blocks = &candidate.numbers;
-            let Some(fit) = prepared
-                .fit_best(candidate.order, start)
-                .filter(|fit| fit.is_stable_beyond(ROOT_RADIUS_MIN))
-            else {
-                continue;
-            };
-            finalists += 1;
-            if best.as_ref().is_none_or(|best| fit.aicc() < best.aicc()) {
-                best = Some(fit);
+            if let Some(fit) = self.finalist(candidate.order, &candidate.numbers)? {
+                finalists += 1;
+                if best.as_ref().is_none_or(|best| fit.aicc() < best.aicc()) {
+                    best = Some(fit);
+                }
             }
         }
-        let best = best.ok_or(FitError::NoModel)?;
+        let best = self.prune(best.ok_or(FitError::NoModel)?)?;
         let prepared = self.prepared(best.order)?.clone();
         Ok((prepared, best))
+    }
+
+    fn finalist(&mut self, order: Order, start: &Blocks) -> Result<Option<Fit>, FitError> {
+        let fit = self.prepared(order)?.fit_best(order, start);
+        Ok(fit.filter(|fit| is_usable(&fit.coefficients)))
+    }
+
+    /// Drops terms while that makes an exact fit better: the conditional
+    /// likelihood leaves out the first lags, and flatters orders with long ones.
+    fn prune(&mut self, mut best: Fit) -> Result<Fit, FitError> {
+        let lags = best.order.ar_lags().max(best.order.ma_lags());
+        if self.frame.likelihood == Likelihood::Exact || lags > EXACT_LAGS_MAX {
+            return Ok(best);
+        }
+        'better: loop {
+            for order in self.frame.smaller(best.order) {
+                if let Some(fit) = self.finalist(order, &best.numbers)?
+                    && fit.aicc() < best.aicc()
+                {
+                    best = fit;
+                    continue 'better;
+                }
+            }
+            return Ok(best);
+        }
+    }
+}
+
+/// Whether all roots are far enough from the unit circle.
+fn is_usable(coefficients: &Coefficients) -> bool {
+    coefficients.is_stable_beyond(ROOT_RADIUS_MIN)
+}
+
+fn moving_average(of: &Coefficients) -> Coefficients {
+    Coefficients {
+        ma: of.ma.clone(),
+        seasonal_ma: of.seasonal_ma.clone(),
+        ..Coefficients::default()
     }
 }
