@@ -15,9 +15,9 @@ fn read(name: &str) -> Vec<HashMap<String, String>> {
         .join("tests/data/arima")
         .join(name)
         .with_extension("csv");
-    let text = std::fs::read_to_string(&path).unwrap();
+    let text = std::fs::read_to_string(&path).expect("the file is beside the tests");
     let mut lines = text.lines().map(|line| line.split(',').map(String::from));
-    let header: Vec<String> = lines.next().unwrap().collect();
+    let header: Vec<String> = lines.next().expect("a header").collect();
     lines
         .map(|row| header.iter().cloned().zip(row).collect())
         .collect()
@@ -28,11 +28,11 @@ fn series(name: &str) -> Vec<f64> {
 }
 
 fn number(row: &HashMap<String, String>, column: &str) -> f64 {
-    row[column].parse().unwrap()
+    row[column].parse().expect("a number")
 }
 
 fn terms(row: &HashMap<String, String>, column: &str) -> usize {
-    row[column].parse().unwrap()
+    row[column].parse().expect("a number")
 }
 
 fn order(row: &HashMap<String, String>) -> Order {
