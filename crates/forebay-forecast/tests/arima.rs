@@ -258,9 +258,10 @@ fn assert_sound(model: &Arima) {
 #[test]
 fn odd_series_give_sound_models() {
     fn check(what: &str, series: &[f64]) {
-        for period in [None, Some(7), Some(24)] {
+        for period in [None, Some(7)] {
             let search = Search {
                 period,
+                models_max: 30,
                 ..Search::default()
             };
             let model = Arima::fit_auto(series, search);
@@ -442,7 +443,7 @@ fn a_fit_that_fails_leaves_the_model_that_was() {
     let mut online = online();
     load(3, 300).into_iter().for_each(|x| online.update(x));
     online.fit_now().unwrap().unwrap();
-    (0..400).for_each(|_| online.update(42.0));
+    (0..1200).for_each(|_| online.update(42.0));
     assert_eq!(online.fit_now(), Some(Err(FitError::Constant)));
     assert!(online.model().is_some());
     let quantiles = online.forecast(10).unwrap();

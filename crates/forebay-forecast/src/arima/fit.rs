@@ -24,7 +24,7 @@ use super::{Coefficients, FitError, count};
 use crate::VALUE_MAX;
 
 /// Iterations of the optimiser for one likelihood.
-const ITERATIONS_MAX: usize = 60;
+const ITERATIONS_MAX: usize = 40;
 
 /// A series, differenced and scaled for an order's differences and constant.
 #[derive(Clone, Debug)]

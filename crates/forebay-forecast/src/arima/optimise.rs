@@ -19,7 +19,7 @@
 /// Half the distance of central differences.
 const DELTA: f64 = 1e-5;
 /// Decrease of the value under which the minimum counts as found.
-const DECREASE_MIN: f64 = 1e-9;
+const DECREASE_MIN: f64 = 1e-7;
 /// Slope in every direction under which the minimum counts as found.
 const SLOPE_MIN: f64 = 1e-6;
 /// Halvings of one line search.

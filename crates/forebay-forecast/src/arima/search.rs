@@ -45,8 +45,10 @@ use super::{Coefficients, FitError};
 /// Samples times the square of the longest lag up to which orders are compared by
 /// the exact likelihood: what it costs where it does not settle.
 const EXACT_WORK_MAX: usize = 500_000;
-/// Orders that are fitted exactly after a conditional search.
+/// Usable orders that are fitted exactly after a conditional search.
 const FINALISTS: usize = 3;
+/// Orders that are tried for that.
+const EXACT_FITS_MAX: usize = 6;
 /// Roots nearer to the unit circle make an order unusable.
 const ROOT_RADIUS_MIN: f64 = 1.01;
 
@@ -301,18 +303,20 @@ impl<'a> Walk<'a> {
     fn finish(mut self) -> Result<(Prepared, Fit), FitError> {
         let ranked = std::mem::take(&mut self.ranked);
         let mut best: Option<Fit> = None;
-        let mut finalists = 0;
-        for candidate in ranked {
-            if finalists == FINALISTS {
-                break;
-            }
+        let mut usable = 0;
+        for candidate in ranked.iter().take(EXACT_FITS_MAX) {
             if let Some(fit) = self.finalist(candidate.order, &candidate.numbers)? {
-                finalists += 1;
+                usable += 1;
                 if best.as_ref().is_none_or(|best| fit.aicc() < best.aicc()) {
                     best = Some(fit);
                 }
             }
+            if usable == FINALISTS {
+                break;
+            }
         }
+        // The conditional fit was usable, if all else fails.
+        let best = best.or(ranked.into_iter().next());
         let best = self.prune(best.ok_or(FitError::NoModel)?)?;
         let prepared = self.prepared(best.order)?.clone();
         Ok((prepared, best))
