@@ -16,7 +16,7 @@
 //!   is only where the search begins: the end is at least as likely.
 
 use super::difference::{difference, greatest, is_constant, mean};
-use super::likelihood::{EXACT_LAGS_MAX, Evaluation, Evaluator, Likelihood};
+use super::likelihood::{EXACT_LAGS_MAX, Evaluation, Evaluator, Judge, Likelihood};
 use super::optimise::minimise;
 use super::order::Order;
 use super::polynomial;
@@ -149,20 +149,20 @@ impl Prepared {
 
     /// The likeliest coefficients of an order with these differences, searched
     /// from a start. None if no likelihood could be computed.
-    pub(super) fn fit(&self, order: Order, start: &Blocks, likelihood: Likelihood) -> Option<Fit> {
+    pub(super) fn fit(&self, order: Order, start: &Blocks, judge: Judge) -> Option<Fit> {
         let mut evaluator = Evaluator::new(&self.series, order.season().period, order.constant);
-        let numbers = self.search(&mut evaluator, order, start, likelihood)?;
+        let numbers = self.search(&mut evaluator, order, start, judge)?;
         let numbers = Blocks::split(order, &numbers);
         let coefficients = numbers.coefficients();
-        let mut evaluation = evaluator.evaluate(likelihood, &coefficients)?;
+        let mut evaluation = evaluator.evaluate(judge, &coefficients)?;
         let innovations = evaluator.innovations(&evaluation);
         // Densities are per unit of the series.
-        evaluation.log_likelihood -= count(self.series.len()) * self.scale.ln();
+        evaluation.log_likelihood -= count(evaluation.samples) * self.scale.ln();
         Some(Fit {
             order,
             numbers,
             evaluation,
-            likelihood,
+            likelihood: judge.likelihood,
             innovations,
             coefficients: Coefficients {
                 constant: order.constant.then_some(evaluation.mean),
@@ -173,12 +173,12 @@ impl Prepared {
 
     /// The exact fit where the lags allow it, else the conditional one.
     pub(super) fn fit_best(&self, order: Order, start: &Blocks) -> Option<Fit> {
-        let conditional = self.fit(order, start, Likelihood::Conditional);
-        if order.ar_lags().max(order.ma_lags()) > EXACT_LAGS_MAX {
+        let conditional = self.fit(order, start, Judge::CONDITIONAL);
+        if order.lags() > EXACT_LAGS_MAX {
             return conditional;
         }
         let from = conditional.as_ref().map_or(start, |fit| &fit.numbers);
-        self.fit(order, from, Likelihood::Exact).or(conditional)
+        self.fit(order, from, Judge::EXACT).or(conditional)
     }
 
     fn search(
@@ -186,11 +186,11 @@ impl Prepared {
         evaluator: &mut Evaluator<'_>,
         order: Order,
         start: &Blocks,
-        likelihood: Likelihood,
+        judge: Judge,
     ) -> Option<Vec<f64>> {
         let mut objective = |numbers: &[f64]| {
             let coefficients = Blocks::split(order, numbers).coefficients();
-            let evaluation = evaluator.evaluate(likelihood, &coefficients)?;
+            let evaluation = evaluator.evaluate(judge, &coefficients)?;
             Some(evaluation.objective)
         };
         // A start that was good for other samples may be bad here.
@@ -210,7 +210,7 @@ impl Fit {
     /// Akaike's criterion with the correction for few samples. Lower is better.
     pub(super) fn aicc(&self) -> f64 {
         let (n, k) = (
-            count(self.innovations.len()),
+            count(self.evaluation.samples),
             count(self.order.parameters()),
         );
         let corrected = 2.0 * k * (k + 1.0) / (n - k - 1.0).max(f64::MIN_POSITIVE);

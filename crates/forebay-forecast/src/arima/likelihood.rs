@@ -63,6 +63,26 @@ pub enum Likelihood {
     Exact,
 }
 
+/// How coefficients are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Judge {
+    pub(super) likelihood: Likelihood,
+    /// Differenced samples that no conditional likelihood takes in, whatever its
+    /// lags: orders that leave out different samples do not compare.
+    pub(super) skip: usize,
+}
+
+impl Judge {
+    pub(super) const EXACT: Self = Self {
+        likelihood: Likelihood::Exact,
+        skip: 0,
+    };
+    pub(super) const CONDITIONAL: Self = Self {
+        likelihood: Likelihood::Conditional,
+        skip: 0,
+    };
+}
+
 /// What a likelihood says of coefficients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evaluation {
@@ -74,6 +94,8 @@ pub(super) struct Evaluation {
     /// Of the differenced series; 0 without a constant.
     pub(super) mean: f64,
     pub(super) log_likelihood: f64,
+    /// Samples that the log-likelihood is of.
+    pub(super) samples: usize,
 }
 
 /// The filters over one differenced series, with their memory.
@@ -104,11 +126,11 @@ impl<'a> Evaluator<'a> {
     /// None where the series is too short or the likelihood is not a number.
     pub(super) fn evaluate(
         &mut self,
-        likelihood: Likelihood,
+        judge: Judge,
         coefficients: &Coefficients,
     ) -> Option<Evaluation> {
-        match likelihood {
-            Likelihood::Conditional => self.conditional(coefficients),
+        match judge.likelihood {
+            Likelihood::Conditional => self.conditional(coefficients, judge.skip),
             Likelihood::Exact => self.exact(coefficients),
         }
     }
@@ -123,9 +145,9 @@ impl<'a> Evaluator<'a> {
         samples.iter().zip(ones).map(about).collect()
     }
 
-    fn conditional(&mut self, coefficients: &Coefficients) -> Option<Evaluation> {
-        let skip = coefficients.ar.len() + coefficients.seasonal_ar.len() * self.period;
-        if self.series.len() <= skip {
+    fn conditional(&mut self, coefficients: &Coefficients, skip: usize) -> Option<Evaluation> {
+        let own_skip = coefficients.ar.len() + coefficients.seasonal_ar.len() * self.period;
+        if self.series.len() <= own_skip.max(skip) {
             return None;
         }
         let [innovations, ones] = &mut self.innovations;
@@ -139,7 +161,9 @@ impl<'a> Evaluator<'a> {
         if let Some(series) = &self.ones {
             innovate(series, coefficients, self.period, [scratch, ones]);
         }
-        self.conclude(skip, &[])
+        // A little more left out by its own lags counts as if it were there.
+        let samples = self.series.len() - skip;
+        self.conclude(own_skip.max(skip), samples, &[])
     }
 
     fn exact(&mut self, coefficients: &Coefficients) -> Option<Evaluation> {
@@ -163,14 +187,15 @@ impl<'a> Evaluator<'a> {
             self.factor.innovate(&process, ones);
         }
         let variances = std::mem::take(&mut self.factor.variances);
-        let evaluation = self.conclude(0, &variances);
+        let evaluation = self.conclude(0, self.series.len(), &variances);
         self.factor.variances = variances;
         evaluation
     }
 
     /// Mean, variance and likelihood from the innovations after the first `skip`
-    /// and their relative variances, which are 1 where none is given.
-    fn conclude(&self, skip: usize, variances: &[f64]) -> Option<Evaluation> {
+    /// and their relative variances, which are 1 where none is given. The likelihood
+    /// is that of `likely` samples.
+    fn conclude(&self, skip: usize, likely: usize, variances: &[f64]) -> Option<Evaluation> {
         let weight = |index: usize| variances.get(index).map_or(1.0, |variance| 1.0 / variance);
         let product = |a: &[f64], b: &[f64]| -> f64 {
             let pairs = a.iter().zip(b).enumerate().skip(skip);
@@ -191,14 +216,14 @@ impl<'a> Evaluator<'a> {
         let variance = (squares / used).max(VARIANCE_MIN);
         let log_determinant: f64 = variances.iter().map(|variance| variance.ln()).sum();
         let objective = 0.5 * (variance.ln() + log_determinant / used);
-        // As of all samples, so that models that skip differently compare.
-        let log_likelihood = -count(self.series.len()) * (objective + 0.5 * (TAU.ln() + 1.0));
+        let log_likelihood = -count(likely) * (objective + 0.5 * (TAU.ln() + 1.0));
         let sound = variance.is_finite() && log_likelihood.is_finite();
         sound.then_some(Evaluation {
             objective,
             variance,
             mean,
             log_likelihood,
+            samples: likely,
         })
     }
 }
@@ -552,9 +577,7 @@ mod tests {
                 let coefficients = coefficients(&mut rng, terms);
                 let series: Vec<f64> = (0..90).map(|_| 1.0 + 3.0 * rng.f64()).collect();
                 let mut evaluator = Evaluator::new(&series, 6, constant);
-                let exact = evaluator
-                    .evaluate(Likelihood::Exact, &coefficients)
-                    .unwrap();
+                let exact = evaluator.evaluate(Judge::EXACT, &coefficients).unwrap();
                 let expected = dense(&series, &coefficients, 6, exact.mean);
                 assert!(
                     (exact.log_likelihood - expected).abs() < 1e-5 * expected.abs(),
@@ -587,13 +610,13 @@ mod tests {
             let sample = made[t] + past(ma.terms(), &made) - past(ar.terms(), &series);
             series.push(sample);
         }
-        for likelihood in [Likelihood::Conditional, Likelihood::Exact] {
+        for judge in [Judge::CONDITIONAL, Judge::EXACT] {
             let mut evaluator = Evaluator::new(&series, 7, false);
-            let evaluation = evaluator.evaluate(likelihood, &coefficients).unwrap();
+            let evaluation = evaluator.evaluate(judge, &coefficients).unwrap();
             let found = evaluator.innovations(&evaluation);
             let last = found.iter().zip(&made).skip(300);
             let off = last.fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
-            assert!(off < 1e-3, "{likelihood:?}: {off}");
+            assert!(off < 1e-3, "{judge:?}: {off}");
         }
     }
 }

@@ -131,6 +131,11 @@ impl Order {
         self.q + self.season().q * self.season().period
     }
 
+    /// The longer of the two.
+    pub(super) fn lags(self) -> usize {
+        self.ar_lags().max(self.ma_lags())
+    }
+
     /// Samples that a fit needs.
     pub(super) fn samples_min(self) -> usize {
         self.differenced_away() + self.ar_lags() + 2 * self.parameters() + 4

@@ -19,8 +19,9 @@
 //! - A neighbour's search for coefficients starts from the best order's.
 //! - Orders are compared by the exact likelihood wherever that is cheap: always
 //!   without a season, and for short histories with a short one. Elsewhere by the
-//!   conditional one; then the best three are fitted exactly, and the best of
-//!   these loses terms for as long as that makes it better.
+//!   conditional one, of the same samples for all; then the best three are fitted
+//!   exactly, and the best of these loses terms for as long as that makes it
+//!   better. With lags beyond the exact likelihood the conditional rank stands.
 //! - An order with a root nearer to the unit circle than 1.01 is passed over, as
 //!   there, but by the recursion that tells stability, without finding roots. If
 //!   the likeliest order is passed over because of its moving average, one
@@ -38,7 +39,7 @@ use std::f64::consts::{E, TAU};
 
 use super::difference;
 use super::fit::{Blocks, Fit, Prepared, check_series};
-use super::likelihood::{EXACT_LAGS_MAX, Likelihood};
+use super::likelihood::{EXACT_LAGS_MAX, Judge, Likelihood};
 use super::order::{DIFFERENCES_MAX, Order, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX};
 use super::{Coefficients, FitError};
 
@@ -102,7 +103,7 @@ pub(super) fn search(series: &[f64], search: Search) -> Result<(Prepared, Fit), 
 struct Frame {
     d: usize,
     seasonal: Option<SeasonalOrder>,
-    likelihood: Likelihood,
+    judge: Judge,
 }
 
 impl Frame {
@@ -110,20 +111,26 @@ impl Frame {
         let period = period.filter(|&period| period > 1 && series.len() >= 2 * period);
         let differences = difference::choose(series, period, DIFFERENCES_MAX);
         let lags = TERMS_MAX + period.map_or(0, |period| SEASONAL_TERMS_MAX * period);
-        let cheap = series.len() * lags * lags <= EXACT_WORK_MAX;
+        let seasonal = period.map(|period| SeasonalOrder {
+            p: 0,
+            d: differences.seasonal,
+            q: 0,
+            period,
+        });
+        let judge = if series.len() * lags * lags <= EXACT_WORK_MAX {
+            Judge::EXACT
+        } else {
+            let differenced_away = seasonal.map_or(0, |seasonal| seasonal.d * seasonal.period);
+            let skip = lags.min((series.len() - differenced_away) / 2);
+            Judge {
+                skip,
+                ..Judge::CONDITIONAL
+            }
+        };
         Self {
             d: differences.d,
-            seasonal: period.map(|period| SeasonalOrder {
-                p: 0,
-                d: differences.seasonal,
-                q: 0,
-                period,
-            }),
-            likelihood: if cheap {
-                Likelihood::Exact
-            } else {
-                Likelihood::Conditional
-            },
+            seasonal,
+            judge,
         }
     }
 
@@ -255,9 +262,9 @@ impl<'a> Walk<'a> {
         }
         self.tried.push(order);
         let start = self.ranked.first().map(|best| best.numbers.clone());
-        let likelihood = self.frame.likelihood;
+        let judge = self.frame.judge;
         let prepared = self.prepared(order)?;
-        let fit = prepared.fit(order, &start.unwrap_or_default(), likelihood);
+        let fit = prepared.fit(order, &start.unwrap_or_default(), judge);
         let Some(fit) = fit else {
             return Ok(false);
         };
@@ -305,17 +312,23 @@ impl<'a> Walk<'a> {
         let mut best: Option<Fit> = None;
         let mut usable = 0;
         for candidate in ranked.iter().take(EXACT_FITS_MAX) {
-            if let Some(fit) = self.finalist(candidate.order, &candidate.numbers)? {
-                usable += 1;
-                if best.as_ref().is_none_or(|best| fit.aicc() < best.aicc()) {
-                    best = Some(fit);
-                }
+            let Some(fit) = self.finalist(candidate.order, &candidate.numbers)? else {
+                continue;
+            };
+            usable += 1;
+            // One beyond the exact likelihood does not compare: its rank decides.
+            let comparable = fit.likelihood == Likelihood::Exact;
+            if best
+                .as_ref()
+                .is_none_or(|best| comparable && fit.aicc() < best.aicc())
+            {
+                best = Some(fit);
             }
-            if usable == FINALISTS {
+            if usable == FINALISTS || !comparable {
                 break;
             }
         }
-        // The conditional fit was usable, if all else fails.
+        // The first fit was usable, if all else fails.
         let best = best.or(ranked.into_iter().next());
         let best = self.prune(best.ok_or(FitError::NoModel)?)?;
         let prepared = self.prepared(best.order)?.clone();
@@ -327,11 +340,10 @@ impl<'a> Walk<'a> {
         Ok(fit.filter(|fit| is_usable(&fit.coefficients)))
     }
 
-    /// Drops terms while that makes an exact fit better: the conditional
-    /// likelihood leaves out the first lags, and flatters orders with long ones.
+    /// Drops terms while that makes an exact fit better: of the first samples the
+    /// conditional likelihood knew nothing.
     fn prune(&mut self, mut best: Fit) -> Result<Fit, FitError> {
-        let lags = best.order.ar_lags().max(best.order.ma_lags());
-        if self.frame.likelihood == Likelihood::Exact || lags > EXACT_LAGS_MAX {
+        if self.frame.judge == Judge::EXACT || best.order.lags() > EXACT_LAGS_MAX {
             return Ok(best);
         }
         'better: loop {
