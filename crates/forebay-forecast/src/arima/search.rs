@@ -45,7 +45,7 @@ use super::{Coefficients, FitError};
 
 /// Samples times the square of the longest lag up to which orders are compared by
 /// the exact likelihood: what it costs where it does not settle.
-const EXACT_WORK_MAX: usize = 500_000;
+const EXACT_WORK_MAX: usize = 150_000;
 /// Usable orders that are fitted exactly after a conditional search.
 const FINALISTS: usize = 3;
 /// Orders that are tried for that.

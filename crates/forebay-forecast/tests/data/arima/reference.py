@@ -54,7 +54,7 @@ SERIES = {
     "ar2": process(11, 600, ar=(1.2, -0.5), level=20.0),
     "arima111": process(12, 500, ar=(0.6,), ma=(0.4,), d=1, level=100.0, scale=2.0),
     "seasonal": process(13, 480, ar=(0.6,), sar=(0.5,), m=12, level=50.0),
-    "hourly": process(14, 1440, ar=(0.7,), ma=(0.3,), sma=(-0.6,), m=24, D=1, level=10.0),
+    "hourly": process(14, 600, ar=(0.7,), ma=(0.3,), sma=(-0.6,), m=24, D=1, level=10.0),
 }
 # series: (p, d, q), (P, D, Q, m), constant
 FIXED = [
