@@ -277,14 +277,14 @@ fn take_off(series: &[f64], coefficients: &[f64], stride: usize, out: &mut Vec<f
 /// `c[0] x[t - stride] + c[1] x[t - 2 stride] + ...` of what came before `t`, with
 /// zeros before the first.
 fn lagged(before: &[f64], coefficients: &[f64], stride: usize) -> f64 {
-    let mut lag = 0;
+    let mut lag = (coefficients.len() + 1) * stride;
     let mut sum = 0.0;
-    for coefficient in coefficients {
-        lag += stride;
-        let Some(place) = before.len().checked_sub(lag) else {
-            break;
-        };
-        sum += coefficient * before[place];
+    // The newest last: it was computed just now, and all else need not wait for it.
+    for coefficient in coefficients.iter().rev() {
+        lag -= stride;
+        if let Some(place) = before.len().checked_sub(lag) {
+            sum += coefficient * before[place];
+        }
     }
     sum
 }
@@ -471,7 +471,9 @@ impl Factor {
         }
         let terms = process.ma_terms.terms();
         for row in self.rows.len()..samples.len() {
-            let expected: f64 = terms.iter().map(|(lag, c)| c * samples[row - lag]).sum();
+            // The newest last, as in `lagged`.
+            let known = terms.iter().rev();
+            let expected: f64 = known.map(|(lag, c)| c * samples[row - lag]).sum();
             samples[row] -= expected;
         }
     }

@@ -3,7 +3,7 @@
 //! # Approach
 //!
 //! The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno over
-//! central differences, with a backtracking line search. No step moves a number
+//! differences, with a backtracking line search. No step moves a number
 //! by more than 1: the numbers are inverse hyperbolic tangents, and further out
 //! the function is flat.
 //!
@@ -16,12 +16,13 @@
 //! Source: Nocedal and Wright, "Numerical optimization", 2nd edition, chapters 3
 //! and 6 (first scaling: equation 6.20).
 
-/// Half the distance of central differences.
-const DELTA: f64 = 1e-5;
+/// Distance of differences. The error of a slope is about as large, for a function
+/// that is computed to ten digits or more.
+const DELTA: f64 = 1e-6;
 /// Decrease of the value under which the minimum counts as found.
 const DECREASE_MIN: f64 = 1e-7;
 /// Slope in every direction under which the minimum counts as found.
-const SLOPE_MIN: f64 = 1e-6;
+const SLOPE_MIN: f64 = 1e-5;
 /// Halvings of one line search.
 const HALVINGS_MAX: usize = 20;
 /// Share of the decrease promised by the slope that a step must bring.
@@ -73,26 +74,20 @@ pub(super) fn minimise(
     Some(best)
 }
 
-/// Derivatives at a point by central differences, one-sided where the function
-/// ends.
+/// Derivatives at a point by differences to one side, or to the other where the
+/// function ends.
 fn slope(point: &Minimum, function: &mut impl FnMut(&[f64]) -> Option<f64>) -> Vec<f64> {
     let mut at = point.at.clone();
     (0..at.len())
         .map(|index| {
             let here = at[index];
-            let mut side = |to: f64| {
-                at[index] = to;
-                function(&at)
+            let mut towards = |delta: f64| {
+                at[index] = here + delta;
+                Some((function(&at)? - point.value) / delta)
             };
-            let (above, below) = (side(here + DELTA), side(here - DELTA));
+            let slope = towards(DELTA).or_else(|| towards(-DELTA));
             at[index] = here;
-            let over = usize::from(above.is_some()) + usize::from(below.is_some());
-            let rise = above.unwrap_or(point.value) - below.unwrap_or(point.value);
-            if over == 0 {
-                0.0
-            } else {
-                rise / (DELTA * super::count(over))
-            }
+            slope.unwrap_or(0.0)
         })
         .collect()
 }
