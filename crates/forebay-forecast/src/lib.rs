@@ -16,7 +16,8 @@
 //! *centre* is. The quantiles around the centre are empirical: a [`backtest`]
 //! keeps forecasts at every configured horizon until their time comes, and ranks
 //! the errors they turned out to have. It also scores the upper bound by pinball
-//! loss, and [`select`] uses whichever forecaster scored best lately.
+//! loss, and [`select`] uses whichever forecaster scored best lately. [`arima`] is a
+//! fourth forecaster, which is fitted beside the steps and not in them.
 //!
 //! A [`Mixture`] costs ten times as much and forecasts better: it mixes many
 //! guesses, a regression and the analogues of the moment, at every level and horizon

@@ -25,7 +25,7 @@
 //!    from its own errors and not from the model's variance.
 //!
 //! A fit takes milliseconds to seconds, so the caller decides where it runs; a
-//! step takes less than a microsecond.
+//! step takes about a microsecond.
 //!
 //! # Properties
 //!
@@ -34,6 +34,35 @@
 //!   says what to do.
 //! - Work is bounded: orders, iterations, samples and lags all are.
 //! - The same samples give the same model.
+//!
+//! # Measured
+//!
+//! On a busy two-core virtual machine (AMD EPYC), 1,440 samples, five seeds each
+//! (`examples/arima_cost.rs`):
+//!
+//! | season | search, ms | refit, ms | a sample and the next 60, us |
+//! |---|---|---|---|
+//! | none | 4 to 40 | 0.1 to 4 | 1.2 to 1.4 |
+//! | 12 | 220 to 1,600 | 8 to 144 | 2.2 |
+//! | 60 | 65 to 130 | 0.3 to 7 | 1.7 to 2.5 |
+//! | 288 | 25 to 200 | 0.1 to 8 | 1.6 to 1.7 |
+//!
+//! The season of 12 is dearest because its exact likelihood is computed and does
+//! not settle: a fixed shape has a seasonal root near the unit circle.
+//! [`OnlineArima`] takes 0.8 to 1.6 us for an update, a forecast and a peak.
+//!
+//! Against statsforecast's AutoARIMA (2.1.1) without a season, each fitted anew to
+//! the last 1,440 samples at the 30 common origins of 23 public traces: geometric
+//! mean of the ratio of absolute errors 0.99, 1.01 and 1.03 at 1, 12 and 60 steps,
+//! of the loss at 0.95 (Gaussian) 0.99, 1.00 and 1.01; one search took 64 ms here
+//! (mean of 2,808, 616 at most).
+//!
+//! [`OnlineArima`] with refits every 60 steps against the last value and its
+//! empirical changes, 117 origins of 24 traces: loss at 0.95 by 0.87, 1.14 and 1.15
+//! at 1, 12 and 60 steps, absolute error of the median by 0.93, 1.01 and 0.99. One
+//! step ahead it is the best single forecaster measured; further ahead it is one
+//! candidate among others. Series of rare giant spikes (disk writes) are its worst:
+//! each spike echoes in the centre.
 //!
 //! Sources: Box and Jenkins, "Time series analysis: forecasting and control",
 //! 1970; Hyndman and Athanasopoulos, "Forecasting: principles and practice", 3rd

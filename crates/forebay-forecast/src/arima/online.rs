@@ -41,13 +41,16 @@ use crate::backtest::{Backtest, Centre};
 use crate::history::Range;
 use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
 
+/// Steps ahead beyond which the centre is taken for the same.
+const STEPS_MAX: usize = 4096;
+
 /// How a series is forecast by [`OnlineArima`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnlineOptions {
     /// Steps ahead at which errors are learnt: ascending, each at least 1.
     pub horizons: Vec<usize>,
-    /// Where orders are searched; its `history_max` is also the history kept, 8
-    /// bytes a sample.
+    /// Where orders are searched; its `history_max`, at least 16, is also the history
+    /// kept, 8 bytes a sample.
     pub search: Search,
     /// Samples before the first fit.
     pub samples_min: usize,
@@ -58,12 +61,14 @@ pub struct OnlineOptions {
 }
 
 impl Default for OnlineOptions {
+    /// A refit every 60 steps: every 144, the centre misses by 3 to 5 % more on the
+    /// traces that the [module](super) names.
     fn default() -> Self {
         Self {
             horizons: vec![1, 10, 50],
             search: Search::default(),
             samples_min: 64,
-            refit_steps: 288,
+            refit_steps: 60,
             refits_per_search: 8,
         }
     }
@@ -303,7 +308,7 @@ impl Ahead {
     fn centre(&self, steps: usize) -> Option<Centre> {
         let model = self.model.as_ref()?;
         let (low, high) = self.range.bounds()?;
-        let steps = steps.max(1);
+        let steps = steps.clamp(1, self.longest.max(STEPS_MAX));
         let mut longer = Vec::new();
         let path = if steps <= self.path.len() {
             &self.path[..steps]

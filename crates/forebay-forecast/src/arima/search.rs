@@ -29,7 +29,8 @@
 //!
 //! # Properties
 //!
-//! - At most [`Search::models_max`] orders are compared.
+//! - At most [`Search::models_max`] orders are compared, and 6 fitted exactly
+//!   before terms are dropped.
 //! - The same samples give the same model.
 //!
 //! Source: Hyndman and Khandakar, "Automatic time series forecasting: the
@@ -40,7 +41,9 @@ use std::f64::consts::{E, TAU};
 use super::difference;
 use super::fit::{Blocks, Fit, Prepared, check_series};
 use super::likelihood::{EXACT_LAGS_MAX, Judge, Likelihood};
-use super::order::{DIFFERENCES_MAX, Order, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX};
+use super::order::{
+    DIFFERENCES_MAX, Order, PERIOD_MAX, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX,
+};
 use super::{Coefficients, FitError};
 
 /// Samples times the square of the longest lag up to which orders are compared by
@@ -57,11 +60,11 @@ const ROOT_RADIUS_MIN: f64 = 1.01;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Search {
     /// Steps in a season. None, or a season of which the history has less than
-    /// two, gives a model without.
+    /// two, or beyond [`PERIOD_MAX`], gives a model without.
     pub period: Option<usize>,
     /// Samples looked at: the last ones.
     pub history_max: usize,
-    /// Orders fitted, at most.
+    /// Orders compared, at most, after the five that a search starts from.
     pub models_max: usize,
 }
 
@@ -108,7 +111,8 @@ struct Frame {
 
 impl Frame {
     fn new(series: &[f64], period: Option<usize>) -> Self {
-        let period = period.filter(|&period| period > 1 && series.len() >= 2 * period);
+        let period_max = PERIOD_MAX.min(series.len() / 2);
+        let period = period.filter(|period| (2..=period_max).contains(period));
         let differences = difference::choose(series, period, DIFFERENCES_MAX);
         let lags = TERMS_MAX + period.map_or(0, |period| SEASONAL_TERMS_MAX * period);
         let seasonal = period.map(|period| SeasonalOrder {
