@@ -12,15 +12,15 @@
 //!
 //! The seasonal ARIMA of Box and Jenkins. From samples to forecasts:
 //!
-//! 1. [`difference`]: tests say how often to difference.
-//! 2. [`search`]: a stepwise walk over the [`Order`]s, by Akaike's corrected
+//! 1. `difference`: tests say how often to difference.
+//! 2. `search`: a stepwise walk over the [`Order`]s, by Akaike's corrected
 //!    criterion.
-//! 3. [`fit`]: the likeliest coefficients of each, searched by [`optimise`] over
-//!    numbers that [`polynomial`] makes stable polynomials of, with the
-//!    [`likelihood`] as the judge.
-//! 4. [`model`]: the fitted [`Arima`] takes in one sample at a time and forecasts
+//! 3. `fit`: the likeliest coefficients of each, searched by `optimise` over
+//!    numbers that `polynomial` makes stable polynomials of, with the
+//!    `likelihood` as the judge.
+//! 4. `model`: the fitted [`Arima`] takes in one sample at a time and forecasts
 //!    any horizon.
-//! 5. [`online`]: [`OnlineArima`] is the [`Forecaster`](crate::Forecaster): it
+//! 5. `online`: [`OnlineArima`] is the [`Forecaster`](crate::Forecaster): it
 //!    holds the history, says when it wants to be fitted, and takes its quantiles
 //!    from its own errors and not from the model's variance.
 //!

@@ -74,7 +74,26 @@ impl Default for OnlineOptions {
     }
 }
 
-/// See the [module](self).
+/// ARIMA as a [`Forecaster`]. It is silent until fitted, says when it wants to be,
+/// and leaves to the caller where that happens:
+///
+/// ```
+/// use forebay_forecast::Forecaster;
+/// use forebay_forecast::arima::{OnlineArima, OnlineOptions};
+///
+/// let mut online = OnlineArima::new(OnlineOptions::default());
+/// for step in 0..200_u32 {
+///     online.update(10.0 + f64::from(step * step % 7));
+///     if let Some(request) = online.fit_request() {
+///         // In a background job, where there is one.
+///         let fitted = request.run();
+///         if let Err(error) = online.adopt(fitted) {
+///             eprintln!("{error}");
+///         }
+///     }
+/// }
+/// assert!(online.forecast(10).is_some());
+/// ```
 #[derive(Clone, Debug)]
 pub struct OnlineArima {
     options: OnlineOptions,

@@ -19,8 +19,9 @@
 //! - A neighbour's search for coefficients starts from the best order's.
 //! - Orders are compared by the exact likelihood wherever that is cheap: always
 //!   without a season, and for short histories with a short one. Elsewhere by the
-//!   conditional one, of the same samples for all; then the best three are fitted
-//!   exactly, and the best of these loses terms for as long as that makes it
+//!   conditional one, of the same samples for all. The best three are fitted
+//!   exactly once more, from their own conditional fits, and the best of these is
+//!   taken; after a conditional search it loses terms for as long as that makes it
 //!   better. With lags beyond the exact likelihood the conditional rank stands.
 //! - An order with a root nearer to the unit circle than 1.01 is passed over, as
 //!   there, but by the recursion that tells stability, without finding roots. If
@@ -97,7 +98,8 @@ pub(super) fn search(series: &[f64], search: Search) -> Result<(Prepared, Fit), 
     };
     // The difference drops one sample, which counts as one of a constant spread.
     let dropped = (TAU * E).ln() + 2.0 * other.0.scale.ln();
-    let better = other.1.aicc() < found.1.aicc() + dropped;
+    let comparable = other.1.likelihood == found.1.likelihood;
+    let better = comparable && other.1.aicc() < found.1.aicc() + dropped;
     Ok(if better { other } else { found })
 }
 
@@ -216,7 +218,8 @@ struct Walk<'a> {
     tried: Vec<Order>,
     /// Usable fits, best first.
     ranked: Vec<Fit>,
-    /// The lowest criterion of an order that was passed over for its moving average.
+    /// The lowest criterion of an order that was passed over because its moving
+    /// average undoes a difference.
     passed_over: f64,
     /// With and without a constant; of those, the one used last.
     prepared: [Option<Prepared>; 2],
@@ -273,7 +276,11 @@ impl<'a> Walk<'a> {
             return Ok(false);
         };
         if !is_usable(&fit.coefficients) {
-            if !is_usable(&moving_average(&fit.coefficients)) {
+            let undoing = Coefficients {
+                ma: fit.coefficients.ma.clone(),
+                ..Coefficients::default()
+            };
+            if !is_usable(&undoing) {
                 self.passed_over = self.passed_over.min(fit.aicc());
             }
             return Ok(false);
@@ -310,9 +317,12 @@ impl<'a> Walk<'a> {
         )
     }
 
-    /// The best order after an exact fit of the finalists.
+    /// The best order after an exact fit of the finalists, which starts from their
+    /// conditional one: also where the search was exact, since one that only holds
+    /// where it was searched from (terms that nearly cancel) shows itself then.
     fn finish(mut self) -> Result<(Prepared, Fit), FitError> {
         let ranked = std::mem::take(&mut self.ranked);
+        let leader = ranked.first().ok_or(FitError::NoModel)?.clone();
         let mut best: Option<Fit> = None;
         let mut usable = 0;
         for candidate in ranked.iter().take(EXACT_FITS_MAX) {
@@ -332,9 +342,19 @@ impl<'a> Walk<'a> {
                 break;
             }
         }
-        // The first fit was usable, if all else fails.
-        let best = best.or(ranked.into_iter().next());
-        let best = self.prune(best.ok_or(FitError::NoModel)?)?;
+        let best = match best {
+            Some(best) => self.prune(best)?,
+            // The leader was usable as the search judged it.
+            None => {
+                let judge = Judge {
+                    skip: 0,
+                    ..self.frame.judge
+                };
+                let prepared = self.prepared(leader.order)?;
+                let fit = prepared.fit(leader.order, &leader.numbers, judge);
+                fit.ok_or(FitError::NoModel)?
+            }
+        };
         let prepared = self.prepared(best.order)?.clone();
         Ok((prepared, best))
     }
@@ -367,12 +387,4 @@ impl<'a> Walk<'a> {
 /// Whether all roots are far enough from the unit circle.
 fn is_usable(coefficients: &Coefficients) -> bool {
     coefficients.is_stable_beyond(ROOT_RADIUS_MIN)
-}
-
-fn moving_average(of: &Coefficients) -> Coefficients {
-    Coefficients {
-        ma: of.ma.clone(),
-        seasonal_ma: of.seasonal_ma.clone(),
-        ..Coefficients::default()
-    }
 }
