@@ -60,6 +60,7 @@ pub mod backtest;
 mod history;
 pub mod mixture;
 mod period;
+pub mod lstm;
 pub mod seasonal;
 pub mod select;
 pub mod smoothing;

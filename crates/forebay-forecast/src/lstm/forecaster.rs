@@ -1,0 +1,206 @@
+//! The network as one of the crate's forecasters.
+//!
+//! Its bounds are its own: they are judged by pinball loss at 0.95 as all others are,
+//! from origins a quarter of the horizon apart, but not corrected by past errors.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::state::State;
+use super::weights::Weights;
+use crate::backtest::widening;
+use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+
+/// Scores over which the weight of an old one falls to 1/e.
+const SCORE_MEMORY: f64 = 64.0;
+/// Origins pending for one target.
+const PENDING_MAX: usize = 4;
+
+/// One series, forecast by shared weights.
+#[derive(Clone, Debug)]
+pub struct Lstm {
+    weights: Arc<Weights>,
+    state: State,
+    judges: Vec<Judge>,
+}
+
+/// Scores one target.
+#[derive(Clone, Debug)]
+struct Judge {
+    target: Target,
+    steps: usize,
+    until_origin: usize,
+    pending: VecDeque<Pending>,
+    pinball: f64,
+    judged: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    age: usize,
+    bound: f64,
+    peak: f64,
+    missing: usize,
+}
+
+impl Lstm {
+    /// `period` in steps, if one is known.
+    #[must_use]
+    pub fn new(weights: Arc<Weights>, period: Option<usize>) -> Self {
+        let judges = judges(&weights);
+        let state = State::new(&weights, period);
+        Self {
+            weights,
+            state,
+            judges,
+        }
+    }
+
+    /// Another period, or none.
+    pub fn set_period(&mut self, period: Option<usize>) {
+        self.state.set_period(period);
+    }
+
+    /// Other weights from now on. Scores are kept if they are for the same targets:
+    /// new weights were only taken because they are better.
+    pub fn set_weights(&mut self, weights: Arc<Weights>) {
+        if weights.layout() != self.weights.layout() {
+            self.judges = judges(&weights);
+            self.state = State::new(&weights, self.state.period());
+        }
+        self.weights = weights;
+    }
+
+    /// The weights in use.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    fn pass(&mut self, sample: Option<f64>) {
+        match sample {
+            Some(value) => self.state.step(&self.weights, value),
+            None => self.state.step_gap(),
+        }
+        for (index, judge) in self.judges.iter_mut().enumerate() {
+            judge.observe(sample);
+            if judge.is_due() && sample.is_some() {
+                judge.put_aside(self.state.forecast(&self.weights, index));
+            }
+        }
+    }
+
+    /// The place of the target that serves so many steps: the shortest horizon that
+    /// covers them, else the longest; and that horizon.
+    fn serving(&self, target: Target, steps: usize) -> Option<(usize, usize)> {
+        let all = || self.judges.iter().enumerate();
+        let of = |wanted: Target| {
+            let fitting = move |(_, judge): &(usize, &Judge)| judge.target == wanted;
+            all()
+                .filter(fitting)
+                .find(|(_, judge)| judge.steps >= steps)
+                .or_else(|| all().rfind(fitting))
+        };
+        // One step ahead the peak is the value.
+        let found = match target {
+            Target::Peak if steps > 1 => of(Target::Peak).or_else(|| of(Target::Value)),
+            _ => of(Target::Value),
+        };
+        found.map(|(index, judge)| (index, judge.steps))
+    }
+
+    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        let (index, horizon) = self.serving(target, steps)?;
+        let quantiles = self.state.forecast(&self.weights, index)?;
+        let (centre, factor) = (quantiles.q50(), widening(steps, horizon));
+        Some(quantiles.map(|level| centre + (level - centre) * factor))
+    }
+}
+
+fn judges(weights: &Weights) -> Vec<Judge> {
+    let judge = |(target, steps)| Judge {
+        target,
+        steps,
+        until_origin: 0,
+        pending: VecDeque::with_capacity(PENDING_MAX),
+        pinball: 0.0,
+        judged: 0,
+    };
+    weights.layout().targets().map(judge).collect()
+}
+
+impl Judge {
+    fn observe(&mut self, sample: Option<f64>) {
+        for pending in &mut self.pending {
+            pending.age += 1;
+            match sample {
+                Some(value) => pending.peak = pending.peak.max(value),
+                None => pending.missing += 1,
+            }
+        }
+        if self.pending.front().is_none_or(|p| p.age < self.steps) {
+            return;
+        }
+        let Some(then) = self.pending.pop_front() else {
+            return;
+        };
+        let actual = match self.target {
+            Target::Value => sample,
+            Target::Peak => (then.missing * 4 <= self.steps).then_some(then.peak),
+        };
+        let Some(actual) = actual else { return };
+        let over = actual - then.bound;
+        let loss = (0.95 * over).max(-0.05 * over);
+        self.judged = self.judged.saturating_add(1);
+        let weight = (1.0 / SCORE_MEMORY).max(1.0 / f64::from(self.judged));
+        self.pinball += weight * (loss - self.pinball);
+    }
+
+    /// Whether this step is an origin.
+    fn is_due(&mut self) -> bool {
+        self.until_origin = self.until_origin.saturating_sub(1);
+        self.until_origin == 0
+    }
+
+    fn put_aside(&mut self, quantiles: Option<Quantiles>) {
+        let Some(quantiles) = quantiles else { return };
+        self.until_origin = self.steps.div_ceil(PENDING_MAX);
+        self.pending.push_back(Pending {
+            age: 0,
+            bound: quantiles.q95(),
+            peak: 0.0,
+            missing: 0,
+        });
+    }
+}
+
+impl Forecaster for Lstm {
+    fn name(&self) -> &'static str {
+        "lstm"
+    }
+
+    fn update(&mut self, value: f64) {
+        self.pass(is_plausible(value).then_some(value));
+    }
+
+    fn update_gap(&mut self) {
+        self.pass(None);
+    }
+
+    fn forecast(&self, steps: usize) -> Option<Quantiles> {
+        self.quantiles(Target::Value, steps)
+    }
+
+    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
+        self.quantiles(Target::Peak, steps)
+    }
+
+    fn score(&self, target: Target, steps: usize) -> Option<Score> {
+        let (index, _) = self.serving(target, steps)?;
+        let judge = &self.judges[index];
+        (judge.judged > 0).then_some(Score {
+            pinball: judge.pinball,
+            samples: u64::from(judge.judged),
+        })
+    }
+}

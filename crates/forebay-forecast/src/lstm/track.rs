@@ -1,0 +1,326 @@
+//! What cheap models say of one target, and how wrong they lately were.
+//!
+//! # Approach
+//!
+//! For every step the centres of the cheap models are put aside; when the target's
+//! time has come, their errors are known and enter sorted windows, whose ranks
+//! are the gaps that the network weighs. Values know errors about the last value,
+//! about a linear fit and about a slow mean; peaks about the last value and the
+//! peak of the window before. The unit of a target is its mean absolute change.
+//!
+//! # Properties
+//!
+//! - A window of errors takes every error until it is full, then one in several, so
+//!   that it remembers longer. Which one is drawn by a golden-ratio sequence: a
+//!   fixed beat could miss every spike of a series that has one.
+//! - What was not seen is not judged.
+
+use std::collections::VecDeque;
+
+use super::head::{Anchors, CENTRES};
+use super::least_squares::{INPUTS, LeastSquares};
+use super::ranks::{CAPACITY, Ranks};
+use crate::history::narrow;
+
+/// Weight of the newest change in the unit of a target, once there are many.
+const UNIT_RATE: f64 = 1.0 / 256.0;
+/// Changes that are not learnt from by the fit.
+const FIT_COLD: u32 = 16;
+/// Most that a fit is told it erred, in its scale.
+const FIT_ERROR_MAX: f64 = 10.0;
+/// Bound of centres and gaps, in units.
+const ANCHOR_MAX: f32 = 100.0;
+
+/// Mean with exponential forgetting; plain until it is warm.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mean {
+    pub(super) value: f64,
+    count: u32,
+}
+
+impl Mean {
+    /// Whether there is anything it is the mean of.
+    pub(super) fn any(self) -> bool {
+        self.count > 0
+    }
+
+    pub(super) fn push(&mut self, value: f64, rate: f64) {
+        self.count = self.count.saturating_add(1);
+        self.value += rate.max(1.0 / f64::from(self.count)) * (value - self.value);
+    }
+}
+
+/// What the features of a step say to all targets, in the unit of the series.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) last: f64,
+    pub(super) slow: f64,
+    /// Least unit of any target.
+    pub(super) unit_min: f64,
+    /// Lowest and highest value that is believed of a fit.
+    pub(super) bounds: (f64, f64),
+}
+
+/// Draws which errors enter a full window.
+#[derive(Clone, Debug)]
+struct Draw {
+    sequence: u32,
+    limit: u32,
+    drawn: usize,
+}
+
+impl Draw {
+    fn one_in(stride: usize) -> Self {
+        let stride = u32::try_from(stride).unwrap_or(u32::MAX).max(1);
+        Self {
+            sequence: 0,
+            limit: u32::MAX / stride,
+            drawn: 0,
+        }
+    }
+
+    fn next(&mut self) -> bool {
+        self.sequence = self.sequence.wrapping_add(0x9e37_79b9);
+        let wanted = self.drawn < CAPACITY || self.sequence <= self.limit;
+        self.drawn += usize::from(wanted);
+        wanted
+    }
+}
+
+/// A value at one horizon.
+#[derive(Clone, Debug)]
+pub(super) struct ValueTrack {
+    pub(super) steps: usize,
+    pending: VecDeque<PendingValue>,
+    fit: LeastSquares,
+    errors: [Ranks; 3],
+    draw: Draw,
+    change: Mean,
+    fit_error: Mean,
+    /// Where the fit now sees the target, in the unit of the series.
+    pub(super) expected: f64,
+    pub(super) anchors: Anchors,
+}
+
+#[derive(Clone, Debug)]
+struct PendingValue {
+    x: [f32; INPUTS],
+    scale: f64,
+    last: f64,
+    expected: f64,
+    slow: f64,
+    known: bool,
+}
+
+impl ValueTrack {
+    pub(super) fn new(steps: usize) -> Self {
+        Self {
+            steps,
+            pending: VecDeque::with_capacity(steps + 1),
+            fit: LeastSquares::new(),
+            errors: Default::default(),
+            draw: Draw::one_in(4 + steps / 12),
+            change: Mean::default(),
+            fit_error: Mean::default(),
+            expected: 0.0,
+            anchors: Anchors::NONE,
+        }
+    }
+
+    /// A step passed: what was put aside about it is judged.
+    pub(super) fn observe(&mut self, sample: Option<f64>) {
+        if self.pending.len() < self.steps {
+            return;
+        }
+        let Some(then) = self.pending.pop_front() else {
+            return;
+        };
+        let Some(value) = sample.filter(|_| then.known) else {
+            return;
+        };
+        let change = value - then.last;
+        self.change.push(change.abs(), UNIT_RATE);
+        self.fit_error.push((value - then.expected).abs(), UNIT_RATE);
+        // Before, the scale of a first step may be that of no change at all.
+        if self.change.count > FIT_COLD {
+            let clip = (6.0 * self.change.value / then.scale).min(FIT_ERROR_MAX);
+            self.fit.update(&then.x, change / then.scale, clip);
+        }
+        if self.draw.next() {
+            let centres = [then.last, then.expected, then.slow];
+            for (errors, centre) in self.errors.iter_mut().zip(centres) {
+                errors.push(narrow(value - centre));
+            }
+        }
+    }
+
+    /// Puts aside what is expected now. `centres` are differences from the last
+    /// value, in the unit of the series, without the fit's, which comes last.
+    pub(super) fn put_aside(
+        &mut self,
+        now: Now,
+        (x, scale): (&[f32; INPUTS], f64),
+        centres: [f64; CENTRES - 1],
+    ) {
+        let fitted = now.last + scale * self.fit.predict(x);
+        self.expected = fitted.clamp(now.bounds.0, now.bounds.1);
+        let quantiles = [0, 1, 2].map(|source| self.errors[source].quantiles());
+        let unit = unit(self.change.value, &quantiles[0], now.unit_min);
+        self.anchors = Anchors {
+            unit: narrow(unit),
+            gaps: gaps(&quantiles, unit),
+            centres: [0.0; CENTRES],
+        };
+        let fit = self.expected - now.last;
+        for (out, centre) in self
+            .anchors
+            .centres
+            .iter_mut()
+            .zip(centres.into_iter().chain([fit]))
+        {
+            *out = in_units(centre, unit);
+        }
+        // The slow mean is pulled by spikes; what was lately seen about it is not.
+        self.anchors.centres[4] = in_units(
+            now.slow + f64::from(quantiles[2][0]) - now.last,
+            unit,
+        );
+        self.pending.push_back(PendingValue {
+            x: *x,
+            scale,
+            last: now.last,
+            expected: self.expected,
+            slow: now.slow,
+            known: true,
+        });
+    }
+
+    /// As before, for a step without a sample.
+    pub(super) fn put_nothing_aside(&mut self) {
+        self.pending.push_back(PendingValue {
+            x: [0.0; INPUTS],
+            scale: 1.0,
+            last: 0.0,
+            expected: 0.0,
+            slow: 0.0,
+            known: false,
+        });
+    }
+
+    /// How much less the fit errs than the last value does: 0 as much, 1 never.
+    pub(super) fn gain(&self) -> f32 {
+        if self.change.value > 0.0 {
+            narrow((1.0 - self.fit_error.value / self.change.value).max(-1.0))
+        } else {
+            0.0
+        }
+    }
+
+    /// The median of changes, in units.
+    pub(super) fn drift(&self) -> f32 {
+        self.errors[0].quantiles()[0] / self.anchors.unit
+    }
+}
+
+/// The peak within one horizon.
+#[derive(Clone, Debug)]
+pub(super) struct PeakTrack {
+    pub(super) steps: usize,
+    pending: VecDeque<PendingPeak>,
+    errors: [Ranks; 2],
+    draw: Draw,
+    change: Mean,
+    pub(super) anchors: Anchors,
+}
+
+#[derive(Clone, Debug)]
+struct PendingPeak {
+    last: f64,
+    before: f64,
+    known: bool,
+}
+
+impl PeakTrack {
+    pub(super) fn new(steps: usize) -> Self {
+        Self {
+            steps,
+            pending: VecDeque::with_capacity(steps + 1),
+            errors: Default::default(),
+            draw: Draw::one_in(4 + steps / 12),
+            change: Mean::default(),
+            anchors: Anchors::NONE,
+        }
+    }
+
+    /// A step passed; `peak` is the greatest sample of the last `steps`.
+    pub(super) fn observe(&mut self, peak: Option<f64>) {
+        if self.pending.len() < self.steps {
+            return;
+        }
+        let Some(then) = self.pending.pop_front() else {
+            return;
+        };
+        let Some(peak) = peak.filter(|_| then.known) else {
+            return;
+        };
+        self.change.push((peak - then.last).abs(), UNIT_RATE);
+        if self.draw.next() {
+            for (errors, centre) in self.errors.iter_mut().zip([then.last, then.before]) {
+                errors.push(narrow(peak - centre));
+            }
+        }
+    }
+
+    /// `before` is the peak of the window that ends now; `centres` as for values.
+    pub(super) fn put_aside(&mut self, now: Now, before: f64, centres: [f64; CENTRES]) {
+        let quantiles = [0, 1].map(|source| self.errors[source].quantiles());
+        let unit = unit(self.change.value, &quantiles[0], now.unit_min);
+        self.anchors = Anchors {
+            unit: narrow(unit),
+            gaps: gaps(&quantiles, unit),
+            centres: centres.map(|centre| in_units(centre, unit)),
+        };
+        // A peak is never below the last value by choice of the gate alone: the
+        // median of what was seen about it is the first centre.
+        self.anchors.centres[0] = in_units(f64::from(quantiles[0][0]), unit);
+        self.pending.push_back(PendingPeak {
+            last: now.last,
+            before,
+            known: true,
+        });
+    }
+
+    /// As before, for a step without a sample.
+    pub(super) fn put_nothing_aside(&mut self) {
+        self.pending.push_back(PendingPeak {
+            last: 0.0,
+            before: 0.0,
+            known: false,
+        });
+    }
+}
+
+/// Mean change, but not so small that the tail of changes is out of proportion.
+fn unit(mean_change: f64, changes: &[f32; 4], unit_min: f64) -> f64 {
+    let tail = f64::from(changes[3] - changes[0]);
+    mean_change.max(0.02 * tail).max(unit_min)
+}
+
+fn in_units(difference: f64, unit: f64) -> f32 {
+    narrow(difference / unit).clamp(-ANCHOR_MAX, ANCHOR_MAX)
+}
+
+/// Distances between neighbouring quantiles by source; the last source is the unit
+/// itself, so that there is always something to scale.
+fn gaps<const SOURCES: usize>(
+    quantiles: &[[f32; 4]; SOURCES],
+    unit: f64,
+) -> [[f32; super::head::SPREADS]; 3] {
+    std::array::from_fn(|level| {
+        std::array::from_fn(|source| match quantiles.get(source) {
+            Some(q) => in_units(f64::from(q[level + 1] - q[level]), unit),
+            None if source + 1 == super::head::SPREADS => 1.0,
+            None => 0.0,
+        })
+    })
+}
