@@ -24,14 +24,14 @@
 
 use super::head::{Anchors, CENTRES};
 use super::least_squares::INPUTS;
-use super::math::{float, soften};
+use super::math::soften;
 use super::past::Past;
 use super::track::{Mean, Now, PeakTrack, ValueTrack};
 use crate::history::{Range, narrow};
 
 /// Inputs that do not belong to a horizon, to a value, to a peak.
 const COMMON: usize = 26;
-const PER_VALUE: usize = 9;
+const PER_VALUE: usize = 11;
 const PER_PEAK: usize = 5;
 /// Weights of the newest sample in the means.
 const RATES: [f64; 5] = [0.5, 0.2, 0.05, 0.01, 0.003];
@@ -61,7 +61,6 @@ pub(super) struct Features {
     persistence: Mean,
     last_change: f64,
     since_jump: f32,
-    phase: usize,
     range: Range,
     values: Vec<ValueTrack>,
     peaks: Vec<PeakTrack>,
@@ -92,7 +91,6 @@ impl Features {
             persistence: Mean::default(),
             last_change: 0.0,
             since_jump: 0.0,
-            phase: 0,
             range: Range::new(RANGE_STEPS),
             values: horizons.iter().map(|&steps| ValueTrack::new(steps)).collect(),
             peaks: horizons
@@ -139,7 +137,6 @@ impl Features {
         if period != self.past.period() {
             self.past = self.past.with_period(period);
             self.season_error = Mean::default();
-            self.phase = 0;
         }
     }
 
@@ -148,7 +145,6 @@ impl Features {
         let Some(last) = self.last() else { return };
         self.past.push(last);
         self.unbroken = 0;
-        self.advance_phase();
         for track in &mut self.values {
             track.observe(None);
             track.put_nothing_aside();
@@ -166,14 +162,9 @@ impl Features {
         self.range.push(value);
         self.seen = self.seen.saturating_add(1);
         self.unbroken = (self.unbroken + 1).min(self.longest);
-        self.advance_phase();
         self.observe(value);
         self.learn(value, before);
         self.expect(value);
-    }
-
-    fn advance_phase(&mut self) {
-        self.phase = (self.phase + 1) % self.past.period().unwrap_or(1);
     }
 
     fn observe(&mut self, value: f64) {
@@ -258,7 +249,7 @@ impl Features {
         let seasonal = if self.past.has_season() { 1.0 } else { 0.0 };
         x.raw(seasonal);
         x.ratio(self.season_error.value.max(unit_min), deviation);
-        let phase = float(self.phase) / float(self.past.period().unwrap_or(1)) * std::f32::consts::TAU;
+        let phase = self.past.phase() * std::f32::consts::TAU;
         x.raw(seasonal * phase.sin());
         x.raw(seasonal * phase.cos());
         debug_assert_eq!(x.next, COMMON);
@@ -290,6 +281,12 @@ impl Features {
                 _ => 0.0,
             };
             let smooth = smooth.map_or(0.0, |s| s - last);
+            let profile = self.past.profile(track.steps);
+            let turn = match (profile, self.past.profile(0)) {
+                (Some(then), Some(now)) => then - now,
+                _ => 0.0,
+            };
+            let profile = profile.map_or(0.0, |p| p - last);
             let inputs: [f64; INPUTS] = [
                 0.1 * deviation,
                 means[1],
@@ -299,18 +296,24 @@ impl Features {
                 past[1] - past[2],
                 past[2] - past[3],
                 past[3] - past[5],
+                past[5] - last,
                 season,
                 drift,
+                profile,
+                turn,
                 peak_12 - last,
                 means[4],
+                0.1 * last,
             ];
             let inputs = inputs.map(|input| narrow(input / deviation).clamp(-50.0, 50.0));
             let centres: [f64; CENTRES - 1] =
-                [0.0, means[0], means[1], means[2], 0.0, smooth, drift];
+                [0.0, means[0], means[1], means[2], 0.0, smooth, drift, profile, 0.7 * means[1] + turn];
             track.put_aside(now, (&inputs, deviation), centres);
             *anchors = track.anchors;
             x.push(season, deviation);
             x.push(drift, deviation);
+            x.push(profile, deviation);
+            x.push(turn, deviation);
             x.push(track.expected - last, f64::from(anchors.unit));
             x.raw(track.gain());
             x.ratio(f64::from(anchors.unit), unit);
@@ -348,6 +351,8 @@ impl Features {
                 fit,
                 mean.max(0.0),
                 highest,
+                half.max(fit),
+                half.max(season),
                 before,
             ];
             track.put_aside(now, before + last, centres);

@@ -21,7 +21,7 @@
 use super::math::{exp, soften, squareplus, squareplus_inverse, squareplus_slope};
 
 /// Centres that are weighed for each target.
-pub(super) const CENTRES: usize = 8;
+pub(super) const CENTRES: usize = 10;
 /// Sources of gaps for each target.
 pub(super) const SPREADS: usize = 4;
 /// Quantile levels, and the gaps between them.
@@ -65,7 +65,7 @@ impl Anchors {
 /// the last centre.
 pub(super) fn initial_bias() -> [f32; OUTPUTS] {
     let mut bias = [0.0; OUTPUTS];
-    bias[..CENTRES].fill(-1.0);
+    bias[..CENTRES].fill(-2.0);
     bias[0] = 2.0;
     bias[CENTRES - 1] = 3.0;
     for gap in bias[CENTRES + 1..].chunks_exact_mut(SPREADS) {

@@ -16,9 +16,9 @@
 //! "Adaptive control", section 11.5 (estimator wind-up).
 
 /// Inputs of the fit.
-pub(super) const INPUTS: usize = 12;
+pub(super) const INPUTS: usize = 16;
 /// Weight of what is one sample older.
-const FORGETTING: f64 = 0.999;
+const FORGETTING: f64 = 0.9995;
 /// Trace of the covariance from which it is shrunk.
 const TRACE_MAX: f64 = 1e6;
 

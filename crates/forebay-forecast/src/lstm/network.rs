@@ -244,3 +244,128 @@ fn judge(raw: &[f32], lesson: &Lesson<'_>, mut by_raw: Option<&mut Vec<f32>>) ->
     }
     loss
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lstm::head::{CENTRES, SPREADS};
+
+    /// A small network and a window of pseudo-random lessons.
+    struct Bench {
+        shape: Shape,
+        parameters: Vec<f32>,
+        x: Vec<Vec<f32>>,
+        anchors: Vec<Vec<Anchors>>,
+        actual: Vec<Vec<f32>>,
+        worth: Vec<Worth>,
+    }
+
+    impl Bench {
+        fn new(steps: usize) -> Self {
+            let cell = CellShape {
+                inputs: 5,
+                hidden: 6,
+            };
+            let shape = Shape { cell, targets: 2 };
+            let mut random = Random::new(11);
+            let mut parameters = shape.initialise(&mut random);
+            // Larger than at the start, so that every path matters.
+            for parameter in &mut parameters {
+                *parameter += 0.3 * random.symmetric();
+            }
+            let anchors = |random: &mut Random| Anchors {
+                centres: [0.0; CENTRES].map(|_| random.symmetric()),
+                gaps: [[0.0; SPREADS]; 3].map(|gaps| gaps.map(|_: f32| random.symmetric().abs())),
+                unit: 0.5,
+            };
+            let rows = 0..steps;
+            Self {
+                x: rows
+                    .clone()
+                    .map(|_| (0..5).map(|_| random.symmetric()).collect())
+                    .collect(),
+                anchors: rows
+                    .clone()
+                    .map(|_| (0..2).map(|_| anchors(&mut random)).collect())
+                    .collect(),
+                // Far from every quantile, where the loss has no corner.
+                actual: rows
+                    .map(|_| (0..2).map(|_| 9.0 * random.symmetric().signum()).collect())
+                    .collect(),
+                worth: vec![
+                    Worth {
+                        levels: [1.0, 2.0, 3.0, 4.0],
+                        unit_max: 4.0,
+                    };
+                    2
+                ],
+                shape,
+                parameters,
+            }
+        }
+
+        fn lessons(&self) -> Vec<Lesson<'_>> {
+            let rows = self.x.iter().zip(&self.anchors).zip(&self.actual);
+            rows.map(|((x, anchors), actual)| Lesson {
+                x,
+                anchors,
+                actual,
+                worth: &self.worth,
+            })
+            .collect()
+        }
+
+        fn loss(&self, parameters: &[f32]) -> f64 {
+            let mut workspace = self.shape.workspace(self.x.len());
+            let lessons = self.lessons();
+            self.shape
+                .forward(parameters, &lessons, 3, &mut workspace)
+                .sum
+        }
+    }
+
+    /// Every partial derivative against a central difference. Single precision
+    /// allows 1 % of the value plus 0.02 (losses are about 500).
+    #[test]
+    fn gradient_agrees_with_finite_differences() {
+        let bench = Bench::new(12);
+        let lessons = bench.lessons();
+        let mut workspace = bench.shape.workspace(12);
+        let mut gradient = vec![0.0; bench.shape.parameters()];
+        bench
+            .shape
+            .forward(&bench.parameters, &lessons, 3, &mut workspace);
+        let room = (&mut workspace, &mut gradient[..]);
+        bench
+            .shape
+            .backward(&bench.parameters, &lessons, 3, 1.0, room);
+        let large = gradient.iter().filter(|g| g.abs() > 0.05).count();
+        assert!(large > gradient.len() / 3, "{large} of {}", gradient.len());
+        for k in 0..gradient.len() {
+            let mut moved = bench.parameters.clone();
+            moved[k] += 0.01;
+            let above = bench.loss(&moved);
+            moved[k] -= 0.02;
+            let below = bench.loss(&moved);
+            let measured = (above - below) / 0.02;
+            let error = (f64::from(gradient[k]) - measured).abs();
+            assert!(
+                error < 0.02 + 0.01 * measured.abs(),
+                "parameter {k}: {} against {measured}",
+                gradient[k]
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_actual_teaches_nothing() {
+        let mut bench = Bench::new(8);
+        bench.actual.iter_mut().flatten().for_each(|a| *a = f32::NAN);
+        let mut workspace = bench.shape.workspace(8);
+        let lessons = bench.lessons();
+        let loss = bench
+            .shape
+            .forward(&bench.parameters, &lessons, 0, &mut workspace);
+        assert_eq!(loss, Loss::default());
+    }
+}

@@ -1,6 +1,7 @@
 //! The recent samples of a series, and the season among them.
 
-use crate::history::{Tail, peak_of};
+use super::math::float;
+use crate::history::{Tail, narrow, peak_of};
 
 /// Longest period that may be known, in steps.
 pub const PERIOD_MAX: usize = 1024;
@@ -14,7 +15,15 @@ pub(super) struct Past {
     tail: Tail,
     longest: usize,
     period: Option<usize>,
+    /// Mean over periods, by phase.
+    profile: Vec<f32>,
+    /// Phase of the last sample.
+    phase: usize,
+    pushed: usize,
 }
+
+/// Weight of the newest period in the profile, once there are several.
+const PROFILE_RATE: f32 = 0.25;
 
 impl Past {
     /// `longest` horizon in steps. A period that is not 2 to [`PERIOD_MAX`] counts as
@@ -27,6 +36,9 @@ impl Past {
             tail: Tail::new(needed.max(TAIL_MIN)),
             longest,
             period,
+            profile: Vec::with_capacity(period.unwrap_or(0)),
+            phase: 0,
+            pushed: 0,
         }
     }
 
@@ -34,13 +46,35 @@ impl Past {
     pub(super) fn with_period(&self, period: Option<usize>) -> Self {
         let mut other = Self::new(self.longest, period);
         for &sample in self.tail.samples() {
-            other.tail.push(f64::from(sample));
+            other.push(f64::from(sample));
         }
         other
     }
 
     pub(super) fn push(&mut self, value: f64) {
         self.tail.push(value);
+        let Some(period) = self.period else { return };
+        let value = narrow(value);
+        self.phase = self.pushed % period;
+        match self.profile.get_mut(self.phase) {
+            Some(mean) => {
+                let rate = PROFILE_RATE.max(1.0 / float(1 + self.pushed / period));
+                *mean += rate * (value - *mean);
+            }
+            None => self.profile.push(value),
+        }
+        self.pushed += 1;
+    }
+
+    /// Phase of the last sample, in 0..1. 0 without a period.
+    pub(super) fn phase(&self) -> f32 {
+        float(self.phase) / float(self.period.unwrap_or(1))
+    }
+
+    /// The mean over past periods at the phase of the sample `ahead` steps from now.
+    pub(super) fn profile(&self, ahead: usize) -> Option<f64> {
+        let phase = (self.phase + ahead) % self.period?;
+        self.profile.get(phase).map(|&mean| f64::from(mean))
     }
 
     pub(super) fn period(&self) -> Option<usize> {
@@ -124,6 +158,7 @@ mod tests {
         assert_eq!(past.smooth_season(5), Some(4.0));
         assert_eq!(past.season_peak(6), Some(5.0));
         assert_eq!((past.peak(3), past.lowest(3)), (Some(23.0), Some(21.0)));
+        assert_eq!(past.profile(5), Some(4.0));
         let other = past.with_period(Some(12));
         assert_eq!(other.season(3), Some(14.0));
         assert_eq!(Past::new(1, Some(1)).period(), None);
