@@ -11,13 +11,15 @@ use forebay_forecast::{Forecaster, Target, VALUE_MAX};
 use proptest::prelude::*;
 
 fn config(horizons: &[usize]) -> TrainerConfig {
-    let layout = Layout::new(horizons, 8).unwrap();
+    let layout = Layout::new(horizons, 8).expect("a sound layout");
     TrainerConfig {
-        window: 48,
-        warm_up: 8,
-        batches: 16,
-        epochs_max: 25,
-        learning_rate: 1e-2,
+        window: 24,
+        warm_up: 4,
+        batch: 4,
+        batches: 24,
+        epochs_max: 12,
+        learning_rate: 2e-2,
+        judged_max: 48,
         ..TrainerConfig::new(layout)
     }
 }
@@ -45,7 +47,7 @@ fn some_weights() -> Weights {
         ..config(&[1, 4])
     };
     let (_, trained) = train(Trainer::new(&short, &[history], 1));
-    trained.unwrap().weights
+    trained.expect("noise about a level is learnt").weights
 }
 
 /// Mean pinball losses at 0.5 one step ahead over the last `judged` samples: the
@@ -55,7 +57,7 @@ fn losses(weights: &Weights, history: &History, judged: usize) -> (f64, f64) {
     let (mut own, mut naive, mut last) = (0.0, 0.0, 0.0);
     for (step, &value) in history.values.iter().enumerate() {
         if step + judged >= history.values.len() {
-            let median = state.forecast(weights, 0).unwrap().q50();
+            let median = state.forecast(weights, 0).expect("warm").q50();
             own += (value - median).abs() / 2.0;
             naive += (value - last).abs() / 2.0;
         }
@@ -106,7 +108,7 @@ fn it_learns_a_noisy_sine() {
 fn it_learns_what_no_linear_model_can() {
     let histories: Vec<_> = (0..4).map(|seed| two_steps_ago(seed, 1500)).collect();
     let config = TrainerConfig {
-        epochs_max: 60,
+        epochs_max: 30,
         patience: 20,
         ..config(&[1])
     };
@@ -115,15 +117,15 @@ fn it_learns_what_no_linear_model_can() {
     let trained = trained.unwrap();
     let unseen = two_steps_ago(9, 1500);
     let (own, naive) = losses(&trained.weights, &unseen, 700);
-    assert!(own < 0.4 * naive, "{own} against the last value's {naive}");
+    assert!(own < 0.15 * naive, "{own} against the last value's {naive}");
     // The constant that fits best, which is what a linear fit comes to here.
     let mut sorted = unseen.values[800..].to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let median = sorted[350];
     let flat: f64 = sorted.iter().map(|v| (v - median).abs() / 2.0).sum();
-    assert!(own < 0.5 * flat, "{own} against a constant's {flat}");
+    assert!(own < 0.2 * flat, "{own} against a constant's {flat}");
     let origin = trained.weights.origin();
-    assert!(origin.loss_after < 0.7 * origin.loss_before, "{origin:?}");
+    assert!(origin.loss_after < 0.5 * origin.loss_before, "{origin:?}");
 }
 
 #[test]
@@ -223,6 +225,14 @@ fn portions_do_not_change_the_result() {
     let mut unfinished = Trainer::new(&brief, &histories, 7);
     unfinished.advance(2000);
     assert!(unfinished.finish().is_none());
+}
+
+#[test]
+fn the_weights_of_the_crate_can_be_read() {
+    let weights = Weights::pretrained().unwrap();
+    assert_eq!(weights.layout().horizons(), [1, 12, 60]);
+    let origin = weights.origin();
+    assert!(origin.loss_after < 0.95 * origin.loss_before, "{origin:?}");
 }
 
 #[test]

@@ -76,7 +76,10 @@ mod tests {
             let gradient = [2.0 * (p[0] - 1.0), 20.0 * (p[1] - 0.5)];
             adam.step(&mut p, &gradient, 0.1 * schedule(step as f32 / 500.0), 0.0);
         }
-        assert!((p[0] - 1.0).abs() < 1e-2 && (p[1] - 0.5).abs() < 1e-2, "{p:?}");
+        assert!(
+            (p[0] - 1.0).abs() < 1e-2 && (p[1] - 0.5).abs() < 1e-2,
+            "{p:?}"
+        );
     }
 
     #[test]

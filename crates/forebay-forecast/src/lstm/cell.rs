@@ -82,7 +82,12 @@ impl CellShape {
         let gates = 4 * self.hidden;
         let (by_input, rest) = parameters.split_at(gates * self.inputs);
         let (by_state, bias) = rest.split_at(gates * self.hidden);
-        let Memory { h, c, gates, tanh_c } = memory;
+        let Memory {
+            h,
+            c,
+            gates,
+            tanh_c,
+        } = memory;
         gates.copy_from_slice(bias);
         add_product(gates, by_input, x);
         add_product(gates, by_state, h);

@@ -30,7 +30,7 @@ use super::track::{Mean, Now, PeakTrack, ValueTrack};
 use crate::history::{Range, narrow};
 
 /// Inputs that do not belong to a horizon, to a value, to a peak.
-const COMMON: usize = 26;
+const COMMON: usize = 27;
 const PER_VALUE: usize = 11;
 const PER_PEAK: usize = 5;
 /// Weights of the newest sample in the means.
@@ -92,14 +92,20 @@ impl Features {
             last_change: 0.0,
             since_jump: 0.0,
             range: Range::new(RANGE_STEPS),
-            values: horizons.iter().map(|&steps| ValueTrack::new(steps)).collect(),
+            values: horizons
+                .iter()
+                .map(|&steps| ValueTrack::new(steps))
+                .collect(),
             peaks: horizons
                 .iter()
                 .filter(|&&steps| steps > 1)
                 .map(|&steps| PeakTrack::new(steps))
                 .collect(),
             x: vec![0.0; inputs(horizons)],
-            anchors: vec![Anchors::NONE; horizons.len() + horizons.iter().filter(|&&s| s > 1).count()],
+            anchors: vec![
+                Anchors::NONE;
+                horizons.len() + horizons.iter().filter(|&&s| s > 1).count()
+            ],
         }
     }
 
@@ -181,12 +187,14 @@ impl Features {
     /// Means, units and the like.
     fn learn(&mut self, value: f64, before: f64) {
         if let Some(expected) = self.past.season(0) {
-            self.season_error.push((value - expected).abs(), 1.0 / 256.0);
+            self.season_error
+                .push((value - expected).abs(), 1.0 / 256.0);
         }
         let change = value - before;
         if self.seen > 1 {
             let unit = self.change.value.max(UNIT_MIN);
-            let product = (change / unit).clamp(-4.0, 4.0) * (self.last_change / unit).clamp(-4.0, 4.0);
+            let product =
+                (change / unit).clamp(-4.0, 4.0) * (self.last_change / unit).clamp(-4.0, 4.0);
             self.persistence.push(product, 1.0 / 64.0);
             self.deviation
                 .push((value - self.means[SLOW].value).abs(), 1.0 / 256.0);
@@ -200,7 +208,11 @@ impl Features {
         }
         self.last_change = change;
         let jumped = change.abs() > 3.0 * self.deviation.value.max(self.change.value);
-        self.since_jump = if jumped { 0.0 } else { (self.since_jump + 1.0).min(1e4) };
+        self.since_jump = if jumped {
+            0.0
+        } else {
+            (self.since_jump + 1.0).min(1e4)
+        };
     }
 
     /// What is expected after this sample: inputs and anchors.
@@ -306,8 +318,17 @@ impl Features {
                 0.1 * last,
             ];
             let inputs = inputs.map(|input| narrow(input / deviation).clamp(-50.0, 50.0));
-            let centres: [f64; CENTRES - 1] =
-                [0.0, means[0], means[1], means[2], 0.0, smooth, drift, profile, 0.7 * means[1] + turn];
+            let centres: [f64; CENTRES - 1] = [
+                0.0,
+                means[0],
+                means[1],
+                means[2],
+                0.0,
+                smooth,
+                drift,
+                profile,
+                0.7 * means[1] + turn,
+            ];
             track.put_aside(now, (&inputs, deviation), centres);
             *anchors = track.anchors;
             x.push(season, deviation);
@@ -335,7 +356,10 @@ impl Features {
         for (track, anchors) in self.peaks.iter_mut().zip(&mut self.anchors[horizons..]) {
             let before = self.past.peak(track.steps).unwrap_or(last) - last;
             let half = self.past.peak(track.steps.div_ceil(2)).unwrap_or(last) - last;
-            let season = self.past.season_peak(track.steps).map_or(before, |p| p - last);
+            let season = self
+                .past
+                .season_peak(track.steps)
+                .map_or(before, |p| p - last);
             let fit = self
                 .values
                 .iter()
@@ -380,7 +404,10 @@ impl Inputs<'_> {
 
     /// A difference in a unit, softly bounded.
     fn push(&mut self, difference: f64, unit: f64) {
-        self.raw(soften(narrow(difference / unit).clamp(-1e6, 1e6), INPUT_MAX));
+        self.raw(soften(
+            narrow(difference / unit).clamp(-1e6, 1e6),
+            INPUT_MAX,
+        ));
     }
 
     /// The logarithm of a ratio, bounded.
@@ -389,4 +416,3 @@ impl Inputs<'_> {
         self.raw(soften(ratio.ln(), INPUT_MAX));
     }
 }
-

@@ -75,10 +75,7 @@ impl LeastSquares {
             trace += row[k];
         }
         if trace > TRACE_MAX {
-            self.covariance
-                .iter_mut()
-                .flatten()
-                .for_each(|p| *p *= 0.5);
+            self.covariance.iter_mut().flatten().for_each(|p| *p *= 0.5);
         }
     }
 }

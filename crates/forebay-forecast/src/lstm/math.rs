@@ -183,7 +183,7 @@ mod tests {
         let exp_error = worst(
             |x| {
                 let x = x.clamp(-20.0, 20.0);
-                (f64::from(exp(x)) / f64::from(x).exp()) as f32
+                crate::history::narrow(f64::from(exp(x)) / f64::from(x).exp())
             },
             |_| 1.0,
         );

@@ -12,7 +12,7 @@
 //! One network over all series. It does not forecast from nothing: `features` and
 //! `track` run cheap models online (means, a season, a linear fit, recent
 //! errors), and the network weighs their centres and the spreads of their errors
-//! ([`head`](self)): an untrained one is a fair blend already. From the bottom up:
+//! (`head`): an untrained one is a fair blend already. From the bottom up:
 //!
 //! - `math`: elementary functions, vectors, pseudo-random numbers;
 //! - `past`, `ranks`, `least_squares`: the cheap models' parts;

@@ -230,8 +230,10 @@ fn judge(raw: &[f32], lesson: &Lesson<'_>, mut by_raw: Option<&mut Vec<f32>>) ->
         }
         let judged = head::pinball(actual, head::quantiles(raw, anchors));
         let mut slopes = [0.0; 4];
-        for (((loss_of_level, slope), worth), out) in
-            judged.into_iter().zip(lesson.weights(target)).zip(&mut slopes)
+        for (((loss_of_level, slope), worth), out) in judged
+            .into_iter()
+            .zip(lesson.weights(target))
+            .zip(&mut slopes)
         {
             loss.sum += f64::from(loss_of_level * worth);
             loss.count += 1;
@@ -360,7 +362,11 @@ mod tests {
     #[test]
     fn an_unknown_actual_teaches_nothing() {
         let mut bench = Bench::new(8);
-        bench.actual.iter_mut().flatten().for_each(|a| *a = f32::NAN);
+        bench
+            .actual
+            .iter_mut()
+            .flatten()
+            .for_each(|a| *a = f32::NAN);
         let mut workspace = bench.shape.workspace(8);
         let lessons = bench.lessons();
         let loss = bench

@@ -140,7 +140,8 @@ impl ValueTrack {
         };
         let change = value - then.last;
         self.change.push(change.abs(), UNIT_RATE);
-        self.fit_error.push((value - then.expected).abs(), UNIT_RATE);
+        self.fit_error
+            .push((value - then.expected).abs(), UNIT_RATE);
         // Before, the scale of a first step may be that of no change at all.
         if self.change.count > FIT_COLD {
             let clip = (6.0 * self.change.value / then.scale).min(FIT_ERROR_MAX);
@@ -181,10 +182,7 @@ impl ValueTrack {
             *out = in_units(centre, unit);
         }
         // The slow mean is pulled by spikes; what was lately seen about it is not.
-        self.anchors.centres[4] = in_units(
-            now.slow + f64::from(quantiles[2][0]) - now.last,
-            unit,
-        );
+        self.anchors.centres[4] = in_units(now.slow + f64::from(quantiles[2][0]) - now.last, unit);
         self.pending.push_back(PendingValue {
             x: *x,
             scale,

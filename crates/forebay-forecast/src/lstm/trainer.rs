@@ -224,7 +224,8 @@ impl Trainer {
             self.phase = if self.held_out.is_empty() {
                 Phase::Done(Verdict::TooLittle)
             } else {
-                self.tally = vec![(0.0, 0.0); self.lessons.len() * self.layout.targets().count() * 4];
+                self.tally =
+                    vec![(0.0, 0.0); self.lessons.len() * self.layout.targets().count() * 4];
                 Phase::Judge(0)
             };
         }
@@ -368,7 +369,9 @@ fn ratio(tally: &[(f64, f64)]) -> Option<f64> {
 }
 
 fn window_of(lessons: &Lessons, start: usize, rows: usize) -> Vec<Lesson<'_>> {
-    (start..start + rows).map(|row| lessons.lesson(row)).collect()
+    (start..start + rows)
+        .map(|row| lessons.lesson(row))
+        .collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a window's losses are few")]

@@ -74,6 +74,15 @@ impl fmt::Display for WeightsError {
 impl Error for WeightsError {}
 
 impl Weights {
+    /// The weights that come with the crate: for 1, 12 and 60 steps, trained on
+    /// synthetic series alone (`examples/lstm_pretrain`). They forecast series that they
+    /// never saw, and are where training on a host starts from. None if they cannot
+    /// be read, which a test excludes.
+    #[must_use]
+    pub fn pretrained() -> Option<Self> {
+        Self::from_bytes(include_bytes!("pretrained.bin")).ok()
+    }
+
     /// None if the parameters do not fit the layout or are not finite.
     pub(super) fn new(layout: Layout, parameters: Vec<f32>, origin: Origin) -> Option<Self> {
         let fit = parameters.len() == layout.shape().parameters();
@@ -112,7 +121,10 @@ impl Weights {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         let horizons = self.layout.horizons();
-        for number in [self.layout.hidden(), horizons.len()].iter().chain(horizons) {
+        for number in [self.layout.hidden(), horizons.len()]
+            .iter()
+            .chain(horizons)
+        {
             // Layouts are bounded far below.
             out.extend(u16::try_from(*number).unwrap_or(u16::MAX).to_le_bytes());
         }
