@@ -23,6 +23,9 @@
 //! guesses, a regression and the analogues of the moment, at every level and horizon
 //! by what they lost lately.
 //!
+//! [`lstm`] is one network for all series of a host, with bounds of its own and training
+//! in portions; a [`Series`] does not use it.
+//!
 //! # Properties
 //!
 //! - Quantiles are finite, never negative, and never cross.

@@ -297,6 +297,46 @@ fn calm_series_forecast_themselves() {
     }
 }
 
+/// Kilobytes or shares: the network does not see the difference.
+#[test]
+fn the_unit_does_not_matter() {
+    let weights = Weights::pretrained().unwrap();
+    let answers = |unit: f64| {
+        let mut state = State::new(&weights, Some(48));
+        let mut rng = fastrand::Rng::with_seed(6);
+        for step in 0..600 {
+            let wave = if step % 48 < 9 { 4.0 } else { 1.0 };
+            state.step(&weights, unit * (wave + rng.f64()));
+        }
+        [0, 1, 2, 3, 4].map(|target| state.forecast(&weights, target).unwrap().to_array())
+    };
+    let one = answers(1.0);
+    for unit in [1.0 / 1024.0, 1000.0, 1048576.0] {
+        for (a, b) in one.iter().flatten().zip(answers(unit).iter().flatten()) {
+            assert!((a - b / unit).abs() < 1e-3 * a, "{unit}: {a} and {b}");
+        }
+    }
+}
+
+/// A season that is known is seen coming.
+#[test]
+fn a_known_season_is_expected() {
+    let weights = Weights::pretrained().unwrap();
+    let mut state = State::new(&weights, Some(48));
+    let mut rng = fastrand::Rng::with_seed(6);
+    // 40 of 48 passed: the burst begins in 8 steps, and lasts 8.
+    for step in 0..48 * 12 + 40 {
+        let wave = if step % 48 < 8 { 9.0 } else { 1.0 };
+        state.step(&weights, wave + 0.2 * rng.f64());
+    }
+    let next = state.forecast(&weights, 0).unwrap();
+    let later = state.forecast(&weights, 1).unwrap();
+    let peak = state.forecast(&weights, 3).unwrap();
+    assert!(next.q50() < 2.0, "{next:?}");
+    assert!(later.q50() > 5.0, "{later:?}");
+    assert!(peak.q50() > 7.0, "{peak:?}");
+}
+
 /// Samples as hosts show them, and as they never should.
 fn sample() -> impl Strategy<Value = f64> {
     prop_oneof![

@@ -211,3 +211,54 @@ impl Lesson<'_> {
         worth.levels.map(|level| unit * level)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lessons(values: Vec<f64>) -> Option<Lessons> {
+        let layout = Layout::new(&[1, 12], 4)?;
+        let history = History {
+            values,
+            period: Some(24),
+        };
+        let mut replay = Replay::new(&layout, history);
+        while replay.advance(100) > 0 {}
+        replay.finish(&layout, 0.25, 32)
+    }
+
+    /// Whatever the held-out part is, what is learnt from does not change.
+    #[test]
+    fn what_is_held_out_does_not_leak() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        let calm: Vec<f64> = (0..400).map(|_| 5.0 + rng.f64()).collect();
+        let mut wild = calm.clone();
+        wild[300..].iter_mut().for_each(|v| *v *= 100.0);
+        let (calm, wild) = (lessons(calm).unwrap(), lessons(wild).unwrap());
+        assert_eq!((calm.split, wild.split), (300, 300));
+        assert_eq!(calm.x[..300 * calm.inputs], wild.x[..300 * calm.inputs]);
+        assert_eq!(calm.worth[0].levels, wild.worth[0].levels);
+        let bits = |lessons: &Lessons| {
+            let learnt = &lessons.actual[..300 * lessons.targets];
+            learnt.iter().map(|a| a.to_bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&calm), bits(&wild));
+        // The last rows before the split know one step ahead, but not twelve.
+        assert!(calm.lesson(298).actual[0].is_finite() && calm.lesson(298).actual[1].is_nan());
+        assert!(calm.lesson(287).actual[1].is_finite());
+        let (start, rows) = calm.held_out(32, 8)[0];
+        assert_eq!((start, rows), (292, 32));
+    }
+
+    #[test]
+    fn gaps_are_no_lessons() {
+        let mut values: Vec<f64> = (0..400).map(|t| f64::from(t % 24)).collect();
+        values[100] = f64::NAN;
+        let lessons = lessons(values).unwrap();
+        assert_eq!(lessons.actual.len(), 399 * lessons.targets);
+        // Row 99 is followed by the gap: its value and its peak are not known.
+        assert!(lessons.lesson(99).actual[0].is_nan() && lessons.lesson(99).actual[2].is_nan());
+        assert!(lessons.lesson(99).actual[1].is_finite());
+        assert!(lessons.lesson(100).actual[0].is_finite());
+    }
+}

@@ -20,7 +20,7 @@
 //! - What is held out is the latest part of every history; no target that is learnt
 //!   from lies in it.
 //! - Something not finite ends the job with [`Verdict::Diverged`].
-//! - Memory is bounded by [`TrainerConfig::steps_max`], about 700 bytes a step.
+//! - Memory is bounded by [`TrainerConfig::steps_max`], about 800 bytes a step.
 //!
 //! Source: Salinas, Flunkert, Gasthaus and Januschowski, "DeepAR", 2020 (one network
 //! over many series); Prechelt, "Early stopping - but when?", 1998.
