@@ -12,7 +12,7 @@ use std::{env, fs};
 
 use forebay_forecast::lstm::{History, Layout, Progress, Trainer, TrainerConfig};
 
-const SERIES: u64 = 1000;
+const SERIES: u64 = 2000;
 const SAMPLES: usize = 1600;
 const HORIZONS: [usize; 3] = [1, 12, 60];
 const HIDDEN: usize = 32;
@@ -27,10 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let layout = Layout::new(&HORIZONS, HIDDEN).ok_or("the layout is out of bounds")?;
     let config = TrainerConfig {
-        epochs_max: 120,
-        patience: 120,
-        learning_rate: 2e-3,
-        judged_max: 2048,
+        epochs_max: 150,
+        patience: 200,
+        learning_rate: 3e-3,
+        judged_max: 1024,
         steps_max: usize::MAX,
         ..TrainerConfig::new(layout)
     };

@@ -318,12 +318,11 @@ impl Features {
                 0.1 * last,
             ];
             let inputs = inputs.map(|input| narrow(input / deviation).clamp(-50.0, 50.0));
-            let centres: [f64; CENTRES - 1] = [
+            let centres: [f64; CENTRES - 2] = [
                 0.0,
                 means[0],
                 means[1],
                 means[2],
-                0.0,
                 smooth,
                 drift,
                 profile,

@@ -277,6 +277,7 @@ mod tests {
             }
             let anchors = |random: &mut Random| Anchors {
                 centres: [0.0; CENTRES].map(|_| random.symmetric()),
+                evidence: [0.0; CENTRES].map(|_| random.symmetric()),
                 gaps: [[0.0; SPREADS]; 3].map(|gaps| gaps.map(|_: f32| random.symmetric().abs())),
                 unit: 0.5,
             };

@@ -28,6 +28,10 @@ const UNIT_RATE: f64 = 1.0 / 256.0;
 const FIT_COLD: u32 = 16;
 /// Most that a fit is told it erred, in its scale.
 const FIT_ERROR_MAX: f64 = 10.0;
+/// Weight of the newest error of a centre.
+const EVIDENCE_RATE: f64 = 1.0 / 128.0;
+/// Bound of evidence.
+const EVIDENCE_MAX: f32 = 5.0;
 /// Bound of centres and gaps, in units.
 const ANCHOR_MAX: f32 = 100.0;
 
@@ -96,7 +100,8 @@ pub(super) struct ValueTrack {
     errors: [Ranks; 3],
     draw: Draw,
     change: Mean,
-    fit_error: Mean,
+    /// Mean absolute errors of the centres; the fit's is the last.
+    misses: [Mean; CENTRES],
     /// Where the fit now sees the target, in the unit of the series.
     pub(super) expected: f64,
     pub(super) anchors: Anchors,
@@ -109,6 +114,8 @@ struct PendingValue {
     last: f64,
     expected: f64,
     slow: f64,
+    /// Differences from the last value.
+    centres: [f32; CENTRES],
     known: bool,
 }
 
@@ -121,7 +128,7 @@ impl ValueTrack {
             errors: Default::default(),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
-            fit_error: Mean::default(),
+            misses: [Mean::default(); CENTRES],
             expected: 0.0,
             anchors: Anchors::NONE,
         }
@@ -140,8 +147,7 @@ impl ValueTrack {
         };
         let change = value - then.last;
         self.change.push(change.abs(), UNIT_RATE);
-        self.fit_error
-            .push((value - then.expected).abs(), UNIT_RATE);
+        judge(&mut self.misses, &then.centres, change);
         // Before, the scale of a first step may be that of no change at all.
         if self.change.count > FIT_COLD {
             let clip = (6.0 * self.change.value / then.scale).min(FIT_ERROR_MAX);
@@ -156,39 +162,37 @@ impl ValueTrack {
     }
 
     /// Puts aside what is expected now. `centres` are differences from the last
-    /// value, in the unit of the series, without the fit's, which comes last.
+    /// value, in the unit of the series, without those of what is usual about the slow
+    /// mean and of the fit, which come last.
     pub(super) fn put_aside(
         &mut self,
         now: Now,
         (x, scale): (&[f32; INPUTS], f64),
-        centres: [f64; CENTRES - 1],
+        centres: [f64; CENTRES - 2],
     ) {
         let fitted = now.last + scale * self.fit.predict(x);
         self.expected = fitted.clamp(now.bounds.0, now.bounds.1);
         let quantiles = [0, 1, 2].map(|source| self.errors[source].quantiles());
         let unit = unit(self.change.value, &quantiles[0], now.unit_min);
+        let fit = self.expected - now.last;
+        // The slow mean is pulled by spikes; what was lately seen about it is not.
+        let usual = now.slow + f64::from(quantiles[2][0]) - now.last;
+        let mut differences = [0.0; CENTRES];
+        let all = centres.into_iter().chain([usual, fit]);
+        differences.iter_mut().zip(all).for_each(|(d, c)| *d = c);
         self.anchors = Anchors {
             unit: narrow(unit),
             gaps: gaps(&quantiles, unit),
-            centres: [0.0; CENTRES],
+            centres: differences.map(|difference| in_units(difference, unit)),
+            evidence: evidence(&self.misses),
         };
-        let fit = self.expected - now.last;
-        for (out, centre) in self
-            .anchors
-            .centres
-            .iter_mut()
-            .zip(centres.into_iter().chain([fit]))
-        {
-            *out = in_units(centre, unit);
-        }
-        // The slow mean is pulled by spikes; what was lately seen about it is not.
-        self.anchors.centres[4] = in_units(now.slow + f64::from(quantiles[2][0]) - now.last, unit);
         self.pending.push_back(PendingValue {
             x: *x,
             scale,
             last: now.last,
             expected: self.expected,
             slow: now.slow,
+            centres: differences.map(narrow),
             known: true,
         });
     }
@@ -201,6 +205,7 @@ impl ValueTrack {
             last: 0.0,
             expected: 0.0,
             slow: 0.0,
+            centres: [0.0; CENTRES],
             known: false,
         });
     }
@@ -208,7 +213,7 @@ impl ValueTrack {
     /// How much less the fit errs than the last value does: 0 as much, 1 never.
     pub(super) fn gain(&self) -> f32 {
         if self.change.value > 0.0 {
-            narrow((1.0 - self.fit_error.value / self.change.value).max(-1.0))
+            narrow((1.0 - self.misses[CENTRES - 1].value / self.change.value).max(-1.0))
         } else {
             0.0
         }
@@ -228,6 +233,7 @@ pub(super) struct PeakTrack {
     errors: [Ranks; 2],
     draw: Draw,
     change: Mean,
+    misses: [Mean; CENTRES],
     pub(super) anchors: Anchors,
 }
 
@@ -235,6 +241,7 @@ pub(super) struct PeakTrack {
 struct PendingPeak {
     last: f64,
     before: f64,
+    centres: [f32; CENTRES],
     known: bool,
 }
 
@@ -246,6 +253,7 @@ impl PeakTrack {
             errors: Default::default(),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
+            misses: [Mean::default(); CENTRES],
             anchors: Anchors::NONE,
         }
     }
@@ -262,6 +270,7 @@ impl PeakTrack {
             return;
         };
         self.change.push((peak - then.last).abs(), UNIT_RATE);
+        judge(&mut self.misses, &then.centres, peak - then.last);
         if self.draw.next() {
             for (errors, centre) in self.errors.iter_mut().zip([then.last, then.before]) {
                 errors.push(narrow(peak - centre));
@@ -273,17 +282,19 @@ impl PeakTrack {
     pub(super) fn put_aside(&mut self, now: Now, before: f64, centres: [f64; CENTRES]) {
         let quantiles = [0, 1].map(|source| self.errors[source].quantiles());
         let unit = unit(self.change.value, &quantiles[0], now.unit_min);
+        // Not the last value but what was seen above it: the first centre.
+        let mut centres = centres;
+        centres[0] = f64::from(quantiles[0][0]);
         self.anchors = Anchors {
             unit: narrow(unit),
             gaps: gaps(&quantiles, unit),
             centres: centres.map(|centre| in_units(centre, unit)),
+            evidence: evidence(&self.misses),
         };
-        // A peak is never below the last value by choice of the gate alone: the
-        // median of what was seen about it is the first centre.
-        self.anchors.centres[0] = in_units(f64::from(quantiles[0][0]), unit);
         self.pending.push_back(PendingPeak {
             last: now.last,
             before,
+            centres: centres.map(narrow),
             known: true,
         });
     }
@@ -293,9 +304,30 @@ impl PeakTrack {
         self.pending.push_back(PendingPeak {
             last: 0.0,
             before: 0.0,
+            centres: [0.0; CENTRES],
             known: false,
         });
     }
+}
+
+/// Takes the errors of centres in, which are differences like `actual`.
+fn judge(misses: &mut [Mean; CENTRES], centres: &[f32; CENTRES], actual: f64) {
+    for (miss, &centre) in misses.iter_mut().zip(centres) {
+        miss.push((actual - f64::from(centre)).abs(), EVIDENCE_RATE);
+    }
+}
+
+/// What the errors say of each centre: 0 for the best.
+fn evidence(misses: &[Mean; CENTRES]) -> [f32; CENTRES] {
+    let errors = misses.map(|miss| miss.value);
+    let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = errors.iter().copied().fold(0.0, f64::max);
+    // Without errors there is no evidence.
+    let floor = 1e-3 * most + f64::MIN_POSITIVE;
+    errors.map(|error| {
+        let worse = narrow((error + floor) / (least + floor)).ln();
+        -worse.min(EVIDENCE_MAX)
+    })
 }
 
 /// Mean change, but not so small that the tail of changes is out of proportion.
