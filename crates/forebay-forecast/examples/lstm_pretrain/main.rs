@@ -12,7 +12,7 @@ use std::{env, fs};
 
 use forebay_forecast::lstm::{History, Layout, Progress, Trainer, TrainerConfig};
 
-const SERIES: u64 = 2000;
+const SERIES: u64 = 5000;
 const SAMPLES: usize = 1600;
 const HORIZONS: [usize; 3] = [1, 12, 60];
 const HIDDEN: usize = 32;

@@ -30,6 +30,19 @@
 //! - Training never replaces weights by worse ones, as far as the held-out part
 //!   of the histories can tell.
 //!
+//! # Measured
+//!
+//! 24 public traces of CPU, memory, network and disk use, 117 origins each
+//! (`examples/lstm_traces.rs`). Pinball loss as a ratio to the last value plus empirical
+//! changes over 1440 steps, geometric mean of the traces, and the share of values within
+//! the bound; periods were told. `pretrained` never saw a trace; `all` was trained further
+//! on the traces before their first origins; `halves` on other traces than it forecasts.
+//! (The design was chosen on these traces; the weights were not.)
+//!
+//! MEASURED
+//!
+//! A state takes 57 KiB with a period of 288 steps.
+//!
 //! Sources are given where the parts are.
 
 mod adam;
