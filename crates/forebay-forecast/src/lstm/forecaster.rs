@@ -56,7 +56,7 @@ impl Lstm {
         }
     }
 
-    /// Another period, or none.
+    /// Another period, or none. Its season is used once a whole period was seen.
     pub fn set_period(&mut self, period: Option<usize>) {
         self.state.set_period(period);
     }

@@ -39,9 +39,22 @@
 //! on the traces before their first origins; `halves` on other traces than it forecasts.
 //! (The design was chosen on these traces; the weights were not.)
 //!
-//! MEASURED
+//! | regime | steps | 0.5 | 0.9 | 0.95 | 0.99 | within 0.9 | 0.95 | 0.99 |
+//! |---|---|---|---|---|---|---|---|---|
+//! | `pretrained` | 1 | 0.812 | 0.751 | 0.705 | 0.703 | 0.891 | 0.942 | 0.986 |
+//! | | 12 | 0.823 | 0.836 | 0.837 | 0.874 | 0.884 | 0.941 | 0.987 |
+//! | | 60 | 0.755 | 0.825 | 0.853 | 0.860 | 0.892 | 0.947 | 0.982 |
+//! | `halves` | 1 | 0.818 | 0.743 | 0.695 | 0.690 | 0.899 | 0.947 | 0.983 |
+//! | | 12 | 0.829 | 0.827 | 0.824 | 0.871 | 0.880 | 0.938 | 0.984 |
+//! | | 60 | 0.762 | 0.826 | 0.862 | 0.894 | 0.876 | 0.938 | 0.980 |
+//! | `all` | 1 | 0.815 | 0.739 | 0.693 | 0.680 | 0.895 | 0.948 | 0.985 |
+//! | | 12 | 0.830 | 0.823 | 0.820 | 0.859 | 0.877 | 0.937 | 0.989 |
+//! | | 60 | 0.751 | 0.812 | 0.844 | 0.845 | 0.886 | 0.947 | 0.984 |
 //!
-//! A state takes 57 KiB with a period of 288 steps.
+//! On the same machine as the rest of the crate (two busy cores), 32 hidden units: 3.3 to 3.6
+//! us for a step with three forecasts, one series after the other; training on 24 traces
+//! of 1,300 to 2,000 samples until it stopped took 5.2 s. A state takes 57 KiB with a
+//! period of 288 steps.
 //!
 //! Sources are given where the parts are.
 

@@ -38,7 +38,8 @@ impl State {
         self.features.period()
     }
 
-    /// Another period, or none.
+    /// Another period, or none. Its season is used once a whole period was seen; few
+    /// samples of before are kept.
     pub fn set_period(&mut self, period: Option<usize>) {
         self.features.set_period(period);
     }

@@ -73,7 +73,7 @@ pub struct Trained {
     pub epochs: usize,
 }
 
-/// A training job. See the [module](self).
+/// A training job: a new network, or a better one than the incumbent, in portions.
 #[derive(Debug)]
 pub struct Trainer {
     config: TrainerConfig,

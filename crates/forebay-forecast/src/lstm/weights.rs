@@ -116,7 +116,7 @@ impl Weights {
         &self.parameters
     }
 
-    /// As bytes; see the [module](self).
+    /// As bytes: little-endian, with the layout, the origin and a checksum.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
