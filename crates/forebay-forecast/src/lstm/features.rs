@@ -36,6 +36,12 @@ const PER_PEAK: usize = 5;
 /// Weights of the newest sample in the means.
 const RATES: [f64; 5] = [0.5, 0.2, 0.05, 0.01, 0.003];
 const SLOW: usize = 3;
+/// Weights of the newest one in errors and deviations, in the mean change, in shares,
+/// and in the recent change.
+const SLOW_RATE: f64 = 1.0 / 256.0;
+const UNIT_RATE: f64 = 1.0 / 128.0;
+const SHARE_RATE: f64 = 1.0 / 64.0;
+const RECENT_RATE: f64 = 1.0 / 12.0;
 /// Bound of inputs.
 const INPUT_MAX: f32 = 4.0;
 /// Steps of the recent range.
@@ -187,21 +193,20 @@ impl Features {
     /// Means, units and the like.
     fn learn(&mut self, value: f64, before: f64) {
         if let Some(expected) = self.past.season(0) {
-            self.season_error
-                .push((value - expected).abs(), 1.0 / 256.0);
+            self.season_error.push((value - expected).abs(), SLOW_RATE);
         }
         let change = value - before;
         if self.seen > 1 {
             let unit = self.change.value.max(UNIT_MIN);
             let product =
                 (change / unit).clamp(-4.0, 4.0) * (self.last_change / unit).clamp(-4.0, 4.0);
-            self.persistence.push(product, 1.0 / 64.0);
+            self.persistence.push(product, SHARE_RATE);
             self.deviation
-                .push((value - self.means[SLOW].value).abs(), 1.0 / 256.0);
-            self.change.push(change.abs(), 1.0 / 128.0);
-            self.recent_change.push(change.abs(), 1.0 / 12.0);
+                .push((value - self.means[SLOW].value).abs(), SLOW_RATE);
+            self.change.push(change.abs(), UNIT_RATE);
+            self.recent_change.push(change.abs(), RECENT_RATE);
             let same = if change == 0.0 { 1.0 } else { 0.0 };
-            self.unchanged.push(same, 1.0 / 64.0);
+            self.unchanged.push(same, SHARE_RATE);
         }
         for (mean, rate) in self.means.iter_mut().zip(RATES) {
             mean.push(value, rate);
@@ -239,6 +244,7 @@ impl Features {
             x: &mut self.x,
             next: 0,
         };
+        // The last changes, and how far the means lag behind.
         for lag in 0..3 {
             x.push(past[lag] - past[lag + 1], unit);
         }
@@ -247,9 +253,11 @@ impl Features {
         for mean in means {
             x.push(mean, deviation);
         }
+        // Where the last value lies in the recent range.
         for bound in [peak_12, peak_60, low_60, high, low] {
             x.push(bound - value, deviation);
         }
+        // How restless the series is: lately, slowly, relative to its level.
         x.ratio(self.recent_change.value, unit);
         x.ratio(deviation, unit);
         x.ratio(unit, value.abs().max(unit));
@@ -258,6 +266,7 @@ impl Features {
         x.raw(narrow(self.persistence.value));
         x.raw((1.0 + self.since_jump).ln() / 4.0);
         x.raw(if value == 0.0 { 1.0 } else { 0.0 });
+        // Whether there is a season, how good it is, and where in it this step is.
         let seasonal = if self.past.has_season() { 1.0 } else { 0.0 };
         x.raw(seasonal);
         x.ratio(self.season_error.value.max(unit_min), deviation);
@@ -284,21 +293,8 @@ impl Features {
             x: &mut self.x,
             next: COMMON,
         };
-        let now_in_season = self.past.smooth_season(0);
         for (track, anchors) in self.values.iter_mut().zip(&mut self.anchors) {
-            let season = self.past.season(track.steps).map_or(0.0, |s| s - last);
-            let smooth = self.past.smooth_season(track.steps);
-            let drift = match (smooth, now_in_season) {
-                (Some(then), Some(now)) => then - now,
-                _ => 0.0,
-            };
-            let smooth = smooth.map_or(0.0, |s| s - last);
-            let profile = self.past.profile(track.steps);
-            let turn = match (profile, self.past.profile(0)) {
-                (Some(then), Some(now)) => then - now,
-                _ => 0.0,
-            };
-            let profile = profile.map_or(0.0, |p| p - last);
+            let season = self.past.outlook(track.steps, last);
             let inputs: [f64; INPUTS] = [
                 0.1 * deviation,
                 means[1],
@@ -309,10 +305,10 @@ impl Features {
                 past[2] - past[3],
                 past[3] - past[5],
                 past[5] - last,
-                season,
-                drift,
-                profile,
-                turn,
+                season.exact,
+                season.drift,
+                season.profile,
+                season.turn,
                 peak_12 - last,
                 means[4],
                 0.1 * last,
@@ -323,17 +319,17 @@ impl Features {
                 means[0],
                 means[1],
                 means[2],
-                smooth,
-                drift,
-                profile,
-                0.7 * means[1] + turn,
+                season.smooth,
+                season.drift,
+                season.profile,
+                0.7 * means[1] + season.turn,
             ];
             track.put_aside(now, (&inputs, deviation), centres);
             *anchors = track.anchors;
-            x.push(season, deviation);
-            x.push(drift, deviation);
-            x.push(profile, deviation);
-            x.push(turn, deviation);
+            x.push(season.exact, deviation);
+            x.push(season.drift, deviation);
+            x.push(season.profile, deviation);
+            x.push(season.turn, deviation);
             x.push(track.expected - last, f64::from(anchors.unit));
             x.raw(track.gain());
             x.ratio(f64::from(anchors.unit), unit);

@@ -22,6 +22,21 @@ pub(super) struct Past {
     pushed: usize,
 }
 
+/// What the season says of one step ahead: differences from the last sample, 0 while
+/// nothing is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outlook {
+    /// The sample one period before, and the same smoothed.
+    pub(super) exact: f64,
+    pub(super) smooth: f64,
+    /// How far the smoothed season goes from now to then.
+    pub(super) drift: f64,
+    /// The mean over periods.
+    pub(super) profile: f64,
+    /// How far that goes from now to then.
+    pub(super) turn: f64,
+}
+
 /// Weight of the newest period in the profile, once there are several.
 const PROFILE_RATE: f32 = 0.25;
 
@@ -72,7 +87,7 @@ impl Past {
     }
 
     /// The mean over past periods at the phase of the sample `ahead` steps from now.
-    pub(super) fn profile(&self, ahead: usize) -> Option<f64> {
+    fn profile(&self, ahead: usize) -> Option<f64> {
         let phase = (self.phase + ahead) % self.period?;
         self.profile.get(phase).map(|&mean| f64::from(mean))
     }
@@ -111,13 +126,30 @@ impl Past {
         Some(f64::from(rest.iter().fold(*first, least)))
     }
 
+    /// What the season says of the sample `ahead` steps from now.
+    pub(super) fn outlook(&self, ahead: usize, last: f64) -> Outlook {
+        let from_last = |sample: Option<f64>| sample.map_or(0.0, |sample| sample - last);
+        let rise = |then: Option<f64>, now: Option<f64>| match (then, now) {
+            (Some(then), Some(now)) => then - now,
+            _ => 0.0,
+        };
+        let (smooth, profile) = (self.smooth_season(ahead), self.profile(ahead));
+        Outlook {
+            exact: from_last(self.season(ahead)),
+            smooth: from_last(smooth),
+            drift: rise(smooth, self.smooth_season(0)),
+            profile: from_last(profile),
+            turn: rise(profile, self.profile(0)),
+        }
+    }
+
     /// The last seen sample at the phase of the one `ahead` steps from now.
     pub(super) fn season(&self, ahead: usize) -> Option<f64> {
         self.back(self.season_back(ahead)?)
     }
 
     /// The same, smoothed over three samples.
-    pub(super) fn smooth_season(&self, ahead: usize) -> Option<f64> {
+    fn smooth_season(&self, ahead: usize) -> Option<f64> {
         let back = self.season_back(ahead)?;
         let middle = self.back(back)?;
         let early = self.back(back + 1).unwrap_or(middle);
