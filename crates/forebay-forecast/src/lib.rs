@@ -61,9 +61,9 @@
 pub mod arima;
 pub mod backtest;
 mod history;
+pub mod lstm;
 pub mod mixture;
 mod period;
-pub mod lstm;
 pub mod seasonal;
 pub mod select;
 pub mod smoothing;
