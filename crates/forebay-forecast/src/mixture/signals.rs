@@ -47,6 +47,9 @@ const CHANGE_FAST: f64 = 0.2;
 const CHANGE: f64 = 0.03;
 const MEAN: f64 = 0.003;
 const STRAY: f64 = 0.005;
+/// How far from the mean a sample is believed when means are formed, in mean distances: a spike
+/// moves them little, and a new level is followed, since the distance grows with it.
+const BELIEVED: f64 = 30.0;
 /// Samples over which the mean and what strays from it are plain averages.
 const WARM: u32 = 30;
 /// Samples before anything is said: what is learnt from worse means has to be unlearnt.
@@ -122,6 +125,10 @@ impl Signals {
         }
     }
 
+    pub(super) fn cycle(&self) -> Option<usize> {
+        self.cycle
+    }
+
     pub(super) fn period(&self) -> Option<usize> {
         self.found.period()
     }
@@ -156,9 +163,15 @@ impl Signals {
                 rate
             }
         };
-        self.mean += warm(MEAN) * (value - self.mean);
-        self.stray += warm(STRAY) * ((value - self.mean).abs() - self.stray);
-        self.magnitude += warm(STRAY) * (value - self.magnitude);
+        let believed = if self.seen < WARM {
+            value
+        } else {
+            let most = BELIEVED * self.stray + UNIT_MIN * self.magnitude;
+            value.clamp(self.mean - most, self.mean + most)
+        };
+        self.mean += warm(MEAN) * (believed - self.mean);
+        self.stray += warm(STRAY) * ((believed - self.mean).abs() - self.stray);
+        self.magnitude += warm(STRAY) * (believed - self.magnitude);
         self.range.push(value);
         self.pass(value);
     }
