@@ -21,10 +21,8 @@
 //!
 //! A [`Mixture`] costs ten times as much and forecasts better: it mixes many
 //! guesses, a regression and the analogues of the moment, at every level and horizon
-//! by what they lost lately.
-//!
-//! [`lstm`] is one network for all series of a host, with bounds of its own and training
-//! in portions; a [`Series`] does not use it.
+//! by what they lost lately. [`lstm`] is one network for all series of a host, with bounds of its
+//! own and training in portions. An [`Ensemble`] is the mixture with both of them as members.
 //!
 //! # Properties
 //!
@@ -60,6 +58,7 @@
 
 pub mod arima;
 pub mod backtest;
+pub mod ensemble;
 mod history;
 pub mod lstm;
 pub mod mixture;
@@ -73,6 +72,7 @@ pub mod window;
 use std::fmt::Debug;
 
 pub use backtest::Score;
+pub use ensemble::Ensemble;
 pub use mixture::{Mixture, MixtureOptions};
 pub use seasonal::Seasonal;
 pub use select::{Forecast, ModelScore, Series, SeriesOptions};

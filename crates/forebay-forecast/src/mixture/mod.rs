@@ -121,6 +121,7 @@ pub struct Explanation {
 pub struct Mixture {
     signals: Signals,
     learners: Vec<Learner>,
+    horizons: Vec<usize>,
     models: Vec<&'static str>,
     /// Steps since the sample was another, up to where nothing is left to learn.
     still: usize,
@@ -145,6 +146,7 @@ impl Mixture {
         Self {
             signals: Signals::new(history_max, far, cycle),
             learners: options.targets.iter().flat_map(each).collect(),
+            horizons,
             models: Vec::new(),
             still: 0,
             still_max: 2 * history_max,
@@ -154,9 +156,14 @@ impl Mixture {
     /// One step passed with this sample, which `models` have seen already. The first
     /// [`MODELS_MAX`] of them take part, always in the same order.
     pub fn update_with(&mut self, value: f64, models: &[&dyn Forecaster]) {
-        if !is_plausible(value) {
+        self.pass(is_plausible(value).then_some(value), models);
+    }
+
+    /// One step passed with or without a sample; a sample is plausible.
+    pub(crate) fn pass(&mut self, sample: Option<f64>, models: &[&dyn Forecaster]) {
+        let Some(value) = sample else {
             return self.update_gap_with(models);
-        }
+        };
         let same = self.signals.tail().last() == Some(crate::history::narrow(value));
         self.still = if same { self.still + 1 } else { 0 };
         if self.still > self.still_max {
@@ -183,7 +190,19 @@ impl Mixture {
         }
     }
 
-    /// The period in use, in steps.
+    /// Steps ahead that are learnt, ascending.
+    #[must_use]
+    pub fn horizons(&self) -> &[usize] {
+        &self.horizons
+    }
+
+    /// The period of the clock that is used, in steps.
+    #[must_use]
+    pub fn cycle(&self) -> Option<usize> {
+        self.signals.cycle()
+    }
+
+    /// The period that was found, in steps.
     #[must_use]
     pub fn period(&self) -> Option<usize> {
         self.signals.period()

@@ -1,0 +1,208 @@
+//! The mixture with ARIMA and the LSTM among its members: the best answer this crate has.
+//!
+//! # Problem
+//!
+//! The mixture needs no fitting and is nearly as good as it gets; models that are fitted add what
+//! it cannot know by itself, but need work that no control period can pay for, and a season that
+//! somebody found.
+//!
+//! # Approach
+//!
+//! ARIMA and the network see each sample first; the mixture then weighs what they say against its
+//! own members, at every level and horizon. The period of the clock, or else the one that the
+//! mixture found, is told to both. Fitting is left to the caller: [`Ensemble::arima`] says when it
+//! is due and takes the result, and [`Ensemble::set_weights`] takes a network that was trained
+//! further.
+//!
+//! # Properties
+//!
+//! - Without a fit and without weights it is the mixture alone.
+//! - A member that diverges loses its weight; it cannot take the answer out of the mixture's
+//!   bounds.
+
+use std::sync::Arc;
+
+use crate::arima::{OnlineArima, OnlineOptions};
+use crate::lstm::{Lstm, Weights};
+use crate::mixture::Explanation;
+use crate::{Forecaster, Mixture, MixtureOptions, Quantiles, Score, Target, is_plausible};
+
+/// Steps that a period must have been in use before another is told to the members: they begin
+/// anew with each.
+const PERIOD_HELD_MIN: usize = 200;
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Ensemble {
+    mixture: Mixture,
+    lstm: Option<Lstm>,
+    arima: OnlineArima,
+    cycle: Option<usize>,
+    period: Option<usize>,
+    held: usize,
+}
+
+impl Ensemble {
+    /// `weights` of the network, where it is to take part.
+    #[must_use]
+    pub fn new(options: &MixtureOptions, weights: Option<Arc<Weights>>) -> Self {
+        let mixture = Mixture::new(options);
+        let mut arima = OnlineArima::new(OnlineOptions {
+            horizons: mixture.horizons().to_vec(),
+            ..OnlineOptions::default()
+        });
+        let cycle = mixture.cycle();
+        arima.set_period(cycle);
+        Self {
+            lstm: weights.map(|weights| Lstm::new(weights, cycle)),
+            mixture,
+            arima,
+            cycle,
+            period: cycle,
+            held: 0,
+        }
+    }
+
+    /// The ARIMA model, to be fitted when it wants to.
+    pub fn arima(&mut self) -> &mut OnlineArima {
+        &mut self.arima
+    }
+
+    /// Other weights for the network from now on.
+    pub fn set_weights(&mut self, weights: Arc<Weights>) {
+        match &mut self.lstm {
+            Some(lstm) => lstm.set_weights(weights),
+            None => self.lstm = Some(Lstm::new(weights, self.period)),
+        }
+    }
+
+    /// The period in use, in steps: the clock's, or the one found.
+    #[must_use]
+    pub fn period(&self) -> Option<usize> {
+        self.period
+    }
+
+    /// Who made the newest answer for `steps` ahead. None where nothing is learnt about that.
+    #[must_use]
+    pub fn explain(&self, target: Target, steps: usize) -> Option<Explanation> {
+        self.mixture.explain(target, steps)
+    }
+
+    fn pass(&mut self, sample: Option<f64>) {
+        self.tell_period();
+        feed(&mut self.arima, sample);
+        if let Some(lstm) = &mut self.lstm {
+            feed(lstm, sample);
+        }
+        let arima: &dyn Forecaster = &self.arima;
+        match &self.lstm {
+            Some(lstm) => self.mixture.pass(sample, &[arima, lstm]),
+            None => self.mixture.pass(sample, &[arima]),
+        }
+    }
+
+    fn tell_period(&mut self) {
+        self.held += 1;
+        let period = self.cycle.or_else(|| self.mixture.period());
+        if period == self.period || self.held < PERIOD_HELD_MIN {
+            return;
+        }
+        (self.period, self.held) = (period, 0);
+        self.arima.set_period(period);
+        if let Some(lstm) = &mut self.lstm {
+            lstm.set_period(period);
+        }
+    }
+}
+
+fn feed(model: &mut impl Forecaster, sample: Option<f64>) {
+    match sample {
+        Some(value) => model.update(value),
+        None => model.update_gap(),
+    }
+}
+
+impl Forecaster for Ensemble {
+    fn name(&self) -> &'static str {
+        "ensemble"
+    }
+
+    fn update(&mut self, value: f64) {
+        self.pass(is_plausible(value).then_some(value));
+    }
+
+    fn update_gap(&mut self) {
+        self.pass(None);
+    }
+
+    fn forecast(&self, steps: usize) -> Option<Quantiles> {
+        self.mixture.forecast(steps)
+    }
+
+    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
+        self.mixture.forecast_peak(steps)
+    }
+
+    fn score(&self, target: Target, steps: usize) -> Option<Score> {
+        self.mixture.score(target, steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> MixtureOptions {
+        MixtureOptions {
+            horizons: vec![1, 12],
+            history_max: 300,
+            ..MixtureOptions::default()
+        }
+    }
+
+    #[test]
+    fn an_autoregression_is_left_to_arima() {
+        // Two steps back count against one: no average sees that.
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut ensemble = Ensemble::new(&options(), None);
+        let (mut last, mut before) = (0.0, 0.0);
+        let mut alone = Mixture::new(&options());
+        let mut lost = [0.0, 0.0];
+        for step in 0..3000 {
+            let next = 1.6 * last - 0.9 * before + random.f64() - random.f64();
+            (before, last) = (last, next);
+            let value = 100.0 + next;
+            if step > 1500 {
+                let both: [&dyn Forecaster; 2] = [&ensemble, &alone];
+                for (lost, model) in lost.iter_mut().zip(both) {
+                    let said = model.forecast(1).expect("it is warm").q50();
+                    *lost += (value - said).abs();
+                }
+            }
+            ensemble.update(value);
+            alone.update(value);
+            if let Some(result) = ensemble.arima().fit_now() {
+                result.expect("an autoregression can be fitted");
+            }
+        }
+        // The noise is 1/3 on average, and nobody can do better.
+        let mean = lost.map(|lost| lost / 1499.0);
+        assert!(mean[0] < 0.36 && mean[0] < 1.02 * mean[1], "{mean:?}");
+    }
+
+    #[test]
+    fn a_period_that_was_found_is_told_to_the_members() {
+        let mut ensemble = Ensemble::new(&options(), Weights::pretrained().map(Arc::new));
+        assert!(
+            ensemble.lstm.is_some(),
+            "the weights that come with it are good"
+        );
+        for step in 0..800_u32 {
+            ensemble.update(if step % 40 < 10 { 50.0 } else { 10.0 });
+        }
+        assert_eq!(ensemble.period(), Some(40));
+        let explanation = ensemble.explain(Target::Value, 12).expect("it is learnt");
+        let names: Vec<_> = explanation.bound.iter().map(|part| part.name).collect();
+        assert!(names.contains(&"lstm"), "{names:?}");
+    }
+}
