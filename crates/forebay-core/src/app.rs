@@ -380,6 +380,16 @@ pub enum OnStop {
     Kill,
 }
 
+/// What an app's demand is planned by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Foresight {
+    /// Forecasts of the peak within the horizon.
+    Models,
+    /// What it uses now: the planner only reacts.
+    Present,
+}
+
 /// Everything the user decided, resolved: what the planner works by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -391,6 +401,8 @@ pub struct Policy {
     pub hold: Duration,
     /// How far ahead demand is planned for.
     pub horizon: Duration,
+    /// What demand is planned by.
+    pub foresight: Foresight,
     /// Memory kept for the system itself.
     pub system_memory: Bytes,
     /// Whether batch may use critical apps' own CPUs while those leave them idle.
@@ -427,6 +439,7 @@ impl Default for Policy {
             headroom_percent: 30,
             hold: Duration::from_secs(5),
             horizon: Duration::from_secs(1),
+            foresight: Foresight::Models,
             system_memory: Bytes::mib(256),
             lend: false,
             io_protection: IoProtection::None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use forebay_forecast::{Forecast, Series, SeriesOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, Device};
+use crate::app::{App, Device, Foresight, Policy};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
 use crate::snapshot::{AppSample, Gap, Reclaim, Touched, Traffic};
@@ -50,8 +50,29 @@ pub struct Band {
 }
 
 impl Band {
+    /// Nothing but what is now; without that, floors decide.
+    fn present(value: Option<f64>) -> Self {
+        let value_or_none = value.unwrap_or(0.0);
+        Self {
+            q50: value_or_none,
+            q90: value_or_none,
+            q95: value_or_none,
+            q99: value_or_none,
+            model: "present".to_owned(),
+            cold: value.is_none(),
+        }
+    }
+
+    /// What a policy plans by: the forecast of the peak within `steps`, or the last sample.
+    pub(crate) fn planned(series: &Series, steps: usize, foresight: Foresight) -> Self {
+        match foresight {
+            Foresight::Models => Self::of(series.peak(steps)),
+            Foresight::Present => Self::present(series.last()),
+        }
+    }
+
     /// A forecast as a band; without one, nothing is expected yet and floors decide.
-    pub(crate) fn of(forecast: Option<Forecast>) -> Self {
+    fn of(forecast: Option<Forecast>) -> Self {
         let Some(forecast) = forecast else {
             return Self {
                 q50: 0.0,
@@ -314,18 +335,27 @@ impl History {
         self.traffic
     }
 
-    /// The peak within `horizon`.
+    /// What to plan for by a policy: the peak within its horizon.
     #[must_use]
-    pub fn forecast(&self, horizon: Duration, period: Duration) -> Demand {
+    pub fn forecast(&self, policy: &Policy) -> Demand {
+        let Policy {
+            horizon,
+            period,
+            foresight,
+            ..
+        } = *policy;
         let steps = steps(horizon, period);
         Demand {
-            cpu: Band::of(self.cpu.peak(steps)),
-            memory: Band::of(self.memory.peak(steps)),
+            cpu: Band::planned(&self.cpu, steps, foresight),
+            memory: Band::planned(&self.memory, steps, foresight),
             cpu_stalled: self.stalled,
             io_use: self.io.usage().clone(),
-            io: self.io.forecast(steps),
+            io: self.io.forecast(steps, foresight),
             memory_now: MemoryNow {
-                rises_to: self.rises_to(period),
+                rises_to: match foresight {
+                    Foresight::Models => self.rises_to(period),
+                    Foresight::Present => None,
+                },
                 ..self.memory_now
             },
         }
@@ -387,6 +417,21 @@ mod tests {
         check(ms(1000), ms(100), 10);
         check(ms(10), ms(100), 1);
         check(ms(10), ms(0), 10_000_000);
+    }
+
+    #[test]
+    fn without_foresight_demand_is_what_is_used_now() {
+        let mut series = Series::new(SeriesOptions::default());
+        let nothing = Band::planned(&series, 10, Foresight::Present);
+        assert!(nothing.cold && nothing.q95 == 0.0);
+        for step in 0..300_u16 {
+            series.update(f64::from(step % 30));
+        }
+        let band = Band::planned(&series, 10, Foresight::Present);
+        assert_eq!((band.q50, band.q99), (29.0, 29.0));
+        assert_eq!((band.model.as_str(), band.cold), ("present", false));
+        let foreseen = Band::planned(&series, 10, Foresight::Models);
+        assert_ne!(foreseen.model, "present");
     }
 
     #[test]

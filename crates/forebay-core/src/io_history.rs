@@ -6,7 +6,7 @@ use std::time::Duration;
 use forebay_forecast::{Series, SeriesOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::app::Device;
+use crate::app::{Device, Foresight};
 use crate::demand::Band;
 use crate::io::{DEVICES_MAX, DeviceCapability, DeviceCounters, IoRates};
 use crate::snapshot::{AppSample, Gap};
@@ -166,10 +166,14 @@ impl IoHistory {
         &self.usage
     }
 
-    /// The peak within so many periods, of each measured device that the app used.
-    pub(crate) fn forecast(&self, steps: usize) -> BTreeMap<Device, IoDemand> {
+    /// What to plan for within so many periods, of each measured device that the app used.
+    pub(crate) fn forecast(
+        &self,
+        steps: usize,
+        foresight: Foresight,
+    ) -> BTreeMap<Device, IoDemand> {
         let demand = |series: &Series| IoDemand {
-            share: Band::of(series.peak(steps)),
+            share: Band::planned(series, steps, foresight),
         };
         self.series
             .iter()
@@ -261,7 +265,13 @@ mod tests {
         assert_eq!(usage.stalled, Some(1.0));
         assert_eq!(usage.wait, Some(Duration::from_millis(2)));
         assert_eq!(usage.wait_alone, Some(Duration::from_millis(1)));
-        assert_eq!(history.forecast(10).keys().collect::<Vec<_>>(), [&DISK]);
+        assert_eq!(
+            history
+                .forecast(10, Foresight::Models)
+                .keys()
+                .collect::<Vec<_>>(),
+            [&DISK]
+        );
     }
 
     #[test]
@@ -300,8 +310,8 @@ mod tests {
         let mut history = IoHistory::new(vec![1, 10]);
         history.record(at(0), &sample(0, 0, 0), &devices());
         history.record(at(100), &sample(10, 0, 0), &devices());
-        assert_eq!(history.forecast(1).len(), 1);
+        assert_eq!(history.forecast(1, Foresight::Models).len(), 1);
         history.record(at(200), &sample(20, 0, 0), &BTreeMap::new());
-        assert_eq!(history.forecast(1).len(), 0);
+        assert_eq!(history.forecast(1, Foresight::Models).len(), 0);
     }
 }

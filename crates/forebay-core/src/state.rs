@@ -9,7 +9,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::app::{App, AppId, Class, IoMax, Partition, Policy};
+use crate::app::{App, AppId, Class, IoMax, Partition};
 use crate::demand::{Demand, History};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu, lack};
@@ -269,15 +269,12 @@ impl State {
     /// What each active app will need.
     #[must_use]
     pub fn forecast(&self, inputs: &Inputs<'_>, snapshot: &Snapshot) -> BTreeMap<AppId, Demand> {
-        let Policy {
-            horizon, period, ..
-        } = *inputs.policy;
         snapshot
             .apps
             .keys()
             .filter_map(|id| Some((id, self.apps.get(id)?)))
             .filter(|(_, known)| known.is_active())
-            .map(|(id, known)| (id.clone(), known.history.forecast(horizon, period)))
+            .map(|(id, known)| (id.clone(), known.history.forecast(inputs.policy)))
             .collect()
     }
 
@@ -638,14 +635,11 @@ impl State {
     /// What a plan by another policy would do now. Changes nothing.
     #[must_use]
     pub fn what_if(&self, host: &impl Host, inputs: &Inputs<'_>) -> (Plan, Vec<Action>) {
-        let Policy {
-            horizon, period, ..
-        } = *inputs.policy;
         let demands = self
             .apps
             .iter()
             .filter(|(_, known)| known.is_active())
-            .map(|(id, known)| (id.clone(), known.history.forecast(horizon, period)))
+            .map(|(id, known)| (id.clone(), known.history.forecast(inputs.policy)))
             .collect();
         let situation = plan::Situation {
             time: inputs.time,

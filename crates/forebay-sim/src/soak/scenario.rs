@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, IoProtection, Match, OnStop,
-    Partition, Policy, Restart, Uclamp,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, Foresight, IoMax, IoProtection,
+    Match, OnStop, Partition, Policy, Restart, Uclamp,
 };
 use forebay_core::host::Action;
 use forebay_core::slice::Setting;
@@ -58,6 +58,11 @@ impl Scenario {
             horizon: Duration::from_millis(rng.u64(100..3000)),
             system_memory: Bytes::mib(rng.u64(0..512)),
             // From a copy: what follows is drawn as before, and old seeds stay what they were.
+            foresight: if rng.clone().u8(0..8) == 0 {
+                Foresight::Present
+            } else {
+                Foresight::Models
+            },
             lend: rng.clone().bool(),
             reclaim_cold: rng.clone().bool(),
             watch_memory: rng.clone().u8(0..4) > 1,

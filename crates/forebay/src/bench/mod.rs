@@ -7,6 +7,7 @@ mod colocation;
 mod io;
 mod memory;
 mod placement;
+mod predict;
 mod tiering;
 
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ enum Name {
     Tiering,
     /// Memory saved from a batch app, beside controllers as Senpai's; needs cgroup v2 and swap
     Memory,
+    /// A load that rises again and again: planned for by forecasts, and by present use alone
+    Predict,
 }
 
 /// A figure with its target.
@@ -103,6 +106,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Io => io::run(args, dir)?,
         Name::Tiering => tiering::run(args, dir)?,
         Name::Memory => memory::run(args, dir)?,
+        Name::Predict => predict::run(args, dir)?,
     };
     for target in &targets {
         output::line(format_args!(

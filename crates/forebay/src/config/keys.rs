@@ -178,6 +178,14 @@ const POLICY: &[Key] = &[
         "How far ahead demand is planned for, one period to 1h (default 1s)",
     ),
     key(
+        "forecast",
+        Kind::Choice {
+            noun: "way to look ahead",
+            words: &["on", "off"],
+        },
+        "Whether plans are made by forecasts of demand; \"off\" plans by what each app uses now and only reacts (default \"on\")",
+    ),
+    key(
         "system_memory",
         Kind::Bytes,
         "Memory kept for the system itself (default 256MiB)",

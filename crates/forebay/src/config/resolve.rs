@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Floor, IoProtection, OnStop, Partition, Policy};
+use forebay_core::app::{
+    App, AppId, Binding, Floor, Foresight, IoProtection, OnStop, Partition, Policy,
+};
 use forebay_core::units::{Bytes, MilliCpu};
 
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
@@ -227,6 +229,10 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         // A period that is longer than the default horizon draws it along.
         horizon: bounded(&mut section, "horizon", horizon, findings)
             .unwrap_or(defaults.horizon.max(period)),
+        foresight: match section.take::<&str>("forecast") {
+            Some(At { value: "off", .. }) => Foresight::Present,
+            _ => Foresight::Models,
+        },
         system_memory: system_memory.map_or(defaults.system_memory, |v| v.value),
         lend: lend.map_or(defaults.lend, |v| v.value),
         reclaim_cold: section

@@ -22,6 +22,8 @@ const RATE_LOW: u32 = 100;
 const RATE_HIGH: u32 = 400;
 /// Time before anything counts: connections, page cache, the daemon's first plans.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Period of the load: half of what is measured, within these bounds.
+const PERIOD_S: (u64, u64) = (2, 20);
 /// Memory and file of the memory- and I/O-hungry batch app.
 const CHURN_MIB: u32 = 256;
 /// Threads of the CPU-hungry batch app for each CPU.
@@ -65,12 +67,38 @@ impl Arm {
     }
 }
 
+/// The load of a segment: a rate that is low for half of a period, then high.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wave {
+    /// Requests per second.
+    pub(crate) low: u32,
+    pub(crate) high: u32,
+    pub(crate) period: Duration,
+    /// Time before anything counts; the wave begins with it.
+    pub(crate) warm_up: Duration,
+}
+
+impl Wave {
+    /// The wave of the demo, for so long a segment.
+    fn of(measured: Duration) -> Self {
+        let (least, most) = PERIOD_S;
+        Self {
+            low: RATE_LOW,
+            high: RATE_HIGH,
+            period: Duration::from_secs((measured.as_secs() / 2).clamp(least, most)),
+            warm_up: WARM_UP,
+        }
+    }
+}
+
 /// What one arm did in one segment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Segment {
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
     pub(crate) p999_ms: f64,
+    /// Of each second, by itself.
+    pub(crate) seconds_p99_ms: Vec<Option<f64>>,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     /// Units of computation of the CPU-hungry batch app, per second.
@@ -96,6 +124,12 @@ struct Load {
     p999_ms: Option<f64>,
     completed: u64,
     failed: u64,
+    slices: Vec<Second>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Second {
+    p99_ms: Option<f64>,
 }
 
 /// What all segments share.
@@ -153,11 +187,28 @@ impl Scene {
         let cast = match arm {
             Arm::Alone => Cast::plain(self, &[Role::Service])?,
             Arm::Uncontrolled => Cast::plain(self, &Role::ALL)?,
-            Arm::Forebay => Cast::managed(self)?,
+            Arm::Forebay => Cast::managed(self, "")?,
             Arm::Weights | Arm::Idle | Arm::CpuSet | Arm::Precedence => Cast::placed(self, arm)?,
         };
+        let measured = length.saturating_sub(WARM_UP).max(Duration::from_secs(1));
+        self.follow(cast, Wave::of(measured), measured)
+    }
+
+    /// Runs a daemon whose configuration has these lines of `[policy]` besides, under a wave that
+    /// is measured for so long.
+    pub(crate) fn ride(
+        &self,
+        policy: &str,
+        wave: Wave,
+        measured: Duration,
+    ) -> Result<Segment, Error> {
+        self.clear()?;
+        self.follow(Cast::managed(self, policy)?, wave, measured)
+    }
+
+    fn follow(&self, cast: Cast, wave: Wave, measured: Duration) -> Result<Segment, Error> {
         let port = self.await_file("port", "the service")?;
-        let result = self.measure(&cast, port.trim(), length);
+        let result = self.measure(&cast, port.trim(), wave, measured);
         cast.end()?;
         result
     }
@@ -165,9 +216,10 @@ impl Scene {
     /// Starts everything with a daemon, says how to look at it, waits for a signal.
     pub(crate) fn stay(&self) -> Result<(), Error> {
         self.clear()?;
-        let cast = Cast::managed(self)?;
+        let cast = Cast::managed(self, "")?;
         let port = self.await_file("port", "the service")?;
-        let mut load = self.load(port.trim(), Duration::from_secs(3600))?;
+        let length = Duration::from_secs(3600);
+        let mut load = self.load(port.trim(), Wave::of(length), length)?;
         super::print::line(format_args!(
             "Running. Look with:\n  forebay top --socket {}\nCtrl-C ends everything.",
             self.socket().display()
@@ -179,10 +231,15 @@ impl Scene {
         cast.end()
     }
 
-    fn measure(&self, cast: &Cast, port: &str, length: Duration) -> Result<Segment, Error> {
-        let measured = length.saturating_sub(WARM_UP).max(Duration::from_secs(1));
-        let mut load = self.load(port, measured)?;
-        self.wait(&mut load, WARM_UP)?;
+    fn measure(
+        &self,
+        cast: &Cast,
+        port: &str,
+        wave: Wave,
+        measured: Duration,
+    ) -> Result<Segment, Error> {
+        let mut load = self.load(port, wave, measured)?;
+        self.wait(&mut load, wave.warm_up)?;
         let before = Counters::read(self, cast);
         let status = self.wait(&mut load, measured + PATIENCE)?;
         let after = Counters::read(self, cast);
@@ -225,18 +282,21 @@ impl Scene {
         Ok(None)
     }
 
-    fn load(&self, port: &str, measured: Duration) -> Result<Child, Error> {
-        let period = (measured.as_secs() / 2).clamp(2, 20);
+    fn load(&self, port: &str, wave: Wave, measured: Duration) -> Result<Child, Error> {
+        let Wave {
+            low, high, period, ..
+        } = wave;
+        let period = period.as_secs();
         let mut command = self.workload("load");
         command
             .arg("--target")
             .arg(format!("127.0.0.1:{port}"))
             .arg("--pattern")
-            .arg(format!("{RATE_LOW}:{RATE_HIGH}:{period}"))
+            .arg(format!("{low}:{high}:{period}"))
             .arg("--seconds")
             .arg(measured.as_secs().to_string())
             .arg("--warmup-s")
-            .arg(WARM_UP.as_secs().to_string())
+            .arg(wave.warm_up.as_secs().to_string())
             .args(["--realtime", REALTIME, "--json"])
             .arg(self.dir.join("load.json"));
         spawn(command, "the load generator")
@@ -367,9 +427,9 @@ impl Cast {
         Ok(cast)
     }
 
-    fn managed(scene: &Scene) -> Result<Self, Error> {
+    fn managed(scene: &Scene, policy: &str) -> Result<Self, Error> {
         let config = scene.dir.join("forebay.toml");
-        fs::write(&config, daemon_config(scene)).map_err(Error::system(
+        fs::write(&config, daemon_config(scene, policy)).map_err(Error::system(
             "write",
             config.display(),
             "check that its file system has room",
@@ -402,11 +462,11 @@ impl Cast {
 }
 
 /// The configuration of the demo's daemon: what a user would write.
-fn daemon_config(scene: &Scene) -> String {
+fn daemon_config(scene: &Scene, policy: &str) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let path = |name: &str| quoted(&scene.dir.join(name).display().to_string());
     let mut text = format!(
-        "[daemon]\nsocket = {}\nstate_dir = {}\ncgroup_root = {}\nlease = \"2s\"\n\n[policy]\non_stop = \"kill\"\n",
+        "[daemon]\nsocket = {}\nstate_dir = {}\ncgroup_root = {}\nlease = \"2s\"\n\n[policy]\non_stop = \"kill\"\n{policy}",
         quoted(&scene.socket().display().to_string()),
         path(STATE_DIR),
         quoted(&format!("forebay-demo-{}", std::process::id())),
@@ -512,6 +572,7 @@ impl Counters {
             p50_ms: load.p50_ms.unwrap_or(f64::NAN),
             p99_ms: load.p99_ms.unwrap_or(f64::NAN),
             p999_ms: load.p999_ms.unwrap_or(f64::NAN),
+            seconds_p99_ms: load.slices.iter().map(|second| second.p99_ms).collect(),
             completed: load.completed,
             failed: load.failed,
             batch_per_s: (after.burn - self.burn) as f64 / seconds,

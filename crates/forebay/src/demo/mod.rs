@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub(crate) use arm::{Arm, Scene, agent_use, terminate};
+pub(crate) use arm::{Arm, Scene, Segment, Wave, agent_use, terminate};
 pub(crate) use sweep::STATE_DIR;
 pub(crate) use table::{ArmRow, Summary, spread};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use forebay_core::app::{
-    AppId, Binding, Class, Device, IoProtection, OnStop, Partition, Restart, Sink,
+    AppId, Binding, Class, Device, Foresight, IoProtection, OnStop, Partition, Restart, Sink,
 };
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
@@ -97,6 +97,7 @@ fn every_key_arrives() {
         headroom = "20%"
         hold = "2s"
         horizon = "3s"
+        forecast = "off"
         system_memory = "128MiB"
         partition = "isolated"
         io_protection = "cost"
@@ -149,6 +150,7 @@ fn every_key_arrives() {
     assert_eq!(policy.headroom_percent, 20);
     assert_eq!(policy.hold, Duration::from_secs(2));
     assert_eq!(policy.horizon, Duration::from_secs(3));
+    assert_eq!(policy.foresight, Foresight::Present);
     assert_eq!(policy.system_memory, Bytes::mib(128));
     assert_eq!(policy.partition, Partition::Isolated);
     assert_eq!(policy.io_protection, IoProtection::Cost);
