@@ -23,6 +23,7 @@
 //! guesses, a regression and the analogues of the moment, at every level and horizon
 //! by what they lost lately. [`lstm`] is one network for all series of a host, with bounds of its
 //! own and training in portions. An [`Ensemble`] is the mixture with both of them as members.
+//! [`baseline`] has the rules that are used elsewhere, to compare with.
 //!
 //! # Properties
 //!
@@ -58,6 +59,7 @@
 
 pub mod arima;
 pub mod backtest;
+pub mod baseline;
 pub mod ensemble;
 mod history;
 pub mod lstm;
