@@ -19,7 +19,7 @@
 //! Origins are a quarter of the horizon apart: errors of neighbouring origins
 //! over a long horizon say nearly the same, and spacing them makes the window
 //! remember 32 horizons. At most four are pending for a horizon. (On the traces
-//! that `examples/traces.rs` reads, eighths remember too little: the loss at 0.95
+//! that [`select`](crate::select) was measured on, eighths remember too little: the loss at 0.95
 //! is 10 % higher 12 steps ahead and 3 % higher 60 steps ahead.)
 //!
 //! The bound at 0.95 is put aside too, and scored by pinball loss with

@@ -34,7 +34,7 @@
 //! # Measured
 //!
 //! 24 public traces of CPU, memory, network and disk use, 117 origins each, 1440
-//! steps of history (`examples/traces.rs`); loss at 0.95 as a ratio to the last
+//! steps of history (`forebay backtest --data`); loss at 0.95 as a ratio to the last
 //! value plus empirical changes over the same history, geometric mean of the
 //! traces: 0.78 one step ahead, 0.96 at 12 and 0.97 at 60 steps. The bound covered
 //! 0.949, 0.948 and 0.954. At 0.99 it is 0.91, 1.28 and 0.99: 128 errors are few

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod backing;
+mod backtest;
 mod bench;
 mod calibrate;
 mod cli;
@@ -44,6 +45,7 @@ enum Command {
     Daemon(daemon::Args),
     Adopt(adopt::Args),
     Calibrate(calibrate::Args),
+    Backtest(backtest::Args),
     Check(local::CheckArgs),
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
+        Command::Backtest(args) => backtest::run(&args).map_err(Into::into),
         Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),
         Command::Check(args) => local::check(&args).map_err(Into::into),
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
@@ -150,6 +153,29 @@ mod tests {
             false,
         );
         check("forebay calibrate", false);
+        check(
+            "forebay backtest a.csv b.csv --models mixture,moving-max",
+            true,
+        );
+        check(
+            "forebay backtest a.csv --target peak --horizons 60 --chart a.svg",
+            true,
+        );
+        check(
+            "forebay backtest --data d --origins o.csv --out f.csv",
+            true,
+        );
+        check("forebay backtest --data d --origins o.csv", false);
+        check("forebay backtest a.csv --out f.csv", false);
+        check(
+            "forebay backtest a.csv --data d --origins o.csv --out f.csv",
+            false,
+        );
+        check("forebay backtest a.csv --models best", false);
+        check("forebay backtest a.csv --warm-up 1", false);
+        check("forebay backtest a.csv --history 9", false);
+        check("forebay backtest a.csv --every 0", false);
+        check("forebay backtest", false);
         check("forebay calibrate /dev/sda --seconds 1", false);
         check("forebay calibrate /dev/sda --show", false);
         check("forebay tier promote data a b --json", true);

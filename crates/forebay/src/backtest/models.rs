@@ -1,0 +1,174 @@
+//! The models that can be compared.
+
+use clap::ValueEnum;
+use forebay_forecast::baseline::{Histogram, HistogramOptions, LastValue, MovingMax, WINDOW_MAX};
+use forebay_forecast::{
+    Forecaster, Mixture, MixtureOptions, Quantiles, Seasonal, Series, SeriesOptions, Smoothing,
+    Target, Window,
+};
+use serde::Serialize;
+
+/// Seconds over which the rules of others look back.
+const DAY: f64 = 86_400.0;
+/// Samples that a moving window has at least.
+const WINDOW_MIN: usize = 60;
+
+/// A model, as it is named on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Many forecasters, weighted by what they lost lately
+    Mixture,
+    /// Window, smoothing or seasonal, whichever did best lately: what the daemon runs
+    Series,
+    /// The last value or peak and the newest 128 errors
+    Window,
+    /// Exponential smoothing with a damped trend
+    Smoothing,
+    /// What was there one detected period ago; silent without one
+    Seasonal,
+    /// The last value and all changes seen from it within the history: the yardstick
+    LastValue,
+    /// Decayed histogram with a half-life of a day, as of the Kubernetes Vertical Pod Autoscaler
+    Histogram,
+    /// Quantiles and maximum of the last day, as of Autopilot's moving windows
+    MovingMax,
+}
+
+impl Kind {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+}
+
+/// What models are told about a series.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// What is forecast.
+    pub(crate) target: Target,
+    /// Steps ahead, ascending: 1 to half of the history, at most
+    /// [`HORIZONS_MAX`](forebay_forecast::select::HORIZONS_MAX) of them.
+    pub(crate) horizons: Vec<usize>,
+    /// Steps that models look back on, 16 to
+    /// [`HISTORY_MAX`](forebay_forecast::select::HISTORY_MAX).
+    pub(crate) history: usize,
+    /// Between two samples.
+    pub(crate) period_seconds: Option<f64>,
+    /// The greatest value that is known beforehand.
+    pub(crate) reference: f64,
+}
+
+impl Setting {
+    /// Steps of a day; as many as the history has where the period is not known.
+    #[expect(clippy::cast_precision_loss, reason = "at most 4096")]
+    fn day(&self) -> f64 {
+        self.period_seconds
+            .map_or(self.history as f64, |period| DAY / period)
+    }
+
+    /// The period that the clock suggests, in steps.
+    pub(crate) fn cycle(&self) -> Option<usize> {
+        MixtureOptions::cycle_of_clock(self.period_seconds?, self.history)
+    }
+}
+
+/// A model at work.
+#[derive(Debug)]
+pub(crate) enum Model {
+    /// One forecaster.
+    One(Box<dyn Forecaster>),
+    /// Some that compete.
+    Series(Box<Series>),
+}
+
+impl Model {
+    /// A model that has seen nothing.
+    pub(crate) fn new(kind: Kind, setting: &Setting) -> Self {
+        let horizons = &setting.horizons;
+        let history_max = setting.history;
+        let one: Box<dyn Forecaster> = match kind {
+            Kind::Series => {
+                return Self::Series(Box::new(Series::new(SeriesOptions {
+                    horizons: horizons.clone(),
+                    history_max,
+                    request: None,
+                })));
+            }
+            Kind::Mixture => Box::new(Mixture::new(&MixtureOptions {
+                targets: vec![setting.target],
+                horizons: horizons.clone(),
+                history_max,
+                cycle: setting.cycle(),
+            })),
+            Kind::Window => Box::new(Window::new(horizons)),
+            Kind::Smoothing => Box::new(Smoothing::new(horizons, history_max)),
+            Kind::Seasonal => Box::new(Seasonal::new(horizons, history_max)),
+            Kind::LastValue => Box::new(LastValue::new(horizons, history_max)),
+            Kind::Histogram => Box::new(Histogram::new(HistogramOptions {
+                reference: setting.reference,
+                half_life: setting.day(),
+            })),
+            Kind::MovingMax => {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "positive, and a float that is too great becomes the greatest integer"
+                )]
+                let window = setting.day() as usize;
+                Box::new(MovingMax::new(window.clamp(WINDOW_MIN, WINDOW_MAX)))
+            }
+        };
+        Self::One(one)
+    }
+
+    /// One step passed, with a sample or a gap.
+    pub(crate) fn update(&mut self, sample: Option<f64>) {
+        match (self, sample) {
+            (Self::One(one), Some(value)) => one.update(value),
+            (Self::One(one), None) => one.update_gap(),
+            (Self::Series(series), Some(value)) => series.update(value),
+            (Self::Series(series), None) => series.update_gap(),
+        }
+    }
+
+    /// Quantiles of a target so many steps ahead.
+    pub(crate) fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        match (self, target) {
+            (Self::One(one), Target::Value) => one.forecast(steps),
+            (Self::One(one), Target::Peak) => one.forecast_peak(steps),
+            (Self::Series(series), Target::Value) => series.forecast(steps).map(|f| f.quantiles),
+            (Self::Series(series), Target::Peak) => series.peak(steps).map(|f| f.quantiles),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_model_forecasts_a_constant() {
+        for target in [Target::Value, Target::Peak] {
+            let setting = Setting {
+                target,
+                horizons: vec![1, 12],
+                history: 100,
+                period_seconds: Some(300.0),
+                reference: 4.0,
+            };
+            for kind in Kind::value_variants() {
+                let mut model = Model::new(*kind, &setting);
+                (0..600).for_each(|_| model.update(Some(4.0)));
+                let Some(quantiles) = model.answer(target, 12) else {
+                    assert_eq!(*kind, Kind::Seasonal);
+                    continue;
+                };
+                let q95 = quantiles.q95();
+                assert!((3.99..4.3).contains(&q95), "{kind:?}: {quantiles:?}");
+            }
+        }
+    }
+}
