@@ -43,6 +43,7 @@
 use std::collections::VecDeque;
 
 use crate::history::narrow;
+use crate::mean::Mean;
 use crate::sorted::SortedWindow;
 use crate::{Quantiles, Target};
 
@@ -65,6 +66,24 @@ pub struct Score {
     pub pinball: f64,
     /// Forecasts judged so far.
     pub samples: u64,
+}
+
+/// Keeps the score of 0.95 bounds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Judge(Mean);
+
+impl Judge {
+    pub(crate) fn judge(&mut self, actual: f64, bound: f64) {
+        self.0.push(pinball(actual, bound), 1.0 / SCORE_MEMORY);
+    }
+
+    /// None before anything was judged.
+    pub(crate) fn score(&self) -> Option<Score> {
+        (self.0.count() > 0).then(|| Score {
+            pinball: self.0.value,
+            samples: u64::from(self.0.count()),
+        })
+    }
 }
 
 /// Where a forecaster expects a horizon's value and its peak.
@@ -116,8 +135,7 @@ struct Origin {
 #[derive(Clone, Debug)]
 struct Track {
     errors: SortedWindow<u8, ERRORS>,
-    pinball: f64,
-    scored: u64,
+    judge: Judge,
 }
 
 impl Backtest {
@@ -171,11 +189,7 @@ impl Backtest {
     }
 
     pub(crate) fn score(&self, target: Target, steps: usize) -> Option<Score> {
-        let track = self.horizon(steps)?.track(target);
-        (track.scored > 0).then_some(Score {
-            pinball: track.pinball,
-            samples: track.scored,
-        })
+        self.horizon(steps)?.track(target).judge.score()
     }
 
     /// The shortest horizon that covers the steps, else the longest.
@@ -259,18 +273,15 @@ impl Track {
     fn new() -> Self {
         Self {
             errors: SortedWindow::new(),
-            pinball: 0.0,
-            scored: 0,
+            judge: Judge::default(),
         }
     }
 
     fn judge(&mut self, actual: f64, centre: f64, bound: Option<f32>) {
         self.errors.push(actual - centre);
-        let Some(bound) = bound else { return };
-        self.scored += 1;
-        let loss = pinball(actual, f64::from(bound));
-        let weight = (1.0 / SCORE_MEMORY).max(1.0 / count(self.scored));
-        self.pinball += weight * (loss - self.pinball);
+        if let Some(bound) = bound {
+            self.judge.judge(actual, f64::from(bound));
+        }
     }
 
     fn bound(&self, centre: f64) -> Option<f32> {
@@ -286,10 +297,8 @@ impl Track {
         if self.errors.len() < WARM_ERRORS {
             return None;
         }
-        let [q50, q90, q95, q99] =
-            Quantiles::LEVELS_PERMILLE.map(|level| self.errors.quantile(level));
         let at = |error: f64| centre + error * widening;
-        Quantiles::new([at(q50?), at(q90?), at(q95?), at(q99?)])
+        Quantiles::new(self.errors.quantiles()?.map(at))
     }
 }
 
@@ -320,9 +329,4 @@ pub(crate) fn widening(steps: usize, horizon: usize) -> f64 {
     }
     #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^52")]
     (steps as f64 / horizon as f64).sqrt()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "only its size matters")]
-fn count(n: u64) -> f64 {
-    n as f64
 }

@@ -22,6 +22,7 @@
 
 use std::fmt::Debug;
 
+use crate::Quantiles;
 use crate::history::narrow;
 
 /// A place in the ring, as small as the number of places allows.
@@ -86,9 +87,12 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
         self.len
     }
 
-    /// Adds a number and, once full, forgets the oldest. It must not be NaN.
+    /// Adds a number and, once full, forgets the oldest. NaN is left out.
     pub(crate) fn push(&mut self, value: f64) {
         let value = narrow(value);
+        if value.is_nan() {
+            return;
+        }
         let slot = self.oldest;
         self.oldest = (slot + 1) % N;
         let vacated = if self.len == N {
@@ -132,6 +136,13 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
         Some(f64::from(self.ring[self.order[rank].place()]))
     }
 
+    /// The numbers at the crate's levels. None if empty.
+    pub(crate) fn quantiles(&self) -> Option<[f64; 4]> {
+        (self.len > 0).then(|| {
+            Quantiles::LEVELS_PERMILLE.map(|level| self.quantile(level).unwrap_or_default())
+        })
+    }
+
     fn rank_of(&self, value: f32, slot: usize) -> usize {
         self.order[..self.len].partition_point(|&other| self.is_below(other, value, slot))
     }
@@ -168,8 +179,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_number_is_left_out() {
+        let mut window = SortedWindow::<u8, 4>::new();
+        window.push(f64::NAN);
+        assert_eq!(window.quantiles(), None);
+        window.push(1.0);
+        window.push(f64::NAN);
+        assert_eq!(window.quantiles(), Some([1.0; 4]));
+    }
+
+    #[test]
     fn small_windows_agree_with_sorting() {
-        agrees_with_sorting::<u8, 128>();
+        agrees_with_sorting::<u8, 256>();
     }
 
     #[test]

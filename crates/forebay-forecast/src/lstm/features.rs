@@ -23,11 +23,11 @@
 //!   learnt from and not judged.
 
 use super::head::{Anchors, CENTRES};
-use super::least_squares::INPUTS;
 use super::math::soften;
 use super::past::Past;
-use super::track::{Mean, Now, PeakTrack, ValueTrack};
+use super::track::{INPUTS, Now, PeakTrack, ValueTrack};
 use crate::history::{Range, narrow};
+use crate::mean::Mean;
 
 /// Inputs that do not belong to a horizon, to a value, to a peak.
 const COMMON: usize = 27;

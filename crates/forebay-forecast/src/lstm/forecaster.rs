@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use super::state::State;
 use super::weights::Weights;
-use crate::backtest::widening;
+use crate::backtest::{Judge, widening};
 use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
 
-/// Scores over which the weight of an old one falls to 1/e.
-const SCORE_MEMORY: f64 = 64.0;
 /// Origins pending for one target.
 const PENDING_MAX: usize = 4;
 
@@ -21,18 +19,17 @@ const PENDING_MAX: usize = 4;
 pub struct Lstm {
     weights: Arc<Weights>,
     state: State,
-    judges: Vec<Judge>,
+    trials: Vec<Trial>,
 }
 
-/// Scores one target.
+/// The bounds of one target whose time has not come, and the score of those before.
 #[derive(Clone, Debug)]
-struct Judge {
+struct Trial {
     target: Target,
     steps: usize,
     until_origin: usize,
     pending: VecDeque<Pending>,
-    pinball: f64,
-    judged: u32,
+    judge: Judge,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,12 +44,12 @@ impl Lstm {
     /// `period` in steps, if one is known.
     #[must_use]
     pub fn new(weights: Arc<Weights>, period: Option<usize>) -> Self {
-        let judges = judges(&weights);
+        let trials = trials(&weights);
         let state = State::new(&weights, period);
         Self {
             weights,
             state,
-            judges,
+            trials,
         }
     }
 
@@ -65,7 +62,7 @@ impl Lstm {
     /// new weights were only taken because they are better.
     pub fn set_weights(&mut self, weights: Arc<Weights>) {
         if weights.layout() != self.weights.layout() {
-            self.judges = judges(&weights);
+            self.trials = trials(&weights);
             self.state = State::new(&weights, self.state.period());
         }
         self.weights = weights;
@@ -82,10 +79,10 @@ impl Lstm {
             Some(value) => self.state.step(&self.weights, value),
             None => self.state.step_gap(),
         }
-        for (index, judge) in self.judges.iter_mut().enumerate() {
-            judge.observe(sample);
-            if judge.is_due() && sample.is_some() {
-                judge.put_aside(self.state.forecast(&self.weights, index));
+        for (index, trial) in self.trials.iter_mut().enumerate() {
+            trial.observe(sample);
+            if trial.is_due() && sample.is_some() {
+                trial.put_aside(self.state.forecast(&self.weights, index));
             }
         }
     }
@@ -93,12 +90,12 @@ impl Lstm {
     /// The place of the target that serves so many steps: the shortest horizon that
     /// covers them, else the longest; and that horizon.
     fn serving(&self, target: Target, steps: usize) -> Option<(usize, usize)> {
-        let all = || self.judges.iter().enumerate();
+        let all = || self.trials.iter().enumerate();
         let of = |wanted: Target| {
-            let fitting = move |(_, judge): &(usize, &Judge)| judge.target == wanted;
+            let fitting = move |(_, trial): &(usize, &Trial)| trial.target == wanted;
             all()
                 .filter(fitting)
-                .find(|(_, judge)| judge.steps >= steps)
+                .find(|(_, trial)| trial.steps >= steps)
                 .or_else(|| all().rfind(fitting))
         };
         // One step ahead the peak is the value.
@@ -106,7 +103,7 @@ impl Lstm {
             Target::Peak if steps > 1 => of(Target::Peak).or_else(|| of(Target::Value)),
             _ => of(Target::Value),
         };
-        found.map(|(index, judge)| (index, judge.steps))
+        found.map(|(index, trial)| (index, trial.steps))
     }
 
     fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
@@ -117,19 +114,18 @@ impl Lstm {
     }
 }
 
-fn judges(weights: &Weights) -> Vec<Judge> {
-    let judge = |(target, steps)| Judge {
+fn trials(weights: &Weights) -> Vec<Trial> {
+    let trial = |(target, steps)| Trial {
         target,
         steps,
         until_origin: 0,
         pending: VecDeque::with_capacity(PENDING_MAX),
-        pinball: 0.0,
-        judged: 0,
+        judge: Judge::default(),
     };
-    weights.layout().targets().map(judge).collect()
+    weights.layout().targets().map(trial).collect()
 }
 
-impl Judge {
+impl Trial {
     fn observe(&mut self, sample: Option<f64>) {
         for pending in &mut self.pending {
             pending.age += 1;
@@ -148,12 +144,9 @@ impl Judge {
             Target::Value => sample,
             Target::Peak => (then.missing * 4 <= self.steps).then_some(then.peak),
         };
-        let Some(actual) = actual else { return };
-        let over = actual - then.bound;
-        let loss = (0.95 * over).max(-0.05 * over);
-        self.judged = self.judged.saturating_add(1);
-        let weight = (1.0 / SCORE_MEMORY).max(1.0 / f64::from(self.judged));
-        self.pinball += weight * (loss - self.pinball);
+        if let Some(actual) = actual {
+            self.judge.judge(actual, then.bound);
+        }
     }
 
     /// Whether this step is an origin.
@@ -197,10 +190,6 @@ impl Forecaster for Lstm {
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {
         let (index, _) = self.serving(target, steps)?;
-        let judge = &self.judges[index];
-        (judge.judged > 0).then_some(Score {
-            pinball: judge.pinball,
-            samples: u64::from(judge.judged),
-        })
+        self.trials[index].judge.score()
     }
 }

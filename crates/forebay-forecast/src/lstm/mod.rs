@@ -15,8 +15,7 @@
 //! (`head`): an untrained one is a fair blend already. From the bottom up:
 //!
 //! - `math`: elementary functions, vectors, pseudo-random numbers;
-//! - `past`, `ranks`, `least_squares`: the cheap models' parts;
-//! - `track`, `features`: a sample in, inputs and anchors out;
+//! - `past`, `track`, `features`: a sample in, cheap models, inputs and anchors out;
 //! - `cell`, `head`, `network`: forward, and back through time;
 //! - `lessons`, `adam`, [`Trainer`]: learning, a portion at a time;
 //! - [`Weights`]: versioned, as bytes and back;
@@ -70,12 +69,10 @@ mod cell;
 mod features;
 mod forecaster;
 mod head;
-mod least_squares;
 mod lessons;
 mod math;
 mod network;
 mod past;
-mod ranks;
 mod state;
 mod track;
 mod trainer;

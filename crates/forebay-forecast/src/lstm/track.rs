@@ -18,9 +18,17 @@
 use std::collections::VecDeque;
 
 use super::head::{Anchors, CENTRES};
-use super::least_squares::{INPUTS, LeastSquares};
-use super::ranks::{CAPACITY, Ranks};
 use crate::history::narrow;
+use crate::least_squares::LeastSquares;
+use crate::mean::Mean;
+use crate::sorted::SortedWindow;
+
+/// Inputs of the fit.
+pub(super) const INPUTS: usize = 16;
+/// Trace of its covariance above which that is halved.
+const TRACE_MAX: f64 = 1e6;
+/// Errors that are remembered: 0.99 wants many.
+const REMEMBERED: usize = 256;
 
 /// Weight of the newest change in the unit of a target, once there are many.
 const UNIT_RATE: f64 = 1.0 / 256.0;
@@ -35,24 +43,7 @@ const EVIDENCE_MAX: f32 = 5.0;
 /// Bound of centres and gaps, in units.
 const ANCHOR_MAX: f32 = 100.0;
 
-/// Mean with exponential forgetting; plain until it is warm.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Mean {
-    pub(super) value: f64,
-    count: u32,
-}
-
-impl Mean {
-    /// Whether there is anything it is the mean of.
-    pub(super) fn any(self) -> bool {
-        self.count > 0
-    }
-
-    pub(super) fn push(&mut self, value: f64, rate: f64) {
-        self.count = self.count.saturating_add(1);
-        self.value += rate.max(1.0 / f64::from(self.count)) * (value - self.value);
-    }
-}
+type Errors = SortedWindow<u8, REMEMBERED>;
 
 /// What the features of a step say to all targets, in the unit of the series.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +76,7 @@ impl Draw {
 
     fn next(&mut self) -> bool {
         self.sequence = self.sequence.wrapping_add(0x9e37_79b9);
-        let wanted = self.drawn < CAPACITY || self.sequence <= self.limit;
+        let wanted = self.drawn < REMEMBERED || self.sequence <= self.limit;
         self.drawn += usize::from(wanted);
         wanted
     }
@@ -96,8 +87,8 @@ impl Draw {
 pub(super) struct ValueTrack {
     pub(super) steps: usize,
     pending: VecDeque<PendingValue>,
-    fit: LeastSquares,
-    errors: [Ranks; 3],
+    fit: LeastSquares<INPUTS>,
+    errors: [Errors; 3],
     draw: Draw,
     change: Mean,
     /// Mean absolute errors of the centres; the fit's is the last.
@@ -124,8 +115,8 @@ impl ValueTrack {
         Self {
             steps,
             pending: VecDeque::with_capacity(steps + 1),
-            fit: LeastSquares::new(),
-            errors: Default::default(),
+            fit: LeastSquares::new(TRACE_MAX),
+            errors: std::array::from_fn(|_| Errors::new()),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
             misses: [Mean::default(); CENTRES],
@@ -149,14 +140,15 @@ impl ValueTrack {
         self.change.push(change.abs(), UNIT_RATE);
         judge(&mut self.misses, &then.centres, change);
         // Before, the scale of a first step may be that of no change at all.
-        if self.change.count > FIT_COLD {
+        if self.change.count() > FIT_COLD {
             let clip = (6.0 * self.change.value / then.scale).min(FIT_ERROR_MAX);
-            self.fit.update(&then.x, change / then.scale, clip);
+            let x = then.x.map(f64::from);
+            self.fit.learn(&x, change / then.scale, clip);
         }
         if self.draw.next() {
             let centres = [then.last, then.expected, then.slow];
             for (errors, centre) in self.errors.iter_mut().zip(centres) {
-                errors.push(narrow(value - centre));
+                errors.push(value - centre);
             }
         }
     }
@@ -170,9 +162,9 @@ impl ValueTrack {
         (x, scale): (&[f32; INPUTS], f64),
         centres: [f64; CENTRES - 2],
     ) {
-        let fitted = now.last + scale * self.fit.predict(x);
+        let fitted = now.last + scale * self.fit.predict(&x.map(f64::from));
         self.expected = fitted.clamp(now.bounds.0, now.bounds.1);
-        let quantiles = [0, 1, 2].map(|source| self.errors[source].quantiles());
+        let quantiles = self.errors.each_ref().map(quantiles);
         let unit = unit(self.change.value, &quantiles[0], now.unit_min);
         let fit = self.expected - now.last;
         // The slow mean is pulled by spikes; what was lately seen about it is not.
@@ -221,7 +213,7 @@ impl ValueTrack {
 
     /// The median of changes, in units.
     pub(super) fn drift(&self) -> f32 {
-        self.errors[0].quantiles()[0] / self.anchors.unit
+        quantiles(&self.errors[0])[0] / self.anchors.unit
     }
 }
 
@@ -230,7 +222,7 @@ impl ValueTrack {
 pub(super) struct PeakTrack {
     pub(super) steps: usize,
     pending: VecDeque<PendingPeak>,
-    errors: [Ranks; 2],
+    errors: [Errors; 2],
     draw: Draw,
     change: Mean,
     misses: [Mean; CENTRES],
@@ -250,7 +242,7 @@ impl PeakTrack {
         Self {
             steps,
             pending: VecDeque::with_capacity(steps + 1),
-            errors: Default::default(),
+            errors: std::array::from_fn(|_| Errors::new()),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
             misses: [Mean::default(); CENTRES],
@@ -273,14 +265,14 @@ impl PeakTrack {
         judge(&mut self.misses, &then.centres, peak - then.last);
         if self.draw.next() {
             for (errors, centre) in self.errors.iter_mut().zip([then.last, then.before]) {
-                errors.push(narrow(peak - centre));
+                errors.push(peak - centre);
             }
         }
     }
 
     /// `before` is the peak of the window that ends now; `centres` as for values.
     pub(super) fn put_aside(&mut self, now: Now, before: f64, centres: [f64; CENTRES]) {
-        let quantiles = [0, 1].map(|source| self.errors[source].quantiles());
+        let quantiles = self.errors.each_ref().map(quantiles);
         let unit = unit(self.change.value, &quantiles[0], now.unit_min);
         // Not the last value but what was seen above it: the first centre.
         let mut centres = centres;
@@ -308,6 +300,11 @@ impl PeakTrack {
             known: false,
         });
     }
+}
+
+/// The quantiles of errors; zeros while there is none.
+fn quantiles(errors: &Errors) -> [f32; 4] {
+    errors.quantiles().unwrap_or_default().map(narrow)
 }
 
 /// Takes the errors of centres in, which are differences like `actual`.

@@ -29,9 +29,9 @@ use super::adam::{Adam, clip, schedule};
 use super::lessons::{Lessons, Replay};
 use super::math::{Random, float};
 use super::network::{Lesson, Workspace};
-use super::track::Mean;
 use super::weights::{Origin, Weights};
 use super::{History, Layout, TrainerConfig};
+use crate::mean::Mean;
 
 /// Steps that are replayed at once.
 const REPLAY_STEPS: usize = 128;
@@ -365,7 +365,7 @@ fn ratio(tally: &[(f64, f64)]) -> Option<f64> {
             logarithms.push(((loss + floor) / (naive + floor)).ln(), 0.0);
         }
     }
-    logarithms.any().then(|| logarithms.value.exp())
+    (logarithms.count() > 0).then(|| logarithms.value.exp())
 }
 
 fn window_of(lessons: &Lessons, start: usize, rows: usize) -> Vec<Lesson<'_>> {

@@ -7,6 +7,7 @@ use super::regression::{Measure, Regression};
 use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, Signals};
 use super::weights::Weights;
 use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
+use crate::backtest::Judge;
 use crate::history::{Rough, Tail, narrow};
 use crate::sorted::SortedWindow;
 use crate::{Forecaster, Quantiles, Score, Target};
@@ -52,9 +53,8 @@ const COVERAGE_AIM: f32 = 0.85;
 /// How far beyond the range of the history a centre and a bound may lie.
 const CENTRE_BEYOND: f64 = 1.1;
 const BOUND_BEYOND: f64 = 1.32;
-/// The level that is scored, and over how many scores an old one falls to 1/e.
+/// The level that is scored, by its place: 0.95.
 const SCORED: usize = 2;
-const SCORE_MEMORY: f64 = 64.0;
 
 /// Everything that is learnt about one target at one horizon.
 #[derive(Clone, Debug)]
@@ -75,8 +75,7 @@ pub(super) struct Learner {
     stride: usize,
     passed: usize,
     gaps: usize,
-    pinball: f64,
-    scored: u64,
+    judge: Judge,
 }
 
 /// A forecast whose time has not come. NaN where an expert had nothing to say. What is rough is
@@ -118,8 +117,7 @@ impl Learner {
             stride: (steps / 3).max(5),
             passed: 0,
             gaps: 0,
-            pinball: 0.0,
-            scored: 0,
+            judge: Judge::default(),
         }
     }
 
@@ -193,12 +191,7 @@ impl Learner {
             let excess = COVERAGE_RATE * (if missed { 1.0 } else { 0.0 } - COVERAGE_AIM * rare);
             self.excess[index] = (self.excess[index] + excess).clamp(-0.5 * rare, 0.8 * rare);
         }
-        self.scored += 1;
-        let answer = pending.answer[SCORED];
-        let lost = f64::from(pinball(narrow(value), answer, narrow(level(SCORED))));
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let rate = (self.scored as f64).min(SCORE_MEMORY).recip();
-        self.pinball += rate * (lost - self.pinball);
+        self.judge.judge(value, f64::from(pending.answer[SCORED]));
     }
 
     /// A forecast from here.
@@ -337,10 +330,7 @@ impl Learner {
     }
 
     pub(super) fn score(&self) -> Option<Score> {
-        (self.scored > 0).then_some(Score {
-            pinball: self.pinball,
-            samples: self.scored,
-        })
+        self.judge.score()
     }
 
     /// Who made the newest answer. Names of outside models are those of `models`.

@@ -2,24 +2,19 @@
 //!
 //! # Approach
 //!
-//! The mean is recursive least squares with forgetting; an error is believed up to a bound, so
-//! that one spike does not turn the weights. Each quantile is a further linear function above
-//! the mean, moved by the gradient of the pinball loss along the gain of the least squares, which
-//! makes the step as long as it has to be in each direction.
+//! The mean is a [`LeastSquares`] fit. Each quantile is a further linear function above the mean,
+//! moved by the gradient of the pinball loss along the gain of the least squares, which makes the
+//! step as long as it has to be in each direction.
 //!
-//! Sources: Ljung, "System identification", chapter 11; Huber, "Robust statistics" (clipped
-//! errors); Koenker and Bassett, "Regression quantiles", 1978.
+//! Source: Koenker and Bassett, "Regression quantiles", 1978.
+
+use crate::least_squares::{LeastSquares, dot};
 
 use super::signals::{FEATURES, Features};
 use super::{LEVELS, level};
 
-/// Entries of the lower triangle of the covariance.
-const TRIANGLE: usize = FEATURES * (FEATURES + 1) / 2;
-/// Trace of the covariance above which it is halved: a direction that is not excited grows
-/// without bound under forgetting.
+/// Trace of the covariance above which it is halved.
 const TRACE_MAX: f64 = 1e7;
-/// Weight of what was seen one step ago.
-const FORGETTING: f64 = 0.9995;
 /// How far a quantile moves, in usual errors: along the gain, and its constant part besides.
 const QUANTILE_RATE: f64 = 0.3;
 const CONSTANT_RATE: f64 = 0.02;
@@ -27,10 +22,9 @@ const CONSTANT_RATE: f64 = 0.02;
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub(super) struct Regression {
-    mean: Features,
+    mean: LeastSquares<FEATURES>,
     /// Above the mean.
     quantiles: [Features; LEVELS],
-    covariance: Box<[f64; TRIANGLE]>,
 }
 
 /// How errors are measured while one is learnt from.
@@ -44,19 +38,14 @@ pub(super) struct Measure {
 
 impl Regression {
     pub(super) fn new() -> Self {
-        let mut covariance = Box::new([0.0; TRIANGLE]);
-        for row in 0..FEATURES {
-            covariance[row * (row + 1) / 2 + row] = 1.0;
-        }
         Self {
-            mean: [0.0; FEATURES],
+            mean: LeastSquares::new(TRACE_MAX),
             quantiles: [[0.0; FEATURES]; LEVELS],
-            covariance,
         }
     }
 
     pub(super) fn mean(&self, features: &Features) -> f64 {
-        dot(&self.mean, features)
+        self.mean.predict(features)
     }
 
     /// The quantiles, in order.
@@ -71,18 +60,10 @@ impl Regression {
 
     /// Learns that `features` meant `value`.
     pub(super) fn learn(&mut self, features: &Features, value: f64, measure: Measure) {
-        let spread = self.times(features);
-        let total = FORGETTING + dot(&spread, features);
-        let gain = spread.map(|part| part / total);
-        let error = (value - self.mean(features)).clamp(-measure.clip, measure.clip);
-        if !(error.is_finite() && gain.iter().all(|part| part.is_finite())) {
+        let Some(gain) = self.mean.learn(features, value, measure.clip) else {
             *self = Self::new();
             return;
-        }
-        for (weight, part) in self.mean.iter_mut().zip(&gain) {
-            *weight += part * error;
-        }
-        self.forget(&gain, &spread);
+        };
         let mean = self.mean(features);
         let rate = QUANTILE_RATE * measure.usual;
         for (index, weights) in self.quantiles.iter_mut().enumerate() {
@@ -95,51 +76,10 @@ impl Regression {
         }
     }
 
-    /// Takes what was learnt out of the covariance.
-    fn forget(&mut self, gain: &Features, spread: &Features) {
-        let grow = FORGETTING.recip();
-        let mut trace = 0.0;
-        let mut rest = &mut self.covariance[..];
-        for row in 0..FEATURES {
-            let (line, after) = rest.split_at_mut(row + 1);
-            for (entry, part) in line.iter_mut().zip(spread) {
-                *entry = (*entry - gain[row] * part) * grow;
-            }
-            trace += line[row];
-            rest = after;
-        }
-        if trace.is_nan() || trace > TRACE_MAX {
-            for entry in self.covariance.iter_mut() {
-                *entry *= 0.5;
-            }
-        }
-    }
-
-    /// The covariance times a vector.
-    fn times(&self, vector: &Features) -> Features {
-        let mut product = [0.0; FEATURES];
-        let mut rest = &self.covariance[..];
-        for row in 0..FEATURES {
-            let (line, after) = rest.split_at(row + 1);
-            let mut sum = 0.0;
-            for column in 0..row {
-                sum += line[column] * vector[column];
-                product[column] += line[column] * vector[row];
-            }
-            product[row] += sum + line[row] * vector[row];
-            rest = after;
-        }
-        product
-    }
-
     #[cfg(test)]
     pub(super) fn heap_bytes(&self) -> usize {
-        size_of_val(&*self.covariance)
+        self.mean.heap_bytes()
     }
-}
-
-fn dot(left: &Features, right: &Features) -> f64 {
-    left.iter().zip(right).map(|(l, r)| l * r).sum()
 }
 
 #[cfg(test)]
@@ -169,7 +109,10 @@ mod tests {
                 let value = (0..3).map(|i| weights[i] * features[i + 1]).sum();
                 model.learn(&features, value, MEASURE);
             }
-            for (found, weight) in model.mean[1..4].iter().zip(weights) {
+            for (place, weight) in (1..4).zip(weights) {
+                let mut features = [0.0; FEATURES];
+                features[place] = 1.0;
+                let found = model.mean(&features);
                 assert!((found - weight).abs() < 0.2, "{found} {weight}");
             }
         }
@@ -204,6 +147,9 @@ mod tests {
             let value = if step == 1000 { 1e300 } else { features[1] };
             model.learn(&features, value, MEASURE);
         }
-        assert!((model.mean[1] - 1.0).abs() < 0.1, "{}", model.mean[1]);
+        let mut features = [0.0; FEATURES];
+        features[1] = 1.0;
+        let found = model.mean(&features);
+        assert!((found - 1.0).abs() < 0.1, "{found}");
     }
 }
