@@ -203,9 +203,10 @@ impl Backtest {
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let pending = |h: &Horizon| h.pending.capacity() * size_of::<Origin>();
+        let peak = |h: &Horizon| h.peak.as_deref().map_or(0, size_of_val);
         self.horizons
             .iter()
-            .map(|h| size_of::<Horizon>() + pending(h))
+            .map(|h| size_of::<Horizon>() + pending(h) + peak(h))
             .sum()
     }
 }

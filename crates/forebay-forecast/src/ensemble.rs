@@ -17,6 +17,7 @@
 //! # Properties
 //!
 //! - Without a fit and without weights it is the mixture alone.
+//! - State is at most 128 KiB for each series with three horizons and a period of 288 steps.
 //! - A member that diverges loses its weight; it cannot take the answer out of the mixture's
 //!   bounds.
 
@@ -158,6 +159,29 @@ mod tests {
             history_max: 300,
             ..MixtureOptions::default()
         }
+    }
+
+    #[test]
+    fn state_is_at_most_128_kib_with_three_horizons() {
+        let mut ensemble = Ensemble::new(
+            &MixtureOptions {
+                cycle: Some(288),
+                ..MixtureOptions::default()
+            },
+            Weights::pretrained().map(Arc::new),
+        );
+        let mut random = fastrand::Rng::with_seed(2);
+        for step in 0..2000_u32 {
+            let wave = if step % 288 < 40 { 4.0 } else { 0.0 };
+            ensemble.update(10.0 + wave + random.f64());
+        }
+        let fit = ensemble.arima().fit_now().expect("it is due");
+        fit.expect("a season can be fitted");
+        let lstm = ensemble.lstm.as_ref().map_or(0, Lstm::bytes);
+        let parts = [ensemble.mixture.bytes(), lstm, ensemble.arima.bytes()];
+        let held = size_of::<Mixture>() + size_of::<Lstm>() + size_of::<OnlineArima>();
+        let bytes = parts.iter().sum::<usize>() + size_of::<Ensemble>() - held;
+        assert!(bytes <= 128 * 1024, "{bytes}: {parts:?}");
     }
 
     #[test]

@@ -29,7 +29,7 @@
 //!   last value plus a change" stays within; only an extrapolation is cut.
 //! - There is an answer as soon as there is a sample or a request.
 //! - Every answer names its model, and [`Series::scores`] says why it was chosen.
-//! - The default options take about 12 KiB for each series (a test holds this).
+//! - The default options take about 16 KiB for each series (a test holds this).
 //!
 //! # Measured
 //!
@@ -444,6 +444,6 @@ mod tests {
         let parts = series.window.bytes() + series.smoothing.bytes() + series.seasonal.bytes();
         let choices = series.choices.capacity() * size_of::<Choice>();
         let bytes = size_of::<Series>() + parts + choices;
-        assert!(bytes < 13 * 1024, "{bytes} bytes");
+        assert!(bytes < 16 * 1024, "{bytes} bytes");
     }
 }

@@ -245,6 +245,18 @@ impl Arima {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        let Equation {
+            samples,
+            innovations,
+            ..
+        } = &self.equation;
+        let terms = samples.capacity() + innovations.capacity();
+        let lags = self.samples.numbers.capacity() + self.innovations.numbers.capacity();
+        terms * size_of::<(usize, f64)>() + lags * size_of::<f64>()
+    }
+
     /// The mean `step` steps ahead, when those before it are in `path`.
     fn step(&self, step: usize, path: &[f64]) -> f64 {
         let (ahead, known) = self.equation.samples.split_at(

@@ -275,6 +275,13 @@ impl OnlineArima {
         Some(self.adopt(request.run()))
     }
 
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let numbers = self.history.capacity() + self.ahead.path.capacity();
+        let model = self.model().map_or(0, Arima::heap_bytes);
+        size_of::<Self>() + numbers * size_of::<f64>() + self.backtest.bytes() + model
+    }
+
     fn keep(&mut self, sample: f64) {
         if self.history.len() == self.options.search.history_max {
             self.history.pop_front();

@@ -152,6 +152,14 @@ impl Features {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        let tracks = self.values.iter().map(ValueTrack::bytes).sum::<usize>()
+            + self.peaks.iter().map(PeakTrack::bytes).sum::<usize>();
+        let seen = size_of_val(&*self.x) + size_of_val(&*self.anchors);
+        self.past.heap_bytes() + tracks + seen
+    }
+
     /// One step passed without a sample.
     pub(super) fn pass(&mut self) {
         let Some(last) = self.last() else { return };

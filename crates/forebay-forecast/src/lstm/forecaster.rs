@@ -74,6 +74,14 @@ impl Lstm {
         &self.weights
     }
 
+    /// Without the weights, which many share.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let trial = |t: &Trial| size_of::<Trial>() + t.pending.capacity() * size_of::<Pending>();
+        let trials = self.trials.iter().map(trial).sum::<usize>();
+        size_of::<Self>() - size_of::<State>() + self.state.bytes() + trials
+    }
+
     fn pass(&mut self, sample: Option<f64>) {
         match sample {
             Some(value) => self.state.step(&self.weights, value),

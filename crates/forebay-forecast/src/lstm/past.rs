@@ -165,6 +165,11 @@ impl Past {
         peak_of(&season[..steps.clamp(1, period)])
     }
 
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.tail.bytes() + self.profile.capacity() * size_of::<f32>()
+    }
+
     /// How many steps before the last one that sample is.
     fn season_back(&self, ahead: usize) -> Option<usize> {
         let period = self.period?;

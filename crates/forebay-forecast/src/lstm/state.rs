@@ -65,6 +65,18 @@ impl State {
         self.features.pass();
     }
 
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let Memory {
+            h,
+            c,
+            gates,
+            tanh_c,
+        } = &self.memory;
+        let memory = h.len() + c.len() + gates.len() + tanh_c.len();
+        size_of::<Self>() + self.features.heap_bytes() + memory * size_of::<f32>()
+    }
+
     /// The answer for a target, by its place in [`Layout::targets`]. None before a few
     /// samples were seen, and for a place that is not there.
     ///

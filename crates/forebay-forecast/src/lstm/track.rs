@@ -202,6 +202,12 @@ impl ValueTrack {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let pending = self.pending.capacity() * size_of::<PendingValue>();
+        size_of::<Self>() + pending + self.fit.heap_bytes()
+    }
+
     /// How much less the fit errs than the last value does: 0 as much, 1 never.
     pub(super) fn gain(&self) -> f32 {
         if self.change.value > 0.0 {
@@ -268,6 +274,11 @@ impl PeakTrack {
                 errors.push(peak - centre);
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.pending.capacity() * size_of::<PendingPeak>()
     }
 
     /// `before` is the peak of the window that ends now; `centres` as for values.

@@ -225,7 +225,7 @@ impl Mixture {
     }
 
     #[cfg(test)]
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let learners = self.learners.iter().map(Learner::bytes).sum::<usize>();
         size_of::<Self>() + self.signals.bytes() + learners
     }
