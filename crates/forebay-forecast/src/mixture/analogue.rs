@@ -39,6 +39,8 @@ const FURTHEST: f32 = 0.8;
 const DIFFERENCE_MAX: f32 = 1e12;
 /// How far beyond the neighbours the next step looks for them.
 const LOOK_BEYOND: f32 = 1.1;
+/// Moments that one look finds, at most.
+const FOUND_MAX: usize = 8 * NEIGHBOURS;
 /// Moments found in a look, from which it looks less far the next time.
 const CROWD: usize = 3 * NEIGHBOURS;
 
@@ -49,10 +51,31 @@ pub(super) struct Analogues {
     distances: Vec<f32>,
     /// The longest horizon: lags from there on serve all of them.
     far: usize,
-    /// Lags from `far` on, with the nearest [`NEIGHBOURS`] among them.
-    nearest: Vec<(f32, u16)>,
+    /// The nearest [`NEIGHBOURS`] of the lags from `far` on.
+    nearest: Vec<Moment>,
     /// How far was looked for them.
     reach: f32,
+}
+
+/// A distance and its lag in one integer, which sorts as the distance does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(u64);
+
+impl Moment {
+    fn new(distance: f32, lag: usize) -> Self {
+        // Bits of numbers that are not negative sort as these do. Lags are below 2^16.
+        Self(u64::from(distance.to_bits()) << 16 | lag as u64)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the upper part")]
+    fn distance(self) -> f32 {
+        f32::from_bits((self.0 >> 16) as u32)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the lower part")]
+    fn lag(self) -> u16 {
+        self.0 as u16
+    }
 }
 
 /// Moments like the present one: how long ago, and what each weighs.
@@ -100,24 +123,22 @@ impl Analogues {
         if distances.len() < MOMENTS_MIN {
             return;
         }
-        let within = |reach: f32| {
+        // Most steps find them where the last one did, and a few more.
+        let mut within = [Moment(0); FOUND_MAX];
+        let found = find(distances, self.far, self.reach, &mut within);
+        if let Some(found) = found.filter(|&f| f >= NEIGHBOURS.min(distances.len())) {
+            let kept = keep_nearest(&mut within[..found], NEIGHBOURS);
+            self.nearest.extend_from_slice(kept);
+            if found <= CROWD {
+                return;
+            }
+        } else {
             let lags = distances.iter().zip(self.far..);
-            let near = lags.filter(|(distance, _)| **distance <= reach);
-            near.map(|(&distance, lag)| (distance, narrow_lag(lag)))
-                .collect::<Vec<_>>()
-        };
-        let mut found = within(self.reach);
-        let enough = found.len() >= NEIGHBOURS.min(distances.len());
-        if !enough {
-            found = within(f32::INFINITY);
+            let mut all: Vec<Moment> = lags.map(|(&d, lag)| Moment::new(d, lag)).collect();
+            let kept = keep_nearest(&mut all, NEIGHBOURS);
+            self.nearest.extend_from_slice(kept);
         }
-        let crowded = found.len() > CROWD;
-        keep_nearest(&mut found, NEIGHBOURS);
-        if crowded || !enough {
-            let most = found.iter().fold(0.0, |most: f32, n| most.max(n.0));
-            self.reach = most * LOOK_BEYOND;
-        }
-        self.nearest.extend(found);
+        self.reach = furthest(&self.nearest) * LOOK_BEYOND;
     }
 
     /// The moments at least `steps` ago that are most like the present one, of `len` in all.
@@ -127,47 +148,70 @@ impl Analogues {
         if moments < MOMENTS_MIN {
             return None;
         }
-        let mut nearest = self.nearest.clone();
         let near = steps..self.far.min(len);
-        nearest.extend(near.map(|lag| (self.distances[lag], narrow_lag(lag))));
+        let mut moments_near = Vec::with_capacity(self.nearest.len() + near.len());
+        moments_near.extend_from_slice(&self.nearest);
+        moments_near.extend(near.map(|lag| Moment::new(self.distances[lag], lag)));
         let wanted = (moments / ONE_IN).clamp(NEIGHBOURS_MIN, NEIGHBOURS);
-        keep_nearest(&mut nearest, wanted);
-        let most = nearest
-            .iter()
-            .fold(f32::MIN_POSITIVE, |most, n| most.max(n.0));
-        let weigh = |(distance, lag): (f32, u16)| (lag, 1.0 - FURTHEST * distance / most);
-        Some(nearest.into_iter().map(weigh).collect())
+        let nearest = keep_nearest(&mut moments_near, wanted);
+        let most = furthest(nearest).max(f32::MIN_POSITIVE);
+        let weigh = |m: &Moment| (m.lag(), 1.0 - FURTHEST * m.distance() / most);
+        Some(nearest.iter().map(weigh).collect())
     }
 
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        let nearest = self.nearest.capacity() * size_of::<(f32, u16)>();
+        let nearest = self.nearest.capacity() * size_of::<Moment>();
         nearest + self.distances.capacity() * size_of::<f32>()
     }
 }
 
-/// Keeps the `count` nearest, in no order.
-fn keep_nearest(moments: &mut Vec<(f32, u16)>, count: usize) {
-    if moments.len() > count {
-        moments.select_nth_unstable_by(count, |a, b| a.0.total_cmp(&b.0));
-        moments.truncate(count);
+/// Puts the moments within a reach into `found`, the first lag being `first`. Their number; None
+/// if there are more than it holds.
+fn find(distances: &[f32], first: usize, reach: f32, found: &mut [Moment]) -> Option<usize> {
+    const LANES: usize = 8;
+    let mut count = 0;
+    for (chunk, first) in distances.chunks(LANES).zip((first..).step_by(LANES)) {
+        // Most hold none, and that is seen for all of a chunk at once.
+        if !chunk.iter().fold(false, |any, &d| any | (d <= reach)) {
+            continue;
+        }
+        for (&distance, lag) in chunk.iter().zip(first..) {
+            if distance <= reach {
+                *found.get_mut(count)? = Moment::new(distance, lag);
+                count += 1;
+            }
+        }
     }
+    Some(count)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "histories are far shorter")]
-fn narrow_lag(lag: usize) -> u16 {
-    lag as u16
+/// The `count` nearest, in no order.
+fn keep_nearest(moments: &mut [Moment], count: usize) -> &[Moment] {
+    if moments.len() > count {
+        moments.select_nth_unstable(count);
+    }
+    &moments[..count.min(moments.len())]
 }
 
-/// Mean and quantiles of values, each with its weight. None if there are none.
+fn furthest(moments: &[Moment]) -> f32 {
+    moments.iter().fold(0.0, |most, m| most.max(m.distance()))
+}
+
+/// Mean and quantiles of the first [`NEIGHBOURS`] values, each with its weight. None if there are
+/// none.
 ///
 /// The quantile at a level lies where that part of the weight is below, the levels being those
 /// of one value more, as with ranks of exchangeable values.
 pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>) -> Option<Sequel> {
-    let mut sorted: Vec<u64> = values.map(|(value, weight)| pack(value, weight)).collect();
-    if sorted.is_empty() {
-        return None;
+    let mut sorted = [0; NEIGHBOURS];
+    let mut count = 0;
+    for (place, (value, weight)) in sorted.iter_mut().zip(values) {
+        *place = pack(value, weight);
+        count += 1;
     }
+    let sorted = &mut sorted[..count];
+    let &mut [.., _] = sorted else { return None };
     sorted.sort_unstable();
     let (mut total, mut sum) = (0.0, 0.0);
     for (value, weight) in sorted.iter().copied().map(unpack) {
@@ -181,9 +225,9 @@ pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>) -> Option<Sequel>
     let mut next = rest.next();
     let (mut below, mut before) = (0.0, None);
     for (index, quantile) in quantiles.iter_mut().enumerate() {
-        let wanted = level(index) * one_more;
+        let wanted = level(index) * one_more * f64::from(total);
         while let Some((value, weight)) = next {
-            let middle = (below + 0.5 * f64::from(weight)) / f64::from(total);
+            let middle = below + 0.5 * f64::from(weight);
             if middle >= wanted {
                 let (least, from) = before.unwrap_or((value, 0.0));
                 let part = (wanted - from) / (middle - from).max(f64::MIN_POSITIVE);
@@ -253,10 +297,10 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_equal_weights() {
-        let values = (1_u8..=99).map(|value| (f32::from(value), 1.0));
+        let values = (1_u8..=49).map(|value| (f32::from(value), 1.0));
         let sequel = sequel(values).expect("there are values");
-        assert!((sequel.mean - 50.0).abs() < 1e-4);
-        for (found, expected) in sequel.quantiles.iter().zip([50.5, 90.4, 95.5, 99.0]) {
+        assert!((sequel.mean - 25.0).abs() < 1e-4);
+        for (found, expected) in sequel.quantiles.iter().zip([25.5, 45.5, 48.0, 49.0]) {
             assert!((found - expected).abs() < 0.51, "{sequel:?}");
         }
     }
