@@ -7,7 +7,7 @@
 //!
 //! # Approach
 //!
-//! Differences by tests ([`difference`](super::difference)), the rest by
+//! Differences by tests ([`difference`]), the rest by
 //! Akaike's corrected criterion, stepwise: from the best of a few usual orders to
 //! the first neighbour that is better, until none is. A neighbour has one
 //! ordinary or seasonal term more or less of one or both kinds, or the constant
