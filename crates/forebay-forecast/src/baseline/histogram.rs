@@ -44,7 +44,7 @@ pub struct HistogramOptions {
     pub half_life: f64,
 }
 
-/// See the [module](self).
+/// The decayed histogram of the Kubernetes Vertical Pod Autoscaler.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     weights: Box<[f64]>,

@@ -33,7 +33,7 @@ use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
 /// Changes that a horizon needs before it answers.
 const WARM_CHANGES: usize = 16;
 
-/// See the [module](self).
+/// The last value, and how far series went from it.
 #[derive(Clone, Debug)]
 pub struct LastValue {
     last: Option<f64>,

@@ -23,7 +23,7 @@ use super::WINDOW_MAX;
 use super::ordered::Ordered;
 use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
 
-/// See the [module](self).
+/// Quantiles and maximum of a moving window.
 #[derive(Clone, Debug)]
 pub struct MovingMax {
     window: Ordered,
