@@ -57,7 +57,10 @@ fn one_series_gives_a_table_json_and_a_chart() {
         let head = "web.csv: 1439 rows, one every 60 s, cycle of 60 steps, 1 missing\n";
         assert!(shown.starts_with(head), "{shown}");
         let models = [
+            "ensemble",
             "mixture",
+            "arima",
+            "lstm",
             "series",
             "window",
             "smoothing",

@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// Draw what the first model said about the end of the first series: .svg or .png
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
-    /// Forecast DIR/SERIES.csv at given origins with the first model (mixture unless given), and
+    /// Forecast DIR/SERIES.csv at given origins with the first model (ensemble unless given), and
     /// judge nothing: for comparisons made elsewhere. Each row is one step, whatever its time
     #[arg(long, value_name = "DIR", requires_all = ["origins", "out"], conflicts_with_all = ["files", "json", "chart", "warm_up", "every"])]
     data: Option<PathBuf>,
@@ -151,7 +151,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         }
     };
     if let (Some(data), Some(origins), Some(out)) = (&args.data, &args.origins, &args.out) {
-        let kind = args.models.first().copied().unwrap_or(Kind::Mixture);
+        let kind = args.models.first().copied().unwrap_or(Kind::Ensemble);
         let setting = Setting {
             target: args.target.into(),
             horizons,

@@ -1,10 +1,14 @@
 //! The models that can be compared.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
+use forebay_forecast::arima::{OnlineArima, OnlineOptions};
 use forebay_forecast::baseline::{Histogram, HistogramOptions, LastValue, MovingMax, WINDOW_MAX};
+use forebay_forecast::lstm::{Lstm, Weights};
 use forebay_forecast::{
-    Forecaster, Mixture, MixtureOptions, Quantiles, Seasonal, Series, SeriesOptions, Smoothing,
-    Target, Window,
+    Ensemble, Forecaster, Mixture, MixtureOptions, Quantiles, Seasonal, Series, SeriesOptions,
+    Smoothing, Target, Window,
 };
 use serde::Serialize;
 
@@ -17,8 +21,14 @@ const WINDOW_MIN: usize = 60;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
+    /// The mixture with ARIMA and the LSTM among its members: the best, and the dearest
+    Ensemble,
     /// Many forecasters, weighted by what they lost lately
     Mixture,
+    /// ARIMA with automatic order, fitted anew every 60 steps, with the season of the clock
+    Arima,
+    /// One network for all series, as trained on synthetic ones, told the season of the clock
+    Lstm,
     /// Window, smoothing or seasonal, whichever did best lately: what the daemon runs
     Series,
     /// The last value or peak and the newest 128 errors
@@ -69,6 +79,15 @@ impl Setting {
             .map_or(self.history as f64, |period| DAY / period)
     }
 
+    fn mixture(&self) -> MixtureOptions {
+        MixtureOptions {
+            targets: vec![self.target],
+            horizons: self.horizons.clone(),
+            history_max: self.history,
+            cycle: self.cycle(),
+        }
+    }
+
     /// The period that the clock suggests, in steps.
     pub(crate) fn cycle(&self) -> Option<usize> {
         MixtureOptions::cycle_of_clock(self.period_seconds?, self.history)
@@ -82,6 +101,10 @@ pub(crate) enum Model {
     One(Box<dyn Forecaster>),
     /// Some that compete.
     Series(Box<Series>),
+    /// One that is fitted now and then.
+    Arima(Box<OnlineArima>),
+    /// The same among many.
+    Ensemble(Box<Ensemble>),
 }
 
 impl Model {
@@ -97,12 +120,23 @@ impl Model {
                     request: None,
                 })));
             }
-            Kind::Mixture => Box::new(Mixture::new(&MixtureOptions {
-                targets: vec![setting.target],
-                horizons: horizons.clone(),
-                history_max,
-                cycle: setting.cycle(),
-            })),
+            Kind::Ensemble => {
+                let ensemble = Ensemble::new(&setting.mixture(), weights());
+                return Self::Ensemble(Box::new(ensemble));
+            }
+            Kind::Arima => {
+                let mut arima = OnlineArima::new(OnlineOptions {
+                    horizons: horizons.clone(),
+                    ..OnlineOptions::default()
+                });
+                arima.set_period(setting.cycle());
+                return Self::Arima(Box::new(arima));
+            }
+            Kind::Lstm => match weights() {
+                Some(weights) => Box::new(Lstm::new(weights, setting.cycle())),
+                None => Box::new(Window::new(horizons)),
+            },
+            Kind::Mixture => Box::new(Mixture::new(&setting.mixture())),
             Kind::Window => Box::new(Window::new(horizons)),
             Kind::Smoothing => Box::new(Smoothing::new(horizons, history_max)),
             Kind::Seasonal => Box::new(Seasonal::new(horizons, history_max)),
@@ -131,6 +165,30 @@ impl Model {
             (Self::One(one), None) => one.update_gap(),
             (Self::Series(series), Some(value)) => series.update(value),
             (Self::Series(series), None) => series.update_gap(),
+            (Self::Arima(arima), Some(value)) => arima.update(value),
+            (Self::Arima(arima), None) => arima.update_gap(),
+            (Self::Ensemble(ensemble), Some(value)) => ensemble.update(value),
+            (Self::Ensemble(ensemble), None) => ensemble.update_gap(),
+        }
+    }
+
+    /// Fits what is due to be fitted. False if nothing was. What cannot be fitted stays as it was:
+    /// the model says nothing then, or what it said before.
+    pub(crate) fn fit(&mut self) -> bool {
+        let fitted = match self {
+            Self::Arima(arima) => arima.fit_now(),
+            Self::Ensemble(ensemble) => ensemble.arima().fit_now(),
+            Self::One(_) | Self::Series(_) => None,
+        };
+        fitted.is_some()
+    }
+
+    /// Whether something is due to be fitted.
+    pub(crate) fn wants_fit(&mut self) -> bool {
+        match self {
+            Self::Arima(arima) => arima.wants_fit(),
+            Self::Ensemble(ensemble) => ensemble.arima().wants_fit(),
+            Self::One(_) | Self::Series(_) => false,
         }
     }
 
@@ -139,10 +197,19 @@ impl Model {
         match (self, target) {
             (Self::One(one), Target::Value) => one.forecast(steps),
             (Self::One(one), Target::Peak) => one.forecast_peak(steps),
+            (Self::Arima(arima), Target::Value) => arima.forecast(steps),
+            (Self::Arima(arima), Target::Peak) => arima.forecast_peak(steps),
+            (Self::Ensemble(ensemble), Target::Value) => ensemble.forecast(steps),
+            (Self::Ensemble(ensemble), Target::Peak) => ensemble.forecast_peak(steps),
             (Self::Series(series), Target::Value) => series.forecast(steps).map(|f| f.quantiles),
             (Self::Series(series), Target::Peak) => series.peak(steps).map(|f| f.quantiles),
         }
     }
+}
+
+/// The weights that come with the program.
+fn weights() -> Option<Arc<Weights>> {
+    Weights::pretrained().map(Arc::new)
 }
 
 #[cfg(test)]
@@ -162,8 +229,10 @@ mod tests {
             for kind in Kind::value_variants() {
                 let mut model = Model::new(*kind, &setting);
                 (0..600).for_each(|_| model.update(Some(4.0)));
+                model.fit();
                 let Some(quantiles) = model.answer(target, 12) else {
-                    assert_eq!(*kind, Kind::Seasonal);
+                    // A constant has no season, and no model can be fitted to it.
+                    assert!(matches!(kind, Kind::Seasonal | Kind::Arima));
                     continue;
                 };
                 let q95 = quantiles.q95();

@@ -41,6 +41,8 @@ pub(crate) struct Result {
     pub(crate) scores: Vec<Option<Score>>,
     /// Processor time of one step, forecasts included.
     pub(crate) step_us: f64,
+    /// Processor time of fits, by step.
+    pub(crate) fit_us: f64,
 }
 
 /// Answers about the end of a recording: by horizon, then by the step they are about.
@@ -57,6 +59,8 @@ struct Contestant {
     kind: Kind,
     model: Model,
     spent: Duration,
+    /// Part of it.
+    fitting: Duration,
     /// Of the present block, by origin and horizon.
     answers: Vec<Option<Quantiles>>,
     losses: Vec<Losses>,
@@ -125,6 +129,7 @@ impl Contestant {
             kind,
             model: Model::new(kind, setting),
             spent: Duration::ZERO,
+            fitting: Duration::ZERO,
             answers: Vec::new(),
             losses: vec![Losses::default(); setting.horizons.len()],
         }
@@ -141,6 +146,11 @@ impl Contestant {
         let before = thread_time();
         for step in block {
             self.model.update(recording.samples.get(step));
+            if self.model.wants_fit() {
+                let before = thread_time();
+                self.model.fit();
+                self.fitting += thread_time().saturating_sub(before);
+            }
             if origins.has(step) {
                 let answer = |&steps: &usize| self.model.answer(setting.target, steps);
                 self.answers.extend(setting.horizons.iter().map(answer));
@@ -151,6 +161,7 @@ impl Contestant {
 
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn result(self, steps: usize, scale: Scale) -> Result {
+        let per_step = |time: Duration| time.as_secs_f64() * 1e6 / steps.max(1) as f64;
         Result {
             kind: self.kind,
             scores: self
@@ -158,7 +169,8 @@ impl Contestant {
                 .iter()
                 .map(|losses| losses.score(scale))
                 .collect(),
-            step_us: self.spent.as_secs_f64() * 1e6 / steps.max(1) as f64,
+            step_us: per_step(self.spent.saturating_sub(self.fitting)),
+            fit_us: per_step(self.fitting),
         }
     }
 }

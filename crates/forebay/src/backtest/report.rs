@@ -47,8 +47,9 @@ pub(crate) struct FileReport {
 pub(crate) struct ModelScore {
     model: Kind,
     horizon: usize,
-    /// Processor time of one step, with the forecasts at all horizons.
+    /// Processor time of one step, with the forecasts at all horizons, and of fits by step.
     step_us: f64,
+    fit_us: f64,
     /// None where nothing was judged.
     #[serde(flatten)]
     pub(crate) score: Option<Score>,
@@ -61,8 +62,9 @@ struct Together {
     horizon: usize,
     /// Series of which anything was judged.
     series: usize,
-    /// Mean over series.
+    /// Means over series.
     step_us: f64,
+    fit_us: f64,
     #[serde(flatten)]
     score: Option<Summary>,
 }
@@ -93,6 +95,7 @@ impl FileReport {
                 model: result.kind,
                 horizon,
                 step_us: result.step_us,
+                fit_us: result.fit_us,
                 score: score.clone(),
             })
         });
@@ -184,6 +187,7 @@ impl Together {
             horizon: all[0].horizon,
             series: scores.len(),
             step_us: all.iter().map(|one| one.step_us).sum::<f64>() / all.len() as f64,
+            fit_us: all.iter().map(|one| one.fit_us).sum::<f64>() / all.len() as f64,
             score,
         }
     }
@@ -232,6 +236,7 @@ fn of_one(file: &FileReport, target: &str) -> String {
         numbers(".99"),
         numbers("WORST TENTH"),
         numbers("us"),
+        numbers("FITS, us"),
     ];
     let row = |one: &&ModelScore| {
         let score = one.score.as_ref();
@@ -257,6 +262,7 @@ fn of_one(file: &FileReport, target: &str) -> String {
             covered(2),
             cell(score.map(|s| s.worst_covered), share),
             significant(one.step_us),
+            significant(one.fit_us),
         ]
     };
     let rows: Vec<_> = scores.iter().map(row).collect();
@@ -289,6 +295,7 @@ fn of_several(together: &[Together], target: &str) -> String {
         numbers(".99"),
         numbers("WORST SERIES"),
         numbers("us"),
+        numbers("FITS, us"),
     ];
     let row = |one: &&Together| {
         let score = one.score.as_ref();
@@ -308,6 +315,7 @@ fn of_several(together: &[Together], target: &str) -> String {
             covered(2),
             cell(score.map(|s| s.worst_covered), share),
             significant(one.step_us),
+            significant(one.fit_us),
         ]
     };
     let rows: Vec<_> = scores.iter().map(row).collect();
@@ -365,6 +373,7 @@ mod tests {
             model,
             horizon: 12,
             step_us: 3.0,
+            fit_us: 0.0,
             score: score.clone(),
         });
         FileReport {
@@ -394,7 +403,7 @@ mod tests {
             .find(|line| line.starts_with("mixture"))
             .unwrap();
         let cells: Vec<&str> = row.split_whitespace().collect();
-        let expected = "mixture 12 10 0.800 0.500 0.250 123456 0 0.80 0.80 0.80 0.80 0.080 0.080 0.080 0.500 3.00";
+        let expected = "mixture 12 10 0.800 0.500 0.250 123456 0 0.80 0.80 0.80 0.80 0.080 0.080 0.080 0.500 3.00 0";
         assert_eq!(cells.join(" "), expected);
         assert!(report.together.is_empty());
     }
@@ -409,7 +418,7 @@ mod tests {
             .find(|line| line.starts_with("moving-max"))
             .unwrap();
         let cells: Vec<&str> = row.split_whitespace().collect();
-        let expected = "moving-max 12 2 1.25 1.00 1.00 1.00 1.00 0.125 0.125 0.125 0.050 3.00";
+        let expected = "moving-max 12 2 1.25 1.00 1.00 1.00 1.00 0.125 0.125 0.125 0.050 3.00 0";
         assert_eq!(cells.join(" "), expected);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["together"][1]["model"], "moving-max");
