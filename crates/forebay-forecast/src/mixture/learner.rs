@@ -71,6 +71,8 @@ pub(super) struct Learner {
     /// target and not the sample itself.
     peaks: Option<Tail>,
     pending: VecDeque<Option<Pending>>,
+    /// What was said at the last sample: it stands through a gap.
+    newest: Option<[f32; LEVELS]>,
     /// Steps between errors that are remembered: neighbouring ones say nearly the same.
     stride: usize,
     passed: usize,
@@ -114,6 +116,7 @@ impl Learner {
             excess: [0.0; LEVELS],
             peaks: (target == Target::Peak && steps > 1).then(|| Tail::new(history_max)),
             pending: VecDeque::with_capacity(steps + 1),
+            newest: None,
             stride: (steps / 3).max(5),
             passed: 0,
             gaps: 0,
@@ -145,6 +148,9 @@ impl Learner {
             self.learn(value, &pending);
         }
         let next = sample.and_then(|_| self.look(signals, models));
+        if let Some(next) = &next {
+            self.newest = Some(next.answer);
+        }
         self.pending.push_back(next);
     }
 
@@ -321,12 +327,12 @@ impl Learner {
         self.target
     }
 
-    /// The newest answer. None while too few errors are known, and after a gap.
+    /// The newest answer. None while too few errors are known.
     pub(super) fn answer(&self) -> Option<Quantiles> {
         if self.errors[0].len() < WARM_ERRORS {
             return None;
         }
-        Quantiles::new(self.pending.back()?.as_ref()?.answer.map(f64::from))
+        Quantiles::new(self.newest?.map(f64::from))
     }
 
     pub(super) fn score(&self) -> Option<Score> {

@@ -21,7 +21,7 @@
 //!
 //! - Bounds are finite, ordered, not negative, and at most a third above what was seen.
 //! - Every step costs the same: nothing is sorted or fitted in bursts.
-//! - A gap judges nothing and begins nothing.
+//! - A gap judges nothing and begins nothing; what was said before it stands.
 //! - A series that has not changed for twice the history costs next to nothing.
 //!
 //! Sources: Cesa-Bianchi and Lugosi, "Prediction, learning, and games" (mixtures by discounted
@@ -419,6 +419,25 @@ mod tests {
             (bound(&mixture, 1) - 20.9).abs() < 1.0,
             "{}",
             bound(&mixture, 1)
+        );
+    }
+
+    #[test]
+    fn what_was_said_stands_through_a_gap() {
+        let mut random = fastrand::Rng::with_seed(9);
+        let mut mixture = small();
+        feed(&mut mixture, (0..300).map(|_| 10.0 + noise(&mut random)));
+        let before = mixture.forecast(12);
+        assert!(before.is_some());
+        for _ in 0..30 {
+            mixture.update_gap();
+            assert_eq!(mixture.forecast(12), before);
+        }
+        feed(&mut mixture, (0..20).map(|_| 10.0 + noise(&mut random)));
+        assert!(
+            (bound(&mixture, 12) - 10.8).abs() < 0.5,
+            "{}",
+            bound(&mixture, 12)
         );
     }
 
