@@ -40,10 +40,11 @@ const REMEMBERED: usize = 180;
 const WARM_ERRORS: usize = 16;
 /// How much the losses of centres and of bounds count, and for how long, in steps: at once, for
 /// each step of the horizon, and for each level above the median. So little that several
-/// forecasts of like quality share the answer: their mean is better than the best of them.
+/// forecasts of like quality share the answer: their mean is better than the best of them. The
+/// rarer what a level excepts, the less a number of losses says of it.
 const CENTRE_RATE: f32 = 0.2;
 const CENTRE_MEMORY: (f32, f32) = (50.0, 5.0);
-const BOUND_RATE: f32 = 0.05;
+const BOUND_RATES: [f32; LEVELS] = [0.2, 0.08, 0.05, 0.05];
 const BOUND_MEMORY: (f32, f32, f32) = (600.0, 10.0, 200.0);
 /// How fast the coverage is corrected, and by how much of the distance between levels.
 const COVERAGE_RATE: f32 = 0.004;
@@ -111,7 +112,10 @@ impl Learner {
             errors: std::array::from_fn(|_| SortedWindow::new()),
             bounds: std::array::from_fn(|index| {
                 let rank = [0.0, 1.0, 2.0, 3.0][index];
-                Weights::new(BOUND_RATE, at_once + for_steps * far + for_level * rank)
+                Weights::new(
+                    BOUND_RATES[index],
+                    at_once + for_steps * far + for_level * rank,
+                )
             }),
             excess: [0.0; LEVELS],
             peaks: (target == Target::Peak && steps > 1).then(|| Tail::new(history_max)),
