@@ -25,6 +25,8 @@
 //! own and training in portions. An [`Ensemble`] is the mixture with both of them as members.
 //! [`baseline`] has the rules that are used elsewhere, to compare with.
 //!
+//! A [`Joint`] says what several series come to together.
+//!
 //! # Properties
 //!
 //! - Quantiles are finite, never negative, and never cross.
@@ -62,6 +64,7 @@ pub mod backtest;
 pub mod baseline;
 pub mod ensemble;
 mod history;
+pub mod joint;
 mod least_squares;
 pub mod lstm;
 mod mean;
@@ -77,6 +80,7 @@ use std::fmt::Debug;
 
 pub use backtest::Score;
 pub use ensemble::Ensemble;
+pub use joint::Joint;
 pub use mixture::{Mixture, MixtureOptions};
 pub use seasonal::Seasonal;
 pub use select::{Forecast, ModelScore, Series, SeriesOptions};
