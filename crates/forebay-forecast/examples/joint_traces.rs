@@ -90,11 +90,8 @@ fn measure(all: &[Vec<f64>], rows: usize, target: Target, steps: usize) -> Found
         for (model, sample) in models.iter_mut().zip(&samples) {
             model.update(*sample);
         }
-        let forecast = |model: &Mixture| match target {
-            Target::Value => model.forecast(steps),
-            Target::Peak => model.forecast_peak(steps),
-        };
-        let forecasts: Vec<Option<Quantiles>> = models.iter().map(forecast).collect();
+        let forecasts = models.iter().map(|model| model.forecast_of(target, steps));
+        let forecasts: Vec<Option<Quantiles>> = forecasts.collect();
         let samples: Vec<Option<f64>> = samples.into_iter().map(Some).collect();
         joint.step(&samples, &forecasts);
         let bounds = forecasts.iter().flatten().map(Quantiles::q95).sum();

@@ -193,6 +193,14 @@ pub trait Forecaster: Debug {
     /// The greatest value within the next `steps` steps. None while too cold.
     fn forecast_peak(&self, steps: usize) -> Option<Quantiles>;
 
+    /// One or the other. None while too cold.
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        match target {
+            Target::Value => self.forecast(steps),
+            Target::Peak => self.forecast_peak(steps),
+        }
+    }
+
     /// How well past answers did at the horizon that serves `steps`. None until
     /// one could be judged.
     fn score(&self, target: Target, steps: usize) -> Option<Score>;

@@ -98,6 +98,30 @@ struct Pending {
     gaps: usize,
 }
 
+/// What is there to forecast from.
+#[derive(Debug)]
+struct View {
+    outlook: Outlook,
+    sequels: [Option<Sequel>; SEQUELS],
+    outside: [Option<Quantiles>; MODELS_MAX],
+}
+
+impl View {
+    fn last(&self) -> f64 {
+        self.outlook.guesses[0]
+    }
+
+    /// Within which a centre may lie.
+    fn centre_range(&self) -> (f64, f64) {
+        let (low, high) = self.outlook.range;
+        (low / CENTRE_BEYOND, high * CENTRE_BEYOND)
+    }
+
+    fn bound_most(&self) -> f64 {
+        self.outlook.range.1 * BOUND_BEYOND
+    }
+}
+
 impl Learner {
     /// `history_max` samples are remembered; `steps` is at most half of them.
     pub(super) fn new(target: Target, steps: usize, history_max: usize) -> Self {
@@ -206,19 +230,46 @@ impl Learner {
 
     /// A forecast from here.
     fn look(&self, signals: &Signals, models: &[&dyn Forecaster]) -> Option<Pending> {
-        let outlook = signals.outlook(self.target, self.steps)?;
-        let last = outlook.guesses[0];
-        let (low, high) = outlook.range;
-        let (least, most) = (low / CENTRE_BEYOND, high * CENTRE_BEYOND);
-        let bound_most = high * BOUND_BEYOND;
-        let sequels = self.sequels(signals);
-        let outside = self.outside(models);
+        let view = View {
+            outlook: signals.outlook(self.target, self.steps)?,
+            sequels: self.sequels(signals),
+            outside: self.outside(models),
+        };
+        let experts = self.experts(&view);
+        let mixed = f64::from(self.centre.mean(&experts)?);
+        let (centres, scales) = Self::measures(&view.outlook, mixed);
+        let bounds = self.bounds_around(&view, &centres, &scales);
+        let Outlook { unit, change, .. } = view.outlook;
+        let last = view.last();
+        let most = narrow(view.bound_most());
+        let above = |said: f32| Rough::new(narrow((f64::from(said) - last) / unit));
+        Some(Pending {
+            features: view.outlook.features.map(|f| Rough::new(narrow(f))),
+            experts: experts.map(above),
+            bounds: bounds.map(|bounds| bounds.map(above)),
+            answer: self.answer_from(&bounds)?.map(|bound| bound.min(most)),
+            centres: centres.map(narrow),
+            scales: scales.map(|scale| narrow(scale).max(f32::MIN_POSITIVE)),
+            last: narrow(last),
+            unit: narrow(unit),
+            change: narrow(change / unit),
+            gaps: self.gaps,
+        })
+    }
 
+    /// Where each expert expects the centre.
+    fn experts(&self, view: &View) -> [f32; EXPERTS] {
+        let View {
+            outlook,
+            sequels,
+            outside,
+        } = view;
+        let (least, most) = view.centre_range();
         let mut experts = [f32::NAN; EXPERTS];
         for (expert, guess) in experts.iter_mut().zip(outlook.guesses) {
             *expert = narrow(guess);
         }
-        let regressed = last + outlook.unit * self.regression.mean(&outlook.features);
+        let regressed = view.last() + outlook.unit * self.regression.mean(&outlook.features);
         experts[REGRESSED] = narrow(regressed.clamp(least, most));
         for (index, sequel) in sequels.iter().enumerate() {
             experts[FOLLOWED + index] =
@@ -227,13 +278,27 @@ impl Learner {
         for (index, quantiles) in outside.iter().enumerate() {
             experts[OUTSIDE + index] = quantiles.map_or(f32::NAN, |q| narrow(q.q50().min(most)));
         }
-        let mixed = f64::from(self.centre.mean(&experts)?);
+        experts
+    }
 
-        let (centres, scales) = Self::measures(&outlook, mixed);
+    /// Where each that has bounds puts them.
+    fn bounds_around(
+        &self,
+        view: &View,
+        centres: &[f64; RANKED],
+        scales: &[f64; RANKED],
+    ) -> [[f32; BOUNDS]; LEVELS] {
+        let View {
+            outlook,
+            sequels,
+            outside,
+        } = view;
+        let last = view.last();
+        let (least, most) = view.centre_range();
         let above = self.regression.quantiles(&outlook.features);
         let mut bounds = [[f32::NAN; BOUNDS]; LEVELS];
         for (index, bounds) in bounds.iter_mut().enumerate() {
-            let ranked = self.errors.iter().zip(&centres).zip(&scales);
+            let ranked = self.errors.iter().zip(centres).zip(scales);
             let ranked = ranked.map(|((errors, centre), scale)| {
                 let error = errors.quantile(Quantiles::LEVELS_PERMILLE[index]);
                 error.map_or(*centre, |error| centre + scale * error)
@@ -247,24 +312,11 @@ impl Learner {
                 .chain(followed)
                 .chain(outside);
             for (bound, value) in bounds.iter_mut().zip(all) {
-                *bound = value.map_or(f32::NAN, |value| narrow(value.clamp(0.0, bound_most)));
+                let within = |value: f64| narrow(value.clamp(0.0, view.bound_most()));
+                *bound = value.map_or(f32::NAN, within);
             }
         }
-        let above = |said: f32| Rough::new(narrow((f64::from(said) - last) / outlook.unit));
-        Some(Pending {
-            features: outlook.features.map(|feature| Rough::new(narrow(feature))),
-            experts: experts.map(above),
-            bounds: bounds.map(|bounds| bounds.map(above)),
-            answer: self
-                .answer_from(&bounds)?
-                .map(|bound| bound.min(narrow(bound_most))),
-            centres: centres.map(narrow),
-            scales: scales.map(|scale| narrow(scale).max(f32::MIN_POSITIVE)),
-            last: narrow(last),
-            unit: narrow(outlook.unit),
-            change: narrow(outlook.change / outlook.unit),
-            gaps: self.gaps,
-        })
+        bounds
     }
 
     /// What errors are ranked around, and what they are divided by.
@@ -314,13 +366,7 @@ impl Learner {
 
     /// What models from outside say.
     fn outside(&self, models: &[&dyn Forecaster]) -> [Option<Quantiles>; MODELS_MAX] {
-        std::array::from_fn(|index| {
-            let model = models.get(index)?;
-            match self.target {
-                Target::Value => model.forecast(self.steps),
-                Target::Peak => model.forecast_peak(self.steps),
-            }
-        })
+        std::array::from_fn(|index| models.get(index)?.forecast_of(self.target, self.steps))
     }
 
     pub(super) fn steps(&self) -> usize {

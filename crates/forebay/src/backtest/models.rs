@@ -195,12 +195,9 @@ impl Model {
     /// Quantiles of a target so many steps ahead.
     pub(crate) fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
         match (self, target) {
-            (Self::One(one), Target::Value) => one.forecast(steps),
-            (Self::One(one), Target::Peak) => one.forecast_peak(steps),
-            (Self::Arima(arima), Target::Value) => arima.forecast(steps),
-            (Self::Arima(arima), Target::Peak) => arima.forecast_peak(steps),
-            (Self::Ensemble(ensemble), Target::Value) => ensemble.forecast(steps),
-            (Self::Ensemble(ensemble), Target::Peak) => ensemble.forecast_peak(steps),
+            (Self::One(one), _) => one.forecast_of(target, steps),
+            (Self::Arima(arima), _) => arima.forecast_of(target, steps),
+            (Self::Ensemble(ensemble), _) => ensemble.forecast_of(target, steps),
             (Self::Series(series), Target::Value) => series.forecast(steps).map(|f| f.quantiles),
             (Self::Series(series), Target::Peak) => series.peak(steps).map(|f| f.quantiles),
         }

@@ -266,10 +266,7 @@ fn of_one(file: &FileReport, target: &str) -> String {
         ]
     };
     let rows: Vec<_> = scores.iter().map(row).collect();
-    let about = match target {
-        "peak" => "greatest value within so many steps",
-        _ => "value so many steps ahead",
-    };
+    let about = about(target);
     format!(
         "{about}, from step {} on\n{}",
         file.warm_up_steps,
@@ -319,14 +316,18 @@ fn of_several(together: &[Together], target: &str) -> String {
         ]
     };
     let rows: Vec<_> = scores.iter().map(row).collect();
-    let about = match target {
-        "peak" => "greatest value within so many steps",
-        _ => "value so many steps ahead",
-    };
+    let about = about(target);
     format!(
         "{about}; geometric means of ratios, means of coverage, median of MASE\n{}",
         table(columns, &rows)
     )
+}
+
+fn about(target: &str) -> &'static str {
+    match target {
+        "peak" => "greatest value within so many steps",
+        _ => "value so many steps ahead",
+    }
 }
 
 fn cell(number: Option<f64>, shown: impl Fn(f64) -> String) -> String {
