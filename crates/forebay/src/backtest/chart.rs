@@ -308,9 +308,10 @@ impl<'a> Panel<'a> {
 
     fn draw(&self, drawing: &mut Drawing, period_seconds: Option<f64>) {
         self.scale(drawing, period_seconds);
+        let apart = self.apart();
         for (i, colour) in BANDS.into_iter().enumerate().rev() {
             let edge = |level: usize| move |q: &Quantiles| q.to_array()[level];
-            for run in self.runs(|place| self.answers[place]) {
+            for run in self.runs(apart, |place| self.answers[place]) {
                 let upper = run
                     .iter()
                     .map(|(place, q)| (self.x(*place), self.y(edge(i + 1)(q))));
@@ -322,18 +323,18 @@ impl<'a> Panel<'a> {
                 drawing.shapes.push(Shape::Area { outline, colour });
             }
         }
-        let curve = |of: &dyn Fn(usize) -> Option<f64>| -> Vec<Vec<Point>> {
+        let curve = |apart: usize, of: &dyn Fn(usize) -> Option<f64>| -> Vec<Vec<Point>> {
             let points = |run: Vec<(usize, f64)>| {
                 run.into_iter()
                     .map(|(place, value)| (self.x(place), self.y(value)))
                     .collect()
             };
-            self.runs(of).into_iter().map(points).collect()
+            self.runs(apart, of).into_iter().map(points).collect()
         };
-        for points in curve(&|place| Some(self.answers[place]?.q50())) {
+        for points in curve(apart, &|place| Some(self.answers[place]?.q50())) {
             drawing.line(points, 1.5, MEDIAN);
         }
-        for points in curve(&|place| self.truths[place]) {
+        for points in curve(1, &|place| self.truths[place]) {
             drawing.line(points, 1.3, INK);
         }
         for (place, (truth, answer)) in self.truths.iter().zip(self.answers).enumerate() {
@@ -350,13 +351,21 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// What is there, in runs without a hole.
-    fn runs<T>(&self, of: impl Fn(usize) -> Option<T>) -> Vec<Vec<(usize, T)>> {
+    /// From one answer to the next, where forecasts are not made at every step.
+    fn apart(&self) -> usize {
+        let said = |place: &usize| self.answers[*place].is_some();
+        let places: Vec<usize> = (0..self.answers.len()).filter(said).collect();
+        let apart = places.windows(2).map(|pair| pair[1] - pair[0]);
+        apart.min().unwrap_or(1)
+    }
+
+    /// What is there, in runs whose parts are at most so far apart.
+    fn runs<T>(&self, apart: usize, of: impl Fn(usize) -> Option<T>) -> Vec<Vec<(usize, T)>> {
         let mut runs: Vec<Vec<(usize, T)>> = Vec::new();
         for place in 0..self.answers.len() {
             let Some(one) = of(place) else { continue };
             match runs.last_mut() {
-                Some(run) if run.last().is_some_and(|&(last, _)| last + 1 == place) => {
+                Some(run) if run.last().is_some_and(|&(last, _)| place - last <= apart) => {
                     run.push((place, one));
                 }
                 _ => runs.push(vec![(place, one)]),

@@ -1,6 +1,11 @@
 use super::*;
 
 fn drawing(values: &[Option<f64>], target: Target) -> Drawing {
+    drawing_of(values, 1, target)
+}
+
+/// With a forecast of every so many values.
+fn drawing_of(values: &[Option<f64>], every: usize, target: Target) -> Drawing {
     let recording = Recording {
         samples: values.iter().copied().collect(),
         ..Recording::default()
@@ -12,11 +17,11 @@ fn drawing(values: &[Option<f64>], target: Target) -> Drawing {
         period_seconds: Some(300.0),
         reference: 1.0,
     };
-    let quantiles = |value: &Option<f64>| {
-        let value = (*value)?;
+    let quantiles = |(place, value): (usize, &Option<f64>)| {
+        let value = value.filter(|_| place.is_multiple_of(every))?;
         Quantiles::new([value, value * 1.1, value * 1.2, value * 9.0])
     };
-    let answers = vec![values.iter().map(quantiles).collect(); 2];
+    let answers = vec![values.iter().enumerate().map(quantiles).collect(); 2];
     let fan = Fan { from: 0, answers };
     fans(
         "a <b> & \u{1}c",
@@ -52,6 +57,20 @@ fn whatever_a_series_is_there_is_a_picture() {
         .map(|i| (i % 50 != 3).then(|| f64::from(i % 37)))
         .collect();
     check(&hills);
+}
+
+#[test]
+fn forecasts_of_every_fifth_value_are_joined() {
+    let values: Vec<_> = (0..100).map(|i| Some(f64::from(i % 7))).collect();
+    for every in [1, 5] {
+        let drawing = drawing_of(&values, every, Target::Value);
+        let corners = drawing.shapes.iter().filter_map(|shape| match shape {
+            Shape::Area { outline, .. } => Some(outline.len()),
+            _ => None,
+        });
+        // Three bands in each of two panels, there and back, after the squares of the legend.
+        assert_eq!(corners.skip(3).collect::<Vec<_>>(), [2 * 100 / every; 6]);
+    }
 }
 
 #[test]
