@@ -47,7 +47,7 @@ use std::sync::Arc;
 use crate::arima::{OnlineArima, OnlineOptions};
 use crate::lstm::{Lstm, Weights};
 use crate::mixture::Explanation;
-use crate::{Forecaster, Mixture, MixtureOptions, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Mixture, MixtureOptions, Quantiles, Score, Target};
 
 /// Steps that a period must have been in use before another is told to the members: they begin
 /// anew with each.
@@ -110,19 +110,6 @@ impl Ensemble {
         self.mixture.explain(target, steps)
     }
 
-    fn pass(&mut self, sample: Option<f64>) {
-        self.tell_period();
-        feed(&mut self.arima, sample);
-        if let Some(lstm) = &mut self.lstm {
-            feed(lstm, sample);
-        }
-        let arima: &dyn Forecaster = &self.arima;
-        match &self.lstm {
-            Some(lstm) => self.mixture.pass(sample, &[arima, lstm]),
-            None => self.mixture.pass(sample, &[arima]),
-        }
-    }
-
     fn tell_period(&mut self) {
         self.held += 1;
         let period = self.cycle.or_else(|| self.mixture.period());
@@ -137,32 +124,26 @@ impl Ensemble {
     }
 }
 
-fn feed(model: &mut impl Forecaster, sample: Option<f64>) {
-    match sample {
-        Some(value) => model.update(value),
-        None => model.update_gap(),
-    }
-}
-
 impl Forecaster for Ensemble {
     fn name(&self) -> &'static str {
         "ensemble"
     }
 
-    fn update(&mut self, value: f64) {
-        self.pass(is_plausible(value).then_some(value));
+    fn pass(&mut self, sample: Option<f64>) {
+        self.tell_period();
+        self.arima.pass(sample);
+        let arima: &dyn Forecaster = &self.arima;
+        match &mut self.lstm {
+            Some(lstm) => {
+                lstm.pass(sample);
+                self.mixture.pass_with(sample, &[arima, lstm]);
+            }
+            None => self.mixture.pass_with(sample, &[arima]),
+        }
     }
 
-    fn update_gap(&mut self) {
-        self.pass(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.mixture.forecast(steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.mixture.forecast_peak(steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.mixture.forecast_of(target, steps)
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

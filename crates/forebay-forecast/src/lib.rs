@@ -180,28 +180,37 @@ pub trait Forecaster: Debug {
     /// A fixed word for explanations.
     fn name(&self) -> &'static str;
 
+    /// One step passed, with a plausible sample or without one.
+    fn pass(&mut self, sample: Option<f64>);
+
+    /// The value `steps` steps ahead, or the greatest until then. None while that horizon is too
+    /// cold.
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles>;
+
     /// One step passed with this sample. What [`is_plausible`] refuses counts as
     /// a gap.
-    fn update(&mut self, value: f64);
+    fn update(&mut self, value: f64) {
+        self.pass(is_plausible(value).then_some(value));
+    }
 
     /// One step passed without a sample.
-    fn update_gap(&mut self);
+    fn update_gap(&mut self) {
+        self.pass(None);
+    }
 
     /// The value `steps` steps ahead. None while that horizon is too cold.
-    fn forecast(&self, steps: usize) -> Option<Quantiles>;
+    fn forecast(&self, steps: usize) -> Option<Quantiles> {
+        self.forecast_of(Target::Value, steps)
+    }
 
     /// The greatest value within the next `steps` steps. None while too cold.
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles>;
-
-    /// One or the other. None while too cold.
-    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        match target {
-            Target::Value => self.forecast(steps),
-            Target::Peak => self.forecast_peak(steps),
-        }
+    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
+        self.forecast_of(Target::Peak, steps)
     }
 
     /// How well past answers did at the horizon that serves `steps`. None until
-    /// one could be judged.
-    fn score(&self, target: Target, steps: usize) -> Option<Score>;
+    /// one could be judged, and of those who do not judge themselves.
+    fn score(&self, _target: Target, _steps: usize) -> Option<Score> {
+        None
+    }
 }

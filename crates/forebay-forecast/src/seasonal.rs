@@ -24,7 +24,7 @@
 use crate::backtest::{Backtest, Centre};
 use crate::history::{Tail, peak_of};
 use crate::period::{Search, Verdict};
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -61,25 +61,9 @@ impl Seasonal {
         self.past.period
     }
 
-    fn pass(&mut self, sample: Option<f64>) {
-        self.backtest.observe(sample);
-        self.past.push(sample);
-        match self.search.step(self.past.tail.samples(), self.past.period) {
-            Some(Verdict::Replace(period)) => self.use_period(Some(period)),
-            Some(Verdict::Drop) => self.use_period(None),
-            Some(Verdict::Keep) | None => {}
-        }
-        self.backtest.put_aside(|steps| self.past.centre(steps));
-    }
-
     fn use_period(&mut self, period: Option<usize>) {
         self.past.period = period;
         self.backtest.clear();
-    }
-
-    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        self.backtest
-            .quantiles(target, steps, self.past.centre(steps)?)
     }
 
     #[cfg(test)]
@@ -111,20 +95,20 @@ impl Forecaster for Seasonal {
         "seasonal"
     }
 
-    fn update(&mut self, value: f64) {
-        self.pass(is_plausible(value).then_some(value));
+    fn pass(&mut self, sample: Option<f64>) {
+        self.backtest.observe(sample);
+        self.past.push(sample);
+        match self.search.step(self.past.tail.samples(), self.past.period) {
+            Some(Verdict::Replace(period)) => self.use_period(Some(period)),
+            Some(Verdict::Drop) => self.use_period(None),
+            Some(Verdict::Keep) | None => {}
+        }
+        self.backtest.put_aside(|steps| self.past.centre(steps));
     }
 
-    fn update_gap(&mut self) {
-        self.pass(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.backtest
+            .quantiles(target, steps, self.past.centre(steps)?)
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

@@ -26,7 +26,7 @@
 
 use crate::backtest::{Backtest, Centre};
 use crate::history::Range;
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// Share of the trend that is left after one more step.
 const DAMPING: f64 = 0.9;
@@ -77,11 +77,6 @@ impl Smoothing {
             levels: Levels::new(compared_steps, range_steps),
             backtest: Backtest::new(horizons),
         }
-    }
-
-    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        self.backtest
-            .quantiles(target, steps, self.levels.centre(steps)?)
     }
 
     #[cfg(test)]
@@ -172,25 +167,16 @@ impl Forecaster for Smoothing {
         "smoothing"
     }
 
-    fn update(&mut self, value: f64) {
-        if !is_plausible(value) {
-            return self.update_gap();
-        }
-        self.backtest.observe(Some(value));
+    fn pass(&mut self, sample: Option<f64>) {
+        self.backtest.observe(sample);
+        let Some(value) = sample else { return };
         self.levels.update(value);
         self.backtest.put_aside(|steps| self.levels.centre(steps));
     }
 
-    fn update_gap(&mut self) {
-        self.backtest.observe(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.backtest
+            .quantiles(target, steps, self.levels.centre(steps)?)
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

@@ -20,49 +20,8 @@
 //! Source: the sorted window of running-median filters (Juhola, Katajainen and
 //! Raita, "Comparison of algorithms for standard median filtering", 1991).
 
-use std::fmt::Debug;
-
 use crate::Quantiles;
 use crate::history::narrow;
-
-/// A place in the ring, as small as the number of places allows.
-pub(crate) trait Slot: Copy + Debug {
-    const FIRST: Self;
-    fn of(place: usize) -> Self;
-    fn place(self) -> usize;
-}
-
-impl Slot for u8 {
-    const FIRST: Self = 0;
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a place is below N, which fits"
-    )]
-    fn of(place: usize) -> Self {
-        place as Self
-    }
-
-    fn place(self) -> usize {
-        usize::from(self)
-    }
-}
-
-impl Slot for u16 {
-    const FIRST: Self = 0;
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a place is below N, which fits"
-    )]
-    fn of(place: usize) -> Self {
-        place as Self
-    }
-
-    fn place(self) -> usize {
-        usize::from(self)
-    }
-}
 
 /// See the [module](self). `N` is at least 1 and fits `S`.
 #[derive(Clone, Debug)]
@@ -73,11 +32,14 @@ pub(crate) struct SortedWindow<S, const N: usize> {
     oldest: usize,
 }
 
-impl<S: Slot, const N: usize> SortedWindow<S, N> {
+impl<S: Copy + Default + TryFrom<usize>, const N: usize> SortedWindow<S, N>
+where
+    usize: From<S>,
+{
     pub(crate) fn new() -> Self {
         Self {
             ring: [0.0; N],
-            order: [S::FIRST; N],
+            order: [S::default(); N],
             len: 0,
             oldest: 0,
         }
@@ -119,7 +81,8 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
             vacated + passed
         };
         self.ring[slot] = value;
-        self.order[rank] = S::of(slot);
+        // A slot is below N, which fits.
+        self.order[rank] = S::try_from(slot).unwrap_or_default();
     }
 
     /// The number at a level, by the rank `ceil((n + 1) level)`: over
@@ -133,7 +96,7 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
             .div_ceil(1000)
             .clamp(1, self.len)
             - 1;
-        Some(f64::from(self.ring[self.order[rank].place()]))
+        Some(f64::from(self.ring[usize::from(self.order[rank])]))
     }
 
     /// The numbers at the crate's levels. None if empty.
@@ -148,8 +111,8 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
     }
 
     fn is_below(&self, other: S, value: f32, slot: usize) -> bool {
-        let held = self.ring[other.place()];
-        held < value || (held == value && other.place() < slot)
+        let held = self.ring[usize::from(other)];
+        held < value || (held == value && usize::from(other) < slot)
     }
 }
 
@@ -157,7 +120,10 @@ impl<S: Slot, const N: usize> SortedWindow<S, N> {
 mod tests {
     use super::*;
 
-    fn agrees_with_sorting<S: Slot, const N: usize>() {
+    fn agrees_with_sorting<S: Copy + Default + TryFrom<usize>, const N: usize>()
+    where
+        usize: From<S>,
+    {
         for seed in 0..20 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let mut window = SortedWindow::<S, N>::new();

@@ -26,7 +26,7 @@
 
 use crate::backtest::{Backtest, Centre};
 use crate::history::Tail;
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -55,11 +55,6 @@ impl Window {
         }
     }
 
-    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        self.backtest
-            .quantiles(target, steps, self.recent.centre(steps)?)
-    }
-
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>() + self.backtest.bytes() + self.recent.tail.bytes()
@@ -81,26 +76,17 @@ impl Forecaster for Window {
         "window"
     }
 
-    fn update(&mut self, value: f64) {
-        if !is_plausible(value) {
-            return self.update_gap();
-        }
-        self.backtest.observe(Some(value));
+    fn pass(&mut self, sample: Option<f64>) {
+        self.backtest.observe(sample);
+        let Some(value) = sample else { return };
         self.recent.last = Some(value);
         self.recent.tail.push(value);
         self.backtest.put_aside(|steps| self.recent.centre(steps));
     }
 
-    fn update_gap(&mut self) {
-        self.backtest.observe(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.backtest
+            .quantiles(target, steps, self.recent.centre(steps)?)
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

@@ -1,13 +1,16 @@
 //! The global LSTM: what it learns, when it stops, what it refuses, what always holds.
 
+mod common;
+
 use std::f64::consts::TAU;
 use std::sync::Arc;
 
+use common::sample;
 use forebay_forecast::lstm::{
     History, Layout, Lstm, Progress, State, Trained, Trainer, TrainerConfig, Verdict, Weights,
     WeightsError,
 };
-use forebay_forecast::{Forecaster, Target, VALUE_MAX};
+use forebay_forecast::{Forecaster, Target};
 use proptest::prelude::*;
 
 fn config(horizons: &[usize]) -> TrainerConfig {
@@ -335,20 +338,6 @@ fn a_known_season_is_expected() {
     assert!(next.q50() < 2.0, "{next:?}");
     assert!(later.q50() > 5.0, "{later:?}");
     assert!(peak.q50() > 7.0, "{peak:?}");
-}
-
-/// Samples as hosts show them, and as they never should.
-fn sample() -> impl Strategy<Value = f64> {
-    prop_oneof![
-        4 => 0.0..100.0,
-        2 => Just(7.0),
-        1 => Just(0.0),
-        1 => -10.0..0.0,
-        1 => 0.0..2.0 * VALUE_MAX,
-        1 => any::<f64>(),
-        1 => Just(f64::NAN),
-        1 => Just(f64::INFINITY),
-    ]
 }
 
 proptest! {

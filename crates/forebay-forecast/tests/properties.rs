@@ -1,21 +1,10 @@
 //! What holds for any input, and what holds on average.
 
-use forebay_forecast::{Forecast, Quantiles, Series, SeriesOptions, VALUE_MAX};
-use proptest::prelude::*;
+mod common;
 
-/// Samples as hosts show them, and as they never should.
-fn sample() -> impl Strategy<Value = f64> {
-    prop_oneof![
-        4 => 0.0..100.0,
-        2 => Just(7.0),
-        1 => Just(0.0),
-        1 => -10.0..0.0,
-        1 => 0.0..2.0 * VALUE_MAX,
-        1 => any::<f64>(),
-        1 => Just(f64::NAN),
-        1 => Just(f64::INFINITY),
-    ]
-}
+use common::sample;
+use forebay_forecast::{Forecast, Quantiles, Series, SeriesOptions};
+use proptest::prelude::*;
 
 fn assert_sound(forecast: Option<Forecast>) {
     let Some(forecast) = forecast else { return };

@@ -39,7 +39,7 @@ use std::collections::VecDeque;
 use super::{Arima, FitError, Search};
 use crate::backtest::{Backtest, Centre};
 use crate::history::Range;
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// Steps ahead beyond which the centre is taken for the same.
 const STEPS_MAX: usize = 4096;
@@ -289,11 +289,6 @@ impl OnlineArima {
         self.history.push_back(sample);
         self.steps += 1;
     }
-
-    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        let centre = self.ahead.centre(steps)?;
-        self.backtest.quantiles(target, steps, centre)
-    }
 }
 
 impl Ahead {
@@ -356,33 +351,22 @@ impl Forecaster for OnlineArima {
         "arima"
     }
 
-    fn update(&mut self, value: f64) {
-        if !is_plausible(value) {
-            return self.update_gap();
+    fn pass(&mut self, sample: Option<f64>) {
+        self.backtest.observe(sample);
+        // In a gap the forecast keeps time aligned, and says nothing new to a refit.
+        let expected = || self.ahead.centre(1).map(|centre| centre.value);
+        let kept = sample.or_else(expected).or(self.history.back().copied());
+        let Some(kept) = kept else { return };
+        self.keep(kept);
+        self.ahead.pass(sample);
+        if sample.is_some() {
+            self.backtest.put_aside(|steps| self.ahead.centre(steps));
         }
-        self.backtest.observe(Some(value));
-        self.keep(value);
-        self.ahead.pass(Some(value));
-        self.backtest.put_aside(|steps| self.ahead.centre(steps));
     }
 
-    fn update_gap(&mut self) {
-        self.backtest.observe(None);
-        // The forecast keeps time aligned, and says nothing new to a refit.
-        let expected = self.ahead.centre(1).map(|centre| centre.value);
-        let Some(filled) = expected.or(self.history.back().copied()) else {
-            return;
-        };
-        self.keep(filled);
-        self.ahead.pass(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        let centre = self.ahead.centre(steps)?;
+        self.backtest.quantiles(target, steps, centre)
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

@@ -23,7 +23,7 @@
 //! Source: Kubernetes autoscaler, "Vertical Pod Autoscaler: recommender" (exponential buckets,
 //! ratio 1.05, half-life 24 h).
 
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Target, is_plausible};
 
 /// How much wider a bucket is than the one below it.
 const RATIO: f64 = 1.05;
@@ -117,7 +117,7 @@ impl Forecaster for Histogram {
         "histogram"
     }
 
-    fn update(&mut self, value: f64) {
+    fn pass(&mut self, sample: Option<f64>) {
         self.weight *= self.growth;
         if self.weight > WEIGHT_MAX {
             for weight in &mut self.weights {
@@ -126,26 +126,14 @@ impl Forecaster for Histogram {
             self.total = self.weights.iter().sum();
             self.weight = 1.0;
         }
-        if is_plausible(value) {
+        if let Some(value) = sample {
             self.weights[self.bucket(value)] += self.weight;
             self.total += self.weight;
         }
     }
 
-    fn update_gap(&mut self) {
-        self.update(f64::NAN);
-    }
-
-    fn forecast(&self, _steps: usize) -> Option<Quantiles> {
+    fn forecast_of(&self, _target: Target, _steps: usize) -> Option<Quantiles> {
         self.quantiles()
-    }
-
-    fn forecast_peak(&self, _steps: usize) -> Option<Quantiles> {
-        self.quantiles()
-    }
-
-    fn score(&self, _target: Target, _steps: usize) -> Option<Score> {
-        None
     }
 }
 

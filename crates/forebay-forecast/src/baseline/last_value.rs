@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 
 use super::WINDOW_MAX;
 use super::ordered::Ordered;
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Target};
 
 /// Changes that a horizon needs before it answers.
 const WARM_CHANGES: usize = 16;
@@ -66,18 +66,6 @@ impl LastValue {
                 .iter()
                 .map(|&steps| Horizon::new(steps, history_max))
                 .collect(),
-        }
-    }
-
-    fn pass(&mut self, sample: Option<f64>) {
-        self.last = sample.or(self.last);
-        let longest = self.horizons.iter().map(|h| h.steps).max().unwrap_or(0);
-        self.recent.push_back(sample);
-        if self.recent.len() > longest + 1 {
-            self.recent.pop_front();
-        }
-        for horizon in &mut self.horizons {
-            horizon.pass(&self.recent);
         }
     }
 
@@ -145,44 +133,39 @@ impl Forecaster for LastValue {
         "last-value"
     }
 
-    fn update(&mut self, value: f64) {
-        self.pass(is_plausible(value).then_some(value));
-    }
-
-    fn update_gap(&mut self) {
-        self.pass(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        let (last, changes) = (self.last?, &self.horizon(steps)?.changes);
-        if changes.len() < WARM_CHANGES {
-            return None;
+    fn pass(&mut self, sample: Option<f64>) {
+        self.last = sample.or(self.last);
+        let longest = self.horizons.iter().map(|h| h.steps).max().unwrap_or(0);
+        self.recent.push_back(sample);
+        if self.recent.len() > longest + 1 {
+            self.recent.pop_front();
         }
-        let [_, q90, q95, q99] = Quantiles::LEVELS_PERMILLE;
-        Quantiles::new([
-            last,
-            last + changes.quantile(q90)?,
-            last + changes.quantile(q95)?,
-            last + changes.quantile(q99)?,
-        ])
+        for horizon in &mut self.horizons {
+            horizon.pass(&self.recent);
+        }
     }
 
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        let (last, rises) = (self.last?, &self.horizon(steps)?.rises);
-        if rises.len() < WARM_CHANGES {
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        let (last, horizon) = (self.last?, self.horizon(steps)?);
+        let seen = match target {
+            Target::Value => &horizon.changes,
+            Target::Peak => &horizon.rises,
+        };
+        if seen.len() < WARM_CHANGES {
             return None;
         }
         let [q50, q90, q95, q99] = Quantiles::LEVELS_PERMILLE;
+        let median = match target {
+            // The last value stays the best guess of a value, as this rule has it.
+            Target::Value => last,
+            Target::Peak => last + seen.quantile(q50)?,
+        };
         Quantiles::new([
-            last + rises.quantile(q50)?,
-            last + rises.quantile(q90)?,
-            last + rises.quantile(q95)?,
-            last + rises.quantile(q99)?,
+            median,
+            last + seen.quantile(q90)?,
+            last + seen.quantile(q95)?,
+            last + seen.quantile(q99)?,
         ])
-    }
-
-    fn score(&self, _target: Target, _steps: usize) -> Option<Score> {
-        None
     }
 }
 

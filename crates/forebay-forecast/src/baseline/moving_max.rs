@@ -21,7 +21,7 @@
 
 use super::WINDOW_MAX;
 use super::ordered::Ordered;
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Target};
 
 /// Quantiles and maximum of a moving window.
 #[derive(Clone, Debug)]
@@ -44,32 +44,25 @@ impl Forecaster for MovingMax {
         "moving-max"
     }
 
-    fn update(&mut self, value: f64) {
-        if is_plausible(value) {
+    fn pass(&mut self, sample: Option<f64>) {
+        if let Some(value) = sample {
             self.window.push(value);
         }
     }
 
-    fn update_gap(&mut self) {}
-
-    fn forecast(&self, _steps: usize) -> Option<Quantiles> {
-        let [q50, q90, q95, _] = Quantiles::LEVELS_PERMILLE;
-        Quantiles::new([
-            self.window.quantile(q50)?,
-            self.window.quantile(q90)?,
-            self.window.quantile(q95)?,
-            self.window.greatest()?,
-        ])
-    }
-
-    fn forecast_peak(&self, _steps: usize) -> Option<Quantiles> {
+    fn forecast_of(&self, target: Target, _steps: usize) -> Option<Quantiles> {
         let greatest = self.window.greatest()?;
-        let median = self.window.quantile(Quantiles::LEVELS_PERMILLE[0])?;
-        Quantiles::new([median, greatest, greatest, greatest])
-    }
-
-    fn score(&self, _target: Target, _steps: usize) -> Option<Score> {
-        None
+        let [q50, q90, q95, _] = Quantiles::LEVELS_PERMILLE;
+        let median = self.window.quantile(q50)?;
+        Quantiles::new(match target {
+            Target::Value => [
+                median,
+                self.window.quantile(q90)?,
+                self.window.quantile(q95)?,
+                greatest,
+            ],
+            Target::Peak => [median, greatest, greatest, greatest],
+        })
     }
 }
 

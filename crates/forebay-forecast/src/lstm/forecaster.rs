@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::state::State;
 use super::weights::Weights;
 use crate::backtest::{Judge, widening};
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// Origins pending for one target.
 const PENDING_MAX: usize = 4;
@@ -82,19 +82,6 @@ impl Lstm {
         size_of::<Self>() - size_of::<State>() + self.state.bytes() + trials
     }
 
-    fn pass(&mut self, sample: Option<f64>) {
-        match sample {
-            Some(value) => self.state.step(&self.weights, value),
-            None => self.state.step_gap(),
-        }
-        for (index, trial) in self.trials.iter_mut().enumerate() {
-            trial.observe(sample);
-            if trial.is_due() && sample.is_some() {
-                trial.put_aside(self.state.forecast(&self.weights, index));
-            }
-        }
-    }
-
     /// The place of the target that serves so many steps: the shortest horizon that
     /// covers them, else the longest; and that horizon.
     fn serving(&self, target: Target, steps: usize) -> Option<(usize, usize)> {
@@ -112,13 +99,6 @@ impl Lstm {
             _ => of(Target::Value),
         };
         found.map(|(index, trial)| (index, trial.steps))
-    }
-
-    fn quantiles(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        let (index, horizon) = self.serving(target, steps)?;
-        let quantiles = self.state.forecast(&self.weights, index)?;
-        let (centre, factor) = (quantiles.q50(), widening(steps, horizon));
-        Some(quantiles.map(|level| centre + (level - centre) * factor))
     }
 }
 
@@ -180,20 +160,24 @@ impl Forecaster for Lstm {
         "lstm"
     }
 
-    fn update(&mut self, value: f64) {
-        self.pass(is_plausible(value).then_some(value));
+    fn pass(&mut self, sample: Option<f64>) {
+        match sample {
+            Some(value) => self.state.step(&self.weights, value),
+            None => self.state.step_gap(),
+        }
+        for (index, trial) in self.trials.iter_mut().enumerate() {
+            trial.observe(sample);
+            if trial.is_due() && sample.is_some() {
+                trial.put_aside(self.state.forecast(&self.weights, index));
+            }
+        }
     }
 
-    fn update_gap(&mut self) {
-        self.pass(None);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.quantiles(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        let (index, horizon) = self.serving(target, steps)?;
+        let quantiles = self.state.forecast(&self.weights, index)?;
+        let (centre, factor) = (quantiles.q50(), widening(steps, horizon));
+        Some(quantiles.map(|level| centre + (level - centre) * factor))
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {

@@ -62,7 +62,8 @@ mod weights;
 use learner::Learner;
 use signals::Signals;
 
-use crate::{Forecaster, Quantiles, Score, Target, is_plausible};
+use crate::history::narrow;
+use crate::{Forecaster, Quantiles, Score, Target};
 
 /// Models from outside that a mixture takes.
 pub const MODELS_MAX: usize = 2;
@@ -177,32 +178,22 @@ impl Mixture {
         }
     }
 
-    /// One step passed with this sample, which `models` have seen already. The first
-    /// [`MODELS_MAX`] of them take part, always in the same order.
-    pub fn update_with(&mut self, value: f64, models: &[&dyn Forecaster]) {
-        self.pass(is_plausible(value).then_some(value), models);
-    }
-
-    /// One step passed with or without a sample; a sample is plausible.
-    pub(crate) fn pass(&mut self, sample: Option<f64>, models: &[&dyn Forecaster]) {
+    /// One step passed, with a plausible sample or without one; `models` have seen it already. The
+    /// first [`MODELS_MAX`] of them take part, always in the same order.
+    pub fn pass_with(&mut self, sample: Option<f64>, models: &[&dyn Forecaster]) {
         let Some(value) = sample else {
-            return self.update_gap_with(models);
+            self.still = 0;
+            self.signals.update_gap();
+            return self.step(None, models);
         };
-        let same = self.signals.tail().last() == Some(crate::history::narrow(value));
+        let same = self.signals.tail().last() == Some(narrow(value));
         self.still = if same { self.still + 1 } else { 0 };
         if self.still > self.still_max {
             self.still = self.still_max;
             return;
         }
         self.signals.update(value);
-        self.step(Some(value), models);
-    }
-
-    /// One step passed without a sample.
-    pub fn update_gap_with(&mut self, models: &[&dyn Forecaster]) {
-        self.still = 0;
-        self.signals.update_gap();
-        self.step(None, models);
+        self.step(sample, models);
     }
 
     fn step(&mut self, sample: Option<f64>, models: &[&dyn Forecaster]) {
@@ -244,10 +235,6 @@ impl Mixture {
         self.learners.iter().find(serves)
     }
 
-    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        self.learner(target, steps)?.answer()
-    }
-
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let learners = self.learners.iter().map(Learner::bytes).sum::<usize>();
@@ -260,20 +247,12 @@ impl Forecaster for Mixture {
         "mixture"
     }
 
-    fn update(&mut self, value: f64) {
-        self.update_with(value, &[]);
+    fn pass(&mut self, sample: Option<f64>) {
+        self.pass_with(sample, &[]);
     }
 
-    fn update_gap(&mut self) {
-        self.update_gap_with(&[]);
-    }
-
-    fn forecast(&self, steps: usize) -> Option<Quantiles> {
-        self.answer(Target::Value, steps)
-    }
-
-    fn forecast_peak(&self, steps: usize) -> Option<Quantiles> {
-        self.answer(Target::Peak, steps)
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.learner(target, steps)?.answer()
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {
@@ -286,7 +265,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::VALUE_MAX;
+    use crate::{VALUE_MAX, is_plausible};
 
     /// One step ahead and a dozen, values and peaks, over a short history.
     fn small() -> Mixture {
@@ -474,18 +453,9 @@ mod tests {
             fn name(&self) -> &'static str {
                 "oracle"
             }
-            fn update(&mut self, value: f64) {
-                self.0 = value;
-            }
-            fn update_gap(&mut self) {}
-            fn forecast(&self, _: usize) -> Option<Quantiles> {
-                Quantiles::new([self.0; 4])
-            }
-            fn forecast_peak(&self, _: usize) -> Option<Quantiles> {
-                None
-            }
-            fn score(&self, _: Target, _: usize) -> Option<Score> {
-                None
+            fn pass(&mut self, _: Option<f64>) {}
+            fn forecast_of(&self, target: Target, _: usize) -> Option<Quantiles> {
+                (target == Target::Value).then(|| Quantiles::new([self.0; 4]))?
             }
         }
         let mut random = fastrand::Rng::with_seed(8);
@@ -494,7 +464,7 @@ mod tests {
         for _ in 0..1000 {
             let value = next;
             next = 100.0 * random.f64();
-            mixture.update_with(value, &[&Oracle(next)]);
+            mixture.pass_with(Some(value), &[&Oracle(next)]);
         }
         let explanation = mixture.explain(Target::Value, 1).expect("it is learnt");
         assert_eq!(explanation.centre[0].name, "oracle");

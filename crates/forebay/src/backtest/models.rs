@@ -160,15 +160,14 @@ impl Model {
 
     /// One step passed, with a sample or a gap.
     pub(crate) fn update(&mut self, sample: Option<f64>) {
-        match (self, sample) {
-            (Self::One(one), Some(value)) => one.update(value),
-            (Self::One(one), None) => one.update_gap(),
-            (Self::Series(series), Some(value)) => series.update(value),
-            (Self::Series(series), None) => series.update_gap(),
-            (Self::Arima(arima), Some(value)) => arima.update(value),
-            (Self::Arima(arima), None) => arima.update_gap(),
-            (Self::Ensemble(ensemble), Some(value)) => ensemble.update(value),
-            (Self::Ensemble(ensemble), None) => ensemble.update_gap(),
+        match self {
+            Self::One(one) => one.pass(sample),
+            Self::Arima(arima) => arima.pass(sample),
+            Self::Ensemble(ensemble) => ensemble.pass(sample),
+            Self::Series(series) => match sample {
+                Some(value) => series.update(value),
+                None => series.update_gap(),
+            },
         }
     }
 
