@@ -34,7 +34,7 @@ fn main() -> io::Result<()> {
     let options = MixtureOptions::default();
     let mut mixtures = vec![Mixture::new(&options); 50];
     three_ahead("mixture", &mut mixtures, |_| {})?;
-    let weights = Weights::pretrained().map(Arc::new);
+    let weights = Some(Arc::new(Weights::pretrained()));
     let mut ensembles = vec![Ensemble::new(&options, weights); 50];
     three_ahead("ensemble", &mut ensembles, |ensemble| {
         // Without a fit it would be a mixture of fewer.

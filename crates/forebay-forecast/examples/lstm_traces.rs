@@ -42,13 +42,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let traces = read(Path::new(folder), periods.first().map(Path::new))?;
     let pretrained = Weights::pretrained();
-    let start = pretrained.as_ref().filter(|_| regime != "cold");
+    let start = Some(&pretrained).filter(|_| regime != "cold");
     let mut out = io::BufWriter::new(io::stdout());
     writeln!(out, "series,origin,step,q50,q90,q95,q99")?;
     match regime.as_str() {
         "pretrained" => {
-            let weights = start.ok_or("no weights come with the crate")?;
-            forecast(&mut out, weights, traces.iter())?;
+            forecast(&mut out, &pretrained, traces.iter())?;
         }
         "all" => {
             let weights = train(start, traces.iter())?;

@@ -170,7 +170,7 @@ mod tests {
                 cycle: Some(288),
                 ..MixtureOptions::default()
             },
-            Weights::pretrained().map(Arc::new),
+            Some(Arc::new(Weights::pretrained())),
         );
         let mut random = fastrand::Rng::with_seed(2);
         for step in 0..2000_u32 {
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_period_that_was_found_is_told_to_the_members() {
-        let mut ensemble = Ensemble::new(&options(), Weights::pretrained().map(Arc::new));
+        let mut ensemble = Ensemble::new(&options(), Some(Arc::new(Weights::pretrained())));
         assert!(
             ensemble.lstm.is_some(),
             "the weights that come with it are good"

@@ -232,7 +232,7 @@ fn portions_do_not_change_the_result() {
 
 #[test]
 fn the_weights_of_the_crate_can_be_read() {
-    let weights = Weights::pretrained().unwrap();
+    let weights = Weights::pretrained();
     assert_eq!(weights.layout().horizons(), [1, 12, 60]);
     let origin = weights.origin();
     assert!(origin.loss_after < 0.95 * origin.loss_before, "{origin:?}");
@@ -303,7 +303,7 @@ fn calm_series_forecast_themselves() {
 /// Kilobytes or shares: the network does not see the difference.
 #[test]
 fn the_unit_does_not_matter() {
-    let weights = Weights::pretrained().unwrap();
+    let weights = Weights::pretrained();
     let answers = |unit: f64| {
         let mut state = State::new(&weights, Some(48));
         let mut rng = fastrand::Rng::with_seed(6);
@@ -324,7 +324,7 @@ fn the_unit_does_not_matter() {
 /// A season that is known is seen coming.
 #[test]
 fn a_known_season_is_expected() {
-    let weights = Weights::pretrained().unwrap();
+    let weights = Weights::pretrained();
     let mut state = State::new(&weights, Some(48));
     let mut rng = fastrand::Rng::with_seed(6);
     // 40 of 48 passed: the burst begins in 8 steps, and lasts 8.

@@ -76,11 +76,15 @@ impl Error for WeightsError {}
 impl Weights {
     /// The weights that come with the crate: for 1, 12 and 60 steps, trained on
     /// synthetic series alone (`examples/lstm_pretrain`). They forecast series that they
-    /// never saw, and are where training on a host starts from. None if they cannot
-    /// be read, which a test excludes.
+    /// never saw, and are where training on a host starts from.
+    ///
+    /// # Panics
+    ///
+    /// If what is built in is no weights, which tests exclude.
     #[must_use]
-    pub fn pretrained() -> Option<Self> {
-        Self::from_bytes(include_bytes!("pretrained.bin")).ok()
+    pub fn pretrained() -> Self {
+        Self::from_bytes(include_bytes!("pretrained.bin"))
+            .expect("the weights that are built in are read by tests")
     }
 
     /// None if the parameters do not fit the layout or are not finite.

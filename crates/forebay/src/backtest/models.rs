@@ -27,7 +27,8 @@ pub(crate) enum Kind {
     Mixture,
     /// ARIMA with automatic order, fitted anew every 60 steps, with the season of the clock
     Arima,
-    /// One network for all series, as trained on synthetic ones, told the season of the clock
+    /// One network for all series, as trained on synthetic ones, told the season of the clock; of
+    /// other horizons than 1, 12 and 60 it says what it says of the next of these
     Lstm,
     /// Window, smoothing or seasonal, whichever did best lately: what the daemon runs
     Series,
@@ -121,7 +122,7 @@ impl Model {
                 })));
             }
             Kind::Ensemble => {
-                let ensemble = Ensemble::new(&setting.mixture(), weights());
+                let ensemble = Ensemble::new(&setting.mixture(), Some(weights()));
                 return Self::Ensemble(Box::new(ensemble));
             }
             Kind::Arima => {
@@ -132,10 +133,7 @@ impl Model {
                 arima.set_period(setting.cycle());
                 return Self::Arima(Box::new(arima));
             }
-            Kind::Lstm => match weights() {
-                Some(weights) => Box::new(Lstm::new(weights, setting.cycle())),
-                None => Box::new(Window::new(horizons)),
-            },
+            Kind::Lstm => Box::new(Lstm::new(weights(), setting.cycle())),
             Kind::Mixture => Box::new(Mixture::new(&setting.mixture())),
             Kind::Window => Box::new(Window::new(horizons)),
             Kind::Smoothing => Box::new(Smoothing::new(horizons, history_max)),
@@ -204,8 +202,8 @@ impl Model {
 }
 
 /// The weights that come with the program.
-fn weights() -> Option<Arc<Weights>> {
-    Weights::pretrained().map(Arc::new)
+fn weights() -> Arc<Weights> {
+    Arc::new(Weights::pretrained())
 }
 
 #[cfg(test)]

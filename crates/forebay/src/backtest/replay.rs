@@ -1,7 +1,7 @@
 //! A recording, told to models step by step.
 //!
-//! Each model sees every step once and answers at each origin, as in the daemon; nothing is
-//! fitted again. Models take turns by blocks of steps, so that what they said is judged and
+//! Each model sees every step once and answers at each origin, as in the daemon. What a model has
+//! to fit is fitted where it is due, and timed apart. Models take turns by blocks of steps, so that what they said is judged and
 //! forgotten, and the processor time of each is that of its thread within its blocks alone.
 
 use std::time::Duration;
