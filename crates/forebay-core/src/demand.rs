@@ -28,6 +28,9 @@ pub const AHEAD: Duration = Duration::from_secs(10);
 /// So many times as long an app must have been seen, before that is believed.
 const AHEAD_SEEN_MIN: u64 = 6;
 
+/// What stands for a model where nothing is forecast.
+pub const PRESENT: &str = "present";
+
 /// Weight of the newest sample in the smoothed share of waiting: about the last ten periods
 /// count.
 const STALL_SMOOTHING: f64 = 0.2;
@@ -58,7 +61,7 @@ impl Band {
             q90: value_or_none,
             q95: value_or_none,
             q99: value_or_none,
-            model: "present".to_owned(),
+            model: PRESENT.to_owned(),
             cold: value.is_none(),
         }
     }
@@ -429,9 +432,9 @@ mod tests {
         }
         let band = Band::planned(&series, 10, Foresight::Present);
         assert_eq!((band.q50, band.q99), (29.0, 29.0));
-        assert_eq!((band.model.as_str(), band.cold), ("present", false));
+        assert_eq!((band.model.as_str(), band.cold), (PRESENT, false));
         let foreseen = Band::planned(&series, 10, Foresight::Models);
-        assert_ne!(foreseen.model, "present");
+        assert_ne!(foreseen.model, PRESENT);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Why an app's slice is what it is, in sentences with the numbers that decided.
 
 use forebay_api as api;
+use forebay_core::demand::PRESENT;
 use forebay_core::units::Rate;
 
 use super::render::{cores, limit, memory, model};
@@ -77,16 +78,18 @@ fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Rea
         cpu(band.q99),
         band.model,
     );
+    let foreseen = band.model != PRESENT;
     let start = match rules.request_cpu_cores {
         Some(request) => format!("request of {}", cpu(request)),
         None => format!("floor of {}", cpu(rules.floor_cpu_cores)),
     };
-    let forecast = match band.cold {
-        true => format!(
+    let forecast = match (foreseen, band.cold) {
+        (false, _) => "Nothing is forecast (`forecast = \"off\"`).".to_owned(),
+        (true, true) => format!(
             "{expected} There is too little history yet: the forecast starts from its {start} \
              and its bounds are wide."
         ),
-        false => expected,
+        (true, false) => expected,
     };
     let at = |wanted: f64| (reason.cpu_demand_cores - wanted).abs() < 0.0015;
     let bound = match rules.ceiling_cpu_cores {
@@ -102,8 +105,9 @@ fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Rea
             limit(&rules.ceiling_cpu_cores, |c| cpu(*c)),
         ),
     };
+    let by = if foreseen { "q95" } else { "present use" };
     format!(
-        "{now} {forecast} The plan goes by q95: {}, {bound}. With {}% headroom that wants {}.",
+        "{now} {forecast} The plan goes by {by}: {}, {bound}. With {}% headroom that wants {}.",
         cpu(reason.cpu_demand_cores),
         rules.headroom_percent,
         cpu(reason.cpu_wanted_cores),
@@ -269,10 +273,13 @@ fn memory_bounds(
         .as_ref()
         .map_or_else(String::new, page_move);
     let cold = cold_anonymous(demand);
+    let by = match band.model.as_str() {
+        PRESENT => "present use".to_owned(),
+        _ => format!("q95 by `{}`", model(band)),
+    };
     format!(
-        "{now}; {} is planned for (q95 by `{}`, floor {}, ceiling {}). {cold}{knobs}{gave}{went}",
+        "{now}; {} is planned for ({by}, floor {}, ceiling {}). {cold}{knobs}{gave}{went}",
         memory(reason.memory_demand_bytes),
-        model(band),
         memory(explanation.rules.floor_memory_bytes),
         limit(&explanation.rules.ceiling_memory_bytes, |b| memory(*b)),
     )

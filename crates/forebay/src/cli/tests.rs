@@ -231,6 +231,17 @@ fn an_explanation_names_the_numbers_that_decided() {
         &["too little history yet: the forecast starts from its floor of 0.50 CPU"],
     );
     check(
+        |explained| {
+            let demand = explained.app.demand.as_mut().unwrap();
+            demand.cpu.model = "present".to_owned();
+            demand.memory.model = "present".to_owned();
+        },
+        &[
+            "Nothing is forecast (`forecast = \"off\"`). The plan goes by present use: 0.60 CPU",
+            "is planned for (present use, floor",
+        ],
+    );
+    check(
         |explained| explained.app.reason.as_mut().unwrap().exclusive_cpus = String::new(),
         &["It has no CPU of its own"],
     );
