@@ -1,17 +1,17 @@
 //! The global LSTM: what it learns, when it stops, what it refuses, what always holds.
 
-mod common;
+mod samples;
 
 use std::f64::consts::TAU;
 use std::sync::Arc;
 
-use common::sample;
 use forebay_forecast::lstm::{
     History, Layout, Lstm, Progress, State, Trained, Trainer, TrainerConfig, Verdict, Weights,
     WeightsError,
 };
 use forebay_forecast::{Forecaster, Target};
 use proptest::prelude::*;
+use samples::sample;
 
 fn config(horizons: &[usize]) -> TrainerConfig {
     let layout = Layout::new(horizons, 8).expect("a sound layout");

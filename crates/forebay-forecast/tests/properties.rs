@@ -1,10 +1,10 @@
 //! What holds for any input, and what holds on average.
 
-mod common;
+mod samples;
 
-use common::sample;
 use forebay_forecast::{Forecast, Quantiles, Series, SeriesOptions};
 use proptest::prelude::*;
+use samples::sample;
 
 fn assert_sound(forecast: Option<Forecast>) {
     let Some(forecast) = forecast else { return };
