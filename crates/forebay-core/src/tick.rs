@@ -2,8 +2,10 @@
 
 use crate::app::Policy;
 use crate::host::{Action, Host, Outcome};
+use crate::outlook::{self, Outlook};
 use crate::plan;
 use crate::report::TickReport;
+use crate::signals::{self, Signals};
 use crate::state::State;
 use crate::units::Time;
 
@@ -14,8 +16,26 @@ pub struct Inputs<'a> {
     pub time: Time,
     /// What the user decided.
     pub policy: &'a Policy,
+    /// What is known to come.
+    pub outlook: &'a Outlook,
+    /// What apps say of themselves.
+    pub signals: &'a Signals,
     /// Observe and forecast, but change nothing.
     pub paused: bool,
+}
+
+impl<'a> Inputs<'a> {
+    /// A period in which nothing is known beyond what is observed.
+    #[must_use]
+    pub const fn new(time: Time, policy: &'a Policy) -> Self {
+        Self {
+            time,
+            policy,
+            outlook: &outlook::NOTHING,
+            signals: &signals::NONE,
+            paused: false,
+        }
+    }
 }
 
 /// One control period. Every effect is a `Host` call.

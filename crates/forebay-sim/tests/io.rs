@@ -61,11 +61,7 @@ impl Run {
     }
 
     fn step(&mut self) {
-        let inputs = Inputs {
-            time: self.host.time(),
-            policy: &self.policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(self.host.time(), &self.policy);
         tick(&mut self.state, &mut self.host, &inputs);
         self.host.advance(self.policy.period);
     }

@@ -77,9 +77,8 @@ fn run(mut host: SimHost, paused: bool, mut each: impl FnMut(&SimHost, &TickRepo
     let mut learnt = None;
     while host.time().monotonic < LENGTH {
         let inputs = Inputs {
-            time: host.time(),
-            policy: &policy,
             paused,
+            ..Inputs::new(host.time(), &policy)
         };
         let report = tick(&mut state, &mut host, &inputs);
         each(&host, &report);
@@ -151,11 +150,7 @@ fn without_a_rise_nobody_is_asked() {
     }
     let mut state = State::new();
     for _ in 0..600 {
-        let inputs = Inputs {
-            time: host.time(),
-            policy: &policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(host.time(), &policy);
         let report = tick(&mut state, &mut host, &inputs);
         let asked = report
             .actions
@@ -210,11 +205,7 @@ fn save_and(
     change(&mut policy);
     let mut state = State::new();
     while host.time().monotonic < LENGTH {
-        let inputs = Inputs {
-            time: host.time(),
-            policy: &policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(host.time(), &policy);
         let report = tick(&mut state, &mut host, &inputs);
         each(&host, &report);
         host.advance(policy.period);
@@ -347,11 +338,7 @@ fn whoever_comes_between_keeps_it_and_nobody_is_watched_who_is_no_batch() {
     let mut state = State::new();
     let mut run = |host: &mut SimHost, policy: &Policy| {
         for _ in 0..30 {
-            let inputs = Inputs {
-                time: host.time(),
-                policy,
-                paused: false,
-            };
+            let inputs = Inputs::new(host.time(), policy);
             tick(&mut state, host, &inputs);
             host.advance(policy.period);
         }

@@ -64,11 +64,7 @@ impl Run {
 
     fn tick(&mut self) -> TickReport {
         self.host.advance(self.policy.period);
-        let inputs = Inputs {
-            time: self.host.time(),
-            policy: &self.policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(self.host.time(), &self.policy);
         tick(&mut self.state, &mut self.host, &inputs)
     }
 

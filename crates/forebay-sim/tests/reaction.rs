@@ -67,11 +67,7 @@ fn periods_to_react(before: f64, after: f64, step_at: Duration) -> u64 {
     let mut own_before = None;
     for _ in 0..1000 {
         let time = host.time();
-        let inputs = Inputs {
-            time,
-            policy: &policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(time, &policy);
         let report = tick(&mut state, &mut host, &inputs);
         let own = report.apps[&web]
             .reason

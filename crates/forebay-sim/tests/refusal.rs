@@ -75,11 +75,7 @@ fn what_is_refused_later_is_not_in_force_and_is_told_once() {
     let mut in_force = Vec::new();
     for _ in 0..30 {
         host.host.advance(policy.period);
-        let inputs = Inputs {
-            time: host.host.time(),
-            policy: &policy,
-            paused: false,
-        };
+        let inputs = Inputs::new(host.host.time(), &policy);
         let report = tick(&mut state, &mut host, &inputs);
         in_force.push(report.apps[&id].slice.get(Knob::OomScoreAdj).copied());
         let refusals = report.events.into_iter();

@@ -86,9 +86,8 @@ pub(crate) fn run(
         let began = Instant::now();
         let late = began.saturating_duration_since(clock.due);
         let inputs = Inputs {
-            time: clock.now(),
-            policy: &policy,
             paused,
+            ..Inputs::new(clock.now(), &policy)
         };
         let report = tick(&mut state, host, &inputs);
         if own_place != Some(report.shared) {
@@ -150,11 +149,7 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         Command::WhatIf(edit, reply) => {
             let mut edited = asked.policy.clone();
             let result = edit(&mut edited).map(|()| {
-                let inputs = Inputs {
-                    time: asked.time,
-                    policy: &edited,
-                    paused: false,
-                };
+                let inputs = Inputs::new(asked.time, &edited);
                 state.what_if(host, &inputs)
             });
             reply.send(result).ok();

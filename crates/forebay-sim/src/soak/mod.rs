@@ -136,9 +136,8 @@ fn play(seed: u64, ticks_max: u64, stats: &mut Stats, at: &mut u64) -> Result<()
             state = State::new();
         }
         let inputs = Inputs {
-            time: scenario.host.time(),
-            policy: &scenario.policy,
             paused: scenario.paused,
+            ..Inputs::new(scenario.host.time(), &scenario.policy)
         };
         let report = tick(&mut state, &mut scenario.host, &inputs);
         count(stats, &report);

@@ -91,9 +91,8 @@ fn arm(name: &'static str, members: &[&str], paused: bool, length: Duration) -> 
     let ticks = length.as_millis() / period.as_millis();
     for _ in 0..ticks {
         let inputs = Inputs {
-            time: host.time(),
-            policy: &policy,
             paused,
+            ..Inputs::new(host.time(), &policy)
         };
         let report = tick(&mut state, &mut host, &inputs);
         for (id, app) in &report.apps {
