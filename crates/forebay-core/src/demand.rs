@@ -6,10 +6,12 @@ use std::time::Duration;
 use forebay_forecast::{Forecast, Series, SeriesOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, Device, Foresight, Policy};
+use crate::app::{App, AppId, Device, Foresight, Policy};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
+use crate::outlook::{Need, Resource, Window};
 use crate::snapshot::{AppSample, Gap, Reclaim, Touched, Traffic};
+use crate::tick::Inputs;
 use crate::units::{Bytes, MilliCpu, Time};
 use crate::working_set::{self, MemoryStat, Refaults, Witness};
 
@@ -27,6 +29,13 @@ pub const AHEAD: Duration = Duration::from_secs(10);
 
 /// So many times as long an app must have been seen, before that is believed.
 const AHEAD_SEEN_MIN: u64 = 6;
+
+/// What is likely to come counts where it is so many times what the series remember: less is
+/// within the headroom of a plan, and no news.
+const NEWS: f64 = 1.25;
+
+/// What stands for a model where more is likely to come than the series remember.
+pub const AHEAD_MODEL: &str = "ahead";
 
 /// What stands for a model where nothing is forecast.
 pub const PRESENT: &str = "present";
@@ -71,6 +80,34 @@ impl Band {
         match foresight {
             Foresight::Models => Self::of(series.peak(steps)),
             Foresight::Present => Self::present(series.last()),
+        }
+    }
+
+    /// Raised to what is known to come, where that is more than the 95 % quantile says. What is
+    /// only likely counts where it is more than the series remembers.
+    fn raised(self, need: &Need<'_>, series: &Series, foresight: Foresight) -> Self {
+        if foresight == Foresight::Present {
+            return self;
+        }
+        let unheard_of = |level: &f64| {
+            series
+                .highest()
+                .is_none_or(|highest| *level > NEWS * highest)
+        };
+        let soon = need
+            .soon
+            .filter(unheard_of)
+            .map(|level| (level, AHEAD_MODEL));
+        let known = need.expected.into_iter().chain(soon);
+        match known.max_by(|a, b| a.0.total_cmp(&b.0)) {
+            Some((level, why)) if level > self.q95 => Self {
+                q95: level,
+                q99: self.q99.max(level),
+                model: why.to_owned(),
+                cold: false,
+                ..self
+            },
+            _ => self,
         }
     }
 
@@ -338,25 +375,30 @@ impl History {
         self.traffic
     }
 
-    /// What to plan for by a policy: the peak within its horizon.
+    /// What to plan for by a policy: the peak within its horizon, and what is known to come.
     #[must_use]
-    pub fn forecast(&self, policy: &Policy) -> Demand {
+    pub fn forecast(&self, app: &AppId, inputs: &Inputs<'_>) -> Demand {
         let Policy {
             horizon,
             period,
             foresight,
             ..
-        } = *policy;
+        } = *inputs.policy;
         let steps = steps(horizon, period);
+        let window = Window::ahead(inputs.time, horizon);
+        let band = |series, resource| {
+            let need = inputs.outlook.need(app, resource, window);
+            Band::planned(series, steps, foresight).raised(&need, series, foresight)
+        };
         Demand {
-            cpu: Band::planned(&self.cpu, steps, foresight),
-            memory: Band::planned(&self.memory, steps, foresight),
+            cpu: band(&self.cpu, Resource::Cpu),
+            memory: band(&self.memory, Resource::Memory),
             cpu_stalled: self.stalled,
             io_use: self.io.usage().clone(),
             io: self.io.forecast(steps, foresight),
             memory_now: MemoryNow {
                 rises_to: match foresight {
-                    Foresight::Models => self.rises_to(period),
+                    Foresight::Models => self.rises_to(app, inputs),
                     Foresight::Present => None,
                 },
                 ..self.memory_now
@@ -366,11 +408,22 @@ impl History {
 
     /// What makes others give back goes by a lower bound than protection does: that the app
     /// was small before it started is among the changes seen, and not one that comes again.
-    fn rises_to(&self, period: Duration) -> Option<Bytes> {
-        let ahead = steps(AHEAD, period);
-        let peak = self.memory.peak(ahead)?;
+    /// What is expected by name is no guess.
+    fn rises_to(&self, app: &AppId, inputs: &Inputs<'_>) -> Option<Bytes> {
+        let ahead = steps(AHEAD, inputs.policy.period);
         let known = self.memory.samples() >= (ahead as u64).saturating_mul(AHEAD_SEEN_MIN);
-        (known && !peak.cold).then(|| Bytes::from_f64(peak.quantiles.q90()))
+        let peak = self.memory.peak(ahead).filter(|peak| known && !peak.cold);
+        let window = Window::ahead(inputs.time, AHEAD);
+        let expected = inputs.outlook.need(app, Resource::Memory, window).expected;
+        let levels = [
+            peak.map(|peak| peak.quantiles.q90()),
+            expected.map(|(level, _)| level),
+        ];
+        levels
+            .into_iter()
+            .flatten()
+            .max_by(f64::total_cmp)
+            .map(Bytes::from_f64)
     }
 
     /// The processor series, to explain a forecast.
@@ -435,6 +488,50 @@ mod tests {
         assert_eq!((band.model.as_str(), band.cold), (PRESENT, false));
         let foreseen = Band::planned(&series, 10, Foresight::Models);
         assert_ne!(foreseen.model, PRESENT);
+    }
+
+    #[test]
+    fn what_is_known_to_come_raises_a_band_and_what_is_likely_only_beyond_memory() {
+        let mut series = Series::new(SeriesOptions::default());
+        for step in 0..300_u16 {
+            series.update(f64::from(step % 30));
+        }
+        let check = |expected, soon, foresight, raised: Option<(f64, &str)>| {
+            let need = Need { expected, soon };
+            let plain = Band::planned(&series, 10, foresight);
+            let band = plain.clone().raised(&need, &series, foresight);
+            match raised {
+                Some(raised) => assert_eq!((band.q95, band.model.as_str()), raised),
+                None => assert_eq!(band, plain),
+            }
+        };
+        check(None, None, Foresight::Models, None);
+        check(
+            Some((90.0, "event x")),
+            None,
+            Foresight::Models,
+            Some((90.0, "event x")),
+        );
+        check(Some((1.0, "event x")), None, Foresight::Models, None);
+        check(None, Some(29.0), Foresight::Models, None);
+        check(
+            None,
+            Some(60.0),
+            Foresight::Models,
+            Some((60.0, AHEAD_MODEL)),
+        );
+        check(
+            Some((50.0, "x")),
+            Some(60.0),
+            Foresight::Models,
+            Some((60.0, AHEAD_MODEL)),
+        );
+        check(
+            Some((90.0, "event x")),
+            Some(60.0),
+            Foresight::Present,
+            None,
+        );
     }
 
     #[test]

@@ -274,7 +274,7 @@ impl State {
             .keys()
             .filter_map(|id| Some((id, self.apps.get(id)?)))
             .filter(|(_, known)| known.is_active())
-            .map(|(id, known)| (id.clone(), known.history.forecast(inputs.policy)))
+            .map(|(id, known)| (id.clone(), known.history.forecast(id, inputs)))
             .collect()
     }
 
@@ -639,7 +639,7 @@ impl State {
             .apps
             .iter()
             .filter(|(_, known)| known.is_active())
-            .map(|(id, known)| (id.clone(), known.history.forecast(inputs.policy)))
+            .map(|(id, known)| (id.clone(), known.history.forecast(id, inputs)))
             .collect();
         let situation = plan::Situation {
             time: inputs.time,

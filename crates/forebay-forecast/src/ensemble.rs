@@ -111,6 +111,14 @@ impl Ensemble {
         self.mixture.explain(target, steps)
     }
 
+    /// Memory that it takes, in bytes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let lstm = self.lstm.as_ref().map_or(0, Lstm::bytes);
+        let held = size_of::<Mixture>() + size_of::<Lstm>() + size_of::<OnlineArima>();
+        self.mixture.bytes() + lstm + self.arima.bytes() + size_of::<Self>() - held
+    }
+
     fn tell_period(&mut self) {
         self.held += 1;
         let period = self.cycle.or_else(|| self.mixture.period());
@@ -180,11 +188,7 @@ mod tests {
         }
         let fit = ensemble.arima().fit_now().expect("it is due");
         fit.expect("a season can be fitted");
-        let lstm = ensemble.lstm.as_ref().map_or(0, Lstm::bytes);
-        let parts = [ensemble.mixture.bytes(), lstm, ensemble.arima.bytes()];
-        let held = size_of::<Mixture>() + size_of::<Lstm>() + size_of::<OnlineArima>();
-        let bytes = parts.iter().sum::<usize>() + size_of::<Ensemble>() - held;
-        assert!(bytes <= 128 * 1024, "{bytes}: {parts:?}");
+        assert!(ensemble.bytes() <= 128 * 1024, "{}", ensemble.bytes());
     }
 
     #[test]

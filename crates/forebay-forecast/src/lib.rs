@@ -25,7 +25,8 @@
 //! own and training in portions. An [`Ensemble`] is the mixture with both of them as members.
 //! [`baseline`] has the rules that are used elsewhere, to compare with.
 //!
-//! A [`Joint`] says what several series come to together.
+//! [`Scales`] look further ahead than samples reach, at coarser resolutions. A [`Joint`] says what
+//! several series come to together.
 //!
 //! # Properties
 //!
@@ -70,6 +71,7 @@ pub mod lstm;
 mod mean;
 pub mod mixture;
 mod period;
+pub mod scales;
 pub mod seasonal;
 pub mod select;
 pub mod smoothing;
@@ -82,6 +84,7 @@ pub use backtest::Score;
 pub use ensemble::Ensemble;
 pub use joint::Joint;
 pub use mixture::{Mixture, MixtureOptions};
+pub use scales::Scales;
 pub use seasonal::Seasonal;
 pub use select::{Forecast, ModelScore, Series, SeriesOptions};
 pub use smoothing::Smoothing;

@@ -261,6 +261,20 @@ impl Series {
         self.last
     }
 
+    /// The greatest sample that is remembered: of the history, and of the time that errors are.
+    #[must_use]
+    pub fn highest(&self) -> Option<f64> {
+        Some(self.range.bounds()?.1)
+    }
+
+    /// Memory that it takes, in bytes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let parts = self.window.bytes() + self.smoothing.bytes() + self.seasonal.bytes();
+        let choices = self.choices.capacity() * size_of::<Choice>();
+        size_of::<Self>() + parts + choices
+    }
+
     /// The detected period, in steps.
     #[must_use]
     pub fn period(&self) -> Option<usize> {
@@ -441,9 +455,6 @@ mod tests {
         for step in 0..2000_u32 {
             series.update(f64::from(step % 40));
         }
-        let parts = series.window.bytes() + series.smoothing.bytes() + series.seasonal.bytes();
-        let choices = series.choices.capacity() * size_of::<Choice>();
-        let bytes = size_of::<Series>() + parts + choices;
-        assert!(bytes < 16 * 1024, "{bytes} bytes");
+        assert!(series.bytes() < 16 * 1024, "{} bytes", series.bytes());
     }
 }

@@ -26,6 +26,17 @@ pub enum Load {
         /// From top to top.
         period: Duration,
     },
+    /// Low, with a rise of one length at equal intervals, the first after one of them.
+    Pulse {
+        /// Between rises.
+        low: f64,
+        /// In a rise.
+        high: f64,
+        /// From one rise to the next.
+        every: Duration,
+        /// Length of a rise.
+        length: Duration,
+    },
     /// Low, with bursts of random length at random times.
     Bursty {
         /// Between bursts.
@@ -91,6 +102,16 @@ impl Generator {
                 amplitude,
                 period,
             } => (mean + amplitude * (TAU * age / period.as_secs_f64().max(1e-9)).sin()).max(0.0),
+            Load::Pulse {
+                low,
+                high,
+                every,
+                length,
+            } => {
+                let every = every.as_secs_f64().max(1e-3);
+                let risen = age >= every && age % every < length.as_secs_f64();
+                if risen { high } else { low }
+            }
             Load::Bursty {
                 low,
                 high,

@@ -1,0 +1,661 @@
+//! One series at several resolutions: from ten seconds to a day ahead.
+//!
+//! # Problem
+//!
+//! A day is 864,000 periods of 100 ms. No model looks so many steps ahead, and none has to:
+//! nobody asks at which tenth of a second tomorrow's peak will come.
+//!
+//! # Approach
+//!
+//! Samples are gathered into buckets of 10 s, a minute and an hour ([`SCALES`]). The means of the
+//! buckets tell what the value will be about a moment; their maxima, of which the greatest of the
+//! next buckets is learnt, how much is needed until then. [`Depth`] says by which models. A question is answered at the finest scale that looks so far ahead; of a window that begins
+//! within a bucket, the whole of that bucket is counted. Answers are reconciled: the greatest value
+//! until a moment is not below the greatest until an earlier one, and the value at a moment not above it.
+//! What a scale has not learnt yet, the longest horizon that is known stands for, its bounds widened
+//! by the square root of the ratio, and the answer says that it is cold.
+//!
+//! # Properties
+//!
+//! - A scale costs one step of its models for each bucket, whatever the number of samples.
+//! - Buckets are of the clock, so that a recorded history continues what is observed.
+//! - A clock that is set back begins a new bucket, nothing else; one that leaps ahead leaves a gap.
+//! - Bounds of the greatest value do not fall with the horizon.
+//!
+//! Source: Athanasopoulos, Hyndman, Kourentzes and Petropoulos, "Forecasting with temporal
+//! hierarchies", European Journal of Operational Research 2017 (aggregation; here each horizon is
+//! served by the scale that learns it directly, and only order is enforced between them).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lstm::Weights;
+use crate::mixture::{Explanation, MixtureOptions, Part};
+use crate::{
+    Ensemble, Forecast, Forecaster, Mixture, Quantiles, Series, SeriesOptions, Target, is_plausible,
+};
+
+/// A resolution and how far it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// Length of a bucket.
+    pub bucket: Duration,
+    /// Buckets ahead that are learnt, ascending.
+    pub horizons: &'static [usize],
+    /// Buckets that are looked back on.
+    pub history_max: usize,
+    /// A period that the clock suggests, in buckets.
+    pub cycle: Option<usize>,
+}
+
+/// The resolutions, the finest first: to 10 min over three hours, to 2 h over a day, to a day over
+/// a fortnight.
+pub const SCALES: [Scale; 3] = [
+    Scale {
+        bucket: Duration::from_secs(10),
+        horizons: &[2, 12, 60],
+        history_max: 1080,
+        cycle: Some(360),
+    },
+    Scale {
+        bucket: Duration::from_secs(60),
+        horizons: &[30, 120],
+        history_max: 1440,
+        cycle: Some(60),
+    },
+    Scale {
+        bucket: Duration::from_secs(3600),
+        horizons: &[6, 24],
+        history_max: 360,
+        cycle: Some(24),
+    },
+];
+
+/// The furthest that is answered.
+pub const AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// An answer about one moment, or about the time until then.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ahead {
+    /// In the unit of the series.
+    pub quantiles: Quantiles,
+    /// The scale that answered, by its place in [`SCALES`].
+    pub scale: usize,
+    /// Whether that scale has not seen enough to look so far, so that bounds are widened.
+    pub cold: bool,
+}
+
+/// How much a series is worth.
+#[derive(Clone, Debug, Default)]
+pub enum Depth {
+    /// Two [`Series`] at each scale, about 100 KiB: what many applications can have.
+    #[default]
+    Light,
+    /// An [`Ensemble`] for means and a [`Mixture`] for maxima: five times as large, and better.
+    /// With weights of the network, where it is to take part.
+    Full(Option<Arc<Weights>>),
+}
+
+/// The samples of one span of time. See the [module](self).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bucket {
+    /// Where it begins, in milliseconds since 1970-01-01 UTC; a multiple of its length.
+    pub start_unix_ms: u64,
+    /// Mean of its samples.
+    pub mean: f64,
+    /// Its greatest sample.
+    pub max: f64,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Scales {
+    scales: Vec<AtScale>,
+}
+
+/// One series at one resolution.
+#[derive(Clone, Debug)]
+struct AtScale {
+    scale: Scale,
+    open: Option<Open>,
+    models: Models,
+    /// Buckets closed so far, gaps among them.
+    closed: u64,
+}
+
+/// The bucket that samples go into now.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    start_unix_ms: u64,
+    count: f64,
+    sum: f64,
+    max: f64,
+}
+
+impl Open {
+    fn of(start_unix_ms: u64) -> Self {
+        Self {
+            start_unix_ms,
+            count: 0.0,
+            sum: 0.0,
+            max: 0.0,
+        }
+    }
+}
+
+impl Scales {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(depth: &Depth) -> Self {
+        let each = |scale: &Scale| AtScale {
+            scale: *scale,
+            open: None,
+            models: Models::new(scale, depth),
+            closed: 0,
+        };
+        Self {
+            scales: SCALES.iter().map(each).collect(),
+        }
+    }
+
+    /// One sample, taken at this time. One that is not plausible leaves no trace.
+    pub fn record(&mut self, unix_ms: u64, value: f64) {
+        if !is_plausible(value) {
+            return;
+        }
+        for at in &mut self.scales {
+            at.record(unix_ms, value);
+        }
+    }
+
+    /// A bucket of the past at one scale, by its place in [`SCALES`]: the oldest first, before any
+    /// sample after it. One that is not plausible, or not of the past, leaves no trace.
+    pub fn replay(&mut self, scale: usize, bucket: &Bucket) {
+        let plausible = is_plausible(bucket.mean) && is_plausible(bucket.max);
+        if let Some(at) = self.scales.get_mut(scale).filter(|_| plausible) {
+            at.replay(bucket);
+        }
+    }
+
+    /// Fits one model that is due, if any: milliseconds to a second. False if none was.
+    pub fn fit(&mut self) -> bool {
+        self.scales.iter_mut().any(|at| at.models.fit())
+    }
+
+    /// Other weights for the network from now on.
+    pub fn set_weights(&mut self, weights: &Arc<Weights>) {
+        for at in &mut self.scales {
+            at.models.set_weights(weights);
+        }
+    }
+
+    /// What `target` says of a moment so far from `now_unix_ms`, at most [`AHEAD_MAX`]. None before
+    /// anything was learnt.
+    #[must_use]
+    pub fn forecast(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> Option<Ahead> {
+        let mut peak = self.answer(Target::Peak, now_unix_ms, ahead)?;
+        // Whatever is reached earlier is reached until then.
+        for (scale, at) in self.scales.iter().enumerate().take(peak.scale + 1) {
+            let steps = at.steps(Target::Peak, now_unix_ms, ahead);
+            let earlier = |horizon: &&usize| scale < peak.scale || **horizon <= steps;
+            let horizons = at.scale.horizons.iter().take_while(earlier);
+            for other in horizons.filter_map(|&steps| at.answer(Target::Peak, steps)) {
+                peak.quantiles = merged(peak.quantiles, other, f64::max);
+            }
+        }
+        if target == Target::Peak {
+            return Some(peak);
+        }
+        let mut value = self.answer(Target::Value, now_unix_ms, ahead)?;
+        value.quantiles = merged(value.quantiles, peak.quantiles, f64::min);
+        Some(value)
+    }
+
+    /// Who made the answer about a moment so far ahead. None where nothing is learnt about that.
+    #[must_use]
+    pub fn explain(
+        &self,
+        target: Target,
+        now_unix_ms: u64,
+        ahead: Duration,
+    ) -> Option<Explanation> {
+        let scale = self.answer(target, now_unix_ms, ahead)?.scale;
+        let at = self.scales.get(scale)?;
+        let steps = at.steps(target, now_unix_ms, ahead);
+        at.models.explain(target, at.served(steps)?)
+    }
+
+    /// The period found at each scale, finest first.
+    pub fn periods(&self) -> impl Iterator<Item = Option<Duration>> {
+        self.scales.iter().map(|at| {
+            let steps = u32::try_from(at.models.period()?).ok()?;
+            Some(at.scale.bucket * steps)
+        })
+    }
+
+    /// Buckets seen at each scale, finest first.
+    pub fn buckets(&self) -> impl Iterator<Item = u64> {
+        self.scales.iter().map(|at| at.closed)
+    }
+
+    /// The answer of the finest scale that looks so far; a coarser one, or else the longest horizon
+    /// that is known, widened, where that has learnt nothing yet.
+    fn answer(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> Option<Ahead> {
+        let ahead = ahead.min(AHEAD_MAX);
+        let known = |(scale, at): (usize, &AtScale)| {
+            let quantiles = at.answer(target, at.steps(target, now_unix_ms, ahead))?;
+            Some(Ahead {
+                quantiles,
+                scale,
+                cold: false,
+            })
+        };
+        let scales = || self.scales.iter().enumerate();
+        let mut wide_enough = scales().filter(|(_, at)| ahead <= at.scale.end());
+        if let Some(answer) = wide_enough.find_map(known) {
+            return Some(answer);
+        }
+        let longest = |(scale, at): (usize, &AtScale)| {
+            let (steps, quantiles) = at.longest_known(target)?;
+            let reached = at.scale.bucket * u32::try_from(steps).ok()?;
+            let ratio = ahead.as_secs_f64() / reached.as_secs_f64();
+            Some(Ahead {
+                quantiles: widened(quantiles, ratio.max(1.0).sqrt()),
+                scale,
+                cold: true,
+            })
+        };
+        scales().rev().find_map(longest)
+    }
+
+    /// Memory that it takes, in bytes.
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        let each = self.scales.iter();
+        each.map(|at| at.models.bytes()).sum()
+    }
+}
+
+impl Scale {
+    /// How far it looks: a bucket less than it learns, since the first has begun.
+    fn end(&self) -> Duration {
+        let steps = self.horizons.last().copied().unwrap_or(1);
+        let whole = self.bucket * u32::try_from(steps).unwrap_or(u32::MAX);
+        if whole >= AHEAD_MAX {
+            return AHEAD_MAX;
+        }
+        whole.saturating_sub(self.bucket).max(self.bucket)
+    }
+
+    fn bucket_ms(&self) -> u64 {
+        u64::try_from(self.bucket.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl AtScale {
+    fn record(&mut self, unix_ms: u64, value: f64) {
+        let start = unix_ms - unix_ms % self.scale.bucket_ms();
+        self.turn_to(start);
+        let open = self.open.get_or_insert_with(|| Open::of(start));
+        open.count += 1.0;
+        open.sum += value;
+        open.max = open.max.max(value);
+    }
+
+    /// Closes the bucket that is open, if `start` is another, and passes what lies between.
+    fn turn_to(&mut self, start: u64) {
+        let Some(open) = self.open.filter(|open| open.start_unix_ms != start) else {
+            return;
+        };
+        self.open = None;
+        self.pass((open.count > 0.0).then(|| (open.sum / open.count, open.max)));
+        // Of a clock that was set back nothing is known but that time goes on.
+        let since = start.saturating_sub(open.start_unix_ms) / self.scale.bucket_ms();
+        self.skip(since.saturating_sub(1));
+    }
+
+    /// So many buckets passed unseen. After more than the history has, where in a period it is
+    /// is all that is left to know.
+    fn skip(&mut self, buckets: u64) {
+        let most = u64::try_from(self.scale.history_max).unwrap_or(u64::MAX);
+        let cycle = u64::try_from(self.scale.cycle.unwrap_or(1)).unwrap_or(1);
+        let passed = match buckets > most {
+            true => most - most % cycle + buckets % cycle,
+            false => buckets,
+        };
+        for _ in 0..passed {
+            self.pass(None);
+        }
+    }
+
+    fn replay(&mut self, bucket: &Bucket) {
+        let start = bucket.start_unix_ms - bucket.start_unix_ms % self.scale.bucket_ms();
+        if self.open.is_some_and(|open| start <= open.start_unix_ms) {
+            return;
+        }
+        self.turn_to(start);
+        self.open = Some(Open {
+            start_unix_ms: start,
+            count: 1.0,
+            sum: bucket.mean,
+            max: bucket.max,
+        });
+    }
+
+    fn pass(&mut self, mean_and_max: Option<(f64, f64)>) {
+        self.closed += 1;
+        self.models.pass(mean_and_max);
+    }
+
+    /// Buckets from the last closed one to the one that holds the moment, or ends the window.
+    fn steps(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> usize {
+        let bucket = self.scale.bucket_ms();
+        let start = self.open.map_or(now_unix_ms, |open| open.start_unix_ms);
+        let elapsed = now_unix_ms.saturating_sub(start).min(bucket);
+        let ahead_ms = u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX);
+        let steps = match target {
+            Target::Value => (elapsed + ahead_ms) / bucket + 1,
+            Target::Peak => (elapsed + ahead_ms).div_ceil(bucket).max(1),
+        };
+        usize::try_from(steps).unwrap_or(usize::MAX)
+    }
+
+    /// The horizon that serves so many buckets; the longest one serves a bucket more, too.
+    fn served(&self, steps: usize) -> Option<usize> {
+        let longest = *self.scale.horizons.last()?;
+        (steps <= longest + 1).then(|| steps.min(longest))
+    }
+
+    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.models.answer(target, self.served(steps)?)
+    }
+
+    fn longest_known(&self, target: Target) -> Option<(usize, Quantiles)> {
+        let known = |&steps: &usize| Some((steps, self.answer(target, steps)?));
+        self.scale.horizons.iter().rev().find_map(known)
+    }
+}
+
+/// What forecasts means and maxima at one resolution.
+#[derive(Clone, Debug)]
+enum Models {
+    Light(Box<[Series; 2]>),
+    Full(Box<(Ensemble, Mixture)>),
+}
+
+impl Models {
+    fn new(scale: &Scale, depth: &Depth) -> Self {
+        let (horizons, history_max) = (scale.horizons.to_vec(), scale.history_max);
+        let Depth::Full(weights) = depth else {
+            let series = || {
+                Series::new(SeriesOptions {
+                    horizons: horizons.clone(),
+                    history_max,
+                    request: None,
+                })
+            };
+            return Self::Light(Box::new([series(), series()]));
+        };
+        let options = |target| MixtureOptions {
+            targets: vec![target],
+            horizons: horizons.clone(),
+            history_max,
+            cycle: scale.cycle,
+        };
+        let means = Ensemble::new(&options(Target::Value), weights.clone());
+        Self::Full(Box::new((means, Mixture::new(&options(Target::Peak)))))
+    }
+
+    /// One bucket passed, with its mean and its greatest sample.
+    fn pass(&mut self, bucket: Option<(f64, f64)>) {
+        match (self, bucket) {
+            (Self::Light(series), Some((mean, max))) => {
+                series[0].update(mean);
+                series[1].update(max);
+            }
+            (Self::Light(series), None) => series.iter_mut().for_each(Series::update_gap),
+            (Self::Full(models), bucket) => {
+                models.0.pass(bucket.map(|(mean, _)| mean));
+                models.1.pass(bucket.map(|(_, max)| max));
+            }
+        }
+    }
+
+    fn fit(&mut self) -> bool {
+        match self {
+            Self::Light(_) => false,
+            Self::Full(models) => models.0.arima().fit_now().is_some(),
+        }
+    }
+
+    fn set_weights(&mut self, weights: &Arc<Weights>) {
+        if let Self::Full(models) = self {
+            models.0.set_weights(Arc::clone(weights));
+        }
+    }
+
+    fn light(series: &[Series; 2], target: Target, steps: usize) -> Option<Forecast> {
+        let forecast = match target {
+            Target::Value => series[0].forecast(steps),
+            Target::Peak => series[1].peak(steps),
+        };
+        forecast.filter(|forecast| !forecast.cold)
+    }
+
+    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        match (self, target) {
+            (Self::Light(series), _) => Some(Self::light(series, target, steps)?.quantiles),
+            (Self::Full(models), Target::Value) => models.0.forecast(steps),
+            (Self::Full(models), Target::Peak) => models.1.forecast_peak(steps),
+        }
+    }
+
+    fn explain(&self, target: Target, steps: usize) -> Option<Explanation> {
+        match (self, target) {
+            (Self::Light(series), _) => {
+                let name = Self::light(series, target, steps)?.model;
+                let all = vec![Part { name, weight: 1.0 }];
+                Some(Explanation {
+                    centre: all.clone(),
+                    bound: all,
+                    excess: 0.0,
+                })
+            }
+            (Self::Full(models), Target::Value) => models.0.explain(target, steps),
+            (Self::Full(models), Target::Peak) => models.1.explain(target, steps),
+        }
+    }
+
+    fn period(&self) -> Option<usize> {
+        match self {
+            Self::Light(series) => series[0].period(),
+            Self::Full(models) => models.1.period(),
+        }
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Light(series) => series.iter().map(Series::bytes).sum(),
+            Self::Full(models) => models.0.bytes() + models.1.bytes(),
+        }
+    }
+}
+
+/// One of two at each level.
+fn merged(one: Quantiles, other: Quantiles, choose: fn(f64, f64) -> f64) -> Quantiles {
+    let (a, b) = (one.to_array(), other.to_array());
+    Quantiles::new(std::array::from_fn(|level| choose(a[level], b[level]))).unwrap_or(one)
+}
+
+/// The distances from the median, so many times as large.
+fn widened(quantiles: Quantiles, factor: f64) -> Quantiles {
+    let median = quantiles.q50();
+    quantiles.map(|level| median + (level - median) * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FULL: Depth = Depth::Full(None);
+    const SECOND: u64 = 1000;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Noon of some day.
+    const NOON: u64 = 1_700_049_600_000;
+
+    fn noise(random: &mut fastrand::Rng) -> f64 {
+        random.f64() - random.f64()
+    }
+
+    /// Samples a second apart, of a course over seconds.
+    fn watched(depth: &Depth, seconds: u64, course: impl Fn(u64) -> f64) -> Scales {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut scales = Scales::new(depth);
+        for second in 0..seconds {
+            let value = course(second) + 0.1 * noise(&mut random);
+            scales.record(NOON + second * SECOND, value.max(0.0));
+        }
+        scales
+    }
+
+    fn q95(scales: &Scales, now: u64, target: Target, ahead: Duration) -> f64 {
+        let ahead = scales.forecast(target, now, ahead).expect("it is known");
+        ahead.quantiles.q95()
+    }
+
+    #[test]
+    fn a_rise_of_every_hour_is_seen_minutes_ahead_and_not_before() {
+        // Five minutes of load at the beginning of every hour.
+        let course = |second: u64| if second % 3600 < 300 { 8.0 } else { 1.0 };
+        let five_to = 5 * 3600 - 300;
+        let scales = watched(&FULL, five_to, course);
+        let now = NOON + five_to * SECOND;
+        let peak = |minutes: u64| {
+            q95(
+                &scales,
+                now,
+                Target::Peak,
+                Duration::from_secs(60 * minutes),
+            )
+        };
+        assert!(peak(1) < 4.0, "{}", peak(1));
+        assert!(peak(8) > 7.0, "{}", peak(8));
+        assert!(peak(60) > 7.0, "{}", peak(60));
+    }
+
+    #[test]
+    fn a_recorded_fortnight_shows_tomorrows_peak() {
+        let hour_ms = 3600 * SECOND;
+        let mut scales = Scales::new(&FULL);
+        let load = |hour: u64| match hour % 24 {
+            9..=11 => 20.0,
+            12..=17 => 10.0,
+            _ => 2.0,
+        };
+        let midnight = NOON - 12 * hour_ms;
+        let mut random = fastrand::Rng::with_seed(3);
+        for hour in 0..14 * 24 {
+            let mean = load(hour) + 0.2 * noise(&mut random);
+            let bucket = Bucket {
+                start_unix_ms: midnight + hour * hour_ms,
+                mean,
+                max: 1.5 * mean,
+            };
+            scales.replay(2, &bucket);
+        }
+        let now = midnight + 14 * 24 * hour_ms;
+        let ahead = |target, hours: u32| scales.forecast(target, now, HOUR * hours);
+        let night = ahead(Target::Value, 5).expect("it is known");
+        assert!(night.quantiles.q50() < 4.0 && night.scale == 2, "{night:?}");
+        let day = ahead(Target::Peak, 24).expect("it is known");
+        assert!(day.quantiles.q50() > 26.0 && !day.cold, "{day:?}");
+        assert_eq!(scales.buckets().collect::<Vec<_>>(), [0, 0, 14 * 24 - 1]);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_widened_and_said() {
+        let mut random = fastrand::Rng::with_seed(2);
+        let mut scales = Scales::new(&FULL);
+        assert_eq!(scales.forecast(Target::Peak, NOON, HOUR), None);
+        for second in 0..1800 {
+            scales.record(NOON + second * SECOND, 10.0 + noise(&mut random));
+        }
+        let now = NOON + 1800 * SECOND;
+        let near = scales.forecast(Target::Peak, now, Duration::from_secs(60));
+        let far = scales.forecast(Target::Peak, now, AHEAD_MAX);
+        let (near, far) = (near.expect("it is known"), far.expect("it is known"));
+        assert!(!near.cold && near.scale == 0, "{near:?}");
+        assert!(far.cold, "{far:?}");
+        let spread = |ahead: Ahead| ahead.quantiles.q95() - ahead.quantiles.q50();
+        assert!(spread(far) > 5.0 * spread(near), "{near:?} {far:?}");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_or_leaps_loses_nothing_of_what_was_learnt() {
+        let mut scales = watched(&Depth::Light, 3600, |_| 5.0);
+        for second in 0..3600 {
+            scales.record(NOON - 86_400 * SECOND + second * SECOND, 5.0);
+        }
+        let later = NOON + 90 * 86_400 * SECOND;
+        for second in 0..120 {
+            scales.record(later + second * SECOND, 5.0);
+        }
+        let now = later + 120 * SECOND;
+        let peak = q95(&scales, now, Target::Peak, Duration::from_secs(60));
+        assert!((4.0..7.0).contains(&peak), "{peak}");
+    }
+
+    #[test]
+    fn what_one_series_takes_is_bounded() {
+        let full = Depth::Full(Some(Arc::new(Weights::pretrained())));
+        for (depth, kib) in [(Depth::Light, 112), (full, 576)] {
+            let scales = watched(&depth, 6 * 3600, |second| {
+                f64::from(u32::try_from(second % 977).unwrap())
+            });
+            let bytes = scales.bytes();
+            assert!(bytes < kib * 1024, "{kib} KiB: {bytes}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn peaks_do_not_fall_with_the_horizon_and_are_not_below_values(
+            seed in any::<u64>(),
+            leaps in proptest::collection::vec((0_u64..2_000_000, 0.0..1e6), 20..60),
+        ) {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut scales = Scales::new(&FULL);
+            let mut now = NOON;
+            for (leap, value) in leaps {
+                for _ in 0..20 {
+                    scales.record(now, value * random.f64());
+                    now += random.u64(..15_000);
+                }
+                now = match random.bool() {
+                    true => now + leap,
+                    false => now.saturating_sub(leap / 4),
+                };
+            }
+            let mut before: Option<[f64; 4]> = None;
+            for seconds in [1, 9, 10, 70, 300, 590, 600, 3000, 14_340, 15_000, 50_000, 86_400] {
+                let ahead = Duration::from_secs(seconds);
+                let Some(peak) = scales.forecast(Target::Peak, now, ahead) else { continue };
+                if let Some(value) = scales.forecast(Target::Value, now, ahead) {
+                    for (p, v) in peak.quantiles.to_array().into_iter().zip(value.quantiles.to_array()) {
+                        prop_assert!(p >= v, "{seconds}: {peak:?} {value:?}");
+                    }
+                }
+                let now = peak.quantiles.to_array();
+                if let Some(before) = before.replace(now) {
+                    prop_assert!(before.iter().zip(now).all(|(b, n)| *b <= n), "{seconds}: {peak:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What is known to come is prepared for before it comes.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
+use forebay_core::outlook::ahead::Forecasts;
+use forebay_core::outlook::{Expected, Outlook, Quantiles, Resource};
+use forebay_core::state::State;
+use forebay_core::tick::{Inputs, tick};
+use forebay_core::topology::{Shape, Topology};
+use forebay_core::units::Bytes;
+use forebay_sim::{Load, Program, SimHost};
+
+/// From one rise to the next: twice what the series of the period remember, and more.
+const EVERY: Duration = Duration::from_secs(300);
+const LENGTH: Duration = Duration::from_secs(40);
+
+/// A critical app that rises every five minutes beside batch that takes what is left.
+fn host() -> (SimHost, Policy) {
+    let topology = Topology::regular(Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 8,
+        threads: 1,
+        memory: Bytes::mib(8192),
+    });
+    let mut host = SimHost::new(topology, 7);
+    // With lending, the app may use the others' CPUs already and nothing has to be written.
+    let mut policy = Policy {
+        lend: false,
+        ..Policy::default()
+    };
+    let cpu = Load::Pulse {
+        low: 0.4,
+        high: 4.0,
+        every: EVERY,
+        length: LENGTH,
+    };
+    let web = Program {
+        cpu,
+        ..Program::steady(4.0, 8, Bytes::mib(64))
+    };
+    let apps = [
+        ("web", Class::Critical, web),
+        ("burn", Class::Batch, Program::burner(16)),
+    ];
+    for (name, class, program) in apps {
+        host.create_group(name);
+        host.spawn(name, program, name).unwrap();
+        let app = App::new(name.parse().unwrap(), class, Binding::Cgroup(name.into()));
+        policy.apps.insert(app.id.clone(), app);
+    }
+    (host, policy)
+}
+
+/// CPUs of its own that `web` had just before each rise, and on average from the second last rise to
+/// the last; `known` says what is known.
+fn run(
+    rises: u32,
+    mut known: impl FnMut(&SimHost, &mut Forecasts) -> Outlook,
+) -> (Vec<usize>, f64) {
+    let (mut host, policy) = host();
+    let web: AppId = "web".parse().unwrap();
+    let mut state = State::new();
+    let mut forecasts = Forecasts::new(None);
+    let mut outlook = Outlook::default();
+    let (mut before, mut all, mut counted, mut periods) = (Vec::new(), 0, 0_u32, 0_u32);
+    while before.len() < usize::try_from(rises).unwrap() {
+        let time = host.time();
+        let inputs = Inputs {
+            outlook: &outlook,
+            ..Inputs::new(time, &policy)
+        };
+        let report = tick(&mut state, &mut host, &inputs);
+        forecasts.record(&report);
+        if periods.is_multiple_of(10) {
+            outlook = known(&host, &mut forecasts);
+        }
+        let reason = report.apps[&web].reason.as_ref();
+        let own = reason.map_or(0, |reason| reason.exclusive.len());
+        if before.len() + 1 == usize::try_from(rises).unwrap() {
+            all += own;
+            counted += 1;
+        }
+        periods += 1;
+        host.advance(policy.period);
+        let rises_now = |time: Duration| time.as_millis() / EVERY.as_millis();
+        if rises_now(host.time().monotonic) > rises_now(time.monotonic) {
+            before.push(own);
+        }
+    }
+    let mean = f64::from(u32::try_from(all).unwrap()) / f64::from(counted);
+    (before, mean)
+}
+
+#[test]
+fn a_rise_that_came_often_is_prepared_for_and_batch_hardly_loses() {
+    let (blind, held_blind) = run(4, |_, _| Outlook::default());
+    assert_eq!(blind, [1; 4], "two minutes do not remember five");
+    let (seen, held) = run(8, |_, forecasts| forecasts.outlook());
+    assert!(seen[6..].iter().all(|own| *own >= 3), "{seen:?}");
+    // Two buckets of ten seconds in five minutes, for some 4 CPUs, are 0.27 of one.
+    assert!(held < held_blind + 0.35, "{held} {held_blind}");
+}
+
+#[test]
+fn an_event_is_prepared_for_the_first_time() {
+    let (first, _) = run(1, |host, _| {
+        let time = host.time();
+        let rise = time.unix_ms - u64::try_from(time.monotonic.as_millis()).unwrap() + 300_000;
+        let expected = Expected {
+            resource: Resource::Cpu,
+            from_unix_ms: rise,
+            until_unix_ms: rise + 40_000,
+            peak: Quantiles::new([4.0; 4]).unwrap(),
+            why: "event report".to_owned(),
+        };
+        Outlook {
+            expected: [("web".parse().unwrap(), vec![expected])].into(),
+            ..Outlook::default()
+        }
+    });
+    assert!(first[0] >= 4, "{first:?}");
+}
