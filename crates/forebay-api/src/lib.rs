@@ -7,11 +7,13 @@
 
 mod client;
 mod devices;
+mod forecast;
 mod tiers;
 mod types;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
 pub use devices::*;
+pub use forecast::*;
 pub use tiers::*;
 pub use types::*;
 

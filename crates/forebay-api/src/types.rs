@@ -508,21 +508,6 @@ pub struct Explanation {
     pub shortfalls: Vec<String>,
 }
 
-/// What an app will need.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Forecast {
-    /// The app.
-    pub app: String,
-    /// How far ahead.
-    pub horizon_seconds: f64,
-    /// The forecast; `null` while the app does not run.
-    pub demand: Option<Demand>,
-    /// Its latest use.
-    pub usage: Usage,
-    /// How it is made.
-    pub models: Option<Models>,
-}
-
 /// A resource whose history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -111,6 +111,12 @@ impl Ensemble {
         self.mixture.explain(target, steps)
     }
 
+    /// Whether there is an answer for every target and horizon.
+    #[must_use]
+    pub fn knows_all(&self) -> bool {
+        self.mixture.knows_all()
+    }
+
     /// Memory that it takes, in bytes.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {

@@ -13,7 +13,8 @@
 //! within a bucket, the whole of that bucket is counted. Answers are reconciled: the greatest value
 //! until a moment is not below the greatest until an earlier one, and the value at a moment not above it.
 //! What a scale has not learnt yet, the longest horizon that is known stands for, its bounds widened
-//! by the square root of the ratio, and the answer says that it is cold.
+//! by the square root of the ratio, and the answer says that it is cold. Deep models need a quarter of
+//! an hour of buckets to begin with: light ones stand in until they know all their horizons.
 //!
 //! # Properties
 //!
@@ -199,8 +200,9 @@ impl Scales {
             let steps = at.steps(Target::Peak, now_unix_ms, ahead);
             let earlier = |horizon: &&usize| scale < peak.scale || **horizon <= steps;
             let horizons = at.scale.horizons.iter().take_while(earlier);
-            for other in horizons.filter_map(|&steps| at.answer(Target::Peak, steps)) {
-                peak.quantiles = merged(peak.quantiles, other, f64::max);
+            let known = horizons.filter_map(|&steps| at.answer(Target::Peak, steps));
+            for other in known.filter(|other| peak.cold || !other.cold) {
+                peak.quantiles = merged(peak.quantiles, other.quantiles, f64::max);
             }
         }
         if target == Target::Peak {
@@ -243,29 +245,28 @@ impl Scales {
     fn answer(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> Option<Ahead> {
         let ahead = ahead.min(AHEAD_MAX);
         let known = |(scale, at): (usize, &AtScale)| {
-            let quantiles = at.answer(target, at.steps(target, now_unix_ms, ahead))?;
-            Some(Ahead {
-                quantiles,
-                scale,
-                cold: false,
-            })
+            let answer = at.answer(target, at.steps(target, now_unix_ms, ahead))?;
+            (!answer.cold).then_some(Ahead { scale, ..answer })
         };
         let scales = || self.scales.iter().enumerate();
         let mut wide_enough = scales().filter(|(_, at)| ahead <= at.scale.end());
         if let Some(answer) = wide_enough.find_map(known) {
             return Some(answer);
         }
-        let longest = |(scale, at): (usize, &AtScale)| {
-            let (steps, quantiles) = at.longest_known(target)?;
-            let reached = at.scale.bucket * u32::try_from(steps).ok()?;
-            let ratio = ahead.as_secs_f64() / reached.as_secs_f64();
-            Some(Ahead {
-                quantiles: widened(quantiles, ratio.max(1.0).sqrt()),
-                scale,
-                cold: true,
-            })
+        let longest = |cold: bool| {
+            move |(scale, at): (usize, &AtScale)| {
+                let (steps, answer) = at.longest(target, cold)?;
+                let reached = at.scale.bucket * u32::try_from(steps).ok()?;
+                let ratio = ahead.as_secs_f64() / reached.as_secs_f64();
+                Some(Ahead {
+                    quantiles: widened(answer.quantiles, ratio.max(1.0).sqrt()),
+                    scale,
+                    cold: true,
+                })
+            }
         };
-        scales().rev().find_map(longest)
+        let known = scales().rev().find_map(longest(false));
+        known.or_else(|| scales().find_map(longest(true)))
     }
 
     /// Memory that it takes, in bytes.
@@ -366,13 +367,23 @@ impl AtScale {
         (steps <= longest + 1).then(|| steps.min(longest))
     }
 
-    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
-        self.models.answer(target, self.served(steps)?)
+    fn answer(&self, target: Target, steps: usize) -> Option<Ahead> {
+        let (quantiles, cold) = self.models.answer(target, self.served(steps)?)?;
+        Some(Ahead {
+            quantiles,
+            scale: 0,
+            cold,
+        })
     }
 
-    fn longest_known(&self, target: Target) -> Option<(usize, Quantiles)> {
+    /// The answer for the longest horizon that there is one for, with its buckets; a cold one only
+    /// where that is allowed.
+    fn longest(&self, target: Target, cold: bool) -> Option<(usize, Ahead)> {
         let known = |&steps: &usize| Some((steps, self.answer(target, steps)?));
-        self.scale.horizons.iter().rev().find_map(known)
+        let horizons = self.scale.horizons.iter().rev();
+        horizons
+            .filter_map(known)
+            .find(|(_, answer)| cold || !answer.cold)
     }
 }
 
@@ -380,21 +391,34 @@ impl AtScale {
 #[derive(Clone, Debug)]
 enum Models {
     Light(Box<[Series; 2]>),
-    Full(Box<(Ensemble, Mixture)>),
+    /// With those that stand in until these know all their horizons.
+    Full(Box<(Ensemble, Mixture)>, Option<Box<[Series; 2]>>),
+}
+
+/// Takes in one bucket, with its mean and its greatest sample.
+fn pass_light(series: &mut [Series; 2], bucket: Option<(f64, f64)>) {
+    match bucket {
+        Some((mean, max)) => {
+            series[0].update(mean);
+            series[1].update(max);
+        }
+        None => series.iter_mut().for_each(Series::update_gap),
+    }
 }
 
 impl Models {
     fn new(scale: &Scale, depth: &Depth) -> Self {
         let (horizons, history_max) = (scale.horizons.to_vec(), scale.history_max);
+        let series = || {
+            Series::new(SeriesOptions {
+                horizons: horizons.clone(),
+                history_max,
+                request: None,
+            })
+        };
+        let light = Box::new([series(), series()]);
         let Depth::Full(weights) = depth else {
-            let series = || {
-                Series::new(SeriesOptions {
-                    horizons: horizons.clone(),
-                    history_max,
-                    request: None,
-                })
-            };
-            return Self::Light(Box::new([series(), series()]));
+            return Self::Light(light);
         };
         let options = |target| MixtureOptions {
             targets: vec![target],
@@ -403,20 +427,23 @@ impl Models {
             cycle: scale.cycle,
         };
         let means = Ensemble::new(&options(Target::Value), weights.clone());
-        Self::Full(Box::new((means, Mixture::new(&options(Target::Peak)))))
+        let peaks = Mixture::new(&options(Target::Peak));
+        Self::Full(Box::new((means, peaks)), Some(light))
     }
 
     /// One bucket passed, with its mean and its greatest sample.
     fn pass(&mut self, bucket: Option<(f64, f64)>) {
-        match (self, bucket) {
-            (Self::Light(series), Some((mean, max))) => {
-                series[0].update(mean);
-                series[1].update(max);
-            }
-            (Self::Light(series), None) => series.iter_mut().for_each(Series::update_gap),
-            (Self::Full(models), bucket) => {
+        match self {
+            Self::Light(series) => pass_light(series, bucket),
+            Self::Full(models, light) => {
                 models.0.pass(bucket.map(|(mean, _)| mean));
                 models.1.pass(bucket.map(|(_, max)| max));
+                if let Some(series) = light {
+                    pass_light(series, bucket);
+                    if models.0.knows_all() && models.1.knows_all() {
+                        *light = None;
+                    }
+                }
             }
         }
     }
@@ -424,36 +451,54 @@ impl Models {
     fn fit(&mut self) -> bool {
         match self {
             Self::Light(_) => false,
-            Self::Full(models) => models.0.arima().fit_now().is_some(),
+            Self::Full(models, _) => models.0.arima().fit_now().is_some(),
         }
     }
 
     fn set_weights(&mut self, weights: &Arc<Weights>) {
-        if let Self::Full(models) = self {
+        if let Self::Full(models, _) = self {
             models.0.set_weights(Arc::clone(weights));
         }
     }
 
-    fn light(series: &[Series; 2], target: Target, steps: usize) -> Option<Forecast> {
-        let forecast = match target {
+    fn light(&self, target: Target, steps: usize) -> Option<Forecast> {
+        let series = match self {
+            Self::Light(series) => series,
+            Self::Full(_, light) => light.as_ref()?,
+        };
+        match target {
             Target::Value => series[0].forecast(steps),
             Target::Peak => series[1].peak(steps),
-        };
-        forecast.filter(|forecast| !forecast.cold)
+        }
     }
 
-    fn answer(&self, target: Target, steps: usize) -> Option<Quantiles> {
+    fn deep(&self, target: Target, steps: usize) -> Option<Quantiles> {
         match (self, target) {
-            (Self::Light(series), _) => Some(Self::light(series, target, steps)?.quantiles),
-            (Self::Full(models), Target::Value) => models.0.forecast(steps),
-            (Self::Full(models), Target::Peak) => models.1.forecast_peak(steps),
+            (Self::Light(_), _) => None,
+            (Self::Full(models, _), Target::Value) => models.0.forecast(steps),
+            (Self::Full(models, _), Target::Peak) => models.1.forecast_peak(steps),
         }
+    }
+
+    /// With whether it is cold.
+    fn answer(&self, target: Target, steps: usize) -> Option<(Quantiles, bool)> {
+        if let Some(quantiles) = self.deep(target, steps) {
+            return Some((quantiles, false));
+        }
+        let forecast = self.light(target, steps)?;
+        Some((forecast.quantiles, forecast.cold))
     }
 
     fn explain(&self, target: Target, steps: usize) -> Option<Explanation> {
         match (self, target) {
-            (Self::Light(series), _) => {
-                let name = Self::light(series, target, steps)?.model;
+            (Self::Full(models, _), Target::Value) if models.0.forecast(steps).is_some() => {
+                models.0.explain(target, steps)
+            }
+            (Self::Full(models, _), Target::Peak) if models.1.forecast_peak(steps).is_some() => {
+                models.1.explain(target, steps)
+            }
+            _ => {
+                let name = self.light(target, steps)?.model;
                 let all = vec![Part { name, weight: 1.0 }];
                 Some(Explanation {
                     centre: all.clone(),
@@ -461,15 +506,13 @@ impl Models {
                     excess: 0.0,
                 })
             }
-            (Self::Full(models), Target::Value) => models.0.explain(target, steps),
-            (Self::Full(models), Target::Peak) => models.1.explain(target, steps),
         }
     }
 
     fn period(&self) -> Option<usize> {
         match self {
             Self::Light(series) => series[0].period(),
-            Self::Full(models) => models.1.period(),
+            Self::Full(models, _) => models.1.period(),
         }
     }
 
@@ -477,7 +520,10 @@ impl Models {
     fn bytes(&self) -> usize {
         match self {
             Self::Light(series) => series.iter().map(Series::bytes).sum(),
-            Self::Full(models) => models.0.bytes() + models.1.bytes(),
+            Self::Full(models, light) => {
+                let light = light.iter().flat_map(|series| series.iter());
+                models.0.bytes() + models.1.bytes() + light.map(Series::bytes).sum::<usize>()
+            }
         }
     }
 }
@@ -589,6 +635,11 @@ mod tests {
         let far = scales.forecast(Target::Peak, now, AHEAD_MAX);
         let (near, far) = (near.expect("it is known"), far.expect("it is known"));
         assert!(!near.cold && near.scale == 0, "{near:?}");
+        let mut fresh = Scales::new(&FULL);
+        (0..30).for_each(|second| fresh.record(NOON + second * SECOND, 10.0));
+        let first = fresh.forecast(Target::Peak, NOON + 30 * SECOND, HOUR);
+        let first = first.expect("a bucket was seen");
+        assert!(first.cold && first.quantiles.q95() > 10.0, "{first:?}");
         assert!(far.cold, "{far:?}");
         let spread = |ahead: Ahead| ahead.quantiles.q95() - ahead.quantiles.q50();
         assert!(spread(far) > 5.0 * spread(near), "{near:?} {far:?}");

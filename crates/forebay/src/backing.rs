@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
+use crate::outlook;
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
 use crate::store::{self, Level, Reader, Resolution};
 use crate::tiering::Desk;
@@ -93,6 +94,7 @@ pub(crate) fn state(
     reports: watch::Receiver<Option<Arc<Published>>>,
     history_in: History,
     tiers: Desk,
+    outlook: outlook::Desk,
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
@@ -131,6 +133,7 @@ pub(crate) fn state(
         }),
         agent: Arc::new(agent),
         tiers,
+        outlook,
     }
 }
 

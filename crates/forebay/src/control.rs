@@ -8,13 +8,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::{AppId, Policy};
+use forebay_core::demand::History;
 use forebay_core::host::{Action, Host};
+use forebay_core::outlook::{Outlook, Resource};
 use forebay_core::plan::Plan;
 use forebay_core::report::{Event, EventKind, TickReport};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::units::Time;
-use forebay_forecast::ModelScore;
+use forebay_forecast::{Forecast, ModelScore};
 use tokio::sync::{oneshot, watch};
 
 /// Periods over which jitter is shown: a minute at the default period.
@@ -43,11 +45,21 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// How well each model of an app's two series did lately.
+/// How well each model of an app's two series did lately, and what they say of the next periods.
 #[derive(Debug)]
 pub(crate) struct Models {
     pub(crate) cpu: Vec<ModelScore>,
     pub(crate) memory: Vec<ModelScore>,
+    pub(crate) near: Vec<Near>,
+}
+
+/// What the series of the control period say of one horizon.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Near {
+    pub(crate) resource: Resource,
+    pub(crate) ahead: Duration,
+    pub(crate) value: Forecast,
+    pub(crate) peak: Forecast,
 }
 
 /// What every reader renders.
@@ -75,6 +87,7 @@ pub(crate) fn run(
     host: &mut impl Host,
     mut policy: Policy,
     commands: &Receiver<Command>,
+    known: &watch::Receiver<Arc<Outlook>>,
     reports: &watch::Sender<Option<Arc<Published>>>,
 ) {
     let mut state = State::new();
@@ -85,8 +98,10 @@ pub(crate) fn run(
     loop {
         let began = Instant::now();
         let late = began.saturating_duration_since(clock.due);
+        let outlook = Arc::clone(&known.borrow());
         let inputs = Inputs {
             paused,
+            outlook: &outlook,
             ..Inputs::new(clock.now(), &policy)
         };
         let report = tick(&mut state, host, &inputs);
@@ -112,6 +127,7 @@ pub(crate) fn run(
                 Ok(command) => {
                     let asked = Asked {
                         time: clock.now(),
+                        outlook: &outlook,
                         paused: &mut paused,
                         policy: &mut policy,
                     };
@@ -126,6 +142,7 @@ pub(crate) fn run(
 /// What a command may look at and change.
 struct Asked<'a> {
     time: Time,
+    outlook: &'a Outlook,
     paused: &'a mut bool,
     policy: &'a mut Policy,
 }
@@ -149,7 +166,10 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         Command::WhatIf(edit, reply) => {
             let mut edited = asked.policy.clone();
             let result = edit(&mut edited).map(|()| {
-                let inputs = Inputs::new(asked.time, &edited);
+                let inputs = Inputs {
+                    outlook: asked.outlook,
+                    ..Inputs::new(asked.time, &edited)
+                };
                 state.what_if(host, &inputs)
             });
             reply.send(result).ok();
@@ -168,11 +188,33 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
             let models = state.history(&app).map(|history| Models {
                 cpu: history.cpu_series().scores(),
                 memory: history.memory_series().scores(),
+                near: near(history, asked.policy.period),
             });
             reply.send(models).ok();
         }
         Command::Stop => unreachable!("the loop ends at a stop"),
     }
+}
+
+/// What the series of the control period say of the next one, and of the next second.
+fn near(history: &History, period: Duration) -> Vec<Near> {
+    let second = Duration::from_secs(1).as_nanos() / period.as_nanos().max(1);
+    let steps = [1, usize::try_from(second).unwrap_or(1).max(1)];
+    let series = [
+        (Resource::Cpu, history.cpu_series()),
+        (Resource::Memory, history.memory_series()),
+    ];
+    let rows = series.into_iter().flat_map(|(resource, series)| {
+        steps.into_iter().filter_map(move |steps| {
+            Some(Near {
+                resource,
+                ahead: period * u32::try_from(steps).ok()?,
+                value: series.forecast(steps)?,
+                peak: series.peak(steps)?,
+            })
+        })
+    });
+    rows.collect()
 }
 
 /// Moves all threads of the daemon to CPUs that are nobody's own: it is a neighbour too.

@@ -14,6 +14,7 @@ use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
+use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
@@ -24,6 +25,7 @@ use crate::backing::{self, History, Reload};
 use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
+use crate::outlook::{self, Lookout};
 use crate::server;
 use crate::store::{Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
@@ -177,6 +179,7 @@ struct Running {
     on_stop: watch::Receiver<OnStop>,
     reload: Reload,
     movers: Movers,
+    lookout: Lookout,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -232,12 +235,28 @@ fn begin_on(
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
+    let database = config.daemon.state_dir.join(HISTORY_FILE);
+    let lookout = Lookout::start(outlook::Beginning {
+        history: recorder.is_some().then(|| database.clone()),
+        apps: config
+            .policy
+            .apps
+            .values()
+            .map(|app| (app.id.clone(), app.class))
+            .collect(),
+        weights: watch::channel(Arc::new(Weights::pretrained())).1,
+    })
+    .map_err(system(
+        "start the thread that looks ahead",
+        "check limits on threads",
+    ))?;
+    let known = lookout.desk().known();
     let policy = config.policy.clone();
     let control = std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
             prefer();
-            control::run(&mut host, policy, &asked, &reports);
+            control::run(&mut host, policy, &asked, &known, &reports);
             host
         })
         .map_err(system(
@@ -262,7 +281,6 @@ fn begin_on(
         commands: commands.clone(),
         on_stop: stopping,
     };
-    let database = config.daemon.state_dir.join(HISTORY_FILE);
     let state = backing::state(
         config,
         reload.clone(),
@@ -272,13 +290,14 @@ fn begin_on(
             None => History::Off(database),
         },
         movers.desk(),
+        lookout.desk(),
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {
         // A dropped sender means the same as a sent stop.
         stopped.await.ok();
     }));
-    tokio::spawn(record(published.clone(), recorder));
+    tokio::spawn(record(published.clone(), recorder, lookout.desk()));
     Ok(Running {
         control,
         commands,
@@ -286,6 +305,7 @@ fn begin_on(
         on_stop,
         reload,
         movers,
+        lookout,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -400,6 +420,10 @@ impl Running {
         if let Err(error) = tokio::task::spawn_blocking(move || movers.stop()).await {
             tracing::error!(%error, "the movers of tiers were not stopped");
         }
+        let lookout = self.lookout;
+        if let Err(error) = tokio::task::spawn_blocking(move || lookout.stop()).await {
+            tracing::error!(%error, "the thread that looks ahead was not stopped");
+        }
         // The control thread may have ended already, which the join below finds out.
         self.commands.send(Command::Stop).ok();
         let host = self.control.join().map_err(|_| {
@@ -456,12 +480,12 @@ fn recorder(config: &Config) -> Option<Recorder> {
 async fn record(
     mut published: watch::Receiver<Option<Arc<Published>>>,
     recorder: Option<Recorder>,
+    outlook: outlook::Desk,
 ) {
-    let Some(recorder) = recorder else { return };
     let mut told = None;
     while published.changed().await.is_ok() {
-        let trouble = recorder.last_error();
-        if trouble != told {
+        let trouble = recorder.as_ref().and_then(Recorder::last_error);
+        if let Some(recorder) = recorder.as_ref().filter(|_| trouble != told) {
             match &trouble {
                 Some(error) => tracing::warn!(
                     error,
@@ -476,10 +500,16 @@ async fn record(
         }
         let latest = published.borrow_and_update().clone();
         if let Some(latest) = latest {
-            recorder.offer(Arc::new(latest.report.clone()));
+            let report = Arc::new(latest.report.clone());
+            outlook.offer(Arc::clone(&report));
+            if let Some(recorder) = &recorder {
+                recorder.offer(report);
+            }
         }
     }
-    recorder.stop();
+    if let Some(recorder) = recorder {
+        recorder.stop();
+    }
 }
 
 /// The process that puts everything back when the daemon is lost.

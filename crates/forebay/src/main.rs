@@ -11,6 +11,7 @@ mod control;
 mod daemon;
 mod demo;
 mod local;
+mod outlook;
 mod output;
 mod server;
 mod store;

@@ -230,6 +230,14 @@ impl Mixture {
         Some(learner.explain(&self.models))
     }
 
+    /// Whether there is an answer for every target and horizon.
+    #[must_use]
+    pub fn knows_all(&self) -> bool {
+        self.learners
+            .iter()
+            .all(|learner| learner.answer().is_some())
+    }
+
     fn learner(&self, target: Target, steps: usize) -> Option<&Learner> {
         let serves = |l: &&Learner| l.target() == target && l.steps() >= steps;
         self.learners.iter().find(serves)

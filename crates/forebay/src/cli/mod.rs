@@ -7,6 +7,7 @@
 mod exit;
 mod explain;
 mod explain_io;
+mod forecast;
 mod render;
 
 use std::collections::BTreeSet;
@@ -71,13 +72,13 @@ pub(crate) enum ClientCommand {
     /// Watch apps, CPUs and events live
     Top,
     /// Say why an app's slice is what it is
-    Explain(OneApp),
+    Explain(ExplainArgs),
     /// Show the latest events
     Events(EventsArgs),
     /// Show what an app used
     History(HistoryArgs),
-    /// Show what an app will need, and which model says so
-    Forecast(OneApp),
+    /// Show what an app will need, from the next period to a day ahead
+    Forecast(forecast::ForecastArgs),
     /// Show what would change, and change nothing
     Plan(PlanArgs),
     /// Start a program as a new app
@@ -105,11 +106,15 @@ pub(crate) fn with_connection(mut binary: clap::Command) -> clap::Command {
     binary
 }
 
-/// The app that a command is about.
+/// What to explain.
 #[derive(Debug, Args)]
-pub(crate) struct OneApp {
+pub(crate) struct ExplainArgs {
     /// Its name
     app: AppId,
+
+    /// Say how its forecasts are made: by which models, with which weights, periods and recent errors
+    #[arg(long)]
+    forecast: bool,
 }
 
 /// Which events to show.
@@ -317,16 +322,21 @@ async fn execute(
             output.show(&apps, |apps| render::apps(&apps.apps))?;
         }
         ClientCommand::Top => top::run(client).await?,
-        ClientCommand::Explain(OneApp { app }) => {
+        ClientCommand::Explain(ExplainArgs {
+            app,
+            forecast: true,
+        }) => {
+            let uri = format!("/v1/forecast/{app}?horizon_seconds=86400");
+            let forecast: api::Forecast = client.get(&uri).await?;
+            output.show(&forecast, render::forecast)?;
+        }
+        ClientCommand::Explain(ExplainArgs { app, .. }) => {
             let explanation: api::Explanation = client.get(&format!("/v1/apps/{app}")).await?;
             output.show(&explanation, explain)?;
         }
         ClientCommand::Events(args) => events(&args, client, output).await?,
         ClientCommand::History(args) => history(&args, client, output).await?,
-        ClientCommand::Forecast(OneApp { app }) => {
-            let forecast: api::Forecast = client.get(&format!("/v1/forecast/{app}")).await?;
-            output.show(&forecast, render::forecast)?;
-        }
+        ClientCommand::Forecast(args) => forecast::run(&args, client, output).await?,
         ClientCommand::Plan(args) => {
             let changes = changes(&args.changes).map_err(Failure::Usage)?;
             let plan: api::Plan = client

@@ -294,7 +294,8 @@ pub(super) fn forecast(forecast: &api::Forecast) -> String {
         text += &scores("cpu", &models.cpu, |loss| format!("{loss:.4} CPU"));
         text += &scores("memory", &models.memory, memory_f64);
     }
-    text
+    text += "\n";
+    text + &super::forecast::text(forecast, &[], super::forecast::Detail::Full)
 }
 
 /// The model of a band, in words.

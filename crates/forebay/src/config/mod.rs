@@ -123,6 +123,14 @@ impl Default for Retention {
     }
 }
 
+/// A span of time on a command line, written as in a configuration: `30s`, `10m`, `24h`.
+///
+/// # Errors
+/// What is wrong with it, and how to write it.
+pub(crate) fn span(text: &str) -> Result<std::time::Duration, String> {
+    quantity::duration(text).map_err(|problem| format!("{}; {}", problem.message, problem.fix))
+}
+
 /// Reads `path`, or [`DEFAULT_FILE`] if there is one, or takes the defaults.
 ///
 /// # Errors

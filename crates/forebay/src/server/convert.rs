@@ -11,11 +11,12 @@ use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{PageMove, PageMoveState, Reclaim, ReclaimState, RunState, Traffic};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
 use forebay_core::working_set::Witness;
-use forebay_forecast::{ModelScore, Target};
+use forebay_forecast::{Forecast, ModelScore, Target};
 
 use super::AgentUse;
 use super::feed::View;
-use crate::control::Models;
+use crate::control::{Models, Near};
+use crate::outlook::levels;
 
 pub(super) fn status(view: &View, agent: AgentUse) -> api::Status {
     let report = &view.published.report;
@@ -389,6 +390,75 @@ pub(super) fn models(models: &Models, policy: &Policy) -> api::Models {
     api::Models {
         cpu: models.cpu.iter().map(score).collect(),
         memory: models.memory.iter().map(score).collect(),
+    }
+}
+
+/// Puts what the series of the control period say before what is further ahead, and holds peaks to
+/// what is reached earlier.
+pub(super) fn add_near(
+    resources: &mut Vec<api::ResourceForecast>,
+    near: &[Near],
+    query: &api::ForecastQuery,
+) {
+    for near in near.iter().rev() {
+        let name = near.resource.as_str();
+        let wanted = query
+            .resource
+            .as_deref()
+            .is_none_or(|wanted| wanted == name);
+        let within = query
+            .horizon_seconds
+            .is_none_or(|horizon| near.ahead.as_secs_f64() <= horizon);
+        if !wanted || !within {
+            continue;
+        }
+        let row = near_row(near);
+        match resources.iter_mut().find(|one| one.resource == name) {
+            Some(known) => known.rows.insert(0, row),
+            None => resources.insert(
+                0,
+                api::ResourceForecast {
+                    resource: name.to_owned(),
+                    rows: vec![row],
+                    course: Vec::new(),
+                    scales: Vec::new(),
+                },
+            ),
+        }
+    }
+    for one in resources {
+        in_order(&mut one.rows);
+    }
+}
+
+/// The greatest value until a moment is not below the greatest until an earlier one.
+fn in_order(rows: &mut [api::ForecastRow]) {
+    for i in 1..rows.len() {
+        let earlier = rows[i - 1].peak;
+        let peak = &mut rows[i].peak;
+        peak.q50 = peak.q50.max(earlier.q50);
+        peak.q90 = peak.q90.max(earlier.q90);
+        peak.q95 = peak.q95.max(earlier.q95);
+        peak.q99 = peak.q99.max(earlier.q99);
+    }
+}
+
+fn near_row(near: &Near) -> api::ForecastRow {
+    let share = |forecast: &Forecast| {
+        vec![api::ModelShare {
+            model: forecast.model.to_owned(),
+            weight: 1.0,
+        }]
+    };
+    api::ForecastRow {
+        seconds: near.ahead.as_secs_f64(),
+        value: Some(levels(near.value.quantiles)),
+        peak: levels(near.peak.quantiles),
+        bucket_seconds: 0.0,
+        cold: near.peak.cold,
+        centre: share(&near.value),
+        bound: share(&near.peak),
+        bound_excess: 0.0,
     }
 }
 

@@ -11,6 +11,8 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use forebay_api as api;
 use forebay_core::app::{AppId, Policy};
+use forebay_core::outlook::Resource;
+use forebay_forecast::scales::AHEAD_MAX;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -20,6 +22,7 @@ use super::problem::{Asked, Body, Failure, Named};
 use super::routes::{METRICS, Shared, routes};
 use super::{EventsQuery, HistoryQuery, Server, convert, metrics, openapi};
 use crate::control::{Command, Edit};
+use crate::outlook::Question;
 
 /// Events and intervals of one answer, unless told otherwise and at most.
 const EVENTS_USUAL: u32 = 100;
@@ -28,6 +31,9 @@ const ROWS_MAX: u32 = 10_000;
 
 /// The slowest pace of a stream.
 const EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// How far forecasts go, unless told otherwise.
+const HORIZON_USUAL: Duration = Duration::from_secs(3600);
 
 /// How long a change is waited for to show in a report; it is made all the same.
 const PAUSE_WAIT: Duration = Duration::from_secs(1);
@@ -78,7 +84,9 @@ pub(super) async fn explain(
 pub(super) async fn forecast(
     State(server): State<Shared>,
     Named(name): Named,
+    Asked(query): Asked<api::ForecastQuery>,
 ) -> Answer<api::Forecast> {
+    let question = question(&name, &query)?;
     let view = server.view()?;
     let policy = server.policy().await?;
     if !policy.apps.contains_key(&name) {
@@ -87,6 +95,11 @@ pub(super) async fn forecast(
     let models = server
         .ask(|reply| Command::Models(name.clone(), reply))
         .await?;
+    let far = server.state.outlook.ask(question).await;
+    let mut resources = far.map_err(Failure::busy)?;
+    if let Some(models) = &models {
+        convert::add_near(&mut resources, &models.near, &query);
+    }
     let seen = view.published.report.apps.get(&name);
     Ok(Json(api::Forecast {
         app: name.to_string(),
@@ -96,7 +109,35 @@ pub(super) async fn forecast(
             .map(|app| convert::usage(&app.usage))
             .unwrap_or_default(),
         models: models.map(|models| convert::models(&models, &policy)),
+        resources,
     }))
+}
+
+/// What is asked of the thread that looks ahead.
+fn question(app: &AppId, query: &api::ForecastQuery) -> Result<Question, Failure> {
+    let seconds = query.horizon_seconds.unwrap_or(HORIZON_USUAL.as_secs_f64());
+    let horizon = Duration::try_from_secs_f64(seconds).ok();
+    let horizon = horizon.filter(|horizon| !horizon.is_zero() && *horizon <= AHEAD_MAX);
+    let horizon = horizon.ok_or_else(|| {
+        Failure::bad_request(format!(
+            "a horizon of {seconds} s; name more than 0 and at most {} s",
+            AHEAD_MAX.as_secs()
+        ))
+    })?;
+    let named = query.resource.as_ref().map(|name| {
+        let named = Resource::ALL.into_iter().find(|one| one.as_str() == name);
+        let names = Resource::ALL.map(Resource::as_str).join(", ");
+        named.ok_or_else(|| {
+            Failure::bad_request(format!(
+                "nothing is forecast of `{name}`; there are {names}"
+            ))
+        })
+    });
+    Ok(Question {
+        app: app.clone(),
+        resource: named.transpose()?,
+        horizon,
+    })
 }
 
 pub(super) async fn run(

@@ -34,6 +34,7 @@ pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use socket::{ListenError, Socket, bind_loopback};
 
 use crate::control::{Command, Published};
+use crate::outlook;
 use crate::tiering::Desk;
 use feed::{Feed, View};
 use problem::Failure;
@@ -77,6 +78,8 @@ pub(crate) struct ServerState {
     pub(crate) agent: ReadAgent,
     /// For `/v1/tiers`.
     pub(crate) tiers: Desk,
+    /// For `GET /v1/forecast/{app}`.
+    pub(crate) outlook: outlook::Desk,
 }
 
 impl std::fmt::Debug for ServerState {

@@ -127,6 +127,7 @@ pub(super) fn routes() -> Vec<Route> {
         .with_query(of::<api::HistoryRange>)
         .answers(of::<api::History>),
         look("/v1/forecast/{app}", "What an app will need", get(forecast))
+            .with_query(of::<api::ForecastQuery>)
             .answers(of::<api::Forecast>),
         Route {
             access: Access::Read,

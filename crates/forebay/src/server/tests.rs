@@ -17,10 +17,21 @@ use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{Gap, HostSample, RunState, Traffic};
 use forebay_core::units::{Limit, MilliCpu, Time};
+use forebay_forecast::lstm::Weights;
 use forebay_forecast::{ModelScore, Target};
 
 use super::*;
 use crate::control::{Models, Timing};
+
+/// A thread that looks ahead and has seen nothing.
+fn lookout() -> crate::outlook::Desk {
+    let beginning = crate::outlook::Beginning {
+        history: None,
+        apps: Vec::new(),
+        weights: watch::channel(Arc::new(Weights::pretrained())).1,
+    };
+    crate::outlook::Lookout::start(beginning).unwrap().desk()
+}
 
 fn id(name: &str) -> AppId {
     name.parse().unwrap()
@@ -197,6 +208,7 @@ fn control(
                     let models = (app == id("web")).then(|| Models {
                         cpu: vec![score],
                         memory: Vec::new(),
+                        near: Vec::new(),
                     });
                     reply.send(models).unwrap();
                 }
@@ -275,6 +287,7 @@ impl Fixture {
                 resident: Bytes::mib(20),
             }),
             tiers: Desk::default(),
+            outlook: lookout(),
         };
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = tcp.local_addr().unwrap();

@@ -1,0 +1,196 @@
+//! The thread that looks further ahead than a control period can.
+//!
+//! ```text
+//! control ──reports──▶ outlook thread ──what is to come──▶ control
+//!   history (at the start) ─▶  ▲
+//!            API ──questions───┘   (bounded; full is "busy")
+//! ```
+//!
+//! It begins with what the history has of each application, so that a restart forgets nothing that
+//! matters at its resolutions: models are made anew from the past, and no format of theirs has to
+//! outlive a release. Reports that come meanwhile wait in a bounded queue. Models are fitted here,
+//! one at a time, so that questions are answered between two fits.
+
+mod ahead;
+mod past;
+
+pub(crate) use ahead::levels;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use forebay_api as api;
+use forebay_core::app::{AppId, Class};
+use forebay_core::outlook::ahead::Forecasts;
+use forebay_core::outlook::{Outlook, Resource};
+use forebay_core::report::TickReport;
+use forebay_forecast::lstm::Weights;
+use tokio::sync::{oneshot, watch};
+
+/// Reports that wait: two minutes at the default period, while the history is read.
+const REPORTS_MAX: usize = 1200;
+/// Questions that wait.
+const QUESTIONS_MAX: usize = 16;
+/// How often reports are taken in, and what is to come is told.
+const PACE: Duration = Duration::from_secs(1);
+
+/// What the thread begins with.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    /// The history, where one is kept.
+    pub(crate) history: Option<PathBuf>,
+    /// The applications of the configuration.
+    pub(crate) apps: Vec<(AppId, Class)>,
+    /// The network that takes part, whenever there is a better one.
+    pub(crate) weights: watch::Receiver<Arc<Weights>>,
+}
+
+/// What is asked about one application.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    pub(crate) app: AppId,
+    /// Only about this; about all that it uses when absent.
+    pub(crate) resource: Option<Resource>,
+    /// How far ahead.
+    pub(crate) horizon: Duration,
+}
+
+enum Message {
+    Ask(Question, oneshot::Sender<Vec<api::ResourceForecast>>),
+    Stop,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(crate) struct Lookout {
+    desk: Desk,
+    thread: JoinHandle<()>,
+}
+
+/// Where it is told and asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    reports: SyncSender<Arc<TickReport>>,
+    messages: SyncSender<Message>,
+    known: watch::Receiver<Arc<Outlook>>,
+}
+
+impl Lookout {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(crate) fn start(beginning: Beginning) -> std::io::Result<Self> {
+        let (reports, arriving) = mpsc::sync_channel(REPORTS_MAX);
+        let (messages, asked) = mpsc::sync_channel(QUESTIONS_MAX);
+        let (tell, known) = watch::channel(Arc::new(Outlook::default()));
+        let thread = std::thread::Builder::new()
+            .name("outlook".to_owned())
+            .spawn(move || run(beginning, &arriving, &asked, &tell))?;
+        Ok(Self {
+            desk: Desk {
+                reports,
+                messages,
+                known,
+            },
+            thread,
+        })
+    }
+
+    pub(crate) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Ends the thread, after the fit that it is at.
+    pub(crate) fn stop(self) {
+        // A thread that has ended already is joined all the same.
+        self.desk.messages.send(Message::Stop).ok();
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that looks ahead panicked; see its message above");
+        }
+    }
+}
+
+impl Desk {
+    /// Hands over a report; one that finds the queue full is dropped, as a gap of one period.
+    pub(crate) fn offer(&self, report: Arc<TickReport>) {
+        if let Err(TrySendError::Full(report)) = self.reports.try_send(report) {
+            tracing::debug!(period = report.period, "looking ahead misses a period");
+        }
+    }
+
+    /// What is known to come, whenever it changes.
+    pub(crate) fn known(&self) -> watch::Receiver<Arc<Outlook>> {
+        self.known.clone()
+    }
+
+    /// What is forecast of an application; nothing of one that was not seen.
+    ///
+    /// # Errors
+    /// When too many ask, or the daemon stops.
+    pub(crate) async fn ask(
+        &self,
+        question: Question,
+    ) -> Result<Vec<api::ResourceForecast>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.messages
+            .try_send(Message::Ask(question, reply))
+            .map_err(|_| "looking ahead is busy; try again in a second".to_owned())?;
+        answer
+            .await
+            .map_err(|_| "the thread that looks ahead has ended; restart the daemon".to_owned())
+    }
+}
+
+fn run(
+    mut beginning: Beginning,
+    reports: &Receiver<Arc<TickReport>>,
+    messages: &Receiver<Message>,
+    tell: &watch::Sender<Arc<Outlook>>,
+) {
+    step_back();
+    let weights = Arc::clone(&beginning.weights.borrow_and_update());
+    let mut forecasts = Forecasts::new(Some(weights));
+    if let Some(history) = &beginning.history {
+        past::replay(&mut forecasts, history, &beginning.apps);
+    }
+    let mut due = Instant::now();
+    loop {
+        match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(Message::Ask(question, reply)) => {
+                // Whoever asked may have gone meanwhile; then nobody misses the answer.
+                reply.send(ahead::answer(&forecasts, &question)).ok();
+                continue;
+            }
+            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        due = Instant::now() + PACE;
+        if beginning.weights.has_changed().unwrap_or(false) {
+            let weights = Arc::clone(&beginning.weights.borrow_and_update());
+            forecasts.set_weights(&weights);
+        }
+        for report in reports.try_iter().take(REPORTS_MAX) {
+            forecasts.record(&report);
+        }
+        forecasts.fit();
+        let outlook = forecasts.outlook();
+        tell.send_if_modified(|known| {
+            let changed = **known != outlook;
+            if changed {
+                *known = Arc::new(outlook);
+            }
+            changed
+        });
+    }
+}
+
+/// Whatever is done here can wait for everybody else.
+fn step_back() {
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
+        tracing::debug!(%error, "the thread that looks ahead keeps the daemon's priority");
+    }
+}
