@@ -109,3 +109,27 @@ pub struct ModelShare {
     /// Its weight; all of an answer sum to one.
     pub weight: f64,
 }
+
+/// What all apps will need together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostForecast {
+    /// CPUs of the host.
+    pub cpus: u64,
+    /// Each resource and span for which enough was seen.
+    pub sums: Vec<SumForecast>,
+}
+
+/// The greatest need of all apps together within a span.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SumForecast {
+    /// `cpu`, in CPUs, or `memory`, in bytes.
+    pub resource: String,
+    /// Within this.
+    pub seconds: f64,
+    /// The greatest sum.
+    pub peak: Levels,
+    /// The sum of the apps' own 95 % bounds: what would have to be kept if all were unlucky at once.
+    pub bounds: f64,
+    /// Apps that are counted; those of which too little is known are not.
+    pub apps: u64,
+}

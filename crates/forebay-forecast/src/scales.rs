@@ -120,6 +120,8 @@ struct AtScale {
     scale: Scale,
     open: Option<Open>,
     models: Models,
+    /// The newest closed one that has samples.
+    last: Option<Bucket>,
     /// Buckets closed so far, gaps among them.
     closed: u64,
 }
@@ -152,6 +154,7 @@ impl Scales {
             scale: *scale,
             open: None,
             models: Models::new(scale, depth),
+            last: None,
             closed: 0,
         };
         Self {
@@ -235,6 +238,12 @@ impl Scales {
         })
     }
 
+    /// The newest bucket of the finest scale that is closed and has samples.
+    #[must_use]
+    pub fn last(&self) -> Option<Bucket> {
+        self.scales.first()?.last
+    }
+
     /// Buckets seen at each scale, finest first.
     pub fn buckets(&self) -> impl Iterator<Item = u64> {
         self.scales.iter().map(|at| at.closed)
@@ -309,7 +318,12 @@ impl AtScale {
             return;
         };
         self.open = None;
-        self.pass((open.count > 0.0).then(|| (open.sum / open.count, open.max)));
+        self.last = (open.count > 0.0).then(|| Bucket {
+            start_unix_ms: open.start_unix_ms,
+            mean: open.sum / open.count,
+            max: open.max,
+        });
+        self.pass(self.last.map(|bucket| (bucket.mean, bucket.max)));
         // Of a clock that was set back nothing is known but that time goes on.
         let since = start.saturating_sub(open.start_unix_ms) / self.scale.bucket_ms();
         self.skip(since.saturating_sub(1));

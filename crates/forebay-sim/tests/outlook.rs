@@ -124,3 +124,76 @@ fn an_event_is_prepared_for_the_first_time() {
     });
     assert!(first[0] >= 4, "{first:?}");
 }
+
+#[test]
+fn the_sum_of_independent_apps_is_less_than_the_sum_of_their_bounds_and_holds() {
+    let topology = Topology::regular(Shape {
+        nodes: 1,
+        l3s: 1,
+        cores: 32,
+        threads: 1,
+        memory: Bytes::mib(8192),
+    });
+    let mut host = SimHost::new(topology, 3);
+    // A longer period, so that two hours are not too many of them.
+    let mut policy = Policy {
+        period: Duration::from_secs(1),
+        ..Policy::default()
+    };
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        host.create_group(name);
+        let cpu = Load::Bursty {
+            low: 0.2,
+            high: 2.0,
+            gap: Duration::from_secs(400),
+            length: Duration::from_secs(20),
+        };
+        let program = Program {
+            cpu,
+            ..Program::steady(2.0, 4, Bytes::mib(64))
+        };
+        host.spawn(name, program, name).unwrap();
+        let app = App::new(
+            name.parse().unwrap(),
+            Class::Standard,
+            Binding::Cgroup(name.into()),
+        );
+        policy.apps.insert(app.id.clone(), app);
+    }
+    let (mut state, mut forecasts) = (State::new(), Forecasts::new(None));
+    let mut recent = std::collections::VecDeque::new();
+    let mut said = std::collections::VecDeque::new();
+    let (mut within, mut judged, mut above) = (0, 0, 0.0);
+    for second in 0..8_000_u32 {
+        let inputs = Inputs::new(host.time(), &policy);
+        let report = tick(&mut state, &mut host, &inputs);
+        forecasts.record(&report);
+        host.advance(policy.period);
+        let used: f64 = report.apps.values().filter_map(|app| app.usage.cpu).sum();
+        recent.push_back(used);
+        if recent.len() > 120 {
+            recent.pop_front();
+        }
+        if !second.is_multiple_of(10) {
+            continue;
+        }
+        let sums = forecasts.sums();
+        let two_minutes = |sum: &&forebay_core::outlook::together::Sum| {
+            sum.resource == Resource::Cpu && sum.span == Duration::from_secs(120)
+        };
+        let sum = sums.iter().find(two_minutes).copied();
+        said.push_back(sum);
+        if said.len() > 12
+            && let Some(Some(sum)) = said.pop_front()
+        {
+            let most = recent.iter().copied().fold(0.0, f64::max);
+            judged += 1;
+            within += u32::from(most <= sum.peak.q95());
+            above += sum.bounds - sum.peak.q95();
+        }
+    }
+    assert!(judged > 500, "{judged}");
+    let covered = f64::from(within) / f64::from(judged);
+    assert!(covered > 0.9, "{covered}");
+    assert!(above / f64::from(judged) > 1.0, "{above} of {judged}");
+}

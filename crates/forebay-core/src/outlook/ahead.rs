@@ -21,8 +21,9 @@ use std::time::Duration;
 
 use forebay_forecast::Target;
 use forebay_forecast::lstm::Weights;
-use forebay_forecast::scales::{Bucket, Depth, Scales};
+use forebay_forecast::scales::{Bucket, Depth, SCALES, Scales};
 
+use super::together::{Sum, Together};
 use super::{Outlook, Resource};
 use crate::app::{AppId, Class};
 use crate::report::{AppReport, TickReport};
@@ -39,6 +40,7 @@ pub struct Forecasts {
     apps: BTreeMap<AppId, Watched>,
     weights: Option<Arc<Weights>>,
     now_unix_ms: u64,
+    together: Together,
     /// Whose turn it is to be fitted.
     fitted: Option<(AppId, Resource)>,
 }
@@ -79,6 +81,8 @@ impl Forecasts {
     /// Takes in what one period saw.
     pub fn record(&mut self, report: &TickReport) {
         let now = report.time.unix_ms;
+        let bucket = milliseconds(SCALES[0].bucket);
+        let closed = now / bucket != self.now_unix_ms / bucket;
         self.now_unix_ms = now;
         for (id, app) in &report.apps {
             let watched = self.watched(id, app.class);
@@ -89,6 +93,17 @@ impl Forecasts {
         }
         let oldest = now.saturating_sub(milliseconds(FORGOTTEN_AFTER));
         self.apps.retain(|_, app| app.seen_unix_ms >= oldest);
+        if closed {
+            let apps = &self.apps;
+            self.together.step(now, |resource| of(apps, resource));
+        }
+    }
+
+    /// What all apps need together, each resource and span for which enough was seen.
+    #[must_use]
+    pub fn sums(&self) -> Vec<Sum> {
+        let series = |resource| of(&self.apps, resource);
+        self.together.sums(self.now_unix_ms, series)
     }
 
     fn sample(&mut self, id: &AppId, class: Class, resource: Resource, value: f64) {
@@ -209,6 +224,14 @@ impl Forecasts {
     pub const fn now_unix_ms(&self) -> u64 {
         self.now_unix_ms
     }
+}
+
+/// The series of one resource.
+fn of(apps: &BTreeMap<AppId, Watched>, resource: Resource) -> BTreeMap<&AppId, &Scales> {
+    let series = apps.iter();
+    series
+        .filter_map(|(id, app)| Some((id, app.series.get(&resource)?)))
+        .collect()
 }
 
 fn milliseconds(duration: Duration) -> u64 {

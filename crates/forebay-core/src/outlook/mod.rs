@@ -4,6 +4,7 @@
 //! forecasts of others) does so beside the control thread and leaves here what plans need of it.
 
 pub mod ahead;
+pub mod together;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -21,15 +21,15 @@ const PAST_MAX: usize = 24;
 /// Which forecasts to show.
 #[derive(Debug, Args)]
 pub(crate) struct ForecastArgs {
-    /// Its name
-    app: AppId,
+    /// Its name; all apps together unless given
+    app: Option<AppId>,
 
     /// Only this resource; all that the app uses unless given
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "app")]
     resource: Option<Forecastable>,
 
     /// How far ahead, such as 30s, 10m or 24h: at most a day
-    #[arg(long, value_name = "TIME", value_parser = config::span)]
+    #[arg(long, value_name = "TIME", value_parser = config::span, requires = "app")]
     horizon: Option<Duration>,
 }
 
@@ -51,7 +51,11 @@ pub(super) async fn run(
     client: &Client,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let app = &args.app;
+    let Some(app) = &args.app else {
+        let forecast: api::HostForecast = client.get("/v1/forecast").await?;
+        output.show(&forecast, together)?;
+        return Ok(());
+    };
     let mut uri = format!("/v1/forecast/{app}?");
     if let Some(named) = args.resource.and_then(|named| named.to_possible_value()) {
         uri += &format!("resource={}&", named.get_name());
@@ -73,6 +77,43 @@ pub(super) async fn run(
     }
     output.show(&forecast, |forecast| text(forecast, &past, Detail::Brief))?;
     Ok(())
+}
+
+fn together(forecast: &api::HostForecast) -> String {
+    if forecast.sums.is_empty() {
+        return "too little is known of the apps together yet; it takes some twenty minutes\n"
+            .to_owned();
+    }
+    let rows: Vec<_> = forecast
+        .sums
+        .iter()
+        .map(|sum| {
+            let show = |value: f64| show(&sum.resource, value);
+            [
+                sum.resource.clone(),
+                span(sum.seconds),
+                show(sum.peak.q50),
+                show(sum.peak.q95),
+                show(sum.peak.q99),
+                show(sum.bounds),
+                sum.apps.to_string(),
+            ]
+        })
+        .collect();
+    let columns = [
+        words("PEAK OF ALL"),
+        words("WITHIN"),
+        numbers("q50"),
+        numbers("q95"),
+        numbers("q99"),
+        numbers("SUM OF THEIR q95"),
+        numbers("APPS"),
+    ];
+    format!(
+        "{}the host has {} CPUs\n",
+        table(columns, &rows),
+        forecast.cpus
+    )
 }
 
 /// How much is said of how forecasts are made.
@@ -273,6 +314,28 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_are_told_beside_the_sum_of_bounds() {
+        let mut forecast = api::HostForecast {
+            cpus: 8,
+            sums: Vec::new(),
+        };
+        assert!(together(&forecast).contains("too little"));
+        forecast.sums.push(api::SumForecast {
+            resource: "cpu".to_owned(),
+            seconds: 120.0,
+            peak: levels(2.0),
+            bounds: 5.5,
+            apps: 3,
+        });
+        let text = together(&forecast);
+        assert!(
+            text.contains("cpu          2 min   2.00  4.00  6.00              5.50     3\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("the host has 8 CPUs\n"), "{text}");
+    }
 
     #[test]
     fn spans_are_told_in_whole_units() {

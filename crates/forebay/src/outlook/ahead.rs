@@ -37,6 +37,19 @@ pub(super) fn answer(forecasts: &Forecasts, question: &Question) -> Vec<api::Res
         .collect()
 }
 
+/// What all applications need together.
+pub(super) fn together(forecasts: &Forecasts) -> Vec<api::SumForecast> {
+    let sums = forecasts.sums().into_iter();
+    sums.map(|sum| api::SumForecast {
+        resource: sum.resource.to_string(),
+        seconds: sum.span.as_secs_f64(),
+        peak: levels(sum.peak),
+        bounds: sum.bounds,
+        apps: sum.apps as u64,
+    })
+    .collect()
+}
+
 fn of_resource(
     resource: Resource,
     scales: &Scales,

@@ -60,6 +60,7 @@ pub(crate) struct Question {
 
 enum Message {
     Ask(Question, oneshot::Sender<Vec<api::ResourceForecast>>),
+    Together(oneshot::Sender<Vec<api::SumForecast>>),
     Stop,
 }
 
@@ -135,9 +136,24 @@ impl Desk {
         &self,
         question: Question,
     ) -> Result<Vec<api::ResourceForecast>, String> {
+        self.send(|reply| Message::Ask(question, reply)).await
+    }
+
+    /// What all applications are expected to need together.
+    ///
+    /// # Errors
+    /// When too many ask, or the daemon stops.
+    pub(crate) async fn ask_together(&self) -> Result<Vec<api::SumForecast>, String> {
+        self.send(Message::Together).await
+    }
+
+    async fn send<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, String> {
         let (reply, answer) = oneshot::channel();
         self.messages
-            .try_send(Message::Ask(question, reply))
+            .try_send(message(reply))
             .map_err(|_| "looking ahead is busy; try again in a second".to_owned())?;
         answer
             .await
@@ -163,6 +179,10 @@ fn run(
             Ok(Message::Ask(question, reply)) => {
                 // Whoever asked may have gone meanwhile; then nobody misses the answer.
                 reply.send(ahead::answer(&forecasts, &question)).ok();
+                continue;
+            }
+            Ok(Message::Together(reply)) => {
+                reply.send(ahead::together(&forecasts)).ok();
                 continue;
             }
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,

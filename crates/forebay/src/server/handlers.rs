@@ -113,6 +113,15 @@ pub(super) async fn forecast(
     }))
 }
 
+pub(super) async fn forecast_together(State(server): State<Shared>) -> Answer<api::HostForecast> {
+    let view = server.view()?;
+    let sums = server.state.outlook.ask_together().await;
+    Ok(Json(api::HostForecast {
+        cpus: convert::all_cpus(&view).len() as u64,
+        sums: sums.map_err(Failure::busy)?,
+    }))
+}
+
 /// What is asked of the thread that looks ahead.
 fn question(app: &AppId, query: &api::ForecastQuery) -> Result<Question, Failure> {
     let seconds = query.horizon_seconds.unwrap_or(HORIZON_USUAL.as_secs_f64());

@@ -14,8 +14,8 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::Server;
 use super::handlers::{
-    apps, document, events, explain, forecast, history, pause, plan, reload, run, scrape, set,
-    status, stream,
+    apps, document, events, explain, forecast, forecast_together, history, pause, plan, reload,
+    run, scrape, set, status, stream,
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
@@ -126,6 +126,12 @@ pub(super) fn routes() -> Vec<Route> {
         )
         .with_query(of::<api::HistoryRange>)
         .answers(of::<api::History>),
+        look(
+            "/v1/forecast",
+            "What all apps will need together",
+            get(forecast_together),
+        )
+        .answers(of::<api::HostForecast>),
         look("/v1/forecast/{app}", "What an app will need", get(forecast))
             .with_query(of::<api::ForecastQuery>)
             .answers(of::<api::Forecast>),
