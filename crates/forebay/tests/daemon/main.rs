@@ -23,6 +23,7 @@ mod input;
 mod kernel;
 mod lifecycle;
 mod mistakes;
+mod outlook;
 mod owners;
 mod place;
 mod runtime;

@@ -1,0 +1,69 @@
+//! Forecasts beyond the control period, and what a restart keeps of them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::place::{PATIENCE, Place};
+
+/// Buckets of ten seconds of `web`'s processor time that were seen.
+fn buckets(place: &Place) -> u64 {
+    let forecast = place.json(&["forecast", "web", "--resource", "cpu"]);
+    let scales = &forecast["resources"][0]["scales"];
+    scales[0]["buckets_seen"].as_u64().unwrap_or(0)
+}
+
+fn rows(forecast: &Value) -> Vec<(f64, f64)> {
+    let rows = forecast["resources"][0]["rows"].as_array();
+    let rows = rows.into_iter().flatten();
+    rows.map(|row| {
+        let seconds = row["seconds"].as_f64().unwrap();
+        (seconds, row["peak"]["q95"].as_f64().unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn forecasts_reach_a_day_ahead_and_outlive_a_restart() {
+    let Some(mut place) = Place::new("forecasts_reach_a_day_ahead_and_outlive_a_restart") else {
+        return;
+    };
+    place.configure(
+        "[apps.web]\nclass = \"critical\"\nexec = [\"sh\", \"-c\", \"while :; do :; done\"]\n",
+    );
+    place.start();
+    place.await_pid("web");
+    let awaited = |place: &Place, enough: u64| {
+        let began = Instant::now();
+        while buckets(place) < enough {
+            assert!(began.elapsed() < PATIENCE, "{}", place.log());
+            std::thread::park_timeout(Duration::from_millis(200));
+        }
+    };
+    awaited(&place, 2);
+    let forecast = place.json(&["forecast", "web", "--resource", "cpu", "--horizon", "24h"]);
+    let rows = rows(&forecast);
+    assert_eq!(rows.last().map(|row| row.0), Some(86_400.0), "{forecast}");
+    assert!(
+        rows.windows(2).all(|pair| pair[0].1 <= pair[1].1),
+        "{rows:?}"
+    );
+    assert!(rows.iter().all(|(_, bound)| *bound > 0.2), "{rows:?}");
+    let text = place.ask(&["explain", "web", "--forecast"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    for word in ["peak of web within 1 s", "95% BOUND BY", "at steps of 10 s"] {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
+    }
+    place.fails(&["forecast", "web", "--horizon", "25h"], 2, &["86400 s"]);
+
+    assert!(place.stop().success());
+    place.start();
+    // Two buckets were closed and the one of the stop is the third: none of them comes anew.
+    let began = Instant::now();
+    awaited(&place, 2);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "the past was not taken in"
+    );
+    place.stop_well();
+}
