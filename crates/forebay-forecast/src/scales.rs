@@ -167,8 +167,16 @@ impl Scales {
         if !is_plausible(value) {
             return;
         }
+        let mut gathered = Some(Open {
+            start_unix_ms: unix_ms,
+            count: 1.0,
+            sum: value,
+            max: value,
+        });
+        // A bucket that is closed is a sample of the next coarser scale.
         for at in &mut self.scales {
-            at.record(unix_ms, value);
+            let Some(samples) = gathered else { return };
+            gathered = at.gather(samples);
         }
     }
 
@@ -303,21 +311,20 @@ impl Scale {
 }
 
 impl AtScale {
-    fn record(&mut self, unix_ms: u64, value: f64) {
-        let start = unix_ms - unix_ms % self.scale.bucket_ms();
-        self.turn_to(start);
+    /// Takes in some samples. What was gathered before, where they begin another bucket.
+    fn gather(&mut self, samples: Open) -> Option<Open> {
+        let start = samples.start_unix_ms - samples.start_unix_ms % self.scale.bucket_ms();
+        let closed = self.turn_to(start);
         let open = self.open.get_or_insert_with(|| Open::of(start));
-        open.count += 1.0;
-        open.sum += value;
-        open.max = open.max.max(value);
+        open.count += samples.count;
+        open.sum += samples.sum;
+        open.max = open.max.max(samples.max);
+        closed
     }
 
     /// Closes the bucket that is open, if `start` is another, and passes what lies between.
-    fn turn_to(&mut self, start: u64) {
-        let Some(open) = self.open.filter(|open| open.start_unix_ms != start) else {
-            return;
-        };
-        self.open = None;
+    fn turn_to(&mut self, start: u64) -> Option<Open> {
+        let open = self.open.take_if(|open| open.start_unix_ms != start)?;
         self.last = (open.count > 0.0).then(|| Bucket {
             start_unix_ms: open.start_unix_ms,
             mean: open.sum / open.count,
@@ -327,6 +334,7 @@ impl AtScale {
         // Of a clock that was set back nothing is known but that time goes on.
         let since = start.saturating_sub(open.start_unix_ms) / self.scale.bucket_ms();
         self.skip(since.saturating_sub(1));
+        Some(open)
     }
 
     /// So many buckets passed unseen. After more than the history has, where in a period it is
@@ -366,7 +374,8 @@ impl AtScale {
     fn steps(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> usize {
         let bucket = self.scale.bucket_ms();
         let start = self.open.map_or(now_unix_ms, |open| open.start_unix_ms);
-        let elapsed = now_unix_ms.saturating_sub(start).min(bucket);
+        // It is closed when the next is begun, which is up to a bucket of the finer scale later.
+        let elapsed = now_unix_ms.saturating_sub(start).min(2 * bucket);
         let ahead_ms = u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX);
         let steps = match target {
             Target::Value => (elapsed + ahead_ms) / bucket + 1,
