@@ -37,6 +37,9 @@ const NEWS: f64 = 1.25;
 /// What stands for a model where more is likely to come than the series remember.
 pub const AHEAD_MODEL: &str = "ahead";
 
+/// What stands for a model where an app that declares nothing begins as others of its class are.
+pub const CLASS_PRIOR: &str = "class";
+
 /// What stands for a model where nothing is forecast.
 pub const PRESENT: &str = "present";
 
@@ -219,11 +222,35 @@ pub struct Usage {
     pub memory: Option<Bytes>,
 }
 
+/// What an app that declares nothing probably needs: as others of its class.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prior {
+    /// In CPUs.
+    pub cpu: f64,
+    /// In bytes.
+    pub memory: f64,
+}
+
+impl Prior {
+    /// The medians of what others are expected to need at most. None without others.
+    pub fn of(others: impl Iterator<Item = (f64, f64)>) -> Option<Self> {
+        let (mut cpu, mut memory): (Vec<f64>, Vec<f64>) = others.unzip();
+        cpu.sort_unstable_by(f64::total_cmp);
+        memory.sort_unstable_by(f64::total_cmp);
+        Some(Self {
+            cpu: *cpu.get(cpu.len() / 2)?,
+            memory: *memory.get(memory.len() / 2)?,
+        })
+    }
+}
+
 /// The series of one app and what is needed to turn counters into rates.
 #[derive(Debug, Clone)]
 pub struct History {
     cpu: Series,
     memory: Series,
+    /// Whether the processor series begins as others of the class are.
+    from_class: bool,
     io: IoHistory,
     traffic: Option<Traffic>,
     last: Option<Counters>,
@@ -243,9 +270,10 @@ struct Counters {
 }
 
 impl History {
-    /// An empty history of `app`, starting from its request.
+    /// An empty history of `app`, starting from its request; from what others of its class need
+    /// where it has none, but not below its floor.
     #[must_use]
-    pub fn new(app: &App, period: Duration) -> Self {
+    pub fn new(app: &App, period: Duration, prior: Option<Prior>) -> Self {
         let series = |ahead: &[Duration], request| {
             Series::new(SeriesOptions {
                 horizons: horizons(ahead, period),
@@ -253,11 +281,17 @@ impl History {
                 request,
             })
         };
-        let request = app.request.unwrap_or(app.floor.cpu).as_cpus();
+        let floor = app.floor.cpu.as_cpus();
+        let undeclared = prior.filter(|prior| app.request.is_none() && prior.cpu > floor);
+        let prior_cpu = undeclared.map_or(floor, |prior| prior.cpu);
+        let request = app.request.map_or(prior_cpu, MilliCpu::as_cpus);
+        let memory = prior.map_or(0.0, |prior| prior.memory);
+        let memory = memory.max(app.floor.memory.as_f64());
         Self {
             io: IoHistory::new(horizons(&[SOON], period)),
             cpu: series(&[SOON], Some(request)),
-            memory: series(&[SOON, AHEAD], Some(app.floor.memory.as_f64())),
+            memory: series(&[SOON, AHEAD], Some(memory)),
+            from_class: undeclared.is_some(),
             traffic: None,
             last: None,
             usage: Usage::default(),
@@ -390,8 +424,12 @@ impl History {
             let need = inputs.outlook.need(app, resource, window);
             Band::planned(series, steps, foresight).raised(&need, series, foresight)
         };
+        let mut cpu = band(&self.cpu, Resource::Cpu);
+        if cpu.cold && self.from_class && foresight == Foresight::Models {
+            CLASS_PRIOR.clone_into(&mut cpu.model);
+        }
         Demand {
-            cpu: band(&self.cpu, Resource::Cpu),
+            cpu,
             memory: band(&self.memory, Resource::Memory),
             cpu_stalled: self.stalled,
             io_use: self.io.usage().clone(),
@@ -424,6 +462,17 @@ impl History {
             .flatten()
             .max_by(f64::total_cmp)
             .map(Bytes::from_f64)
+    }
+
+    /// What it is expected to need at most, in CPUs and bytes, for those who have no history. None
+    /// while it has none itself.
+    #[must_use]
+    pub fn typical(&self) -> Option<(f64, f64)> {
+        let peak = |series: &Series| {
+            let peak = series.peak(1).filter(|peak| !peak.cold)?;
+            Some(peak.quantiles.q95())
+        };
+        Some((peak(&self.cpu)?, peak(&self.memory)?))
     }
 
     /// The processor series, to explain a forecast.
@@ -465,6 +514,7 @@ fn steps(horizon: Duration, period: Duration) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::{Binding, Class};
 
     #[test]
     fn a_horizon_is_at_least_one_step() {
@@ -532,6 +582,32 @@ mod tests {
             Foresight::Present,
             None,
         );
+    }
+
+    #[test]
+    fn who_declares_nothing_begins_as_others_of_its_class_are() {
+        let others = [(1.0, 100.0), (4.0, 50.0), (2.0, 900.0)];
+        let prior = Prior::of(others.into_iter()).unwrap();
+        assert_eq!((prior.cpu, prior.memory), (2.0, 100.0));
+        assert_eq!(Prior::of(std::iter::empty()), None);
+        let check = |request: Option<u64>, floor, prior, expected: (f64, &str)| {
+            let mut app = App::new(
+                "x".parse().unwrap(),
+                Class::Critical,
+                Binding::Cgroup("x".into()),
+            );
+            app.request = request.map(MilliCpu);
+            app.floor.cpu = MilliCpu(floor);
+            let policy = Policy::default();
+            let history = History::new(&app, policy.period, prior);
+            let demand = history.forecast(&app.id, &Inputs::new(Time::default(), &policy));
+            assert!(demand.cpu.cold, "{demand:?}");
+            assert_eq!((demand.cpu.q50, demand.cpu.model.as_str()), expected);
+        };
+        check(None, 500, Some(prior), (2.0, CLASS_PRIOR));
+        check(None, 3000, Some(prior), (3.0, "request"));
+        check(Some(700), 500, Some(prior), (0.7, "request"));
+        check(None, 500, None, (0.5, "request"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::app::{App, AppId, Class, IoMax, Partition};
-use crate::demand::{Demand, History};
+use crate::demand::{Demand, History, Prior};
 use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu, lack};
 use crate::report::{AppReport, Event, EventKind, TickReport};
@@ -146,8 +146,12 @@ impl State {
             let Some(app) = inputs.policy.apps.get(id) else {
                 continue;
             };
+            let prior = match self.apps.contains_key(id) {
+                true => None,
+                false => self.prior(inputs, app.class),
+            };
             let known = self.apps.entry(id.clone()).or_insert_with(|| Known {
-                history: History::new(app, inputs.policy.period),
+                history: History::new(app, inputs.policy.period, prior),
                 lives: Lives::default(),
                 state: RunState::Absent,
                 yielded: BTreeSet::new(),
@@ -178,6 +182,22 @@ impl State {
             self.note_foreign(inputs.time, id, sample);
             self.note_troubles(inputs.time, id, sample);
         }
+    }
+
+    /// What apps of a class need that have run for a while.
+    fn prior(&self, inputs: &Inputs<'_>, class: Class) -> Option<Prior> {
+        let like = |id: &AppId| {
+            inputs
+                .policy
+                .apps
+                .get(id)
+                .is_some_and(|app| app.class == class)
+        };
+        let others = self
+            .apps
+            .iter()
+            .filter(|(id, known)| known.is_active() && like(id));
+        Prior::of(others.filter_map(|(_, known)| known.history.typical()))
     }
 
     /// Starts from the slice that is in force already, when a daemon comes back.

@@ -1,7 +1,7 @@
 //! Why an app's slice is what it is, in sentences with the numbers that decided.
 
 use forebay_api as api;
-use forebay_core::demand::PRESENT;
+use forebay_core::demand::{CLASS_PRIOR, PRESENT};
 use forebay_core::units::Rate;
 
 use super::render::{cores, limit, memory, model};
@@ -80,6 +80,7 @@ fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Rea
     );
     let foreseen = band.model != PRESENT;
     let start = match rules.request_cpu_cores {
+        _ if band.model == CLASS_PRIOR => "class: what others of it need".to_owned(),
         Some(request) => format!("request of {}", cpu(request)),
         None => format!("floor of {}", cpu(rules.floor_cpu_cores)),
     };
