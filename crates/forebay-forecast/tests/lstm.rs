@@ -242,14 +242,18 @@ fn the_weights_of_the_crate_can_be_read() {
 fn weights_survive_their_bytes() {
     let weights = some_weights();
     let bytes = weights.to_bytes();
-    assert_eq!(Weights::from_bytes(&bytes), Ok(weights));
+    assert_eq!(Weights::from_bytes(&bytes), Ok(weights.clone()));
+    let numbered = weights.clone().numbered(77);
+    assert_eq!((numbered.version(), numbered == weights), (77, false));
+    assert_eq!(numbered.numbered(weights.version()), weights);
     let check = |change: &dyn Fn(&mut Vec<u8>), expected| {
         let mut bytes = bytes.clone();
         change(&mut bytes);
         assert_eq!(Weights::from_bytes(&bytes), Err(expected));
     };
     check(&|b| b.clear(), WeightsError::Format);
-    check(&|b| b[7] = 2, WeightsError::Format);
+    check(&|b| b[7] = 0, WeightsError::Format);
+    check(&|b| b[7] = 2, WeightsError::Newer);
     check(&|b| b.truncate(12), WeightsError::Length);
     check(&|b| b.truncate(b.len() - 4), WeightsError::Length);
     check(&|b| b.push(0), WeightsError::Length);

@@ -17,6 +17,7 @@ use std::fmt;
 
 use super::Layout;
 
+/// The last byte is the number of the format.
 const MAGIC: [u8; 8] = *b"FBYLSTM\x01";
 const CHECKSUM_LEN: usize = 8;
 /// Most that a weight may be: beyond, the network is broken.
@@ -48,6 +49,8 @@ pub struct Weights {
 pub enum WeightsError {
     /// They do not begin as weights of this format do.
     Format,
+    /// A later release wrote them, in another format.
+    Newer,
     /// They end too early or too late.
     Length,
     /// The checksum is another.
@@ -63,6 +66,9 @@ impl fmt::Display for WeightsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Format => "read weights: not a file of this format; train anew",
+            Self::Newer => {
+                "read weights: a later release wrote them; run that release, or train anew"
+            }
             Self::Length => "read weights: cut off or too long; train anew",
             Self::Checksum => "read weights: the checksum is wrong; train anew",
             Self::Layout => "read weights: no network has these sizes; train anew",
@@ -116,6 +122,17 @@ impl Weights {
         self.origin
     }
 
+    /// The same weights under another number: weights that are rolled back have numbers that are
+    /// not given again.
+    #[must_use]
+    pub fn numbered(self, version: u32) -> Self {
+        let origin = Origin {
+            version,
+            ..self.origin
+        };
+        Self { origin, ..self }
+    }
+
     pub(super) fn parameters(&self) -> &[f32] {
         &self.parameters
     }
@@ -152,7 +169,14 @@ impl Weights {
     /// See [`WeightsError`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         if !bytes.starts_with(&MAGIC) {
-            return Err(WeightsError::Format);
+            let (name, [number]) = MAGIC.split_at(MAGIC.len() - 1) else {
+                return Err(WeightsError::Format);
+            };
+            let found = bytes.strip_prefix(name).and_then(<[u8]>::first);
+            return Err(match found {
+                Some(found) if found > number => WeightsError::Newer,
+                _ => WeightsError::Format,
+            });
         }
         let (body, checksum) = bytes
             .split_last_chunk::<CHECKSUM_LEN>()
