@@ -50,6 +50,8 @@ pub enum EventKind {
     Released,
     /// Files of a tiered directory moved, or something keeps them from it.
     Tier,
+    /// What forecasts are made by changed.
+    Forecast,
 }
 
 /// One app in one period.

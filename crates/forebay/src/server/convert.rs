@@ -372,6 +372,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Shortfall => "shortfall",
         EventKind::Released => "released",
         EventKind::Tier => "tier",
+        EventKind::Forecast => "forecast",
     }
 }
 
