@@ -17,6 +17,8 @@
 mod query;
 mod recorder;
 mod rollup;
+#[cfg(test)]
+pub(crate) mod sample;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -29,8 +31,11 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-pub(crate) use query::{EventQuery, HistoryQuery, Reader, Resolution};
+pub(crate) use query::{EventQuery, HistoryQuery, Reader, Resolution, Row};
 pub(crate) use recorder::Recorder;
+
+/// The history, in the state directory.
+pub(crate) const FILE: &str = "state.db";
 
 /// How long history is kept, and how large it may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

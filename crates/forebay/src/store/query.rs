@@ -13,6 +13,9 @@ pub(crate) const ROWS_MAX: usize = 10_000;
 /// Roll-ups that one query looks for at most, found or not.
 const SEEKS_MAX: usize = 20_000;
 
+/// Series that are listed at most.
+const SERIES_MAX: i64 = 10_000;
+
 /// A connection that only reads. One thread at a time; open another for another thread.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -117,6 +120,23 @@ impl Reader {
             .map_err(|source| self.failed("roll-ups", source))
     }
 
+    /// What there is history of: those that were written to last first, at most [`SERIES_MAX`].
+    /// The host is no app.
+    pub(crate) fn series(&self) -> Result<Vec<(Option<AppId>, Resource)>, StoreError> {
+        self.listed()
+            .map_err(|source| self.failed("the list of series", source))
+    }
+
+    /// Where the roll-ups of a resolution start: the oldest and the newest. None where it has none.
+    pub(crate) fn span(&self, level: Level) -> Result<Option<(u64, u64)>, StoreError> {
+        let span = || {
+            let transaction = self.db.unchecked_transaction()?;
+            schema::ends(&transaction, level.table(), "unix_ms")
+        };
+        let span = span().map_err(|source| self.failed("roll-ups", source))?;
+        Ok(span.map(|(oldest, newest)| (unsigned(oldest), unsigned(newest))))
+    }
+
     /// The newest events, in the order they were written.
     pub(crate) fn events(&self, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
         self.texts("event", query)
@@ -159,6 +179,29 @@ impl Reader {
             None => Vec::new(),
         };
         Ok(History { level, rows })
+    }
+
+    fn listed(&self) -> rusqlite::Result<Vec<(Option<AppId>, Resource)>> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT app, resource FROM series ORDER BY last_unix_ms DESC, app, resource LIMIT ?1",
+        )?;
+        let rows = statement.query_map([SERIES_MAX], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut listed = Vec::new();
+        for row in rows {
+            let (app, resource) = row?;
+            // A later release may know more resources.
+            let Ok(resource) = resource.parse() else {
+                continue;
+            };
+            match app.as_str() {
+                "" => listed.push((None, resource)),
+                // What cannot be an app's name was not written by us.
+                name => listed.extend(name.parse().ok().map(|app| (Some(app), resource))),
+            }
+        }
+        Ok(listed)
     }
 
     fn texts(&self, table: &str, query: &EventQuery) -> rusqlite::Result<Vec<EventRow>> {
