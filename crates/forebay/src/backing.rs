@@ -73,7 +73,7 @@ impl Reload {
             .map_err(|_| "the control thread ended".to_owned())??;
         self.on_stop.send_replace(on_stop);
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon] and [tiers] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
         )];
         messages.extend(measured.unused);
         let gone = gone

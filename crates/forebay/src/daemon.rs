@@ -14,7 +14,6 @@ use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
-use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
@@ -27,15 +26,14 @@ use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
 use crate::outlook::{self, Lookout};
 use crate::server;
-use crate::store::{Recorder, Retention, Store};
+use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
+use crate::training::Training;
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
 /// How often a release is tried when apps are put back at the start.
 const RELEASES_MAX: u32 = 50;
-/// The history, in the state directory.
-const HISTORY_FILE: &str = "state.db";
 /// How often the daemon looks whether its guardian lives.
 const GUARDIAN_CHECK: Duration = Duration::from_secs(1);
 
@@ -180,6 +178,7 @@ struct Running {
     reload: Reload,
     movers: Movers,
     lookout: Lookout,
+    training: Training,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -235,7 +234,18 @@ fn begin_on(
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
-    let database = config.daemon.state_dir.join(HISTORY_FILE);
+    let told = commands.clone();
+    let tell: tiering::Tell = Arc::new(move |kind, message| {
+        if let Err(error) = told.try_send(Command::Tell(kind, message)) {
+            tracing::warn!(%error, "an event was not told");
+        }
+    });
+    let training = Training::start(
+        config.training,
+        &config.daemon.state_dir,
+        Arc::clone(&tell),
+    );
+    let database = config.daemon.state_dir.join(store::FILE);
     let lookout = Lookout::start(outlook::Beginning {
         history: recorder.is_some().then(|| database.clone()),
         apps: config
@@ -244,7 +254,7 @@ fn begin_on(
             .values()
             .map(|app| (app.id.clone(), app.class))
             .collect(),
-        weights: watch::channel(Arc::new(Weights::pretrained())).1,
+        weights: training.weights(),
     })
     .map_err(system(
         "start the thread that looks ahead",
@@ -263,12 +273,6 @@ fn begin_on(
             "start the control thread",
             "check limits on threads",
         ))?;
-    let told = commands.clone();
-    let tell: tiering::Tell = Arc::new(move |kind, message| {
-        if let Err(error) = told.try_send(Command::Tell(kind, message)) {
-            tracing::warn!(%error, "an event of a tier was not told");
-        }
-    });
     let movers = Movers::start(&config.tiers, &tell).map_err(system(
         "start the threads that move files",
         "check limits on threads",
@@ -306,6 +310,7 @@ fn begin_on(
         reload,
         movers,
         lookout,
+        training,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -424,6 +429,11 @@ impl Running {
         if let Err(error) = tokio::task::spawn_blocking(move || lookout.stop()).await {
             tracing::error!(%error, "the thread that looks ahead was not stopped");
         }
+        let training = self.training;
+        tracing::info!(status = ?training.status(), "training ends");
+        if let Err(error) = tokio::task::spawn_blocking(move || training.stop()).await {
+            tracing::error!(%error, "the training thread was not stopped");
+        }
         // The control thread may have ended already, which the join below finds out.
         self.commands.send(Command::Stop).ok();
         let host = self.control.join().map_err(|_| {
@@ -467,7 +477,7 @@ fn recorder(config: &Config) -> Option<Recorder> {
         hour: config.daemon.history.rollup_1h,
         ..Retention::default()
     };
-    let file = config.daemon.state_dir.join(HISTORY_FILE);
+    let file = config.daemon.state_dir.join(store::FILE);
     match Store::open(&file, retention).and_then(Recorder::start) {
         Ok(recorder) => Some(recorder),
         Err(error) => {

@@ -18,6 +18,7 @@ mod store;
 mod tier;
 mod tiering;
 mod top;
+mod training;
 mod workload;
 
 use std::process::ExitCode;

@@ -75,6 +75,7 @@ pub(super) const ROOT: &[Key] = &[
         Kind::Section(POLICY),
         "How the host is partitioned",
     ),
+    key("forecast", Kind::Section(FORECAST), "How forecasts learn"),
     key(
         "apps",
         Kind::Sections(APP),
@@ -254,6 +255,22 @@ const POLICY: &[Key] = &[
             words: &["keep", "kill"],
         },
         "Whether apps that Forebay started keep running when it stops (default \"keep\")",
+    ),
+];
+
+const FORECAST: &[Key] = &[
+    key(
+        "training",
+        Kind::Choice {
+            noun: "way to train",
+            words: &["on", "off"],
+        },
+        "Whether the network that forecasts all apps is trained on this host's history, beside everything else; \"off\" uses the weights that were trained before or come with the program (default \"on\")",
+    ),
+    key(
+        "training_cpu",
+        Kind::Percent,
+        "Share of one CPU that training may use on average over a minute, 1% to 100% (default 5%)",
     ),
 ];
 

@@ -28,6 +28,8 @@ use std::time::Duration;
 use forebay_core::app::Policy;
 use forebay_host::tier::TierPlace;
 
+use crate::training::TrainingConfig;
+
 pub(crate) use app::is_container_name;
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
@@ -49,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) policy: Policy,
     /// What the daemon works by.
     pub(crate) daemon: DaemonConfig,
+    /// How forecasts learn.
+    pub(crate) training: TrainingConfig,
     /// The tiered directories by name.
     pub(crate) tiers: BTreeMap<String, TierPlace>,
 }

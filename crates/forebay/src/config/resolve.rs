@@ -17,6 +17,7 @@ use super::facts::HostFacts;
 use super::text::{At, Section};
 use super::tier::tiers;
 use super::{Config, DaemonConfig, Readers, Retention};
+use crate::training::TrainingConfig;
 
 const HEADROOM_PERCENT_MAX: u32 = 400;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -27,6 +28,7 @@ const CENTURY: Duration = Duration::from_secs(36_525 * 86_400);
 pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findings<'_>) -> Config {
     let daemon = daemon(root.take_section("daemon"), host, findings);
     let mut policy = policy(root.take_section("policy"), host, findings);
+    let training = training(root.take_section("forecast"), findings);
     let mut places = BTreeMap::new();
     let mut floors = BTreeMap::new();
     let apps = root.take::<BTreeMap<String, Section>>("apps");
@@ -69,6 +71,7 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     Config {
         policy,
         daemon,
+        training,
         tiers,
     }
 }
@@ -277,6 +280,17 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         },
         apps: BTreeMap::new(),
         devices: BTreeMap::new(),
+    }
+}
+
+fn training(mut section: Section, findings: &mut Findings<'_>) -> TrainingConfig {
+    let defaults = TrainingConfig::default();
+    TrainingConfig {
+        on: match section.take::<&str>("training") {
+            Some(At { value, .. }) => value == "on",
+            None => defaults.on,
+        },
+        cpu_percent: share(&mut section, "training_cpu", findings).unwrap_or(defaults.cpu_percent),
     }
 }
 

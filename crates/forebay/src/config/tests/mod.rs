@@ -92,6 +92,9 @@ fn every_key_arrives() {
         readers = "group"
         http = "[::1]:9180"
         history = { 10s = "2d", 1min = "3d", 1h = "4d" }
+        [forecast]
+        training = "off"
+        training_cpu = "12%"
         [policy]
         period = "50ms"
         headroom = "20%"
@@ -156,6 +159,8 @@ fn every_key_arrives() {
     assert_eq!(policy.io_protection, IoProtection::Cost);
     assert_eq!(policy.on_stop, OnStop::Kill);
 
+    let training = config.training;
+    assert_eq!((training.on, training.cpu_percent), (false, 12));
     let web = &policy.apps[&"web".parse::<AppId>().unwrap()];
     let Binding::Exec(exec) = &web.binding else {
         panic!("{web:?}");
@@ -350,6 +355,24 @@ fn the_daemon_and_the_policy_have_bounds() {
         &[
             "f:2: daemon.cgroup_root: `../x` climbs out with `..`; write the path as /proc/PID/cgroup shows it, such as \"system.slice/nginx.service\"",
         ],
+    );
+}
+
+#[test]
+fn training_is_on_and_has_bounds() {
+    let on = config("").training;
+    assert_eq!((on.on, on.cpu_percent), (true, 5));
+    for share in ["0%", "101%"] {
+        check(
+            &format!("[forecast]\ntraining_cpu = \"{share}\"\n"),
+            &[&format!(
+                "f:2: forecast.training_cpu: {share} is no share; write 1% to 100%"
+            )],
+        );
+    }
+    check(
+        "[forecast]\ntraining = \"yes\"\n",
+        &["f:2: forecast.training: `yes` is not a way to train; use on or off"],
     );
 }
 
