@@ -240,11 +240,7 @@ fn begin_on(
             tracing::warn!(%error, "an event was not told");
         }
     });
-    let training = Training::start(
-        config.training,
-        &config.daemon.state_dir,
-        Arc::clone(&tell),
-    );
+    let training = Training::start(config.training, &config.daemon.state_dir, Arc::clone(&tell));
     let database = config.daemon.state_dir.join(store::FILE);
     let lookout = Lookout::start(outlook::Beginning {
         history: recorder.is_some().then(|| database.clone()),

@@ -177,6 +177,13 @@ mod tests {
         check("forebay backtest a.csv --warm-up 1", false);
         check("forebay backtest a.csv --history 9", false);
         check("forebay backtest a.csv --every 0", false);
+        check(
+            "forebay backtest web --resource memory --step 1m --state-dir /tmp/s --last 500",
+            true,
+        );
+        check("forebay backtest web --resource ram", false);
+        check("forebay backtest web --step 2m", false);
+        check("forebay backtest web --last 0", false);
         check("forebay backtest", false);
         check("forebay calibrate /dev/sda --seconds 1", false);
         check("forebay calibrate /dev/sda --show", false);

@@ -162,6 +162,17 @@ pub(crate) struct Recording {
     pub(crate) counts: Counts,
 }
 
+impl Recording {
+    /// The last steps of it, at most so many.
+    pub(crate) fn latest(mut self, steps: usize) -> Self {
+        let cut = self.samples.len().saturating_sub(steps);
+        self.samples.0.drain(..cut);
+        self.restarts.retain(|&step| step > cut);
+        self.restarts.iter_mut().for_each(|step| *step -= cut);
+        self
+    }
+}
+
 /// Reads a file.
 ///
 /// # Errors

@@ -122,10 +122,6 @@ pub(crate) enum Verdict {
 
 /// How it stands. The daemon logs it at its end.
 #[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "shown as a whole, by its debug form")
-)]
 pub(crate) struct Status {
     pub(crate) phase: Phase,
     /// Of the weights in use; 0 for those that are built in.

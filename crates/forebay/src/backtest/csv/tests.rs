@@ -92,6 +92,23 @@ fn more_missing_rows_than_are_remembered_start_anew() {
 }
 
 #[test]
+fn the_last_steps_keep_their_new_starts() {
+    let check = |steps: usize, values: &[f64], restarts: &[usize]| {
+        let recording = parsed("0,1\n10,2\n20,3\n90,4\n100,5\n").unwrap();
+        let recording = recording.latest(steps);
+        let found: Vec<f64> = recording.samples.iter().flatten().collect();
+        assert_eq!(
+            (found.as_slice(), recording.restarts.as_slice()),
+            (values, restarts)
+        );
+    };
+    check(9, &[1.0, 2.0, 3.0, 4.0, 5.0], &[3]);
+    check(3, &[3.0, 4.0, 5.0], &[1]);
+    check(2, &[4.0, 5.0], &[]);
+    check(1, &[5.0], &[]);
+}
+
+#[test]
 fn rows_may_be_steps_whatever_their_times() {
     let text = "5,1\n5,2\n1,3\n900,4\n";
     let recording = parse(Path::new("a"), text.as_bytes(), Spacing::Rows).unwrap();
