@@ -337,7 +337,9 @@ fn usual_us(kind: Kind) -> f64 {
         Kind::Lstm => 5.0,
         Kind::Series => 2.3,
         Kind::LastValue | Kind::Histogram | Kind::Seasonal => 1.6,
-        Kind::Window | Kind::Smoothing | Kind::MovingMax => 0.4,
+        // Of a day in seconds; less of coarser steps.
+        Kind::MovingMax => 8.0,
+        Kind::Window | Kind::Smoothing => 0.4,
     }
 }
 
