@@ -3,7 +3,7 @@
 # kernels: stable old
 # routine: stable
 # machine: --smp 4 --mem 1024
-# seconds: 400
+# seconds: 600
 set -eu
 systemctl is-system-running --wait >/dev/null || true
 export TMPDIR=/var/tmp

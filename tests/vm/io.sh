@@ -2,7 +2,7 @@
 # about: batch on a calibrated disk is bounded as planned, by read-back and by effect; io.cost is installed, divides a disk by weight, and is put back; a disk is unplugged
 # kernels: stable old
 # machine: --smp 2 --mem 768 --disk 64M@8M --disk 64M
-# seconds: 300
+# seconds: 600
 set -eu
 systemctl is-system-running --wait >/dev/null || true
 cd /var/tmp
@@ -89,7 +89,7 @@ class = "critical"
 cgroup = "system.slice/other.service"
 [apps.hog]
 class = "batch"
-exec = ["sh", "-c", "while :; do dd if=/dev/zero of=/dev/vdb bs=256k count=64 oflag=direct; done"]
+exec = ["sh", "-c", "while :; do dd if=/dev/zero of=/dev/vdb bs=64k count=256 oflag=direct; done"]
 TOML
 $forebay check forebay.toml
 start_daemon
@@ -102,20 +102,24 @@ await "the weight of a batch app" grep -qx "default 10" $root/forebay.hog/io.wei
 refused "io_protection" $forebay calibrate /dev/vdb --seconds 2 --install-model --state-dir $state
 wbps() { line_of forebay.hog/io.max | sed -n 's/.*wbps=\([0-9]*\) .*/\1/p'; }
 wrote() { line_of forebay.hog/io.stat | sed -n 's/.*wbytes=\([0-9]*\) .*/\1/p'; }
-# What it writes in some seconds is at most what the limit lets through, whichever held meanwhile.
+# What it writes is at most what the limit lets through, whichever held meanwhile, and that over
+# the time that really passed: beside a weight a hundred times its own, a disk that io.cost slows
+# down to a quarter may take seconds for each of its requests.
 most=$(wbps)
+most=${most:-0}
 began=$(wrote)
 before_ms=$(date +%s%3N)
-for _ in $(seq 20); do
-  sleep 0.25
+wrote_enough() { # four requests, in five seconds at least
+  local now
   now=$(wbps)
   [ "${now:-0}" -le "$most" ] || most=$now
-done
+  [ $(($(date +%s%3N) - before_ms)) -ge 5000 ] && [ $(($(wrote) - began)) -ge $((256 << 10)) ]
+}
+await "batch gets on" wrote_enough
 bytes=$(($(wrote) - began))
 took_ms=$(($(date +%s%3N) - before_ms))
 echo "limit at most $most B/s: $bytes B in $took_ms ms"
-[ "$bytes" -gt 0 ] || fail "batch does not get on"
-# A request of a quarter of a MiB and a slice may be granted ahead.
+# A request and a slice may be granted ahead.
 [ "$bytes" -le $((most * took_ms / 1000 + (1 << 20))) ] || fail "batch writes more than its limit"
 [ "$most" -lt $((8 << 20)) ] || fail "the limit is no limit"
 [ -e $root/system.slice/other.service/io.latency ] || echo "SKIPPED: io: this kernel has no io.latency"
@@ -168,8 +172,18 @@ reads_all() { # APP: it did since the last call
   [ "${seen[$1]:-0}" -gt "$was" ]
 }
 declare -A seen=()
-# What both read in some seconds; the first of them while the change before takes effect.
-divide() { # WORDS
+# What both read in some seconds; the first of them while the change before takes effect. Where the
+# host lets the guest wait, they ask for less than the disk gives, and there is nothing to divide:
+# so it is looked at more than once.
+divide() { # WORDS LEAST MOST: tenths to one
+  local again
+  for again in 1 2 3; do
+    divide_once "$1"
+    [ $tenfold -lt "$2" ] || [ $tenfold -gt "$3" ] || return 0
+  done
+  fail "$1, that is not $2 to $3 tenths to one"
+}
+divide_once() { # WORDS
   await "web reads" reads_all web
   await "other reads" reads_all other
   sleep 2
@@ -188,15 +202,13 @@ await "the daemon installs the model" is_on
 await "the weight of a critical app" holds forebay.web/io.weight "default 1000"
 await "the weight of a standard app" holds forebay.other/io.weight "default 100"
 [ -z "$(line_of forebay.web/io.max)$(line_of forebay.other/io.max)" ] || fail "one of them is limited"
-divide "with io.cost"
-# Ten to one is what the weights say.
-[ $tenfold -ge 70 ] && [ $tenfold -le 140 ] || fail "weights of 1000 and 100 divide the disk otherwise"
+# Ten to one is what the weights of 1000 and 100 say.
+divide "with io.cost" 70 140
 configure none
 $forebay reload
 await "the model goes" is_off
 holds forebay.web/io.weight "default 1000" || fail "the weight is gone"
-divide "without io.cost"
-[ $tenfold -ge 7 ] && [ $tenfold -le 14 ] || fail "weights divide the disk without io.cost"
+divide "without io.cost" 7 14
 kill $daemon
 wait $daemon || fail "a clean stop ends with status $?"
 

@@ -2,7 +2,7 @@
 # about: pages follow apps to their nodes while these work; when memory is out, batch is ended first
 # kernels: stable old
 # machine: --smp 4 --mem 1536 --numa
-# seconds: 300
+# seconds: 600
 set -eu
 systemctl is-system-running --wait >/dev/null || true
 cd /var/tmp
@@ -74,9 +74,7 @@ cgroup = "system.slice/service.service"
 class = "batch"
 match = { command_line = "--count-file /var/tmp/small" }
 TOML
-$forebay daemon --config forebay.toml >>daemon.log 2>&1 &
-daemon=$!
-await "the daemon answers" $forebay status >/dev/null 2>&1
+start_daemon
 
 echo "== pages follow"
 nodes_of() { # GROUP: the node of its CPUs

@@ -24,7 +24,7 @@ until_true() { # TEXT COMMAND...
   shift
   until "$@" >/dev/null 2>&1; do
     n=$((n + 1))
-    [ $n -lt 300 ] || fail "not in time: $text"
+    [ $n -lt 600 ] || fail "not in time: $text"
     sleep 0.2
   done
 }
