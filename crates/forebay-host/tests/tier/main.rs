@@ -81,6 +81,8 @@ fn inside(root: &Path) {
     one_move(root);
     println!("{NAME}: left alone");
     left_alone(root);
+    println!("{NAME}: filled by others");
+    filled_by_others(root);
     println!("{NAME}: opened too late");
     opened_late(root, Late::Alive);
     opened_late(root, Late::Killed);
@@ -272,6 +274,43 @@ fn left_alone(root: &Path) {
     fs::remove_dir(data.join("sub")).unwrap();
 }
 
+/// Either side fills up although the tier's own bound is far: the file stays where it is.
+fn filled_by_others(root: &Path) {
+    let mut tier = open(root);
+    let data = root.join("slow/data");
+    let path = Path::new("file");
+    let content = vec![7; 8 << 20];
+    fs::write(data.join("file"), &content).unwrap();
+    let whole = |tier: &Tier| {
+        assert!(fs::read(data.join("file")).unwrap() == content);
+        assert_once(root, tier);
+    };
+    let fast = root.join("fast");
+    let remount = |how: &str| {
+        run("mount", &["-o".as_ref(), how.as_ref(), fast.as_path()]).unwrap();
+    };
+    remount("remount,size=4m");
+    assert_eq!(tier.promote(path).unwrap(), Moved::Left(Left::Full));
+    whole(&tier);
+    remount("remount,size=50%");
+    done(tier.promote(path));
+    whole(&tier);
+    let filler = root.join("slow/filler");
+    let mut writer = File::create(&filler).unwrap();
+    let full = (0..1024).find_map(|_| writer.write_all(&content).err());
+    assert_eq!(
+        full.map(|error| error.kind()),
+        Some(std::io::ErrorKind::StorageFull)
+    );
+    assert_eq!(tier.demote(path).unwrap(), Moved::Left(Left::Full));
+    whole(&tier);
+    drop(writer);
+    fs::remove_file(filler).unwrap();
+    done(tier.demote(path));
+    whole(&tier);
+    fs::remove_file(data.join("file")).unwrap();
+}
+
 /// Opens a file, slow to copy, while it is copied: the opener does not wait for the copy.
 fn opened_while_copied(root: &Path, tier: &mut Tier) {
     let path = root.join("slow/data/wanted");
@@ -326,7 +365,7 @@ fn moved_beside_readers(root: &Path) {
             longest
         }
     });
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(180);
     for to in [Place::Fast, Place::Slow] {
         loop {
             let moved = match to {

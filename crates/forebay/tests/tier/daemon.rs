@@ -128,6 +128,33 @@ fn moves_wait_while_forebay_is_paused() {
 }
 
 #[test]
+fn a_file_that_is_held_open_for_ever_stops_no_other() {
+    with_daemon(
+        "a_file_that_is_held_open_for_ever_stops_no_other",
+        r#"
+        echo content > slow/data/held; echo content > slow/data/free
+        sleep 1000 < slow/data/held & HOLDER=$!
+        start
+        eventually 'state idle'
+        warm slow/data/held slow/data/free
+        eventually 'test -L slow/data/free'
+        eventually 'tier status | grep -q "held.*a process holds it open"'
+        test -L slow/data/held && give_up "what is open was moved"
+        kill $HOLDER; wait $HOLDER
+        tier promote data held || give_up "closed, and not moved"
+        tier drain data
+        stop
+        plain
+        "#,
+        &[
+            "moved held (8 B)",
+            "moved free (8 B)",
+            "daemon ended with 0",
+        ],
+    );
+}
+
+#[test]
 fn one_broken_tier_stops_nobody_and_comes_back() {
     with_daemon(
         "one_broken_tier_stops_nobody_and_comes_back",
