@@ -327,9 +327,11 @@ impl Scene {
 
     /// A program in a group of its own, once all its memory is there.
     fn heap(&self, name: &'static str, cold: u64) -> Result<Member, Error> {
-        let group = self
-            .root
-            .join(format!("forebay-bench-{}-{name}", std::process::id()));
+        let group = self.root.join(format!(
+            "{}{}-{name}",
+            super::left::PREFIX,
+            std::process::id()
+        ));
         fs::create_dir(&group).map_err(Error::system(
             "make control group",
             group.display(),

@@ -5,6 +5,7 @@ mod agent;
 pub(crate) mod chaos;
 mod colocation;
 mod io;
+mod left;
 mod memory;
 mod placement;
 mod predict;
@@ -96,7 +97,15 @@ impl Target {
 /// # Errors
 /// When it lacks rights, a part fails, or a signal ends it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    crate::demo::swept("bench", args.inner.as_deref(), |dir| measure(args, dir))
+    let is_outer = args.inner.is_none();
+    if is_outer {
+        left::remove();
+    }
+    let result = crate::demo::swept("bench", args.inner.as_deref(), |dir| measure(args, dir));
+    if is_outer {
+        left::remove();
+    }
+    result
 }
 
 fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {

@@ -140,7 +140,7 @@ impl Bounded {
         ))?;
         let mut groups = hierarchies.membership(&own);
         let before = groups.swap_remove(index).ok_or_else(none)?;
-        let name = format!("forebay-bench-disk-{}", std::process::id());
+        let name = format!("{}{}-disk", super::left::PREFIX, std::process::id());
         let bounded = Self {
             before: before.join("cgroup.procs"),
             group: hierarchy.dir(Path::new(&name)),
