@@ -46,8 +46,9 @@ const STEP_MAX: Bytes = Bytes::mib(256);
 const KEPT_PART: u64 = 4;
 /// Periods from the end of a step until its effect was read for certain: two rotations.
 const SETTLE_PERIODS: u32 = 20;
-/// The first pause after a step that came back, and the longest.
-const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// The first pause after a step that came back, and the longest. Such a step costs the app a fault
+/// for each page and saves nothing, and what becomes cold later can wait that long.
+const PAUSE_MIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 /// The most waiting that is held against the app's peace: a spell of it that has other reasons
 /// must not keep Forebay away for ever.
