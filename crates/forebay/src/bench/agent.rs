@@ -17,7 +17,7 @@ use crate::demo::print as output;
 use crate::demo::{Error, interruption};
 
 /// In percent of a core; own target, since nobody has named one.
-const CPU_ACTIVE_MAX: f64 = 15.0;
+const CPU_ACTIVE_MAX: f64 = 10.0;
 const RSS_MIB_MAX: f64 = 64.0;
 const JITTER_MS_MAX: f64 = 10.0;
 
