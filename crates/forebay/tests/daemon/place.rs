@@ -19,8 +19,8 @@ pub(crate) use crate::kernel::*;
 pub(crate) static EXE: LazyLock<String> = LazyLock::new(|| {
     std::env::var("FOREBAY_EXE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_forebay").to_owned())
 });
-/// How long a test waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a test waits for anything: a slow machine needs it, and waiting for what comes costs nothing.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Time between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
