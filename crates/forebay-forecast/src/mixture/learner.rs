@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::analogue::{Sequel, sequel};
 use super::regression::{Measure, Regression};
-use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, Signals};
+use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, RECENT_PEAK, Signals};
 use super::weights::Weights;
 use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
 use crate::backtest::Judge;
@@ -21,11 +21,14 @@ const FOLLOWED: usize = REGRESSED + 1;
 const OUTSIDE: usize = FOLLOWED + SEQUELS;
 
 /// Centres and measures of the errors that are ranked: around the mixture, by how much the
-/// series lately changes, and as they are; around the last value, as they are; around the profile
-/// of the period, by the size of what is expected.
+/// series lately changes (of a peak: around the one before, as they are); around the mixture and
+/// around the last value, as they are; around the profile of the period, by the size of what is
+/// expected.
 const RANKED: usize = 4;
-/// Bounds that compete for a level: those of ranked errors, and of the others as above.
-const BOUNDS: usize = RANKED + 1 + SEQUELS + MODELS_MAX;
+/// Bounds that compete for a level: those of ranked errors, and of the others as above; of a peak
+/// also the greatest of the history.
+const BOUNDS: usize = GREATEST + 1;
+const GREATEST: usize = RANKED + 1 + SEQUELS + MODELS_MAX;
 
 const EXPERT_NAMES: [&str; 1 + SEQUELS] = ["regression", "analogues", "analogues, moved"];
 const RANKED_NAMES: [&str; RANKED] = [
@@ -34,6 +37,8 @@ const RANKED_NAMES: [&str; RANKED] = [
     "changes",
     "errors of the profile, by size",
 ];
+const PEAK_NAME: &str = "errors of the peak before";
+const GREATEST_NAME: &str = "greatest of the history";
 
 /// Errors that are remembered, and the least before there is an answer.
 const REMEMBERED: usize = 180;
@@ -46,6 +51,12 @@ const CENTRE_RATE: f32 = 0.2;
 const CENTRE_MEMORY: (f32, f32) = (50.0, 5.0);
 const BOUND_RATES: [f32; LEVELS] = [0.2, 0.08, 0.05, 0.05];
 const BOUND_MEMORY: (f32, f32, f32) = (600.0, 10.0, 200.0);
+/// How much longer the losses of bounds on a peak count: one spike is in many windows, and what
+/// it says of each bound is known once.
+const PEAK_MEMORY: f32 = 2.0;
+/// Errors that are remembered of each horizon, of values and of peaks.
+const ERRORS_EACH: (usize, usize) = (3, 6);
+const STRIDE_MIN: usize = 5;
 /// How fast the coverage is corrected, and by how much of the distance between levels.
 const COVERAGE_RATE: f32 = 0.004;
 const COVERAGE_SLOPE: f32 = 0.7;
@@ -56,6 +67,8 @@ const CENTRE_BEYOND: f64 = 1.1;
 const BOUND_BEYOND: f64 = 1.32;
 /// The level that is scored, by its place: 0.95.
 const SCORED: usize = 2;
+/// From which on the greatest of the history is a bound.
+const GREATEST_FROM: usize = SCORED;
 
 /// Everything that is learnt about one target at one horizon.
 #[derive(Clone, Debug)]
@@ -128,6 +141,12 @@ impl Learner {
         #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
         let far = steps as f32;
         let (at_once, for_steps, for_level) = BOUND_MEMORY;
+        let of_peaks = target == Target::Peak && steps > 1;
+        let (longer, each) = if of_peaks {
+            (PEAK_MEMORY, ERRORS_EACH.1)
+        } else {
+            (1.0, ERRORS_EACH.0)
+        };
         Self {
             target,
             steps,
@@ -136,16 +155,14 @@ impl Learner {
             errors: std::array::from_fn(|_| SortedWindow::new()),
             bounds: std::array::from_fn(|index| {
                 let rank = [0.0, 1.0, 2.0, 3.0][index];
-                Weights::new(
-                    BOUND_RATES[index],
-                    at_once + for_steps * far + for_level * rank,
-                )
+                let memory = at_once + for_steps * far + for_level * rank;
+                Weights::new(BOUND_RATES[index], longer * memory)
             }),
             excess: [0.0; LEVELS],
-            peaks: (target == Target::Peak && steps > 1).then(|| Tail::new(history_max)),
+            peaks: of_peaks.then(|| Tail::new(history_max)),
             pending: VecDeque::with_capacity(steps + 1),
             newest: None,
-            stride: (steps / 3).max(5),
+            stride: (steps / each).max(STRIDE_MIN),
             passed: 0,
             gaps: 0,
             judge: Judge::default(),
@@ -237,7 +254,7 @@ impl Learner {
         };
         let experts = self.experts(&view);
         let mixed = f64::from(self.centre.mean(&experts)?);
-        let (centres, scales) = Self::measures(&view.outlook, mixed);
+        let (centres, scales) = self.measures(&view.outlook, mixed);
         let bounds = self.bounds_around(&view, &centres, &scales);
         let Outlook { unit, change, .. } = view.outlook;
         let last = view.last();
@@ -315,16 +332,28 @@ impl Learner {
                 let within = |value: f64| narrow(value.clamp(0.0, view.bound_most()));
                 *bound = value.map_or(f32::NAN, within);
             }
+            if self.is_of_peaks() && index >= GREATEST_FROM {
+                bounds[GREATEST] = narrow(outlook.range.1);
+            }
         }
         bounds
     }
 
     /// What errors are ranked around, and what they are divided by.
-    fn measures(outlook: &Outlook, mixed: f64) -> ([f64; RANKED], [f64; RANKED]) {
-        let change = outlook.change + 0.02 * outlook.unit;
+    fn measures(&self, outlook: &Outlook, mixed: f64) -> ([f64; RANKED], [f64; RANKED]) {
+        let (first, change) = if self.is_of_peaks() {
+            (outlook.guesses[RECENT_PEAK], 1.0)
+        } else {
+            (mixed, outlook.change + 0.02 * outlook.unit)
+        };
         let size = mixed.abs() + 0.05 * outlook.magnitude;
-        let centres = [mixed, mixed, outlook.guesses[0], outlook.profile];
+        let centres = [first, mixed, outlook.guesses[0], outlook.profile];
         (centres, [change, 1.0, 1.0, size])
+    }
+
+    /// Whether windows of more than a step are forecast.
+    fn is_of_peaks(&self) -> bool {
+        self.peaks.is_some()
     }
 
     /// The mixed bounds, wider or narrower by what their coverage was, and in order.
@@ -393,7 +422,11 @@ impl Learner {
     pub(super) fn explain(&self, models: &[&'static str]) -> Explanation {
         let outside = (0..MODELS_MAX).map(|index| models.get(index).copied());
         let experts = GUESS_NAMES.into_iter().chain(EXPERT_NAMES).map(Some);
-        let bounds = RANKED_NAMES.into_iter().chain(EXPERT_NAMES).map(Some);
+        let mut ranked = RANKED_NAMES;
+        if self.is_of_peaks() {
+            ranked[0] = PEAK_NAME;
+        }
+        let bounds = ranked.into_iter().chain(EXPERT_NAMES).map(Some);
         let newest = self.pending.back().and_then(Option::as_ref);
         let parts = |names: Vec<Option<&'static str>>, weights: &[f32], said: &[Rough]| {
             let there = names.into_iter().zip(weights).zip(said);
@@ -415,7 +448,7 @@ impl Learner {
                 newest.map_or(&[], |pending| &pending.experts),
             ),
             bound: parts(
-                bounds.chain(outside).collect(),
+                bounds.chain(outside).chain([Some(GREATEST_NAME)]).collect(),
                 self.bounds[SCORED].all(),
                 newest.map_or(&[], |pending| &pending.bounds[SCORED]),
             ),

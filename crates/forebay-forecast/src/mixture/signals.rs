@@ -14,6 +14,8 @@ use super::season::{Echo, Season};
 pub(super) const FEATURES: usize = 25;
 /// Guesses at the centre that need no learning; NaN while there is none.
 pub(super) const GUESSES: usize = 13;
+/// The place of the greatest of as many steps as the horizon has.
+pub(super) const RECENT_PEAK: usize = GUESSES - 1;
 /// Their names, in order.
 pub(super) const GUESS_NAMES: [&str; GUESSES] = [
     "last value",
