@@ -134,7 +134,7 @@ struct Origin {
 
 #[derive(Clone, Debug)]
 struct Track {
-    errors: SortedWindow<u8, ERRORS>,
+    errors: SortedWindow<f32, u8, ERRORS>,
     judge: Judge,
 }
 

@@ -14,6 +14,8 @@ pub(crate) fn narrow(value: f64) -> f32 {
 pub(crate) struct Rough(u16);
 
 impl Rough {
+    pub(crate) const ZERO: Self = Self(0);
+
     pub(crate) fn new(value: f32) -> Self {
         let bits = value.to_bits();
         if value.is_nan() {
@@ -38,9 +40,9 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Keeps `len_max` samples, in memory for a quarter more.
+    /// Keeps `len_max` samples, in memory for an eighth more.
     pub(crate) fn new(len_max: usize) -> Self {
-        let slack = (len_max / 4).max(8);
+        let slack = (len_max / 8).max(8);
         Self {
             samples: Vec::with_capacity(len_max + slack),
             len_max,

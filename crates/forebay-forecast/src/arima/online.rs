@@ -38,7 +38,7 @@ use std::collections::VecDeque;
 
 use super::{Arima, FitError, Search};
 use crate::backtest::{Backtest, Centre};
-use crate::history::Range;
+use crate::history::{Range, narrow};
 use crate::{Forecaster, Quantiles, Score, Target};
 
 /// Steps ahead beyond which the centre is taken for the same.
@@ -50,7 +50,7 @@ pub struct OnlineOptions {
     /// Steps ahead at which errors are learnt: ascending, each at least 1.
     pub horizons: Vec<usize>,
     /// Where orders are searched; its `history_max`, at least 16, is also the history
-    /// kept, 8 bytes a sample.
+    /// kept, 4 bytes a sample.
     pub search: Search,
     /// Samples before the first fit.
     pub samples_min: usize,
@@ -97,7 +97,7 @@ impl Default for OnlineOptions {
 #[derive(Clone, Debug)]
 pub struct OnlineArima {
     options: OnlineOptions,
-    history: VecDeque<f64>,
+    history: VecDeque<f32>,
     ahead: Ahead,
     backtest: Backtest,
     /// Samples and filled gaps so far.
@@ -222,7 +222,7 @@ impl OnlineArima {
         if !self.wants_fit() {
             return None;
         }
-        let samples: Vec<f64> = self.history.iter().copied().collect();
+        let samples: Vec<f64> = self.history.iter().copied().map(f64::from).collect();
         let pause = samples.len().clamp(1, self.options.refit_steps);
         self.due = self.steps + u64::try_from(pause).unwrap_or(u64::MAX);
         let grown = samples.len() >= 2 * self.searched;
@@ -256,7 +256,7 @@ impl OnlineArima {
             return Err(FitError::Stale { steps: missed });
         }
         for &sample in self.history.range(self.history.len() - missed..) {
-            model.observe(sample);
+            model.observe(f64::from(sample));
         }
         if fitted.searched {
             self.refits = Some(0);
@@ -277,16 +277,17 @@ impl OnlineArima {
 
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        let numbers = self.history.capacity() + self.ahead.path.capacity();
+        let history = self.history.capacity() * size_of::<f32>();
+        let path = self.ahead.path.capacity() * size_of::<f64>();
         let model = self.model().map_or(0, Arima::heap_bytes);
-        size_of::<Self>() + numbers * size_of::<f64>() + self.backtest.bytes() + model
+        size_of::<Self>() + history + path + self.backtest.bytes() + model
     }
 
     fn keep(&mut self, sample: f64) {
         if self.history.len() == self.options.search.history_max {
             self.history.pop_front();
         }
-        self.history.push_back(sample);
+        self.history.push_back(narrow(sample));
         self.steps += 1;
     }
 }
@@ -355,7 +356,9 @@ impl Forecaster for OnlineArima {
         self.backtest.observe(sample);
         // In a gap the forecast keeps time aligned, and says nothing new to a refit.
         let expected = || self.ahead.centre(1).map(|centre| centre.value);
-        let kept = sample.or_else(expected).or(self.history.back().copied());
+        let kept = sample
+            .or_else(expected)
+            .or(self.history.back().copied().map(f64::from));
         let Some(kept) = kept else { return };
         self.keep(kept);
         self.ahead.pass(sample);

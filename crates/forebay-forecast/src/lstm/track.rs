@@ -18,10 +18,10 @@
 use std::collections::VecDeque;
 
 use super::head::{Anchors, CENTRES};
-use crate::history::narrow;
+use crate::history::{Rough, narrow};
 use crate::least_squares::LeastSquares;
 use crate::mean::Mean;
-use crate::sorted::SortedWindow;
+use crate::sorted::{SortedWindow, Upward};
 
 /// Inputs of the fit.
 pub(super) const INPUTS: usize = 16;
@@ -43,7 +43,7 @@ const EVIDENCE_MAX: f32 = 5.0;
 /// Bound of centres and gaps, in units.
 const ANCHOR_MAX: f32 = 100.0;
 
-type Errors = SortedWindow<u8, REMEMBERED>;
+type Errors = SortedWindow<Upward, u8, REMEMBERED>;
 
 /// What the features of a step say to all targets, in the unit of the series.
 #[derive(Clone, Copy, Debug)]
@@ -100,13 +100,13 @@ pub(super) struct ValueTrack {
 
 #[derive(Clone, Debug)]
 struct PendingValue {
-    x: [f32; INPUTS],
-    scale: f64,
-    last: f64,
-    expected: f64,
-    slow: f64,
+    x: [Rough; INPUTS],
+    scale: f32,
+    last: f32,
+    expected: f32,
+    slow: f32,
     /// Differences from the last value.
-    centres: [f32; CENTRES],
+    centres: [Rough; CENTRES],
     known: bool,
 }
 
@@ -136,19 +136,21 @@ impl ValueTrack {
         let Some(value) = sample.filter(|_| then.known) else {
             return;
         };
-        let change = value - then.last;
+        let value = f64::from(narrow(value));
+        let change = value - f64::from(then.last);
         self.change.push(change.abs(), UNIT_RATE);
         judge(&mut self.misses, &then.centres, change);
         // Before, the scale of a first step may be that of no change at all.
         if self.change.count() > FIT_COLD {
-            let clip = (6.0 * self.change.value / then.scale).min(FIT_ERROR_MAX);
-            let x = then.x.map(f64::from);
-            self.fit.learn(&x, change / then.scale, clip);
+            let scale = f64::from(then.scale);
+            let clip = (6.0 * self.change.value / scale).min(FIT_ERROR_MAX);
+            let x = then.x.map(|x| f64::from(x.get()));
+            self.fit.learn(&x, change / scale, clip);
         }
         if self.draw.next() {
             let centres = [then.last, then.expected, then.slow];
             for (errors, centre) in self.errors.iter_mut().zip(centres) {
-                errors.push(value - centre);
+                errors.push(value - f64::from(centre));
             }
         }
     }
@@ -179,12 +181,12 @@ impl ValueTrack {
             evidence: evidence(&self.misses),
         };
         self.pending.push_back(PendingValue {
-            x: *x,
-            scale,
-            last: now.last,
-            expected: self.expected,
-            slow: now.slow,
-            centres: differences.map(narrow),
+            x: x.map(Rough::new),
+            scale: narrow(scale).max(f32::MIN_POSITIVE),
+            last: narrow(now.last),
+            expected: narrow(self.expected),
+            slow: narrow(now.slow),
+            centres: differences.map(|difference| Rough::new(narrow(difference))),
             known: true,
         });
     }
@@ -192,12 +194,12 @@ impl ValueTrack {
     /// As before, for a step without a sample.
     pub(super) fn put_nothing_aside(&mut self) {
         self.pending.push_back(PendingValue {
-            x: [0.0; INPUTS],
+            x: [Rough::ZERO; INPUTS],
             scale: 1.0,
             last: 0.0,
             expected: 0.0,
             slow: 0.0,
-            centres: [0.0; CENTRES],
+            centres: [Rough::ZERO; CENTRES],
             known: false,
         });
     }
@@ -237,9 +239,9 @@ pub(super) struct PeakTrack {
 
 #[derive(Clone, Debug)]
 struct PendingPeak {
-    last: f64,
-    before: f64,
-    centres: [f32; CENTRES],
+    last: f32,
+    before: f32,
+    centres: [Rough; CENTRES],
     known: bool,
 }
 
@@ -267,11 +269,13 @@ impl PeakTrack {
         let Some(peak) = peak.filter(|_| then.known) else {
             return;
         };
-        self.change.push((peak - then.last).abs(), UNIT_RATE);
-        judge(&mut self.misses, &then.centres, peak - then.last);
+        let peak = f64::from(narrow(peak));
+        let change = peak - f64::from(then.last);
+        self.change.push(change.abs(), UNIT_RATE);
+        judge(&mut self.misses, &then.centres, change);
         if self.draw.next() {
             for (errors, centre) in self.errors.iter_mut().zip([then.last, then.before]) {
-                errors.push(peak - centre);
+                errors.push(peak - f64::from(centre));
             }
         }
     }
@@ -295,9 +299,9 @@ impl PeakTrack {
             evidence: evidence(&self.misses),
         };
         self.pending.push_back(PendingPeak {
-            last: now.last,
-            before,
-            centres: centres.map(narrow),
+            last: narrow(now.last),
+            before: narrow(before),
+            centres: centres.map(|centre| Rough::new(narrow(centre))),
             known: true,
         });
     }
@@ -307,7 +311,7 @@ impl PeakTrack {
         self.pending.push_back(PendingPeak {
             last: 0.0,
             before: 0.0,
-            centres: [0.0; CENTRES],
+            centres: [Rough::ZERO; CENTRES],
             known: false,
         });
     }
@@ -319,9 +323,9 @@ fn quantiles(errors: &Errors) -> [f32; 4] {
 }
 
 /// Takes the errors of centres in, which are differences like `actual`.
-fn judge(misses: &mut [Mean; CENTRES], centres: &[f32; CENTRES], actual: f64) {
+fn judge(misses: &mut [Mean; CENTRES], centres: &[Rough; CENTRES], actual: f64) {
     for (miss, &centre) in misses.iter_mut().zip(centres) {
-        miss.push((actual - f64::from(centre)).abs(), EVIDENCE_RATE);
+        miss.push((actual - f64::from(centre.get())).abs(), EVIDENCE_RATE);
     }
 }
 
