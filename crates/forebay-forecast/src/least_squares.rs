@@ -14,6 +14,8 @@
 //! Sources: Haykin, "Adaptive filter theory", chapter 10; Åström and Wittenmark, "Adaptive
 //! control", section 11.5 (estimator wind-up); Huber, "Robust statistics" (clipped errors).
 
+use crate::history::narrow;
+
 /// Weight of what is one sample older.
 const FORGETTING: f64 = 0.9995;
 
@@ -22,7 +24,7 @@ const FORGETTING: f64 = 0.9995;
 pub(crate) struct LeastSquares<const N: usize> {
     weights: [f64; N],
     /// The lower triangle, by rows.
-    covariance: Box<[f64]>,
+    covariance: Box<[f32]>,
     trace_max: f64,
 }
 
@@ -69,9 +71,9 @@ impl<const N: usize> LeastSquares<N> {
         for (row, gain) in gain.iter().enumerate() {
             let (line, after) = rest.split_at_mut(row + 1);
             for (entry, part) in line.iter_mut().zip(spread) {
-                *entry = (*entry - gain * part) * grow;
+                *entry = narrow((f64::from(*entry) - gain * part) * grow);
             }
-            trace += line[row];
+            trace += f64::from(line[row]);
             rest = after;
         }
         if trace > self.trace_max {
@@ -87,10 +89,11 @@ impl<const N: usize> LeastSquares<N> {
             let (line, after) = rest.split_at(row + 1);
             let mut sum = 0.0;
             for column in 0..row {
-                sum += line[column] * vector[column];
-                product[column] += line[column] * vector[row];
+                let entry = f64::from(line[column]);
+                sum += entry * vector[column];
+                product[column] += entry * vector[row];
             }
-            product[row] += sum + line[row] * vector[row];
+            product[row] += sum + f64::from(line[row]) * vector[row];
             rest = after;
         }
         product

@@ -215,7 +215,12 @@ fn observing_is_as_good_as_having_seen_it_all() {
     let expected = online.forecast_path(5);
     let mut with_gaps = online.clone();
     (0..4).for_each(|_| with_gaps.observe_gap());
-    assert!((with_gaps.forecast(1).mean - expected[4].mean).abs() < 1e-9);
+    // What is remembered is in single precision.
+    let apart = with_gaps.forecast(1).mean - expected[4].mean;
+    assert!(
+        apart.abs() < 1e-5 * expected[4].mean.abs().max(1.0),
+        "{apart}"
+    );
     with_gaps.observe(f64::NAN);
     with_gaps.observe(f64::INFINITY);
     assert!(with_gaps.forecast(1).mean.is_finite());

@@ -24,6 +24,7 @@ use super::polynomial::Polynomial;
 use super::search::{Search, search};
 use super::{Coefficients, FitError};
 use crate::VALUE_MAX;
+use crate::history::narrow;
 
 /// A value ahead.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -254,7 +255,7 @@ impl Arima {
         } = &self.equation;
         let terms = samples.capacity() + innovations.capacity();
         let lags = self.samples.numbers.capacity() + self.innovations.numbers.capacity();
-        terms * size_of::<(usize, f64)>() + lags * size_of::<f64>()
+        terms * size_of::<(usize, f64)>() + lags * size_of::<f32>()
     }
 
     /// The mean `step` steps ahead, when those before it are in `path`.
@@ -302,10 +303,10 @@ fn longest(terms: &[(usize, f64)]) -> usize {
     terms.last().map_or(0, |(lag, _)| *lag)
 }
 
-/// The last numbers of a series, contiguous.
+/// The last numbers of a series, contiguous, in single precision: there may be two seasons of them.
 #[derive(Clone, Debug)]
 struct Lags {
-    numbers: Vec<f64>,
+    numbers: Vec<f32>,
     kept: usize,
     /// Appended numbers before the kept ones move to the front again.
     slack: usize,
@@ -314,7 +315,7 @@ struct Lags {
 impl Lags {
     /// Zeros, as before the first sample.
     fn new(kept: usize) -> Self {
-        let slack = (kept / 4).max(16);
+        let slack = (kept / 8).max(16);
         let mut numbers = Vec::with_capacity(kept + slack);
         numbers.resize(kept, 0.0);
         Self {
@@ -328,11 +329,11 @@ impl Lags {
         if self.numbers.len() == self.kept + self.slack {
             self.numbers.drain(..self.slack);
         }
-        self.numbers.push(number);
+        self.numbers.push(narrow(number));
     }
 
     /// The newest is 1 back.
     fn back(&self, lag: usize) -> f64 {
-        self.numbers[self.numbers.len() - lag]
+        f64::from(self.numbers[self.numbers.len() - lag])
     }
 }

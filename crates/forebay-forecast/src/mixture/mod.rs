@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_at_most_64_kib_with_three_horizons() {
+    fn state_is_at_most_56_kib_with_three_horizons() {
         let mut mixture = Mixture::new(&MixtureOptions {
             cycle: Some(720),
             ..MixtureOptions::default()
@@ -348,7 +348,7 @@ mod tests {
             (0..5000).map(|step| wave(step) + noise(&mut random)),
         );
         assert!(mixture.period().is_some(), "the search has found one");
-        assert!(mixture.bytes() <= 64 * 1024, "{}", mixture.bytes());
+        assert!(mixture.bytes() <= 56 * 1024, "{}", mixture.bytes());
     }
 
     #[test]
