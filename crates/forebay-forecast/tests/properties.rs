@@ -2,7 +2,12 @@
 
 mod samples;
 
-use forebay_forecast::{Forecast, Quantiles, Series, SeriesOptions};
+use std::sync::Arc;
+
+use forebay_forecast::lstm::Weights;
+use forebay_forecast::{
+    Ensemble, Forecast, Forecaster, MixtureOptions, Quantiles, Series, SeriesOptions, Target,
+};
 use proptest::prelude::*;
 use samples::sample;
 
@@ -114,4 +119,86 @@ fn the_promised_coverage_is_the_measured_one() {
     check(0.8, 0.0);
     check(0.5, 10.0);
     check(0.8, 4.0);
+}
+
+/// One step of an ensemble's life.
+#[derive(Clone, Debug)]
+enum Event {
+    Sample(f64),
+    Gap,
+    /// ARIMA is fitted, if that is due.
+    Fit,
+    Weights,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        30 => sample().prop_map(Event::Sample),
+        3 => Just(Event::Gap),
+        1 => Just(Event::Fit),
+        1 => Just(Event::Weights),
+    ]
+}
+
+fn assert_in_order(answer: Option<Quantiles>) {
+    if let Some(answer) = answer {
+        let levels = answer.to_array();
+        assert!(
+            levels.iter().all(|q| q.is_finite() && *q >= 0.0),
+            "{levels:?}"
+        );
+        assert!(levels.is_sorted(), "{levels:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+    #[test]
+    fn an_ensemble_is_sound_whatever_comes(
+        events in prop::collection::vec(event(), 0..300),
+        with_weights in any::<bool>(),
+        cycle in prop::option::of(0..100_usize),
+    ) {
+        let weights = Arc::new(Weights::pretrained());
+        let options = MixtureOptions {
+            targets: vec![Target::Value, Target::Peak],
+            horizons: vec![1, 20],
+            history_max: 64,
+            cycle,
+        };
+        let mut ensemble = Ensemble::new(&options, with_weights.then(|| weights.clone()));
+        for event in events {
+            match event {
+                Event::Sample(value) => ensemble.update(value),
+                Event::Gap => ensemble.update_gap(),
+                // What cannot be fitted stays as it was.
+                Event::Fit => drop(ensemble.arima().fit_now()),
+                Event::Weights => ensemble.set_weights(weights.clone()),
+            }
+            for steps in [0, 1, 20, 500] {
+                assert_in_order(ensemble.forecast(steps));
+                assert_in_order(ensemble.forecast_peak(steps));
+            }
+        }
+    }
+
+    /// Constants, zeros, a single value: what is asked for comes back, or nothing does.
+    #[test]
+    fn an_ensemble_of_one_value_answers_that_value(
+        value in prop_oneof![Just(0.0), Just(1e18), 1e-6..1e12],
+        count in 1..200_usize,
+    ) {
+        let options = MixtureOptions { horizons: vec![1, 20], history_max: 64, ..MixtureOptions::default() };
+        let mut ensemble = Ensemble::new(&options, Some(Arc::new(Weights::pretrained())));
+        for _ in 0..count {
+            ensemble.update(value);
+        }
+        for steps in [1, 20] {
+            if let Some(answer) = ensemble.forecast(steps) {
+                let near = |q: f64| (q - value).abs() <= 1e-3 * value;
+                prop_assert!(answer.to_array().into_iter().all(near), "{value}: {answer:?}");
+            }
+        }
+    }
 }
