@@ -31,8 +31,8 @@ Forebay's developer commands
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples` or `vm`, and say which
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
-                                    `tiering`, `memory` or `predict`; --json FILE keeps
-                                    the numbers;
+                                    `tiering`, `memory`, `predict` or `forecast`;
+                                    --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
                                     load tools; NAME is `nginx`, `redis` or `postgres`;
@@ -47,7 +47,15 @@ chaos, sim and `vm run` end with the status of the program they run.
 ";
 
 /// Names that `cargo xtask bench` accepts; each is one `forebay bench NAME`.
-const BENCHMARKS: &[&str] = &["colocation", "agent", "io", "tiering", "memory", "predict"];
+const BENCHMARKS: &[&str] = &[
+    "colocation",
+    "agent",
+    "io",
+    "tiering",
+    "memory",
+    "predict",
+    "forecast",
+];
 
 /// How a command ended, when it did not succeed.
 enum Failure {

@@ -33,10 +33,13 @@ use crate::demo::print;
 use crate::output::{Format, Output};
 use crate::store::Resource;
 use csv::{Recording, Spacing};
-use models::{Kind, Setting};
+pub(crate) use models::{Kind, Model, Setting};
 use recorded::{Step, Wanted};
+pub(crate) use replay::thread_time;
 use replay::{Fan, Origins};
 use report::{FileReport, Report};
+pub(crate) use score::{Losses, Scale, Score, truth};
+pub(crate) use traces::{Series, from_folder};
 
 /// A comparison that is likely to take longer is foretold.
 const TOLD_SECONDS: f64 = 60.0;
@@ -62,7 +65,7 @@ pub(crate) struct Args {
     /// Of apps: where the daemon keeps its history
     #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
     state_dir: PathBuf,
-    /// Models to compare; all of them unless given
+    /// Models to compare; all that stand alone unless given
     #[arg(long, value_enum, value_delimiter = ',', value_name = "MODEL,...")]
     models: Vec<Kind>,
     /// How many steps ahead, at most four numbers
@@ -185,7 +188,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     let kinds: Vec<Kind> = match args.models.as_slice() {
-        [] => Kind::value_variants().to_vec(),
+        [] => Kind::all().collect(),
         named => named.to_vec(),
     };
     let mut files = Vec::new();
@@ -331,9 +334,10 @@ fn foretell(named: &Path, recording: &Recording, kinds: &[Kind]) {
 /// series of 4,000 steps with three horizons.
 fn usual_us(kind: Kind) -> f64 {
     match kind {
-        Kind::Ensemble => 240.0,
+        Kind::Ensemble | Kind::WithoutLstm => 240.0,
         Kind::Arima => 215.0,
         Kind::Mixture => 16.0,
+        Kind::WithoutArima => 22.0,
         Kind::Lstm => 5.0,
         Kind::Series => 2.3,
         Kind::LastValue | Kind::Histogram | Kind::Seasonal => 1.6,

@@ -23,6 +23,10 @@ const WINDOW_MIN: usize = 60;
 pub(crate) enum Kind {
     /// The mixture with ARIMA and the LSTM among its members: the best, and the dearest
     Ensemble,
+    /// The ensemble without ARIMA: what that is worth
+    WithoutArima,
+    /// The ensemble without the LSTM
+    WithoutLstm,
     /// Many forecasters, weighted by what they lost lately
     Mixture,
     /// ARIMA with automatic order, fitted anew every 60 steps, with the season of the clock
@@ -47,6 +51,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// All but those that only show what a member of the ensemble is worth.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let apart = |kind: &Self| !matches!(kind, Self::WithoutArima | Self::WithoutLstm);
+        Self::value_variants().iter().copied().filter(apart)
+    }
+
     /// Its name on the command line.
     pub(crate) fn name(self) -> String {
         self.to_possible_value()
@@ -106,6 +116,8 @@ pub(crate) enum Model {
     Arima(Box<OnlineArima>),
     /// The same among many.
     Ensemble(Box<Ensemble>),
+    /// Many without that one: it is never fitted, and silent until it is.
+    WithoutArima(Box<Ensemble>),
 }
 
 impl Model {
@@ -123,6 +135,14 @@ impl Model {
             }
             Kind::Ensemble => {
                 let ensemble = Ensemble::new(&setting.mixture(), Some(weights()));
+                return Self::Ensemble(Box::new(ensemble));
+            }
+            Kind::WithoutArima => {
+                let ensemble = Ensemble::new(&setting.mixture(), Some(weights()));
+                return Self::WithoutArima(Box::new(ensemble));
+            }
+            Kind::WithoutLstm => {
+                let ensemble = Ensemble::new(&setting.mixture(), None);
                 return Self::Ensemble(Box::new(ensemble));
             }
             Kind::Arima => {
@@ -161,7 +181,7 @@ impl Model {
         match self {
             Self::One(one) => one.pass(sample),
             Self::Arima(arima) => arima.pass(sample),
-            Self::Ensemble(ensemble) => ensemble.pass(sample),
+            Self::Ensemble(ensemble) | Self::WithoutArima(ensemble) => ensemble.pass(sample),
             Self::Series(series) => match sample {
                 Some(value) => series.update(value),
                 None => series.update_gap(),
@@ -175,7 +195,7 @@ impl Model {
         let fitted = match self {
             Self::Arima(arima) => arima.fit_now(),
             Self::Ensemble(ensemble) => ensemble.arima().fit_now(),
-            Self::One(_) | Self::Series(_) => None,
+            Self::One(_) | Self::Series(_) | Self::WithoutArima(_) => None,
         };
         fitted.is_some()
     }
@@ -185,7 +205,7 @@ impl Model {
         match self {
             Self::Arima(arima) => arima.wants_fit(),
             Self::Ensemble(ensemble) => ensemble.arima().wants_fit(),
-            Self::One(_) | Self::Series(_) => false,
+            Self::One(_) | Self::Series(_) | Self::WithoutArima(_) => false,
         }
     }
 
@@ -194,7 +214,9 @@ impl Model {
         match (self, target) {
             (Self::One(one), _) => one.forecast_of(target, steps),
             (Self::Arima(arima), _) => arima.forecast_of(target, steps),
-            (Self::Ensemble(ensemble), _) => ensemble.forecast_of(target, steps),
+            (Self::Ensemble(ensemble) | Self::WithoutArima(ensemble), _) => {
+                ensemble.forecast_of(target, steps)
+            }
             (Self::Series(series), Target::Value) => series.forecast(steps).map(|f| f.quantiles),
             (Self::Series(series), Target::Peak) => series.peak(steps).map(|f| f.quantiles),
         }

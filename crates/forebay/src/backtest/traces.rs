@@ -1,4 +1,4 @@
-//! Forecasts at given origins, for comparisons that are made elsewhere.
+//! Forecasts at given origins: of series in a folder, for comparisons that are made elsewhere too.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use std::{fs, io};
 use serde::Serialize;
 
 use super::Error;
-use super::csv::{self, Spacing};
+use super::csv::{self, Samples, Spacing};
 use super::models::{Kind, Model, Setting};
 use super::replay::thread_time;
 
@@ -35,19 +35,15 @@ pub(crate) fn run(
     kind: Kind,
     setting: &Setting,
 ) -> Result<(), Error> {
-    let text = fs::read_to_string(origins).map_err(|source| csv::Error::System {
-        file: origins.to_owned(),
-        advice: "name a CSV file with lines series,origin",
-        source,
-    })?;
-    let wanted = wanted(origins, &text)?;
+    let wanted = read_origins(origins)?;
     let file = fs::File::create(out).map_err(Error::write(out))?;
     let mut file = BufWriter::new(file);
     let mut spent = Spent::default();
     writeln!(file, "series,origin,step,q50,q90,q95,q99").map_err(Error::write(out))?;
     for (name, origins) in &wanted {
         let mut lines = String::new();
-        forecast(data, name, origins, kind, setting, &mut spent, &mut lines)?;
+        let series = Series::read(data, name, origins.clone(), setting)?;
+        forecast(&series, kind, &mut spent, &mut lines)?;
         file.write_all(lines.as_bytes())
             .map_err(Error::write(out))?;
     }
@@ -75,40 +71,87 @@ struct Spent {
     fitting: Duration,
 }
 
+/// A series, and where it is forecast.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) name: String,
+    pub(crate) samples: Samples,
+    /// The steps of the last values that may be looked at: at least one.
+    pub(crate) origins: BTreeSet<usize>,
+    pub(crate) setting: Setting,
+}
+
+impl Series {
+    /// Of a file `data/name.csv`. What `setting` leaves open is found in it.
+    fn read(
+        data: &Path,
+        name: &str,
+        origins: BTreeSet<usize>,
+        setting: &Setting,
+    ) -> Result<Self, Error> {
+        let file = data.join(format!("{name}.csv"));
+        let recording = csv::read(&file, Spacing::Rows)?;
+        let rows = recording.samples.len();
+        let (first, last) = match (origins.first(), origins.last()) {
+            (Some(&first), Some(&last)) if last < rows => (first, last),
+            (_, last) => {
+                let last = last.copied().unwrap_or_default();
+                return Err(Error::Origins(format!(
+                    "{}: it has {rows} rows and the origins name row {last}; count rows from 0",
+                    file.display()
+                )));
+            }
+        };
+        debug_assert!(first <= last);
+        let known = recording.samples.iter().take(first + 1).flatten();
+        Ok(Self {
+            name: name.to_owned(),
+            setting: Setting {
+                period_seconds: recording.period_seconds,
+                reference: known.fold(0.0, f64::max),
+                ..setting.clone()
+            },
+            samples: recording.samples,
+            origins,
+        })
+    }
+
+    /// The first origin.
+    pub(crate) fn first(&self) -> usize {
+        self.origins.first().copied().unwrap_or(0)
+    }
+}
+
+/// The series of `data/origins.csv`.
+///
+/// # Errors
+/// When a file is not understood, or an origin is beyond its series.
+pub(crate) fn from_folder(data: &Path, setting: &Setting) -> Result<Vec<Series>, Error> {
+    read_origins(&data.join("origins.csv"))?
+        .into_iter()
+        .map(|(name, origins)| Series::read(data, &name, origins, setting))
+        .collect()
+}
+
 /// Appends what was said.
 fn forecast(
-    data: &Path,
-    name: &str,
-    origins: &BTreeSet<usize>,
+    series: &Series,
     kind: Kind,
-    setting: &Setting,
     spent: &mut Spent,
     lines: &mut String,
 ) -> Result<(), Error> {
-    let file = data.join(format!("{name}.csv"));
-    let recording = csv::read(&file, Spacing::Rows)?;
-    let rows = recording.samples.len();
-    let (first, last) = match (origins.first(), origins.last()) {
-        (Some(&first), Some(&last)) => (first, last),
-        _ => return Ok(()),
-    };
-    if last >= rows {
-        return Err(Error::Origins(format!(
-            "{}: it has {rows} rows and the origins name row {last}; count rows from 0",
-            file.display()
-        )));
-    }
-    let known = recording.samples.iter().take(first + 1).flatten();
-    let setting = Setting {
-        period_seconds: recording.period_seconds,
-        reference: known.fold(0.0, f64::max),
-        ..setting.clone()
-    };
-    let mut model = Model::new(kind, &setting);
+    let Series {
+        name,
+        samples,
+        origins,
+        setting,
+    } = series;
+    let last = origins.last().copied().unwrap_or(0);
+    let mut model = Model::new(kind, setting);
     let mut said = Vec::new();
     let mut fitting = Duration::ZERO;
     let before = thread_time();
-    for (row, sample) in recording.samples.iter().enumerate().take(last + 1) {
+    for (row, sample) in samples.iter().enumerate().take(last + 1) {
         model.update(sample);
         if model.wants_fit() {
             let before = thread_time();
@@ -130,9 +173,8 @@ fn forecast(
     for (row, steps, answer) in said {
         let Some(quantiles) = answer else {
             return Err(Error::Origins(format!(
-                "{}: {} says nothing at row {row} about {steps} steps ahead; choose later origins \
-                 or another model",
-                file.display(),
+                "{name}: {} says nothing at row {row} about {steps} steps ahead; choose later \
+                 origins or another model",
                 kind.name()
             )));
         };
@@ -148,6 +190,16 @@ fn forecast(
 }
 
 /// Rows by series, in the order of the file.
+fn read_origins(file: &Path) -> Result<Vec<(String, BTreeSet<usize>)>, Error> {
+    let text = fs::read_to_string(file).map_err(|source| csv::Error::System {
+        file: file.to_owned(),
+        advice: "name a CSV file with lines series,origin",
+        source,
+    })?;
+    wanted(file, &text)
+}
+
+/// The same of its text.
 fn wanted(file: &Path, text: &str) -> Result<Vec<(String, BTreeSet<usize>)>, Error> {
     let mut wanted: Vec<(String, BTreeSet<usize>)> = Vec::new();
     let lines = text.lines().enumerate().skip(1);

@@ -4,6 +4,7 @@
 mod agent;
 pub(crate) mod chaos;
 mod colocation;
+mod forecast;
 mod io;
 mod left;
 mod memory;
@@ -34,6 +35,13 @@ pub(crate) struct Args {
     /// Time of one segment
     #[arg(long, value_name = "S", default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..=600))]
     seconds: u64,
+    /// `forecast`: folder with recorded series, DIR/SERIES.csv, and with DIR/origins.csv of lines
+    /// `series,origin`. Without it, series of known processes are made
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// `forecast`: what the series are made from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
@@ -58,6 +66,8 @@ enum Name {
     Memory,
     /// A load that rises again and again: planned for by forecasts, and by present use alone
     Predict,
+    /// Forecasts beside the rules of others, and what each member of the ensemble is worth
+    Forecast,
 }
 
 /// A figure with its target.
@@ -97,6 +107,10 @@ impl Target {
 /// # Errors
 /// When it lacks rights, a part fails, or a signal ends it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    if args.name == Name::Forecast {
+        // Nothing on the host is touched, so there is nothing to sweep.
+        return forecast::run(args);
+    }
     let is_outer = args.inner.is_none();
     if is_outer {
         left::remove();
@@ -109,15 +123,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
-    let (targets, mut result) = match args.name {
+    let (targets, result) = match args.name {
         Name::Colocation => colocation::run(args, dir)?,
         Name::Agent => agent::run(args, dir)?,
         Name::Io => io::run(args, dir)?,
         Name::Tiering => tiering::run(args, dir)?,
         Name::Memory => memory::run(args, dir)?,
         Name::Predict => predict::run(args, dir)?,
+        Name::Forecast => return forecast::run(args),
     };
-    for target in &targets {
+    conclude(args, &targets, result)
+}
+
+/// Prints the targets, and writes all where that is asked for; exit status 1 if one is missed.
+fn conclude(
+    args: &Args,
+    targets: &[Target],
+    mut result: serde_json::Value,
+) -> Result<ExitCode, Error> {
+    for target in targets {
         output::line(format_args!(
             "{:<52}{:>10.3} {:<10} {:<16} {}",
             target.name,
