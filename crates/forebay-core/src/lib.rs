@@ -4,6 +4,7 @@
 //! every effect is a call of [`host::Host`], and time is an argument.
 
 pub mod app;
+pub mod calendar;
 pub mod demand;
 pub mod host;
 pub mod idset;
