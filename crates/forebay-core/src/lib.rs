@@ -10,6 +10,7 @@ pub mod host;
 pub mod idset;
 pub mod io;
 pub mod io_history;
+pub mod occasion;
 pub mod outlook;
 pub mod plan;
 pub mod report;
