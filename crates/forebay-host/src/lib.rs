@@ -51,8 +51,10 @@ pub mod restore;
 mod slow;
 mod supervise;
 pub mod tier;
+pub mod timers;
 pub mod topology;
 mod worker;
+pub mod zones;
 
 pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};

@@ -54,8 +54,8 @@ const UNSET: u64 = u64::MAX;
 const RUNTIME: &str = "/run/systemd/system.control";
 
 const SERVICE: &str = "org.freedesktop.systemd1";
-const PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+pub(crate) const PATH: &str = "/org/freedesktop/systemd1";
+pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
@@ -93,7 +93,7 @@ impl Systemd {
     }
 
     /// One call. A connection that broke is made anew by the next.
-    fn call<B, R>(
+    pub(crate) fn call<B, R>(
         &mut self,
         to: (&str, &str, &str),
         body: &B,
@@ -144,7 +144,7 @@ impl Systemd {
         }
     }
 
-    fn properties(
+    pub(crate) fn properties(
         &mut self,
         path: &OwnedObjectPath,
         interface: &str,
