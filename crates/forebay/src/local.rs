@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::OnStop;
+use forebay_core::occasion::Source;
 use forebay_host::Roots;
 
 use crate::daemon::{Error, facts};
@@ -46,6 +47,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
                 config.policy.apps.len(),
                 config.policy.period.as_millis()
             ));
+            for line in next_occurrences(&config.known_future, unix_ms()) {
+                print::line(format_args!("{line}"));
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(errors) if args.json => {
@@ -58,6 +62,29 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
         }
         Err(errors) => Err(Error::Config(errors)),
     }
+}
+
+/// When each declared event comes next.
+fn next_occurrences(known: &config::KnownFuture, now_ms: u64) -> Vec<String> {
+    let events = known.sources().into_iter().filter(Source::is_moment);
+    let line = |source: Source| {
+        let next = source
+            .next_after(now_ms)
+            .and_then(|ms| i64::try_from(ms).ok());
+        let next = next.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        match next {
+            Some(next) => format!("{}: next {next}", source.name),
+            None => format!("{}: never again", source.name),
+        }
+    };
+    events.map(line).collect()
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Put back everything that a lost daemon left

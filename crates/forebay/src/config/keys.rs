@@ -50,6 +50,10 @@ pub(super) enum Kind {
     Section(&'static [Key]),
     /// Sections by a name that the user chooses.
     Sections(&'static [Key]),
+    /// Sections in a row, each headed `[[key]]`.
+    Rows(&'static [Key]),
+    /// A text or a list of at least one.
+    TextOrTexts,
 }
 
 pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
@@ -85,6 +89,103 @@ pub(super) const ROOT: &[Key] = &[
         "tiers",
         Kind::Sections(TIER),
         "Tiered directories by name: 1 to 64 letters, digits, `-`, `_` or `.`",
+    ),
+    key(
+        "event",
+        Kind::Rows(EVENT),
+        "Events that are known to come, at most 64",
+    ),
+    key(
+        "calendars",
+        Kind::Sections(CALENDAR),
+        "Days that are unlike others, by name, at most 16; each is watched for how much it changes a day",
+    ),
+];
+
+/// One event.
+pub(super) const EVENT: &[Key] = &[
+    key("name", Kind::Text, "Its name, which no other event has"),
+    key(
+        "schedule",
+        Kind::TextOrTexts,
+        "When it begins, as OnCalendar of systemd.time(7) or in the five fields of crontab(5)",
+    ),
+    key(
+        "timezone",
+        Kind::Text,
+        "The zone of its times, such as \"Europe/Berlin\" (default: the host's)",
+    ),
+    key(
+        "duration",
+        Kind::Duration,
+        "How long it lasts, 1min to 7d (default 10min, until it was measured)",
+    ),
+    key(
+        "apps",
+        Kind::Texts,
+        "The apps that it is expected to change",
+    ),
+    key(
+        "only_on",
+        Kind::Text,
+        "A calendar: it happens on those days alone",
+    ),
+    key(
+        "except",
+        Kind::Text,
+        "A calendar: it never happens on those days",
+    ),
+    key(
+        "cpu",
+        Kind::Cpu,
+        "The most processor time that each of its apps needs then",
+    ),
+    key(
+        "memory",
+        Kind::Bytes,
+        "The most memory that each of its apps needs then",
+    ),
+    key(
+        "io",
+        Kind::Bytes,
+        "The most bytes a second to and from disks that each of its apps needs then",
+    ),
+    key(
+        "received",
+        Kind::Rate,
+        "The most that each of its apps receives then",
+    ),
+    key(
+        "sent",
+        Kind::Rate,
+        "The most that each of its apps sends then",
+    ),
+    key(
+        "requests",
+        Kind::Count {
+            min: 1,
+            max: COUNT_MAX,
+        },
+        "The most requests a second that each of its apps serves then",
+    ),
+];
+
+/// One calendar.
+pub(super) const CALENDAR: &[Key] = &[
+    key(
+        "dates",
+        Kind::TextOrTexts,
+        "Its days, as OnCalendar without a time, such as \"*-12-25\"",
+    ),
+    key(
+        "ics",
+        Kind::Text,
+        "An iCalendar file whose all-day events are its days, too",
+    ),
+    key(
+        "timezone",
+        Kind::Text,
+        "Where its days begin and end (default: the host's)",
     ),
 ];
 
@@ -510,6 +611,10 @@ fn kind_schema(kind: &Kind) -> Json {
         Kind::Section(keys) => section_schema(keys),
         Kind::Sections(keys) => {
             json!({ "type": "object", "additionalProperties": section_schema(keys) })
+        }
+        Kind::Rows(keys) => json!({ "type": "array", "items": section_schema(keys) }),
+        Kind::TextOrTexts => {
+            json!({ "anyOf": [kind_schema(&Kind::Text), kind_schema(&Kind::Texts)] })
         }
     }
 }

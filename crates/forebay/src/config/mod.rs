@@ -8,6 +8,7 @@
 mod app;
 mod edit;
 mod error;
+mod event;
 mod facts;
 mod keys;
 mod quantity;
@@ -33,6 +34,7 @@ use crate::training::TrainingConfig;
 pub(crate) use app::is_container_name;
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
+pub(crate) use event::KnownFuture;
 pub(crate) use facts::HostFacts;
 pub(crate) use keys::schema;
 
@@ -55,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) training: TrainingConfig,
     /// The tiered directories by name.
     pub(crate) tiers: BTreeMap<String, TierPlace>,
+    /// What is known to come.
+    pub(crate) known_future: KnownFuture,
 }
 
 /// What the daemon works by.

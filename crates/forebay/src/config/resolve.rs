@@ -13,6 +13,7 @@ use forebay_core::units::{Bytes, MilliCpu};
 
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
+use super::event::known_future;
 use super::facts::HostFacts;
 use super::text::{At, Section};
 use super::tier::tiers;
@@ -68,11 +69,16 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         findings.add(at, "apps", problem);
     }
     let tiers = tiers(root.take("tiers"), findings);
+    // Also those that were refused, so that nothing is said twice.
+    let names: Vec<&str> = places.keys().map(AppId::as_str).collect();
+    let (events, calendars) = (root.take("event"), root.take("calendars"));
+    let known_future = known_future(events, calendars, &names, host, findings);
     Config {
         policy,
         daemon,
         training,
         tiers,
+        known_future,
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) enum Value {
     Max,
     Section(Section),
     Sections(BTreeMap<String, Section>),
+    Rows(Vec<Section>),
 }
 
 /// The values of one section.
@@ -118,6 +119,7 @@ values! {
     Address => SocketAddr,
     Section => Section,
     Sections => BTreeMap<String, Section>,
+    Rows => Vec<Section>,
 }
 
 impl<T: TryFrom<Value, Error = Value>> TryFrom<Value> for Limit<T> {
@@ -281,6 +283,8 @@ fn expected(kind: &Kind) -> &'static str {
         Kind::Address => "an address and port, such as \"127.0.0.1:9180\"",
         Kind::OrMax(inner) => expected(inner),
         Kind::Section(_) | Kind::Sections(_) => "a table",
+        Kind::Rows(_) => "tables, each headed by its name in double brackets",
+        Kind::TextOrTexts => "a text, or a list of texts",
     }
 }
 
@@ -361,6 +365,35 @@ fn read_value(
                 }
             }
             Some(Value::Sections(sections))
+        }
+        (Kind::Rows(keys), DeValue::Array(rows)) => {
+            let rows = rows.iter().enumerate().map(|(index, row)| {
+                let (name, at) = (format!("{name}.{}", index + 1), row.span().start);
+                if let DeValue::Table(table) = row.get_ref() {
+                    return Some(read_section(keys, &name, at, table, findings));
+                }
+                let message = format!(
+                    "{} is no table",
+                    Scalar::from_toml(row.get_ref()).describe()
+                );
+                findings.add(
+                    at,
+                    name,
+                    Problem::new(message, "write a table in its place"),
+                );
+                None
+            });
+            Some(Value::Rows(rows.flatten().collect()))
+        }
+        (Kind::TextOrTexts, DeValue::Array(_)) => {
+            read_value(&Kind::Texts, name, at, value, findings)
+        }
+        (Kind::TextOrTexts, one) => {
+            let scalar = read_scalar(&Kind::Text, Scalar::from_toml(one));
+            match findings.keep(at, name, scalar)? {
+                Value::Text(text) => Some(Value::Texts(vec![text])),
+                other => Some(other),
+            }
         }
         (Kind::Texts, DeValue::Array(items)) => {
             let texts: Option<Vec<String>> = items

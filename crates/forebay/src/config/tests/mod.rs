@@ -1,4 +1,5 @@
 mod apps;
+mod events;
 mod properties;
 
 use std::fs;
@@ -454,5 +455,5 @@ fn every_example_is_right() {
         }
     }
     names.sort();
-    assert_eq!(names, ["minimal", "nginx", "postgres", "redis"]);
+    assert_eq!(names, ["events", "minimal", "nginx", "postgres", "redis"]);
 }
