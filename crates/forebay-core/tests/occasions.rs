@@ -112,7 +112,7 @@ fn nothing_is_learnt_of_noise() {
         }
         ever += u64::from(was_there);
     }
-    println!("of {SEEDS} seeds, {finally} at the end and {ever} at any time saw an effect");
+    eprintln!("of {SEEDS} seeds, {finally} at the end and {ever} at any time saw an effect");
     assert!(finally * 100 <= SEEDS * 5, "{finally} of {SEEDS}");
     assert!(ever * 100 <= SEEDS * 10, "{ever} of {SEEDS}");
 }
@@ -166,7 +166,7 @@ fn an_effect_of_known_size_and_delay_is_recovered() {
         assert!((3.7..6.5).contains(&median), "seed {seed}: {median}");
         assert_eq!(next.why, "timer x: learnt from 12 occurrences");
     }
-    println!("{covered} of {judged} bounds held");
+    eprintln!("{covered} of {judged} bounds held");
     assert!(covered * 100 >= judged * 90, "{covered} of {judged}");
 }
 
