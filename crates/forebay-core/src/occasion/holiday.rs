@@ -15,7 +15,7 @@
 //!
 //! - At least three days of the calendar and 20 ordinary ones are needed.
 //! - A day with less than two thirds of its samples does not count.
-//! - No factor is beyond [`FACTOR_MAX`] or its inverse. 300 bytes for each app and resource.
+//! - No factor is beyond [`FACTOR_MAX`] or its inverse. 400 bytes for each app and resource.
 
 use std::collections::VecDeque;
 

@@ -10,7 +10,7 @@ use crate::outlook::Resource;
 /// The version of [`State`]. Another one is not read.
 pub const STATE_VERSION: u32 = 1;
 
-/// What was learnt of every source. At most [`PAIRS_MAX`](super::PAIRS_MAX) pairs, about 3 KiB of
+/// What was learnt of every source. At most [`PAIRS_MAX`](super::PAIRS_MAX) pairs, below 6 KiB of
 /// JSON each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
