@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, AppId, Device, Foresight, Policy};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
+use crate::network::{Network, NetworkRates};
 use crate::outlook::{Need, Resource, Window};
+use crate::signals::Signal;
 use crate::snapshot::{AppSample, Gap, Reclaim, Touched, Traffic};
 use crate::tick::Inputs;
 use crate::units::{Bytes, MilliCpu, Time};
@@ -220,6 +222,16 @@ pub struct Usage {
     pub cpu_stalled: Option<f64>,
     /// Memory charged.
     pub memory: Option<Bytes>,
+    /// To and from all block devices, in bytes per second, when that was last read.
+    pub io: Option<f64>,
+    /// Received over the network, in bytes per second; absent in periods that do not read it.
+    pub received: Option<f64>,
+    /// Sent over the network, in bytes per second; absent in periods that do not read it.
+    pub sent: Option<f64>,
+    /// Requests served, per second; absent where nobody tells.
+    pub requests: Option<f64>,
+    /// Time until a request is answered, in milliseconds; absent where nobody tells.
+    pub response_time: Option<f64>,
 }
 
 /// What an app that declares nothing probably needs: as others of its class.
@@ -252,7 +264,7 @@ pub struct History {
     /// Whether the processor series begins as others of the class are.
     from_class: bool,
     io: IoHistory,
-    traffic: Option<Traffic>,
+    network: Network,
     last: Option<Counters>,
     usage: Usage,
     stalled: f64,
@@ -292,7 +304,7 @@ impl History {
             cpu: series(&[SOON], Some(request)),
             memory: series(&[SOON, AHEAD], Some(memory)),
             from_class: undeclared.is_some(),
-            traffic: None,
+            network: Network::default(),
             last: None,
             usage: Usage::default(),
             stalled: 0.0,
@@ -304,19 +316,17 @@ impl History {
     }
 
     /// Takes in one sample. A missing reading is a gap in the series, not a zero.
-    /// `devices` are those of which it is known what they can do.
+    /// `devices` are those of which it is known what they can do; `signal` is what the kernel
+    /// does not know.
     pub fn record(
         &mut self,
         time: Time,
         sample: &AppSample,
         devices: &BTreeMap<Device, DeviceCapability>,
+        signal: Signal,
     ) {
         self.io.record(time, sample, devices);
-        self.traffic = match &sample.traffic {
-            Ok(traffic) => Some(*traffic),
-            Err(Gap::NotDue) => self.traffic,
-            Err(Gap::Unsupported | Gap::Failed(_)) => None,
-        };
+        let network = self.network.record(time, &sample.traffic);
         let counters = Counters {
             time,
             cpu_used: sample.cpu_used.as_ref().ok().copied(),
@@ -333,6 +343,11 @@ impl History {
             cpu: rate(|c| c.cpu_used),
             cpu_stalled: rate(|c| c.cpu_stalled).map(|share| share.min(1.0)),
             memory: sample.memory_used.as_ref().ok().copied(),
+            io: self.io.usage().bytes_per_second(),
+            received: network.map(|rates| rates.received),
+            sent: network.map(|rates| rates.sent),
+            requests: signal.requests_per_second,
+            response_time: signal.response_time_ms,
         };
         self.last = Some(counters);
         if let Some(stalled) = self.usage.cpu_stalled {
@@ -406,7 +421,13 @@ impl History {
     /// What it sent and received, when that was last read.
     #[must_use]
     pub const fn traffic(&self) -> Option<Traffic> {
-        self.traffic
+        self.network.traffic()
+    }
+
+    /// How fast that grew between its last two readings.
+    #[must_use]
+    pub const fn network_rates(&self) -> Option<NetworkRates> {
+        self.network.rates()
     }
 
     /// What to plan for by a policy: the peak within its horizon, and what is known to come.
@@ -615,7 +636,7 @@ mod tests {
         let usage = Usage {
             cpu: Some(1.0),
             cpu_stalled: Some(0.5),
-            memory: None,
+            ..Usage::default()
         };
         assert_eq!(wanted_cpu(&usage), Some(1.5));
         assert_eq!(wanted_cpu(&Usage::default()), None);

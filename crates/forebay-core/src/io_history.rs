@@ -41,6 +41,16 @@ pub struct IoUse {
     pub wait_alone: Option<Duration>,
 }
 
+impl IoUse {
+    /// To and from all devices, in bytes per second. Absent without a device: there may be none
+    /// that was used, or nothing that says so.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        let moved = self.devices.values().map(|used| used.rates.bytes());
+        moved.reduce(|sum, bytes| sum + bytes)
+    }
+}
+
 /// What one app is expected to ask of one device, within the horizon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IoDemand {

@@ -11,6 +11,7 @@ pub mod idset;
 pub mod io;
 pub mod io_history;
 pub mod occasion;
+pub mod network;
 pub mod outlook;
 pub mod plan;
 pub mod report;

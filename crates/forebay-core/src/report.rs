@@ -9,6 +9,7 @@ use crate::demand::{Demand, Usage};
 use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
 use crate::io_history::IoUse;
+use crate::network::NetworkRates;
 use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall, io};
 use crate::slice::Slice;
@@ -71,6 +72,8 @@ pub struct AppReport {
     pub io: IoUse,
     /// What it sent and received since the daemon looks, where that is counted.
     pub traffic: Option<Traffic>,
+    /// How fast that grew between its last two readings, which are some periods apart.
+    pub network: Option<NetworkRates>,
     /// Forecast, while it runs.
     pub demand: Option<Demand>,
     /// What is in force.

@@ -1,8 +1,21 @@
 //! What an app says of itself, or others measure of it: the kernel knows nothing of requests.
+//!
+//! Whoever hears a signal leaves it on a [`Board`], each value until its time is over; a period
+//! is given what stands there then. What was not told again in time is absent, never zero and
+//! never the old value.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forebay_forecast::is_plausible;
 
 use crate::app::AppId;
+
+/// How long a value stands that an app told of itself.
+pub const PUSHED_STANDS: Duration = Duration::from_secs(3);
+
+/// Apps of which values stand at most; of one more, none are taken.
+pub const APPS_MAX: usize = 4096;
 
 /// The latest signals of one app. What nobody tells lately is absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -24,3 +37,154 @@ pub struct Signals {
 pub static NONE: Signals = Signals {
     apps: BTreeMap::new(),
 };
+
+impl Signals {
+    /// What is told of one app. What cannot be (negative, not a number, beyond any host) is
+    /// absent.
+    #[must_use]
+    pub fn of(&self, app: &AppId) -> Signal {
+        let signal = self.apps.get(app).copied().unwrap_or_default();
+        let plausible = |value: Option<f64>| value.filter(|value| is_plausible(*value));
+        Signal {
+            requests_per_second: plausible(signal.requests_per_second),
+            response_time_ms: plausible(signal.response_time_ms),
+        }
+    }
+}
+
+/// Signals, each with the time until which it stands. Times are counted from whatever origin
+/// the caller has, always the same.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Board {
+    apps: BTreeMap<AppId, Standing>,
+}
+
+/// What stands of one app.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Standing {
+    requests: Option<Value>,
+    response_time: Option<Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Value {
+    value: f64,
+    until: Duration,
+}
+
+impl Board {
+    /// Takes in what is told of an app at `now`: each value takes the place of the one before
+    /// it and stands for `stands`; what is not told stays as it is. Says whether there was room.
+    pub fn tell(&mut self, now: Duration, stands: Duration, app: &AppId, signal: Signal) -> bool {
+        if self.apps.len() >= APPS_MAX && !self.apps.contains_key(app) {
+            self.apps.retain(|_, standing| !standing.is_over(now));
+            if self.apps.len() >= APPS_MAX {
+                return false;
+            }
+        }
+        let until = now.saturating_add(stands);
+        let standing = self.apps.entry(app.clone()).or_default();
+        let replace = |place: &mut Option<Value>, value: Option<f64>| {
+            if let Some(value) = value {
+                *place = Some(Value { value, until });
+            }
+        };
+        replace(&mut standing.requests, signal.requests_per_second);
+        replace(&mut standing.response_time, signal.response_time_ms);
+        true
+    }
+
+    /// What stands at `now`.
+    #[must_use]
+    pub fn at(&self, now: Duration) -> Signals {
+        let apps = self
+            .apps
+            .iter()
+            .filter(|(_, standing)| !standing.is_over(now));
+        Signals {
+            apps: apps
+                .map(|(app, standing)| (app.clone(), standing.at(now)))
+                .collect(),
+        }
+    }
+}
+
+impl Standing {
+    fn is_over(&self, now: Duration) -> bool {
+        self.at(now) == Signal::default()
+    }
+
+    fn at(&self, now: Duration) -> Signal {
+        let value = |value: Option<Value>| Some(value.filter(|value| now < value.until)?.value);
+        Signal {
+            requests_per_second: value(self.requests),
+            response_time_ms: value(self.response_time),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn id(name: &str) -> AppId {
+        name.parse().unwrap()
+    }
+
+    const fn signal(requests: Option<f64>, response_time: Option<f64>) -> Signal {
+        Signal {
+            requests_per_second: requests,
+            response_time_ms: response_time,
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_again_is_absent_and_not_zero() {
+        let mut board = Board::default();
+        let web = id("web");
+        assert!(board.tell(at(0), PUSHED_STANDS, &web, signal(Some(5.0), None)));
+        assert!(board.tell(at(1000), PUSHED_STANDS, &web, signal(None, Some(2.5))));
+        let check = |ms, expected| assert_eq!(board.at(at(ms)).of(&web), expected, "{ms}");
+        check(1000, signal(Some(5.0), Some(2.5)));
+        check(2999, signal(Some(5.0), Some(2.5)));
+        check(3000, signal(None, Some(2.5)));
+        check(4000, signal(None, None));
+        assert_eq!(board.at(at(4000)), NONE);
+    }
+
+    #[test]
+    fn a_board_has_a_bound_and_makes_room() {
+        let mut board = Board::default();
+        let some = signal(Some(1.0), None);
+        for number in 0..APPS_MAX {
+            assert!(board.tell(at(0), at(100), &id(&number.to_string()), some));
+        }
+        assert!(!board.tell(at(50), at(100), &id("late"), some));
+        assert!(board.tell(at(60), at(100), &id("7"), some));
+        assert!(board.tell(at(100), at(100), &id("late"), some));
+        assert_eq!(board.at(at(100)).apps.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_is_absent() {
+        let check = |value: f64, expected: Option<f64>| {
+            let signals = Signals {
+                apps: BTreeMap::from([(id("web"), signal(Some(value), Some(value)))]),
+            };
+            assert_eq!(
+                signals.of(&id("web")),
+                signal(expected, expected),
+                "{value}"
+            );
+        };
+        check(0.0, Some(0.0));
+        check(120.5, Some(120.5));
+        check(-1.0, None);
+        check(f64::NAN, None);
+        check(f64::INFINITY, None);
+    }
+}

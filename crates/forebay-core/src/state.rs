@@ -164,9 +164,10 @@ impl State {
                 troubles: BTreeSet::new(),
                 told_lacks: BTreeSet::new(),
             });
+            let signal = inputs.signals.of(id);
             known
                 .history
-                .record(inputs.time, sample, &inputs.policy.devices);
+                .record(inputs.time, sample, &inputs.policy.devices, signal);
             known.unsettled.clone_from(&sample.unsettled);
             known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
@@ -595,6 +596,7 @@ impl State {
                 usage: known.history.usage(),
                 io: known.history.io_use().clone(),
                 traffic: known.history.traffic(),
+                network: known.history.network_rates(),
                 demand: demands.remove(&id),
                 slice: self.in_force.get(&id).cloned().unwrap_or_default(),
                 reason: plan.reasons.remove(&id),
