@@ -85,6 +85,21 @@ pub struct Usage {
     pub cpu_stalled: Option<f64>,
     /// Memory charged.
     pub memory_bytes: Option<u64>,
+    /// To and from all block devices.
+    #[serde(default)]
+    pub io_bytes_per_second: Option<f64>,
+    /// Received over the network, loopback left out.
+    #[serde(default)]
+    pub received_bytes_per_second: Option<f64>,
+    /// Sent over the network, loopback left out.
+    #[serde(default)]
+    pub sent_bytes_per_second: Option<f64>,
+    /// Requests served, per second; `null` unless told lately, by a push or its metrics.
+    #[serde(default)]
+    pub requests_per_second: Option<f64>,
+    /// Time until a request is answered, in milliseconds; `null` unless told lately.
+    #[serde(default)]
+    pub response_time_ms: Option<f64>,
 }
 
 /// A forecast: the highest value within the horizon, in CPUs or bytes.
@@ -520,16 +535,48 @@ pub enum Resource {
     Io,
     /// Memory, in bytes.
     Memory,
+    /// Bytes per second received over the network.
+    Received,
+    /// Bytes per second sent over the network.
+    Sent,
+    /// Requests served, per second.
+    Requests,
+    /// Time until a request is answered, in milliseconds.
+    ResponseTime,
 }
 
-impl fmt::Display for Resource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Cpu,
+        Self::CpuStalled,
+        Self::Io,
+        Self::Memory,
+        Self::Received,
+        Self::Sent,
+        Self::Requests,
+        Self::ResponseTime,
+    ];
+
+    /// As on the wire and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Cpu => "cpu",
             Self::CpuStalled => "cpu_stalled",
             Self::Io => "io",
             Self::Memory => "memory",
-        })
+            Self::Received => "received",
+            Self::Sent => "sent",
+            Self::Requests => "requests",
+            Self::ResponseTime => "response_time",
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 

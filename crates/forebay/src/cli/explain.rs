@@ -4,7 +4,7 @@ use forebay_api as api;
 use forebay_core::demand::{CLASS_PRIOR, PRESENT};
 use forebay_core::units::Rate;
 
-use super::render::{cores, limit, memory, model};
+use super::render::{cores, limit, memory, milliseconds, model, per_second, requests};
 
 /// The whole explanation, one paragraph for each decision.
 pub(crate) fn explain(explanation: &api::Explanation) -> String {
@@ -16,6 +16,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
             paragraphs.push(cpus(explanation, reason));
             paragraphs.push(memory_bounds(explanation, demand, reason));
             paragraphs.extend(network(app));
+            paragraphs.extend(signals(app));
             paragraphs.extend(super::explain_io::io(explanation));
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
@@ -324,9 +325,18 @@ fn network(app: &api::App) -> Option<String> {
         0 => String::new(),
         count => format!(", {count} segments again"),
     };
+    let rates = app.usage.sent_bytes_per_second;
+    let now = match rates.zip(app.usage.received_bytes_per_second) {
+        Some((sent, received)) => format!(
+            "It sends {} and receives {} now. ",
+            per_second(sent),
+            per_second(received)
+        ),
+        None => String::new(),
+    };
     let counted = format!(
-        "It sent {} in {} packets{again}, and received {} in {}, since the daemon looks; loopback is \
-         left out.",
+        "{now}It sent {} in {} packets{again}, and received {} in {}, since the daemon looks; \
+         loopback is left out.",
         memory(traffic.sent_bytes),
         traffic.sent_packets,
         memory(traffic.received_bytes),
@@ -340,6 +350,24 @@ fn network(app: &api::App) -> Option<String> {
         ),
         _ => counted,
     })
+}
+
+/// What it, or its metrics, told lately; nothing where nobody tells.
+fn signals(app: &api::App) -> Option<String> {
+    let usage = &app.usage;
+    let told = match (usage.requests_per_second, usage.response_time_ms) {
+        (Some(rate), Some(time)) => format!(
+            "It serves {} and answers in {}",
+            requests(rate),
+            milliseconds(time)
+        ),
+        (Some(rate), None) => format!("It serves {}", requests(rate)),
+        (None, Some(time)) => format!("It answers in {}", milliseconds(time)),
+        (None, None) => return None,
+    };
+    Some(format!(
+        "{told}, as was told lately (a push, or its metrics)."
+    ))
 }
 
 fn what_would_change_it(explanation: &api::Explanation) -> String {

@@ -163,6 +163,11 @@ enum ResourceArg {
     CpuStalled,
     Io,
     Memory,
+    Received,
+    Sent,
+    Requests,
+    #[value(name = "response_time")]
+    ResponseTime,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -403,6 +408,10 @@ async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Re
         ResourceArg::CpuStalled => api::Resource::CpuStalled,
         ResourceArg::Io => api::Resource::Io,
         ResourceArg::Memory => api::Resource::Memory,
+        ResourceArg::Received => api::Resource::Received,
+        ResourceArg::Sent => api::Resource::Sent,
+        ResourceArg::Requests => api::Resource::Requests,
+        ResourceArg::ResponseTime => api::Resource::ResponseTime,
     };
     let step = args.step.map(|step| match step {
         StepArg::TenSeconds => api::Step::TenSeconds,

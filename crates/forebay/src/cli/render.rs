@@ -29,6 +29,21 @@ pub(super) fn memory_f64(bytes: f64) -> String {
     Bytes::from_f64(bytes).to_string()
 }
 
+/// Bytes per second.
+pub(super) fn per_second(bytes: f64) -> String {
+    format!("{}/s", memory_f64(bytes))
+}
+
+/// Requests per second.
+pub(super) fn requests(per_second: f64) -> String {
+    format!("{per_second:.1}/s")
+}
+
+/// A response time, in milliseconds.
+pub(super) fn milliseconds(ms: f64) -> String {
+    format!("{ms:.2} ms")
+}
+
 fn or_absent<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| ABSENT.to_owned(), show)
 }
@@ -221,8 +236,10 @@ pub(super) fn history(history: &api::History) -> String {
     let show = |value: f64| match history.resource {
         api::Resource::Cpu => cores(value),
         api::Resource::CpuStalled => percent(value),
-        api::Resource::Io => format!("{}/s", memory_f64(value)),
+        api::Resource::Io | api::Resource::Received | api::Resource::Sent => per_second(value),
         api::Resource::Memory => memory_f64(value),
+        api::Resource::Requests => requests(value),
+        api::Resource::ResponseTime => milliseconds(value),
     };
     let rows: Vec<_> = history
         .rows

@@ -34,6 +34,7 @@ pub(crate) fn web() -> api::App {
             cpu_cores: Some(0.41),
             cpu_stalled: Some(0.02),
             memory_bytes: Some(100 << 20),
+            ..api::Usage::default()
         },
         io: api::Io::default(),
         traffic: None,

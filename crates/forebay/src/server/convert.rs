@@ -2,7 +2,7 @@
 
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
-use forebay_core::demand::{Band, Demand, Usage};
+use forebay_core::demand::{Band, Demand};
 use forebay_core::host::Action;
 use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Reason, io};
@@ -110,7 +110,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         ending,
         main_pid: report.main_pid,
         starts: report.starts,
-        usage: usage(&report.usage),
+        usage: usage(report),
         io: app_io(report),
         traffic: report.traffic.as_ref().map(traffic),
         demand: report.demand.as_ref().map(demand),
@@ -177,11 +177,18 @@ pub(super) const fn class(class: Class) -> api::Class {
     }
 }
 
-pub(super) fn usage(usage: &Usage) -> api::Usage {
+/// What is read in some periods only is told as it was last read.
+pub(super) fn usage(report: &AppReport) -> api::Usage {
+    let usage = &report.usage;
     api::Usage {
         cpu_cores: usage.cpu,
         cpu_stalled: usage.cpu_stalled,
         memory_bytes: usage.memory.map(|bytes| bytes.0),
+        io_bytes_per_second: usage.io,
+        received_bytes_per_second: report.network.map(|rates| rates.received),
+        sent_bytes_per_second: report.network.map(|rates| rates.sent),
+        requests_per_second: usage.requests,
+        response_time_ms: usage.response_time,
     }
 }
 

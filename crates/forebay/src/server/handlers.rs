@@ -105,9 +105,7 @@ pub(super) async fn forecast(
         app: name.to_string(),
         horizon_seconds: policy.horizon.as_secs_f64(),
         demand: seen.and_then(|app| app.demand.as_ref().map(convert::demand)),
-        usage: seen
-            .map(|app| convert::usage(&app.usage))
-            .unwrap_or_default(),
+        usage: seen.map(convert::usage).unwrap_or_default(),
         models: models.map(|models| convert::models(&models, &policy)),
         resources,
     }))
@@ -359,17 +357,17 @@ pub(super) async fn history(
     Asked(range): Asked<api::HistoryRange>,
 ) -> Answer<api::History> {
     let id: AppId = app.parse().map_err(|_| Failure::no_app(&app))?;
-    let resource = match resource.as_str() {
-        "cpu" => api::Resource::Cpu,
-        "cpu_stalled" => api::Resource::CpuStalled,
-        "io" => api::Resource::Io,
-        "memory" => api::Resource::Memory,
-        other => {
-            return Err(Failure::not_found(format!(
-                "no history of `{other}`; there is `cpu`, `cpu_stalled`, `io` and `memory`"
-            )));
-        }
-    };
+    let kept = api::Resource::ALL.into_iter();
+    let resource = kept
+        .clone()
+        .find(|kept| kept.as_str() == resource)
+        .ok_or_else(|| {
+            let names: Vec<&str> = kept.map(api::Resource::as_str).collect();
+            Failure::not_found(format!(
+                "no history of `{resource}`; there is {}",
+                names.join(", ")
+            ))
+        })?;
     let query = HistoryQuery {
         app: id.clone(),
         resource,

@@ -250,6 +250,16 @@ fn apps(registry: &mut Registry, view: &View) {
         "Memory the app is charged",
         each(|app| Some(app.usage.memory?.as_f64())),
     );
+    registry.register(
+        "app_requests_per_second",
+        "Requests the app serves, per second, as it or its metrics told lately",
+        each(|app| app.usage.requests),
+    );
+    registry.register(
+        "app_response_time_seconds",
+        "Time until the app answers a request, as it or its metrics told lately",
+        each(|app| Some(app.usage.response_time? / 1000.0)),
+    );
     io(registry, view);
     registry.register(
         "app_demand_cpu_cores",
@@ -499,6 +509,8 @@ mod tests {
             "forebay_host_cpu_busy_ratio{cpu=\"0\"} 0.25",
             "forebay_app_cpu_cores{app=\"web\",class=\"critical\"} 0.4",
             "forebay_app_memory_bytes{app=\"web\",class=\"critical\"} 104857600.0",
+            "forebay_app_requests_per_second{app=\"web\",class=\"critical\"} 120.0",
+            "forebay_app_response_time_seconds{app=\"web\",class=\"critical\"} 0.0035",
             "forebay_app_demand_cpu_cores{app=\"web\",class=\"critical\",quantile=\"0.5\"} 0.4",
             "forebay_app_network_sent_bytes_total{app=\"web\",class=\"critical\"} 3000",
             "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",

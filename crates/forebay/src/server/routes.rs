@@ -121,7 +121,7 @@ pub(super) fn routes() -> Vec<Route> {
             .answers(of::<api::Events>),
         look(
             "/v1/history/{app}/{resource}",
-            "What an app used of `cpu`, `cpu_stalled`, `io` or `memory`",
+            "What an app used or did: `cpu`, `cpu_stalled`, `io`, `memory`, `received`, `sent`, `requests` or `response_time`",
             get(history),
         )
         .with_query(of::<api::HistoryRange>)

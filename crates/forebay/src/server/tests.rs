@@ -11,6 +11,7 @@ use forebay_core::app::{Binding, Class, Exec, Floor, Restart};
 use forebay_core::demand::{Band, Demand, MemoryNow, Usage};
 use forebay_core::host::Action;
 use forebay_core::io_history::IoUse;
+use forebay_core::network::NetworkRates;
 use forebay_core::plan::reclaim::GiveBack;
 use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
@@ -72,11 +73,18 @@ pub(super) fn published(period: u64) -> Published {
             cpu: Some(0.4),
             cpu_stalled: None,
             memory: Some(Bytes::mib(100)),
+            requests: Some(120.0),
+            response_time: Some(3.5),
+            ..Usage::default()
         },
         io: IoUse::default(),
         traffic: Some(Traffic {
             sent: Bytes(3000),
             ..Traffic::default()
+        }),
+        network: Some(NetworkRates {
+            received: 10.0,
+            sent: 20.0,
         }),
         demand: Some(Demand {
             cpu: band(0.4),

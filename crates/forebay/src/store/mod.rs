@@ -53,7 +53,7 @@ pub(crate) struct Retention {
 }
 
 impl Default for Retention {
-    /// About 1.6 MB for each app, at 60 bytes for each of its roll-ups.
+    /// About 0.4 MB for each series with samples, at 60 bytes a roll-up; an app has up to eight.
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(24 * 3600);
         Self {
@@ -127,16 +127,28 @@ pub(crate) enum Resource {
     Memory,
     /// Memory in bytes that the host could give out without swapping.
     MemoryAvailable,
+    /// Bytes per second that an app received over the network.
+    Received,
+    /// Bytes per second that an app sent over the network.
+    Sent,
+    /// Requests that an app served, per second.
+    Requests,
+    /// Milliseconds until an app answers a request.
+    ResponseTime,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Cpu,
         Self::CpuStalled,
         Self::Io,
         Self::Memory,
         Self::MemoryAvailable,
+        Self::Received,
+        Self::Sent,
+        Self::Requests,
+        Self::ResponseTime,
     ];
 
     /// Its name in the file and on the command line.
@@ -147,6 +159,10 @@ impl Resource {
             Self::Io => "io",
             Self::Memory => "memory",
             Self::MemoryAvailable => "memory_available",
+            Self::Received => "received",
+            Self::Sent => "sent",
+            Self::Requests => "requests",
+            Self::ResponseTime => "response_time",
         }
     }
 }
@@ -159,7 +175,7 @@ impl fmt::Display for Resource {
 
 /// Why a text is not a resource.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a resource: use cpu, cpu_stalled, io, memory or memory_available")]
+#[error("`{0}` is not a resource: use one of {known}", known = Resource::ALL.map(Resource::as_str).join(", "))]
 pub(crate) struct ResourceError(String);
 
 impl FromStr for Resource {

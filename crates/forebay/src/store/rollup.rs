@@ -60,11 +60,15 @@ impl Summary {
 type AppSummaries = [Summary; APP_RESOURCES.len()];
 
 /// What is recorded of an app.
-const APP_RESOURCES: [Resource; 4] = [
+const APP_RESOURCES: [Resource; 8] = [
     Resource::Cpu,
     Resource::CpuStalled,
     Resource::Io,
     Resource::Memory,
+    Resource::Received,
+    Resource::Sent,
+    Resource::Requests,
+    Resource::ResponseTime,
 ];
 
 /// What is recorded of the host.
@@ -137,21 +141,26 @@ impl RollUp {
 fn add_apps(bucket: &mut Bucket, report: &TickReport) {
     for (id, app) in &report.apps {
         if !bucket.apps.contains_key(id) {
-            bucket.apps.insert(id.clone(), [Summary::EMPTY; 4]);
+            bucket
+                .apps
+                .insert(id.clone(), [Summary::EMPTY; APP_RESOURCES.len()]);
         }
-        let Some([cpu, stalled, io, memory]) = bucket.apps.get_mut(id) else {
+        let Some(summaries) = bucket.apps.get_mut(id) else {
             continue;
         };
-        let demand = app.demand.as_ref();
-        cpu.add(app.usage.cpu, demand.map(|demand| demand.cpu.q95));
-        stalled.add(app.usage.cpu_stalled, None);
-        let moved = app.io.devices.values().map(|used| used.rates.bytes());
-        // Without a device there may be none that was used, or nothing that says so.
-        io.add(moved.reduce(|sum, bytes| sum + bytes), None);
+        let [cpu, stalled, io, memory, received, sent, requests, response] = summaries;
+        let (usage, demand) = (&app.usage, app.demand.as_ref());
+        cpu.add(usage.cpu, demand.map(|demand| demand.cpu.q95));
+        stalled.add(usage.cpu_stalled, None);
+        io.add(usage.io, None);
         memory.add(
-            app.usage.memory.map(|bytes| bytes.as_f64()),
+            usage.memory.map(|bytes| bytes.as_f64()),
             demand.map(|demand| demand.memory.q95),
         );
+        received.add(usage.received, None);
+        sent.add(usage.sent, None);
+        requests.add(usage.requests, None);
+        response.add(usage.response_time, None);
     }
 }
 
@@ -186,7 +195,7 @@ impl Busy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::report_at;
+    use crate::store::tests::{report_at, report_of_apps};
 
     #[test]
     fn a_host_is_as_busy_as_its_counters_grow() {
@@ -204,6 +213,33 @@ mod tests {
         // No time passed, a CPU went back, a CPU came.
         assert_eq!(rate(1000, &[(0, 1000), (1, 500)]), None);
         assert_eq!(rate(2000, &[(0, 0), (1, 1000), (2, 900)]), Some(0.5));
+    }
+
+    #[test]
+    fn what_is_read_in_some_periods_is_one_sample_each() {
+        let mut report = report_of_apps(0, 1);
+        let (id, app) = report.apps.first_key_value().unwrap();
+        let (id, mut app) = (id.clone(), app.clone());
+        let mut rollup = RollUp::default();
+        for period in 0..100_u32 {
+            app.usage.sent = (period % 10 == 7).then_some(f64::from(period));
+            app.usage.requests = Some(120.0);
+            app.usage.response_time = (period < 50).then_some(2.0);
+            report.apps.insert(id.clone(), app.clone());
+            assert!(rollup.add(&report).is_none());
+            report.time.unix_ms += 100;
+        }
+        let bucket = rollup.finish().unwrap();
+        let check = |resource: Resource, expected: Option<(u64, f64, f64)>| {
+            let found = bucket.iter().find(|(_, kept, _)| *kept == resource);
+            let found = found.map(|(_, _, summary)| (summary.count, summary.sum, summary.max));
+            assert_eq!(found, expected, "{resource}");
+        };
+        check(Resource::Sent, Some((10, 520.0, 97.0)));
+        check(Resource::Requests, Some((100, 12_000.0, 120.0)));
+        check(Resource::ResponseTime, Some((50, 100.0, 2.0)));
+        // Nobody counts it: no row, and no zero.
+        check(Resource::Received, None);
     }
 
     #[test]

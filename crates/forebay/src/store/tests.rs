@@ -81,9 +81,11 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             cpu,
             cpu_stalled: Some(0.25),
             memory: Some(Bytes::mib(10)),
+            ..Usage::default()
         },
         io: IoUse::default(),
         traffic: None,
+        network: None,
         demand: demand_q95.map(|q95| Demand {
             cpu: band(q95),
             memory: band(1e6),
@@ -106,7 +108,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
     }
 }
 
-fn report_of_apps(ms: u64, apps: usize) -> TickReport {
+pub(super) fn report_of_apps(ms: u64, apps: usize) -> TickReport {
     let mut report = report_at(ms);
     for n in 0..apps {
         let app = app_using(Some(1.5), Some(2.0));
