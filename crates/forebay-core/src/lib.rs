@@ -6,6 +6,7 @@
 pub mod app;
 pub mod calendar;
 pub mod demand;
+pub mod external;
 pub mod host;
 pub mod idset;
 pub mod io;
