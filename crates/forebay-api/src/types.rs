@@ -517,6 +517,9 @@ pub struct Explanation {
     /// What is planned for each block device that was measured.
     #[serde(default)]
     pub devices: Vec<DevicePlan>,
+    /// Forecasts of others about it, and how far each is believed, in words.
+    #[serde(default)]
+    pub external_forecasts: Vec<String>,
     /// Whether Forebay only observes now.
     pub paused: bool,
     /// Promises that cannot be kept.

@@ -686,6 +686,11 @@ impl State {
         self.note(time, None, kind, message);
     }
 
+    /// Notes what others found out about an app.
+    pub fn tell_of(&mut self, time: Time, app: &AppId, kind: EventKind, message: String) {
+        self.note(time, Some(app), kind, message);
+    }
+
     /// The series of one app, to explain its forecast.
     #[must_use]
     pub fn history(&self, id: &AppId) -> Option<&History> {

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
+use crate::fetch::{Foretold, Sources};
 use crate::outlook;
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
 use crate::store::{self, Level, Reader, Resolution};
@@ -29,6 +30,8 @@ pub(crate) struct Reload {
     pub(crate) commands: SyncSender<Command>,
     /// What the policy in force says of a stop.
     pub(crate) on_stop: watch::Sender<OnStop>,
+    /// What is read of others.
+    pub(crate) sources: watch::Sender<Option<Sources>>,
 }
 
 /// Where the history is.
@@ -53,12 +56,13 @@ impl Reload {
         config.policy.devices = measured.devices;
         let apps = config.policy.apps.len();
         let on_stop = config.policy.on_stop;
-        let kept: BTreeSet<AppId> = config.policy.apps.keys().cloned().collect();
+        let new = config.policy;
+        let kept: BTreeSet<AppId> = new.apps.keys().cloned().collect();
         let (reply, answer) = oneshot::channel();
         let gone = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&gone);
         let edit = Box::new(move |policy: &mut Policy| {
-            let old = std::mem::replace(policy, config.policy);
+            let old = std::mem::replace(policy, new);
             let mut noted = noted
                 .lock()
                 .map_err(|_| "the reload was given up".to_owned())?;
@@ -72,6 +76,13 @@ impl Reload {
             .blocking_recv()
             .map_err(|_| "the control thread ended".to_owned())??;
         self.on_stop.send_replace(on_stop);
+        self.sources.send_if_modified(|sources| {
+            let changed = sources.as_ref().is_some_and(|now| *now != config.sources);
+            if changed {
+                *sources = Some(config.sources);
+            }
+            changed
+        });
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
         )];
@@ -95,6 +106,7 @@ pub(crate) fn state(
     history_in: History,
     tiers: Desk,
     outlook: outlook::Desk,
+    foretold: Foretold,
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
@@ -134,6 +146,7 @@ pub(crate) fn state(
         agent: Arc::new(agent),
         tiers,
         outlook,
+        beliefs: Arc::new(move |app| foretold.explain(app)),
     }
 }
 

@@ -19,6 +19,8 @@ use forebay_core::units::Time;
 use forebay_forecast::{Forecast, ModelScore};
 use tokio::sync::{oneshot, watch};
 
+use crate::signals::Listener;
+
 /// Periods over which jitter is shown: a minute at the default period.
 const JITTER_WINDOW: usize = 600;
 
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Models(AppId, oneshot::Sender<Option<Models>>),
     /// Something happened beside the control period.
     Tell(EventKind, String),
+    /// Something happened beside the control period that is about an app.
+    TellOf(AppId, EventKind, String),
     /// End the control thread.
     Stop,
 }
@@ -89,6 +93,7 @@ pub(crate) fn run(
     commands: &Receiver<Command>,
     known: &watch::Receiver<Arc<Outlook>>,
     reports: &watch::Sender<Option<Arc<Published>>>,
+    mut signals: Listener,
 ) {
     let mut state = State::new();
     let mut paused = false;
@@ -102,6 +107,7 @@ pub(crate) fn run(
         let inputs = Inputs {
             paused,
             outlook: &outlook,
+            signals: signals.now(),
             ..Inputs::new(clock.now(), &policy)
         };
         let report = tick(&mut state, host, &inputs);
@@ -184,6 +190,7 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
                 .ok();
         }
         Command::Tell(kind, message) => state.tell(asked.time, kind, message),
+        Command::TellOf(app, kind, message) => state.tell_of(asked.time, &app, kind, message),
         Command::Models(app, reply) => {
             let models = state.history(&app).map(|history| Models {
                 cpu: history.cpu_series().scores(),

@@ -24,8 +24,10 @@ use crate::backing::{self, History, Reload};
 use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
+use crate::fetch::{self, Fetcher, Foretold};
 use crate::outlook::{self, Lookout};
 use crate::server;
+use crate::signals::{self, Teller};
 use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
 use crate::training::Training;
@@ -179,6 +181,7 @@ struct Running {
     movers: Movers,
     lookout: Lookout,
     training: Training,
+    fetcher: Fetcher,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -242,6 +245,7 @@ fn begin_on(
     });
     let training = Training::start(config.training, &config.daemon.state_dir, Arc::clone(&tell));
     let database = config.daemon.state_dir.join(store::FILE);
+    let foretold = Foretold::default();
     let lookout = Lookout::start(outlook::Beginning {
         history: recorder.is_some().then(|| database.clone()),
         apps: config
@@ -251,6 +255,7 @@ fn begin_on(
             .map(|app| (app.id.clone(), app.class))
             .collect(),
         weights: training.weights(),
+        foretold: foretold.clone(),
     })
     .map_err(system(
         "start the thread that looks ahead",
@@ -258,11 +263,12 @@ fn begin_on(
     ))?;
     let known = lookout.desk().known();
     let policy = config.policy.clone();
+    let (teller, listener) = signals::board();
     let control = std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
             prefer();
-            control::run(&mut host, policy, &asked, &known, &reports);
+            control::run(&mut host, policy, &asked, &known, &reports, listener);
             host
         })
         .map_err(system(
@@ -273,6 +279,7 @@ fn begin_on(
         "start the threads that move files",
         "check limits on threads",
     ))?;
+    let fetcher = fetcher(config, &commands, &teller, &foretold)?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -280,6 +287,7 @@ fn begin_on(
         facts,
         commands: commands.clone(),
         on_stop: stopping,
+        sources: fetcher.sources(),
     };
     let state = backing::state(
         config,
@@ -291,6 +299,7 @@ fn begin_on(
         },
         movers.desk(),
         lookout.desk(),
+        foretold,
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {
@@ -307,10 +316,36 @@ fn begin_on(
         movers,
         lookout,
         training,
+        fetcher,
         courtesy: Courtesy::default(),
         stop_api,
         api,
     })
+}
+
+/// Starts the thread that reads metrics and forecasts.
+fn fetcher(
+    config: &Config,
+    commands: &SyncSender<Command>,
+    teller: &Teller,
+    foretold: &Foretold,
+) -> Result<Fetcher, Error> {
+    let commands = commands.clone();
+    let tell: fetch::Tell = Arc::new(move |app, kind, message| {
+        if let Err(error) = commands.try_send(Command::TellOf(app.clone(), kind, message)) {
+            tracing::warn!(%error, "an event was not told");
+        }
+    });
+    Fetcher::start(
+        config.sources.clone(),
+        teller.clone(),
+        foretold.clone(),
+        tell,
+    )
+    .map_err(system(
+        "start the thread that reads metrics and forecasts",
+        "check limits on threads",
+    ))
 }
 
 /// Without any group to write to, apps would be started and nothing be done for them.
@@ -416,6 +451,10 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        let fetcher = self.fetcher;
+        if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {
+            tracing::error!(%error, "the thread that reads metrics was not stopped");
         }
         let movers = self.movers;
         if let Err(error) = tokio::task::spawn_blocking(move || movers.stop()).await {

@@ -10,10 +10,12 @@ mod config;
 mod control;
 mod daemon;
 mod demo;
+mod fetch;
 mod local;
 mod outlook;
 mod output;
 mod server;
+mod signals;
 mod store;
 mod tier;
 mod tiering;
@@ -191,6 +193,7 @@ mod tests {
         check("forebay tier promote data", false);
         check("forebay bench colocation --json result.json", true);
         check("forebay run --name n --class batch -- sleep 1", true);
+        check("forebay history web response_time", true);
         check("forebay nonsense", false);
     }
 }

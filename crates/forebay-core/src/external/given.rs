@@ -129,6 +129,6 @@ pub enum Refused {
     #[error("it was issued before the one that is known; give newer ones only")]
     IssuedBefore,
     /// Nobody configured that source.
-    #[error("no such source is configured; add a [[forecast]]")]
+    #[error("no such source is configured; add a [[external_forecast]]")]
     Unknown,
 }

@@ -17,7 +17,7 @@ mod recorded;
 mod replay;
 mod report;
 mod score;
-mod time;
+pub(crate) mod time;
 mod traces;
 
 use std::io;

@@ -21,6 +21,9 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
     }
+    for forecast in &explanation.external_forecasts {
+        paragraphs.push(format!("A forecast of others: {forecast}."));
+    }
     paragraphs.push(what_would_change_it(explanation));
     if explanation.paused {
         paragraphs.push(

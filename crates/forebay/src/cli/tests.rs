@@ -105,6 +105,7 @@ pub(crate) fn explanation(app: api::App) -> api::Explanation {
         shared_cpus: "0".to_owned(),
         host_cpus: 2,
         devices: Vec::new(),
+        external_forecasts: Vec::new(),
         paused: false,
         shortfalls: Vec::new(),
     }

@@ -10,7 +10,9 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
+use super::sources;
 use super::text::{At, Section};
+use crate::fetch::Scrape;
 
 /// The least processor time that the kernel takes as a quota: 1 ms in its period of 100 ms.
 const CEILING_CPU_MIN: MilliCpu = MilliCpu(10);
@@ -35,6 +37,8 @@ pub(super) struct Resolved {
     pub(super) floor: Floor,
     /// Nothing when it has no usable binding.
     pub(super) app: Option<App>,
+    /// Where it tells of itself.
+    pub(super) metrics: Option<Scrape>,
 }
 
 /// Resolves one app.
@@ -92,6 +96,9 @@ pub(super) fn resolve_app(
     let request = section.take_section("request").take("cpu");
     let io_weight = section.take::<u64>("io_weight");
     let io_max = io_max(&mut section, host, findings);
+    let metrics = section
+        .take::<Section>("metrics")
+        .and_then(|metrics| sources::metrics(metrics.value, findings));
     let app = binding.map(|binding| App {
         id,
         class,
@@ -103,7 +110,11 @@ pub(super) fn resolve_app(
         io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
         io_max,
     });
-    Resolved { floor, app }
+    Resolved {
+        floor,
+        app,
+        metrics,
+    }
 }
 
 /// What is wrong with an app's floors and ceilings, by key.

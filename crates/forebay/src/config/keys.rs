@@ -100,6 +100,11 @@ pub(super) const ROOT: &[Key] = &[
         Kind::Sections(CALENDAR),
         "Days that are unlike others, by name, at most 16; each is watched for how much it changes a day",
     ),
+    key(
+        "external_forecast",
+        Kind::Rows(EXTERNAL_FORECAST),
+        "Forecasts that others make; each is believed as far as it was right",
+    ),
 ];
 
 /// One event.
@@ -477,6 +482,67 @@ pub(super) const APP: &[Key] = &[
         "io_max",
         Kind::Sections(IO_MAX),
         "Limits for whole block devices, by `major:minor` as lsblk shows it",
+    ),
+    key(
+        "metrics",
+        Kind::Section(METRICS),
+        "Where the app tells how many requests it serves and how fast",
+    ),
+];
+
+const METRICS: &[Key] = &[
+    key(
+        "url",
+        Kind::Text,
+        "Where the metrics are, in the text format of Prometheus over plain HTTP",
+    ),
+    key(
+        "every",
+        Kind::Duration,
+        "Time between two readings, 100ms to 1h (default 1s)",
+    ),
+    key(
+        "requests",
+        Kind::Text,
+        "Counter of requests served, with the labels that count if not all do, such as http_requests_total{code=\"200\"}",
+    ),
+    key(
+        "response_time",
+        Kind::Text,
+        "Histogram or summary of response times, of which the mean between two readings counts, or a gauge or a summary's quantile; in seconds unless its name ends in _ms or _us",
+    ),
+];
+
+const RESOURCES: &[&str] = &[
+    "cpu",
+    "memory",
+    "io",
+    "received",
+    "sent",
+    "requests",
+    "response_time",
+];
+
+/// One forecast of others.
+const EXTERNAL_FORECAST: &[Key] = &[
+    key("app", Kind::Text, "The app that it is about"),
+    key(
+        "resource",
+        Kind::Choice {
+            noun: "resource",
+            words: RESOURCES,
+        },
+        "What of the app: CPUs, bytes, bytes per second (io, received, sent), requests per second or milliseconds",
+    ),
+    key(
+        "source",
+        Kind::Text,
+        "Absolute path of a file, or an address of plain HTTP; docs/external-forecasts.md has the format",
+    ),
+    key(
+        "every",
+        Kind::Duration,
+        "Time between two readings, 1s to 1d (default 60s)",
     ),
 ];
 

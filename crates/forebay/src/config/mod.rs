@@ -13,6 +13,7 @@ mod facts;
 mod keys;
 mod quantity;
 mod resolve;
+mod sources;
 mod text;
 mod tier;
 
@@ -38,6 +39,7 @@ pub(crate) use event::KnownFuture;
 pub(crate) use facts::HostFacts;
 pub(crate) use keys::schema;
 
+use crate::fetch::Sources;
 use error::{Findings, Problem};
 
 /// The file that is read when none is named.
@@ -59,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) tiers: BTreeMap<String, TierPlace>,
     /// What is known to come.
     pub(crate) known_future: KnownFuture,
+    /// What is read of others: metrics of apps, and forecasts.
+    pub(crate) sources: Sources,
 }
 
 /// What the daemon works by.

@@ -15,9 +15,11 @@ use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
+use super::sources::forecasts;
 use super::text::{At, Section};
 use super::tier::tiers;
 use super::{Config, DaemonConfig, Readers, Retention};
+use crate::fetch::Sources;
 use crate::training::TrainingConfig;
 
 const HEADROOM_PERCENT_MAX: u32 = 400;
@@ -32,12 +34,21 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let training = training(root.take_section("forecast"), findings);
     let mut places = BTreeMap::new();
     let mut floors = BTreeMap::new();
+    let mut sources = Sources::default();
     let apps = root.take::<BTreeMap<String, Section>>("apps");
     for (name, section) in apps.map_or_else(BTreeMap::new, |v| v.value) {
         let (at, key) = (section.at, section.name.clone());
         match name.parse::<AppId>() {
             Ok(id) => {
-                let Resolved { floor, app } = resolve_app(id.clone(), section, host, findings);
+                let resolved = resolve_app(id.clone(), section, host, findings);
+                let Resolved {
+                    floor,
+                    app,
+                    metrics,
+                } = resolved;
+                sources
+                    .metrics
+                    .extend(metrics.map(|metrics| (id.clone(), metrics)));
                 floors.insert(id.clone(), floor);
                 places.insert(id.clone(), (at, key));
                 if let Some(app) = app {
@@ -73,12 +84,15 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let names: Vec<&str> = places.keys().map(AppId::as_str).collect();
     let (events, calendars) = (root.take("event"), root.take("calendars"));
     let known_future = known_future(events, calendars, &names, host, findings);
+    let is_app = |app: &AppId| places.contains_key(app);
+    sources.forecasts = forecasts(root.take("external_forecast"), is_app, findings);
     Config {
         policy,
         daemon,
         training,
         tiers,
         known_future,
+        sources,
     }
 }
 
@@ -400,12 +414,13 @@ pub(super) fn absolute_path(
 }
 
 /// Both included.
-struct Bounds {
-    min: Duration,
-    max: Duration,
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) min: Duration,
+    pub(super) max: Duration,
 }
 
-fn bounded(
+pub(super) fn bounded(
     section: &mut Section,
     key: &str,
     bounds: Bounds,

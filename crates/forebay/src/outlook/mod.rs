@@ -30,6 +30,8 @@ use forebay_core::report::TickReport;
 use forebay_forecast::lstm::Weights;
 use tokio::sync::{oneshot, watch};
 
+use crate::fetch::Foretold;
+
 /// Reports that wait: two minutes at the default period, while the history is read.
 const REPORTS_MAX: usize = 1200;
 /// Questions that wait.
@@ -46,6 +48,8 @@ pub(crate) struct Beginning {
     pub(crate) apps: Vec<(AppId, Class)>,
     /// The network that takes part, whenever there is a better one.
     pub(crate) weights: watch::Receiver<Arc<Weights>>,
+    /// Forecasts that others make.
+    pub(crate) foretold: Foretold,
 }
 
 /// What is asked about one application.
@@ -195,9 +199,13 @@ fn run(
         }
         for report in reports.try_iter().take(REPORTS_MAX) {
             forecasts.record(&report);
+            beginning.foretold.record(&report);
         }
         forecasts.fit();
-        let outlook = forecasts.outlook();
+        let outlook = Outlook {
+            expected: beginning.foretold.expected(forecasts.now_unix_ms()),
+            ..forecasts.outlook()
+        };
         tell.send_if_modified(|known| {
             let changed = **known != outlook;
             if changed {

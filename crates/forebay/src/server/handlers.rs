@@ -76,6 +76,7 @@ pub(super) async fn explain(
         shared_cpus: report.shared.to_string(),
         host_cpus: convert::all_cpus(&view).len() as u64,
         devices: convert::devices(report, &policy),
+        external_forecasts: (server.state.beliefs)(&name),
         paused: report.paused,
         shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
     }))

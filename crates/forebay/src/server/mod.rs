@@ -52,6 +52,8 @@ pub(crate) type ReadHistory =
 /// Reads stored events, oldest first.
 pub(crate) type ReadEvents =
     Arc<dyn Fn(EventsQuery) -> Result<Vec<api::Event>, String> + Send + Sync>;
+/// How far the forecasts of others about an app are believed, in words; must be quick.
+pub(crate) type ReadBeliefs = Arc<dyn Fn(&AppId) -> Vec<String> + Send + Sync>;
 /// What the daemon itself uses now.
 pub(crate) type ReadAgent = Arc<dyn Fn() -> AgentUse + Send + Sync>;
 
@@ -80,6 +82,8 @@ pub(crate) struct ServerState {
     pub(crate) tiers: Desk,
     /// For `GET /v1/forecast/{app}`.
     pub(crate) outlook: outlook::Desk,
+    /// For `GET /v1/apps/{name}`.
+    pub(crate) beliefs: ReadBeliefs,
 }
 
 impl std::fmt::Debug for ServerState {

@@ -30,6 +30,7 @@ fn lookout() -> crate::outlook::Desk {
         history: None,
         apps: Vec::new(),
         weights: watch::channel(Arc::new(Weights::pretrained())).1,
+        foretold: crate::fetch::Foretold::default(),
     };
     crate::outlook::Lookout::start(beginning).unwrap().desk()
 }
@@ -220,7 +221,7 @@ fn control(
                     });
                     reply.send(models).unwrap();
                 }
-                Command::Tell(..) => unreachable!("no mover runs"),
+                Command::Tell(..) | Command::TellOf(..) => unreachable!("nobody tells"),
                 Command::Stop => break,
             }
         }
@@ -296,6 +297,7 @@ impl Fixture {
             }),
             tiers: Desk::default(),
             outlook: lookout(),
+            beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),
         };
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = tcp.local_addr().unwrap();
@@ -385,11 +387,19 @@ async fn readers_see_what_was_published() {
     assert_eq!(web.slice.memory_high_bytes, Some(api::Limit::MAX));
     assert_eq!(web.slice.cpu_max_cores, Some(api::Limit::At(1.5)));
     assert_eq!(web.slice.memory_min_bytes, None);
+    assert_eq!(web.usage.requests_per_second, Some(120.0));
+    assert_eq!(web.usage.response_time_ms, Some(3.5));
+    // As it was last read: this period is a gap.
+    assert_eq!(web.usage.sent_bytes_per_second, Some(20.0));
 
     let explained: api::Explanation = client.get("/v1/apps/web").await.unwrap();
     assert_eq!(explained.rules.binding, "exec sleep 1");
     assert_eq!(explained.host_cpus, 2);
     assert!(explained.models.unwrap().cpu[0].used);
+    assert_eq!(
+        explained.external_forecasts,
+        ["requests of web: believed 50 %"]
+    );
 
     let forecast: api::Forecast = client.get("/v1/forecast/crunch").await.unwrap();
     assert_eq!(forecast.models, None);

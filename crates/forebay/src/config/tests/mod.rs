@@ -1,6 +1,7 @@
 mod apps;
 mod events;
 mod properties;
+mod sources;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
