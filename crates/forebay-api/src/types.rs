@@ -729,6 +729,20 @@ pub struct AppChange {
     pub set: Vec<Assignment>,
 }
 
+/// What an app says of itself. Each value stands for three seconds, and is absent from then on
+/// unless it is told again; what is not told stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignalsRequest {
+    /// Requests served, per second.
+    #[serde(default)]
+    pub requests_per_second: Option<f64>,
+    /// Time until a request is answered, in milliseconds: mean, quantile or what else the app
+    /// is judged by, always the same.
+    #[serde(default)]
+    pub response_time_ms: Option<f64>,
+}
+
 /// What if these were set? Nothing is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -17,6 +17,7 @@ use crate::control::{Command, Published};
 use crate::fetch::{Foretold, Sources};
 use crate::outlook;
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
+use crate::signals::Teller;
 use crate::store::{self, Level, Reader, Resolution};
 use crate::tiering::Desk;
 
@@ -106,7 +107,7 @@ pub(crate) fn state(
     history_in: History,
     tiers: Desk,
     outlook: outlook::Desk,
-    foretold: Foretold,
+    (teller, foretold): (Teller, Foretold),
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
@@ -146,6 +147,7 @@ pub(crate) fn state(
         agent: Arc::new(agent),
         tiers,
         outlook,
+        teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
     }
 }

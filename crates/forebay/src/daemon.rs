@@ -299,7 +299,7 @@ fn begin_on(
         },
         movers.desk(),
         lookout.desk(),
-        foretold,
+        (teller, foretold),
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {

@@ -193,6 +193,9 @@ mod tests {
         check("forebay tier promote data", false);
         check("forebay bench colocation --json result.json", true);
         check("forebay run --name n --class batch -- sleep 1", true);
+        check("forebay push web requests=120 response_time=3.4ms", true);
+        check("forebay push web --json response_time=1s", true);
+        check("forebay push web", false);
         check("forebay history web response_time", true);
         check("forebay nonsense", false);
     }

@@ -8,6 +8,7 @@ mod exit;
 mod explain;
 mod explain_io;
 mod forecast;
+mod push;
 mod render;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ pub(crate) use render::{Band, cores, memory, percent};
 
 use crate::output::{Format, Output};
 use crate::top;
+use push::PushArgs;
 
 /// The variable that names the socket, unless `--socket` does.
 pub(crate) const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
@@ -85,6 +87,8 @@ pub(crate) enum ClientCommand {
     Run(RunArgs),
     /// Change an app until the configuration is read again: all keys or none
     Set(SetArgs),
+    /// Tell what an app serves: each value stands for three seconds
+    Push(PushArgs),
     /// Leave every slice as it is and only observe
     Pause,
     /// Act again after a pause
@@ -356,6 +360,10 @@ async fn execute(
         ClientCommand::Set(SetArgs { app, set }) => {
             let uri = format!("/v1/apps/{app}");
             done(client.patch(&uri, &api::SetRequest { set }).await?, output)?;
+        }
+        ClientCommand::Push(args) => {
+            let uri = format!("/v1/apps/{}/signals", args.app);
+            done(client.post(&uri, &args.request()?).await?, output)?;
         }
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,

@@ -42,6 +42,14 @@ pub(crate) use keys::schema;
 use crate::fetch::Sources;
 use error::{Findings, Problem};
 
+/// A duration as it stands in a configuration: `100ms`, `5s`.
+///
+/// # Errors
+/// When the text is none.
+pub(crate) fn duration(text: &str) -> Result<Duration, Error> {
+    quantity::duration(text).map_err(|problem| problem.in_argument(""))
+}
+
 /// The file that is read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/forebay/forebay.toml";
 

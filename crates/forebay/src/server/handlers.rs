@@ -12,6 +12,8 @@ use axum::{Extension, Json};
 use forebay_api as api;
 use forebay_core::app::{AppId, Policy};
 use forebay_core::outlook::Resource;
+use forebay_core::signals::{APPS_MAX, PUSHED_STANDS, Signal};
+use forebay_forecast::is_plausible;
 use forebay_forecast::scales::AHEAD_MAX;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -219,6 +221,46 @@ pub(super) async fn set(
     let edit: Edit = Box::new(move |policy| assign(&set_key, policy, &name, &request.set));
     edited(&server, edit).await?;
     Ok(Json(api::Done { messages }))
+}
+
+pub(super) async fn push(
+    State(server): State<Shared>,
+    Named(name): Named,
+    Body(request): Body<api::SignalsRequest>,
+) -> Answer<api::Done> {
+    let told = [
+        ("requests_per_second", request.requests_per_second),
+        ("response_time_ms", request.response_time_ms),
+    ];
+    if told.iter().all(|(_, value)| value.is_none()) {
+        return Err(Failure::bad_request(
+            "nothing to tell; give requests_per_second or response_time_ms",
+        ));
+    }
+    for (key, value) in told {
+        if let Some(value) = value.filter(|value| !is_plausible(*value)) {
+            return Err(Failure::bad_request(format!(
+                "{key} cannot be {value}; give a number that is not negative"
+            )));
+        }
+    }
+    // Reports know the apps as well, and asking them holds up nobody.
+    if !server.view()?.published.report.apps.contains_key(&name) {
+        known(&server, [&name]).await?;
+    }
+    let signal = Signal {
+        requests_per_second: request.requests_per_second,
+        response_time_ms: request.response_time_ms,
+    };
+    if !server.state.teller.tell(PUSHED_STANDS, &name, signal) {
+        return Err(Failure::busy(format!(
+            "signals of {APPS_MAX} apps are told already; push those of fewer"
+        )));
+    }
+    Ok(done(format!(
+        "{name}: taken; it stands for {} s",
+        PUSHED_STANDS.as_secs()
+    )))
 }
 
 pub(super) async fn plan(

@@ -35,6 +35,7 @@ pub(crate) use socket::{ListenError, Socket, bind_loopback};
 
 use crate::control::{Command, Published};
 use crate::outlook;
+use crate::signals::Teller;
 use crate::tiering::Desk;
 use feed::{Feed, View};
 use problem::Failure;
@@ -82,6 +83,8 @@ pub(crate) struct ServerState {
     pub(crate) tiers: Desk,
     /// For `GET /v1/forecast/{app}`.
     pub(crate) outlook: outlook::Desk,
+    /// For `POST /v1/apps/{name}/signals`.
+    pub(crate) teller: Teller,
     /// For `GET /v1/apps/{name}`.
     pub(crate) beliefs: ReadBeliefs,
 }

@@ -14,8 +14,8 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::Server;
 use super::handlers::{
-    apps, document, events, explain, forecast, forecast_together, history, pause, plan, reload,
-    run, scrape, set, status, stream,
+    apps, document, events, explain, forecast, forecast_together, history, pause, plan, push,
+    reload, run, scrape, set, status, stream,
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
@@ -116,6 +116,13 @@ pub(super) fn routes() -> Vec<Route> {
             .with_body(of::<api::SetRequest>)
             .answers(of::<api::Done>)
         },
+        change(
+            "/v1/apps/{name}/signals",
+            "Tell what an app serves: each value stands for three seconds",
+            post(push),
+        )
+        .with_body(of::<api::SignalsRequest>)
+        .answers(of::<api::Done>),
         look("/v1/events", "The latest events", get(events))
             .with_query(of::<api::EventsRange>)
             .answers(of::<api::Events>),

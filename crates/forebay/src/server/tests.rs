@@ -239,6 +239,7 @@ pub(crate) struct Fixture {
     server: tokio::task::JoinHandle<std::io::Result<()>>,
     stop: oneshot::Sender<()>,
     tcp: std::net::SocketAddr,
+    signals: crate::signals::Listener,
 }
 
 impl Fixture {
@@ -251,6 +252,7 @@ impl Fixture {
             readers: Readers::Anyone,
         };
         let (commands, received) = sync_channel(16);
+        let (teller, listener) = crate::signals::board();
         let (reports, latest) = watch::channel(Some(Arc::new(published(1))));
         let reports = Arc::new(reports);
         let state = ServerState {
@@ -297,6 +299,7 @@ impl Fixture {
             }),
             tiers: Desk::default(),
             outlook: lookout(),
+            teller,
             beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),
         };
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -318,6 +321,7 @@ impl Fixture {
             control: control(received, reports),
             server,
             stop,
+            signals: listener,
             tcp: address,
         }
     }
@@ -474,6 +478,45 @@ async fn changes_reach_the_control_thread_whole_or_not_at_all() {
     assert_eq!(policy.apps[&id("web")].floor.cpu, MilliCpu(250));
     assert_eq!(policy.apps[&id("crunch")].floor.cpu, MilliCpu(500));
     assert_eq!(policy.apps[&id("job")].floor.cpu, MilliCpu(100));
+}
+
+#[tokio::test]
+async fn what_is_pushed_reaches_the_board_and_nonsense_does_not() {
+    let mut fixture = Fixture::start().await;
+    let uri = "/v1/apps/web/signals";
+    let told = |requests, response_time| api::SignalsRequest {
+        requests_per_second: requests,
+        response_time_ms: response_time,
+    };
+    let push = |uri: &'static str, body: api::SignalsRequest| {
+        let client = fixture.client.clone();
+        async move { client.post::<api::Done>(uri, &body).await }
+    };
+    let done = push(uri, told(Some(120.0), None)).await.unwrap();
+    assert_eq!(done.messages, ["web: taken; it stands for 3 s"]);
+    push(uri, told(None, Some(3.5))).await.unwrap();
+    for (uri, body, expected) in [
+        (uri, told(None, None), Refusal::BadRequest),
+        (uri, told(Some(-1.0), None), Refusal::BadRequest),
+        (uri, told(None, Some(1e300)), Refusal::BadRequest),
+        (
+            "/v1/apps/nope/signals",
+            told(Some(1.0), None),
+            Refusal::NotFound,
+        ),
+    ] {
+        let (why, message) = refusal(push(uri, body).await);
+        assert_eq!(why, expected, "{message}");
+    }
+    let typo = serde_json::json!({ "requests": 1 });
+    let (why, _) = refusal(fixture.client.post::<api::Done>(uri, &typo).await);
+    assert_eq!(why, Refusal::BadRequest);
+    let web = fixture.signals.now().of(&id("web"));
+    assert_eq!(
+        (web.requests_per_second, web.response_time_ms),
+        (Some(120.0), Some(3.5))
+    );
+    fixture.stop().await;
 }
 
 #[tokio::test]

@@ -28,4 +28,5 @@ mod owners;
 mod place;
 mod runtime;
 mod runtime_imitation;
+mod signals;
 mod survival;
