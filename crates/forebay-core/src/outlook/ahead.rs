@@ -53,7 +53,7 @@ struct Watched {
 }
 
 /// What an app does of each resource in one period; absent where that is not known.
-fn uses(app: &AppReport) -> impl Iterator<Item = (Resource, f64)> {
+pub fn uses(app: &AppReport) -> impl Iterator<Item = (Resource, f64)> {
     let demand = app.demand.as_ref();
     let memory = app.usage.memory.map(|used| match demand {
         Some(demand) => demand.memory_now.working_set(used),
@@ -62,6 +62,11 @@ fn uses(app: &AppReport) -> impl Iterator<Item = (Resource, f64)> {
     let known = [
         (Resource::Cpu, app.usage.cpu),
         (Resource::Memory, memory.map(Bytes::as_f64)),
+        (Resource::Io, app.usage.io),
+        (Resource::Received, app.usage.received),
+        (Resource::Sent, app.usage.sent),
+        (Resource::Requests, app.usage.requests),
+        (Resource::ResponseTime, app.usage.response_time),
     ];
     known
         .into_iter()

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::AppId;
 use forebay_core::external::{External, Source};
-use forebay_core::outlook::{Expected, Resource};
+use forebay_core::outlook::Expected;
+use forebay_core::outlook::ahead::uses;
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::signals::APPS_MAX;
 use tokio::sync::watch;
@@ -64,17 +65,9 @@ impl Foretold {
     /// Takes in what was measured, of the series that forecasts are about.
     pub(crate) fn record(&self, report: &TickReport) {
         let mut external = self.lock();
-        let wanted: Vec<(AppId, Resource)> = external
-            .sources()
-            .map(|source| (source.app.clone(), source.resource))
-            .collect();
-        for (app, resource) in wanted {
-            let value = report
-                .apps
-                .get(&app)
-                .and_then(|app| measured(app, resource));
-            if let Some(value) = value {
-                external.record(report.time.unix_ms, &app, resource, value);
+        for (app, used) in &report.apps {
+            for (resource, value) in uses(used) {
+                external.record(report.time.unix_ms, app, resource, value);
             }
         }
     }
@@ -88,20 +81,6 @@ impl Foretold {
     pub(crate) fn explain(&self, app: &AppId) -> Vec<String> {
         let explained = self.lock().explain(unix_ms(), app);
         explained.iter().map(ToString::to_string).collect()
-    }
-}
-
-/// The latest value of a resource, in its unit; nothing at a gap.
-fn measured(app: &forebay_core::report::AppReport, resource: Resource) -> Option<f64> {
-    let usage = &app.usage;
-    match resource {
-        Resource::Cpu => usage.cpu,
-        Resource::Memory => usage.memory.map(|bytes| bytes.as_f64()),
-        Resource::Io => usage.io,
-        Resource::Received => usage.received,
-        Resource::Sent => usage.sent,
-        Resource::Requests => usage.requests,
-        Resource::ResponseTime => usage.response_time,
     }
 }
 

@@ -10,9 +10,14 @@ use forebay_forecast::scales::{Bucket, SCALES};
 use crate::store::{self, HistoryQuery, Level, Reader, Resolution, StoreError};
 
 /// The series of the history that are those of a resource.
-const SERIES: [(Resource, store::Resource); 2] = [
+const SERIES: [(Resource, store::Resource); 7] = [
     (Resource::Cpu, store::Resource::Cpu),
     (Resource::Memory, store::Resource::Memory),
+    (Resource::Io, store::Resource::Io),
+    (Resource::Received, store::Resource::Received),
+    (Resource::Sent, store::Resource::Sent),
+    (Resource::Requests, store::Resource::Requests),
+    (Resource::ResponseTime, store::Resource::ResponseTime),
 ];
 
 /// Tells the forecasts what the history knows. Without a history that can be read they begin with

@@ -58,6 +58,12 @@ fn a_pushed_signal_stands_for_a_while_and_is_then_absent() {
                 .any(|row| row["min"] == value && row["max"] == value)
         });
     }
+    eventually("it is forecast", || {
+        place.json(&["push", "web", "requests=120"]);
+        let forecast = place.json(&["forecast", "web"]);
+        let resources = forecast["resources"].as_array().unwrap().clone();
+        resources.iter().any(|one| one["resource"] == "requests")
+    });
     place.fails(&["push", "nope", "requests=1"], 5, &["no app `nope`"]);
     place.fails(
         &["push", "web", "response_time=3.4"],
@@ -166,17 +172,29 @@ fn a_forecast_of_others_is_judged_and_a_bad_one_refused_with_the_reason() {
         .unwrap();
     }
     fs::write(&file, text + "]}").unwrap();
+    let from = now + 15;
+    let busy = format!(
+        "{{\"issued\": {now}, \"points\": [{{\"from\": {from}, \"until\": {}, \"q50\": 1}}]}}",
+        now + 600
+    );
+    fs::write(place.path("cpu.json"), busy).unwrap();
+    let of = |resource: &str, file: &str| {
+        format!(
+            "[[forecast]]\napp = \"web\"\nresource = \"{resource}\"\nsource = {}\nevery = \"1s\"\n",
+            place.quoted(file)
+        )
+    };
     place.configure(&format!(
-        "[apps.web]\nexec = [\"sleep\", \"{}\"]\n\
-         [[forecast]]\napp = \"web\"\nresource = \"requests\"\nsource = {}\nevery = \"1s\"\n",
+        "[apps.web]\nexec = [\"sleep\", \"{}\"]\n{}{}",
         place.seconds(1),
-        place.quoted("forecast.json")
+        of("requests", "forecast.json"),
+        of("cpu", "cpu.json")
     ));
     place.start();
     place.await_pid("web");
     let said = || {
         let explained = place.json(&["explain", "web"]);
-        explained["external_forecasts"][0]
+        explained["external_forecasts"][1]
             .as_str()
             .unwrap_or_default()
             .to_owned()
@@ -188,6 +206,11 @@ fn a_forecast_of_others_is_judged_and_a_bad_one_refused_with_the_reason() {
         place.json(&["push", "web", "requests=100"]);
         said().contains("believed 50 %: 1 of the 6 spans")
     });
+    let planned = place.await_app("web", "planned for half of a CPU", |app| {
+        app["demand"]["cpu"]["q95"].as_f64() > Some(0.45)
+    });
+    let why = planned["demand"]["cpu"]["model"].as_str().unwrap();
+    assert!(why.contains("cpu.json (believed 50 %"), "{why}");
     fs::write(&file, "{\"issued\": 0, \"points\": []}").unwrap();
     let told = place.await_event("web", "failed");
     let path = file.display().to_string();
