@@ -10,12 +10,14 @@ mod devices;
 mod forecast;
 mod tiers;
 mod types;
+mod usage;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
 pub use devices::*;
 pub use forecast::*;
 pub use tiers::*;
 pub use types::*;
+pub use usage::*;
 
 /// The version in every path.
 pub const VERSION: &str = "v1";
