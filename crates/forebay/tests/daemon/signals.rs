@@ -180,7 +180,7 @@ fn a_forecast_of_others_is_judged_and_a_bad_one_refused_with_the_reason() {
     fs::write(place.path("cpu.json"), busy).unwrap();
     let of = |resource: &str, file: &str| {
         format!(
-            "[[forecast]]\napp = \"web\"\nresource = \"{resource}\"\nsource = {}\nevery = \"1s\"\n",
+            "[[external_forecast]]\napp = \"web\"\nresource = \"{resource}\"\nsource = {}\nevery = \"1s\"\n",
             place.quoted(file)
         )
     };
