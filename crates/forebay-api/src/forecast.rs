@@ -21,6 +21,9 @@ pub struct Forecast {
     /// Each resource that it uses, from one period to as far as was asked.
     #[serde(default)]
     pub resources: Vec<ResourceForecast>,
+    /// Events, timers and forecasts of others that matter to it, a line for each.
+    #[serde(default)]
+    pub known: Vec<String>,
 }
 
 /// Which forecasts are wanted.

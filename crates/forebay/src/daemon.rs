@@ -256,6 +256,12 @@ fn begin_on(
             .collect(),
         weights: training.weights(),
         foretold: foretold.clone(),
+        origins: outlook::Origins {
+            declared: config.known_future.sources(),
+            root: facts.root.clone(),
+            bus: owners(config).systemd,
+            state_dir: config.daemon.state_dir.clone(),
+        },
     })
     .map_err(system(
         "start the thread that looks ahead",

@@ -155,7 +155,15 @@ pub(super) fn text(
         }
         text
     });
-    each.collect::<Vec<_>>().join("\n")
+    let mut text = each.collect::<Vec<_>>().join("\n");
+    if !forecast.known.is_empty() {
+        text += "\nknown to come:\n";
+        forecast
+            .known
+            .iter()
+            .for_each(|line| text += &format!("  {line}\n"));
+    }
+    text
 }
 
 fn title(resource: &str) -> &str {
@@ -409,6 +417,7 @@ mod tests {
             usage: api::Usage::default(),
             models: None,
             resources: vec![one],
+            known: vec!["event nightly: every day at 02:00".to_owned()],
         };
         let past = [Some(past)];
         let brief = text(&forecast, &past, Detail::Brief);
@@ -417,6 +426,7 @@ mod tests {
             "10 min",
             "errors (too little history yet)",
             "4.50",
+            "known to come:\n  event nightly: every day at 02:00\n",
         ] {
             assert!(brief.contains(wanted), "{wanted}: {brief}");
         }

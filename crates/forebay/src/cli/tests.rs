@@ -333,6 +333,7 @@ fn forecasts_and_histories_have_units() {
             memory: Vec::new(),
         }),
         resources: Vec::new(),
+        known: Vec::new(),
     };
     let text = render::forecast(&forecast);
     assert!(text.starts_with("peak of web within 1 s:\n"), "{text}");

@@ -12,9 +12,12 @@
 //! one at a time, so that questions are answered between two fits.
 
 mod ahead;
+mod occasions;
 mod past;
 
 pub(crate) use ahead::levels;
+use occasions::Known;
+pub(crate) use occasions::Origins;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +53,8 @@ pub(crate) struct Beginning {
     pub(crate) weights: watch::Receiver<Arc<Weights>>,
     /// Forecasts that others make.
     pub(crate) foretold: Foretold,
+    /// Where events and timers are found.
+    pub(crate) origins: Origins,
 }
 
 /// What is asked about one application.
@@ -62,8 +67,17 @@ pub(crate) struct Question {
     pub(crate) horizon: Duration,
 }
 
+/// What is said of one application.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    /// What is forecast of each resource.
+    pub(crate) resources: Vec<api::ResourceForecast>,
+    /// Which events and timers matter, a line for each.
+    pub(crate) known: Vec<String>,
+}
+
 enum Message {
-    Ask(Question, oneshot::Sender<Vec<api::ResourceForecast>>),
+    Ask(Question, oneshot::Sender<Answer>),
     Together(oneshot::Sender<Vec<api::SumForecast>>),
     Stop,
 }
@@ -136,10 +150,7 @@ impl Desk {
     ///
     /// # Errors
     /// When too many ask, or the daemon stops.
-    pub(crate) async fn ask(
-        &self,
-        question: Question,
-    ) -> Result<Vec<api::ResourceForecast>, String> {
+    pub(crate) async fn ask(&self, question: Question) -> Result<Answer, String> {
         self.send(|reply| Message::Ask(question, reply)).await
     }
 
@@ -177,19 +188,24 @@ fn run(
     if let Some(history) = &beginning.history {
         past::replay(&mut forecasts, history, &beginning.apps);
     }
+    let mut known = Known::open(beginning.origins);
     let mut due = Instant::now();
     loop {
         match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(Message::Ask(question, reply)) => {
                 // Whoever asked may have gone meanwhile; then nobody misses the answer.
-                reply.send(ahead::answer(&forecasts, &question)).ok();
+                let answer = Answer {
+                    resources: ahead::answer(&forecasts, &question),
+                    known: known.explain(&question.app),
+                };
+                reply.send(answer).ok();
                 continue;
             }
             Ok(Message::Together(reply)) => {
                 reply.send(ahead::together(&forecasts)).ok();
                 continue;
             }
-            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
         }
         due = Instant::now() + PACE;
@@ -200,10 +216,17 @@ fn run(
         for report in reports.try_iter().take(REPORTS_MAX) {
             forecasts.record(&report);
             beginning.foretold.record(&report);
+            known.record(&report);
         }
+        let now = forecasts.now_unix_ms();
+        known.step(now);
         forecasts.fit();
+        let mut expected = beginning.foretold.expected(now);
+        for (app, spans) in known.expected(now) {
+            expected.entry(app).or_default().extend(spans);
+        }
         let outlook = Outlook {
-            expected: beginning.foretold.expected(forecasts.now_unix_ms()),
+            expected,
             ..forecasts.outlook()
         };
         tell.send_if_modified(|known| {
@@ -214,6 +237,7 @@ fn run(
             changed
         });
     }
+    known.save();
 }
 
 /// Whatever is done here can wait for everybody else.

@@ -24,7 +24,7 @@ use super::problem::{Asked, Body, Failure, Named};
 use super::routes::{METRICS, Shared, routes};
 use super::{EventsQuery, HistoryQuery, Server, convert, metrics, openapi};
 use crate::control::{Command, Edit};
-use crate::outlook::Question;
+use crate::outlook::{self, Question};
 
 /// Events and intervals of one answer, unless told otherwise and at most.
 const EVENTS_USUAL: u32 = 100;
@@ -99,7 +99,11 @@ pub(super) async fn forecast(
         .ask(|reply| Command::Models(name.clone(), reply))
         .await?;
     let far = server.state.outlook.ask(question).await;
-    let mut resources = far.map_err(Failure::busy)?;
+    let outlook::Answer {
+        mut resources,
+        mut known,
+    } = far.map_err(Failure::busy)?;
+    known.extend((server.state.beliefs)(&name));
     if let Some(models) = &models {
         convert::add_near(&mut resources, &models.near, &query);
     }
@@ -111,6 +115,7 @@ pub(super) async fn forecast(
         usage: seen.map(convert::usage).unwrap_or_default(),
         models: models.map(|models| convert::models(&models, &policy)),
         resources,
+        known,
     }))
 }
 

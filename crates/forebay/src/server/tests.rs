@@ -31,6 +31,12 @@ fn lookout() -> crate::outlook::Desk {
         apps: Vec::new(),
         weights: watch::channel(Arc::new(Weights::pretrained())).1,
         foretold: crate::fetch::Foretold::default(),
+        origins: crate::outlook::Origins {
+            declared: Vec::new(),
+            root: "/nowhere".into(),
+            bus: "unix:path=/nowhere".to_owned(),
+            state_dir: "/nowhere".into(),
+        },
     };
     crate::outlook::Lookout::start(beginning).unwrap().desk()
 }

@@ -84,32 +84,30 @@ fn forecasts_that_cannot_be_read_are_refused() {
     check(
         &forecast("app = \"a\"\nresource = \"cpu\"\n"),
         &[
-            "f:3: external_forecast[0]: there is no complete forecast; a forecast needs app, resource and source",
+            "f:3: external_forecast.1: there is no complete forecast; a forecast needs app, resource and source",
         ],
     );
     check(
         &forecast("app = \"b\"\nresource = \"cpu\"\nsource = \"f.json\"\n"),
         &[
-            "f:4: external_forecast[0].app: there is no app `b`; name one of [apps]",
-            "f:6: external_forecast[0].source: `f.json` is no address of plain HTTP; write http://HOST:PORT/PATH, without a password; TLS is not spoken",
+            "f:4: external_forecast.1.app: there is no app `b`; name one of [apps]",
+            "f:6: external_forecast.1.source: `f.json` is no address of plain HTTP; write http://HOST:PORT/PATH, without a password; TLS is not spoken",
         ],
     );
     check(
         &forecast("app = \"a\"\nresource = \"gpu\"\nsource = \"/f\"\nevery = \"2d\"\n"),
         &[
-            "f:5: external_forecast[0].resource: `gpu` is not a resource; use cpu, memory, io, received, sent, requests or response_time",
-            "f:7: external_forecast[0].every: 172800s is out of bounds; use 1s to 86400s",
+            "f:5: external_forecast.1.resource: `gpu` is not a resource; use cpu, memory, io, received, sent, requests or response_time",
+            "f:7: external_forecast.1.every: 172800s is out of bounds; use 1s to 86400s",
         ],
     );
     check(
         &format!("{}[[external_forecast]]\n{whole}", forecast(whole)),
-        &["f:7: external_forecast[1]: the same forecast stands before; take one of them out"],
+        &["f:7: external_forecast.2: the same forecast stands before; take one of them out"],
     );
     check(
         "external_forecast = [1]\n",
-        &[
-            "f:1: external_forecast[0]: `1` is no table; write tables, each under a header in double brackets",
-        ],
+        &["f:1: external_forecast.1: `1` is no table; write a table in its place"],
     );
     let many: String = (0..65)
         .map(|n| {
@@ -119,7 +117,7 @@ fn forecasts_that_cannot_be_read_are_refused() {
     check(
         &format!("[apps.a]\nexec = [\"sh\"]\n{many}"),
         &[
-            "f:259: external_forecast[64]: there are more than 64 forecasts; give fewer, with more points each",
+            "f:259: external_forecast.65: there are more than 64 forecasts; give fewer, with more points each",
         ],
     );
 }
