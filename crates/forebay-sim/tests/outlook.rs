@@ -101,8 +101,8 @@ fn a_rise_that_came_often_is_prepared_for_and_batch_hardly_loses() {
     assert_eq!(blind, [1; 4], "two minutes do not remember five");
     let (seen, held) = run(8, |_, forecasts| forecasts.outlook());
     assert!(seen[6..].iter().all(|own| *own >= 3), "{seen:?}");
-    // Two buckets of ten seconds in five minutes, for some 4 CPUs, are 0.27 of one.
-    assert!(held < held_blind + 0.35, "{held} {held_blind}");
+    // Three buckets of ten seconds in five minutes, for some 4 CPUs, are 0.4 of one.
+    assert!(held < held_blind + 0.45, "{held} {held_blind}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::server;
 use crate::signals::{self, Teller};
 use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
-use crate::training::Training;
+use crate::training::{Training, TrainingConfig};
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
@@ -243,7 +243,12 @@ fn begin_on(
             tracing::warn!(%error, "an event was not told");
         }
     });
-    let training = Training::start(config.training, &config.daemon.state_dir, Arc::clone(&tell));
+    // Without a history there is nothing to learn from; reading one would cost room on its disk.
+    let learns = TrainingConfig {
+        on: config.training.on && recorder.is_some(),
+        ..config.training
+    };
+    let training = Training::start(learns, &config.daemon.state_dir, Arc::clone(&tell));
     let database = config.daemon.state_dir.join(store::FILE);
     let foretold = Foretold::default();
     let lookout = Lookout::start(outlook::Beginning {

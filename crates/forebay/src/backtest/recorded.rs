@@ -94,7 +94,11 @@ pub(super) fn is_file(argument: &Path) -> bool {
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("csv"));
     let elsewhere = argument.components().count() != 1;
-    named || elsewhere || (argument.exists() && !argument.is_dir())
+    // A directory may have the name of an app; what can be no name is a file.
+    let no_name = argument
+        .to_str()
+        .is_none_or(|text| text.parse::<AppId>().is_err());
+    named || elsewhere || no_name || (argument.exists() && !argument.is_dir())
 }
 
 /// Reads the history of an app.

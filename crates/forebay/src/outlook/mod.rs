@@ -189,6 +189,10 @@ fn run(
         past::replay(&mut forecasts, history, &beginning.apps);
     }
     let mut known = Known::open(beginning.origins);
+    if beginning.history.is_none() {
+        // Where there is no room for the history, what is left is the ledger's.
+        known.forget_at_the_end();
+    }
     let mut due = Instant::now();
     loop {
         match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {

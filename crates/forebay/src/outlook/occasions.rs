@@ -79,6 +79,11 @@ impl Known {
         }
     }
 
+    /// Keeps nothing of what is learnt from now on.
+    pub(super) const fn forget_at_the_end(&mut self) {
+        self.kept = false;
+    }
+
     pub(super) fn record(&mut self, report: &TickReport) {
         for (id, app) in &report.apps {
             for (resource, value) in uses(app) {
@@ -219,9 +224,14 @@ fn read(file: &Path) -> Result<Option<Occasions>, String> {
 fn write(file: &Path, occasions: &Occasions) -> io::Result<()> {
     let text = serde_json::to_vec(&occasions.state())?;
     let next = file.with_extension("json.next");
-    fs::write(&next, text)?;
-    File::open(&next)?.sync_all()?;
-    fs::rename(&next, file)
+    let written = fs::write(&next, text)
+        .and_then(|()| File::open(&next)?.sync_all())
+        .and_then(|()| fs::rename(&next, file));
+    if written.is_err() && next.exists() {
+        // On a full disk, what is left of it is room that others need.
+        fs::remove_file(&next)?;
+    }
+    written
 }
 
 #[cfg(test)]
