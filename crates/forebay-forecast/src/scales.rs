@@ -19,6 +19,7 @@
 //! # Properties
 //!
 //! - A scale costs one step of its models for each bucket, whatever the number of samples.
+//! - A series that stands still costs next to nothing: models begin with its first change.
 //! - Buckets are of the clock, so that a recorded history continues what is observed.
 //! - A clock that is set back begins a new bucket, nothing else; one that leaps ahead leaves a gap.
 //! - Bounds of the greatest value do not fall with the horizon.
@@ -72,6 +73,13 @@ pub const SCALES: [Scale; 3] = [
     },
 ];
 
+/// Buckets that differ by less than this part are alike.
+const STILL_WITHIN: f64 = 1e-3;
+/// Bounds of a series that stood still for less time than is asked about, as parts of what it is.
+const STILL_MARGINS: [f64; 3] = [1.1, 1.25, 1.5];
+/// Alike buckets that models begin with.
+const STILL_TOLD: usize = 64;
+
 /// The furthest that is answered.
 pub const AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -118,12 +126,45 @@ pub struct Scales {
 #[derive(Clone, Debug)]
 struct AtScale {
     scale: Scale,
+    depth: Depth,
     open: Option<Open>,
-    models: Models,
+    /// What it is like until it changes for the first time; then there are models.
+    still: Option<Still>,
+    models: Option<Models>,
     /// The newest closed one that has samples.
     last: Option<Bucket>,
     /// Buckets closed so far, gaps among them.
     closed: u64,
+}
+
+/// Buckets that are all alike.
+#[derive(Clone, Copy, Debug)]
+struct Still {
+    mean: f64,
+    max: f64,
+    buckets: usize,
+}
+
+impl Still {
+    /// Whether a bucket with this mean and greatest sample is like the others.
+    fn is_like(&self, (mean, max): (f64, f64)) -> bool {
+        let near = |one: f64, other: f64| (one - other).abs() <= STILL_WITHIN * one.max(other);
+        near(mean, self.mean) && near(max, self.max)
+    }
+
+    /// What it was so far, for as long as it was so; wider, and cold, for longer than that.
+    fn answer(&self, target: Target, steps: usize) -> Option<(Quantiles, bool)> {
+        let cold = self.buckets < steps;
+        let [q90, q95, q99] = match cold {
+            true => STILL_MARGINS.map(|margin| margin * self.max),
+            false => [self.max; 3],
+        };
+        let centre = match target {
+            Target::Value => self.mean,
+            Target::Peak => self.max,
+        };
+        Some((Quantiles::new([centre, q90, q95, q99])?, cold))
+    }
 }
 
 /// The bucket that samples go into now.
@@ -152,8 +193,10 @@ impl Scales {
     pub fn new(depth: &Depth) -> Self {
         let each = |scale: &Scale| AtScale {
             scale: *scale,
+            depth: depth.clone(),
             open: None,
-            models: Models::new(scale, depth),
+            still: None,
+            models: None,
             last: None,
             closed: 0,
         };
@@ -191,13 +234,19 @@ impl Scales {
 
     /// Fits one model that is due, if any: milliseconds to a second. False if none was.
     pub fn fit(&mut self) -> bool {
-        self.scales.iter_mut().any(|at| at.models.fit())
+        let mut models = self.scales.iter_mut().filter_map(|at| at.models.as_mut());
+        models.any(Models::fit)
     }
 
     /// Other weights for the network from now on.
     pub fn set_weights(&mut self, weights: &Arc<Weights>) {
         for at in &mut self.scales {
-            at.models.set_weights(weights);
+            if let Depth::Full(begin_with) = &mut at.depth {
+                *begin_with = Some(Arc::clone(weights));
+            }
+            if let Some(models) = &mut at.models {
+                models.set_weights(weights);
+            }
         }
     }
 
@@ -235,13 +284,17 @@ impl Scales {
         let scale = self.answer(target, now_unix_ms, ahead)?.scale;
         let at = self.scales.get(scale)?;
         let steps = at.steps(target, now_unix_ms, ahead);
-        at.models.explain(target, at.served(steps)?)
+        let steps = at.served(steps)?;
+        match &at.models {
+            Some(models) => models.explain(target, steps),
+            None => Some(by_one(STILL)),
+        }
     }
 
     /// The period found at each scale, finest first.
     pub fn periods(&self) -> impl Iterator<Item = Option<Duration>> {
         self.scales.iter().map(|at| {
-            let steps = u32::try_from(at.models.period()?).ok()?;
+            let steps = u32::try_from(at.models.as_ref()?.period()?).ok()?;
             Some(at.scale.bucket * steps)
         })
     }
@@ -290,7 +343,8 @@ impl Scales {
     #[cfg(test)]
     fn bytes(&self) -> usize {
         let each = self.scales.iter();
-        each.map(|at| at.models.bytes()).sum()
+        let models = each.filter_map(|at| at.models.as_ref());
+        size_of::<Self>() + models.map(Models::bytes).sum::<usize>()
     }
 }
 
@@ -367,7 +421,29 @@ impl AtScale {
 
     fn pass(&mut self, mean_and_max: Option<(f64, f64)>) {
         self.closed += 1;
-        self.models.pass(mean_and_max);
+        if let Some(models) = &mut self.models {
+            return models.pass(mean_and_max);
+        }
+        match (&mut self.still, mean_and_max) {
+            (None, None) => {}
+            (None, Some((mean, max))) => {
+                self.still = Some(Still {
+                    mean,
+                    max,
+                    buckets: 1,
+                });
+            }
+            (Some(still), None) => still.buckets += 1,
+            (Some(still), Some(bucket)) if still.is_like(bucket) => still.buckets += 1,
+            (Some(still), changed) => {
+                let mut models = Models::new(&self.scale, &self.depth);
+                for _ in 0..still.buckets.min(STILL_TOLD) {
+                    models.pass(Some((still.mean, still.max)));
+                }
+                models.pass(changed);
+                (self.models, self.still) = (Some(models), None);
+            }
+        }
     }
 
     /// Buckets from the last closed one to the one that holds the moment, or ends the window.
@@ -391,7 +467,11 @@ impl AtScale {
     }
 
     fn answer(&self, target: Target, steps: usize) -> Option<Ahead> {
-        let (quantiles, cold) = self.models.answer(target, self.served(steps)?)?;
+        let steps = self.served(steps)?;
+        let (quantiles, cold) = match (&self.models, &self.still) {
+            (Some(models), _) => models.answer(target, steps)?,
+            (None, still) => still.as_ref()?.answer(target, steps)?,
+        };
         Some(Ahead {
             quantiles,
             scale: 0,
@@ -521,13 +601,8 @@ impl Models {
                 models.1.explain(target, steps)
             }
             _ => {
-                let name = self.light(target, steps)?.model;
-                let all = vec![Part { name, weight: 1.0 }];
-                Some(Explanation {
-                    centre: all.clone(),
-                    bound: all,
-                    excess: 0.0,
-                })
+                let forecast = self.light(target, steps)?;
+                Some(by_one(forecast.model))
             }
         }
     }
@@ -548,6 +623,19 @@ impl Models {
                 models.0.bytes() + models.1.bytes() + light.map(Series::bytes).sum::<usize>()
             }
         }
+    }
+}
+
+/// Who answers for a series that does not change.
+const STILL: &str = "still";
+
+/// An answer that one alone made.
+fn by_one(name: &'static str) -> Explanation {
+    let all = vec![Part { name, weight: 1.0 }];
+    Explanation {
+        centre: all.clone(),
+        bound: all,
+        excess: 0.0,
     }
 }
 
@@ -693,6 +781,34 @@ mod tests {
             let bytes = scales.bytes();
             assert!(bytes < kib * 1024, "{kib} KiB: {bytes}");
         }
+    }
+
+    #[test]
+    fn what_stands_still_costs_nothing_and_wakes_up() {
+        let mut scales = Scales::new(&FULL);
+        for second in 0..900 {
+            scales.record(NOON + second * SECOND, 7.0);
+        }
+        assert!(scales.bytes() < 1024, "{}", scales.bytes());
+        let now = NOON + 900 * SECOND;
+        let near = scales.forecast(Target::Peak, now, Duration::from_secs(60));
+        let near = near.expect("it is known");
+        assert!(!near.cold && near.quantiles.q99() < 7.1, "{near:?}");
+        let far = scales
+            .forecast(Target::Peak, now, HOUR)
+            .expect("something is said");
+        assert!(far.cold, "{far:?}");
+        let mut random = fastrand::Rng::with_seed(5);
+        for second in 900..1500 {
+            scales.record(NOON + second * SECOND, 20.0 + noise(&mut random));
+        }
+        let woken = q95(
+            &scales,
+            NOON + 1500 * SECOND,
+            Target::Peak,
+            Duration::from_secs(60),
+        );
+        assert!((20.0..30.0).contains(&woken), "{woken}");
     }
 
     proptest! {
