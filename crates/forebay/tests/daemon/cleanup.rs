@@ -26,7 +26,8 @@ impl Demo {
         let temp = tempfile::tempdir().unwrap();
         let log = File::create(temp.path().join("log")).unwrap();
         let outer = Command::new(EXE.as_str())
-            .args(["demo", "--seconds", "12", "--json"])
+            // Each arm has a third of it, in which a slow machine must see all parts at once.
+            .args(["demo", "--seconds", "24", "--json"])
             .arg(temp.path().join("result.json"))
             .env("TMPDIR", temp.path())
             .stdin(Stdio::null())
