@@ -183,6 +183,8 @@ fn what_an_administrator_sets_is_left_alone() {
     );
     unit.place.json(&["reload"]);
     eventually("a reload takes it up again", || unit.held() == WANTED);
+    // Until the answer has come, the daemon does not know that its own value was there.
+    unit.await_periods();
     unit.bus.units().set("CPUWeight", Held::Number(321));
     unit.place.stop_well();
     let mut left = ORIGINAL;
