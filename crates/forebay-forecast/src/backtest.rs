@@ -45,7 +45,7 @@ use std::collections::VecDeque;
 use crate::history::narrow;
 use crate::mean::Mean;
 use crate::sorted::SortedWindow;
-use crate::{Quantiles, Target};
+use crate::{Quantiles, Target, pinball};
 
 /// Origins pending for one horizon.
 const PENDING_MAX: usize = 4;
@@ -57,6 +57,7 @@ const WARM_ERRORS: usize = 16;
 const SCORE_MEMORY: f64 = 64.0;
 /// The level that is scored: the planner's, mostly.
 const SCORED_PERMILLE: usize = 950;
+const SCORED: f64 = 0.95;
 
 /// How good the 0.95 bounds of a forecaster were lately.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +75,8 @@ pub(crate) struct Judge(Mean);
 
 impl Judge {
     pub(crate) fn judge(&mut self, actual: f64, bound: f64) {
-        self.0.push(pinball(actual, bound), 1.0 / SCORE_MEMORY);
+        self.0
+            .push(pinball(actual, bound, SCORED), 1.0 / SCORE_MEMORY);
     }
 
     /// None before anything was judged.
@@ -303,14 +305,9 @@ impl Track {
     }
 }
 
-/// Pinball loss of a 0.95 bound: 19 times dearer to be exceeded than to be loose.
-fn pinball(actual: f64, bound: f64) -> f64 {
-    let over = actual - bound;
-    if over > 0.0 {
-        0.95 * over
-    } else {
-        -0.05 * over
-    }
+/// Whether a value is above a bound that was kept in single precision, and not only rounded off it.
+pub(crate) fn is_above(value: f64, bound: f64) -> bool {
+    value > bound + 1e-6 * bound.abs()
 }
 
 /// Steps over which the errors of a horizon are remembered, at most.

@@ -171,11 +171,40 @@ impl Quantiles {
         [self.q50, self.q90, self.q95, self.q99]
     }
 
+    /// So many times as much at each level; a factor that is negative counts as zero.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        self.map(|level| level * factor.max(0.0))
+    }
+
+    /// Such a part of the way here from others at each level. None if that is not a number.
+    pub(crate) fn after(self, others: Self, part: f64) -> Option<Self> {
+        let (here, there) = (self.to_array(), others.to_array());
+        Self::new(std::array::from_fn(|level| {
+            there[level] + part * (here[level] - there[level])
+        }))
+    }
+
+    /// The greater of both at each level.
+    #[must_use]
+    pub fn or_greater(self, other: Self) -> Self {
+        let mut others = other.to_array().into_iter();
+        self.map(|level| others.next().map_or(level, |other| level.max(other)))
+    }
+
     /// Applies a function that keeps order to each quantile.
     fn map(self, monotone: impl FnMut(f64) -> f64) -> Self {
         // A monotone function of numbers gives no NaN; if one does, nothing changes.
         Self::new(self.to_array().map(monotone)).unwrap_or(self)
     }
+}
+
+/// What a bound at a level loses once the truth is known, in the unit of both: the least for the
+/// quantile at that level (Koenker and Bassett, "Regression quantiles", 1978).
+#[must_use]
+pub fn pinball(truth: f64, bound: f64, level: f64) -> f64 {
+    let above = truth - bound;
+    (level * above).max((level - 1.0) * above)
 }
 
 /// One way to forecast a series, fed one sample each step.

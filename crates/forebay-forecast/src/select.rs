@@ -45,7 +45,7 @@
 //! (Cesa-Bianchi and Lugosi, "Prediction, learning, and games", 2006); a leader
 //! rather than a mixture because a single name can be explained.
 
-use crate::backtest::{memory_steps, widening};
+use crate::backtest::{is_above, memory_steps, widening};
 use crate::history::Range;
 use crate::{Forecaster, Quantiles, Seasonal, Smoothing, Target, Window, is_plausible};
 
@@ -200,7 +200,7 @@ impl Series {
         self.surprised = self.candidates().map(|candidate| {
             candidate
                 .forecast(1)
-                .is_some_and(|expected| value > expected.q95())
+                .is_some_and(|expected| is_above(value, expected.q95()))
         });
         self.range.push(value);
         self.window.update(value);

@@ -12,7 +12,7 @@
 //! Sources: Koenker and Bassett, "Regression quantiles", 1978 (pinball loss); Hyndman and
 //! Koehler, "Another look at measures of forecast accuracy", 2006 (MASE).
 
-use forebay_forecast::{Quantiles, Target};
+use forebay_forecast::{Quantiles, Target, pinball};
 use serde::Serialize;
 
 use super::csv::Samples;
@@ -23,12 +23,6 @@ pub(crate) const LEVELS: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
 pub(crate) const PARTS: usize = 10;
 /// Bounds are partly kept in single precision: what is above one by less is covered.
 const ROUNDING: f64 = 1e-7;
-
-/// Loss of a quantile at a level, once the truth is known, in the unit of both.
-pub(crate) fn pinball(truth: f64, quantile: f64, level: f64) -> f64 {
-    let above = truth - quantile;
-    (level * above).max((level - 1.0) * above)
-}
 
 /// What came `steps` steps after an origin: the value, or the greatest up to there. None where it
 /// was not seen, or more than a quarter of the steps to a peak were not, and from `end` on.

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use forebay_forecast::lstm::{History, Lstm, Weights};
-use forebay_forecast::{Forecaster as _, Quantiles, Target, is_plausible};
+use forebay_forecast::{Forecaster as _, Quantiles, Target, is_plausible, pinball};
 
 /// Truths that a verdict needs.
 const JUDGED_MIN: u64 = 256;
@@ -63,8 +63,8 @@ impl Tally {
                 };
                 let said = [0, 1].map(|i| models[i].forecast_of(target, steps));
                 if let [Some(new), Some(old)] = said {
-                    cell.0[0] += pinball(&new, truth);
-                    cell.0[1] += pinball(&old, truth);
+                    cell.0[0] += lost(&new, truth);
+                    cell.0[1] += lost(&old, truth);
                     cell.1 += 1;
                 }
             }
@@ -91,13 +91,12 @@ fn truth(values: &[f64], step: usize, target: Target, steps: usize) -> Option<f6
     }
 }
 
-fn pinball(said: &Quantiles, truth: f64) -> f64 {
-    let levels = [0.5, 0.9, 0.95, 0.99];
-    let loss = |(level, bound): (f64, f64)| {
-        let above = truth - bound;
-        (level * above).max((level - 1.0) * above)
-    };
-    levels.into_iter().zip(said.to_array()).map(loss).sum()
+/// Of all levels together.
+fn lost(said: &Quantiles, truth: f64) -> f64 {
+    let levels = [0.5, 0.9, 0.95, 0.99].into_iter().zip(said.to_array());
+    levels
+        .map(|(level, bound)| pinball(truth, bound, level))
+        .sum()
 }
 
 #[cfg(test)]
