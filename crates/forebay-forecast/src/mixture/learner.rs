@@ -7,8 +7,9 @@ use super::regression::{Measure, Regression};
 use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, RECENT_PEAK, Signals};
 use super::weights::Weights;
 use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
-use crate::backtest::Judge;
+use crate::backtest::{Judge, is_above};
 use crate::history::{Rough, Tail, narrow};
+use crate::mean::Mean;
 use crate::sorted::{SortedWindow, Upward};
 use crate::{Forecaster, Quantiles, Score, Target};
 
@@ -65,6 +66,8 @@ const COVERAGE_RATE: f32 = 0.004;
 const COVERAGE_SLOPE: f32 = 0.7;
 /// Part of the promised exceptions that is aimed at: a promise is kept with some to spare.
 const COVERAGE_AIM: f32 = 0.85;
+/// Judged forecasts over which the part that was missed is told.
+const MISSED_MEMORY: f64 = 400.0;
 /// How far beyond the range of the history a centre and a bound may lie.
 const CENTRE_BEYOND: f64 = 1.1;
 const BOUND_BEYOND: f64 = 1.32;
@@ -90,13 +93,17 @@ pub(super) struct Learner {
     pending: VecDeque<Option<Pending>>,
     /// What was said at the last sample: it stands through a gap.
     newest: Option<[f32; LEVELS]>,
+    /// Whether the newest sample is the origin of the last pending forecast there is.
+    fresh: bool,
     /// Steps between forecasts that are judged: neighbouring ones say nearly the same.
     pace: usize,
     /// Judged forecasts between errors that are remembered.
     stride: usize,
     passed: usize,
-    gaps: u32,
+    gaps: u16,
     judge: Judge,
+    /// Part of the scored bounds that were exceeded lately.
+    missed: Mean,
 }
 
 /// A forecast whose time has not come. NaN where an expert had nothing to say. What is rough is
@@ -113,7 +120,11 @@ struct Pending {
     unit: f32,
     /// Mean change in one step, in units.
     change: Rough,
-    gaps: u32,
+    /// Gaps until then; wraps.
+    gaps: u16,
+    /// Gaps right after it. The value of before stands for them in the history, and is no part of
+    /// what came.
+    lead: u16,
 }
 
 /// What is there to forecast from.
@@ -175,11 +186,13 @@ impl Learner {
             peaks: of_peaks.then(|| Tail::new(history_max)),
             pending: VecDeque::with_capacity(steps.div_ceil(pace)),
             newest: None,
+            fresh: false,
             pace,
             stride: (steps / each).max(STRIDE_MIN).div_ceil(pace),
             passed: 0,
             gaps: 0,
             judge: Judge::default(),
+            missed: Mean::default(),
         }
     }
 
@@ -194,6 +207,11 @@ impl Learner {
         self.passed = self.passed.wrapping_add(1);
         if sample.is_none() {
             self.gaps = self.gaps.wrapping_add(1);
+            if let Some(origin) = self.pending.iter_mut().rev().flatten().next()
+                && self.fresh
+            {
+                origin.lead = origin.lead.saturating_add(1);
+            }
         }
         if let Some(peaks) = &mut self.peaks
             && let Some(peak) = signals.tail().peak(self.steps)
@@ -214,7 +232,11 @@ impl Learner {
         if let Some(next) = &next {
             self.newest = Some(next.answer);
         }
-        if self.passed.is_multiple_of(self.pace) {
+        let is_kept = self.passed.is_multiple_of(self.pace);
+        if sample.is_some() {
+            self.fresh = is_kept && next.is_some();
+        }
+        if is_kept {
             self.pending.push_back(next);
         }
     }
@@ -224,9 +246,10 @@ impl Learner {
         match self.target {
             Target::Value => sample,
             Target::Peak => {
-                let missing = self.gaps.wrapping_sub(pending.gaps) as usize;
-                (missing * 4 <= self.steps)
-                    .then(|| signals.tail().peak(self.steps))
+                let missing = usize::from(self.gaps.wrapping_sub(pending.gaps));
+                let seen = self.steps.checked_sub(usize::from(pending.lead))?;
+                (missing * 4 <= self.steps && seen > 0)
+                    .then(|| signals.tail().peak(seen))
                     .flatten()
             }
         }
@@ -260,7 +283,11 @@ impl Learner {
         for (index, weights) in self.bounds.iter_mut().enumerate() {
             let level = narrow(level(index));
             weights.learn(&pending.bounds[index].map(|said| lost(said, level)));
-            let missed = value > f64::from(pending.answer[index]);
+            let missed = is_above(value, f64::from(pending.answer[index]));
+            if index == SCORED {
+                let missed = if missed { 1.0 } else { 0.0 };
+                self.missed.push(missed, 1.0 / MISSED_MEMORY);
+            }
             let rare = 1.0 - level;
             let excess =
                 apart * COVERAGE_RATE * (if missed { 1.0 } else { 0.0 } - COVERAGE_AIM * rare);
@@ -295,6 +322,7 @@ impl Learner {
             unit: narrow(unit),
             change: Rough::new(narrow(change / unit)),
             gaps: self.gaps,
+            lead: 0,
         })
     }
 
@@ -451,7 +479,7 @@ impl Learner {
             ranked[0] = PEAK_NAME;
         }
         let bounds = ranked.into_iter().chain(EXPERT_NAMES).map(Some);
-        let newest = self.pending.back().and_then(Option::as_ref);
+        let newest = self.pending.iter().rev().flatten().next();
         let parts = |names: Vec<Option<&'static str>>, weights: &[f32], said: &[Rough]| {
             let there = names.into_iter().zip(weights).zip(said);
             let mut parts: Vec<Part> = there
@@ -476,7 +504,10 @@ impl Learner {
                 self.bounds[SCORED].all(),
                 newest.map_or(&[], |pending| &pending.bounds[SCORED]),
             ),
-            excess: f64::from(self.excess[SCORED]),
+            excess: match self.missed.count() {
+                0 => 0.0,
+                _ => self.missed.value - (1.0 - level(SCORED)),
+            },
         }
     }
 

@@ -135,6 +135,11 @@ impl Signals {
         self.found.period()
     }
 
+    #[cfg(test)]
+    pub(super) fn mean(&self) -> f64 {
+        self.mean
+    }
+
     pub(super) fn tail(&self) -> &Tail {
         &self.tail
     }
@@ -165,7 +170,8 @@ impl Signals {
                 rate
             }
         };
-        let believed = if self.seen < WARM {
+        // Of what never strayed, nothing says how far it may.
+        let believed = if self.seen < WARM || self.stray <= 0.0 {
             value
         } else {
             let most = BELIEVED * self.stray + UNIT_MIN * self.magnitude;
