@@ -111,6 +111,8 @@ pub struct Bucket {
     pub mean: f64,
     /// Its greatest sample.
     pub max: f64,
+    /// How many samples it has: what is observed of it later counts beside them.
+    pub samples: u32,
 }
 
 /// See the [module](self).
@@ -221,6 +223,7 @@ impl Scales {
     /// anything was learnt.
     #[must_use]
     pub fn forecast(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> Option<Ahead> {
+        let ahead = ahead.min(AHEAD_MAX);
         let mut peak = self.answer(Target::Peak, now_unix_ms, ahead)?;
         // Whatever is reached earlier is reached until then.
         for (scale, at) in self.scales.iter().enumerate().take(peak.scale + 1) {
@@ -248,10 +251,11 @@ impl Scales {
         now_unix_ms: u64,
         ahead: Duration,
     ) -> Option<Explanation> {
+        let ahead = ahead.min(AHEAD_MAX);
         let scale = self.answer(target, now_unix_ms, ahead)?.scale;
         let at = self.scales.get(scale)?;
         let steps = at.steps(target, now_unix_ms, ahead);
-        let steps = at.served(steps)?;
+        let steps = at.served(target, steps)?;
         match &at.models {
             Some(models) => models.explain(target, steps),
             None => Some(by_one(STILL)),
@@ -280,7 +284,6 @@ impl Scales {
     /// The answer of the finest scale that looks so far; a coarser one, or else the longest horizon
     /// that is known, widened, where that has learnt nothing yet.
     fn answer(&self, target: Target, now_unix_ms: u64, ahead: Duration) -> Option<Ahead> {
-        let ahead = ahead.min(AHEAD_MAX);
         let known = |(scale, at): (usize, &AtScale)| {
             let answer = at.answer(target, at.steps(target, now_unix_ms, ahead))?;
             (!answer.cold).then_some(Ahead { scale, ..answer })
@@ -316,14 +319,11 @@ impl Scales {
 }
 
 impl Scale {
-    /// How far it looks: a bucket less than it learns, since the first has begun.
+    /// How far it looks.
     fn end(&self) -> Duration {
         let steps = self.horizons.last().copied().unwrap_or(1);
         let whole = self.bucket * u32::try_from(steps).unwrap_or(u32::MAX);
-        if whole >= AHEAD_MAX {
-            return AHEAD_MAX;
-        }
-        whole.saturating_sub(self.bucket).max(self.bucket)
+        whole.min(AHEAD_MAX)
     }
 
     fn bucket_ms(&self) -> u64 {
@@ -350,6 +350,7 @@ impl AtScale {
             start_unix_ms: open.start_unix_ms,
             mean: open.sum / open.count,
             max: open.max,
+            samples: whole(open.count),
         });
         self.pass(self.last.map(|bucket| (bucket.mean, bucket.max)));
         // Of a clock that was set back nothing is known but that time goes on.
@@ -380,8 +381,8 @@ impl AtScale {
         self.turn_to(start);
         self.open = Some(Open {
             start_unix_ms: start,
-            count: 1.0,
-            sum: bucket.mean,
+            count: f64::from(bucket.samples.max(1)),
+            sum: f64::from(bucket.samples.max(1)) * bucket.mean,
             max: bucket.max,
         });
     }
@@ -398,14 +399,21 @@ impl AtScale {
                     mean,
                     max,
                     buckets: 1,
+                    unseen: 0,
                 });
             }
-            (Some(still), None) => still.buckets += 1,
-            (Some(still), Some(bucket)) if still.is_like(bucket) => still.buckets += 1,
+            (Some(still), None) => still.unseen += 1,
+            (Some(still), Some(bucket)) if still.is_like(bucket) => {
+                still.buckets += 1;
+                still.unseen = 0;
+            }
             (Some(still), changed) => {
                 let mut models = Models::new(&self.scale, &self.depth);
                 for _ in 0..still.buckets.min(STILL_TOLD) {
                     models.pass(Some((still.mean, still.max)));
+                }
+                for _ in 0..still.unseen.min(STILL_TOLD) {
+                    models.pass(None);
                 }
                 models.pass(changed);
                 (self.models, self.still) = (Some(models), None);
@@ -427,14 +435,20 @@ impl AtScale {
         usize::try_from(steps).unwrap_or(usize::MAX)
     }
 
-    /// The horizon that serves so many buckets; the longest one serves a bucket more, too.
-    fn served(&self, steps: usize) -> Option<usize> {
-        let longest = *self.scale.horizons.last()?;
-        (steps <= longest + 1).then(|| steps.min(longest))
+    /// The buckets that models are asked about where so many are wanted. A horizon serves a bucket more
+    /// than it learns, too: the first has begun. The greatest until a moment is asked at horizons
+    /// alone, so that it cannot be more than that until a later one.
+    fn served(&self, target: Target, steps: usize) -> Option<usize> {
+        let mut horizons = self.scale.horizons.iter();
+        let horizon = *horizons.find(|&&horizon| steps <= horizon + 1)?;
+        Some(match target {
+            Target::Value => steps.min(horizon),
+            Target::Peak => horizon,
+        })
     }
 
     fn answer(&self, target: Target, steps: usize) -> Option<Ahead> {
-        let steps = self.served(steps)?;
+        let steps = self.served(target, steps)?;
         let (quantiles, cold) = match (&self.models, &self.still) {
             (Some(models), _) => models.answer(target, steps)?,
             (None, still) => still.as_ref()?.answer(target, steps)?,
@@ -455,6 +469,15 @@ impl AtScale {
             .filter_map(known)
             .find(|(_, answer)| cold || !answer.cold)
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count of samples, and a cast stops at the greatest"
+)]
+fn whole(count: f64) -> u32 {
+    count as u32
 }
 
 /// One of two at each level.
@@ -539,6 +562,7 @@ mod tests {
                 start_unix_ms: midnight + hour * hour_ms,
                 mean,
                 max: 1.5 * mean,
+                samples: 36_000,
             };
             scales.replay(2, &bucket);
         }
@@ -575,18 +599,68 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_or_leaps_loses_nothing_of_what_was_learnt() {
-        let mut scales = watched(&Depth::Light, 3600, |_| 5.0);
-        for second in 0..3600 {
-            scales.record(NOON - 86_400 * SECOND + second * SECOND, 5.0);
-        }
+    fn a_clock_that_is_set_back_loses_nothing_and_one_that_leaps_goes_on() {
+        // Every tenth bucket has a spike, which those that follow do not show.
+        let spiky = |second: u64| if second % 100 < 10 { 50.0 } else { 5.0 };
+        let mut scales = watched(&Depth::Light, 3600, spiky);
+        let now = NOON + 3600 * SECOND;
+        let ahead = Duration::from_secs(120);
+        let learnt = q95(&scales, now, Target::Peak, ahead);
+        assert!(learnt > 40.0, "{learnt}");
+        let back = NOON - 86_400 * SECOND;
+        (0..20).for_each(|second| scales.record(back + second * SECOND, spiky(second)));
+        let peak = q95(&scales, back + 20 * SECOND, Target::Peak, ahead);
+        assert!(peak > 40.0, "{peak}");
+        // A gap of three months is one: what was before it is long ago.
         let later = NOON + 90 * 86_400 * SECOND;
-        for second in 0..120 {
-            scales.record(later + second * SECOND, 5.0);
+        (0..20).for_each(|second| scales.record(later + second * SECOND, 5.0));
+        let peak = q95(&scales, later + 20 * SECOND, Target::Peak, ahead);
+        assert!((4.9..60.0).contains(&peak), "{peak}");
+    }
+
+    #[test]
+    fn two_minutes_are_answered_by_what_is_learnt_of_two_minutes() {
+        // A ramp of ten minutes: what is 120 s ahead is not what is 600 s ahead.
+        let ramp = |second: u64| (second % 600) as f64;
+        let scales = watched(&FULL, 3 * 3600, ramp);
+        let now = NOON + 3 * 3600 * SECOND;
+        let value = |seconds| {
+            let ahead = scales.forecast(Target::Value, now, Duration::from_secs(seconds));
+            ahead.expect("it is known").quantiles.q50()
+        };
+        assert!((value(120) - 125.0).abs() < 20.0, "{}", value(120));
+        // Between what is learnt of 120 s and of 600 s, where the ramp begins anew.
+        let (near, far) = (value(120), value(600));
+        let between = near.min(far)..near.max(far);
+        assert!(between.contains(&value(360)), "{near} {} {far}", value(360));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_no_evidence_of_standing_still() {
+        let mut scales = Scales::new(&FULL);
+        (0..11).for_each(|second| scales.record(NOON + second * SECOND, 7.0));
+        scales.record(NOON + 600 * SECOND, 7.0);
+        let now = NOON + 601 * SECOND;
+        let far = scales.forecast(Target::Peak, now, Duration::from_secs(300));
+        assert!(far.expect("something is said").cold, "{far:?}");
+    }
+
+    #[test]
+    fn an_hour_that_was_recorded_in_part_goes_on() {
+        let mut scales = Scales::new(&FULL);
+        let bucket = Bucket {
+            start_unix_ms: NOON,
+            mean: 10.0,
+            max: 10.0,
+            samples: 3000,
+        };
+        scales.replay(2, &bucket);
+        for second in 3000..3600 {
+            scales.record(NOON + second * SECOND, 1.0);
         }
-        let now = later + 120 * SECOND;
-        let peak = q95(&scales, now, Target::Peak, Duration::from_secs(60));
-        assert!((4.0..7.0).contains(&peak), "{peak}");
+        (0..90).for_each(|second| scales.record(NOON + (3600 + second) * SECOND, 1.0));
+        let hour = scales.scales[2].last.expect("it is closed");
+        assert!((hour.mean - 8.5).abs() < 0.1, "{hour:?}");
     }
 
     #[test]
@@ -661,7 +735,7 @@ mod tests {
                 }
                 let now = peak.quantiles.to_array();
                 if let Some(before) = before.replace(now) {
-                    prop_assert!(before.iter().zip(now).all(|(b, n)| *b <= n), "{seconds}: {peak:?}");
+                    prop_assert!(before.iter().zip(now).all(|(b, n)| *b <= n), "{seconds}: {peak:?} after {before:?}");
                 }
             }
         }

@@ -16,7 +16,10 @@ const STILL_MARGINS: [f64; 3] = [1.1, 1.25, 1.5];
 pub(super) struct Still {
     pub(super) mean: f64,
     pub(super) max: f64,
+    /// That were seen.
     pub(super) buckets: usize,
+    /// Passed unseen since.
+    pub(super) unseen: usize,
 }
 
 impl Still {

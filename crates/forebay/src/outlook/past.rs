@@ -58,6 +58,7 @@ fn replay_app(
                     start_unix_ms: row.time_unix_ms,
                     mean: row.mean,
                     max: row.max,
+                    samples: u32::try_from(row.count).unwrap_or(u32::MAX),
                 };
                 forecasts.replay((app, class), resource, scale, &bucket);
                 told += 1;
