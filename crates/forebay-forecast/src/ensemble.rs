@@ -39,19 +39,21 @@
 //! | `Series` | 0.937 / 0.969 / 0.920 | 0.776 / 0.955 / 0.966 | 0.908 / 1.28 / 0.986 | 0.897 / 0.923 / 0.923 |
 //!
 //! So the LSTM earns 1 to 2 % at 0.95, and more at 0.99 one step ahead; ARIMA earns little on these
-//! traces, most where there is no network, and all on series that are what it assumes (a test shows
-//! an autoregression; `forebay bench forecast` reruns the table). 117 origins tell the worst
+//! traces, most where there is no network, and more on series that are what it assumes (an
+//! autoregression it shares with the regression; `forebay bench forecast` reruns the table). 117 origins tell the worst
 //! coverage to 0.02; at all steps it is 0.948, 0.947 and 0.916, of 0.959, 0.957 and 0.949 on average. A step of the ensemble
 //! took 19.5 us of processor time on a quiet machine, fits 144 us a step besides (25 and 183 us beside
 //! compilers, after it was made smaller).
 
 use std::sync::Arc;
 
-use crate::arima::{OnlineArima, OnlineOptions};
+use crate::arima::{OnlineArima, OnlineOptions, Search};
 use crate::lstm::{Lstm, Weights};
-use crate::mixture::Explanation;
+use crate::mixture::{Explanation, HISTORY_MAX};
 use crate::{Forecaster, Mixture, MixtureOptions, Quantiles, Score, Target};
 
+/// Samples that ARIMA keeps at least.
+const HISTORY_MIN: usize = 16;
 /// Steps that a period must have been in use before another is told to the members: they begin
 /// anew with each.
 const PERIOD_HELD_MIN: usize = 200;
@@ -72,9 +74,17 @@ impl Ensemble {
     #[must_use]
     pub fn new(options: &MixtureOptions, weights: Option<Arc<Weights>>) -> Self {
         let mixture = Mixture::new(options);
+        let usual = OnlineOptions::default();
         let mut arima = OnlineArima::new(OnlineOptions {
-            horizons: mixture.horizons().to_vec(),
-            ..OnlineOptions::default()
+            horizons: match mixture.horizons() {
+                [] => vec![1],
+                horizons => horizons.to_vec(),
+            },
+            search: Search {
+                history_max: options.history_max.clamp(HISTORY_MIN, HISTORY_MAX),
+                ..usual.search
+            },
+            ..usual
         });
         let cycle = mixture.cycle();
         arima.set_period(cycle);
@@ -200,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_autoregression_is_left_to_arima() {
+    fn an_autoregression_is_left_to_those_who_know_lags() {
         // Two steps back count against one: no average sees that.
         let mut random = fastrand::Rng::with_seed(1);
         let mut ensemble = Ensemble::new(&options(), None);
@@ -227,6 +237,30 @@ mod tests {
         // The noise is 1/3 on average, and nobody can do better.
         let mean = lost.map(|lost| lost / 1499.0);
         assert!(mean[0] < 0.36 && mean[0] < 1.02 * mean[1], "{mean:?}");
+        // The regression knows lags, too: they share it, and nobody else has a part that counts.
+        let explanation = ensemble.explain(Target::Value, 1).expect("it is learnt");
+        let leaders = &explanation.centre[..2];
+        for name in ["arima", "regression"] {
+            let part = leaders.iter().find(|part| part.name == name);
+            assert!(
+                part.is_some_and(|part| part.weight > 0.25),
+                "{explanation:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn options_that_name_no_horizon_are_no_reason_to_panic() {
+        let mut ensemble = Ensemble::new(
+            &MixtureOptions {
+                horizons: Vec::new(),
+                history_max: 1,
+                ..MixtureOptions::default()
+            },
+            None,
+        );
+        (0..100).for_each(|step| ensemble.update(f64::from(step)));
+        assert_eq!(ensemble.forecast(1), None);
     }
 
     #[test]

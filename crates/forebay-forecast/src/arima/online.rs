@@ -138,6 +138,7 @@ pub struct Fitted {
     model: Result<Arima, FitError>,
     samples: usize,
     searched: bool,
+    period: Option<usize>,
     step: u64,
 }
 
@@ -153,6 +154,7 @@ impl FitRequest {
             model,
             samples: self.samples.len(),
             searched: self.keep.is_none(),
+            period: self.search.period,
             step: self.step,
         }
     }
@@ -251,14 +253,20 @@ impl OnlineArima {
                 return Err(error);
             }
         };
-        let missed = usize::try_from(self.steps - fitted.step).unwrap_or(usize::MAX);
+        // One from later than this forecaster has come is another's.
+        let missed = self.steps.checked_sub(fitted.step);
+        let missed = missed.map_or(usize::MAX, |m| usize::try_from(m).unwrap_or(usize::MAX));
         if missed > self.history.len() || fitted.step < self.fitted {
             return Err(FitError::Stale { steps: missed });
         }
         for &sample in self.history.range(self.history.len() - missed..) {
             model.observe(f64::from(sample));
         }
-        if fitted.searched {
+        if fitted.period != self.options.search.period {
+            // Another period was set meanwhile: better than nothing until it is fitted.
+            self.refits = None;
+            self.due = self.steps;
+        } else if fitted.searched {
             self.refits = Some(0);
             self.searched = fitted.samples;
         } else {
