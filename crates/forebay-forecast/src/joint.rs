@@ -103,7 +103,13 @@ impl Joint {
     }
 
     fn learn(&mut self, forecasts: &[Option<Quantiles>]) {
-        let sum = |row: &Vec<Option<f64>>| row.iter().flatten().sum::<f64>();
+        // A member that was missed once is no zero: it is taken for what was expected of it.
+        let sum = |row: &Vec<Option<f64>>| {
+            let members = row.iter().zip(forecasts);
+            let each = members
+                .filter_map(|(sample, forecast)| Some(sample.unwrap_or(forecast.as_ref()?.q50())));
+            each.sum::<f64>()
+        };
         let moment = match self.target {
             Target::Value => self.recent.back(),
             Target::Peak => self.recent.iter().max_by(|a, b| sum(a).total_cmp(&sum(b))),

@@ -50,6 +50,14 @@ pub(super) struct Together {
 /// The scales of one resource of those apps that use it.
 type Series<'a> = BTreeMap<&'a AppId, &'a Scales>;
 
+/// The greatest sample of the bucket that was just closed. None of an app that is no longer observed.
+fn newest(scales: &Scales, now_unix_ms: u64) -> Option<f64> {
+    let bucket = u64::try_from(SCALES[0].bucket.as_millis()).ok()?;
+    let last = scales.last()?;
+    // What is observed now may be of the bucket after, whose end nobody has seen yet.
+    (last.start_unix_ms + 3 * bucket > now_unix_ms).then_some(last.max)
+}
+
 /// How long so many buckets are.
 fn span(buckets: usize) -> Duration {
     SCALES[0].bucket * u32::try_from(buckets).unwrap_or(u32::MAX)
@@ -61,7 +69,8 @@ impl Together {
         for resource in SUMMED {
             let series = series(resource);
             self.make_places(&series);
-            let samples: Vec<Option<f64>> = self.each(&series, |scales| Some(scales.last()?.max));
+            let samples: Vec<Option<f64>> =
+                self.each(&series, |scales| newest(scales, now_unix_ms));
             for buckets in SPANS {
                 let forecasts = self.forecasts(&series, now_unix_ms, buckets);
                 let joint = self.sums.entry((resource, buckets));
@@ -113,6 +122,7 @@ impl Together {
 
     fn forecasts(&self, series: &Series<'_>, now: u64, buckets: usize) -> Vec<Option<Quantiles>> {
         self.each(series, |scales| {
+            newest(scales, now)?;
             let peak = scales.forecast(Target::Peak, now, span(buckets))?;
             (!peak.cold).then_some(peak.quantiles)
         })
