@@ -46,6 +46,7 @@ mod pages;
 mod partition;
 pub mod procs;
 mod reclaim;
+pub mod regular;
 mod resctrl;
 pub mod restore;
 mod slow;

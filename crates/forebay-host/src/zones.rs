@@ -1,10 +1,10 @@
 //! Time zones as the host has them: /usr/share/zoneinfo and /etc/localtime.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 use jiff::tz::TimeZone;
+
+use crate::regular;
 
 /// Where zones are, below the root.
 const ZONES: &str = "usr/share/zoneinfo";
@@ -59,9 +59,7 @@ impl ZoneFiles {
 }
 
 fn read(path: &Path, name: &str) -> Option<TimeZone> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(ZONE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let (bytes, _) = regular::read(path, ZONE_BYTES_MAX).ok()?;
     TimeZone::tzif(name, &bytes).ok()
 }
 

@@ -1,9 +1,9 @@
 //! What was measured, on disk: one file, replaced as a whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use forebay_host::regular;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -85,16 +85,8 @@ impl Store {
         let path = self.dir.join(FILE);
         let text =
             serde_json::to_string_pretty(&contents).map_err(|e| refused("write", &path, e))?;
-        let next = self.dir.join(format!("{FILE}.next"));
-        let written = File::create(&next).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|e| refused("write", &next, e))?;
-        fs::rename(&next, &path).map_err(|e| refused("replace", &path, e))?;
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| refused("sync", &self.dir, e))
+        regular::replace(&path, text.as_bytes(), 0o644)
+            .map_err(|e| refused(e.attempt, &e.file, e.source))
     }
 }
 
@@ -104,22 +96,18 @@ impl Store {
 /// When the file cannot be read or is not ours.
 pub(super) fn load(state_dir: &Path) -> Result<Vec<Calibration>, Error> {
     let path = state_dir.join(FILE);
-    let file = match File::open(&path) {
-        Ok(file) => file,
+    let bytes = match regular::read(&path, LENGTH_MAX) {
+        Ok((bytes, _)) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(refused("read", &path, error)),
     };
-    let mut text = String::new();
-    file.take(LENGTH_MAX)
-        .read_to_string(&mut text)
-        .map_err(|e| refused("read", &path, e))?;
     let damaged = |why: String| {
         Error::invalid(
             format!("read {}: {why}", path.display()),
             "move it away and calibrate again",
         )
     };
-    let contents: Contents = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    let contents: Contents = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     if contents.version != VERSION {
         return Err(damaged(format!(
             "its version is {}, known is {VERSION}",

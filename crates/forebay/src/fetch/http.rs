@@ -1,13 +1,12 @@
 //! One bounded request over plain HTTP.
 
 use std::future::poll_fn;
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::time::Duration;
 
+use forebay_host::regular;
 use hyper::body::{Body as _, Incoming};
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
@@ -137,24 +136,9 @@ fn too_large() -> String {
 /// # Errors
 /// What went wrong, and what to do.
 pub(super) fn read(path: &Path) -> Result<String, String> {
-    let unreadable = |error: std::io::Error| format!("{error}; name a file that may be read");
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        // A pipe would wait for somebody who writes to it.
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(unreadable)?;
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err("it is not a regular file; name one".to_owned());
-    }
-    let mut bytes = Vec::new();
     let bound = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    file.take(bound + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() > BYTES_MAX {
-        return Err(too_large());
-    }
+    let (bytes, _) = regular::read(path, bound)
+        .map_err(|error| format!("{error}; name a file that may be read and ends before that"))?;
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8; write text".to_owned())
 }
 
