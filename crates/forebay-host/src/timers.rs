@@ -4,17 +4,19 @@
 //! Everything is bounded: files, lines, timers, and the time that systemd may take.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use forebay_core::calendar::{Schedule, Zones};
 use jiff::tz::TimeZone;
+use rustix::time::ClockId;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::error::HostError;
 use crate::owner::systemd::{MANAGER, PATH, Systemd};
+use crate::regular;
 use crate::zones::ZoneFiles;
 
 /// Crontabs that are read.
@@ -29,13 +31,15 @@ const FILE_BYTES_MAX: u64 = 1 << 18;
 const TIME_MAX: Duration = Duration::from_secs(10);
 /// Characters of a command that name an entry.
 const COMMAND_CHARS_MAX: usize = 60;
+/// Whether everybody may read a file.
+const MODE_OTHERS_READ: u32 = 0o004;
 /// The interface with the properties of a timer.
 const TIMER: &str = "org.freedesktop.systemd1.Timer";
 
 /// One line of a crontab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CronEntry {
-    /// `USER COMMAND`, the start of it.
+    /// `USER COMMAND`, the start of it; `USER FILE:LINE` where not everybody may read the crontab.
     pub name: String,
     /// The crontab, as the host names it.
     pub file: PathBuf,
@@ -70,6 +74,16 @@ pub struct Timer {
     /// When it elapses next, in milliseconds since 1970-01-01 UTC, as far as systemd knows. For
     /// timers that count from something else than the calendar, too.
     pub next_unix_ms: Option<u64>,
+    /// How long after its time it may elapse, as systemd draws it: `RandomizedDelaySec=`.
+    pub delay: Duration,
+}
+
+/// A crontab that is read.
+struct Crontab<'a> {
+    /// As the host names it.
+    file: &'a Path,
+    runs: Runs,
+    is_public: bool,
 }
 
 /// Who runs the lines of a crontab.
@@ -98,10 +112,22 @@ pub fn crontabs(root: &Path) -> Crontabs {
         (file, Runs::User(user.unwrap_or_default()))
     });
     for (file, runs) in system.chain(users).take(FILES_MAX) {
-        let Some(text) = read(&below(root, &file)) else {
-            continue;
+        let (bytes, mode) = match regular::read(&below(root, &file), FILE_BYTES_MAX) {
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                tracing::debug!(file = %file.display(), %error, "a crontab is left out");
+                found.skipped += 1;
+                continue;
+            }
         };
-        read_crontab(&text, &file, &runs, &zones, &mut found);
+        let crontab = Crontab {
+            file: &file,
+            runs,
+            // Commands may hold what only their owner is to know, and names are told to everybody.
+            is_public: mode & MODE_OTHERS_READ != 0,
+        };
+        crontab.read(&String::from_utf8_lossy(&bytes), &zones, &mut found);
     }
     found
 }
@@ -125,41 +151,41 @@ fn files(root: &Path, dir: &str) -> Vec<PathBuf> {
     names.iter().map(|name| Path::new(dir).join(name)).collect()
 }
 
-fn read(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn read_crontab(text: &str, file: &Path, runs: &Runs, zones: &ZoneFiles, found: &mut Crontabs) {
-    let mut zone = zones.local();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if let Some((name, value)) = variable(line) {
-            if name == "CRON_TZ" {
-                zone = zones.named(value).unwrap_or(zone);
+impl Crontab<'_> {
+    fn read(&self, text: &str, zones: &ZoneFiles, found: &mut Crontabs) {
+        let mut zone = zones.local();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
             }
-            continue;
-        }
-        if line.to_ascii_lowercase().starts_with("@reboot") {
-            found.at_boot += 1;
-            continue;
-        }
-        match entry(line, runs, &zone) {
-            Some((name, schedule)) if found.entries.len() < ENTRIES_MAX => {
-                found.entries.push(CronEntry {
-                    name,
-                    file: file.to_owned(),
-                    line: index + 1,
-                    schedule,
-                    zone: zone.clone(),
-                });
+            if let Some((name, value)) = variable(line) {
+                if name == "CRON_TZ" {
+                    zone = zones.named(value).unwrap_or(zone);
+                }
+                continue;
             }
-            _ => found.skipped += 1,
+            if line.to_ascii_lowercase().starts_with("@reboot") {
+                found.at_boot += 1;
+                continue;
+            }
+            match entry(line, &self.runs, &zone) {
+                Some(entry) if found.entries.len() < ENTRIES_MAX => {
+                    found.entries.push(CronEntry {
+                        name: match self.is_public {
+                            true => format!("{} {}", entry.user, start_of(entry.command)),
+                            false => {
+                                format!("{} {}:{}", entry.user, self.file.display(), index + 1)
+                            }
+                        },
+                        file: self.file.to_owned(),
+                        line: index + 1,
+                        schedule: entry.schedule,
+                        zone: zone.clone(),
+                    });
+                }
+                _ => found.skipped += 1,
+            }
         }
     }
 }
@@ -174,7 +200,13 @@ fn variable(line: &str) -> Option<(&str, &str)> {
 }
 
 /// Who and what, and when.
-fn entry(line: &str, runs: &Runs, zone: &TimeZone) -> Option<(String, Schedule)> {
+struct Entry<'a> {
+    user: String,
+    command: &'a str,
+    schedule: Schedule,
+}
+
+fn entry<'a>(line: &'a str, runs: &Runs, zone: &TimeZone) -> Option<Entry<'a>> {
     let fields = if line.starts_with('@') { 1 } else { 5 };
     let mut rest = line;
     let mut next = || {
@@ -196,13 +228,34 @@ fn entry(line: &str, runs: &Runs, zone: &TimeZone) -> Option<(String, Schedule)>
         local: zone,
         named: &|_| None,
     };
-    let schedule = Schedule::cron(&when.join(" "), zones).ok()?;
-    let command: String = command
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(COMMAND_CHARS_MAX)
-        .collect();
-    Some((format!("{user} {command}"), schedule))
+    Some(Entry {
+        user,
+        command,
+        schedule: Schedule::cron(&when.join(" "), zones).ok()?,
+    })
+}
+
+/// The words of a command that fit a name, and a sign that there are more.
+fn start_of(command: &str) -> String {
+    let mut start = String::new();
+    let mut left = COMMAND_CHARS_MAX;
+    let command: String = command.chars().filter(|c| !c.is_control()).collect();
+    for word in command.split_whitespace() {
+        let space = usize::from(!start.is_empty());
+        let Some(rest) = left.checked_sub(space + word.chars().count()) else {
+            // A word that is too long by itself is cut: a name says something in any case.
+            if start.is_empty() {
+                start.extend(word.chars().take(COMMAND_CHARS_MAX));
+            }
+            return start + " …";
+        };
+        left = rest;
+        if !start.is_empty() {
+            start.push(' ');
+        }
+        start += word;
+    }
+    start
 }
 
 /// What `ListUnits` says of a unit: its name, and its object further on.
@@ -249,19 +302,37 @@ pub fn timers(address: &str) -> Result<Vec<Timer>, HostError> {
                 continue;
             }
         };
-        timers.push(timer(unit, own));
+        timers.push(timer(unit, own, now_us()));
     }
     Ok(timers)
 }
 
-fn timer(unit: String, mut own: HashMap<String, OwnedVariant>) -> Timer {
+/// Microseconds of the clock, and since the host began.
+fn now_us() -> (u64, u64) {
+    let us = |clock| {
+        let now = rustix::time::clock_gettime(clock);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        let part = u64::try_from(now.tv_nsec).unwrap_or_default() / 1000;
+        seconds.saturating_mul(1_000_000).saturating_add(part)
+    };
+    (us(ClockId::Realtime), us(ClockId::Monotonic))
+}
+
+fn timer(unit: String, mut own: HashMap<String, OwnedVariant>, (now, up): (u64, u64)) -> Timer {
+    let mut number = |name: &str| own.remove(name).and_then(|value| u64::try_from(value).ok());
+    // Both mean that there is none.
+    let is_time = |time: &u64| *time != 0 && *time != u64::MAX;
+    let by_clock = number("NextElapseUSecRealtime").filter(is_time);
+    // A timer that counts from a start has its next time on the clock that began with the host.
+    let counted = number("NextElapseUSecMonotonic").filter(is_time);
+    let counted = counted.map(|next| now.saturating_add(next.saturating_sub(up)));
+    let next = by_clock.into_iter().chain(counted).min();
+    let delay = Duration::from_micros(number("RandomizedDelayUSec").unwrap_or_default());
     let triggers = own
         .remove("Unit")
         .and_then(|value| String::try_from(value).ok());
     let calendar = own.remove("TimersCalendar");
     let calendar = calendar.and_then(|value| Vec::<(String, String, u64)>::try_from(value).ok());
-    let next = own.remove("NextElapseUSecRealtime");
-    let next = next.and_then(|value| u64::try_from(value).ok());
     Timer {
         triggers: triggers.unwrap_or_default(),
         on_calendar: calendar
@@ -270,17 +341,30 @@ fn timer(unit: String, mut own: HashMap<String, OwnedVariant>) -> Timer {
             .filter(|(base, _, _)| base == "OnCalendar")
             .map(|(_, expression, _)| expression)
             .collect(),
-        // Both mean that there is none.
-        next_unix_ms: next
-            .filter(|next| *next != 0 && *next != u64::MAX)
-            .map(|next| next.div_ceil(1000)),
+        next_unix_ms: next.map(|next| next.div_ceil(1000)),
+        delay,
         unit,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    #[test]
+    fn a_long_command_is_named_by_its_first_words() {
+        let check = |command: &str, expected: &str| assert_eq!(start_of(command), expected);
+        check("/usr/bin/backup  --all\t", "/usr/bin/backup --all");
+        check(
+            "test -x /usr/bin/certbot -a \\! -d /run/systemd/system && perl -e 'sleep int'",
+            "test -x /usr/bin/certbot -a \\! -d /run/systemd/system && …",
+        );
+        let long = "x".repeat(100);
+        check(&long, &format!("{} …", &long[..COMMAND_CHARS_MAX]));
+        check("", "");
+    }
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -312,6 +396,9 @@ mod tests {
                 "CRON_TZ=Nowhere/Else\n*/5 9-17 * * mon-fri /home/alice/sync A=1\n",
             ),
         ]);
+        // As cron keeps it: what its commands say is nobody else's business.
+        let private = root.path().join("var/spool/cron/crontabs/alice");
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).unwrap();
         let found = crontabs(root.path());
         let names: Vec<&str> = found
             .entries
@@ -324,7 +411,7 @@ mod tests {
                 "root cd / && run-parts --report /etc/cron.hourly",
                 "root test -x /usr/sbin/anacron || run-parts /etc/cron.daily",
                 "backup /usr/bin/backup",
-                "alice /home/alice/sync A=1",
+                "alice /var/spool/cron/crontabs/alice:2",
             ]
         );
         assert_eq!((found.skipped, found.at_boot), (2, 1));
@@ -363,13 +450,25 @@ mod tests {
                 OwnedVariant::from(1_700_000_000_000_001_u64),
             ),
         ]);
-        let found = timer("logrotate.timer".to_owned(), own);
+        let clocks = (1_600_000_000_000_000, 5_000_000);
+        let found = timer("logrotate.timer".to_owned(), own, clocks);
         assert_eq!(found.triggers, "logrotate.service");
         assert_eq!(found.next_unix_ms, Some(1_700_000_000_001));
+        assert_eq!(found.delay, Duration::ZERO);
+        let counted = HashMap::from([
+            ("NextElapseUSecRealtime", u64::MAX),
+            ("NextElapseUSecMonotonic", 65_000_000),
+            ("RandomizedDelayUSec", 2_000_000),
+        ]);
+        let counted = counted.into_iter();
+        let counted = counted.map(|(name, value)| (name.to_owned(), OwnedVariant::from(value)));
+        let found = timer("clean.timer".to_owned(), counted.collect(), clocks);
+        assert_eq!(found.next_unix_ms, Some(1_600_000_060_000));
+        assert_eq!(found.delay, Duration::from_secs(2));
         let none = HashMap::from([(
             "NextElapseUSecRealtime".to_owned(),
             OwnedVariant::from(u64::MAX),
         )]);
-        assert_eq!(timer("a.timer".to_owned(), none).next_unix_ms, None);
+        assert_eq!(timer("a.timer".to_owned(), none, clocks).next_unix_ms, None);
     }
 }
