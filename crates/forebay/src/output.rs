@@ -47,7 +47,7 @@ impl Output {
         text: impl FnOnce(&T) -> String,
     ) -> io::Result<()> {
         let mut text = match self.format {
-            Format::People => text(value),
+            Format::People => harmless(text(value)),
             Format::Json => serde_json::to_string_pretty(value)?,
         };
         if !text.is_empty() && !text.ends_with('\n') {
@@ -64,11 +64,21 @@ impl Output {
         text: impl FnOnce(&T) -> String,
     ) -> io::Result<()> {
         let text = match self.format {
-            Format::People => text(value),
+            Format::People => harmless(text(value)),
             Format::Json => serde_json::to_string(value)?,
         };
         writeln!(self.to, "{text}")?;
         self.to.flush()
+    }
+}
+
+/// Names and reasons come from elsewhere, and a terminal obeys what it is sent.
+fn harmless(text: String) -> String {
+    let is_harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains(is_harmful) {
+        text.replace(is_harmful, "\u{fffd}")
+    } else {
+        text
     }
 }
 
@@ -166,6 +176,16 @@ mod tests {
              a-long-name  12.00\n"
         );
         assert_eq!(table([words("APP"), numbers("CPU")], &[]), "APP  CPU\n");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_sent() {
+        assert_eq!(harmless("a\tb ü…\n".to_owned()), "a\tb ü…\n");
+        assert_eq!(
+            harmless("\u{1b}]0;x\u{7}".to_owned()),
+            "\u{fffd}]0;x\u{fffd}"
+        );
+        assert_eq!(harmless("\r\u{9b}2J".to_owned()), "\u{fffd}\u{fffd}2J");
     }
 
     #[test]

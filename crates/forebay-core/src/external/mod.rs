@@ -44,7 +44,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use forebay_forecast::{Quantiles, is_plausible};
+use forebay_forecast::{Quantiles, is_plausible, pinball};
 
 use crate::app::AppId;
 use crate::outlook::{Expected, Outlook, Resource};
@@ -59,6 +59,8 @@ pub const JUDGED_MAX: usize = 32;
 const RATIO_BELIEVED: f64 = 0.5;
 /// How far a source without a record is believed.
 const BELIEF_UNPROVEN: f64 = 0.5;
+/// How long what is over may wait for what was measured meanwhile.
+const LATE_MAX_MS: u64 = 60_000;
 /// How far the clock of a source may be ahead.
 const AHEAD_MAX_MS: u64 = 60_000;
 
@@ -320,9 +322,12 @@ impl Record {
         self.issued_unix_ms = Some(issued);
         let naive = measured.and_then(|measured| measured.before(issued));
         // What has begun is judged by what was said before it began.
-        let (begun, coming): (Vec<Span>, Vec<Span>) = std::mem::take(&mut self.spans)
+        let (mut begun, coming): (Vec<Span>, Vec<Span>) = std::mem::take(&mut self.spans)
             .into_iter()
             .partition(|span| span.point.from_unix_ms < now);
+        // What is over is judged with the next ten seconds that are measured; where nothing is
+        // measured, there is nothing to wait for.
+        begun.retain(|span| span.point.until_unix_ms.saturating_add(LATE_MAX_MS) > now);
         let under_way = begun.iter().any(|span| span.point.until_unix_ms > now);
         self.spans = begun;
         for point in given.into_points() {
@@ -394,14 +399,8 @@ impl Span {
         let (peak, naive) = self.peak.zip(self.naive)?;
         let said = &self.point.quantiles;
         (self.in_time && measured).then(|| Losses {
-            own: pinball(0.5, said.q50(), peak) + pinball(0.95, said.q95(), peak),
-            naive: pinball(0.5, naive, peak) + pinball(0.95, naive, peak),
+            own: pinball(peak, said.q50(), 0.5) + pinball(peak, said.q95(), 0.95),
+            naive: pinball(peak, naive, 0.5) + pinball(peak, naive, 0.95),
         })
     }
-}
-
-/// The loss of a quantile of this level when `value` came true.
-fn pinball(level: f64, said: f64, value: f64) -> f64 {
-    let missed = value - said;
-    (level * missed).max((level - 1.0) * missed)
 }

@@ -237,6 +237,17 @@ fn reading_the_same_forecast_again_changes_nothing() {
 }
 
 #[test]
+fn forecasts_of_what_nobody_measures_do_not_pile_up() {
+    let mut world = World::new(11);
+    for _ in 0..300 {
+        world.minute += 1;
+        world.say(world.minute, &[1.0, 2.0, 3.0]).unwrap();
+    }
+    let spans = world.external.sources[&world.source].spans.len();
+    assert!(spans <= 5, "{spans}");
+}
+
+#[test]
 fn a_gap_or_a_clock_set_back_is_not_judged() {
     let mut world = run(7, 3, |load| load);
     let judged = |world: &World| match world.belief() {

@@ -11,7 +11,7 @@ mod http;
 mod scrape;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,11 +35,10 @@ use scrape::Meter;
 
 /// The longest wait for a source that fails, unless it is asked less often anyway.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Characters of a reason that are told.
+const REASON_CHARS_MAX: usize = 200;
 /// Metrics that fail so many times in a row are told: an app that restarts is no trouble.
 const SCRAPES_FAILED: u32 = 3;
-
-/// How far ahead what others foretell is of use: plans look an hour ahead at most.
-const EXPECTED_AHEAD: Duration = Duration::from_secs(2 * 3600);
 
 /// Everything that is read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,9 +71,13 @@ impl Foretold {
         }
     }
 
-    /// What is expected by those that are believed.
-    pub(crate) fn expected(&self, now_unix_ms: u64) -> BTreeMap<AppId, Vec<Expected>> {
-        self.lock().expected(now_unix_ms, EXPECTED_AHEAD).expected
+    /// What is expected within `ahead` by those that are believed.
+    pub(crate) fn expected(
+        &self,
+        now_unix_ms: u64,
+        ahead: Duration,
+    ) -> BTreeMap<AppId, Vec<Expected>> {
+        self.lock().expected(now_unix_ms, ahead).expected
     }
 
     /// How far those about an app are believed, in words.
@@ -204,10 +207,11 @@ async fn scrape(app: AppId, scrape: Scrape, desk: Desk) {
 async fn read_forecast(from: ForecastSource, desk: Desk) {
     let source = from.source();
     let mut pace = Pace::new(from.every, 1);
+    let mut reading = Reading::default();
     loop {
         let begun = tokio::time::Instant::now();
         let text = match &from.place {
-            Place::File(path) => read_file(path.clone()).await,
+            Place::File(path) => reading.read(path).await,
             Place::Url(url) => http::get(url, "application/json").await,
         };
         match take(&desk.foretold, &source, text) {
@@ -225,7 +229,9 @@ async fn read_forecast(from: ForecastSource, desk: Desk) {
 }
 
 fn take(foretold: &Foretold, source: &Source, text: Result<String, String>) -> Result<(), String> {
-    let given = text.and_then(|text| forecast::parse(&text));
+    let given = text
+        .and_then(|text| forecast::parse(&text))
+        .map_err(|why| shortened(&why));
     let mut external = foretold.lock();
     match given {
         Ok(given) => external
@@ -238,13 +244,41 @@ fn take(foretold: &Foretold, source: &Source, text: Result<String, String>) -> R
     }
 }
 
-/// Files are read where they hold nobody up.
-async fn read_file(path: PathBuf) -> Result<String, String> {
-    let read = tokio::task::spawn_blocking(move || http::read(&path));
-    match tokio::time::timeout(http::WAIT, read).await {
-        Ok(Ok(text)) => text,
-        Ok(Err(_)) => Err("reading it panicked; see the daemon's log".to_owned()),
-        Err(_) => Err("its file system does not answer; see what it is on".to_owned()),
+/// A reason as far as it is one: what was read may be in it.
+fn shortened(why: &str) -> String {
+    let mut start: String = why
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .take(REASON_CHARS_MAX)
+        .collect();
+    if why.chars().nth(REASON_CHARS_MAX).is_some() {
+        start.push('…');
+    }
+    start
+}
+
+/// A file that is read where it holds nobody up.
+#[derive(Debug, Default)]
+struct Reading {
+    /// One that did not end in time. Another is not begun before: a file system that hangs would
+    /// collect threads.
+    under_way: Option<tokio::task::JoinHandle<Result<String, String>>>,
+}
+
+impl Reading {
+    async fn read(&mut self, path: &Path) -> Result<String, String> {
+        let mut read = self.under_way.take().unwrap_or_else(|| {
+            let path = path.to_owned();
+            tokio::task::spawn_blocking(move || http::read(&path))
+        });
+        match tokio::time::timeout(http::WAIT, &mut read).await {
+            Ok(Ok(text)) => text,
+            Ok(Err(_)) => Err("reading it panicked; see the daemon's log".to_owned()),
+            Err(_) => {
+                self.under_way = Some(read);
+                Err("its file system does not answer; see what it is on".to_owned())
+            }
+        }
     }
 }
 

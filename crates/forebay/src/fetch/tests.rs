@@ -108,9 +108,11 @@ impl Fixture {
 
 #[test]
 fn a_counter_that_is_served_becomes_a_signal() {
-    let port = serve(vec![ok("hits 100\n"), ok("hits 100\n"), ok("hits 500\n")]);
+    // It stands still, then grows with every answer and for as long as anybody asks.
+    let still = vec![ok("hits 100\n"); 2];
+    let grows = (1..500).map(|answer| ok(&format!("hits {}\n", 100 + 1000 * answer)));
+    let port = serve(still.into_iter().chain(grows).collect());
     let mut fixture = start(metrics(port, "hits"));
-    fixture.await_signal(|signal| signal.requests_per_second == Some(0.0));
     fixture.await_signal(|signal| signal.requests_per_second > Some(100.0));
     assert!(fixture.events.try_recv().is_err());
     fixture.fetcher.stop();
@@ -232,6 +234,32 @@ fn forecasts_come_from_files_and_addresses_and_a_bad_one_is_told() {
         std::thread::yield_now();
     }
     fixture.fetcher.stop();
+}
+
+#[test]
+fn reasons_are_short_and_plain_whatever_was_read() {
+    let foretold = Foretold::default();
+    let source = Source {
+        app: "web".parse().unwrap(),
+        resource: Resource::Requests,
+        place: "/srv/forecast.json".to_owned(),
+    };
+    foretold.lock().set_sources([source.clone()]);
+    let key = format!("{{\"\\u001b]0;{}\\u0007\": 1}}", "x".repeat(900_000));
+    let why = take(&foretold, &source, Ok(key)).unwrap_err();
+    assert!(
+        why.contains("unknown field") && why.len() < 1000,
+        "{}",
+        why.len()
+    );
+    let explained = foretold.explain(&source.app).join("\n");
+    assert!(explained.len() < 1000, "{}", explained.len());
+    for told in [why, explained] {
+        assert!(
+            !told.contains(|c: char| c.is_control() && c != '\n'),
+            "{told}"
+        );
+    }
 }
 
 #[test]
