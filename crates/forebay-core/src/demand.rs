@@ -440,7 +440,7 @@ impl History {
             ..
         } = *inputs.policy;
         let steps = steps(horizon, period);
-        let window = Window::ahead(inputs.time, horizon);
+        let window = Window::ahead(inputs.time.unix_ms, horizon);
         let band = |series, resource| {
             let need = inputs.outlook.need(app, resource, window);
             Band::planned(series, steps, foresight).raised(&need, series, foresight)
@@ -472,7 +472,7 @@ impl History {
         let ahead = steps(AHEAD, inputs.policy.period);
         let known = self.memory.samples() >= (ahead as u64).saturating_mul(AHEAD_SEEN_MIN);
         let peak = self.memory.peak(ahead).filter(|peak| known && !peak.cold);
-        let window = Window::ahead(inputs.time, AHEAD);
+        let window = Window::ahead(inputs.time.unix_ms, AHEAD);
         let expected = inputs.outlook.need(app, Resource::Memory, window).expected;
         let levels = [
             peak.map(|peak| peak.quantiles.q90()),

@@ -307,8 +307,14 @@ fn calendars_have_days() {
         BEGIN:VEVENT\r\nDTSTART;VALUE=DATE:20240301\r\nRRULE:FREQ=MONTHLY\r\nEND:VEVENT\r\nEND:VCALENDAR\r\n";
     let holidays = Holidays::parse(text).unwrap();
     assert_eq!(holidays.skipped, 2);
+    let written_out = "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20200608\n\
+        RRULE:FREQ=YEARLY;INTERVAL=1;BYMONTH=6;BYMONTHDAY=8\nEND:VEVENT\nBEGIN:VEVENT\n\
+        DTSTART;VALUE=DATE:20200908\nRRULE:FREQ=YEARLY;BYMONTH=11;BYDAY=4TH\nEND:VEVENT\n\
+        BEGIN:VEVENT\nDTSTART;VALUE=DATE:20200909\nDURATION:P3D\nEND:VEVENT\nEND:VCALENDAR\n";
+    let written_out = Holidays::parse(written_out).unwrap();
+    assert_eq!((written_out.yearly.len(), written_out.skipped), (1, 2));
     let own = Schedule::on_calendar("*-10-03", Zones::UTC).unwrap();
-    let days = Days::new(vec![own], [holidays]);
+    let days = Days::new(vec![own], [holidays, written_out]);
     let check = |date: &str, expected: bool| {
         assert_eq!(days.has(date.parse().unwrap()), expected, "{date}");
     };
@@ -318,6 +324,7 @@ fn calendars_have_days() {
     check("2024-12-27", false);
     check("2031-05-01", true);
     check("2024-10-03", true);
+    check("2031-06-08", true);
     check("2024-01-01", false);
 
     let wrong = |text: &str, expected: &str| {

@@ -315,15 +315,85 @@ fn days_of_calendars_allow_forbid_and_matter() {
         START + 33 * DAY..START + 33 * DAY + MINUTE,
         |_| 1.0,
     );
-    let found = expected(&occasions, START + 32 * DAY, 2 * DAY);
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(found[0].from_unix_ms, START + 33 * DAY);
-    assert!((3.5..5.0).contains(&found[0].peak.q50()), "{found:?}");
-    assert!(
-        found[0].why.starts_with("calendar holidays: 0.4"),
-        "{found:?}"
-    );
+    let factor = |now: u64, at: u64| {
+        occasions.factor_on(&app("web"), Resource::Cpu, START + now, START + at)
+    };
+    let (known, why) = factor(32 * DAY + 5 * HOUR, 33 * DAY + 5 * HOUR).expect("it is known");
+    assert!((0.35..0.5).contains(&known), "{known}");
+    assert!(why.starts_with("calendar holidays: 0.4"), "{why}");
+    // Not of an ordinary day, and not on the day itself, which the models see.
+    assert_eq!(factor(31 * DAY, 32 * DAY), None);
+    assert_eq!(factor(33 * DAY, 33 * DAY + 5 * HOUR), None);
+    // A plan that went by the day's peak would keep it all day.
+    assert_eq!(expected(&occasions, START + 32 * DAY, 2 * DAY), []);
     assert!(occasions.explain(&app("web"))[0].contains("of an ordinary day's peak"));
+}
+
+#[test]
+fn a_clock_that_is_set_is_not_walked_through() {
+    let mut occasions = Occasions::default();
+    let often = source("timer often.timer", schedule("*:*:*"));
+    let nightly = source("timer nightly.timer", schedule("03:00"));
+    occasions.set_sources(0, vec![often, nightly]);
+    // From 1970 on, every second of it would take minutes.
+    feed(&mut occasions, START..START + MINUTE, |_| 1.0);
+    let next = expected(&occasions, START, DAY);
+    assert_eq!(next, [], "nothing is known of an effect");
+    let lines = occasions.explain(&app("web")).join("\n");
+    assert!(lines.contains("nightly.timer (0 seen)"), "{lines}");
+}
+
+#[test]
+fn what_was_learnt_stays_where_occurrences_are_closer_together_now_and_then() {
+    let daily_and_monthly = || {
+        let both = ["03:00", "*-*-01 04:00"].map(|text| Schedule::parse(text, Zones::UTC).unwrap());
+        source(
+            "timer backup.timer",
+            Times::Scheduled {
+                schedule: Schedule::any(both.to_vec()),
+                filter: DayFilter::default(),
+                zone: TimeZone::UTC,
+            },
+        )
+    };
+    let mut occasions = Occasions::default();
+    for day in 0..70_u64 {
+        let from = START + day * DAY;
+        occasions.set_sources(from, vec![daily_and_monthly()]);
+        feed(&mut occasions, from..from + DAY, |now| {
+            let is_backup = (3 * HOUR..3 * HOUR + 10 * MINUTE).contains(&(now - from));
+            if is_backup { 4.0 } else { 1.0 }
+        });
+    }
+    // It began anew once, when the first of a month came near, and not with each month.
+    let lines = occasions.explain(&app("web")).join("\n");
+    assert!(lines.contains("learnt from"), "{lines}");
+    let seen = lines.split("learnt from ").nth(1).unwrap();
+    let seen: usize = seen.split(' ').next().unwrap().parse().unwrap();
+    assert!(seen >= 12, "{lines}");
+}
+
+#[test]
+fn a_day_that_a_calendar_forbids_is_passed_at_once() {
+    // One day of a year; every minute of the others is forbidden.
+    let days = Arc::new(Days::new(
+        vec![Schedule::on_calendar("*-12-24", Zones::UTC).unwrap()],
+        [],
+    ));
+    let event = source(
+        "event rare",
+        Times::Scheduled {
+            schedule: Schedule::parse("*:*", Zones::UTC).unwrap(),
+            filter: DayFilter {
+                only: Some(days),
+                except: None,
+            },
+            zone: TimeZone::UTC,
+        },
+    );
+    let next = event.next_after(START).expect("there is such a day");
+    let shown = jiff::Timestamp::from_millisecond(i64::try_from(next).unwrap()).unwrap();
+    assert_eq!(shown.to_string(), "2024-12-24T00:00:00Z");
 }
 
 #[test]

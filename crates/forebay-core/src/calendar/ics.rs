@@ -8,8 +8,8 @@
 //!
 //! Lines are unfolded, and of each VEVENT the first day, the day after the last, and whether it
 //! comes again every year are read. Everything else is passed over: other properties, events with a time
-//! of day, cancelled ones, and rules of recurrence other than the plain yearly one; the last three are
-//! counted, so that somebody can be told.
+//! of day, cancelled ones, those with a DURATION, EXDATE or RDATE, and rules of recurrence other than
+//! the plain yearly one; these events are counted, and `forebay check` tells how many there are.
 //!
 //! # Properties
 //!
@@ -85,6 +85,9 @@ impl Holidays {
                 ("STATUS", Some(event)) if value.eq_ignore_ascii_case("CANCELLED") => {
                     event.is_odd = true;
                 }
+                // Days that are left out or added, and a length in words of its own.
+                ("EXDATE" | "RDATE", Some(event)) => event.is_odd = true,
+                ("DURATION", Some(event)) if value != "P1D" => event.is_odd = true,
                 _ => {}
             }
             if !is_calendar {
@@ -110,7 +113,7 @@ impl Holidays {
         };
         let yearly = match event.rule.as_deref() {
             None => false,
-            Some(rule) if is_plain_yearly(rule) => true,
+            Some(rule) if is_plain_yearly(rule, from) => true,
             Some(_) => {
                 self.skipped += 1;
                 return Ok(());
@@ -170,10 +173,16 @@ fn date(value: &str, line: usize) -> Result<Date, IcsError> {
     })
 }
 
-/// Every year on the same day, for good.
-fn is_plain_yearly(rule: &str) -> bool {
+/// Every year on the same day, for good; that day may be written out.
+fn is_plain_yearly(rule: &str, from: Date) -> bool {
     let mut parts = rule.split(';').filter(|part| !part.is_empty());
-    rule.split(';').any(|part| part == "FREQ=YEARLY")
-        && parts
-            .all(|part| matches!(part, "FREQ=YEARLY" | "INTERVAL=1") || part.starts_with("WKST="))
+    let is_plain = |part: &str| match part.split_once('=') {
+        Some(("FREQ", every)) => every == "YEARLY",
+        Some(("INTERVAL", every)) => every == "1",
+        Some(("BYMONTH", month)) => month.parse() == Ok(from.month()),
+        Some(("BYMONTHDAY", day)) => day.parse() == Ok(from.day()),
+        Some(("WKST", _)) => true,
+        _ => false,
+    };
+    rule.split(';').any(|part| part == "FREQ=YEARLY") && parts.all(is_plain)
 }

@@ -19,12 +19,11 @@
 
 use std::collections::VecDeque;
 
-use forebay_forecast::Quantiles;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
 use super::evidence::{ALPHA, CONTROLS_MAX, SEEN_MAX, SEEN_MIN, chance, push};
-use super::numbers::{median, quantiles_of};
+use super::numbers::median;
 use super::track::SLOT_MS;
 
 /// Ordinary days that a day is compared with.
@@ -123,13 +122,6 @@ impl HolidayEvidence {
         let factor = median(self.seen.iter().copied())?.exp();
         let is_told = chances.fold(1.0, f64::min) <= ALPHA / QUESTIONS;
         (is_told && (factor - 1.0).abs() >= CHANGE_MIN).then_some(factor)
-    }
-
-    /// The peak of the calendar's next day.
-    pub(super) fn peak(&self) -> Option<Quantiles> {
-        let base = self.base()?;
-        self.factor()?;
-        quantiles_of(self.seen.iter().map(|factor| base * factor.exp()).collect())
     }
 
     pub(super) fn restore(&mut self) {

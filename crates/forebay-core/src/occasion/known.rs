@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use forebay_forecast::Quantiles;
 
+use super::ByApp;
 use super::evidence::{BINS, Course, EDGES, Evidence, MEASURED_MIN, SEEN_MIN};
 use super::holiday::HolidayEvidence;
 use super::timeline::{Source, Timeline, Times, Window, timestamp};
 use super::track::{SLOT_MS, Slot, Track};
-use super::{AHEAD_MAX, ByApp};
 use crate::app::AppId;
 use crate::outlook::{Expected, Resource};
 use crate::units::Bytes;
@@ -196,7 +196,9 @@ impl Known {
         let source = self.source();
         let name = &source.name;
         let declared = source.declares(resource);
-        let evidence = self.pair(app, resource).map(|pair| &pair.evidence);
+        // While it recurs too often to be watched, what was learnt before says nothing.
+        let watched = self.timeline.length.and(self.pair(app, resource));
+        let evidence = watched.map(|pair| &pair.evidence);
         let seen = evidence.map_or(0, |evidence| evidence.seen.len());
         let lasts = source.lasts.unwrap_or(LASTS);
         let lasts = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
@@ -245,7 +247,6 @@ impl Known {
         tracks: &ByApp<Track>,
         mut tell: impl FnMut(&AppId, Expected),
     ) {
-        self.expected_days((now_ms, until_ms), &mut tell);
         for (app, resource) in self.subjects() {
             let Some(stage) = self.stage(app, resource) else {
                 continue;
@@ -272,58 +273,33 @@ impl Known {
         }
     }
 
-    fn expected_days(
+    /// How much of an ordinary day's need there is on the day of a moment, and who says so, where that
+    /// day is of the calendar and today is not: what goes on, the models see.
+    pub(super) fn factor_on(
         &self,
-        (now_ms, until_ms): (u64, u64),
-        tell: &mut impl FnMut(&AppId, Expected),
-    ) {
+        (app, resource): (&AppId, Resource),
+        now_ms: u64,
+        at_ms: u64,
+    ) -> Option<(f64, String)> {
         let Times::WholeDays { days, zone } = &self.source().times else {
-            return;
+            return None;
         };
-        let (Some(now), Some(until)) = (timestamp(now_ms), timestamp(until_ms)) else {
-            return;
-        };
-        let start = |date: jiff::civil::Date| {
-            let start = zone.to_timestamp(date.to_datetime(jiff::civil::Time::midnight()));
-            u64::try_from(start.ok()?.as_millisecond()).ok()
-        };
-        let last = zone.to_datetime(until).date();
-        let mut date = zone.to_datetime(now).date();
-        for _ in 0..AHEAD_MAX {
-            let Ok(tomorrow) = date.tomorrow() else {
-                return;
-            };
-            if date > last {
-                return;
-            }
-            if days.has(date)
-                && let (Some(from), Some(to)) = (start(date), start(tomorrow))
-            {
-                self.expected_day((from, to), tell);
-            }
-            date = tomorrow;
+        let is_of_calendar =
+            |unix_ms: u64| Some(days.has(zone.to_datetime(timestamp(unix_ms)?).date()));
+        if is_of_calendar(now_ms)? || !is_of_calendar(at_ms)? {
+            return None;
         }
+        let evidence = self.learnt.days.get(app)?.get(&resource)?;
+        let factor = evidence.factor()?;
+        Some((factor, self.explain_days(factor, evidence)))
     }
 
-    fn expected_day(&self, (from, to): (u64, u64), tell: &mut impl FnMut(&AppId, Expected)) {
-        for (app, resource, evidence) in each(&self.learnt.days) {
-            if let Some(peak) = evidence.peak()
-                && let Some(factor) = evidence.factor()
-            {
-                let seen = evidence.seen.len();
-                let expected = Expected {
-                    resource,
-                    from_unix_ms: from,
-                    until_unix_ms: to,
-                    peak,
-                    why: format!(
-                        "{}: {factor:.2} of an ordinary day's peak, learnt from {seen} days",
-                        self.source().name
-                    ),
-                };
-                tell(app, expected);
-            }
-        }
+    fn explain_days(&self, factor: f64, evidence: &HolidayEvidence) -> String {
+        format!(
+            "{}: {factor:.2} of an ordinary day's peak, learnt from {} days",
+            self.source().name,
+            evidence.seen.len()
+        )
     }
 
     /// What matters to an app, and what does not although it was watched.
@@ -356,9 +332,9 @@ impl Known {
         }
         for (whose, resource, evidence) in each(&self.learnt.days) {
             if let Some(factor) = evidence.factor().filter(|_| whose == app) {
-                let seen = evidence.seen.len();
                 lines.push(format!(
-                    "{name}: {resource} {factor:.2} of an ordinary day's peak, learnt from {seen} days"
+                    "{resource}, {}",
+                    self.explain_days(factor, evidence)
                 ));
             }
         }

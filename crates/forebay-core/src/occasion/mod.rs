@@ -12,7 +12,8 @@
 //! before, and with other times (`evidence`). Where there is an effect, the next
 //! occurrences within a horizon become [`Expected`](crate::outlook::Expected). What somebody
 //! declared stands until three occurrences were seen and then gives way, in four steps, to what was measured.
-//! Whole days of a calendar become a factor (`holiday`).
+//! Whole days of a calendar become a factor (`holiday`): on the day before, it is that of forecasts
+//! of the day. Plans do not go by it, since the day's peak is not the need of each of its hours.
 //!
 //! An effect here is what follows, whatever causes it: where two timers elapse at once, both are named.
 //!
@@ -136,7 +137,8 @@ impl Occasions {
                 }
                 None => self.absent.remove(&name).unwrap_or_default(),
             };
-            if learnt.length_ms != timeline.length {
+            timeline.settle_length(learnt.length_ms);
+            if timeline.length.is_some() && learnt.length_ms != timeline.length {
                 learnt.pairs.clear();
                 learnt.length_ms = timeline.length;
             }
@@ -222,6 +224,20 @@ impl Occasions {
             expected.truncate(EXPECTED_MAX);
         }
         outlook
+    }
+
+    /// How much of an ordinary day's need there is on the day of a moment to come, and which calendar
+    /// says so.
+    #[must_use]
+    pub fn factor_on(
+        &self,
+        app: &AppId,
+        resource: Resource,
+        now_unix_ms: u64,
+        at_unix_ms: u64,
+    ) -> Option<(f64, String)> {
+        let mut sources = self.sources.iter();
+        sources.find_map(|known| known.factor_on((app, resource), now_unix_ms, at_unix_ms))
     }
 
     /// Which sources matter for an app and how, and last which do not.

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::civil::Time;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::app::AppId;
 use crate::calendar::{Days, Schedule};
@@ -20,8 +21,13 @@ const LENGTH_MAX: Duration = Duration::from_secs(12 * 3600);
 const LENGTH_MIN: Duration = Duration::from_secs(20 * 60);
 /// Occurrences in a row that are looked at to find out how close they are.
 const LOOK_AHEAD: usize = 16;
-/// Occurrences in a row that a calendar may forbid.
+/// Days in a row that a calendar may forbid.
 const FORBIDDEN_MAX: usize = 1000;
+/// Occurrences before this are over, and not walked through when time has made a leap: clocks are
+/// set, and hosts sleep.
+const OVER_MS: u64 = 2 * 12 * 3_600_000;
+/// Lengths that differ by so much alone hold for the same thing: a day is an hour shorter in spring.
+const ALIKE_MS: u64 = 3_600_000;
 
 /// On which days something applies.
 #[derive(Debug, Clone, Default)]
@@ -103,7 +109,8 @@ impl Source {
                 let mut after = timestamp(after_ms)?;
                 for _ in 0..FORBIDDEN_MAX {
                     after = schedule.next_after(after)?;
-                    let is_in = |days: &Arc<Days>| days.has(zone.to_datetime(after).date());
+                    let date = zone.to_datetime(after).date();
+                    let is_in = |days: &Arc<Days>| days.has(date);
                     if filter.only.as_ref().is_none_or(is_in)
                         && !filter.except.as_ref().is_some_and(is_in)
                     {
@@ -112,6 +119,10 @@ impl Source {
                         let ms = after.as_millisecond() + i64::from(is_between);
                         return u64::try_from(ms).ok();
                     }
+                    // On with the next day, whose first moment counts.
+                    let tomorrow = date.tomorrow().ok()?.to_datetime(Time::midnight());
+                    let begins = zone.to_timestamp(tomorrow).ok()?;
+                    after = after.max(begins - SignedDuration::from_nanos(1));
                 }
                 None
             }
@@ -172,7 +183,23 @@ impl Timeline {
         }
     }
 
+    /// How long its occurrences are watched, where they were watched so long before: what was learnt
+    /// holds for one length. A source whose occurrences lie closer together now and then keeps the
+    /// shorter one, so that it does not begin anew each time.
+    pub(super) fn settle_length(&mut self, before: Option<u64>) {
+        let Some((before, now)) = before.zip(self.length) else {
+            return;
+        };
+        if now >= before && (self.source.lasts.is_none() || now - before <= ALIKE_MS) {
+            self.length = Some(before);
+        }
+    }
+
     pub(super) fn advance(&mut self, now_ms: u64) {
+        let over = now_ms.saturating_sub(OVER_MS);
+        if self.next.is_some_and(|next| next < over) {
+            self.next = self.source.next_after(over);
+        }
         while let Some(next) = self.next.filter(|next| *next <= now_ms) {
             self.last = Some(next);
             self.next = self.source.next_after(next);

@@ -14,7 +14,6 @@ pub use forebay_forecast::Quantiles;
 use serde::{Deserialize, Serialize};
 
 use crate::app::AppId;
-use crate::units::Time;
 
 /// What is forecast of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -115,12 +114,7 @@ impl Outlook {
     /// What is known of an app's need between now and the end of the horizon.
     #[must_use]
     pub fn need(&self, app: &AppId, resource: Resource, span: Window) -> Need<'_> {
-        let meets = |other: &&Expected| {
-            other.resource == resource
-                && other.from_unix_ms <= span.until_unix_ms
-                && other.until_unix_ms > span.from_unix_ms
-        };
-        let expected = self.expected.get(app).into_iter().flatten().filter(meets);
+        let expected = self.meeting(app, resource, span);
         let soon = self.soon.get(app).and_then(|needs| needs.get(&resource));
         Need {
             expected: expected
@@ -130,6 +124,37 @@ impl Outlook {
                 .copied()
                 .filter(|_| span.from_unix_ms < self.soon_until_unix_ms),
         }
+    }
+
+    /// The most that expected spans bring to an app within a window, level by level, and who says
+    /// the greatest 95 % quantile of them.
+    #[must_use]
+    pub fn brought(
+        &self,
+        app: &AppId,
+        resource: Resource,
+        span: Window,
+    ) -> Option<(Quantiles, &str)> {
+        let meeting = || self.meeting(app, resource, span);
+        let most = meeting()
+            .map(|span| span.peak)
+            .reduce(Quantiles::or_greater)?;
+        let by = meeting().max_by(|a, b| a.peak.q95().total_cmp(&b.peak.q95()))?;
+        Some((most, &by.why))
+    }
+
+    fn meeting(
+        &self,
+        app: &AppId,
+        resource: Resource,
+        span: Window,
+    ) -> impl Iterator<Item = &Expected> {
+        let of_app = self.expected.get(app).into_iter().flatten();
+        of_app.filter(move |other| {
+            other.resource == resource
+                && other.from_unix_ms <= span.until_unix_ms
+                && other.until_unix_ms > span.from_unix_ms
+        })
     }
 }
 
@@ -145,11 +170,20 @@ pub struct Window {
 impl Window {
     /// From now to the end of a horizon.
     #[must_use]
-    pub fn ahead(now: Time, horizon: Duration) -> Self {
+    pub fn ahead(now_unix_ms: u64, horizon: Duration) -> Self {
         let horizon_ms = u64::try_from(horizon.as_millis()).unwrap_or(u64::MAX);
         Self {
-            from_unix_ms: now.unix_ms,
-            until_unix_ms: now.unix_ms.saturating_add(horizon_ms),
+            from_unix_ms: now_unix_ms,
+            until_unix_ms: now_unix_ms.saturating_add(horizon_ms),
+        }
+    }
+
+    /// Where it ends, as a span without length.
+    #[must_use]
+    pub const fn end(self) -> Self {
+        Self {
+            from_unix_ms: self.until_unix_ms,
+            ..self
         }
     }
 }
@@ -180,11 +214,7 @@ mod tests {
         );
         outlook.soon_until_unix_ms = 11_000;
         let check = |resource, unix_ms, expected: Option<(f64, &str)>, soon| {
-            let now = Time {
-                unix_ms,
-                ..Time::default()
-            };
-            let window = Window::ahead(now, Duration::from_secs(1));
+            let window = Window::ahead(unix_ms, Duration::from_secs(1));
             let need = outlook.need(&app, resource, window);
             assert_eq!(need, Need { expected, soon }, "{unix_ms}");
         };
@@ -195,5 +225,18 @@ mod tests {
         check(Resource::Cpu, 20_000, None, None);
         check(Resource::Memory, 9_000, None, Some(7.0));
         check(Resource::Io, 9_000, None, None);
+
+        let brought = |from_unix_ms, until_unix_ms| {
+            let span = Window {
+                from_unix_ms,
+                until_unix_ms,
+            };
+            let brought = outlook.brought(&app, Resource::Cpu, span);
+            brought.map(|(most, by)| (most.q50(), most.q95(), by))
+        };
+        assert_eq!(brought(0, 9_000), None);
+        assert_eq!(brought(0, 11_000), Some((1.0, 2.0, "report")));
+        assert_eq!(brought(0, 86_400_000), Some((1.5, 3.0, "backup")));
+        assert_eq!(brought(14_000, 14_000), Some((1.0, 2.0, "report")));
     }
 }
