@@ -117,7 +117,7 @@ pub(super) fn next(rules: &Rules, past: &Past, now: &Now) -> Next {
     }
     let until = past.corrected(now.unix_ms).until_unix_ms;
     if past.on_trial {
-        return match fresh_of_ten_seconds(rules, until, now) >= rules.judge_steps {
+        return match since_training(until, now) >= rules.judge_steps {
             true => Next::Judge,
             false => Next::Wait,
         };
@@ -138,12 +138,7 @@ pub(super) fn outcome(rules: &Rules, past: &Past, now: &Now, ratio: Option<f64>)
         Some(ratio) if ratio <= 1.0 => Outcome::Keep,
         Some(_) => Outcome::RollBack,
         None => {
-            let unbounded = Rules {
-                steps_max: u64::MAX,
-                ..*rules
-            };
-            let waited = fresh_of_ten_seconds(&unbounded, past.until_unix_ms, now);
-            match waited >= TRIAL_SPANS_MAX * rules.judge_steps {
+            match since_training(past.until_unix_ms, now) >= TRIAL_SPANS_MAX * rules.judge_steps {
                 true => Outcome::Keep,
                 false => Outcome::Undecided,
             }
@@ -151,13 +146,18 @@ pub(super) fn outcome(rules: &Rules, past: &Past, now: &Now, ratio: Option<f64>)
     }
 }
 
-fn fresh_of_ten_seconds(rules: &Rules, until: Option<u64>, now: &Now) -> u64 {
+/// Steps of ten seconds from the end of what was learnt from to the newest of the history, kept or
+/// not: where less is kept than a trial takes, it has to end all the same.
+fn since_training(until: Option<u64>, now: &Now) -> u64 {
     let ten = now
         .spans
         .into_iter()
         .filter(|(l, _)| *l == Level::TenSeconds);
-    ten.map(|(level, span)| steps_of(rules, level, span, until.unwrap_or(0)))
-        .sum()
+    ten.filter_map(|(level, span)| {
+        let (_, newest) = span?;
+        Some(newest.saturating_sub(until.unwrap_or(0)) / level.step_ms())
+    })
+    .sum()
 }
 
 fn steps(rules: &Rules, since_unix_ms: u64, now: &Now) -> u64 {
@@ -253,6 +253,10 @@ mod tests {
         assert_eq!(at(1000), Next::Wait);
         assert_eq!(at(1001), Next::Judge);
         assert_eq!(at(1300), Next::Judge);
+        // Where less is kept than a trial takes, too.
+        let mut short = now(400, 1001);
+        short.spans[0].1 = Some((1001 * HOUR - 60_000, 1001 * HOUR));
+        assert_eq!(next(&RULES(), &past, &short), Next::Judge);
     }
 
     #[test]

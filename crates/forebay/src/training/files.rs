@@ -7,13 +7,12 @@
 //!
 //! What cannot be read is never deleted or written over: its user may have a use for it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use forebay_forecast::lstm::{Weights, WeightsError};
+use forebay_host::regular::{self, ReplaceError};
 use serde::{Deserialize, Serialize};
 
 use super::decision::Past;
@@ -33,16 +32,12 @@ const FORMAT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(
-        "{}: {why}; the weights before it or those that are built in are used and nothing is trained until it is moved away: mv {} {}.unused",
+        "{}: {why}; nothing is trained until it is moved away, and what can be read beside it or is built in is used: mv {} {}.unused",
         file.display(), file.display(), file.display()
     )]
     Unusable { file: PathBuf, why: String },
-    #[error("{attempt} {}; see that it is writable by the daemon's user and has space", file.display())]
-    System {
-        attempt: &'static str,
-        file: PathBuf,
-        source: io::Error,
-    },
+    #[error("{0}; see that it is writable by the daemon's user and has space")]
+    System(#[from] ReplaceError),
 }
 
 /// What is on disk.
@@ -89,8 +84,7 @@ pub(super) fn load(dir: &Path, now_unix_ms: u64) -> (Kept, Vec<Error>) {
     let (weights, previous) = (read(FILE), read(PREVIOUS));
     let notes = dir.join(NOTES);
     let past = read_notes(&notes).unwrap_or_else(|why| {
-        let file = notes.display();
-        tracing::warn!("read {file}: {why}; the weights are taken for new, and it is written anew");
+        troubles.push(Error::Unusable { file: notes, why });
         None
     });
     let kept = match weights {
@@ -144,7 +138,13 @@ pub(super) fn note(dir: &Path, past: &Past) -> Result<(), Error> {
         past: *past,
     };
     let file = dir.join(NOTES);
-    let text = serde_json::to_vec(&notes).map_err(|error| refused("write", &file)(error.into()))?;
+    let text = serde_json::to_vec(&notes).map_err(|error| {
+        Error::System(ReplaceError {
+            attempt: "write",
+            file: file.clone(),
+            source: error.into(),
+        })
+    })?;
     write(&file, &text)
 }
 
@@ -180,55 +180,21 @@ fn read_notes(file: &Path) -> Result<Option<Past>, String> {
 }
 
 fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
-    // A pipe in its place shall not make the daemon wait.
-    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(file);
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if !opened.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+    match regular::read(file, BYTES_MAX) {
+        Ok((bytes, _)) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    let mut bytes = Vec::new();
-    opened.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > BYTES_MAX {
-        return Err(io::Error::other("it is longer than weights are"));
-    }
-    Ok(Some(bytes))
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut next = file.as_os_str().to_owned();
-    next.push(".next");
-    let next = PathBuf::from(next);
-    let written = File::create(&next).and_then(|mut opened| {
-        opened.write_all(bytes)?;
-        opened.sync_all()
-    });
-    written.map_err(refused("write", &next))?;
-    fs::rename(&next, file).map_err(refused("replace", file))?;
-    let dir = file.parent().unwrap_or(Path::new("."));
-    File::open(dir)
-        .and_then(|opened| opened.sync_all())
-        .map_err(refused("sync", dir))
-}
-
-fn refused(attempt: &'static str, file: &Path) -> impl FnOnce(io::Error) -> Error {
-    let file = file.to_owned();
-    move |source| Error::System {
-        attempt,
-        file,
-        source,
-    }
+    Ok(regular::replace(file, bytes, 0o644)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn loaded(dir: &Path) -> (Kept, Vec<String>) {
@@ -304,7 +270,7 @@ mod tests {
         let mut damaged = good.clone();
         damaged[5000] ^= 1;
         check(&damaged, "checksum");
-        check(&vec![0; 2 << 20], "longer than weights");
+        check(&vec![0; 2 << 20], "longer than 1048576 bytes");
     }
 
     #[test]
@@ -329,14 +295,17 @@ mod tests {
     }
 
     #[test]
-    fn damaged_notes_cost_a_trial_and_nothing_else() {
+    fn damaged_notes_are_named_and_left_alone_and_the_weights_are_on_trial() {
         let (dir, _) = kept(9);
+        let notes = dir.path().join(NOTES);
         for text in ["", "{}", "{\"format\":2}", "\u{fffd}"] {
-            fs::write(dir.path().join(NOTES), text).unwrap();
+            fs::write(&notes, text).unwrap();
             let (found, troubles) = loaded(dir.path());
-            assert_eq!(troubles, Vec::<String>::new());
+            assert_eq!(troubles.len(), 1, "{troubles:?}");
+            assert!(troubles[0].contains("lstm.training"), "{troubles:?}");
             assert_eq!(found.weights.version(), 9, "{text}");
             assert!(found.past.on_trial);
+            assert_eq!(fs::read_to_string(&notes).unwrap(), text);
         }
     }
 }
