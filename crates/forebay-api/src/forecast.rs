@@ -69,6 +69,10 @@ pub struct ForecastRow {
     pub bound: Vec<ModelShare>,
     /// How much more often than one time in 20 that bound was lately exceeded.
     pub bound_excess: f64,
+    /// The event, timer, calendar or forecast of others that brings something else than the models
+    /// say of the peak.
+    #[serde(default)]
+    pub known: Option<String>,
 }
 
 /// Quantiles: not exceeded in 50, 90, 95 and 99 of 100 cases.
@@ -120,6 +124,31 @@ pub struct HostForecast {
     pub cpus: u64,
     /// Each resource and span for which enough was seen.
     pub sums: Vec<SumForecast>,
+    /// How it stands with the network that learns from the history of the host.
+    pub learning: Option<Learning>,
+}
+
+/// The network that all apps share, and its training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Learning {
+    /// What the training does: `off`, `waiting`, `reading`, `training` or `comparing`.
+    pub phase: String,
+    /// Version of the weights in use; 0 for those that come with the program.
+    pub version: u32,
+    /// Whether they are held against those before, and may be rolled back.
+    pub on_trial: bool,
+    /// What became of the last training or comparison since the daemon started: `better`,
+    /// `not_better`, `too_little`, `diverged`, `given_up`, `kept` or `rolled_back`.
+    pub verdict: Option<String>,
+    /// Loss of the weights before these on what was held out of training, relative to a naive
+    /// forecast; `null` for version 0.
+    pub loss_before: Option<f64>,
+    /// The same of the weights in use.
+    pub loss: Option<f64>,
+    /// Processor time of the training since the daemon started.
+    pub cpu_seconds: f64,
+    /// What keeps it from working.
+    pub trouble: Option<String>,
 }
 
 /// The greatest need of all apps together within a span.

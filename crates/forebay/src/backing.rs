@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use forebay_api as api;
 use forebay_core::app::{App, AppId, OnStop, Policy};
+use forebay_core::occasion::Source;
 use forebay_core::plan::Reason;
 use tokio::sync::{oneshot, watch};
 
@@ -33,6 +34,8 @@ pub(crate) struct Reload {
     pub(crate) on_stop: watch::Sender<OnStop>,
     /// What is read of others.
     pub(crate) sources: watch::Sender<Option<Sources>>,
+    /// Events and calendars.
+    pub(crate) declared: watch::Sender<Vec<Source>>,
 }
 
 /// Where the history is.
@@ -84,6 +87,7 @@ impl Reload {
             }
             changed
         });
+        self.declared.send_replace(config.known_future.sources());
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
         )];
@@ -108,6 +112,7 @@ pub(crate) fn state(
     tiers: Desk,
     outlook: outlook::Desk,
     (teller, foretold): (Teller, Foretold),
+    training: server::ReadTraining,
 ) -> ServerState {
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
@@ -149,6 +154,7 @@ pub(crate) fn state(
         outlook,
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
+        training,
     }
 }
 

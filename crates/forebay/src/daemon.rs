@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
+use forebay_core::occasion::Source;
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
+use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
@@ -251,27 +253,10 @@ fn begin_on(
     let training = Training::start(learns, &config.daemon.state_dir, Arc::clone(&tell));
     let database = config.daemon.state_dir.join(store::FILE);
     let foretold = Foretold::default();
-    let lookout = Lookout::start(outlook::Beginning {
-        history: recorder.is_some().then(|| database.clone()),
-        apps: config
-            .policy
-            .apps
-            .values()
-            .map(|app| (app.id.clone(), app.class))
-            .collect(),
-        weights: training.weights(),
-        foretold: foretold.clone(),
-        origins: outlook::Origins {
-            declared: config.known_future.sources(),
-            root: facts.root.clone(),
-            bus: owners(config).systemd,
-            state_dir: config.daemon.state_dir.clone(),
-        },
-    })
-    .map_err(system(
-        "start the thread that looks ahead",
-        "check limits on threads",
-    ))?;
+    let (declare, declared) = watch::channel(config.known_future.sources());
+    let history = recorder.is_some().then(|| database.clone());
+    let weights = training.weights();
+    let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let known = lookout.desk().known();
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();
@@ -299,6 +284,7 @@ fn begin_on(
         commands: commands.clone(),
         on_stop: stopping,
         sources: fetcher.sources(),
+        declared: declare,
     };
     let state = backing::state(
         config,
@@ -311,6 +297,7 @@ fn begin_on(
         movers.desk(),
         lookout.desk(),
         (teller, foretold),
+        Arc::new(training.status_reader()),
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {
@@ -332,6 +319,34 @@ fn begin_on(
         stop_api,
         api,
     })
+}
+
+/// Starts the thread that looks ahead, with the history where one is kept.
+fn lookout(
+    config: &Config,
+    facts: &HostFacts,
+    history: Option<PathBuf>,
+    weights: watch::Receiver<Arc<Weights>>,
+    foretold: &Foretold,
+    declared: watch::Receiver<Vec<Source>>,
+) -> Result<Lookout, Error> {
+    let apps = config.policy.apps.values();
+    Lookout::start(outlook::Beginning {
+        history,
+        apps: apps.map(|app| (app.id.clone(), app.class)).collect(),
+        weights,
+        foretold: foretold.clone(),
+        origins: outlook::Origins {
+            declared,
+            root: facts.root.clone(),
+            bus: owners(config).systemd,
+            state_dir: config.daemon.state_dir.clone(),
+        },
+    })
+    .map_err(system(
+        "start the thread that looks ahead",
+        "check limits on threads",
+    ))
 }
 
 /// Starts the thread that reads metrics and forecasts.

@@ -64,7 +64,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
     }
 }
 
-/// When each declared event comes next.
+/// When each declared event and day of a calendar comes next.
 fn next_occurrences(known: &config::KnownFuture, now_ms: u64) -> Vec<String> {
     let events = known.sources().into_iter().filter(Source::is_moment);
     let line = |source: Source| {
@@ -77,7 +77,18 @@ fn next_occurrences(known: &config::KnownFuture, now_ms: u64) -> Vec<String> {
             None => format!("{}: never again", source.name),
         }
     };
-    events.map(line).collect()
+    let now = i64::try_from(now_ms).unwrap_or(i64::MAX);
+    let now = jiff::Timestamp::from_millisecond(now).unwrap_or_default();
+    let calendars = known.calendars.iter().map(|(name, calendar)| {
+        let next = calendar.next_day(now);
+        let next = next.map_or("never again".to_owned(), |day| format!("next {day}"));
+        let skipped = match calendar.skipped {
+            0 => String::new(),
+            count => format!(", {count} events of its file were passed over"),
+        };
+        format!("calendar {name}: {next}{skipped}")
+    });
+    events.map(line).chain(calendars).collect()
 }
 
 fn unix_ms() -> u64 {

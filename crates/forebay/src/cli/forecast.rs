@@ -80,9 +80,11 @@ pub(super) async fn run(
 }
 
 fn together(forecast: &api::HostForecast) -> String {
+    let learning = forecast.learning.as_ref().map(learning).unwrap_or_default();
     if forecast.sums.is_empty() {
-        return "too little is known of the apps together yet; it takes some twenty minutes\n"
-            .to_owned();
+        return format!(
+            "too little is known of the apps together yet; it takes some twenty minutes\n{learning}"
+        );
     }
     let rows: Vec<_> = forecast
         .sums
@@ -110,10 +112,33 @@ fn together(forecast: &api::HostForecast) -> String {
         numbers("APPS"),
     ];
     format!(
-        "{}the host has {} CPUs\n",
+        "{}the host has {} CPUs\n{learning}",
         table(columns, &rows),
         forecast.cpus
     )
+}
+
+/// One line about the network that learns.
+fn learning(learning: &api::Learning) -> String {
+    let mut line = match learning.version {
+        0 => "network: as it comes with the program".to_owned(),
+        version => format!("network: version {version}, learnt on this host"),
+    };
+    if let (Some(before), Some(loss)) = (learning.loss_before, learning.loss) {
+        line += &format!(", loss {loss:.3} of a naive forecast's ({before:.3} before)");
+    }
+    if learning.on_trial {
+        line += ", on trial";
+    }
+    line += &format!("; training: {}", learning.phase);
+    if let Some(verdict) = &learning.verdict {
+        line += &format!(", last time {}", verdict.replace('_', " "));
+    }
+    line += &format!(", {:.1} s of CPU\n", learning.cpu_seconds);
+    if let Some(trouble) = &learning.trouble {
+        line += &format!("no training: {trouble}\n");
+    }
+    line
 }
 
 /// How much is said of how forecasts are made.
@@ -209,7 +234,10 @@ fn rows(one: &api::ResourceForecast) -> String {
                 show(row.peak.q50),
                 show(row.peak.q95),
                 show(row.peak.q99),
-                format!("{}{cold}", first(&row.bound)),
+                match &row.known {
+                    Some(known) => known.clone(),
+                    None => format!("{}{cold}", first(&row.bound)),
+                },
             ]
         })
         .collect();
@@ -328,6 +356,7 @@ mod tests {
         let mut forecast = api::HostForecast {
             cpus: 8,
             sums: Vec::new(),
+            learning: None,
         };
         assert!(together(&forecast).contains("too little"));
         forecast.sums.push(api::SumForecast {
@@ -343,6 +372,20 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("the host has 8 CPUs\n"), "{text}");
+        forecast.learning = Some(api::Learning {
+            phase: "waiting".to_owned(),
+            version: 3,
+            on_trial: true,
+            verdict: Some("not_better".to_owned()),
+            loss_before: Some(0.84),
+            loss: Some(0.8126),
+            cpu_seconds: 12.34,
+            trouble: None,
+        });
+        let text = together(&forecast);
+        let line = "network: version 3, learnt on this host, loss 0.813 of a naive forecast's \
+                    (0.840 before), on trial; training: waiting, last time not better, 12.3 s of CPU\n";
+        assert!(text.ends_with(line), "{text}");
     }
 
     #[test]
@@ -381,6 +424,7 @@ mod tests {
                     weight: 0.75,
                 }],
                 bound_excess: 0.01,
+                known: None,
             }],
             course: [1.0, 2.0, 4.0]
                 .map(|q50| api::CoursePoint {
@@ -430,6 +474,10 @@ mod tests {
         ] {
             assert!(brief.contains(wanted), "{wanted}: {brief}");
         }
+        let mut raised = forecast.clone();
+        raised.resources[0].rows[0].known = Some("event nightly".to_owned());
+        let raised = text(&raised, &past, Detail::Brief);
+        assert!(raised.contains("event nightly\n"), "{raised}");
         let full = text(&forecast, &past, Detail::Full);
         for wanted in [
             "errors 75%",

@@ -1,8 +1,6 @@
 //! Events that are known to come, and the calendars that they go by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +10,11 @@ use forebay_core::calendar::{Days, Holidays, Schedule, Zones};
 use forebay_core::occasion::{DayFilter, Source, Times};
 use forebay_core::outlook::Resource;
 use forebay_core::units::{Bytes, MilliCpu, Rate};
+use forebay_host::regular;
 use forebay_host::zones::ZoneFiles;
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan as _};
 
 use super::error::{Findings, Problem, either, nearest};
 use super::facts::HostFacts;
@@ -69,6 +70,20 @@ pub(crate) struct Calendar {
     pub(crate) days: Arc<Days>,
     /// Where they begin and end.
     pub(crate) zone: TimeZone,
+    /// Events of its iCalendar file that were passed over.
+    pub(crate) skipped: usize,
+}
+
+/// Days that are looked through for the next of a calendar: leap days come every eight years at least.
+const DAYS_AHEAD: usize = 366 * 8;
+
+impl Calendar {
+    /// The first of its days that is not over, in the calendar's zone.
+    pub(crate) fn next_day(&self, now: Timestamp) -> Option<Date> {
+        let today = self.zone.to_datetime(now).date();
+        let mut days = today.series(1.day()).take(DAYS_AHEAD);
+        days.find(|day| self.days.has(*day))
+    }
 }
 
 impl KnownFuture {
@@ -338,6 +353,16 @@ fn calendar(
         let read = read_ics(&host.at(&path), &path);
         findings.keep(at, section.key("ics"), read)
     });
+    let skipped = holidays.as_ref().map_or(0, |holidays| holidays.skipped);
+    let is_empty = |holidays: &Holidays| holidays.dates.is_empty() && holidays.yearly.is_empty();
+    if dates.is_none() && holidays.as_ref().is_some_and(is_empty) {
+        let problem = Problem::new(
+            format!("no day can be read of the file; {skipped} events were passed over"),
+            "name a file with all-day events of single days or every year, or give dates",
+        );
+        findings.add(at, section.key("ics"), problem);
+        return None;
+    }
     if dates.is_none() && holidays.is_none() {
         if !section.refused && findings.count() == before {
             let problem = Problem::new("the calendar has no days", "give it dates or ics");
@@ -348,6 +373,7 @@ fn calendar(
     Some(Calendar {
         days: Arc::new(Days::new(dates.unwrap_or_default(), holidays)),
         zone,
+        skipped,
     })
 }
 
@@ -357,20 +383,10 @@ fn read_ics(file: &Path, path: &Path) -> Result<Holidays, Problem> {
     let unreadable = |error: std::io::Error| {
         Problem::new(
             format!("read {path}: {error}"),
-            "name a file that exists and may be read",
+            "name a file that exists and may be read, with the all-day events that matter",
         )
     };
-    let mut bytes = Vec::new();
-    let file = File::open(file).map_err(unreadable)?;
-    file.take(ICS_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > ICS_BYTES_MAX {
-        return Err(Problem::new(
-            format!("{path} is longer than {ICS_BYTES_MAX} bytes"),
-            "keep the all-day events that matter",
-        ));
-    }
+    let (bytes, _) = regular::read(file, ICS_BYTES_MAX).map_err(unreadable)?;
     Holidays::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
         Problem::new(
             format!("{path}:{}: {}", error.line, error.message),

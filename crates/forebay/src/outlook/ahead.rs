@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use forebay_api as api;
-use forebay_core::outlook::Resource;
+use forebay_core::app::AppId;
 use forebay_core::outlook::ahead::Forecasts;
+use forebay_core::outlook::{Outlook, Resource, Window};
 use forebay_forecast::mixture::{Explanation, Part};
 use forebay_forecast::scales::{AHEAD_MAX, SCALES, Scales};
 use forebay_forecast::{Quantiles, Target};
 
 use super::Question;
+use super::occasions::Known;
 
 /// How far ahead answers go, as far as the question does.
 const USUAL: [Duration; 6] = [
@@ -26,14 +28,29 @@ const POINTS: u32 = 24;
 const NAMED_MAX: usize = 4;
 const NAMED_WEIGHT_MIN: f32 = 0.05;
 
-/// What is forecast of one application, a row for each horizon.
-pub(super) fn answer(forecasts: &Forecasts, question: &Question) -> Vec<api::ResourceForecast> {
+/// What is forecast of one application, a row for each horizon. `expected` has what is to come by
+/// name, and `known` the days that are unlike others.
+pub(super) fn answer(
+    forecasts: &Forecasts,
+    expected: &Outlook,
+    known: &Known,
+    question: &Question,
+) -> Vec<api::ResourceForecast> {
     let now = forecasts.now_unix_ms();
     let asked = |resource: &Resource| question.resource.is_none_or(|wanted| wanted == *resource);
-    let known = forecasts.resources(&question.app).into_iter().flatten();
-    known
-        .filter(|(resource, _)| asked(resource))
-        .map(|(resource, scales)| of_resource(resource, scales, now, question.horizon))
+    let seen = forecasts.resources(&question.app).into_iter().flatten();
+    seen.filter(|(resource, _)| asked(resource))
+        .map(|(resource, scales)| {
+            let series = Series {
+                app: &question.app,
+                resource,
+                scales,
+                expected,
+                known,
+                now,
+            };
+            of_resource(&series, question.horizon)
+        })
         .collect()
 }
 
@@ -50,12 +67,76 @@ pub(super) fn together(forecasts: &Forecasts) -> Vec<api::SumForecast> {
     .collect()
 }
 
-fn of_resource(
+/// One resource of one application, as it looks from now.
+struct Series<'a> {
+    app: &'a AppId,
     resource: Resource,
-    scales: &Scales,
+    scales: &'a Scales,
+    expected: &'a Outlook,
+    known: &'a Known,
     now: u64,
-    horizon: Duration,
-) -> api::ResourceForecast {
+}
+
+/// What is said of one moment.
+struct Said {
+    quantiles: Quantiles,
+    /// Of the models: the resolution that answered, and whether it saw too little.
+    scale: usize,
+    cold: bool,
+    /// Who is known to bring something else than the models say.
+    known: Option<String>,
+}
+
+impl Series<'_> {
+    /// What the models say, changed by what is known to come.
+    fn forecast(&self, target: Target, ahead: Duration) -> Option<Said> {
+        let answer = self.scales.forecast(target, self.now, ahead)?;
+        let mut said = Said {
+            quantiles: answer.quantiles,
+            scale: answer.scale,
+            cold: answer.cold,
+            known: None,
+        };
+        let until = Window::ahead(self.now, ahead);
+        let series = (self.app, self.resource);
+        if let Some((factor, by)) = self.known.factor_on(series, self.now, until.until_unix_ms) {
+            match target {
+                Target::Value => said.change(said.quantiles.scaled(factor), by),
+                // Before the day it is as ever.
+                Target::Peak => {
+                    let then = self.scales.forecast(Target::Value, self.now, ahead);
+                    said.raise(then.map(|then| then.quantiles.scaled(factor)), &by);
+                }
+            }
+        }
+        let span = match target {
+            Target::Peak => until,
+            Target::Value => until.end(),
+        };
+        if let Some((most, by)) = self.expected.brought(self.app, self.resource, span) {
+            said.raise(Some(most), by);
+        }
+        Some(said)
+    }
+}
+
+impl Said {
+    fn change(&mut self, quantiles: Quantiles, by: String) {
+        self.quantiles = quantiles;
+        self.known = Some(by);
+    }
+
+    fn raise(&mut self, most: Option<Quantiles>, by: &str) {
+        let Some(most) = most else { return };
+        if most.q95() > self.quantiles.q95() {
+            self.known = Some(by.to_owned());
+        }
+        self.quantiles = self.quantiles.or_greater(most);
+    }
+}
+
+fn of_resource(series: &Series<'_>, horizon: Duration) -> api::ResourceForecast {
+    let scales = series.scales;
     let horizon = horizon.min(AHEAD_MAX);
     let mut horizons: Vec<Duration> = USUAL
         .into_iter()
@@ -66,17 +147,17 @@ fn of_resource(
     }
     let course = (1..=POINTS).filter_map(|point| {
         let ahead = horizon * point / POINTS;
-        let value = scales.forecast(Target::Value, now, ahead)?;
+        let value = series.forecast(Target::Value, ahead)?;
         Some(api::CoursePoint {
             seconds: ahead.as_secs_f64(),
             value: levels(value.quantiles),
         })
     });
     api::ResourceForecast {
-        resource: resource.to_string(),
+        resource: series.resource.to_string(),
         rows: horizons
             .into_iter()
-            .filter_map(|ahead| row(scales, now, ahead))
+            .filter_map(|ahead| row(series, ahead))
             .collect(),
         course: course.collect(),
         scales: SCALES
@@ -91,10 +172,13 @@ fn of_resource(
     }
 }
 
-fn row(scales: &Scales, now: u64, ahead: Duration) -> Option<api::ForecastRow> {
-    let peak = scales.forecast(Target::Peak, now, ahead)?;
-    let value = scales.forecast(Target::Value, now, ahead);
-    let explained = |target| scales.explain(target, now, ahead).unwrap_or_default();
+fn row(series: &Series<'_>, ahead: Duration) -> Option<api::ForecastRow> {
+    let peak = series.forecast(Target::Peak, ahead)?;
+    let value = series.forecast(Target::Value, ahead);
+    let explained = |target| {
+        let explained = series.scales.explain(target, series.now, ahead);
+        explained.unwrap_or_default()
+    };
     let Explanation { centre, .. } = explained(Target::Value);
     let Explanation { bound, excess, .. } = explained(Target::Peak);
     Some(api::ForecastRow {
@@ -106,6 +190,7 @@ fn row(scales: &Scales, now: u64, ahead: Duration) -> Option<api::ForecastRow> {
         centre: shares(&centre),
         bound: shares(&bound),
         bound_excess: excess,
+        known: peak.known,
     })
 }
 

@@ -41,6 +41,8 @@ const REPORTS_MAX: usize = 1200;
 const QUESTIONS_MAX: usize = 16;
 /// How often reports are taken in, and what is to come is told.
 const PACE: Duration = Duration::from_secs(1);
+/// How far ahead plans are told what comes: they look an hour ahead at most.
+const PLANNED: Duration = Duration::from_secs(2 * 3600);
 
 /// What the thread begins with.
 #[derive(Debug)]
@@ -194,23 +196,32 @@ fn run(
         known.forget_at_the_end();
     }
     let mut due = Instant::now();
+    let mut told = Arc::new(Outlook::default());
     loop {
         match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(Message::Ask(question, reply)) => {
                 // Whoever asked may have gone meanwhile; then nobody misses the answer.
+                let ahead = expected(
+                    &known,
+                    &beginning.foretold,
+                    forecasts.now_unix_ms(),
+                    question.horizon,
+                );
                 let answer = Answer {
-                    resources: ahead::answer(&forecasts, &question),
+                    resources: ahead::answer(&forecasts, &ahead, &known, &question),
                     known: known.explain(&question.app),
                 };
                 reply.send(answer).ok();
-                continue;
             }
             Ok(Message::Together(reply)) => {
                 reply.send(ahead::together(&forecasts)).ok();
-                continue;
             }
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
+        }
+        // However many ask, what is observed comes first once its time has come.
+        if Instant::now() < due {
+            continue;
         }
         due = Instant::now() + PACE;
         if beginning.weights.has_changed().unwrap_or(false) {
@@ -223,25 +234,35 @@ fn run(
             known.record(&report);
         }
         let now = forecasts.now_unix_ms();
+        if now == 0 {
+            // Nothing was observed yet, so that nobody knows what time it is.
+            continue;
+        }
         known.step(now);
         forecasts.fit();
-        let mut expected = beginning.foretold.expected(now);
-        for (app, spans) in known.expected(now) {
-            expected.entry(app).or_default().extend(spans);
-        }
         let outlook = Outlook {
-            expected,
+            expected: expected(&known, &beginning.foretold, now, PLANNED).expected,
             ..forecasts.outlook()
         };
-        tell.send_if_modified(|known| {
-            let changed = **known != outlook;
-            if changed {
-                *known = Arc::new(outlook);
-            }
-            changed
-        });
+        // Compared outside of the channel: the control thread shall never wait for its lock.
+        if *told != outlook {
+            told = Arc::new(outlook);
+            tell.send_replace(Arc::clone(&told));
+        }
     }
     known.save();
+}
+
+/// What events, timers and others say of the time until then.
+fn expected(known: &Known, foretold: &Foretold, now_unix_ms: u64, ahead: Duration) -> Outlook {
+    let mut expected = foretold.expected(now_unix_ms, ahead);
+    for (app, spans) in known.expected(now_unix_ms, ahead) {
+        expected.entry(app).or_default().extend(spans);
+    }
+    Outlook {
+        expected,
+        ..Outlook::default()
+    }
 }
 
 /// Whatever is done here can wait for everybody else.

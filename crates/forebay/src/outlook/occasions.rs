@@ -4,8 +4,7 @@
 //! that cannot be read is told, left as it is, and nothing is written over it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,23 +14,26 @@ use forebay_core::occasion::{DayFilter, Occasions, Source, Times};
 use forebay_core::outlook::ahead::uses;
 use forebay_core::outlook::{Expected, Resource};
 use forebay_core::report::TickReport;
+use forebay_host::regular;
 use forebay_host::timers::{self, CronEntry, Timer};
 use forebay_host::zones::ZoneFiles;
+use jiff::tz::TimeZone;
+use tokio::sync::watch;
 
 /// Where what was learnt is kept, in the state directory.
 const FILE: &str = "occasions.json";
 /// A longer file is not one of ours: 2,048 pairs of some kilobytes each.
 const FILE_BYTES_MAX: u64 = 32 << 20;
+/// A timer that elapses so much later than its calendar says is watched at its calendar's times.
+const DELAY_MAX: Duration = Duration::from_secs(60);
 /// How often crontabs and timers are read anew, and what was learnt is written.
 const REFRESH: Duration = Duration::from_secs(600);
-/// How far ahead plans are told what comes.
-const HORIZON: Duration = Duration::from_secs(2 * 3600);
 
 /// What is declared, and where the rest is found.
 #[derive(Debug, Clone)]
 pub(crate) struct Origins {
     /// Events and calendars of the configuration.
-    pub(crate) declared: Vec<Source>,
+    pub(crate) declared: watch::Receiver<Vec<Source>>,
     /// Where crontabs and zones are: `/`.
     pub(crate) root: PathBuf,
     /// The bus that systemd is on.
@@ -52,6 +54,8 @@ pub(super) struct Known {
     kept: bool,
     /// What was said of the bus last.
     silent: bool,
+    /// What was said of sources that were left out and lines that were not understood.
+    left_out: (usize, usize),
 }
 
 impl Known {
@@ -76,6 +80,7 @@ impl Known {
             refreshed: None,
             kept,
             silent: false,
+            left_out: (0, 0),
         }
     }
 
@@ -95,7 +100,8 @@ impl Known {
 
     /// Learns from what was recorded since the last call; now and then looks for sources again.
     pub(super) fn step(&mut self, now_unix_ms: u64) {
-        if self.refreshed.is_none_or(|then| then.elapsed() >= REFRESH) {
+        let declared = self.origins.declared.has_changed().unwrap_or(false);
+        if declared || self.refreshed.is_none_or(|then| then.elapsed() >= REFRESH) {
             let first = self.refreshed.is_none();
             self.refreshed = Some(Instant::now());
             self.refresh(now_unix_ms);
@@ -108,9 +114,24 @@ impl Known {
         }
     }
 
-    /// What is expected of each app.
-    pub(super) fn expected(&self, now_unix_ms: u64) -> BTreeMap<AppId, Vec<Expected>> {
-        self.occasions.expected(now_unix_ms, HORIZON).expected
+    /// What is expected of each app within `ahead`.
+    pub(super) fn expected(
+        &self,
+        now_unix_ms: u64,
+        ahead: Duration,
+    ) -> BTreeMap<AppId, Vec<Expected>> {
+        self.occasions.expected(now_unix_ms, ahead).expected
+    }
+
+    /// How much of an ordinary day's need there is on the day of a moment to come, and who says so.
+    pub(super) fn factor_on(
+        &self,
+        (app, resource): (&AppId, Resource),
+        now_unix_ms: u64,
+        at_unix_ms: u64,
+    ) -> Option<(f64, String)> {
+        self.occasions
+            .factor_on(app, resource, now_unix_ms, at_unix_ms)
     }
 
     /// Which sources matter to an app, a line for each.
@@ -130,23 +151,26 @@ impl Known {
             }
         };
         // What was declared by name comes first: there is room for so many.
-        let mut sources = self.origins.declared.clone();
+        let mut sources = self.origins.declared.borrow_and_update().clone();
         sources.extend(
             timers
                 .into_iter()
                 .filter_map(|timer| of_timer(timer, &zones)),
         );
         let crontabs = timers::crontabs(&self.origins.root);
-        sources.extend(crontabs.entries.into_iter().map(of_crontab));
+        sources.extend(of_crontabs(crontabs.entries));
         let all = sources.len();
         let left_out = self.occasions.set_sources(now_unix_ms, sources);
-        if left_out > 0 {
+        let told = (left_out, crontabs.skipped);
+        if told != self.left_out && told != (0, 0) {
             tracing::info!(
                 left_out,
                 all,
-                "not all timers are watched for what they do to apps"
+                not_understood = crontabs.skipped,
+                "not all timers and lines of crontabs are watched for what they do to apps"
             );
         }
+        self.left_out = told;
     }
 
     /// Writes what was learnt; one failure more or less of this loses minutes, and is logged.
@@ -155,8 +179,14 @@ impl Known {
             return;
         }
         let file = self.origins.state_dir.join(FILE);
-        if let Err(error) = write(&file, &self.occasions) {
-            tracing::warn!(%error, file = %file.display(), "what was learnt of timers is not kept");
+        let written = serde_json::to_vec(&self.occasions.state())
+            .map_err(|error| error.to_string())
+            // It names commands of users.
+            .and_then(|text| {
+                regular::replace(&file, &text, 0o600).map_err(|error| error.to_string())
+            });
+        if let Err(error) = written {
+            tracing::warn!(error, file = %file.display(), "what was learnt of timers is not kept");
         }
     }
 }
@@ -168,17 +198,19 @@ fn of_timer(timer: Timer, zones: &ZoneFiles) -> Option<Source> {
         local: &local,
         named: &named,
     };
+    // What systemd draws at random, it alone knows, and for the next time only.
+    let is_exact = timer.delay <= DELAY_MAX;
     let schedules = timer.on_calendar.iter();
     let schedules: Option<Vec<Schedule>> = schedules
         .map(|text| Schedule::on_calendar(text, known).ok())
         .collect();
-    let times = match schedules.filter(|schedules| !schedules.is_empty()) {
+    let times = match schedules.filter(|schedules| is_exact && !schedules.is_empty()) {
         Some(schedules) => Times::Scheduled {
             schedule: Schedule::any(schedules),
             filter: DayFilter::default(),
             zone: local,
         },
-        // It counts from something else than the calendar, or by words that are not ours.
+        // It counts from something else than the calendar, by words that are not ours, or by chance.
         None => Times::Foretold(vec![timer.next_unix_ms?]),
     };
     Some(Source {
@@ -190,57 +222,53 @@ fn of_timer(timer: Timer, zones: &ZoneFiles) -> Option<Source> {
     })
 }
 
-fn of_crontab(entry: CronEntry) -> Source {
-    Source {
-        name: format!("cron {}", entry.name),
-        times: Times::Scheduled {
-            schedule: entry.schedule,
-            filter: DayFilter::default(),
-            zone: entry.zone,
-        },
-        lasts: None,
-        apps: None,
-        declared: Vec::new(),
+/// One source for each name: the same command at other times does the same.
+fn of_crontabs(entries: Vec<CronEntry>) -> Vec<Source> {
+    let mut by_name: BTreeMap<(String, Option<String>), (Vec<Schedule>, TimeZone)> =
+        BTreeMap::new();
+    for entry in entries {
+        let zone = entry.zone.iana_name().map(str::to_owned);
+        let same = by_name
+            .entry((entry.name, zone))
+            .or_insert_with(|| (Vec::new(), entry.zone));
+        same.0.push(entry.schedule);
     }
+    by_name
+        .into_iter()
+        .map(|((name, _), (schedules, zone))| Source {
+            name: format!("cron {name}"),
+            times: Times::Scheduled {
+                schedule: Schedule::any(schedules),
+                filter: DayFilter::default(),
+                zone,
+            },
+            lasts: None,
+            apps: None,
+            declared: Vec::new(),
+        })
+        .collect()
 }
 
 /// What was learnt before; nothing where there is no file.
 fn read(file: &Path) -> Result<Option<Occasions>, String> {
-    let opened = match File::open(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|error| error.to_string())?,
+    let bytes = match regular::read(file, FILE_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|error| error.to_string())?.0,
     };
-    let mut text = String::new();
-    opened
-        .take(FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|error| error.to_string())?;
-    let state = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let state = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let occasions = Occasions::restore(state).map_err(|error| error.to_string())?;
     Ok(Some(occasions))
 }
 
-/// A crash leaves the old file or the new one.
-fn write(file: &Path, occasions: &Occasions) -> io::Result<()> {
-    let text = serde_json::to_vec(&occasions.state())?;
-    let next = file.with_extension("json.next");
-    let written = fs::write(&next, text)
-        .and_then(|()| File::open(&next)?.sync_all())
-        .and_then(|()| fs::rename(&next, file));
-    if written.is_err() && next.exists() {
-        // On a full disk, what is left of it is room that others need.
-        fs::remove_file(&next)?;
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn origins(dir: &Path) -> Origins {
         Origins {
-            declared: Vec::new(),
+            declared: watch::channel(Vec::new()).1,
             root: dir.join("root"),
             bus: format!("unix:path={}", dir.join("no-bus").display()),
             state_dir: dir.to_owned(),
@@ -272,32 +300,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let crontab = dir.path().join("root/etc/crontab");
         fs::create_dir_all(crontab.parent().unwrap()).unwrap();
-        fs::write(&crontab, "17 3 * * * root /usr/bin/backup --all\n").unwrap();
+        fs::write(
+            &crontab,
+            "17 3 * * 1-5 root /usr/bin/backup --all\n17 6 * * 6,7 root /usr/bin/backup --all\n",
+        )
+        .unwrap();
         let found = timers::crontabs(&dir.path().join("root"));
-        let source = of_crontab(found.entries[0].clone());
+        let sources = of_crontabs(found.entries);
+        assert_eq!(sources.len(), 1, "one command, whenever it runs");
+        let source = &sources[0];
         assert_eq!(source.name, "cron root /usr/bin/backup --all");
         // 3:17 of the next day, UTC: there is no other zone in that root.
         assert_eq!(
             source.next_after(1_700_049_600_000),
             Some(1_700_104_620_000)
         );
+        // Saturday the 18th.
+        assert_eq!(
+            source.next_after(1_700_265_600_000),
+            Some(1_700_288_220_000)
+        );
 
         let zones = ZoneFiles::new(&dir.path().join("root"));
-        let timer = |on_calendar: &[&str], next_unix_ms| {
+        let timer = |on_calendar: &[&str], next_unix_ms, delay: u64| {
             of_timer(
                 Timer {
                     unit: "a.timer".to_owned(),
                     triggers: "a.service".to_owned(),
                     on_calendar: on_calendar.iter().map(|&text| text.to_owned()).collect(),
                     next_unix_ms,
+                    delay: Duration::from_secs(delay),
                 },
                 &zones,
             )
         };
-        let daily = timer(&["*-*-* 03:17:00"], None).unwrap();
+        let daily = timer(&["*-*-* 03:17:00"], None, 60).unwrap();
         assert_eq!(daily.next_after(1_700_049_600_000), Some(1_700_104_620_000));
-        let counted = timer(&[], Some(5_000)).unwrap();
+        let counted = timer(&[], Some(5_000), 0).unwrap();
         assert_eq!(counted.next_after(1_000), Some(5_000));
-        assert!(timer(&[], None).is_none());
+        let delayed = timer(&["*-*-* 03:17:00"], Some(5_000), 6000).unwrap();
+        assert_eq!(delayed.next_after(1_000), Some(5_000));
+        assert!(timer(&[], None, 0).is_none());
     }
 }

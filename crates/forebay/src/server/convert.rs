@@ -17,6 +17,7 @@ use super::AgentUse;
 use super::feed::View;
 use crate::control::{Models, Near};
 use crate::outlook::levels;
+use crate::training;
 
 pub(super) fn status(view: &View, agent: AgentUse) -> api::Status {
     let report = &view.published.report;
@@ -467,6 +468,21 @@ fn near_row(near: &Near) -> api::ForecastRow {
         centre: share(&near.value),
         bound: share(&near.peak),
         bound_excess: 0.0,
+        known: None,
+    }
+}
+
+pub(super) fn learning(status: &training::Status) -> api::Learning {
+    let (before, now) = status.held_out.unzip();
+    api::Learning {
+        phase: status.phase.as_str().to_owned(),
+        version: status.version,
+        on_trial: status.on_trial,
+        verdict: status.verdict.map(|verdict| verdict.as_str().to_owned()),
+        loss_before: before,
+        loss: now,
+        cpu_seconds: status.cpu.as_secs_f64(),
+        trouble: status.trouble.clone(),
     }
 }
 

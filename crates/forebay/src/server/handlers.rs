@@ -125,6 +125,7 @@ pub(super) async fn forecast_together(State(server): State<Shared>) -> Answer<ap
     Ok(Json(api::HostForecast {
         cpus: convert::all_cpus(&view).len() as u64,
         sums: sums.map_err(Failure::busy)?,
+        learning: Some(convert::learning(&(server.state.training)())),
     }))
 }
 

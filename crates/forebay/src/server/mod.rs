@@ -37,6 +37,7 @@ use crate::control::{Command, Published};
 use crate::outlook;
 use crate::signals::Teller;
 use crate::tiering::Desk;
+use crate::training;
 use feed::{Feed, View};
 use problem::Failure;
 
@@ -55,6 +56,8 @@ pub(crate) type ReadEvents =
     Arc<dyn Fn(EventsQuery) -> Result<Vec<api::Event>, String> + Send + Sync>;
 /// How far the forecasts of others about an app are believed, in words; must be quick.
 pub(crate) type ReadBeliefs = Arc<dyn Fn(&AppId) -> Vec<String> + Send + Sync>;
+/// How it stands with the training of the network; must be quick.
+pub(crate) type ReadTraining = Arc<dyn Fn() -> training::Status + Send + Sync>;
 /// What the daemon itself uses now.
 pub(crate) type ReadAgent = Arc<dyn Fn() -> AgentUse + Send + Sync>;
 
@@ -87,6 +90,8 @@ pub(crate) struct ServerState {
     pub(crate) teller: Teller,
     /// For `GET /v1/apps/{name}`.
     pub(crate) beliefs: ReadBeliefs,
+    /// For `GET /v1/forecast`.
+    pub(crate) training: ReadTraining,
 }
 
 impl std::fmt::Debug for ServerState {

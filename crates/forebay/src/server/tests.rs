@@ -32,7 +32,7 @@ fn lookout() -> crate::outlook::Desk {
         weights: watch::channel(Arc::new(Weights::pretrained())).1,
         foretold: crate::fetch::Foretold::default(),
         origins: crate::outlook::Origins {
-            declared: Vec::new(),
+            declared: watch::channel(Vec::new()).1,
             root: "/nowhere".into(),
             bus: "unix:path=/nowhere".to_owned(),
             state_dir: "/nowhere".into(),
@@ -307,6 +307,12 @@ impl Fixture {
             outlook: lookout(),
             teller,
             beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),
+            training: Arc::new(|| training::Status {
+                version: 2,
+                held_out: Some((0.9, 0.8)),
+                verdict: Some(training::Verdict::NotBetter),
+                ..training::Status::default()
+            }),
         };
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = tcp.local_addr().unwrap();
@@ -411,6 +417,10 @@ async fn readers_see_what_was_published() {
         ["requests of web: believed 50 %"]
     );
 
+    let together: api::HostForecast = client.get("/v1/forecast").await.unwrap();
+    let learning = together.learning.unwrap();
+    assert_eq!((learning.version, learning.loss), (2, Some(0.8)));
+    assert_eq!(learning.verdict.as_deref(), Some("not_better"));
     let forecast: api::Forecast = client.get("/v1/forecast/crunch").await.unwrap();
     assert_eq!(forecast.models, None);
     assert!((forecast.demand.unwrap().cpu.q50 - 0.4).abs() < 1e-9);

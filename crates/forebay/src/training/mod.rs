@@ -101,6 +101,19 @@ pub(crate) enum Phase {
     Comparing,
 }
 
+impl Phase {
+    /// Its name on the wire.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Waiting => "waiting",
+            Self::Reading => "reading",
+            Self::Training => "training",
+            Self::Comparing => "comparing",
+        }
+    }
+}
+
 /// What became of the last training or comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -120,7 +133,22 @@ pub(crate) enum Verdict {
     RolledBack,
 }
 
-/// How it stands. The daemon logs it at its end.
+impl Verdict {
+    /// Its name on the wire.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::NotBetter => "not_better",
+            Self::TooLittle => "too_little",
+            Self::Diverged => "diverged",
+            Self::GivenUp => "given_up",
+            Self::Kept => "kept",
+            Self::RolledBack => "rolled_back",
+        }
+    }
+}
+
+/// How it stands. The daemon tells whoever asks, and logs it at its end.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Status {
     pub(crate) phase: Phase,
@@ -139,6 +167,22 @@ pub(crate) struct Status {
     pub(crate) cpu: Duration,
     /// What keeps it from working.
     pub(crate) trouble: Option<String>,
+}
+
+impl Default for Status {
+    /// The weights that come with the program, and nobody who trains others.
+    fn default() -> Self {
+        Self {
+            phase: Phase::Off,
+            version: 0,
+            built_in: true,
+            on_trial: false,
+            verdict: None,
+            held_out: None,
+            cpu: Duration::ZERO,
+            trouble: None,
+        }
+    }
 }
 
 /// What the thread shows.
@@ -233,14 +277,8 @@ impl Training {
         let (weights, _) = watch::channel(Arc::clone(&kept.weights));
         let shared = Arc::new(Shared {
             status: Mutex::new(Status {
-                phase: Phase::Off,
-                version: 0,
-                built_in: true,
-                on_trial: false,
-                verdict: None,
-                held_out: None,
-                cpu: Duration::ZERO,
                 trouble: troubles.first().map(ToString::to_string),
+                ..Status::default()
             }),
             weights,
         });
@@ -280,6 +318,12 @@ impl Training {
     /// How it stands.
     pub(crate) fn status(&self) -> Status {
         self.shared.status().clone()
+    }
+
+    /// How it stands, for as long as somebody asks.
+    pub(crate) fn status_reader(&self) -> impl Fn() -> Status + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.status().clone()
     }
 
     /// Ends the thread and waits for it: a portion of work at most.

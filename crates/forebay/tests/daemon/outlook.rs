@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::place::{PATIENCE, Place};
+use crate::place::{PATIENCE, Place, eventually};
 
 /// Buckets of ten seconds of `web`'s processor time that were seen.
 fn buckets(place: &Place) -> u64 {
@@ -60,12 +60,56 @@ fn forecasts_reach_a_day_ahead_and_outlive_a_restart() {
 
     assert!(place.stop().success());
     place.start();
-    // Two buckets were closed and the one of the stop is the third: none of them comes anew.
-    let began = Instant::now();
-    awaited(&place, 2);
-    assert!(
-        began.elapsed() < Duration::from_secs(10),
-        "the past was not taken in"
+    // As many as a daemon without a past would need half a minute for, at the first answer.
+    let answered = || place.json(&["forecast", "web", "--resource", "cpu"]);
+    eventually("an answer", || {
+        answered()["resources"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty())
+    });
+    assert!(buckets(&place) >= 2, "the past was not taken in");
+    place.stop_well();
+}
+
+#[test]
+fn an_event_that_is_declared_meanwhile_raises_the_plan_and_is_named() {
+    let Some(mut place) =
+        Place::new("an_event_that_is_declared_meanwhile_raises_the_plan_and_is_named")
+    else {
+        return;
+    };
+    let app = format!(
+        "[apps.web]\nclass = \"critical\"\nexec = [\"sleep\", \"{}\"]\n",
+        place.seconds(1)
     );
+    place.configure(&app);
+    place.start();
+    place.await_pid("web");
+    let planned = |place: &Place| {
+        let forecast = place.json(&["forecast", "web"]);
+        forecast["demand"]["cpu"]["q95"].as_f64().unwrap_or(0.0)
+    };
+    eventually("a forecast of what sleeps", || planned(&place) > 0.0);
+    assert!(planned(&place) < 0.5, "{}", planned(&place));
+    // Every minute, for a minute: it is always under way.
+    place.configure(&format!(
+        "{app}[[event]]\nname = \"rush\"\nschedule = \"*:*\"\nduration = \"1min\"\n\
+         apps = [\"web\"]\ncpu = 1.25\n"
+    ));
+    let reloaded = place.ask(&["reload"]);
+    assert!(reloaded.status.success(), "{reloaded:?}");
+    eventually("the event counts", || planned(&place) >= 1.25);
+    let forecast = place.json(&["forecast", "web", "--resource", "cpu", "--horizon", "10m"]);
+    let rows = forecast["resources"][0]["rows"].as_array().unwrap();
+    let last = rows.last().unwrap();
+    assert_eq!(last["known"], "event rush: declared", "{forecast}");
+    assert!(last["peak"]["q95"].as_f64().unwrap() >= 1.25, "{forecast}");
+    let text = place.ask(&["forecast", "web"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("event rush: declared"), "{text}");
+
+    place.configure(&app);
+    assert!(place.ask(&["reload"]).status.success());
+    eventually("the event is gone", || planned(&place) < 0.5);
     place.stop_well();
 }

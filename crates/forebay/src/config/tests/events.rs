@@ -36,10 +36,33 @@ fn events_and_calendars_become_sources() {
             (Resource::Requests, 50.0),
         ]
     );
+    let closed = &known.calendars["closed"];
+    let new_years_eve = "2023-12-31T12:00:00Z".parse().unwrap();
+    assert_eq!(
+        closed.next_day(new_years_eve).unwrap().to_string(),
+        "2024-01-01"
+    );
+    assert_eq!(closed.skipped, 0);
     // The first two days of 2024 are closed.
     let new_year = 1_704_067_200_000;
     assert_eq!(report.next_after(new_year), Some(new_year + 60 * 3_600_000));
     assert!(report.is_moment() && !sources[1].is_moment());
+}
+
+#[test]
+fn a_calendar_of_which_nothing_is_understood_is_refused() {
+    let (host, _guard) = host();
+    let ics =
+        "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:20240101T090000Z\nEND:VEVENT\nEND:VCALENDAR\n";
+    fs::write(host.root.join("srv/days.ics"), ics).unwrap();
+    let text = format!("{APPS}[calendars.a]\nics = \"/srv/days.ics\"\n");
+    let refused = parse(&text, "f", &host).unwrap_err().to_string();
+    assert!(
+        refused.contains(
+            "f:4: calendars.a.ics: no day can be read of the file; 1 events were passed over"
+        ),
+        "{refused}"
+    );
 }
 
 #[test]
