@@ -9,6 +9,7 @@ use super::csv::{Counts, Recording};
 use super::models::{Kind, Setting};
 use super::replay::Result;
 use super::score::Score;
+use crate::demo::spread;
 use crate::output::{numbers, table, words};
 
 /// All of a comparison.
@@ -193,11 +194,8 @@ impl Together {
     }
 }
 
-fn median(mut numbers: Vec<f64>) -> Option<f64> {
-    numbers.sort_unstable_by(f64::total_cmp);
-    let upper = *numbers.get(numbers.len() / 2)?;
-    let lower = numbers[(numbers.len() - 1) / 2];
-    Some(f64::midpoint(lower, upper))
+fn median(numbers: Vec<f64>) -> Option<f64> {
+    (!numbers.is_empty()).then(|| spread(numbers.into_iter()).1)
 }
 
 /// The table: horizon by horizon, the least loss at 0.95 first.

@@ -175,7 +175,11 @@ pub(crate) fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     sorted.sort_by(f64::total_cmp);
     match sorted.as_slice() {
         [] => (f64::NAN, f64::NAN, f64::NAN),
-        [.., last] => (sorted[0], sorted[(sorted.len() - 1) / 2], *last),
+        [first, .., last] => {
+            let (lower, upper) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+            (*first, f64::midpoint(lower, upper), *last)
+        }
+        [only] => (*only, *only, *only),
     }
 }
 
@@ -190,7 +194,7 @@ mod tests {
         };
         check(&[3.0], (3.0, 3.0, 3.0));
         check(&[3.0, 1.0, 2.0], (1.0, 2.0, 3.0));
-        check(&[4.0, 1.0, 2.0, 3.0], (1.0, 2.0, 4.0));
+        check(&[4.0, 1.0, 2.0, 3.0], (1.0, 2.5, 4.0));
     }
 
     #[test]
