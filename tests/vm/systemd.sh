@@ -1,5 +1,5 @@
 #!/bin/bash
-# about: units of systemd as apps: every property set, effective, kept over daemon-reload, yielded, put back
+# about: units of systemd as apps: every property set, effective, kept over daemon-reload, yielded, put back; its timers known
 # kernels: stable old
 # routine: stable
 # machine: --smp 4 --mem 1024
@@ -84,8 +84,13 @@ Restart=always
 TasksMax=55
 EOF
 done
+for timer in "nightly *-*-* 03:17:00" "often *:0/5"; do
+  name=${timer%% *}
+  printf '[Service]\nType=oneshot\nExecStart=/bin/true\n' >/run/systemd/system/"$name".service
+  printf '[Timer]\nOnCalendar=%s\n' "${timer#* }" >/run/systemd/system/"$name".timer
+done
 systemctl daemon-reload
-systemctl start web.service burn.service
+systemctl start web.service burn.service nightly.timer often.timer
 # Somebody set this before, as long as the host runs: it has to stay.
 systemctl set-property --runtime burn.service CPUWeight=123
 disk=$(cat /sys/class/block/vda/dev)
@@ -128,6 +133,15 @@ until_true "the rate" grep -q "^$disk rbps=10485760" $web/io.max
 pid=$(property burn.service MainPID)
 allowed=$(awk '/^Cpus_allowed_list/ {print $2}' /proc/"$pid"/status)
 [ "$allowed" = "$(cat $burn/cpuset.cpus.effective)" ] || fail "burn may run on $allowed"
+
+echo "== timers"
+# Who comes more often than every 40 minutes is known by its calendar, not by its next time alone.
+timers_are_known() {
+  $forebay explain web --forecast --socket $socket >explained
+  grep -q 'timer nightly.timer (0 seen)' explained && grep -q 'timer often.timer (too often)' explained
+}
+until_true "timers" timers_are_known
+grep 'timer' explained
 
 echo "== daemon-reload and restart"
 systemctl daemon-reload
