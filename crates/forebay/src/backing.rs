@@ -103,17 +103,30 @@ impl Reload {
     }
 }
 
+/// Where the threads beside the control thread are asked and told.
+pub(crate) struct Desks {
+    pub(crate) tiers: Desk,
+    pub(crate) outlook: outlook::Desk,
+    pub(crate) teller: Teller,
+    pub(crate) foretold: Foretold,
+    pub(crate) training: server::ReadTraining,
+}
+
 /// Everything the server needs.
 pub(crate) fn state(
     config: &Config,
     reload: Reload,
     reports: watch::Receiver<Option<Arc<Published>>>,
     history_in: History,
-    tiers: Desk,
-    outlook: outlook::Desk,
-    (teller, foretold): (Teller, Foretold),
-    training: server::ReadTraining,
+    desks: Desks,
 ) -> ServerState {
+    let Desks {
+        tiers,
+        outlook,
+        teller,
+        foretold,
+        training,
+    } = desks;
     let facts = reload.facts.clone();
     let facts_for_set = facts.clone();
     let (database, events_in) = match history_in {

@@ -22,7 +22,7 @@ use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::backing::{self, History, Reload};
+use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Command, Published};
@@ -294,10 +294,13 @@ fn begin_on(
             Some(_) => History::Kept(database),
             None => History::Off(database),
         },
-        movers.desk(),
-        lookout.desk(),
-        (teller, foretold),
-        Arc::new(training.status_reader()),
+        Desks {
+            tiers: movers.desk(),
+            outlook: lookout.desk(),
+            teller,
+            foretold,
+            training: Arc::new(training.status_reader()),
+        },
     );
     let (stop_api, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve(state, listeners, async move {

@@ -137,8 +137,9 @@ fn too_large() -> String {
 /// What went wrong, and what to do.
 pub(super) fn read(path: &Path) -> Result<String, String> {
     let bound = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    let (bytes, _) = regular::read(path, bound)
-        .map_err(|error| format!("{error}; name a file that may be read and ends before that"))?;
+    let (bytes, _) = regular::read(path, bound).map_err(|error| {
+        format!("{error}; name a regular file of at most {BYTES_MAX} bytes that may be read")
+    })?;
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8; write text".to_owned())
 }
 
@@ -174,7 +175,7 @@ mod tests {
         std::fs::write(&path, vec![b' '; BYTES_MAX]).unwrap();
         assert_eq!(read(&path).unwrap().len(), BYTES_MAX);
         std::fs::write(&path, vec![b' '; BYTES_MAX + 1]).unwrap();
-        says("larger than");
+        says("longer than");
         std::fs::write(&path, [0xff]).unwrap();
         says("not UTF-8");
         std::fs::remove_file(&path).unwrap();
@@ -186,6 +187,6 @@ mod tests {
             0,
         )
         .unwrap();
-        says("not a regular file");
+        says("no regular file");
     }
 }

@@ -1,5 +1,6 @@
 //! Answers about what an application will need.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_api as api;
@@ -7,7 +8,7 @@ use forebay_core::app::AppId;
 use forebay_core::outlook::ahead::Forecasts;
 use forebay_core::outlook::{Outlook, Resource, Window};
 use forebay_forecast::mixture::{Explanation, Part};
-use forebay_forecast::scales::{AHEAD_MAX, SCALES, Scales};
+use forebay_forecast::scales::{AHEAD_MAX, Ahead, SCALES, Scales};
 use forebay_forecast::{Quantiles, Target};
 
 use super::Question;
@@ -39,7 +40,16 @@ pub(super) fn answer(
     let now = forecasts.now_unix_ms();
     let asked = |resource: &Resource| question.resource.is_none_or(|wanted| wanted == *resource);
     let seen = forecasts.resources(&question.app).into_iter().flatten();
-    seen.filter(|(resource, _)| asked(resource))
+    let mut series: BTreeMap<Resource, Option<&Scales>> = seen
+        .map(|(resource, scales)| (resource, Some(scales)))
+        .collect();
+    // Of what was never used nothing is kept, and it may be known to come all the same.
+    for span in expected.expected.get(&question.app).into_iter().flatten() {
+        series.entry(span.resource).or_default();
+    }
+    series
+        .into_iter()
+        .filter(|(resource, _)| asked(resource))
         .map(|(resource, scales)| {
             let series = Series {
                 app: &question.app,
@@ -71,7 +81,8 @@ pub(super) fn together(forecasts: &Forecasts) -> Vec<api::SumForecast> {
 struct Series<'a> {
     app: &'a AppId,
     resource: Resource,
-    scales: &'a Scales,
+    /// None of what was never used.
+    scales: Option<&'a Scales>,
     expected: &'a Outlook,
     known: &'a Known,
     now: u64,
@@ -90,7 +101,7 @@ struct Said {
 impl Series<'_> {
     /// What the models say, changed by what is known to come.
     fn forecast(&self, target: Target, ahead: Duration) -> Option<Said> {
-        let answer = self.scales.forecast(target, self.now, ahead)?;
+        let answer = self.models(target, ahead)?;
         let mut said = Said {
             quantiles: answer.quantiles,
             scale: answer.scale,
@@ -104,7 +115,7 @@ impl Series<'_> {
                 Target::Value => said.change(said.quantiles.scaled(factor), by),
                 // Before the day it is as ever.
                 Target::Peak => {
-                    let then = self.scales.forecast(Target::Value, self.now, ahead);
+                    let then = self.models(Target::Value, ahead);
                     said.raise(then.map(|then| then.quantiles.scaled(factor)), &by);
                 }
             }
@@ -117,6 +128,18 @@ impl Series<'_> {
             said.raise(Some(most), by);
         }
         Some(said)
+    }
+
+    /// What the models say.
+    fn models(&self, target: Target, ahead: Duration) -> Option<Ahead> {
+        match self.scales {
+            Some(scales) => scales.forecast(target, self.now, ahead),
+            None => Some(Ahead {
+                quantiles: Quantiles::new([0.0; 4])?,
+                scale: 0,
+                cold: true,
+            }),
+        }
     }
 }
 
@@ -136,7 +159,6 @@ impl Said {
 }
 
 fn of_resource(series: &Series<'_>, horizon: Duration) -> api::ResourceForecast {
-    let scales = series.scales;
     let horizon = horizon.min(AHEAD_MAX);
     let mut horizons: Vec<Duration> = USUAL
         .into_iter()
@@ -160,23 +182,27 @@ fn of_resource(series: &Series<'_>, horizon: Duration) -> api::ResourceForecast 
             .filter_map(|ahead| row(series, ahead))
             .collect(),
         course: course.collect(),
-        scales: SCALES
-            .iter()
-            .zip(scales.buckets().zip(scales.periods()))
-            .map(|(scale, (seen, period))| api::ForecastScale {
-                bucket_seconds: scale.bucket.as_secs_f64(),
-                buckets_seen: seen,
-                period_seconds: period.map(|period| period.as_secs_f64()),
-            })
-            .collect(),
+        scales: series.scales.map(resolutions).unwrap_or_default(),
     }
+}
+
+fn resolutions(scales: &Scales) -> Vec<api::ForecastScale> {
+    let seen = scales.buckets().zip(scales.periods());
+    let each = SCALES.iter().zip(seen);
+    each.map(|(scale, (seen, period))| api::ForecastScale {
+        bucket_seconds: scale.bucket.as_secs_f64(),
+        buckets_seen: seen,
+        period_seconds: period.map(|period| period.as_secs_f64()),
+    })
+    .collect()
 }
 
 fn row(series: &Series<'_>, ahead: Duration) -> Option<api::ForecastRow> {
     let peak = series.forecast(Target::Peak, ahead)?;
     let value = series.forecast(Target::Value, ahead);
     let explained = |target| {
-        let explained = series.scales.explain(target, series.now, ahead);
+        let scales = series.scales;
+        let explained = scales.and_then(|scales| scales.explain(target, series.now, ahead));
         explained.unwrap_or_default()
     };
     let Explanation { centre, .. } = explained(Target::Value);

@@ -50,7 +50,9 @@ fn forecasts_reach_a_day_ahead_and_outlive_a_restart() {
         rows.windows(2).all(|pair| pair[0].1 <= pair[1].1),
         "{rows:?}"
     );
-    assert!(rows.iter().all(|(_, bound)| *bound > 0.2), "{rows:?}");
+    // In the next tenth of a second it may well sleep.
+    let seconds = rows.iter().filter(|(ahead, _)| *ahead >= 1.0);
+    assert!(seconds.clone().all(|(_, bound)| *bound > 0.2), "{rows:?}");
     let text = place.ask(&["explain", "web", "--forecast"]);
     let text = String::from_utf8(text.stdout).unwrap();
     for word in ["peak of web within 1 s", "95% BOUND BY", "at steps of 10 s"] {
@@ -87,10 +89,12 @@ fn an_event_that_is_declared_meanwhile_raises_the_plan_and_is_named() {
     place.await_pid("web");
     let planned = |place: &Place| {
         let forecast = place.json(&["forecast", "web"]);
-        forecast["demand"]["cpu"]["q95"].as_f64().unwrap_or(0.0)
+        forecast["demand"]["cpu"]["q95"].as_f64()
     };
-    eventually("a forecast of what sleeps", || planned(&place) > 0.0);
-    assert!(planned(&place) < 0.5, "{}", planned(&place));
+    // It sleeps.
+    eventually("a forecast", || {
+        planned(&place).is_some_and(|cpus| cpus < 0.5)
+    });
     // Every minute, for a minute: it is always under way.
     place.configure(&format!(
         "{app}[[event]]\nname = \"rush\"\nschedule = \"*:*\"\nduration = \"1min\"\n\
@@ -98,18 +102,28 @@ fn an_event_that_is_declared_meanwhile_raises_the_plan_and_is_named() {
     ));
     let reloaded = place.ask(&["reload"]);
     assert!(reloaded.status.success(), "{reloaded:?}");
-    eventually("the event counts", || planned(&place) >= 1.25);
-    let forecast = place.json(&["forecast", "web", "--resource", "cpu", "--horizon", "10m"]);
-    let rows = forecast["resources"][0]["rows"].as_array().unwrap();
-    let last = rows.last().unwrap();
-    assert_eq!(last["known"], "event rush: declared", "{forecast}");
-    assert!(last["peak"]["q95"].as_f64().unwrap() >= 1.25, "{forecast}");
+    eventually("the event counts", || {
+        planned(&place).is_some_and(|cpus| cpus >= 1.25)
+    });
+    // Once the first ten seconds are over, it is in what is said of the next ten minutes.
+    let asked = ["forecast", "web", "--resource", "cpu", "--horizon", "10m"];
+    eventually("the event is named", || {
+        let forecast = place.json(&asked);
+        let rows = forecast["resources"][0]["rows"].as_array();
+        let last = rows.and_then(|rows| rows.last());
+        last.is_some_and(|row| {
+            let peak = row["peak"]["q95"].as_f64();
+            row["known"] == "event rush: declared" && peak.is_some_and(|peak| peak >= 1.25)
+        })
+    });
     let text = place.ask(&["forecast", "web"]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("event rush: declared"), "{text}");
 
     place.configure(&app);
     assert!(place.ask(&["reload"]).status.success());
-    eventually("the event is gone", || planned(&place) < 0.5);
+    eventually("the event is gone", || {
+        planned(&place).is_some_and(|cpus| cpus < 0.5)
+    });
     place.stop_well();
 }
