@@ -55,7 +55,8 @@ pub(crate) struct Args {
     /// goes before
     #[arg(value_name = "FILE|APP", required_unless_present = "data")]
     files: Vec<PathBuf>,
-    /// Of apps: what is forecast, cpu, cpu_stalled, io or memory [default: cpu]
+    /// Of apps: what is forecast, cpu, cpu_stalled, memory, io, received, sent, requests or
+    /// response_time [default: cpu]
     #[arg(long, value_name = "RESOURCE", conflicts_with = "data")]
     resource: Option<Resource>,
     /// Of apps: how much time a step covers, of which the mean is taken for values and the maximum
