@@ -202,8 +202,9 @@ fn furthest(moments: &[Moment]) -> f32 {
 /// none.
 ///
 /// The quantile at a level lies where that part of the weight is below, the levels being those
-/// of one value more, as with ranks of exchangeable values.
-pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>) -> Option<Sequel> {
+/// of one value more, as with ranks of exchangeable values, and `above` of a rank on top: windows
+/// that overlap are fewer than they look.
+pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>, above: f64) -> Option<Sequel> {
     let mut sorted = [0; NEIGHBOURS];
     let mut count = 0;
     for (place, (value, weight)) in sorted.iter_mut().zip(values) {
@@ -219,13 +220,15 @@ pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>) -> Option<Sequel>
         sum += f64::from(value) * f64::from(weight);
     }
     #[expect(clippy::cast_precision_loss, reason = "a few")]
-    let one_more = 1.0 + 1.0 / sorted.len() as f64;
+    let one = 1.0 / sorted.len() as f64;
+    // To the middle of the value of that rank, and not to its upper end.
+    let moved = one * (above - 0.5);
     let mut quantiles = [f64::from(unpack(sorted[sorted.len() - 1]).0); LEVELS];
     let mut rest = sorted.iter().copied().map(unpack);
     let mut next = rest.next();
     let (mut below, mut before) = (0.0, None);
     for (index, quantile) in quantiles.iter_mut().enumerate() {
-        let wanted = level(index) * one_more * f64::from(total);
+        let wanted = (level(index) * (1.0 + one) + moved) * f64::from(total);
         while let Some((value, weight)) = next {
             let middle = below + 0.5 * f64::from(weight);
             if middle >= wanted {
@@ -298,10 +301,15 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_equal_weights() {
         let values = (1_u8..=49).map(|value| (f32::from(value), 1.0));
-        let sequel = sequel(values).expect("there are values");
+        let at = |above| sequel(values.clone(), above).expect("there are values");
+        let sequel = at(0.0);
         assert!((sequel.mean - 25.0).abs() < 1e-4);
-        for (found, expected) in sequel.quantiles.iter().zip([25.5, 45.5, 48.0, 49.0]) {
-            assert!((found - expected).abs() < 0.51, "{sequel:?}");
+        // Ranks 25, 45, 47.5 and 49.5 of 50, of which there are 49.
+        for (found, expected) in sequel.quantiles.iter().zip([25.0, 45.0, 47.5, 49.0]) {
+            assert!((found - expected).abs() < 1e-4, "{sequel:?}");
+        }
+        for (found, expected) in at(0.5).quantiles.iter().zip([25.5, 45.5, 48.0, 49.0]) {
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
     }
 
