@@ -188,8 +188,23 @@ impl Quantiles {
     /// The greater of both at each level.
     #[must_use]
     pub fn or_greater(self, other: Self) -> Self {
-        let mut others = other.to_array().into_iter();
-        self.map(|level| others.next().map_or(level, |other| level.max(other)))
+        self.merged(other, f64::max)
+    }
+
+    /// The lesser of both at each level.
+    pub(crate) fn or_less(self, other: Self) -> Self {
+        self.merged(other, f64::min)
+    }
+
+    fn merged(self, other: Self, choose: fn(f64, f64) -> f64) -> Self {
+        let (a, b) = (self.to_array(), other.to_array());
+        Self::new(std::array::from_fn(|level| choose(a[level], b[level]))).unwrap_or(self)
+    }
+
+    /// The distances from the median, so many times as large.
+    pub(crate) fn widened(self, factor: f64) -> Self {
+        let median = self.q50();
+        self.map(|level| median + (level - median) * factor)
     }
 
     /// Applies a function that keeps order to each quantile.

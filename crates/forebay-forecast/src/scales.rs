@@ -232,14 +232,14 @@ impl Scales {
             let horizons = at.scale.horizons.iter().take_while(earlier);
             let known = horizons.filter_map(|&steps| at.answer(Target::Peak, steps));
             for other in known.filter(|other| peak.cold || !other.cold) {
-                peak.quantiles = merged(peak.quantiles, other.quantiles, f64::max);
+                peak.quantiles = peak.quantiles.or_greater(other.quantiles);
             }
         }
         if target == Target::Peak {
             return Some(peak);
         }
         let mut value = self.answer(Target::Value, now_unix_ms, ahead)?;
-        value.quantiles = merged(value.quantiles, peak.quantiles, f64::min);
+        value.quantiles = value.quantiles.or_less(peak.quantiles);
         Some(value)
     }
 
@@ -299,7 +299,7 @@ impl Scales {
                 let reached = at.scale.bucket * u32::try_from(steps).ok()?;
                 let ratio = ahead.as_secs_f64() / reached.as_secs_f64();
                 Some(Ahead {
-                    quantiles: widened(answer.quantiles, ratio.max(1.0).sqrt()),
+                    quantiles: answer.quantiles.widened(ratio.max(1.0).sqrt()),
                     scale,
                     cold: true,
                 })
@@ -480,18 +480,6 @@ fn whole(count: f64) -> u32 {
     count as u32
 }
 
-/// One of two at each level.
-fn merged(one: Quantiles, other: Quantiles, choose: fn(f64, f64) -> f64) -> Quantiles {
-    let (a, b) = (one.to_array(), other.to_array());
-    Quantiles::new(std::array::from_fn(|level| choose(a[level], b[level]))).unwrap_or(one)
-}
-
-/// The distances from the median, so many times as large.
-fn widened(quantiles: Quantiles, factor: f64) -> Quantiles {
-    let median = quantiles.q50();
-    quantiles.map(|level| median + (level - median) * factor)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -541,6 +529,8 @@ mod tests {
             )
         };
         assert!(peak(1) < 4.0, "{}", peak(1));
+        // By what is learnt of two minutes, and not of ten.
+        assert!(peak(2) < 4.0, "{}", peak(2));
         assert!(peak(8) > 7.0, "{}", peak(8));
         assert!(peak(60) > 7.0, "{}", peak(60));
     }

@@ -176,8 +176,7 @@ impl Forecaster for Lstm {
     fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
         let (index, horizon) = self.serving(target, steps)?;
         let quantiles = self.state.forecast(&self.weights, index)?;
-        let (centre, factor) = (quantiles.q50(), widening(steps, horizon));
-        Some(quantiles.map(|level| centre + (level - centre) * factor))
+        Some(quantiles.widened(widening(steps, horizon)))
     }
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {
