@@ -184,5 +184,8 @@ fn is_plain_yearly(rule: &str, from: Date) -> bool {
         Some(("WKST", _)) => true,
         _ => false,
     };
-    rule.split(';').any(|part| part == "FREQ=YEARLY") && parts.all(is_plain)
+    let names = |name: &str| rule.split(';').any(|part| part.starts_with(name));
+    // A day without its month is that day of every month.
+    let is_one_day = names("BYMONTH=") || !names("BYMONTHDAY=");
+    names("FREQ=YEARLY") && is_one_day && parts.all(is_plain)
 }
