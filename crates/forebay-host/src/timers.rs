@@ -123,9 +123,10 @@ pub fn crontabs(root: &Path) -> Crontabs {
         };
         let crontab = Crontab {
             file: &file,
-            runs,
             // Commands may hold what only their owner is to know, and names are told to everybody.
-            is_public: mode & MODE_OTHERS_READ != 0,
+            // Those of users are in a directory that others may not enter.
+            is_public: matches!(runs, Runs::Column) && mode & MODE_OTHERS_READ != 0,
+            runs,
         };
         crontab.read(&String::from_utf8_lossy(&bytes), &zones, &mut found);
     }
@@ -396,8 +397,9 @@ mod tests {
                 "CRON_TZ=Nowhere/Else\n*/5 9-17 * * mon-fri /home/alice/sync A=1\n",
             ),
         ]);
-        // As cron keeps it: what its commands say is nobody else's business.
-        let private = root.path().join("var/spool/cron/crontabs/alice");
+        // What its commands say is nobody else's business.
+        let private = root.path().join("etc/cron.d/private");
+        fs::write(&private, "0 1 * * * root tool --password secret\n").unwrap();
         fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).unwrap();
         let found = crontabs(root.path());
         let names: Vec<&str> = found
@@ -411,6 +413,7 @@ mod tests {
                 "root cd / && run-parts --report /etc/cron.hourly",
                 "root test -x /usr/sbin/anacron || run-parts /etc/cron.daily",
                 "backup /usr/bin/backup",
+                "root /etc/cron.d/private:1",
                 "alice /var/spool/cron/crontabs/alice:2",
             ]
         );
