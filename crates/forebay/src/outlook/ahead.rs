@@ -151,10 +151,10 @@ impl Said {
 
     fn raise(&mut self, most: Option<Quantiles>, by: &str) {
         let Some(most) = most else { return };
-        if most.q95() > self.quantiles.q95() {
-            self.known = Some(by.to_owned());
+        let raised = self.quantiles.or_greater(most);
+        if raised != self.quantiles {
+            self.change(raised, by.to_owned());
         }
-        self.quantiles = self.quantiles.or_greater(most);
     }
 }
 
@@ -238,4 +238,26 @@ fn shares(parts: &[Part]) -> Vec<api::ModelShare> {
             weight: f64::from(part.weight),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_raises_any_level_is_named_and_nobody_else() {
+        let quantiles = |levels| Quantiles::new(levels).unwrap();
+        let mut said = Said {
+            quantiles: quantiles([1.0, 1.2, 1.26, 1.5]),
+            scale: 0,
+            cold: false,
+            known: None,
+        };
+        said.raise(None, "nobody");
+        said.raise(Some(quantiles([0.5; 4])), "event small");
+        assert_eq!(said.known, None);
+        said.raise(Some(quantiles([1.25; 4])), "event rush");
+        assert_eq!(said.quantiles, quantiles([1.25, 1.25, 1.26, 1.5]));
+        assert_eq!(said.known.as_deref(), Some("event rush"));
+    }
 }
