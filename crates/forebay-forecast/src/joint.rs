@@ -266,6 +266,22 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_was_missed_is_no_zero() {
+        let said = |q50: f64| Quantiles::new([q50, q50 + 1.0, q50 + 2.0, q50 + 3.0]);
+        let forecasts = [said(1.0), said(10.0)];
+        let mut joint = Joint::new(Target::Peak, 2);
+        joint.step(&[Some(1.0), Some(10.0)], &forecasts);
+        joint.step(&[Some(1.0), Some(10.0)], &forecasts);
+        // The greatest of both together, although the larger one was not seen.
+        joint.step(&[Some(3.0), None], &forecasts);
+        let moment = joint.moments.back().expect("it is learnt");
+        assert!(
+            (moment[0] - 2.0).abs() < 1e-6 && moment[1].is_nan(),
+            "{moment:?}"
+        );
+    }
+
+    #[test]
     fn bounds_of_sums_cover_what_they_promise() {
         for target in [Target::Value, Target::Peak] {
             for shared in [0.0, 0.7] {

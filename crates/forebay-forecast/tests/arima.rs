@@ -482,3 +482,26 @@ fn quantiles_cover_what_they_promise_and_beat_the_last_value() {
     assert!((0.93..=0.97).contains(&share), "{share}");
     assert!(ours < 0.8 * naive, "{ours} of {naive}");
 }
+
+#[test]
+fn a_period_that_is_set_during_a_search_is_searched_for_next() {
+    let mut online = online();
+    let wave = |step: u32| f64::from(step % 12) + f64::from(step * step % 7);
+    (0..200).for_each(|step| online.update(wave(step)));
+    let request = online.fit_request().expect("it is due");
+    online.set_period(Some(12));
+    online.adopt(request.run()).expect("better than nothing");
+    let next = online.fit_request().expect("it is due again");
+    assert!(next.is_search(), "the order was sought without the period");
+    online.adopt(next.run()).expect("it fits");
+    assert!(!online.wants_fit());
+}
+
+#[test]
+fn a_fit_of_another_forecaster_is_refused() {
+    let (mut older, mut newer) = (online(), online());
+    (0..300_u32).for_each(|step| older.update(f64::from(step * step % 7)));
+    (0..100_u32).for_each(|step| newer.update(f64::from(step * step % 7)));
+    let fitted = older.fit_request().expect("it is due").run();
+    assert!(matches!(newer.adopt(fitted), Err(FitError::Stale { .. })));
+}

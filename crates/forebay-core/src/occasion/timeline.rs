@@ -23,9 +23,9 @@ const LENGTH_MIN: Duration = Duration::from_secs(20 * 60);
 const LOOK_AHEAD: usize = 16;
 /// Days in a row that a calendar may forbid.
 const FORBIDDEN_MAX: usize = 1000;
-/// Occurrences before this are over, and not walked through when time has made a leap: clocks are
-/// set, and hosts sleep.
-const OVER_MS: u64 = 2 * 12 * 3_600_000;
+/// Occurrences longer ago than anything is watched are over, and not walked through when time has made
+/// a leap: clocks are set, and hosts sleep.
+const OVER_MS: u64 = LENGTH_MAX.as_secs() * 1000;
 /// Lengths that differ by so much alone hold for the same thing: a day is an hour shorter in spring.
 const ALIKE_MS: u64 = 3_600_000;
 

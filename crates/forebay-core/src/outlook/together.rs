@@ -128,3 +128,20 @@ impl Together {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use forebay_forecast::scales::Depth;
+
+    use super::*;
+
+    #[test]
+    fn an_app_that_is_no_longer_observed_is_left_out() {
+        let mut scales = Scales::new(&Depth::Light);
+        let start = 1_700_049_600_000;
+        assert_eq!(newest(&scales, start), None);
+        (0..=20).for_each(|second| scales.record(start + second * 1000, 2.0));
+        assert_eq!(newest(&scales, start + 21_000), Some(2.0));
+        assert_eq!(newest(&scales, start + 600_000), None);
+    }
+}
