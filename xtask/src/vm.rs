@@ -230,7 +230,6 @@ fn run_one(
     kernel: &str,
     share: &Path,
 ) -> (Verdict, Vec<String>) {
-    let mut output = String::new();
     let mut skips = Vec::new();
     let directory = match Scratch::new(&format!("{}-{kernel}", scenario.name)) {
         Ok(directory) => directory,
@@ -240,22 +239,30 @@ fn run_one(
     machine.kernel = kernel.to_owned();
     machine.share = Some(share.to_path_buf());
     let command = format!("exec bash /host/tests/{}.sh", scenario.name);
-    let started = Guest::start(image, &machine, directory.path()).or_else(|trouble| {
-        // QEMU or the kernel under it may die before anything is tested; twice is no accident.
-        println!("  a guest was not ready ({trouble}); started once more");
-        let again = directory.path().join("again");
-        fs::create_dir(&again).map_err(|error| format!("make {}: {error}", again.display()))?;
-        Guest::start(image, &machine, &again)
-    });
-    let status = started.and_then(|mut guest| {
-        guest.run(&command, scenario.bound, |line| {
+    let mut output = String::new();
+    let mut attempt = |path: &Path| -> Result<i32, (String, bool)> {
+        output.clear();
+        skips.clear();
+        // QEMU or the kernel under it may die before anything is tested.
+        let mut guest = Guest::start(image, &machine, path).map_err(|text| (text, true))?;
+        let status = guest.run(&command, scenario.bound, |line| {
             if let Some(skip) = line.trim_start().strip_prefix("SKIPPED: ") {
                 skips.push(skip.to_owned());
             }
             output.push_str(line);
             output.push('\n');
-        })
-    });
+        });
+        status.map_err(|text| (text, guest.emulator_crashed()))
+    };
+    let mut status = attempt(directory.path());
+    if let Err((trouble, true)) = &status {
+        // The emulator's own death says nothing of what is tested; twice is no accident.
+        println!("  started once more: {trouble}");
+        let again = directory.path().join("again");
+        status = fs::create_dir(&again)
+            .map_err(|error| (format!("make {}: {error}", again.display()), false))
+            .and_then(|()| attempt(&again));
+    }
     let reason = match status {
         Ok(0) => return (Verdict::Passed, skips),
         Ok(SKIP_STATUS) => {
@@ -266,7 +273,7 @@ fn run_one(
             return (Verdict::Skipped(reason), skips);
         }
         Ok(status) => format!("exit status {status}"),
-        Err(text) => text,
+        Err((text, _)) => text,
     };
     // Where a log is all that is left of a run, the file is not.
     let lines: Vec<&str> = output.lines().collect();

@@ -18,6 +18,12 @@ const BOOT_BOUND: Duration = Duration::from_secs(240);
 /// How often it is looked whether QEMU is still there while nothing arrives.
 const POLL: Duration = Duration::from_millis(100);
 
+/// How long QEMU may take to end once its port is closed: it frees the guest's memory first.
+const END_BOUND: Duration = Duration::from_secs(10);
+
+/// Last lines of a log that go into an error.
+const LAST_LINES: usize = 12;
+
 /// Longest line that is passed on whole, in bytes.
 const LINE_BOUND: usize = 64 * 1024;
 
@@ -145,6 +151,10 @@ pub(super) struct Guest {
     port: UnixStream,
     /// What has arrived and is not yet a line.
     pending: Vec<u8>,
+    /// Where its files are.
+    directory: PathBuf,
+    /// QEMU ended by a signal or with an error.
+    crashed: bool,
 }
 
 impl Guest {
@@ -174,6 +184,8 @@ impl Guest {
             qemu,
             port,
             pending: Vec::new(),
+            directory: directory.to_path_buf(),
+            crashed: false,
         };
         loop {
             match guest.line(deadline) {
@@ -223,7 +235,7 @@ impl Guest {
             }
             let mut buffer = [0; 8192];
             match self.port.read(&mut buffer) {
-                Ok(0) => return Err("the guest is gone".to_owned()),
+                Ok(0) => return Err(self.gone()),
                 Ok(length) => self.pending.extend(buffer.iter().take(length)),
                 Err(error)
                     if matches!(
@@ -234,6 +246,43 @@ impl Guest {
             }
         }
     }
+}
+
+impl Guest {
+    /// Why nothing more can come from the guest: how QEMU ended, and its last words and the kernel's.
+    fn gone(&mut self) -> String {
+        let deadline = Instant::now() + END_BOUND;
+        while Instant::now() < deadline {
+            match self.qemu.try_wait() {
+                Ok(None) => std::thread::sleep(POLL),
+                Ok(Some(status)) => {
+                    self.crashed = !status.success();
+                    let last = |name| last_lines(&self.directory.join(name));
+                    return format!(
+                        "the guest is gone: qemu ended ({status}); it said: {}; the console: {}",
+                        last("qemu.log"),
+                        last("console")
+                    );
+                }
+                Err(error) => return format!("the guest is gone; ask for qemu's end: {error}"),
+            }
+        }
+        "the guest closed its port, and qemu runs on".to_owned()
+    }
+
+    /// Whether the emulator itself broke down: a kernel that panics or powers off ends it in order.
+    pub(super) fn emulator_crashed(&self) -> bool {
+        self.crashed
+    }
+}
+
+/// The end of a log, on one line.
+fn last_lines(path: &Path) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
+    last.copied().collect::<Vec<_>>().join(" | ")
 }
 
 impl Drop for Guest {
