@@ -16,6 +16,7 @@ pub mod occasion;
 pub mod outlook;
 pub mod plan;
 pub mod report;
+pub mod shadow;
 pub mod signals;
 pub mod slice;
 pub mod snapshot;

@@ -1,0 +1,185 @@
+//! Stopping an instance where it stands, and ending it there.
+//!
+//! A front has no privilege to write to control groups. The daemon opens the few files that a
+//! fence needs and hands the descriptors over: the kernel asks for permission when a file is
+//! opened. So a front can fence while the daemon is away.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::vitals;
+
+/// Which files a fence consists of, in the order in which their descriptors are handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hierarchy {
+    /// `cgroup.freeze`, `cgroup.events`, `cgroup.procs`, `cgroup.kill`.
+    V2,
+    /// `freezer.state`, `cgroup.procs`.
+    V1,
+}
+
+impl Hierarchy {
+    /// How many descriptors it takes.
+    #[must_use]
+    pub const fn descriptors(self) -> usize {
+        match self {
+            Self::V2 => 4,
+            Self::V1 => 2,
+        }
+    }
+}
+
+/// The files of one group.
+#[derive(Debug)]
+pub struct Fence {
+    freeze: File,
+    /// Of v2 alone; v1 says in the file itself how far it is.
+    events: Option<File>,
+    procs: File,
+    kill: Option<File>,
+}
+
+impl Fence {
+    /// From descriptors in the order of [`Hierarchy`].
+    ///
+    /// # Errors
+    /// When there are fewer or more than the hierarchy has files.
+    pub fn new(hierarchy: Hierarchy, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let count = descriptors.len();
+        let mut files = descriptors.into_iter().map(File::from);
+        let all = (files.next(), files.next(), files.next(), files.next());
+        match (hierarchy, all) {
+            (Hierarchy::V2, (Some(freeze), Some(events), Some(procs), Some(kill)))
+                if count == 4 =>
+            {
+                Ok(Self {
+                    freeze,
+                    events: Some(events),
+                    procs,
+                    kill: Some(kill),
+                })
+            }
+            (Hierarchy::V1, (Some(freeze), Some(procs), None, None)) => Ok(Self {
+                freeze,
+                events: None,
+                procs,
+                kill: None,
+            }),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a fence of {hierarchy:?} does not consist of {count} descriptors"),
+            )),
+        }
+    }
+
+    /// Asks the kernel to stop everybody in the group.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn freeze(&self) -> io::Result<()> {
+        let word = if self.events.is_some() { "1" } else { "FROZEN" };
+        (&self.freeze).write_all(word.as_bytes())
+    }
+
+    /// Lets everybody in the group go on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn thaw(&self) -> io::Result<()> {
+        let word = if self.events.is_some() { "0" } else { "THAWED" };
+        (&self.freeze).write_all(word.as_bytes())
+    }
+
+    /// Whether nobody in the group executes anything: all stand, or are on their way out.
+    ///
+    /// A dying process counts as not frozen until its memory is freed, which takes longer than
+    /// anybody wants to wait.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn stands(&self) -> io::Result<bool> {
+        let frozen = match &self.events {
+            Some(events) => read(events)?.lines().any(|line| line == "frozen 1"),
+            None => read(&self.freeze)?.trim() == "FROZEN",
+        };
+        Ok(frozen || self.members()?.into_iter().all(vitals::is_ending))
+    }
+
+    /// Whether nobody is left.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.members()?.is_empty())
+    }
+
+    /// Ends everybody in the group, frozen or not.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn kill(&self) -> io::Result<()> {
+        if let Some(mut kill) = self.kill.as_ref() {
+            return kill.write_all(b"1");
+        }
+        for pid in self.members()? {
+            let pid = i32::try_from(pid)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
+            let Some(pid) = pid else { continue };
+            match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // One that stands in v1's freezer dies only when it is let go; it executes nothing.
+        self.thaw()
+    }
+
+    fn members(&self) -> io::Result<Vec<u32>> {
+        let text = read(&self.procs)?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let offset = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        let length = file.read_at(&mut buffer, offset)?;
+        text.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        if length == 0 {
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_takes_the_files_of_its_hierarchy() {
+        let files = |count| {
+            let open = |_| OwnedFd::from(File::open("/dev/null").unwrap());
+            (0..count).map(open).collect::<Vec<_>>()
+        };
+        for (hierarchy, count, good) in [
+            (Hierarchy::V2, 4, true),
+            (Hierarchy::V2, 3, false),
+            (Hierarchy::V2, 5, false),
+            (Hierarchy::V1, 2, true),
+            (Hierarchy::V1, 4, false),
+            (Hierarchy::V1, 0, false),
+        ] {
+            let made = Fence::new(hierarchy, files(count));
+            assert_eq!(made.is_ok(), good, "{hierarchy:?} of {count}");
+            assert!(!good || hierarchy.descriptors() == count);
+        }
+    }
+}

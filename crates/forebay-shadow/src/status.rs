@@ -1,0 +1,110 @@
+//! What a front says of itself.
+
+use std::fmt;
+use std::time::Duration;
+
+use forebay_core::shadow::promotion::{Cause, Epoch, Slot, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::stream::Address;
+use crate::synchronise::Standing;
+
+/// A front at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the promotion machine stands, in lower case.
+    pub stage: String,
+    /// The epoch of the primary.
+    pub epoch: Epoch,
+    /// The primary's place among the members.
+    pub primary: Slot,
+    /// The place of the one that would take over, if one could.
+    pub standby: Option<Slot>,
+    /// All instances.
+    pub members: Vec<MemberStatus>,
+    /// The latest changes, oldest first.
+    pub transitions: Vec<Transition>,
+}
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// The app that it is.
+    pub app: String,
+    /// Where it is reached.
+    pub address: Address,
+    /// Its main process, once known.
+    pub pid: Option<u32>,
+    /// Whether it can be stopped from here.
+    pub fence: bool,
+    /// Whether it could take over.
+    pub standing: Standing,
+}
+
+/// One change of the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    /// The epoch that began with it.
+    pub epoch: Epoch,
+    /// Why: `death`, `stall` or `planned`.
+    pub cause: String,
+    /// What spoke for it.
+    pub evidence: Vec<String>,
+    /// The old primary.
+    pub from: String,
+    /// The new one.
+    pub to: Option<String>,
+    /// How long each step took.
+    pub steps: Vec<(String, Duration)>,
+    /// What did not work.
+    pub trouble: Vec<String>,
+}
+
+impl Transition {
+    pub(crate) fn begin(cause: Cause, evidence: Vec<String>, from: &str) -> Self {
+        Self {
+            epoch: 0,
+            cause: format!("{cause:?}").to_lowercase(),
+            evidence,
+            from: from.to_owned(),
+            to: None,
+            steps: Vec::new(),
+            trouble: Vec::new(),
+        }
+    }
+
+    pub(crate) fn took(&mut self, step: Step, time: Duration) {
+        let name = match step {
+            Step::Fence(_) => "fence",
+            Step::Settle(_) => "settle",
+            Step::Promote(..) => "promote",
+            Step::Replay(_) => "replay",
+            Step::Hold | Step::Release | Step::Unfence(_) | Step::Kill(_) | Step::Drain(_) => {
+                return;
+            }
+        };
+        self.steps.push((name.to_owned(), time));
+    }
+}
+
+impl fmt::Display for Transition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = self.to.as_deref().unwrap_or("nobody");
+        write!(
+            f,
+            "epoch {}: {} to {to} ({}",
+            self.epoch, self.from, self.cause
+        )?;
+        if !self.evidence.is_empty() {
+            write!(f, ": {}", self.evidence.join(", "))?;
+        }
+        f.write_str(")")?;
+        for (name, time) in &self.steps {
+            write!(f, ", {name} {:.1} ms", time.as_secs_f64() * 1e3)?;
+        }
+        if !self.trouble.is_empty() {
+            write!(f, "; {}", self.trouble.join("; "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Who serves now: what every connection asks, and what the director alone changes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use forebay_core::shadow::promotion::{Epoch, Slot};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::flights::Flights;
+use crate::stream::Address;
+
+/// One instance behind a front.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The app that it is.
+    pub app: String,
+    /// Where it is reached.
+    pub address: Address,
+}
+
+/// Whether requests may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// They may.
+    Open,
+    /// New ones wait.
+    Held,
+}
+
+/// Who serves now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routing {
+    /// The epoch of the primary.
+    pub epoch: Epoch,
+    /// The primary.
+    pub primary: Slot,
+    /// Whether requests may go on.
+    pub gate: Gate,
+    /// The instance that stands by and is in step, if one does.
+    pub standby: Option<Slot>,
+    /// Instances that were the primary in an epoch before this one are lost.
+    pub lost_before: Epoch,
+}
+
+/// What a request was assigned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Assigned {
+    /// The instance.
+    pub slot: Slot,
+    /// The epoch in which it is the primary.
+    pub epoch: Epoch,
+}
+
+/// Nobody could serve for as long as a request may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no instance could serve within {} ms", .0.as_millis())]
+pub struct Unserved(pub Duration);
+
+/// What is counted of requests and connections. Grows only.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub connections: AtomicU64,
+    /// Connections refused because there were too many.
+    pub refused: AtomicU64,
+    /// Requests, or connections where there is nothing smaller.
+    pub requests: AtomicU64,
+    /// Requests that waited until it was known who serves.
+    pub held: AtomicU64,
+    /// Requests that were sent to a new primary again.
+    pub replayed: AtomicU64,
+    /// Requests that got no answer, and surely were not executed.
+    pub failed: AtomicU64,
+    /// Requests that got no answer, and of which nobody knows.
+    pub unknown: AtomicU64,
+}
+
+/// Counts one more.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The board.
+#[derive(Debug)]
+pub struct Switchboard {
+    instances: Vec<Instance>,
+    routing: watch::Sender<Routing>,
+    /// Requests under way.
+    pub flights: Flights,
+    /// What is counted.
+    pub counters: Counters,
+    troubled: Notify,
+}
+
+impl Switchboard {
+    /// A board whose primary serves since an epoch; requests wait until it is opened.
+    #[must_use]
+    pub fn new(instances: Vec<Instance>, primary: Slot, epoch: Epoch) -> Self {
+        let (routing, _) = watch::channel(Routing {
+            epoch,
+            primary,
+            gate: Gate::Held,
+            standby: None,
+            lost_before: 0,
+        });
+        Self {
+            instances,
+            routing,
+            flights: Flights::default(),
+            counters: Counters::default(),
+            troubled: Notify::new(),
+        }
+    }
+
+    /// All instances.
+    #[must_use]
+    pub fn instances(&self) -> &[Instance] {
+        &self.instances
+    }
+
+    /// The address of an instance.
+    ///
+    /// # Panics
+    /// When there is no such instance: slots come from this board.
+    #[must_use]
+    pub fn address(&self, slot: Slot) -> &Address {
+        &self.instances[slot].address
+    }
+
+    /// Who serves now.
+    #[must_use]
+    pub fn routing(&self) -> Routing {
+        *self.routing.borrow()
+    }
+
+    /// The primary, once requests may go on.
+    ///
+    /// # Errors
+    /// When they may not for as long as they can wait.
+    pub async fn assigned(&self, patience: Duration) -> Result<Assigned, Unserved> {
+        let routing = self.routing();
+        if routing.gate == Gate::Open {
+            return Ok(assigned(&routing));
+        }
+        count(&self.counters.held);
+        let mut changes = self.routing.subscribe();
+        let opened = changes.wait_for(|routing| routing.gate == Gate::Open);
+        match tokio::time::timeout(patience, opened).await {
+            Ok(Ok(routing)) => Ok(assigned(&routing)),
+            Ok(Err(_)) | Err(_) => Err(Unserved(patience)),
+        }
+    }
+
+    /// Waits until somebody else is the primary than in this assignment.
+    pub async fn replaced(&self, before: Assigned) {
+        let mut changes = self.routing.subscribe();
+        // The sender is part of this board, so there always is one.
+        changes
+            .wait_for(|routing| routing.epoch != before.epoch)
+            .await
+            .ok();
+    }
+
+    /// Somebody else is the primary by now.
+    #[must_use]
+    pub fn is_replaced(&self, before: Assigned) -> bool {
+        self.routing.borrow().epoch != before.epoch
+    }
+
+    /// Follows changes.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Routing> {
+        self.routing.subscribe()
+    }
+
+    /// A connection to an instance was refused or broke: the director had better look at once.
+    pub fn trouble(&self) {
+        self.troubled.notify_one();
+    }
+
+    pub(crate) async fn troubled(&self) {
+        self.troubled.notified().await;
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
+        self.routing.send_modify(change);
+    }
+}
+
+fn assigned(routing: &Routing) -> Assigned {
+    Assigned {
+        slot: routing.primary,
+        epoch: routing.epoch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn board() -> Switchboard {
+        let instance = |app: &str| Instance {
+            app: app.to_owned(),
+            address: format!("/run/{app}").parse().unwrap(),
+        };
+        Switchboard::new(vec![instance("a"), instance("b")], 0, 3)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_the_gate_and_no_longer_than_it_may() {
+        let board = board();
+        let patience = Duration::from_millis(50);
+        assert_eq!(board.assigned(patience).await, Err(Unserved(patience)));
+        let (assigned, ()) = tokio::join!(board.assigned(patience), async {
+            board.change(|routing| routing.gate = Gate::Open);
+        });
+        assert_eq!(assigned, Ok(Assigned { slot: 0, epoch: 3 }));
+        assert_eq!(board.counters.held.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_assignment_is_replaced_by_an_epoch() {
+        let board = board();
+        let before = Assigned { slot: 0, epoch: 3 };
+        assert!(!board.is_replaced(before));
+        tokio::join!(board.replaced(before), async {
+            board.change(|routing| routing.standby = Some(1));
+            tokio::task::yield_now().await;
+            assert!(!board.is_replaced(before));
+            board.change(|routing| {
+                routing.epoch = 4;
+                routing.primary = 1;
+            });
+        });
+        assert!(board.is_replaced(before));
+    }
+}
