@@ -8,6 +8,7 @@
 mod client;
 mod devices;
 mod forecast;
+mod fronts;
 mod tiers;
 mod types;
 mod usage;
@@ -15,6 +16,7 @@ mod usage;
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
 pub use devices::*;
 pub use forecast::*;
+pub use fronts::*;
 pub use tiers::*;
 pub use types::*;
 pub use usage::*;

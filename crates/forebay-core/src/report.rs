@@ -53,6 +53,8 @@ pub enum EventKind {
     Tier,
     /// What forecasts are made by changed.
     Forecast,
+    /// An instance took over from another one, or could not.
+    Shadow,
 }
 
 /// One app in one period.

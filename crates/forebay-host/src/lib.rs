@@ -22,6 +22,7 @@ mod damon;
 pub mod discover;
 pub mod doctor;
 pub mod error;
+pub mod fence;
 mod files;
 #[cfg(test)]
 mod fixtures;
@@ -61,6 +62,7 @@ pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};
 pub use procs::{OwnUse, daemon_use, own_use};
 pub use restore::{Report, restore};
+pub use supervise::{Identity, identity};
 
 /// Where the kernel's file systems are. Tests point them at captured trees.
 #[derive(Debug, Clone, PartialEq, Eq)]

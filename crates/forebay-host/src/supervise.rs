@@ -6,6 +6,7 @@
 //! Only system calls are made there. Everything that can be wrong with the request (unknown
 //! user, missing program) is found out before the fork.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use forebay_core::app::{AppId, Exec, Sink};
+use forebay_core::app::{AppId, Exec, Restart, Sink};
 use forebay_core::snapshot::Ending;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -46,11 +47,36 @@ pub(crate) struct Program {
     stderr: Option<Sink>,
 }
 
+/// Whom a program runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
+pub struct Identity {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// All groups, the first one included.
+    pub groups: Vec<u32>,
+}
+
+/// The identity of a user, by name or number.
+///
+/// # Errors
+/// When there is no user of that name.
+pub fn identity(user: &str) -> Result<Identity, HostError> {
+    let exec = Exec {
+        command: Vec::new(),
+        user: Some(user.to_owned()),
+        group: None,
+        directory: None,
+        environment: BTreeMap::new(),
+        stdout: None,
+        stderr: None,
+        restart: Restart::Never,
+    };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let group = fs::read_to_string("/etc/group").unwrap_or_default();
+    let (identity, _) = resolve_identity(&exec, &passwd, &group)?;
+    identity.ok_or_else(|| HostError::invalid(format!("run as `{user}`"), "name a user"))
 }
 
 /// Checks a request: the program exists, the user and group are known, the directory is there.

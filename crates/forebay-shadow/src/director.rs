@@ -67,6 +67,7 @@ pub(crate) struct Director {
     durable: Option<Record>,
     orders: mpsc::Receiver<Order>,
     status: watch::Sender<Status>,
+    grace: Duration,
     began: Instant,
     /// Since when nobody serves, if nobody does.
     down_since: Instant,
@@ -89,6 +90,8 @@ pub(crate) struct Parts {
     pub(crate) epochs: EpochFile,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) status: watch::Sender<Status>,
+    /// Silence of the primary that is always allowed.
+    pub(crate) grace: Duration,
 }
 
 impl Director {
@@ -106,6 +109,7 @@ impl Director {
             durable: None,
             orders: parts.orders,
             status: parts.status,
+            grace: parts.grace,
             began: Instant::now(),
             down_since: Instant::now(),
             unread: Unread::default(),
@@ -254,7 +258,7 @@ impl Director {
         let may_begin = first_choice || self.down_since.elapsed() >= FIRST_CHOICE_BOUND;
         if ready && may_begin && self.machine.stage() == Stage::Down {
             if self.running.is_none() {
-                self.begin(Cause::Death, &[]);
+                self.begin(Cause::Vacancy, &[]);
             }
             self.drive(Input::Available(slot)).await;
         }
@@ -311,7 +315,7 @@ impl Director {
             ping: None,
             starved: None,
             late: now.saturating_duration_since(due),
-            grace: Duration::ZERO,
+            grace: self.grace,
         };
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.

@@ -1,14 +1,18 @@
 //! A front: its listening sockets, its connections, its director.
 
+use std::fmt;
 use std::io;
+use std::net::{self as inet, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
@@ -29,6 +33,14 @@ pub enum Mode {
     Tcp,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
 /// Everything that a front has to know; written by the daemon, read when the front begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,10 +53,14 @@ pub struct Plan {
     pub listen: Vec<Address>,
     /// Who serves; the first one does at the very beginning.
     pub instances: Vec<Instance>,
+    /// The user that the front runs as once everything is open, by name or number.
+    pub user: String,
     /// Connections at the same time.
     pub connections_max: usize,
-    /// How long a request may wait for somebody to serve it, in milliseconds.
-    pub patience_ms: u64,
+    /// How long a request may wait for somebody to serve it.
+    pub patience: Duration,
+    /// Silence of the primary that is always allowed.
+    pub grace: Duration,
     /// The socket on which the daemon asks.
     pub control: PathBuf,
     /// Where epochs are kept.
@@ -76,83 +92,109 @@ fn failed(
 }
 
 /// Connections that wait for being accepted; the kernel has a limit of its own.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 /// Orders that wait for the director.
 const ORDERS_MAX: usize = 16;
 /// Conversations with the daemon and its clients at the same time.
 const CONTROLS_MAX: usize = 16;
 
-/// Serves until the process ends.
+/// What a front holds before it gives up the rights that it began with.
+#[derive(Debug)]
+pub struct Opened {
+    plan: Plan,
+    epochs: EpochFile,
+    listeners: Vec<Listener>,
+    control: net::UnixListener,
+}
+
+/// Opens everything that a front needs: its sockets and the file of its epochs.
 ///
 /// # Errors
 /// When it cannot listen, or cannot keep its epochs.
-pub async fn run(plan: &Plan) -> Result<(), Error> {
+pub fn open(plan: Plan) -> Result<Opened, Error> {
     let epochs = EpochFile::open(&plan.epoch_file).map_err(failed(
         "open",
         plan.epoch_file.display(),
-        "the front's user needs to write there",
+        "the front needs to write there",
     ))?;
-    let latest = epochs.latest().map_err(failed(
-        "read",
-        plan.epoch_file.display(),
-        "the front's user needs to read it",
-    ))?;
-    let known = latest.filter(|latest| latest.primary < plan.instances.len());
-    let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
-    let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
-    let synchroniser: Arc<dyn Synchroniser> = match plan.mode {
-        Mode::Tcp => Arc::new(Standby),
-    };
-    let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
-    let (status, told) = watch::channel(Status::default());
-    let mut listeners = Vec::new();
-    for address in &plan.listen {
-        listeners.push(Listener::bind(address)?);
-    }
-    let control = bind_unix(&plan.control, 0o600)?;
-    let director = Director::new(Parts {
-        board: Arc::clone(&board),
-        synchroniser,
+    let listeners = plan.listen.iter().map(Listener::bind);
+    Ok(Opened {
+        listeners: listeners.collect::<Result<_, _>>()?,
+        control: bind_unix(&plan.control, 0o600)?,
         epochs,
-        orders: obeyed,
-        status,
-    });
-    tokio::spawn(director.run());
-    let room = Arc::new(Semaphore::new(plan.connections_max));
-    for listener in listeners {
-        let served = Served {
-            board: Arc::clone(&board),
-            room: Arc::clone(&room),
-            mode: plan.mode,
-            patience: Duration::from_millis(plan.patience_ms),
-        };
-        tokio::spawn(accept(listener, served));
-    }
-    let controls = Arc::new(Semaphore::new(CONTROLS_MAX));
-    loop {
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&controls).acquire_owned().await else {
-            return Ok(());
-        };
-        let (stream, _) = control.accept().await.map_err(failed(
-            "accept on",
-            plan.control.display(),
-            "raise the limit on open files",
+        plan,
+    })
+}
+
+impl Opened {
+    /// Serves until the process ends.
+    ///
+    /// # Errors
+    /// When the epochs cannot be read, or the daemon could not be heard any more.
+    pub async fn serve(self) -> Result<(), Error> {
+        let plan = self.plan;
+        let latest = self.epochs.latest().map_err(failed(
+            "read",
+            plan.epoch_file.display(),
+            "the front needs to read it",
         ))?;
-        let (board, orders, told) = (Arc::clone(&board), orders.clone(), told.clone());
-        tokio::spawn(async move {
-            if let Err(error) = converse(stream, &board, &orders, told).await {
-                tracing::warn!(%error, "a conversation with the daemon ended");
-            }
-            drop(place);
+        let known = latest.filter(|latest| latest.primary < plan.instances.len());
+        let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
+        let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
+        let synchroniser: Arc<dyn Synchroniser> = match plan.mode {
+            Mode::Tcp => Arc::new(Standby),
+        };
+        let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
+        let (status, told) = watch::channel(Status::default());
+        let director = Director::new(Parts {
+            board: Arc::clone(&board),
+            synchroniser,
+            epochs: self.epochs,
+            orders: obeyed,
+            status,
+            grace: plan.grace,
         });
+        tokio::spawn(director.run());
+        let room = Arc::new(Semaphore::new(plan.connections_max));
+        for listener in self.listeners {
+            let served = Served {
+                board: Arc::clone(&board),
+                room: Arc::clone(&room),
+                mode: plan.mode,
+                patience: plan.patience,
+            };
+            tokio::spawn(accept(listener.into_async()?, served));
+        }
+        let failed = |error| failed("listen on", plan.control.display(), "try again")(error);
+        let control = UnixListener::from_std(self.control).map_err(failed)?;
+        let controls = Arc::new(Semaphore::new(CONTROLS_MAX));
+        // The semaphore is never closed.
+        while let Ok(place) = Arc::clone(&controls).acquire_owned().await {
+            let stream = match control.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the daemon was not heard");
+                    tokio::time::sleep(BREATH).await;
+                    continue;
+                }
+            };
+            let (board, orders, told) = (Arc::clone(&board), orders.clone(), told.clone());
+            tokio::spawn(async move {
+                if let Err(error) = converse(stream, &board, &orders, told).await {
+                    tracing::warn!(%error, "a conversation with the daemon ended");
+                }
+                drop(place);
+            });
+        }
+        Ok(())
     }
 }
 
+/// A listening socket that no runtime knows yet.
 #[derive(Debug)]
 enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+    Tcp(inet::TcpListener),
+    Unix(net::UnixListener),
 }
 
 impl Listener {
@@ -161,24 +203,33 @@ impl Listener {
                               1024 needs privilege";
         match address {
             Address::Tcp(socket) => {
-                let bound = || {
-                    let listener = if socket.is_ipv4() {
-                        TcpSocket::new_v4()?
-                    } else {
-                        TcpSocket::new_v6()?
-                    };
-                    listener.set_reuseaddr(true)?;
-                    listener.bind(*socket)?;
-                    listener.listen(BACKLOG)
-                };
-                bound()
-                    .map(Self::Tcp)
-                    .map_err(failed("listen on", address, REMEDY))
+                let bound = bind_tcp(*socket).map(Self::Tcp);
+                bound.map_err(failed("listen on", address, REMEDY))
             }
             Address::Unix(path) => bind_unix(path, 0o666).map(Self::Unix),
         }
     }
 
+    fn into_async(self) -> Result<AsyncListener, Error> {
+        let listener = match self {
+            Self::Tcp(listener) => TcpListener::from_std(listener).map(AsyncListener::Tcp),
+            Self::Unix(listener) => UnixListener::from_std(listener).map(AsyncListener::Unix),
+        };
+        listener.map_err(failed(
+            "wait for connections on",
+            "a listening socket",
+            "raise the limit on open files",
+        ))
+    }
+}
+
+#[derive(Debug)]
+enum AsyncListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl AsyncListener {
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
@@ -191,17 +242,31 @@ impl Listener {
     }
 }
 
+/// Listens on TCP; a port whose last connections are still ending can be taken at once.
+fn bind_tcp(address: SocketAddr) -> io::Result<inet::TcpListener> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// Listens on a Unix socket, in place of one that nobody listens on any more.
-fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, Error> {
+fn bind_unix(path: &Path, mode: u32) -> Result<net::UnixListener, Error> {
     const REMEDY: &str = "stop whoever listens there, or choose another path";
     let failed = |error| failed("listen on", path.display(), REMEDY)(error);
-    if std::os::unix::net::UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    {
+    let before = net::UnixStream::connect(path);
+    if before.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
         std::fs::remove_file(path).map_err(failed)?;
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    let listener = net::UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
 
@@ -217,7 +282,7 @@ struct Served {
 /// How long a front that may open no more files waits before it accepts again.
 const BREATH: Duration = Duration::from_millis(10);
 
-async fn accept(listener: Listener, served: Served) {
+async fn accept(listener: AsyncListener, served: Served) {
     loop {
         let client = match listener.accept().await {
             Ok(client) => client,

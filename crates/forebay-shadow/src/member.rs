@@ -77,7 +77,9 @@ pub(crate) async fn stop(
     cause: Option<Cause>,
 ) -> Result<(), String> {
     let Some(fence) = fence else {
-        let gone = life.map_or(cause == Some(Cause::Death), |life| life == Life::Ending);
+        let gone = life.map_or(!matches!(cause, Some(Cause::Stall)), |life| {
+            life == Life::Ending
+        });
         return if gone {
             Ok(())
         } else {

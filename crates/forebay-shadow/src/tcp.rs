@@ -11,12 +11,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use forebay_core::shadow::promotion::Slot;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 
+use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Switchboard, count};
 
@@ -46,8 +48,16 @@ pub(crate) async fn serve(
             .ok();
     };
     let relayed = async {
-        let up = one_way(&client, &instance);
-        let down = one_way(&instance, &client);
+        let waiting = Waiting {
+            board,
+            slot: assigned.slot,
+            route: board.flights.route("tcp"),
+            ticket: Mutex::new(None),
+        };
+        let asked = || waiting.asked();
+        let heard = || waiting.heard();
+        let up = one_way(&client, &instance, &asked);
+        let down = one_way(&instance, &client, &heard);
         let (up, down) = tokio::join!(up, down);
         up.and(down)
     };
@@ -99,9 +109,35 @@ pub(crate) async fn connect(
 /// How soon an instance that refused is tried again.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// A connection that has said something waits until it hears something. Whether that was an answer
+/// to it, nobody here knows; that an instance is silent towards all who wait is what counts.
+struct Waiting<'a> {
+    board: &'a Switchboard,
+    slot: Slot,
+    route: usize,
+    ticket: Mutex<Option<Ticket<'a>>>,
+}
+
+impl Waiting<'_> {
+    fn asked(&self) {
+        let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+        if ticket.is_none() {
+            *ticket = Some(self.board.flights.begin(self.slot, self.route));
+        }
+    }
+
+    fn heard(&self) {
+        let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ticket) = ticket.take() {
+            ticket.heard();
+            ticket.answered();
+        }
+    }
+}
+
 /// Passes on what comes from one side until it ends, then ends the other one's.
-async fn one_way(from: &Stream, to: &Stream) -> io::Result<()> {
-    let passed = pass(from, to).await;
+async fn one_way(from: &Stream, to: &Stream, seen: &(impl Fn() + Sync)) -> io::Result<()> {
+    let passed = pass(from, to, seen).await;
     // Half-closed connections are a way to speak: the other direction goes on.
     let ended = match to {
         Stream::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Write),
@@ -114,18 +150,24 @@ async fn one_way(from: &Stream, to: &Stream) -> io::Result<()> {
     }
 }
 
-async fn pass(from: &Stream, to: &Stream) -> io::Result<()> {
+async fn pass(from: &Stream, to: &Stream, seen: &(impl Fn() + Sync)) -> io::Result<()> {
     let mut full = 0;
     loop {
         from.ready(Interest::READABLE).await?;
         match piece(from, to)? {
             Piece::None => {}
             Piece::End => return Ok(()),
-            Piece::Passed(length) => full = if length == BUFFER_BYTES { full + 1 } else { 0 },
-            Piece::Rest(rest) => write_all(to, &rest).await?,
+            Piece::Passed(length) => {
+                seen();
+                full = if length == BUFFER_BYTES { full + 1 } else { 0 };
+            }
+            Piece::Rest(rest) => {
+                seen();
+                write_all(to, &rest).await?;
+            }
         }
         if full == BULK {
-            return bulk(from, to).await;
+            return bulk(from, to, seen).await;
         }
     }
 }
@@ -183,7 +225,7 @@ async fn write_all(to: &Stream, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Passes on through a pipe, without the bytes entering this process.
-async fn bulk(from: &Stream, to: &Stream) -> io::Result<()> {
+async fn bulk(from: &Stream, to: &Stream, seen: &(impl Fn() + Sync)) -> io::Result<()> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // A smaller pipe only takes more calls.
     if let Err(error) = fcntl_setpipe_size(&into, PIPE_BYTES) {
@@ -195,7 +237,10 @@ async fn bulk(from: &Stream, to: &Stream) -> io::Result<()> {
             from.ready(Interest::READABLE).await?;
             match from.try_io(Interest::READABLE, || splice_some(from, &into)) {
                 Ok(0) => return Ok(()),
-                Ok(length) => held = length,
+                Ok(length) => {
+                    seen();
+                    held = length;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             }

@@ -16,6 +16,7 @@ use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::fetch::{Foretold, Sources};
+use crate::fronts;
 use crate::outlook;
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
 use crate::signals::Teller;
@@ -89,7 +90,7 @@ impl Reload {
         });
         self.declared.send_replace(config.known_future.sources());
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon], [forecast], [fronts] and [tiers] take effect at the next start"
         )];
         messages.extend(measured.unused);
         let gone = gone
@@ -107,6 +108,7 @@ impl Reload {
 pub(crate) struct Desks {
     pub(crate) tiers: Desk,
     pub(crate) outlook: outlook::Desk,
+    pub(crate) fronts: fronts::Desk,
     pub(crate) teller: Teller,
     pub(crate) foretold: Foretold,
     pub(crate) training: server::ReadTraining,
@@ -123,6 +125,7 @@ pub(crate) fn state(
     let Desks {
         tiers,
         outlook,
+        fronts,
         teller,
         foretold,
         training,
@@ -165,6 +168,7 @@ pub(crate) fn state(
         agent: Arc::new(agent),
         tiers,
         outlook,
+        fronts,
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
         training,

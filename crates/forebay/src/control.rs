@@ -3,8 +3,9 @@
 //! Reports go out through a watch channel and nothing else is shared. A period that overruns
 //! is skipped and counted, never piled up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::{AppId, Policy};
@@ -13,6 +14,7 @@ use forebay_core::host::{Action, Host};
 use forebay_core::outlook::{Outlook, Resource};
 use forebay_core::plan::Plan;
 use forebay_core::report::{Event, EventKind, TickReport};
+use forebay_core::shadow;
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::units::Time;
@@ -86,12 +88,34 @@ pub(crate) struct Timing {
     pub(crate) overruns: u64,
 }
 
+/// Tells an event of an app that happened beside the control period.
+pub(crate) type TellOf = Arc<dyn Fn(&AppId, EventKind, String) + Send + Sync>;
+
+/// Tells events through the queue of commands; one that finds it full is lost, and logged.
+pub(crate) fn tell_of(commands: &SyncSender<Command>) -> TellOf {
+    let commands = commands.clone();
+    Arc::new(move |app, kind, message| {
+        if let Err(error) = commands.try_send(Command::TellOf(app.clone(), kind, message)) {
+            tracing::warn!(%error, "an event was not told");
+        }
+    })
+}
+
+/// What threads beside this one found out.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    /// What is known to come.
+    pub(crate) outlook: watch::Receiver<Arc<Outlook>>,
+    /// Apps that are shadows now.
+    pub(crate) standing_by: watch::Receiver<Arc<BTreeSet<AppId>>>,
+}
+
 /// Runs periods until told to stop. Leaves the host as it is: whoever owns it closes it.
 pub(crate) fn run(
     host: &mut impl Host,
     mut policy: Policy,
     commands: &Receiver<Command>,
-    known: &watch::Receiver<Arc<Outlook>>,
+    known: &Beside,
     reports: &watch::Sender<Option<Arc<Published>>>,
     mut signals: Listener,
 ) {
@@ -103,12 +127,14 @@ pub(crate) fn run(
     loop {
         let began = Instant::now();
         let late = began.saturating_duration_since(clock.due);
-        let outlook = Arc::clone(&known.borrow());
+        let outlook = Arc::clone(&known.outlook.borrow());
+        let standing_by = Arc::clone(&known.standing_by.borrow());
+        let planned = shadow::planned(&policy, &standing_by);
         let inputs = Inputs {
             paused,
             outlook: &outlook,
             signals: signals.now(),
-            ..Inputs::new(clock.now(), &policy)
+            ..Inputs::new(clock.now(), &planned)
         };
         let report = tick(&mut state, host, &inputs);
         if own_place != Some(report.shared) {
@@ -134,6 +160,7 @@ pub(crate) fn run(
                     let asked = Asked {
                         time: clock.now(),
                         outlook: &outlook,
+                        standing_by: &standing_by,
                         paused: &mut paused,
                         policy: &mut policy,
                     };
@@ -149,6 +176,7 @@ pub(crate) fn run(
 struct Asked<'a> {
     time: Time,
     outlook: &'a Outlook,
+    standing_by: &'a BTreeSet<AppId>,
     paused: &'a mut bool,
     policy: &'a mut Policy,
 }
@@ -172,9 +200,10 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         Command::WhatIf(edit, reply) => {
             let mut edited = asked.policy.clone();
             let result = edit(&mut edited).map(|()| {
+                let planned = shadow::planned(&edited, asked.standing_by);
                 let inputs = Inputs {
                     outlook: asked.outlook,
-                    ..Inputs::new(asked.time, &edited)
+                    ..Inputs::new(asked.time, &planned)
                 };
                 state.what_if(host, &inputs)
             });

@@ -25,8 +25,9 @@ use tokio::sync::{oneshot, watch};
 use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
-use crate::control::{self, Command, Published};
-use crate::fetch::{self, Fetcher, Foretold};
+use crate::control::{self, Beside, Command, Published};
+use crate::fetch::{Fetcher, Foretold};
+use crate::fronts;
 use crate::outlook::{self, Lookout};
 use crate::server;
 use crate::signals::{self, Teller};
@@ -131,6 +132,8 @@ pub(crate) fn facts() -> Result<HostFacts, Error> {
         cpus: topology.cpus().len(),
         memory: topology.memory(),
         root: PathBuf::from("/"),
+        executable: std::env::current_exe()
+            .map_err(|error| Error::Host(format!("find this program: {error}; mount /proc")))?,
         search_path: std::env::var("PATH")
             .unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
     })
@@ -235,6 +238,7 @@ fn begin_on(
             .transpose()
             .map_err(listen)?,
     };
+    fronts::write_plans(config).map_err(Error::Host)?;
     release_unknown(&mut host, &config.policy);
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
@@ -257,7 +261,11 @@ fn begin_on(
     let history = recorder.is_some().then(|| database.clone());
     let weights = training.weights();
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
-    let known = lookout.desk().known();
+    let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
+    let known = Beside {
+        outlook: lookout.desk().known(),
+        standing_by,
+    };
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();
     let control = std::thread::Builder::new()
@@ -275,7 +283,15 @@ fn begin_on(
         "start the threads that move files",
         "check limits on threads",
     ))?;
-    let fetcher = fetcher(config, &commands, &teller, &foretold)?;
+    let tell_of = control::tell_of(&commands);
+    let fronts = fronts::follow(
+        config,
+        fronts::board(config),
+        &published,
+        standing,
+        &tell_of,
+    );
+    let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -297,6 +313,7 @@ fn begin_on(
         Desks {
             tiers: movers.desk(),
             outlook: lookout.desk(),
+            fronts,
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -355,16 +372,10 @@ fn lookout(
 /// Starts the thread that reads metrics and forecasts.
 fn fetcher(
     config: &Config,
-    commands: &SyncSender<Command>,
+    tell: control::TellOf,
     teller: &Teller,
     foretold: &Foretold,
 ) -> Result<Fetcher, Error> {
-    let commands = commands.clone();
-    let tell: fetch::Tell = Arc::new(move |app, kind, message| {
-        if let Err(error) = commands.try_send(Command::TellOf(app.clone(), kind, message)) {
-            tracing::warn!(%error, "an event was not told");
-        }
-    });
     Fetcher::start(
         config.sources.clone(),
         teller.clone(),

@@ -11,6 +11,8 @@ mod control;
 mod daemon;
 mod demo;
 mod fetch;
+mod front;
+mod fronts;
 mod local;
 mod outlook;
 mod output;
@@ -60,6 +62,8 @@ enum Command {
     #[command(hide = true)]
     Guardian(local::GuardianArgs),
     #[command(hide = true)]
+    Front(front::Args),
+    #[command(hide = true)]
     Bench(bench::Args),
     #[command(hide = true)]
     Chaos(bench::chaos::Args),
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
         Command::Backtest(args) => backtest::run(&args).map_err(Into::into),
         Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),

@@ -67,6 +67,8 @@ pub enum Cause {
     Stall,
     /// Somebody asked for it.
     Planned,
+    /// Nobody served: at the beginning, or after all were lost.
+    Vacancy,
 }
 
 /// What happened.
@@ -259,7 +261,7 @@ impl Promotion {
                 self.stage = Stage::Warm;
                 let last = match change.cause {
                     Cause::Planned => Step::Drain(old),
-                    Cause::Death | Cause::Stall => Step::Kill(old),
+                    Cause::Death | Cause::Stall | Cause::Vacancy => Step::Kill(old),
                 };
                 // One that began from nothing has no one before it.
                 if old == change.to {
@@ -269,7 +271,7 @@ impl Promotion {
                 }
             }
             (Stage::Down, Input::Available(to)) => {
-                self.begin(to, Cause::Death);
+                self.begin(to, Cause::Vacancy);
                 if to == self.primary {
                     self.stage = Stage::Promoting;
                     return vec![Step::Promote(to, self.epoch + 1)];

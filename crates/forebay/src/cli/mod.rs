@@ -10,6 +10,7 @@ mod explain_io;
 mod forecast;
 mod push;
 mod render;
+mod shadow;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -89,6 +90,8 @@ pub(crate) enum ClientCommand {
     Set(SetArgs),
     /// Tell what an app serves: each value stands for three seconds
     Push(PushArgs),
+    /// Show fronts and their shadows, or have a shadow take over
+    Shadow(shadow::ShadowArgs),
     /// Leave every slice as it is and only observe
     Pause,
     /// Act again after a pause
@@ -365,6 +368,7 @@ async fn execute(
             let uri = format!("/v1/apps/{}/signals", args.app);
             done(client.post(&uri, &args.request()?).await?, output)?;
         }
+        ClientCommand::Shadow(args) => shadow::run(args, client, output).await?,
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,
         ClientCommand::Reload => done(client.post("/v1/reload", &()).await?, output)?,

@@ -18,6 +18,8 @@ pub(crate) struct HostFacts {
     pub(crate) memory: Bytes,
     /// Directory under which /etc, /sys and the programs are found; `/` outside tests.
     pub(crate) root: PathBuf,
+    /// This program.
+    pub(crate) executable: PathBuf,
     /// The daemon's PATH: absolute directories, with colons between.
     pub(crate) search_path: String,
 }

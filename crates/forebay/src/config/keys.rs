@@ -56,6 +56,7 @@ pub(super) enum Kind {
     TextOrTexts,
 }
 
+pub(super) const MODES: &[&str] = &["tcp"];
 pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
 
 const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
@@ -89,6 +90,11 @@ pub(super) const ROOT: &[Key] = &[
         "tiers",
         Kind::Sections(TIER),
         "Tiered directories by name: 1 to 64 letters, digits, `-`, `_` or `.`",
+    ),
+    key(
+        "fronts",
+        Kind::Sections(FRONT),
+        "Fronts by name: each owns a service's address, and lets a shadow take over when the primary is lost",
     ),
     key(
         "event",
@@ -577,6 +583,56 @@ pub(super) const TIER: &[Key] = &[
         "volatile",
         Kind::Bool,
         "Whether `fast` may be in memory (tmpfs), so that a power failure loses what was promoted (default false)",
+    ),
+];
+
+/// One front.
+pub(super) const FRONT: &[Key] = &[
+    key(
+        "mode",
+        Kind::Choice {
+            noun: "mode",
+            words: MODES,
+        },
+        "What clients speak",
+    ),
+    key(
+        "listen",
+        Kind::Texts,
+        "Where clients connect: ADDRESS:PORT, or the absolute path of a Unix socket",
+    ),
+    key(
+        "instances",
+        Kind::TextMap,
+        "The apps that serve, two at least, each with the address at which the front reaches it",
+    ),
+    key(
+        "primary",
+        Kind::Text,
+        "Which of them serves at the very beginning (default: the first by name)",
+    ),
+    key(
+        "user",
+        Kind::Text,
+        "User that the front runs as once it listens (default \"nobody\")",
+    ),
+    key(
+        "connections_max",
+        Kind::Count {
+            min: 1,
+            max: 1_000_000,
+        },
+        "Connections at the same time; more are refused (default 10000)",
+    ),
+    key(
+        "patience",
+        Kind::Duration,
+        "How long a request may wait for somebody to serve it, 100ms to 10min (default 5s)",
+    ),
+    key(
+        "grace",
+        Kind::Duration,
+        "Silence of the primary that is always allowed, such as its longest pause, at most 1min (default 0ms)",
     ),
 ];
 

@@ -10,6 +10,7 @@ mod edit;
 mod error;
 mod event;
 mod facts;
+mod front;
 mod keys;
 mod quantity;
 mod resolve;
@@ -27,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::Policy;
+use forebay_core::app::{AppId, Policy};
 use forebay_host::tier::TierPlace;
 
 use crate::training::TrainingConfig;
@@ -37,6 +38,7 @@ pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;
 pub(crate) use facts::HostFacts;
+pub(crate) use front::FrontConfig;
 pub(crate) use keys::schema;
 
 use crate::fetch::Sources;
@@ -67,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) training: TrainingConfig,
     /// The tiered directories by name.
     pub(crate) tiers: BTreeMap<String, TierPlace>,
+    /// The fronts by name.
+    pub(crate) fronts: BTreeMap<AppId, FrontConfig>,
     /// What is known to come.
     pub(crate) known_future: KnownFuture,
     /// What is read of others: metrics of apps, and forecasts.

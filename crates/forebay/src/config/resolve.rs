@@ -15,6 +15,7 @@ use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
+use super::front::fronts;
 use super::sources::forecasts;
 use super::text::{At, Section};
 use super::tier::tiers;
@@ -80,6 +81,11 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         findings.add(at, "apps", problem);
     }
     let tiers = tiers(root.take("tiers"), findings);
+    let fronts = fronts(root.take("fronts"), &policy.apps, host, findings);
+    for front in fronts.values() {
+        let app = front.app(&daemon.state_dir, &host.executable);
+        policy.apps.insert(app.id.clone(), app);
+    }
     // Also those that were refused, so that nothing is said twice.
     let names: Vec<&str> = places.keys().map(AppId::as_str).collect();
     let (events, calendars) = (root.take("event"), root.take("calendars"));
@@ -91,6 +97,7 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         daemon,
         training,
         tiers,
+        fronts,
         known_future,
         sources,
     }

@@ -30,6 +30,7 @@ pub(crate) use forecast::{ForecastSource, Place};
 pub(crate) use http::Url;
 pub(crate) use scrape::Scrape;
 
+use crate::control::TellOf;
 use crate::signals::Teller;
 use scrape::Meter;
 
@@ -48,9 +49,6 @@ pub(crate) struct Sources {
     /// Foretold.
     pub(crate) forecasts: Vec<ForecastSource>,
 }
-
-/// Tells what an operator has to know of an app.
-pub(crate) type Tell = Arc<dyn Fn(&AppId, EventKind, String) + Send + Sync>;
 
 /// Forecasts of others. Shared with whoever looks ahead; never locked by the control thread.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +90,7 @@ impl Foretold {
 struct Desk {
     teller: Teller,
     foretold: Foretold,
-    tell: Tell,
+    tell: TellOf,
 }
 
 /// The thread that reads.
@@ -117,7 +115,7 @@ impl Fetcher {
         sources: Sources,
         teller: Teller,
         foretold: Foretold,
-        tell: Tell,
+        tell: TellOf,
     ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

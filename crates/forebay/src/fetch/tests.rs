@@ -75,7 +75,7 @@ fn start(sources: Sources) -> Fixture {
     let (sender, events) = channel();
     let sender = Mutex::new(sender);
     let foretold = Foretold::default();
-    let tell: Tell = Arc::new(move |app: &AppId, kind, message| {
+    let tell: TellOf = Arc::new(move |app: &AppId, kind, message| {
         assert_eq!(kind, EventKind::Failed);
         sender.lock().unwrap().send((app.clone(), message)).unwrap();
     });

@@ -381,6 +381,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Released => "released",
         EventKind::Tier => "tier",
         EventKind::Forecast => "forecast",
+        EventKind::Shadow => "shadow",
     }
 }
 

@@ -9,6 +9,7 @@
 mod connections;
 mod convert;
 mod feed;
+mod fronts;
 mod handlers;
 mod metrics;
 mod openapi;
@@ -84,6 +85,8 @@ pub(crate) struct ServerState {
     pub(crate) agent: ReadAgent,
     /// For `/v1/tiers`.
     pub(crate) tiers: Desk,
+    /// For `/v1/fronts`.
+    pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.
     pub(crate) outlook: outlook::Desk,
     /// For `POST /v1/apps/{name}/signals`.

@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::tiers;
+use super::{fronts, tiers};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -170,6 +170,13 @@ pub(super) fn routes() -> Vec<Route> {
             post(reload),
         )
         .answers(of::<api::Done>),
+        look("/v1/fronts", "All fronts now", get(fronts::fronts)).answers(of::<api::Fronts>),
+        change(
+            "/v1/fronts/{front}/handover",
+            "Have the shadow of a front take over in order",
+            post(fronts::hand_over),
+        )
+        .answers(of::<api::HandOver>),
         look(
             "/v1/tiers",
             "Tiered directories: what they hold, how warm it is, what was moved and why",

@@ -265,6 +265,7 @@ impl Fixture {
             reports: latest,
             commands: commands.clone(),
             rules,
+            fronts: crate::fronts::Desk::none(),
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);

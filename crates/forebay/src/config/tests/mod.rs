@@ -44,6 +44,7 @@ fn host() -> (HostFacts, tempfile::TempDir) {
         cpus: 4,
         memory: Bytes::mib(8 << 10),
         root: root.to_owned(),
+        executable: "/usr/bin/forebay".into(),
         search_path: "/usr/local/bin:/usr/bin".to_owned(),
     };
     (facts, guard)

@@ -73,6 +73,7 @@ proptest! {
             cpus: 4,
             memory: Bytes::mib(1024),
             root: "/nonexistent".into(),
+            executable: "/usr/bin/forebay".into(),
             search_path: String::new(),
         };
         for text in [String::from_utf8_lossy(&noise).into_owned(), near_miss] {

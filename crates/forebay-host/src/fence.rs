@@ -1,0 +1,69 @@
+//! The files by which an unprivileged process can stop an app's group and end it.
+//!
+//! The kernel asks for permission when a file is opened. Whoever gets these descriptors can
+//! freeze this one group and kill its members, and nothing else.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use forebay_core::app::AppId;
+
+use crate::Roots;
+use crate::error::HostError;
+use crate::groups;
+use crate::mounts::{Controller, Hierarchies, Version};
+
+/// The open files of one group.
+#[derive(Debug)]
+pub struct FenceFiles {
+    /// Which freezer: `cgroup.freeze`, `cgroup.events`, `cgroup.procs` and `cgroup.kill` of v2, or
+    /// `freezer.state` and `cgroup.procs` of v1.
+    pub version: Version,
+    /// In the order named above.
+    pub files: Vec<OwnedFd>,
+}
+
+/// Opens the files that stop an app's group, which has to exist.
+///
+/// # Errors
+/// When no hierarchy of this host can freeze it, or its files cannot be opened.
+pub fn open(roots: &Roots, anchor: &Path, app: &AppId) -> Result<FenceFiles, HostError> {
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    let group = groups::of_app(anchor, app);
+    let unified = hierarchies.unified().filter(|(_, h)| h.writable);
+    let v1 = hierarchies.of(Controller::Freezer);
+    let (version, dir) = if let Some((_, hierarchy)) = unified {
+        (Version::V2, hierarchy.dir(&group))
+    } else if let Some((_, hierarchy)) = v1 {
+        (Version::V1, hierarchy.dir(&group))
+    } else {
+        return Err(HostError::invalid(
+            format!("freeze {app}"),
+            "no control group hierarchy of this host freezes: mount cgroup v2",
+        ));
+    };
+    let (changed, looked): (&[&str], &[&str]) = match version {
+        Version::V2 => (&["cgroup.freeze"], &["cgroup.events", "cgroup.procs"]),
+        Version::V1 => (&["freezer.state"], &["cgroup.procs"]),
+    };
+    let open = |name: &&str, options: &mut OpenOptions| {
+        let file = dir.join(name);
+        let opened = options.open(&file);
+        opened.map_err(|error| HostError::file("open", &file, error))
+    };
+    let mut files: Vec<File> = Vec::new();
+    for name in changed {
+        files.push(open(name, OpenOptions::new().read(true).write(true))?);
+    }
+    for name in looked {
+        files.push(open(name, OpenOptions::new().read(true))?);
+    }
+    if version == Version::V2 {
+        files.push(open(&"cgroup.kill", OpenOptions::new().write(true))?);
+    }
+    Ok(FenceFiles {
+        version,
+        files: files.into_iter().map(OwnedFd::from).collect(),
+    })
+}

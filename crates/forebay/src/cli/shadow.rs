@@ -1,0 +1,187 @@
+//! `forebay shadow`: fronts, their shadows, and handing over to one.
+
+use std::fmt::Write as _;
+
+use clap::{Args, ValueEnum};
+use forebay_api as api;
+use forebay_api::Client;
+
+use super::Failure;
+use crate::output::{Output, numbers, table, words};
+
+/// What to do with fronts.
+#[derive(Debug, Args)]
+pub(crate) struct ShadowArgs {
+    /// What to do
+    #[arg(value_enum, default_value = "list")]
+    action: Action,
+
+    /// The front; `status` and `handover` need it
+    front: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Action {
+    /// List the fronts with who serves and who stands by
+    List,
+    /// Show one front: its instances, what it counted, and its latest changes
+    Status,
+    /// Have the shadow take over in order: no request is lost, none is executed twice
+    Handover,
+}
+
+pub(super) async fn run(
+    args: ShadowArgs,
+    client: &Client,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match (args.action, args.front) {
+        (Action::List, None) => {
+            let fronts: api::Fronts = client.get("/v1/fronts").await?;
+            output.show(&fronts, list)?;
+        }
+        (Action::List, Some(_)) => {
+            let usage = "`list` shows all fronts; use `status` for one of them";
+            return Err(Failure::Usage(usage.to_owned()));
+        }
+        (Action::Status, Some(front)) => {
+            let fronts: api::Fronts = client.get("/v1/fronts").await?;
+            output.show(&find(fronts, &front)?, status)?;
+        }
+        (Action::Handover, Some(front)) => {
+            let uri = format!("/v1/fronts/{front}/handover");
+            let done: api::HandOver = client.post(&uri, &()).await?;
+            output.show(&done, handed_over)?;
+        }
+        (Action::Status | Action::Handover, None) => {
+            let usage = "name the front: `forebay shadow list` shows them";
+            return Err(Failure::Usage(usage.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn find(fronts: api::Fronts, name: &str) -> Result<api::Front, Failure> {
+    let names: Vec<String> = fronts.fronts.iter().map(|f| f.front.clone()).collect();
+    let found = fronts.fronts.into_iter().find(|known| known.front == name);
+    found.ok_or_else(|| {
+        let names = if names.is_empty() {
+            "none; configure one under [fronts]".to_owned()
+        } else {
+            names.join(", ")
+        };
+        Failure::Usage(format!("there is no front `{name}`; there are: {names}"))
+    })
+}
+
+fn list(fronts: &api::Fronts) -> String {
+    if fronts.fronts.is_empty() {
+        return "no fronts: configure one under [fronts]".to_owned();
+    }
+    let or_none = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
+    let rows: Vec<[String; 7]> = fronts
+        .fronts
+        .iter()
+        .map(|front| {
+            [
+                front.front.clone(),
+                front.mode.clone(),
+                or_none(&front.stage),
+                or_none(&front.primary),
+                or_none(&front.standby),
+                front.epoch.to_string(),
+                front.listen.join(" "),
+            ]
+        })
+        .collect();
+    let mut text = table(
+        [
+            words("FRONT"),
+            words("MODE"),
+            words("STAGE"),
+            words("PRIMARY"),
+            words("SHADOW"),
+            numbers("EPOCH"),
+            words("LISTENS ON"),
+        ],
+        &rows,
+    );
+    for front in &fronts.fronts {
+        if let Some(trouble) = &front.trouble {
+            write!(text, "\n{}: {trouble}", front.front).ok();
+        }
+    }
+    text
+}
+
+fn status(front: &api::Front) -> String {
+    let mut text = list(&api::Fronts {
+        fronts: vec![front.clone()],
+    });
+    let primary = front.primary.as_deref();
+    for instance in &front.instances {
+        let role = if primary == Some(instance.app.as_str()) {
+            "primary"
+        } else {
+            "shadow"
+        };
+        let pid = instance.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        write!(
+            text,
+            "\n{} ({role}) at {}, process {pid}\n  {}",
+            instance.app,
+            instance.address,
+            match &instance.trouble {
+                None => "ready".to_owned(),
+                Some(why) => why.clone(),
+            }
+        )
+        .ok();
+        if let Some(bytes) = instance.lag_bytes {
+            write!(text, ", {bytes} bytes behind").ok();
+        }
+        if let Some(ms) = instance.lag_ms {
+            write!(text, ", heard {ms} ms ago").ok();
+        }
+        if !instance.fence {
+            text.push_str("\n  cannot be stopped by the front: only its death makes room");
+        }
+    }
+    if let Some(counts) = &front.counts {
+        write!(
+            text,
+            "\n\n{} connections ({} refused), {} requests: {} held, {} sent again, {} failed, {} of unknown outcome",
+            counts.connections,
+            counts.refused,
+            counts.requests,
+            counts.held,
+            counts.replayed,
+            counts.failed,
+            counts.unknown
+        )
+        .ok();
+    }
+    if !front.changes.is_empty() {
+        text.push_str("\n\nchanges, the latest last:");
+        for change in &front.changes {
+            write!(text, "\n  {change}").ok();
+        }
+    }
+    text
+}
+
+fn handed_over(done: &api::HandOver) -> String {
+    let steps: Vec<String> = done
+        .steps
+        .iter()
+        .map(|step| format!("{} {:.1} ms", step.step, step.ms))
+        .collect();
+    format!(
+        "{}: {} serves now instead of {}, epoch {} ({})",
+        done.front,
+        done.to,
+        done.from,
+        done.epoch,
+        steps.join(", ")
+    )
+}

@@ -1,0 +1,98 @@
+//! `forebay front`: one front, as a process of its own.
+//!
+//! The daemon starts it in the slice of an app of its own. It opens its sockets with the rights
+//! that it was started with and gives these up before it hears the first client.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use forebay_host::Identity;
+use forebay_shadow::front::{self, Plan};
+use rustix::process::{Gid, Uid};
+
+/// Serve as a front
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// What to serve: a file that the daemon writes
+    #[arg(value_name = "PLAN")]
+    plan: PathBuf,
+}
+
+/// Why a front does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Its plan cannot be used.
+    #[error("read {path}: {why}; let the daemon start the front, which writes it", path = .path.display())]
+    Plan { path: PathBuf, why: String },
+    /// The user is unknown.
+    #[error("{0}")]
+    User(String),
+    /// The system refused something.
+    #[error("{attempt}: {source}; {remedy}")]
+    System {
+        attempt: String,
+        remedy: &'static str,
+        source: std::io::Error,
+    },
+    /// It cannot serve.
+    #[error(transparent)]
+    Front(#[from] front::Error),
+}
+
+/// Serves until the process is ended.
+///
+/// # Errors
+/// When the plan cannot be used, or the front cannot listen.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .init();
+    let plan = read(&args.plan)?;
+    let identity = forebay_host::identity(&plan.user).map_err(|e| Error::User(e.explain()))?;
+    let opened = front::open(plan)?;
+    become_user(&identity)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System {
+            attempt: "start the runtime".to_owned(),
+            remedy: "check limits on open files",
+            source,
+        })?
+        .block_on(opened.serve())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &PathBuf) -> Result<Plan, Error> {
+    let failed = |why: String| Error::Plan {
+        path: path.clone(),
+        why,
+    };
+    let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    serde_json::from_str(&text).map_err(|error| failed(error.to_string()))
+}
+
+/// Gives up the rights of the user that started this process. Done while it has one thread: the
+/// kernel keeps them for each thread by itself.
+fn become_user(identity: &Identity) -> Result<(), Error> {
+    if rustix::process::getuid().as_raw() == identity.uid {
+        return Ok(());
+    }
+    let failed = |source: rustix::io::Errno| Error::System {
+        attempt: format!("become user {}", identity.uid),
+        remedy: "start it as root, or set the front's `user` to the daemon's own",
+        source: source.into(),
+    };
+    let gid = Gid::from_raw(identity.gid);
+    let uid = Uid::from_raw(identity.uid);
+    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    rustix::thread::set_thread_groups(&groups).map_err(failed)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed)?;
+    rustix::thread::set_no_new_privs(true).map_err(failed)
+}

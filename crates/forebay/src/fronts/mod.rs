@@ -1,0 +1,365 @@
+//! What the daemon does for its fronts: writes their plans, tells them which instances run, hears
+//! how they stand.
+//!
+//! A front goes on without the daemon. What it decided is asked of it, never kept here: a daemon
+//! that comes back finds out who is the primary as it finds out everything else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_core::app::AppId;
+use forebay_core::report::{EventKind, TickReport};
+use forebay_host::Roots;
+use forebay_host::fence;
+use forebay_host::mounts::Version;
+use forebay_host::regular;
+use forebay_shadow::control::{Answer, Counts, Line, PATIENCE, Request};
+use forebay_shadow::fence::Hierarchy;
+use forebay_shadow::status::{Status, Transition};
+use tokio::sync::watch;
+
+use crate::config::{Config, FrontConfig};
+use crate::control::{Published, TellOf};
+
+/// How soon a front that cannot be reached is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A front as the daemon knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) config: Arc<FrontConfig>,
+    /// How it stands, or why it cannot be asked.
+    pub(crate) status: Result<Status, String>,
+}
+
+/// All fronts, for whoever asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    fronts: watch::Receiver<BTreeMap<AppId, Known>>,
+    state_dir: PathBuf,
+}
+
+/// Why a front did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is none of that name.
+    Unknown(String),
+    /// Not now.
+    Busy(String),
+}
+
+impl Desk {
+    /// That of a daemon without fronts.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            fronts: watch::channel(BTreeMap::new()).1,
+            state_dir: PathBuf::new(),
+        }
+    }
+
+    /// All fronts by name.
+    pub(crate) fn all(&self) -> BTreeMap<AppId, Known> {
+        self.fronts.borrow().clone()
+    }
+
+    fn control(&self, front: &str) -> Result<PathBuf, Refused> {
+        let fronts = self.fronts.borrow();
+        let known = fronts.iter().find(|(name, _)| name.as_str() == front);
+        known
+            .map(|(_, known)| known.config.control(&self.state_dir))
+            .ok_or_else(|| {
+                let names: Vec<&str> = fronts.keys().map(AppId::as_str).collect();
+                Refused::Unknown(format!(
+                    "there is no front `{front}`; there are: {}",
+                    if names.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        names.join(", ")
+                    }
+                ))
+            })
+    }
+
+    /// Has the shadow take over in order.
+    ///
+    /// # Errors
+    /// When there is no such front, or it refuses.
+    pub(crate) async fn hand_over(&self, front: &str) -> Result<Transition, Refused> {
+        match self.ask(front, &Request::HandOver).await? {
+            Answer::Changed(transition) => Ok(transition),
+            other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
+        }
+    }
+
+    /// What a front counted.
+    ///
+    /// # Errors
+    /// When there is no such front, or it cannot be reached.
+    pub(crate) async fn counts(&self, front: &str) -> Result<Counts, Refused> {
+        match self.ask(front, &Request::Counters).await? {
+            Answer::Counters(counts) => Ok(counts),
+            other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
+        }
+    }
+
+    async fn ask(&self, front: &str, request: &Request) -> Result<Answer, Refused> {
+        let control = self.control(front)?;
+        let asked = async {
+            let mut line = Line::connect(&control).await?;
+            line.ask(request, &[]).await
+        };
+        let failed = |why: String| Refused::Busy(format!("ask front {front}: {why}"));
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(Answer::Refused(why))) => Err(Refused::Busy(format!("front {front}: {why}"))),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed("no answer".to_owned())),
+        }
+    }
+}
+
+/// The apps that stand by and do not serve now.
+pub(crate) type StandingBy = Arc<BTreeSet<AppId>>;
+
+/// Writes what each front has to do, before any is started.
+///
+/// # Errors
+/// When a plan cannot be written.
+pub(crate) fn write_plans(config: &Config) -> Result<(), String> {
+    let state_dir = &config.daemon.state_dir;
+    for front in config.fronts.values() {
+        let directory = front.directory(state_dir);
+        std::fs::create_dir_all(&directory)
+            .map_err(|error| format!("make {}: {error}", directory.display()))?;
+        let plan = serde_json::to_vec_pretty(&front.plan(state_dir))
+            .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
+        regular::replace(&front.plan_file(state_dir), &plan, 0o600)
+            .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
+    }
+    Ok(())
+}
+
+/// What is known at the start: nothing, since nobody was asked.
+pub(crate) fn board(config: &Config) -> watch::Sender<BTreeMap<AppId, Known>> {
+    let unasked = |front: &FrontConfig| Known {
+        config: Arc::new(front.clone()),
+        status: Err("it was not asked yet".to_owned()),
+    };
+    let fronts = config.fronts.iter();
+    watch::Sender::new(
+        fronts
+            .map(|(name, front)| (name.clone(), unasked(front)))
+            .collect(),
+    )
+}
+
+/// Who stands by, of what is known: nobody behind a front that was not heard yet.
+pub(crate) fn standing_by(fronts: &BTreeMap<AppId, Known>) -> BTreeSet<AppId> {
+    let mut all = BTreeSet::new();
+    for known in fronts.values() {
+        let Ok(status) = &known.status else { continue };
+        let others = known.config.instances.iter().enumerate();
+        let others = others.filter(|(slot, _)| *slot != status.primary);
+        all.extend(others.map(|(_, (app, _))| app.clone()));
+    }
+    all
+}
+
+/// Where the daemon's fronts and groups are.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) anchor: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            state_dir: config.daemon.state_dir.clone(),
+            anchor: PathBuf::from(&config.daemon.cgroup_root),
+        }
+    }
+}
+
+/// Follows all fronts, each in a task of its own; these end with the reports.
+pub(crate) fn follow(
+    config: &Config,
+    board: watch::Sender<BTreeMap<AppId, Known>>,
+    reports: &watch::Receiver<Option<Arc<Published>>>,
+    standing: watch::Sender<StandingBy>,
+    tell: &TellOf,
+) -> Desk {
+    let desk = Desk {
+        fronts: board.subscribe(),
+        state_dir: config.daemon.state_dir.clone(),
+    };
+    let board = Arc::new(board);
+    for front in config.fronts.values() {
+        let follower = Follower {
+            front: Arc::new(front.clone()),
+            place: Place::of(config),
+            board: Arc::clone(&board),
+            standing: standing.clone(),
+            tell: Arc::clone(tell),
+            seen: 0,
+        };
+        tokio::spawn(follower.run(reports.clone()));
+    }
+    desk
+}
+
+struct Follower {
+    front: Arc<FrontConfig>,
+    place: Place,
+    board: Arc<watch::Sender<BTreeMap<AppId, Known>>>,
+    standing: watch::Sender<StandingBy>,
+    tell: TellOf,
+    /// The latest epoch that was told of.
+    seen: u64,
+}
+
+impl Follower {
+    async fn run(mut self, reports: watch::Receiver<Option<Arc<Published>>>) {
+        let control = self.front.control(&self.place.state_dir);
+        let mut ended = reports.clone();
+        loop {
+            let why = match Line::connect(&control).await {
+                Ok(line) => match self.attend(line, &control, reports.clone()).await {
+                    Ok(()) => return,
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => format!("connect to {}: {error}", control.display()),
+            };
+            self.learn(Err(why));
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                // Only the end of the control thread ends this.
+                () = async { while ended.changed().await.is_ok() {} } => return,
+            }
+        }
+    }
+
+    /// Speaks with one front until it is gone, or the daemon ends.
+    async fn attend(
+        &mut self,
+        mut line: Line,
+        control: &Path,
+        mut reports: watch::Receiver<Option<Arc<Published>>>,
+    ) -> io::Result<()> {
+        let mut telling = Line::connect(control).await?;
+        let (front, place) = (Arc::clone(&self.front), self.place.clone());
+        let joining = join(&front, &place, &mut telling, &mut reports);
+        tokio::select! {
+            joined = joining => joined,
+            heard = self.hear(&mut line) => heard,
+        }
+    }
+
+    async fn hear(&mut self, line: &mut Line) -> io::Result<()> {
+        let mut known = None;
+        loop {
+            match line.ask(&Request::Status { known }, &[]).await? {
+                Answer::Status(status) => {
+                    self.learn(Ok((*status).clone()));
+                    known = Some(status);
+                }
+                other => return Err(io::Error::other(format!("it answered {other:?}"))),
+            }
+        }
+    }
+
+    fn learn(&mut self, status: Result<Status, String>) {
+        if let Ok(status) = &status {
+            let news = status.transitions.iter();
+            for transition in news.filter(|transition| transition.epoch > self.seen) {
+                (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
+            }
+            self.seen = self.seen.max(status.epoch);
+        }
+        let name = &self.front.name;
+        self.board.send_if_modified(|fronts| {
+            let Some(known) = fronts.get_mut(name) else {
+                return false;
+            };
+            // The last thing that was known of who serves holds until it is asked again.
+            let unreachable = status.is_err() && known.status.is_ok();
+            let changed = known.status != status;
+            if changed && !unreachable {
+                known.status = status.clone();
+            }
+            changed && !unreachable
+        });
+        let standing = standing_by(&self.board.borrow());
+        self.standing.send_if_modified(|before| {
+            let changed = **before != standing;
+            if changed {
+                *before = Arc::new(standing.clone());
+            }
+            changed
+        });
+    }
+}
+
+/// Tells a front which instances run, as they come; ends with the reports.
+async fn join(
+    front: &FrontConfig,
+    place: &Place,
+    line: &mut Line,
+    reports: &mut watch::Receiver<Option<Arc<Published>>>,
+) -> io::Result<()> {
+    let mut told: BTreeMap<usize, u32> = BTreeMap::new();
+    loop {
+        let running = {
+            let published = reports.borrow_and_update();
+            published
+                .as_ref()
+                .map(|published| running(front, &published.report))
+        };
+        for (slot, app, pid) in running.into_iter().flatten() {
+            if told.get(&slot) == Some(&pid) {
+                continue;
+            }
+            let (fence, descriptors) = match fence::open(&Roots::default(), &place.anchor, &app) {
+                Ok(files) => (Some(hierarchy(files.version)), files.files),
+                Err(error) => {
+                    tracing::warn!(%app, error = error.explain(), "it cannot be stopped by its front");
+                    (None, Vec::new())
+                }
+            };
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            let request = Request::Joined { slot, pid, fence };
+            match line.ask(&request, &borrowed).await? {
+                Answer::Done => {
+                    told.insert(slot, pid);
+                }
+                // It has ended meanwhile; the next report says so.
+                other => tracing::debug!(%app, pid, ?other, "an instance did not join"),
+            }
+        }
+        if reports.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+const fn hierarchy(version: Version) -> Hierarchy {
+    match version {
+        Version::V1 => Hierarchy::V1,
+        Version::V2 => Hierarchy::V2,
+    }
+}
+
+/// The instances of a front that run, with their main processes.
+fn running(front: &FrontConfig, report: &TickReport) -> Vec<(usize, AppId, u32)> {
+    let instances = front.instances.iter().enumerate();
+    let running = instances.filter_map(|(slot, (app, _))| {
+        let pid = report.apps.get(app)?.main_pid?;
+        Some((slot, app.clone(), pid))
+    });
+    running.collect()
+}

@@ -1,0 +1,111 @@
+//! Fronts: how they stand, and what is asked of them.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use forebay_api as api;
+use forebay_shadow::control::Counts;
+use forebay_shadow::status::{MemberStatus, Status};
+use forebay_shadow::synchronise::Standing;
+
+use super::problem::Failure;
+use super::routes::Shared;
+use crate::fronts::{Known, Refused};
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown(why) => Self::not_found(why),
+            Refused::Busy(why) => Self::busy(why),
+        }
+    }
+}
+
+pub(super) async fn fronts(State(server): State<Shared>) -> Json<api::Fronts> {
+    let desk = &server.state.fronts;
+    let mut fronts = Vec::new();
+    for (name, known) in desk.all() {
+        // One that does not answer is shown without its counts, and says why.
+        let counts = desk.counts(name.as_str()).await;
+        fronts.push(front(&known, counts));
+    }
+    Json(api::Fronts { fronts })
+}
+
+pub(super) async fn hand_over(
+    State(server): State<Shared>,
+    Path(front): Path<String>,
+) -> Answer<api::HandOver> {
+    let transition = server.state.fronts.hand_over(&front).await?;
+    let step = |(step, time): (String, std::time::Duration)| api::HandOverStep {
+        step,
+        ms: time.as_secs_f64() * 1e3,
+    };
+    Ok(Json(api::HandOver {
+        front,
+        from: transition.from,
+        to: transition.to.unwrap_or_default(),
+        epoch: transition.epoch,
+        steps: transition.steps.into_iter().map(step).collect(),
+    }))
+}
+
+fn front(known: &Known, counts: Result<Counts, Refused>) -> api::Front {
+    let config = &known.config;
+    let mut front = api::Front {
+        front: config.name.to_string(),
+        mode: config.mode.to_string(),
+        listen: config.listen.iter().map(ToString::to_string).collect(),
+        ..api::Front::default()
+    };
+    match &known.status {
+        Ok(status) => fill(&mut front, status),
+        Err(why) => front.trouble = Some(why.clone()),
+    }
+    match counts {
+        Ok(counts) => front.counts = Some(convert(counts)),
+        Err(Refused::Unknown(why) | Refused::Busy(why)) => front.trouble = Some(why),
+    }
+    front
+}
+
+fn fill(front: &mut api::Front, status: &Status) {
+    let name = |slot: usize| status.members.get(slot).map(|member| member.app.clone());
+    front.stage = Some(status.stage.clone());
+    front.primary = name(status.primary);
+    front.standby = status.standby.and_then(name);
+    front.epoch = status.epoch;
+    front.instances = status.members.iter().map(instance).collect();
+    front.changes = status.transitions.iter().map(ToString::to_string).collect();
+}
+
+fn instance(member: &MemberStatus) -> api::FrontInstance {
+    let (ready, trouble, lag) = match &member.standing {
+        Standing::Ready { lag } => (true, None, *lag),
+        Standing::Behind(why) | Standing::Away(why) => (false, Some(why.clone()), None),
+    };
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    api::FrontInstance {
+        app: member.app.clone(),
+        address: member.address.to_string(),
+        pid: member.pid,
+        fence: member.fence,
+        ready,
+        trouble,
+        lag_bytes: lag.and_then(|lag| lag.bytes),
+        lag_ms: lag.and_then(|lag| lag.time).map(ms),
+    }
+}
+
+const fn convert(counts: Counts) -> api::FrontCounts {
+    api::FrontCounts {
+        connections: counts.connections,
+        refused: counts.refused,
+        requests: counts.requests,
+        held: counts.held,
+        replayed: counts.replayed,
+        failed: counts.failed,
+        unknown: counts.unknown,
+    }
+}
