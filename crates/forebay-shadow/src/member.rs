@@ -76,18 +76,22 @@ pub(crate) async fn stop(
     life: Option<Life>,
     cause: Option<Cause>,
 ) -> Result<(), String> {
-    let Some(fence) = fence else {
-        let gone = life.map_or(!matches!(cause, Some(Cause::Stall)), |life| {
-            life == Life::Ending
-        });
-        return if gone {
-            Ok(())
-        } else {
-            Err(format!("stop {name}: its group cannot be frozen from here"))
-        };
-    };
+    let gone = life.map_or(!matches!(cause, Some(Cause::Stall)), |life| {
+        life == Life::Ending
+    });
     let failed = |error: io::Error| format!("freeze {name}: {error}");
-    fence.freeze().map_err(failed)?;
+    let fence = match fence {
+        // The group of one that is gone may be gone as well.
+        Some(fence) => match fence.freeze() {
+            Ok(()) => fence,
+            Err(_) if gone => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        },
+        None if gone => return Ok(()),
+        None => {
+            return Err(format!("stop {name}: its group cannot be frozen from here"));
+        }
+    };
     let deadline = Instant::now() + FENCE_BOUND;
     while !fence.stands().map_err(failed)? {
         if Instant::now() >= deadline {

@@ -52,6 +52,13 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     fn standing<'a>(&'a self, shadow: &'a Instance, primary: &'a Instance)
     -> Pending<'a, Standing>;
 
+    /// Whether only one instance may serve at a time, because each has a state of its own. Then a
+    /// hand-over waits until the old primary has answered what it was sent; else that one answers
+    /// it while the new one serves already.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
     /// Asks an instance whether it is there, by its own protocol where it has one.
     fn ping<'a>(&'a self, instance: &'a Instance) -> Pending<'a, Result<(), String>> {
         Box::pin(connect(instance))
@@ -83,6 +90,10 @@ async fn connect(instance: &Instance) -> Result<(), String> {
 pub struct Standby;
 
 impl Synchroniser for Standby {
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
         // The first request will tell; to ask before it would cost the clients a round trip.
         Box::pin(async { Ok(()) })

@@ -17,6 +17,7 @@ mod client;
 mod container_troubles;
 mod containers;
 mod disk;
+mod fronts;
 mod http;
 mod imitation;
 mod input;
