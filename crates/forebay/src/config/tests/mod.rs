@@ -1,5 +1,6 @@
 mod apps;
 mod events;
+mod fronts;
 mod properties;
 mod sources;
 

@@ -1,0 +1,147 @@
+//! Fronts and the apps behind them.
+
+use forebay_core::app::Class;
+use forebay_shadow::front::Mode;
+
+use super::*;
+
+const APPS: &str =
+    "[apps.a]\nexec = [\"sh\"]\n[apps.b]\nexec = [\"sh\"]\n[apps.g]\ncgroup = \"g\"\n";
+
+/// The keys of a front `w` before the apps `a` and `b`, that start in line 8.
+#[track_caller]
+fn check_front(keys: &str, expected: &[&str]) {
+    check(&format!("{APPS}[fronts.w]\n{keys}"), expected);
+}
+
+#[test]
+fn a_front_arrives_and_is_an_app() {
+    let config = config(&format!(
+        "{APPS}{}",
+        r#"
+        [fronts.shop]
+        mode = "tcp"
+        listen = ["0.0.0.0:80", "[::1]:8080", "/run/shop.sock"]
+        instances = { a = "127.0.0.1:1001", b = "/run/b.sock" }
+        primary = "b"
+        user = "12"
+        connections_max = 77
+        patience = "250ms"
+        grace = "1s"
+        "#
+    ));
+    let [front] = &config.fronts.values().collect::<Vec<_>>()[..] else {
+        panic!("{:?}", config.fronts);
+    };
+    assert_eq!(front.mode, Mode::Tcp);
+    let listen: Vec<String> = front.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["0.0.0.0:80", "[::1]:8080", "/run/shop.sock"]);
+    let instances = front.instances.iter();
+    let instances: Vec<String> = instances.map(|(app, at)| format!("{app} {at}")).collect();
+    assert_eq!(instances, ["b /run/b.sock", "a 127.0.0.1:1001"]);
+    assert_eq!((front.user.as_str(), front.connections_max), ("12", 77));
+    assert_eq!(front.patience, Duration::from_millis(250));
+    assert_eq!(front.grace, Duration::from_secs(1));
+    let app = &config.policy.apps[&"shop.front".parse::<AppId>().unwrap()];
+    assert_eq!(app.class, Class::Critical);
+    let Binding::Exec(exec) = &app.binding else {
+        panic!("{app:?}");
+    };
+    let plan = "/var/lib/forebay/fronts/shop/plan.json";
+    assert_eq!(exec.command, ["/usr/bin/forebay", "front", plan]);
+    assert_eq!(
+        front.plan("/var/lib/forebay".as_ref()).control,
+        PathBuf::from("/var/lib/forebay/fronts/shop/control")
+    );
+}
+
+#[test]
+fn what_is_left_out_has_defaults() {
+    let config = config(&format!(
+        "{APPS}[fronts.w]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:1\"]\n\
+         instances = {{ a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }}\n"
+    ));
+    let front = config.fronts.values().next().unwrap();
+    assert_eq!(front.instances[0].0.as_str(), "a");
+    assert_eq!(
+        (front.user.as_str(), front.connections_max),
+        ("nobody", 10_000)
+    );
+    assert_eq!(
+        (front.patience, front.grace),
+        (Duration::from_secs(5), Duration::ZERO)
+    );
+}
+
+#[test]
+fn fronts_that_cannot_be_are_refused() {
+    let good = "mode = \"tcp\"\nlisten = [\"127.0.0.1:1\"]\n";
+    check_front(
+        "mode = \"tcp\"\n",
+        &[
+            "f:7: fronts.w: the front lacks listen, instances; a front needs mode, listen and instances",
+        ],
+    );
+    check_front(
+        &format!("{good}instances = {{ a = \"127.0.0.1:2\" }}\n"),
+        &[
+            "f:10: fronts.w.instances: fewer than two instances; name the app that serves and the one that is its shadow",
+        ],
+    );
+    check_front(
+        &format!(
+            "{good}instances = {{ a = \"127.0.0.1:1\", g = \"127.0.0.1:3\", bb = \"b:4\" }}\n"
+        ),
+        &[
+            "f:10: fronts.w.instances.a: `127.0.0.1:1` is used twice; give each front and each instance an address of its own",
+            "f:10: fronts.w.instances.bb: `b:4` is no address; write ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or the absolute path of a Unix socket",
+            "f:10: fronts.w.instances.bb: there is no app `bb`; did you mean `b`?",
+            "f:10: fronts.w.instances.g: app `g` is not started by Forebay, so its end is seen too late; give it `exec`",
+        ],
+    );
+    let instances = "instances = { a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }\n";
+    check_front(
+        &format!(
+            "mode = \"tcp\"\nlisten = [\"127.0.0.1:0\", \"/{}\"]\n{instances}primary = \"c\"\npatience = \"1ms\"\nuser = \"nobody-of-that-name\"\n",
+            "x".repeat(107)
+        ),
+        &[
+            "f:9: fronts.w.listen: `127.0.0.1:0` has no port; write the port that is meant, 1 to 65535",
+            &format!(
+                "f:9: fronts.w.listen: `/{}` is longer than 107 bytes; the kernel takes no longer path of a socket",
+                "x".repeat(107)
+            ),
+            "f:11: fronts.w.primary: `c` is not one of the instances; name one of them",
+            "f:13: fronts.w.user: there is no user `nobody-of-that-name` in /etc/passwd; create it with `useradd --system nobody-of-that-name`, or name another",
+            "f:12: fronts.w.patience: 1ms is out of bounds; use 100ms to 600s",
+        ],
+    );
+}
+
+#[test]
+fn an_app_stands_behind_one_front() {
+    let front = |name: &str, port: u16| {
+        format!(
+            "[fronts.{name}]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:{port}\"]\n\
+             instances = {{ a = \"127.0.0.1:{}\", b = \"127.0.0.1:{}\" }}\n",
+            port + 1,
+            port + 2
+        )
+    };
+    check(
+        &format!("{APPS}{}{}", front("v", 10), front("w", 20)),
+        &[
+            "f:14: fronts.w.instances.a: app `a` stands behind another front; give each front apps of its own",
+            "f:14: fronts.w.instances.b: app `b` stands behind another front; give each front apps of its own",
+        ],
+    );
+    check(
+        &format!(
+            "{APPS}[apps.'w.front']\nexec = [\"sh\"]\n{}",
+            front("w", 20)
+        ),
+        &[
+            "f:9: fronts.w: the front is itself the app `w.front`, and there is one of that name; rename that app or the front",
+        ],
+    );
+}
