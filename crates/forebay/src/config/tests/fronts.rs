@@ -112,8 +112,8 @@ fn fronts_that_cannot_be_are_refused() {
                 "x".repeat(107)
             ),
             "f:11: fronts.w.primary: `c` is not one of the instances; name one of them",
-            "f:13: fronts.w.user: there is no user `nobody-of-that-name` in /etc/passwd; create it with `useradd --system nobody-of-that-name`, or name another",
             "f:12: fronts.w.patience: 1ms is out of bounds; use 100ms to 600s",
+            "f:13: fronts.w.user: there is no user `nobody-of-that-name` in /etc/passwd; create it with `useradd --system nobody-of-that-name`, or name another",
         ],
     );
 }
