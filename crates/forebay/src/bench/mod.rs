@@ -4,6 +4,7 @@
 mod agent;
 pub(crate) mod chaos;
 mod colocation;
+mod failover;
 mod forecast;
 mod io;
 mod left;
@@ -66,6 +67,8 @@ enum Name {
     Memory,
     /// A load that rises again and again: planned for by forecasts, and by present use alone
     Predict,
+    /// A service that is killed, stopped and blocked under its clients: behind Forebay, behind haproxy
+    Failover,
     /// Forecasts beside the rules of others, and what each member of the ensemble is worth
     Forecast,
 }
@@ -130,6 +133,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Tiering => tiering::run(args, dir)?,
         Name::Memory => memory::run(args, dir)?,
         Name::Predict => predict::run(args, dir)?,
+        Name::Failover => failover::run(args, dir)?,
         Name::Forecast => return forecast::run(args),
     };
     conclude(args, &targets, result)

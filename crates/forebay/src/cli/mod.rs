@@ -305,6 +305,11 @@ pub(crate) fn tiers(socket: &Path) -> Result<api::Tiers, Failure> {
     get(socket, "/v1/tiers")
 }
 
+/// The fronts of the daemon at a socket, for the benchmarks.
+pub(crate) fn fronts(socket: &Path) -> Result<api::Fronts, Failure> {
+    get(socket, "/v1/fronts")
+}
+
 fn get<T: serde::de::DeserializeOwned>(socket: &Path, uri: &str) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

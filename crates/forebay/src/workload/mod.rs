@@ -9,7 +9,8 @@
 //! - [`churn`]: a batch application which takes memory and disk bandwidth;
 //! - [`slow_disk`]: a file as slow as a disk can be;
 //! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it;
-//! - [`heap`]: an application whose working set is known.
+//! - [`heap`]: an application whose working set is known;
+//! - [`orders`]: an HTTP service that writes down what it executed, to be killed.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
@@ -31,6 +32,7 @@ mod churn;
 pub(crate) mod disk_load;
 mod heap;
 mod load;
+mod orders;
 mod schedule;
 mod service;
 mod slow_disk;
@@ -54,6 +56,8 @@ pub(crate) enum Workload {
     DiskHog(disk_load::HogArgs),
     /// Work with some memory, hold some more, and count the pages done
     Heap(heap::Args),
+    /// Take orders over HTTP, and write down which were executed
+    Orders(orders::Args),
 }
 
 /// What every workload takes.
@@ -118,6 +122,7 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::SlowDisk(args) => slow_disk::run(&args),
         Workload::DiskReads(args) => disk_load::read(&args),
         Workload::DiskHog(args) => disk_load::hog(&args),
+        Workload::Orders(args) => orders::run(&args),
         Workload::Heap(args) => heap::run(args),
     }
 }
