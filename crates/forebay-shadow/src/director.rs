@@ -464,7 +464,25 @@ impl Director {
         let (stood, written) = tokio::join!(stood, self.write(record));
         written?;
         self.durable = Some(record);
-        stood
+        stood?;
+        self.note_unread(slot);
+        Ok(())
+    }
+
+    /// Notes what a primary that stands leaves unread: nobody has executed that, nor ever will. One
+    /// without a fence may have processes that are not known here, and those may read on.
+    fn note_unread(&self, slot: Slot) {
+        let fenced = self
+            .member(slot)
+            .is_some_and(|member| member.fence.is_some());
+        let queues = match self.board.address(slot) {
+            Address::Tcp(address) if fenced => unread::queues(*address),
+            Address::Tcp(_) | Address::Unix(_) => Ok(Vec::new()),
+        };
+        match queues {
+            Ok(queues) => self.board.leave(self.machine.epoch(), &queues),
+            Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),
+        }
     }
 
     fn write(&self, record: Record) -> impl Future<Output = Result<(), String>> + use<> {

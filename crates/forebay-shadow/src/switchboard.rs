@@ -1,6 +1,8 @@
 //! Who serves now: what every connection asks, and what the director alone changes.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
@@ -9,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::flights::Flights;
 use crate::stream::Address;
+use crate::unread::Queue;
 
 /// One instance behind a front.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,14 @@ pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// What the last primary that was stopped left unread, by the port of the other end.
+#[derive(Debug, Default)]
+struct Left {
+    /// Its epoch.
+    epoch: Epoch,
+    queues: BTreeMap<u16, Option<u32>>,
+}
+
 /// The board.
 #[derive(Debug)]
 pub struct Switchboard {
@@ -91,6 +102,7 @@ pub struct Switchboard {
     pub flights: Flights,
     /// What is counted.
     pub counters: Counters,
+    left: Mutex<Left>,
     troubled: Notify,
 }
 
@@ -110,6 +122,7 @@ impl Switchboard {
             routing,
             flights: Flights::default(),
             counters: Counters::default(),
+            left: Mutex::default(),
             troubled: Notify::new(),
         }
     }
@@ -169,6 +182,32 @@ impl Switchboard {
         self.routing.borrow().epoch != before.epoch
     }
 
+    /// Bytes that the primary of an epoch left unread on a connection from this port of ours, when
+    /// it was stopped for good. None where that is not known for certain.
+    #[must_use]
+    pub fn unread(&self, epoch: Epoch, port: u16) -> Option<u32> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let queues = left.queues.get(&port).filter(|_| left.epoch == epoch);
+        queues.copied().flatten()
+    }
+
+    /// Notes what the primary of an epoch, which stands, left unread.
+    pub(crate) fn leave(&self, epoch: Epoch, queues: &[Queue]) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.epoch = epoch;
+        left.queues.clear();
+        for queue in queues {
+            let Some(peer) = queue.peer else { continue };
+            // Two hosts may have a connection from the same port: then this says nothing.
+            let length = if left.queues.contains_key(&peer) {
+                None
+            } else {
+                Some(queue.length)
+            };
+            left.queues.insert(peer, length);
+        }
+    }
+
     /// Follows changes.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Routing> {
@@ -218,6 +257,27 @@ mod tests {
         });
         assert_eq!(assigned, Ok(Assigned { slot: 0, epoch: 3 }));
         assert_eq!(board.counters.held.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn what_was_left_unread_counts_for_its_epoch_and_for_one_connection() {
+        let board = board();
+        let queue = |peer, length| Queue::new(peer, length);
+        board.leave(
+            3,
+            &[
+                queue(None, 2),
+                queue(Some(7), 5),
+                queue(Some(8), 6),
+                queue(Some(8), 0),
+            ],
+        );
+        assert_eq!(board.unread(3, 7), Some(5));
+        assert_eq!(board.unread(4, 7), None, "another epoch");
+        assert_eq!(board.unread(3, 8), None, "nobody knows which");
+        assert_eq!(board.unread(3, 9), None);
+        board.leave(4, &[]);
+        assert_eq!(board.unread(3, 7), None);
     }
 
     #[tokio::test(start_paused = true)]

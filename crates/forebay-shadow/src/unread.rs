@@ -38,6 +38,17 @@ pub(crate) struct Queue {
     pub(crate) length: u32,
 }
 
+impl Queue {
+    #[cfg(test)]
+    pub(crate) const fn new(peer: Option<u16>, length: u32) -> Self {
+        Self {
+            cookie: 0,
+            peer,
+            length,
+        }
+    }
+}
+
 /// The sockets that are bound to an address, with what lies in them.
 ///
 /// # Errors
