@@ -1,6 +1,5 @@
 //! A front: its listening sockets, its connections, its director.
 
-use std::fmt;
 use std::io;
 use std::net::{self as inet, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -19,27 +18,10 @@ use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::director::{Director, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
+use crate::mode::{Mode, Service};
 use crate::status::Status;
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Counters, Instance, Switchboard, count};
-use crate::synchronise::{Standby, Synchroniser};
-use crate::tcp;
-
-/// What a front speaks with its clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Bytes.
-    Tcp,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-        })
-    }
-}
 
 /// Everything that a front has to know; written by the daemon, read when the front begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,14 +123,11 @@ impl Opened {
         let known = latest.filter(|latest| latest.primary < plan.instances.len());
         let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
         let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
-        let synchroniser: Arc<dyn Synchroniser> = match plan.mode {
-            Mode::Tcp => Arc::new(Standby),
-        };
         let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
         let (status, told) = watch::channel(Status::default());
         let director = Director::new(Parts {
             board: Arc::clone(&board),
-            synchroniser,
+            synchroniser: plan.mode.synchroniser(),
             epochs: self.epochs,
             orders: obeyed,
             status,
@@ -156,12 +135,12 @@ impl Opened {
         });
         tokio::spawn(director.run());
         let room = Arc::new(Semaphore::new(plan.connections_max));
+        let service = Service::new(&plan.mode, &board, plan.patience);
         for listener in self.listeners {
             let served = Served {
                 board: Arc::clone(&board),
                 room: Arc::clone(&room),
-                mode: plan.mode,
-                patience: plan.patience,
+                service: service.clone(),
             };
             tokio::spawn(accept(listener.into_async()?, served));
         }
@@ -275,8 +254,7 @@ fn bind_unix(path: &Path, mode: u32) -> Result<net::UnixListener, Error> {
 struct Served {
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
-    mode: Mode,
-    patience: Duration,
+    service: Service,
 }
 
 /// How long a front that may open no more files waits before it accepts again.
@@ -299,10 +277,7 @@ async fn accept(listener: AsyncListener, served: Served) {
         count(&served.board.counters.connections);
         let served = served.clone();
         tokio::spawn(async move {
-            let ended = match served.mode {
-                Mode::Tcp => tcp::serve(&served.board, client, served.patience).await,
-            };
-            if let Err(error) = ended {
+            if let Err(error) = served.service.serve(client).await {
                 tracing::debug!(%error, "a connection ended");
             }
             drop(place);

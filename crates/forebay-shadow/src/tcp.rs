@@ -40,6 +40,16 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let (instance, assigned) = connect(board, patience).await?;
     count(&board.counters.requests);
+    relay(board, &client, &instance, assigned).await
+}
+
+/// Passes on both ways until both sides ended, or the instance is lost.
+pub(crate) async fn relay(
+    board: &Switchboard,
+    client: &Stream,
+    instance: &Stream,
+    assigned: Assigned,
+) -> io::Result<()> {
     let mut lost = board.subscribe();
     let gone = async {
         // A hand-over leaves established connections alone; a loss does not.
@@ -56,8 +66,8 @@ pub(crate) async fn serve(
         };
         let asked = || waiting.asked();
         let heard = || waiting.heard();
-        let up = one_way(&client, &instance, &asked);
-        let down = one_way(&instance, &client, &heard);
+        let up = one_way(client, instance, &asked);
+        let down = one_way(instance, client, &heard);
         let (up, down) = tokio::join!(up, down);
         up.and(down)
     };

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
-use forebay_shadow::front::{Mode, Plan};
+use forebay_shadow::front::Plan;
+use forebay_shadow::http;
+use forebay_shadow::mode::Mode;
 use forebay_shadow::stream::Address;
 use forebay_shadow::switchboard::Instance;
 
@@ -80,7 +82,7 @@ impl FrontConfig {
         };
         Plan {
             name: self.name.to_string(),
-            mode: self.mode,
+            mode: self.mode.clone(),
             listen: self.listen.clone(),
             instances: self.instances.iter().map(instance).collect(),
             user: self.user.clone(),
@@ -215,6 +217,7 @@ fn resolve(
 fn mode_of(word: &str) -> Mode {
     match word {
         "tcp" => Mode::Tcp,
+        "http" => Mode::Http(http::Options::default()),
         other => unreachable!("`{other}` is no word of the table of keys"),
     }
 }

@@ -56,7 +56,7 @@ pub(super) enum Kind {
     TextOrTexts,
 }
 
-pub(super) const MODES: &[&str] = &["tcp"];
+pub(super) const MODES: &[&str] = &["tcp", "http"];
 pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
 
 const COUNT_MAX: u64 = i64::MAX.unsigned_abs();

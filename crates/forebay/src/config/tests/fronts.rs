@@ -1,7 +1,7 @@
 //! Fronts and the apps behind them.
 
 use forebay_core::app::Class;
-use forebay_shadow::front::Mode;
+use forebay_shadow::mode::Mode;
 
 use super::*;
 

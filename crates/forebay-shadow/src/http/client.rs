@@ -1,0 +1,236 @@
+//! The client's end: its requests, one after the other.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::head::{self, Bad, Method, Request, Search};
+use super::wire::{self, Stall};
+use crate::stream::Stream;
+
+/// How long a client may keep a connection without asking anything.
+const IDLE_BOUND: Duration = Duration::from_secs(75);
+/// How long a head may take from its first byte.
+const HEAD_BOUND: Duration = Duration::from_secs(10);
+/// How long a client may take for the next byte of a body, in either direction.
+pub(crate) const STEP_BOUND: Duration = Duration::from_secs(30);
+/// What a client still sends after the last answer is read, so that the answer is not lost: for so
+/// long, and so much.
+const LINGER_BOUND: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 256 * 1024;
+/// An idle connection keeps a buffer of this size.
+const BUFFER_KEPT: usize = 2048;
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) stream: Stream,
+    /// What was read and not dealt with: the request under way comes first.
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) stall: Stall,
+    /// Room for fields that are not to be passed on.
+    pub(crate) cuts: Vec<Range<usize>>,
+    pub(crate) address: Option<IpAddr>,
+}
+
+/// What a client said.
+#[derive(Debug)]
+pub(crate) enum Said {
+    Request(Request),
+    /// It speaks, but not this.
+    Bad(Bad),
+    /// It ended, or asked nothing for long.
+    Nothing,
+}
+
+impl Client {
+    pub(crate) fn new(stream: Stream) -> Self {
+        let address = match &stream {
+            Stream::Tcp(tcp) => tcp.peer_addr().ok().map(|address| address.ip()),
+            Stream::Unix(_) => None,
+        };
+        Self {
+            stream,
+            buffer: Vec::new(),
+            stall: Stall::new(),
+            cuts: Vec::new(),
+            address,
+        }
+    }
+
+    /// Waits for the next request's head.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub(crate) async fn next(&mut self) -> io::Result<Said> {
+        let mut search = Search::default();
+        let mut begun = false;
+        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_KEPT {
+            wire::give_back(std::mem::take(&mut self.buffer));
+        }
+        self.stall.expect(IDLE_BOUND);
+        loop {
+            // Old clients send an empty line after a body (RFC 9112, 2.2).
+            while self.buffer.starts_with(b"\r\n") {
+                self.buffer.drain(..2);
+                search = Search::default();
+            }
+            if !self.buffer.is_empty() {
+                match self.look(&mut search) {
+                    Ok(Some(request)) => return Ok(Said::Request(request)),
+                    Ok(None) => {}
+                    Err(bad) => return Ok(Said::Bad(bad)),
+                }
+                if !begun {
+                    begun = true;
+                    self.stall.expect(HEAD_BOUND);
+                }
+            }
+            match poll_fn(|context| self.poll_read(context)).await {
+                Ok(0) if begun => return Ok(Said::Bad(Bad::syntax("the head is incomplete"))),
+                Ok(0) => return Ok(Said::Nothing),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && begun => {
+                    return Ok(Said::Bad(SLOW));
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Said::Nothing),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn look(&mut self, search: &mut Search) -> Result<Option<Request>, Bad> {
+        match search.find(&self.buffer)? {
+            Some(length) => {
+                self.cuts.clear();
+                let bytes = self.buffer.get(..length).unwrap_or_default();
+                head::request(bytes, &mut self.cuts).map(Some)
+            }
+            None => {
+                if search.is_due(self.buffer.len()) {
+                    head::judge_part(&self.buffer)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads on; too late is an error of the kind [`io::ErrorKind::TimedOut`].
+    pub(crate) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match wire::poll_read(&mut self.stream, context, &mut self.buffer) {
+            Poll::Pending => self.stalled(context),
+            ready => ready,
+        }
+    }
+
+    /// An error once the client took too long.
+    pub(crate) fn stalled<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let late = |()| Err(io::ErrorKind::TimedOut.into());
+        self.stall.poll(context).map(late)
+    }
+
+    /// Puts the request's head into the form in which the instance gets it.
+    pub(crate) fn write(&mut self, lines: &[u8], request: &mut Request) {
+        let length = head::rewrite(&mut self.buffer, request.length, &mut self.cuts, lines);
+        request.length = length;
+    }
+
+    /// Answers in place of an instance.
+    ///
+    /// # Errors
+    /// When the client does not take it.
+    pub(crate) async fn answer(&mut self, answer: &Answer<'_>) -> io::Result<()> {
+        let bytes = answer.bytes();
+        wire::write_all(&mut self.stream, &mut self.stall, STEP_BOUND, &bytes).await
+    }
+
+    /// Ends a connection so that the last answer arrives though the client still sends: bytes that
+    /// nobody reads would make the kernel reset it.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub(crate) async fn linger(&mut self) -> io::Result<()> {
+        match rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write) {
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.stall.expect(LINGER_BOUND);
+        let mut read = 0;
+        while read < LINGER_BYTES_MAX {
+            self.buffer.clear();
+            match poll_fn(|context| self.poll_read(context)).await {
+                Ok(0) => break,
+                Ok(length) => read += length,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A request came too slowly.
+pub(crate) const SLOW: Bad = Bad {
+    status: 408,
+    why: "the request came too slowly",
+};
+
+/// An answer of the front itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answer<'a> {
+    pub(crate) status: u16,
+    /// Further lines of the head, each with its end.
+    pub(crate) lines: &'a str,
+    pub(crate) why: &'a str,
+    /// What was asked, as far as that is known.
+    pub(crate) method: Method,
+    /// The connection goes on.
+    pub(crate) keep: bool,
+    /// The client speaks HTTP/1.1, not 1.0.
+    pub(crate) modern: bool,
+}
+
+impl<'a> Answer<'a> {
+    /// To somebody who does not speak HTTP, or may not be believed.
+    pub(crate) const fn bad(bad: Bad) -> Answer<'static> {
+        Answer {
+            status: bad.status,
+            lines: "",
+            why: bad.why,
+            method: Method::Other,
+            keep: false,
+            modern: true,
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let reason = match self.status {
+            400 => "Bad Request",
+            408 => "Request Timeout",
+            431 => "Request Header Fields Too Large",
+            501 => "Not Implemented",
+            502 => "Bad Gateway",
+            503 => "Service Unavailable",
+            _ => "Error",
+        };
+        let connection = match (self.keep, self.modern) {
+            (true, true) => "",
+            (true, false) => "connection: keep-alive\r\n",
+            (false, _) => "connection: close\r\n",
+        };
+        let mut text = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{connection}{}\r\n",
+            self.status,
+            self.why.len() + 1,
+            self.lines,
+        );
+        if self.method != Method::Head {
+            text.push_str(self.why);
+            text.push('\n');
+        }
+        text.into_bytes()
+    }
+}

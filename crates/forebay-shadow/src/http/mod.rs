@@ -1,0 +1,539 @@
+//! `http`: HTTP/1.1, request by request.
+//!
+//! Guarantee: a request is executed at most once, unless it is idempotent (RFC 9110, 9.2.2) or
+//! carries an `Idempotency-Key`; those are sent again until somebody answers, for as long as they
+//! may wait. A client whose request may have been executed by an instance that was lost is told so:
+//! `502` with `forebay-outcome: unknown`. A client's connection outlives its instance, except in the
+//! middle of an answer.
+//!
+//! Read `serve`, then `Asking::run`: [`head`] and [`body`] say what a message is, [`exchange`] moves
+//! one request and its answer, and [`again`] decides what may be sent again. Bodies pass through as
+//! they came; heads lose only what concerns the connection.
+
+mod again;
+mod body;
+mod client;
+mod exchange;
+mod head;
+mod pool;
+mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::again::{Broken, Fate, Tries};
+use self::client::{Answer, Client, Said};
+use self::exchange::{Download, Ends, Fault, Upload};
+use self::head::{Bad, Method, Request, Response};
+use self::pool::Pool;
+use crate::flights::Ticket;
+use crate::stream::Stream;
+use crate::switchboard::{Assigned, Gate, Routing, Switchboard, count};
+use crate::tcp;
+
+/// How soon an instance that refused is tried again.
+const RETRY: Duration = Duration::from_millis(5);
+/// How long it may take until it shows that an instance is lost whose connection broke. One that
+/// goes on is asked once more then.
+const DOUBT: Duration = Duration::from_millis(100);
+/// Longest part of a path that tells routes apart.
+const SEGMENT_MAX: usize = 64;
+
+/// What can be chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Instances are told the client's address in `X-Forwarded-For`.
+    pub forwarded_for: bool,
+}
+
+/// What all connections of a front share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    board: Arc<Switchboard>,
+    pool: Pool,
+    options: Options,
+    patience: Duration,
+}
+
+impl Shared {
+    pub(crate) fn new(board: Arc<Switchboard>, options: Options, patience: Duration) -> Self {
+        Self {
+            board,
+            pool: Pool::default(),
+            options,
+            patience,
+        }
+    }
+}
+
+/// What becomes of the client's connection.
+#[derive(Debug)]
+enum Next {
+    Keep,
+    /// It ends in order.
+    Close,
+    /// Both sides speak something else now.
+    Relay(Stream, Assigned),
+}
+
+/// Serves one client until it ends.
+///
+/// # Errors
+/// When its connection broke, or an instance was lost in the middle of an answer.
+pub(crate) async fn serve(shared: &Shared, stream: Stream) -> io::Result<()> {
+    let mut client = Client::new(stream);
+    let mut routing = shared.board.subscribe();
+    let mut route = Route::default();
+    loop {
+        let mut request = match client.next().await? {
+            Said::Request(request) => request,
+            Said::Nothing => return Ok(()),
+            Said::Bad(bad) => {
+                client.answer(&Answer::bad(bad)).await?;
+                return client.linger().await;
+            }
+        };
+        count(&shared.board.counters.requests);
+        let route = route.of(&shared.board, &client, &request);
+        let lines = upward(&request, &client, shared.options);
+        client.write(&lines, &mut request);
+        let mut asking = Asking {
+            shared,
+            client: &mut client,
+            request: &request,
+            routing: &mut routing,
+            route,
+            deadline: Instant::now() + shared.patience,
+        };
+        match asking.run().await? {
+            Next::Keep => {}
+            Next::Close => return client.linger().await,
+            Next::Relay(instance, assigned) => {
+                return tcp::relay(&shared.board, &client.stream, &instance, assigned).await;
+            }
+        }
+    }
+}
+
+/// Lines for the instance at the end of a request's head.
+fn upward(request: &Request, client: &Client, options: Options) -> Vec<u8> {
+    let mut lines = Vec::new();
+    if request.upgrade {
+        lines.extend_from_slice(b"connection: upgrade\r\n");
+    } else if !request.modern {
+        // Without a word, the connection would end after the answer.
+        lines.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    if let Some(address) = client.address.filter(|_| options.forwarded_for) {
+        lines.extend_from_slice(
+            format!("x-forwarded-for: {}\r\n", address.to_canonical()).as_bytes(),
+        );
+    }
+    lines
+}
+
+/// Lines for the client at the end of an answer's head.
+const fn downward(response: &Response, request: &Request, keep: bool) -> &'static [u8] {
+    match (response.status, keep, request.modern) {
+        (101, _, _) => b"connection: upgrade\r\n",
+        (_, true, true) => b"",
+        (_, true, false) => b"connection: keep-alive\r\n",
+        (_, false, _) => b"connection: close\r\n",
+    }
+}
+
+/// The kind of a request: its method and the first part of its path. A client's requests are of one
+/// kind, as a rule, so that the latest is remembered.
+#[derive(Debug, Default)]
+struct Route {
+    name: String,
+    number: Option<usize>,
+}
+
+impl Route {
+    fn of(&mut self, board: &Switchboard, client: &Client, request: &Request) -> usize {
+        let line = client.buffer.get(..request.target.end).unwrap_or_default();
+        let start = request.target.start.min(line.len());
+        let (method, target) = line.split_at(start);
+        let path = target
+            .split(|byte| *byte == b'?')
+            .next()
+            .unwrap_or_default();
+        let rest = path.get(1..).unwrap_or_default();
+        let ends = rest.iter().take(SEGMENT_MAX).position(|byte| *byte == b'/');
+        let length = ends.unwrap_or(rest.len().min(SEGMENT_MAX)) + path.len().min(1);
+        let segment = path.get(..length).unwrap_or_default();
+        let known = self.number.filter(|_| {
+            let name = self.name.as_bytes();
+            name.len() == method.len() + segment.len()
+                && name.starts_with(method)
+                && name.ends_with(segment)
+        });
+        known.unwrap_or_else(|| {
+            self.name.clear();
+            self.name.push_str(&String::from_utf8_lossy(method));
+            self.name.push_str(&String::from_utf8_lossy(segment));
+            let number = board.flights.route(&self.name);
+            self.number = Some(number);
+            number
+        })
+    }
+}
+
+/// One request of a client.
+#[derive(Debug)]
+struct Asking<'a> {
+    shared: &'a Shared,
+    client: &'a mut Client,
+    request: &'a Request,
+    routing: &'a mut watch::Receiver<Routing>,
+    route: usize,
+    deadline: Instant,
+}
+
+/// A connection to the primary.
+struct Reached<'a> {
+    instance: Stream,
+    assigned: Assigned,
+    ticket: Ticket<'a>,
+    /// It was used before, and may have been closed meanwhile.
+    used: bool,
+}
+
+impl Asking<'_> {
+    async fn run(&mut self) -> io::Result<Next> {
+        let mut upload = match Upload::of(self.client, self.request) {
+            Ok(upload) => upload,
+            Err(bad) => return self.refuse(bad).await,
+        };
+        if upload.is_small() && !self.request.expects {
+            // A slow client then occupies no instance, and is no reason to doubt one.
+            match upload.gather(self.client).await {
+                Ok(()) => {}
+                Err(Fault::ClientBad(bad)) => return self.refuse(bad).await,
+                Err(Fault::Client(error)) => return Err(error),
+                Err(_) => return Ok(Next::Close),
+            }
+        }
+        let mut tries = Tries::new(self.request, self.deadline);
+        loop {
+            let Some(mut reached) = reach(self.shared, &tries, self.route, self.deadline).await
+            else {
+                return self.unserved(&tries, &upload).await;
+            };
+            if tries.begin(reached.assigned) {
+                count(&self.shared.board.counters.replayed);
+            }
+            let mut download = Download::new();
+            let ends = Ends {
+                client: self.client,
+                instance: &mut reached.instance,
+                upload: &mut upload,
+                download: &mut download,
+            };
+            let asked = exchange(
+                ends,
+                self.request,
+                self.routing,
+                reached.assigned,
+                reached.ticket,
+            );
+            let fault = match asked.await {
+                Ok(done) => {
+                    let whole = upload.is_whole();
+                    self.client.buffer.drain(..upload.known());
+                    if done.switched {
+                        self.client.buffer.clear();
+                        return Ok(Next::Relay(reached.instance, reached.assigned));
+                    }
+                    if done.again && whole && download.is_clean() {
+                        self.shared.pool.put(reached.assigned, reached.instance);
+                    }
+                    return Ok(if done.keep && whole {
+                        Next::Keep
+                    } else {
+                        Next::Close
+                    });
+                }
+                Err(fault) => fault,
+            };
+            let replaced = matches!(fault, Fault::Replaced);
+            match fault {
+                Fault::Client(error) => return Err(error),
+                Fault::ClientBad(bad) if !download.begun => return self.refuse(bad).await,
+                Fault::ClientBad(bad) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, bad.why));
+                }
+                Fault::Replaced | Fault::Instance(_) | Fault::AnswerBad(_) if download.begun => {
+                    return Err(self.truncate(&download));
+                }
+                Fault::AnswerBad(bad) => {
+                    tracing::warn!(why = bad.why, "an answer could not be passed on");
+                    return self
+                        .unknown(&upload, "the instance's answer could not be understood")
+                        .await;
+                }
+                Fault::Replaced | Fault::Instance(_) => {}
+            }
+            if let Fault::Instance(error) = &fault {
+                tracing::debug!(%error, "an instance's connection broke");
+            }
+            let broken = Broken {
+                assigned: reached.assigned,
+                used: reached.used,
+                replaced,
+                written: upload.sent(),
+                retained: upload.retained,
+                port: reached.instance.local_port(),
+            };
+            match tries.judge(&self.shared.board, &broken).await {
+                Fate::Again => upload.again(),
+                Fate::Unknown if !tries.may_have_been_executed() => {
+                    return self.unserved(&tries, &upload).await;
+                }
+                Fate::Unknown => {
+                    let why = "the instance was lost, and may have executed the request";
+                    return self.unknown(&upload, why).await;
+                }
+            }
+        }
+    }
+
+    async fn unserved(&mut self, tries: &Tries, upload: &Upload) -> io::Result<Next> {
+        if tries.may_have_been_executed() {
+            let why = "the instance was lost, and nobody took over in time";
+            return self.unknown(upload, why).await;
+        }
+        count(&self.shared.board.counters.failed);
+        let why = "nobody serves at the moment; the request was not executed";
+        self.give(503, "retry-after: 1\r\n", why, upload).await
+    }
+
+    async fn unknown(&mut self, upload: &Upload, why: &str) -> io::Result<Next> {
+        count(&self.shared.board.counters.unknown);
+        self.give(502, "forebay-outcome: unknown\r\n", why, upload)
+            .await
+    }
+
+    async fn give(
+        &mut self,
+        status: u16,
+        lines: &str,
+        why: &str,
+        upload: &Upload,
+    ) -> io::Result<Next> {
+        let keep = self.request.keep && upload.is_whole();
+        let answer = Answer {
+            status,
+            lines,
+            why,
+            method: self.request.method,
+            keep,
+            modern: self.request.modern,
+        };
+        self.client.buffer.drain(..upload.known());
+        self.client.answer(&answer).await?;
+        Ok(if keep { Next::Keep } else { Next::Close })
+    }
+
+    /// What follows a malformed request cannot be told from its body.
+    async fn refuse(&mut self, bad: Bad) -> io::Result<Next> {
+        let answer = Answer {
+            method: self.request.method,
+            ..Answer::bad(bad)
+        };
+        self.client.answer(&answer).await?;
+        Ok(Next::Close)
+    }
+
+    /// The client has a part of an answer that nobody will complete: only the end of its
+    /// connection says so, and where that would look like the end of the answer, a reset.
+    fn truncate(&self, download: &Download) -> io::Error {
+        count(&self.shared.board.counters.unknown);
+        if download.ends_with_connection() {
+            let reset =
+                rustix::net::sockopt::set_socket_linger(&self.client.stream, Some(Duration::ZERO));
+            if let Err(error) = reset {
+                tracing::debug!(%error, "a connection cannot be reset");
+            }
+        }
+        io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "its instance was lost in an answer",
+        )
+    }
+}
+
+/// A connection to the primary; none when there is nobody for as long as the request may wait.
+async fn reach<'a>(
+    shared: &'a Shared,
+    tries: &Tries,
+    route: usize,
+    deadline: Instant,
+) -> Option<Reached<'a>> {
+    let board = &shared.board;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let assigned = board.assigned(left).await.ok()?;
+        let ticket = board.flights.begin(assigned.slot, route);
+        // Whoever waits until an instance has answered must not miss a request that was
+        // assigned just before.
+        let routing = board.routing();
+        if routing.gate != Gate::Open || routing.epoch != assigned.epoch {
+            continue;
+        }
+        if !tries.wants_fresh()
+            && let Some(instance) = shared.pool.take(assigned)
+            // What must not be sent twice is worth a question.
+            && (tries.is_safe() || pool::is_open(&instance))
+        {
+            return Some(Reached {
+                instance,
+                assigned,
+                ticket,
+                used: true,
+            });
+        }
+        let connecting = Stream::connect(board.address(assigned.slot));
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = board.replaced(assigned) => continue,
+        };
+        match connected {
+            Ok(instance) => {
+                return Some(Reached {
+                    instance,
+                    assigned,
+                    ticket,
+                    used: false,
+                });
+            }
+            Err(error) => tracing::debug!(%error, "an instance refused"),
+        }
+        drop(ticket);
+        board.trouble();
+        if Instant::now() >= deadline {
+            return None;
+        }
+        // Whoever takes over is told by the board; one that only restarts is tried again.
+        tokio::select! {
+            () = board.replaced(assigned) => {}
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// How an exchange ended well.
+#[derive(Debug)]
+struct Done {
+    /// The client's connection goes on.
+    keep: bool,
+    /// The instance's connection can be used again.
+    again: bool,
+    /// Both speak something else now.
+    switched: bool,
+}
+
+async fn exchange(
+    mut ends: Ends<'_>,
+    request: &Request,
+    routing: &mut watch::Receiver<Routing>,
+    assigned: Assigned,
+    ticket: Ticket<'_>,
+) -> Result<Done, Fault> {
+    let is_lost = |routing: &Routing| routing.lost_before > assigned.epoch;
+    let mut lost = false;
+    let mut found = None;
+    let response = loop {
+        let response: Response = match found.take() {
+            Some(response) => response,
+            None if lost => ends.head_now(request.method)?.ok_or(Fault::Replaced)?,
+            None => tokio::select! {
+                biased;
+                head = ends.head(request.method, &ticket) => head?,
+                _ = until(routing, is_lost) => {
+                    lost = true;
+                    continue;
+                }
+            },
+        };
+        if response.status >= 200 || response.status == 101 {
+            break response;
+        }
+        found = ends.interim(&response, request).await?;
+    };
+    let switched = response.status == 101;
+    if switched && !request.upgrade {
+        return Err(Fault::AnswerBad(Bad::syntax(
+            "it switches protocols unasked",
+        )));
+    }
+    if !request.modern && matches!(response.body, body::Body::Chunked(_)) {
+        return Err(Fault::AnswerBad(Bad::syntax("HTTP/1.0 has no codings")));
+    }
+    let keep = request.keep && ends.upload.is_whole() && response.body != body::Body::Close;
+    let done = Done {
+        keep,
+        again: response.keep,
+        switched,
+    };
+    ends.begin(&response, downward(&response, request, keep))?;
+    if switched {
+        ends.switch().await?;
+        ticket.answered();
+        return Ok(done);
+    }
+    if lost {
+        ends.body_now().await?;
+        return Ok(done);
+    }
+    let mut ticket = Some(ticket);
+    loop {
+        tokio::select! {
+            biased;
+            body = ends.body(ticket.as_ref()) => {
+                body?;
+                break;
+            }
+            seen = until(routing, |routing| {
+                is_lost(routing) || (routing.gate == Gate::Held && ticket.is_some())
+            }) => {
+                if is_lost(&seen) {
+                    ends.body_now().await?;
+                    break;
+                }
+                // An instance that hands over goes on with the answers that it began: nobody has
+                // to wait for the end of a long one.
+                ticket = None;
+            }
+        }
+    }
+    if let Some(ticket) = ticket {
+        ticket.answered();
+    }
+    Ok(done)
+}
+
+/// Waits until something is true of who serves.
+async fn until(
+    routing: &mut watch::Receiver<Routing>,
+    is: impl FnMut(&Routing) -> bool,
+) -> Routing {
+    let seen = routing.wait_for(is).await.map(|seen| *seen);
+    match seen {
+        Ok(seen) => seen,
+        // The sender is part of the board, which outlives its connections.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether a method may be executed twice without harm.
+const fn is_idempotent(request: &Request) -> bool {
+    matches!(request.method, Method::Head | Method::Idempotent) || request.keyed
+}

@@ -1,0 +1,73 @@
+//! What a front speaks with its clients, and how its shadows are kept in step.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::http;
+use crate::stream::Stream;
+use crate::switchboard::Switchboard;
+use crate::synchronise::{Standby, Synchroniser};
+use crate::tcp;
+
+/// A mode with what can be chosen of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Bytes.
+    Tcp,
+    /// HTTP/1.1.
+    Http(http::Options),
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Http(_) => "http",
+        })
+    }
+}
+
+impl Mode {
+    /// What keeps shadows in step.
+    pub(crate) fn synchroniser(&self) -> Arc<dyn Synchroniser> {
+        match self {
+            Self::Tcp | Self::Http(_) => Arc::new(Standby),
+        }
+    }
+}
+
+/// What all connections of a front share.
+#[derive(Debug, Clone)]
+pub(crate) enum Service {
+    Tcp(Arc<Switchboard>, Duration),
+    Http(Arc<http::Shared>),
+}
+
+impl Service {
+    /// For requests that may wait so long for somebody to serve them.
+    pub(crate) fn new(mode: &Mode, board: &Arc<Switchboard>, patience: Duration) -> Self {
+        let board = Arc::clone(board);
+        match mode {
+            Mode::Tcp => Self::Tcp(board, patience),
+            Mode::Http(options) => {
+                Self::Http(Arc::new(http::Shared::new(board, *options, patience)))
+            }
+        }
+    }
+
+    /// Serves one client until it ends.
+    ///
+    /// # Errors
+    /// When its connection broke, or could not be served.
+    pub(crate) async fn serve(&self, client: Stream) -> io::Result<()> {
+        match self {
+            Self::Tcp(board, patience) => tcp::serve(board, client, *patience).await,
+            Self::Http(shared) => http::serve(shared, client).await,
+        }
+    }
+}
