@@ -343,8 +343,11 @@ impl Director {
                 }
             }
             Verdict::Lost(evidence) => {
-                let dead = evidence.contains(&Evidence::Ended);
-                let cause = if dead { Cause::Death } else { Cause::Stall };
+                let cause = match evidence.as_slice() {
+                    [Evidence::Ended] => Cause::Death,
+                    [Evidence::Stopped] => Cause::Halt,
+                    _ => Cause::Stall,
+                };
                 self.begin(cause, &evidence);
                 self.drive(Input::Lost(cause)).await;
             }

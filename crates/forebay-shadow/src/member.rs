@@ -76,7 +76,7 @@ pub(crate) async fn stop(
     life: Option<Life>,
     cause: Option<Cause>,
 ) -> Result<(), String> {
-    let gone = life.map_or(!matches!(cause, Some(Cause::Stall)), |life| {
+    let gone = life.map_or(!matches!(cause, Some(Cause::Stall | Cause::Halt)), |life| {
         life == Life::Ending
     });
     let failed = |error: io::Error| format!("freeze {name}: {error}");

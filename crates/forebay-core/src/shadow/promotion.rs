@@ -24,7 +24,8 @@
 //! Properties: nobody is promoted before the old one is fenced, or was seen to be gone, or has
 //! settled what it was asked; every promotion has an epoch of its own, larger than all before; a
 //! fenced primary is never let go on once a promotion was begun; a primary that hangs again and
-//! again is given up for one promotion in each hold-down only, one that is dead at any time.
+//! again is given up for one promotion in each hold-down only, since what it hangs in may be the load;
+//! one that is dead or stopped at any time.
 
 use std::time::Duration;
 
@@ -63,7 +64,9 @@ pub enum Stage {
 pub enum Cause {
     /// The old one is gone.
     Death,
-    /// The old one hangs.
+    /// The old one was stopped: it does nothing, for certain.
+    Halt,
+    /// The old one hangs, as far as can be told from outside.
     Stall,
     /// Somebody asked for it.
     Planned,
@@ -261,7 +264,7 @@ impl Promotion {
                 self.stage = Stage::Warm;
                 let last = match change.cause {
                     Cause::Planned => Step::Drain(old),
-                    Cause::Death | Cause::Stall | Cause::Vacancy => Step::Kill(old),
+                    Cause::Death | Cause::Halt | Cause::Stall | Cause::Vacancy => Step::Kill(old),
                 };
                 // One that began from nothing has no one before it.
                 if old == change.to {
@@ -286,8 +289,8 @@ impl Promotion {
 
     fn lost(&mut self, now: Duration, cause: Cause, standby: Option<Slot>) -> Vec<Step> {
         let Some(to) = standby else {
-            // One that hangs may come back; one that is dead does not.
-            if cause == Cause::Stall {
+            // One that hangs or stands may come back; one that is dead does not.
+            if matches!(cause, Cause::Stall | Cause::Halt) {
                 return self.suspected();
             }
             self.change = None;
@@ -457,6 +460,7 @@ mod tests {
         assert!(fail_over(&mut machine, at(100), Cause::Stall));
         assert!(!fail_over(&mut machine, at(104), Cause::Stall), "held down");
         assert!(fail_over(&mut machine, at(104), Cause::Death));
+        assert!(fail_over(&mut machine, at(104), Cause::Halt));
         assert!(fail_over(&mut machine, at(106), Cause::Stall));
         assert!(!fail_over(&mut machine, at(112), Cause::Stall), "doubled");
         assert!(fail_over(&mut machine, at(117), Cause::Stall));
@@ -506,6 +510,7 @@ mod tests {
             Just(Input::Cleared),
             Just(Input::Lost(Cause::Death)),
             Just(Input::Lost(Cause::Stall)),
+            Just(Input::Lost(Cause::Halt)),
             Just(Input::HandOver),
             Just(Input::Done),
             Just(Input::Refused),

@@ -24,8 +24,6 @@ use super::{Args, Target};
 use crate::demo::print::line;
 use crate::demo::{Error, interruption};
 
-/// Faults of one kind in one repetition.
-const FAULTS: u32 = 4;
 /// Time without faults before the first and after the last one.
 const CALM: Duration = Duration::from_secs(1);
 /// A request that was sent so long after a fault has nothing to do with it.
@@ -42,6 +40,17 @@ enum Fault {
     Stopped,
     /// Its only thread sleeps.
     Blocked,
+}
+
+impl Fault {
+    /// How often it happens in one repetition. One that has to be guessed from silence is acted on
+    /// once in a while only: what hangs again and again may hang because of its load.
+    const fn times(self) -> u32 {
+        match self {
+            Self::Killed | Self::Stopped => 4,
+            Self::Blocked => 1,
+        }
+    }
 }
 
 const FAULTS_ALL: [Fault; 3] = [Fault::Killed, Fault::Stopped, Fault::Blocked];
@@ -95,7 +104,7 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, Value), Error
         memory_mib: 256,
     };
     line(format_args!(
-        "{CONNECTIONS} connections, {RATE} requests/s, every fourth an order; {} repetition(s) of {FAULTS} faults of each kind",
+        "{CONNECTIONS} connections, {RATE} requests/s, every fourth an order; {} repetition(s)",
         args.repetitions
     ));
     let arms: &[Arm] = if haproxy::is_installed() {
@@ -138,7 +147,7 @@ fn suffer(
     let clients = Clients::start(shop.address(), segment << 32)?;
     scene.pause(CALM)?;
     let mut faults = Vec::new();
-    for _ in 0..FAULTS {
+    for _ in 0..fault.times() {
         shop.await_ready()?;
         scene.pause(CALM)?;
         faults.push(shop.hurt(fault)?);
