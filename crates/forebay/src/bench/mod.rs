@@ -4,7 +4,7 @@
 mod agent;
 pub(crate) mod chaos;
 mod colocation;
-mod failover;
+pub(crate) mod failover;
 mod forecast;
 mod io;
 mod left;

@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::bench::failover;
+
 pub(crate) use arm::{Arm, Scene, Segment, Wave, agent_use, terminate};
 pub(crate) use sweep::STATE_DIR;
 pub(crate) use table::{ArmRow, Summary, spread};
@@ -31,6 +33,9 @@ const SEGMENT_MAX: Duration = Duration::from_secs(10);
 /// Show the main job on this host
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
+    /// What to show
+    #[arg(value_enum, default_value = "colocation")]
+    show: Show,
     /// Time for all arms together
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(12..=3600))]
     seconds: u64,
@@ -41,11 +46,20 @@ pub(crate) struct Args {
     #[arg(long)]
     stay: bool,
     /// Run the same scenario on a simulated host: needs no root and measures nothing
-    #[arg(long, conflicts_with = "stay")]
+    #[arg(long, conflicts_with_all = ["stay", "show"])]
     simulated: bool,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
+}
+
+/// What can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Show {
+    /// A critical service beside batch work: alone, uncontrolled, and with Forebay
+    Colocation,
+    /// A service that is killed and stopped under its clients, and its shadow that takes over
+    Failover,
 }
 
 /// Why the demo did not come to its end.
@@ -138,6 +152,13 @@ pub(crate) fn interruption() -> Result<Arc<AtomicBool>, Error> {
 }
 
 fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
+    if args.show == Show::Failover {
+        let result = failover::show(dir, Duration::from_secs(args.seconds))?;
+        return args
+            .json
+            .as_deref()
+            .map_or(Ok(()), |file| write(file, &result));
+    }
     let interrupted = interruption()?;
     let scene = Scene::new(dir, &interrupted)?;
     let arms = [Arm::Alone, Arm::Uncontrolled, Arm::Forebay];
@@ -167,11 +188,7 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
     }
     print::line(format_args!("\n{}", summary.table()));
     if let Some(file) = &args.json {
-        std::fs::write(file, summary.json().to_string() + "\n").map_err(Error::system(
-            "write the result to",
-            file.display(),
-            "check that its directory exists and has room",
-        ))?;
+        write(file, &summary.json())?;
     }
     if args.stay {
         scene.stay()?;
@@ -180,6 +197,14 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
         return Err(Error::Interrupted);
     }
     Ok(())
+}
+
+fn write(file: &Path, result: &serde_json::Value) -> Result<(), Error> {
+    std::fs::write(file, result.to_string() + "\n").map_err(Error::system(
+        "write the result to",
+        file.display(),
+        "check that its directory exists and has room",
+    ))
 }
 
 /// As many rounds as fit, and the length of one segment.

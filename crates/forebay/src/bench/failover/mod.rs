@@ -8,6 +8,7 @@
 mod clients;
 mod haproxy;
 mod shop;
+mod show;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+pub(crate) use self::show::show;
 
 use self::clients::{CONNECTIONS, Clients, End, Met, RATE, Sample};
 use self::haproxy::Haproxy;
@@ -187,6 +190,17 @@ impl Tally {
                 self.twice += 1;
             }
         }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.gaps.extend(other.gaps);
+        self.requests += other.requests;
+        self.failed_looks += other.failed_looks;
+        self.failed_orders += other.failed_orders;
+        self.unknown_orders += other.unknown_orders;
+        self.dropped += other.dropped;
+        self.twice += other.twice;
+        self.lost += other.lost;
     }
 
     /// The gap that this share of the faults did not exceed, in milliseconds.

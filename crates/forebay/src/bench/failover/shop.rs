@@ -149,6 +149,11 @@ impl Forebay {
         })
     }
 
+    /// What the front did, in words, the latest last.
+    pub(super) fn changes(&self) -> Vec<String> {
+        self.front().map(|front| front.changes).unwrap_or_default()
+    }
+
     fn front(&self) -> Option<api::Front> {
         let fronts = cli::fronts(&self.socket).ok()?;
         fronts.fronts.into_iter().next()
