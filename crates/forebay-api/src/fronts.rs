@@ -51,6 +51,8 @@ pub struct FrontInstance {
     pub fence: bool,
     /// Whether it could take over.
     pub ready: bool,
+    /// It may not, because somebody said so.
+    pub detached: bool,
     /// Why it could not.
     pub trouble: Option<String>,
     /// How many bytes it is behind the primary, where that can be told.

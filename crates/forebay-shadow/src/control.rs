@@ -43,6 +43,23 @@ pub enum Request {
     },
     /// The shadow is to take over in order.
     HandOver,
+    /// The shadow is to take over now, and the primary to be ended.
+    Promote,
+    /// A shadow is to be put in step with the primary anew.
+    Resync {
+        /// The app that it is.
+        app: String,
+    },
+    /// An instance is not to take over.
+    Detach {
+        /// The app that it is.
+        app: String,
+    },
+    /// An instance that was detached may take over again.
+    Attach {
+        /// The app that it is.
+        app: String,
+    },
     /// How it stands, as soon as that is anything else than this, or after a while.
     Status {
         /// What is known already.

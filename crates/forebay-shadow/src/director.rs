@@ -52,6 +52,22 @@ pub(crate) enum Order {
     },
     /// The shadow is to take over in order.
     HandOver(oneshot::Sender<Result<Transition, String>>),
+    /// The shadow is to take over now, and the primary to be ended.
+    Promote(oneshot::Sender<Result<Transition, String>>),
+    /// A shadow is to be put in step anew.
+    Resync(String, oneshot::Sender<Result<(), String>>),
+    /// An instance is not to take over until told otherwise.
+    Detach(String, Detached, oneshot::Sender<Result<(), String>>),
+}
+
+/// Whether an instance may take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Detached {
+    /// It may not.
+    Yes,
+    /// It may.
+    #[default]
+    No,
 }
 
 /// The task.
@@ -61,6 +77,7 @@ pub(crate) struct Director {
     machine: Promotion,
     members: Vec<Option<Member>>,
     standings: Vec<Standing>,
+    detached: Vec<Detached>,
     synchroniser: Arc<dyn Synchroniser>,
     epochs: Arc<EpochFile>,
     /// What the file says, as far as this process wrote it.
@@ -103,6 +120,7 @@ impl Director {
             machine: Promotion::starting(routing.primary, routing.epoch),
             members: (0..count).map(|_| None).collect(),
             standings: vec![Standing::Away("it was not seen yet".to_owned()); count],
+            detached: vec![Detached::No; count],
             board: parts.board,
             synchroniser: parts.synchroniser,
             epochs: Arc::new(parts.epochs),
@@ -166,16 +184,67 @@ impl Director {
                 reply.send(joined).ok();
                 self.publish();
             }
-            Order::HandOver(reply) => {
-                if let Some(why) = self.not_now() {
+            Order::HandOver(reply) => self.change(Cause::Planned, Input::HandOver, reply).await,
+            Order::Promote(reply) => {
+                let input = Input::Lost(Cause::Forced);
+                self.change(Cause::Forced, input, reply).await;
+            }
+            Order::Resync(app, reply) => match self.shadow(&app) {
+                Ok(slot) => self.follow(slot, Some(reply)),
+                Err(why) => {
                     reply.send(Err(why)).ok();
-                    return;
                 }
-                self.asked = Some(reply);
-                self.begin(Cause::Planned, &[]);
-                self.drive(Input::HandOver).await;
+            },
+            Order::Detach(app, detached, reply) => {
+                let detach = self.shadow(&app).map(|slot| {
+                    if let Some(place) = self.detached.get_mut(slot) {
+                        *place = detached;
+                    }
+                    self.choose_standby();
+                    self.publish();
+                });
+                reply.send(detach).ok();
             }
         }
+    }
+
+    /// Changes the primary because somebody asked for it.
+    async fn change(
+        &mut self,
+        cause: Cause,
+        input: Input,
+        reply: oneshot::Sender<Result<Transition, String>>,
+    ) {
+        if let Some(why) = self.not_now() {
+            reply.send(Err(why)).ok();
+            return;
+        }
+        self.asked = Some(reply);
+        self.begin(cause, &[]);
+        self.drive(input).await;
+    }
+
+    /// The place of an instance that does not serve.
+    fn shadow(&self, app: &str) -> Result<Slot, String> {
+        let mut instances = self.board.instances().iter();
+        match instances.position(|instance| instance.app == app) {
+            None => {
+                let names = self.board.instances().iter();
+                let names: Vec<&str> = names.map(|instance| instance.app.as_str()).collect();
+                Err(format!(
+                    "there is no instance `{app}`; there are: {}",
+                    names.join(", ")
+                ))
+            }
+            Some(slot) if slot == self.machine.primary() => {
+                Err(format!("{app} is the primary; hand over first"))
+            }
+            Some(slot) => Ok(slot),
+        }
+    }
+
+    fn is_detached(&self, slot: Slot) -> bool {
+        self.detached.get(slot) == Some(&Detached::Yes)
     }
 
     fn not_now(&self) -> Option<String> {
@@ -187,7 +256,14 @@ impl Director {
             let why = self.standings.iter().enumerate();
             let why = why.filter(|(slot, _)| *slot != self.machine.primary());
             let why: Vec<String> = why
-                .map(|(slot, standing)| format!("{}: {}", self.name(slot), words(standing)))
+                .map(|(slot, standing)| {
+                    let why = if self.is_detached(slot) {
+                        "detached"
+                    } else {
+                        words(standing)
+                    };
+                    format!("{}: {why}", self.name(slot))
+                })
                 .collect();
             return Some(format!("no shadow can take over: {}", why.join("; ")));
         }
@@ -247,13 +323,14 @@ impl Director {
             && slot != self.machine.primary()
         {
             tracing::debug!(app = self.name(slot), why, "the shadow is not in step");
-            self.follow(slot);
+            self.follow(slot, None);
         }
         if let Some(place) = self.standings.get_mut(slot) {
             *place = standing;
         }
         self.choose_standby();
         self.publish();
+        let ready = ready && !self.is_detached(slot);
         let first_choice = slot == self.machine.primary();
         let may_begin = first_choice || self.down_since.elapsed() >= FIRST_CHOICE_BOUND;
         if ready && may_begin && self.machine.stage() == Stage::Down {
@@ -267,7 +344,9 @@ impl Director {
     fn choose_standby(&self) {
         let primary = self.machine.primary();
         let ready = |slot: &Slot| {
-            *slot != primary && matches!(self.standings.get(*slot), Some(Standing::Ready { .. }))
+            !self.is_detached(*slot)
+                && *slot != primary
+                && matches!(self.standings.get(*slot), Some(Standing::Ready { .. }))
         };
         let standby = (0..self.members.len()).find(ready);
         if self.board.routing().standby != standby {
@@ -276,7 +355,7 @@ impl Director {
     }
 
     /// Makes an instance follow the primary, beside this task.
-    fn follow(&self, slot: Slot) {
+    fn follow(&self, slot: Slot, reply: Option<oneshot::Sender<Result<(), String>>>) {
         let (board, synchroniser) = (Arc::clone(&self.board), Arc::clone(&self.synchroniser));
         let primary = self.machine.primary();
         tokio::spawn(async move {
@@ -284,8 +363,13 @@ impl Director {
             let (Some(shadow), Some(first)) = (instances.get(slot), instances.get(primary)) else {
                 return;
             };
-            if let Err(why) = synchroniser.follow(shadow, first).await {
+            let followed = synchroniser.follow(shadow, first).await;
+            if let Err(why) = &followed {
                 tracing::warn!(app = shadow.app, why, "the shadow does not follow");
+            }
+            if let Some(reply) = reply {
+                // Whoever asked may have gone.
+                reply.send(followed).ok();
             }
         });
     }
@@ -417,7 +501,7 @@ impl Director {
                 return None;
             }
             Step::Drain(slot) => {
-                self.follow(slot);
+                self.follow(slot, None);
                 return None;
             }
             Step::Fence(slot) => self.fence(slot).await,
@@ -585,13 +669,15 @@ impl Director {
             .instances()
             .iter()
             .zip(&self.standings)
-            .zip(&self.members);
-        let members = members.map(|((instance, standing), member)| MemberStatus {
+            .zip(&self.members)
+            .zip(&self.detached);
+        let members = members.map(|(((instance, standing), member), detached)| MemberStatus {
             app: instance.app.clone(),
             address: instance.address.clone(),
             pid: member.as_ref().map(|member| member.pid),
             fence: member.as_ref().is_some_and(|member| member.fence.is_some()),
             standing: standing.clone(),
+            detached: *detached == Detached::Yes,
         });
         let status = Status {
             stage: format!("{:?}", self.machine.stage()).to_lowercase(),
@@ -611,9 +697,9 @@ impl Director {
     }
 }
 
-fn words(standing: &Standing) -> String {
+fn words(standing: &Standing) -> &str {
     match standing {
-        Standing::Ready { .. } => "ready".to_owned(),
-        Standing::Behind(why) | Standing::Away(why) => why.clone(),
+        Standing::Ready { .. } => "ready",
+        Standing::Behind(why) | Standing::Away(why) => why,
     }
 }

@@ -15,11 +15,11 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
-use crate::director::{Director, Order, Parts};
+use crate::director::{Detached, Director, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
 use crate::mode::{Mode, Service};
-use crate::status::Status;
+use crate::status::{Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Counters, Instance, Switchboard, count};
 
@@ -307,24 +307,24 @@ async fn converse(
             Request::Joined { slot, pid, fence } => {
                 let fence = fence.map(|hierarchy| Fence::new(hierarchy, descriptors));
                 let fence = fence.transpose()?;
-                let (reply, joined) = oneshot::channel();
-                let order = Order::Joined {
+                let order = |reply| Order::Joined {
                     slot,
                     pid,
                     fence,
                     reply,
                 };
-                match ordered(orders, order, joined).await {
-                    Ok(()) => Answer::Done,
-                    Err(why) => Answer::Refused(why),
-                }
+                done(ordered(orders, order).await)
             }
-            Request::HandOver => {
-                let (reply, done) = oneshot::channel();
-                match ordered(orders, Order::HandOver(reply), done).await {
-                    Ok(transition) => Answer::Changed(transition),
-                    Err(why) => Answer::Refused(why),
-                }
+            Request::HandOver => changed(ordered(orders, Order::HandOver).await),
+            Request::Promote => changed(ordered(orders, Order::Promote).await),
+            Request::Resync { app } => {
+                done(ordered(orders, |reply| Order::Resync(app, reply)).await)
+            }
+            Request::Detach { app } => {
+                done(ordered(orders, |reply| Order::Detach(app, Detached::Yes, reply)).await)
+            }
+            Request::Attach { app } => {
+                done(ordered(orders, |reply| Order::Detach(app, Detached::No, reply)).await)
             }
             Request::Status { known } => {
                 let known = known.map(|known| *known);
@@ -343,14 +343,30 @@ async fn converse(
     Ok(())
 }
 
+/// Gives the director an order and waits for the answer.
 async fn ordered<T>(
     orders: &mpsc::Sender<Order>,
-    order: Order,
-    reply: oneshot::Receiver<Result<T, String>>,
+    order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
 ) -> Result<T, String> {
     const GONE: &str = "the front is ending";
-    orders.send(order).await.map_err(|_| GONE.to_owned())?;
-    reply.await.map_err(|_| GONE.to_owned())?
+    let (reply, answer) = oneshot::channel();
+    let sent = orders.send(order(reply)).await;
+    sent.map_err(|_| GONE.to_owned())?;
+    answer.await.map_err(|_| GONE.to_owned())?
+}
+
+fn done(result: Result<(), String>) -> Answer {
+    match result {
+        Ok(()) => Answer::Done,
+        Err(why) => Answer::Refused(why),
+    }
+}
+
+fn changed(result: Result<Transition, String>) -> Answer {
+    match result {
+        Ok(transition) => Answer::Changed(transition),
+        Err(why) => Answer::Refused(why),
+    }
 }
 
 fn counts(counters: &Counters) -> Counts {

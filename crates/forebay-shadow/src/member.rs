@@ -76,9 +76,8 @@ pub(crate) async fn stop(
     life: Option<Life>,
     cause: Option<Cause>,
 ) -> Result<(), String> {
-    let gone = life.map_or(!matches!(cause, Some(Cause::Stall | Cause::Halt)), |life| {
-        life == Life::Ending
-    });
+    let unknown_is_gone = matches!(cause, Some(Cause::Death | Cause::Vacancy));
+    let gone = life.map_or(unknown_is_gone, |life| life == Life::Ending);
     let failed = |error: io::Error| format!("freeze {name}: {error}");
     let fence = match fence {
         // The group of one that is gone may be gone as well.

@@ -39,6 +39,8 @@ pub struct MemberStatus {
     pub fence: bool,
     /// Whether it could take over.
     pub standing: Standing,
+    /// It may not, because somebody said so.
+    pub detached: bool,
 }
 
 /// One change of the primary.

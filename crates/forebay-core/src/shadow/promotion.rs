@@ -68,8 +68,10 @@ pub enum Cause {
     Halt,
     /// The old one hangs, as far as can be told from outside.
     Stall,
-    /// Somebody asked for it.
+    /// Somebody asked for it, and the old one makes room in order.
     Planned,
+    /// Somebody asked for it, whatever the old one is doing.
+    Forced,
     /// Nobody served: at the beginning, or after all were lost.
     Vacancy,
 }
@@ -264,7 +266,9 @@ impl Promotion {
                 self.stage = Stage::Warm;
                 let last = match change.cause {
                     Cause::Planned => Step::Drain(old),
-                    Cause::Death | Cause::Halt | Cause::Stall | Cause::Vacancy => Step::Kill(old),
+                    Cause::Death | Cause::Halt | Cause::Stall | Cause::Forced | Cause::Vacancy => {
+                        Step::Kill(old)
+                    }
                 };
                 // One that began from nothing has no one before it.
                 if old == change.to {
@@ -290,7 +294,7 @@ impl Promotion {
     fn lost(&mut self, now: Duration, cause: Cause, standby: Option<Slot>) -> Vec<Step> {
         let Some(to) = standby else {
             // One that hangs or stands may come back; one that is dead does not.
-            if matches!(cause, Cause::Stall | Cause::Halt) {
+            if matches!(cause, Cause::Stall | Cause::Halt | Cause::Forced) {
                 return self.suspected();
             }
             self.change = None;
@@ -511,6 +515,7 @@ mod tests {
             Just(Input::Lost(Cause::Death)),
             Just(Input::Lost(Cause::Stall)),
             Just(Input::Lost(Cause::Halt)),
+            Just(Input::Lost(Cause::Forced)),
             Just(Input::HandOver),
             Just(Input::Done),
             Just(Input::Refused),

@@ -16,8 +16,11 @@ pub(crate) struct ShadowArgs {
     #[arg(value_enum, default_value = "list")]
     action: Action,
 
-    /// The front; `status` and `handover` need it
+    /// The front; all but `list` need it
     front: Option<String>,
+
+    /// The instance; `resync`, `detach` and `attach` need it
+    app: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +31,14 @@ enum Action {
     Status,
     /// Have the shadow take over in order: no request is lost, none is executed twice
     Handover,
+    /// Have the shadow take over at once: the primary is stopped where it stands and ended
+    Promote,
+    /// Put a shadow in step with the primary anew
+    Resync,
+    /// Keep an instance from taking over
+    Detach,
+    /// Let a detached instance take over again
+    Attach,
 }
 
 pub(super) async fn run(
@@ -35,30 +46,58 @@ pub(super) async fn run(
     client: &Client,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    match (args.action, args.front) {
-        (Action::List, None) => {
+    let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
+    match (args.action, args.front, args.app) {
+        (Action::List, None, _) => {
             let fronts: api::Fronts = client.get("/v1/fronts").await?;
             output.show(&fronts, list)?;
         }
-        (Action::List, Some(_)) => {
-            let usage = "`list` shows all fronts; use `status` for one of them";
-            return Err(Failure::Usage(usage.to_owned()));
+        (Action::List, Some(_), _) => {
+            return usage("`list` shows all fronts; use `status` for one of them");
         }
-        (Action::Status, Some(front)) => {
+        (_, None, _) => return usage("name the front: `forebay shadow list` shows them"),
+        (Action::Status, Some(front), None) => {
             let fronts: api::Fronts = client.get("/v1/fronts").await?;
             output.show(&find(fronts, &front)?, status)?;
         }
-        (Action::Handover, Some(front)) => {
+        (Action::Handover, Some(front), None) => {
             let uri = format!("/v1/fronts/{front}/handover");
             let done: api::HandOver = client.post(&uri, &()).await?;
             output.show(&done, handed_over)?;
         }
-        (Action::Status | Action::Handover, None) => {
-            let usage = "name the front: `forebay shadow list` shows them";
-            return Err(Failure::Usage(usage.to_owned()));
+        (Action::Promote, Some(front), None) => {
+            let uri = format!("/v1/fronts/{front}/promote");
+            let done: api::HandOver = client.post(&uri, &()).await?;
+            output.show(&done, handed_over)?;
+        }
+        (Action::Status | Action::Handover | Action::Promote, _, Some(_)) => {
+            return usage("name the front alone: this is about all of it");
+        }
+        (Action::Resync | Action::Detach | Action::Attach, Some(_), None) => {
+            return usage("name the instance as well: `forebay shadow status FRONT` shows them");
+        }
+        (Action::Resync, Some(front), Some(app)) => {
+            tend(client, output, front, app, "resync").await?
+        }
+        (Action::Detach, Some(front), Some(app)) => {
+            tend(client, output, front, app, "detach").await?
+        }
+        (Action::Attach, Some(front), Some(app)) => {
+            tend(client, output, front, app, "attach").await?
         }
     }
     Ok(())
+}
+
+async fn tend(
+    client: &Client,
+    output: &mut Output,
+    front: String,
+    app: String,
+    what: &str,
+) -> Result<(), Failure> {
+    let uri = format!("/v1/fronts/{front}/instances/{app}/{what}");
+    super::done(client.post(&uri, &()).await?, output)
 }
 
 fn find(fronts: api::Fronts, name: &str) -> Result<api::Front, Failure> {
@@ -132,6 +171,7 @@ fn status(front: &api::Front) -> String {
             instance.app,
             instance.address,
             match &instance.trouble {
+                None if instance.detached => "ready, and detached".to_owned(),
                 None => "ready".to_owned(),
                 Some(why) => why.clone(),
             }

@@ -52,6 +52,15 @@ pub(crate) enum Refused {
     Busy(String),
 }
 
+/// How a shadow takes over when somebody asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The primary answers what it was sent.
+    InOrder,
+    /// The primary is stopped where it stands, and ended.
+    AtOnce,
+}
+
 impl Desk {
     /// That of a daemon without fronts.
     #[cfg(test)]
@@ -85,13 +94,28 @@ impl Desk {
             })
     }
 
-    /// Has the shadow take over in order.
+    /// Has the shadow take over, in order or at once.
     ///
     /// # Errors
     /// When there is no such front, or it refuses.
-    pub(crate) async fn hand_over(&self, front: &str) -> Result<Transition, Refused> {
-        match self.ask(front, &Request::HandOver).await? {
+    pub(crate) async fn change(&self, front: &str, way: Way) -> Result<Transition, Refused> {
+        let request = match way {
+            Way::InOrder => Request::HandOver,
+            Way::AtOnce => Request::Promote,
+        };
+        match self.ask(front, &request).await? {
             Answer::Changed(transition) => Ok(transition),
+            other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
+        }
+    }
+
+    /// Does something about an instance that does not serve.
+    ///
+    /// # Errors
+    /// When there is no such front or instance, or it refuses.
+    pub(crate) async fn tend(&self, front: &str, request: &Request) -> Result<(), Refused> {
+        match self.ask(front, request).await? {
+            Answer::Done => Ok(()),
             other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
         }
     }

@@ -3,13 +3,13 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use forebay_api as api;
-use forebay_shadow::control::Counts;
+use forebay_shadow::control::{Counts, Request};
 use forebay_shadow::status::{MemberStatus, Status};
 use forebay_shadow::synchronise::Standing;
 
 use super::problem::Failure;
 use super::routes::Shared;
-use crate::fronts::{Known, Refused};
+use crate::fronts::{Known, Refused, Way};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -37,7 +37,18 @@ pub(super) async fn hand_over(
     State(server): State<Shared>,
     Path(front): Path<String>,
 ) -> Answer<api::HandOver> {
-    let transition = server.state.fronts.hand_over(&front).await?;
+    change(&server, front, Way::InOrder).await
+}
+
+pub(super) async fn promote(
+    State(server): State<Shared>,
+    Path(front): Path<String>,
+) -> Answer<api::HandOver> {
+    change(&server, front, Way::AtOnce).await
+}
+
+async fn change(server: &Shared, front: String, way: Way) -> Answer<api::HandOver> {
+    let transition = server.state.fronts.change(&front, way).await?;
     let step = |(step, time): (String, std::time::Duration)| api::HandOverStep {
         step,
         ms: time.as_secs_f64() * 1e3,
@@ -48,6 +59,33 @@ pub(super) async fn hand_over(
         to: transition.to.unwrap_or_default(),
         epoch: transition.epoch,
         steps: transition.steps.into_iter().map(step).collect(),
+    }))
+}
+
+/// Resynchronises, detaches or attaches an instance.
+pub(super) async fn tend(
+    State(server): State<Shared>,
+    Path((front, app, what)): Path<(String, String, String)>,
+) -> Answer<api::Done> {
+    let (request, said) = match what.as_str() {
+        "resync" => (
+            Request::Resync { app: app.clone() },
+            "follows the primary anew",
+        ),
+        "detach" => (
+            Request::Detach { app: app.clone() },
+            "does not take over until it is attached",
+        ),
+        "attach" => (Request::Attach { app: app.clone() }, "may take over again"),
+        other => {
+            return Err(Failure::bad_request(format!(
+                "`{other}` is nothing to do with an instance; use resync, detach or attach"
+            )));
+        }
+    };
+    server.state.fronts.tend(&front, &request).await?;
+    Ok(Json(api::Done {
+        messages: vec![format!("{front}: {app} {said}")],
     }))
 }
 
@@ -92,6 +130,7 @@ fn instance(member: &MemberStatus) -> api::FrontInstance {
         pid: member.pid,
         fence: member.fence,
         ready,
+        detached: member.detached,
         trouble,
         lag_bytes: lag.and_then(|lag| lag.bytes),
         lag_ms: lag.and_then(|lag| lag.time).map(ms),

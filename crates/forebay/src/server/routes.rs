@@ -177,6 +177,18 @@ pub(super) fn routes() -> Vec<Route> {
             post(fronts::hand_over),
         )
         .answers(of::<api::HandOver>),
+        change(
+            "/v1/fronts/{front}/promote",
+            "Have the shadow of a front take over at once; the primary is ended",
+            post(fronts::promote),
+        )
+        .answers(of::<api::HandOver>),
+        change(
+            "/v1/fronts/{front}/instances/{app}/{what}",
+            "Put a shadow in step anew (`resync`), keep it from taking over (`detach`), or let it again (`attach`)",
+            post(fronts::tend),
+        )
+        .answers(of::<api::Done>),
         look(
             "/v1/tiers",
             "Tiered directories: what they hold, how warm it is, what was moved and why",

@@ -180,6 +180,35 @@ fn a_hand_over_disturbs_nobody() {
 }
 
 #[test]
+fn a_shadow_is_detached_attached_and_promoted_by_hand() {
+    let name = "a_shadow_is_detached_attached_and_promoted_by_hand";
+    let Some(mut stage) = Stage::new(name, "") else {
+        return;
+    };
+    let ask = |words: &[&str]| stage.place.json(&[&["shadow"], words].concat());
+    ask(&["detach", "web", "b"]);
+    assert_eq!(stage.front()["standby"], Value::Null);
+    let busy = ["no shadow can take over"];
+    stage.place.fails(&["shadow", "promote", "web"], 1, &busy);
+    stage
+        .place
+        .fails(&["shadow", "detach", "web", "a"], 1, &["a is the primary"]);
+    stage
+        .place
+        .fails(&["shadow", "resync", "web", "c"], 1, &["`c`", "a, b"]);
+    ask(&["attach", "web", "b"]);
+    ask(&["resync", "web", "b"]);
+    stage.await_ready("a");
+    let first = stage.place.await_pid("a");
+    let done = ask(&["promote", "web"]);
+    assert_eq!((&done["from"], &done["to"]), (&"a".into(), &"b".into()));
+    eventually("the old primary is ended", || !is_running(first));
+    assert_eq!(request(&mut stage.connect()), Some(200));
+    stage.await_ready("b");
+    stage.place.stop_well();
+}
+
+#[test]
 fn a_front_outlives_its_daemon_and_fails_over_without_it() {
     let name = "a_front_outlives_its_daemon_and_fails_over_without_it";
     let Some(mut stage) = Stage::new(name, "") else {
