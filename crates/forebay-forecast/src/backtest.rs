@@ -44,7 +44,7 @@ use std::collections::VecDeque;
 
 use crate::history::narrow;
 use crate::mean::Mean;
-use crate::sorted::SortedWindow;
+use crate::ranked::{Exact, RankedWindow};
 use crate::{Quantiles, Target, pinball};
 
 /// Origins pending for one horizon.
@@ -55,9 +55,9 @@ const ERRORS: usize = 128;
 const WARM_ERRORS: usize = 16;
 /// Scores over which the weight of an old one falls to 1/e.
 const SCORE_MEMORY: f64 = 64.0;
-/// The level that is scored: the planner's, mostly.
-const SCORED_PERMILLE: usize = 950;
+/// The level that is scored, and its place: the planner's, mostly.
 const SCORED: f64 = 0.95;
+const SCORED_PLACE: usize = 2;
 
 /// How good the 0.95 bounds of a forecaster were lately.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -136,7 +136,7 @@ struct Origin {
 
 #[derive(Clone, Debug)]
 struct Track {
-    errors: SortedWindow<f32, u8, ERRORS>,
+    errors: RankedWindow<Exact, ERRORS>,
     judge: Judge,
 }
 
@@ -275,7 +275,7 @@ impl Horizon {
 impl Track {
     fn new() -> Self {
         Self {
-            errors: SortedWindow::new(),
+            errors: RankedWindow::new(),
             judge: Judge::default(),
         }
     }
@@ -291,9 +291,8 @@ impl Track {
         if self.errors.len() < WARM_ERRORS {
             return None;
         }
-        self.errors
-            .quantile(SCORED_PERMILLE)
-            .map(|error| narrow((centre + error).max(0.0)))
+        let errors = self.errors.quantiles()?;
+        Some(narrow((centre + errors[SCORED_PLACE]).max(0.0)))
     }
 
     fn around(&self, centre: f64, widening: f64) -> Option<Quantiles> {

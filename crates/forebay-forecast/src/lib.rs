@@ -71,11 +71,11 @@ pub mod lstm;
 mod mean;
 pub mod mixture;
 mod period;
+mod ranked;
 pub mod scales;
 pub mod seasonal;
 pub mod select;
 pub mod smoothing;
-mod sorted;
 pub mod window;
 
 use std::fmt::Debug;

@@ -21,7 +21,7 @@ use super::head::{Anchors, CENTRES};
 use crate::history::{Rough, narrow};
 use crate::least_squares::LeastSquares;
 use crate::mean::Mean;
-use crate::sorted::{SortedWindow, Upward};
+use crate::ranked::{RankedWindow, Upward};
 
 /// Inputs of the fit.
 pub(super) const INPUTS: usize = 16;
@@ -43,7 +43,7 @@ const EVIDENCE_MAX: f32 = 5.0;
 /// Bound of centres and gaps, in units.
 const ANCHOR_MAX: f32 = 100.0;
 
-type Errors = SortedWindow<Upward, u8, REMEMBERED>;
+type Errors = RankedWindow<Upward, REMEMBERED>;
 
 /// What the features of a step say to all targets, in the unit of the series.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
 use crate::backtest::{Judge, is_above};
 use crate::history::{Rough, Tail, narrow};
 use crate::mean::Mean;
-use crate::sorted::{SortedWindow, Upward};
+use crate::ranked::{RankedWindow, Upward};
 use crate::{Forecaster, Quantiles, Score, Target};
 
 /// What follows analogues: as it was, and moved to the present level.
@@ -86,7 +86,7 @@ pub(super) struct Learner {
     steps: usize,
     regression: Regression,
     centre: Weights<EXPERTS>,
-    errors: [SortedWindow<Upward, u8, REMEMBERED>; RANKED],
+    errors: [RankedWindow<Upward, REMEMBERED>; RANKED],
     bounds: [Weights<BOUNDS>; LEVELS],
     /// How much more often each level was exceeded than it should have been.
     excess: [f32; LEVELS],
@@ -179,7 +179,7 @@ impl Learner {
                 apart * CENTRE_RATE,
                 (CENTRE_MEMORY.0 + CENTRE_MEMORY.1 * far) / apart,
             ),
-            errors: std::array::from_fn(|_| SortedWindow::new()),
+            errors: std::array::from_fn(|_| RankedWindow::new()),
             bounds: std::array::from_fn(|index| {
                 let rank = [0.0, 1.0, 2.0, 3.0][index];
                 let memory = at_once + for_steps * far + for_level * rank;
@@ -372,8 +372,8 @@ impl Learner {
         for (index, bounds) in bounds.iter_mut().enumerate() {
             let ranked = self.errors.iter().zip(centres).zip(scales);
             let ranked = ranked.map(|((errors, centre), scale)| {
-                let error = errors.quantile(Quantiles::LEVELS_PERMILLE[index]);
-                error.map_or(*centre, |error| centre + scale * error)
+                let errors = errors.quantiles();
+                errors.map_or(*centre, |errors| centre + scale * errors[index])
             });
             let regressed = (last + outlook.unit * above[index]).clamp(least.min(last), most);
             let followed = sequels.iter().map(|s| s.map(|s| s.quantiles[index]));
