@@ -27,6 +27,9 @@ const LEVELS: usize = Quantiles::LEVELS_PERMILLE.len();
 
 /// How a number is kept: sorted as the number is.
 pub(crate) trait Kept: Copy + Default + Ord {
+    const LEAST: Self;
+    const MOST: Self;
+
     /// Of a number that is not NaN.
     fn keep(value: f32) -> Self;
     fn value(self) -> f32;
@@ -37,6 +40,9 @@ pub(crate) trait Kept: Copy + Default + Ord {
 pub(crate) struct Exact(i32);
 
 impl Kept for Exact {
+    const LEAST: Self = Self(i32::MIN);
+    const MOST: Self = Self(i32::MAX);
+
     fn keep(value: f32) -> Self {
         // Without the sign of zero, which would sort.
         let bits = (value + 0.0).to_bits().cast_signed();
@@ -59,16 +65,23 @@ impl Kept for Exact {
 pub(crate) struct Upward(i16);
 
 impl Kept for Upward {
+    const LEAST: Self = Self(i16::MIN);
+    const MOST: Self = Self(i16::MAX);
+
     fn keep(value: f32) -> Self {
         let bits = value.to_bits();
         let is_cut = bits & 0xffff != 0;
         // Towards zero is upward for what is negative.
         let size = (bits >> 16) as u16 & !Self::SIGN;
         if value > 0.0 {
-            return Self((size + u16::from(is_cut)).min(Self::MOST).cast_signed());
+            return Self(
+                (size + u16::from(is_cut))
+                    .min(Self::FINITE_MAX)
+                    .cast_signed(),
+            );
         }
         // Of which the smallest is zero.
-        Self(-size.min(Self::MOST).cast_signed())
+        Self(-size.min(Self::FINITE_MAX).cast_signed())
     }
 
     fn value(self) -> f32 {
@@ -80,7 +93,7 @@ impl Kept for Upward {
 impl Upward {
     const SIGN: u16 = 0x8000;
     /// The greatest that is finite.
-    const MOST: u16 = 0x7f7f;
+    const FINITE_MAX: u16 = 0x7f7f;
 }
 
 /// See the [module](self). `N` is at least 1.
@@ -151,21 +164,23 @@ impl<K: Kept, const N: usize> RankedWindow<K, N> {
         let held = &self.ring[..self.len()];
         let mut found = from;
         loop {
+            // Without branches and checks of the sums, which a ring cannot overflow: so the compiler
+            // makes vector instructions of it.
             let (mut below, mut above) = (0_u16, 0_u16);
+            let (mut lower, mut higher) = (K::LEAST, K::MOST);
             for &number in held {
-                below += u16::from(number < found);
-                above += u16::from(number > found);
+                below = below.wrapping_add(u16::from(number < found));
+                above = above.wrapping_add(u16::from(number > found));
+                lower = lower.max(if number < found { number } else { K::LEAST });
+                higher = higher.min(if number > found { number } else { K::MOST });
             }
-            let next = if rank < usize::from(below) {
-                held.iter().filter(|&&number| number < found).max()
+            if rank < usize::from(below) {
+                found = lower;
             } else if rank + usize::from(above) >= held.len() {
-                held.iter().filter(|&&number| number > found).min()
+                found = higher;
             } else {
                 return found;
-            };
-            // There is one, since they were counted.
-            let Some(&next) = next else { return found };
-            found = next;
+            }
         }
     }
 }
