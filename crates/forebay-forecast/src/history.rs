@@ -17,12 +17,25 @@ impl Rough {
     pub(crate) const ZERO: Self = Self(0);
 
     pub(crate) fn new(value: f32) -> Self {
-        let bits = value.to_bits();
         if value.is_nan() {
             // Rounding might carry into the sign.
-            return Self((bits >> 16) as u16 | 0x40);
+            return Self((value.to_bits() >> 16) as u16 | 0x40);
         }
-        Self(((bits + 0x8000) >> 16) as u16)
+        Self::of_number(value)
+    }
+
+    /// Of what is not NaN: without a branch, for loops.
+    pub(crate) fn of_number(value: f32) -> Self {
+        Self((value.to_bits().wrapping_add(0x8000) >> 16) as u16)
+    }
+
+    pub(crate) fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// Sorts as numbers that are not negative do.
+    pub(crate) fn to_bits(self) -> u16 {
+        self.0
     }
 
     pub(crate) fn get(self) -> f32 {

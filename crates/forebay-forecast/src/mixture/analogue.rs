@@ -15,7 +15,8 @@
 //!
 //! # Properties
 //!
-//! - One pass over the history for each sample, and one for all horizons together.
+//! - One pass over the history for each sample, and one for all horizons together. A distance takes
+//!   two bytes, and is right to half a percent.
 //! - Quantiles are of what was seen: nothing is extrapolated, but for the move.
 //!
 //! Sources: Lorenz, "Atmospheric predictability as revealed by naturally occurring analogues",
@@ -23,6 +24,7 @@
 //! measurement error in time series", 1990.
 
 use super::{LEVELS, level};
+use crate::history::Rough;
 
 /// Moments that a forecast is made of, at most.
 pub(super) const NEIGHBOURS: usize = 64;
@@ -37,39 +39,40 @@ const KEPT: f32 = 0.6;
 const FURTHEST: f32 = 0.8;
 /// A squared difference counts no more than this, in units.
 const DIFFERENCE_MAX: f32 = 1e12;
-/// How far beyond the neighbours the next step looks for them.
-const LOOK_BEYOND: f32 = 1.1;
+/// Of one distance in so many it is told how far to look for the nearest, which are within that of
+/// the place so given among them: twice as many as are wanted, mostly.
+const SAMPLED: usize = 13;
+const SAMPLED_PLACE: usize = 2 * NEIGHBOURS / SAMPLED;
 /// Moments that one look finds, at most.
 const FOUND_MAX: usize = 8 * NEIGHBOURS;
-/// Moments found in a look, from which it looks less far the next time.
-const CROWD: usize = 3 * NEIGHBOURS;
+/// Distances that are looked through at once.
+const LANES: usize = 16;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub(super) struct Analogues {
     /// By lag, in squared units.
-    distances: Vec<f32>,
+    distances: Box<[Rough]>,
     /// The longest horizon: lags from there on serve all of them.
     far: usize,
     /// The nearest [`NEIGHBOURS`] of the lags from `far` on.
     nearest: Vec<Moment>,
-    /// How far was looked for them.
-    reach: f32,
 }
 
-/// A distance and its lag in one integer, which sorts as the distance does.
+/// A distance and its lag in one integer, which sorts as the distance does and, of equal ones, as the
+/// lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Moment(u64);
+struct Moment(u32);
 
 impl Moment {
-    fn new(distance: f32, lag: usize) -> Self {
-        // Bits of numbers that are not negative sort as these do. Lags are below 2^16.
-        Self(u64::from(distance.to_bits()) << 16 | lag as u64)
+    /// Of a lag below 2^16.
+    fn new(distance: Rough, lag: u32) -> Self {
+        // Bits of numbers that are not negative sort as these do.
+        Self(u32::from(distance.to_bits()) << 16 | lag)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the upper part")]
-    fn distance(self) -> f32 {
-        f32::from_bits((self.0 >> 16) as u32)
+    fn distance(self) -> Rough {
+        Rough::from_bits((self.0 >> 16) as u16)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the lower part")]
@@ -78,8 +81,21 @@ impl Moment {
     }
 }
 
-/// Moments like the present one: how long ago, and what each weighs.
-pub(super) type Neighbours = Vec<(u16, f32)>;
+/// Moments like the present one, and how far away the furthest of them is.
+#[derive(Debug)]
+pub(super) struct Neighbours {
+    moments: Vec<Moment>,
+    most: f32,
+}
+
+impl Neighbours {
+    /// How long ago each was, and what it weighs.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, f32)> {
+        let part = FURTHEST / self.most;
+        let weigh = move |m: &Moment| (m.lag().into(), 1.0 - part * m.distance().get());
+        self.moments.iter().map(weigh)
+    }
+}
 
 /// What follows, by the neighbours.
 #[derive(Clone, Copy, Debug)]
@@ -92,10 +108,9 @@ impl Analogues {
     /// For histories of `history_max` samples, up to `far` steps ahead.
     pub(super) fn new(history_max: usize, far: usize) -> Self {
         Self {
-            distances: vec![0.0; history_max],
+            distances: vec![Rough::ZERO; history_max].into(),
             far,
-            nearest: Vec::new(),
-            reach: 0.0,
+            nearest: Vec::with_capacity(NEIGHBOURS),
         }
     }
 
@@ -109,7 +124,8 @@ impl Analogues {
         let lags = self.distances.iter_mut().skip(1);
         for (distance, then) in lags.zip(before.iter().rev()) {
             let difference = (now - then) * part;
-            *distance = *distance * KEPT + (difference * difference).min(DIFFERENCE_MAX);
+            let added = (difference * difference).min(DIFFERENCE_MAX);
+            *distance = Rough::of_number(distance.get() * KEPT + added);
         }
         self.look(samples.len());
     }
@@ -123,64 +139,94 @@ impl Analogues {
         if distances.len() < MOMENTS_MIN {
             return;
         }
-        // Most steps find them where the last one did, and a few more.
         let mut within = [Moment(0); FOUND_MAX];
-        let found = find(distances, self.far, self.reach, &mut within);
-        if let Some(found) = found.filter(|&f| f >= NEIGHBOURS.min(distances.len())) {
+        let found = reach(distances)
+            .and_then(|reach| find(distances, self.far, reach, &mut within))
+            .filter(|&found| found >= NEIGHBOURS);
+        if let Some(found) = found {
             let kept = keep_nearest(&mut within[..found], NEIGHBOURS);
             self.nearest.extend_from_slice(kept);
-            if found <= CROWD {
-                return;
-            }
         } else {
-            let lags = distances.iter().zip(self.far..);
-            let mut all: Vec<Moment> = lags.map(|(&d, lag)| Moment::new(d, lag)).collect();
+            let mut all: Vec<Moment> = moments(distances, self.far).collect();
             let kept = keep_nearest(&mut all, NEIGHBOURS);
             self.nearest.extend_from_slice(kept);
         }
-        self.reach = furthest(&self.nearest) * LOOK_BEYOND;
     }
 
     /// The moments at least `steps` ago that are most like the present one, of `len` in all.
     /// None while there are too few.
     pub(super) fn neighbours(&self, len: usize, steps: usize) -> Option<Neighbours> {
-        let moments = len.checked_sub(steps)?;
-        if moments < MOMENTS_MIN {
+        let count = len.checked_sub(steps)?;
+        if count < MOMENTS_MIN {
             return None;
         }
-        let near = steps..self.far.min(len);
-        let mut moments_near = Vec::with_capacity(self.nearest.len() + near.len());
-        moments_near.extend_from_slice(&self.nearest);
-        moments_near.extend(near.map(|lag| Moment::new(self.distances[lag], lag)));
-        let wanted = (moments / ONE_IN).clamp(NEIGHBOURS_MIN, NEIGHBOURS);
-        let nearest = keep_nearest(&mut moments_near, wanted);
-        let most = furthest(nearest).max(f32::MIN_POSITIVE);
-        let weigh = |m: &Moment| (m.lag(), 1.0 - FURTHEST * m.distance() / most);
-        Some(nearest.iter().map(weigh).collect())
+        let near = &self.distances[steps.min(self.far)..self.far.min(len)];
+        let mut nearest = Vec::with_capacity(self.nearest.len() + near.len());
+        nearest.extend_from_slice(&self.nearest);
+        let near = moments(near, steps);
+        match self.nearest.iter().max() {
+            // Beyond all of a full number, none is among the nearest.
+            Some(&last) if self.nearest.len() == NEIGHBOURS => {
+                nearest.extend(near.filter(|&moment| moment < last));
+            }
+            _ => nearest.extend(near),
+        }
+        let wanted = (count / ONE_IN).clamp(NEIGHBOURS_MIN, NEIGHBOURS);
+        let kept = keep_nearest(&mut nearest, wanted).len();
+        nearest.truncate(kept);
+        Some(Neighbours {
+            most: furthest(&nearest).max(f32::MIN_POSITIVE),
+            moments: nearest,
+        })
     }
 
     #[cfg(test)]
-    pub(super) fn bytes(&self) -> usize {
-        let nearest = self.nearest.capacity() * size_of::<Moment>();
-        nearest + self.distances.capacity() * size_of::<f32>()
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.nearest.capacity() * size_of::<Moment>() + size_of_val(&*self.distances)
     }
+}
+
+/// Distances with their lags, the first of which is `first`.
+fn moments(distances: &[Rough], first: usize) -> impl Iterator<Item = Moment> {
+    // Of a history there are at most 2^16.
+    let lags = u32::try_from(first).unwrap_or(u32::MAX)..;
+    let moment = |(&distance, lag)| Moment::new(distance, lag);
+    distances.iter().zip(lags).map(moment)
+}
+
+/// Within which some of the distances are, more than [`NEIGHBOURS`] mostly. None of few.
+fn reach(distances: &[Rough]) -> Option<Rough> {
+    let sampled = distances.iter().step_by(SAMPLED);
+    let mut sampled: Vec<u16> = sampled.map(|distance| distance.to_bits()).collect();
+    if sampled.len() <= 2 * SAMPLED_PLACE {
+        return None;
+    }
+    let (_, reach, _) = sampled.select_nth_unstable(SAMPLED_PLACE);
+    Some(Rough::from_bits(*reach))
 }
 
 /// Puts the moments within a reach into `found`, the first lag being `first`. Their number; None
 /// if there are more than it holds.
-fn find(distances: &[f32], first: usize, reach: f32, found: &mut [Moment]) -> Option<usize> {
-    const LANES: usize = 8;
+fn find(distances: &[Rough], first: usize, reach: Rough, found: &mut [Moment]) -> Option<usize> {
+    let reach = reach.to_bits();
     let mut count = 0;
     for (chunk, first) in distances.chunks(LANES).zip((first..).step_by(LANES)) {
-        // Most hold none, and that is seen for all of a chunk at once.
-        if !chunk.iter().fold(false, |any, &d| any | (d <= reach)) {
-            continue;
-        }
-        for (&distance, lag) in chunk.iter().zip(first..) {
-            if distance <= reach {
-                *found.get_mut(count)? = Moment::new(distance, lag);
-                count += 1;
-            }
+        let is_within = |distance: &Rough| distance.to_bits() <= reach;
+        let mut within = match chunk.first_chunk::<LANES>() {
+            // Bit by bit, so that the compiler makes vector instructions of it.
+            Some(whole) => (0..LANES).fold(0_u16, |bits, lane| {
+                bits | u16::from(is_within(&whole[lane])) << lane
+            }),
+            None => (0..chunk.len()).fold(0, |bits, lane| {
+                bits | u16::from(is_within(&chunk[lane])) << lane
+            }),
+        };
+        while within != 0 {
+            let lane = within.trailing_zeros() as usize;
+            let lag = u32::try_from(first + lane).unwrap_or(u32::MAX);
+            *found.get_mut(count)? = Moment::new(chunk[lane], lag);
+            count += 1;
+            within &= within - 1;
         }
     }
     Some(count)
@@ -195,7 +241,7 @@ fn keep_nearest(moments: &mut [Moment], count: usize) -> &[Moment] {
 }
 
 fn furthest(moments: &[Moment]) -> f32 {
-    moments.iter().fold(0.0, |most, m| most.max(m.distance()))
+    moments.iter().max().map_or(0.0, |m| m.distance().get())
 }
 
 /// Mean and quantiles of the first [`NEIGHBOURS`] values, each with its weight. None if there are
@@ -206,44 +252,41 @@ fn furthest(moments: &[Moment]) -> f32 {
 /// that overlap are fewer than they look.
 pub(super) fn sequel(values: impl Iterator<Item = (f32, f32)>, above: f64) -> Option<Sequel> {
     let mut sorted = [0; NEIGHBOURS];
-    let mut count = 0;
+    let (mut count, mut total, mut sum) = (0, 0.0, 0.0);
     for (place, (value, weight)) in sorted.iter_mut().zip(values) {
         *place = pack(value, weight);
         count += 1;
+        total += f64::from(weight);
+        sum += f64::from(value) * f64::from(weight);
     }
     let sorted = &mut sorted[..count];
     let &mut [.., _] = sorted else { return None };
     sorted.sort_unstable();
-    let (mut total, mut sum) = (0.0, 0.0);
-    for (value, weight) in sorted.iter().copied().map(unpack) {
-        total += weight;
-        sum += f64::from(value) * f64::from(weight);
-    }
     #[expect(clippy::cast_precision_loss, reason = "a few")]
     let one = 1.0 / sorted.len() as f64;
     // To the middle of the value of that rank, and not to its upper end.
     let moved = one * (above - 0.5);
-    let mut quantiles = [f64::from(unpack(sorted[sorted.len() - 1]).0); LEVELS];
-    let mut rest = sorted.iter().copied().map(unpack);
-    let mut next = rest.next();
-    let (mut below, mut before) = (0.0, None);
-    for (index, quantile) in quantiles.iter_mut().enumerate() {
-        let wanted = (level(index) * (1.0 + one) + moved) * f64::from(total);
-        while let Some((value, weight)) = next {
-            let middle = below + 0.5 * f64::from(weight);
-            if middle >= wanted {
-                let (least, from) = before.unwrap_or((value, 0.0));
-                let part = (wanted - from) / (middle - from).max(f64::MIN_POSITIVE);
-                *quantile = f64::from(least) + part.min(1.0) * f64::from(value - least);
-                break;
-            }
-            before = Some((value, middle));
-            below += f64::from(weight);
-            next = rest.next();
+    // From the greatest down: the levels are in the upper half.
+    let mut rest = sorted.iter().rev().copied().map(unpack);
+    let (mut value, mut weight) = rest.next()?;
+    let mut below = total - f64::from(weight);
+    let mut middle = below + 0.5 * f64::from(weight);
+    let (mut higher, mut beyond) = (value, middle);
+    let mut quantiles = [0.0; LEVELS];
+    for (index, quantile) in quantiles.iter_mut().enumerate().rev() {
+        let wanted = (level(index) * (1.0 + one) + moved) * total;
+        while middle > wanted {
+            (higher, beyond) = (value, middle);
+            let Some(next) = rest.next() else { break };
+            (value, weight) = next;
+            below -= f64::from(weight);
+            middle = below + 0.5 * f64::from(weight);
         }
+        let part = (wanted - middle) / (beyond - middle).max(f64::MIN_POSITIVE);
+        *quantile = f64::from(value) + part.clamp(0.0, 1.0) * f64::from(higher - value);
     }
     Some(Sequel {
-        mean: sum / f64::from(total),
+        mean: sum / total,
         quantiles,
     })
 }
@@ -286,10 +329,9 @@ mod tests {
             }
             for steps in [1, 7, 20] {
                 let found = analogues.neighbours(history.len(), steps).expect("enough");
-                let mut lags: Vec<usize> = found.iter().map(|n| usize::from(n.0)).collect();
+                let mut lags: Vec<usize> = found.iter().map(|n| n.0).collect();
                 let mut all: Vec<usize> = (steps..history.len()).collect();
-                let distance = |lag: &usize| analogues.distances[*lag];
-                all.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+                all.sort_by_key(|&lag| analogues.distances[lag].to_bits());
                 all.truncate(lags.len());
                 lags.sort_unstable();
                 all.sort_unstable();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::analogue::{Sequel, sequel};
+use super::analogue::{NEIGHBOURS, Sequel, sequel};
 use super::regression::{Measure, Regression};
 use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, RECENT_PEAK, Signals};
 use super::weights::Weights;
@@ -441,14 +441,23 @@ impl Learner {
         } else {
             0.0
         };
-        let follow = |moved: f32| {
-            let of = |&(lag, weight): &(u16, f32)| {
-                let lag = usize::from(lag);
-                let then = *samples.get(samples.len().checked_sub(lag + 1)?)?;
-                let came = *after.get(after.len().checked_sub(lag + 1)? + self.steps)?;
-                Some((came + moved * (now - then), weight))
-            };
-            sequel(neighbours.iter().filter_map(of), above)
+        let came = |(lag, weight): (usize, f32)| {
+            let then = *samples.get(samples.len().checked_sub(lag + 1)?)?;
+            let came = *after.get(after.len().checked_sub(lag + 1)? + self.steps)?;
+            Some((came, now - then, weight))
+        };
+        let mut all = [(0.0, 0.0, 0.0); NEIGHBOURS];
+        let mut count = 0;
+        for (place, came) in all.iter_mut().zip(neighbours.iter().filter_map(came)) {
+            *place = came;
+            count += 1;
+        }
+        let follow = |part: f32| {
+            let moved = all[..count].iter();
+            sequel(
+                moved.map(|&(came, by, weight)| (came + part * by, weight)),
+                above,
+            )
         };
         [follow(0.0), follow(1.0)]
     }

@@ -317,7 +317,7 @@ impl Signals {
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.tail.bytes()
-            + self.analogues.bytes()
+            + self.analogues.heap_bytes()
             + self.found.bytes()
             + self.clock.bytes()
     }
