@@ -26,7 +26,7 @@ use crate::ranked::{RankedWindow, Upward};
 /// Inputs of the fit.
 pub(super) const INPUTS: usize = 16;
 /// Trace of its covariance above which that is halved.
-const TRACE_MAX: f64 = 1e6;
+const TRACE_MAX: f32 = 1e6;
 /// Errors that are remembered: 0.99 wants many.
 const REMEMBERED: usize = 256;
 
@@ -35,7 +35,7 @@ const UNIT_RATE: f64 = 1.0 / 256.0;
 /// Changes that are not learnt from by the fit.
 const FIT_COLD: u32 = 16;
 /// Most that a fit is told it erred, in its scale.
-const FIT_ERROR_MAX: f64 = 10.0;
+const FIT_ERROR_MAX: f32 = 10.0;
 /// Weight of the newest error of a centre.
 const EVIDENCE_RATE: f64 = 1.0 / 128.0;
 /// Bound of evidence.
@@ -143,9 +143,9 @@ impl ValueTrack {
         // Before, the scale of a first step may be that of no change at all.
         if self.change.count() > FIT_COLD {
             let scale = f64::from(then.scale);
-            let clip = (6.0 * self.change.value / scale).min(FIT_ERROR_MAX);
-            let x = then.x.map(|x| f64::from(x.get()));
-            self.fit.learn(&x, change / scale, clip);
+            let clip = narrow(6.0 * self.change.value / scale).min(FIT_ERROR_MAX);
+            self.fit
+                .learn(&then.x.map(Rough::get), narrow(change / scale), clip);
         }
         if self.draw.next() {
             let centres = [then.last, then.expected, then.slow];
@@ -164,7 +164,7 @@ impl ValueTrack {
         (x, scale): (&[f32; INPUTS], f64),
         centres: [f64; CENTRES - 2],
     ) {
-        let fitted = now.last + scale * self.fit.predict(&x.map(f64::from));
+        let fitted = now.last + scale * f64::from(self.fit.predict(x));
         self.expected = fitted.clamp(now.bounds.0, now.bounds.1);
         let quantiles = self.errors.each_ref().map(quantiles);
         let unit = unit(self.change.value, &quantiles[0], now.unit_min);

@@ -261,11 +261,11 @@ impl Learner {
     fn learn(&mut self, value: f64, pending: &Pending) {
         let unit = f64::from(pending.unit);
         let above = narrow((value - f64::from(pending.last)) / unit);
-        let usual = f64::from(pending.change.get().max(1e-4));
-        let spread = root(self.steps);
+        let usual = pending.change.get().max(1e-4);
+        let spread = narrow(root(self.steps));
         self.regression.learn(
-            &pending.features.map(|feature| f64::from(feature.get())),
-            f64::from(above),
+            &pending.features.map(Rough::get),
+            above,
             Measure {
                 clip: 6.0 * usual * spread + 1e-3,
                 usual: usual * spread.min(4.0),
@@ -315,7 +315,7 @@ impl Learner {
         let most = narrow(view.bound_most());
         let above = |said: f32| Rough::new(narrow((f64::from(said) - last) / unit));
         Some(Pending {
-            features: view.outlook.features.map(|f| Rough::new(narrow(f))),
+            features: view.outlook.features.map(Rough::new),
             experts: experts.map(above),
             bounds: bounds.map(|bounds| bounds.map(above)),
             answer: self.answer_from(&bounds)?.map(|bound| bound.min(most)),
@@ -341,7 +341,8 @@ impl Learner {
         for (expert, guess) in experts.iter_mut().zip(outlook.guesses) {
             *expert = narrow(guess);
         }
-        let regressed = view.last() + outlook.unit * self.regression.mean(&outlook.features);
+        let regressed =
+            view.last() + outlook.unit * f64::from(self.regression.mean(&outlook.features));
         experts[REGRESSED] = narrow(regressed.clamp(least, most));
         for (index, sequel) in sequels.iter().enumerate() {
             experts[FOLLOWED + index] =
@@ -375,7 +376,8 @@ impl Learner {
                 let errors = errors.quantiles();
                 errors.map_or(*centre, |errors| centre + scale * errors[index])
             });
-            let regressed = (last + outlook.unit * above[index]).clamp(least.min(last), most);
+            let regressed =
+                (last + outlook.unit * f64::from(above[index])).clamp(least.min(last), most);
             let followed = sequels.iter().map(|s| s.map(|s| s.quantiles[index]));
             let outside = outside.iter().map(|q| q.map(|q| q.to_array()[index]));
             let all = ranked

@@ -12,12 +12,13 @@ use crate::least_squares::{LeastSquares, dot};
 
 use super::signals::{FEATURES, Features};
 use super::{LEVELS, level};
+use crate::history::narrow;
 
 /// Trace of the covariance above which it is halved.
-const TRACE_MAX: f64 = 1e7;
+const TRACE_MAX: f32 = 1e7;
 /// How far a quantile moves, in usual errors: along the gain, and its constant part besides.
-const QUANTILE_RATE: f64 = 0.3;
-const CONSTANT_RATE: f64 = 0.02;
+const QUANTILE_RATE: f32 = 0.3;
+const CONSTANT_RATE: f32 = 0.02;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -31,9 +32,9 @@ pub(super) struct Regression {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measure {
     /// An error is believed up to this.
-    pub(super) clip: f64,
+    pub(super) clip: f32,
     /// What an error usually is.
-    pub(super) usual: f64,
+    pub(super) usual: f32,
 }
 
 impl Regression {
@@ -44,14 +45,17 @@ impl Regression {
         }
     }
 
-    pub(super) fn mean(&self, features: &Features) -> f64 {
+    pub(super) fn mean(&self, features: &Features) -> f32 {
         self.mean.predict(features)
     }
 
     /// The quantiles, in order.
-    pub(super) fn quantiles(&self, features: &Features) -> [f64; LEVELS] {
+    pub(super) fn quantiles(&self, features: &Features) -> [f32; LEVELS] {
         let mean = self.mean(features);
-        let mut quantiles = self.quantiles.map(|weights| mean + dot(&weights, features));
+        let mut quantiles = self
+            .quantiles
+            .each_ref()
+            .map(|weights| mean + dot(weights, features));
         for index in 1..LEVELS {
             quantiles[index] = quantiles[index].max(quantiles[index - 1]);
         }
@@ -59,7 +63,7 @@ impl Regression {
     }
 
     /// Learns that `features` meant `value`.
-    pub(super) fn learn(&mut self, features: &Features, value: f64, measure: Measure) {
+    pub(super) fn learn(&mut self, features: &Features, value: f32, measure: Measure) {
         let Some(gain) = self.mean.learn(features, value, measure.clip) else {
             *self = Self::new();
             return;
@@ -68,7 +72,7 @@ impl Regression {
         let rate = QUANTILE_RATE * measure.usual;
         for (index, weights) in self.quantiles.iter_mut().enumerate() {
             let above = value > mean + dot(weights, features);
-            let slope = level(index) - if above { 0.0 } else { 1.0 };
+            let slope = narrow(level(index)) - if above { 0.0 } else { 1.0 };
             for (weight, part) in weights.iter_mut().zip(&gain) {
                 *weight += rate * slope * part;
             }
@@ -95,7 +99,7 @@ mod tests {
     fn draw(random: &mut fastrand::Rng) -> Features {
         let mut features = [0.0; FEATURES];
         features[0] = 1.0;
-        features[1..4].fill_with(|| random.f64() - 0.5);
+        features[1..4].fill_with(|| random.f32() - 0.5);
         features
     }
 
@@ -125,7 +129,7 @@ mod tests {
         for _ in 0..20_000 {
             let mut features = draw(&mut random);
             features[1] = if random.bool() { 1.0 } else { 0.0 };
-            let value = (0.1 + features[1]) * random.f64();
+            let value = (0.1 + features[1]) * random.f32();
             let usual = 0.5;
             model.learn(&features, value, Measure { usual, ..MEASURE });
         }
@@ -144,7 +148,7 @@ mod tests {
         let mut model = Regression::new();
         for step in 0..3000 {
             let features = draw(&mut random);
-            let value = if step == 1000 { 1e300 } else { features[1] };
+            let value = if step == 1000 { 1e30 } else { features[1] };
             model.learn(&features, value, MEASURE);
         }
         let mut features = [0.0; FEATURES];

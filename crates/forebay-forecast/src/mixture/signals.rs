@@ -33,7 +33,7 @@ pub(super) const GUESS_NAMES: [&str; GUESSES] = [
     "recent peak",
 ];
 
-pub(super) type Features = [f64; FEATURES];
+pub(super) type Features = [f32; FEATURES];
 
 /// Weight of the newest sample in each exponential average.
 const RATES: [f64; 5] = [0.05, 0.15, 0.3, 0.6, 0.9];
@@ -249,7 +249,7 @@ impl Signals {
         let [found, clock] = seasons.map(|echo| echo.unwrap_or(none));
         let middle = self.smoothed[MIDDLE];
         let peak = peak_in(steps);
-        let part = |difference: f64| difference / unit;
+        let part = |difference: f64| narrow(difference / unit);
         let features = [
             1.0,
             part(last - middle),
