@@ -17,7 +17,7 @@
 
 /// `e^x`, the argument held to -87..=87.
 #[inline]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to a whole number, left in the low bits.
     const ROUNDER: f32 = 12_582_912.0;
     let exponent = x.clamp(-87.0, 87.0) * std::f32::consts::LOG2_E;

@@ -70,7 +70,7 @@ mod features;
 mod forecaster;
 mod head;
 mod lessons;
-mod math;
+pub(crate) mod math;
 mod network;
 mod past;
 mod state;

@@ -7,6 +7,8 @@
 //! (exponentially weighted forecasters, discounted losses); Freund, Schapire, Singer and Warmuth,
 //! "Using and combining predictors that specialize", 1997 (absence).
 
+use crate::lstm::math::exp;
+
 /// Loss of one step, in units of the average, beyond which it counts no more.
 const LOSS_MAX: f32 = 50.0;
 /// Weight of the newest loss in the average that is the unit, at least.
@@ -64,7 +66,7 @@ impl<const N: usize> Weights<N> {
             *kept = *kept * self.kept + (loss / unit).min(LOSS_MAX);
         }
         let least = self.losses.iter().copied().fold(f32::INFINITY, f32::min);
-        self.weights = self.losses.map(|loss| (-(loss - least) * self.rate).exp());
+        self.weights = self.losses.map(|loss| exp((least - loss) * self.rate));
         let sum: f32 = self.weights.iter().sum();
         for weight in &mut self.weights {
             *weight /= sum;
