@@ -120,7 +120,7 @@ struct Horizon {
     until_origin: usize,
     pending: VecDeque<Origin>,
     value: Track,
-    /// None for one step, where peak and value are the same.
+    /// None for one step, where peak and value are the same, and where none is asked for.
     peak: Option<Box<Track>>,
 }
 
@@ -143,8 +143,15 @@ struct Track {
 impl Backtest {
     /// `horizons` in steps, ascending, each at least 1.
     pub(crate) fn new(horizons: &[usize]) -> Self {
+        Self::of(horizons, &[Target::Value, Target::Peak])
+    }
+
+    /// For these targets alone: of peaks, where they are none of them, the answers are those of
+    /// values.
+    pub(crate) fn of(horizons: &[usize], targets: &[Target]) -> Self {
+        let horizon = |&steps: &usize| Horizon::new(steps, targets);
         Self {
-            horizons: horizons.iter().map(|&steps| Horizon::new(steps)).collect(),
+            horizons: horizons.iter().map(horizon).collect(),
             now: 0,
         }
     }
@@ -173,7 +180,11 @@ impl Backtest {
     /// Forgets the errors and scores: they were of another model.
     pub(crate) fn clear(&mut self) {
         for horizon in &mut self.horizons {
-            *horizon = Horizon::new(horizon.steps);
+            let targets: &[Target] = match horizon.peak {
+                Some(_) => &[Target::Value, Target::Peak],
+                None => &[Target::Value],
+            };
+            *horizon = Horizon::new(horizon.steps, targets);
         }
     }
 
@@ -214,14 +225,15 @@ impl Backtest {
 }
 
 impl Horizon {
-    fn new(steps: usize) -> Self {
+    fn new(steps: usize, targets: &[Target]) -> Self {
+        let has_peak = steps > 1 && targets.contains(&Target::Peak);
         Self {
             steps,
             stride: stride(steps),
             until_origin: 0,
             pending: VecDeque::with_capacity(PENDING_MAX.min(steps)),
             value: Track::new(),
-            peak: (steps > 1).then(|| Box::new(Track::new())),
+            peak: has_peak.then(|| Box::new(Track::new())),
         }
     }
 

@@ -47,7 +47,7 @@
 
 use std::sync::Arc;
 
-use crate::arima::{OnlineArima, OnlineOptions, Search};
+use crate::arima::{FitError, FitRequest, Fitted, OnlineOptions, Search, Unfed};
 use crate::lstm::{Lstm, Weights};
 use crate::mixture::{Explanation, HISTORY_MAX};
 use crate::{Forecaster, Mixture, MixtureOptions, Quantiles, Score, Target};
@@ -63,7 +63,7 @@ const PERIOD_HELD_MIN: usize = 200;
 pub struct Ensemble {
     mixture: Mixture,
     lstm: Option<Lstm>,
-    arima: OnlineArima,
+    arima: Unfed,
     cycle: Option<usize>,
     period: Option<usize>,
     held: usize,
@@ -75,7 +75,7 @@ impl Ensemble {
     pub fn new(options: &MixtureOptions, weights: Option<Arc<Weights>>) -> Self {
         let mixture = Mixture::new(options);
         let usual = OnlineOptions::default();
-        let mut arima = OnlineArima::new(OnlineOptions {
+        let online = OnlineOptions {
             horizons: match mixture.horizons() {
                 [] => vec![1],
                 horizons => horizons.to_vec(),
@@ -85,7 +85,8 @@ impl Ensemble {
                 ..usual.search
             },
             ..usual
-        });
+        };
+        let mut arima = Unfed::new(online, &options.targets);
         let cycle = mixture.cycle();
         arima.set_period(cycle);
         Self {
@@ -99,8 +100,11 @@ impl Ensemble {
     }
 
     /// The ARIMA model, to be fitted when it wants to.
-    pub fn arima(&mut self) -> &mut OnlineArima {
-        &mut self.arima
+    pub fn arima(&mut self) -> Fitting<'_> {
+        Fitting {
+            arima: &mut self.arima,
+            history: self.mixture.history(),
+        }
     }
 
     /// Other weights for the network from now on.
@@ -133,8 +137,8 @@ impl Ensemble {
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let lstm = self.lstm.as_ref().map_or(0, Lstm::bytes);
-        let held = size_of::<Mixture>() + size_of::<Lstm>() + size_of::<OnlineArima>();
-        self.mixture.bytes() + lstm + self.arima.bytes() + size_of::<Self>() - held
+        let held = size_of::<Mixture>() + size_of::<Lstm>();
+        self.mixture.bytes() + lstm + self.arima.heap_bytes() + size_of::<Self>() - held
     }
 
     fn tell_period(&mut self) {
@@ -148,6 +152,45 @@ impl Ensemble {
         if let Some(lstm) = &mut self.lstm {
             lstm.set_period(period);
         }
+    }
+}
+
+/// The ARIMA model of an ensemble, where it is fitted. It has the history of the mixture, so that in
+/// a gap it is fitted to the value before.
+#[derive(Debug)]
+pub struct Fitting<'a> {
+    arima: &'a mut Unfed,
+    history: &'a [f32],
+}
+
+impl Fitting<'_> {
+    /// Whether a fit is due.
+    #[must_use]
+    pub fn wants_fit(&self) -> bool {
+        self.arima.wants_fit()
+    }
+
+    /// What to fit, if a fit is due: see [`OnlineArima::fit_request`].
+    ///
+    /// [`OnlineArima::fit_request`]: crate::arima::OnlineArima::fit_request
+    pub fn fit_request(&mut self) -> Option<FitRequest> {
+        self.arima.fit_request(self.history)
+    }
+
+    /// Uses a fitted model, after feeding it what came since the request.
+    ///
+    /// # Errors
+    ///
+    /// If the fit failed, or took longer than the history reaches, or a later one
+    /// is in use; the model that was stays.
+    pub fn adopt(&mut self, fitted: Fitted) -> Result<(), FitError> {
+        self.arima.adopt(fitted, self.history)
+    }
+
+    /// Fits here and now, if a fit is due. None if none was.
+    pub fn fit_now(&mut self) -> Option<Result<(), FitError>> {
+        let request = self.fit_request()?;
+        Some(self.adopt(request.run()))
     }
 }
 

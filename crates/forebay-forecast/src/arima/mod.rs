@@ -86,6 +86,7 @@ use std::fmt;
 
 pub use likelihood::{EXACT_LAGS_MAX, Likelihood};
 pub use model::{Arima, Prediction};
+pub(crate) use online::Unfed;
 pub use online::{FitRequest, Fitted, OnlineArima, OnlineOptions};
 pub use order::{DIFFERENCES_MAX, Order, PERIOD_MAX, SEASONAL_TERMS_MAX, SeasonalOrder, TERMS_MAX};
 use polynomial::Polynomial;

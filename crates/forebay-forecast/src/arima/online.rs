@@ -96,8 +96,16 @@ impl Default for OnlineOptions {
 /// ```
 #[derive(Clone, Debug)]
 pub struct OnlineArima {
-    options: OnlineOptions,
+    unfed: Unfed,
     history: VecDeque<f32>,
+}
+
+/// All of it but the history, which somebody else holds too.
+#[derive(Clone, Debug)]
+pub(crate) struct Unfed {
+    options: OnlineOptions,
+    /// The newest sample, or what stands for it in a gap.
+    last: Option<f32>,
     ahead: Ahead,
     backtest: Backtest,
     /// Samples and filled gaps so far.
@@ -172,6 +180,58 @@ impl OnlineArima {
     /// If the options break the bounds that [`OnlineOptions`] states.
     #[must_use]
     pub fn new(options: OnlineOptions) -> Self {
+        Self {
+            history: VecDeque::with_capacity(options.search.history_max),
+            unfed: Unfed::new(options, &[Target::Value, Target::Peak]),
+        }
+    }
+
+    /// Uses a season of so many steps, or none, from the next fit on, which is due
+    /// now if that is a change.
+    pub fn set_period(&mut self, period: Option<usize>) {
+        self.unfed.set_period(period);
+    }
+
+    /// The model in use. None until fitted.
+    #[must_use]
+    pub fn model(&self) -> Option<&Arima> {
+        self.unfed.ahead.model.as_ref()
+    }
+
+    /// Whether a fit is due.
+    #[must_use]
+    pub fn wants_fit(&self) -> bool {
+        self.unfed.wants_fit()
+    }
+
+    /// What to fit, if a fit is due. The next one is due one refit later, whatever
+    /// becomes of this one.
+    pub fn fit_request(&mut self) -> Option<FitRequest> {
+        self.unfed.fit_request(self.history.make_contiguous())
+    }
+
+    /// Uses a fitted model, after feeding it what came since the request.
+    ///
+    /// # Errors
+    ///
+    /// If the fit failed, or took longer than the history reaches, or a later one
+    /// is in use; the model that was stays.
+    pub fn adopt(&mut self, fitted: Fitted) -> Result<(), FitError> {
+        self.unfed.adopt(fitted, self.history.make_contiguous())
+    }
+
+    /// Fits here and now, if a fit is due. None if none was.
+    pub fn fit_now(&mut self) -> Option<Result<(), FitError>> {
+        let request = self.fit_request()?;
+        Some(self.adopt(request.run()))
+    }
+}
+
+impl Unfed {
+    /// # Panics
+    ///
+    /// As [`OnlineArima::new`] does.
+    pub(crate) fn new(options: OnlineOptions, targets: &[Target]) -> Self {
         let horizons = &options.horizons;
         assert!(
             !horizons.is_empty() && horizons[0] >= 1 && horizons.is_sorted_by(|a, b| a < b),
@@ -181,9 +241,9 @@ impl OnlineArima {
         let history_max = options.search.history_max;
         assert!(history_max >= 16, "history_max {history_max}");
         Self {
-            history: VecDeque::with_capacity(history_max),
+            last: None,
             ahead: Ahead::new(horizons[horizons.len() - 1], history_max),
-            backtest: Backtest::new(horizons),
+            backtest: Backtest::of(horizons, targets),
             steps: 0,
             due: u64::try_from(options.samples_min).unwrap_or(u64::MAX),
             fitted: 0,
@@ -193,9 +253,7 @@ impl OnlineArima {
         }
     }
 
-    /// Uses a season of so many steps, or none, from the next fit on, which is due
-    /// now if that is a change.
-    pub fn set_period(&mut self, period: Option<usize>) {
+    pub(crate) fn set_period(&mut self, period: Option<usize>) {
         if period == self.options.search.period {
             return;
         }
@@ -206,30 +264,25 @@ impl OnlineArima {
         }
     }
 
-    /// The model in use. None until fitted.
-    #[must_use]
-    pub fn model(&self) -> Option<&Arima> {
-        self.ahead.model.as_ref()
-    }
-
-    /// Whether a fit is due.
-    #[must_use]
-    pub fn wants_fit(&self) -> bool {
+    pub(crate) fn wants_fit(&self) -> bool {
         self.steps >= self.due
     }
 
-    /// What to fit, if a fit is due. The next one is due one refit later, whatever
-    /// becomes of this one.
-    pub fn fit_request(&mut self) -> Option<FitRequest> {
+    /// `history` is what was kept, oldest first, in this and the next.
+    pub(crate) fn fit_request(&mut self, history: &[f32]) -> Option<FitRequest> {
         if !self.wants_fit() {
             return None;
         }
-        let samples: Vec<f64> = self.history.iter().copied().map(f64::from).collect();
+        let samples: Vec<f64> = history.iter().copied().map(f64::from).collect();
         let pause = samples.len().clamp(1, self.options.refit_steps);
         self.due = self.steps + u64::try_from(pause).unwrap_or(u64::MAX);
         let grown = samples.len() >= 2 * self.searched;
         let few = |refits: usize| refits < self.options.refits_per_search && !grown;
-        let keep = self.model().filter(|_| self.refits.is_some_and(few));
+        let keep = self
+            .ahead
+            .model
+            .as_ref()
+            .filter(|_| self.refits.is_some_and(few));
         Some(FitRequest {
             samples,
             search: self.options.search,
@@ -238,13 +291,7 @@ impl OnlineArima {
         })
     }
 
-    /// Uses a fitted model, after feeding it what came since the request.
-    ///
-    /// # Errors
-    ///
-    /// If the fit failed, or took longer than the history reaches, or a later one
-    /// is in use; the model that was stays.
-    pub fn adopt(&mut self, fitted: Fitted) -> Result<(), FitError> {
+    pub(crate) fn adopt(&mut self, fitted: Fitted, history: &[f32]) -> Result<(), FitError> {
         let mut model = match fitted.model {
             Ok(model) => model,
             Err(error) => {
@@ -256,10 +303,10 @@ impl OnlineArima {
         // One from later than this forecaster has come is another's.
         let missed = self.steps.checked_sub(fitted.step);
         let missed = missed.map_or(usize::MAX, |m| usize::try_from(m).unwrap_or(usize::MAX));
-        if missed > self.history.len() || fitted.step < self.fitted {
+        if missed > history.len() || fitted.step < self.fitted {
             return Err(FitError::Stale { steps: missed });
         }
-        for &sample in self.history.range(self.history.len() - missed..) {
+        for &sample in &history[history.len() - missed..] {
             model.observe(f64::from(sample));
         }
         if fitted.period != self.options.search.period {
@@ -277,26 +324,11 @@ impl OnlineArima {
         Ok(())
     }
 
-    /// Fits here and now, if a fit is due. None if none was.
-    pub fn fit_now(&mut self) -> Option<Result<(), FitError>> {
-        let request = self.fit_request()?;
-        Some(self.adopt(request.run()))
-    }
-
     #[cfg(test)]
-    pub(crate) fn bytes(&self) -> usize {
-        let history = self.history.capacity() * size_of::<f32>();
+    pub(crate) fn heap_bytes(&self) -> usize {
         let path = self.ahead.path.capacity() * size_of::<f64>();
-        let model = self.model().map_or(0, Arima::heap_bytes);
-        size_of::<Self>() + history + path + self.backtest.bytes() + model
-    }
-
-    fn keep(&mut self, sample: f64) {
-        if self.history.len() == self.options.search.history_max {
-            self.history.pop_front();
-        }
-        self.history.push_back(narrow(sample));
-        self.steps += 1;
+        let model = self.ahead.model.as_ref().map_or(0, Arima::heap_bytes);
+        path + self.backtest.bytes() + model
     }
 }
 
@@ -355,7 +387,7 @@ impl Ahead {
     }
 }
 
-impl Forecaster for OnlineArima {
+impl Forecaster for Unfed {
     fn name(&self) -> &'static str {
         "arima"
     }
@@ -364,11 +396,11 @@ impl Forecaster for OnlineArima {
         self.backtest.observe(sample);
         // In a gap the forecast keeps time aligned, and says nothing new to a refit.
         let expected = || self.ahead.centre(1).map(|centre| centre.value);
-        let kept = sample
-            .or_else(expected)
-            .or(self.history.back().copied().map(f64::from));
-        let Some(kept) = kept else { return };
-        self.keep(kept);
+        self.last = sample.or_else(expected).map(narrow).or(self.last);
+        if self.last.is_none() {
+            return;
+        }
+        self.steps += 1;
         self.ahead.pass(sample);
         if sample.is_some() {
             self.backtest.put_aside(|steps| self.ahead.centre(steps));
@@ -382,5 +414,28 @@ impl Forecaster for OnlineArima {
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {
         self.backtest.score(target, steps)
+    }
+}
+
+impl Forecaster for OnlineArima {
+    fn name(&self) -> &'static str {
+        self.unfed.name()
+    }
+
+    fn pass(&mut self, sample: Option<f64>) {
+        self.unfed.pass(sample);
+        let Some(kept) = self.unfed.last else { return };
+        if self.history.len() == self.unfed.options.search.history_max {
+            self.history.pop_front();
+        }
+        self.history.push_back(kept);
+    }
+
+    fn forecast_of(&self, target: Target, steps: usize) -> Option<Quantiles> {
+        self.unfed.forecast_of(target, steps)
+    }
+
+    fn score(&self, target: Target, steps: usize) -> Option<Score> {
+        self.unfed.score(target, steps)
     }
 }

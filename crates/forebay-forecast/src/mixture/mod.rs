@@ -249,6 +249,11 @@ impl Mixture {
         self.signals.period()
     }
 
+    /// The samples that are remembered, oldest first; in a gap, the one before it.
+    pub(crate) fn history(&self) -> &[f32] {
+        self.signals.tail().samples()
+    }
+
     /// Who made the newest answer for `steps` ahead. None where nothing is learnt about that.
     #[must_use]
     pub fn explain(&self, target: Target, steps: usize) -> Option<Explanation> {
