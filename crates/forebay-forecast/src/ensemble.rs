@@ -90,7 +90,7 @@ impl Ensemble {
         let cycle = mixture.cycle();
         arima.set_period(cycle);
         Self {
-            lstm: weights.map(|weights| Lstm::new(weights, cycle)),
+            lstm: weights.map(|weights| Lstm::member(weights, &options.targets, cycle)),
             mixture,
             arima,
             cycle,
@@ -111,7 +111,10 @@ impl Ensemble {
     pub fn set_weights(&mut self, weights: Arc<Weights>) {
         match &mut self.lstm {
             Some(lstm) => lstm.set_weights(weights),
-            None => self.lstm = Some(Lstm::new(weights, self.period)),
+            None => {
+                let targets = self.mixture.targets();
+                self.lstm = Some(Lstm::member(weights, &targets, self.period));
+            }
         }
     }
 

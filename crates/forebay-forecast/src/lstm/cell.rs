@@ -19,7 +19,7 @@ pub(super) struct CellShape {
     pub(super) hidden: usize,
 }
 
-/// What a cell remembers from step to step: `hidden` numbers each.
+/// A cell after a step. From step to step it remembers `h` and `c`, `hidden` numbers each.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) h: Vec<f32>,

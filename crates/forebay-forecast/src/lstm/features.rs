@@ -25,7 +25,8 @@
 use super::head::{Anchors, CENTRES};
 use super::math::soften;
 use super::past::Past;
-use super::track::{INPUTS, Now, PeakTrack, ValueTrack};
+use super::track::{INPUTS, Now, PeakTrack, Seen, ValueTrack, in_units};
+use crate::Target;
 use crate::history::{Range, narrow};
 use crate::mean::Mean;
 
@@ -56,7 +57,7 @@ pub(super) struct Features {
     past: Past,
     longest: usize,
     seen: u32,
-    /// Steps since the last gap of the history, at most the longest horizon.
+    /// Steps since the last gap of the history, at most one more than the longest horizon has.
     unbroken: usize,
     means: [Mean; RATES.len()],
     change: Mean,
@@ -70,7 +71,7 @@ pub(super) struct Features {
     range: Range,
     values: Vec<ValueTrack>,
     peaks: Vec<PeakTrack>,
-    x: Vec<f32>,
+    inputs: usize,
     anchors: Vec<Anchors>,
 }
 
@@ -81,7 +82,8 @@ pub(super) fn inputs(horizons: &[usize]) -> usize {
 }
 
 impl Features {
-    pub(super) fn new(horizons: &[usize], period: Option<usize>) -> Self {
+    /// To forecast these targets.
+    pub(super) fn new(horizons: &[usize], targets: &[Target], period: Option<usize>) -> Self {
         let longest = horizons.iter().copied().max().unwrap_or(1);
         Self {
             past: Past::new(longest, period),
@@ -105,22 +107,14 @@ impl Features {
             peaks: horizons
                 .iter()
                 .filter(|&&steps| steps > 1)
-                .map(|&steps| PeakTrack::new(steps))
+                .map(|&steps| PeakTrack::new(steps, targets))
                 .collect(),
-            x: vec![0.0; inputs(horizons)],
-            anchors: vec![
-                Anchors::NONE;
-                horizons.len() + horizons.iter().filter(|&&s| s > 1).count()
-            ],
+            inputs: inputs(horizons),
+            anchors: Vec::new(),
         }
     }
 
-    /// What the network reads after the last sample.
-    pub(super) fn x(&self) -> &[f32] {
-        &self.x
-    }
-
-    /// What it weighs: values by horizon, then peaks by horizon.
+    /// What the network weighs after the last sample: values by horizon, then peaks by horizon.
     pub(super) fn anchors(&self) -> &[Anchors] {
         &self.anchors
     }
@@ -156,8 +150,7 @@ impl Features {
     pub(super) fn heap_bytes(&self) -> usize {
         let tracks = self.values.iter().map(ValueTrack::bytes).sum::<usize>()
             + self.peaks.iter().map(PeakTrack::bytes).sum::<usize>();
-        let seen = size_of_val(&*self.x) + size_of_val(&*self.anchors);
-        self.past.heap_bytes() + tracks + seen
+        self.past.heap_bytes() + tracks + self.anchors.capacity() * size_of::<Anchors>()
     }
 
     /// One step passed without a sample.
@@ -175,16 +168,16 @@ impl Features {
         }
     }
 
-    /// One step passed with a plausible sample.
-    pub(super) fn push(&mut self, value: f64) {
+    /// One step passed with a plausible sample. What the network reads of it.
+    pub(super) fn push(&mut self, value: f64) -> Vec<f32> {
         let before = self.last().unwrap_or(value);
         self.past.push(value);
         self.range.push(value);
         self.seen = self.seen.saturating_add(1);
-        self.unbroken = (self.unbroken + 1).min(self.longest);
+        self.unbroken = (self.unbroken + 1).min(self.longest + 1);
         self.observe(value);
         self.learn(value, before);
-        self.expect(value);
+        self.expect(value)
     }
 
     fn observe(&mut self, value: f64) {
@@ -192,9 +185,12 @@ impl Features {
             track.observe(Some(value));
         }
         for track in &mut self.peaks {
-            let whole = self.unbroken >= track.steps;
-            let peak = self.past.peak(track.steps).filter(|_| whole);
-            track.observe(peak);
+            let seen = || {
+                let (peak, last) = (self.past.peak(track.steps)?, self.past.back(track.steps)?);
+                Some(Seen { peak, last })
+            };
+            let whole = self.unbroken > track.steps;
+            track.observe(whole.then(seen).flatten());
         }
     }
 
@@ -229,7 +225,7 @@ impl Features {
     }
 
     /// What is expected after this sample: inputs and anchors.
-    fn expect(&mut self, value: f64) {
+    fn expect(&mut self, value: f64) -> Vec<f32> {
         let unit_min = (UNIT_SHARE_MIN * value).max(UNIT_MIN);
         let unit = self.change.value.max(unit_min);
         let deviation = self.deviation.value.max(0.1 * unit).max(unit_min);
@@ -248,10 +244,7 @@ impl Features {
         let low_60 = self.past.lowest(60).unwrap_or(value);
         let means = self.means.map(|mean| mean.value - value);
 
-        let mut x = Inputs {
-            x: &mut self.x,
-            next: 0,
-        };
+        let mut x = Inputs(Vec::with_capacity(self.inputs));
         // The last changes, and how far the means lag behind.
         for lag in 0..3 {
             x.push(past[lag] - past[lag + 1], unit);
@@ -281,15 +274,18 @@ impl Features {
         let phase = self.past.phase() * std::f32::consts::TAU;
         x.raw(seasonal * phase.sin());
         x.raw(seasonal * phase.cos());
-        debug_assert_eq!(x.next, COMMON);
+        debug_assert_eq!(x.0.len(), COMMON);
 
-        self.expect_values(now, (unit, deviation), &past, peak_12);
-        self.expect_peaks(now, unit);
+        self.anchors.clear();
+        self.expect_values(&mut x, now, (unit, deviation), &past, peak_12);
+        self.expect_peaks(&mut x, now, unit);
+        x.0
     }
 
     /// The targets that are values.
     fn expect_values(
         &mut self,
+        x: &mut Inputs,
         now: Now,
         (unit, deviation): (f64, f64),
         past: &[f64; 6],
@@ -297,11 +293,7 @@ impl Features {
     ) {
         let Now { last, .. } = now;
         let means = self.means.map(|mean| mean.value - last);
-        let mut x = Inputs {
-            x: &mut self.x,
-            next: COMMON,
-        };
-        for (track, anchors) in self.values.iter_mut().zip(&mut self.anchors) {
+        for track in &mut self.values {
             let season = self.past.outlook(track.steps, last);
             let inputs: [f64; INPUTS] = [
                 0.1 * deviation,
@@ -332,8 +324,7 @@ impl Features {
                 season.profile,
                 0.7 * means[1] + season.turn,
             ];
-            track.put_aside(now, (&inputs, deviation), centres);
-            *anchors = track.anchors;
+            let anchors = track.put_aside(now, (&inputs, deviation), centres);
             x.push(season.exact, deviation);
             x.push(season.drift, deviation);
             x.push(season.profile, deviation);
@@ -341,22 +332,18 @@ impl Features {
             x.push(track.expected - last, f64::from(anchors.unit));
             x.raw(track.gain());
             x.ratio(f64::from(anchors.unit), unit);
-            x.raw(soften(track.drift(), INPUT_MAX));
+            x.raw(soften(track.drift() / anchors.unit, INPUT_MAX));
             x.raw(soften(anchors.gaps[0][0], INPUT_MAX));
             x.raw(soften(anchors.gaps[2][0], INPUT_MAX));
             x.raw(soften(anchors.gaps[0][1], INPUT_MAX));
+            self.anchors.push(anchors);
         }
     }
 
     /// The targets that are peaks.
-    fn expect_peaks(&mut self, now: Now, unit: f64) {
+    fn expect_peaks(&mut self, x: &mut Inputs, now: Now, unit: f64) {
         let Now { last, .. } = now;
-        let horizons = self.values.len();
-        let mut x = Inputs {
-            x: &mut self.x,
-            next: COMMON + PER_VALUE * horizons,
-        };
-        for (track, anchors) in self.peaks.iter_mut().zip(&mut self.anchors[horizons..]) {
+        for track in &mut self.peaks {
             let before = self.past.peak(track.steps).unwrap_or(last) - last;
             let half = self.past.peak(track.steps.div_ceil(2)).unwrap_or(last) - last;
             let season = self
@@ -368,7 +355,7 @@ impl Features {
                 .iter()
                 .find(|value| value.steps == track.steps)
                 .map_or(0.0, |value| value.expected - last);
-            let highest = self.range.bounds().map_or(last, |(_, high)| high) - last;
+            let range_high = self.range.bounds().map_or(last, |(_, high)| high) - last;
             let mean = self.means[SLOW].value - last;
             let centres: [f64; CENTRES] = [
                 0.0,
@@ -377,32 +364,32 @@ impl Features {
                 season,
                 fit,
                 mean.max(0.0),
-                highest,
+                range_high,
                 half.max(fit),
                 half.max(season),
                 before,
             ];
-            track.put_aside(now, before + last, centres);
-            *anchors = track.anchors;
-            x.ratio(f64::from(anchors.unit), unit);
-            x.raw(soften(anchors.gaps[0][0], INPUT_MAX));
-            x.raw(soften(anchors.gaps[2][0], INPUT_MAX));
-            x.push(before, f64::from(anchors.unit));
-            x.push(season, f64::from(anchors.unit));
+            let (own, [low, high, higher, highest]) = track.changes(now);
+            self.anchors
+                .extend(track.put_aside(now, before + last, centres));
+            x.ratio(own, unit);
+            x.raw(soften(in_units(f64::from(high - low), own), INPUT_MAX));
+            x.raw(soften(
+                in_units(f64::from(highest - higher), own),
+                INPUT_MAX,
+            ));
+            x.push(before, own);
+            x.push(season, own);
         }
     }
 }
 
-/// The inputs of the network, filled in order.
-struct Inputs<'a> {
-    x: &'a mut [f32],
-    next: usize,
-}
+/// The inputs of the network, in order.
+struct Inputs(Vec<f32>);
 
-impl Inputs<'_> {
+impl Inputs {
     fn raw(&mut self, input: f32) {
-        self.x[self.next] = input;
-        self.next += 1;
+        self.0.push(input);
     }
 
     /// A difference in a unit, softly bounded.

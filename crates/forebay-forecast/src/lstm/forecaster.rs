@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::TARGETS;
 use super::state::State;
 use super::weights::Weights;
 use crate::backtest::{Judge, widening};
@@ -19,6 +20,8 @@ const PENDING_MAX: usize = 4;
 pub struct Lstm {
     weights: Arc<Weights>,
     state: State,
+    targets: &'static [Target],
+    /// By the place of the target. None where others judge the answers.
     trials: Vec<Trial>,
 }
 
@@ -44,12 +47,27 @@ impl Lstm {
     /// `period` in steps, if one is known.
     #[must_use]
     pub fn new(weights: Arc<Weights>, period: Option<usize>) -> Self {
-        let trials = trials(&weights);
-        let state = State::new(&weights, period);
         Self {
+            state: State::new(&weights, period),
+            targets: &TARGETS,
+            trials: trials(&weights),
             weights,
-            state,
-            trials,
+        }
+    }
+
+    /// For one who judges the answers: it has no score. Without peaks among the targets it
+    /// says nothing of them, and is smaller.
+    pub(crate) fn member(weights: Arc<Weights>, targets: &[Target], period: Option<usize>) -> Self {
+        let targets = if targets.contains(&Target::Peak) {
+            &TARGETS[..]
+        } else {
+            &TARGETS[..1]
+        };
+        Self {
+            state: State::of(&weights, targets, period),
+            targets,
+            trials: Vec::new(),
+            weights,
         }
     }
 
@@ -62,8 +80,10 @@ impl Lstm {
     /// new weights were only taken because they are better.
     pub fn set_weights(&mut self, weights: Arc<Weights>) {
         if weights.layout() != self.weights.layout() {
-            self.trials = trials(&weights);
-            self.state = State::new(&weights, self.state.period());
+            if !self.trials.is_empty() {
+                self.trials = trials(&weights);
+            }
+            self.state = State::of(&weights, self.targets, self.state.period());
         }
         self.weights = weights;
     }
@@ -85,20 +105,19 @@ impl Lstm {
     /// The place of the target that serves so many steps: the shortest horizon that
     /// covers them, else the longest; and that horizon.
     fn serving(&self, target: Target, steps: usize) -> Option<(usize, usize)> {
-        let all = || self.trials.iter().enumerate();
         let of = |wanted: Target| {
-            let fitting = move |(_, trial): &(usize, &Trial)| trial.target == wanted;
+            let all = || self.weights.layout().targets().enumerate();
+            let fitting = |&(_, (target, _)): &(usize, (Target, usize))| target == wanted;
             all()
-                .filter(fitting)
-                .find(|(_, trial)| trial.steps >= steps)
-                .or_else(|| all().rfind(fitting))
+                .find(|of @ (_, (_, horizon))| fitting(of) && *horizon >= steps)
+                .or_else(|| all().filter(fitting).last())
         };
         // One step ahead the peak is the value.
         let found = match target {
             Target::Peak if steps > 1 => of(Target::Peak).or_else(|| of(Target::Value)),
             _ => of(Target::Value),
         };
-        found.map(|(index, trial)| (index, trial.steps))
+        found.map(|(index, (_, horizon))| (index, horizon))
     }
 }
 
@@ -181,6 +200,6 @@ impl Forecaster for Lstm {
 
     fn score(&self, target: Target, steps: usize) -> Option<Score> {
         let (index, _) = self.serving(target, steps)?;
-        self.trials[index].judge.score()
+        self.trials.get(index)?.judge.score()
     }
 }

@@ -52,13 +52,6 @@ pub(super) struct Anchors {
 }
 
 impl Anchors {
-    pub(super) const NONE: Self = Self {
-        centres: [0.0; CENTRES],
-        evidence: [0.0; CENTRES],
-        gaps: [[0.0; SPREADS]; GAPS],
-        unit: 1.0,
-    };
-
     /// The quantiles that the first centre and the first source of gaps give:
     /// what the network is compared with.
     pub(super) fn naive(&self) -> [f32; 4] {

@@ -9,6 +9,7 @@
 //! had on the part that is learnt from, so that every series, target and level counts
 //! alike, and 1 means as good as that.
 
+use super::TARGETS;
 use super::features::Features;
 use super::head::{self, Anchors};
 use super::network::Lesson;
@@ -60,7 +61,7 @@ pub(super) struct Replay {
 impl Replay {
     pub(super) fn new(layout: &Layout, history: History) -> Self {
         Self {
-            features: Features::new(&layout.horizons, history.period),
+            features: Features::new(&layout.horizons, &TARGETS, history.period),
             history,
             next: 0,
             times: Vec::new(),
@@ -79,10 +80,9 @@ impl Replay {
                 self.features.pass();
                 continue;
             }
-            self.features.push(value);
+            self.x.extend_from_slice(&self.features.push(value));
             self.times.push(time);
             self.last.push(value);
-            self.x.extend_from_slice(self.features.x());
             self.anchors.extend_from_slice(self.features.anchors());
         }
         self.next += steps;

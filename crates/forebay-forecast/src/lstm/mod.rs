@@ -95,6 +95,9 @@ pub const HORIZON_MAX: usize = 512;
 /// Hidden units that a network may have.
 pub const HIDDEN_MAX: usize = 64;
 
+/// What a network forecasts.
+const TARGETS: [Target; 2] = [Target::Value, Target::Peak];
+
 /// What a network is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

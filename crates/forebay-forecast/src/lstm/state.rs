@@ -6,11 +6,12 @@
 //!   recent sample by more than the recent range (the last 1,024 samples).
 //! - A sample that is not plausible is a gap. A gap changes no memory.
 
+use super::TARGETS;
 use super::cell::Memory;
 use super::features::Features;
 use super::head::{self, OUTPUTS};
 use super::weights::Weights;
-use crate::{Quantiles, is_plausible};
+use crate::{Quantiles, Target, is_plausible};
 
 /// Samples before the first answer.
 const WARM_SAMPLES: u32 = 16;
@@ -19,16 +20,26 @@ const WARM_SAMPLES: u32 = 16;
 #[derive(Clone, Debug)]
 pub struct State {
     features: Features,
-    memory: Memory,
+    targets: &'static [Target],
+    h: Vec<f32>,
+    c: Vec<f32>,
 }
 
 impl State {
     /// For a series of which nothing was seen. `period` in steps, if one is known.
     #[must_use]
     pub fn new(weights: &Weights, period: Option<usize>) -> Self {
+        Self::of(weights, &TARGETS, period)
+    }
+
+    /// Of these targets alone; the others are not forecast.
+    pub(super) fn of(weights: &Weights, targets: &'static [Target], period: Option<usize>) -> Self {
+        let hidden = weights.layout().hidden();
         Self {
-            features: Features::new(weights.layout().horizons(), period),
-            memory: Memory::new(weights.layout().hidden()),
+            features: Features::new(weights.layout().horizons(), targets, period),
+            targets,
+            h: vec![0.0; hidden],
+            c: vec![0.0; hidden],
         }
     }
 
@@ -50,14 +61,20 @@ impl State {
         if !is_plausible(value) {
             return self.step_gap();
         }
-        self.features.push(value);
+        let mut x = self.features.push(value);
         let shape = weights.layout().shape();
-        let x = self.features.x();
-        if self.memory.h.len() != shape.cell.hidden || x.len() != shape.cell.inputs {
-            *self = Self::new(weights, self.period());
-            self.features.push(value);
+        if self.h.len() != shape.cell.hidden || x.len() != shape.cell.inputs {
+            *self = Self::of(weights, self.targets, self.period());
+            x = self.features.push(value);
         }
-        shape.step(weights.parameters(), self.features.x(), &mut self.memory);
+        // What only training remembers of a step is made anew for each.
+        let mut memory = Memory {
+            h: std::mem::take(&mut self.h),
+            c: std::mem::take(&mut self.c),
+            ..Memory::new(shape.cell.hidden)
+        };
+        shape.step(weights.parameters(), &x, &mut memory);
+        (self.h, self.c) = (memory.h, memory.c);
     }
 
     /// One step passed without a sample.
@@ -67,13 +84,7 @@ impl State {
 
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        let Memory {
-            h,
-            c,
-            gates,
-            tanh_c,
-        } = &self.memory;
-        let memory = h.len() + c.len() + gates.len() + tanh_c.len();
+        let memory = self.h.len() + self.c.len();
         size_of::<Self>() + self.features.heap_bytes() + memory * size_of::<f32>()
     }
 
@@ -85,11 +96,11 @@ impl State {
     pub fn forecast(&self, weights: &Weights, target: usize) -> Option<Quantiles> {
         let anchors = self.features.anchors().get(target)?;
         let shape = weights.layout().shape();
-        if self.features.seen() < WARM_SAMPLES || self.memory.h.len() != shape.cell.hidden {
+        if self.features.seen() < WARM_SAMPLES || self.h.len() != shape.cell.hidden {
             return None;
         }
         let mut raw = [0.0; OUTPUTS];
-        shape.outputs_of(weights.parameters(), &self.memory.h, target, &mut raw)?;
+        shape.outputs_of(weights.parameters(), &self.h, target, &mut raw)?;
         let (last, (low, high)) = (self.features.last()?, self.features.bounds()?);
         let unit = f64::from(anchors.unit);
         let range = high - low;

@@ -6,7 +6,8 @@
 //! time has come, their errors are known and enter sorted windows, whose ranks
 //! are the gaps that the network weighs. Values know errors about the last value,
 //! about a linear fit and about a slow mean; peaks about the last value and the
-//! peak of the window before. The unit of a target is its mean absolute change.
+//! peak of the window before. The unit of a target is its mean absolute change. Where peaks are no
+//! target, their unit and changes are still inputs of the network, and the rest is left out.
 //!
 //! # Properties
 //!
@@ -18,6 +19,7 @@
 use std::collections::VecDeque;
 
 use super::head::{Anchors, CENTRES};
+use crate::Target;
 use crate::history::{Rough, narrow};
 use crate::least_squares::LeastSquares;
 use crate::mean::Mean;
@@ -91,11 +93,16 @@ pub(super) struct ValueTrack {
     errors: [Errors; 3],
     draw: Draw,
     change: Mean,
-    /// Mean absolute errors of the centres; the fit's is the last.
-    misses: [Mean; CENTRES],
+    misses: Misses,
     /// Where the fit now sees the target, in the unit of the series.
     pub(super) expected: f64,
-    pub(super) anchors: Anchors,
+}
+
+/// Mean absolute errors of the centres; a fit's is the last.
+#[derive(Clone, Debug, Default)]
+struct Misses {
+    means: [f32; CENTRES],
+    count: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -114,14 +121,13 @@ impl ValueTrack {
     pub(super) fn new(steps: usize) -> Self {
         Self {
             steps,
-            pending: VecDeque::with_capacity(steps + 1),
+            pending: VecDeque::with_capacity(steps),
             fit: LeastSquares::new(TRACE_MAX),
             errors: std::array::from_fn(|_| Errors::new()),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
-            misses: [Mean::default(); CENTRES],
+            misses: Misses::default(),
             expected: 0.0,
-            anchors: Anchors::NONE,
         }
     }
 
@@ -139,7 +145,7 @@ impl ValueTrack {
         let value = f64::from(narrow(value));
         let change = value - f64::from(then.last);
         self.change.push(change.abs(), UNIT_RATE);
-        judge(&mut self.misses, &then.centres, change);
+        self.misses.judge(&then.centres, change);
         // Before, the scale of a first step may be that of no change at all.
         if self.change.count() > FIT_COLD {
             let scale = f64::from(then.scale);
@@ -155,7 +161,7 @@ impl ValueTrack {
         }
     }
 
-    /// Puts aside what is expected now. `centres` are differences from the last
+    /// Puts aside what is expected now, and says it. `centres` are differences from the last
     /// value, in the unit of the series, without those of what is usual about the slow
     /// mean and of the fit, which come last.
     pub(super) fn put_aside(
@@ -163,7 +169,7 @@ impl ValueTrack {
         now: Now,
         (x, scale): (&[f32; INPUTS], f64),
         centres: [f64; CENTRES - 2],
-    ) {
+    ) -> Anchors {
         let fitted = now.last + scale * f64::from(self.fit.predict(x));
         self.expected = fitted.clamp(now.bounds.0, now.bounds.1);
         let quantiles = self.errors.each_ref().map(quantiles);
@@ -174,11 +180,11 @@ impl ValueTrack {
         let mut differences = [0.0; CENTRES];
         let all = centres.into_iter().chain([usual, fit]);
         differences.iter_mut().zip(all).for_each(|(d, c)| *d = c);
-        self.anchors = Anchors {
+        let anchors = Anchors {
             unit: narrow(unit),
             gaps: gaps(&quantiles, unit),
             centres: differences.map(|difference| in_units(difference, unit)),
-            evidence: evidence(&self.misses),
+            evidence: self.misses.evidence(),
         };
         self.pending.push_back(PendingValue {
             x: x.map(Rough::new),
@@ -189,6 +195,7 @@ impl ValueTrack {
             centres: differences.map(|difference| Rough::new(narrow(difference))),
             known: true,
         });
+        anchors
     }
 
     /// As before, for a step without a sample.
@@ -213,15 +220,16 @@ impl ValueTrack {
     /// How much less the fit errs than the last value does: 0 as much, 1 never.
     pub(super) fn gain(&self) -> f32 {
         if self.change.value > 0.0 {
-            narrow((1.0 - self.misses[CENTRES - 1].value / self.change.value).max(-1.0))
+            let fit = f64::from(self.misses.means[CENTRES - 1]);
+            narrow((1.0 - fit / self.change.value).max(-1.0))
         } else {
             0.0
         }
     }
 
-    /// The median of changes, in units.
+    /// The median of changes, in the unit of the series.
     pub(super) fn drift(&self) -> f32 {
-        quantiles(&self.errors[0])[0] / self.anchors.unit
+        quantiles(&self.errors[0])[0]
     }
 }
 
@@ -229,91 +237,157 @@ impl ValueTrack {
 #[derive(Clone, Debug)]
 pub(super) struct PeakTrack {
     pub(super) steps: usize,
-    pending: VecDeque<PendingPeak>,
-    errors: [Errors; 2],
+    /// About the last value.
+    errors: Errors,
     draw: Draw,
     change: Mean,
-    misses: [Mean; CENTRES],
-    pub(super) anchors: Anchors,
+    /// What only those need who forecast peaks.
+    target: Option<Box<PeakTarget>>,
+}
+
+#[derive(Clone, Debug)]
+struct PeakTarget {
+    pending: VecDeque<Option<PendingPeak>>,
+    /// About the peak before.
+    errors: Errors,
+    misses: Misses,
 }
 
 #[derive(Clone, Debug)]
 struct PendingPeak {
-    last: f32,
     before: f32,
     centres: [Rough; CENTRES],
-    known: bool,
+}
+
+/// The greatest sample of as many steps as a horizon has, and the one right before them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) peak: f64,
+    pub(super) last: f64,
 }
 
 impl PeakTrack {
-    pub(super) fn new(steps: usize) -> Self {
+    /// What is not among the targets is not forecast.
+    pub(super) fn new(steps: usize, targets: &[Target]) -> Self {
+        let is_target = targets.contains(&Target::Peak);
         Self {
             steps,
-            pending: VecDeque::with_capacity(steps + 1),
-            errors: std::array::from_fn(|_| Errors::new()),
+            errors: Errors::new(),
             draw: Draw::one_in(4 + steps / 12),
             change: Mean::default(),
-            misses: [Mean::default(); CENTRES],
-            anchors: Anchors::NONE,
+            target: is_target.then(|| {
+                Box::new(PeakTarget {
+                    pending: VecDeque::with_capacity(steps),
+                    errors: Errors::new(),
+                    misses: Misses::default(),
+                })
+            }),
         }
     }
 
-    /// A step passed; `peak` is the greatest sample of the last `steps`.
-    pub(super) fn observe(&mut self, peak: Option<f64>) {
-        if self.pending.len() < self.steps {
-            return;
-        }
-        let Some(then) = self.pending.pop_front() else {
-            return;
-        };
-        let Some(peak) = peak.filter(|_| then.known) else {
+    /// A step passed; what was seen is None where one of the steps was not.
+    pub(super) fn observe(&mut self, seen: Option<Seen>) {
+        let then = self
+            .target
+            .as_mut()
+            .and_then(|target| target.due(self.steps));
+        let Some(Seen { peak, last }) = seen else {
             return;
         };
-        let peak = f64::from(narrow(peak));
-        let change = peak - f64::from(then.last);
+        let change = peak - last;
         self.change.push(change.abs(), UNIT_RATE);
-        judge(&mut self.misses, &then.centres, change);
-        if self.draw.next() {
-            for (errors, centre) in self.errors.iter_mut().zip([then.last, then.before]) {
-                errors.push(peak - f64::from(centre));
+        let drawn = self.draw.next();
+        if drawn {
+            self.errors.push(change);
+        }
+        if let (Some(target), Some(then)) = (&mut self.target, then) {
+            target.misses.judge(&then.centres, change);
+            if drawn {
+                target.errors.push(peak - f64::from(then.before));
             }
         }
     }
 
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.pending.capacity() * size_of::<PendingPeak>()
+        let target = self.target.as_ref().map_or(0, |target| {
+            size_of::<PeakTarget>() + target.pending.capacity() * size_of::<Option<PendingPeak>>()
+        });
+        size_of::<Self>() + target
     }
 
-    /// `before` is the peak of the window that ends now; `centres` as for values.
-    pub(super) fn put_aside(&mut self, now: Now, before: f64, centres: [f64; CENTRES]) {
-        let quantiles = self.errors.each_ref().map(quantiles);
-        let unit = unit(self.change.value, &quantiles[0], now.unit_min);
+    /// The unit of the peak, and how far it was seen above the last value: the quantiles.
+    pub(super) fn changes(&self, now: Now) -> (f64, [f32; 4]) {
+        let changes = quantiles(&self.errors);
+        (unit(self.change.value, &changes, now.unit_min), changes)
+    }
+
+    /// `before` is the peak of the window that ends now; `centres` as for values. None if peaks are
+    /// no target.
+    pub(super) fn put_aside(
+        &mut self,
+        now: Now,
+        before: f64,
+        centres: [f64; CENTRES],
+    ) -> Option<Anchors> {
+        let (unit, changes) = self.changes(now);
+        let target = self.target.as_mut()?;
+        let quantiles = [changes, quantiles(&target.errors)];
         // Not the last value but what was seen above it: the first centre.
         let mut centres = centres;
-        centres[0] = f64::from(quantiles[0][0]);
-        self.anchors = Anchors {
+        centres[0] = f64::from(changes[0]);
+        target.pending.push_back(Some(PendingPeak {
+            before: narrow(before),
+            centres: centres.map(|centre| Rough::new(narrow(centre))),
+        }));
+        Some(Anchors {
             unit: narrow(unit),
             gaps: gaps(&quantiles, unit),
             centres: centres.map(|centre| in_units(centre, unit)),
-            evidence: evidence(&self.misses),
-        };
-        self.pending.push_back(PendingPeak {
-            last: narrow(now.last),
-            before: narrow(before),
-            centres: centres.map(|centre| Rough::new(narrow(centre))),
-            known: true,
-        });
+            evidence: target.misses.evidence(),
+        })
     }
 
     /// As before, for a step without a sample.
     pub(super) fn put_nothing_aside(&mut self) {
-        self.pending.push_back(PendingPeak {
-            last: 0.0,
-            before: 0.0,
-            centres: [Rough::ZERO; CENTRES],
-            known: false,
-        });
+        if let Some(target) = &mut self.target {
+            target.pending.push_back(None);
+        }
+    }
+}
+
+impl PeakTarget {
+    /// What was put aside that many steps ago.
+    fn due(&mut self, steps: usize) -> Option<PendingPeak> {
+        if self.pending.len() < steps {
+            return None;
+        }
+        self.pending.pop_front().flatten()
+    }
+}
+
+impl Misses {
+    /// Takes the errors of centres in, which are differences like `actual`.
+    fn judge(&mut self, centres: &[Rough; CENTRES], actual: f64) {
+        self.count = self.count.saturating_add(1);
+        let rate = narrow(EVIDENCE_RATE.max(1.0 / f64::from(self.count)));
+        for (mean, &centre) in self.means.iter_mut().zip(centres) {
+            let miss = narrow((actual - f64::from(centre.get())).abs());
+            *mean += rate * (miss - *mean);
+        }
+    }
+
+    /// What the errors say of each centre: 0 for the best.
+    fn evidence(&self) -> [f32; CENTRES] {
+        let errors = self.means.map(f64::from);
+        let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = errors.iter().copied().fold(0.0, f64::max);
+        // Without errors there is no evidence.
+        let floor = 1e-3 * most + f64::MIN_POSITIVE;
+        errors.map(|error| {
+            let worse = narrow((error + floor) / (least + floor)).ln();
+            -worse.min(EVIDENCE_MAX)
+        })
     }
 }
 
@@ -322,33 +396,13 @@ fn quantiles(errors: &Errors) -> [f32; 4] {
     errors.quantiles().unwrap_or_default().map(narrow)
 }
 
-/// Takes the errors of centres in, which are differences like `actual`.
-fn judge(misses: &mut [Mean; CENTRES], centres: &[Rough; CENTRES], actual: f64) {
-    for (miss, &centre) in misses.iter_mut().zip(centres) {
-        miss.push((actual - f64::from(centre.get())).abs(), EVIDENCE_RATE);
-    }
-}
-
-/// What the errors say of each centre: 0 for the best.
-fn evidence(misses: &[Mean; CENTRES]) -> [f32; CENTRES] {
-    let errors = misses.map(|miss| miss.value);
-    let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = errors.iter().copied().fold(0.0, f64::max);
-    // Without errors there is no evidence.
-    let floor = 1e-3 * most + f64::MIN_POSITIVE;
-    errors.map(|error| {
-        let worse = narrow((error + floor) / (least + floor)).ln();
-        -worse.min(EVIDENCE_MAX)
-    })
-}
-
 /// Mean change, but not so small that the tail of changes is out of proportion.
 fn unit(mean_change: f64, changes: &[f32; 4], unit_min: f64) -> f64 {
     let tail = f64::from(changes[3] - changes[0]);
     mean_change.max(0.02 * tail).max(unit_min)
 }
 
-fn in_units(difference: f64, unit: f64) -> f32 {
+pub(super) fn in_units(difference: f64, unit: f64) -> f32 {
     narrow(difference / unit).clamp(-ANCHOR_MAX, ANCHOR_MAX)
 }
 

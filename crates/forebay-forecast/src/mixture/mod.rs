@@ -249,6 +249,11 @@ impl Mixture {
         self.signals.period()
     }
 
+    /// What is learnt, some of it more than once.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.learners.iter().map(Learner::target).collect()
+    }
+
     /// The samples that are remembered, oldest first; in a gap, the one before it.
     pub(crate) fn history(&self) -> &[f32] {
         self.signals.tail().samples()
