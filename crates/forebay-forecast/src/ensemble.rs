@@ -17,7 +17,7 @@
 //! # Properties
 //!
 //! - Without a fit and without weights it is the mixture alone.
-//! - State is at most 90 KiB for each series with three horizons and a period of 288 steps.
+//! - State is at most 64 KiB for each series with three horizons and a period of 288 steps.
 //! - A member that diverges loses its weight; it cannot take the answer out of the mixture's
 //!   bounds.
 //!
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_at_most_90_kib_with_three_horizons() {
+    fn state_is_at_most_64_kib_with_three_horizons() {
         let mut ensemble = Ensemble::new(
             &MixtureOptions {
                 cycle: Some(288),
@@ -252,7 +252,7 @@ mod tests {
         }
         let fit = ensemble.arima().fit_now().expect("it is due");
         fit.expect("a season can be fitted");
-        assert!(ensemble.bytes() <= 90 * 1024, "{}", ensemble.bytes());
+        assert!(ensemble.bytes() <= 64 * 1024, "{}", ensemble.bytes());
     }
 
     #[test]

@@ -53,9 +53,9 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Keeps `len_max` samples, in memory for an eighth more.
+    /// Keeps `len_max` samples, in memory for one in 32 more: so a sample moves 32 others.
     pub(crate) fn new(len_max: usize) -> Self {
-        let slack = (len_max / 8).max(8);
+        let slack = (len_max / 32).max(8);
         Self {
             samples: Vec::with_capacity(len_max + slack),
             len_max,

@@ -33,7 +33,7 @@
 //! - Quantiles are finite, never negative, and never cross.
 //! - A sample that is not plausible (see [`is_plausible`]) is counted and treated
 //!   as a gap; it never reaches the state.
-//! - State is bounded by the options: about 16 KiB for each series by default.
+//! - State is bounded by the options: about 14 KiB for each series by default.
 //! - Work per update is bounded too: nothing is sorted, fitted or searched in
 //!   bursts, so no control period pays for the others.
 //! - There is no clock, randomness, thread or file: one step is one call.

@@ -94,10 +94,10 @@ pub struct Ahead {
 /// How much a series is worth.
 #[derive(Clone, Debug, Default)]
 pub enum Depth {
-    /// Two [`Series`](crate::Series) at each scale, about 100 KiB: what many applications can have.
+    /// Two [`Series`](crate::Series) at each scale, about 90 KiB: what many applications can have.
     #[default]
     Light,
-    /// An [`Ensemble`](crate::Ensemble) for means and a [`Mixture`](crate::Mixture) for maxima: five times as large, and better.
+    /// An [`Ensemble`](crate::Ensemble) for means and a [`Mixture`](crate::Mixture) for maxima: three times as large, and better.
     /// With weights of the network, where it is to take part.
     Full(Option<Arc<Weights>>),
 }
@@ -656,7 +656,7 @@ mod tests {
     #[test]
     fn what_one_series_takes_is_bounded() {
         let full = Depth::Full(Some(Arc::new(Weights::pretrained())));
-        for (depth, kib) in [(Depth::Light, 112), (full, 576)] {
+        for (depth, kib) in [(Depth::Light, 92), (full, 320)] {
             let scales = watched(&depth, 6 * 3600, |second| {
                 f64::from(u32::try_from(second % 977).unwrap())
             });

@@ -315,7 +315,7 @@ struct Lags {
 impl Lags {
     /// Zeros, as before the first sample.
     fn new(kept: usize) -> Self {
-        let slack = (kept / 8).max(16);
+        let slack = (kept / 32).max(8);
         let mut numbers = Vec::with_capacity(kept + slack);
         numbers.resize(kept, 0.0);
         Self {

@@ -60,7 +60,7 @@
 //! other: 3.6 to 3.8 us of CPU time for a step with three forecasts, files read and written
 //! included; by the clock 3.3 us, and up to 6.6 us while others wanted the cores. Training
 //! further on the 24 traces (1,300 to 2,000 samples of each) until it stopped took 5 to 8 s.
-//! A state takes 28 KiB with a period of 288 steps.
+//! A state takes some 20 KiB with a period of 288 steps, and 17 in an ensemble of values.
 //!
 //! Sources are given where the parts are.
 
