@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::analogue::{NEIGHBOURS, Sequel, sequel};
 use super::regression::{Measure, Regression};
-use super::signals::{FEATURES, GUESS_NAMES, GUESSES, Outlook, RECENT_PEAK, Signals};
+use super::signals::{GUESS_NAMES, GUESSES, OWN_FEATURES, Outlook, RECENT_PEAK, Signals, features};
 use super::weights::Weights;
 use super::{Explanation, LEVELS, MODELS_MAX, Part, level};
 use crate::backtest::{Judge, is_above};
@@ -115,15 +115,19 @@ pub(super) struct Learner {
 }
 
 /// A forecast whose time has not come. NaN where an expert had nothing to say. What is rough is
-/// above the last value, in units.
+/// above the last value, in units. There are as many as a horizon has steps: what follows from
+/// other fields is left out.
 #[derive(Clone, Debug)]
 struct Pending {
-    features: [Rough; FEATURES],
+    /// Those that are neither one nor guesses.
+    features: [Rough; OWN_FEATURES],
     experts: [Rough; EXPERTS],
     bounds: [[Rough; BOUNDS]; LEVELS],
     answer: [f32; LEVELS],
-    centres: [f32; RANKED],
-    scales: [Rough; RANKED],
+    /// Without the last value.
+    centres: [f32; RANKED - 1],
+    /// Of the first and the last centre; the others are not scaled.
+    scales: [Rough; 2],
     last: f32,
     unit: f32,
     /// Mean change in one step, in units.
@@ -269,7 +273,10 @@ impl Learner {
         let usual = pending.change.get().max(1e-4);
         let spread = narrow(root(self.steps));
         self.regression.learn(
-            &pending.features.map(Rough::get),
+            &features(
+                &pending.features.map(Rough::get),
+                &pending.experts.map(Rough::get),
+            ),
             above,
             Measure {
                 clip: 6.0 * usual * spread + 1e-3,
@@ -281,9 +288,16 @@ impl Learner {
             .learn(&pending.experts.map(|said| lost(said, 0.5)));
         let judged = self.passed / self.pace;
         if judged.is_multiple_of(self.stride) || self.errors[0].len() < WARM_ERRORS {
-            let measured = pending.centres.iter().zip(&pending.scales);
-            for (errors, (&centre, &scale)) in self.errors.iter_mut().zip(measured) {
-                errors.push((value - f64::from(centre)) / f64::from(scale.get()));
+            let [first, mixed, profile] = pending.centres.map(f64::from);
+            let [change, size] = pending.scales.map(|scale| f64::from(scale.get()));
+            let ranked = [
+                (value - first) / change,
+                value - mixed,
+                value - f64::from(pending.last),
+                (value - profile) / size,
+            ];
+            for (errors, error) in self.errors.iter_mut().zip(ranked) {
+                errors.push(error);
             }
         }
         #[expect(clippy::cast_precision_loss, reason = "far below 2^24")]
@@ -329,12 +343,13 @@ impl Learner {
         let most = narrow(view.bound_most());
         let above = |said: f32| Rough::new(narrow((f64::from(said) - last) / unit));
         Some(Pending {
-            features: view.outlook.features.map(Rough::new),
+            features: std::array::from_fn(|own| Rough::new(view.outlook.features[1 + own])),
             experts: experts.map(above),
             bounds: bounds.map(|bounds| bounds.map(above)),
             answer: self.answer_from(&bounds)?.map(|bound| bound.min(most)),
-            centres: centres.map(narrow),
-            scales: scales.map(|scale| Rough::new(narrow(scale).max(f32::MIN_POSITIVE))),
+            centres: [centres[0], centres[1], centres[3]].map(narrow),
+            scales: [scales[0], scales[3]]
+                .map(|scale| Rough::new(narrow(scale).max(f32::MIN_POSITIVE))),
             last: narrow(last),
             unit: narrow(unit),
             change: Rough::new(narrow(change / unit)),

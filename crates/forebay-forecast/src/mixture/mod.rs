@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_at_most_44_kib_with_three_horizons() {
+    fn state_is_at_most_42_kib_with_three_horizons() {
         let mut mixture = Mixture::new(&MixtureOptions {
             cycle: Some(720),
             ..MixtureOptions::default()
@@ -372,7 +372,7 @@ mod tests {
             (0..5000).map(|step| wave(step) + noise(&mut random)),
         );
         assert!(mixture.period().is_some(), "the search has found one");
-        assert!(mixture.bytes() <= 44 * 1024, "{}", mixture.bytes());
+        assert!(mixture.bytes() <= 42 * 1024, "{}", mixture.bytes());
     }
 
     #[test]

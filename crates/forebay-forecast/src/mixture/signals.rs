@@ -10,8 +10,9 @@ use crate::period::{Search, Verdict};
 use super::analogue::{Analogues, Neighbours};
 use super::season::{Echo, Season};
 
-/// Numbers in a feature vector.
-pub(super) const FEATURES: usize = 25;
+/// Numbers in a feature vector: one, those of its own, and some guesses above the last value.
+pub(super) const FEATURES: usize = 1 + OWN_FEATURES + GUESSED.len();
+pub(super) const OWN_FEATURES: usize = 18;
 /// Guesses at the centre that need no learning; NaN while there is none.
 pub(super) const GUESSES: usize = 13;
 /// The place of the greatest of as many steps as the horizon has.
@@ -32,6 +33,9 @@ pub(super) const GUESS_NAMES: [&str; GUESSES] = [
     "long mean",
     "recent peak",
 ];
+
+/// The places of those that are features: two averages, both seasons, the mean, the recent peak.
+const GUESSED: [usize; 6] = [1 + MIDDLE, 1 + SLOWEST, 7, 9, 11, RECENT_PEAK];
 
 pub(super) type Features = [f32; FEATURES];
 
@@ -250,10 +254,7 @@ impl Signals {
         let middle = self.smoothed[MIDDLE];
         let peak = peak_in(steps);
         let part = |difference: f64| narrow(difference / unit);
-        let features = [
-            1.0,
-            part(last - middle),
-            part(last - self.smoothed[SLOWEST]),
+        let own: [f32; OWN_FEATURES] = [
             part(last - back(1)),
             part(back(1) - back(2)),
             part(back(2) - back(3)),
@@ -261,19 +262,15 @@ impl Signals {
             part(back(4) - back(6)),
             part(mean_of(12) - last),
             part(mean_of(60) - last),
-            part(found.one - last),
             part(found.around - last),
             part(found.two - last),
             part(found.then - last),
             part(found.then - found.now),
-            part(clock.one - last),
             part(clock.around - last),
             part(clock.two - last),
             part(clock.then - last),
             part(clock.then - clock.now),
             part(peak_in(12) - last),
-            part(self.mean - last),
-            part(peak - last),
             part(peak_in(60) - last),
             part(self.change_fast),
         ];
@@ -302,8 +299,9 @@ impl Signals {
             self.mean,
             peak,
         ];
+        let above = guesses.map(|guess| part(guess - last));
         Some(Outlook {
-            features,
+            features: features(&own, &above),
             guesses,
             profile,
             unit,
@@ -317,4 +315,17 @@ impl Signals {
     pub(super) fn heap_bytes(&self) -> usize {
         self.tail.bytes() + self.analogues.heap_bytes() + self.found.bytes() + self.clock.bytes()
     }
+}
+
+/// All features; `guesses` are above the last value, in units. One that is absent says the last
+/// value.
+pub(super) fn features(own: &[f32; OWN_FEATURES], guesses: &[f32]) -> Features {
+    let mut features = [1.0; FEATURES];
+    let (first, last) = features[1..].split_at_mut(OWN_FEATURES);
+    first.copy_from_slice(own);
+    for (feature, place) in last.iter_mut().zip(GUESSED) {
+        let guess = guesses[place];
+        *feature = if guess.is_nan() { 0.0 } else { guess };
+    }
+    features
 }
