@@ -14,8 +14,10 @@
 //! Sources: Haykin, "Adaptive filter theory", chapter 10; Åström and Wittenmark, "Adaptive
 //! control", section 11.5 (estimator wind-up); Huber, "Robust statistics" (clipped errors).
 
+use crate::history::narrow;
+
 /// Weight of what is one sample older.
-const FORGETTING: f32 = 0.9995;
+const FORGETTING: f64 = 0.9995;
 
 /// A fit of `N` inputs. See the [module](self).
 #[derive(Clone, Debug)]
@@ -45,8 +47,10 @@ impl<const N: usize> LeastSquares<N> {
     /// weights moved for each unit of error; None if numbers ran out of bounds, so that the fit
     /// began anew.
     pub(crate) fn learn(&mut self, x: &[f32; N], y: f32, error_max: f32) -> Option<[f32; N]> {
-        let spread = self.times(x);
-        let share = (FORGETTING + dot(&spread, x)).recip();
+        let wide = x.map(f64::from);
+        let spread = self.times(&wide);
+        let along: f64 = spread.iter().zip(&wide).map(|(part, x)| part * x).sum();
+        let share = (FORGETTING + along).recip();
         let gain = spread.map(|part| part * share);
         let error = (y - self.predict(x)).clamp(-error_max, error_max);
         let sound = share > 0.0 && error.is_finite() && gain.iter().all(|part| part.is_finite());
@@ -54,22 +58,23 @@ impl<const N: usize> LeastSquares<N> {
             *self = Self::new(self.trace_max);
             return None;
         }
+        self.forget(&gain, &spread);
+        let gain = gain.map(narrow);
         for (weight, part) in self.weights.iter_mut().zip(&gain) {
             *weight += part * error;
         }
-        self.forget(&gain, &spread);
         Some(gain)
     }
 
     /// Takes what was learnt out of the covariance.
-    fn forget(&mut self, gain: &[f32; N], spread: &[f32; N]) {
+    fn forget(&mut self, gain: &[f64; N], spread: &[f64; N]) {
         let grow = FORGETTING.recip();
         let mut trace = 0.0;
         let mut rest = &mut self.covariance[..];
         for (row, gain) in gain.iter().enumerate() {
             let (line, after) = rest.split_at_mut(row + 1);
             for (entry, part) in line.iter_mut().zip(spread) {
-                *entry = (*entry - gain * part) * grow;
+                *entry = narrow((f64::from(*entry) - gain * part) * grow);
             }
             trace += line[row];
             rest = after;
@@ -79,17 +84,20 @@ impl<const N: usize> LeastSquares<N> {
         }
     }
 
-    /// The covariance times a vector.
-    fn times(&self, vector: &[f32; N]) -> [f32; N] {
+    /// The covariance times a vector: in double precision, since after a spike little is left of
+    /// large terms.
+    fn times(&self, vector: &[f64; N]) -> [f64; N] {
         let mut product = [0.0; N];
         let mut rest = &self.covariance[..];
         for row in 0..N {
             let (line, after) = rest.split_at(row + 1);
-            let (known, own) = line.split_at(row);
-            product[row] += dot(known, &vector[..row]) + own[0] * vector[row];
-            for (product, entry) in product.iter_mut().zip(known) {
-                *product += entry * vector[row];
+            let mut sum = 0.0;
+            for column in 0..row {
+                let entry = f64::from(line[column]);
+                sum += entry * vector[column];
+                product[column] += entry * vector[row];
             }
+            product[row] += sum + f64::from(line[row]) * vector[row];
             rest = after;
         }
         product
