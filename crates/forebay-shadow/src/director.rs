@@ -14,7 +14,7 @@ use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, FENCE_POLL, Member};
 use crate::status::{MemberStatus, Status, Transition};
-use crate::stream::Address;
+use crate::stream::{Address, Stream};
 use crate::switchboard::{Gate, Switchboard};
 use crate::synchronise::{Standing, Synchroniser};
 use crate::unread::{self, Unread};
@@ -27,6 +27,8 @@ const LOOK_IDLE: Duration = Duration::from_millis(50);
 const WAIT_MIN: Duration = Duration::from_millis(2);
 /// How often it is asked how the shadow stands.
 const STANDING: Duration = Duration::from_millis(250);
+/// How soon a refusal comes: who takes longer does not refuse.
+const REFUSAL_BOUND: Duration = Duration::from_millis(50);
 /// How long requests to a primary that is to hand over may take.
 const SETTLE_BOUND: Duration = Duration::from_secs(1);
 /// How long a shadow may take to take over.
@@ -157,7 +159,7 @@ impl Director {
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
                 () = self.board.troubled() => {
-                    self.refused = true;
+                    self.refused = self.is_refused().await;
                     self.look(due).await;
                 }
                 Some((slot, standing)) = self.heard.recv() => self.stands(slot, standing).await,
@@ -372,6 +374,18 @@ impl Director {
                 reply.send(followed).ok();
             }
         });
+    }
+
+    /// Whether a primary of whose process nothing is known refuses connections. One that broke
+    /// says little: a request that crashes its handler would end its place otherwise.
+    async fn is_refused(&self) -> bool {
+        let primary = self.machine.primary();
+        if self.member(primary).is_some() {
+            return false;
+        }
+        let connecting = Stream::connect(self.board.address(primary));
+        let connected = tokio::time::timeout(REFUSAL_BOUND, connecting).await;
+        matches!(connected, Ok(Err(_)))
     }
 
     /// Looks at the primary, and acts on what is seen.

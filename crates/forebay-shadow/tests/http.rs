@@ -47,6 +47,15 @@ struct Stage {
 impl Stage {
     /// With two instances, each behind a fence of its own if there is a place for groups.
     async fn new(patience: Duration, groups: Option<&Path>) -> Self {
+        let stage = Self::unjoined(patience, groups).await;
+        for slot in 0..2 {
+            stage.join(slot).await;
+        }
+        stage
+    }
+
+    /// With two instances of whose processes the front is not told.
+    async fn unjoined(patience: Duration, groups: Option<&Path>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let record = directory.path().join("record");
         let name =
@@ -93,9 +102,6 @@ impl Stage {
             groups,
             directory,
         };
-        for slot in 0..2 {
-            stage.join(slot).await;
-        }
         stage
             .until(|status| status.stage == "warm" && status.standby.is_some())
             .await;
@@ -735,6 +741,21 @@ impl Stage {
         self.until(|status| status.stage == "warm" && status.primary == slot)
             .await;
     }
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_no_death_and_a_refused_one_is() {
+    let mut stage = Stage::unjoined(PATIENCE, None).await;
+    let mut client = stage.client().await;
+    let reply = client.ask("GET", "/rude", "get", "").await.unwrap();
+    assert_eq!(reply.status, 502);
+    let status = stage.status().await;
+    assert_eq!((status.primary, status.epoch), (0, 1), "{status:?}");
+    stage.instances[0].signal(Signal::KILL);
+    stage.instances[0].child.wait().unwrap();
+    let reply = client.ask("GET", "/a", "get", "").await.unwrap();
+    assert_eq!(reply.status, 200);
+    assert_eq!(stage.status().await.primary, 1);
 }
 
 #[tokio::test]
