@@ -18,15 +18,16 @@ use super::head::Request;
 use super::{DOUBT, is_idempotent};
 use crate::switchboard::{Assigned, Gate, Switchboard};
 
-/// Instances that one request is sent to, one after the other.
-const TRIES_MAX: u32 = 16;
+/// Epochs in which a request is sent that may have been executed in each: one whose execution ends
+/// an instance does not end all of them in turn.
+const EPOCHS_MAX: u32 = 3;
 
 /// How often a request was sent, and to whom.
 #[derive(Debug)]
 pub(crate) struct Tries {
     safe: bool,
     deadline: Instant,
-    count: u32,
+    epochs: u32,
     /// The latest one, and how often in that epoch.
     latest: Option<(Assigned, u32)>,
     /// Some of it was written.
@@ -64,7 +65,7 @@ impl Tries {
         Self {
             safe: is_idempotent(request),
             deadline,
-            count: 0,
+            epochs: 0,
             latest: None,
             written: false,
             executed: false,
@@ -74,7 +75,9 @@ impl Tries {
     /// A connection is there; whether another instance got the request before.
     pub(crate) fn begin(&mut self, assigned: Assigned) -> bool {
         let replayed = self.written && self.latest.is_some_and(|(before, _)| before != assigned);
-        self.count += 1;
+        if self.latest.is_none_or(|(before, _)| before != assigned) {
+            self.epochs += 1;
+        }
         let before = self.latest.filter(|(latest, _)| *latest == assigned);
         self.latest = Some((assigned, before.map_or(1, |(_, count)| count + 1)));
         replayed
@@ -87,7 +90,7 @@ impl Tries {
 
     /// The next connection has to be a new one.
     pub(crate) const fn wants_fresh(&self) -> bool {
-        self.count > 0
+        self.latest.is_some()
     }
 
     /// An instance that did not answer may have executed it.
@@ -119,20 +122,21 @@ impl Tries {
             return Fate::Unknown;
         }
         if broken.replaced {
-            return if self.count < TRIES_MAX {
-                Fate::Again
-            } else {
-                Fate::Unknown
-            };
+            return self.next();
         }
         self.once_more(board, broken).await
     }
 
+    const fn next(&self) -> Fate {
+        if self.epochs < EPOCHS_MAX {
+            Fate::Again
+        } else {
+            Fate::Unknown
+        }
+    }
+
     /// The same instance in the same epoch is asked twice at most.
     async fn once_more(&self, board: &Switchboard, broken: &Broken) -> Fate {
-        if self.count >= TRIES_MAX {
-            return Fate::Unknown;
-        }
         let asked = self.latest.map_or(0, |(_, count)| count);
         if asked < 2 && broken.used {
             return Fate::Again;
@@ -141,7 +145,7 @@ impl Tries {
         loop {
             let seen = *routing.borrow_and_update();
             if seen.epoch != broken.assigned.epoch {
-                return Fate::Again;
+                return self.next();
             }
             // While the director acts, it will say what comes of it.
             let left = self.deadline.saturating_duration_since(Instant::now());
@@ -278,5 +282,29 @@ mod tests {
         });
         assert_eq!(fate, Fate::Again, "the director said who is next");
         assert!(tries.begin(Assigned { slot: 1, epoch: 4 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_does_not_end_all_instances_in_turn() {
+        let board = board();
+        let mut tries = tries("GET");
+        for epoch in 3..=5 {
+            let assigned = Assigned { slot: 0, epoch };
+            let broken = Broken {
+                assigned,
+                replaced: true,
+                ..BROKEN
+            };
+            let fate = if epoch < 5 {
+                Fate::Again
+            } else {
+                Fate::Unknown
+            };
+            assert_eq!(tries.judge(&board, &broken).await, fate, "{epoch}");
+            assert!(tries.begin(Assigned {
+                slot: 1,
+                epoch: epoch + 1
+            }));
+        }
     }
 }
