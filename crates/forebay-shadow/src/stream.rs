@@ -101,6 +101,28 @@ impl Stream {
         }
     }
 
+    /// Ready when it can be read from.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(context),
+            Self::Unix(stream) => stream.poll_read_ready(context),
+        }
+    }
+
+    /// Ready when it can be written to.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(context),
+            Self::Unix(stream) => stream.poll_write_ready(context),
+        }
+    }
+
     /// Tries an operation on the descriptor; when it would block, readiness is waited for anew.
     ///
     /// # Errors

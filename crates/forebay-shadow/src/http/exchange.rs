@@ -5,6 +5,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::body::Body;
+use super::bulk::{Ask, BULK_MIN, Broke, Bulk, Waits};
 use super::client::{Client, STEP_BOUND};
 use super::head::{self, Bad, Method, Request, Response, Search};
 use super::wire;
@@ -176,6 +177,8 @@ pub(crate) struct Download {
     pub(crate) begun: bool,
     /// The instance's connection ended.
     ended: bool,
+    /// What a large body passes through, once it does.
+    bulk: Option<Bulk>,
 }
 
 impl Download {
@@ -188,6 +191,7 @@ impl Download {
             search: Search::default(),
             begun: false,
             ended: false,
+            bulk: None,
         }
     }
 
@@ -255,6 +259,59 @@ impl Download {
         }
         self.known += self.body.take(new).map_err(Fault::AnswerBad)?;
         Ok(())
+    }
+
+    /// Passes a large body on beside this process; nothing where that is not to be done.
+    fn poll_bulk(
+        &mut self,
+        instance: &Stream,
+        client: &mut Client,
+        ask: Ask,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<(), Fault>>> {
+        let Body::Length(left) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        if self.bulk.is_none() {
+            if *left < BULK_MIN {
+                return Poll::Ready(None);
+            }
+            match Bulk::new() {
+                Ok(bulk) => self.bulk = Some(bulk),
+                Err(error) => {
+                    tracing::debug!(%error, "a body is copied");
+                    return Poll::Ready(None);
+                }
+            }
+        }
+        let Some(bulk) = &mut self.bulk else {
+            return Poll::Ready(None);
+        };
+        loop {
+            let before = *left;
+            let passed = bulk.pass((instance, &client.stream), left, ask);
+            let ready = match passed {
+                Ok(None) => return Poll::Ready(Some(Ok(()))),
+                Ok(Some(Waits::From)) if ask == Ask::Kernel => {
+                    return Poll::Ready(Some(Err(Fault::Replaced)));
+                }
+                Ok(Some(Waits::From)) => instance.poll_read_ready(context).map_err(Fault::Instance),
+                Ok(Some(Waits::To)) => {
+                    if before != *left {
+                        client.stall.expect(STEP_BOUND);
+                    }
+                    match client.stream.poll_write_ready(context) {
+                        Poll::Pending => client.stalled(context).map_err(Fault::Client),
+                        ready => ready.map_err(Fault::Client),
+                    }
+                }
+                Err(Broke::From(error)) => Poll::Ready(Err(Fault::Instance(error))),
+                Err(Broke::To(error)) => Poll::Ready(Err(Fault::Client(error))),
+            };
+            if let Err(fault) = ready!(ready) {
+                return Poll::Ready(Some(Err(fault)));
+            }
+        }
     }
 
     /// Forgets what the client has. While it is incomplete, all of the buffer belongs to it.
@@ -420,11 +477,25 @@ impl Ends<'_> {
             self.poll_up(context)?;
             loop {
                 if !self.download.is_held() {
-                    ready!(self.download.poll_flush(self.client, context))?;
-                    if self.download.body.is_done() || self.download.ended {
-                        return Poll::Ready(Ok(()));
+                    if self.download.bulk.is_none() {
+                        ready!(self.download.poll_flush(self.client, context))?;
+                        if self.download.body.is_done() || self.download.ended {
+                            return Poll::Ready(Ok(()));
+                        }
+                        self.download.restart();
                     }
-                    self.download.restart();
+                    let Ends {
+                        client, instance, ..
+                    } = self;
+                    let bulk = self
+                        .download
+                        .poll_bulk(instance, client, Ask::Told, context);
+                    if let (Some(ticket), Poll::Pending) = (ticket, &bulk) {
+                        ticket.heard();
+                    }
+                    if let Some(passed) = ready!(bulk) {
+                        return Poll::Ready(passed);
+                    }
                 }
                 let from = ready!(self.poll_down(ticket, context))?;
                 self.download.add(from)?;
@@ -439,6 +510,19 @@ impl Ends<'_> {
     /// # Errors
     /// When it is not all of the answer. The end of a lost instance's connection ends no answer.
     pub(crate) async fn body_now(&mut self) -> Result<(), Fault> {
+        // What is in the pipe comes before what is still to be read.
+        if self.download.bulk.is_some() {
+            return poll_fn(|context| {
+                let Ends {
+                    client, instance, ..
+                } = self;
+                let bulk = self
+                    .download
+                    .poll_bulk(instance, client, Ask::Kernel, context);
+                bulk.map(|passed| passed.unwrap_or(Err(Fault::Replaced)))
+            })
+            .await;
+        }
         loop {
             while !self.download.body.is_done() && self.download.buffer.len() < HELD_MAX {
                 let from = self.download.buffer.len();

@@ -12,6 +12,7 @@
 
 mod again;
 mod body;
+mod bulk;
 mod client;
 mod exchange;
 mod head;
