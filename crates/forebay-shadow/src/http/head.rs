@@ -459,4 +459,4 @@ pub(crate) fn rewrite(
 
 #[cfg(test)]
 #[path = "head_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -190,7 +190,7 @@ fn a_response_has_the_body_that_it_says() {
 }
 
 /// Bytes that heads are made of, more often than others.
-fn bytes() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![
         Just(b"GET / HTTP/1.1\r\n".to_vec()),
         Just(b"\r\n".to_vec()),

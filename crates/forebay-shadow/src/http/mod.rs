@@ -538,3 +538,6 @@ async fn until(
 const fn is_idempotent(request: &Request) -> bool {
     matches!(request.method, Method::Head | Method::Idempotent) || request.keyed
 }
+
+#[cfg(test)]
+mod tests;
