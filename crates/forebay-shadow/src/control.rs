@@ -102,6 +102,12 @@ pub struct Counts {
     pub failed: u64,
     /// Requests that got no answer, and of which nobody knows.
     pub unknown: u64,
+    /// Copies of requests that the shadow was asked and whose answers were compared.
+    pub mirrored: u64,
+    /// Of those, answers that differ or did not come.
+    pub mismatched: u64,
+    /// Requests that were not copied because too many copies were under way.
+    pub unmirrored: u64,
 }
 
 /// One end of a conversation.

@@ -379,5 +379,8 @@ fn counts(counters: &Counters) -> Counts {
         replayed: of(&counters.replayed),
         failed: of(&counters.failed),
         unknown: of(&counters.unknown),
+        mirrored: of(&counters.mirrored),
+        mismatched: of(&counters.mismatched),
+        unmirrored: of(&counters.unmirrored),
     }
 }

@@ -54,9 +54,11 @@ impl Service {
         let board = Arc::clone(board);
         match mode {
             Mode::Tcp => Self::Tcp(board, patience),
-            Mode::Http(options) => {
-                Self::Http(Arc::new(http::Shared::new(board, *options, patience)))
-            }
+            Mode::Http(options) => Self::Http(Arc::new(http::Shared::new(
+                board,
+                options.clone(),
+                patience,
+            ))),
         }
     }
 

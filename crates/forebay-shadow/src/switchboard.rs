@@ -78,6 +78,12 @@ pub struct Counters {
     pub failed: AtomicU64,
     /// Requests that got no answer, and of which nobody knows.
     pub unknown: AtomicU64,
+    /// Copies of requests that the shadow was asked and whose answers were compared.
+    pub mirrored: AtomicU64,
+    /// Of those, answers that differ or did not come.
+    pub mismatched: AtomicU64,
+    /// Requests that were not copied because too many copies were under way.
+    pub unmirrored: AtomicU64,
 }
 
 /// Counts one more.

@@ -8,284 +8,23 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{BOUND, Instance};
-use forebay_shadow::control::{Answer, Counts, Line, Request};
-use forebay_shadow::fence::Hierarchy;
-use forebay_shadow::front::{self, Plan};
-use forebay_shadow::http::Options;
-use forebay_shadow::mode::Mode;
+use common::BOUND;
+use common::stage::{Client, Stage};
+use forebay_shadow::control::{Answer, Request};
+use forebay_shadow::http::{Options, mirror};
 use forebay_shadow::status::Status;
-use forebay_shadow::stream::Address;
 use rustix::process::Signal;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
 /// Not a test: the instances' main function.
 #[test]
 #[ignore = "it is started by the other tests"]
 fn instance() {
     common::serve_as_instance();
-}
-
-/// A front in a thread of its own, with two instances behind it.
-struct Stage {
-    front: SocketAddr,
-    control: PathBuf,
-    instances: Vec<Instance>,
-    groups: Vec<Option<PathBuf>>,
-    directory: tempfile::TempDir,
-}
-
-impl Stage {
-    /// With two instances, each behind a fence of its own if there is a place for groups.
-    async fn new(patience: Duration, groups: Option<&Path>) -> Self {
-        let stage = Self::unjoined(patience, groups).await;
-        for slot in 0..2 {
-            stage.join(slot).await;
-        }
-        stage
-    }
-
-    /// With two instances of whose processes the front is not told.
-    async fn unjoined(patience: Duration, groups: Option<&Path>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let record = directory.path().join("record");
-        let name =
-            |slot: usize| groups.map(|path| PathBuf::from(format!("{}-{slot}", path.display())));
-        let groups: Vec<_> = (0..2).map(name).collect();
-        let start = |slot: usize| Instance::start("127.0.0.1:0", &record, groups[slot].clone());
-        let instances: Vec<_> = (0..2).map(start).collect();
-        // Nobody else takes a port that was just given up: ports are handed out in turn.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let front = free.local_addr().unwrap();
-        drop(free);
-        let control = directory.path().join("control");
-        let described = instances.iter().enumerate();
-        let plan = Plan {
-            name: "test".to_owned(),
-            mode: Mode::Http(Options {
-                forwarded_for: true,
-            }),
-            listen: vec![Address::Tcp(front)],
-            instances: described
-                .map(|(slot, instance)| forebay_shadow::switchboard::Instance {
-                    app: format!("app-{slot}"),
-                    address: Address::Tcp(instance.address),
-                })
-                .collect(),
-            connections_max: 1000,
-            user: String::new(),
-            patience,
-            grace: Duration::ZERO,
-            control: control.clone(),
-            epoch_file: directory.path().join("epoch"),
-        };
-        std::thread::spawn(move || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_all().build().unwrap();
-            runtime
-                .block_on(async { front::open(plan).unwrap().serve().await })
-                .unwrap();
-        });
-        let stage = Self {
-            front,
-            control,
-            instances,
-            groups,
-            directory,
-        };
-        stage
-            .until(|status| status.stage == "warm" && status.standby.is_some())
-            .await;
-        stage
-    }
-
-    async fn ask(&self, request: &Request, files: &[std::fs::File]) -> Answer {
-        let deadline = Instant::now() + BOUND;
-        loop {
-            let conversation = async {
-                let mut line = Line::connect(&self.control).await?;
-                line.ask(request, &common::descriptors(files)).await
-            };
-            match conversation.await {
-                Ok(answer) => return answer,
-                // The front has not begun yet.
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    async fn join(&self, slot: usize) {
-        let instance = &self.instances[slot];
-        let files = instance.fence();
-        let fence = (!files.is_empty()).then_some(Hierarchy::V2);
-        let request = Request::Joined {
-            slot,
-            pid: instance.child.id(),
-            fence,
-        };
-        assert_eq!(self.ask(&request, &files).await, Answer::Done);
-    }
-
-    async fn until(&self, is: impl Fn(&Status) -> bool) -> Status {
-        let deadline = Instant::now() + BOUND;
-        let mut known = None;
-        loop {
-            let Answer::Status(status) = self.ask(&Request::Status { known }, &[]).await else {
-                panic!("no status");
-            };
-            if is(&status) {
-                return *status;
-            }
-            assert!(Instant::now() < deadline, "{status:?}");
-            known = Some(status);
-        }
-    }
-
-    async fn status(&self) -> Status {
-        self.until(|_| true).await
-    }
-
-    async fn counts(&self) -> Counts {
-        match self.ask(&Request::Counters, &[]).await {
-            Answer::Counters(counts) => counts,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Starts an instance anew at its old address, and waits until it stands by.
-    async fn restart(&mut self, slot: usize) {
-        let address = self.instances[slot].address.to_string();
-        let group = self.groups[slot].clone();
-        self.instances.remove(slot);
-        let record = self.directory.path().join("record");
-        self.instances
-            .insert(slot, Instance::start(&address, &record, group));
-        self.join(slot).await;
-        self.until(|status| status.stage == "warm" && status.standby == Some(slot))
-            .await;
-    }
-
-    /// How often each request was executed.
-    fn executed(&self) -> BTreeMap<String, usize> {
-        let record = std::fs::read_to_string(self.directory.path().join("record")).unwrap();
-        let mut times = BTreeMap::new();
-        for line in record.lines() {
-            let (_, id) = line.split_once(' ').unwrap();
-            *times.entry(id.to_owned()).or_default() += 1;
-        }
-        times
-    }
-
-    async fn executed_once(&self, id: &str) {
-        let deadline = Instant::now() + BOUND;
-        while self.executed().get(id) != Some(&1) {
-            assert!(Instant::now() < deadline, "{id} was not executed");
-            tokio::task::yield_now().await;
-        }
-    }
-
-    async fn client(&self) -> Client {
-        let stream = TcpStream::connect(self.front).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client {
-            stream,
-            buffer: Vec::new(),
-        }
-    }
-}
-
-/// A client of few words.
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Reply {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Client {
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).await.unwrap();
-    }
-
-    async fn more(&mut self) -> io::Result<usize> {
-        let read = self.stream.read_buf(&mut self.buffer);
-        tokio::time::timeout(BOUND, read)
-            .await
-            .expect("an answer in time")
-    }
-
-    async fn head(&mut self) -> io::Result<String> {
-        loop {
-            let end = self
-                .buffer
-                .windows(4)
-                .position(|bytes| bytes == b"\r\n\r\n");
-            if let Some(end) = end {
-                let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
-                return Ok(String::from_utf8(head).unwrap());
-            }
-            if self.more().await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
-
-    async fn reply(&mut self, bodiless: bool) -> io::Result<Reply> {
-        let head = self.head().await?;
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let field = |name: &str| {
-            let mut lines = head.lines();
-            let line = lines.find(|line| line.to_lowercase().starts_with(name))?;
-            line.split_once(": ").map(|(_, value)| value.to_owned())
-        };
-        let length = field("content-length").map(|length| length.parse().unwrap());
-        let whole = |buffer: &[u8]| match length {
-            _ if bodiless || status == 204 || status < 200 => Some(0),
-            Some(length) => (buffer.len() >= length).then_some(length),
-            None if field("transfer-encoding").is_some() => {
-                let end = buffer.windows(5).position(|bytes| bytes == b"0\r\n\r\n");
-                end.map(|end| end + 5)
-            }
-            None => None,
-        };
-        loop {
-            if let Some(length) = whole(&self.buffer) {
-                let body = self.buffer.drain(..length).collect();
-                return Ok(Reply { status, head, body });
-            }
-            if self.more().await? == 0 {
-                if length.is_none() && field("transfer-encoding").is_none() {
-                    let body = std::mem::take(&mut self.buffer);
-                    return Ok(Reply { status, head, body });
-                }
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
-
-    async fn ask(&mut self, method: &str, path: &str, id: &str, body: &str) -> io::Result<Reply> {
-        let length = body.len();
-        let text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: test\r\nX-Id: {id}\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        self.stream.write_all(text.as_bytes()).await?;
-        self.reply(method == "HEAD").await
-    }
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -729,20 +468,6 @@ async fn with_nobody_to_serve_it_is_said_when_to_come_back() {
     assert!(!stage.executed().contains_key("b"));
 }
 
-impl Stage {
-    /// Starts an instance anew when nobody serves.
-    async fn restart_alone(&mut self, slot: usize) {
-        let address = self.instances[slot].address.to_string();
-        self.instances.remove(slot);
-        let record = self.directory.path().join("record");
-        self.instances
-            .insert(slot, Instance::start(&address, &record, None));
-        self.join(slot).await;
-        self.until(|status| status.stage == "warm" && status.primary == slot)
-            .await;
-    }
-}
-
 #[tokio::test]
 async fn a_broken_connection_is_no_death_and_a_refused_one_is() {
     let mut stage = Stage::unjoined(PATIENCE, None).await;
@@ -756,6 +481,58 @@ async fn a_broken_connection_is_no_death_and_a_refused_one_is() {
     let reply = client.ask("GET", "/a", "get", "").await.unwrap();
     assert_eq!(reply.status, 200);
     assert_eq!(stage.status().await.primary, 1);
+}
+
+#[tokio::test]
+async fn a_shadow_gets_copies_and_its_answers_are_compared() {
+    let mirror = mirror::Options {
+        per_mille: 500,
+        writes: false,
+        ignore_bodies: vec!["/pid/ignored".to_owned()],
+    };
+    let options = Options {
+        forwarded_for: false,
+        mirror,
+    };
+    let stage = Stage::with(PATIENCE, None, options).await;
+    let mut client = stage.client().await;
+    // Those that change something get no copies.
+    assert_eq!(
+        client.ask("POST", "/a", "post", "x").await.unwrap().status,
+        200
+    );
+    let mut compared = 0;
+    for (path, differ) in [
+        ("/a", 0),
+        ("/chunked", 0),
+        ("/large/1000000", 0),
+        ("/pid/ignored", 0),
+        ("/pid", 2),
+        ("/rude-shadow", 4),
+    ] {
+        for turn in 0..4 {
+            let id = format!("{path}-{turn}");
+            assert_eq!(client.ask("GET", path, &id, "").await.unwrap().status, 200);
+        }
+        compared += 2;
+        let deadline = Instant::now() + BOUND;
+        let counts = loop {
+            let counts = stage.counts().await;
+            if counts.mirrored == compared {
+                break counts;
+            }
+            assert!(Instant::now() < deadline, "{path}: {counts:?}");
+        };
+        assert_eq!(
+            (counts.mismatched, counts.unmirrored),
+            (differ, 0),
+            "{path}"
+        );
+    }
+    let executed = stage.executed();
+    assert_eq!(executed["post"], 1);
+    let twice = executed.iter().filter(|(_, times)| **times == 2).count();
+    assert_eq!(twice, 12, "half of the reads: {executed:?}");
 }
 
 #[tokio::test]

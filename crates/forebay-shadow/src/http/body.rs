@@ -70,22 +70,38 @@ impl Body {
     /// # Errors
     /// When they are no chunks.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<usize, Bad> {
+        self.take_into(bytes, |_| {})
+    }
+
+    /// The same, with the content among the bytes going somewhere.
+    ///
+    /// # Errors
+    /// When they are no chunks.
+    pub(crate) fn take_into(
+        &mut self,
+        bytes: &[u8],
+        mut content: impl FnMut(&[u8]),
+    ) -> Result<usize, Bad> {
         match self {
             Self::Length(left) => {
                 let taken = usize::try_from(*left)
                     .unwrap_or(usize::MAX)
                     .min(bytes.len());
                 *left -= u64::try_from(taken).unwrap_or(*left);
+                content(bytes.get(..taken).unwrap_or_default());
                 Ok(taken)
             }
-            Self::Chunked(chunks) => chunks.take(bytes),
-            Self::Close => Ok(bytes.len()),
+            Self::Chunked(chunks) => chunks.take(bytes, content),
+            Self::Close => {
+                content(bytes);
+                Ok(bytes.len())
+            }
         }
     }
 }
 
 impl Chunks {
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Bad> {
+    fn take(&mut self, bytes: &[u8], mut content: impl FnMut(&[u8])) -> Result<usize, Bad> {
         let mut taken = 0;
         while let Some(byte) = bytes.get(taken) {
             match self.state {
@@ -94,6 +110,7 @@ impl Chunks {
                     let here = bytes.len() - taken;
                     let some = usize::try_from(self.size).unwrap_or(usize::MAX).min(here);
                     self.size -= u64::try_from(some).unwrap_or(self.size);
+                    content(bytes.get(taken..taken + some).unwrap_or_default());
                     taken += some;
                     if self.size == 0 {
                         self.state = State::DataReturn;
@@ -178,6 +195,13 @@ mod tests {
             (b"000a\r\n0123456789\r\n0\r\nEtag: x\r\n\r\nrest", 32),
             (b"0\r\nA: 1\r\nB: 2\r\n\r\n", 17),
         ];
+        let mut content = Vec::new();
+        let wiki = b"4\r\nwiki\r\n5;x=y\r\npedia\r\n0\r\n\r\n";
+        let taken = Body::chunked().take_into(wiki, |bytes| content.extend(bytes));
+        assert_eq!(
+            (taken, content.as_slice()),
+            (Ok(wiki.len()), b"wikipedia".as_slice())
+        );
         for (bytes, length) in good {
             let mut body = Body::chunked();
             let text = String::from_utf8_lossy(bytes);

@@ -8,6 +8,7 @@ use super::body::Body;
 use super::bulk::{Ask, BULK_MIN, Broke, Bulk, Waits};
 use super::client::{Client, STEP_BOUND};
 use super::head::{self, Bad, Method, Request, Response, Search};
+use super::mirror::Print;
 use super::wire;
 use crate::flights::Ticket;
 use crate::stream::Stream;
@@ -179,6 +180,8 @@ pub(crate) struct Download {
     ended: bool,
     /// What a large body passes through, once it does.
     bulk: Option<Bulk>,
+    /// What is compared of it, if anything.
+    pub(crate) print: Option<Print>,
 }
 
 impl Download {
@@ -192,6 +195,7 @@ impl Download {
             begun: false,
             ended: false,
             bulk: None,
+            print: None,
         }
     }
 
@@ -231,8 +235,21 @@ impl Download {
             version.copy_from_slice(b"HTTP/1.1");
         }
         self.body = response.body;
-        let after = self.buffer.get(length..).unwrap_or_default();
-        self.known = length + self.body.take(after).map_err(Fault::AnswerBad)?;
+        if self.print.is_some() {
+            self.print = Some(Print::of(response.status));
+        }
+        self.known = length;
+        self.take(length)
+    }
+
+    /// Takes in what of the body was appended to the buffer.
+    fn take(&mut self, from: usize) -> Result<(), Fault> {
+        let new = self.buffer.get(from..).unwrap_or_default();
+        let taken = match &mut self.print {
+            Some(print) => self.body.take_into(new, |content| print.add(content)),
+            None => self.body.take(new),
+        };
+        self.known += taken.map_err(Fault::AnswerBad)?;
         Ok(())
     }
 
@@ -249,16 +266,14 @@ impl Download {
 
     /// Takes in what was appended to the buffer, or that the connection ended.
     fn add(&mut self, from: usize) -> Result<(), Fault> {
-        let new = self.buffer.get(from..).unwrap_or_default();
-        if new.is_empty() {
+        if self.buffer.len() <= from {
             self.ended = true;
             return match self.body {
                 Body::Close => Ok(()),
                 _ => Err(Fault::Instance(io::ErrorKind::UnexpectedEof.into())),
             };
         }
-        self.known += self.body.take(new).map_err(Fault::AnswerBad)?;
-        Ok(())
+        self.take(from)
     }
 
     /// Passes a large body on beside this process; nothing where that is not to be done.
@@ -273,7 +288,8 @@ impl Download {
             return Poll::Ready(None);
         };
         if self.bulk.is_none() {
-            if *left < BULK_MIN {
+            // What is compared has to be seen.
+            if *left < BULK_MIN || self.print.is_some() {
                 return Poll::Ready(None);
             }
             match Bulk::new() {

@@ -56,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) upgrade: bool,
     /// It carries an `Idempotency-Key`.
     pub(crate) keyed: bool,
+    /// It changes nothing (RFC 9110, 9.2.1).
+    pub(crate) safe: bool,
 }
 
 /// What matters here of methods.
@@ -194,6 +196,7 @@ pub(crate) fn request(bytes: &[u8], cuts: &mut Vec<Range<usize>>) -> Result<Requ
         body,
         upgrade,
         keyed: seen.keyed,
+        safe: matches!(name, "GET" | "HEAD" | "OPTIONS" | "TRACE"),
     })
 }
 

@@ -16,6 +16,7 @@ mod bulk;
 mod client;
 mod exchange;
 mod head;
+pub mod mirror;
 mod pool;
 mod wire;
 
@@ -31,6 +32,7 @@ use self::again::{Broken, Fate, Tries};
 use self::client::{Answer, Client, Said};
 use self::exchange::{Download, Ends, Fault, Upload};
 use self::head::{Bad, Method, Request, Response};
+use self::mirror::{Mirror, Print};
 use self::pool::Pool;
 use crate::flights::Ticket;
 use crate::stream::Stream;
@@ -46,11 +48,13 @@ const DOUBT: Duration = Duration::from_millis(100);
 const SEGMENT_MAX: usize = 64;
 
 /// What can be chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Instances are told the client's address in `X-Forwarded-For`.
     pub forwarded_for: bool,
+    /// What the shadow gets as well.
+    pub mirror: mirror::Options,
 }
 
 /// What all connections of a front share.
@@ -58,6 +62,7 @@ pub struct Options {
 pub(crate) struct Shared {
     board: Arc<Switchboard>,
     pool: Pool,
+    mirror: Mirror,
     options: Options,
     patience: Duration,
 }
@@ -65,6 +70,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(board: Arc<Switchboard>, options: Options, patience: Duration) -> Self {
         Self {
+            mirror: Mirror::new(options.mirror.clone(), Arc::clone(&board)),
             board,
             pool: Pool::default(),
             options,
@@ -102,7 +108,7 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream) -> io::Result<()> {
         };
         count(&shared.board.counters.requests);
         let route = route.of(&shared.board, &client, &request);
-        let lines = upward(&request, &client, shared.options);
+        let lines = upward(&request, &client, &shared.options);
         client.write(&lines, &mut request);
         let mut asking = Asking {
             shared,
@@ -123,7 +129,7 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream) -> io::Result<()> {
 }
 
 /// Lines for the instance at the end of a request's head.
-fn upward(request: &Request, client: &Client, options: Options) -> Vec<u8> {
+fn upward(request: &Request, client: &Client, options: &Options) -> Vec<u8> {
     let mut lines = Vec::new();
     if request.upgrade {
         lines.extend_from_slice(b"connection: upgrade\r\n");
@@ -222,6 +228,12 @@ impl Asking<'_> {
                 Err(_) => return Ok(Next::Close),
             }
         }
+        let copied = if upload.is_whole() {
+            let mirror = &self.shared.mirror;
+            mirror.copy(self.client, self.request, upload.known())
+        } else {
+            None
+        };
         let mut tries = Tries::new(self.request, self.deadline);
         loop {
             let Some(mut reached) = reach(self.shared, &tries, self.route, self.deadline).await
@@ -232,6 +244,7 @@ impl Asking<'_> {
                 count(&self.shared.board.counters.replayed);
             }
             let mut download = Download::new();
+            download.print = copied.as_ref().map(|_| Print::of(0));
             let ends = Ends {
                 client: self.client,
                 instance: &mut reached.instance,
@@ -252,6 +265,9 @@ impl Asking<'_> {
                     if done.switched {
                         self.client.buffer.clear();
                         return Ok(Next::Relay(reached.instance, reached.assigned));
+                    }
+                    if let (Some(copied), Some(print)) = (copied, download.print) {
+                        self.shared.mirror.send(copied, print);
                     }
                     if done.again && whole && download.is_clean() {
                         self.shared.pool.put(reached.assigned, reached.instance);

@@ -1,6 +1,8 @@
 //! Real instances for tests of fronts: processes of this test's own binary, which write down what
 //! they execute.
 
+pub(crate) mod stage;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -193,6 +195,7 @@ fn answer_all(stream: TcpStream, mut record: File) -> std::io::Result<()> {
                 return Ok(());
             }
             "/rude" => return Ok(()),
+            "/rude-shadow" if head.contains("forebay-mirror: 1") => return Ok(()),
             "/garbage" => {
                 writer.write_all(
                     b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
@@ -222,7 +225,9 @@ fn answer_all(stream: TcpStream, mut record: File) -> std::io::Result<()> {
             }
             "/none" => writer.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?,
             _ => {
-                if path == "/head" {
+                if path.starts_with("/pid") {
+                    body = std::process::id().to_string().into_bytes();
+                } else if path == "/head" {
                     body = head.clone().into_bytes();
                 } else if let Some(length) = path.strip_prefix("/large/") {
                     body = (0..length.parse().unwrap()).map(pattern).collect();
