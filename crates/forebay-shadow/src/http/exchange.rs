@@ -576,3 +576,7 @@ impl Ends<'_> {
             .map_err(Fault::Instance)
     }
 }
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use super::super::{Done, exchange};
+use super::*;
+use crate::flights::Flights;
+use crate::stream::Stream;
+use crate::switchboard::{Assigned, Gate, Routing};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// What comes of a request whose instance has written some bytes and hangs, and is then lost: how
+/// the exchange ends, and what the client has by then.
+async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
+    let (mut asker, client) = UnixStream::pair().unwrap();
+    let (mut hanging, instance) = UnixStream::pair().unwrap();
+    let mut client = Client::new(Stream::Unix(client));
+    let mut instance = Stream::Unix(instance);
+    client.buffer.extend_from_slice(REQUEST.as_bytes());
+    let request = head::request(REQUEST.as_bytes(), &mut Vec::new()).unwrap();
+    let mut upload = Upload::of(&client, &request).unwrap();
+    let mut download = Download::new();
+    let (change, mut routing) = watch::channel(Routing {
+        epoch: 1,
+        primary: 0,
+        gate: Gate::Open,
+        standby: Some(1),
+        lost_before: 0,
+    });
+    let flights = Flights::default();
+    let assigned = Assigned { slot: 0, epoch: 1 };
+    let ends = Ends {
+        client: &mut client,
+        instance: &mut instance,
+        upload: &mut upload,
+        download: &mut download,
+    };
+    let ticket = flights.begin(0, flights.route("GET /"));
+    let asked = exchange(ends, &request, &mut routing, assigned, ticket);
+    let story = async {
+        hanging.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
+        let (last, first) = written.split_last().unwrap();
+        for piece in first {
+            hanging.write_all(piece).await.unwrap();
+            // The client has it when it is passed on.
+            asker.read_exact(&mut vec![0; piece.len()]).await.unwrap();
+        }
+        // The last piece and the loss are there before the front looks again.
+        let (mut lost, hanging) = (change, hanging.into_std().unwrap());
+        std::io::Write::write_all(&mut &hanging, last).unwrap();
+        lost_now(&mut lost);
+        (lost, hanging)
+    };
+    let (outcome, open) = tokio::join!(asked, story);
+    drop((open, client));
+    let mut got = Vec::new();
+    asker.read_to_end(&mut got).await.unwrap();
+    (outcome, got)
+}
+
+fn lost_now(routing: &mut watch::Sender<Routing>) {
+    routing.send_modify(|routing| {
+        routing.epoch = 2;
+        routing.primary = 1;
+        routing.lost_before = 2;
+    });
+}
+
+#[tokio::test]
+async fn what_a_lost_instance_had_answered_in_full_is_taken() {
+    let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    let (outcome, got) = lost_after(&[whole]).await;
+    assert!(outcome.is_ok_and(|done| done.keep));
+    assert_eq!(got, whole);
+    let chunked: [&[u8]; 2] = [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n",
+        b"1\r\nb\r\n0\r\n\r\n",
+    ];
+    let (outcome, got) = lost_after(&chunked).await;
+    assert!(outcome.is_ok());
+    assert_eq!(got, chunked[1]);
+}
+
+#[tokio::test]
+async fn a_part_of_an_answer_is_not_passed_on_if_it_can_be_had_whole() {
+    for part in [
+        b"HTTP/1.1 200".as_slice(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+    ] {
+        let (outcome, got) = lost_after(&[part]).await;
+        let text = String::from_utf8_lossy(part);
+        assert!(
+            matches!(outcome, Err(Fault::Replaced)),
+            "{text}: {outcome:?}"
+        );
+        assert!(!got.windows(3).any(|bytes| bytes == b"200"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_in_a_pipe_arrives_in_order() {
+    let length = 600_000;
+    let body: Vec<u8> = (0_u32..length)
+        .map(|place| (place % 251).to_le_bytes()[0])
+        .collect();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    let (first, last) = body.split_at(550_000);
+    let (outcome, got) = lost_after(&[head.as_bytes(), first, last]).await;
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert!(got == last);
+    // Of one that is not complete, the client has what came.
+    let (outcome, _) = lost_after(&[head.as_bytes(), first, &last[1..]]).await;
+    assert!(matches!(outcome, Err(Fault::Replaced)), "{outcome:?}");
+}
