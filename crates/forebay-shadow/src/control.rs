@@ -108,6 +108,8 @@ pub struct Counts {
     pub mismatched: u64,
     /// Requests that were not copied because too many copies were under way.
     pub unmirrored: u64,
+    /// Reads that the shadow answered.
+    pub spread: u64,
 }
 
 /// One end of a conversation.

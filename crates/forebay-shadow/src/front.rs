@@ -382,5 +382,6 @@ fn counts(counters: &Counters) -> Counts {
         mirrored: of(&counters.mirrored),
         mismatched: of(&counters.mismatched),
         unmirrored: of(&counters.unmirrored),
+        spread: of(&counters.spread),
     }
 }

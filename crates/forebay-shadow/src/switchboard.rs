@@ -84,6 +84,8 @@ pub struct Counters {
     pub mismatched: AtomicU64,
     /// Requests that were not copied because too many copies were under way.
     pub unmirrored: AtomicU64,
+    /// Reads that the shadow answered.
+    pub spread: AtomicU64,
 }
 
 /// Counts one more.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::BOUND;
 use common::stage::{Client, Stage};
 use forebay_shadow::control::{Answer, Request};
-use forebay_shadow::http::{Options, mirror};
+use forebay_shadow::http::{Options, mirror, spread};
 use forebay_shadow::status::Status;
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
@@ -491,8 +491,8 @@ async fn a_shadow_gets_copies_and_its_answers_are_compared() {
         ignore_bodies: vec!["/pid/ignored".to_owned()],
     };
     let options = Options {
-        forwarded_for: false,
         mirror,
+        ..Options::default()
     };
     let stage = Stage::with(PATIENCE, None, options).await;
     let mut client = stage.client().await;
@@ -533,6 +533,41 @@ async fn a_shadow_gets_copies_and_its_answers_are_compared() {
     assert_eq!(executed["post"], 1);
     let twice = executed.iter().filter(|(_, times)| **times == 2).count();
     assert_eq!(twice, 12, "half of the reads: {executed:?}");
+}
+
+#[tokio::test]
+async fn reads_are_spread_and_a_shadow_that_fails_costs_none() {
+    let spread = spread::Options {
+        per_mille: 500,
+        within_ms: 100,
+    };
+    let options = Options {
+        spread,
+        ..Options::default()
+    };
+    let stage = Stage::with(PATIENCE, None, options).await;
+    let mut client = stage.client().await;
+    let pids = [0, 1].map(|slot| stage.instances[slot].child.id().to_string().into_bytes());
+    let mut ask = async |method: &str| {
+        let reply = client.ask(method, "/pid", "a", "").await.unwrap();
+        assert_eq!(reply.status, 200);
+        pids.iter().position(|pid| *pid == reply.body).unwrap()
+    };
+    let mut by = [0; 2];
+    for _ in 0..20 {
+        by[ask("GET").await] += 1;
+        assert_eq!(ask("POST").await, 0);
+    }
+    assert_eq!(by, [10, 10]);
+    assert_eq!(stage.counts().await.spread, 10);
+    for signal in [Signal::STOP, Signal::KILL] {
+        stage.instances[1].signal(signal);
+        for _ in 0..20 {
+            assert_eq!(ask("GET").await, 0, "{signal:?}");
+        }
+    }
+    let counts = stage.counts().await;
+    assert_eq!((counts.failed, counts.unknown, counts.spread), (0, 0, 10));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::super::{Done, exchange};
+use super::super::{Done, Terms, exchange};
 use super::*;
 use crate::flights::Flights;
 use crate::stream::Stream;
@@ -37,7 +37,11 @@ async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
         download: &mut download,
     };
     let ticket = flights.begin(0, flights.route("GET /"));
-    let asked = exchange(ends, &request, &mut routing, assigned, ticket);
+    let terms = Terms {
+        assigned,
+        within: None,
+    };
+    let asked = exchange(ends, &request, &mut routing, terms, ticket);
     let story = async {
         hanging.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
         let (last, first) = written.split_last().unwrap();

@@ -86,11 +86,11 @@ impl Print {
 }
 
 impl Mirror {
-    pub(crate) fn new(options: Options, board: Arc<Switchboard>) -> Self {
+    pub(crate) fn new(options: Options, (board, pool): (Arc<Switchboard>, Arc<Pool>)) -> Self {
         Self {
             options,
             board,
-            pool: Arc::default(),
+            pool,
             room: Arc::new(Semaphore::new(COPIES_MAX)),
             seen: AtomicU64::new(0),
         }

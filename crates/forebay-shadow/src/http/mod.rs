@@ -18,12 +18,14 @@ mod exchange;
 mod head;
 pub mod mirror;
 mod pool;
+pub mod spread;
 mod wire;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_core::shadow::promotion::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -34,6 +36,7 @@ use self::exchange::{Download, Ends, Fault, Upload};
 use self::head::{Bad, Method, Request, Response};
 use self::mirror::{Mirror, Print};
 use self::pool::Pool;
+use self::spread::Spread;
 use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Gate, Routing, Switchboard, count};
@@ -55,6 +58,8 @@ pub struct Options {
     pub forwarded_for: bool,
     /// What the shadow gets as well.
     pub mirror: mirror::Options,
+    /// What the shadow answers.
+    pub spread: spread::Options,
 }
 
 /// What all connections of a front share.
@@ -62,15 +67,22 @@ pub struct Options {
 pub(crate) struct Shared {
     board: Arc<Switchboard>,
     pool: Pool,
+    /// Connections to shadows.
+    shadows: Arc<Pool>,
     mirror: Mirror,
+    spread: Spread,
     options: Options,
     patience: Duration,
 }
 
 impl Shared {
     pub(crate) fn new(board: Arc<Switchboard>, options: Options, patience: Duration) -> Self {
+        let shadows = Arc::<Pool>::default();
+        let mirrored = (Arc::clone(&board), Arc::clone(&shadows));
         Self {
-            mirror: Mirror::new(options.mirror.clone(), Arc::clone(&board)),
+            mirror: Mirror::new(options.mirror.clone(), mirrored),
+            spread: Spread::new(options.spread),
+            shadows,
             board,
             pool: Pool::default(),
             options,
@@ -234,6 +246,17 @@ impl Asking<'_> {
         } else {
             None
         };
+        let from_shadow = if upload.is_whole() {
+            self.shared.spread.choose(&self.shared.board, self.request)
+        } else {
+            None
+        };
+        if let Some(slot) = from_shadow {
+            if let Some(next) = self.ask_shadow(slot, &mut upload).await? {
+                return Ok(next);
+            }
+            upload.again();
+        }
         let mut tries = Tries::new(self.request, self.deadline);
         loop {
             let Some(mut reached) = reach(self.shared, &tries, self.route, self.deadline).await
@@ -251,80 +274,141 @@ impl Asking<'_> {
                 upload: &mut upload,
                 download: &mut download,
             };
-            let asked = exchange(
-                ends,
-                self.request,
-                self.routing,
-                reached.assigned,
-                reached.ticket,
-            );
+            let terms = Terms {
+                assigned: reached.assigned,
+                within: None,
+            };
+            let asked = exchange(ends, self.request, self.routing, terms, reached.ticket);
             let fault = match asked.await {
+                Ok(done) if done.switched => {
+                    self.client.buffer.clear();
+                    return Ok(Next::Relay(reached.instance, reached.assigned));
+                }
                 Ok(done) => {
-                    let whole = upload.is_whole();
-                    self.client.buffer.drain(..upload.known());
-                    if done.switched {
-                        self.client.buffer.clear();
-                        return Ok(Next::Relay(reached.instance, reached.assigned));
-                    }
                     if let (Some(copied), Some(print)) = (copied, download.print) {
                         self.shared.mirror.send(copied, print);
                     }
-                    if done.again && whole && download.is_clean() {
+                    if done.again && upload.is_whole() && download.is_clean() {
                         self.shared.pool.put(reached.assigned, reached.instance);
                     }
-                    return Ok(if done.keep && whole {
-                        Next::Keep
-                    } else {
-                        Next::Close
-                    });
+                    return Ok(self.finish(&done, &upload));
                 }
                 Err(fault) => fault,
             };
-            let replaced = matches!(fault, Fault::Replaced);
-            match fault {
-                Fault::Client(error) => return Err(error),
-                Fault::ClientBad(bad) if !download.begun => return self.refuse(bad).await,
-                Fault::ClientBad(bad) => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, bad.why));
-                }
-                Fault::Replaced | Fault::Instance(_) | Fault::AnswerBad(_) if download.begun => {
-                    return Err(self.truncate(&download));
-                }
-                Fault::AnswerBad(bad) => {
-                    tracing::warn!(why = bad.why, "an answer could not be passed on");
-                    return self
-                        .unknown(&upload, "the instance's answer could not be understood")
-                        .await;
-                }
-                Fault::Replaced | Fault::Instance(_) => {}
-            }
-            if let Fault::Instance(error) = &fault {
-                tracing::debug!(%error, "an instance's connection broke");
-            }
             let broken = Broken {
                 assigned: reached.assigned,
                 used: reached.used,
-                replaced,
+                replaced: matches!(fault, Fault::Replaced),
                 written: upload.sent(),
                 retained: upload.retained,
                 port: reached.instance.local_port(),
             };
+            if let Some(next) = self.fail(fault, &upload, &download).await? {
+                return Ok(next);
+            }
             match tries.judge(&self.shared.board, &broken).await {
                 Fate::Again => upload.again(),
-                Fate::Unknown if !tries.may_have_been_executed() => {
-                    return self.unserved(&tries, &upload).await;
-                }
-                Fate::Unknown => {
-                    let why = "the instance was lost, and may have executed the request";
-                    return self.unknown(&upload, why).await;
-                }
+                Fate::Unknown => return self.unserved(&tries, &upload).await,
             }
+        }
+    }
+
+    /// Asks the shadow for something safe; nothing when the primary has to be asked after all.
+    async fn ask_shadow(&mut self, slot: Slot, upload: &mut Upload) -> io::Result<Option<Next>> {
+        let Shared {
+            board,
+            spread,
+            shadows,
+            ..
+        } = self.shared;
+        let pooled = Assigned {
+            slot,
+            epoch: board.routing().epoch,
+        };
+        let ticket = board.flights.begin(slot, self.route);
+        let connected = match shadows.take(pooled) {
+            Some(instance) => Ok(instance),
+            None => Stream::connect(board.address(slot)).await,
+        };
+        let Ok(mut instance) = connected else {
+            spread.failed();
+            return Ok(None);
+        };
+        let mut download = Download::new();
+        let ends = Ends {
+            client: self.client,
+            instance: &mut instance,
+            upload: &mut *upload,
+            download: &mut download,
+        };
+        let terms = Terms {
+            // Whatever becomes of the primary, this one goes on.
+            assigned: Assigned {
+                slot,
+                epoch: Epoch::MAX,
+            },
+            within: Some(spread.within()),
+        };
+        match exchange(ends, self.request, self.routing, terms, ticket).await {
+            Ok(done) => {
+                spread.well();
+                count(&board.counters.spread);
+                if done.again && download.is_clean() {
+                    shadows.put(pooled, instance);
+                }
+                Ok(Some(self.finish(&done, upload)))
+            }
+            Err(Fault::Client(error)) => Err(error),
+            Err(fault) => {
+                spread.failed();
+                if download.begun {
+                    return self.fail(fault, upload, &download).await;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// The answer is complete.
+    fn finish(&mut self, done: &Done, upload: &Upload) -> Next {
+        self.client.buffer.drain(..upload.known());
+        if done.keep && upload.is_whole() {
+            Next::Keep
+        } else {
+            Next::Close
+        }
+    }
+
+    /// The answer is not complete; nothing when the request may be looked at again.
+    async fn fail(
+        &mut self,
+        fault: Fault,
+        upload: &Upload,
+        download: &Download,
+    ) -> io::Result<Option<Next>> {
+        match fault {
+            Fault::Client(error) => Err(error),
+            Fault::ClientBad(bad) if !download.begun => self.refuse(bad).await.map(Some),
+            Fault::ClientBad(bad) => Err(io::Error::new(io::ErrorKind::InvalidData, bad.why)),
+            Fault::Replaced | Fault::Instance(_) | Fault::AnswerBad(_) if download.begun => {
+                Err(self.truncate(download))
+            }
+            Fault::AnswerBad(bad) => {
+                tracing::warn!(why = bad.why, "an answer could not be passed on");
+                let why = "the instance's answer could not be understood";
+                self.unknown(upload, why).await.map(Some)
+            }
+            Fault::Instance(error) => {
+                tracing::debug!(%error, "an instance's connection broke");
+                Ok(None)
+            }
+            Fault::Replaced => Ok(None),
         }
     }
 
     async fn unserved(&mut self, tries: &Tries, upload: &Upload) -> io::Result<Next> {
         if tries.may_have_been_executed() {
-            let why = "the instance was lost, and nobody took over in time";
+            let why = "the instance was lost, and may have executed the request";
             return self.unknown(upload, why).await;
         }
         count(&self.shared.board.counters.failed);
@@ -457,13 +541,21 @@ struct Done {
     switched: bool,
 }
 
+/// Whom a request is sent to, and how long the answer's head may take, if there is a bound.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    assigned: Assigned,
+    within: Option<Duration>,
+}
+
 async fn exchange(
     mut ends: Ends<'_>,
     request: &Request,
     routing: &mut watch::Receiver<Routing>,
-    assigned: Assigned,
+    terms: Terms,
     ticket: Ticket<'_>,
 ) -> Result<Done, Fault> {
+    let assigned = terms.assigned;
     let is_lost = |routing: &Routing| routing.lost_before > assigned.epoch;
     let mut lost = false;
     let mut found = None;
@@ -474,6 +566,9 @@ async fn exchange(
             None => tokio::select! {
                 biased;
                 head = ends.head(request.method, &ticket) => head?,
+                () = lapse(terms.within) => {
+                    return Err(Fault::Instance(io::ErrorKind::TimedOut.into()));
+                }
                 _ = until(routing, is_lost) => {
                     lost = true;
                     continue;
@@ -535,6 +630,14 @@ async fn exchange(
         ticket.answered();
     }
     Ok(done)
+}
+
+/// Waits for a time, or for ever.
+async fn lapse(within: Option<Duration>) {
+    match within {
+        Some(within) => tokio::time::sleep(within).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until something is true of who serves.
