@@ -564,8 +564,17 @@ impl Director {
         };
         let (stood, written) = tokio::join!(stood, self.write(record));
         written?;
+        if let Err(why) = stood {
+            // Whoever begins anew must not take for the primary what did not become it.
+            let still = Record {
+                epoch: record.epoch,
+                primary: slot,
+            };
+            self.write(still).await?;
+            self.durable = Some(still);
+            return Err(why);
+        }
         self.durable = Some(record);
-        stood?;
         self.note_unread(slot);
         Ok(())
     }

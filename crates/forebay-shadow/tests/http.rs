@@ -571,6 +571,37 @@ async fn reads_are_spread_and_a_shadow_that_fails_costs_none() {
 }
 
 #[tokio::test]
+async fn a_primary_that_cannot_be_fenced_stays_it_on_disk() {
+    let stage = Stage::new(Duration::from_millis(500), None).await;
+    let mut client = stage.client().await;
+    assert_eq!(client.ask("GET", "/a", "a", "").await.unwrap().status, 200);
+    stage.instances[0].signal(Signal::STOP);
+    let head = "POST /a HTTP/1.1\r\nHost: x\r\nX-Id: post\r\nContent-Length: 0\r\n\r\n";
+    client.send(head).await;
+    let path = stage.directory.path().join("epoch");
+    let latest = || {
+        let file = std::fs::read_to_string(&path).unwrap();
+        let records = file.lines().map(|line| {
+            let mut words = line.split_whitespace();
+            let mut number = || words.next()?.parse::<usize>().ok();
+            number().zip(number())
+        });
+        records.flatten().max()
+    };
+    // It was to be replaced in epoch 2, and could not be stopped for that.
+    let deadline = Instant::now() + BOUND;
+    while latest() != Some((2, 0)) {
+        assert!(Instant::now() < deadline, "{:?}", latest());
+        tokio::task::yield_now().await;
+    }
+    stage.instances[0].signal(Signal::CONT);
+    assert_eq!(client.reply(false).await.unwrap().status, 200);
+    let status = stage.status().await;
+    assert_eq!((status.primary, status.epoch), (0, 1));
+    assert_eq!(stage.executed()["post"], 1);
+}
+
+#[tokio::test]
 async fn a_rude_instance_is_asked_again_only_for_what_is_safe() {
     let stage = Stage::new(PATIENCE, None).await;
     let mut client = stage.client().await;
