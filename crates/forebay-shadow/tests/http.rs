@@ -425,25 +425,36 @@ async fn what_a_stopped_primary_never_read_is_executed_by_the_next() {
     };
     let stage = Stage::new(PATIENCE, Some(&groups)).await;
     let mut client = stage.client().await;
-    let mut keyed = stage.client().await;
     assert_eq!(client.ask("GET", "/a", "a", "").await.unwrap().status, 200);
-    keyed
-        .send("POST /hang HTTP/1.1\r\nHost: x\r\nX-Id: seen\r\nContent-Length: 0\r\n\r\n")
-        .await;
-    stage.executed_once("seen").await;
     stage.instances[0].signal(Signal::STOP);
     let reply = client.ask("POST", "/a", "post", "body").await.unwrap();
     assert_eq!(
         (reply.status, reply.body.as_slice()),
         (200, b"body".as_slice())
     );
-    // The one that was read may be half done.
-    assert_eq!(keyed.reply(false).await.unwrap().status, 502);
     stage.instances[0].signal(Signal::CONT);
-    let executed = stage.executed();
-    assert_eq!((executed["post"], executed["seen"]), (1, 1));
+    assert_eq!(stage.executed()["post"], 1);
     let counts = stage.counts().await;
-    assert_eq!((counts.replayed, counts.unknown), (1, 1));
+    assert_eq!((counts.replayed, counts.unknown), (1, 0));
+}
+
+#[tokio::test]
+async fn what_a_stopped_primary_has_read_is_unknown() {
+    let Some(groups) = common::groups("read") else {
+        return;
+    };
+    let stage = Stage::new(PATIENCE, Some(&groups)).await;
+    let mut client = stage.client().await;
+    let head = "POST /hang HTTP/1.1\r\nHost: x\r\nX-Id: seen\r\nContent-Length: 0\r\n\r\n";
+    client.send(head).await;
+    stage.executed_once("seen").await;
+    stage.instances[0].signal(Signal::STOP);
+    // It may be half done.
+    assert_eq!(client.reply(false).await.unwrap().status, 502);
+    stage.instances[0].signal(Signal::CONT);
+    assert_eq!(stage.executed()["seen"], 1);
+    let counts = stage.counts().await;
+    assert_eq!((counts.replayed, counts.unknown), (0, 1));
 }
 
 #[tokio::test]

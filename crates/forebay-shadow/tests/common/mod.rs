@@ -58,6 +58,24 @@ impl Instance {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+        // The first thread that runs stops the others, which may answer somebody until then.
+        let deadline = Instant::now() + BOUND;
+        while signal == rustix::process::Signal::STOP && !self.stands() {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::yield_now();
+        }
+    }
+
+    /// All its threads are stopped, or it was ended already.
+    fn stands(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        tasks.into_iter().flatten().flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let state = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with(['T', 'Z', 'X']));
+            state.unwrap_or(true)
+        })
     }
 
     /// The files of its fence, in the order in which they are handed over.
