@@ -6,17 +6,17 @@
     reason = "helpers of tests, which clippy does not take for tests"
 )]
 
-mod common;
+mod instances;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::BOUND;
-use common::stage::{Client, Stage};
 use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::http::{Options, mirror, spread};
 use forebay_shadow::status::Status;
+use instances::BOUND;
+use instances::stage::{Client, Stage};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 
@@ -24,7 +24,7 @@ use tokio::io::AsyncWriteExt;
 #[test]
 #[ignore = "it is started by the other tests"]
 fn instance() {
-    common::serve_as_instance();
+    instances::serve_as_instance();
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,7 +126,7 @@ async fn large_bodies_stream_and_early_answers_arrive() {
     let stage = Stage::new(PATIENCE, None).await;
     let mut client = stage.client().await;
     let size = 8 << 20;
-    let body: Vec<u8> = (0..size).map(common::pattern).collect();
+    let body: Vec<u8> = (0..size).map(instances::pattern).collect();
     let reply = client
         .ask("GET", &format!("/large/{size}"), "a", "")
         .await
@@ -363,7 +363,7 @@ async fn killed_primaries_lose_no_idempotent_request_and_no_client() {
 
 #[tokio::test]
 async fn stopped_primaries_execute_nothing_more() {
-    let Some(groups) = common::groups("stopped") else {
+    let Some(groups) = instances::groups("stopped") else {
         return;
     };
     let mut stage = Stage::new(PATIENCE, Some(&groups)).await;
@@ -420,7 +420,7 @@ async fn what_may_have_been_executed_is_said_to_be_unknown() {
 
 #[tokio::test]
 async fn what_a_stopped_primary_never_read_is_executed_by_the_next() {
-    let Some(groups) = common::groups("unread") else {
+    let Some(groups) = instances::groups("unread") else {
         return;
     };
     let stage = Stage::new(PATIENCE, Some(&groups)).await;
@@ -440,7 +440,7 @@ async fn what_a_stopped_primary_never_read_is_executed_by_the_next() {
 
 #[tokio::test]
 async fn what_a_stopped_primary_has_read_is_unknown() {
-    let Some(groups) = common::groups("read") else {
+    let Some(groups) = instances::groups("read") else {
         return;
     };
     let stage = Stage::new(PATIENCE, Some(&groups)).await;
