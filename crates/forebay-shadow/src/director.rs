@@ -539,6 +539,10 @@ impl Director {
             running.to = Some(instance.app.clone());
             running.epoch = epoch;
         }
+        let planned = self.machine.cause() == Some(Cause::Planned);
+        if planned && let Some(old) = self.board.instances().get(self.machine.primary()) {
+            self.synchroniser.catch_up(instance, old).await?;
+        }
         let promoted = self.synchroniser.promote(instance);
         match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
             Ok(promoted) => promoted,
