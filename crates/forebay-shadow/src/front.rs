@@ -15,6 +15,7 @@ use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::director::{Director, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
+use crate::redis;
 use crate::status::Status;
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Counters, Instance, Switchboard, count};
@@ -27,6 +28,8 @@ use crate::tcp;
 pub enum Mode {
     /// Bytes.
     Tcp,
+    /// RESP.
+    Redis,
 }
 
 /// Everything that a front has to know; written by the daemon, read when the front begins.
@@ -49,6 +52,9 @@ pub struct Plan {
     pub control: PathBuf,
     /// Where epochs are kept.
     pub epoch_file: PathBuf,
+    /// Options of the mode `redis`.
+    #[serde(default)]
+    pub redis: redis::Options,
 }
 
 /// Why a front does not run.
@@ -102,6 +108,7 @@ pub async fn run(plan: &Plan) -> Result<(), Error> {
     let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
     let synchroniser: Arc<dyn Synchroniser> = match plan.mode {
         Mode::Tcp => Arc::new(Standby),
+        Mode::Redis => Arc::new(redis::Native::new(&plan.redis)),
     };
     let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
     let (status, told) = watch::channel(Status::default());
@@ -119,11 +126,13 @@ pub async fn run(plan: &Plan) -> Result<(), Error> {
     });
     tokio::spawn(director.run());
     let room = Arc::new(Semaphore::new(plan.connections_max));
+    let redis = Arc::new(redis::Setup::new(&plan.redis));
     for listener in listeners {
         let served = Served {
             board: Arc::clone(&board),
             room: Arc::clone(&room),
             mode: plan.mode,
+            redis: Arc::clone(&redis),
             patience: Duration::from_millis(plan.patience_ms),
         };
         tokio::spawn(accept(listener, served));
@@ -211,6 +220,7 @@ struct Served {
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
     mode: Mode,
+    redis: Arc<redis::Setup>,
     patience: Duration,
 }
 
@@ -236,6 +246,9 @@ async fn accept(listener: Listener, served: Served) {
         tokio::spawn(async move {
             let ended = match served.mode {
                 Mode::Tcp => tcp::serve(&served.board, client, served.patience).await,
+                Mode::Redis => {
+                    redis::serve(&served.board, client, &served.redis, served.patience).await
+                }
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
