@@ -77,8 +77,20 @@ pub(crate) struct Director {
     asked: Option<oneshot::Sender<Result<Transition, String>>>,
     /// A connection to the primary was refused since the last look.
     refused: bool,
-    news: mpsc::Sender<(Slot, Standing)>,
-    heard: mpsc::Receiver<(Slot, Standing)>,
+    /// How often each instance was begun or ended: what was asked of one before says nothing after.
+    lives: Vec<u64>,
+    news: mpsc::Sender<(Asked, Standing)>,
+    heard: mpsc::Receiver<(Asked, Standing)>,
+}
+
+/// A question of how an instance stands, which the answer is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    slot: Slot,
+    life: u64,
+    /// Whom it was to be in step with.
+    primary: Slot,
+    epoch: Epoch,
 }
 
 /// What a director is made of.
@@ -113,6 +125,7 @@ impl Director {
             running: None,
             asked: None,
             refused: false,
+            lives: vec![0; count],
             news,
             heard,
         }
@@ -138,7 +151,11 @@ impl Director {
                     self.refused = true;
                     self.look(due).await;
                 }
-                Some((slot, standing)) = self.heard.recv() => self.stands(slot, standing).await,
+                Some((asked, standing)) = self.heard.recv() => {
+                    if self.is_current(asked) {
+                        self.stands(asked.slot, standing).await;
+                    }
+                }
                 _ = ask.tick() => self.ask_standings(),
                 () = tokio::time::sleep_until(due.into()) => self.look(due).await,
             }
@@ -204,7 +221,22 @@ impl Director {
             .ok_or_else(|| format!("there is no instance {slot}"))?;
         let member = Member::new(pid, fence);
         *place = Some(member.map_err(|error| format!("watch process {pid}: {error}"))?);
+        self.begin_life(slot);
         Ok(())
+    }
+
+    fn begin_life(&mut self, slot: Slot) {
+        if let Some(life) = self.lives.get_mut(slot) {
+            *life += 1;
+        }
+    }
+
+    /// Whether things still are as they were when it was asked. An answer of a primary that was
+    /// replaced meanwhile would make it the shadow that is ready.
+    fn is_current(&self, asked: Asked) -> bool {
+        asked.epoch == self.machine.epoch()
+            && asked.primary == self.machine.primary()
+            && self.lives.get(asked.slot) == Some(&asked.life)
     }
 
     /// Asks, beside this task, how every instance stands.
@@ -216,6 +248,12 @@ impl Director {
             // One that has not answered yet is not asked again: there is room for one answer each.
             let Ok(permit) = news.try_reserve_owned() else {
                 return;
+            };
+            let asked = Asked {
+                slot,
+                life: self.lives.get(slot).copied().unwrap_or_default(),
+                primary,
+                epoch: self.machine.epoch(),
             };
             tokio::spawn(async move {
                 let instances = board.instances();
@@ -231,7 +269,7 @@ impl Director {
                 } else {
                     synchroniser.standing(this, first).await
                 };
-                permit.send((slot, standing));
+                permit.send((asked, standing));
             });
         }
     }
@@ -377,6 +415,7 @@ impl Director {
     fn finish(&mut self) {
         let done = self.running.take().filter(|running| running.to.is_some());
         if let Some(transition) = &done {
+            self.ask_standings();
             tracing::info!(%transition, "promoted");
             if self.transitions.len() == TRANSITIONS_MAX {
                 self.transitions.remove(0);
@@ -427,6 +466,10 @@ impl Director {
                         routing.lost_before = epoch;
                     }
                 });
+                // Whoever was in step was so with another primary, or was the primary itself.
+                self.standings.fill(Standing::Away(
+                    "it was not asked since the primary changed".to_owned(),
+                ));
                 // Those that were interrupted come before those that wait.
                 tokio::task::yield_now().await;
                 Ok(())
@@ -499,6 +542,7 @@ impl Director {
         let Some(member) = self.members.get_mut(slot).and_then(Option::take) else {
             return;
         };
+        self.begin_life(slot);
         if let Some(standing) = self.standings.get_mut(slot) {
             *standing = Standing::Away("it was fenced and ended".to_owned());
         }
@@ -591,5 +635,95 @@ fn words(standing: &Standing) -> String {
     match standing {
         Standing::Ready { .. } => "ready".to_owned(),
         Standing::Behind(why) | Standing::Away(why) => why.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::switchboard::Instance;
+    use crate::synchronise::Pending;
+
+    /// Answers questions when the test says so.
+    #[derive(Debug, Default)]
+    struct Slow {
+        open: Mutex<Vec<oneshot::Sender<()>>>,
+    }
+
+    impl Synchroniser for Slow {
+        fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn follow<'a>(
+            &'a self,
+            _: &'a Instance,
+            _: &'a Instance,
+        ) -> Pending<'a, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn standing<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Standing> {
+            Box::pin(async { Standing::Ready { lag: None } })
+        }
+
+        fn ping<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+            let (answer, answered) = oneshot::channel();
+            self.open.lock().unwrap().push(answer);
+            Box::pin(async { answered.await.map_err(|error| error.to_string()) })
+        }
+    }
+
+    fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
+        let instance = |app: &str| Instance {
+            app: app.to_owned(),
+            address: format!("/run/{app}").parse().unwrap(),
+        };
+        let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
+        Director::new(Parts {
+            board: Arc::new(board),
+            synchroniser: Arc::<Slow>::clone(synchroniser),
+            epochs: EpochFile::open(&directory.join("epoch")).unwrap(),
+            orders: mpsc::channel(1).1,
+            status: watch::channel(Status::default()).0,
+        })
+    }
+
+    /// An old primary's answer to a ping came after its shadow had taken over, and made the old one,
+    /// dead or begun anew with nothing, the shadow that was ready: the next loss promoted it.
+    #[tokio::test]
+    async fn an_answer_from_before_a_promotion_says_nothing_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let slow = Arc::new(Slow::default());
+        let mut director = director(&slow, directory.path());
+        director.stands(0, Standing::Ready { lag: None }).await;
+        director.stands(1, Standing::Ready { lag: None }).await;
+        assert_eq!(director.board.routing().standby, Some(1));
+        director.ask_standings();
+        while slow.open.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        director.drive(Input::Lost(Cause::Death)).await;
+        assert_eq!(director.machine.primary(), 1);
+        slow.open.lock().unwrap().pop().unwrap().send(()).unwrap();
+        for _ in 0..2 {
+            let (asked, _) = director.heard.recv().await.unwrap();
+            assert!(!director.is_current(asked), "{asked:?}");
+        }
+        assert_eq!(director.board.routing().standby, None);
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_a_process_says_nothing_of_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let slow = Arc::new(Slow::default());
+        let mut director = director(&slow, directory.path());
+        director.ask_standings();
+        director.join(1, std::process::id(), None).unwrap();
+        let (asked, _) = director.heard.recv().await.unwrap();
+        assert_eq!(asked.slot, 1);
+        assert!(!director.is_current(asked), "{asked:?}");
     }
 }
