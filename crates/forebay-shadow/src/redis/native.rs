@@ -1,10 +1,15 @@
 //! `native`: shadows are replicas of the primary, kept by the servers themselves.
 //!
-//! A shadow is in step while its link to the primary is up. When the primary dies the link breaks
-//! before anybody has asked the shadow to take over: one that was in step when it was last asked
-//! stays so while its primary cannot be reached, and is behind as soon as it can.
+//! A shadow is in step when its link to the primary is up and it soon has all that the primary had
+//! when it was asked. The link alone says too little: it is up as soon as a copy was loaded, and what
+//! was written meanwhile follows only after the primary heard of that (up to a second, Redis 7.0).
+//!
+//! When the primary dies the link breaks before anybody has asked the shadow to take over: one that
+//! was in step when it was last asked stays so while its primary cannot be reached, and is behind as
+//! soon as it can.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,10 +26,13 @@ use crate::synchronise::{Lag, Pending, Standing, Synchroniser};
 const ANSWER_BOUND: Duration = Duration::from_secs(1);
 /// How long a primary may take to say that it is there, before its shadow's word counts.
 const PRESENCE_BOUND: Duration = Duration::from_millis(100);
-/// How long a shadow may take to have what a primary wrote that hands over in order.
+/// How long a shadow may take to have what its primary wrote.
 const CATCH_UP_BOUND: Duration = Duration::from_millis(500);
 /// How often it is asked whether it has.
 const CATCH_UP_POLL: Duration = Duration::from_millis(1);
+/// How often a shadow that takes over is asked whether it still reads what the lost one sent. Each
+/// time is a turn of its event loop, and tens of microseconds.
+const TAKE_IN_ROUNDS: usize = 16;
 /// Longest answer.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
@@ -56,30 +64,25 @@ impl Native {
 
     /// Sends commands to an instance at once; the answers to all of them.
     async fn ask(&self, instance: &Instance, commands: &[Command]) -> Result<Vec<Vec<u8>>, String> {
-        let at = || format!("{} at {}", instance.app, instance.address);
-        let asked = async {
-            let mut stream = Stream::connect(&instance.address).await?;
-            let auth = self.words_of_auth().map(|words| Command::new(&words));
-            let all = auth.iter().chain(commands);
-            let bytes: Vec<u8> = all.flat_map(|command| command.bytes.clone()).collect();
-            stream.write_all(&bytes).await?;
-            receive(&mut stream, commands.len() + usize::from(auth.is_some())).await
+        let asked = async { self.open(instance).await?.ask(commands).await };
+        bounded(instance, asked).await
+    }
+
+    /// Connects and logs in.
+    async fn open(&self, instance: &Instance) -> io::Result<Link> {
+        let mut link = Link {
+            stream: Stream::connect(&instance.address).await?,
+            replies: Replies::new(),
         };
-        let mut answers = match tokio::time::timeout(ANSWER_BOUND, asked).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(error)) => return Err(format!("ask {}: {error}", at())),
-            Err(_) => {
-                let bound = ANSWER_BOUND.as_secs();
-                return Err(format!("ask {}: no answer within {bound} s", at()));
-            }
-        };
-        if self.password.is_some() {
-            let auth = answers.remove(0);
-            if auth.first() == Some(&b'-') {
-                return Err(format!("log in to {}: {}", at(), text(&auth)));
+        if let Some(words) = self.words_of_auth() {
+            let answers = link.ask(&[Command::new(&words)]).await?;
+            let answer = answers.first().map(Vec::as_slice).unwrap_or_default();
+            if answer.first() == Some(&b'-') {
+                let why = format!("it refuses the front's password: {}", text(answer));
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
             }
         }
-        Ok(answers)
+        Ok(link)
     }
 
     async fn replication(&self, instance: &Instance) -> Result<Replication, String> {
@@ -102,30 +105,38 @@ impl Native {
             self.forget(shadow);
             return Standing::Behind(why);
         }
-        if found.link_up {
+        let asked = tokio::time::timeout(PRESENCE_BOUND, self.replication(primary)).await;
+        let all = match asked {
+            Ok(Ok(primary)) => primary.master_offset,
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(all) = all else {
+            // Nothing is written any more that it could miss.
+            if self.was_in_step(shadow, primary) && !found.syncing {
+                return Standing::Ready { lag: None };
+            }
+            self.forget(shadow);
+            return Standing::Behind("its primary cannot be asked what it lacks".to_owned());
+        };
+        if found.link_up && self.reaches(shadow, all).await {
             self.remember(shadow, primary);
-            let offset = match self.replication(primary).await {
-                Ok(primary) => primary.master_offset,
-                Err(_) => None,
-            };
-            let bytes = offset.zip(found.replica_offset);
+            let has = found.replica_offset;
             return Standing::Ready {
                 lag: Some(Lag {
-                    bytes: bytes.map(|(all, has)| all.saturating_sub(has)),
+                    bytes: has.map(|has| all.saturating_sub(has)),
                     time: found.heard.map(Duration::from_secs),
                 }),
             };
         }
-        let was_in_step = {
-            let in_step = self.in_step.lock().unwrap_or_else(PoisonError::into_inner);
-            in_step.get(&shadow.app) == Some(&primary.address)
-        };
-        if was_in_step && !found.syncing && !self.is_there(primary).await {
+        // It may have died since it was asked.
+        if self.was_in_step(shadow, primary) && !self.is_there(primary).await {
             return Standing::Ready { lag: None };
         }
         self.forget(shadow);
         Standing::Behind(if found.syncing {
             "it copies what the primary has".to_owned()
+        } else if found.link_up {
+            "it does not catch up with the primary".to_owned()
         } else {
             "its link to the primary is down".to_owned()
         })
@@ -135,6 +146,25 @@ impl Native {
         let ping = [Command::new(&["PING"])];
         let asked = self.ask(instance, &ping);
         matches!(tokio::time::timeout(PRESENCE_BOUND, asked).await, Ok(Ok(_)))
+    }
+
+    /// Whether a shadow soon has as much as this.
+    async fn reaches(&self, shadow: &Instance, offset: u64) -> bool {
+        let reached = async {
+            loop {
+                match self.replication(shadow).await {
+                    Ok(found) if found.replica_offset >= Some(offset) => return found.link_up,
+                    Ok(_) => tokio::time::sleep(CATCH_UP_POLL).await,
+                    Err(_) => return false,
+                }
+            }
+        };
+        tokio::time::timeout(CATCH_UP_BOUND, reached).await == Ok(true)
+    }
+
+    fn was_in_step(&self, shadow: &Instance, primary: &Instance) -> bool {
+        let in_step = self.in_step.lock().unwrap_or_else(PoisonError::into_inner);
+        in_step.get(&shadow.app) == Some(&primary.address)
     }
 
     fn remember(&self, shadow: &Instance, primary: &Instance) {
@@ -148,11 +178,16 @@ impl Native {
     }
 
     async fn make_primary(&self, to: &Instance) -> Result<(), String> {
-        let commands = [
-            Command::new(&["REPLICAOF", "NO", "ONE"]),
-            Command::new(&["ROLE"]),
-        ];
-        let answers = self.ask(to, &commands).await?;
+        let made = async {
+            let mut link = self.open(to).await?;
+            link.take_in().await?;
+            let commands = [
+                Command::new(&["REPLICAOF", "NO", "ONE"]),
+                Command::new(&["ROLE"]),
+            ];
+            link.ask(&commands).await
+        };
+        let answers = bounded(to, made).await?;
         expect(to, &answers, 0, b"+OK")?;
         expect(to, &answers, 1, b"*3\r\n$6\r\nmaster")?;
         self.forget(to);
@@ -181,24 +216,16 @@ impl Native {
 
     async fn has_all(&self, shadow: &Instance, primary: &Instance) -> Result<(), String> {
         let all = self.replication(primary).await?.master_offset;
-        let caught_up = async {
-            loop {
-                let has = self.replication(shadow).await?.replica_offset;
-                if has >= all && has.is_some() {
-                    return Ok(());
-                }
-                tokio::time::sleep(CATCH_UP_POLL).await;
-            }
-        };
-        match tokio::time::timeout(CATCH_UP_BOUND, caught_up).await {
-            Ok(caught_up) => caught_up,
-            Err(_) => Err(format!(
-                "wait for {} to have all of {}: not within {} ms",
-                shadow.app,
-                primary.app,
-                CATCH_UP_BOUND.as_millis()
-            )),
+        let all = all.ok_or_else(|| format!("{} does not say what it wrote", primary.app))?;
+        if self.reaches(shadow, all).await {
+            return Ok(());
         }
+        Err(format!(
+            "wait for {} to have all of {}: not within {} ms",
+            shadow.app,
+            primary.app,
+            CATCH_UP_BOUND.as_millis()
+        ))
     }
 
     async fn answers(&self, instance: &Instance) -> Result<(), String> {
@@ -241,29 +268,73 @@ impl Synchroniser for Native {
     }
 }
 
-async fn receive(stream: &mut Stream, count: usize) -> std::io::Result<Vec<Vec<u8>>> {
-    use std::io::{Error, ErrorKind};
-    let mut replies = Replies::new();
-    let mut answers = Vec::new();
-    let mut buffer = [0; 4096];
-    let mut total = 0;
-    while answers.len() < count {
-        match replies.next(usize::MAX).map_err(Error::other)? {
-            Some(Got::Whole(reply)) => {
-                answers.push(reply.to_vec());
-                continue;
+/// A connection of the front itself.
+struct Link {
+    stream: Stream,
+    replies: Replies,
+}
+
+impl Link {
+    async fn ask(&mut self, commands: &[Command]) -> io::Result<Vec<Vec<u8>>> {
+        let bytes: Vec<u8> = commands
+            .iter()
+            .flat_map(|command| command.bytes.clone())
+            .collect();
+        self.stream.write_all(&bytes).await?;
+        let mut answers = Vec::new();
+        let mut buffer = [0; 4096];
+        let mut total = 0;
+        while answers.len() < commands.len() {
+            match self.replies.next(usize::MAX).map_err(io::Error::other)? {
+                Some(Got::Whole(reply)) => {
+                    answers.push(reply.to_vec());
+                    continue;
+                }
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => {}
             }
-            Some(_) => return Err(ErrorKind::InvalidData.into()),
-            None => {}
+            let length = self.stream.read(&mut buffer).await?;
+            total += length;
+            if length == 0 || total > ANSWER_BYTES_MAX {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.replies.push(buffer.get(..length).unwrap_or_default());
         }
-        let length = stream.read(&mut buffer).await?;
-        total += length;
-        if length == 0 || total > ANSWER_BYTES_MAX {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        replies.push(buffer.get(..length).unwrap_or_default());
+        Ok(answers)
     }
-    Ok(answers)
+
+    /// Waits until a shadow has read what its lost primary still sent: it lies in its socket, and
+    /// would be thrown away with the link.
+    async fn take_in(&mut self) -> io::Result<()> {
+        let mut before = None;
+        for _ in 0..TAKE_IN_ROUNDS {
+            let answers = self.ask(&[Command::new(&["INFO", "replication"])]).await?;
+            let answer = answers.first().map(Vec::as_slice).unwrap_or_default();
+            let found = Replication::parse(&String::from_utf8_lossy(answer));
+            // A shadow that saw the link end has read all before that end.
+            if !found.link_up || found.replica_offset == before {
+                return Ok(());
+            }
+            before = found.replica_offset;
+        }
+        Ok(())
+    }
+}
+
+async fn bounded(
+    instance: &Instance,
+    asked: impl Future<Output = io::Result<Vec<Vec<u8>>>>,
+) -> Result<Vec<Vec<u8>>, String> {
+    let at = || format!("{} at {}", instance.app, instance.address);
+    match tokio::time::timeout(ANSWER_BOUND, asked).await {
+        Ok(Ok(answers)) => Ok(answers),
+        Ok(Err(error)) => Err(format!("ask {}: {error}", at())),
+        Err(_) => Err(format!(
+            "ask {}: no answer within {} s",
+            at(),
+            ANSWER_BOUND.as_secs()
+        )),
+    }
 }
 
 fn expect(of: &Instance, answers: &[Vec<u8>], place: usize, word: &[u8]) -> Result<(), String> {
