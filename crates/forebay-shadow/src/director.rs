@@ -27,6 +27,9 @@ const LOOK_IDLE: Duration = Duration::from_millis(50);
 const WAIT_MIN: Duration = Duration::from_millis(2);
 /// How often it is asked how the shadow stands.
 const STANDING: Duration = Duration::from_millis(250);
+/// And for a while after the primary changed, until a shadow is in step with it.
+const STANDING_EAGER: Duration = Duration::from_millis(25);
+const EAGER_BOUND: Duration = Duration::from_secs(1);
 /// How long requests to a primary that is to hand over may take.
 const SETTLE_BOUND: Duration = Duration::from_secs(1);
 /// How long a shadow may take to take over.
@@ -72,6 +75,8 @@ pub(crate) struct Director {
     down_since: Instant,
     unread: Unread,
     transitions: Vec<Transition>,
+    /// When the primary changed last.
+    changed_at: Option<Instant>,
     /// The transition that goes on, and who waits for its end.
     running: Option<Transition>,
     asked: Option<oneshot::Sender<Result<Transition, String>>>,
@@ -122,6 +127,7 @@ impl Director {
             down_since: Instant::now(),
             unread: Unread::default(),
             transitions: Vec::new(),
+            changed_at: None,
             running: None,
             asked: None,
             refused: false,
@@ -133,9 +139,9 @@ impl Director {
 
     /// Runs until nobody can order anything any more.
     pub(crate) async fn run(mut self) {
-        let mut ask = tokio::time::interval(STANDING);
-        ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut asked: Option<Instant> = None;
         loop {
+            let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
             let busy = self.board.flights.count(self.machine.primary()) > 0
                 || self.machine.stage() == Stage::Suspect;
             let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
@@ -156,9 +162,21 @@ impl Director {
                         self.stands(asked.slot, standing).await;
                     }
                 }
-                _ = ask.tick() => self.ask_standings(),
+                () = tokio::time::sleep_until(ask.into()) => {
+                    self.ask_standings();
+                    asked = Some(Instant::now());
+                }
                 () = tokio::time::sleep_until(due.into()) => self.look(due).await,
             }
+        }
+    }
+
+    fn standing_pause(&self) -> Duration {
+        let changed = self.changed_at.is_some_and(|at| at.elapsed() < EAGER_BOUND);
+        if changed && self.board.routing().standby.is_none() {
+            STANDING_EAGER
+        } else {
+            STANDING
         }
     }
 
@@ -416,6 +434,7 @@ impl Director {
         let done = self.running.take().filter(|running| running.to.is_some());
         if let Some(transition) = &done {
             self.ask_standings();
+            self.changed_at = Some(Instant::now());
             tracing::info!(%transition, "promoted");
             if self.transitions.len() == TRANSITIONS_MAX {
                 self.transitions.remove(0);
