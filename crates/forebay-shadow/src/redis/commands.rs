@@ -1,7 +1,7 @@
 //! What a command may do: whether it may be sent twice, and what it changes about a connection.
 //!
-//! The tables are those of Redis 7.0; `tests/redis.rs` holds them against a server. A command that
-//! is not known here is taken for a write.
+//! The tables are those of Redis 7.0, and a test holds them against a server. A command that is not
+//! known here is taken for a write.
 
 use super::requests::Command;
 
@@ -408,6 +408,57 @@ mod tests {
             Kind::Refused(_)
         ));
         check("a_name_that_is_longer_than_any_that_is_known", Kind::Write);
+    }
+
+    /// What a server of whatever version says of the commands that are held for reads.
+    #[test]
+    fn a_server_agrees() {
+        use std::io::{BufRead, BufReader, Read, Write};
+        use std::process::{Command as Process, Stdio};
+
+        /// They change nothing, and are not called reads because they touch no key.
+        const KEYLESS: &[&str] = &[
+            "COMMAND", "ECHO", "INFO", "LASTSAVE", "PING", "ROLE", "TIME",
+        ];
+
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let mut process = Process::new("redis-server");
+        process
+            .args(["--port", "0", "--save", "", "--unixsocket"])
+            .arg(&socket);
+        process
+            .current_dir(&directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let Ok(mut server) = process.spawn() else {
+            println!(
+                "SKIPPED: a_server_agrees: redis-server is missing; `cargo xtask setup` installs it"
+            );
+            return;
+        };
+        let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("eady to accept connections")));
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let mut wrong = Vec::new();
+        for name in READS.iter().filter(|name| !KEYLESS.contains(name)) {
+            let ask = [
+                Command::new(&["COMMAND", "INFO", name]).bytes,
+                Command::new(&["PING"]).bytes,
+            ];
+            stream.write_all(&ask.concat()).unwrap();
+            let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+            while !answer.ends_with(b"+PONG\r\n") {
+                let length = stream.read(&mut buffer).unwrap();
+                answer.extend_from_slice(&buffer[..length]);
+            }
+            if !String::from_utf8_lossy(&answer).contains("+readonly\r\n") {
+                wrong.push(name);
+            }
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert_eq!(wrong, Vec::<&&str>::new());
     }
 
     #[test]

@@ -55,6 +55,19 @@ enum Forwarded {
     Done,
 }
 
+/// What the guarantee asks for before a command is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    /// Nothing.
+    None,
+    /// Every shadow has it.
+    Confirm,
+    /// There is no shadow, but one may come until then.
+    Wait(Instant),
+    /// There is no shadow.
+    Refuse,
+}
+
 /// How a transaction ends that cannot be executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doom {
@@ -92,6 +105,8 @@ pub(super) struct Conversation<'a> {
     next: Option<Command>,
     /// Since when it cannot.
     held_since: Option<Instant>,
+    /// Until when it waits for a shadow, if it does.
+    shadow_due: Option<Instant>,
     pub(super) outlet: Outlet,
     pub(super) entries: VecDeque<Entry<'a>>,
     /// Entries up to here need not keep commands that are not sent twice.
@@ -138,6 +153,7 @@ impl<'a> Conversation<'a> {
             requests: Requests::new(setup.options.command_bytes_max),
             next: None,
             held_since: None,
+            shadow_due: None,
             outlet: Outlet::default(),
             entries: VecDeque::new(),
             kept: 0,
@@ -272,7 +288,8 @@ impl<'a> Conversation<'a> {
     fn due(&self) -> Option<Instant> {
         let held = self.held_since.map(|since| since + self.patience);
         let lingers = self.lingers_since.map(|since| since + LINGER);
-        held.into_iter().chain(lingers).min()
+        let shadow = self.shadow_due;
+        held.into_iter().chain(lingers).chain(shadow).min()
     }
 
     fn overdue(&mut self) {
@@ -365,12 +382,17 @@ impl<'a> Conversation<'a> {
             if self.answer_here(kind, &command) {
                 continue;
             }
-            if !self.may_send() {
+            self.shadow_due = None;
+            let duty = self.duty(kind);
+            if let Duty::Wait(until) = duty {
+                self.shadow_due = Some(until);
+            }
+            if !self.may_send() || self.shadow_due.is_some() {
                 self.hold(command);
                 break;
             }
             self.held_since = None;
-            self.send_on(kind, command);
+            self.send_on(kind, command, duty);
         }
         if self.unconfirmed > 0 && !self.is_blocked() {
             self.confirm();
@@ -493,16 +515,28 @@ impl<'a> Conversation<'a> {
         true
     }
 
-    /// Sends a command, as what it is in the situation there is.
-    fn send_on(&mut self, kind: Kind, command: Command) {
-        let strict = self.setup.options.guarantee == Guarantee::Strict;
+    /// What is owed to a command by the guarantee.
+    fn duty(&self, kind: Kind) -> Duty {
         let writes = match kind {
             Kind::Write | Kind::Blocking { writes: true } => self.transaction.is_none(),
             Kind::Transaction(Transaction::Exec) => self.transaction.is_some(),
             _ => false,
         };
-        let stands_by = self.board.routing().standby.is_some();
-        if strict && writes && !stands_by && self.without_shadow() == WithoutShadow::Refuse {
+        if !writes || self.setup.options.guarantee == Guarantee::Fast {
+            return Duty::None;
+        }
+        match self.setup.shadow_due(self.board) {
+            None => Duty::Confirm,
+            Some(_) if self.without_shadow() == WithoutShadow::Continue => Duty::None,
+            Some(due) if Instant::now() < due => Duty::Wait(due),
+            Some(_) => Duty::Refuse,
+        }
+    }
+
+    /// Sends a command, as what it is in the situation there is.
+    fn send_on(&mut self, kind: Kind, command: Command, duty: Duty) {
+        let strict = duty == Duty::Confirm;
+        if duty == Duty::Refuse {
             count(&self.board.counters.failed);
             if matches!(kind, Kind::Transaction(_)) {
                 self.transaction = None;
@@ -514,7 +548,6 @@ impl<'a> Conversation<'a> {
         }
         count(&self.board.counters.requests);
         let what = self.place(kind, &command);
-        let strict = strict && writes && stands_by;
         // Only writes may come between a write and what confirms it.
         if self.unconfirmed > 0 && (!strict || matches!(what, What::Blocking { .. })) {
             self.confirm();

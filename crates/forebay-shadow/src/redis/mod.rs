@@ -4,8 +4,8 @@
 //! later; when the primary is lost within that moment, the write is.
 //!
 //! Guarantee `strict`: a write that was acknowledged is in the memory of the primary and of every
-//! shadow, so that none is lost with the primary; while a shadow is missing, writes are refused, or
-//! acknowledged as with `fast` if the options say so.
+//! shadow, so that none is lost with the primary; while a shadow is missing, writes wait for a moment
+//! and then are refused, or are acknowledged as with `fast` if the options say so.
 //!
 //! In both: a client's connection lives through the loss of the primary, and is on the new one what
 //! it was on the old one. A command that only reads, or that the old primary cannot have read whole,
@@ -32,11 +32,12 @@ mod upstream;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
@@ -84,7 +85,8 @@ pub struct Options {
     pub guarantee: Guarantee,
     /// What `strict` does while a shadow is missing.
     pub without_shadow: WithoutShadow,
-    /// How long `strict` waits for shadows to have what was written, in milliseconds.
+    /// How long `strict` waits for shadows to have what was written, and for a shadow that is
+    /// missing, in milliseconds.
     pub confirm_ms: u64,
     /// Whether a shadow answers reads as well, perhaps with what was true a moment ago.
     pub read_from_shadow: bool,
@@ -116,6 +118,8 @@ pub(crate) struct Setup {
     options: Options,
     /// Numbers of routes, by the places of [`commands::route`]; given when first needed.
     routes: Vec<AtomicUsize>,
+    /// Since when no shadow is in step, as far as anybody asked.
+    missing_since: Mutex<Option<Instant>>,
 }
 
 impl Setup {
@@ -124,7 +128,22 @@ impl Setup {
         Self {
             options: options.clone(),
             routes: (0..commands::ROUTES).map(|_| unknown()).collect(),
+            missing_since: Mutex::new(None),
         }
+    }
+
+    /// Until when a write waits for a shadow; none when one is in step.
+    fn shadow_due(&self, board: &Switchboard) -> Option<Instant> {
+        let mut since = self
+            .missing_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if board.routing().standby.is_some() {
+            *since = None;
+            return None;
+        }
+        let since = *since.get_or_insert_with(Instant::now);
+        Some(since + Duration::from_millis(self.options.confirm_ms))
     }
 
     /// The number of a command's route.

@@ -105,14 +105,13 @@ impl Native {
             self.forget(shadow);
             return Standing::Behind(why);
         }
-        let asked = tokio::time::timeout(PRESENCE_BOUND, self.replication(primary)).await;
-        let all = match asked {
-            Ok(Ok(primary)) => primary.master_offset,
-            Ok(Err(_)) | Err(_) => None,
-        };
+        let was_in_step = self.was_in_step(shadow, primary);
+        let asked = self.written(primary, !was_in_step && found.link_up);
+        let all = tokio::time::timeout(PRESENCE_BOUND, asked).await;
+        let all = all.ok().and_then(Result::ok);
         let Some(all) = all else {
             // Nothing is written any more that it could miss.
-            if self.was_in_step(shadow, primary) && !found.syncing {
+            if was_in_step && !found.syncing {
                 return Standing::Ready { lag: None };
             }
             self.forget(shadow);
@@ -129,7 +128,7 @@ impl Native {
             };
         }
         // It may have died since it was asked.
-        if self.was_in_step(shadow, primary) && !self.is_there(primary).await {
+        if was_in_step && !self.is_there(primary).await {
             return Standing::Ready { lag: None };
         }
         self.forget(shadow);
@@ -140,6 +139,19 @@ impl Native {
         } else {
             "its link to the primary is down".to_owned()
         })
+    }
+
+    /// How much a primary has written. On an idle one nothing would show that a shadow gets what is
+    /// written; a message that nobody listens to does, and changes no data.
+    async fn written(&self, primary: &Instance, probes: bool) -> Result<u64, String> {
+        let probe = Command::new(&["PUBLISH", "__forebay__", "probe"]);
+        let ask = Command::new(&["INFO", "replication"]);
+        let commands = if probes { vec![probe, ask] } else { vec![ask] };
+        let answers = self.ask(primary, &commands).await?;
+        let answer = answers.last().map(Vec::as_slice).unwrap_or_default();
+        let found = Replication::parse(&String::from_utf8_lossy(answer));
+        let offset = found.master_offset;
+        offset.ok_or_else(|| format!("{} does not say what it wrote", primary.app))
     }
 
     async fn is_there(&self, instance: &Instance) -> bool {
@@ -215,8 +227,7 @@ impl Native {
     }
 
     async fn has_all(&self, shadow: &Instance, primary: &Instance) -> Result<(), String> {
-        let all = self.replication(primary).await?.master_offset;
-        let all = all.ok_or_else(|| format!("{} does not say what it wrote", primary.app))?;
+        let all = self.written(primary, false).await?;
         if self.reaches(shadow, all).await {
             return Ok(());
         }
