@@ -367,7 +367,7 @@ impl Director {
             ping: None,
             starved: None,
             late: now.saturating_duration_since(due),
-            grace: Duration::ZERO,
+            grace: self.board.flights.grace(primary),
         };
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
