@@ -237,6 +237,50 @@ const WRITES: &[&str] = &[
     "SPOP", "SREM", "XADD", "ZADD", "ZREM",
 ];
 
+/// Commands that may keep the server busy for long, for their arguments or for all data there is.
+const LONG: &[&str] = &[
+    "BGREWRITEAOF",
+    "BGSAVE",
+    "DEBUG",
+    "DEL",
+    "EVAL",
+    "EVALSHA",
+    "EVALSHA_RO",
+    "EVAL_RO",
+    "EXEC",
+    "FCALL",
+    "FCALL_RO",
+    "FLUSHALL",
+    "FLUSHDB",
+    "FUNCTION",
+    "KEYS",
+    "LCS",
+    "MEMORY",
+    "MIGRATE",
+    "MODULE",
+    "RENAME",
+    "RESTORE",
+    "SAVE",
+    "SCRIPT",
+    "SDIFF",
+    "SDIFFSTORE",
+    "SINTER",
+    "SINTERCARD",
+    "SINTERSTORE",
+    "SORT",
+    "SORT_RO",
+    "SUNION",
+    "SUNIONSTORE",
+    "SWAPDB",
+    "ZDIFF",
+    "ZDIFFSTORE",
+    "ZINTER",
+    "ZINTERCARD",
+    "ZINTERSTORE",
+    "ZUNION",
+    "ZUNIONSTORE",
+];
+
 const REPLICATION: &str = "the front decides who is the primary; use `forebay shadow`";
 
 /// What is known of a command.
@@ -313,6 +357,12 @@ fn blocks(command: &Command) -> bool {
     let word = words
         .find(|word| word.eq_ignore_ascii_case(b"BLOCK") || word.eq_ignore_ascii_case(b"STREAMS"));
     word.is_some_and(|word| word.eq_ignore_ascii_case(b"BLOCK"))
+}
+
+/// Whether a command may keep the server from answering anybody for long.
+pub(super) fn is_long(command: &Command) -> bool {
+    let name = upper(command.argument(0));
+    LONG.binary_search(&name.as_str()).is_ok()
 }
 
 /// The place of a command's name among those whose latency is learnt.
@@ -463,7 +513,8 @@ mod tests {
 
     #[test]
     fn tables_are_in_order() {
-        assert!(READS.is_sorted() && WRITES.is_sorted() && BLOCKING.is_sorted());
+        assert!(READS.is_sorted() && WRITES.is_sorted());
+        assert!(BLOCKING.is_sorted() && LONG.is_sorted());
         assert!(READS_OF_TWO.is_sorted_by_key(|(name, _)| *name));
         let place = route(&Command::new(&["zadd", "a"]));
         assert_eq!(route_name(place), "ZADD");

@@ -676,7 +676,7 @@ impl<'a> Conversation<'a> {
             strict,
         };
         if let Some(up) = &mut self.up {
-            put(self.board, up, &mut entry, route);
+            put(self.board, self.setup, up, &mut entry, route);
         }
         self.entries.push_back(entry);
     }
@@ -727,7 +727,7 @@ impl<'a> Conversation<'a> {
             };
             let waits = matches!(entry.what, What::Blocking { .. } | What::Wait);
             let route = (!waits).then(|| self.setup.route(self.board, command));
-            put(self.board, &mut up, entry, route);
+            put(self.board, self.setup, &mut up, entry, route);
         }
         self.kept = 0;
         self.up = Some(up);
@@ -766,12 +766,24 @@ fn unserved(why: &str) -> Vec<u8> {
     format!("-TRYAGAIN forebay: not executed: {why}\r\n").into_bytes()
 }
 
-fn put<'a>(board: &'a Switchboard, up: &mut Upstream, entry: &mut Entry<'a>, route: Option<usize>) {
+fn put<'a>(
+    board: &'a Switchboard,
+    setup: &Setup,
+    up: &mut Upstream,
+    entry: &mut Entry<'a>,
+    route: Option<usize>,
+) {
     let Some(command) = &entry.command else {
         return;
     };
     entry.end = Some(up.send(&command.bytes));
-    entry.ticket = route.map(|route| board.flights.begin(up.assigned.slot, route));
+    entry.ticket = route.map(|route| {
+        let ticket = board.flights.begin(up.assigned.slot, route);
+        if commands::is_long(command) {
+            return ticket.with_grace(Duration::from_millis(setup.options.long_ms));
+        }
+        ticket
+    });
 }
 
 fn interest(reads: bool, writes: bool) -> Option<Interest> {

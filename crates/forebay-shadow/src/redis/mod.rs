@@ -88,6 +88,9 @@ pub struct Options {
     /// How long `strict` waits for shadows to have what was written, and for a shadow that is
     /// missing, in milliseconds.
     pub confirm_ms: u64,
+    /// How long a command that works on much data may keep the primary from answering anybody, in
+    /// milliseconds; a silence shorter than this beside such a command is no stall.
+    pub long_ms: u64,
     /// Whether a shadow answers reads as well, perhaps with what was true a moment ago.
     pub read_from_shadow: bool,
     /// Longest command, in bytes.
@@ -104,6 +107,7 @@ impl Default for Options {
             guarantee: Guarantee::Fast,
             without_shadow: WithoutShadow::Refuse,
             confirm_ms: 500,
+            long_ms: 2000,
             read_from_shadow: false,
             command_bytes_max: 64 * 1024 * 1024,
             user: None,

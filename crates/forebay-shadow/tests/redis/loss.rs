@@ -3,8 +3,8 @@
 use forebay_shadow::redis::{Guarantee, Options, WithoutShadow};
 use rustix::process::Signal;
 
-use super::harness::{Front, Group, Server, has, pair};
-use super::load::{Load, Seen, Times};
+use super::harness::{Client, Front, Group, Reply, Server, has, pair};
+use super::load::{self, Load, Seen, Times};
 use super::strict;
 
 /// How many primaries are killed: `FOREBAY_TEST_KILLS`, or what fits a test.
@@ -55,6 +55,18 @@ async fn kill_under_load(name: &str, options: Options, kills: usize) -> Seen {
     assert!(epoch >= kills as u64, "{epoch}");
     assert_eq!(seen.dropped, Vec::<String>::new());
     assert_eq!(seen.twice, 0);
+    // Whoever was the primary before has what the new one has, and nothing of its own.
+    let mut contents = Vec::new();
+    for server in &servers {
+        let mut client = Client::connect(server.port).await.unwrap();
+        let keys = (0..load::CLIENTS).map(|number| format!(" key-{number}"));
+        contents.push(
+            client
+                .ask(&format!("MGET{}", keys.collect::<String>()))
+                .await,
+        );
+    }
+    assert_eq!(contents[0], contents[1]);
     seen
 }
 
@@ -103,9 +115,10 @@ enum GoesOn {
     AtOnce,
 }
 
-async fn stop_under_load(name: &str, goes_on: GoesOn) {
+/// Two servers that the front can stop, behind it; none where this process may make no groups.
+async fn fenced_pair(name: &str) -> Option<(Vec<Server>, Front)> {
     if !has(name, "redis-server") {
-        return;
+        return None;
     }
     let groups = [Group::new(), Group::new()];
     let mut servers = Vec::new();
@@ -114,7 +127,7 @@ async fn stop_under_load(name: &str, goes_on: GoesOn) {
             Ok(group) => servers.push(Server::start(&[], Some(group))),
             Err(error) => {
                 println!("SKIPPED: {name}: a control group is needed: {error}; run as root");
-                return;
+                return None;
             }
         }
     }
@@ -122,6 +135,39 @@ async fn stop_under_load(name: &str, goes_on: GoesOn) {
     for (slot, server) in servers.iter().enumerate() {
         front.join(slot, server).await;
     }
+    front.ready().await;
+    Some((servers, front))
+}
+
+/// A script that computes for long is no stall, though everybody waits and nothing is read.
+#[tokio::test]
+async fn a_long_command_is_no_stall() {
+    let Some((_servers, front)) = fenced_pair("a_long_command_is_no_stall").await else {
+        return;
+    };
+    let before = front.ready().await;
+    let mut load = Load::start(&front).await;
+    load.answers(10_000).await;
+    load.measure();
+    let mut client = front.client().await;
+    let script = b"EVAL \"local n = 0; for i = 1, 5e7 do n = n + i end; return 1\" 0\r\n";
+    client.send_bytes(script).await.unwrap();
+    assert_eq!(client.receive().await.unwrap(), Reply::Number(1));
+    let gap = load.gap().await;
+    println!("a_long_command_is_no_stall: all waited {gap:?} for the script");
+    assert!(gap.as_millis() >= 100, "{gap:?}");
+    assert_eq!(front.ready().await.epoch, before.epoch);
+    let seen = load.end().await;
+    assert_eq!(
+        (seen.in_doubt, seen.refused, seen.lost, seen.twice),
+        (0, 0, 0, 0)
+    );
+}
+
+async fn stop_under_load(name: &str, goes_on: GoesOn) {
+    let Some((mut servers, front)) = fenced_pair(name).await else {
+        return;
+    };
     let before = front.ready().await;
     let mut load = Load::start(&front).await;
     load.answers(2000).await;
