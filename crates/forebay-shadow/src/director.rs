@@ -146,6 +146,9 @@ impl Director {
                 || self.machine.stage() == Stage::Suspect;
             let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
             let end = self.member(self.machine.primary()).map(Member::end);
+            let standby = self.board.routing().standby;
+            let standby = standby.filter(|_| self.machine.stage() == Stage::Warm);
+            let standby_end = standby.and_then(|slot| self.member(slot)).map(Member::end);
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
@@ -153,6 +156,11 @@ impl Director {
                     None => return,
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
+                () = member::ended(standby_end) => {
+                    if let Some(slot) = standby {
+                        self.begin_life(slot, "its process ended");
+                    }
+                }
                 () = self.board.troubled() => {
                     self.refused = true;
                     self.look(due).await;
@@ -238,15 +246,27 @@ impl Director {
             .get_mut(slot)
             .ok_or_else(|| format!("there is no instance {slot}"))?;
         let member = Member::new(pid, fence);
-        *place = Some(member.map_err(|error| format!("watch process {pid}: {error}"))?);
-        self.begin_life(slot);
+        let member = member.map_err(|error| format!("watch process {pid}: {error}"))?;
+        let before = place.replace(member);
+        // The daemon says again who runs when it was begun anew itself.
+        if before.is_none_or(|before| before.pid != pid) {
+            self.begin_life(slot, "it was not asked since it began");
+            self.ask_standings();
+        }
         Ok(())
     }
 
-    fn begin_life(&mut self, slot: Slot) {
+    /// Another process is meant by an instance from now on, or none: what the one before it said is
+    /// worth nothing.
+    fn begin_life(&mut self, slot: Slot, why: &str) {
         if let Some(life) = self.lives.get_mut(slot) {
             *life += 1;
         }
+        if let Some(standing) = self.standings.get_mut(slot) {
+            *standing = Standing::Away(why.to_owned());
+        }
+        self.choose_standby();
+        self.publish();
     }
 
     /// Whether things still are as they were when it was asked. An answer of a primary that was
@@ -561,10 +581,7 @@ impl Director {
         let Some(member) = self.members.get_mut(slot).and_then(Option::take) else {
             return;
         };
-        self.begin_life(slot);
-        if let Some(standing) = self.standings.get_mut(slot) {
-            *standing = Standing::Away("it was fenced and ended".to_owned());
-        }
+        self.begin_life(slot, "it was fenced and ended");
         if let Some(fence) = member.fence {
             tokio::spawn(member::end(name, fence));
         }
@@ -658,91 +675,4 @@ fn words(standing: &Standing) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-    use crate::switchboard::Instance;
-    use crate::synchronise::Pending;
-
-    /// Answers questions when the test says so.
-    #[derive(Debug, Default)]
-    struct Slow {
-        open: Mutex<Vec<oneshot::Sender<()>>>,
-    }
-
-    impl Synchroniser for Slow {
-        fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
-            Box::pin(async { Ok(()) })
-        }
-
-        fn follow<'a>(
-            &'a self,
-            _: &'a Instance,
-            _: &'a Instance,
-        ) -> Pending<'a, Result<(), String>> {
-            Box::pin(async { Ok(()) })
-        }
-
-        fn standing<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Standing> {
-            Box::pin(async { Standing::Ready { lag: None } })
-        }
-
-        fn ping<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
-            let (answer, answered) = oneshot::channel();
-            self.open.lock().unwrap().push(answer);
-            Box::pin(async { answered.await.map_err(|error| error.to_string()) })
-        }
-    }
-
-    fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
-        let instance = |app: &str| Instance {
-            app: app.to_owned(),
-            address: format!("/run/{app}").parse().unwrap(),
-        };
-        let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
-        Director::new(Parts {
-            board: Arc::new(board),
-            synchroniser: Arc::<Slow>::clone(synchroniser),
-            epochs: EpochFile::open(&directory.join("epoch")).unwrap(),
-            orders: mpsc::channel(1).1,
-            status: watch::channel(Status::default()).0,
-        })
-    }
-
-    /// An old primary's answer to a ping came after its shadow had taken over, and made the old one,
-    /// dead or begun anew with nothing, the shadow that was ready: the next loss promoted it.
-    #[tokio::test]
-    async fn an_answer_from_before_a_promotion_says_nothing_after_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let slow = Arc::new(Slow::default());
-        let mut director = director(&slow, directory.path());
-        director.stands(0, Standing::Ready { lag: None }).await;
-        director.stands(1, Standing::Ready { lag: None }).await;
-        assert_eq!(director.board.routing().standby, Some(1));
-        director.ask_standings();
-        while slow.open.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        director.drive(Input::Lost(Cause::Death)).await;
-        assert_eq!(director.machine.primary(), 1);
-        slow.open.lock().unwrap().pop().unwrap().send(()).unwrap();
-        for _ in 0..2 {
-            let (asked, _) = director.heard.recv().await.unwrap();
-            assert!(!director.is_current(asked), "{asked:?}");
-        }
-        assert_eq!(director.board.routing().standby, None);
-    }
-
-    #[tokio::test]
-    async fn an_answer_of_a_process_says_nothing_of_the_next_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let slow = Arc::new(Slow::default());
-        let mut director = director(&slow, directory.path());
-        director.ask_standings();
-        director.join(1, std::process::id(), None).unwrap();
-        let (asked, _) = director.heard.recv().await.unwrap();
-        assert_eq!(asked.slot, 1);
-        assert!(!director.is_current(asked), "{asked:?}");
-    }
-}
+mod tests;
