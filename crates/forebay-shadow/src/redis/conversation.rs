@@ -9,12 +9,14 @@ use forebay_core::shadow::promotion::Epoch;
 use tokio::io::Interest;
 use tokio::time::Instant;
 
+use super::balance::{Balance, Steered};
 use super::commands::{self, Kind, Session, Transaction};
 use super::entry::{Entry, Outlet, Owner, What};
 use super::relay::Whose;
 use super::requests::{Command, Requests};
 use super::state::State;
-use super::upstream::{Read, Upstream, dial, read};
+use super::transaction::{Doom, Open};
+use super::upstream::{Read, Role, Upstream, dial, read};
 use super::{Guarantee, Setup, WithoutShadow};
 use crate::stream::Stream;
 use crate::switchboard::{Gate, Switchboard, count};
@@ -30,8 +32,6 @@ pub(super) const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
 /// Writes that one `WAIT` confirms.
 const UNCONFIRMED_MAX: usize = 128;
-/// Bytes of a transaction that is carried to a new primary.
-const TRANSACTION_BYTES_MAX: usize = 1024 * 1024;
 /// How long commands may stay with a primary that handed over in order.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -44,8 +44,6 @@ const NO_SHADOW: &[u8] =
 pub(super) const ABORTED: &[u8] =
     b"-EXECABORT forebay: Transaction discarded, nothing of it was executed; \
 the primary changed and the transaction could not be carried over\r\n";
-const REJECTED: &[u8] = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
-
 /// How far commands were taken from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Forwarded {
@@ -68,28 +66,6 @@ enum Duty {
     Refuse,
 }
 
-/// How a transaction ends that cannot be executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doom {
-    /// As if a watched key had changed.
-    Watched,
-    /// It could not be carried to the new primary.
-    Lost,
-    /// One of its commands was refused.
-    Rejected,
-}
-
-/// A transaction that was begun and not yet executed.
-#[derive(Debug, Default)]
-pub(super) struct Open {
-    /// What was sent of it after `MULTI`.
-    pub(super) commands: Vec<Command>,
-    bytes: usize,
-    pub(super) too_large: bool,
-    /// It is answered here, and never executed.
-    pub(super) doom: Option<Doom>,
-}
-
 /// A client and what it has under way.
 #[derive(Debug)]
 pub(super) struct Conversation<'a> {
@@ -99,7 +75,7 @@ pub(super) struct Conversation<'a> {
     client: Stream,
     client_ended: bool,
     /// Nothing more is taken from the client, and it is left once all is answered.
-    closing: bool,
+    pub(super) closing: bool,
     requests: Requests,
     /// The next command, while it cannot be sent.
     next: Option<Command>,
@@ -111,7 +87,9 @@ pub(super) struct Conversation<'a> {
     pub(super) entries: VecDeque<Entry<'a>>,
     /// Entries up to here need not keep commands that are not sent twice.
     kept: usize,
+    /// The connection that commands are under way on.
     pub(super) up: Option<Upstream>,
+    pub(super) balance: Balance,
     /// The epoch of the connection that was lost last.
     lost: Option<Epoch>,
     /// Since when a primary that handed over still has commands.
@@ -158,6 +136,7 @@ impl<'a> Conversation<'a> {
             entries: VecDeque::new(),
             kept: 0,
             up: None,
+            balance: Balance::default(),
             lost: None,
             lingers_since: None,
             state: State::default(),
@@ -180,6 +159,9 @@ impl<'a> Conversation<'a> {
             self.advance()?;
             if self.is_done() {
                 return Ok(());
+            }
+            if self.settle_balance().await {
+                continue;
             }
             if self.up.is_none() && self.wants_upstream() {
                 if std::mem::take(&mut self.fruitless) {
@@ -321,7 +303,9 @@ impl<'a> Conversation<'a> {
         let Some(up) = &self.up else { return Ok(()) };
         let routing = self.board.routing();
         let mut leaves = up.ended;
-        if routing.epoch != up.assigned.epoch {
+        if up.role == Role::Shadow {
+            leaves |= !up.is_shadow_in(&routing);
+        } else if routing.epoch != up.assigned.epoch {
             let is_lost = routing.lost_before > up.assigned.epoch;
             let waits = self.entries.iter().any(|entry| entry.is_sent(up.written));
             leaves |= is_lost || !waits;
@@ -343,6 +327,14 @@ impl<'a> Conversation<'a> {
             return Ok(());
         }
         self.lingers_since = None;
+        if self.is_on_shadow() {
+            let declined = std::mem::take(&mut self.balance.declined);
+            let useless = self.up.as_ref().filter(|up| declined || !up.heard);
+            let useless = useless.map(|up| up.assigned);
+            self.lose()?;
+            self.resume_parked(useless);
+            return Ok(());
+        }
         if let Some(up) = &self.up {
             self.lost = Some(up.assigned.epoch);
             self.fruitless = !up.heard;
@@ -382,6 +374,10 @@ impl<'a> Conversation<'a> {
             if self.answer_here(kind, &command) {
                 continue;
             }
+            if self.steer(kind) == Steered::Wait {
+                self.next = Some(command);
+                break;
+            }
             self.shadow_due = None;
             let duty = self.duty(kind);
             if let Duty::Wait(until) = duty {
@@ -414,7 +410,10 @@ impl<'a> Conversation<'a> {
         let routing = self.board.routing();
         let up = self.up.as_ref();
         routing.gate == Gate::Open
-            && up.is_some_and(|up| !up.ended && up.assigned.epoch == routing.epoch)
+            && up.is_some_and(|up| {
+                let is_shadow = up.role == Role::Primary || up.is_shadow_in(&routing);
+                !up.ended && is_shadow && up.assigned.epoch == routing.epoch
+            })
     }
 
     fn hold(&mut self, command: Command) {
@@ -426,93 +425,11 @@ impl<'a> Conversation<'a> {
     }
 
     /// Queues an answer that does not come from the server.
-    fn local(&mut self, reply: Vec<u8>) {
+    pub(super) fn local(&mut self, reply: Vec<u8>) {
         if self.unconfirmed > 0 {
             self.confirm();
         }
         self.entries.push_back(Entry::local(reply));
-    }
-
-    /// Refuses a command; a transaction that it would have been part of is not executed.
-    fn reject(&mut self, reply: &[u8]) {
-        if let Some(open) = &mut self.transaction
-            && open.doom.is_none()
-        {
-            open.doom = Some(Doom::Rejected);
-            open.commands.clear();
-            if self.up.is_some() {
-                self.send_own(What::Abort, Command::new(&["DISCARD"]));
-            }
-        }
-        self.local(reply.to_vec());
-    }
-
-    /// Answers what needs no server.
-    fn answer_here(&mut self, kind: Kind, command: &Command) -> bool {
-        match kind {
-            Kind::Quit => {
-                self.local(b"+OK\r\n".to_vec());
-                self.closing = true;
-                return true;
-            }
-            Kind::Refused(why) => {
-                self.reject(format!("-ERR forebay: {why}\r\n").as_bytes());
-                return true;
-            }
-            Kind::Subscribe(_) if self.transaction.is_some() => {
-                self.reject(b"-ERR forebay: subscriptions cannot be part of a transaction\r\n");
-                return true;
-            }
-            Kind::Subscribe(_) if !self.state.has_room(command.bytes.len()) => {
-                self.reject(b"-ERR forebay: too many channels on one connection\r\n");
-                return true;
-            }
-            Kind::Transaction(Transaction::Multi)
-                if self.watch_lost && self.transaction.is_none() =>
-            {
-                self.transaction = Some(Open {
-                    doom: Some(Doom::Watched),
-                    ..Open::default()
-                });
-                self.local(b"+OK\r\n".to_vec());
-                return true;
-            }
-            _ => {}
-        }
-        let Some(doom) = self.transaction.as_ref().and_then(|open| open.doom) else {
-            return false;
-        };
-        let reply = match kind {
-            Kind::Transaction(Transaction::Exec) => {
-                self.transaction = None;
-                self.watch_lost = false;
-                match doom {
-                    Doom::Watched => self.state.protocol.nothing().to_vec(),
-                    Doom::Lost => ABORTED.to_vec(),
-                    Doom::Rejected => REJECTED.to_vec(),
-                }
-            }
-            Kind::Transaction(Transaction::Discard) => {
-                self.transaction = None;
-                self.watch_lost = false;
-                b"+OK\r\n".to_vec()
-            }
-            Kind::Transaction(Transaction::Multi) => {
-                b"-ERR MULTI calls can not be nested\r\n".to_vec()
-            }
-            Kind::Transaction(Transaction::Watch) => {
-                b"-ERR WATCH inside MULTI is not allowed\r\n".to_vec()
-            }
-            // It would end the transaction; one that is answered here is ended by other means.
-            Kind::Session(Session::Reset) => {
-                self.transaction = None;
-                self.watch_lost = false;
-                return false;
-            }
-            _ => b"+QUEUED\r\n".to_vec(),
-        };
-        self.local(reply);
-        true
     }
 
     /// What is owed to a command by the guarantee.
@@ -575,71 +492,13 @@ impl<'a> Conversation<'a> {
         self.lingers_since.is_some()
     }
 
-    const fn without_shadow(&self) -> WithoutShadow {
-        self.setup.options.without_shadow
+    /// A command waits for its connection.
+    pub(super) const fn next_waits(&self) -> bool {
+        self.next.is_some()
     }
 
-    /// What a command is, with what it does to the transaction.
-    fn place(&mut self, kind: Kind, command: &Command) -> What {
-        if let Some(open) = &mut self.transaction {
-            match kind {
-                Kind::Transaction(Transaction::Exec) => {
-                    self.transaction = None;
-                    self.watching = false;
-                    return What::Exec;
-                }
-                Kind::Transaction(Transaction::Discard) => {
-                    self.transaction = None;
-                    self.watching = false;
-                    return What::Discard;
-                }
-                Kind::Session(Session::Reset) => {}
-                // The server refuses these two, which changes nothing.
-                Kind::Transaction(Transaction::Multi | Transaction::Watch) => return What::Read,
-                _ => {
-                    open.bytes += command.bytes.len();
-                    open.too_large |= open.bytes > TRANSACTION_BYTES_MAX;
-                    if open.too_large {
-                        open.commands.clear();
-                    } else {
-                        open.commands.push(command.clone());
-                    }
-                    return What::Queued;
-                }
-            }
-        }
-        match kind {
-            Kind::Write => What::Write,
-            Kind::Wait => What::Wait,
-            Kind::Blocking { writes } => What::Blocking { writes },
-            Kind::Session(Session::Reset) => {
-                self.transaction = None;
-                self.watching = false;
-                self.watch_lost = false;
-                What::Session(Session::Reset)
-            }
-            Kind::Session(session) => What::Session(session),
-            Kind::Subscribe(subscribe) => What::Subscribe(subscribe),
-            Kind::Transaction(Transaction::Multi) => {
-                self.transaction = Some(Open::default());
-                self.queued_sessions.clear();
-                What::Multi
-            }
-            Kind::Transaction(Transaction::Watch) => {
-                self.watching = true;
-                What::Watching
-            }
-            Kind::Transaction(Transaction::Unwatch) => {
-                self.watching = false;
-                self.watch_lost = false;
-                What::Watching
-            }
-            // Without a transaction the server refuses them.
-            Kind::Transaction(Transaction::Exec | Transaction::Discard)
-            | Kind::Read
-            | Kind::Quit
-            | Kind::Refused(_) => What::Read,
-        }
+    const fn without_shadow(&self) -> WithoutShadow {
+        self.setup.options.without_shadow
     }
 
     /// Asks for the shadows to have what was written before.
@@ -660,7 +519,7 @@ impl<'a> Conversation<'a> {
         self.board.instances().len().saturating_sub(1)
     }
 
-    fn send_own(&mut self, what: What, command: Command) {
+    pub(super) fn send_own(&mut self, what: What, command: Command) {
         let route = self.setup.route(self.board, &command);
         self.send(what, command, Some(route), false);
     }
@@ -721,6 +580,11 @@ impl<'a> Conversation<'a> {
                 up.replay += 1;
             }
         }
+        self.resume(up);
+    }
+
+    /// Goes on with a connection, which is sent what was interrupted.
+    pub(super) fn resume(&mut self, mut up: Upstream) {
         for entry in &mut self.entries {
             let Some(command) = &entry.command else {
                 continue;

@@ -3,9 +3,10 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use super::conversation::{ABORTED, Conversation, Doom, IN_DOUBT, LOST};
+use super::conversation::{ABORTED, Conversation, IN_DOUBT, LOST};
 use super::entry::{Entry, What};
 use super::relay::{Whose, doubt};
+use super::transaction::Doom;
 
 /// How often a command is sent again: one that ends every server that it reaches is not.
 const LOSSES_MAX: u8 = 3;

@@ -19,6 +19,7 @@
 //! primary, scripts have to be loaded anew as after any restart of a server, and messages that were
 //! published while a listener changed over do not reach it.
 
+mod balance;
 mod commands;
 mod conversation;
 mod entry;
@@ -28,6 +29,7 @@ mod relay;
 mod replies;
 mod requests;
 mod state;
+mod transaction;
 mod upstream;
 
 use std::fmt;

@@ -6,7 +6,7 @@ use super::conversation::{CLIENT_BYTES_MAX, Conversation, owner};
 use super::entry::{Entry, What};
 use super::replies::{Got, elements};
 use super::requests::decimal;
-use super::upstream::Upstream;
+use super::upstream::{Role, Upstream};
 use crate::switchboard::Switchboard;
 
 /// Replies longer than this are passed on as they come.
@@ -31,6 +31,8 @@ impl Conversation<'_> {
     pub(super) fn relay(&mut self) -> io::Result<()> {
         // The connection is taken out while what it brought is looked at.
         let mut up = self.up.take();
+        let role = up.as_ref().map(|up| up.role);
+        self.balance.answers = role == Some(Role::Shadow);
         let relayed = self.relay_from(up.as_mut());
         self.up = up;
         relayed
@@ -61,6 +63,10 @@ impl Conversation<'_> {
             }
             self.take(&got, &mut replay)?;
             up.replay = replay;
+            if self.balance.declined {
+                up.ended = true;
+                return Ok(());
+            }
         }
     }
 
@@ -155,6 +161,14 @@ impl Conversation<'_> {
             What::Confirm => {
                 self.confirmed(reply);
                 self.answered(reply);
+                return Ok(());
+            }
+            // It copies what the primary has: the primary answers instead.
+            What::Read
+                if self.balance.answers
+                    && (reply.starts_with(b"-LOADING") || reply.starts_with(b"-MASTERDOWN")) =>
+            {
+                self.balance.declined = true;
                 return Ok(());
             }
             // One that handed over in order sends those away that wait for others.

@@ -43,6 +43,8 @@ pub(super) struct State {
     no_touch: Option<Vec<u8>>,
     channels: BTreeSet<(Channels, Vec<u8>)>,
     channel_bytes: usize,
+    /// Grows with every change.
+    pub(super) version: u64,
 }
 
 /// What is sent first to a new server.
@@ -67,6 +69,7 @@ impl State {
         if matches!(reply.first(), None | Some(b'-' | b'!')) {
             return;
         }
+        self.version += 1;
         let argument = |place| command.argument(place).map(<[u8]>::to_vec);
         let is = |place, word: &[u8]| {
             let given = command.argument(place);
@@ -90,7 +93,12 @@ impl State {
             Session::NoTouch => {
                 self.no_touch = is(2, b"ON").then(|| command.bytes.clone());
             }
-            Session::Reset => *self = Self::default(),
+            Session::Reset => {
+                *self = Self {
+                    version: self.version,
+                    ..Self::default()
+                };
+            }
         }
     }
 

@@ -101,11 +101,24 @@ pub(super) fn read(stream: &Stream, mut take: impl FnMut(&[u8])) -> io::Result<R
     })
 }
 
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Everything may be sent to it.
+    Primary,
+    /// Reads may be.
+    Shadow,
+}
+
 /// A connection to a server.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) stream: Stream,
     pub(super) assigned: Assigned,
+    /// Whether the server is the shadow, which only reads are sent to.
+    pub(super) role: Role,
+    /// The version of the client's state that it was made with.
+    pub(super) version: u64,
     pub(super) out: Outgoing,
     pub(super) replies: Replies,
     /// Replies that answer what the client did not ask.
@@ -120,10 +133,12 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) const fn new(stream: Stream, assigned: Assigned) -> Self {
+    pub(super) const fn new(stream: Stream, assigned: Assigned, role: Role) -> Self {
         Self {
             stream,
             assigned,
+            role,
+            version: 0,
             out: Outgoing {
                 bytes: Vec::new(),
                 at: 0,
@@ -220,7 +235,7 @@ pub(super) async fn dial(
         let connecting = Stream::connect(board.address(assigned.slot));
         tokio::select! {
             connected = tokio::time::timeout_at(deadline, connecting) => match connected {
-                Ok(Ok(stream)) => return Ok(Upstream::new(stream, assigned)),
+                Ok(Ok(stream)) => return Ok(Upstream::new(stream, assigned, Role::Primary)),
                 Ok(Err(error)) => tracing::debug!(%error, "a server refused"),
                 Err(_) => return Err(Unserved(patience)),
             },

@@ -236,6 +236,56 @@ async fn a_front_logs_in_and_clients_bring_their_own_password() {
 }
 
 #[tokio::test]
+async fn a_shadow_answers_reads_where_that_is_allowed() {
+    if !has(
+        "a_shadow_answers_reads_where_that_is_allowed",
+        "redis-server",
+    ) {
+        return;
+    }
+    let options = Options {
+        read_from_shadow: true,
+        ..strict()
+    };
+    let (mut servers, front) = pair(&[], options).await;
+    let mut client = front.client().await;
+    assert_eq!(client.ask("SELECT 2").await, text("OK"));
+    assert_eq!(client.ask("SET a 1").await, text("OK"));
+    let both = |client: Client| async {
+        let mut client = client;
+        let mut ports = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            for _ in 0..2 {
+                let Reply::Many(port) = client.ask("CONFIG GET port").await else {
+                    panic!()
+                };
+                ports.insert(format!("{port:?}"));
+            }
+            assert_eq!(client.ask("INCR n").await, client.ask("INCRBY n 0").await);
+            // What `strict` acknowledged, every instance has.
+            assert_eq!(client.ask("GET a").await, text("1"));
+        }
+        (client, ports.len())
+    };
+    let (mut client, ports) = both(client).await;
+    assert_eq!(ports, 2);
+    for _ in 0..3 {
+        let primary = front.ready().await.primary;
+        servers[1 - primary].signal(Signal::KILL);
+        assert_eq!(client.ask("GET a").await, text("1"));
+        assert_eq!(client.ask("GET a").await, text("1"));
+        servers[1 - primary].restart();
+        front.join(1 - primary, &servers[1 - primary]).await;
+        front.ready().await;
+        kill(&mut servers, &front).await;
+        assert_eq!(client.ask("GET a").await, text("1"));
+        assert_eq!(client.ask("GET a").await, text("1"));
+    }
+    front.ready().await;
+    assert_eq!(both(client).await.1, 2);
+}
+
+#[tokio::test]
 async fn garbage_gets_one_error_and_others_are_undisturbed() {
     if !has(
         "garbage_gets_one_error_and_others_are_undisturbed",
