@@ -161,8 +161,8 @@ impl Director {
                         self.begin_life(slot, "its process ended");
                     }
                 }
-                () = self.board.troubled() => {
-                    self.refused = true;
+                refused = self.board.troubled() => {
+                    self.refused = refused;
                     self.look(due).await;
                 }
                 Some((asked, standing)) = self.heard.recv() => {

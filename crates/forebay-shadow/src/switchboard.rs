@@ -1,6 +1,6 @@
 //! Who serves now: what every connection asks, and what the director alone changes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
@@ -92,6 +92,7 @@ pub struct Switchboard {
     /// What is counted.
     pub counters: Counters,
     troubled: Notify,
+    refused: AtomicBool,
 }
 
 impl Switchboard {
@@ -111,6 +112,7 @@ impl Switchboard {
             flights: Flights::default(),
             counters: Counters::default(),
             troubled: Notify::new(),
+            refused: AtomicBool::new(false),
         }
     }
 
@@ -175,13 +177,22 @@ impl Switchboard {
         self.routing.subscribe()
     }
 
-    /// A connection to an instance was refused or broke: the director had better look at once.
+    /// A connection to an instance was refused: the director had better look at once. Of one whose
+    /// process is not known, this says that nobody listens.
     pub fn trouble(&self) {
+        self.refused.store(true, Ordering::Relaxed);
         self.troubled.notify_one();
     }
 
-    pub(crate) async fn troubled(&self) {
+    /// A connection to an instance ended, which a well one may do: a look does no harm.
+    pub fn glance(&self) {
+        self.troubled.notify_one();
+    }
+
+    /// Waits until a look is due; whether an instance refused a connection.
+    pub(crate) async fn troubled(&self) -> bool {
         self.troubled.notified().await;
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
@@ -218,6 +229,18 @@ mod tests {
         });
         assert_eq!(assigned, Ok(Assigned { slot: 0, epoch: 3 }));
         assert_eq!(board.counters.held.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ended_is_no_refusal() {
+        let board = board();
+        board.glance();
+        assert!(!board.troubled().await);
+        board.trouble();
+        board.glance();
+        assert!(board.troubled().await);
+        board.glance();
+        assert!(!board.troubled().await);
     }
 
     #[tokio::test(start_paused = true)]
