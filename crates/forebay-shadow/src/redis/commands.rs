@@ -12,6 +12,9 @@ pub(super) enum Kind {
     Read,
     /// It may change data.
     Write,
+    /// It changes the server or the connection, and no data: it is sent at most once, and there is
+    /// nothing that a shadow would have to have.
+    Once,
     /// It waits for others as long as it likes, and changes data if so said.
     Blocking {
         /// It takes what it waited for.
@@ -322,6 +325,9 @@ pub(super) fn kind(command: &Command) -> Kind {
         "DISCARD" => Kind::Transaction(Transaction::Discard),
         "WATCH" => Kind::Transaction(Transaction::Watch),
         "UNWATCH" => Kind::Transaction(Transaction::Unwatch),
+        "ACL" | "ASKING" | "BGREWRITEAOF" | "BGSAVE" | "CLUSTER" | "CONFIG" | "DEBUG"
+        | "LATENCY" | "MEMORY" | "MODULE" | "READONLY" | "READWRITE" | "SAVE" | "SHUTDOWN"
+        | "SLOWLOG" => Kind::Once,
         "QUIT" => Kind::Quit,
         "MONITOR" => Kind::Refused("MONITOR has no end; connect to an instance itself"),
         "SYNC" | "PSYNC" | "REPLCONF" => {
@@ -347,7 +353,7 @@ fn client(second: &str, command: &Command) -> Kind {
         "NO-EVICT" => Kind::Session(Session::NoEvict),
         "NO-TOUCH" => Kind::Session(Session::NoTouch),
         "REPLY" => Kind::Refused("CLIENT REPLY leaves the front without answers to count"),
-        _ => Kind::Write,
+        _ => Kind::Once,
     }
 }
 
@@ -440,7 +446,8 @@ mod tests {
         check("Set a b", Kind::Write);
         check("nosuch", Kind::Write);
         check("config get maxmemory", Kind::Read);
-        check("config set maxmemory 1", Kind::Write);
+        check("config set maxmemory 1", Kind::Once);
+        check("client caching yes", Kind::Once);
         check("object help", Kind::Read);
         check("xread count 1 streams block 0", Kind::Read);
         check(

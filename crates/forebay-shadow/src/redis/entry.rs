@@ -17,6 +17,8 @@ pub(super) enum What {
     Read,
     /// It may change data.
     Write,
+    /// It may change the server, and no data.
+    Once,
     /// It waits for others, and takes what it waited for or not.
     Blocking { writes: bool },
     /// It asks how far this connection's writes got.
@@ -48,13 +50,13 @@ impl What {
     pub(super) const fn is_once(&self) -> bool {
         matches!(
             self,
-            Self::Write | Self::Blocking { writes: true } | Self::Wait | Self::Exec
+            Self::Write | Self::Once | Self::Blocking { writes: true } | Self::Wait | Self::Exec
         )
     }
 
     /// Whether it is not needed any more once it was sent.
     pub(super) const fn is_forgotten(&self) -> bool {
-        matches!(self, Self::Write | Self::Wait | Self::Exec)
+        matches!(self, Self::Write | Self::Once | Self::Wait | Self::Exec)
     }
 
     /// Whether it ends a transaction.

@@ -149,8 +149,10 @@ impl Conversation<'_> {
         }
         let lingers = self.lingers();
         let Some(entry) = self.entries.front_mut() else {
-            // Before it closes a connection, a server may say why.
-            self.outlet.push(reply);
+            // Before it closes a connection, a server may say why; nobody asked for that.
+            let why =
+                String::from_utf8_lossy(reply.get(..reply.len().min(200)).unwrap_or_default());
+            tracing::warn!(%why, "a server says what was not asked");
             return Ok(());
         };
         match &entry.what {

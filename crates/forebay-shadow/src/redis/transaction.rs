@@ -146,6 +146,7 @@ impl Conversation<'_> {
         }
         match kind {
             Kind::Write => What::Write,
+            Kind::Once => What::Once,
             Kind::Wait => What::Wait,
             Kind::Blocking { writes } => What::Blocking { writes },
             Kind::Session(Session::Reset) => {
