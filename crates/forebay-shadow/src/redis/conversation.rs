@@ -295,7 +295,10 @@ impl<'a> Conversation<'a> {
             && let Some(up) = &mut self.up
         {
             up.ended = true;
+            self.lingers_since = None;
         }
+        // What is past is not waited for, also where nothing can be done about it yet.
+        self.shadow_due = self.shadow_due.filter(|due| *due > now);
     }
 
     /// Lets go of a connection that has ended, or whose server is not the primary any more.

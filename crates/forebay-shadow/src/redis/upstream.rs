@@ -221,6 +221,14 @@ pub(super) async fn dial(
 ) -> Result<Upstream, Unserved> {
     let deadline = Instant::now() + patience;
     let mut changes = board.subscribe();
+    if lost == Some(board.routing().epoch) {
+        // As a rule it is dead, and its successor is there before it is worth asking the dead one.
+        board.glance();
+        let succeeded = changes.wait_for(|routing| Some(routing.epoch) != lost);
+        if let Ok(Err(_)) = tokio::time::timeout(RETRY, succeeded).await {
+            return Err(Unserved(patience));
+        }
+    }
     loop {
         let ready = changes.wait_for(|routing| {
             routing.gate == Gate::Open || lost.is_some_and(|lost| routing.epoch > lost)
