@@ -66,6 +66,12 @@ const PACKAGES: &[Package] = &[
         why: "the private bus of the tests with an imitated systemd",
     },
     Package {
+        name: "redis-server",
+        group: Group::Build,
+        sign: Sign::Program("redis-server"),
+        why: "the servers behind the fronts of the redis tests; with redis-tools it brings clients",
+    },
+    Package {
         name: "make",
         group: Group::Examples,
         sign: Sign::Program("make"),

@@ -29,6 +29,9 @@ const WAIT_MIN: Duration = Duration::from_millis(2);
 const STANDING: Duration = Duration::from_millis(250);
 /// How soon a refusal comes: who takes longer does not refuse.
 const REFUSAL_BOUND: Duration = Duration::from_millis(50);
+/// And for a while after the primary changed, until a shadow is in step with it.
+const STANDING_EAGER: Duration = Duration::from_millis(25);
+const EAGER_BOUND: Duration = Duration::from_secs(1);
 /// How long requests to a primary that is to hand over may take.
 const SETTLE_BOUND: Duration = Duration::from_secs(1);
 /// How long a shadow may take to take over.
@@ -92,13 +95,27 @@ pub(crate) struct Director {
     down_since: Instant,
     unread: Unread,
     transitions: Vec<Transition>,
+    /// When the primary changed last.
+    changed_at: Option<Instant>,
     /// The transition that goes on, and who waits for its end.
     running: Option<Transition>,
     asked: Option<oneshot::Sender<Result<Transition, String>>>,
     /// A connection to the primary was refused since the last look.
     refused: bool,
-    news: mpsc::Sender<(Slot, Standing)>,
-    heard: mpsc::Receiver<(Slot, Standing)>,
+    /// How often each instance was begun or ended: what was asked of one before says nothing after.
+    lives: Vec<u64>,
+    news: mpsc::Sender<(Asked, Standing)>,
+    heard: mpsc::Receiver<(Asked, Standing)>,
+}
+
+/// A question of how an instance stands, which the answer is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    slot: Slot,
+    life: u64,
+    /// Whom it was to be in step with.
+    primary: Slot,
+    epoch: Epoch,
 }
 
 /// What a director is made of.
@@ -134,9 +151,11 @@ impl Director {
             down_since: Instant::now(),
             unread: Unread::default(),
             transitions: Vec::new(),
+            changed_at: None,
             running: None,
             asked: None,
             refused: false,
+            lives: vec![0; count],
             news,
             heard,
         }
@@ -144,13 +163,16 @@ impl Director {
 
     /// Runs until nobody can order anything any more.
     pub(crate) async fn run(mut self) {
-        let mut ask = tokio::time::interval(STANDING);
-        ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut asked: Option<Instant> = None;
         loop {
+            let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
             let busy = self.board.flights.count(self.machine.primary()) > 0
                 || self.machine.stage() == Stage::Suspect;
             let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
             let end = self.member(self.machine.primary()).map(Member::end);
+            let standby = self.board.routing().standby;
+            let standby = standby.filter(|_| self.machine.stage() == Stage::Warm);
+            let standby_end = standby.and_then(|slot| self.member(slot)).map(Member::end);
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
@@ -158,14 +180,35 @@ impl Director {
                     None => return,
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
-                () = self.board.troubled() => {
-                    self.refused = self.is_refused().await;
+                () = member::ended(standby_end) => {
+                    if let Some(slot) = standby {
+                        self.begin_life(slot, "its process ended");
+                    }
+                }
+                refused = self.board.troubled() => {
+                    self.refused = refused && self.is_refused().await;
                     self.look(due).await;
                 }
-                Some((slot, standing)) = self.heard.recv() => self.stands(slot, standing).await,
-                _ = ask.tick() => self.ask_standings(),
+                Some((asked, standing)) = self.heard.recv() => {
+                    if self.is_current(asked) {
+                        self.stands(asked.slot, standing).await;
+                    }
+                }
+                () = tokio::time::sleep_until(ask.into()) => {
+                    self.ask_standings();
+                    asked = Some(Instant::now());
+                }
                 () = tokio::time::sleep_until(due.into()) => self.look(due).await,
             }
+        }
+    }
+
+    fn standing_pause(&self) -> Duration {
+        let changed = self.changed_at.is_some_and(|at| at.elapsed() < EAGER_BOUND);
+        if changed && self.board.routing().standby.is_none() {
+            STANDING_EAGER
+        } else {
+            STANDING
         }
     }
 
@@ -285,8 +328,35 @@ impl Director {
             .get_mut(slot)
             .ok_or_else(|| format!("there is no instance {slot}"))?;
         let member = Member::new(pid, fence);
-        *place = Some(member.map_err(|error| format!("watch process {pid}: {error}"))?);
+        let member = member.map_err(|error| format!("watch process {pid}: {error}"))?;
+        let before = place.replace(member);
+        // The daemon says again who runs when it was begun anew itself.
+        if before.is_none_or(|before| before.pid != pid) {
+            self.begin_life(slot, "it was not asked since it began");
+            self.ask_standings();
+        }
         Ok(())
+    }
+
+    /// Another process is meant by an instance from now on, or none: what the one before it said is
+    /// worth nothing.
+    fn begin_life(&mut self, slot: Slot, why: &str) {
+        if let Some(life) = self.lives.get_mut(slot) {
+            *life += 1;
+        }
+        if let Some(standing) = self.standings.get_mut(slot) {
+            *standing = Standing::Away(why.to_owned());
+        }
+        self.choose_standby();
+        self.publish();
+    }
+
+    /// Whether things still are as they were when it was asked. An answer of a primary that was
+    /// replaced meanwhile would make it the shadow that is ready.
+    fn is_current(&self, asked: Asked) -> bool {
+        asked.epoch == self.machine.epoch()
+            && asked.primary == self.machine.primary()
+            && self.lives.get(asked.slot) == Some(&asked.life)
     }
 
     /// Asks, beside this task, how every instance stands.
@@ -298,6 +368,12 @@ impl Director {
             // One that has not answered yet is not asked again: there is room for one answer each.
             let Ok(permit) = news.try_reserve_owned() else {
                 return;
+            };
+            let asked = Asked {
+                slot,
+                life: self.lives.get(slot).copied().unwrap_or_default(),
+                primary,
+                epoch: self.machine.epoch(),
             };
             tokio::spawn(async move {
                 let instances = board.instances();
@@ -313,7 +389,7 @@ impl Director {
                 } else {
                     synchroniser.standing(this, first).await
                 };
-                permit.send((slot, standing));
+                permit.send((asked, standing));
             });
         }
     }
@@ -413,7 +489,7 @@ impl Director {
             ping: None,
             starved: None,
             late: now.saturating_duration_since(due),
-            grace: self.grace,
+            grace: self.grace.max(self.board.flights.grace(primary)),
         };
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
@@ -482,6 +558,8 @@ impl Director {
     fn finish(&mut self) {
         let done = self.running.take().filter(|running| running.to.is_some());
         if let Some(transition) = &done {
+            self.ask_standings();
+            self.changed_at = Some(Instant::now());
             tracing::info!(%transition, "promoted");
             if self.transitions.len() == TRANSITIONS_MAX {
                 self.transitions.remove(0);
@@ -532,6 +610,10 @@ impl Director {
                         routing.lost_before = epoch;
                     }
                 });
+                // Whoever was in step was so with another primary, or was the primary itself.
+                self.standings.fill(Standing::Away(
+                    "it was not asked since the primary changed".to_owned(),
+                ));
                 // Those that were interrupted come before those that wait.
                 tokio::task::yield_now().await;
                 Ok(())
@@ -631,9 +713,7 @@ impl Director {
         let Some(member) = self.members.get_mut(slot).and_then(Option::take) else {
             return;
         };
-        if let Some(standing) = self.standings.get_mut(slot) {
-            *standing = Standing::Away("it was fenced and ended".to_owned());
-        }
+        self.begin_life(slot, "it was fenced and ended");
         if let Some(fence) = member.fence {
             tokio::spawn(member::end(name, fence));
         }
@@ -673,6 +753,10 @@ impl Director {
         if let Some(running) = &mut self.running {
             running.to = Some(instance.app.clone());
             running.epoch = epoch;
+        }
+        let planned = self.machine.cause() == Some(Cause::Planned);
+        if planned && let Some(old) = self.board.instances().get(self.machine.primary()) {
+            self.synchroniser.catch_up(instance, old).await?;
         }
         let promoted = self.synchroniser.promote(instance);
         match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
@@ -726,3 +810,6 @@ fn words(standing: &Standing) -> &str {
         Standing::Behind(why) | Standing::Away(why) => why,
     }
 }
+
+#[cfg(test)]
+mod tests;

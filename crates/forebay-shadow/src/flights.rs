@@ -25,6 +25,8 @@ struct Flight {
     began: Instant,
     /// The latest byte of its answer, or its beginning.
     heard: Instant,
+    /// How long it may keep its instance from answering anybody.
+    grace: Duration,
 }
 
 /// Who waits longest for a byte, measured by what is usual.
@@ -79,6 +81,7 @@ impl Flights {
             route,
             began,
             heard: began,
+            grace: Duration::ZERO,
         });
         let place = match table.free.pop() {
             Some(place) => {
@@ -117,6 +120,16 @@ impl Flights {
             })
     }
 
+    /// How long an instance may be silent for what it was asked to do. It may do one thing at a time.
+    #[must_use]
+    pub fn grace(&self, slot: Slot) -> Duration {
+        let table = self.lock();
+        let of_slot = table.flights.iter().flatten();
+        let of_slot = of_slot.filter(|flight| flight.slot == slot);
+        let graces = of_slot.map(|flight| flight.grace);
+        graces.max().unwrap_or_default()
+    }
+
     /// How many requests an instance has not answered to the end.
     #[must_use]
     pub fn count(&self, slot: Slot) -> usize {
@@ -146,6 +159,17 @@ pub struct Ticket<'a> {
 }
 
 impl Ticket<'_> {
+    /// This request may keep its instance from answering anybody for so long.
+    #[must_use]
+    pub fn with_grace(self, grace: Duration) -> Self {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place) {
+            flight.grace = grace;
+        }
+        drop(table);
+        self
+    }
+
     /// A byte of the answer came.
     pub fn heard(&self) {
         let mut table = self.flights.lock();
@@ -204,6 +228,22 @@ mod tests {
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
+    }
+
+    #[test]
+    fn whoever_waits_beside_a_long_request_waits_as_long_as_that_may_take() {
+        let flights = Flights::default();
+        let route = flights.route("a");
+        let second = Duration::from_secs(1);
+        let _short = flights.begin(0, route);
+        assert_eq!(flights.grace(0), Duration::ZERO);
+        let long = flights.begin(0, route).with_grace(second);
+        assert_eq!(
+            (flights.grace(0), flights.grace(1)),
+            (second, Duration::ZERO)
+        );
+        drop(long);
+        assert_eq!(flights.grace(0), Duration::ZERO);
     }
 
     #[test]

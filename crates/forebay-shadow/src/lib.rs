@@ -15,6 +15,7 @@ pub mod http;
 mod latency;
 mod member;
 pub mod mode;
+pub mod redis;
 pub mod status;
 pub mod stream;
 pub mod switchboard;

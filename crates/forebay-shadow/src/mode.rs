@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
+use crate::redis;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standby, Synchroniser};
@@ -21,6 +22,8 @@ pub enum Mode {
     Tcp,
     /// HTTP/1.1.
     Http(http::Options),
+    /// RESP, the protocol of Redis.
+    Redis(redis::Options),
 }
 
 impl fmt::Display for Mode {
@@ -28,6 +31,7 @@ impl fmt::Display for Mode {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Http(_) => "http",
+            Self::Redis(_) => "redis",
         })
     }
 }
@@ -37,6 +41,7 @@ impl Mode {
     pub(crate) fn synchroniser(&self) -> Arc<dyn Synchroniser> {
         match self {
             Self::Tcp | Self::Http(_) => Arc::new(Standby),
+            Self::Redis(options) => Arc::new(redis::Native::new(options)),
         }
     }
 }
@@ -46,6 +51,7 @@ impl Mode {
 pub(crate) enum Service {
     Tcp(Arc<Switchboard>, Duration),
     Http(Arc<http::Shared>),
+    Redis(Arc<Switchboard>, Arc<redis::Setup>, Duration),
 }
 
 impl Service {
@@ -54,6 +60,9 @@ impl Service {
         let board = Arc::clone(board);
         match mode {
             Mode::Tcp => Self::Tcp(board, patience),
+            Mode::Redis(options) => {
+                Self::Redis(board, Arc::new(redis::Setup::new(options)), patience)
+            }
             Mode::Http(options) => Self::Http(Arc::new(http::Shared::new(
                 board,
                 options.clone(),
@@ -69,6 +78,9 @@ impl Service {
     pub(crate) async fn serve(&self, client: Stream) -> io::Result<()> {
         match self {
             Self::Tcp(board, patience) => tcp::serve(board, client, *patience).await,
+            Self::Redis(board, setup, patience) => {
+                redis::serve(board, client, setup, *patience).await
+            }
             Self::Http(shared) => http::serve(shared, client).await,
         }
     }

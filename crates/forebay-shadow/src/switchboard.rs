@@ -1,7 +1,7 @@
 //! Who serves now: what every connection asks, and what the director alone changes.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -112,6 +112,7 @@ pub struct Switchboard {
     pub counters: Counters,
     left: Mutex<Left>,
     troubled: Notify,
+    refused: AtomicBool,
 }
 
 impl Switchboard {
@@ -132,6 +133,7 @@ impl Switchboard {
             counters: Counters::default(),
             left: Mutex::default(),
             troubled: Notify::new(),
+            refused: AtomicBool::new(false),
         }
     }
 
@@ -222,13 +224,22 @@ impl Switchboard {
         self.routing.subscribe()
     }
 
-    /// A connection to an instance was refused or broke: the director had better look at once.
+    /// A connection to an instance was refused: the director had better look at once. Of one whose
+    /// process is not known, this says that nobody listens.
     pub fn trouble(&self) {
+        self.refused.store(true, Ordering::Relaxed);
         self.troubled.notify_one();
     }
 
-    pub(crate) async fn troubled(&self) {
+    /// A connection to an instance ended, which a well one may do: a look does no harm.
+    pub fn glance(&self) {
+        self.troubled.notify_one();
+    }
+
+    /// Waits until a look is due; whether an instance refused a connection.
+    pub(crate) async fn troubled(&self) -> bool {
         self.troubled.notified().await;
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
@@ -286,6 +297,18 @@ mod tests {
         assert_eq!(board.unread(3, 9), None);
         board.leave(4, &[]);
         assert_eq!(board.unread(3, 7), None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ended_is_no_refusal() {
+        let board = board();
+        board.glance();
+        assert!(!board.troubled().await);
+        board.trouble();
+        board.glance();
+        assert!(board.troubled().await);
+        board.glance();
+        assert!(!board.troubled().await);
     }
 
     #[tokio::test(start_paused = true)]

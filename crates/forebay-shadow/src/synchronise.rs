@@ -41,6 +41,16 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>>;
 
+    /// Waits, for a bounded time, until a shadow has all of a primary that hands over in order and
+    /// is asked nothing any more.
+    fn catch_up<'a>(
+        &'a self,
+        _shadow: &'a Instance,
+        _primary: &'a Instance,
+    ) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Makes an instance follow the primary.
     fn follow<'a>(
         &'a self,

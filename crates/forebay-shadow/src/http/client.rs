@@ -77,6 +77,8 @@ impl Client {
             while self.buffer.starts_with(b"\r\n") {
                 self.buffer.drain(..2);
                 search = Search::default();
+                // Nothing of a request came yet, in however many pieces that did.
+                begun = false;
             }
             if !self.buffer.is_empty() {
                 match self.look(&mut search) {

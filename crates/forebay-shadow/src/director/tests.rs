@@ -1,0 +1,123 @@
+//! The director against a synchroniser that answers when it is told to.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::switchboard::Instance;
+use crate::synchronise::Pending;
+
+/// Answers questions when the test says so.
+#[derive(Debug, Default)]
+struct Slow {
+    open: Mutex<Vec<oneshot::Sender<()>>>,
+}
+
+impl Synchroniser for Slow {
+    fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn follow<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn standing<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Standing> {
+        Box::pin(async { Standing::Ready { lag: None } })
+    }
+
+    fn ping<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        let (answer, answered) = oneshot::channel();
+        self.open.lock().unwrap().push(answer);
+        Box::pin(async { answered.await.map_err(|error| error.to_string()) })
+    }
+}
+
+fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
+    let instance = |app: &str| Instance {
+        app: app.to_owned(),
+        address: format!("/run/{app}").parse().unwrap(),
+    };
+    let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
+    Director::new(Parts {
+        board: Arc::new(board),
+        synchroniser: Arc::<Slow>::clone(synchroniser),
+        epochs: EpochFile::open(&directory.join("epoch")).unwrap(),
+        orders: mpsc::channel(1).1,
+        status: watch::channel(Status::default()).0,
+        grace: Duration::ZERO,
+    })
+}
+
+/// An old primary's answer to a ping came after its shadow had taken over, and made the old one,
+/// dead or begun anew with nothing, the shadow that was ready: the next loss promoted it.
+#[tokio::test]
+async fn an_answer_from_before_a_promotion_says_nothing_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    assert_eq!(director.board.routing().standby, Some(1));
+    director.ask_standings();
+    while slow.open.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    director.drive(Input::Lost(Cause::Death)).await;
+    assert_eq!(director.machine.primary(), 1);
+    slow.open.lock().unwrap().pop().unwrap().send(()).unwrap();
+    for _ in 0..2 {
+        let (asked, _) = director.heard.recv().await.unwrap();
+        assert!(!director.is_current(asked), "{asked:?}");
+    }
+    assert_eq!(director.board.routing().standby, None);
+}
+
+#[tokio::test]
+async fn a_shadow_whose_process_ends_stands_by_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    let (orders, obeyed) = mpsc::channel(1);
+    director.orders = obeyed;
+    let mut child = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    director.join(1, child.id(), None).unwrap();
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    let board = Arc::clone(&director.board);
+    let mut changes = board.subscribe();
+    assert_eq!(board.routing().standby, Some(1));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let running = tokio::spawn(director.run());
+    let gone = changes.wait_for(|routing| routing.standby.is_none());
+    tokio::time::timeout(Duration::from_secs(10), gone)
+        .await
+        .unwrap()
+        .unwrap();
+    drop(orders);
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_of_a_process_says_nothing_of_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    director.stands(1, Standing::Ready { lag: None }).await;
+    assert_eq!(director.board.routing().standby, Some(1));
+    director.ask_standings();
+    director.join(1, std::process::id(), None).unwrap();
+    assert_eq!(director.board.routing().standby, None);
+    let (asked, _) = director.heard.recv().await.unwrap();
+    assert_eq!(asked.slot, 1);
+    assert!(!director.is_current(asked), "{asked:?}");
+    let (asked, standing) = director.heard.recv().await.unwrap();
+    assert!(director.is_current(asked), "{asked:?}");
+    director.stands(asked.slot, standing).await;
+    // The same process once more changes nothing.
+    director.join(1, std::process::id(), None).unwrap();
+    assert_eq!(director.board.routing().standby, Some(1));
+}

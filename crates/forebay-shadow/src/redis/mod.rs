@@ -1,0 +1,185 @@
+//! `redis`: RESP2 and RESP3, with shadows that replicate.
+//!
+//! Guarantee `fast`: a write that was acknowledged is on the primary, and on the shadow a moment
+//! later; when the primary is lost within that moment, the write is.
+//!
+//! Guarantee `strict`: a write that was acknowledged is in the memory of the primary and of every
+//! shadow, so that none is lost with the primary; while a shadow is missing, writes wait for a moment
+//! and then are refused, or are acknowledged as with `fast` if the options say so.
+//!
+//! In both: a client's connection lives through the loss of the primary, and is on the new one what
+//! it was on the old one. A command that only reads, or that the old primary cannot have read whole,
+//! is sent to the new one; any other that was not answered is answered with `-INDOUBT`, and is never
+//! sent twice. That word is one that no client library repeats commands for, as some do for
+//! `-TRYAGAIN`, which here says that a command was surely not executed. A transaction that was not
+//! executed yet goes on where it was; one with watched keys fails as if a key had changed.
+//!
+//! What does not go through a front is refused by name: replication, `MONITOR`, `CLIENT REPLY`,
+//! and `CLIENT TRACKING` with `REDIRECT`. The number of a connection (`CLIENT ID`) changes with the
+//! primary, scripts have to be loaded anew as after any restart of a server, and messages that were
+//! published while a listener changed over do not reach it.
+
+mod balance;
+mod commands;
+mod conversation;
+mod entry;
+mod lose;
+mod native;
+mod relay;
+mod replies;
+mod requests;
+mod state;
+mod transaction;
+mod upstream;
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::stream::Stream;
+use crate::switchboard::Switchboard;
+use conversation::Conversation;
+pub(crate) use native::Native;
+
+/// What is promised of writes that were acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// They are on the primary.
+    #[default]
+    Fast,
+    /// They are on every shadow as well.
+    Strict,
+}
+
+/// What `strict` does while a shadow is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutShadow {
+    /// Refuses writes.
+    #[default]
+    Refuse,
+    /// Acknowledges them as `fast` does.
+    Continue,
+}
+
+/// A password, which no log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Options of the mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// What is promised of writes.
+    pub guarantee: Guarantee,
+    /// What `strict` does while a shadow is missing.
+    pub without_shadow: WithoutShadow,
+    /// How long `strict` waits for shadows to have what was written, and for a shadow that is
+    /// missing, in milliseconds.
+    pub confirm_ms: u64,
+    /// How long a command that works on much data may keep the primary from answering anybody, in
+    /// milliseconds; a silence shorter than this beside such a command is no stall.
+    pub long_ms: u64,
+    /// Whether a shadow answers reads as well, perhaps with what was true a moment ago.
+    pub read_from_shadow: bool,
+    /// Longest command, in bytes.
+    pub command_bytes_max: usize,
+    /// The user of the front itself and of replication, where that is not the default one.
+    pub user: Option<String>,
+    /// The password of the front itself and of replication. Clients bring their own.
+    pub password: Option<Secret>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            guarantee: Guarantee::Fast,
+            without_shadow: WithoutShadow::Refuse,
+            confirm_ms: 500,
+            long_ms: 2000,
+            read_from_shadow: false,
+            command_bytes_max: 64 * 1024 * 1024,
+            user: None,
+            password: None,
+        }
+    }
+}
+
+/// What all connections of a front share.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    options: Options,
+    /// Numbers of routes, by the places of [`commands::route`]; given when first needed.
+    routes: Vec<AtomicUsize>,
+    /// Since when no shadow is in step, as far as anybody asked.
+    missing_since: Mutex<Option<Instant>>,
+}
+
+impl Setup {
+    pub(crate) fn new(options: &Options) -> Self {
+        let unknown = || AtomicUsize::new(usize::MAX);
+        Self {
+            options: options.clone(),
+            routes: (0..commands::ROUTES).map(|_| unknown()).collect(),
+            missing_since: Mutex::new(None),
+        }
+    }
+
+    /// Until when a write waits for a shadow; none when one is in step.
+    fn shadow_due(&self, board: &Switchboard) -> Option<Instant> {
+        let mut since = self
+            .missing_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if board.routing().standby.is_some() {
+            *since = None;
+            return None;
+        }
+        let since = *since.get_or_insert_with(Instant::now);
+        Some(since + Duration::from_millis(self.options.confirm_ms))
+    }
+
+    /// The number of a command's route.
+    fn route(&self, board: &Switchboard, command: &requests::Command) -> usize {
+        let place = commands::route(command);
+        let Some(number) = self.routes.get(place) else {
+            return board.flights.route("other");
+        };
+        match number.load(Ordering::Relaxed) {
+            usize::MAX => {
+                let route = board.flights.route(commands::route_name(place));
+                number.store(route, Ordering::Relaxed);
+                route
+            }
+            route => route,
+        }
+    }
+}
+
+/// Serves one client until it leaves.
+///
+/// # Errors
+/// When its connection broke, or cannot be made on the new primary what it was on the old one.
+pub(crate) async fn serve(
+    board: &Arc<Switchboard>,
+    client: Stream,
+    setup: &Setup,
+    patience: Duration,
+) -> io::Result<()> {
+    Conversation::new(board, client, setup, patience)
+        .run()
+        .await
+}
