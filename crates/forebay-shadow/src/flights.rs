@@ -25,6 +25,8 @@ struct Flight {
     began: Instant,
     /// The latest byte of its answer, or its beginning.
     heard: Instant,
+    /// It is under way, and nobody waits for a byte of it.
+    rests: bool,
 }
 
 /// Who waits longest for a byte, measured by what is usual.
@@ -79,6 +81,7 @@ impl Flights {
             route,
             began,
             heard: began,
+            rests: false,
         });
         let place = match table.free.pop() {
             Some(place) => {
@@ -103,7 +106,7 @@ impl Flights {
         let now = Instant::now();
         let of_slot = table.flights.iter().flatten();
         of_slot
-            .filter(|flight| flight.slot == slot)
+            .filter(|flight| flight.slot == slot && !flight.rests)
             .map(|flight| Waiting {
                 time: now.saturating_duration_since(flight.heard),
                 usual: table
@@ -161,6 +164,25 @@ impl Ticket<'_> {
         table.heard[slot] = Some(now);
     }
 
+    /// It is under way, but it is the instance that waits: no byte is due.
+    pub fn rest(&self) {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place) {
+            flight.rests = true;
+        }
+    }
+
+    /// A byte is due from now on.
+    pub fn resume(&self) {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place)
+            && std::mem::take(&mut flight.rests)
+        {
+            flight.began = Instant::now();
+            flight.heard = flight.began;
+        }
+    }
+
     /// The answer is complete; its time is learnt.
     pub fn answered(self) {
         let mut table = self.flights.lock();
@@ -204,6 +226,16 @@ mod tests {
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_rests() {
+        let flights = Flights::default();
+        let open = flights.begin(0, flights.route("transaction"));
+        open.rest();
+        assert_eq!((flights.waiting(0), flights.count(0)), (None, 1));
+        open.resume();
+        assert!(flights.waiting(0).is_some());
     }
 
     #[test]
