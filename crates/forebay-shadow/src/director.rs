@@ -520,7 +520,21 @@ impl Director {
             }
             tokio::time::sleep(FENCE_POLL).await;
         }
-        Ok(())
+        let instances = self.board.instances();
+        let to = self.machine.next().and_then(|(to, _)| instances.get(to));
+        let (Some(old), Some(to)) = (instances.get(slot), to) else {
+            return Ok(());
+        };
+        let settled = self.synchroniser.settle(old, to);
+        match tokio::time::timeout(PROMOTE_BOUND, settled).await {
+            Ok(settled) => settled,
+            Err(_) => Err(format!(
+                "{} did not get all of {} within {} s",
+                to.app,
+                old.app,
+                PROMOTE_BOUND.as_secs()
+            )),
+        }
     }
 
     async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {

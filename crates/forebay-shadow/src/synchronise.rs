@@ -41,6 +41,12 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>>;
 
+    /// Gives the shadow what it lacks of a primary that is to hand over, and has answered all it
+    /// was asked.
+    fn settle<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Makes an instance follow the primary.
     fn follow<'a>(
         &'a self,
