@@ -15,6 +15,7 @@ use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::director::{Director, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
+use crate::postgres;
 use crate::status::Status;
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Counters, Instance, Switchboard, count};
@@ -27,6 +28,8 @@ use crate::tcp;
 pub enum Mode {
     /// Bytes.
     Tcp,
+    /// Protocol version 3 of PostgreSQL; needs [`Plan::postgres`].
+    Postgres,
 }
 
 /// Everything that a front has to know; written by the daemon, read when the front begins.
@@ -49,6 +52,9 @@ pub struct Plan {
     pub control: PathBuf,
     /// Where epochs are kept.
     pub epoch_file: PathBuf,
+    /// What [`Mode::Postgres`] has to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<postgres::Options>,
 }
 
 /// Why a front does not run.
@@ -100,9 +106,7 @@ pub async fn run(plan: &Plan) -> Result<(), Error> {
     let known = latest.filter(|latest| latest.primary < plan.instances.len());
     let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
     let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
-    let synchroniser: Arc<dyn Synchroniser> = match plan.mode {
-        Mode::Tcp => Arc::new(Standby),
-    };
+    let (protocol, synchroniser) = protocol(plan, &board)?;
     let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
     let (status, told) = watch::channel(Status::default());
     let mut listeners = Vec::new();
@@ -123,7 +127,7 @@ pub async fn run(plan: &Plan) -> Result<(), Error> {
         let served = Served {
             board: Arc::clone(&board),
             room: Arc::clone(&room),
-            mode: plan.mode,
+            protocol: protocol.clone(),
             patience: Duration::from_millis(plan.patience_ms),
         };
         tokio::spawn(accept(listener, served));
@@ -210,8 +214,37 @@ fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, Error> {
 struct Served {
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
-    mode: Mode,
+    protocol: Protocol,
     patience: Duration,
+}
+
+/// What the connections of a front have in common, by what they speak.
+#[derive(Debug, Clone)]
+enum Protocol {
+    Tcp,
+    Postgres(Arc<postgres::Shared>),
+}
+
+fn protocol(
+    plan: &Plan,
+    board: &Arc<Switchboard>,
+) -> Result<(Protocol, Arc<dyn Synchroniser>), Error> {
+    match plan.mode {
+        Mode::Tcp => Ok((Protocol::Tcp, Arc::new(Standby))),
+        Mode::Postgres => {
+            const REMEDY: &str = "give the front's user to PostgreSQL in `postgres`";
+            let failed = failed("prepare", &plan.name, REMEDY);
+            let options = plan.postgres.as_ref();
+            let shared = options
+                .ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidInput, "no `postgres` is given")
+                })
+                .and_then(|options| postgres::Shared::new(options, board))
+                .map_err(failed)?;
+            let synchroniser = shared.synchroniser();
+            Ok((Protocol::Postgres(Arc::new(shared)), synchroniser))
+        }
+    }
 }
 
 /// How long a front that may open no more files waits before it accepts again.
@@ -234,8 +267,11 @@ async fn accept(listener: Listener, served: Served) {
         count(&served.board.counters.connections);
         let served = served.clone();
         tokio::spawn(async move {
-            let ended = match served.mode {
-                Mode::Tcp => tcp::serve(&served.board, client, served.patience).await,
+            let ended = match &served.protocol {
+                Protocol::Tcp => tcp::serve(&served.board, client, served.patience).await,
+                Protocol::Postgres(shared) => {
+                    postgres::serve(shared, client, served.patience).await
+                }
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
