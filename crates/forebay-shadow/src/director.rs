@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, FENCE_POLL, Member};
+use crate::ping::Ping;
 use crate::status::{MemberStatus, Status, Transition};
 use crate::stream::Address;
 use crate::switchboard::{Gate, Switchboard};
-use crate::synchronise::{Standing, Synchroniser};
+use crate::synchronise::{Standing, Synchroniser, Witness};
 use crate::unread::{self, Unread};
 
 /// How often the primary is looked at while somebody waits.
@@ -71,6 +72,7 @@ pub(crate) struct Director {
     /// Since when nobody serves, if nobody does.
     down_since: Instant,
     unread: Unread,
+    ping: Ping,
     transitions: Vec<Transition>,
     /// The transition that goes on, and who waits for its end.
     running: Option<Transition>,
@@ -109,6 +111,7 @@ impl Director {
             began: Instant::now(),
             down_since: Instant::now(),
             unread: Unread::default(),
+            ping: Ping::default(),
             transitions: Vec::new(),
             running: None,
             asked: None,
@@ -316,7 +319,10 @@ impl Director {
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
         if !idle && seen.waiting.is_some_and(|time| time >= bound / 4) {
-            if let Address::Tcp(address) = self.board.address(primary) {
+            let witness = self.synchroniser.witness();
+            if witness == Witness::Ping {
+                seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
+            } else if let Address::Tcp(address) = self.board.address(primary) {
                 match unread::queues(*address) {
                     Ok(queues) => seen.unread = self.unread.add(&queues, now),
                     Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),

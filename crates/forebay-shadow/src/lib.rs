@@ -13,6 +13,7 @@ pub mod flights;
 pub mod front;
 mod latency;
 mod member;
+mod ping;
 pub mod postgres;
 pub mod status;
 pub mod stream;

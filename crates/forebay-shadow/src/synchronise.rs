@@ -36,6 +36,16 @@ pub struct Lag {
 /// A step that takes a while.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// What tells a primary that hangs from one that is busy with what it was asked, besides its silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Witness {
+    /// Input that it leaves unread: it would read, whatever it is busy with.
+    Unread,
+    /// A ping that it does not answer: each connection has a process of its own, which reads nothing
+    /// while it is busy, and the ping has one, too.
+    Ping,
+}
+
 /// One way to keep a shadow. Every step is bounded in time by itself and may be asked for again.
 pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
@@ -57,6 +67,11 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// How an instance stands to the primary.
     fn standing<'a>(&'a self, shadow: &'a Instance, primary: &'a Instance)
     -> Pending<'a, Standing>;
+
+    /// What speaks for a primary that hangs.
+    fn witness(&self) -> Witness {
+        Witness::Unread
+    }
 
     /// Asks an instance whether it is there, by its own protocol where it has one.
     fn ping<'a>(&'a self, instance: &'a Instance) -> Pending<'a, Result<(), String>> {

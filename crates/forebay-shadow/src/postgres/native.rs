@@ -24,7 +24,7 @@ use super::sql::literal;
 use super::{Guarantee, Options};
 use crate::stream::Stream;
 use crate::switchboard::{Instance, Switchboard};
-use crate::synchronise::{Lag, Pending, Standing, Synchroniser};
+use crate::synchronise::{Lag, Pending, Standing, Synchroniser, Witness};
 
 /// How long a server may take to answer a question of the front.
 const ANSWER_BOUND: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ const REBUILD_BOUND: Duration = Duration::from_secs(3600);
 const REBUILD_POLL: Duration = Duration::from_millis(20);
 /// How soon after a rebuild another one is begun.
 const REBUILD_PAUSE: Duration = Duration::from_secs(2);
+/// A standby whose primary is gone heeds a promotion only after this pause of its own.
+const RETRIES_MAX: Duration = Duration::from_millis(10);
 /// Verifiers and promotions that are remembered.
 const REMEMBERED_MAX: usize = 1024;
 
@@ -53,6 +55,7 @@ struct Place {
     astray_since: Mutex<Option<Instant>>,
     rebuilt: Mutex<Option<Instant>>,
     rebuilds: AtomicBool,
+    warned: AtomicBool,
 }
 
 /// The synchroniser.
@@ -266,6 +269,16 @@ impl Native {
         let Some(shadow) = shadow else {
             return Standing::Away(format!("{} gives no account of itself", self.name(slot)));
         };
+        if let (Some(place), Some(shadow)) = (self.places.get(slot), &shadow)
+            && shadow.retries.is_some_and(|time| time > RETRIES_MAX)
+            && !place.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                app = self.name(slot),
+                "a failover may wait for wal_retrieve_retry_interval; set it to {} ms",
+                RETRIES_MAX.as_millis()
+            );
+        }
         let first = self.ask(primary, PRIMARY).await.map(Primary::of);
         let (first, shadow) = match (first, shadow) {
             (Ok(Some(first)), Some(shadow)) if !first.standby => (first, shadow),
@@ -481,7 +494,8 @@ const SHADOW: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
      (SELECT status FROM pg_catalog.pg_stat_wal_receiver), \
      (SELECT (extract(epoch FROM pg_catalog.clock_timestamp() - last_msg_receipt_time) * 1000)::bigint \
         FROM pg_catalog.pg_stat_wal_receiver), \
-     pg_catalog.current_setting('synchronous_standby_names')";
+     pg_catalog.current_setting('synchronous_standby_names'), \
+     (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_retrieve_retry_interval')";
 
 const PRIMARY: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
      CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() - '0/0' END, \
@@ -497,6 +511,8 @@ struct Shadow {
     streams: bool,
     heard: Option<Duration>,
     synchronous: bool,
+    /// How long it waits for its primary before it heeds that it is to take over, at worst.
+    retries: Option<Duration>,
 }
 
 impl Shadow {
@@ -508,11 +524,13 @@ impl Shadow {
         let status = row.next()?;
         let heard = row.next()?.and_then(|time| time.parse().ok());
         let names = row.next()??;
+        let retries = row.next()?.and_then(|time| time.parse().ok());
         Some((standby == "t").then(|| Self {
             received: received.unwrap_or_default(),
             streams: status.as_deref() == Some("streaming"),
             heard: heard.map(Duration::from_millis),
             synchronous: !names.is_empty(),
+            retries: retries.map(Duration::from_millis),
         }))
     }
 }
@@ -592,6 +610,10 @@ impl Synchroniser for Native {
                 (Err(why), _) | (_, Err(why)) => Standing::Away(why),
             }
         })
+    }
+
+    fn witness(&self) -> Witness {
+        Witness::Ping
     }
 
     fn ping<'a>(&'a self, instance: &'a Instance) -> Pending<'a, Result<(), String>> {
