@@ -92,10 +92,8 @@ impl<'a> Session<'a> {
             if let Some(obstacles) = self.obstacles() {
                 return Err(lost(&obstacles));
             }
-            let kept = std::mem::replace(&mut self.shadow, Shadow::None { since: None });
-            if let Shadow::Ready(slot, connection) = kept
-                && slot == assigned.slot
-                && let Some(connection) = self.replayed(*connection).await?
+            if let Some(kept) = self.take_shadow(assigned)
+                && let Some(connection) = self.replayed(kept).await?
             {
                 return Ok((connection, assigned));
             }
@@ -118,6 +116,19 @@ impl<'a> Session<'a> {
             tokio::select! {
                 () = self.shared.board.replaced(assigned) => {}
                 () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// The connection that is logged in at this instance. One at another instance is kept: the old
+    /// primary may be asked once more before it is known that it is lost.
+    fn take_shadow(&mut self, assigned: Assigned) -> Option<Connection> {
+        let none = Shadow::None { since: None };
+        match std::mem::replace(&mut self.shadow, none) {
+            Shadow::Ready(slot, connection) if slot == assigned.slot => Some(*connection),
+            other => {
+                self.shadow = other;
+                None
             }
         }
     }

@@ -132,10 +132,8 @@ impl Cluster {
     fn make_groups(&mut self) {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("forebay-shadow-test-{}-{number}", std::process::id());
-        let unified = UNIFIED.iter().map(Path::new);
-        let unified = unified
-            .filter(|path| path.join("cgroup.controllers").exists())
-            .next();
+        let mut unified = UNIFIED.iter().map(Path::new);
+        let unified = unified.find(|path| path.join("cgroup.controllers").exists());
         let Some(unified) = unified.filter(|_| is_root()) else {
             return;
         };
@@ -185,12 +183,12 @@ impl Cluster {
         let port = self.ports[0].to_string();
         self.sh(
             "$AS $BIN/initdb -D $BASE/$1 -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8 > $BASE/initdb.log",
-            &[port.clone()],
+            std::slice::from_ref(&port),
         );
         let dir = self.base.path().join(&port);
         let settings = "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n\
              shared_buffers = 32MB\nmax_connections = 100\nwal_keep_size = 64MB\n\
-             wal_retrieve_retry_interval = 100ms\nlog_line_prefix = '%m [%p] '\n\
+             wal_retrieve_retry_interval = 10ms\nlog_line_prefix = '%m [%p] '\n\
              recovery_init_sync_method = syncfs\nautovacuum = off\nmin_wal_size = 80MB\n";
         let mut text = fs::read_to_string(dir.join("postgresql.conf")).unwrap();
         text.push_str(settings);
@@ -380,6 +378,22 @@ impl Cluster {
             if let Some(pid) = pid {
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
             }
+        }
+    }
+
+    pub(crate) fn has_fences(&self) -> bool {
+        self.groups.is_some()
+    }
+
+    /// Stops all processes of an instance where they are.
+    pub(crate) fn stop(&self, slot: usize) {
+        let groups = self.groups.as_ref().unwrap();
+        let group = groups.join(self.ports[slot].to_string());
+        let all = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        for pid in all.lines() {
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            // One that has ended since stands as well.
+            rustix::process::kill_process(pid, rustix::process::Signal::STOP).ok();
         }
     }
 
