@@ -2,6 +2,8 @@
 
 #[expect(
     clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::result_large_err,
     reason = "helpers of tests, which clippy does not see as such"
 )]
 mod postgresql;
@@ -152,6 +154,62 @@ fn garbage_gets_one_clear_error() {
         assert_eq!(wrong.answer().unwrap_err().error.unwrap(), "08P01");
     }
     assert_eq!(client.query("SELECT 1").value(), "1");
+}
+
+/// A server whose backend crashes starts all of them anew: sessions come back to the same primary.
+#[test]
+fn sessions_survive_a_backend_that_crashes() {
+    let Some(cluster) = Cluster::start("sessions_survive_a_backend_that_crashes", &PLAIN) else {
+        return;
+    };
+    let mut idle = Client::connect(cluster.front, "app");
+    idle.query("SET work_mem = '5MB'");
+    let mut within = Client::connect(cluster.front, "app");
+    within.query("BEGIN; INSERT INTO ledger VALUES (1)");
+    let mut crashing = Client::connect(cluster.front, "app");
+    let pid = crashing.query("SELECT pg_backend_pid()").value().to_owned();
+    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(idle.query("SHOW work_mem").value(), "5MB");
+    assert_eq!(within.fails("COMMIT").error.unwrap(), "40001");
+    assert_eq!(crashing.query("SELECT count(*) FROM ledger").value(), "0");
+    assert_eq!(cluster.status().epoch, 1, "nobody failed over");
+}
+
+/// Passwords that are sent as they are, and wrong ones.
+#[test]
+fn a_login_is_repeated_with_the_password_that_was_heard() {
+    let wanted = Wanted {
+        authentication: "password",
+        ..PLAIN
+    };
+    let name = "a_login_is_repeated_with_the_password_that_was_heard";
+    let Some(cluster) = Cluster::start(name, &wanted) else {
+        return;
+    };
+    let mut wrong = cluster.command("psql", cluster.front, "app");
+    let wrong = wrong.env("PGPASSWORD", "guess").args(["-c", "SELECT 1"]);
+    let said = String::from_utf8_lossy(&wrong.output().unwrap().stderr).into_owned();
+    assert!(said.contains("password authentication failed"), "{said}");
+    let mut psql = cluster.command("psql", cluster.front, "app");
+    let mut psql = psql
+        .args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut into = psql.stdin.take().unwrap();
+    writeln!(into, "SET work_mem = '77MB';").unwrap();
+    let set = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    until("a connection to the standby", || {
+        (cluster.psql_at(cluster.ports[1], "postgres", set) == "1").then_some(())
+    });
+    cluster.kill(0);
+    writeln!(into, "SHOW work_mem;").unwrap();
+    drop(into);
+    let output = psql.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.trim().ends_with("77MB"), "{said}");
 }
 
 /// What a session carries over.

@@ -19,8 +19,9 @@
 //!
 //! What is not carried over without being noticed: the seed of `random()`, and notifications sent
 //! between the loss and the moment the session listens again. `currval` and `lastval` raise the
-//! server's own error until the sequence is used again. What functions and triggers of a user set
-//! is asked for only when a text gives reason to.
+//! server's own error until the sequence is used again. What functions, views and triggers of a
+//! user do is not in a text: what they set is asked for only when a text gives another reason to,
+//! and a query that reads a view whose functions write may be sent again.
 
 mod cancel;
 mod client;

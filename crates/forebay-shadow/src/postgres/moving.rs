@@ -150,10 +150,17 @@ impl<'a> Session<'a> {
 
     fn obstacles(&mut self) -> Option<String> {
         // What a transaction that is lost has set is lost with it.
-        if self.status != b'I' {
+        if self.status != b'I' || self.is_redone() {
             self.state.stale = false;
         }
         self.state.obstacles()
+    }
+
+    /// The front was about to learn what the client's latest request had changed, and can have it
+    /// changed again instead.
+    fn is_redone(&self) -> bool {
+        let mut owners = self.pending.iter().map(|request| request.owner);
+        self.redo.is_some() && owners.next() == Some(Owner::Session) && owners.next().is_none()
     }
 
     async fn login(&mut self, assigned: Assigned) -> Result<Connection, Trouble> {
@@ -204,6 +211,7 @@ impl<'a> Session<'a> {
         assigned: Assigned,
         mut connection: Connection,
     ) -> Result<(), Ended> {
+        let redone = self.is_redone();
         let requests: Vec<Request<'a>> = self.pending.drain(..).collect();
         let requests: Vec<Request<'a>> = requests
             .into_iter()
@@ -217,6 +225,13 @@ impl<'a> Session<'a> {
             Fate::Unknown
         };
         self.adopt(connection, assigned);
+        if redone && let Some(again) = &self.redo {
+            self.to_server.bytes.extend_from_slice(again);
+            self.pending.push_back(Request::own(Owner::Silent));
+            self.state.stale = true;
+            self.ask_session();
+            return Ok(());
+        }
         let repeats = self.status == b'I'
             && !requests.is_empty()
             && requests.iter().all(Request::may_be_repeated);
@@ -272,7 +287,7 @@ impl<'a> Session<'a> {
     /// Sends something that the client does not see.
     fn own(&mut self, sql: &[u8]) {
         frame::put_query(&mut self.to_server.bytes, sql);
-        self.pending.push_back(Request::own(Owner::Rollback));
+        self.pending.push_back(Request::own(Owner::Silent));
     }
 
     /// Begins a transaction that has failed, so that the server says by itself what it says in one.
@@ -336,7 +351,8 @@ impl<'a> Session<'a> {
             Transaction::None => return Fate::Committed,
             Transaction::Unasked => return Fate::Unknown,
         };
-        if now.epoch != before.epoch {
+        let same = now.epoch == before.epoch;
+        if !same {
             match self.shared.native.boundary(before.epoch, now.epoch) {
                 // The standby never heard of it, and the number may be another's by now.
                 Some(boundary) if id >= boundary => return Fate::Aborted,
@@ -344,7 +360,10 @@ impl<'a> Session<'a> {
                 None => return Fate::Unknown,
             }
         }
-        let sql = format!("SELECT pg_catalog.pg_xact_status('{id}'::xid8)");
+        let sql = format!(
+            "SELECT CASE WHEN '{id}'::xid8 >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
+             THEN 'aborted' ELSE pg_catalog.pg_xact_status('{id}'::xid8) END"
+        );
         let asked = tokio::time::timeout(REPLAY_BOUND, connection.query(&sql)).await;
         let status = match asked {
             Ok(Ok(rows)) => rows
@@ -354,6 +373,8 @@ impl<'a> Session<'a> {
             Ok(Err(_)) | Err(_) => None,
         };
         match status.as_deref() {
+            // A server that crashed gives numbers anew that it had not made durable.
+            Some("committed") if same => Fate::Unknown,
             Some("committed") => Fate::Committed,
             Some("aborted") => Fate::Aborted,
             _ => Fate::Unknown,

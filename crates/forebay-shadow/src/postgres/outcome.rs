@@ -2,11 +2,12 @@
 //!
 //! Problem: of a request that was sent and not answered, nobody knows whether it was carried out.
 //!
-//! Approach: what only reads is sent again, and nothing else is. A transaction that was not
+//! Approach: what only reads, or changes nothing but the session, is sent again, and nothing else
+//! is. A transaction that was not
 //! committed is gone with its server, so a request within one has failed for certain. A COMMIT
 //! alone has what [`Fate`] the status of its transaction says. All else is in doubt, and said to be.
 //!
-//! Properties: nothing that may have been carried out is sent again; nothing that may have been
+//! Properties: nothing that may have changed data is sent again; nothing that may have been
 //! carried out is said to have failed.
 
 use super::frame::ServerError;

@@ -139,9 +139,10 @@ impl<'a> Session<'a> {
                 let rows = std::mem::take(&mut self.rows);
                 let failed = std::mem::take(&mut self.question_failed);
                 self.state.answer((!failed).then_some(rows));
+                self.redo = None;
                 frame::put_ready(&mut self.to_client.bytes, status);
             }
-            Owner::Rollback => self.question_failed = false,
+            Owner::Silent => self.question_failed = false,
         }
         Ok(())
     }
@@ -152,15 +153,16 @@ impl<'a> Session<'a> {
             ticket.answered();
         }
         self.copying = false;
+        let first = !self.state.stale;
         self.state.note(&request.class);
         let quiet = self.pending.is_empty() && !self.open;
         let out = &mut self.to_client.bytes;
         if self.status == b'I' {
             self.transaction = Transaction::Unasked;
             if quiet && self.state.stale {
-                // The client hears that it is done when it is known what was done.
-                let question = self.state.question(&self.opening.user);
-                self.ask(Owner::Session, question.as_bytes());
+                let again = first && request.class.is_of_session && !request.failed;
+                self.redo = request.copy.filter(|_| again);
+                self.ask_session();
                 return;
             }
             frame::put_ready(out, self.status);
@@ -173,13 +175,21 @@ impl<'a> Session<'a> {
             ticket.rest();
             self.resting = Some(ticket);
         }
-        if self.transaction == Transaction::None && !request.class.reads {
+        // Also the transaction that follows by `AND CHAIN` is another one.
+        let another = request.class.ends.is_some();
+        if another || self.transaction == Transaction::None && !request.class.reads {
             self.transaction = Transaction::Unasked;
         }
         let may_write = !request.class.reads && !request.class.begins && !request.failed;
         if self.status == b'T' && quiet && may_write && self.transaction == Transaction::Unasked {
             self.ask(Owner::Transaction, TRANSACTION);
         }
+    }
+
+    /// Asks how the session stands; the client hears that it is done when it is known what was.
+    pub(super) fn ask_session(&mut self) {
+        let question = self.state.question(&self.opening.user);
+        self.ask(Owner::Session, question.as_bytes());
     }
 
     /// Asks the server something that the client does not see.
@@ -377,8 +387,10 @@ impl<'a> Session<'a> {
     /// A request of this class is to be sent.
     fn before(&mut self, class: &Class) {
         let commits = class.ends == Some(End::Commit);
-        if commits && self.status == b'T' && !self.open && self.transaction == Transaction::Unasked
-        {
+        let known = matches!(self.transaction, Transaction::Known(_));
+        if commits && self.status == b'T' && !self.open && !known {
+            // What it answered before may have changed: a view can call what writes.
+            self.transaction = Transaction::Unasked;
             self.ask(Owner::Transaction, TRANSACTION);
         }
     }
@@ -444,7 +456,7 @@ impl<'a> Session<'a> {
         let status = if class.ends.is_some() {
             // It believes that its transaction has ended, so that it has to.
             frame::put_query(&mut self.to_server.bytes, b"ROLLBACK");
-            self.pending.push_back(Request::own(Owner::Rollback));
+            self.pending.push_back(Request::own(Owner::Silent));
             self.resting = None;
             b'I'
         } else {

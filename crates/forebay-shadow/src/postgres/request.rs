@@ -19,8 +19,8 @@ pub(crate) enum Owner {
     Transaction,
     /// It asks how the session stands.
     Session,
-    /// It ends a transaction that has failed.
-    Rollback,
+    /// Something whose answer tells nothing.
+    Silent,
 }
 
 /// A change of the prepared statements that the server confirms.
@@ -147,6 +147,7 @@ impl<'a> Request<'a> {
         self.executes += 1;
         self.class.reads &= class.reads;
         self.class.begins = class.begins && self.executes == 1;
+        self.class.is_of_session = class.is_of_session && self.executes == 1;
         self.class.changes_session |= class.changes_session;
         self.class.hidden_setting |= class.hidden_setting;
         self.class.settings.extend(class.settings);
@@ -180,6 +181,8 @@ impl<'a> Request<'a> {
 
     /// To send it again does no harm.
     pub(crate) fn may_be_repeated(&self) -> bool {
-        (self.class.reads || self.class.begins) && !self.answered && self.copy.is_some()
+        (self.class.reads || self.class.begins || self.class.is_of_session)
+            && !self.answered
+            && self.copy.is_some()
     }
 }

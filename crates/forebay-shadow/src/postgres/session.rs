@@ -27,12 +27,12 @@ use crate::switchboard::{Assigned, Gate, Routing};
 /// Bytes that wait for one side before no more are read from the other.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
 /// Requests without an answer before no more are read from a client.
-const PENDING_MAX: usize = 1024;
+const PENDING_MAX: usize = 128;
 /// How soon a connection to the standby is tried again.
 const SHADOW_RETRY: Duration = Duration::from_secs(1);
 /// How long a login of the front may take.
 pub(super) const LOGIN_BOUND: Duration = Duration::from_secs(5);
-/// How often a connection that is kept is looked at whose other end may have gone.
+/// How long a client may take for the end of what it is told.
 const FLUSH_BOUND: Duration = Duration::from_secs(5);
 
 /// Bytes on their way out.
@@ -149,6 +149,8 @@ pub(super) struct Session<'a> {
     /// The client sends rows, and the server says nothing.
     pub(super) copying: bool,
     pub(super) state: State,
+    /// What changed the session since, where that can be carried out again.
+    pub(super) redo: Option<Vec<u8>>,
     pub(super) transaction: Transaction,
     /// Rows that the server answered to a question of the front.
     pub(super) rows: super::client::Rows,
@@ -195,6 +197,7 @@ pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) 
         open: false,
         copying: false,
         state: State::default(),
+        redo: None,
         transaction: Transaction::Unasked,
         rows: Vec::new(),
         question_failed: false,

@@ -17,7 +17,7 @@ pub(crate) enum End {
     Commit,
     /// By one ROLLBACK, and nothing else.
     Rollback,
-    /// By a COMMIT among other statements, or one that begins the next transaction.
+    /// Among other statements, or by one that begins the next transaction.
     Among,
 }
 
@@ -32,6 +32,8 @@ pub(crate) struct Class {
     pub(crate) ends: Option<End>,
     /// The session may differ afterwards.
     pub(crate) changes_session: bool,
+    /// Nothing but that, so that it may be carried out in the next session again.
+    pub(crate) is_of_session: bool,
     /// Settings that exist in this session alone, which the server does not list.
     pub(crate) settings: Vec<String>,
     /// It sets some whose name is not in the text.
@@ -84,11 +86,13 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     let mut class = Class {
         reads: !statements.is_empty(),
         begins: statements.len() == 1,
+        is_of_session: !statements.is_empty(),
         ..Class::default()
     };
     for (tokens, _) in &statements {
         class.reads &= reads(tokens);
         class.begins &= begins(tokens);
+        class.is_of_session &= is_of_session(tokens);
         class.changes_session |= changes_session(tokens);
         note_settings(tokens, &mut class);
         if let Some(end) = ends(tokens) {
@@ -116,6 +120,14 @@ fn begins(tokens: &[Token<'_>]) -> bool {
     }
 }
 
+fn is_of_session(tokens: &[Token<'_>]) -> bool {
+    let (Some(first), second) = (tokens.first(), tokens.get(1)) else {
+        return false;
+    };
+    first.is_one_of(&["set", "reset", "listen", "unlisten", "deallocate"])
+        || first.is("prepare") && !second.is_some_and(|second| second.is("transaction"))
+}
+
 fn ends(tokens: &[Token<'_>]) -> Option<End> {
     let (first, rest) = tokens.split_first()?;
     let chains =
@@ -124,8 +136,8 @@ fn ends(tokens: &[Token<'_>]) -> Option<End> {
     if first.is_one_of(&["commit", "end"]) && !has("prepared") {
         return Some(if chains { End::Among } else { End::Commit });
     }
-    if first.is_one_of(&["rollback", "abort"]) && !has("prepared") && !has("to") && !chains {
-        return Some(End::Rollback);
+    if first.is_one_of(&["rollback", "abort"]) && !has("prepared") && !has("to") {
+        return Some(if chains { End::Among } else { End::Rollback });
     }
     let prepares = first.is("prepare") && rest.first().is_some_and(|token| token.is("transaction"));
     prepares.then_some(End::Among)
@@ -479,7 +491,7 @@ mod tests {
         check("/* x */ rollback", Some(End::Rollback));
         check("abort", Some(End::Rollback));
         check("rollback to savepoint a", None);
-        check("rollback and chain", None);
+        check("rollback and chain", Some(End::Among));
         check("rollback prepared 'x'", None);
         check("select 'commit'", None);
         assert!(classify(b"begin isolation level serializable").begins);
@@ -526,6 +538,15 @@ mod tests {
             "create table a (b int)",
         ] {
             check(sql, false);
+        }
+        assert!(classify(b"set a = 1; listen b; prepare c as select 1").is_of_session);
+        for sql in [
+            "set a = 1; select 1",
+            "prepare transaction 'a'",
+            "discard all",
+            "",
+        ] {
+            assert!(!classify(sql.as_bytes()).is_of_session, "{sql}");
         }
         let class = classify(b"set My.Name = 1; select set_config('a.B', '1', false)");
         assert_eq!(class.settings, ["my.name", "a.b"]);
