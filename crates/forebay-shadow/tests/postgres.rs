@@ -99,6 +99,17 @@ fn tools_work_unchanged() {
         ]);
         assert!(said.contains("200/200"), "{said}");
     }
+    // A stream of the log, too.
+    let copy = tempfile::TempDir::new().unwrap();
+    let into = copy.path().join("copy").display().to_string();
+    let copied = cluster.tool(
+        "pg_basebackup",
+        cluster.front,
+        "postgres",
+        &["-D", &into, "-c", "fast", "--no-sync"],
+    );
+    let said = String::from_utf8_lossy(&copied.stderr);
+    assert!(copied.status.success(), "{said}");
     assert_eq!(cluster.status().epoch, 1, "nobody failed over");
 }
 

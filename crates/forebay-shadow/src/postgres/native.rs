@@ -2,7 +2,9 @@
 //!
 //! The front watches both servers over connections of its own, and promotes the standby. It has no
 //! right to anybody's data directory: to make the old primary a standby of the new one is up to
-//! the command `rebuild`, which the front starts and whose end it waits for.
+//! the command `rebuild`, which the front starts and whose end it waits for. It is also what stops
+//! a primary that has handed over: until then that one still takes writes of whoever reaches it
+//! without the front, and they are lost.
 //!
 //! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: set for
 //! as long as the standby can take over, and empty while none can, so that a primary that is alone
