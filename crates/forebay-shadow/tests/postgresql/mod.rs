@@ -1,6 +1,7 @@
 //! Two real servers and a front before them.
 
 pub(crate) mod client;
+mod ledger;
 
 use std::fs;
 use std::io::Read as _;
