@@ -39,9 +39,15 @@ case "$(ps -o stat= -p "${pid:-0}" || true)" in
   ""|Z*) ;;
   *) $AS "$BIN/pg_ctl" -D "$dir" -m immediate -s stop ;;
 esac
+"$BASE/forget" "$1"
 rm -rf "$dir"
 $AS "$BIN/pg_basebackup" -h 127.0.0.1 -p "$2" -U postgres -D "$dir" -R -c fast --no-sync
 exec "$BASE/start" "$1"
+"#;
+/// One that was killed leaves a segment of shared memory, which the server with the same directory
+/// would remove.
+const FORGET: &str = r#"segment=$(sed -n 7p "$BASE/$1/postmaster.pid" 2>/dev/null | awk '{ print $2 }')
+if [ -n "$segment" ]; then ipcrm -m "$segment" 2>/dev/null || true; fi
 "#;
 const START: &str = r#"set -e
 if [ -n "$GROUPS_OF" ]; then echo $$ > "$GROUPS_OF/$1/cgroup.procs"; fi
@@ -107,7 +113,7 @@ impl Cluster {
         }
         let base = TempDir::new().unwrap();
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        for (script, text) in [("standby", STANDBY), ("start", START)] {
+        for (script, text) in [("standby", STANDBY), ("forget", FORGET), ("start", START)] {
             let path = base.path().join(script);
             fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -190,7 +196,7 @@ impl Cluster {
         let settings = "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n\
              shared_buffers = 32MB\nmax_connections = 100\nwal_keep_size = 64MB\n\
              wal_retrieve_retry_interval = 10ms\nlog_line_prefix = '%m [%p] '\n\
-             recovery_init_sync_method = syncfs\nautovacuum = off\nmin_wal_size = 80MB\n";
+             dynamic_shared_memory_type = mmap\nrecovery_init_sync_method = syncfs\nautovacuum = off\nmin_wal_size = 80MB\n";
         let mut text = fs::read_to_string(dir.join("postgresql.conf")).unwrap();
         text.push_str(settings);
         fs::write(dir.join("postgresql.conf"), text).unwrap();
@@ -473,6 +479,13 @@ impl Drop for Cluster {
                 .join("postmaster.pid");
             if path.exists() {
                 self.kill(slot);
+            }
+        }
+        for port in &self.ports {
+            let mut forget = Command::new(self.base.path().join("forget"));
+            forget.arg(port.to_string()).envs(self.environment());
+            if let Err(error) = forget.status() {
+                println!("shared memory of {port} stays: {error}");
             }
         }
         let Some(groups) = &self.groups else { return };
