@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, FENCE_POLL, Member};
+use crate::ping::Ping;
 use crate::status::{MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Gate, Switchboard};
-use crate::synchronise::{Standing, Synchroniser};
+use crate::synchronise::{Standing, Synchroniser, Witness};
 use crate::unread::{self, Unread};
 
 /// How often the primary is looked at while somebody waits.
@@ -94,6 +95,7 @@ pub(crate) struct Director {
     /// Since when nobody serves, if nobody does.
     down_since: Instant,
     unread: Unread,
+    ping: Ping,
     transitions: Vec<Transition>,
     /// When the primary changed last.
     changed_at: Option<Instant>,
@@ -150,6 +152,7 @@ impl Director {
             began: Instant::now(),
             down_since: Instant::now(),
             unread: Unread::default(),
+            ping: Ping::default(),
             transitions: Vec::new(),
             changed_at: None,
             running: None,
@@ -182,6 +185,9 @@ impl Director {
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
                 () = member::ended(standby_end) => {
                     if let Some(slot) = standby {
+                        // Whoever serves there next is another process, of which nothing is known
+                        // until somebody says so.
+                        self.members[slot] = None;
                         self.begin_life(slot, "its process ended");
                     }
                 }
@@ -494,7 +500,10 @@ impl Director {
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
         if !idle && seen.waiting.is_some_and(|time| time >= bound / 4) {
-            if let Address::Tcp(address) = self.board.address(primary) {
+            let witness = self.synchroniser.witness();
+            if witness == Witness::Ping {
+                seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
+            } else if let Address::Tcp(address) = self.board.address(primary) {
                 match unread::queues(*address) {
                     Ok(queues) => seen.unread = self.unread.add(&queues, now),
                     Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),
@@ -735,7 +744,21 @@ impl Director {
             }
             tokio::time::sleep(FENCE_POLL).await;
         }
-        Ok(())
+        let instances = self.board.instances();
+        let to = self.machine.next().and_then(|(to, _)| instances.get(to));
+        let (Some(old), Some(to)) = (instances.get(slot), to) else {
+            return Ok(());
+        };
+        let settled = self.synchroniser.settle(old, to);
+        match tokio::time::timeout(PROMOTE_BOUND, settled).await {
+            Ok(settled) => settled,
+            Err(_) => Err(format!(
+                "{} did not get all of {} within {} s",
+                to.app,
+                old.app,
+                PROMOTE_BOUND.as_secs()
+            )),
+        }
     }
 
     async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
@@ -753,10 +776,6 @@ impl Director {
         if let Some(running) = &mut self.running {
             running.to = Some(instance.app.clone());
             running.epoch = epoch;
-        }
-        let planned = self.machine.cause() == Some(Cause::Planned);
-        if planned && let Some(old) = self.board.instances().get(self.machine.primary()) {
-            self.synchroniser.catch_up(instance, old).await?;
         }
         let promoted = self.synchroniser.promote(instance);
         match tokio::time::timeout(PROMOTE_BOUND, promoted).await {

@@ -27,6 +27,8 @@ struct Flight {
     heard: Instant,
     /// How long it may keep its instance from answering anybody.
     grace: Duration,
+    /// It is under way, and nobody waits for a byte of it.
+    rests: bool,
 }
 
 /// Who waits longest for a byte, measured by what is usual.
@@ -82,6 +84,7 @@ impl Flights {
             began,
             heard: began,
             grace: Duration::ZERO,
+            rests: false,
         });
         let place = match table.free.pop() {
             Some(place) => {
@@ -106,7 +109,7 @@ impl Flights {
         let now = Instant::now();
         let of_slot = table.flights.iter().flatten();
         of_slot
-            .filter(|flight| flight.slot == slot)
+            .filter(|flight| flight.slot == slot && !flight.rests)
             .map(|flight| Waiting {
                 time: now.saturating_duration_since(flight.heard),
                 usual: table
@@ -185,6 +188,25 @@ impl Ticket<'_> {
         table.heard[slot] = Some(now);
     }
 
+    /// It is under way, but it is the instance that waits: no byte is due.
+    pub fn rest(&self) {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place) {
+            flight.rests = true;
+        }
+    }
+
+    /// A byte is due from now on.
+    pub fn resume(&self) {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place)
+            && std::mem::take(&mut flight.rests)
+        {
+            flight.began = Instant::now();
+            flight.heard = flight.began;
+        }
+    }
+
     /// The answer is complete; its time is learnt.
     pub fn answered(self) {
         let mut table = self.flights.lock();
@@ -244,6 +266,16 @@ mod tests {
         );
         drop(long);
         assert_eq!(flights.grace(0), Duration::ZERO);
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_rests() {
+        let flights = Flights::default();
+        let open = flights.begin(0, flights.route("transaction"));
+        open.rest();
+        assert_eq!((flights.waiting(0), flights.count(0)), (None, 1));
+        open.resume();
+        assert!(flights.waiting(0).is_some());
     }
 
     #[test]

@@ -123,11 +123,14 @@ impl Opened {
         let known = latest.filter(|latest| latest.primary < plan.instances.len());
         let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
         let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
+        let (service, synchroniser) = Service::new(&plan.mode, &board, plan.patience).map_err(
+            failed("prepare", &plan.name, "correct what is said of its mode"),
+        )?;
         let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
         let (status, told) = watch::channel(Status::default());
         let director = Director::new(Parts {
             board: Arc::clone(&board),
-            synchroniser: plan.mode.synchroniser(),
+            synchroniser,
             epochs: self.epochs,
             orders: obeyed,
             status,
@@ -135,7 +138,6 @@ impl Opened {
         });
         tokio::spawn(director.run());
         let room = Arc::new(Semaphore::new(plan.connections_max));
-        let service = Service::new(&plan.mode, &board, plan.patience);
         for listener in self.listeners {
             let served = Served {
                 board: Arc::clone(&board),

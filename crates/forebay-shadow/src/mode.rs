@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
+use crate::postgres;
 use crate::redis;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
@@ -24,6 +25,8 @@ pub enum Mode {
     Http(http::Options),
     /// RESP, the protocol of Redis.
     Redis(redis::Options),
+    /// Version 3 of PostgreSQL's protocol.
+    Postgres(postgres::Options),
 }
 
 impl fmt::Display for Mode {
@@ -32,17 +35,8 @@ impl fmt::Display for Mode {
             Self::Tcp => "tcp",
             Self::Http(_) => "http",
             Self::Redis(_) => "redis",
+            Self::Postgres(_) => "postgres",
         })
-    }
-}
-
-impl Mode {
-    /// What keeps shadows in step.
-    pub(crate) fn synchroniser(&self) -> Arc<dyn Synchroniser> {
-        match self {
-            Self::Tcp | Self::Http(_) => Arc::new(Standby),
-            Self::Redis(options) => Arc::new(redis::Native::new(options)),
-        }
     }
 }
 
@@ -52,23 +46,38 @@ pub(crate) enum Service {
     Tcp(Arc<Switchboard>, Duration),
     Http(Arc<http::Shared>),
     Redis(Arc<Switchboard>, Arc<redis::Setup>, Duration),
+    Postgres(Arc<postgres::Shared>, Duration),
 }
 
 impl Service {
-    /// For requests that may wait so long for somebody to serve them.
-    pub(crate) fn new(mode: &Mode, board: &Arc<Switchboard>, patience: Duration) -> Self {
-        let board = Arc::clone(board);
-        match mode {
-            Mode::Tcp => Self::Tcp(board, patience),
-            Mode::Redis(options) => {
-                Self::Redis(board, Arc::new(redis::Setup::new(options)), patience)
+    /// For requests that may wait so long for somebody to serve them, with what keeps shadows in
+    /// step.
+    ///
+    /// # Errors
+    /// When what was chosen of the mode cannot be.
+    pub(crate) fn new(
+        mode: &Mode,
+        board: &Arc<Switchboard>,
+        patience: Duration,
+    ) -> io::Result<(Self, Arc<dyn Synchroniser>)> {
+        let own = Arc::clone(board);
+        Ok(match mode {
+            Mode::Tcp => (Self::Tcp(own, patience), Arc::new(Standby)),
+            Mode::Http(options) => {
+                let shared = http::Shared::new(own, options.clone(), patience);
+                (Self::Http(Arc::new(shared)), Arc::new(Standby))
             }
-            Mode::Http(options) => Self::Http(Arc::new(http::Shared::new(
-                board,
-                options.clone(),
-                patience,
-            ))),
-        }
+            Mode::Redis(options) => {
+                let setup = Arc::new(redis::Setup::new(options));
+                let native = Arc::new(redis::Native::new(options));
+                (Self::Redis(own, setup, patience), native)
+            }
+            Mode::Postgres(options) => {
+                let shared = postgres::Shared::new(options, board)?;
+                let native = shared.synchroniser();
+                (Self::Postgres(Arc::new(shared), patience), native)
+            }
+        })
     }
 
     /// Serves one client until it ends.
@@ -81,6 +90,7 @@ impl Service {
             Self::Redis(board, setup, patience) => {
                 redis::serve(board, client, setup, *patience).await
             }
+            Self::Postgres(shared, patience) => postgres::serve(shared, client, *patience).await,
             Self::Http(shared) => http::serve(shared, client).await,
         }
     }

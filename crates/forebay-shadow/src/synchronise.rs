@@ -36,18 +36,24 @@ pub struct Lag {
 /// A step that takes a while.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// What tells a primary that hangs from one that is busy with what it was asked, besides its silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Witness {
+    /// Input that it leaves unread: it would read, whatever it is busy with.
+    Unread,
+    /// A ping that it does not answer: each connection has a process of its own, which reads nothing
+    /// while it is busy, and the ping has one, too.
+    Ping,
+}
+
 /// One way to keep a shadow. Every step is bounded in time by itself and may be asked for again.
 pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>>;
 
-    /// Waits, for a bounded time, until a shadow has all of a primary that hands over in order and
-    /// is asked nothing any more.
-    fn catch_up<'a>(
-        &'a self,
-        _shadow: &'a Instance,
-        _primary: &'a Instance,
-    ) -> Pending<'a, Result<(), String>> {
+    /// Gives the shadow what it lacks of a primary that is to hand over, and has answered all it
+    /// was asked: the primary, and the shadow.
+    fn settle<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -67,6 +73,11 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// it while the new one serves already.
     fn is_exclusive(&self) -> bool {
         true
+    }
+
+    /// What speaks for a primary that hangs.
+    fn witness(&self) -> Witness {
+        Witness::Unread
     }
 
     /// Asks an instance whether it is there, by its own protocol where it has one.

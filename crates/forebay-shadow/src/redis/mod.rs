@@ -32,7 +32,6 @@ mod state;
 mod transaction;
 mod upstream;
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,6 +40,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use conversation::Conversation;
@@ -66,17 +66,6 @@ pub enum WithoutShadow {
     Refuse,
     /// Acknowledges them as `fast` does.
     Continue,
-}
-
-/// A password, which no log shows.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }
 
 /// Options of the mode.

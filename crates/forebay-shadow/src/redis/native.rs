@@ -250,10 +250,10 @@ impl Synchroniser for Native {
         Box::pin(self.make_primary(to))
     }
 
-    fn catch_up<'a>(
+    fn settle<'a>(
         &'a self,
-        shadow: &'a Instance,
         primary: &'a Instance,
+        shadow: &'a Instance,
     ) -> Pending<'a, Result<(), String>> {
         Box::pin(self.has_all(shadow, primary))
     }

@@ -220,7 +220,7 @@ async fn a_front_logs_in_and_clients_bring_their_own_password() {
         return;
     }
     let options = Options {
-        password: Some(forebay_shadow::redis::Secret("sesame".to_owned())),
+        password: Some(forebay_shadow::secret::Secret("sesame".to_owned())),
         ..strict()
     };
     let (mut servers, front) = pair(&["--requirepass", "sesame"], options).await;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
-use forebay_shadow::http;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::stream::Address;
 use forebay_shadow::switchboard::Instance;
 
 use super::error::{Findings, Problem, nearest};
 use super::facts::HostFacts;
+use super::mode;
 use super::resolve::{Bounds, bounded};
 use super::text::{At, Section};
 
@@ -168,6 +168,7 @@ fn resolve(
         }
         return None;
     };
+    let mode = mode::mode(mode.value, &mut section, host, findings);
     let key = section.key("listen");
     let listen = addresses(&listen, &key, taken, findings);
     let key = section.key("instances");
@@ -200,7 +201,7 @@ fn resolve(
     Some(FrontConfig {
         name,
         app,
-        mode: mode_of(mode.value),
+        mode: mode?,
         listen,
         instances,
         user: user.map_or_else(|| USER.to_owned(), |user| user.value),
@@ -211,15 +212,6 @@ fn resolve(
         patience: bounded(&mut section, "patience", patience, findings).unwrap_or(PATIENCE),
         grace: bounded(&mut section, "grace", grace, findings).unwrap_or_default(),
     })
-}
-
-/// The word of one of [`super::keys::MODES`].
-fn mode_of(word: &str) -> Mode {
-    match word {
-        "tcp" => Mode::Tcp,
-        "http" => Mode::Http(http::Options::default()),
-        other => unreachable!("`{other}` is no word of the table of keys"),
-    }
 }
 
 fn addresses(

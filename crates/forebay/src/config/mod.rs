@@ -12,6 +12,7 @@ mod event;
 mod facts;
 mod front;
 mod keys;
+mod mode;
 mod quantity;
 mod resolve;
 mod sources;

@@ -1,0 +1,301 @@
+//! How a session begins: the client proves to the server who it is, through the front.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncWriteExt as _, Interest};
+
+use super::Shared;
+use super::client::{Credential, Filled, fill, parameter};
+use super::frame::{self, Frames, Garbage, Key, Opening, Piece, ServerError, Startup};
+use super::scram::Overheard;
+use crate::stream::Stream;
+use crate::switchboard::Assigned;
+use crate::tcp;
+
+/// How long a login may take in all (`authentication_timeout`).
+const LOGIN_BOUND: Duration = Duration::from_secs(60);
+/// Requests for encryption before a session: of TLS and of GSSAPI.
+const ENCRYPTIONS_MAX: u32 = 2;
+
+/// What was heard of how a client proved who it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard {
+    password: Option<String>,
+    scram: Option<Overheard>,
+}
+
+impl Heard {
+    /// What proves the same again.
+    pub(crate) async fn credential(
+        &self,
+        shared: &Shared,
+        user: &str,
+    ) -> Result<Credential, String> {
+        if let Some(password) = shared.native.options().passwords.get(user) {
+            return Ok(Credential::Password(password.0.clone()));
+        }
+        if let Some(password) = &self.password {
+            return Ok(Credential::Password(password.clone()));
+        }
+        let Some(overheard) = &self.scram else {
+            return Ok(Credential::None);
+        };
+        let known = shared.native.verifier_known(user);
+        if let Some(keys) = known.and_then(|verifier| overheard.keys(verifier)) {
+            return Ok(Credential::Keys(keys));
+        }
+        let verifier = shared.native.verifier(user).await?;
+        let keys = overheard
+            .keys(verifier)
+            .ok_or_else(|| format!("what is stored for {user} is not what the client proved"))?;
+        shared.native.remember(user, verifier);
+        Ok(Credential::Keys(keys))
+    }
+}
+
+/// A session that has begun.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) client: Stream,
+    pub(crate) from_client: Frames,
+    pub(crate) server: Stream,
+    pub(crate) from_server: Frames,
+    pub(crate) assigned: Assigned,
+    pub(crate) opening: Opening,
+    pub(crate) heard: Heard,
+    pub(crate) parameters: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) key: Option<Key>,
+    /// The client was told something.
+    spoken: bool,
+}
+
+pub(crate) fn fatal(code: &'static str, message: impl Into<String>) -> ServerError {
+    ServerError {
+        severity: "FATAL",
+        code,
+        message: message.into(),
+        detail: None,
+    }
+}
+
+pub(crate) fn broken(garbage: &Garbage) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, garbage.to_string())
+}
+
+/// Tells a client why its session ends.
+pub(crate) async fn tell(client: &mut Stream, error: &ServerError) -> io::Result<()> {
+    let mut out = Vec::new();
+    error.put(&mut out);
+    client.write_all(&out).await
+}
+
+/// Begins a session; none where the client wanted something else, or the server did not let it in.
+///
+/// # Errors
+/// When the client does not speak the protocol, or nobody serves.
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    mut client: Stream,
+    patience: Duration,
+) -> io::Result<Option<Begun>> {
+    let begun = async {
+        let mut from_client = Frames::default();
+        let opening = match first(shared, &mut client, &mut from_client).await {
+            Ok(Some(opening)) => opening,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    tell(&mut client, &fatal("08P01", error.to_string())).await?;
+                }
+                return Err(error);
+            }
+        };
+        enter(shared, client, from_client, opening, patience).await
+    };
+    match tokio::time::timeout(LOGIN_BOUND, begun).await {
+        Ok(begun) => begun,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the login took too long",
+        )),
+    }
+}
+
+/// Logs in at the primary; at the next one, if that is lost before it has said anything.
+async fn enter(
+    shared: &Arc<Shared>,
+    mut client: Stream,
+    from_client: Frames,
+    opening: Opening,
+    patience: Duration,
+) -> io::Result<Option<Begun>> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let connect = || {
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        tcp::connect(&shared.board, left)
+    };
+    let (server, assigned) = match connect().await {
+        Ok(connected) => connected,
+        Err(error) => return unserved(&mut client, error).await,
+    };
+    let mut begun = Begun {
+        client,
+        from_client,
+        server,
+        from_server: Frames::default(),
+        assigned,
+        opening,
+        heard: Heard::default(),
+        parameters: BTreeMap::new(),
+        key: None,
+        spoken: false,
+    };
+    loop {
+        let before = begun.assigned;
+        let introduced = tokio::select! {
+            introduced = introduce(&mut begun) => introduced,
+            () = shared.board.replaced(before) => Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        match introduced {
+            Ok(true) => return Ok(Some(begun)),
+            Ok(false) => return Ok(None),
+            Err(error) if begun.spoken || error.kind() == io::ErrorKind::InvalidData => {
+                let message = format!("the login was interrupted: {error}");
+                tell(&mut begun.client, &fatal("57P01", message)).await?;
+                return Err(error);
+            }
+            Err(_) => match connect().await {
+                Ok((server, assigned)) => {
+                    begun.server = server;
+                    begun.assigned = assigned;
+                    begun.from_server = Frames::default();
+                }
+                Err(error) => return unserved(&mut begun.client, error).await,
+            },
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let error = io::Error::from(io::ErrorKind::TimedOut);
+            return unserved(&mut begun.client, error).await;
+        }
+    }
+}
+
+async fn unserved(client: &mut Stream, error: io::Error) -> io::Result<Option<Begun>> {
+    let message = format!("no server can be reached: {error}");
+    tell(client, &fatal("57P03", message)).await?;
+    Err(error)
+}
+
+/// Waits for more bytes.
+async fn more(stream: &Stream, frames: &mut Frames) -> io::Result<()> {
+    stream.ready(Interest::READABLE).await?;
+    match fill(stream, frames)? {
+        Filled::End => Err(io::ErrorKind::UnexpectedEof.into()),
+        Filled::Nothing | Filled::Some => Ok(()),
+    }
+}
+
+/// The message that opens a session.
+async fn first(
+    shared: &Shared,
+    client: &mut Stream,
+    frames: &mut Frames,
+) -> io::Result<Option<Opening>> {
+    let mut encryptions = 0;
+    loop {
+        match frames.startup().map_err(|garbage| broken(&garbage))? {
+            None => more(client, frames).await?,
+            Some(Startup::Encryption) if encryptions < ENCRYPTIONS_MAX => {
+                encryptions += 1;
+                client.write_all(b"N").await?;
+            }
+            Some(Startup::Encryption) => {
+                return Err(broken(&Garbage::Unexpected(' ')));
+            }
+            Some(Startup::Cancel(key)) => {
+                shared.cancels.pass_on(&shared.board, key).await;
+                return Ok(None);
+            }
+            Some(Startup::Session(opening)) => return Ok(Some(opening)),
+        }
+    }
+}
+
+async fn message(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
+    loop {
+        match frames.next().map_err(|garbage| broken(&garbage))? {
+            Some(Piece::Whole { bytes, .. }) => return Ok(frames.bytes(&bytes).to_vec()),
+            Some(Piece::Head { tag, .. }) => {
+                return Err(broken(&Garbage::Malformed(char::from(tag))));
+            }
+            Some(Piece::More { .. }) => {}
+            None => more(stream, frames).await?,
+        }
+    }
+}
+
+/// Passes on what both say until the server is ready, and listens. Whether it lets the client in.
+async fn introduce(begun: &mut Begun) -> io::Result<bool> {
+    begun.server.write_all(&begun.opening.message).await?;
+    loop {
+        let said = message(&begun.server, &mut begun.from_server).await?;
+        let asked = frame::number(&said, 5);
+        match said.first() {
+            Some(b'S') => {
+                if let Some((name, value)) = parameter(&said) {
+                    begun.parameters.insert(name.to_vec(), value.to_vec());
+                }
+            }
+            Some(b'K') => {
+                if let (Some(process), Some(secret)) = (asked, frame::number(&said, 9)) {
+                    begun.key = Some(Key { process, secret });
+                }
+            }
+            _ => {}
+        }
+        begun.spoken = true;
+        begun.client.write_all(&said).await?;
+        match (said.first(), asked) {
+            (Some(b'Z'), _) => return Ok(true),
+            (Some(b'E'), _) => return Ok(false),
+            // Who may come in at once, or has proved all there is to be proved, says nothing.
+            (Some(b'R'), Some(asked)) if asked != 0 && asked != 12 => {
+                let answer = message(&begun.client, &mut begun.from_client).await?;
+                if answer.first() != Some(&b'p') {
+                    return Err(broken(&Garbage::Unexpected('p')));
+                }
+                listen(&mut begun.heard, asked, &said, &answer);
+                begun.server.write_all(&answer).await?;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn listen(heard: &mut Heard, asked: u32, said: &[u8], answer: &[u8]) {
+    match asked {
+        3 => {
+            let password = frame::text(frame::body(answer));
+            let password = password.and_then(|(text, _)| String::from_utf8(text.to_vec()).ok());
+            heard.password = password;
+        }
+        10 => {
+            // The mechanism, a length, and the client's first words.
+            let first = frame::text(frame::body(answer)).and_then(|(_, rest)| rest.get(4..));
+            heard.scram = Some(Overheard {
+                client_first: first.unwrap_or_default().to_vec(),
+                ..Overheard::default()
+            });
+        }
+        11 => {
+            if let Some(scram) = &mut heard.scram {
+                scram.server_first = said.get(9..).unwrap_or_default().to_vec();
+                scram.client_final = frame::body(answer).to_vec();
+            }
+        }
+        _ => {}
+    }
+}

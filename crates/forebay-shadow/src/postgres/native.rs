@@ -1,0 +1,640 @@
+//! `native`: the shadow is a streaming standby.
+//!
+//! The front watches both servers over connections of its own, and promotes the standby. It has no
+//! right to anybody's data directory: to make the old primary a standby of the new one is up to
+//! the command `rebuild`, which the front starts and whose end it waits for. It is also what stops
+//! a primary that has handed over: until then that one still takes writes of whoever reaches it
+//! without the front, and they are lost.
+//!
+//! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: set for
+//! as long as the standby can take over, and empty while none can, so that a primary that is alone
+//! goes on. The order is what keeps the promise: a standby is ready only after commits wait for
+//! it, and commits stop waiting only after the front has ceased to regard it as ready.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use forebay_core::shadow::promotion::{Epoch, Slot};
+
+use super::client::{Connection, Credential, Rows, Trouble};
+use super::frame::Opening;
+use super::scram::Verifier;
+use super::sql::literal;
+use super::{Guarantee, Options};
+use crate::stream::Stream;
+use crate::switchboard::{Instance, Switchboard};
+use crate::synchronise::{Lag, Pending, Standing, Synchroniser, Witness};
+
+/// How long a server may take to answer a question of the front.
+const ANSWER_BOUND: Duration = Duration::from_secs(1);
+/// How long a promotion may take.
+const PROMOTE_BOUND: Duration = Duration::from_secs(9);
+/// How often it is asked whether it is done; `pg_promote` itself looks every 100 ms.
+const PROMOTE_POLL: Duration = Duration::from_millis(2);
+/// How long a standby may take for what a primary that is to hand over has written.
+const CATCH_UP_BOUND: Duration = Duration::from_secs(5);
+/// How long a rebuild may take.
+const REBUILD_BOUND: Duration = Duration::from_secs(3600);
+/// How often it is looked whether it has ended.
+const REBUILD_POLL: Duration = Duration::from_millis(20);
+/// How soon after a rebuild another one is begun.
+const REBUILD_PAUSE: Duration = Duration::from_secs(2);
+/// A standby whose primary is gone heeds a promotion only after this pause of its own.
+const RETRIES_MAX: Duration = Duration::from_millis(10);
+/// Verifiers and promotions that are remembered.
+const REMEMBERED_MAX: usize = 1024;
+
+/// What is known of one server.
+#[derive(Debug, Default)]
+struct Place {
+    monitor: tokio::sync::Mutex<Option<Connection>>,
+    /// Whether it could take over when that was last seen; none before it was.
+    in_step: Mutex<Option<bool>>,
+    /// Since when it has been nobody's standby.
+    astray_since: Mutex<Option<Instant>>,
+    rebuilt: Mutex<Option<Instant>>,
+    rebuilds: AtomicBool,
+    warned: AtomicBool,
+}
+
+/// The synchroniser.
+#[derive(Debug)]
+pub(crate) struct Native {
+    options: Options,
+    board: Arc<Switchboard>,
+    places: Vec<Place>,
+    /// For each promotion: the first transaction that can only be of the new primary.
+    boundaries: Mutex<Vec<(Epoch, u64)>>,
+    verifiers: Mutex<BTreeMap<String, Verifier>>,
+}
+
+impl Native {
+    pub(crate) fn new(options: Options, board: Arc<Switchboard>) -> Self {
+        let count = board.instances().len();
+        Self {
+            options,
+            board,
+            places: (0..count).map(|_| Place::default()).collect(),
+            boundaries: Mutex::default(),
+            verifiers: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn slot(&self, instance: &Instance) -> Result<Slot, String> {
+        let found = self
+            .board
+            .instances()
+            .iter()
+            .position(|one| one == instance);
+        found.ok_or_else(|| format!("{} is no instance of this front", instance.app))
+    }
+
+    fn name(&self, slot: Slot) -> &str {
+        let instance = self.board.instances().get(slot);
+        instance.map_or("?", |instance| &instance.app)
+    }
+
+    /// Asks a server something.
+    async fn ask(&self, slot: Slot, sql: &str) -> Result<Rows, String> {
+        let failed = |why: &str| format!("ask {}: {why}", self.name(slot));
+        let place = self
+            .places
+            .get(slot)
+            .ok_or_else(|| failed("no such place"))?;
+        let asked = async {
+            let mut monitor = place.monitor.lock().await;
+            // A connection that broke since is made anew once.
+            if let Some(mut connection) = monitor.take() {
+                match connection.query(sql).await {
+                    Err(Trouble::Broken(_)) => {}
+                    Ok(rows) => {
+                        *monitor = Some(connection);
+                        return Ok(rows);
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+            let mut connection = self.connect(slot).await?;
+            let rows = connection.query(sql).await?;
+            *monitor = Some(connection);
+            Ok(rows)
+        };
+        match tokio::time::timeout(ANSWER_BOUND, asked).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(trouble)) => Err(failed(&trouble.to_string())),
+            Err(_) => Err(failed(&format!(
+                "no answer within {} s",
+                ANSWER_BOUND.as_secs()
+            ))),
+        }
+    }
+
+    async fn connect(&self, slot: Slot) -> Result<Connection, Trouble> {
+        let stream = Stream::connect(self.board.address(slot)).await?;
+        let opening = Opening::own(&self.options.user, &self.options.database);
+        let password = self.options.password.as_ref();
+        let credential = password.map_or(Credential::None, |password| {
+            Credential::Password(password.0.clone())
+        });
+        Connection::open(stream, &opening, &credential).await
+    }
+
+    async fn value(&self, slot: Slot, sql: &str) -> Result<Option<String>, String> {
+        let rows = self.ask(slot, sql).await?;
+        Ok(rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next().flatten()))
+    }
+
+    async fn is_standby(&self, slot: Slot) -> Result<bool, String> {
+        let answer = self
+            .value(slot, "SELECT pg_catalog.pg_is_in_recovery()")
+            .await?;
+        Ok(answer.as_deref() == Some("t"))
+    }
+
+    /// What a server stores of a user's password, where that is a key of SCRAM.
+    pub(crate) async fn verifier(&self, user: &str) -> Result<Verifier, String> {
+        let sql = format!(
+            "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = {}",
+            literal(user)
+        );
+        let primary = self.board.routing().primary;
+        let stored = self.value(primary, &sql).await?.unwrap_or_default();
+        Verifier::parse(&stored).ok_or_else(|| format!("no key of SCRAM is stored for {user}"))
+    }
+
+    /// What was stored when it was last asked.
+    pub(crate) fn verifier_known(&self, user: &str) -> Option<Verifier> {
+        let known = self
+            .verifiers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.get(user).copied()
+    }
+
+    pub(crate) fn remember(&self, user: &str, verifier: Verifier) {
+        let mut known = self
+            .verifiers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.len() < REMEMBERED_MAX || known.contains_key(user) {
+            known.insert(user.to_owned(), verifier);
+        }
+    }
+
+    /// The first transaction that cannot be one from before: of all promotions after one epoch, up
+    /// to another. None where that is not known of each of them.
+    pub(crate) fn boundary(&self, after: Epoch, upto: Epoch) -> Option<u64> {
+        let boundaries = self
+            .boundaries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let between = boundaries
+            .iter()
+            .filter(|(epoch, _)| (after + 1..=upto).contains(epoch));
+        let between: BTreeMap<Epoch, u64> = between.copied().collect();
+        let all = u64::try_from(between.len()) == Ok(upto.saturating_sub(after));
+        between.into_values().min().filter(|_| all)
+    }
+
+    async fn promote_slot(&self, slot: Slot) -> Result<(), String> {
+        let deadline = Instant::now() + PROMOTE_BOUND;
+        // The director makes the epoch known only after this.
+        let epoch = self.board.routing().epoch + 1;
+        if self.is_standby(slot).await? {
+            self.ask(slot, "SELECT pg_catalog.pg_promote(false)")
+                .await?;
+            while self.is_standby(slot).await? {
+                if Instant::now() >= deadline {
+                    return Err(format!(
+                        "promote {}: it is still a standby",
+                        self.name(slot)
+                    ));
+                }
+                tokio::time::sleep(PROMOTE_POLL).await;
+            }
+        }
+        let next = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+        let next = self.value(slot, next).await?;
+        let next = next.and_then(|next| next.parse().ok());
+        let next = next.ok_or_else(|| format!("{} tells no transaction", self.name(slot)))?;
+        let mut boundaries = self
+            .boundaries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if boundaries.len() == REMEMBERED_MAX {
+            boundaries.remove(0);
+        }
+        boundaries.retain(|(before, _)| *before != epoch);
+        boundaries.push((epoch, next));
+        Ok(())
+    }
+
+    /// Waits until a standby has all that the primary has written.
+    async fn catch_up(&self, old: Slot, to: Slot) -> Result<(), String> {
+        const WRITTEN: &str = "SELECT pg_catalog.pg_current_wal_lsn()";
+        let deadline = Instant::now() + CATCH_UP_BOUND;
+        let written = self.value(old, WRITTEN).await?.unwrap_or_default();
+        let sql = format!(
+            "SELECT pg_catalog.pg_last_wal_replay_lsn() >= {}::pg_lsn",
+            literal(&written)
+        );
+        while self.value(to, &sql).await?.as_deref() != Some("t") {
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "{} did not catch up with {} within {} s",
+                    self.name(to),
+                    self.name(old),
+                    CATCH_UP_BOUND.as_secs()
+                ));
+            }
+            tokio::time::sleep(PROMOTE_POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn standing_of(&self, slot: Slot, primary: Slot) -> Standing {
+        // The standby first: what it lacks counts only if the primary is there afterwards.
+        let shadow = match self.ask(slot, SHADOW).await {
+            Ok(rows) => Shadow::of(rows),
+            Err(why) => return self.away(slot, primary, why).await,
+        };
+        let Some(shadow) = shadow else {
+            return Standing::Away(format!("{} gives no account of itself", self.name(slot)));
+        };
+        if let (Some(place), Some(shadow)) = (self.places.get(slot), &shadow)
+            && shadow.retries.is_some_and(|time| time > RETRIES_MAX)
+            && !place.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                app = self.name(slot),
+                "a failover may wait for wal_retrieve_retry_interval; set it to {} ms",
+                RETRIES_MAX.as_millis()
+            );
+        }
+        let first = self.ask(primary, PRIMARY).await.map(Primary::of);
+        let (first, shadow) = match (first, shadow) {
+            (Ok(Some(first)), Some(shadow)) if !first.standby => (first, shadow),
+            (Ok(Some(first)), None) if !first.standby => {
+                self.goes_astray(slot);
+                return self
+                    .behind(
+                        slot,
+                        &first,
+                        format!("{} is a primary of its own", self.name(slot)),
+                        primary,
+                    )
+                    .await;
+            }
+            // It is the only primary there is.
+            (_, None) => return Standing::Ready { lag: None },
+            (_, Some(shadow)) => return self.without_primary(slot, primary, &shadow),
+        };
+        let why = if !shadow.streams {
+            self.goes_astray(slot);
+            Some("it receives nothing from the primary".to_owned())
+        } else {
+            if let Some(place) = self.places.get(slot) {
+                set(&place.astray_since, None);
+            }
+            let lag = first.written.saturating_sub(shadow.received);
+            (lag > self.options.lag_bytes_max).then(|| format!("it is {lag} bytes behind"))
+        };
+        if let Some(why) = why {
+            return self.behind(slot, &first, why, primary).await;
+        }
+        if self.options.guarantee == Guarantee::Strict
+            && let Err(why) = self.commits_wait(slot, primary, &first, &shadow).await
+        {
+            self.note_step(slot, false);
+            return Standing::Behind(why);
+        }
+        self.note_step(slot, true);
+        Standing::Ready {
+            lag: Some(Lag {
+                bytes: Some(first.written.saturating_sub(shadow.received)),
+                time: shadow.heard,
+            }),
+        }
+    }
+
+    fn note_step(&self, slot: Slot, in_step: bool) {
+        if let Some(place) = self.places.get(slot) {
+            set(&place.in_step, Some(in_step));
+        }
+    }
+
+    /// How a standby stands whose primary does not answer: as before.
+    fn without_primary(&self, slot: Slot, primary: Slot, shadow: &Shadow) -> Standing {
+        let known = self.places.get(slot).and_then(|place| get(&place.in_step));
+        let fast = self.options.guarantee == Guarantee::Fast;
+        let ready = known.unwrap_or(fast && shadow.received > 0);
+        if ready {
+            Standing::Ready { lag: None }
+        } else {
+            let primary = self.name(primary);
+            Standing::Away(format!(
+                "{primary} does not answer, and whether {} has all it wrote is not known",
+                self.name(slot)
+            ))
+        }
+    }
+
+    /// Commits on the primary wait for the standby; or begin to, which is a reason to wait.
+    async fn commits_wait(
+        &self,
+        slot: Slot,
+        primary: Slot,
+        first: &Primary,
+        shadow: &Shadow,
+    ) -> Result<(), String> {
+        if shadow.synchronous {
+            // It would wait for a standby of its own once it is promoted.
+            self.set_synchronous(slot, "").await?;
+        }
+        if !matches!(first.commit.as_str(), "on" | "remote_apply") {
+            return Err(format!(
+                "synchronous_commit of {} is {}: acknowledged commits are not on the shadow; set it to on",
+                self.name(primary),
+                first.commit
+            ));
+        }
+        if !first.synchronous {
+            self.set_synchronous(primary, "*").await?;
+            return Err("commits begin to wait for it".to_owned());
+        }
+        if first.waits_for == 0 {
+            return Err("commits do not wait for it yet".to_owned());
+        }
+        Ok(())
+    }
+
+    async fn set_synchronous(&self, slot: Slot, names: &str) -> Result<(), String> {
+        let sql = format!(
+            "ALTER SYSTEM SET synchronous_standby_names = {}",
+            literal(names)
+        );
+        self.ask(slot, &sql).await?;
+        self.ask(slot, "SELECT pg_catalog.pg_reload_conf()").await?;
+        Ok(())
+    }
+
+    /// A standby cannot take over; commits stop to wait for it once nobody counts on it.
+    async fn behind(&self, slot: Slot, first: &Primary, why: String, primary: Slot) -> Standing {
+        self.note_step(slot, false);
+        if self.options.guarantee == Guarantee::Strict
+            && first.synchronous
+            && self.board.routing().standby != Some(slot)
+            && let Err(trouble) = self.set_synchronous(primary, "").await
+        {
+            tracing::warn!(app = self.name(primary), trouble, "commits wait for nobody");
+        }
+        Standing::Behind(why)
+    }
+
+    async fn away(&self, slot: Slot, primary: Slot, why: String) -> Standing {
+        let first = self.ask(primary, PRIMARY).await.ok().and_then(Primary::of);
+        let Some(first) = first.filter(|first| !first.standby) else {
+            return Standing::Away(why);
+        };
+        let standing = self.behind(slot, &first, why.clone(), primary).await;
+        let long = self.goes_astray(slot);
+        // Whoever is behind is made to follow.
+        if long && !self.options.rebuild.is_empty() {
+            standing
+        } else {
+            Standing::Away(why)
+        }
+    }
+
+    /// An instance follows nobody; whether that has lasted long enough for it to be rebuilt.
+    fn goes_astray(&self, slot: Slot) -> bool {
+        self.places.get(slot).is_some_and(|place| {
+            let since = get(&place.astray_since).unwrap_or_else(Instant::now);
+            set(&place.astray_since, Some(since));
+            since.elapsed() >= Duration::from_millis(self.options.rebuild_after_ms)
+        })
+    }
+
+    async fn rebuild(&self, slot: Slot, primary: Slot) -> Result<(), String> {
+        let Some((program, arguments)) = self.options.rebuild.split_first() else {
+            return Err(format!(
+                "{} has to be made a standby of {} by hand: no command `rebuild` is given",
+                self.name(slot),
+                self.name(primary)
+            ));
+        };
+        let (Some(place), Some(shadow)) = (self.places.get(slot), self.board.instances().get(slot))
+        else {
+            return Err("no such place".to_owned());
+        };
+        let soon = get(&place.rebuilt).is_some_and(|at| at.elapsed() < REBUILD_PAUSE);
+        if soon || place.rebuilds.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("FOREBAY_APP", &shadow.app)
+            .env("FOREBAY_ADDRESS", shadow.address.to_string())
+            .env("FOREBAY_PRIMARY", self.name(primary))
+            .env(
+                "FOREBAY_PRIMARY_ADDRESS",
+                self.board.address(primary).to_string(),
+            )
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        tracing::info!(app = shadow.app, "a standby is rebuilt");
+        let ended = finish(command).await;
+        set(&place.rebuilt, Some(Instant::now()));
+        place.rebuilds.store(false, Ordering::Release);
+        ended.map_err(|why| format!("rebuild {} with {program}: {why}", shadow.app))
+    }
+}
+
+/// Runs a command to its end.
+async fn finish(mut command: Command) -> Result<(), String> {
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + REBUILD_BOUND;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(format!("it ended with {status}")),
+            Ok(None) if Instant::now() < deadline => tokio::time::sleep(REBUILD_POLL).await,
+            Ok(None) => {
+                let killed = child.kill().and_then(|()| child.wait());
+                let late = format!("it took longer than {} s", REBUILD_BOUND.as_secs());
+                return Err(match killed {
+                    Ok(_) => late,
+                    Err(error) => format!("{late}, and could not be ended: {error}"),
+                });
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn get<T: Copy>(place: &Mutex<Option<T>>) -> Option<T> {
+    *place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn set<T>(place: &Mutex<Option<T>>, value: Option<T>) {
+    *place.lock().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
+const SHADOW: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
+     greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) - '0/0', \
+     (SELECT status FROM pg_catalog.pg_stat_wal_receiver), \
+     (SELECT (extract(epoch FROM pg_catalog.clock_timestamp() - last_msg_receipt_time) * 1000)::bigint \
+        FROM pg_catalog.pg_stat_wal_receiver), \
+     pg_catalog.current_setting('synchronous_standby_names'), \
+     (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_retrieve_retry_interval')";
+
+const PRIMARY: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
+     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() - '0/0' END, \
+     pg_catalog.current_setting('synchronous_standby_names'), \
+     pg_catalog.current_setting('synchronous_commit'), \
+     (SELECT count(*) FROM pg_catalog.pg_stat_replication \
+       WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum'))";
+
+/// A standby's account of itself.
+#[derive(Debug)]
+struct Shadow {
+    received: u64,
+    streams: bool,
+    heard: Option<Duration>,
+    synchronous: bool,
+    /// How long it waits for its primary before it heeds that it is to take over, at worst.
+    retries: Option<Duration>,
+}
+
+impl Shadow {
+    /// None within, when it is no standby.
+    fn of(rows: Rows) -> Option<Option<Self>> {
+        let mut row = rows.into_iter().next()?.into_iter();
+        let standby = row.next()??;
+        let received = row.next()?.and_then(|bytes| bytes.parse().ok());
+        let status = row.next()?;
+        let heard = row.next()?.and_then(|time| time.parse().ok());
+        let names = row.next()??;
+        let retries = row.next()?.and_then(|time| time.parse().ok());
+        Some((standby == "t").then(|| Self {
+            received: received.unwrap_or_default(),
+            streams: status.as_deref() == Some("streaming"),
+            heard: heard.map(Duration::from_millis),
+            synchronous: !names.is_empty(),
+            retries: retries.map(Duration::from_millis),
+        }))
+    }
+}
+
+/// A primary's.
+#[derive(Debug)]
+struct Primary {
+    standby: bool,
+    written: u64,
+    synchronous: bool,
+    commit: String,
+    waits_for: u64,
+}
+
+impl Primary {
+    fn of(rows: Rows) -> Option<Self> {
+        let mut row = rows.into_iter().next()?.into_iter();
+        Some(Self {
+            standby: row.next()?? == "t",
+            written: row
+                .next()?
+                .and_then(|bytes| bytes.parse().ok())
+                .unwrap_or_default(),
+            synchronous: !row.next()??.is_empty(),
+            commit: row.next()??,
+            waits_for: row.next()??.parse().ok()?,
+        })
+    }
+}
+
+impl Synchroniser for Native {
+    fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { self.promote_slot(self.slot(to)?).await })
+    }
+
+    fn settle<'a>(
+        &'a self,
+        old: &'a Instance,
+        to: &'a Instance,
+    ) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { self.catch_up(self.slot(old)?, self.slot(to)?).await })
+    }
+
+    fn follow<'a>(
+        &'a self,
+        shadow: &'a Instance,
+        primary: &'a Instance,
+    ) -> Pending<'a, Result<(), String>> {
+        Box::pin(async {
+            let (slot, primary) = (self.slot(shadow)?, self.slot(primary)?);
+            let astray = self
+                .places
+                .get(slot)
+                .and_then(|place| get(&place.astray_since));
+            if astray.is_none() {
+                // One that only lacks something gets it by itself.
+                return Ok(());
+            }
+            if !self.goes_astray(slot) {
+                return Ok(());
+            }
+            if slot == self.board.routing().primary || self.is_standby(primary).await? {
+                return Err(format!("{} is no primary", self.name(primary)));
+            }
+            self.rebuild(slot, primary).await
+        })
+    }
+
+    fn standing<'a>(
+        &'a self,
+        shadow: &'a Instance,
+        primary: &'a Instance,
+    ) -> Pending<'a, Standing> {
+        Box::pin(async {
+            match (self.slot(shadow), self.slot(primary)) {
+                (Ok(slot), Ok(primary)) => self.standing_of(slot, primary).await,
+                (Err(why), _) | (_, Err(why)) => Standing::Away(why),
+            }
+        })
+    }
+
+    fn witness(&self) -> Witness {
+        Witness::Ping
+    }
+
+    fn ping<'a>(&'a self, instance: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async {
+            let slot = self.slot(instance)?;
+            if !self.is_standby(slot).await? {
+                return Ok(());
+            }
+            // One that stands by may serve only if nobody does.
+            for other in (0..self.places.len()).filter(|other| *other != slot) {
+                if self.is_standby(other).await == Ok(false) {
+                    return Err(format!(
+                        "{} is a standby of {}",
+                        instance.app,
+                        self.name(other)
+                    ));
+                }
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,463 @@
+//! One session: what its client and its server say to each other, until either ends it.
+//!
+//! Everything a session does is done by one task, in turns: what the server said is passed on, then
+//! what the client said, then both are waited for. `relay` has what a message means, and `moving`
+//! what happens when the server is lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use forebay_core::shadow::promotion::Slot;
+use tokio::io::Interest;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Shared;
+use super::client::{Connection, Credential, Filled, Trouble, fill};
+use super::frame::{Frames, Key, Opening, ServerError};
+use super::login::{Begun, Heard};
+use super::request::Request;
+use super::state::State;
+use crate::flights::Ticket;
+use crate::stream::Stream;
+use crate::switchboard::{Assigned, Gate, Routing};
+
+/// Bytes that wait for one side before no more are read from the other.
+const WAITING_BYTES_MAX: usize = 256 * 1024;
+/// Requests without an answer before no more are read from a client.
+const PENDING_MAX: usize = 128;
+/// How soon a connection to the standby is tried again.
+const SHADOW_RETRY: Duration = Duration::from_secs(1);
+/// How long a login of the front may take.
+pub(super) const LOGIN_BOUND: Duration = Duration::from_secs(5);
+/// How long a client may take for the end of what it is told.
+const FLUSH_BOUND: Duration = Duration::from_secs(5);
+
+/// Bytes on their way out.
+#[derive(Debug, Default)]
+pub(super) struct Out {
+    pub(super) bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Out {
+    fn is_empty(&self) -> bool {
+        self.sent == self.bytes.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() - self.sent >= WAITING_BYTES_MAX
+    }
+
+    /// Writes as much as goes without waiting.
+    fn flush(&mut self, stream: &Stream) -> io::Result<()> {
+        while !self.is_empty() {
+            let rest = self.bytes.get(self.sent..).unwrap_or_default();
+            let written = stream.try_io(Interest::WRITABLE, || {
+                let flags = rustix::net::SendFlags::NOSIGNAL;
+                rustix::net::send(stream, rest, flags).map_err(Into::into)
+            });
+            match written {
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.sent = 0;
+        // An idle connection keeps no large buffer.
+        self.bytes.clear();
+        self.bytes.shrink_to(WAITING_BYTES_MAX / 16);
+        Ok(())
+    }
+}
+
+/// The connection that is logged in at the standby.
+#[derive(Debug)]
+pub(super) enum Shadow {
+    None { since: Option<Instant> },
+    Opening(Slot, Task),
+    Ready(Slot, Box<Connection>),
+}
+
+/// What came of opening it: what proves who the client is, and the connection.
+type Opened = (Option<Credential>, Result<Connection, String>);
+
+/// A task that ends with whoever waits for it.
+#[derive(Debug)]
+pub(super) struct Task(JoinHandle<Opened>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Which transaction the session is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transaction {
+    /// It was not asked since it may have begun to write.
+    Unasked,
+    /// It has written nothing until now.
+    None,
+    Known(u64),
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The client wanted it to.
+    Asked,
+    /// The server did, and has said why.
+    Told,
+    /// The front does, and says why.
+    With(ServerError),
+    Broken(io::Error),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) patience: Duration,
+    pub(super) client: Stream,
+    pub(super) from_client: Frames,
+    pub(super) to_client: Out,
+    pub(super) server: Stream,
+    pub(super) from_server: Frames,
+    pub(super) to_server: Out,
+    pub(super) assigned: Assigned,
+    pub(super) opening: Opening,
+    pub(super) heard: Heard,
+    pub(super) credential: Option<Credential>,
+    /// What the client was told of the server's settings.
+    pub(super) parameters: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// By which the client would cancel.
+    pub(super) key: Option<Key>,
+    /// Of the transaction, as the server said last: `I`, `T` or `E`.
+    pub(super) status: u8,
+    pub(super) pending: VecDeque<Request<'a>>,
+    /// The latest request is a batch that has not ended.
+    pub(super) open: bool,
+    /// The client sends rows, and the server says nothing.
+    pub(super) copying: bool,
+    pub(super) state: State,
+    /// What changed the session since, where that can be carried out again.
+    pub(super) redo: Option<Vec<u8>>,
+    pub(super) transaction: Transaction,
+    /// Rows that the server answered to a question of the front.
+    pub(super) rows: super::client::Rows,
+    pub(super) question_failed: bool,
+    /// The transaction is lost, and the client has not asked for anything since.
+    pub(super) interrupted: bool,
+    /// Messages are left out until the client ends its batch, which then gets this status.
+    pub(super) skipping: Option<u8>,
+    /// The rest of a long message is left out.
+    pub(super) skipping_part: bool,
+    /// An error with which the server ended the session.
+    pub(super) last_words: Option<Vec<u8>>,
+    pub(super) shadow: Shadow,
+    /// A transaction that is open and asks nothing; a hand-over waits for it.
+    pub(super) resting: Option<Ticket<'a>>,
+}
+
+/// Serves a client that has logged in.
+///
+/// # Errors
+/// When a connection broke that could not be replaced, or the client does not speak the protocol.
+pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) -> io::Result<()> {
+    let key = begun.key;
+    if let Some(key) = key {
+        shared.cancels.set(key, begun.assigned.slot, key);
+    }
+    let mut session = Session {
+        shared,
+        patience,
+        client: begun.client,
+        from_client: begun.from_client,
+        to_client: Out::default(),
+        server: begun.server,
+        from_server: begun.from_server,
+        to_server: Out::default(),
+        assigned: begun.assigned,
+        opening: begun.opening,
+        heard: begun.heard,
+        credential: None,
+        parameters: begun.parameters,
+        key,
+        status: b'I',
+        pending: VecDeque::new(),
+        open: false,
+        copying: false,
+        state: State::default(),
+        redo: None,
+        transaction: Transaction::Unasked,
+        rows: Vec::new(),
+        question_failed: false,
+        interrupted: false,
+        skipping: None,
+        skipping_part: false,
+        last_words: None,
+        shadow: Shadow::None { since: None },
+        resting: None,
+    };
+    let ended = session.serve().await;
+    if let Some(key) = key {
+        shared.cancels.forget(key);
+    }
+    session.say_goodbye(ended).await
+}
+
+impl Session<'_> {
+    async fn serve(&mut self) -> Ended {
+        let mut changes = self.shared.board.subscribe();
+        loop {
+            match self.turn(&mut changes).await {
+                Ok(()) => {}
+                Err(ended) => return ended,
+            }
+        }
+    }
+
+    async fn turn(&mut self, changes: &mut watch::Receiver<Routing>) -> Result<(), Ended> {
+        self.pass_down()?;
+        self.pass_up().await?;
+        self.to_client.flush(&self.client)?;
+        // Whether the server is lost is seen by reading from it: it may have answered.
+        let sent = self.to_server.flush(&self.server);
+        if sent.is_err() {
+            return self.lose().await;
+        }
+        if self.shared.board.is_replaced(self.assigned) {
+            return self.lose().await;
+        }
+        self.tend_shadow();
+        let client = interest(
+            !self.to_server.is_full() && !self.is_crowded(),
+            &self.to_client,
+        );
+        let server = interest(!self.to_client.is_full(), &self.to_server);
+        let retry = self.shadow_due();
+        tokio::select! {
+            () = ready(&self.client, client) => {
+                if !self.to_server.is_full() && !self.is_crowded() {
+                    match fill(&self.client, &mut self.from_client) {
+                        Ok(Filled::End) => return Err(Ended::Asked),
+                        Ok(_) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            () = ready(&self.server, server) => {
+                if !self.to_client.is_full() && !self.hear()? {
+                    return self.lose().await;
+                }
+            }
+            // The sender is part of the board.
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return Err(Ended::Asked);
+                }
+            }
+            opened = opened(&mut self.shadow) => self.note_shadow(opened),
+            () = due(retry) => {}
+        }
+        Ok(())
+    }
+
+    /// Too much is on its way to read more from the client.
+    fn is_crowded(&self) -> bool {
+        self.pending.len() >= PENDING_MAX
+    }
+
+    /// Reads from the server; false when that is gone.
+    pub(super) fn hear(&mut self) -> Result<bool, Ended> {
+        match fill(&self.server, &mut self.from_server) {
+            Ok(Filled::Some) => {
+                let first = self.pending.front();
+                if let Some(ticket) = first.and_then(|request| request.ticket.as_ref()) {
+                    ticket.heard();
+                }
+                Ok(true)
+            }
+            Ok(Filled::Nothing) => Ok(true),
+            Ok(Filled::End) | Err(_) => {
+                self.pass_down()?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// A request may be sent: its server is the primary, and not about to be replaced.
+    pub(super) fn may_begin(&self) -> bool {
+        let routing = self.shared.board.routing();
+        routing.gate == Gate::Open && routing.epoch == self.assigned.epoch
+    }
+
+    async fn say_goodbye(mut self, ended: Ended) -> io::Result<()> {
+        let (error, result) = match ended {
+            Ended::Asked => {
+                // The server hears the end of it.
+                return self.to_server.flush(&self.server);
+            }
+            Ended::Told => (None, Ok(())),
+            Ended::With(error) => {
+                let result = Err(io::Error::other(error.message.clone()));
+                (Some(error), result)
+            }
+            Ended::Broken(error) => (None, Err(error)),
+        };
+        // Within a message, an error would be taken for a part of it.
+        if let Some(error) = error.filter(|_| !self.from_server.is_within()) {
+            error.put(&mut self.to_client.bytes);
+        }
+        let told = async {
+            self.to_client.flush(&self.client)?;
+            while !self.to_client.is_empty() {
+                self.client.ready(Interest::WRITABLE).await?;
+                self.to_client.flush(&self.client)?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(FLUSH_BOUND, told).await {
+            Ok(told) => result.and(told),
+            Err(_) => result,
+        }
+    }
+
+    fn shadow_due(&self) -> Option<Instant> {
+        match &self.shadow {
+            Shadow::None { since: Some(since) } => self
+                .shared
+                .board
+                .routing()
+                .standby
+                .map(|_| *since + SHADOW_RETRY),
+            _ => None,
+        }
+    }
+
+    /// Keeps a connection to the standby, if one stands by.
+    fn tend_shadow(&mut self) {
+        let standby = self.shared.board.routing().standby;
+        let have = match &self.shadow {
+            Shadow::Opening(slot, _) | Shadow::Ready(slot, _) => Some(*slot),
+            Shadow::None { .. } => None,
+        };
+        if have.is_some() && have != standby {
+            self.shadow = Shadow::None { since: None };
+        }
+        let Some(slot) = standby.filter(|_| !self.opening.replicates) else {
+            return;
+        };
+        let due = self.shadow_due().is_none_or(|due| Instant::now() >= due);
+        if matches!(self.shadow, Shadow::None { .. }) && due {
+            let (shared, heard) = (Arc::clone(self.shared), self.heard.clone());
+            let (opening, known) = (self.opening.clone(), self.credential.clone());
+            let opening = async move { open_shadow(&shared, slot, opening, heard, known).await };
+            self.shadow = Shadow::Opening(slot, Task(tokio::spawn(opening)));
+        }
+    }
+
+    fn note_shadow(&mut self, opened: Result<Opened, tokio::task::JoinError>) {
+        let slot = match &self.shadow {
+            Shadow::Opening(slot, _) => *slot,
+            _ => return,
+        };
+        let since = Some(Instant::now());
+        self.shadow = match opened {
+            Ok((credential, connection)) => {
+                self.credential = credential.or(self.credential.take());
+                match connection {
+                    Ok(connection) => Shadow::Ready(slot, Box::new(connection)),
+                    Err(why) => {
+                        tracing::debug!(
+                            why,
+                            user = self.opening.user,
+                            "no connection to the standby"
+                        );
+                        Shadow::None { since }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no connection to the standby");
+                Shadow::None { since }
+            }
+        };
+    }
+}
+
+async fn open_shadow(
+    shared: &Shared,
+    slot: Slot,
+    opening: Opening,
+    heard: Heard,
+    known: Option<Credential>,
+) -> Opened {
+    // The semaphore is never closed.
+    let _place = shared.logins.acquire().await;
+    let credential = match known {
+        Some(credential) => credential,
+        None => match heard.credential(shared, &opening.user).await {
+            Ok(credential) => credential,
+            Err(why) => return (None, Err(why)),
+        },
+    };
+    let opened = tokio::time::timeout(LOGIN_BOUND, open(shared, slot, &opening, &credential)).await;
+    let connection = match opened {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(trouble)) => Err(trouble.to_string()),
+        Err(_) => Err("the login took too long".to_owned()),
+    };
+    (Some(credential), connection)
+}
+
+/// Logs in at an instance on behalf of a client.
+pub(super) async fn open(
+    shared: &Shared,
+    slot: Slot,
+    opening: &Opening,
+    credential: &Credential,
+) -> Result<Connection, Trouble> {
+    let stream = Stream::connect(shared.board.address(slot)).await?;
+    Connection::open(stream, opening, credential).await
+}
+
+fn interest(reads: bool, out: &Out) -> Option<Interest> {
+    match (reads, out.is_empty()) {
+        (true, true) => Some(Interest::READABLE),
+        (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
+        (false, false) => Some(Interest::WRITABLE),
+        (false, true) => None,
+    }
+}
+
+async fn ready(stream: &Stream, interest: Option<Interest>) {
+    let Some(interest) = interest else {
+        return std::future::pending().await;
+    };
+    // What is wrong with it is told by reading or writing.
+    stream.ready(interest).await.ok();
+}
+
+async fn opened(shadow: &mut Shadow) -> Result<Opened, tokio::task::JoinError> {
+    match shadow {
+        Shadow::Opening(_, task) => (&mut task.0).await,
+        Shadow::None { .. } | Shadow::Ready(..) => std::future::pending().await,
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
