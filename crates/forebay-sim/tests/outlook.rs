@@ -55,8 +55,11 @@ fn host() -> (SimHost, Policy) {
     (host, policy)
 }
 
-/// CPUs of its own that `web` had just before each rise, and on average from the second last rise to
-/// the last; `known` says what is known.
+/// Rises before the last one over which an average is taken: where one hold of 5 s lies is chance.
+const AVERAGED: usize = 3;
+
+/// CPUs of its own that `web` had just before each rise, and on average before the last three of
+/// them; `known` says what is known.
 fn run(
     rises: u32,
     mut known: impl FnMut(&SimHost, &mut Forecasts) -> Outlook,
@@ -80,7 +83,7 @@ fn run(
         }
         let reason = report.apps[&web].reason.as_ref();
         let own = reason.map_or(0, |reason| reason.exclusive.len());
-        if before.len() + 1 == usize::try_from(rises).unwrap() {
+        if before.len() + AVERAGED >= usize::try_from(rises).unwrap() {
             all += own;
             counted += 1;
         }
@@ -97,9 +100,9 @@ fn run(
 
 #[test]
 fn a_rise_that_came_often_is_prepared_for_and_batch_hardly_loses() {
-    let (blind, held_blind) = run(4, |_, _| Outlook::default());
-    assert_eq!(blind, [1; 4], "two minutes do not remember five");
-    let (seen, held) = run(8, |_, forecasts| forecasts.outlook());
+    let (blind, held_blind) = run(6, |_, _| Outlook::default());
+    assert_eq!(blind, [1; 6], "two minutes do not remember five");
+    let (seen, held) = run(9, |_, forecasts| forecasts.outlook());
     assert!(seen[6..].iter().all(|own| *own >= 3), "{seen:?}");
     // Three buckets of ten seconds in five minutes, for some 4 CPUs, are 0.4 of one.
     assert!(held < held_blind + 0.45, "{held} {held_blind}");
