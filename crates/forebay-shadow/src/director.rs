@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::shadow::detection::{self, Evidence, Life, Observation, Verdict};
-use forebay_core::shadow::promotion::{Cause, Epoch, Input, Promotion, Slot, Stage, Step};
+use forebay_core::shadow::promotion::{Cause, Epoch, Input, Promotion, Slot, Stage};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
-use crate::member::{self, FENCE_POLL, Member};
+use crate::member::{self, Member};
 use crate::ping::Ping;
 use crate::status::{MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
-use crate::switchboard::{Gate, Switchboard};
+use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
 use crate::unread::{self, Unread};
 
@@ -33,10 +33,6 @@ const REFUSAL_BOUND: Duration = Duration::from_millis(50);
 /// And for a while after the primary changed, until a shadow is in step with it.
 const STANDING_EAGER: Duration = Duration::from_millis(25);
 const EAGER_BOUND: Duration = Duration::from_secs(1);
-/// How long requests to a primary that is to hand over may take.
-const SETTLE_BOUND: Duration = Duration::from_secs(1);
-/// How long a shadow may take to take over.
-const PROMOTE_BOUND: Duration = Duration::from_secs(10);
 /// How long another than the last primary waits for that one when nobody serves: it knows most.
 const FIRST_CHOICE_BOUND: Duration = Duration::from_secs(2);
 /// Transitions that are remembered.
@@ -582,212 +578,6 @@ impl Director {
         }
     }
 
-    async fn carry_out(&mut self, step: Step) -> Option<Input> {
-        let began = Instant::now();
-        let outcome = match step {
-            Step::Hold => {
-                self.board.change(|routing| routing.gate = Gate::Held);
-                return None;
-            }
-            Step::Release => {
-                self.board.change(|routing| routing.gate = Gate::Open);
-                return None;
-            }
-            Step::Unfence(slot) => {
-                self.unfence(slot);
-                return None;
-            }
-            Step::Kill(slot) => {
-                self.kill(slot);
-                return None;
-            }
-            Step::Drain(slot) => {
-                self.follow(slot, None);
-                return None;
-            }
-            Step::Fence(slot) => self.fence(slot).await,
-            Step::Settle(slot) => self.settle(slot).await,
-            Step::Promote(slot, epoch) => self.promote(slot, epoch).await,
-            Step::Replay(slot) => {
-                let epoch = self.machine.epoch();
-                let planned = self.machine.cause() == Some(Cause::Planned);
-                self.board.change(|routing| {
-                    routing.epoch = epoch;
-                    routing.primary = slot;
-                    routing.standby = None;
-                    if !planned {
-                        routing.lost_before = epoch;
-                    }
-                });
-                // Whoever was in step was so with another primary, or was the primary itself.
-                self.standings.fill(Standing::Away(
-                    "it was not asked since the primary changed".to_owned(),
-                ));
-                // Those that were interrupted come before those that wait.
-                tokio::task::yield_now().await;
-                Ok(())
-            }
-        };
-        if let Some(running) = &mut self.running {
-            running.took(step, began.elapsed());
-        }
-        Some(match outcome {
-            Ok(()) => Input::Done,
-            Err(why) => {
-                tracing::error!(?step, why, "a step of a promotion failed");
-                if let Some(running) = &mut self.running {
-                    running.trouble.push(why);
-                }
-                Input::Refused
-            }
-        })
-    }
-
-    /// Stops the old primary and makes the next epoch durable at the same time.
-    async fn fence(&mut self, slot: Slot) -> Result<(), String> {
-        let record = self
-            .machine
-            .next()
-            .map(|(primary, epoch)| Record { epoch, primary });
-        let stood = self.stand(slot);
-        let Some(record) = record else {
-            return stood.await;
-        };
-        let (stood, written) = tokio::join!(stood, self.write(record));
-        written?;
-        if let Err(why) = stood {
-            // Whoever begins anew must not take for the primary what did not become it.
-            let still = Record {
-                epoch: record.epoch,
-                primary: slot,
-            };
-            self.write(still).await?;
-            self.durable = Some(still);
-            return Err(why);
-        }
-        self.durable = Some(record);
-        self.note_unread(slot);
-        Ok(())
-    }
-
-    /// Notes what a primary that stands leaves unread: nobody has executed that, nor ever will. One
-    /// without a fence may have processes that are not known here, and those may read on.
-    fn note_unread(&self, slot: Slot) {
-        let fenced = self
-            .member(slot)
-            .is_some_and(|member| member.fence.is_some());
-        let queues = match self.board.address(slot) {
-            Address::Tcp(address) if fenced => unread::queues(*address),
-            Address::Tcp(_) | Address::Unix(_) => Ok(Vec::new()),
-        };
-        match queues {
-            Ok(queues) => self.board.leave(self.machine.epoch(), &queues),
-            Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),
-        }
-    }
-
-    fn write(&self, record: Record) -> impl Future<Output = Result<(), String>> + use<> {
-        let epochs = Arc::clone(&self.epochs);
-        async move {
-            let path = epochs.path().display().to_string();
-            let written = tokio::task::spawn_blocking(move || epochs.write(record)).await;
-            match written {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(format!("write epoch {} to {path}: {error}", record.epoch)),
-                Err(error) => Err(format!("write epoch {} to {path}: {error}", record.epoch)),
-            }
-        }
-    }
-
-    fn stand(&self, slot: Slot) -> impl Future<Output = Result<(), String>> + use<> {
-        let member = self.member(slot);
-        member::stop(
-            self.name(slot).to_owned(),
-            member.and_then(|member| member.fence.clone()),
-            member.map(Member::life),
-            self.machine.cause(),
-        )
-    }
-
-    fn unfence(&self, slot: Slot) {
-        let fence = self.member(slot).and_then(|member| member.fence.as_ref());
-        if let Some(Err(error)) = fence.map(|fence| fence.thaw()) {
-            tracing::error!(app = self.name(slot), %error, "thaw");
-        }
-    }
-
-    /// Ends the old primary; its group is let go once nobody is left in it.
-    fn kill(&mut self, slot: Slot) {
-        let name = self.name(slot).to_owned();
-        let Some(member) = self.members.get_mut(slot).and_then(Option::take) else {
-            return;
-        };
-        self.begin_life(slot, "it was fenced and ended");
-        if let Some(fence) = member.fence {
-            tokio::spawn(member::end(name, fence));
-        }
-    }
-
-    async fn settle(&mut self, slot: Slot) -> Result<(), String> {
-        if !self.synchroniser.is_exclusive() {
-            return Ok(());
-        }
-        let deadline = Instant::now() + SETTLE_BOUND;
-        while self.board.flights.count(slot) > 0 {
-            if Instant::now() >= deadline {
-                return Err(format!(
-                    "{} requests to {} took longer than {} s",
-                    self.board.flights.count(slot),
-                    self.name(slot),
-                    SETTLE_BOUND.as_secs()
-                ));
-            }
-            tokio::time::sleep(FENCE_POLL).await;
-        }
-        let instances = self.board.instances();
-        let to = self.machine.next().and_then(|(to, _)| instances.get(to));
-        let (Some(old), Some(to)) = (instances.get(slot), to) else {
-            return Ok(());
-        };
-        let settled = self.synchroniser.settle(old, to);
-        match tokio::time::timeout(PROMOTE_BOUND, settled).await {
-            Ok(settled) => settled,
-            Err(_) => Err(format!(
-                "{} did not get all of {} within {} s",
-                to.app,
-                old.app,
-                PROMOTE_BOUND.as_secs()
-            )),
-        }
-    }
-
-    async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
-        let record = Record {
-            epoch,
-            primary: slot,
-        };
-        if self.durable != Some(record) {
-            self.write(record).await?;
-            self.durable = Some(record);
-        }
-        let Some(instance) = self.board.instances().get(slot) else {
-            return Err(format!("there is no instance {slot}"));
-        };
-        if let Some(running) = &mut self.running {
-            running.to = Some(instance.app.clone());
-            running.epoch = epoch;
-        }
-        let promoted = self.synchroniser.promote(instance);
-        match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
-            Ok(promoted) => promoted,
-            Err(_) => Err(format!(
-                "promote {}: it did not take over within {} s",
-                instance.app,
-                PROMOTE_BOUND.as_secs()
-            )),
-        }
-    }
-
     fn publish(&self) {
         let routing = self.board.routing();
         let members = self
@@ -830,5 +620,6 @@ fn words(standing: &Standing) -> &str {
     }
 }
 
+mod steps;
 #[cfg(test)]
 mod tests;

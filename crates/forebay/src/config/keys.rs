@@ -6,6 +6,10 @@
 
 use serde_json::{Value as Json, json};
 
+mod front;
+
+use front::FRONT;
+
 use super::quantity::{
     BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
 };
@@ -56,7 +60,6 @@ pub(super) enum Kind {
     TextOrTexts,
 }
 
-pub(super) const MODES: &[&str] = &["tcp", "http", "redis", "postgres"];
 pub(super) const CLASSES: &[&str] = &["critical", "standard", "batch"];
 
 const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
@@ -583,193 +586,6 @@ pub(super) const TIER: &[Key] = &[
         "volatile",
         Kind::Bool,
         "Whether `fast` may be in memory (tmpfs), so that a power failure loses what was promoted (default false)",
-    ),
-];
-
-/// One front.
-pub(super) const FRONT: &[Key] = &[
-    key(
-        "mode",
-        Kind::Choice {
-            noun: "mode",
-            words: MODES,
-        },
-        "What clients speak",
-    ),
-    key(
-        "listen",
-        Kind::Texts,
-        "Where clients connect: ADDRESS:PORT, or the absolute path of a Unix socket",
-    ),
-    key(
-        "instances",
-        Kind::TextMap,
-        "The apps that serve, two at least, each with the address at which the front reaches it",
-    ),
-    key(
-        "primary",
-        Kind::Text,
-        "Which of them serves at the very beginning (default: the first by name)",
-    ),
-    key(
-        "user",
-        Kind::Text,
-        "User that the front runs as once it listens (default \"nobody\")",
-    ),
-    key(
-        "connections_max",
-        Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
-        "Connections at the same time; more are refused (default 10000)",
-    ),
-    key(
-        "patience",
-        Kind::Duration,
-        "How long a request may wait for somebody to serve it, 100ms to 10min (default 5s)",
-    ),
-    key(
-        "grace",
-        Kind::Duration,
-        "Silence of the primary that is always allowed, such as its longest pause, at most 1min (default 0ms)",
-    ),
-    key(
-        "http",
-        Kind::Section(FRONT_HTTP),
-        "What can be chosen of mode \"http\"",
-    ),
-    key(
-        "redis",
-        Kind::Section(FRONT_REDIS),
-        "What can be chosen of mode \"redis\"",
-    ),
-    key(
-        "postgres",
-        Kind::Section(FRONT_POSTGRES),
-        "What mode \"postgres\" has to know",
-    ),
-];
-
-const GUARANTEE: Kind = Kind::Choice {
-    noun: "guarantee",
-    words: &["fast", "strict"],
-};
-
-const FRONT_HTTP: &[Key] = &[
-    key(
-        "forwarded_for",
-        Kind::Bool,
-        "Whether instances are told the client's address in X-Forwarded-For (default false)",
-    ),
-    key(
-        "mirror",
-        Kind::Percent,
-        "Share of requests that the shadow gets as well, its answers compared and dropped (default 0%)",
-    ),
-    key(
-        "mirror_writes",
-        Kind::Bool,
-        "Whether requests that change something are mirrored: for a shadow with a state of its own (default false)",
-    ),
-    key(
-        "mirror_ignore",
-        Kind::Texts,
-        "Beginnings of paths whose answers differ by their nature: only their status is compared",
-    ),
-    key(
-        "spread",
-        Kind::Percent,
-        "Share of reads that the shadow answers (default 0%)",
-    ),
-    key(
-        "spread_within",
-        Kind::Duration,
-        "How long the shadow may take until its answer begins (default 1s)",
-    ),
-];
-
-const FRONT_REDIS: &[Key] = &[
-    key(
-        "guarantee",
-        GUARANTEE,
-        "\"fast\": a write is acknowledged by the primary; \"strict\": and is on the shadow (default fast)",
-    ),
-    key(
-        "without_shadow",
-        Kind::Choice {
-            noun: "way",
-            words: &["refuse", "continue"],
-        },
-        "What strict does with writes while a shadow is missing (default refuse)",
-    ),
-    key(
-        "confirm",
-        Kind::Duration,
-        "How long strict waits for shadows to have what was written (default 500ms)",
-    ),
-    key(
-        "long",
-        Kind::Duration,
-        "How long a command that works on much data may keep the primary silent (default 2s)",
-    ),
-    key(
-        "read_from_shadow",
-        Kind::Bool,
-        "Whether a shadow answers reads, perhaps with what was true a moment ago (default false)",
-    ),
-    key(
-        "command_bytes_max",
-        Kind::Bytes,
-        "Longest command (default 64MiB)",
-    ),
-    key(
-        "user",
-        Kind::Text,
-        "User of the front itself and of replication (default: Redis's default user)",
-    ),
-    key(
-        "password_file",
-        Kind::Text,
-        "File with that user's password on its first line, for its owner alone",
-    ),
-];
-
-const FRONT_POSTGRES: &[Key] = &[
-    key(
-        "user",
-        Kind::Text,
-        "Superuser that the front asks the servers as: it promotes, and repeats logins",
-    ),
-    key(
-        "password_file",
-        Kind::Text,
-        "File with that user's password on its first line, for its owner alone",
-    ),
-    key(
-        "database",
-        Kind::Text,
-        "Database that the front connects to (default \"postgres\")",
-    ),
-    key(
-        "guarantee",
-        GUARANTEE,
-        "\"fast\": a commit is on the primary; \"strict\": and on the standby, whenever one is ready (default fast)",
-    ),
-    key(
-        "lag_max",
-        Kind::Bytes,
-        "How far a standby may be behind and still take over (default 16MiB)",
-    ),
-    key(
-        "rebuild",
-        Kind::Texts,
-        "Command that makes an instance a standby of the primary and starts it; it runs as the front's user",
-    ),
-    key(
-        "rebuild_after",
-        Kind::Duration,
-        "How long an instance may be away before it is rebuilt, 1ms to 10min (default 2s)",
     ),
 ];
 

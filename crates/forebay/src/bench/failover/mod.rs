@@ -114,7 +114,7 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, Value), Error
         &[Arm::Forebay, Arm::Haproxy]
     } else {
         line(format_args!(
-            "SKIPPED: haproxy: not installed; `cargo xtask setup failover` gets it"
+            "SKIPPED: haproxy: not installed; `apt-get install haproxy` gets it"
         ));
         &[Arm::Forebay]
     };

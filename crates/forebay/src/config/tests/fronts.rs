@@ -145,3 +145,103 @@ fn an_app_stands_behind_one_front() {
         ],
     );
 }
+
+fn front_of(mode: &str, keys: &str) -> String {
+    format!(
+        "{APPS}[fronts.w]\nmode = \"{mode}\"\nlisten = [\"127.0.0.1:1\"]\n\
+         instances = {{ a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }}\n{keys}"
+    )
+}
+
+#[test]
+fn what_is_chosen_of_a_mode_arrives() {
+    let mode = |mode: &str, keys: &str| {
+        let config = config(&front_of(mode, keys));
+        config.fronts.into_values().next().unwrap().mode
+    };
+    let keys = "[fronts.w.http]\nforwarded_for = true\nmirror = \"5%\"\nmirror_writes = true\n\
+                mirror_ignore = [\"/now\"]\nspread = \"20%\"\nspread_within = \"50ms\"\n";
+    let Mode::Http(http) = mode("http", keys) else {
+        panic!("another mode");
+    };
+    assert!(http.forwarded_for && http.mirror.writes);
+    assert_eq!((http.mirror.per_mille, http.spread.per_mille), (50, 200));
+    assert_eq!(http.mirror.ignore_bodies, ["/now"]);
+    assert_eq!(http.spread.within_ms, 50);
+    let keys = "[fronts.w.redis]\nguarantee = \"strict\"\nwithout_shadow = \"continue\"\n\
+                confirm = \"1s\"\nlong = \"3s\"\nread_from_shadow = true\n\
+                command_bytes_max = \"1MiB\"\nuser = \"f\"\n";
+    let Mode::Redis(redis) = mode("redis", keys) else {
+        panic!("another mode");
+    };
+    assert_eq!(redis.guarantee, forebay_shadow::redis::Guarantee::Strict);
+    assert_eq!((redis.confirm_ms, redis.long_ms), (1000, 3000));
+    assert_eq!(redis.command_bytes_max, 1 << 20);
+    assert!(redis.read_from_shadow && redis.password.is_none());
+    let keys = "[fronts.w.postgres]\nuser = \"admin\"\ndatabase = \"d\"\nguarantee = \"strict\"\n\
+                lag_max = \"1MiB\"\nrebuild = [\"/usr/bin/rebuild\", \"x\"]\nrebuild_after = \"9s\"\n";
+    let Mode::Postgres(postgres) = mode("postgres", keys) else {
+        panic!("another mode");
+    };
+    assert_eq!(
+        (postgres.user.as_str(), postgres.database.as_str()),
+        ("admin", "d")
+    );
+    assert_eq!(postgres.lag_bytes_max, 1 << 20);
+    assert_eq!(postgres.rebuild, ["/usr/bin/rebuild", "x"]);
+    assert_eq!(postgres.rebuild_after_ms, 9000);
+}
+
+#[test]
+fn what_is_chosen_of_another_mode_is_refused() {
+    check(
+        &front_of("http", "[fronts.w.redis]\nlong = \"1s\"\n"),
+        &[
+            "f:11: fronts.w.redis: the front's mode is http; leave this out, or set mode = \"redis\"",
+        ],
+    );
+    check(
+        &front_of("postgres", ""),
+        &[
+            "f:7: fronts.w.postgres.user: the front has no user to ask the servers as; name a superuser: it promotes, and repeats logins",
+        ],
+    );
+    check(
+        &front_of("http", "[fronts.w.http]\nmirror = \"101%\"\n"),
+        &["f:12: fronts.w.http.mirror: 101% is no share; write 0% to 100%"],
+    );
+}
+
+#[test]
+fn a_password_is_in_a_file_for_its_owner_alone() {
+    let (host, _guard) = host();
+    let file = host.root.join("secret");
+    let text = front_of("redis", "[fronts.w.redis]\npassword_file = \"/secret\"\n");
+    let check = |expected: Result<&str, &str>| match (parse(&text, "f", &host), expected) {
+        (Ok(config), Ok(password)) => {
+            let front = config.fronts.into_values().next().unwrap();
+            let Mode::Redis(redis) = &front.mode else {
+                panic!("another mode");
+            };
+            assert_eq!(redis.password.as_ref().unwrap().0, password);
+            assert!(
+                !format!("{front:?}").contains(password),
+                "it would reach logs"
+            );
+        }
+        (Err(errors), Err(words)) => assert!(errors.to_string().contains(words), "{errors}"),
+        (found, _) => panic!("{found:?}"),
+    };
+    check(Err("read the password in /secret"));
+    let write = |text: &str, mode: u32| {
+        std::fs::write(&file, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&file, mode).unwrap();
+    };
+    write("sesame\n", 0o644);
+    check(Err("others than its owner may use /secret; chmod 600 it"));
+    write("\n", 0o600);
+    check(Err("there is no password in /secret"));
+    write("sesame\nanother line\n", 0o600);
+    check(Ok("sesame"));
+}
