@@ -78,6 +78,14 @@ pub struct FrontCounts {
     pub failed: u64,
     /// Requests that got no answer, and of which nobody knows.
     pub unknown: u64,
+    /// Requests whose answers of the primary and the shadow were compared.
+    pub mirrored: u64,
+    /// Those of them whose answers differed.
+    pub mismatched: u64,
+    /// Requests that were to be compared and could not be.
+    pub unmirrored: u64,
+    /// Reads that the shadow answered.
+    pub spread: u64,
 }
 
 /// A change of the primary that was asked for.

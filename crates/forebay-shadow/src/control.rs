@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use forebay_core::shadow::promotion::Slot;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -34,8 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Request {
     /// An instance runs. With the descriptors of its fence, if there is one.
     Joined {
-        /// Its place.
-        slot: Slot,
+        /// The app that it is.
+        app: String,
         /// Its main process.
         pid: u32,
         /// What the descriptors are.
@@ -273,7 +272,7 @@ mod tests {
         let (mut one, mut other) = (Line::new(one), Line::new(other));
         let file = File::open("/proc/self/comm").unwrap();
         let request = Request::Joined {
-            slot: 1,
+            app: "a".to_owned(),
             pid: 7,
             fence: Some(Hierarchy::V1),
         };

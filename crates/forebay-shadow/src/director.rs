@@ -35,6 +35,8 @@ const STANDING_EAGER: Duration = Duration::from_millis(25);
 const EAGER_BOUND: Duration = Duration::from_secs(1);
 /// How long another than the last primary waits for that one when nobody serves: it knows most.
 const FIRST_CHOICE_BOUND: Duration = Duration::from_secs(2);
+/// How soon a change is tried again of which a step failed.
+const REST: Duration = Duration::from_millis(100);
 /// Transitions that are remembered.
 const TRANSITIONS_MAX: usize = 64;
 
@@ -43,8 +45,8 @@ const TRANSITIONS_MAX: usize = 64;
 pub(crate) enum Order {
     /// An instance runs, as this process, behind this fence if there is one.
     Joined {
-        /// Which.
-        slot: Slot,
+        /// The app that it is.
+        app: String,
         /// Its main process.
         pid: u32,
         /// What stops it.
@@ -90,6 +92,8 @@ pub(crate) struct Director {
     began: Instant,
     /// Since when nobody serves, if nobody does.
     down_since: Instant,
+    /// Until when nothing is done about the primary, because a step failed.
+    rest: Option<Instant>,
     unread: Unread,
     ping: Ping,
     transitions: Vec<Transition>,
@@ -147,6 +151,7 @@ impl Director {
             grace: parts.grace,
             began: Instant::now(),
             down_since: Instant::now(),
+            rest: None,
             unread: Unread::default(),
             ping: Ping::default(),
             transitions: Vec::new(),
@@ -168,7 +173,9 @@ impl Director {
             let busy = self.board.flights.count(self.machine.primary()) > 0
                 || self.machine.stage() == Stage::Suspect;
             let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
-            let end = self.member(self.machine.primary()).map(Member::end);
+            let rests = self.rest.is_some_and(|until| Instant::now() < until);
+            let end = self.member(self.machine.primary()).filter(|_| !rests);
+            let end = end.map(Member::end);
             let standby = self.board.routing().standby;
             let standby = standby.filter(|_| self.machine.stage() == Stage::Warm);
             let standby_end = standby.and_then(|slot| self.member(slot)).map(Member::end);
@@ -221,12 +228,18 @@ impl Director {
     async fn obey(&mut self, order: Order) {
         match order {
             Order::Joined {
-                slot,
+                app,
                 pid,
                 fence,
                 reply,
             } => {
-                let joined = self.join(slot, pid, fence);
+                let joined = match self.place(&app) {
+                    Ok(slot) => {
+                        self.mourn(slot, pid).await;
+                        self.join(slot, pid, fence)
+                    }
+                    Err(why) => Err(why),
+                };
                 // Whoever asked may have gone.
                 reply.send(joined).ok();
                 self.publish();
@@ -271,23 +284,27 @@ impl Director {
         self.drive(input).await;
     }
 
+    /// The place of an instance.
+    fn place(&self, app: &str) -> Result<Slot, String> {
+        let mut instances = self.board.instances().iter();
+        let place = instances.position(|instance| instance.app == app);
+        place.ok_or_else(|| {
+            let names = self.board.instances().iter();
+            let names: Vec<&str> = names.map(|instance| instance.app.as_str()).collect();
+            format!(
+                "there is no instance `{app}`; there are: {}",
+                names.join(", ")
+            )
+        })
+    }
+
     /// The place of an instance that does not serve.
     fn shadow(&self, app: &str) -> Result<Slot, String> {
-        let mut instances = self.board.instances().iter();
-        match instances.position(|instance| instance.app == app) {
-            None => {
-                let names = self.board.instances().iter();
-                let names: Vec<&str> = names.map(|instance| instance.app.as_str()).collect();
-                Err(format!(
-                    "there is no instance `{app}`; there are: {}",
-                    names.join(", ")
-                ))
-            }
-            Some(slot) if slot == self.machine.primary() => {
-                Err(format!("{app} is the primary; hand over first"))
-            }
-            Some(slot) => Ok(slot),
+        let slot = self.place(app)?;
+        if slot == self.machine.primary() {
+            return Err(format!("{app} is the primary; hand over first"));
         }
+        Ok(slot)
     }
 
     fn is_detached(&self, slot: Slot) -> bool {
@@ -322,6 +339,20 @@ impl Director {
             .instances()
             .get(slot)
             .map_or("?", |instance| &instance.app)
+    }
+
+    /// A primary that is said to be another process than the one that is known died unseen: its
+    /// shadow comes first, since the new process may have nothing of what the old one had.
+    async fn mourn(&mut self, slot: Slot, pid: u32) {
+        let serves = slot == self.machine.primary()
+            && matches!(self.machine.stage(), Stage::Warm | Stage::Suspect);
+        let died = self
+            .member(slot)
+            .is_some_and(|member| member.pid != pid && member.life() == Life::Ending);
+        if serves && died {
+            self.begin(Cause::Death, &[Evidence::Ended]);
+            self.drive(Input::Lost(Cause::Death)).await;
+        }
     }
 
     fn join(&mut self, slot: Slot, pid: u32, fence: Option<Fence>) -> Result<(), String> {
@@ -414,9 +445,8 @@ impl Director {
         let first_choice = slot == self.machine.primary();
         let may_begin = first_choice || self.down_since.elapsed() >= FIRST_CHOICE_BOUND;
         if ready && may_begin && self.machine.stage() == Stage::Down {
-            if self.running.is_none() {
-                self.begin(Cause::Vacancy, &[]);
-            }
+            // Each attempt is told by itself, or one that fails for hours would grow.
+            self.begin(Cause::Vacancy, &[]);
             self.drive(Input::Available(slot)).await;
         }
     }
@@ -471,7 +501,8 @@ impl Director {
         let now = Instant::now();
         let refused = std::mem::take(&mut self.refused);
         let primary = self.machine.primary();
-        if matches!(self.machine.stage(), Stage::Down) {
+        if matches!(self.machine.stage(), Stage::Down) || self.rest.is_some_and(|until| now < until)
+        {
             return;
         }
         let waiting = self.board.flights.waiting(primary);
@@ -551,6 +582,9 @@ impl Director {
                 next = self.carry_out(step).await.or(next);
             }
         }
+        // What could not be done now cannot be done in the next instant either.
+        let refused = self.running.as_ref().is_some_and(|r| !r.trouble.is_empty());
+        self.rest = refused.then(|| Instant::now() + REST);
         match self.machine.stage() {
             Stage::Warm => self.finish(),
             Stage::Down => self.down_since = Instant::now(),
@@ -561,7 +595,9 @@ impl Director {
     }
 
     fn finish(&mut self) {
-        let done = self.running.take().filter(|running| running.to.is_some());
+        let ended = self.running.take();
+        let trouble = ended.as_ref().map(|ended| ended.trouble.join("; "));
+        let done = ended.filter(|ended| ended.to.is_some());
         if let Some(transition) = &done {
             self.ask_standings();
             self.changed_at = Some(Instant::now());
@@ -572,8 +608,10 @@ impl Director {
             self.transitions.push(transition.clone());
         }
         if let Some(asked) = self.asked.take() {
-            let answer =
-                done.ok_or_else(|| "the shadow did not take over; see `forebay events`".to_owned());
+            let answer = done.ok_or_else(|| {
+                let trouble = trouble.filter(|trouble| !trouble.is_empty());
+                trouble.unwrap_or_else(|| "the shadow did not take over".to_owned())
+            });
             asked.send(answer).ok();
         }
     }

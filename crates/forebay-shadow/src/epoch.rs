@@ -8,15 +8,16 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use forebay_core::shadow::promotion::{Epoch, Slot};
+use forebay_core::shadow::promotion::Epoch;
 
 const SECTOR: usize = 512;
 
 /// What a front has to remember.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) epoch: Epoch,
-    pub(crate) primary: Slot,
+    /// The app that it is: places change with the configuration.
+    pub(crate) primary: String,
 }
 
 /// The file.
@@ -71,7 +72,7 @@ impl EpochFile {
     ///
     /// # Errors
     /// What the file system says.
-    pub(crate) fn write(&self, record: Record) -> io::Result<()> {
+    pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
         let mut bytes = format(record).into_bytes();
         bytes.resize(SECTOR, b' ');
         let place = if record.epoch.is_multiple_of(2) {
@@ -85,7 +86,7 @@ impl EpochFile {
     }
 }
 
-fn format(record: Record) -> String {
+fn format(record: &Record) -> String {
     let text = format!("{} {}", record.epoch, record.primary);
     format!("{text} {:08x}\n", checksum(text.as_bytes()))
 }
@@ -99,7 +100,7 @@ fn parse(sector: &[u8]) -> Option<Record> {
     let (epoch, primary) = text.split_once(' ')?;
     Some(Record {
         epoch: epoch.parse().ok()?,
-        primary: primary.parse().ok()?,
+        primary: primary.to_owned(),
     })
 }
 
@@ -123,9 +124,9 @@ mod tests {
         for epoch in 1..=5 {
             let record = Record {
                 epoch,
-                primary: usize::try_from(epoch % 2).unwrap(),
+                primary: format!("app-{}", epoch % 2),
             };
-            file.write(record).unwrap();
+            file.write(&record).unwrap();
             assert_eq!(
                 EpochFile::open(&path).unwrap().latest().unwrap(),
                 Some(record)

@@ -107,7 +107,12 @@ impl Fence {
             Some(events) => read(events)?.lines().any(|line| line == "frozen 1"),
             None => read(&self.freeze)?.trim() == "FROZEN",
         };
-        Ok(frozen || self.members()?.into_iter().all(vitals::is_ending))
+        if frozen {
+            return Ok(true);
+        }
+        // Nobody at all is in a group whose members are in groups below it.
+        let members = self.members()?;
+        Ok(!members.is_empty() && members.into_iter().all(vitals::is_ending))
     }
 
     /// Whether nobody is left.

@@ -120,8 +120,12 @@ impl Opened {
             plan.epoch_file.display(),
             "the front needs to read it",
         ))?;
-        let known = latest.filter(|latest| latest.primary < plan.instances.len());
-        let (primary, epoch) = known.map_or((0, 0), |latest| (latest.primary, latest.epoch));
+        // An epoch is never used twice, whoever the instances are now.
+        let epoch = latest.as_ref().map_or(0, |latest| latest.epoch);
+        let mut instances = plan.instances.iter();
+        let primary = latest
+            .and_then(|latest| instances.position(|instance| instance.app == latest.primary))
+            .unwrap_or(0);
         let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
         let (service, synchroniser) = Service::new(&plan.mode, &board, plan.patience).map_err(
             failed("prepare", &plan.name, "correct what is said of its mode"),
@@ -306,11 +310,11 @@ async fn converse(
     let mut line = Line::new(stream);
     while let Some((request, descriptors)) = line.receive::<Request>().await? {
         let answer = match request {
-            Request::Joined { slot, pid, fence } => {
+            Request::Joined { app, pid, fence } => {
                 let fence = fence.map(|hierarchy| Fence::new(hierarchy, descriptors));
                 let fence = fence.transpose()?;
                 let order = |reply| Order::Joined {
-                    slot,
+                    app,
                     pid,
                     fence,
                     reply,

@@ -102,6 +102,7 @@ pub(crate) async fn connect(
                 Err(error) => error,
             },
             () = board.replaced(assigned) => continue,
+            () = tokio::time::sleep_until(deadline) => io::ErrorKind::TimedOut.into(),
         };
         board.trouble();
         if tokio::time::Instant::now() >= deadline {

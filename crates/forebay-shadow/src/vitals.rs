@@ -85,11 +85,17 @@ fn parse(text: &str) -> Option<Life> {
     })
 }
 
-/// Whether a process executes nothing any more: it exits, or is gone.
+/// Whether a process executes nothing any more: it exits, or is gone. One that cannot be looked at
+/// for another reason is not known to.
 pub(crate) fn is_ending(pid: u32) -> bool {
-    let stat = File::open(format!("/proc/{pid}/stat")).ok();
-    let life = stat.as_ref().and_then(read).as_deref().and_then(parse);
-    life.is_none_or(|life| life == Life::Ending)
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    match text {
+        Ok(text) => parse(&text) == Some(Life::Ending),
+        Err(error) => {
+            let gone = rustix::io::Errno::SRCH.raw_os_error();
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(gone)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the API stands on: configuration, history and the daemon's own use, as the closures
 //! that the server takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
@@ -35,6 +35,8 @@ pub(crate) struct Reload {
     pub(crate) on_stop: watch::Sender<OnStop>,
     /// What is read of others.
     pub(crate) sources: watch::Sender<Option<Sources>>,
+    /// The fronts as apps: they stay as they began until the next start.
+    pub(crate) fronts: BTreeMap<AppId, App>,
     /// Events and calendars.
     pub(crate) declared: watch::Sender<Vec<Source>>,
 }
@@ -59,6 +61,11 @@ impl Reload {
             config::load(self.file.as_deref(), &self.facts).map_err(|errors| errors.to_string())?;
         let measured = calibrate::known(&self.state_dir, &self.facts.root);
         config.policy.devices = measured.devices;
+        // Without its plan a new front cannot begin, and one that is left out serves clients.
+        for front in config.fronts.values() {
+            config.policy.apps.remove(&front.app);
+        }
+        config.policy.apps.extend(self.fronts.clone());
         let apps = config.policy.apps.len();
         let on_stop = config.policy.on_stop;
         let new = config.policy;

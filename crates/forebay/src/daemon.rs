@@ -301,6 +301,7 @@ fn begin_on(
         on_stop: stopping,
         sources: fetcher.sources(),
         declared: declare,
+        fronts: fronts::apps(config),
     };
     let state = backing::state(
         config,

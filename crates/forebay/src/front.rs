@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use forebay_host::Identity;
 use forebay_shadow::front::{self, Plan};
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 
 /// Serve as a front
 #[derive(Debug, Clone, clap::Args)]
@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .init();
     let plan = read(&args.plan)?;
     let identity = forebay_host::identity(&plan.user).map_err(|e| Error::User(e.explain()))?;
+    raise_open_files()?;
     let opened = front::open(plan)?;
     become_user(&identity)?;
     tokio::runtime::Builder::new_current_thread()
@@ -66,6 +67,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         })?
         .block_on(opened.serve())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each client takes two descriptors: as many as this process may have at all.
+fn raise_open_files() -> Result<(), Error> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).map_err(|source| Error::System {
+        attempt: "raise the limit on open files".to_owned(),
+        remedy: "this should not happen; report it",
+        source: source.into(),
+    })
 }
 
 fn read(path: &PathBuf) -> Result<Plan, Error> {

@@ -229,7 +229,8 @@ impl Promotion {
             (Stage::Fencing, Input::Refused) if self.was_down => {
                 self.change = None;
                 self.stage = Stage::Down;
-                Vec::new()
+                // It may be the one that can serve next.
+                vec![Step::Unfence(self.primary)]
             }
             (Stage::Fencing, Input::Refused) => {
                 let mut steps = vec![Step::Unfence(self.primary)];
@@ -490,7 +491,8 @@ mod tests {
         let steps = machine.step(NOW, Input::Available(1), None);
         assert_eq!(steps, [Step::Fence(0)]);
         let mut refused = machine.clone();
-        assert_eq!(refused.step(NOW, Input::Refused, None), []);
+        let steps = refused.step(NOW, Input::Refused, None);
+        assert_eq!(steps, [Step::Unfence(0)]);
         assert_eq!(refused.stage(), Stage::Down);
         assert_eq!(machine.step(NOW, Input::Done, None), [Step::Promote(1, 8)]);
         machine.step(NOW, Input::Done, None);

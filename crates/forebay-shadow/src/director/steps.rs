@@ -82,28 +82,37 @@ impl Director {
 
     /// Stops the old primary and makes the next epoch durable at the same time.
     async fn fence(&mut self, slot: Slot) -> Result<(), String> {
-        let record = self
-            .machine
-            .next()
-            .map(|(primary, epoch)| Record { epoch, primary });
+        let next = self.machine.next();
+        let record = next.map(|(to, epoch)| self.record(to, epoch));
         let stood = self.stand(slot);
         let Some(record) = record else {
             return stood.await;
         };
-        let (stood, written) = tokio::join!(stood, self.write(record));
+        let (stood, written) = tokio::join!(stood, self.write(record.clone()));
         written?;
         if let Err(why) = stood {
             // Whoever begins anew must not take for the primary what did not become it.
-            let still = Record {
-                epoch: record.epoch,
-                primary: slot,
-            };
-            self.write(still).await?;
-            self.durable = Some(still);
+            self.stay(slot, record.epoch).await?;
             return Err(why);
         }
         self.durable = Some(record);
         self.note_unread(slot);
+        Ok(())
+    }
+
+    fn record(&self, primary: Slot, epoch: Epoch) -> Record {
+        Record {
+            epoch,
+            primary: self.name(primary).to_owned(),
+        }
+    }
+
+    /// Makes it durable that an epoch that was begun is the old primary's: whoever begins anew must
+    /// not take for the primary what did not become it.
+    async fn stay(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
+        let still = self.record(slot, epoch);
+        self.write(still.clone()).await?;
+        self.durable = Some(still);
         Ok(())
     }
 
@@ -127,11 +136,12 @@ impl Director {
         let epochs = Arc::clone(&self.epochs);
         async move {
             let path = epochs.path().display().to_string();
-            let written = tokio::task::spawn_blocking(move || epochs.write(record)).await;
+            let epoch = record.epoch;
+            let written = tokio::task::spawn_blocking(move || epochs.write(&record)).await;
             match written {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(format!("write epoch {} to {path}: {error}", record.epoch)),
-                Err(error) => Err(format!("write epoch {} to {path}: {error}", record.epoch)),
+                Ok(Err(error)) => Err(format!("write epoch {epoch} to {path}: {error}")),
+                Err(error) => Err(format!("write epoch {epoch} to {path}: {error}")),
             }
         }
     }
@@ -199,29 +209,35 @@ impl Director {
     }
 
     async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
-        let record = Record {
-            epoch,
-            primary: slot,
-        };
-        if self.durable != Some(record) {
-            self.write(record).await?;
+        let record = self.record(slot, epoch);
+        if self.durable.as_ref() != Some(&record) {
+            self.write(record.clone()).await?;
             self.durable = Some(record);
         }
-        let Some(instance) = self.board.instances().get(slot) else {
+        let board = Arc::clone(&self.board);
+        let Some(instance) = board.instances().get(slot) else {
             return Err(format!("there is no instance {slot}"));
         };
-        if let Some(running) = &mut self.running {
-            running.to = Some(instance.app.clone());
-            running.epoch = epoch;
-        }
         let promoted = self.synchroniser.promote(instance);
-        match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
+        let promoted = match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
             Ok(promoted) => promoted,
             Err(_) => Err(format!(
                 "promote {}: it did not take over within {} s",
                 instance.app,
                 PROMOTE_BOUND.as_secs()
             )),
+        };
+        match (&promoted, self.machine.cause()) {
+            (Ok(()), _) => {
+                if let Some(running) = &mut self.running {
+                    running.to = Some(instance.app.clone());
+                    running.epoch = epoch;
+                }
+            }
+            // The old one serves on.
+            (Err(_), Some(Cause::Planned)) => self.stay(self.machine.primary(), epoch).await?,
+            (Err(_), _) => {}
         }
+        promoted
     }
 }

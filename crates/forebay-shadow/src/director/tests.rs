@@ -10,11 +10,14 @@ use crate::synchronise::Pending;
 #[derive(Debug, Default)]
 struct Slow {
     open: Mutex<Vec<oneshot::Sender<()>>>,
+    /// What a promotion ends with, if not well.
+    refusal: Mutex<Option<String>>,
 }
 
 impl Synchroniser for Slow {
     fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
-        Box::pin(async { Ok(()) })
+        let refusal = self.refusal.lock().unwrap().clone();
+        Box::pin(async { refusal.map_or(Ok(()), Err) })
     }
 
     fn follow<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
@@ -120,4 +123,69 @@ async fn an_answer_of_a_process_says_nothing_of_the_next_one() {
     // The same process once more changes nothing.
     director.join(1, std::process::id(), None).unwrap();
     assert_eq!(director.board.routing().standby, Some(1));
+}
+
+/// A hand-over that the shadow refused was told as done, and whoever began anew would have taken the
+/// shadow for the primary.
+#[tokio::test]
+async fn a_hand_over_that_is_refused_is_told_so_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    *slow.refusal.lock().unwrap() = Some("it is behind".to_owned());
+    let (reply, answer) = oneshot::channel();
+    director
+        .change(Cause::Planned, Input::HandOver, reply)
+        .await;
+    assert_eq!(answer.await.unwrap(), Err("it is behind".to_owned()));
+    assert_eq!(
+        (director.machine.primary(), director.machine.stage()),
+        (0, Stage::Warm)
+    );
+    let latest = EpochFile::open(&directory.path().join("epoch")).unwrap();
+    assert_eq!(latest.latest().unwrap().unwrap().primary, "a");
+}
+
+/// A step that fails now would fail in the next instant as well: a full disk made a loop without a
+/// pause.
+#[tokio::test]
+async fn a_change_that_failed_is_not_tried_again_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    assert!(director.rest.is_none());
+    *slow.refusal.lock().unwrap() = Some("no".to_owned());
+    director.stands(1, Standing::Ready { lag: None }).await;
+    director
+        .change(Cause::Planned, Input::HandOver, oneshot::channel().0)
+        .await;
+    assert!(director.rest.is_some());
+}
+
+#[tokio::test]
+async fn an_instance_joins_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    let mut join = async |app: &str| {
+        let (reply, joined) = oneshot::channel();
+        let order = Order::Joined {
+            app: app.to_owned(),
+            pid: std::process::id(),
+            fence: None,
+            reply,
+        };
+        director.obey(order).await;
+        joined.await.unwrap()
+    };
+    assert_eq!(join("b").await, Ok(()));
+    let refusal = join("c").await.unwrap_err();
+    assert!(
+        refusal.contains("`c`") && refusal.contains("a, b"),
+        "{refusal}"
+    );
+    assert!(director.members[1].is_some() && director.members[0].is_none());
 }

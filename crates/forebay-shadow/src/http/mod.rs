@@ -1,8 +1,9 @@
 //! `http`: HTTP/1.1, request by request.
 //!
 //! Guarantee: a request is executed at most once, unless it is idempotent (RFC 9110, 9.2.2) or
-//! carries an `Idempotency-Key`; those are sent again until somebody answers, for as long as they
-//! may wait. A client whose request may have been executed by an instance that was lost is told so:
+//! carries an `Idempotency-Key`; those are sent again, to three primaries at most and for as
+//! long as they may wait. A client whose request may have been executed by an instance that was lost is
+//! told so:
 //! `502` with `forebay-outcome: unknown`. A client's connection outlives its instance, except in the
 //! middle of an answer.
 //!

@@ -118,7 +118,7 @@ impl Stage {
         let files = instance.fence();
         let fence = (!files.is_empty()).then_some(Hierarchy::V2);
         let request = Request::Joined {
-            slot,
+            app: format!("app-{slot}"),
             pid: instance.child.id(),
             fence,
         };

@@ -335,7 +335,7 @@ impl Cluster {
             files.map(open).into_iter().collect()
         });
         let request = Request::Joined {
-            slot,
+            app: format!("pg-{}", self.ports[slot]),
             pid: self.pid(slot),
             fence: group.map(|_| Hierarchy::V2),
         };

@@ -278,7 +278,7 @@ impl Front {
         let fence = server.group.as_ref().map(|group| group.fence().unwrap());
         let descriptors: Vec<BorrowedFd<'_>> = fence.iter().flatten().map(AsFd::as_fd).collect();
         let request = Request::Joined {
-            slot,
+            app: format!("redis-{slot}"),
             pid: server.child.id(),
             fence: fence.is_some().then_some(Hierarchy::V2),
         };

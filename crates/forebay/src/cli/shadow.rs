@@ -200,6 +200,17 @@ fn status(front: &api::Front) -> String {
             counts.unknown
         )
         .ok();
+        if counts.mirrored + counts.unmirrored > 0 {
+            write!(
+                text,
+                "\n{} answers compared with the shadow's: {} differ; {} could not be compared",
+                counts.mirrored, counts.mismatched, counts.unmirrored
+            )
+            .ok();
+        }
+        if counts.spread > 0 {
+            write!(text, "\n{} reads answered by the shadow", counts.spread).ok();
+        }
     }
     if !front.changes.is_empty() {
         text.push_str("\n\nchanges, the latest last:");

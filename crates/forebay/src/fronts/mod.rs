@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_core::app::AppId;
+use forebay_core::app::{App, AppId};
 use forebay_core::report::{EventKind, TickReport};
 use forebay_host::Roots;
 use forebay_host::fence;
@@ -166,6 +166,13 @@ pub(crate) fn write_plans(config: &Config) -> Result<(), String> {
             .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
     }
     Ok(())
+}
+
+/// The apps that the fronts are.
+pub(crate) fn apps(config: &Config) -> BTreeMap<AppId, App> {
+    let apps = config.fronts.values().map(|front| &front.app);
+    let found = apps.filter_map(|id| Some((id.clone(), config.policy.apps.get(id)?.clone())));
+    found.collect()
 }
 
 /// What is known at the start: nothing, since nobody was asked.
@@ -356,7 +363,11 @@ async fn join(
                 }
             };
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            let request = Request::Joined { slot, pid, fence };
+            let request = Request::Joined {
+                app: app.to_string(),
+                pid,
+                fence,
+            };
             match line.ask(&request, &borrowed).await? {
                 Answer::Done => {
                     told.insert(slot, pid);

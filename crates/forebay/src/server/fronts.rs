@@ -146,5 +146,9 @@ const fn convert(counts: Counts) -> api::FrontCounts {
         replayed: counts.replayed,
         failed: counts.failed,
         unknown: counts.unknown,
+        mirrored: counts.mirrored,
+        mismatched: counts.mismatched,
+        unmirrored: counts.unmirrored,
+        spread: counts.spread,
     }
 }

@@ -366,3 +366,28 @@ fn who_wants_nothing_waits_for_nothing() {
     assert_eq!(stage.place.await_pid("a"), first);
     stage.place.stop_well();
 }
+
+#[test]
+fn a_reload_leaves_fronts_as_they_began() {
+    let Some(mut stage) = Stage::new("a_reload_leaves_fronts_as_they_began", "") else {
+        return;
+    };
+    let front = stage.place.await_pid("web.front");
+    let file = stage.place.path("forebay.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (apps, _) = text.split_once("[fronts.web]").unwrap();
+    let other = format!(
+        "{apps}[fronts.other]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:{}\"]\n\
+         instances = {{ a = \"127.0.0.1:1\", b = \"127.0.0.1:2\" }}\n",
+        free_port()
+    );
+    std::fs::write(&file, other).unwrap();
+    let done = stage.place.json(&["reload"]);
+    assert!(done.to_string().contains("[fronts]"), "{done}");
+    assert_eq!(stage.place.await_pid("web.front"), front);
+    assert_eq!(stage.place.app("other.front"), Value::Null);
+    assert_eq!(request(&mut stage.connect()), Some(200));
+    // What follows a change of the file is that which begins with it.
+    std::fs::write(&file, text).unwrap();
+    stage.place.stop_well();
+}
