@@ -61,7 +61,14 @@ impl Out {
             });
             match written {
                 Ok(written) => self.sent += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A reader that is never done with all of it must not keep what it has read.
+                    if self.sent >= WAITING_BYTES_MAX {
+                        self.bytes.drain(..self.sent);
+                        self.sent = 0;
+                    }
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -459,5 +466,37 @@ async fn due(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_sent_is_not_kept() {
+        let (writer, reader) = UnixStream::pair().unwrap();
+        let writer = Stream::Unix(writer);
+        let mut reader = reader.into_std().unwrap();
+        reader.set_nonblocking(false).unwrap();
+        let mut out = Out::default();
+        let mut taken = vec![0; 16 * 1024];
+        for _ in 0..256 {
+            // There is always more than goes without waiting.
+            while !out.is_full() {
+                let length = out.bytes.len() + WAITING_BYTES_MAX;
+                out.bytes.resize(length, 0);
+                out.flush(&writer).unwrap();
+            }
+            reader.read_exact(&mut taken).unwrap();
+            tokio::task::yield_now().await;
+            out.flush(&writer).unwrap();
+            let kept = out.bytes.len();
+            assert!(kept <= 3 * WAITING_BYTES_MAX, "{kept} bytes");
+        }
     }
 }
