@@ -52,6 +52,26 @@ pub(crate) fn fill(stream: &Stream, frames: &mut Frames) -> io::Result<Filled> {
     })
 }
 
+/// Takes in what a server that is lost still said, up to so many bytes. The kernel is asked, since
+/// the runtime may not have heard yet that there is something.
+pub(crate) fn drain(stream: &Stream, frames: &mut Frames, bytes_max: usize) {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut total = 0;
+        while total < bytes_max {
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            match rustix::net::recv(stream, buffer.as_mut_slice(), flags) {
+                Ok((0, _)) => return,
+                Ok((length, _)) => {
+                    total += length;
+                    frames.push(buffer.get(..length).unwrap_or_default());
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    });
+}
+
 /// What proves who the front is, or who it acts for.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
@@ -303,4 +323,51 @@ fn nonce() -> io::Result<String> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_lost_server_said_is_read_without_waiting() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let reader = Stream::Unix(reader);
+        let mut writer = writer.into_std().unwrap();
+        let mut frames = Frames::default();
+        // There is nothing to read, and now the runtime knows.
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::Nothing);
+        let mut said = Vec::new();
+        frame::put_ready(&mut said, b'I');
+        writer.write_all(&said).unwrap();
+        // It does not know of this.
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::Nothing);
+        drain(&reader, &mut frames, 1024);
+        assert!(matches!(
+            frames.next(),
+            Ok(Some(Piece::Whole { tag: b'Z', .. }))
+        ));
+        drain(&reader, &mut frames, 1024);
+        assert_eq!(frames.next(), Ok(None));
+        drop(writer);
+        drain(&reader, &mut frames, 1024);
+        assert_eq!(frames.next(), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn no_more_is_read_than_is_allowed() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let reader = Stream::Unix(reader);
+        let mut writer = writer.into_std().unwrap();
+        writer.write_all(&[b'd'; 2 * READ_BYTES]).unwrap();
+        drain(&reader, &mut Frames::default(), 1);
+        assert_eq!(
+            rustix::io::ioctl_fionread(&reader).unwrap(),
+            u64::try_from(READ_BYTES).unwrap()
+        );
+    }
 }

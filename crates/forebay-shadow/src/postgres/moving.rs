@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Connection, Rows, Trouble};
+use super::client::{Connection, Rows, Trouble, drain};
 use super::frame::{self, error_field};
 use super::login::fatal;
 use super::outcome::{self, Fate, Outcome, outcome};
@@ -19,6 +19,8 @@ use crate::switchboard::{Assigned, count};
 
 /// How soon an instance that let nobody in is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+/// Most bytes that are taken in of what a lost server still said; one that goes on says no end of it.
+const LAST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long the new server may take to make a session like the old one.
 const REPLAY_BOUND: Duration = Duration::from_secs(5);
 
@@ -37,11 +39,7 @@ impl<'a> Session<'a> {
 
     /// The server is not the primary any more, or gone.
     pub(super) async fn lose(&mut self) -> Result<(), Ended> {
-        while self.hear()? {
-            if !self.has_more() {
-                break;
-            }
-        }
+        drain(&self.server, &mut self.from_server, LAST_BYTES_MAX);
         self.pass_down()?;
         if self.from_server.is_within() {
             let error = io::Error::new(
@@ -62,11 +60,6 @@ impl<'a> Session<'a> {
         }
         self.last_words = None;
         self.settle(before, assigned, connection).await
-    }
-
-    /// More of what the old server said can be read at once.
-    fn has_more(&self) -> bool {
-        rustix::io::ioctl_fionread(&self.server).is_ok_and(|length| length > 0)
     }
 
     /// A session at the new primary that is like this one.

@@ -285,7 +285,7 @@ impl Session<'_> {
     }
 
     /// Reads from the server; false when that is gone.
-    pub(super) fn hear(&mut self) -> Result<bool, Ended> {
+    fn hear(&mut self) -> Result<bool, Ended> {
         match fill(&self.server, &mut self.from_server) {
             Ok(Filled::Some) => {
                 let first = self.pending.front();
