@@ -57,8 +57,10 @@ pub(crate) fn outcome(
         );
     }
     if !within {
-        let single = !request.is_batch && request.completed && !class.begins;
-        let outcome = if single {
+        // All statements of a text are one transaction, which is committed before the server says
+        // that the last of them is complete.
+        let committed = !request.is_batch && class.statements == Some(request.completed);
+        let outcome = if committed {
             Outcome::Done
         } else if class.reads || class.begins {
             Outcome::Failed
@@ -165,7 +167,7 @@ mod tests {
         let mut request =
             Request::single(flights.begin(0, 0), classify(b"insert into t values (1)"));
         request.answered = true;
-        request.completed = true;
+        request.completed = 1;
         assert_eq!(
             outcome(&request, b'I', Fate::Unknown, true),
             (Outcome::Done, b'I')
@@ -179,11 +181,30 @@ mod tests {
         let mut batch = Request::batch(flights.begin(0, 0));
         batch.bind(classify(b"insert into t values (1)"));
         batch.execute();
-        batch.completed = true;
+        batch.completed = 1;
         assert_eq!(
             outcome(&batch, b'I', Fate::Unknown, true),
             (Outcome::Unknown, b'I')
         );
+    }
+
+    #[test]
+    fn a_text_is_done_once_its_last_statement_is() {
+        let flights = Flights::default();
+        let check = |sql: &str, completed, expected| {
+            let mut request = Request::single(flights.begin(0, 0), classify(sql.as_bytes()));
+            request.answered = true;
+            request.completed = completed;
+            let (outcome, _) = outcome(&request, b'I', Fate::Unknown, true);
+            assert_eq!(outcome, expected, "{completed} of {sql}");
+        };
+        let two = "insert into t values (1); update t set a = 2";
+        check(two, 0, Outcome::Unknown);
+        check(two, 1, Outcome::Unknown);
+        check(two, 2, Outcome::Done);
+        // Its transaction is lost.
+        check("begin; insert into t values (1)", 2, Outcome::Unknown);
+        check("", 0, Outcome::Unknown);
     }
 
     #[test]

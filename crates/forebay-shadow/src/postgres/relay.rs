@@ -100,7 +100,7 @@ impl<'a> Session<'a> {
         request.answered = true;
         match tag {
             b'1' | b'3' => request.confirm(&mut self.state),
-            b'C' => request.completed = true,
+            b'C' => request.completed = request.completed.saturating_add(1),
             b'E' => {
                 request.fail();
                 self.copying = false;

@@ -51,8 +51,8 @@ pub(crate) struct Request<'a> {
     changes: VecDeque<Change>,
     /// The client was told a part of the answer.
     pub(crate) answered: bool,
-    /// A statement was complete.
-    pub(crate) completed: bool,
+    /// Statements that were complete.
+    pub(crate) completed: u32,
     /// The client was told an error.
     pub(crate) failed: bool,
 }
@@ -77,7 +77,7 @@ impl<'a> Request<'a> {
             copy: Some(Vec::new()),
             changes: VecDeque::new(),
             answered: false,
-            completed: false,
+            completed: 0,
             failed: false,
         }
     }

@@ -26,6 +26,9 @@ pub(crate) enum End {
 pub(crate) struct Class {
     /// Nothing but reading, so that it may be sent again.
     pub(crate) reads: bool,
+    /// How many statements of it the server says are complete before all of it has been carried out
+    /// for good; none where that is not known, or a transaction goes on after it.
+    pub(crate) statements: Option<u32>,
     /// Nothing but beginning a transaction.
     pub(crate) begins: bool,
     /// It ends one.
@@ -85,6 +88,9 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     let statements = statements(sql);
     let mut class = Class {
         reads: !statements.is_empty(),
+        statements: u32::try_from(statements.len())
+            .ok()
+            .filter(|count| *count > 0),
         begins: statements.len() == 1,
         is_of_session: !statements.is_empty(),
         ..Class::default()
@@ -92,6 +98,9 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     for (tokens, _) in &statements {
         class.reads &= reads(tokens);
         class.begins &= begins(tokens);
+        if begins(tokens) {
+            class.statements = None;
+        }
         class.is_of_session &= is_of_session(tokens);
         class.changes_session |= changes_session(tokens);
         note_settings(tokens, &mut class);
@@ -497,6 +506,18 @@ mod tests {
         assert!(classify(b"begin isolation level serializable").begins);
         assert!(classify(b"START TRANSACTION").begins);
         assert!(!classify(b"begin; select 1").begins);
+    }
+
+    #[test]
+    fn statements_are_counted() {
+        let count = |sql: &str| classify(sql.as_bytes()).statements;
+        assert_eq!(count("insert into t values (';');;"), Some(1));
+        assert_eq!(
+            count("insert into t values (1); update t set a = 2"),
+            Some(2)
+        );
+        assert_eq!(count("begin; insert into t values (1)"), None);
+        assert_eq!(Class::unknown().statements, None);
     }
 
     #[test]
