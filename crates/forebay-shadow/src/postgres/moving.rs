@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::client::{Connection, Rows, Trouble, drain};
 use super::frame::{self, error_field};
 use super::login::fatal;
-use super::outcome::{self, Fate, Outcome, outcome};
+use super::outcome::{self, Fate, Later, Outcome, outcome};
 use super::request::{Owner, Request};
 use super::session::{Ended, LOGIN_BOUND, Out, Session, Shadow, Transaction, open};
 use crate::switchboard::{Assigned, count};
@@ -235,10 +235,12 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let was_idle = requests.is_empty();
-        let count = requests.len();
+        let later: Vec<Later> = (0..requests.len())
+            .map(|at| Later::of(requests.get(at + 1..).unwrap_or_default()))
+            .collect();
         let mut resend = None;
-        for (at, request) in requests.into_iter().enumerate() {
-            let (outcome, status) = outcome(&request, self.status, fate, at + 1 == count);
+        for (request, later) in requests.into_iter().zip(later) {
+            let (outcome, status) = outcome(&request, self.status, fate, later);
             self.status = status;
             match outcome {
                 Outcome::Failed => self.tell(&outcome::failed()),

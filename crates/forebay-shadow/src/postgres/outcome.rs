@@ -37,12 +37,34 @@ pub(crate) enum Outcome {
     Rollback,
 }
 
+/// The requests after another one, as far as its outcome depends on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// There are none.
+    None,
+    Some,
+    /// The next one that ends the transaction may have committed it.
+    Commits,
+}
+
+impl Later {
+    pub(crate) fn of(later: &[Request<'_>]) -> Self {
+        let end = later.iter().find_map(|request| request.class.ends);
+        match end {
+            Some(End::Commit | End::Among) => Self::Commits,
+            Some(End::Rollback) => Self::Some,
+            None if later.is_empty() => Self::None,
+            None => Self::Some,
+        }
+    }
+}
+
 /// What becomes of a request, and the transaction status after it.
 pub(crate) fn outcome(
     request: &Request<'_>,
     status: u8,
     fate: Fate,
-    is_last: bool,
+    later: Later,
 ) -> (Outcome, u8) {
     let class = &request.class;
     let within = status != b'I';
@@ -69,8 +91,13 @@ pub(crate) fn outcome(
         };
         return (outcome, b'I');
     }
-    let repeatable = is_last && request.is_whole && !request.answered && request.copy.is_some();
+    let repeatable =
+        later == Later::None && request.is_whole && !request.answered && request.copy.is_some();
     match class.ends {
+        // It is in the transaction that a later request may have committed.
+        None if status == b'T' && later == Later::Commits && fate != Fate::Aborted => {
+            (Outcome::Unknown, b'T')
+        }
         None => (Outcome::Failed, b'E'),
         Some(End::Rollback) if repeatable => (Outcome::Rollback, b'I'),
         Some(End::Rollback) => (Outcome::Failed, b'I'),
@@ -118,7 +145,11 @@ mod tests {
         let check = |sql: &str, status, fate, expected| {
             let mut request = Request::single(flights.begin(0, 0), classify(sql.as_bytes()));
             request.keep(sql.as_bytes());
-            assert_eq!(outcome(&request, status, fate, true), expected, "{sql}");
+            assert_eq!(
+                outcome(&request, status, fate, Later::None),
+                expected,
+                "{sql}"
+            );
         };
         let unknown = Fate::Unknown;
         check("select 1", b'I', unknown, (Outcome::Failed, b'I'));
@@ -169,12 +200,12 @@ mod tests {
         request.answered = true;
         request.completed = 1;
         assert_eq!(
-            outcome(&request, b'I', Fate::Unknown, true),
+            outcome(&request, b'I', Fate::Unknown, Later::None),
             (Outcome::Done, b'I')
         );
         request.fail();
         assert_eq!(
-            outcome(&request, b'T', Fate::Unknown, true),
+            outcome(&request, b'T', Fate::Unknown, Later::None),
             (Outcome::Done, b'E')
         );
         // Within a batch, what is complete is not committed.
@@ -183,8 +214,51 @@ mod tests {
         batch.execute();
         batch.completed = 1;
         assert_eq!(
-            outcome(&batch, b'I', Fate::Unknown, true),
+            outcome(&batch, b'I', Fate::Unknown, Later::None),
             (Outcome::Unknown, b'I')
+        );
+    }
+
+    #[test]
+    fn what_a_later_request_may_have_committed_has_not_failed() {
+        let flights = Flights::default();
+        let requests = |texts: &[&str]| -> Vec<Request<'_>> {
+            let request = |sql: &&str| {
+                let mut request = Request::single(flights.begin(0, 0), classify(sql.as_bytes()));
+                request.keep(sql.as_bytes());
+                request
+            };
+            texts.iter().map(request).collect()
+        };
+        let check = |texts: &[&str], status, fate, expected: &[Outcome]| {
+            let requests = requests(texts);
+            let mut status = status;
+            let mut outcomes = Vec::new();
+            for (at, request) in requests.iter().enumerate() {
+                let later = Later::of(&requests[at + 1..]);
+                let (outcome, after) = outcome(request, status, fate, later);
+                status = after;
+                outcomes.push(outcome);
+            }
+            assert_eq!(outcomes, expected, "{texts:?}");
+        };
+        let commits = ["insert into t values (1)", "commit"];
+        let (unknown, failed) = (Outcome::Unknown, Outcome::Failed);
+        check(&commits, b'T', Fate::Unknown, &[unknown, unknown]);
+        check(&commits, b'T', Fate::Committed, &[unknown, Outcome::Commit]);
+        check(&commits, b'T', Fate::Aborted, &[failed, Outcome::Rollback]);
+        check(&commits, b'E', Fate::Unknown, &[failed, Outcome::Rollback]);
+        check(
+            &["insert into t values (1)", "rollback", "commit"],
+            b'T',
+            Fate::Unknown,
+            &[failed, failed, unknown],
+        );
+        check(
+            &["insert into t values (1)", "select 1"],
+            b'T',
+            Fate::Unknown,
+            &[failed, failed],
         );
     }
 
@@ -195,7 +269,7 @@ mod tests {
             let mut request = Request::single(flights.begin(0, 0), classify(sql.as_bytes()));
             request.answered = true;
             request.completed = completed;
-            let (outcome, _) = outcome(&request, b'I', Fate::Unknown, true);
+            let (outcome, _) = outcome(&request, b'I', Fate::Unknown, Later::None);
             assert_eq!(outcome, expected, "{completed} of {sql}");
         };
         let two = "insert into t values (1); update t set a = 2";
