@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::postgres::Guarantee;
-use postgresql::client::{Client, bind_execute, parse, query, sync};
+use postgresql::client::{self, Client, bind_execute, parse, query, sync};
 use postgresql::{Cluster, PLAIN, Wanted, until};
 
 #[test]
@@ -460,6 +460,55 @@ fn a_transaction_fails_and_its_session_goes_on() {
     assert_eq!(ledger, "0 1 2 3 4 5");
     let counts = cluster.counts();
     assert_eq!((counts.replayed, counts.unknown), (2, 1));
+}
+
+/// The front asks for the number of a transaction, and its question fails: the client has taken the
+/// name under which it is asked.
+#[test]
+fn a_transaction_that_a_question_fails_is_said_to_have_failed() {
+    let name = "a_transaction_that_a_question_fails_is_said_to_have_failed";
+    let Some(cluster) = Cluster::start(name, &PLAIN) else {
+        return;
+    };
+    let mut client = Client::connect(cluster.front, "app");
+    client.query("PREPARE forebay AS SELECT 1");
+    let insert = "INSERT INTO ledger VALUES (1)";
+    let failed = |answer: client::Answer, status| {
+        let heard = (answer.error.as_deref(), answer.status);
+        assert_eq!(heard, (Some("40001"), status), "{answer:?}");
+    };
+    // After a statement.
+    client.query("BEGIN");
+    client.query(insert);
+    failed(client.fails(insert), b'E');
+    assert_eq!(client.fails(insert).error.unwrap(), "25P02");
+    assert_eq!(client.query("ROLLBACK").status, b'I');
+    client.query("BEGIN");
+    client.query(insert);
+    failed(client.fails("COMMIT"), b'I');
+    // Before a COMMIT that is already on its way.
+    client.query("BEGIN");
+    client.query("SELECT 1");
+    failed(client.fails("COMMIT"), b'I');
+    client.query("BEGIN");
+    client.query("SELECT 1");
+    client.send(&[parse("", "COMMIT"), bind_execute(""), sync()].concat());
+    failed(client.answer().unwrap(), b'I');
+    client.query("BEGIN");
+    client.send(&[query(insert), query("COMMIT")].concat());
+    assert_eq!(client.answer().unwrap().error, None);
+    failed(client.answer().unwrap(), b'I');
+    // One that the client failed itself.
+    client.query("BEGIN");
+    client.send(&[query("SELECT 1/0"), query("COMMIT")].concat());
+    assert_eq!(client.answer().unwrap().error.unwrap(), "22012");
+    assert_eq!(client.answer().unwrap().tags, ["ROLLBACK"]);
+    // One that rolls back has what it wants.
+    client.query("BEGIN");
+    client.query(insert);
+    assert_eq!(client.query("ROLLBACK").tags, ["ROLLBACK"]);
+    client.query(insert);
+    assert_eq!(client.query("SELECT count(*) FROM ledger").value(), "1");
 }
 
 /// A COMMIT that the standby has, and of which the client was not told.

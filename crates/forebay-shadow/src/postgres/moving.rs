@@ -259,6 +259,7 @@ impl<'a> Session<'a> {
         }
         self.open = false;
         self.copying = false;
+        self.undone = false;
         self.skipping_part = self.from_client.is_within();
         match resend {
             Some((Outcome::Commit, request)) => {

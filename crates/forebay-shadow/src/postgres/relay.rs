@@ -96,6 +96,20 @@ impl<'a> Session<'a> {
             }
             return Ok(());
         }
+        // That it rolled back, or is in a failed transaction, would say that the client had heard why.
+        let hides = match tag {
+            b'C' => request.class.ends == Some(End::Commit),
+            b'E' => frame::error_field(message, b'C') == Some(b"25P02"),
+            _ => false,
+        };
+        if self.undone && hides {
+            self.undone = false;
+            request.answered = true;
+            request.fail();
+            self.copying = false;
+            self.tell(&outcome::failed());
+            return Ok(());
+        }
         out.extend_from_slice(message);
         request.answered = true;
         match tag {
@@ -123,7 +137,7 @@ impl<'a> Session<'a> {
 
     fn server_is_ready(&mut self, message: &[u8]) -> Result<(), Ended> {
         let status = message.get(5).copied().unwrap_or(b'I');
-        self.status = status;
+        let fails = std::mem::replace(&mut self.status, status) != b'E' && status == b'E';
         let Some(request) = self.pending.pop_front() else {
             frame::put_ready(&mut self.to_client.bytes, status);
             return Ok(());
@@ -132,7 +146,10 @@ impl<'a> Session<'a> {
             Owner::Client => self.answered(request),
             Owner::Transaction => {
                 let rows = std::mem::take(&mut self.rows);
-                if !std::mem::take(&mut self.question_failed) {
+                if std::mem::take(&mut self.question_failed) {
+                    self.interrupted |= fails && self.pending.is_empty();
+                    self.undone |= fails && !self.pending.is_empty();
+                } else {
                     let answer = rows
                         .into_iter()
                         .next()
@@ -162,6 +179,9 @@ impl<'a> Session<'a> {
             ticket.answered();
         }
         self.copying = false;
+        // One that does nothing in the transaction hears of no error.
+        let unheard = std::mem::take(&mut self.undone) && !request.failed;
+        self.interrupted |= unheard && self.status == b'E' && self.pending.is_empty();
         let first = !self.state.stale;
         self.state.note(&request.class);
         let quiet = self.pending.is_empty() && !self.open;

@@ -162,6 +162,9 @@ pub(super) struct Session<'a> {
     /// Rows that the server answered to a question of the front.
     pub(super) rows: super::client::Rows,
     pub(super) question_failed: bool,
+    /// A question of the front has failed the transaction, and the client has not heard of it while
+    /// its next request was already under way.
+    pub(super) undone: bool,
     /// The transaction is lost, and the client has not asked for anything since.
     pub(super) interrupted: bool,
     /// Messages are left out until the client ends its batch, which then gets this status.
@@ -208,6 +211,7 @@ pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) 
         transaction: Transaction::Unasked,
         rows: Vec::new(),
         question_failed: false,
+        undone: false,
         interrupted: false,
         skipping: None,
         skipping_part: false,
