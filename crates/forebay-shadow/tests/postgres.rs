@@ -109,6 +109,41 @@ fn tools_work_unchanged() {
     );
     let said = String::from_utf8_lossy(&copied.stderr);
     assert!(copied.status.success(), "{said}");
+    // A dump by several sessions, which share a snapshot.
+    let into = copy.path().join("dump").display().to_string();
+    let dumped = cluster.tool(
+        "pg_dump",
+        cluster.front,
+        "postgres",
+        &["-j", "2", "-F", "d", "-f", &into, "postgres"],
+    );
+    let said = String::from_utf8_lossy(&dumped.stderr);
+    assert!(dumped.status.success(), "{said}");
+    // A session that may stream the log, and takes no messages of the extended protocol.
+    let mut streaming = cluster.command("psql", cluster.front, "postgres");
+    let streaming = streaming.args([
+        "-X",
+        "-A",
+        "-t",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        "SET work_mem = '5MB'",
+        "-c",
+        "BEGIN",
+        "-c",
+        "INSERT INTO t VALUES (1)",
+        "-c",
+        "COMMIT",
+        "-c",
+        "SHOW work_mem",
+        "dbname=postgres replication=database",
+    ]);
+    let streamed = streaming.output().unwrap();
+    let said = String::from_utf8_lossy(&streamed.stderr);
+    assert!(streamed.status.success(), "{said}");
+    let said = String::from_utf8_lossy(&streamed.stdout);
+    assert!(said.trim().ends_with("COMMIT\n5MB"), "{said}");
     assert_eq!(cluster.status().epoch, 1, "nobody failed over");
 }
 

@@ -185,10 +185,11 @@ impl<'a> Session<'a> {
         let first = !self.state.stale;
         self.state.note(&request.class);
         let quiet = self.pending.is_empty() && !self.open;
+        let may_ask = self.may_ask();
         let out = &mut self.to_client.bytes;
         if self.status == b'I' {
             self.transaction = Transaction::Unasked;
-            if quiet && self.state.stale {
+            if quiet && self.state.stale && may_ask {
                 let again = first && request.class.is_of_session && !request.failed;
                 self.redo = request.copy.filter(|_| again);
                 self.ask_session();
@@ -209,8 +210,8 @@ impl<'a> Session<'a> {
         if another || self.transaction == Transaction::None && !request.class.reads {
             self.transaction = Transaction::Unasked;
         }
-        let may_write = !request.class.reads && !request.class.begins && !request.failed;
-        if self.status == b'T' && quiet && may_write && self.transaction == Transaction::Unasked {
+        let asks = may_ask && !request.class.unnumbered && !request.failed;
+        if self.status == b'T' && quiet && asks && self.transaction == Transaction::Unasked {
             self.ask(Owner::Transaction, TRANSACTION);
         }
     }
@@ -219,6 +220,11 @@ impl<'a> Session<'a> {
     pub(super) fn ask_session(&mut self) {
         let question = self.state.question(&self.opening.user);
         self.ask(Owner::Session, question.as_bytes());
+    }
+
+    /// A session that streams the log takes simple queries only, and is not carried over anyway.
+    fn may_ask(&self) -> bool {
+        !self.opening.replicates
     }
 
     /// Asks the server something that the client does not see.
@@ -422,7 +428,7 @@ impl<'a> Session<'a> {
     fn before(&mut self, class: &Class) {
         let commits = class.ends == Some(End::Commit);
         let known = matches!(self.transaction, Transaction::Known(_));
-        if commits && self.status == b'T' && !self.open && !known {
+        if commits && self.status == b'T' && !self.open && !known && self.may_ask() {
             // What it answered before may have changed: a view can call what writes.
             self.transaction = Transaction::Unasked;
             self.ask(Owner::Transaction, TRANSACTION);

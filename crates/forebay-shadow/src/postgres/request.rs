@@ -95,6 +95,7 @@ impl<'a> Request<'a> {
     pub(crate) fn batch(ticket: Ticket<'a>) -> Self {
         let class = Class {
             reads: true,
+            unnumbered: true,
             ..Class::default()
         };
         Self::new(Owner::Client, Some(ticket), true, class)
@@ -146,6 +147,7 @@ impl<'a> Request<'a> {
         let class = self.bound.take().unwrap_or_else(Class::unknown);
         self.executes += 1;
         self.class.reads &= class.reads;
+        self.class.unnumbered &= class.unnumbered;
         self.class.begins = class.begins && self.executes == 1;
         self.class.is_of_session = class.is_of_session && self.executes == 1;
         self.class.changes_session |= class.changes_session;

@@ -29,6 +29,8 @@ pub(crate) struct Class {
     /// How many statements of it the server says are complete before all of it has been carried out
     /// for good; none where that is not known, or a transaction goes on after it.
     pub(crate) statements: Option<u32>,
+    /// To ask for the number of its transaction after it is of no use: it gives none, or ends it.
+    pub(crate) unnumbered: bool,
     /// Nothing but beginning a transaction.
     pub(crate) begins: bool,
     /// It ends one.
@@ -88,6 +90,7 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     let statements = statements(sql);
     let mut class = Class {
         reads: !statements.is_empty(),
+        unnumbered: true,
         statements: u32::try_from(statements.len())
             .ok()
             .filter(|count| *count > 0),
@@ -97,6 +100,7 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     };
     for (tokens, _) in &statements {
         class.reads &= reads(tokens);
+        class.unnumbered &= is_unnumbered(tokens);
         class.begins &= begins(tokens);
         if begins(tokens) {
             class.statements = None;
@@ -136,6 +140,41 @@ fn is_of_session(tokens: &[Token<'_>]) -> bool {
     first.is_one_of(&["set", "reset", "listen", "unlisten", "deallocate"])
         || first.is("prepare") && !second.is_some_and(|second| second.is("transaction"))
 }
+
+/// It leaves its transaction without a number, as a rule. Some of these come before the snapshot of
+/// a transaction, and a question would take that too early.
+fn is_unnumbered(tokens: &[Token<'_>]) -> bool {
+    let (Some(first), second) = (tokens.first(), tokens.get(1)) else {
+        return true;
+    };
+    let prepares = first.is("prepare") && second.is_some_and(|second| second.is("transaction"));
+    let analyzes = first.is("explain") && tokens.iter().any(|token| token.is("analyze"));
+    reads(tokens)
+        || begins(tokens)
+        || ends(tokens).is_some()
+        || first.is_one_of(&UNNUMBERED) && !prepares && !analyzes
+}
+
+const UNNUMBERED: [&str; 18] = [
+    "set",
+    "reset",
+    "show",
+    "savepoint",
+    "release",
+    "rollback",
+    "lock",
+    "fetch",
+    "move",
+    "declare",
+    "close",
+    "explain",
+    "prepare",
+    "deallocate",
+    "discard",
+    "listen",
+    "unlisten",
+    "load",
+];
 
 fn ends(tokens: &[Token<'_>]) -> Option<End> {
     let (first, rest) = tokens.split_first()?;
@@ -506,6 +545,40 @@ mod tests {
         assert!(classify(b"begin isolation level serializable").begins);
         assert!(classify(b"START TRANSACTION").begins);
         assert!(!classify(b"begin; select 1").begins);
+    }
+
+    #[test]
+    fn what_gives_a_transaction_no_number_is_seen() {
+        let check = |sql: &str, expected| {
+            assert_eq!(classify(sql.as_bytes()).unnumbered, expected, "{sql}");
+        };
+        for sql in [
+            "",
+            "set transaction isolation level repeatable read, read only",
+            "set transaction snapshot '00000003-0000001B-1'",
+            "savepoint a; release a",
+            "rollback to savepoint a",
+            "commit and chain",
+            "lock table t in access share mode",
+            "declare c cursor for select f()",
+            "fetch all from c",
+            "explain delete from t",
+            "show all; select 1",
+            "begin; set a = 1",
+        ] {
+            check(sql, true);
+        }
+        for sql in [
+            "insert into t values (1)",
+            "savepoint a; insert into t values (1)",
+            "explain (analyze) delete from t",
+            "select f()",
+            "execute a",
+            "do $$ begin end $$",
+        ] {
+            check(sql, false);
+        }
+        assert!(!Class::unknown().unnumbered);
     }
 
     #[test]
