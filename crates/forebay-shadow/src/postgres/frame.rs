@@ -251,6 +251,8 @@ impl Opening {
             ("user", user),
             ("database", database),
             ("application_name", "forebay"),
+            // Operators, too, are looked up, and it is a superuser who asks.
+            ("search_path", "pg_catalog"),
         ] {
             for part in [name, value] {
                 message.extend(part.bytes().filter(|byte| *byte != 0));
@@ -456,6 +458,9 @@ mod tests {
             &Opening::own("a", "b").message,
             Ok(Some(Startup::Session(Opening::own("a", "b")))),
         );
+        let own = Opening::own("a", "b").message;
+        let path = b"\0search_path\0pg_catalog\0";
+        assert!(own.windows(path.len()).any(|part| part == path));
     }
 
     #[test]
