@@ -221,6 +221,30 @@ fn sessions_survive_a_backend_that_crashes() {
     assert_eq!(cluster.status().epoch, 1, "nobody failed over");
 }
 
+/// A server that lets the user in no more is not asked again and again.
+#[test]
+fn a_login_that_is_denied_ends_its_session() {
+    let Some(cluster) = Cluster::start("a_login_that_is_denied_ends_its_session", &PLAIN) else {
+        return;
+    };
+    let mut client = Client::connect(cluster.front, "app");
+    let mut crashing = Client::connect(cluster.front, "postgres");
+    crashing.query("ALTER ROLE app NOLOGIN");
+    let pid = crashing.query("SELECT pg_backend_pid()").value().to_owned();
+    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let began = Instant::now();
+    // Its old backend may still answer.
+    let ended = until("the end of a session", || {
+        client.try_query("SELECT 1").err()
+    });
+    assert_eq!(ended.error.as_deref(), Some("57P01"), "{ended:?}");
+    assert!(ended.message.contains("(28000)"), "{ended:?}");
+    // The patience of this front is twice that.
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(cluster.status().epoch, 1, "nobody failed over");
+}
+
 /// Passwords that are sent as they are, and wrong ones.
 #[test]
 fn a_login_is_repeated_with_the_password_that_was_heard() {

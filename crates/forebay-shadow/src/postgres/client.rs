@@ -101,6 +101,9 @@ pub(crate) enum Trouble {
     /// It answered, with an error.
     #[error("{0}")]
     Refused(String),
+    /// It lets this user in no more.
+    #[error("{0}")]
+    Denied(String),
     #[error("the server asks for a proof that the front does not have: {0}")]
     Unproven(&'static str),
 }
@@ -108,7 +111,7 @@ pub(crate) enum Trouble {
 impl Trouble {
     /// Whether to ask the same again makes no sense.
     pub(crate) const fn is_final(&self) -> bool {
-        matches!(self, Self::Unproven(_) | Self::Garbage(_))
+        matches!(self, Self::Unproven(_) | Self::Garbage(_) | Self::Denied(_))
     }
 }
 
@@ -150,6 +153,13 @@ impl Connection {
                     this.stream.write_all(&answer).await?;
                 }
                 Some(b'Z') => return Ok(this),
+                // Class 28 is about who asks, and not about how the server is.
+                Some(b'E')
+                    if frame::error_field(&message, b'C')
+                        .is_some_and(|code| code.starts_with(b"28")) =>
+                {
+                    return Err(Trouble::Denied(frame::error_line(&message)));
+                }
                 _ => this.note(&message)?,
             }
         }
