@@ -49,9 +49,17 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn prepare(&mut self, name: Vec<u8>, prepared: Arc<Prepared>) {
+    pub(crate) fn prepare(&mut self, name: Vec<u8>, mut prepared: Arc<Prepared>) {
         self.close(&name);
-        self.bytes += prepared.message.as_ref().map_or(0, Vec::len);
+        let length = prepared.message.as_ref().map_or(0, Vec::len);
+        if self.bytes + length > PREPARED_BYTES_MAX {
+            prepared = Arc::new(Prepared {
+                message: None,
+                class: prepared.class.clone(),
+            });
+        } else {
+            self.bytes += length;
+        }
         self.prepared.insert(name, prepared);
     }
 
@@ -168,7 +176,7 @@ impl State {
             all.push("what the latest statement changed".to_owned());
         }
         let lost = self.prepared.iter().find(|(_, one)| one.message.is_none());
-        if self.bytes > PREPARED_BYTES_MAX || lost.is_some() {
+        if lost.is_some() {
             all.push("prepared statements that are too long to be kept".to_owned());
         }
         if all.is_empty() {
@@ -304,7 +312,14 @@ mod tests {
             state.prepare(vec![number], prepared(&vec![0; PREPARED_BYTES_MAX / 4]));
         }
         assert!(state.obstacles().is_some());
-        state.close(&[0]);
+        let kept = |state: &State| {
+            let kept = state.prepared.values();
+            kept.filter_map(|one| one.message.as_ref())
+                .map(Vec::len)
+                .sum::<usize>()
+        };
+        assert_eq!(kept(&state), PREPARED_BYTES_MAX);
+        state.close(&[4]);
         state.prepare(vec![1], prepared(&vec![0; PREPARED_BYTES_MAX / 4]));
         assert_eq!(state.obstacles(), None);
         let long = Prepared {
