@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
 
-use super::commands::Kind;
+use super::commands::{self, Kind};
 use super::conversation::Conversation;
+use super::requests::Command;
 use super::state::Listens;
 use super::upstream::{Role, Upstream};
 use crate::stream::Stream;
@@ -33,8 +34,10 @@ pub(super) struct Balance {
     parked: Option<Upstream>,
     /// The shadow has to be connected to.
     wanted: bool,
-    /// The connections were changed over.
+    /// The connections were changed over for the command that is next.
     changed: bool,
+    /// They were, and that command was not looked at since.
+    unsettled: bool,
     /// A shadow that did not accept a connection.
     shunned: Option<(Epoch, Slot)>,
     /// Whose turn it is while both have as much to do.
@@ -43,6 +46,13 @@ pub(super) struct Balance {
     pub(super) answers: bool,
     /// The shadow said that it cannot answer now.
     pub(super) declined: bool,
+}
+
+impl Balance {
+    const fn change(&mut self) {
+        self.changed = true;
+        self.unsettled = true;
+    }
 }
 
 impl Upstream {
@@ -54,10 +64,13 @@ impl Upstream {
 
 impl Conversation<'_> {
     /// Chooses the server for a command, and sees that the connection in use is to it.
-    pub(super) fn steer(&mut self, kind: Kind) -> Steered {
+    pub(super) fn steer(&mut self, kind: Kind, command: &Command) -> Steered {
         let on_shadow = self.is_on_shadow();
-        let standby = self.shadow_for_reads().filter(|_| kind == Kind::Read);
+        let standby = self
+            .shadow_for_reads()
+            .filter(|_| kind == Kind::Read && !commands::is_of_one_server(command));
         if !self.entries.is_empty() {
+            self.balance.changed = false;
             return match (on_shadow, standby) {
                 (true, None) => Steered::Wait,
                 (true, Some(_)) | (false, _) => Steered::Go,
@@ -71,7 +84,7 @@ impl Conversation<'_> {
             }
             (true, None) => {
                 std::mem::swap(&mut self.up, &mut self.balance.parked);
-                self.balance.changed = true;
+                self.balance.change();
                 Steered::Wait
             }
             (false, Some(_)) => {
@@ -84,7 +97,7 @@ impl Conversation<'_> {
                 });
                 if usable {
                     std::mem::swap(&mut self.up, &mut self.balance.parked);
-                    self.balance.changed = true;
+                    self.balance.change();
                 } else {
                     self.balance.wanted = true;
                 }
@@ -132,7 +145,8 @@ impl Conversation<'_> {
             self.balance.changed = true;
             return true;
         }
-        self.balance.changed && self.next_waits()
+        // Each change is looked at once: one that does not help is not gone through for ever.
+        std::mem::take(&mut self.balance.unsettled)
     }
 
     async fn dial_shadow(&mut self) {

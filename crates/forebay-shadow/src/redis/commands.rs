@@ -286,6 +286,21 @@ const LONG: &[&str] = &[
 
 const REPLICATION: &str = "the front decides who is the primary; use `forebay shadow`";
 
+/// Whether a read means something on the server alone that answered the one before it: cursors are of
+/// one server's table, and scripts are known where they were loaded.
+pub(super) fn is_of_one_server(command: &Command) -> bool {
+    const NAMES: [&str; 7] = [
+        "EVALSHA_RO",
+        "EVAL_RO",
+        "FCALL_RO",
+        "HSCAN",
+        "SCAN",
+        "SSCAN",
+        "ZSCAN",
+    ];
+    NAMES.contains(&upper(command.argument(0)).as_str())
+}
+
 /// What is known of a command.
 pub(super) fn kind(command: &Command) -> Kind {
     let name = upper(command.argument(0));

@@ -348,6 +348,9 @@ impl<'a> Conversation<'a> {
 
     /// Sends what the client asks for, as far as that is possible now.
     fn forward(&mut self) -> Forwarded {
+        // What confirms a command that waited for others goes out before the next one is steered:
+        // it has to go to the server that executed that command.
+        self.confirm_if_due();
         while !self.closing && !self.is_full() && !self.is_blocked() {
             if self
                 .up
@@ -377,7 +380,7 @@ impl<'a> Conversation<'a> {
             if self.answer_here(kind, &command) {
                 continue;
             }
-            if self.steer(kind) == Steered::Wait {
+            if self.steer(kind, &command) == Steered::Wait {
                 self.next = Some(command);
                 break;
             }
@@ -393,9 +396,7 @@ impl<'a> Conversation<'a> {
             self.held_since = None;
             self.send_on(kind, command, duty);
         }
-        if self.unconfirmed > 0 && !self.is_blocked() {
-            self.confirm();
-        }
+        self.confirm_if_due();
         if self.is_full() {
             Forwarded::Full
         } else {
@@ -495,13 +496,14 @@ impl<'a> Conversation<'a> {
         self.lingers_since.is_some()
     }
 
-    /// A command waits for its connection.
-    pub(super) const fn next_waits(&self) -> bool {
-        self.next.is_some()
-    }
-
     const fn without_shadow(&self) -> WithoutShadow {
         self.setup.options.without_shadow
+    }
+
+    fn confirm_if_due(&mut self) {
+        if self.unconfirmed > 0 && !self.is_blocked() {
+            self.confirm();
+        }
     }
 
     /// Asks for the shadows to have what was written before.

@@ -6,6 +6,7 @@
     reason = "tests say what they skip and measure, and panic on what they do not expect"
 )]
 
+mod balance;
 mod harness;
 mod load;
 mod loss;
