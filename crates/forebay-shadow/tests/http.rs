@@ -592,16 +592,16 @@ async fn a_primary_that_cannot_be_fenced_stays_it_on_disk() {
     let path = stage.directory.path().join("epoch");
     let latest = || {
         let file = std::fs::read_to_string(&path).unwrap();
-        let records = file.lines().map(|line| {
+        let records = file.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
-            let mut number = || words.next()?.parse::<usize>().ok();
-            number().zip(number())
+            let epoch = words.next()?.parse::<u64>().ok()?;
+            Some((epoch, words.next()?.to_owned()))
         });
-        records.flatten().max()
+        records.max()
     };
     // It was to be replaced in epoch 2, and could not be stopped for that.
     let deadline = Instant::now() + BOUND;
-    while latest() != Some((2, 0)) {
+    while latest() != Some((2, "app-0".to_owned())) {
         assert!(Instant::now() < deadline, "{:?}", latest());
         tokio::task::yield_now().await;
     }

@@ -275,7 +275,10 @@ impl Cluster {
 
     pub(crate) fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Answer {
         let path = self.base.path().join("control");
-        until("the front", || path.exists().then_some(()));
+        // A socket that is there is listened on a moment later.
+        until("the front", || {
+            std::os::unix::net::UnixStream::connect(&path).ok()
+        });
         runtime().block_on(async {
             let mut line = Line::connect(&path).await.unwrap();
             let descriptors: Vec<_> = descriptors.iter().map(|one| one.as_fd()).collect();
