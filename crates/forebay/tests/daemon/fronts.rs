@@ -78,6 +78,23 @@ impl Stage {
     }
 }
 
+/// Kills a process and waits until it is gone: until then its socket may take a connection, which
+/// goes with it.
+fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+    eventually("a killed process is gone", || !is_running(pid));
+}
+
+/// Stops a process and waits until it stands.
+fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    eventually("a stopped process stands", || {
+        let stat = text(format!("/proc/{pid}/stat").as_ref());
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    });
+}
+
 /// Sends a request and gives the status of the answer; none when the connection ended before one.
 fn request(stream: &mut TcpStream) -> Option<u16> {
     stream
@@ -108,7 +125,7 @@ fn a_killed_primary_is_replaced_and_comes_back_as_the_shadow() {
     };
     let first = stage.place.await_pid("a");
     assert_eq!(request(&mut stage.connect()), Some(200));
-    signal(first, Signal::KILL);
+    kill(first);
     // A new connection waits for whoever serves next.
     assert_eq!(request(&mut stage.connect()), Some(200));
     stage.await_ready("b");
@@ -119,7 +136,7 @@ fn a_killed_primary_is_replaced_and_comes_back_as_the_shadow() {
     let told = stage.place.await_event("web.front", "shadow");
     assert!(told.contains("epoch"), "{told}");
     // And back.
-    signal(stage.place.await_pid("b"), Signal::KILL);
+    kill(stage.place.await_pid("b"));
     assert_eq!(request(&mut stage.connect()), Some(200));
     stage.await_ready("a");
     stage.place.stop_well();
@@ -134,7 +151,7 @@ fn a_stopped_primary_is_replaced_and_never_goes_on() {
     let first = stage.place.await_pid("a");
     let mut client = stage.connect();
     assert_eq!(request(&mut client), Some(200));
-    signal(first, Signal::STOP);
+    stop(first);
     // What was passed on is not sent again: the connection ends.
     assert_eq!(request(&mut client), None);
     // Whatever is done to it now, it stands until it is dead.
@@ -220,7 +237,7 @@ fn a_front_outlives_its_daemon_and_fails_over_without_it() {
     assert_eq!(request(&mut client), Some(200));
     stage.place.crash();
     assert_eq!(request(&mut client), Some(200), "no connection is dropped");
-    signal(first, Signal::STOP);
+    stop(first);
     assert_eq!(request(&mut client), None);
     assert_eq!(
         request(&mut stage.connect()),
@@ -249,7 +266,7 @@ fn a_shadow_is_small_until_it_serves() {
     };
     class("a", "critical");
     class("b", "standard");
-    signal(stage.place.await_pid("a"), Signal::KILL);
+    kill(stage.place.await_pid("a"));
     class("b", "critical");
     class("a", "standard");
     stage.place.stop_well();
@@ -352,7 +369,7 @@ fn who_wants_nothing_waits_for_nothing() {
         return;
     };
     let first = stage.place.await_pid("a");
-    signal(first, Signal::STOP);
+    stop(first);
     let before = stage.changes().len();
     // Longer than it takes to be found out when somebody waits.
     let mut idle = stage.connect();
