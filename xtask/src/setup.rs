@@ -41,7 +41,7 @@ enum Sign {
 struct Package {
     /// Debian's name.
     name: &'static str,
-    group: Group,
+    groups: &'static [Group],
     sign: Sign,
     why: &'static str,
 }
@@ -49,145 +49,139 @@ struct Package {
 const PACKAGES: &[Package] = &[
     Package {
         name: "gcc",
-        group: Group::Build,
+        groups: &[Group::Build],
         sign: Sign::Program("cc"),
         why: "compiles the bundled SQLite and links",
     },
     Package {
         name: "libc6-dev",
-        group: Group::Build,
+        groups: &[Group::Build],
         sign: Sign::File("/usr/include/stdio.h"),
         why: "C headers for the bundled SQLite",
     },
     Package {
         name: "dbus-daemon",
-        group: Group::Build,
+        groups: &[Group::Build],
         sign: Sign::Program("dbus-daemon"),
         why: "the private bus of the tests with an imitated systemd",
     },
     Package {
         name: "redis-server",
-        group: Group::Build,
+        groups: &[Group::Build, Group::Examples],
         sign: Sign::Program("redis-server"),
-        why: "the servers behind the fronts of the redis tests; with redis-tools it brings clients",
+        why: "the servers behind the fronts of the redis tests, and the critical service of the redis example",
     },
     Package {
         name: "make",
-        group: Group::Examples,
+        groups: &[Group::Examples],
         sign: Sign::Program("make"),
         why: "the batch work of the examples, together with gcc",
     },
     Package {
         name: "nginx-light",
-        group: Group::Examples,
+        groups: &[Group::Examples],
         sign: Sign::Program("nginx"),
         why: "the critical service of the nginx example",
     },
     Package {
         name: "wrk",
-        group: Group::Examples,
+        groups: &[Group::Examples],
         sign: Sign::Program("wrk"),
         why: "the load on nginx",
     },
     Package {
-        name: "redis-server",
-        group: Group::Examples,
-        sign: Sign::Program("redis-server"),
-        why: "the critical service of the redis example",
-    },
-    Package {
         name: "postgresql",
-        group: Group::Examples,
+        groups: &[Group::Examples],
         sign: Sign::Program("pg_ctlcluster"),
         why: "the critical service of the postgres example",
     },
     Package {
         name: "podman",
-        group: Group::Containers,
+        groups: &[Group::Containers],
         sign: Sign::Program("podman"),
         why: "containers of Podman",
     },
     Package {
         name: "docker.io",
-        group: Group::Containers,
+        groups: &[Group::Containers],
         sign: Sign::Program("dockerd"),
         why: "containers of Docker",
     },
     Package {
         name: "runc",
-        group: Group::Containers,
+        groups: &[Group::Containers],
         sign: Sign::Program("runc"),
         why: "starts the containers of both",
     },
     Package {
         name: "busybox-static",
-        group: Group::Containers,
+        groups: &[Group::Containers],
         sign: Sign::Program("busybox"),
         why: "all that is in the containers",
     },
     Package {
         name: "mmdebstrap",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("mmdebstrap"),
         why: "makes the guest's root file system",
     },
     Package {
         name: "kmod",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("depmod"),
         why: "orders the guest's kernel modules",
     },
     Package {
         name: "cpio",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("cpio"),
         why: "packs the guest's initial file system",
     },
     Package {
         name: "zstd",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("zstd"),
         why: "unpacks the guest's kernel",
     },
     Package {
         name: "xz-utils",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("xz"),
         why: "unpacks the guest's kernel modules",
     },
     Package {
         name: "busybox-static",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("busybox"),
         why: "starts the guest",
     },
     Package {
         name: "e2fsprogs",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("mkfs.ext4"),
         why: "makes the guest's disk",
     },
     Package {
         name: "python3",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("python3"),
         why: "finds the kernel within its image",
     },
     Package {
         name: "binutils",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("strip"),
         why: "makes binaries small for the guest",
     },
     Package {
         name: "qemu-system-x86",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("qemu-system-x86_64"),
         why: "the virtual machines",
     },
     Package {
         name: "qemu-utils",
-        group: Group::Vm,
+        groups: &[Group::Vm],
         sign: Sign::Program("qemu-img"),
         why: "their disks",
     },
@@ -200,7 +194,10 @@ const PACKAGES: &[Package] = &[
 /// what to install.
 pub(crate) fn ensure(group: Group) -> Result<(), String> {
     let mut missing = Vec::new();
-    for package in PACKAGES.iter().filter(|package| package.group == group) {
+    for package in PACKAGES
+        .iter()
+        .filter(|package| package.groups.contains(&group))
+    {
         match find(&package.sign) {
             Some(path) => println!("setup: {} is there ({})", package.name, path.display()),
             None => {
@@ -229,7 +226,7 @@ pub(crate) fn ensure(group: Group) -> Result<(), String> {
 pub(crate) fn is_complete(group: Group) -> Result<(), String> {
     let missing: Vec<_> = PACKAGES
         .iter()
-        .filter(|package| package.group == group && find(&package.sign).is_none())
+        .filter(|package| package.groups.contains(&group) && find(&package.sign).is_none())
         .map(|package| package.name)
         .collect();
     if missing.is_empty() {
@@ -360,7 +357,11 @@ mod tests {
     fn every_group_has_a_name_and_packages() {
         for name in ["build", "examples"] {
             let group = Group::from_name(name).unwrap();
-            assert!(PACKAGES.iter().any(|package| package.group == group));
+            assert!(
+                PACKAGES
+                    .iter()
+                    .any(|package| package.groups.contains(&group))
+            );
         }
         assert_eq!(Group::from_name("exmaples"), None);
     }
