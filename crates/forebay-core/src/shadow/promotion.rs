@@ -7,7 +7,7 @@
 //! [`Step`] after the other, and whoever carries a step out says how it ended:
 //!
 //! ```text
-//!           Suspected            Lost            Fenced             Promoted          Replayed
+//!       Lost, held down          Lost            Fenced             Promoted          Replayed
 //!   Warm ────────────> Suspect ───────> Fencing ─────────> Promoting ────────> Replaying ───────> Warm
 //!    │ ^                  │ Cleared        │ Refused           │ Refused          (epoch + 1)
 //!    │ └──────────────────┘                v                   v
@@ -16,7 +16,8 @@
 //!                                                              └──────> Fencing, or Promoting
 //! ```
 //!
-//! A suspicion holds new requests back and can be withdrawn. The fence stops the old primary where it
+//! A stall that is not acted on, because another one was a moment ago or nobody stands by, holds new
+//! requests back until it is over. The fence stops the old primary where it
 //! stands; until the new one is asked to take over, that can be undone as well. After that it
 //! cannot: the old one is killed while it still stands, because it would execute what lies in its
 //! socket buffers.
@@ -79,8 +80,6 @@ pub enum Cause {
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
-    /// The primary is silent for longer than usual.
-    Suspected,
     /// It answers again.
     Cleared,
     /// It is lost.
@@ -198,10 +197,6 @@ impl Promotion {
     /// What makes no sense where the machine stands changes nothing.
     pub fn step(&mut self, now: Duration, input: Input, standby: Option<Slot>) -> Vec<Step> {
         match (self.stage, input) {
-            (Stage::Warm, Input::Suspected) => {
-                self.stage = Stage::Suspect;
-                vec![Step::Hold]
-            }
             (Stage::Suspect, Input::Cleared) => self.back_to_warm(),
             (Stage::Warm | Stage::Suspect, Input::Lost(cause)) => self.lost(now, cause, standby),
             (Stage::Warm | Stage::Suspect, Input::HandOver) => match standby {
@@ -382,15 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn a_suspicion_is_withdrawn() {
-        let mut machine = Promotion::new(0, 0);
-        assert_eq!(machine.step(NOW, Input::Suspected, Some(1)), [Step::Hold]);
-        assert_eq!(machine.step(NOW, Input::Suspected, Some(1)), []);
-        assert_eq!(machine.step(NOW, Input::Cleared, Some(1)), [Step::Release]);
-        assert_eq!(machine, Promotion::new(0, 0));
-    }
-
-    #[test]
     fn one_that_cannot_be_fenced_goes_on() {
         let mut machine = Promotion::new(0, 0);
         machine.step(NOW, Input::Lost(Cause::Stall), Some(1));
@@ -512,7 +498,6 @@ mod tests {
 
     fn inputs() -> impl Strategy<Value = (Input, bool, u64)> {
         let input = prop_oneof![
-            Just(Input::Suspected),
             Just(Input::Cleared),
             Just(Input::Lost(Cause::Death)),
             Just(Input::Lost(Cause::Stall)),
