@@ -157,25 +157,26 @@ fn resolve(
     .into_iter()
     .filter_map(|(key, lacks)| lacks.then_some(key))
     .collect();
-    let (Some(mode), Some(listen), Some(instances)) = (mode, listen, instances) else {
-        // What was refused has been said already.
-        if !refused {
-            let problem = Problem::new(
-                format!("the front lacks {}", lacks.join(", ")),
-                "a front needs mode, listen and instances",
-            );
-            findings.add(at, section.name, problem);
-        }
-        return None;
-    };
-    let mode = mode::mode(mode.value, &mut section, host, findings);
+    // What was refused has been said already.
+    if !lacks.is_empty() && !refused {
+        let problem = Problem::new(
+            format!("the front lacks {}", lacks.join(", ")),
+            "a front needs mode, listen and instances",
+        );
+        findings.add(at, section.name.clone(), problem);
+    }
+    // All that is there is looked at, so that all mistakes are told at once.
+    let mode = mode.and_then(|word| mode::mode(word.value, &mut section, host, findings));
     let key = section.key("listen");
-    let listen = addresses(&listen, &key, taken, findings);
+    let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
     let key = section.key("instances");
-    let mut instances = members(instances, &key, apps, taken, findings);
+    let members = instances.map(|given| members(given, &key, apps, taken, findings));
+    let is_complete = members.is_some();
+    let mut instances = members.unwrap_or_default();
     if let Some(At { value, at }) = section.take::<String>("primary") {
         match instances.iter().position(|(app, _)| app.as_str() == value) {
             Some(place) => instances.swap(0, place),
+            None if !is_complete => {}
             None => findings.add(
                 at,
                 section.key("primary"),
@@ -198,19 +199,21 @@ fn resolve(
         min: Duration::ZERO,
         max: Duration::from_secs(60),
     };
+    let patience = bounded(&mut section, "patience", patience, findings);
+    let grace = bounded(&mut section, "grace", grace, findings);
     Some(FrontConfig {
         name,
         app,
         mode: mode?,
-        listen,
-        instances,
+        listen: listen?,
+        instances: is_complete.then_some(instances)?,
         user: user.map_or_else(|| USER.to_owned(), |user| user.value),
         connections_max: section
             .take::<u64>("connections_max")
             .and_then(|count| usize::try_from(count.value).ok())
             .unwrap_or(CONNECTIONS_MAX),
-        patience: bounded(&mut section, "patience", patience, findings).unwrap_or(PATIENCE),
-        grace: bounded(&mut section, "grace", grace, findings).unwrap_or_default(),
+        patience: patience.unwrap_or(PATIENCE),
+        grace: grace.unwrap_or_default(),
     })
 }
 

@@ -99,6 +99,15 @@ fn fronts_that_cannot_be_are_refused() {
             "f:10: fronts.w.instances.g: app `g` is not started by Forebay, so its end is seen too late; give it `exec`",
         ],
     );
+    check_front(
+        "mode = \"ftp\"\nlisten = [\"127.0.0.1:0\"]\ninstances = { a = \"x\", b = \"127.0.0.1:3\" }\npatience = \"1ms\"\n",
+        &[
+            "f:8: fronts.w.mode: `ftp` is not a mode; use tcp, http, redis or postgres",
+            "f:9: fronts.w.listen: `127.0.0.1:0` has no port; write the port that is meant, 1 to 65535",
+            "f:10: fronts.w.instances.a: `x` is no address; write ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or the absolute path of a Unix socket",
+            "f:11: fronts.w.patience: 1ms is out of bounds; use 100ms to 600s",
+        ],
+    );
     let instances = "instances = { a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }\n";
     check_front(
         &format!(
