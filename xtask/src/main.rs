@@ -9,6 +9,7 @@
 )]
 
 mod examples;
+mod fuzz;
 mod json;
 mod process;
 mod setup;
@@ -39,6 +40,7 @@ Forebay's developer commands
                                     --quick only looks whether their apps are found
   cargo xtask chaos [ARGS...]       kill the daemon at random moments: --kills N, --seed S
   cargo xtask sim [ARGS...]         simulated ticks with faults: --ticks N, --seed S
+  cargo xtask fuzz [TARGET...]      random bytes for the parsers: --seconds N for each target
   cargo xtask vm ...                virtual machines to test on: build, run, test
   cargo xtask help                  this text
 
@@ -105,6 +107,7 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
         Some("examples") => examples::run(arguments),
         Some("chaos") => forebay(&["chaos"], arguments),
         Some("sim") => sim(arguments),
+        Some("fuzz") => fuzz::run(arguments),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

@@ -60,6 +60,12 @@ const PACKAGES: &[Package] = &[
         why: "C headers for the bundled SQLite",
     },
     Package {
+        name: "g++",
+        groups: &[Group::Build],
+        sign: Sign::Program("c++"),
+        why: "compiles libFuzzer for the fuzz targets",
+    },
+    Package {
         name: "dbus-daemon",
         groups: &[Group::Build],
         sign: Sign::Program("dbus-daemon"),

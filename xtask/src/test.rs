@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tally::{Counts, Dialect, Show, Tally};
-use crate::{Failure, process, setup, tidy, vm};
+use crate::{Failure, fuzz, process, setup, tidy, vm};
 
 struct Step {
     name: &'static str,
@@ -37,6 +37,8 @@ enum Work {
     Tests,
     /// The tests in documentation.
     DocTests,
+    /// The fuzz targets, each for a short time.
+    Fuzz,
     /// The scenarios in virtual machines.
     Guests,
 }
@@ -135,6 +137,11 @@ const STEPS: &[Step] = &[
             "--seed",
             "2",
         ]),
+    },
+    Step {
+        name: "fuzz",
+        when: When::Full,
+        work: Work::Fuzz,
     },
     Step {
         name: "guests",
@@ -264,6 +271,13 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         Work::Tests if setup::has_cargo_command("nextest") => read_cargo(Dialect::Nextest, NEXTEST),
         Work::Tests => read_cargo(Dialect::Libtest, LIBTEST),
         Work::DocTests => read_cargo(Dialect::Libtest, DOC_TESTS),
+        Work::Fuzz => match fuzz::step() {
+            Ok(counts) => Outcome {
+                counts,
+                skipped_names: Vec::new(),
+            },
+            Err(text) => Outcome::of_check(&Err(text)),
+        },
         Work::Guests => match vm::step() {
             Ok((counts, skipped_names)) => Outcome {
                 counts,

@@ -15,6 +15,8 @@ pub mod http;
 mod latency;
 mod member;
 pub mod mode;
+#[cfg(fuzzing)]
+mod pieces;
 mod ping;
 pub mod postgres;
 pub mod redis;

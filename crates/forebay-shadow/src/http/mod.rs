@@ -16,6 +16,8 @@ mod body;
 mod bulk;
 mod client;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod head;
 pub mod mirror;
 mod pool;

@@ -26,6 +26,8 @@
 mod cancel;
 mod client;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod login;
 mod moving;
 mod native;

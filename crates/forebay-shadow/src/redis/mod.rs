@@ -23,6 +23,8 @@ mod balance;
 mod commands;
 mod conversation;
 mod entry;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lose;
 mod native;
 mod relay;
