@@ -8,6 +8,7 @@
     reason = "these are terminal commands: their output is their result"
 )]
 
+mod criu;
 mod examples;
 mod fuzz;
 mod json;
@@ -236,8 +237,11 @@ fn setup_command(arguments: &[String]) -> Result<(), Failure> {
     if groups.is_empty() {
         groups.push(setup::Group::Build);
     }
-    for group in groups {
-        setup::ensure(group)?;
+    for group in &groups {
+        setup::ensure(*group)?;
+    }
+    if groups.contains(&setup::Group::Build) {
+        criu::ensure();
     }
     setup::say_which_test_runner();
     Ok(())

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tally::{Counts, Dialect, Show, Tally};
-use crate::{Failure, fuzz, process, setup, tidy, vm};
+use crate::{Failure, criu, fuzz, process, setup, tidy, vm};
 
 struct Step {
     name: &'static str,
@@ -249,6 +249,7 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         Work::Setup => {
             let result = setup::ensure(setup::Group::Build);
             setup::ensure_components();
+            criu::ensure();
             setup::say_which_test_runner();
             Outcome::of_check(&result)
         }

@@ -9,6 +9,7 @@ mod client;
 mod devices;
 mod forecast;
 mod fronts;
+mod images;
 mod tiers;
 mod types;
 mod usage;
@@ -17,6 +18,7 @@ pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks
 pub use devices::*;
 pub use forecast::*;
 pub use fronts::*;
+pub use images::*;
 pub use tiers::*;
 pub use types::*;
 pub use usage::*;

@@ -227,6 +227,15 @@ pub struct App {
     pub io_weight: Option<u32>,
     /// Limits for block devices, by `major:minor`.
     pub io_max: BTreeMap<Device, IoMax>,
+    /// Whether images of it are taken, to begin it anew from; for `exec` apps.
+    pub images: Option<Images>,
+}
+
+/// When images of a program are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    /// From the end of one to the beginning of the next.
+    pub every: Duration,
 }
 
 impl App {
@@ -243,6 +252,7 @@ impl App {
             uclamp: Uclamp::default(),
             io_weight: None,
             io_max: BTreeMap::new(),
+            images: None,
         }
     }
 }

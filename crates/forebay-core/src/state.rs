@@ -169,7 +169,7 @@ impl State {
                 .history
                 .record(inputs.time, sample, &inputs.policy.devices, signal);
             known.unsettled.clone_from(&sample.unsettled);
-            known.verdict = known.lives.judge(inputs.time, &app.binding, &sample.state);
+            known.verdict = known.lives.judge(inputs.time, app, &sample.state);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
             let others = sample

@@ -1,13 +1,14 @@
 //! When a program that Forebay started is started again.
 //!
 //! A program that ends is restarted by its policy, after a delay that doubles with every
-//! quick death and starts over after a minute of life.
+//! quick death and starts over after a minute of life. One that has images of itself waits for
+//! nothing the first time: it begins where it was, and somebody waits for it.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::{Binding, Restart};
+use crate::app::{App, Binding, Restart};
 use crate::snapshot::RunState;
 use crate::units::Time;
 
@@ -46,8 +47,8 @@ pub enum Verdict {
 
 impl Lives {
     /// Decides for one app in this period.
-    pub fn judge(&mut self, now: Time, binding: &Binding, state: &RunState) -> Verdict {
-        let Binding::Exec(exec) = binding else {
+    pub fn judge(&mut self, now: Time, app: &App, state: &RunState) -> Verdict {
+        let Binding::Exec(exec) = &app.binding else {
             return Verdict::Leave;
         };
         let again = match state {
@@ -78,8 +79,13 @@ impl Lives {
                 self.quick_deaths.saturating_add(1)
             };
             let doublings = self.quick_deaths.saturating_sub(1).min(16);
+            let delay = if app.images.is_some() && self.quick_deaths <= 1 {
+                Duration::ZERO
+            } else {
+                (DELAY_MIN * (1 << doublings)).min(DELAY_MAX)
+            };
             Time {
-                monotonic: now.monotonic + (DELAY_MIN * (1 << doublings)).min(DELAY_MAX),
+                monotonic: now.monotonic + delay,
                 ..now
             }
         });
@@ -101,7 +107,7 @@ impl Lives {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::Exec;
+    use crate::app::{Class, Exec, Images};
     use crate::snapshot::Ending;
 
     fn at(seconds: u64) -> Time {
@@ -111,8 +117,8 @@ mod tests {
         }
     }
 
-    fn exec(restart: Restart) -> Binding {
-        Binding::Exec(Exec {
+    fn exec(restart: Restart) -> App {
+        let binding = Binding::Exec(Exec {
             command: vec!["true".to_owned()],
             user: None,
             group: None,
@@ -121,7 +127,8 @@ mod tests {
             stdout: None,
             stderr: None,
             restart,
-        })
+        });
+        App::new("a".parse().unwrap(), Class::Standard, binding)
     }
 
     #[test]
@@ -154,27 +161,39 @@ mod tests {
 
     #[test]
     fn quick_deaths_wait_longer_and_a_long_life_forgives() {
+        assert_eq!(delays(&exec(Restart::Always)), [1, 2, 4, 8, 16, 32, 60, 60]);
+        let app = App {
+            images: Some(Images {
+                every: Duration::from_secs(60),
+            }),
+            ..exec(Restart::Always)
+        };
+        assert_eq!(delays(&app), [0, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    /// How long each of eight quick deaths waits for the next life. A long life makes the next
+    /// wait the first again.
+    fn delays(app: &App) -> Vec<u64> {
         let mut lives = Lives::default();
-        let app = exec(Restart::Always);
         let ended = RunState::Ended(Ending::Status(1));
-        assert_eq!(lives.judge(at(0), &app, &RunState::Absent), Verdict::Start);
+        assert_eq!(lives.judge(at(0), app, &RunState::Absent), Verdict::Start);
         let mut now = 0;
         let mut delays = Vec::new();
         for _ in 0..8 {
             lives.started(at(now));
             let died = now;
-            while lives.judge(at(now), &app, &ended) == Verdict::Wait {
+            while lives.judge(at(now), app, &ended) == Verdict::Wait {
                 now += 1;
             }
             delays.push(now - died);
         }
-        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
         lives.started(at(now));
         now += 100;
         let died = now;
-        while lives.judge(at(now), &app, &ended) == Verdict::Wait {
+        while lives.judge(at(now), app, &ended) == Verdict::Wait {
             now += 1;
         }
-        assert_eq!(now - died, 1);
+        assert_eq!(now - died, if app.images.is_some() { 0 } else { 1 });
+        delays
     }
 }

@@ -13,12 +13,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{AppId, Binding, IoMax, Partition};
+use forebay_core::app::{App, AppId, Binding, IoMax, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
 use forebay_core::units::{Bytes, Limit, Rate};
 
+use crate::checkpoint::Restoring;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
 use crate::freeze;
@@ -324,7 +325,7 @@ impl LinuxHost {
     fn perform(&mut self, action: &Action, program: Option<Program>) -> Result<(), Refusal> {
         match action {
             Action::Start { app } => match program {
-                Some(program) => self.start(&app.id, &program),
+                Some(program) => self.start(app, &program),
                 None => Err(Refusal::Unsupported),
             },
             Action::Enter { app, pids } => self.enter(app, pids),
@@ -369,7 +370,13 @@ impl LinuxHost {
         Ok(())
     }
 
-    fn start(&mut self, app: &AppId, program: &Program) -> Result<(), Refusal> {
+    fn start(&mut self, app: &App, program: &Program) -> Result<(), Refusal> {
+        let (from_image, command) = (self.from_image(app, program), &program.arguments);
+        let app = &app.id;
+        let (program, image) = match &from_image {
+            Some((restore, image)) => (restore, Some(image)),
+            None => (program, None),
+        };
         let running = self.entries.get(app).and_then(|entry| entry.main.as_ref());
         if let Some(main) = running {
             return Err(Refusal::Failed(format!(
@@ -413,7 +420,13 @@ impl LinuxHost {
         entry.main = Main::open(process);
         entry.ended = None;
         entry.kept.clear();
-        entry.command.clone_from(&program.arguments);
+        entry.command.clone_from(command);
+        entry.trial = None;
+        entry.restoring = image.cloned().map(Restoring::new);
+        if image.is_some() {
+            // What is written of it is what it was begun with, until it is known which it is.
+            return Ok(());
+        }
         let started = Record::Started {
             app: app.clone(),
             process,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use forebay_core::app::{App, AppId, Binding, OnStop};
 use forebay_core::host::{Action, Capabilities, Host, Outcome, Watch};
@@ -12,6 +13,7 @@ use forebay_core::topology::Topology;
 
 use crate::Roots;
 use crate::app_meters::Meters;
+use crate::checkpoint::{self, Restoring};
 use crate::cost;
 use crate::damon::{self, Damon};
 use crate::error::HostError;
@@ -49,6 +51,9 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where the managers are that own groups.
     pub owners: Addresses,
+    /// The program that begins programs from their images; looked for in the usual places unless
+    /// given.
+    pub criu: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -58,6 +63,7 @@ impl Default for Options {
             group: PathBuf::from("forebay"),
             state_dir: PathBuf::from("/var/lib/forebay"),
             owners: Addresses::default(),
+            criu: None,
         }
     }
 }
@@ -121,6 +127,10 @@ pub(crate) struct Entry {
     /// Its program runs on outside our groups since a release: taken up again if it is what
     /// the app wants to run.
     pub(crate) released: bool,
+    /// Its main process is CRIU, which begins it from this image.
+    pub(crate) restoring: Option<Restoring>,
+    /// It was begun from the image of this number, and has to live until then.
+    pub(crate) trial: Option<(u64, Instant)>,
 }
 
 impl Entry {
@@ -326,6 +336,13 @@ impl LinuxHost {
                 freeze::thaw_all(&group.all_dirs())?;
             }
             let started = match (record.started, record.starting, &entry.group) {
+                (None, Some(_), Some(group)) if checkpoint::is_restore(&record.command) => {
+                    // Half of a program is none, and whole it would be known: it begins again.
+                    groups::kill(&group.all_dirs())?;
+                    entry.ended = Some(Ending::Unknown);
+                    self.note_ending(&id, Ending::Unknown);
+                    None
+                }
                 (None, Some(at), Some(group)) => {
                     supervise::just_started(&proc_root, &group.all_dirs(), at)
                 }

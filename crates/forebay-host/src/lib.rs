@@ -17,6 +17,7 @@ use crate::error::HostError;
 mod app_meters;
 mod apply;
 mod blkstat;
+pub mod checkpoint;
 pub mod cost;
 mod damon;
 pub mod discover;

@@ -84,15 +84,28 @@ impl LinuxHost {
     /// Sees which started programs ended. All are asked, also those not looked at, so that
     /// none stays a zombie.
     fn notice_endings(&mut self) {
-        let mut endings = Vec::new();
+        let (mut endings, mut restored) = (Vec::new(), Vec::new());
         for (id, entry) in &mut self.entries {
             if let Some(ending) = entry.main.as_ref().and_then(|main| main.ended()) {
                 entry.main = None;
+                if let Some(restoring) = entry.restoring.take() {
+                    restored.push((id.clone(), restoring.image, ending));
+                    continue;
+                }
                 entry.ended = Some(ending);
                 endings.push((id.clone(), ending));
             }
         }
+        for (id, entry) in &self.entries {
+            if let Some(restoring) = &entry.restoring {
+                self.bound_restore(id, restoring);
+            }
+        }
+        for (id, image, ending) in restored {
+            self.settle_restore(&id, &image, ending);
+        }
         for (id, ending) in endings {
+            self.judge_trial(&id, ending);
             self.note_ending(&id, ending);
         }
     }
@@ -250,7 +263,9 @@ impl LinuxHost {
         self.buffer = buffer;
         sample.reclaim = self.reclaimer.of(&app.id);
         sample.page_move = self.pages.of(&app.id);
-        sample.main_pid = entry.main.as_ref().map(|main| main.process.pid);
+        // What begins it is not it.
+        let main = entry.main.as_ref().filter(|_| entry.restoring.is_none());
+        sample.main_pid = main.map(|main| main.process.pid);
         sample.state = run_state(entry, &app.binding, populated);
         sample.strays = match &app.binding {
             Binding::Exec(_) if entry.kept.is_empty() => BTreeSet::new(),

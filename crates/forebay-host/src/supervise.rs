@@ -47,6 +47,21 @@ pub(crate) struct Program {
     stderr: Option<Sink>,
 }
 
+impl Program {
+    /// A tool of ours, run as the daemon is.
+    pub(crate) fn tool(arguments: Vec<String>) -> Self {
+        Self {
+            executable: arguments.first().map(PathBuf::from).unwrap_or_default(),
+            arguments,
+            identity: None,
+            directory: PathBuf::from("/"),
+            environment: Vec::new(),
+            stdout: None,
+            stderr: None,
+        }
+    }
+}
+
 /// Whom a program runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {

@@ -52,6 +52,7 @@ impl Run {
                 uclamp: forebay_core::app::Uclamp::default(),
                 io_weight: None,
                 io_max: BTreeMap::new(),
+                images: None,
             };
             policy.apps.insert(id, app);
         }

@@ -17,6 +17,7 @@ use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::fetch::{Foretold, Sources};
 use crate::fronts;
+use crate::images;
 use crate::outlook;
 use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
 use crate::signals::Teller;
@@ -39,6 +40,8 @@ pub(crate) struct Reload {
     pub(crate) fronts: BTreeMap<AppId, App>,
     /// Events and calendars.
     pub(crate) declared: watch::Sender<Vec<Source>>,
+    /// The apps that images are taken of.
+    pub(crate) imaged: watch::Sender<BTreeMap<AppId, images::Wanted>>,
 }
 
 /// Where the history is.
@@ -68,6 +71,7 @@ impl Reload {
         config.policy.apps.extend(self.fronts.clone());
         let apps = config.policy.apps.len();
         let on_stop = config.policy.on_stop;
+        let imaged = images::wanted(&config.policy.apps);
         let new = config.policy;
         let kept: BTreeSet<AppId> = new.apps.keys().cloned().collect();
         let (reply, answer) = oneshot::channel();
@@ -96,6 +100,7 @@ impl Reload {
             changed
         });
         self.declared.send_replace(config.known_future.sources());
+        self.imaged.send_replace(imaged);
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon], [forecast], [fronts] and [tiers] take effect at the next start"
         )];
@@ -116,6 +121,7 @@ pub(crate) struct Desks {
     pub(crate) tiers: Desk,
     pub(crate) outlook: outlook::Desk,
     pub(crate) fronts: fronts::Desk,
+    pub(crate) images: images::Desk,
     pub(crate) teller: Teller,
     pub(crate) foretold: Foretold,
     pub(crate) training: server::ReadTraining,
@@ -133,6 +139,7 @@ pub(crate) fn state(
         tiers,
         outlook,
         fronts,
+        images,
         teller,
         foretold,
         training,
@@ -176,6 +183,7 @@ pub(crate) fn state(
         tiers,
         outlook,
         fronts,
+        images,
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
         training,

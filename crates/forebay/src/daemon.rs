@@ -28,6 +28,7 @@ use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
 use crate::fronts;
+use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
 use crate::server;
 use crate::signals::{self, Teller};
@@ -186,6 +187,7 @@ struct Running {
     movers: Movers,
     lookout: Lookout,
     training: Training,
+    imager: Imager,
     fetcher: Fetcher,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
@@ -199,6 +201,7 @@ fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Erro
         group: PathBuf::from(&config.daemon.cgroup_root),
         state_dir: config.daemon.state_dir.clone(),
         owners: owners(config),
+        criu: config.daemon.criu.clone(),
         ..Options::default()
     });
     let begun = match host {
@@ -291,6 +294,18 @@ fn begin_on(
         standing,
         &tell_of,
     );
+    let (imaged, wanted) = watch::channel(images::wanted(&config.policy.apps));
+    let imager = Imager::start(images::Beginning {
+        state_dir: config.daemon.state_dir.clone(),
+        criu: config.daemon.criu.clone(),
+        wanted,
+        reports: published.clone(),
+        tell: Arc::clone(&tell_of),
+    })
+    .map_err(system(
+        "start the thread that takes images",
+        "check limits on threads",
+    ))?;
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
@@ -301,6 +316,7 @@ fn begin_on(
         on_stop: stopping,
         sources: fetcher.sources(),
         declared: declare,
+        imaged,
         fronts: fronts::apps(config),
     };
     let state = backing::state(
@@ -315,6 +331,7 @@ fn begin_on(
             tiers: movers.desk(),
             outlook: lookout.desk(),
             fronts,
+            images: imager.desk(),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -335,6 +352,7 @@ fn begin_on(
         movers,
         lookout,
         training,
+        imager,
         fetcher,
         courtesy: Courtesy::default(),
         stop_api,
@@ -496,6 +514,10 @@ impl Running {
         let fetcher = self.fetcher;
         if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {
             tracing::error!(%error, "the thread that reads metrics was not stopped");
+        }
+        let imager = self.imager;
+        if let Err(error) = tokio::task::spawn_blocking(move || imager.stop()).await {
+            tracing::error!(%error, "the thread that takes images was not stopped");
         }
         let movers = self.movers;
         if let Err(error) = tokio::task::spawn_blocking(move || movers.stop()).await {

@@ -13,6 +13,7 @@ mod demo;
 mod fetch;
 mod front;
 mod fronts;
+mod images;
 mod local;
 mod outlook;
 mod output;

@@ -231,6 +231,7 @@ impl Scenario {
             request: self.rng.bool().then(|| MilliCpu(self.rng.u64(0..4000))),
             io_weight: self.rng.bool().then(|| self.rng.u32(1..=10_000)),
             io_max,
+            images: None,
         }
     }
 

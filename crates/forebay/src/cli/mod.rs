@@ -8,6 +8,7 @@ mod exit;
 mod explain;
 mod explain_io;
 mod forecast;
+mod image;
 mod push;
 mod render;
 mod shadow;
@@ -92,6 +93,8 @@ pub(crate) enum ClientCommand {
     Push(PushArgs),
     /// Show fronts and their shadows, or have a shadow take over
     Shadow(shadow::ShadowArgs),
+    /// Show images of programs, or take one
+    Image(image::ImageArgs),
     /// Leave every slice as it is and only observe
     Pause,
     /// Act again after a pause
@@ -374,6 +377,7 @@ async fn execute(
             done(client.post(&uri, &args.request()?).await?, output)?;
         }
         ClientCommand::Shadow(args) => shadow::run(args, client, output).await?,
+        ClientCommand::Image(args) => image::run(args, client, output).await?,
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,
         ClientCommand::Reload => done(client.post("/v1/reload", &()).await?, output)?,

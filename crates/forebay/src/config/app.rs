@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use forebay_core::app::{
-    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, IoMax, Match, Restart, Sink, Uclamp,
+    App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, Images, IoMax, Match, Restart, Sink,
+    Uclamp,
 };
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
@@ -17,8 +19,13 @@ use crate::fetch::Scrape;
 /// The least processor time that the kernel takes as a quota: 1 ms in its period of 100 ms.
 const CEILING_CPU_MIN: MilliCpu = MilliCpu(10);
 
+/// Between two images of a program.
+const IMAGES_EVERY: Duration = Duration::from_secs(60);
+const IMAGES_EVERY_MIN: Duration = Duration::from_secs(1);
+const IMAGES_EVERY_MAX: Duration = Duration::from_secs(86_400);
+
 /// The keys that say how Forebay starts a program.
-const EXEC_ONLY: [&str; 7] = [
+const EXEC_ONLY: [&str; 8] = [
     "user",
     "group",
     "directory",
@@ -26,6 +33,7 @@ const EXEC_ONLY: [&str; 7] = [
     "stdout",
     "stderr",
     "restart",
+    "images",
 ];
 
 /// The keys of which an app has one: which processes are its own.
@@ -53,6 +61,7 @@ pub(super) fn resolve_app(
         .and_then(|word| class(word.value))
         .unwrap_or(Class::Standard);
     let binding = binding(&mut section, host, findings);
+    let images = images(&mut section, findings);
 
     let mut floor = section.take_section("floor");
     let mut ceiling = section.take_section("ceiling");
@@ -109,12 +118,28 @@ pub(super) fn resolve_app(
         uclamp,
         io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
         io_max,
+        images,
     });
     Resolved {
         floor,
         app,
         metrics,
     }
+}
+
+/// When images of the program are taken.
+fn images(section: &mut Section, findings: &mut Findings<'_>) -> Option<Images> {
+    let mut images = section.take::<Section>("images")?.value;
+    let every = images.take::<Duration>("every");
+    if let Some(At { value, at }) = every
+        && !(IMAGES_EVERY_MIN..=IMAGES_EVERY_MAX).contains(&value)
+    {
+        let message = format!("{value:?} between two images is not possible");
+        let key = images.key("every");
+        findings.add(at, key, Problem::new(message, "use 1s to 1 day"));
+    }
+    let every = every.map_or(IMAGES_EVERY, |every| every.value);
+    Some(Images { every })
 }
 
 /// What is wrong with an app's floors and ceilings, by key.

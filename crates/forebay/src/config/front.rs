@@ -170,7 +170,14 @@ fn resolve(
     let key = section.key("listen");
     let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
     let key = section.key("instances");
-    let members = instances.map(|given| members(given, &key, apps, taken, findings));
+    // Servers that replicate are in step with each other; an image would take them back.
+    let may_be_alone = matches!(mode, None | Some(Mode::Tcp | Mode::Http(_)));
+    let members = instances.map(|given| {
+        if !(may_be_alone && has_image(&given.value, apps)) {
+            expect_two(&given, &key, findings);
+        }
+        members(given, &key, apps, taken, findings)
+    });
     let is_complete = members.is_some();
     let mut instances = members.unwrap_or_default();
     if let Some(At { value, at }) = section.take::<String>("primary") {
@@ -261,6 +268,26 @@ fn address(text: &str) -> Result<Address, Problem> {
     }
 }
 
+/// Whether an instance is alone, and begins from an image of itself when it is lost.
+fn has_image(given: &BTreeMap<String, String>, apps: &BTreeMap<AppId, App>) -> bool {
+    let mut names = given.keys();
+    let (Some(name), None) = (names.next(), names.next()) else {
+        return false;
+    };
+    let mut apps = apps.iter();
+    apps.any(|(id, app)| id.as_str() == name && app.images.is_some())
+}
+
+fn expect_two(given: &At<BTreeMap<String, String>>, key: &str, findings: &mut Findings<'_>) {
+    if given.value.len() < 2 {
+        let problem = Problem::new(
+            "fewer than two instances".to_owned(),
+            "name the app that serves and the one that is its shadow; one alone needs `images`",
+        );
+        findings.add(given.at, key.to_owned(), problem);
+    }
+}
+
 fn members(
     given: At<BTreeMap<String, String>>,
     key: &str,
@@ -269,13 +296,6 @@ fn members(
     findings: &mut Findings<'_>,
 ) -> Vec<(AppId, Address)> {
     let at = given.at;
-    if given.value.len() < 2 {
-        let problem = Problem::new(
-            "fewer than two instances".to_owned(),
-            "name the app that serves and the one that is its shadow",
-        );
-        findings.add(at, key.to_owned(), problem);
-    }
     let mut members = Vec::new();
     for (name, text) in given.value {
         let key = format!("{key}.{name}");

@@ -248,6 +248,11 @@ const DAEMON: &[Key] = &[
         "Unix socket of the container runtime (default /run/docker.sock and /run/podman/podman.sock)",
     ),
     key(
+        "criu",
+        Kind::Text,
+        "CRIU's program, for images of apps (default: `criu` where programs are)",
+    ),
+    key(
         "history",
         Kind::Section(HISTORY),
         "How long each roll-up of the history is kept",
@@ -462,6 +467,11 @@ pub(super) const APP: &[Key] = &[
         },
         "With exec: when to start it again after it ended (default \"on-failure\")",
     ),
+    key(
+        "images",
+        Kind::Section(IMAGES),
+        "With exec: images of the program, which begins from the newest one when it has ended",
+    ),
     key("floor", Kind::Section(FLOOR), "Never taken away"),
     key("ceiling", Kind::Section(CEILING), "Never exceeded"),
     key(
@@ -498,6 +508,12 @@ pub(super) const APP: &[Key] = &[
         "Where the app tells how many requests it serves and how fast",
     ),
 ];
+
+const IMAGES: &[Key] = &[key(
+    "every",
+    Kind::Duration,
+    "From the end of one image to the beginning of the next, 1s to 1 day (default 1min)",
+)];
 
 const METRICS: &[Key] = &[
     key(

@@ -99,6 +99,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) history: Retention,
     /// Unix socket of the container runtime; those that are usual when absent.
     pub(crate) container_socket: Option<PathBuf>,
+    /// CRIU's program.
+    pub(crate) criu: Option<PathBuf>,
 }
 
 impl Default for DaemonConfig {
@@ -113,6 +115,7 @@ impl Default for DaemonConfig {
             http: None,
             history: Retention::default(),
             container_socket: None,
+            criu: None,
         }
     }
 }

@@ -363,6 +363,7 @@ fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         http: http(&mut section, findings),
         history: history(section.take_section("history"), findings),
         container_socket: container_socket(&mut section, findings),
+        criu: absolute_path(&mut section, "criu", findings),
         ..DaemonConfig::default()
     };
     if let Some(At { value, at }) = section.take::<String>("cgroup_root") {

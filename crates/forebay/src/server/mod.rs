@@ -11,6 +11,7 @@ mod convert;
 mod feed;
 mod fronts;
 mod handlers;
+mod images;
 mod metrics;
 mod openapi;
 mod peer;
@@ -85,6 +86,8 @@ pub(crate) struct ServerState {
     pub(crate) agent: ReadAgent,
     /// For `/v1/tiers`.
     pub(crate) tiers: Desk,
+    /// For `/v1/images`.
+    pub(crate) images: crate::images::Desk,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

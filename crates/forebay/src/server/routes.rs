@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::{fronts, tiers};
+use super::{fronts, images, tiers};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -187,6 +187,18 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/fronts/{front}/instances/{app}/{what}",
             "Put a shadow in step anew (`resync`), keep it from taking over (`detach`), or let it again (`attach`)",
             post(fronts::tend),
+        )
+        .answers(of::<api::Done>),
+        look(
+            "/v1/images",
+            "Images of programs that keep their state in memory",
+            get(images::images),
+        )
+        .answers(of::<api::ImageList>),
+        change(
+            "/v1/images/{app}",
+            "Take an image of an app now",
+            post(images::take),
         )
         .answers(of::<api::Done>),
         look(

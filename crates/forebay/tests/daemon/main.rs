@@ -19,6 +19,7 @@ mod containers;
 mod disk;
 mod fronts;
 mod http;
+mod images;
 mod imitation;
 mod input;
 mod kernel;

@@ -85,7 +85,7 @@ fn fronts_that_cannot_be_are_refused() {
     check_front(
         &format!("{good}instances = {{ a = \"127.0.0.1:2\" }}\n"),
         &[
-            "f:10: fronts.w.instances: fewer than two instances; name the app that serves and the one that is its shadow",
+            "f:10: fronts.w.instances: fewer than two instances; name the app that serves and the one that is its shadow; one alone needs `images`",
         ],
     );
     check_front(

@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use forebay_core::app::{
-    AppId, Binding, Class, Device, Foresight, IoProtection, OnStop, Partition, Restart, Sink,
+    AppId, Binding, Class, Device, Foresight, Images, IoProtection, OnStop, Partition, Restart,
+    Sink,
 };
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
@@ -95,6 +96,7 @@ fn every_key_arrives() {
         group = "forebay"
         readers = "group"
         http = "[::1]:9180"
+        criu = "/opt/criu"
         history = { 10s = "2d", 1min = "3d", 1h = "4d" }
         [forecast]
         training = "off"
@@ -119,6 +121,7 @@ fn every_key_arrives() {
         stdout = "/srv/out"
         stderr = "journal"
         restart = "always"
+        images = { every = "30s" }
         floor = { cpu = "500m", memory = "64MiB" }
         ceiling = { cpu = 2, memory = "max", swap = "0B", zswap = "64MiB", pids = 100 }
         request = { cpu = 0.25 }
@@ -150,6 +153,7 @@ fn every_key_arrives() {
                 rollup_1h: days(4),
             },
             container_socket: Some("/run/c.sock".into()),
+            criu: Some("/opt/criu".into()),
         }
     );
     let policy = config.policy;
@@ -185,6 +189,8 @@ fn every_key_arrives() {
     assert_eq!(web.ceiling.memory, Limit::Max);
     assert_eq!(web.ceiling.swap, Limit::At(Bytes(0)));
     assert_eq!(web.ceiling.zswap, Limit::At(Bytes::mib(64)));
+    let every = Duration::from_secs(30);
+    assert_eq!(web.images, Some(Images { every }));
     assert_eq!(web.ceiling.pids, Limit::At(100));
     assert_eq!(web.request, Some(MilliCpu(250)));
     assert_eq!(web.uclamp.min, Some(Utilization::percent(30)));

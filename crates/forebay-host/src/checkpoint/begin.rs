@@ -1,0 +1,164 @@
+//! What the host does to begin a program from its image.
+//!
+//! CRIU is started where the program would be, in the app's groups, and is the app's main process
+//! until it ends; then that is the process that it began. Until then the ledger says that the app is
+//! being started, with CRIU's command: a daemon that comes in between ends what it finds, and
+//! begins again.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use forebay_core::app::{App, AppId};
+use forebay_core::snapshot::Ending;
+
+use super::criu::{RESTORE_LOG, last_error, restore_max};
+use super::{Criu, Image, Store, TRIAL};
+use crate::LinuxHost;
+use crate::error::HostError;
+use crate::files::read_text;
+use crate::groups;
+use crate::ledger::{Process, Record};
+use crate::procs;
+use crate::supervise::{Main, Program};
+
+/// A program that CRIU begins.
+#[derive(Debug)]
+pub(crate) struct Restoring {
+    pub(crate) image: Image,
+    /// It has to be there by then.
+    pub(crate) until: Instant,
+}
+
+impl Restoring {
+    pub(crate) fn new(image: Image) -> Self {
+        let until = Instant::now() + restore_max(&image);
+        Self { image, until }
+    }
+}
+
+impl LinuxHost {
+    fn images(&self) -> Store {
+        Store::new(&self.options.state_dir)
+    }
+
+    /// What begins a program from its last image, where images of it are taken and one is there
+    /// that it may begin from.
+    pub(crate) fn from_image(&self, app: &App, program: &Program) -> Option<(Program, Image)> {
+        app.images?;
+        let store = self.images();
+        let found = store
+            .usable(&app.id, &program.arguments, &self.options.roots.proc)
+            .and_then(|image| {
+                let Some(image) = image else { return Ok(None) };
+                let criu = Criu::find(self.options.criu.as_deref())?;
+                store.forget_process(&app.id)?;
+                let restore = criu.restore(&store, &app.id, &image);
+                Ok(Some((Program::tool(restore), image)))
+            });
+        match found {
+            Ok(found) => found,
+            Err(error) => {
+                // It begins with nothing, which is better than not at all.
+                self.give_up_image(&app.id, &error);
+                None
+            }
+        }
+    }
+
+    /// CRIU ended: what it began is the app's main process.
+    pub(crate) fn settle_restore(&mut self, app: &AppId, image: &Image, ending: Ending) {
+        let begun = if ending.is_success() {
+            self.take_up(app, image)
+        } else {
+            let log = self.images().directory(app, image.number).join(RESTORE_LOG);
+            let said = last_error(&log);
+            Err(HostError::invalid(
+                format!("begin {app} from its image {}: {said}", image.number),
+                "it begins with nothing; the next image is taken as usual",
+            ))
+        };
+        let Err(error) = begun else { return };
+        self.discard(app, image.number, &error.explain());
+        if let Some(entry) = self.entries.get_mut(app) {
+            entry.ended = Some(Ending::Unknown);
+        }
+        self.note_ending(app, Ending::Unknown);
+    }
+
+    fn take_up(&mut self, app: &AppId, image: &Image) -> Result<(), HostError> {
+        let file = self.images().pid_file(app);
+        let text = read_text(&file)?;
+        let gone = || {
+            HostError::missing(
+                format!("find the process {} of {app}", text.trim()),
+                "it ended at once; it begins with nothing",
+            )
+        };
+        let pid = text.trim().parse().map_err(|_| gone())?;
+        let stat = procs::read_stat(&self.options.roots.proc, pid).ok_or_else(gone)?;
+        let process = Process {
+            pid,
+            start_time: stat.start_time,
+        };
+        let main = Main::open(process).ok_or_else(gone)?;
+        let Some(entry) = self.entries.get_mut(app) else {
+            return Ok(());
+        };
+        entry.main = Some(main);
+        entry.trial = Some((image.number, Instant::now() + TRIAL));
+        let started = Record::Started {
+            app: app.clone(),
+            process,
+            command: entry.command.clone(),
+        };
+        // It runs, and whoever comes next finds it by its group and the moment of its start.
+        if let Err(error) = self.ledger.append(started) {
+            tracing::warn!(%app, pid, reason = error.explain(), "known by its start only");
+        }
+        if let Err(error) = self.images().note_restored(app, image) {
+            tracing::warn!(%app, reason = error.explain(), "its restore is not told");
+        }
+        Ok(())
+    }
+
+    /// A program ended: if it was begun from an image a moment ago, that one is not used again.
+    pub(crate) fn judge_trial(&mut self, app: &AppId, ending: Ending) {
+        let entry = self.entries.get_mut(app);
+        let Some((number, until)) = entry.and_then(|entry| entry.trial.take()) else {
+            return;
+        };
+        if Instant::now() < until {
+            let seconds = TRIAL.as_secs();
+            let why = format!(
+                "begin {app} from its image {number}: it ended within {seconds} s ({ending}); it \
+                 begins with nothing, and the next image is taken as usual"
+            );
+            self.discard(app, number, &why);
+        }
+    }
+
+    fn discard(&self, app: &AppId, number: u64, why: &str) {
+        if let Err(error) = self.images().discard(app, number, why) {
+            tracing::warn!(%app, why, reason = error.explain(), "an image stays");
+        }
+    }
+
+    /// Ends what CRIU is at when it takes too long; its end is noticed as any other.
+    pub(crate) fn bound_restore(&self, app: &AppId, restoring: &Restoring) {
+        if Instant::now() < restoring.until {
+            return;
+        }
+        let dirs = self.own_dirs(app);
+        let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
+        if let Err(error) = groups::kill(&dirs) {
+            tracing::warn!(%app, reason = error.explain(), "a restore that takes too long goes on");
+        }
+    }
+
+    fn give_up_image(&self, app: &AppId, error: &HostError) {
+        if let Err(other) = self.images().note_failure(app, &error.explain()) {
+            let (why, reason) = (error.explain(), other.explain());
+            tracing::warn!(%app, why, reason, "a failure is not told");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The program `criu`, and what it is asked.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use forebay_core::app::AppId;
+use rustix::fs::statvfs;
+
+use super::statistics;
+use super::store::{Image, Store, boot, size, unix_ms};
+use crate::error::HostError;
+use crate::procs;
+
+/// Beginning from an image may take so long, and a second more for every so many bytes.
+const RESTORE_MAX: Duration = Duration::from_secs(30);
+const RESTORE_BYTES: u64 = 50 << 20;
+
+pub(super) const IMAGES_DIR: &str = "--images-dir";
+const DUMP_LOG: &str = "dump.log";
+pub(crate) const RESTORE_LOG: &str = "restore.log";
+/// The oldest version that is known to do what is asked here: older ones do not know the memory
+/// layout of kernels since 6.13.
+const VERSION_MIN: (u32, u32) = (4, 0);
+/// Taking an image may take so long, for the largest program.
+const TIME_MAX: Duration = Duration::from_secs(120);
+/// How often it is looked whether it is taken.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Criu {
+    program: PathBuf,
+    version: (u32, u32),
+}
+
+/// An image that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// What is known of it.
+    pub image: Image,
+    /// How long it took, from the first to the last.
+    pub took: Duration,
+}
+
+impl Criu {
+    /// Looks at the program; without one, for `criu` in the usual places.
+    ///
+    /// # Errors
+    /// When there is none, or it is too old.
+    pub fn find(program: Option<&Path>) -> Result<Self, HostError> {
+        let program = program.map_or_else(search, |program| Some(program.to_owned()));
+        let program = program.ok_or_else(|| {
+            HostError::missing(
+                "find `criu`",
+                "install CRIU 4.0 or newer, or name it as `criu` in `[daemon]`",
+            )
+        })?;
+        let mut asked = Command::new(&program);
+        let said = asked
+            .arg("--version")
+            .output()
+            .map_err(|e| HostError::file("run", &program, e))?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let version = version(&said).ok_or_else(|| {
+            HostError::invalid(
+                format!("ask {} for its version", program.display()),
+                "it gave none: name CRIU's own program as `criu` in `[daemon]`",
+            )
+        })?;
+        if version < VERSION_MIN {
+            let (major, minor) = version;
+            return Err(HostError::invalid(
+                format!("use {} of version {major}.{minor}", program.display()),
+                "install CRIU 4.0 or newer: older ones do not know newer kernels",
+            ));
+        }
+        Ok(Self { program, version })
+    }
+
+    /// Its version.
+    #[must_use]
+    pub const fn version(&self) -> (u32, u32) {
+        self.version
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Takes an image of a process and all that descend from it. They go on as soon as their
+    /// memory is copied, and also when it fails.
+    ///
+    /// # Errors
+    /// When there is no room, or CRIU refuses: with the last that it said.
+    pub fn take(
+        &self,
+        store: &Store,
+        app: &AppId,
+        pid: u32,
+        command: &[String],
+        proc_root: &Path,
+    ) -> Result<Taken, HostError> {
+        let began = Instant::now();
+        let boot = boot(proc_root)?;
+        let (number, part) = store.begin(app)?;
+        let taken = self.dump(app, pid, &part, proc_root).and_then(|()| {
+            let statistics = fs::read(part.join("stats-dump")).unwrap_or_default();
+            let pause = statistics::pause(&statistics);
+            let image = Image {
+                number,
+                command: command.to_vec(),
+                pid,
+                boot,
+                taken_unix_ms: unix_ms(),
+                pause_us: pause.and_then(|pause| u64::try_from(pause.as_micros()).ok()),
+                bytes: size(&part)?,
+            };
+            store.finish(app, &part, &image)?;
+            Ok(image)
+        });
+        match taken {
+            Ok(image) => Ok(Taken {
+                image,
+                took: began.elapsed(),
+            }),
+            Err(error) => {
+                // The next one removes what this one could not.
+                fs::remove_dir_all(&part).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn dump(&self, app: &AppId, pid: u32, part: &Path, proc_root: &Path) -> Result<(), HostError> {
+        let needed = resident(proc_root, pid);
+        let room = room(part)?;
+        if room < 2 * needed {
+            return Err(HostError::invalid(
+                format!(
+                    "take an image of {app}: it has {} MiB in memory, and {} MiB are free at {}",
+                    needed >> 20,
+                    room >> 20,
+                    part.display()
+                ),
+                "make room there, or move `state_dir`",
+            ));
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .arg("dump")
+            .args(["--tree", &pid.to_string()])
+            .arg(IMAGES_DIR)
+            .arg(part)
+            .args(["--leave-running", "--tcp-close", "--skip-in-flight"])
+            .args(["--manage-cgroups=ignore", "--network-lock", "skip"])
+            .args(["--file-locks", "--log-file", DUMP_LOG]);
+        let status = run(command, app)?;
+        if status {
+            return Ok(());
+        }
+        Err(HostError::invalid(
+            format!(
+                "take an image of {app}: {}",
+                last_error(&part.join(DUMP_LOG))
+            ),
+            "it goes on as before; leave `image` out if CRIU cannot take it",
+        ))
+    }
+
+    /// What begins a program from an image; see [`Store::pid_file`] for the process that it is.
+    pub(crate) fn restore(&self, store: &Store, app: &AppId, image: &Image) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        vec![
+            text(&self.program),
+            "restore".to_owned(),
+            IMAGES_DIR.to_owned(),
+            text(&store.directory(app, image.number)),
+            "--restore-detached".to_owned(),
+            "--pidfile".to_owned(),
+            text(&store.pid_file(app)),
+            "--tcp-close".to_owned(),
+            "--manage-cgroups=ignore".to_owned(),
+            "--file-locks".to_owned(),
+            "--log-file".to_owned(),
+            RESTORE_LOG.to_owned(),
+        ]
+    }
+}
+
+/// How long it may take to begin a program from an image. CRIU itself waits without a bound.
+pub(crate) fn restore_max(image: &Image) -> Duration {
+    RESTORE_MAX + Duration::from_secs(image.bytes / RESTORE_BYTES)
+}
+
+fn search() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|directory| directory.join("criu"))
+        .find(|program| program.is_file())
+}
+
+/// `Version: 4.2.1` and what follows.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let line = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "))?;
+    let mut parts = line.trim().split('.');
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next().and_then(|minor| minor.parse().ok());
+    Some((major, minor.unwrap_or(0)))
+}
+
+/// Whether it succeeded; it is ended when it takes too long.
+fn run(mut command: Command, app: &AppId) -> Result<bool, HostError> {
+    let program = PathBuf::from(command.get_program());
+    let mut child: Child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| HostError::file("run", &program, e))?;
+    let deadline = Instant::now() + TIME_MAX;
+    loop {
+        let ended = child
+            .try_wait()
+            .map_err(|e| HostError::file("wait for", &program, e))?;
+        if let Some(status) = ended {
+            return Ok(status.success());
+        }
+        if Instant::now() >= deadline {
+            child
+                .kill()
+                .and_then(|()| child.wait())
+                .map_err(|e| HostError::file("end", &program, e))?;
+            return Err(HostError::invalid(
+                format!(
+                    "take an image of {app}: not done after {} s",
+                    TIME_MAX.as_secs()
+                ),
+                "it goes on as before; a slow disk may be the reason",
+            ));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The last line in which CRIU complains. It also complains of limits that it cannot raise, which
+/// nobody has to mind.
+pub(crate) fn last_error(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let complaints = text.lines().filter(|line| line.starts_with("Error"));
+    let mut causes = complaints.filter(|line| !line.contains("rlimit") && !line.contains("FAILED"));
+    match causes.next() {
+        Some(line) => {
+            let words = line.split_once("): ").map_or(line, |(_, words)| words);
+            format!("CRIU says: {words}")
+        }
+        None => format!("CRIU failed without a reason; see {}", log.display()),
+    }
+}
+
+/// Bytes that a process and its descendants have in memory.
+fn resident(proc_root: &Path, pid: u32) -> u64 {
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let of = |pid: u32| {
+        let text = fs::read_to_string(proc_root.join(format!("{pid}/statm"))).unwrap_or_default();
+        let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+        pages.unwrap_or(0_u64) * page
+    };
+    let root = procs::identify(proc_root, pid);
+    let family = procs::families(proc_root, root.as_slice());
+    family.into_iter().map(of).sum()
+}
+
+fn room(directory: &Path) -> Result<u64, HostError> {
+    let found = File::open(directory)
+        .map_err(|e| HostError::file("open", directory, e))
+        .and_then(|_| {
+            statvfs(directory).map_err(|e| HostError::file("look for room at", directory, e))
+        })?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        let check = |said: &str, expected| assert_eq!(version(said), expected, "{said}");
+        check("Version: 4.2.1\nGitID: v4\n", Some((4, 2)));
+        check("Version: 3.17.1\n", Some((3, 17)));
+        check("Version: 5", Some((5, 0)));
+        check("criu\n", None);
+    }
+
+    #[test]
+    fn what_is_no_criu_is_refused() {
+        let check = |program: &str, part: &str| {
+            let error = Criu::find(Some(Path::new(program))).unwrap_err().explain();
+            assert!(error.contains(part), "{error}");
+        };
+        check("/no/such/criu", "run /no/such/criu");
+        check("/bin/true", "it gave none");
+    }
+
+    #[test]
+    fn the_first_complaint_that_matters_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        fs::write(
+            &log,
+            "Error (criu/util.c:1): rlimit: Can't\nError (criu/x.c:5): Can't fork for 7\nError (criu/x.c:9): Restoring FAILED.\n",
+        )
+        .unwrap();
+        assert_eq!(last_error(&log), "CRIU says: Can't fork for 7");
+        assert!(last_error(&directory.path().join("none")).contains("none"));
+    }
+}

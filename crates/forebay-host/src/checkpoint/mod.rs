@@ -1,0 +1,44 @@
+//! Images of running programs, and programs begun anew from them.
+//!
+//! # Problem
+//!
+//! A program that keeps its state in memory and replicates it to nobody begins with nothing after
+//! it was lost. An image of it, taken now and then, lets it begin with what it had.
+//!
+//! # Approach
+//!
+//! CRIU does it, by its command line, which it keeps stable. A program is frozen while its memory
+//! is copied, goes on, and notices nothing but the pause; its connections are not part of the image
+//! (`--tcp-close`): a client that was served after it would not agree with it on what was said. It
+//! is begun anew under its old process number, in the groups of its app, as a child of the daemon.
+//!
+//! ```text
+//! images/APP/8/           whole: made as 8.part, synced, and renamed
+//! images/APP/9.part/      being taken; whoever takes the next one removes it
+//! images/APP/restored     what became of the last restore, for whoever tells of it
+//! images/APP/failed       why the last one failed
+//! ```
+//!
+//! # Properties
+//!
+//! - An image is whole or not there, and the newest whole one goes only after a newer one is whole.
+//! - No image is taken where there is no room for twice what the program has in memory.
+//! - An image is used for the command that it was taken of, and in the boot that it was taken in.
+//!   One whose program dies within [`TRIAL`] is not used again.
+//!
+//! Source: CRIU's manual, criu(8).
+
+mod begin;
+mod criu;
+mod statistics;
+mod store;
+
+use std::time::Duration;
+
+pub(crate) use begin::Restoring;
+pub use criu::{Criu, Taken};
+pub(crate) use store::is_restore;
+pub use store::{Image, Note, Store};
+
+/// A program that was begun from an image has to live so long for the image to be used again.
+pub(crate) const TRIAL: Duration = Duration::from_secs(10);

@@ -1,0 +1,374 @@
+//! Where images are, which are whole, and which may be used.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use forebay_core::app::AppId;
+use serde::{Deserialize, Serialize};
+
+use crate::error::HostError;
+use crate::files::read_text;
+
+/// What is written beside an image.
+const DESCRIPTION: &str = "image.json";
+const FAILED: &str = "failed";
+const RESTORED: &str = "restored";
+const PART: &str = "part";
+
+/// The images of all apps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Counts the images of an app.
+    #[serde(skip)]
+    pub number: u64,
+    /// What the program was started with.
+    pub command: Vec<String>,
+    /// Its main process, which has the same number when it begins anew.
+    pub pid: u32,
+    /// The boot that it was taken in.
+    pub boot: String,
+    /// When, in milliseconds since 1970.
+    pub taken_unix_ms: u64,
+    /// How long the program stood, in microseconds.
+    pub pause_us: Option<u64>,
+    /// How large it is: the sum of what CRIU wrote, without its logs.
+    pub bytes: u64,
+}
+
+/// What became of a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The program was begun from an image.
+    Restored(String),
+    /// It was not, and why.
+    Failed(String),
+}
+
+impl Store {
+    /// In a state directory.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            root: state_dir.join("images"),
+        }
+    }
+
+    fn of(&self, app: &AppId) -> PathBuf {
+        self.root.join(app.as_str())
+    }
+
+    /// The newest image that is whole, whoever may use it.
+    ///
+    /// # Errors
+    /// When the directory or what is written beside the image cannot be read.
+    pub fn newest(&self, app: &AppId) -> Result<Option<Image>, HostError> {
+        let Some(number) = self.numbers(app)?.into_iter().max() else {
+            return Ok(None);
+        };
+        let file = self.directory(app, number).join(DESCRIPTION);
+        let text = read_text(&file)?;
+        let image: Image = serde_json::from_str(&text).map_err(|error| {
+            HostError::invalid(
+                format!("read {}: {error}", file.display()),
+                "remove its directory; the next image is taken as usual",
+            )
+        })?;
+        Ok(Some(Image { number, ..image }))
+    }
+
+    /// The newest image, if a program with this command may begin from it.
+    ///
+    /// # Errors
+    /// As those of [`Self::newest`].
+    pub(crate) fn usable(
+        &self,
+        app: &AppId,
+        command: &[String],
+        proc_root: &Path,
+    ) -> Result<Option<Image>, HostError> {
+        let Some(image) = self.newest(app)? else {
+            return Ok(None);
+        };
+        if image.command != command || image.boot != boot(proc_root)? {
+            return Ok(None);
+        }
+        // CRIU waits for ever for what is missing at the end of a file.
+        let found = size(&self.directory(app, image.number))?;
+        if found != image.bytes {
+            let expected = image.bytes;
+            return Err(HostError::invalid(
+                format!(
+                    "image {} of {app} is damaged: it has {found} bytes and should have {expected}",
+                    image.number
+                ),
+                "the program begins with nothing; the next image is taken as usual",
+            ));
+        }
+        Ok(Some(image))
+    }
+
+    /// Where an image is.
+    pub(crate) fn directory(&self, app: &AppId, number: u64) -> PathBuf {
+        self.of(app).join(number.to_string())
+    }
+
+    /// Where CRIU says which process it began.
+    pub(crate) fn pid_file(&self, app: &AppId) -> PathBuf {
+        self.of(app).join("restored.pid")
+    }
+
+    /// A place for the next image; what was left of one that was not finished is removed.
+    pub(super) fn begin(&self, app: &AppId) -> Result<(u64, PathBuf), HostError> {
+        let home = self.of(app);
+        // What a program has in memory is for nobody else.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&home)
+            .map_err(|e| HostError::file("make", &home, e))?;
+        for entry in entries(&home)? {
+            if entry.extension().is_some_and(|end| end == PART) {
+                remove(&entry)?;
+            }
+        }
+        let number = self.numbers(app)?.into_iter().max().unwrap_or(0) + 1;
+        let part = home.join(format!("{number}.{PART}"));
+        fs::create_dir(&part).map_err(|e| HostError::file("make", &part, e))?;
+        Ok((number, part))
+    }
+
+    /// Makes an image whole, and removes those before it.
+    pub(super) fn finish(&self, app: &AppId, part: &Path, image: &Image) -> Result<(), HostError> {
+        let file = part.join(DESCRIPTION);
+        let text = serde_json::to_string(image)
+            .map_err(|e| HostError::file("write", &file, io::Error::other(e)))?;
+        let written = File::create(&file).and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(|e| HostError::file("write", &file, e))?;
+        for file in entries(part)? {
+            sync(&file)?;
+        }
+        sync(part)?;
+        let place = self.directory(app, image.number);
+        fs::rename(part, &place).map_err(|e| HostError::file("rename", part, e))?;
+        sync(&self.of(app))?;
+        for number in self.numbers(app)? {
+            if number < image.number {
+                remove(&self.directory(app, number))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an image that a program does not live from, and says why to whoever asks next.
+    pub(crate) fn discard(&self, app: &AppId, number: u64, why: &str) -> Result<(), HostError> {
+        self.note_failure(app, why)?;
+        remove(&self.directory(app, number))
+    }
+
+    /// Notes why a program was not begun from its image.
+    pub(crate) fn note_failure(&self, app: &AppId, why: &str) -> Result<(), HostError> {
+        self.note(app, FAILED, why)
+    }
+
+    /// Notes that a program was begun from an image.
+    pub(crate) fn note_restored(&self, app: &AppId, image: &Image) -> Result<(), HostError> {
+        let age = unix_ms().saturating_sub(image.taken_unix_ms) / 1000;
+        let number = image.number;
+        let text = format!("begun from its image {number}, which is {age} s old");
+        self.note(app, RESTORED, &text)
+    }
+
+    fn note(&self, app: &AppId, kind: &str, text: &str) -> Result<(), HostError> {
+        let file = self.of(app).join(kind);
+        fs::write(&file, text).map_err(|e| HostError::file("write", &file, e))
+    }
+
+    /// What became of restores; each is told once, and the last of each kind alone.
+    ///
+    /// # Errors
+    /// When what is written of it can be read but not removed.
+    pub fn take_notes(&self, app: &AppId) -> Result<Vec<Note>, HostError> {
+        let mut notes = Vec::new();
+        for (kind, note) in [
+            (FAILED, Note::Failed as fn(String) -> Note),
+            (RESTORED, Note::Restored),
+        ] {
+            let file = self.of(app).join(kind);
+            if let Ok(text) = fs::read_to_string(&file) {
+                fs::remove_file(&file).map_err(|e| HostError::file("remove", &file, e))?;
+                notes.push(note(text));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Removes what an earlier restore said of its process.
+    pub(crate) fn forget_process(&self, app: &AppId) -> Result<(), HostError> {
+        let file = self.pid_file(app);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(HostError::file("remove", &file, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn numbers(&self, app: &AppId) -> Result<Vec<u64>, HostError> {
+        let home = self.of(app);
+        if !home.exists() {
+            return Ok(Vec::new());
+        }
+        let entries = entries(&home)?;
+        let name = |path: &PathBuf| path.file_name()?.to_str()?.parse().ok();
+        Ok(entries.iter().filter_map(name).collect())
+    }
+}
+
+/// The present boot.
+pub(super) fn boot(proc_root: &Path) -> Result<String, HostError> {
+    let text = read_text(&proc_root.join("sys/kernel/random/boot_id"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Whether a command is one of ours that begins a program from an image.
+pub(crate) fn is_restore(command: &[String]) -> bool {
+    command.get(1).map(String::as_str) == Some("restore")
+        && command.iter().any(|word| word == super::criu::IMAGES_DIR)
+}
+
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
+    let fail = |error| HostError::file("list", directory, error);
+    let listed = fs::read_dir(directory).map_err(fail)?;
+    let paths: io::Result<_> = listed.map(|entry| Ok(entry?.path())).collect();
+    paths.map_err(fail)
+}
+
+/// What CRIU wrote of an image, in bytes.
+pub(super) fn size(directory: &Path) -> Result<u64, HostError> {
+    let mut bytes = 0;
+    for file in entries(directory)? {
+        if file.extension().is_some_and(|end| end == "img") {
+            let found = fs::metadata(&file).map_err(|e| HostError::file("look at", &file, e))?;
+            bytes += found.len();
+        }
+    }
+    Ok(bytes)
+}
+
+fn sync(path: &Path) -> Result<(), HostError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|e| HostError::file("sync", path, e))
+}
+
+fn remove(directory: &Path) -> Result<(), HostError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HostError::file("remove", directory, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(number: u64, command: &str, boot: &str) -> Image {
+        Image {
+            number,
+            command: vec![command.to_owned()],
+            pid: 1,
+            boot: boot.to_owned(),
+            taken_unix_ms: 0,
+            pause_us: None,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn only_what_is_whole_and_fits_is_used() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let app: AppId = "a".parse().unwrap();
+        let proc_root = Path::new("/proc");
+        let here = boot(proc_root).unwrap();
+        let command = vec!["run".to_owned()];
+        let usable = || {
+            let found = store.usable(&app, &command, proc_root).unwrap();
+            found.map(|image| image.number)
+        };
+        assert_eq!(usable(), None);
+
+        let (first, part) = store.begin(&app).unwrap();
+        assert_eq!((first, usable()), (1, None), "it is not whole");
+        store.finish(&app, &part, &image(1, "run", &here)).unwrap();
+        assert_eq!(usable(), Some(1));
+
+        // One that was not finished is in nobody's way.
+        fs::write(store.begin(&app).unwrap().1.join("pages"), "x").unwrap();
+        assert_eq!(usable(), Some(1));
+        let (second, part) = store.begin(&app).unwrap();
+        assert_eq!(second, 2);
+        assert!(!part.join("pages").exists());
+        store
+            .finish(&app, &part, &image(2, "other", &here))
+            .unwrap();
+        assert_eq!(usable(), None, "of another command");
+        assert!(!store.directory(&app, 1).exists());
+
+        let (third, part) = store.begin(&app).unwrap();
+        store
+            .finish(&app, &part, &image(third, "run", "elsewhere"))
+            .unwrap();
+        assert_eq!(usable(), None, "of another boot");
+
+        // One that lost a part of a file is told of.
+        let (fourth, part) = store.begin(&app).unwrap();
+        fs::write(part.join("pages-1.img"), "x").unwrap();
+        let whole = Image {
+            bytes: 1,
+            ..image(fourth, "run", &here)
+        };
+        store.finish(&app, &part, &whole).unwrap();
+        assert_eq!(usable(), Some(4));
+        let pages = store.directory(&app, 4).join("pages-1.img");
+        fs::write(pages, "").unwrap();
+        let error = store.usable(&app, &command, proc_root).unwrap_err();
+        assert!(
+            error.explain().contains("0 bytes and should have 1"),
+            "{error}"
+        );
+
+        store.discard(&app, fourth, "it died").unwrap();
+        assert_eq!(store.newest(&app).unwrap(), None);
+        let died = Note::Failed("it died".to_owned());
+        assert_eq!(store.take_notes(&app).unwrap(), [died]);
+        assert_eq!(store.take_notes(&app).unwrap(), []);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let app: AppId = "a".parse().unwrap();
+        let place = store.directory(&app, 4);
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join(DESCRIPTION), "{").unwrap();
+        let error = store.newest(&app).unwrap_err().explain();
+        assert!(error.contains("4/image.json"), "{error}");
+    }
+}

@@ -1,0 +1,289 @@
+//! Images of programs, taken by a thread beside the control thread.
+//!
+//! ```text
+//! configured ──watch──▶ thread ──rows──▶ API
+//! reports ─────watch──▶   ▲
+//!        API ──orders─────┘   (bounded; full is "busy")
+//! ```
+//!
+//! One image at a time: what is copied is a neighbour's memory and disk as well. What CRIU could not
+//! do is told once, and shown until it can.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use forebay_api as api;
+use forebay_core::app::{App, AppId, Binding, Images};
+use forebay_core::report::EventKind;
+use forebay_host::checkpoint::{Criu, Image, Note, Store};
+use forebay_host::error::HostError;
+use tokio::sync::watch;
+
+use crate::control::{Published, TellOf};
+
+/// How often the thread looks what is due.
+const LOOK: Duration = Duration::from_millis(500);
+/// Images asked for that wait.
+const ORDERS_MAX: usize = 16;
+
+/// An app that images are taken of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    images: Images,
+    command: Vec<String>,
+}
+
+/// The apps of a configuration that images are taken of.
+pub(crate) fn wanted(apps: &BTreeMap<AppId, App>) -> BTreeMap<AppId, Wanted> {
+    let one = |(id, app): (&AppId, &App)| match (&app.binding, app.images) {
+        (Binding::Exec(exec), Some(images)) => {
+            let command = exec.command.clone();
+            Some((id.clone(), Wanted { images, command }))
+        }
+        _ => None,
+    };
+    apps.iter().filter_map(one).collect()
+}
+
+/// What the thread is told and begins with.
+pub(crate) struct Beginning {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) criu: Option<PathBuf>,
+    pub(crate) wanted: watch::Receiver<BTreeMap<AppId, Wanted>>,
+    pub(crate) reports: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) tell: TellOf,
+}
+
+type Rows = Arc<Mutex<BTreeMap<AppId, Row>>>;
+
+/// How it stands with the images of one app.
+#[derive(Debug, Clone, Default)]
+struct Row {
+    every: Duration,
+    image: Option<Image>,
+    /// When the last attempt ended.
+    tried: Option<Instant>,
+    trouble: Option<String>,
+}
+
+/// Where images are asked for and shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    rows: Rows,
+    orders: SyncSender<AppId>,
+}
+
+impl Desk {
+    /// Without any app, and nobody who would take images.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            rows: Rows::default(),
+            orders: mpsc::sync_channel(1).0,
+        }
+    }
+
+    pub(crate) fn rows(&self) -> Vec<api::AppImages> {
+        let rows = locked(&self.rows);
+        rows.iter().map(|(id, row)| row.shown(id)).collect()
+    }
+
+    /// Asks for an image of an app.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub(crate) fn take(&self, app: &str) -> Result<(), Refused> {
+        let known: Vec<AppId> = locked(&self.rows).keys().cloned().collect();
+        let Some(id) = known.iter().find(|id| id.as_str() == app) else {
+            let names: Vec<&str> = known.iter().map(AppId::as_str).collect();
+            let names = if names.is_empty() {
+                "none; give an app that Forebay starts `images`".to_owned()
+            } else {
+                names.join(", ")
+            };
+            return Err(Refused::Unknown(format!(
+                "no images are taken of `{app}`; there are: {names}"
+            )));
+        };
+        self.orders
+            .try_send(id.clone())
+            .map_err(|_| Refused::Busy("many images are asked for; try again".to_owned()))
+    }
+}
+
+/// Why an image is not taken.
+pub(crate) enum Refused {
+    Unknown(String),
+    Busy(String),
+}
+
+impl Row {
+    fn shown(&self, app: &AppId) -> api::AppImages {
+        let image = self.image.as_ref();
+        api::AppImages {
+            app: app.to_string(),
+            every_ms: u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX),
+            taken_unix_ms: image.map(|image| image.taken_unix_ms),
+            bytes: image.map(|image| image.bytes),
+            pause_us: image.and_then(|image| image.pause_us),
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+fn locked(rows: &Mutex<BTreeMap<AppId, Row>>) -> MutexGuard<'_, BTreeMap<AppId, Row>> {
+    rows.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The thread that takes images.
+#[derive(Debug)]
+pub(crate) struct Imager {
+    desk: Desk,
+    /// Dropped to end the thread.
+    stop: watch::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Imager {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system starts none.
+    pub(crate) fn start(beginning: Beginning) -> std::io::Result<Self> {
+        let rows = Rows::default();
+        let (orders, asked) = mpsc::sync_channel(ORDERS_MAX);
+        let (stop, stopped) = watch::channel(());
+        let job = Job {
+            store: Store::new(&beginning.state_dir),
+            rows: Arc::clone(&rows),
+            beginning,
+            stopped,
+        };
+        job.list();
+        let thread = std::thread::Builder::new()
+            .name("images".to_owned())
+            .spawn(move || job.run(&asked))?;
+        Ok(Self {
+            desk: Desk { rows, orders },
+            stop,
+            thread,
+        })
+    }
+
+    pub(crate) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Ends it, after the image that is being taken.
+    pub(crate) fn stop(self) {
+        let Self { desk, stop, thread } = self;
+        drop((desk, stop));
+        if thread.join().is_err() {
+            tracing::error!("the thread that takes images panicked");
+        }
+    }
+}
+
+struct Job {
+    store: Store,
+    rows: Rows,
+    beginning: Beginning,
+    stopped: watch::Receiver<()>,
+}
+
+impl Job {
+    fn run(self, asked: &Receiver<AppId>) {
+        // The desk of the API outlives the thread, so that the end of orders does not end it.
+        while self.stopped.has_changed().is_ok() {
+            let order = match asked.recv_timeout(LOOK) {
+                Ok(app) => Some(app),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.list();
+            let due = order.map_or_else(|| self.due(), |app| vec![app]);
+            for app in due {
+                self.take(&app);
+            }
+        }
+    }
+
+    /// Keeps the rows those of the configuration, and tells what became of restores.
+    fn list(&self) {
+        let wanted = self.beginning.wanted.borrow().clone();
+        let mut rows = locked(&self.rows);
+        rows.retain(|app, _| wanted.contains_key(app));
+        for (app, wanted) in &wanted {
+            let row = rows.entry(app.clone()).or_insert_with(|| Row {
+                image: self.store.newest(app).ok().flatten(),
+                ..Row::default()
+            });
+            row.every = wanted.images.every;
+            match self.store.take_notes(app) {
+                Ok(notes) => {
+                    for note in notes {
+                        match note {
+                            Note::Restored(text) => {
+                                (self.beginning.tell)(app, EventKind::Started, text);
+                            }
+                            Note::Failed(text) => {
+                                row.image = self.store.newest(app).ok().flatten();
+                                (self.beginning.tell)(app, EventKind::Failed, text);
+                            }
+                        }
+                    }
+                }
+                Err(error) => self.trouble(app, row, &error),
+            }
+        }
+    }
+
+    /// The apps that run and of which the last image is old enough.
+    fn due(&self) -> Vec<AppId> {
+        let rows = locked(&self.rows);
+        let is_due = |row: &Row| row.tried.is_none_or(|tried| tried.elapsed() >= row.every);
+        let due = rows.iter().filter(|(_, row)| is_due(row));
+        let due: Vec<AppId> = due.map(|(app, _)| app.clone()).collect();
+        drop(rows);
+        due.into_iter()
+            .filter(|app| self.process(app).is_some())
+            .collect()
+    }
+
+    fn process(&self, app: &AppId) -> Option<u32> {
+        let published = self.beginning.reports.borrow();
+        published.as_ref()?.report.apps.get(app)?.main_pid
+    }
+
+    fn take(&self, app: &AppId) {
+        let command = self.beginning.wanted.borrow().get(app).cloned();
+        let (Some(wanted), Some(pid)) = (command, self.process(app)) else {
+            return;
+        };
+        let taken = Criu::find(self.beginning.criu.as_deref())
+            .and_then(|criu| criu.take(&self.store, app, pid, &wanted.command, "/proc".as_ref()));
+        let mut rows = locked(&self.rows);
+        let Some(row) = rows.get_mut(app) else { return };
+        row.tried = Some(Instant::now());
+        match taken {
+            Ok(taken) => {
+                tracing::debug!(%app, took = ?taken.took, "an image was taken");
+                row.image = Some(taken.image);
+                row.trouble = None;
+            }
+            Err(error) => self.trouble(app, row, &error),
+        }
+    }
+
+    fn trouble(&self, app: &AppId, row: &mut Row, error: &HostError) {
+        let text = error.explain();
+        if row.trouble.as_ref() != Some(&text) {
+            (self.beginning.tell)(app, EventKind::Failed, text.clone());
+        }
+        row.trouble = Some(text);
+    }
+}
