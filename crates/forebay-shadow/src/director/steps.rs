@@ -47,13 +47,14 @@ impl Director {
             Step::Promote(slot, epoch) => self.promote(slot, epoch).await,
             Step::Replay(slot) => {
                 let epoch = self.machine.epoch();
-                let planned = self.machine.cause() == Some(Cause::Planned);
+                let old = self.machine.primary();
+                let is_lost = self.machine.cause() != Some(Cause::Planned);
                 self.board.change(|routing| {
                     routing.epoch = epoch;
                     routing.primary = slot;
                     routing.standby = None;
-                    if !planned {
-                        routing.lost_before = epoch;
+                    if is_lost {
+                        routing.lose(old, epoch);
                     }
                 });
                 // Whoever was in step was so with another primary, or was the primary itself.

@@ -557,7 +557,7 @@ async fn exchange(
     ticket: Ticket<'_>,
 ) -> Result<Done, Fault> {
     let assigned = terms.assigned;
-    let is_lost = |routing: &Routing| routing.lost_before > assigned.epoch;
+    let is_lost = |routing: &Routing| routing.is_lost(assigned);
     let mut lost = false;
     let mut found = None;
     let response = loop {

@@ -8,7 +8,7 @@ use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::stream::Address;
-use forebay_shadow::switchboard::Instance;
+use forebay_shadow::switchboard::{INSTANCES_MAX, Instance};
 
 use super::error::{Findings, Problem, nearest};
 use super::facts::HostFacts;
@@ -273,6 +273,13 @@ fn members(
         let problem = Problem::new(
             "fewer than two instances".to_owned(),
             "name the app that serves and the one that is its shadow",
+        );
+        findings.add(at, key.to_owned(), problem);
+    }
+    if given.value.len() > INSTANCES_MAX {
+        let problem = Problem::new(
+            format!("more than {INSTANCES_MAX} instances"),
+            "divide them among several fronts",
         );
         findings.add(at, key.to_owned(), problem);
     }
