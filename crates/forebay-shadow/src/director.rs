@@ -18,11 +18,13 @@ use crate::status::{MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
-use crate::unread::{self, Unread};
+use crate::unread::Unread;
 
-/// How often the primary is looked at while somebody waits.
+/// How often the primary is looked at while somebody waits, and for a while after: between two requests
+/// in quick succession nobody waits for an instant.
 const LOOK: Duration = Duration::from_millis(2);
-/// And while nobody does; its end is told by the kernel.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+/// And while nobody does; its end is told by the kernel, and a request that begins by itself.
 const LOOK_IDLE: Duration = Duration::from_millis(50);
 /// Waits shorter than this are not looked into.
 const WAIT_MIN: Duration = Duration::from_millis(2);
@@ -170,9 +172,14 @@ impl Director {
         let mut asked: Option<Instant> = None;
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
-            let busy = self.board.flights.count(self.machine.primary()) > 0
-                || self.machine.stage() == Stage::Suspect;
-            let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
+            let now = Instant::now();
+            if board.flights.count(self.machine.primary()) > 0
+                || self.machine.stage() == Stage::Suspect
+            {
+                busy_until = now + LOOK_AFTER;
+            }
+            let idle = busy_until < now;
+            let due = now + if idle { LOOK_IDLE } else { LOOK };
             let rests = self.rest.is_some_and(|until| Instant::now() < until);
             let end = self.member(self.machine.primary()).filter(|_| !rests);
             let end = end.map(Member::end);
@@ -192,6 +199,8 @@ impl Director {
                         // until somebody says so.
                         self.members[slot] = None;
                         self.begin_life(slot, "its process ended");
+        let mut busy_until = Instant::now();
+        let board = Arc::clone(&self.board);
                     }
                 }
                 refused = self.board.troubled() => {
@@ -232,6 +241,7 @@ impl Director {
                 pid,
                 fence,
                 reply,
+                () = board.flights.begun(), if idle => busy_until = Instant::now() + LOOK_AFTER,
             } => {
                 let joined = match self.place(&app) {
                     Ok(slot) => {
@@ -505,7 +515,8 @@ impl Director {
         {
             return;
         }
-        let waiting = self.board.flights.waiting(primary);
+        let flights = self.board.flights.look(primary, self.grace);
+        let waiting = flights.waiting;
         let idle = waiting.is_none_or(|waiting| waiting.time < WAIT_MIN);
         let life = match self.member(primary) {
             // Its end is noticed in any case.
@@ -517,12 +528,12 @@ impl Director {
             life,
             waiting: waiting.map(|waiting| waiting.time),
             usual: waiting.and_then(|waiting| waiting.usual),
-            progress: self.board.flights.heard(primary),
+            progress: flights.heard,
             unread: None,
             ping: None,
             starved: None,
             late: now.saturating_duration_since(due),
-            grace: self.grace.max(self.board.flights.grace(primary)),
+            grace: flights.grace,
         };
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
@@ -531,13 +542,18 @@ impl Director {
             if witness == Witness::Ping {
                 seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
             } else if let Address::Tcp(address) = self.board.address(primary) {
-                match unread::queues(*address) {
-                    Ok(queues) => seen.unread = self.unread.add(&queues, now),
+                match self.unread.look(*address, bound, now) {
+                    Ok(unread) => seen.unread = unread,
                     Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),
                 }
             }
-            let member = self.members.get_mut(primary).and_then(Option::as_mut);
-            seen.starved = member.and_then(|member| member.starved(now));
+            if let Some(member) = self.members.get_mut(primary).and_then(Option::as_mut) {
+                let keeps = member.keeps(now);
+                seen.starved = keeps.starved;
+                if keeps.blocked && seen.life == Life::Alive {
+                    seen.life = Life::Blocked;
+                }
+            }
         } else {
             self.unread.forget();
         }

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::fence::Fence;
-use crate::vitals::Vitals;
+use crate::vitals::{Keeps, Vitals};
 
 /// How long a fence may take to hold.
 const FENCE_BOUND: Duration = Duration::from_millis(200);
@@ -57,9 +57,9 @@ impl Member {
         self.vitals.life()
     }
 
-    /// Share of the time since the last question in which it waited for a CPU.
-    pub(crate) fn starved(&mut self, now: Instant) -> Option<f64> {
-        self.vitals.starved(now)
+    /// What keeps its threads.
+    pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
+        self.vitals.keeps(now)
     }
 }
 
