@@ -263,7 +263,11 @@ mod tests {
         let ordering = std::sync::atomic::Ordering::Relaxed;
         std::thread::scope(|scope| {
             for _ in 0..4 * cpus {
-                scope.spawn(|| while !done.load(ordering) {});
+                scope.spawn(|| {
+                    while !done.load(ordering) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
             let (mut vitals, _) = Vitals::of(std::process::id()).unwrap();
             let deadline = Instant::now() + Duration::from_secs(30);
