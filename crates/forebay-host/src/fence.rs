@@ -5,12 +5,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use forebay_core::app::AppId;
 
 use crate::Roots;
 use crate::error::HostError;
+use crate::freeze;
 use crate::groups;
 use crate::mounts::{Controller, Hierarchies, Version};
 
@@ -24,25 +25,13 @@ pub struct FenceFiles {
     pub files: Vec<OwnedFd>,
 }
 
-/// Opens the files that stop an app's group, which has to exist.
+/// Opens the files that stop an app's group, which has to exist, and marks it as one that a front may
+/// stop: whoever is found frozen in it is never let go on.
 ///
 /// # Errors
 /// When no hierarchy of this host can freeze it, or its files cannot be opened.
 pub fn open(roots: &Roots, anchor: &Path, app: &AppId) -> Result<FenceFiles, HostError> {
-    let hierarchies = Hierarchies::read(&roots.proc)?;
-    let group = groups::of_app(anchor, app);
-    let unified = hierarchies.unified().filter(|(_, h)| h.writable);
-    let v1 = hierarchies.of(Controller::Freezer);
-    let (version, dir) = if let Some((_, hierarchy)) = unified {
-        (Version::V2, hierarchy.dir(&group))
-    } else if let Some((_, hierarchy)) = v1 {
-        (Version::V1, hierarchy.dir(&group))
-    } else {
-        return Err(HostError::invalid(
-            format!("freeze {app}"),
-            "no control group hierarchy of this host freezes: mount cgroup v2",
-        ));
-    };
+    let (version, dir) = freezer(roots, anchor, app)?;
     let (changed, looked): (&[&str], &[&str]) = match version {
         Version::V2 => (&["cgroup.freeze"], &["cgroup.events", "cgroup.procs"]),
         Version::V1 => (&["freezer.state"], &["cgroup.procs"]),
@@ -62,8 +51,46 @@ pub fn open(roots: &Roots, anchor: &Path, app: &AppId) -> Result<FenceFiles, Hos
     if version == Version::V2 {
         files.push(open(&"cgroup.kill", OpenOptions::new().write(true))?);
     }
+    freeze::mark(&dir)?;
     Ok(FenceFiles {
         version,
         files: files.into_iter().map(OwnedFd::from).collect(),
     })
+}
+
+/// Ends whoever stands behind the fence of an app, if this process is among them, and lets the group go
+/// on; whether it was.
+///
+/// For a front that may not: v1 has no file by which a group is killed, and an unprivileged process
+/// cannot send signals to others' processes.
+///
+/// # Errors
+/// When the group cannot be found, read or written.
+pub fn end(roots: &Roots, anchor: &Path, app: &AppId, pid: u32) -> Result<bool, HostError> {
+    let (_, dir) = freezer(roots, anchor, app)?;
+    // Another one runs there by now, which nobody fenced.
+    if !groups::members(&dir).contains(&pid) || !freeze::is_frozen(&[&dir]) {
+        return Ok(false);
+    }
+    groups::kill_standing(&dir)?;
+    freeze::thaw_all(&[&dir])?;
+    Ok(true)
+}
+
+/// The group by which an app is frozen.
+fn freezer(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(Version, PathBuf), HostError> {
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    let group = groups::of_app(anchor, app);
+    let unified = hierarchies.unified().filter(|(_, h)| h.writable);
+    let v1 = hierarchies.of(Controller::Freezer);
+    if let Some((_, hierarchy)) = unified {
+        Ok((Version::V2, hierarchy.dir(&group)))
+    } else if let Some((_, hierarchy)) = v1 {
+        Ok((Version::V1, hierarchy.dir(&group)))
+    } else {
+        Err(HostError::invalid(
+            format!("freeze {app}"),
+            "no control group hierarchy of this host freezes: mount cgroup v2",
+        ))
+    }
 }

@@ -7,6 +7,11 @@
 //!
 //! A group of ours needs no record: it is thawed before it is emptied, whoever froze it. What
 //! a group of others held is in the ledger, as of any knob.
+//!
+//! One exception: the group of an instance behind a front carries a mark, an extended attribute, which
+//! lives and dies with it. When such a group stands, its front fenced it for another one to serve, and
+//! whoever is in it would execute what lies in its socket buffers: they are killed before they may go
+//! on, whether or not the front is still there to do so.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -112,10 +117,30 @@ pub(crate) fn is_frozen(dirs: &[&Path]) -> bool {
         })
 }
 
-/// Lets everybody in these groups and below go on.
+/// The mark of a group that a front may fence.
+const FENCED_BY_FRONT: &str = "user.forebay.fence";
+
+/// Marks a group whose instance its front may fence.
+pub(crate) fn mark(dir: &Path) -> Result<(), HostError> {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(dir, FENCED_BY_FRONT, b"1", flags)
+        .map_err(|error| HostError::file("mark control group", dir, error))
+}
+
+/// Whether whoever is in a group was fenced by a front.
+fn is_fenced(dir: &Path) -> bool {
+    let marked = rustix::fs::getxattr(dir, FENCED_BY_FRONT, &mut [0_u8; 1][..]).is_ok();
+    marked && Freezer::at(dir).is_some_and(|freezer| freezer.is_asked().unwrap_or(true))
+}
+
+/// Lets everybody in these groups and below go on; whoever was fenced by a front is killed first.
 pub(crate) fn thaw_all(dirs: &[&Path]) -> Result<(), HostError> {
     let mut outcome = Ok(());
     for dir in dirs {
+        if is_fenced(dir) {
+            tracing::warn!(group = %dir.display(), "fenced by a front, and ended where it stands");
+            groups::kill_standing(dir)?;
+        }
         groups::walk(
             dir,
             0,
@@ -234,6 +259,66 @@ mod tests {
         check(&[("freezer.state", "FREEZING\n")], true, false, true);
         check(&[("freezer.state", "FROZEN\n")], true, true, true);
         assert!(Freezer::at(group(&[]).path()).is_none());
+    }
+
+    /// A front that died after it had fenced the primary left it to be thawed by the daemon that
+    /// ended: the old primary executed what lay in its sockets.
+    #[test]
+    fn who_was_fenced_by_a_front_never_goes_on() {
+        use std::io::Write as _;
+        for root in [
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/freezer",
+        ] {
+            let name = format!("forebay-freeze-test-{}", std::process::id());
+            let dir = Path::new(root).join(name);
+            let able = fs::create_dir(&dir).is_ok() && Freezer::at(&dir).is_some();
+            if !able {
+                println!("SKIPPED: {root}: no group that can be frozen can be made here");
+                fs::remove_dir(&dir).ok();
+                continue;
+            }
+            let freezer = Freezer::at(&dir).unwrap();
+            let until = |what: &str, is: &mut dyn FnMut() -> bool| {
+                let deadline = Instant::now() + Duration::from_secs(30);
+                while !is() {
+                    assert!(Instant::now() < deadline, "{root}: {what}");
+                    std::thread::yield_now();
+                }
+            };
+            for marked in [false, true] {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                let mut command = std::process::Command::new("sh");
+                let script = "read line; echo executed > \"$1\"; read line";
+                let mut child = command
+                    .args(["-c", script, "sh"])
+                    .arg(file.path())
+                    .stdin(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+                if marked {
+                    mark(&dir).unwrap();
+                }
+                write_text(&freezer.file, freezer.frozen()).unwrap();
+                until("it stands", &mut || freezer.stands().unwrap());
+                let input = child.stdin.as_mut().unwrap();
+                input.write_all(b"what lay in its input\n").unwrap();
+                thaw_all(&[&dir]).unwrap();
+                let executed = || fs::read_to_string(file.path()).unwrap() == "executed\n";
+                if marked {
+                    child.wait().unwrap();
+                    assert!(!executed(), "{root}");
+                } else {
+                    until("it goes on", &mut || executed());
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                }
+                assert!(!freezer.is_asked().unwrap());
+            }
+            until("its group is removed", &mut || fs::remove_dir(&dir).is_ok());
+        }
     }
 
     #[test]

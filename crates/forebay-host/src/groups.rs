@@ -243,6 +243,22 @@ pub(crate) fn kill(dirs: &[&Path]) -> Result<(), HostError> {
     Ok(())
 }
 
+/// Kills everybody in a frozen group and below it, without letting it go: who has the signal executes
+/// nothing any more once it is.
+pub(crate) fn kill_standing(dir: &Path) -> Result<(), HostError> {
+    let file = dir.join("cgroup.kill");
+    if file.exists() {
+        return write_text(&file, "1");
+    }
+    // Nobody forks who is frozen.
+    walk(dir, 0, &mut |dir| {
+        for pid in members(dir) {
+            signal(pid, Signal::KILL);
+        }
+    });
+    Ok(())
+}
+
 /// Sends a signal through a pidfd. False when the process is gone, or already dying.
 pub(crate) fn signal(pid: u32, signal: Signal) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {

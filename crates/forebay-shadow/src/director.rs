@@ -14,15 +14,17 @@ use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, Member};
 use crate::ping::Ping;
-use crate::status::{MemberStatus, Status, Transition};
+use crate::status::{Left, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
-use crate::unread::{self, Unread};
+use crate::unread::Unread;
 
-/// How often the primary is looked at while somebody waits.
+/// How often the primary is looked at while somebody waits, and for a while after: between two requests
+/// in quick succession nobody waits for an instant.
 const LOOK: Duration = Duration::from_millis(2);
-/// And while nobody does; its end is told by the kernel.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+/// And while nobody does; its end is told by the kernel, and a request that begins by itself.
 const LOOK_IDLE: Duration = Duration::from_millis(50);
 /// Waits shorter than this are not looked into.
 const WAIT_MIN: Duration = Duration::from_millis(2);
@@ -37,6 +39,8 @@ const EAGER_BOUND: Duration = Duration::from_secs(1);
 const FIRST_CHOICE_BOUND: Duration = Duration::from_secs(2);
 /// How soon a change is tried again of which a step failed.
 const REST: Duration = Duration::from_millis(100);
+/// News from beside the director that wait for it; whoever has more waits.
+const NOTES_MAX: usize = 16;
 /// Transitions that are remembered.
 const TRANSITIONS_MAX: usize = 64;
 
@@ -85,7 +89,10 @@ pub(crate) struct Director {
     synchroniser: Arc<dyn Synchroniser>,
     epochs: Arc<EpochFile>,
     /// What the file says, as far as this process wrote it.
-    durable: Option<Record>,
+    kept: Option<Record>,
+    /// The epoch up to which it is durable that some may have been used, and up to which that is asked.
+    reserved: Epoch,
+    reserving: Epoch,
     orders: mpsc::Receiver<Order>,
     status: watch::Sender<Status>,
     grace: Duration,
@@ -108,6 +115,19 @@ pub(crate) struct Director {
     lives: Vec<u64>,
     news: mpsc::Sender<(Asked, Standing)>,
     heard: mpsc::Receiver<(Asked, Standing)>,
+    notes: mpsc::Sender<Note>,
+    noted: mpsc::Receiver<Note>,
+    /// Processes that were to be ended, and are still there.
+    left: Vec<Left>,
+}
+
+/// What was done beside the director.
+#[derive(Debug)]
+enum Note {
+    /// The next epoch may be used without waiting for the disk; or why not.
+    Reserved { next: Epoch, failed: Option<String> },
+    /// An instance that was fenced could not be ended.
+    Left(Left),
 }
 
 /// A question of how an instance stands, which the answer is to.
@@ -137,6 +157,7 @@ impl Director {
         let routing = parts.board.routing();
         let count = parts.board.instances().len();
         let (news, heard) = mpsc::channel(2 * count);
+        let (notes, noted) = mpsc::channel(NOTES_MAX);
         Self {
             machine: Promotion::starting(routing.primary, routing.epoch),
             members: (0..count).map(|_| None).collect(),
@@ -145,7 +166,9 @@ impl Director {
             board: parts.board,
             synchroniser: parts.synchroniser,
             epochs: Arc::new(parts.epochs),
-            durable: None,
+            kept: None,
+            reserved: 0,
+            reserving: 0,
             orders: parts.orders,
             status: parts.status,
             grace: parts.grace,
@@ -162,17 +185,27 @@ impl Director {
             lives: vec![0; count],
             news,
             heard,
+            notes,
+            noted,
+            left: Vec::new(),
         }
     }
 
     /// Runs until nobody can order anything any more.
     pub(crate) async fn run(mut self) {
         let mut asked: Option<Instant> = None;
+        let mut busy_until = Instant::now();
+        let board = Arc::clone(&self.board);
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
-            let busy = self.board.flights.count(self.machine.primary()) > 0
-                || self.machine.stage() == Stage::Suspect;
-            let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
+            let now = Instant::now();
+            if board.flights.count(self.machine.primary()) > 0
+                || self.machine.stage() == Stage::Suspect
+            {
+                busy_until = now + LOOK_AFTER;
+            }
+            let idle = busy_until < now;
+            let due = now + if idle { LOOK_IDLE } else { LOOK };
             let rests = self.rest.is_some_and(|until| Instant::now() < until);
             let end = self.member(self.machine.primary()).filter(|_| !rests);
             let end = end.map(Member::end);
@@ -203,11 +236,32 @@ impl Director {
                         self.stands(asked.slot, standing).await;
                     }
                 }
+                Some(note) = self.noted.recv() => self.note(note),
                 () = tokio::time::sleep_until(ask.into()) => {
                     self.ask_standings();
                     asked = Some(Instant::now());
                 }
+                () = board.flights.begun(), if idle => busy_until = Instant::now() + LOOK_AFTER,
                 () = tokio::time::sleep_until(due.into()) => self.look(due).await,
+            }
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        match note {
+            Note::Reserved { next, failed: None } => self.reserved = self.reserved.max(next),
+            Note::Reserved {
+                next,
+                failed: Some(why),
+            } => {
+                let path = self.epochs.path().display();
+                tracing::warn!(next, %path, why, "the next promotion has to wait for the disk");
+            }
+            Note::Left(left) => {
+                tracing::error!(app = left.app, pid = left.pid, why = left.why, "not ended");
+                self.left.retain(|other| other.app != left.app);
+                self.left.push(left);
+                self.publish();
             }
         }
     }
@@ -356,12 +410,29 @@ impl Director {
     }
 
     fn join(&mut self, slot: Slot, pid: u32, fence: Option<Fence>) -> Result<(), String> {
-        let place = self
-            .members
-            .get_mut(slot)
-            .ok_or_else(|| format!("there is no instance {slot}"))?;
         let member = Member::new(pid, fence);
         let member = member.map_err(|error| format!("watch process {pid}: {error}"))?;
+        let app = self.name(slot).to_owned();
+        self.left.retain(|left| left.app != app || left.pid == pid);
+        if let Some(fence) = &member.fence
+            && slot != self.machine.primary()
+        {
+            let asked = fence.is_asked();
+            let asked = asked.map_err(|error| format!("look at the fence of {app}: {error}"))?;
+            if asked {
+                // The front before this one fenced it, and did not come to end it. It would execute
+                // what lies in its socket buffers.
+                tracing::warn!(
+                    app,
+                    pid,
+                    "it was fenced before this front began, and is ended"
+                );
+                self.end(app, pid, Arc::clone(fence));
+                return Ok(());
+            }
+        }
+        let place = self.members.get_mut(slot);
+        let place = place.ok_or_else(|| format!("there is no instance {slot}"))?;
         let before = place.replace(member);
         // The daemon says again who runs when it was begun anew itself.
         if before.is_none_or(|before| before.pid != pid) {
@@ -505,7 +576,8 @@ impl Director {
         {
             return;
         }
-        let waiting = self.board.flights.waiting(primary);
+        let flights = self.board.flights.look(primary, self.grace);
+        let waiting = flights.waiting;
         let idle = waiting.is_none_or(|waiting| waiting.time < WAIT_MIN);
         let life = match self.member(primary) {
             // Its end is noticed in any case.
@@ -517,12 +589,12 @@ impl Director {
             life,
             waiting: waiting.map(|waiting| waiting.time),
             usual: waiting.and_then(|waiting| waiting.usual),
-            progress: self.board.flights.heard(primary),
+            progress: flights.heard,
             unread: None,
             ping: None,
             starved: None,
             late: now.saturating_duration_since(due),
-            grace: self.grace.max(self.board.flights.grace(primary)),
+            grace: flights.grace,
         };
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
@@ -531,13 +603,18 @@ impl Director {
             if witness == Witness::Ping {
                 seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
             } else if let Address::Tcp(address) = self.board.address(primary) {
-                match unread::queues(*address) {
-                    Ok(queues) => seen.unread = self.unread.add(&queues, now),
+                match self.unread.look(*address, bound, now) {
+                    Ok(unread) => seen.unread = unread,
                     Err(error) => tracing::warn!(%error, "unread bytes cannot be seen"),
                 }
             }
-            let member = self.members.get_mut(primary).and_then(Option::as_mut);
-            seen.starved = member.and_then(|member| member.starved(now));
+            if let Some(member) = self.members.get_mut(primary).and_then(Option::as_mut) {
+                let keeps = member.keeps(now);
+                seen.starved = keeps.starved;
+                if keeps.blocked && seen.life == Life::Alive {
+                    seen.life = Life::Blocked;
+                }
+            }
         } else {
             self.unread.forget();
         }
@@ -592,6 +669,9 @@ impl Director {
         }
         self.choose_standby();
         self.publish();
+        if self.machine.stage() == Stage::Warm {
+            self.reserve().await;
+        }
     }
 
     fn finish(&mut self) {
@@ -640,6 +720,7 @@ impl Director {
             standby: routing.standby,
             members: members.collect(),
             transitions: self.transitions.clone(),
+            left: self.left.clone(),
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;

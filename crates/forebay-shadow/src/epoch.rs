@@ -1,23 +1,41 @@
-//! Who is the primary, and since which epoch: on disk before anybody is promoted.
+//! Who is the primary, and since which epoch: written before anybody is promoted.
 //!
-//! Two records of one sector each are written in turn. One that was torn by a crash does not
-//! agree with its check sum, and the other one counts.
+//! Problem: whoever begins anew has to know who was promoted last, and may use no epoch twice, also
+//! after the host was cut off from power; but the clients of a primary that is lost wait meanwhile, and
+//! a disk takes some milliseconds to keep something.
+//!
+//! Approach: two records of one sector each are written in turn. One that was torn by a crash does not
+//! agree with its check sum, and the other one counts. While all is calm, a record is made durable that
+//! says up to which epoch some may have been used. A promotion under such an epoch needs its record to
+//! be *written* only, if instances have no state of their own: that outlives this process, and no
+//! instance outlives the host. Where they have a state, it is waited for until the record is *durable*,
+//! since the host that begins again has to begin with the one that was written to last.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use forebay_core::shadow::promotion::Epoch;
 
 const SECTOR: usize = 512;
 
 /// What a front has to remember.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     pub(crate) epoch: Epoch,
     /// The app that it is: places change with the configuration.
     pub(crate) primary: String,
+    /// Epochs up to this one may have been used.
+    pub(crate) reserved: Epoch,
+}
+
+impl Record {
+    /// The latest epoch that may have been used.
+    pub(crate) fn used(&self) -> Epoch {
+        self.epoch.max(self.reserved)
+    }
 }
 
 /// The file.
@@ -25,6 +43,8 @@ pub(crate) struct Record {
 pub(crate) struct EpochFile {
     file: File,
     path: PathBuf,
+    /// The number of the latest record that was written from here.
+    written: Mutex<Option<u64>>,
 }
 
 impl EpochFile {
@@ -43,6 +63,7 @@ impl EpochFile {
         Ok(Self {
             file: options.open(path)?,
             path: path.to_path_buf(),
+            written: Mutex::default(),
         })
     }
 
@@ -55,6 +76,10 @@ impl EpochFile {
     /// # Errors
     /// What the file system says.
     pub(crate) fn latest(&self) -> io::Result<Option<Record>> {
+        Ok(self.read()?.map(|(_, record)| record))
+    }
+
+    fn read(&self) -> io::Result<Option<(u64, Record)>> {
         let mut bytes = [0; 2 * SECTOR];
         let mut length = 0;
         while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
@@ -65,43 +90,77 @@ impl EpochFile {
             }
         }
         let records = bytes.chunks(SECTOR).filter_map(parse);
-        Ok(records.max_by_key(|record| record.epoch))
+        Ok(records.max_by_key(|(number, _)| *number))
     }
 
-    /// Makes a record durable.
+    /// Writes a record: it outlives this process.
     ///
     /// # Errors
     /// What the file system says.
     pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
-        let mut bytes = format(record).into_bytes();
-        bytes.resize(SECTOR, b' ');
-        let place = if record.epoch.is_multiple_of(2) {
-            0
-        } else {
-            SECTOR
+        // One at a time, or two would go to the same sector.
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match *written {
+            Some(before) => Some(before),
+            None => self.read()?.map(|(number, _)| number),
         };
+        let number = before.map_or(0, |before| before + 1);
+        let mut bytes = format(number, record).into_bytes();
+        bytes.resize(SECTOR, b' ');
+        let place = if number.is_multiple_of(2) { 0 } else { SECTOR };
         let offset = u64::try_from(place).unwrap_or(u64::MAX);
         self.file.write_all_at(&bytes, offset)?;
+        *written = Some(number);
+        Ok(())
+    }
+
+    /// Makes durable what was written: it outlives the host's end.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 }
 
-fn format(record: &Record) -> String {
-    let text = format!("{} {}", record.epoch, record.primary);
+/// One line: the number of the record, its epoch, the primary, the reserved epoch, and a check sum.
+fn format(number: u64, record: &Record) -> String {
+    let Record {
+        epoch,
+        primary,
+        reserved,
+    } = record;
+    let text = format!("{number} {epoch} {primary} {reserved}");
     format!("{text} {:08x}\n", checksum(text.as_bytes()))
 }
 
-fn parse(sector: &[u8]) -> Option<Record> {
+fn parse(sector: &[u8]) -> Option<(u64, Record)> {
     let text = std::str::from_utf8(sector).ok()?;
     let (text, sum) = text.lines().next()?.rsplit_once(' ')?;
     if u32::from_str_radix(sum, 16).ok()? != checksum(text.as_bytes()) {
         return None;
     }
-    let (epoch, primary) = text.split_once(' ')?;
-    Some(Record {
-        epoch: epoch.parse().ok()?,
-        primary: primary.to_owned(),
-    })
+    let words: Vec<&str> = text.split(' ').collect();
+    match words.as_slice() {
+        [number, epoch, primary, reserved] => {
+            let record = Record {
+                epoch: epoch.parse().ok()?,
+                primary: (*primary).to_owned(),
+                reserved: reserved.parse().ok()?,
+            };
+            Some((number.parse().ok()?, record))
+        }
+        // As it was written before epochs were reserved: the epoch was the record's number.
+        [epoch, primary] => {
+            let record = Record {
+                epoch: epoch.parse().ok()?,
+                primary: (*primary).to_owned(),
+                ..Record::default()
+            };
+            Some((record.epoch, record))
+        }
+        _ => None,
+    }
 }
 
 /// FNV-1a: <https://datatracker.ietf.org/doc/html/draft-eastlake-fnv>.
@@ -115,36 +174,66 @@ fn checksum(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
+    fn record(epoch: Epoch) -> Record {
+        Record {
+            epoch,
+            primary: format!("app-{}", epoch % 2),
+            reserved: epoch + 1,
+        }
+    }
+
     #[test]
     fn the_latest_whole_record_counts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("epoch");
         let file = EpochFile::open(&path).unwrap();
         assert_eq!(file.latest().unwrap(), None);
-        for epoch in 1..=5 {
-            let record = Record {
-                epoch,
-                primary: format!("app-{}", epoch % 2),
-            };
-            file.write(&record).unwrap();
-            assert_eq!(
-                EpochFile::open(&path).unwrap().latest().unwrap(),
-                Some(record)
-            );
+        // The same epoch again is a record of its own: it does not take the place of the one before.
+        for epoch in [1, 2, 3, 3, 4, 5] {
+            file.write(&record(epoch)).unwrap();
+            let latest = EpochFile::open(&path).unwrap().latest().unwrap();
+            assert_eq!(latest, Some(record(epoch)));
         }
         // A crash tears the next one anywhere: the one before it counts.
         let whole = std::fs::read(&path).unwrap();
-        for cut in 0..16 {
-            let mut torn = whole.clone();
-            torn[cut] ^= 0x41;
-            std::fs::write(&path, &torn).unwrap();
-            let latest = EpochFile::open(&path).unwrap().latest().unwrap().unwrap();
-            assert_eq!(latest.epoch, 5, "the other sector");
-            let mut torn = whole.clone();
-            torn[SECTOR + cut.min(11)] ^= 0x41;
-            std::fs::write(&path, &torn).unwrap();
-            let latest = EpochFile::open(&path).unwrap().latest().unwrap().unwrap();
-            assert_eq!(latest.epoch, 4, "cut at {cut}");
+        for cut in 0..20 {
+            for (place, left) in [(0, 5), (SECTOR, 4)] {
+                let mut torn = whole.clone();
+                torn[place + cut] ^= 0x41;
+                std::fs::write(&path, &torn).unwrap();
+                let latest = EpochFile::open(&path).unwrap().latest().unwrap().unwrap();
+                assert_eq!(latest.epoch, left, "cut at {cut}");
+            }
         }
+    }
+
+    #[test]
+    fn whoever_begins_anew_goes_on_after_the_latest_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("epoch");
+        for epoch in 1..=5 {
+            let file = EpochFile::open(&path).unwrap();
+            file.write(&record(epoch)).unwrap();
+            file.sync().unwrap();
+            assert_eq!(file.latest().unwrap(), Some(record(epoch)));
+        }
+    }
+
+    #[test]
+    fn records_from_before_epochs_were_reserved_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("epoch");
+        let old = |epoch: Epoch| {
+            let text = format!("{epoch} app-{epoch}");
+            let line = format!("{text} {:08x}\n", checksum(text.as_bytes()));
+            format!("{line:<SECTOR$}")
+        };
+        std::fs::write(&path, old(6) + &old(5)).unwrap();
+        let file = EpochFile::open(&path).unwrap();
+        let latest = file.latest().unwrap().unwrap();
+        assert_eq!((latest.epoch, latest.primary.as_str()), (6, "app-6"));
+        assert_eq!(latest.used(), 6);
+        file.write(&record(7)).unwrap();
+        assert_eq!(file.latest().unwrap(), Some(record(7)));
     }
 }

@@ -6,8 +6,9 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,15 @@ impl Fence {
         (&self.freeze).write_all(word.as_bytes())
     }
 
+    /// Whether the kernel was asked to stop the group, by whomever.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn is_asked(&self) -> io::Result<bool> {
+        let text = read(&self.freeze)?;
+        Ok(!matches!(text.trim(), "0" | "THAWED"))
+    }
+
     /// Whether nobody in the group executes anything: all stand, or are on their way out.
     ///
     /// A dying process counts as not frozen until its memory is freed, which takes longer than
@@ -107,12 +117,35 @@ impl Fence {
             Some(events) => read(events)?.lines().any(|line| line == "frozen 1"),
             None => read(&self.freeze)?.trim() == "FROZEN",
         };
-        if frozen {
-            return Ok(true);
+        Ok(frozen || self.is_over()?)
+    }
+
+    /// Whether everybody in the group is on their way out or gone, so that nobody needs to be stopped.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn is_over(&self) -> io::Result<bool> {
+        // Who is in groups below this one is not listed.
+        if !self.is_leaf() {
+            return Ok(false);
         }
-        // Nobody at all is in a group whose members are in groups below it.
         let members = self.members()?;
-        Ok(!members.is_empty() && members.into_iter().all(vitals::is_ending))
+        if !members.iter().all(|pid| vitals::is_ending(*pid)) {
+            return Ok(false);
+        }
+        // Whoever was begun by one of them before its end is in the list by now.
+        let later = self.members()?;
+        Ok(later.iter().all(|pid| members.contains(pid)))
+    }
+
+    /// Whether there are no groups below this one, as far as that can be told.
+    fn is_leaf(&self) -> bool {
+        const LINKS_OF_LEAF: u64 = 2;
+        let procs = format!("/proc/self/fd/{}", self.procs.as_raw_fd());
+        let group = std::fs::read_link(procs).ok();
+        let group = group.as_deref().and_then(Path::parent);
+        let metadata = group.and_then(|group| std::fs::metadata(group).ok());
+        metadata.is_some_and(|metadata| metadata.nlink() == LINKS_OF_LEAF)
     }
 
     /// Whether nobody is left.

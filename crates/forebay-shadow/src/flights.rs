@@ -1,13 +1,17 @@
 //! Requests under way: who waits, for how long, and how long answers usually take.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use forebay_core::shadow::detection::silence_max;
 use forebay_core::shadow::promotion::Slot;
+
+use tokio::sync::Notify;
 
 use crate::latency::Latency;
 
-/// Routes whose latency is learnt by itself; those beyond share the last one.
+/// Routes whose latency is learnt by itself.
 pub const ROUTES_MAX: usize = 64;
 
 /// What is learnt of requests of one kind.
@@ -15,6 +19,10 @@ pub const ROUTES_MAX: usize = 64;
 struct Route {
     name: String,
     latency: Latency,
+    /// Which of those that had this place it is.
+    turn: usize,
+    /// When it was asked for last, if it gives way to others that are.
+    used: Option<u64>,
 }
 
 /// A request that was sent to an instance.
@@ -31,7 +39,7 @@ struct Flight {
     rests: bool,
 }
 
-/// Who waits longest for a byte, measured by what is usual.
+/// Who waits for a byte and gives the most reason for doubt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
     /// How long.
@@ -40,37 +48,81 @@ pub struct Waiting {
     pub usual: Option<Duration>,
 }
 
+/// The requests to one instance at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Of those that wait for longer than is usual, the one that is usually the quickest: an instance
+    /// that answers nobody is found out by that. Else the one that comes closest to it.
+    pub waiting: Option<Waiting>,
+    /// How long the instance may be silent for what it was asked to do. It may do one thing at a time.
+    pub grace: Duration,
+    /// How long ago a byte came from it.
+    pub heard: Option<Duration>,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     /// Free places are reused, so that a busy front allocates nothing for a request.
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     routes: Vec<Route>,
-    /// The latest byte that came from each instance.
-    heard: Vec<Option<Instant>>,
+    /// Questions for a route so far.
+    asked: u64,
+    slots: Vec<Counted>,
+}
+
+/// What is kept of each instance.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    flights: usize,
+    /// The latest byte that came from it.
+    heard: Option<Instant>,
+}
+
+/// Whether a route gives way to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    /// There are few of its kind, all known beforehand.
+    Always,
+    /// Clients invent them.
+    WhileUsed,
 }
 
 /// All requests under way through one front.
 #[derive(Debug, Default)]
 pub struct Flights {
     table: Mutex<Table>,
+    /// Whoever looks at them waits for the next one to begin.
+    awaited: AtomicBool,
+    begun: Notify,
 }
 
 impl Flights {
-    /// The number of a route, for [`Self::begin`].
+    /// The number of a route that always is one, for [`Self::begin`]. Those beyond [`ROUTES_MAX`] share
+    /// the last one.
     #[must_use]
     pub fn route(&self, name: &str) -> usize {
+        self.lock().route(name, Stays::Always)
+    }
+
+    /// The number of a route that clients invented. The one that was asked for least recently gives way
+    /// when there are too many, and its number then means none: see [`Self::is_route`].
+    #[must_use]
+    pub fn passing_route(&self, name: &str) -> usize {
+        self.lock().route(name, Stays::WhileUsed)
+    }
+
+    /// Whether a number still is that of the route that it was given for.
+    #[must_use]
+    pub fn is_route(&self, number: usize) -> bool {
         let mut table = self.lock();
-        let known = table.routes.iter().position(|route| route.name == name);
-        known.unwrap_or_else(|| {
-            if table.routes.len() < ROUTES_MAX {
-                table.routes.push(Route {
-                    name: name.to_owned(),
-                    latency: Latency::default(),
-                });
-            }
-            table.routes.len() - 1
-        })
+        table.asked += 1;
+        let asked = table.asked;
+        let Some(route) = table.route_mut(number) else {
+            return false;
+        };
+        route.used = route.used.map(|_| asked);
+        true
     }
 
     /// A request is sent to an instance.
@@ -86,6 +138,11 @@ impl Flights {
             grace: Duration::ZERO,
             rests: false,
         });
+        table.counted(slot).flights += 1;
+        // Nothing but a load, unless somebody waits for it.
+        if self.awaited.load(Ordering::Relaxed) && self.awaited.swap(false, Ordering::Relaxed) {
+            self.begun.notify_one();
+        }
         let place = match table.free.pop() {
             Some(place) => {
                 table.flights[place] = flight;
@@ -102,55 +159,110 @@ impl Flights {
         }
     }
 
-    /// The request to an instance whose wait is longest over what is usual for it.
+    /// Looks at the requests to an instance that may be silent for `grace` in any case.
     #[must_use]
-    pub fn waiting(&self, slot: Slot) -> Option<Waiting> {
+    pub fn look(&self, slot: Slot, grace: Duration) -> Seen {
         let table = self.lock();
         let now = Instant::now();
-        let of_slot = table.flights.iter().flatten();
-        of_slot
-            .filter(|flight| flight.slot == slot && !flight.rests)
-            .map(|flight| Waiting {
+        let heard = table.slots.get(slot).and_then(|counted| counted.heard);
+        let of_slot = || {
+            let flights = table.flights.iter().flatten();
+            flights.filter(|flight| flight.slot == slot)
+        };
+        let grace = of_slot()
+            .map(|flight| flight.grace)
+            .fold(grace, Duration::max);
+        let waiting = of_slot().filter(|flight| !flight.rests).map(|flight| {
+            let waiting = Waiting {
                 time: now.saturating_duration_since(flight.heard),
-                usual: table
-                    .routes
-                    .get(flight.route)
-                    .and_then(|route| route.latency.tail()),
-            })
-            .max_by_key(|waiting| {
-                let usual = waiting.usual.unwrap_or_default();
-                (waiting.time.saturating_sub(usual * 4), waiting.time)
-            })
+                usual: table.tail(flight.route),
+            };
+            (waiting, silence_max(waiting.usual, grace))
+        });
+        let suspicion = |(waiting, bound): &(Waiting, Duration)| {
+            let left = bound.saturating_sub(waiting.time);
+            (left, *bound, std::cmp::Reverse(waiting.time))
+        };
+        Seen {
+            waiting: waiting.min_by_key(suspicion).map(|(waiting, _)| waiting),
+            grace,
+            heard: heard.map(|at| now.saturating_duration_since(at)),
+        }
     }
 
-    /// How long an instance may be silent for what it was asked to do. It may do one thing at a time.
-    #[must_use]
-    pub fn grace(&self, slot: Slot) -> Duration {
-        let table = self.lock();
-        let of_slot = table.flights.iter().flatten();
-        let of_slot = of_slot.filter(|flight| flight.slot == slot);
-        let graces = of_slot.map(|flight| flight.grace);
-        graces.max().unwrap_or_default()
+    /// Waits until a request begins, from the first poll of this on.
+    pub(crate) async fn begun(&self) {
+        self.awaited.store(true, Ordering::Relaxed);
+        self.begun.notified().await;
     }
 
     /// How many requests an instance has not answered to the end.
     #[must_use]
     pub fn count(&self, slot: Slot) -> usize {
         let table = self.lock();
-        let flights = table.flights.iter().flatten();
-        flights.filter(|flight| flight.slot == slot).count()
-    }
-
-    /// How long ago a byte came from an instance.
-    #[must_use]
-    pub fn heard(&self, slot: Slot) -> Option<Duration> {
-        let at = self.lock().heard.get(slot).copied().flatten()?;
-        Some(at.elapsed())
+        table.slots.get(slot).map_or(0, |counted| counted.flights)
     }
 
     /// A table is consistent between any two statements under its lock.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn route(&mut self, name: &str, stays: Stays) -> usize {
+        self.asked += 1;
+        let used = (stays == Stays::WhileUsed).then_some(self.asked);
+        let known = self.routes.iter().position(|route| route.name == name);
+        let place = known.unwrap_or_else(|| self.place());
+        match self.routes.get_mut(place) {
+            Some(route) if known.is_some() => route.used = used.filter(|_| route.used.is_some()),
+            // Nobody gives way to this one.
+            Some(route) if route.used.is_none() => {}
+            Some(route) => {
+                *route = Route {
+                    name: name.to_owned(),
+                    latency: Latency::default(),
+                    turn: route.turn + 1,
+                    used,
+                }
+            }
+            None => self.routes.push(Route {
+                name: name.to_owned(),
+                latency: Latency::default(),
+                turn: 0,
+                used,
+            }),
+        }
+        let turn = self.routes.get(place).map_or(0, |route| route.turn);
+        turn * ROUTES_MAX + place
+    }
+
+    /// Where a new route is kept: the place after the last, that of the one that gives way, or the last.
+    fn place(&self) -> usize {
+        if self.routes.len() < ROUTES_MAX {
+            return self.routes.len();
+        }
+        let routes = self.routes.iter().enumerate();
+        let used = routes.filter_map(|(place, route)| Some((route.used?, place)));
+        used.min().map_or(ROUTES_MAX - 1, |(_, place)| place)
+    }
+
+    fn route_mut(&mut self, number: usize) -> Option<&mut Route> {
+        let route = self.routes.get_mut(number % ROUTES_MAX)?;
+        (route.turn == number / ROUTES_MAX).then_some(route)
+    }
+
+    fn tail(&self, number: usize) -> Option<Duration> {
+        let route = self.routes.get(number % ROUTES_MAX)?;
+        (route.turn == number / ROUTES_MAX).then(|| route.latency.tail())?
+    }
+
+    fn counted(&mut self, slot: Slot) -> &mut Counted {
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, Counted::default());
+        }
+        &mut self.slots[slot]
     }
 }
 
@@ -182,10 +294,7 @@ impl Ticket<'_> {
         };
         flight.heard = now;
         let slot = flight.slot;
-        if table.heard.len() <= slot {
-            table.heard.resize(slot + 1, None);
-        }
-        table.heard[slot] = Some(now);
+        table.counted(slot).heard = Some(now);
     }
 
     /// It is under way, but it is the instance that waits: no byte is due.
@@ -213,7 +322,7 @@ impl Ticket<'_> {
         let Some(Some(flight)) = table.flights.get(self.place).copied() else {
             return;
         };
-        if let Some(route) = table.routes.get_mut(flight.route) {
+        if let Some(route) = table.route_mut(flight.route) {
             route.latency.add(flight.began.elapsed());
         }
     }
@@ -222,7 +331,10 @@ impl Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut table = self.flights.lock();
-        table.flights[self.place] = None;
+        if let Some(flight) = table.flights[self.place].take() {
+            let counted = table.counted(flight.slot);
+            counted.flights = counted.flights.saturating_sub(1);
+        }
         table.free.push(self.place);
     }
 }
@@ -231,22 +343,27 @@ impl Drop for Ticket<'_> {
 mod tests {
     use super::*;
 
+    fn waiting(flights: &Flights, slot: Slot) -> Option<Waiting> {
+        flights.look(slot, Duration::ZERO).waiting
+    }
+
     #[test]
     fn a_request_is_under_way_until_its_ticket_goes() {
         let flights = Flights::default();
         let route = flights.route("GET /");
-        assert_eq!(flights.waiting(0), None);
+        assert_eq!(waiting(&flights, 0), None);
         let first = flights.begin(0, route);
         let second = flights.begin(1, route);
         assert_eq!((flights.count(0), flights.count(1)), (1, 1));
-        assert!(flights.waiting(0).is_some());
-        assert_eq!(flights.heard(0), None);
+        assert!(waiting(&flights, 0).is_some());
+        let heard = |slot| flights.look(slot, Duration::ZERO).heard;
+        assert_eq!(heard(0), None);
         first.heard();
-        assert!(flights.heard(0).is_some() && flights.heard(1).is_none());
+        assert!(heard(0).is_some() && heard(1).is_none());
         first.answered();
         assert_eq!((flights.count(0), flights.count(1)), (0, 1));
         drop(second);
-        assert_eq!(flights.waiting(1), None);
+        assert_eq!(waiting(&flights, 1), None);
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
@@ -257,15 +374,52 @@ mod tests {
         let flights = Flights::default();
         let route = flights.route("a");
         let second = Duration::from_secs(1);
+        let grace = |slot| flights.look(slot, Duration::ZERO).grace;
         let _short = flights.begin(0, route);
-        assert_eq!(flights.grace(0), Duration::ZERO);
+        assert_eq!(grace(0), Duration::ZERO);
         let long = flights.begin(0, route).with_grace(second);
-        assert_eq!(
-            (flights.grace(0), flights.grace(1)),
-            (second, Duration::ZERO)
-        );
+        assert_eq!((grace(0), grace(1)), (second, Duration::ZERO));
+        assert_eq!(flights.look(0, 2 * second).grace, 2 * second);
         drop(long);
-        assert_eq!(flights.grace(0), Duration::ZERO);
+        assert_eq!(grace(0), Duration::ZERO);
+    }
+
+    /// A request of a kind of which nothing is known, or that takes long for good reason, hid that an
+    /// instance answered nobody else.
+    #[test]
+    fn a_long_request_does_not_hide_the_short_ones() {
+        let flights = Flights::default();
+        let (long, short) = (flights.route("long"), flights.route("short"));
+        let mut table = flights.lock();
+        for _ in 0..100 {
+            let route = table.route_mut(short).unwrap();
+            route.latency.add(Duration::from_millis(1));
+        }
+        drop(table);
+        let tickets = [long, short].map(|route| flights.begin(0, route));
+        let ago = |time: Duration, ticket: &Ticket<'_>| {
+            let at = Instant::now().checked_sub(time).unwrap();
+            let mut table = flights.lock();
+            let flight = table.flights[ticket.place].as_mut().unwrap();
+            (flight.began, flight.heard) = (at, at);
+        };
+        let usual = || waiting(&flights, 0).unwrap().usual;
+        ago(Duration::from_secs(900), &tickets[0]);
+        assert_eq!(usual(), None, "it waits for longer than is usual");
+        ago(Duration::from_millis(50), &tickets[1]);
+        assert!(usual().is_some(), "so do both, and this one says more");
+    }
+
+    #[tokio::test]
+    async fn whoever_looks_is_woken_by_the_next_request() {
+        let flights = Flights::default();
+        let route = flights.route("a");
+        drop(flights.begin(0, route));
+        let mut begun = std::pin::pin!(flights.begun());
+        let soon = tokio::time::timeout(Duration::ZERO, begun.as_mut());
+        assert!(soon.await.is_err(), "nobody waited for that one");
+        let _flight = flights.begin(0, route);
+        begun.await;
     }
 
     #[test]
@@ -273,18 +427,49 @@ mod tests {
         let flights = Flights::default();
         let open = flights.begin(0, flights.route("transaction"));
         open.rest();
-        assert_eq!((flights.waiting(0), flights.count(0)), (None, 1));
+        assert_eq!((waiting(&flights, 0), flights.count(0)), (None, 1));
         open.resume();
-        assert!(flights.waiting(0).is_some());
+        assert!(waiting(&flights, 0).is_some());
     }
 
     #[test]
     fn routes_are_bounded() {
         let flights = Flights::default();
         for number in 0..2 * ROUTES_MAX {
-            let route = flights.route(&format!("GET /{number}"));
+            let route = flights.route(&format!("command {number}"));
             assert_eq!(route, number.min(ROUTES_MAX - 1));
         }
-        assert_eq!(flights.route("GET /3"), 3);
+        assert_eq!(flights.route("command 3"), 3);
+    }
+
+    /// The first 64 that came were kept for ever, and all others taken for one.
+    #[test]
+    fn a_route_that_nobody_asks_for_gives_way() {
+        let flights = Flights::default();
+        let fixed = flights.route("tcp");
+        let kept = flights.passing_route("GET /kept");
+        let idle = flights.passing_route("GET /idle");
+        let learn = |route| {
+            for _ in 0..100 {
+                flights.begin(0, route).answered();
+            }
+        };
+        learn(idle);
+        let _late = flights.begin(0, idle);
+        for number in 0..2 * ROUTES_MAX {
+            assert!(flights.is_route(kept), "it is in use");
+            let route = flights.passing_route(&format!("GET /{number}"));
+            assert!(flights.is_route(route));
+        }
+        assert_eq!(flights.passing_route("GET /kept"), kept);
+        assert_eq!(flights.route("tcp"), fixed);
+        assert!(!flights.is_route(idle));
+        assert_eq!(waiting(&flights, 0).unwrap().usual, None);
+        // What is learnt of one that gave way is not learnt of the one in its place.
+        learn(idle);
+        assert_eq!(flights.lock().routes.len(), ROUTES_MAX);
+        let place = idle % ROUTES_MAX;
+        assert_eq!(flights.lock().routes[place].latency.tail(), None);
+        assert_ne!(flights.passing_route("GET /idle"), idle);
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::director::{Detached, Director, Order, Parts};
-use crate::epoch::EpochFile;
+use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::mode::{Mode, Service};
 use crate::status::{Status, Transition};
@@ -121,7 +121,7 @@ impl Opened {
             "the front needs to read it",
         ))?;
         // An epoch is never used twice, whoever the instances are now.
-        let epoch = latest.as_ref().map_or(0, |latest| latest.epoch);
+        let epoch = latest.as_ref().map_or(0, Record::used);
         let mut instances = plan.instances.iter();
         let primary = latest
             .and_then(|latest| instances.position(|instance| instance.app == latest.primary))

@@ -3,6 +3,7 @@
 //! A histogram of logarithmic buckets (a ninth more each) whose old entries fade: each answer
 //! weighs a hair more than the one before, so that some ten thousand are remembered.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 /// Upper bound of the first bucket.
@@ -24,6 +25,9 @@ pub(crate) struct Latency {
     /// The weight of the next answer.
     next: f64,
     answers: u32,
+    /// The tail as it was when it was last asked for, and after how many answers: a look at many
+    /// requests asks each time.
+    told: Cell<(u32, Option<Duration>)>,
 }
 
 impl Default for Latency {
@@ -33,6 +37,7 @@ impl Default for Latency {
             total: 0.0,
             next: 1.0,
             answers: 0,
+            told: Cell::new((0, None)),
         }
     }
 }
@@ -60,6 +65,16 @@ impl Latency {
         if self.answers < ANSWERS_MIN {
             return None;
         }
+        let (answers, told) = self.told.get();
+        if answers == self.answers {
+            return told;
+        }
+        let tail = self.find_tail();
+        self.told.set((self.answers, tail));
+        tail
+    }
+
+    fn find_tail(&self) -> Option<Duration> {
         let beyond = self.total * (1.0 - TAIL);
         let mut above = 0.0;
         let place = (0..BUCKETS).rev().find(|place| {

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use forebay_core::shadow::detection::Life;
 use forebay_core::shadow::promotion::Cause;
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::fence::Fence;
-use crate::vitals::Vitals;
+use crate::vitals::{Keeps, Vitals};
 
 /// How long a fence may take to hold.
 const FENCE_BOUND: Duration = Duration::from_millis(200);
 /// How often it is asked whether it holds.
 pub(crate) const FENCE_POLL: Duration = Duration::from_micros(250);
+/// How long those take who were killed: memory is freed first, some 70 ms for each gigabyte.
+const END_BOUND: Duration = Duration::from_secs(10);
 /// How often it is asked whether a group that was ended is empty.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
 
@@ -57,9 +60,9 @@ impl Member {
         self.vitals.life()
     }
 
-    /// Share of the time since the last question in which it waited for a CPU.
-    pub(crate) fn starved(&mut self, now: Instant) -> Option<f64> {
-        self.vitals.starved(now)
+    /// What keeps its threads.
+    pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
+        self.vitals.keeps(now)
     }
 }
 
@@ -79,6 +82,12 @@ pub(crate) async fn stop(
     let unknown_is_gone = matches!(cause, Some(Cause::Death | Cause::Vacancy));
     let gone = life.map_or(unknown_is_gone, |life| life == Life::Ending);
     let failed = |error: io::Error| format!("freeze {name}: {error}");
+    // Of one that was killed nobody is left to be stopped, as a rule.
+    if let Some(fence) = fence.as_ref().filter(|_| gone)
+        && fence.is_over().unwrap_or(false)
+    {
+        return Ok(());
+    }
     let fence = match fence {
         // The group of one that is gone may be gone as well.
         Some(fence) => match fence.freeze() {
@@ -105,24 +114,39 @@ pub(crate) async fn stop(
 }
 
 /// Ends everybody behind a fence, and lets the group go once nobody is left in it: whoever is
-/// thawed has been killed.
-pub(crate) async fn end(name: String, fence: Arc<Fence>) {
-    if let Err(error) = fence.kill() {
-        tracing::error!(app = name, %error, "end the old primary");
+/// thawed has been killed. Until then everybody in it stands.
+///
+/// # Errors
+/// When somebody is left.
+pub(crate) async fn end(app: &str, fence: &Fence) -> Result<(), String> {
+    match kill_and_wait(fence).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "end {app}: it is still there {} s after it was killed",
+            END_BOUND.as_secs()
+        )),
+        // Its group is gone, and nobody is in a group that is gone.
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+        Err(error) => Err(format!("end {app}: {error}")),
     }
-    loop {
-        match fence.is_empty() {
-            Ok(true) => break,
-            Ok(false) => tokio::time::sleep(EMPTY_POLL).await,
-            Err(error) => {
-                tracing::debug!(app = name, %error, "its group is gone");
-                return;
-            }
+}
+
+/// Whether nobody is left in the end.
+async fn kill_and_wait(fence: &Fence) -> io::Result<bool> {
+    // Whoever comes next into the group of one that died by itself is not to be ended.
+    if !fence.is_asked()? && fence.is_over()? {
+        return Ok(true);
+    }
+    fence.kill()?;
+    let deadline = tokio::time::Instant::now() + END_BOUND;
+    while !fence.is_empty()? {
+        if tokio::time::Instant::now() >= deadline {
+            return Ok(false);
         }
+        tokio::time::sleep(EMPTY_POLL).await;
     }
-    if let Err(error) = fence.thaw() {
-        tracing::debug!(app = name, %error, "its group is gone");
-    }
+    fence.thaw()?;
+    Ok(true)
 }
 
 /// Waits for the end of a process; for ever where none is known.
@@ -133,5 +157,36 @@ pub(crate) async fn ended(end: Option<Arc<AsyncFd<OwnedFd>>>) {
     if let Err(error) = end.readable().await {
         tracing::error!(%error, "the end of a process cannot be waited for");
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::fence::Hierarchy;
+
+    /// It was asked for ever whether the group is empty, and nobody was told.
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_be_ended_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        // A list that goes on naming a process that was ended.
+        std::fs::write(directory.path().join("procs"), child.id().to_string()).unwrap();
+        std::fs::write(directory.path().join("state"), "FROZEN").unwrap();
+        let open = |name: &str| {
+            let mut options = File::options();
+            let path = directory.path().join(name);
+            OwnedFd::from(options.read(true).write(true).open(path).unwrap())
+        };
+        let fence = Fence::new(Hierarchy::V1, vec![open("state"), open("procs")]).unwrap();
+        let left = end("a", &fence).await.unwrap_err();
+        assert!(left.contains("a: it is still there 10 s"), "{left}");
+        child.wait().unwrap();
     }
 }

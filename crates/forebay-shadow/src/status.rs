@@ -24,6 +24,20 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// The latest changes, oldest first.
     pub transitions: Vec<Transition>,
+    /// Processes that stand behind a fence for good, and that the front could not end: the daemon does.
+    #[serde(default)]
+    pub left: Vec<Left>,
+}
+
+/// A process that was to be ended, and is still there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The app that it is.
+    pub app: String,
+    /// Its main process, which stands.
+    pub pid: u32,
+    /// Why the front could not end it.
+    pub why: String,
 }
 
 /// One instance.

@@ -43,8 +43,43 @@ pub struct Routing {
     pub gate: Gate,
     /// The instance that stands by and is in step, if one does.
     pub standby: Option<Slot>,
-    /// Instances that were the primary in an epoch before this one are lost.
-    pub lost_before: Epoch,
+    /// Who was lost, and when.
+    lost: Lost,
+}
+
+/// Instances of one front.
+pub const INSTANCES_MAX: usize = 16;
+
+/// For each instance, the epoch that began when it was lost: what it was assigned before is lost.
+type Lost = [Epoch; INSTANCES_MAX];
+
+impl Routing {
+    /// Of a primary that serves since an epoch, and of nobody who was lost; requests wait.
+    #[must_use]
+    pub const fn new(primary: Slot, epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            primary,
+            gate: Gate::Held,
+            standby: None,
+            lost: [0; INSTANCES_MAX],
+        }
+    }
+
+    /// Whether the instance was lost to which something was assigned. One that handed over goes on
+    /// with what it has, whatever becomes of those that serve after it.
+    #[must_use]
+    pub fn is_lost(&self, assigned: Assigned) -> bool {
+        let lost = self.lost.get(assigned.slot);
+        lost.is_some_and(|lost| *lost > assigned.epoch)
+    }
+
+    /// An instance is lost, and an epoch begins.
+    pub(crate) fn lose(&mut self, slot: Slot, epoch: Epoch) {
+        if let Some(lost) = self.lost.get_mut(slot) {
+            *lost = epoch;
+        }
+    }
 }
 
 /// What a request was assigned to.
@@ -117,15 +152,16 @@ pub struct Switchboard {
 
 impl Switchboard {
     /// A board whose primary serves since an epoch; requests wait until it is opened.
+    ///
+    /// # Panics
+    /// With more than [`INSTANCES_MAX`] instances, which the configuration refuses.
     #[must_use]
     pub fn new(instances: Vec<Instance>, primary: Slot, epoch: Epoch) -> Self {
-        let (routing, _) = watch::channel(Routing {
-            epoch,
-            primary,
-            gate: Gate::Held,
-            standby: None,
-            lost_before: 0,
-        });
+        assert!(
+            instances.len() <= INSTANCES_MAX,
+            "a front has at most {INSTANCES_MAX} instances"
+        );
+        let (routing, _) = watch::channel(Routing::new(primary, epoch));
         Self {
             instances,
             routing,
@@ -309,6 +345,22 @@ mod tests {
         assert!(board.troubled().await);
         board.glance();
         assert!(!board.troubled().await);
+    }
+
+    /// After a hand-over from a to b, the loss of b cut what still went through a.
+    #[test]
+    fn who_handed_over_goes_on_when_the_next_one_is_lost() {
+        let mut routing = Routing::new(0, 3);
+        let on = |slot, epoch| Assigned { slot, epoch };
+        (routing.primary, routing.epoch) = (1, 4);
+        routing.lose(1, 5);
+        (routing.primary, routing.epoch) = (0, 5);
+        assert!(!routing.is_lost(on(0, 3)), "it handed over");
+        assert!(routing.is_lost(on(1, 4)));
+        assert!(!routing.is_lost(on(0, 5)), "it serves now");
+        routing.lose(0, 6);
+        assert!(routing.is_lost(on(0, 3)) && routing.is_lost(on(0, 5)));
+        assert!(!routing.is_lost(on(1, 6)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -53,7 +53,7 @@ pub(crate) async fn relay(
     let mut lost = board.subscribe();
     let gone = async {
         // A hand-over leaves established connections alone; a loss does not.
-        lost.wait_for(|routing| routing.lost_before > assigned.epoch)
+        lost.wait_for(|routing| routing.is_lost(assigned))
             .await
             .ok();
     };

@@ -2,8 +2,10 @@
 //!
 //! A killed process frees its memory before its descriptors: its connections end some 60 ms per
 //! gigabyte after the signal, and its pidfd tells no earlier. The flag `PF_EXITING` is there at
-//! once, and everybody may read it in /proc/PID/stat.
+//! once, and everybody may read it in /proc/PID/stat. It is each thread's own: a main thread may
+//! leave the others to serve, and one that was killed ends before those that run elsewhere do.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,14 +18,37 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// The process has begun to exit (include/linux/sched.h).
 const PF_EXITING: u64 = 0x0000_0004;
 
+/// Threads that are asked what keeps them.
+const THREADS_MAX: usize = 64;
+/// How often they are asked.
+const THREADS_PAUSE: Duration = Duration::from_millis(10);
+
 /// A process; its files are of this one even after its number means another.
 #[derive(Debug)]
 pub(crate) struct Vitals {
+    pid: u32,
     stat: File,
-    /// Time waited for a CPU, and time run, in nanoseconds.
-    schedstat: Option<File>,
-    /// What it said, and when.
-    waited: Option<(Duration, Instant)>,
+    /// What its threads said when they were asked last.
+    threads: Threads,
+}
+
+/// What keeps the threads of a process.
+#[derive(Debug, Default)]
+struct Threads {
+    asked: Option<Instant>,
+    /// How long each has waited for a CPU since it began.
+    waited: BTreeMap<u32, Duration>,
+    keeps: Keeps,
+}
+
+/// What keeps a process, if anything does.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Keeps {
+    /// Share of the time between the last two questions in which the thread waited for a CPU that
+    /// waited longest.
+    pub(crate) starved: Option<f64>,
+    /// A thread waits in the kernel without letting itself be disturbed: for a disk, as a rule.
+    pub(crate) blocked: bool,
 }
 
 impl Vitals {
@@ -37,30 +62,80 @@ impl Vitals {
         // Opened first: what the files then say is of this process or of none.
         let pidfd = pidfd_open(number, PidfdFlags::NONBLOCK)?;
         let vitals = Self {
+            pid,
             stat: File::open(format!("/proc/{pid}/stat"))?,
-            schedstat: File::open(format!("/proc/{pid}/schedstat")).ok(),
-            waited: None,
+            threads: Threads::default(),
         };
         Ok((vitals, pidfd))
     }
 
     pub(crate) fn life(&self) -> Life {
-        read(&self.stat)
-            .as_deref()
-            .and_then(parse)
-            .unwrap_or(Life::Ending)
+        let life = read(&self.stat).as_deref().and_then(parse);
+        match life.unwrap_or(Life::Ending) {
+            Life::Ending if life.is_some() => of_threads(self.pid),
+            life => life,
+        }
     }
 
-    /// Share of the time since the last question in which its main thread waited for a CPU.
-    pub(crate) fn starved(&mut self, now: Instant) -> Option<f64> {
-        let text = read(self.schedstat.as_ref()?)?;
-        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
-        let waited = Duration::from_nanos(waited);
-        let (before, at) = self.waited.replace((waited, now))?;
-        let since = now.saturating_duration_since(at);
-        let share = waited.saturating_sub(before).as_secs_f64() / since.as_secs_f64();
-        share.is_finite().then_some(share.clamp(0.0, 1.0))
+    /// What keeps its threads; they are asked now and then.
+    pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
+        let threads = &mut self.threads;
+        let due = |asked| now.saturating_duration_since(asked) >= THREADS_PAUSE;
+        if threads.asked.is_none_or(due) {
+            threads.ask(self.pid, now);
+        }
+        threads.keeps
     }
+}
+
+impl Threads {
+    fn ask(&mut self, pid: u32, now: Instant) {
+        let since = self.asked.map(|asked| now.saturating_duration_since(asked));
+        let mut waited = BTreeMap::new();
+        let mut keeps = Keeps::default();
+        for thread in threads(pid).into_iter().flatten().take(THREADS_MAX) {
+            let of = |file| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/{file}"));
+            keeps.blocked |= of("stat").ok().and_then(|text| parse(&text)) == Some(Life::Blocked);
+            let Some(wait) = of("schedstat").ok().and_then(|text| parse_wait(&text)) else {
+                continue;
+            };
+            waited.insert(thread, wait);
+            let (Some(before), Some(since)) = (self.waited.get(&thread), since) else {
+                continue;
+            };
+            let share = wait.saturating_sub(*before).as_secs_f64() / since.as_secs_f64();
+            let share = share.clamp(0.0, 1.0);
+            keeps.starved = Some(keeps.starved.map_or(share, |most| most.max(share)));
+        }
+        *self = Self {
+            asked: Some(now),
+            waited,
+            keeps,
+        };
+    }
+}
+
+/// The threads of a process; none when it is gone.
+fn threads(pid: u32) -> io::Result<impl Iterator<Item = u32>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// Of a process whose main thread is ending: all others may still serve.
+fn of_threads(pid: u32) -> Life {
+    let threads = threads(pid).into_iter().flatten();
+    let lives = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat"));
+        text.ok().as_deref().and_then(parse)
+    });
+    let mut others = lives.filter(|life| *life != Life::Ending);
+    others.next().unwrap_or(Life::Ending)
+}
+
+/// Time that a thread waited for a CPU, in nanoseconds: the second number.
+fn parse_wait(schedstat: &str) -> Option<Duration> {
+    let waited = schedstat.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Duration::from_nanos(waited))
 }
 
 fn read(file: &File) -> Option<String> {
@@ -90,7 +165,7 @@ fn parse(text: &str) -> Option<Life> {
 pub(crate) fn is_ending(pid: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     match text {
-        Ok(text) => parse(&text) == Some(Life::Ending),
+        Ok(text) => parse(&text) == Some(Life::Ending) && of_threads(pid) == Life::Ending,
         Err(error) => {
             let gone = rustix::io::Errno::SRCH.raw_os_error();
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(gone)
@@ -151,6 +226,89 @@ mod tests {
         assert!(is_ending(child.id()));
         child.wait().unwrap();
         assert_eq!(vitals.life(), Life::Ending);
+    }
+
+    /// A main thread that ends by itself leaves the others to serve: it was taken for dead.
+    #[test]
+    fn a_process_goes_on_without_its_main_thread() {
+        let script = "import ctypes, threading, sys\n\
+                      threading.Thread(target=sys.stdin.read).start()\n\
+                      ctypes.CDLL(None).pthread_exit(None)\n";
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (vitals, _) = Vitals::of(child.id()).unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while parse(&std::fs::read_to_string(&stat).unwrap()) != Some(Life::Ending) {
+            assert!(Instant::now() < deadline, "its main thread does not end");
+            std::thread::yield_now();
+        }
+        assert_eq!(vitals.life(), Life::Alive);
+        assert!(!is_ending(child.id()));
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        until(&vitals, Life::Stopped);
+        child.kill().unwrap();
+        until(&vitals, Life::Ending);
+        assert!(is_ending(child.id()));
+        child.wait().unwrap();
+    }
+
+    /// Only the main thread was asked.
+    #[test]
+    fn any_thread_that_waits_for_a_cpu_counts() {
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let ordering = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            for _ in 0..4 * cpus {
+                scope.spawn(|| {
+                    while !done.load(ordering) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let (mut vitals, _) = Vitals::of(std::process::id()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while vitals.keeps(Instant::now()).starved < Some(0.5) && Instant::now() < deadline {}
+            let keeps = vitals.keeps(Instant::now());
+            done.store(true, ordering);
+            assert!(keeps.starved >= Some(0.5), "{keeps:?}");
+        });
+    }
+
+    /// Only the main thread was looked at.
+    #[test]
+    fn any_thread_that_waits_for_a_disk_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        // Who starts a program stands like one that waits for a disk until that has begun, and this
+        // one opens a pipe first that nobody writes to.
+        let script = "import os, sys, threading\n\
+                      opening = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n\
+                      spawn = lambda: os.posix_spawn('/bin/true', ['true'], {}, file_actions=opening)\n\
+                      threading.Thread(target=spawn).start()\n\
+                      sys.stdin.read()\n";
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", script])
+            .arg(&fifo)
+            .stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (mut vitals, _) = Vitals::of(child.id()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !vitals.keeps(Instant::now()).blocked && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let keeps = vitals.keeps(Instant::now());
+        // The program begins, and ends.
+        drop(File::options().write(true).open(&fifo).unwrap());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(keeps.blocked, "{keeps:?}");
     }
 
     #[test]

@@ -594,10 +594,11 @@ async fn a_primary_that_cannot_be_fenced_stays_it_on_disk() {
         let file = std::fs::read_to_string(&path).unwrap();
         let records = file.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
+            let number = words.next()?.parse::<u64>().ok()?;
             let epoch = words.next()?.parse::<u64>().ok()?;
-            Some((epoch, words.next()?.to_owned()))
+            Some((number, (epoch, words.next()?.to_owned())))
         });
-        records.max()
+        records.max().map(|(_, record)| record)
     };
     // It was to be replaced in epoch 2, and could not be stopped for that.
     let deadline = Instant::now() + BOUND;

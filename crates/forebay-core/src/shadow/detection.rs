@@ -163,8 +163,13 @@ pub fn judge(seen: &Observation) -> Verdict {
         return Verdict::Excused(veto);
     }
     let silent = Evidence::Silent(waiting);
-    // A witness has to have been there for as long as it takes to be no accident.
-    let lasting = |time: &Duration| *time >= SILENCE_MIN / 2;
+    // A witness has to have been there for as long as it takes to be no accident. Where it is not known
+    // how long answers take, there may never be any: who only takes may do so in pieces.
+    let witness_min = match seen.usual {
+        Some(_) => SILENCE_MIN / 2,
+        None => SILENCE_UNLEARNT / 2,
+    };
+    let lasting = |time: &Duration| *time >= witness_min;
     let mut witnesses = vec![silent];
     witnesses.extend(seen.unread.filter(lasting).map(Evidence::Unread));
     witnesses.extend(seen.ping.filter(lasting).map(Evidence::Ping));
@@ -248,6 +253,26 @@ mod tests {
                 Verdict::Suspect(Evidence::Silent(ms(50))),
             ),
             ("unread bytes", witnessed, lost(Evidence::Unread(ms(30)))),
+            (
+                "unread for a while, where answers may never come",
+                Observation {
+                    usual: None,
+                    waiting: Some(ms(1000)),
+                    unread: Some(ms(499)),
+                    ..silent
+                },
+                Verdict::Suspect(Evidence::Silent(ms(1000))),
+            ),
+            (
+                "unread for long, where answers may never come",
+                Observation {
+                    usual: None,
+                    waiting: Some(ms(1000)),
+                    unread: Some(ms(500)),
+                    ..silent
+                },
+                Verdict::Lost(vec![Evidence::Silent(ms(1000)), Evidence::Unread(ms(500))]),
+            ),
             (
                 "a ping",
                 Observation {

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Cause, Epoch, Input, Slot, Step};
 
-use super::Director;
+use super::{Director, Note};
 use crate::epoch::Record;
+use crate::fence::Fence;
 use crate::member::{self, FENCE_POLL, Member};
+use crate::status::Left;
 use crate::stream::Address;
 use crate::switchboard::Gate;
 use crate::synchronise::Standing;
@@ -17,6 +19,15 @@ use crate::unread;
 const SETTLE_BOUND: Duration = Duration::from_secs(1);
 /// How long a shadow may take to take over.
 const PROMOTE_BOUND: Duration = Duration::from_secs(10);
+
+/// What a record has to outlive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// This process.
+    Process,
+    /// The host, cut off from power.
+    Host,
+}
 
 impl Director {
     pub(super) async fn carry_out(&mut self, step: Step) -> Option<Input> {
@@ -47,13 +58,14 @@ impl Director {
             Step::Promote(slot, epoch) => self.promote(slot, epoch).await,
             Step::Replay(slot) => {
                 let epoch = self.machine.epoch();
-                let planned = self.machine.cause() == Some(Cause::Planned);
+                let old = self.machine.primary();
+                let is_lost = self.machine.cause() != Some(Cause::Planned);
                 self.board.change(|routing| {
                     routing.epoch = epoch;
                     routing.primary = slot;
                     routing.standby = None;
-                    if !planned {
-                        routing.lost_before = epoch;
+                    if is_lost {
+                        routing.lose(old, epoch);
                     }
                 });
                 // Whoever was in step was so with another primary, or was the primary itself.
@@ -80,7 +92,7 @@ impl Director {
         })
     }
 
-    /// Stops the old primary and makes the next epoch durable at the same time.
+    /// Stops the old primary and keeps the next epoch at the same time.
     async fn fence(&mut self, slot: Slot) -> Result<(), String> {
         let next = self.machine.next();
         let record = next.map(|(to, epoch)| self.record(to, epoch));
@@ -88,14 +100,15 @@ impl Director {
         let Some(record) = record else {
             return stood.await;
         };
-        let (stood, written) = tokio::join!(stood, self.write(record.clone()));
-        written?;
+        let kept = self.keep(record.clone(), self.durability(record.epoch));
+        let (stood, kept) = tokio::join!(stood, kept);
+        kept?;
         if let Err(why) = stood {
             // Whoever begins anew must not take for the primary what did not become it.
             self.stay(slot, record.epoch).await?;
             return Err(why);
         }
-        self.durable = Some(record);
+        self.kept = Some(record);
         self.note_unread(slot);
         Ok(())
     }
@@ -104,15 +117,57 @@ impl Director {
         Record {
             epoch,
             primary: self.name(primary).to_owned(),
+            reserved: self.reserved.max(epoch),
         }
+    }
+
+    /// How well the record of a promotion has to be kept before anybody is promoted: see [`crate::epoch`].
+    pub(super) fn durability(&self, epoch: Epoch) -> Durability {
+        if epoch <= self.reserved && !self.synchroniser.is_exclusive() {
+            Durability::Process
+        } else {
+            Durability::Host
+        }
+    }
+
+    /// Keeps, while all is calm, that the next epoch may be used, for a promotion that then need not wait
+    /// for the disk.
+    pub(super) async fn reserve(&mut self) {
+        let epoch = self.machine.epoch();
+        let next = epoch + 1;
+        if self.reserving >= next || self.synchroniser.is_exclusive() {
+            return;
+        }
+        let record = Record {
+            reserved: next,
+            ..self.record(self.machine.primary(), epoch)
+        };
+        // Written here, so that no later record is written before it.
+        if let Err(why) = self.keep(record.clone(), Durability::Process).await {
+            tracing::warn!(why, "the next promotion has to wait for the disk");
+            return;
+        }
+        self.kept = Some(record);
+        self.reserving = next;
+        let (epochs, notes) = (Arc::clone(&self.epochs), self.notes.clone());
+        tokio::spawn(async move {
+            let synced = tokio::task::spawn_blocking(move || epochs.sync()).await;
+            let failed = match synced {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            // The director may have ended.
+            notes.send(Note::Reserved { next, failed }).await.ok();
+        });
     }
 
     /// Makes it durable that an epoch that was begun is the old primary's: whoever begins anew must
     /// not take for the primary what did not become it.
     async fn stay(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
         let still = self.record(slot, epoch);
-        self.write(still.clone()).await?;
-        self.durable = Some(still);
+        self.keep(still.clone(), Durability::Host).await?;
+        self.kept = Some(still);
         Ok(())
     }
 
@@ -132,13 +187,23 @@ impl Director {
         }
     }
 
-    fn write(&self, record: Record) -> impl Future<Output = Result<(), String>> + use<> {
+    fn keep(
+        &self,
+        record: Record,
+        durability: Durability,
+    ) -> impl Future<Output = Result<(), String>> + use<> {
         let epochs = Arc::clone(&self.epochs);
         async move {
             let path = epochs.path().display().to_string();
             let epoch = record.epoch;
-            let written = tokio::task::spawn_blocking(move || epochs.write(&record)).await;
-            match written {
+            let kept = tokio::task::spawn_blocking(move || {
+                epochs.write(&record)?;
+                match durability {
+                    Durability::Process => Ok(()),
+                    Durability::Host => epochs.sync(),
+                }
+            });
+            match kept.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(format!("write epoch {epoch} to {path}: {error}")),
                 Err(error) => Err(format!("write epoch {epoch} to {path}: {error}")),
@@ -171,8 +236,20 @@ impl Director {
         };
         self.begin_life(slot, "it was fenced and ended");
         if let Some(fence) = member.fence {
-            tokio::spawn(member::end(name, fence));
+            self.end(name, member.pid, fence);
         }
+    }
+
+    /// Ends everybody behind a fence, beside this task.
+    pub(super) fn end(&self, app: String, pid: u32, fence: Arc<Fence>) {
+        let notes = self.notes.clone();
+        tokio::spawn(async move {
+            if let Err(why) = member::end(&app, &fence).await {
+                // The director may have ended.
+                let left = Left { app, pid, why };
+                notes.send(Note::Left(left)).await.ok();
+            }
+        });
     }
 
     async fn settle(&mut self, slot: Slot) -> Result<(), String> {
@@ -210,9 +287,9 @@ impl Director {
 
     async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
         let record = self.record(slot, epoch);
-        if self.durable.as_ref() != Some(&record) {
-            self.write(record.clone()).await?;
-            self.durable = Some(record);
+        if self.kept.as_ref() != Some(&record) {
+            self.keep(record.clone(), self.durability(epoch)).await?;
+            self.kept = Some(record);
         }
         let board = Arc::clone(&self.board);
         let Some(instance) = board.instances().get(slot) else {

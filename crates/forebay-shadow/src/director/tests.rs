@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use super::steps::Durability;
 use super::*;
 use crate::switchboard::Instance;
 use crate::synchronise::Pending;
@@ -12,9 +13,15 @@ struct Slow {
     open: Mutex<Vec<oneshot::Sender<()>>>,
     /// What a promotion ends with, if not well.
     refusal: Mutex<Option<String>>,
+    /// Each has a state of its own.
+    exclusive: Mutex<bool>,
 }
 
 impl Synchroniser for Slow {
+    fn is_exclusive(&self) -> bool {
+        *self.exclusive.lock().unwrap()
+    }
+
     fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
         let refusal = self.refusal.lock().unwrap().clone();
         Box::pin(async { refusal.map_or(Ok(()), Err) })
@@ -82,10 +89,7 @@ async fn a_shadow_whose_process_ends_stands_by_no_more() {
     let mut director = director(&slow, directory.path());
     let (orders, obeyed) = mpsc::channel(1);
     director.orders = obeyed;
-    let mut child = std::process::Command::new("sleep")
-        .arg("600")
-        .spawn()
-        .unwrap();
+    let mut child = sleeper();
     director.join(1, child.id(), None).unwrap();
     director.stands(0, Standing::Ready { lag: None }).await;
     director.stands(1, Standing::Ready { lag: None }).await;
@@ -155,14 +159,157 @@ async fn a_change_that_failed_is_not_tried_again_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let slow = Arc::new(Slow::default());
     let mut director = director(&slow, directory.path());
+    let (orders, obeyed) = mpsc::channel(1);
+    director.orders = obeyed;
+    let mut child = sleeper();
+    director.join(0, child.id(), None).unwrap();
     director.stands(0, Standing::Ready { lag: None }).await;
-    assert!(director.rest.is_none());
-    *slow.refusal.lock().unwrap() = Some("no".to_owned());
     director.stands(1, Standing::Ready { lag: None }).await;
+    *slow.refusal.lock().unwrap() = Some("no".to_owned());
+    let before = Instant::now();
     director
         .change(Cause::Planned, Input::HandOver, oneshot::channel().0)
         .await;
-    assert!(director.rest.is_some());
+    // Something that would be acted on at once, and would succeed.
+    *slow.refusal.lock().unwrap() = None;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut changes = director.board.subscribe();
+    let running = tokio::spawn(director.run());
+    let changed = changes.wait_for(|routing| routing.primary == 1);
+    tokio::time::timeout(Duration::from_secs(10), changed)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(before.elapsed() >= REST, "{:?}", before.elapsed());
+    drop(orders);
+    running.await.unwrap();
+}
+
+fn sleeper() -> std::process::Child {
+    let mut command = std::process::Command::new("sleep");
+    command.arg("600").spawn().unwrap()
+}
+
+/// The next epoch is durable before it is needed, so that a promotion does not wait for the disk; and
+/// whoever begins after the host was cut off from power uses another one.
+#[tokio::test]
+async fn an_epoch_is_reserved_while_all_is_calm_and_never_used_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    let file = directory.path().join("epoch");
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    let mut durable = Vec::new();
+    for change in 0..4 {
+        let next = director.machine.epoch() + 1;
+        assert_eq!(director.durability(next), Durability::Host, "{change}");
+        let note = director.noted.recv().await.unwrap();
+        // What was synced just now is what a host that is cut off from power would find at least.
+        durable = std::fs::read(&file).unwrap();
+        director.note(note);
+        assert_eq!(director.durability(next), Durability::Process, "{change}");
+        assert_eq!(director.durability(next + 1), Durability::Host);
+        director.drive(Input::Lost(Cause::Death)).await;
+        assert_eq!(director.machine.epoch(), next);
+        let written = EpochFile::open(&file).unwrap().latest().unwrap().unwrap();
+        assert_eq!(written.epoch, next, "it outlives this process");
+        let slot = 1 - director.machine.primary();
+        director.stands(slot, Standing::Ready { lag: None }).await;
+    }
+    let used = director.machine.epoch();
+    let cut_off = directory.path().join("cut-off");
+    std::fs::write(&cut_off, durable).unwrap();
+    let found = EpochFile::open(&cut_off)
+        .unwrap()
+        .latest()
+        .unwrap()
+        .unwrap();
+    assert!(found.used() >= used, "{found:?} after {used}");
+}
+
+/// Where instances have a state, the host that begins again begins with the one that was written to
+/// last.
+#[tokio::test]
+async fn a_promotion_of_one_with_a_state_waits_for_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    *slow.exclusive.lock().unwrap() = true;
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    director.drive(Input::Lost(Cause::Death)).await;
+    assert_eq!(director.machine.primary(), 1);
+    director.reserved = Epoch::MAX;
+    assert_eq!(director.durability(1), Durability::Host);
+    assert!(director.noted.try_recv().is_err(), "nothing is reserved");
+}
+
+/// A front that died between fence and kill left the old primary standing, to be let go on by
+/// whoever came next.
+#[tokio::test]
+async fn who_was_fenced_before_the_front_began_is_ended_where_it_stands() {
+    let name = format!("forebay-director-test-{}", std::process::id());
+    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
+    let root = roots
+        .into_iter()
+        .find(|root| root.join("cgroup.controllers").exists());
+    let group = root.map(|root| root.join(name));
+    let able = group.as_ref().is_some_and(|group| {
+        std::fs::create_dir(group).is_ok() && group.join("cgroup.kill").exists()
+    });
+    let Some(group) = group.filter(|_| able) else {
+        println!("SKIPPED: no group that can be killed can be made here");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    let fence = || {
+        let open = |name: &str| {
+            let mut options = std::fs::File::options();
+            options.read(name != "cgroup.kill");
+            options.write(matches!(name, "cgroup.kill" | "cgroup.freeze"));
+            options.open(group.join(name)).unwrap().into()
+        };
+        let names = [
+            "cgroup.freeze",
+            "cgroup.events",
+            "cgroup.procs",
+            "cgroup.kill",
+        ];
+        let files = names.into_iter().map(open).collect();
+        Fence::new(crate::fence::Hierarchy::V2, files).unwrap()
+    };
+    let record = directory.path().join("record");
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", "read line; echo executed > \"$1\"", "sh"])
+        .arg(&record)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+    fence().freeze().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !fence().stands().unwrap() {
+        assert!(Instant::now() < deadline, "it does not stand");
+    }
+    let input = child.stdin.as_mut().unwrap();
+    std::io::Write::write_all(input, b"what lay in its input\n").unwrap();
+    // A primary that stands is left to the fence: whoever serves next comes after that.
+    director.join(0, child.id(), Some(fence())).unwrap();
+    assert!(director.members[0].is_some());
+    director.join(1, child.id(), Some(fence())).unwrap();
+    assert!(director.members[1].is_none());
+    while child.try_wait().unwrap().is_none() || fence().is_asked().unwrap() {
+        assert!(Instant::now() < deadline, "it is not ended");
+        tokio::task::yield_now().await;
+    }
+    assert!(!record.exists(), "it went on");
+    while std::fs::remove_dir(&group).is_err() {
+        assert!(Instant::now() < deadline, "its group stays");
+    }
 }
 
 #[tokio::test]

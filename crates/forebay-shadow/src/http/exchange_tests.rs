@@ -21,13 +21,9 @@ async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
     let request = head::request(REQUEST.as_bytes(), &mut Vec::new()).unwrap();
     let mut upload = Upload::of(&client, &request).unwrap();
     let mut download = Download::new();
-    let (change, mut routing) = watch::channel(Routing {
-        epoch: 1,
-        primary: 0,
-        gate: Gate::Open,
-        standby: Some(1),
-        lost_before: 0,
-    });
+    let mut open = Routing::new(0, 1);
+    open.gate = Gate::Open;
+    let (change, mut routing) = watch::channel(open);
     let flights = Flights::default();
     let assigned = Assigned { slot: 0, epoch: 1 };
     let ends = Ends {
@@ -67,7 +63,7 @@ fn lost_now(routing: &mut watch::Sender<Routing>) {
     routing.send_modify(|routing| {
         routing.epoch = 2;
         routing.primary = 1;
-        routing.lost_before = 2;
+        routing.lose(0, 2);
     });
 }
 

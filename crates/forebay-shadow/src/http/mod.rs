@@ -191,17 +191,18 @@ impl Route {
         let ends = rest.iter().take(SEGMENT_MAX).position(|byte| *byte == b'/');
         let length = ends.unwrap_or(rest.len().min(SEGMENT_MAX)) + path.len().min(1);
         let segment = path.get(..length).unwrap_or_default();
-        let known = self.number.filter(|_| {
+        let known = self.number.filter(|number| {
             let name = self.name.as_bytes();
             name.len() == method.len() + segment.len()
                 && name.starts_with(method)
                 && name.ends_with(segment)
+                && board.flights.is_route(*number)
         });
         known.unwrap_or_else(|| {
             self.name.clear();
             self.name.push_str(&String::from_utf8_lossy(method));
             self.name.push_str(&String::from_utf8_lossy(segment));
-            let number = board.flights.route(&self.name);
+            let number = board.flights.passing_route(&self.name);
             self.number = Some(number);
             number
         })
@@ -559,7 +560,7 @@ async fn exchange(
     ticket: Ticket<'_>,
 ) -> Result<Done, Fault> {
     let assigned = terms.assigned;
-    let is_lost = |routing: &Routing| routing.lost_before > assigned.epoch;
+    let is_lost = |routing: &Routing| routing.is_lost(assigned);
     let mut lost = false;
     let mut found = None;
     let response = loop {

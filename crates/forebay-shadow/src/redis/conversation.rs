@@ -309,7 +309,7 @@ impl<'a> Conversation<'a> {
         if up.role == Role::Shadow {
             leaves |= !up.is_shadow_in(&routing);
         } else if routing.epoch != up.assigned.epoch {
-            let is_lost = routing.lost_before > up.assigned.epoch;
+            let is_lost = routing.is_lost(up.assigned);
             let waits = self.entries.iter().any(|entry| entry.is_sent(up.written));
             leaves |= is_lost || !waits;
             self.lingers_since.get_or_insert_with(Instant::now);

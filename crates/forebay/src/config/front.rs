@@ -8,7 +8,7 @@ use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::stream::Address;
-use forebay_shadow::switchboard::Instance;
+use forebay_shadow::switchboard::{INSTANCES_MAX, Instance};
 
 use super::error::{Findings, Problem, nearest};
 use super::facts::HostFacts;
@@ -296,6 +296,13 @@ fn members(
     findings: &mut Findings<'_>,
 ) -> Vec<(AppId, Address)> {
     let at = given.at;
+    if given.value.len() > INSTANCES_MAX {
+        let problem = Problem::new(
+            format!("more than {INSTANCES_MAX} instances"),
+            "divide them among several fronts",
+        );
+        findings.add(at, key.to_owned(), problem);
+    }
     let mut members = Vec::new();
     for (name, text) in given.value {
         let key = format!("{key}.{name}");

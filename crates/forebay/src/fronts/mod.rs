@@ -19,7 +19,7 @@ use forebay_host::mounts::Version;
 use forebay_host::regular;
 use forebay_shadow::control::{Answer, Counts, Line, PATIENCE, Request};
 use forebay_shadow::fence::Hierarchy;
-use forebay_shadow::status::{Status, Transition};
+use forebay_shadow::status::{Left, Status, Transition};
 use tokio::sync::watch;
 
 use crate::config::{Config, FrontConfig};
@@ -238,6 +238,7 @@ pub(crate) fn follow(
             standing: standing.clone(),
             tell: Arc::clone(tell),
             seen: 0,
+            ended: BTreeSet::new(),
         };
         tokio::spawn(follower.run(reports.clone()));
     }
@@ -252,6 +253,8 @@ struct Follower {
     tell: TellOf,
     /// The latest epoch that was told of.
     seen: u64,
+    /// Processes that the front could not end, and that were taken care of.
+    ended: BTreeSet<(String, u32)>,
 }
 
 impl Follower {
@@ -311,6 +314,7 @@ impl Follower {
                 (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
             }
             self.seen = self.seen.max(status.epoch);
+            self.end_left(&status.left);
         }
         let name = &self.front.name;
         self.board.send_if_modified(|fronts| {
@@ -333,6 +337,35 @@ impl Follower {
             }
             changed
         });
+    }
+}
+
+impl Follower {
+    /// Ends those that stand behind a fence for good, and that the front may not end itself.
+    fn end_left(&mut self, left: &[Left]) {
+        let is_left = |(app, pid): &(String, u32)| {
+            left.iter().any(|left| left.app == *app && left.pid == *pid)
+        };
+        self.ended.retain(is_left);
+        for left in left {
+            let Ok(app) = left.app.parse::<AppId>() else {
+                continue;
+            };
+            if !self.ended.insert((left.app.clone(), left.pid)) {
+                continue;
+            }
+            let ended = fence::end(&Roots::default(), &self.place.anchor, &app, left.pid);
+            let what = match ended {
+                Ok(true) => format!("ended by the daemon: {}", left.why),
+                Ok(false) => continue,
+                Err(error) => {
+                    let why = error.explain();
+                    tracing::error!(%app, pid = left.pid, why, "it stands, and cannot be ended");
+                    format!("stands, and cannot be ended ({why}): {}", left.why)
+                }
+            };
+            (self.tell)(&app, EventKind::Shadow, what);
+        }
     }
 }
 

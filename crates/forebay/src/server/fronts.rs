@@ -116,6 +116,8 @@ fn fill(front: &mut api::Front, status: &Status) {
     front.epoch = status.epoch;
     front.instances = status.members.iter().map(instance).collect();
     front.changes = status.transitions.iter().map(ToString::to_string).collect();
+    let left = status.left.iter().map(|left| left.why.clone());
+    front.trouble = Some(left.collect::<Vec<_>>().join("; ")).filter(|left| !left.is_empty());
 }
 
 fn instance(member: &MemberStatus) -> api::FrontInstance {

@@ -88,6 +88,23 @@ fn fronts_that_cannot_be_are_refused() {
             "f:10: fronts.w.instances: fewer than two instances; name the app that serves and the one that is its shadow; one alone needs `images`",
         ],
     );
+    let many: Vec<String> = (0..17)
+        .map(|n| format!("x{n:03} = \"127.0.0.1:{}\"", n + 2))
+        .collect();
+    let mut findings = vec![
+        "f:10: fronts.w.instances: more than 16 instances; divide them among several fronts"
+            .to_owned(),
+    ];
+    findings.extend((0..17).map(|n| {
+        format!(
+            "f:10: fronts.w.instances.x{n:03}: there is no app `x{n:03}`; configure it under [apps]"
+        )
+    }));
+    let findings: Vec<&str> = findings.iter().map(String::as_str).collect();
+    check_front(
+        &format!("{good}instances = {{ {} }}\n", many.join(", ")),
+        &findings,
+    );
     check_front(
         &format!(
             "{good}instances = {{ a = \"127.0.0.1:1\", g = \"127.0.0.1:3\", bb = \"b:4\" }}\n"
