@@ -428,6 +428,7 @@ impl State {
                     self.note_failure(inputs, action, outcome);
                 }
                 Action::Enter { .. }
+                | Action::Succeed { .. }
                 | Action::Freeze { .. }
                 | Action::Thaw { .. }
                 | Action::Kill { .. } => self.note_failure(inputs, action, outcome),

@@ -121,7 +121,7 @@ impl LinuxHost {
             {
                 Err(Refusal::Unsupported)
             }
-            Action::Start { app } => {
+            Action::Start { app } | Action::Succeed { app } => {
                 let Binding::Exec(exec) = &app.binding else {
                     return Err(Refusal::Failed(format!(
                         "start {}: it is not an app that Forebay starts",
@@ -327,6 +327,10 @@ impl LinuxHost {
                 Some(program) => self.start(&app.id, &program),
                 None => Err(Refusal::Unsupported),
             },
+            Action::Succeed { app } => match program {
+                Some(program) => self.succeed(&app.id, &program),
+                None => Err(Refusal::Unsupported),
+            },
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
             Action::Reclaim { app, bytes } => self.reclaim(app, *bytes),
@@ -377,6 +381,11 @@ impl LinuxHost {
                 main.process.pid
             )));
         }
+        self.launch(app, program)
+    }
+
+    /// Starts a program in its app's group, whether another one runs or not.
+    pub(crate) fn launch(&mut self, app: &AppId, program: &Program) -> Result<(), Refusal> {
         self.ensure_group(app)?;
         let dirs = self.own_dirs(app);
         let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();

@@ -85,12 +85,29 @@ impl LinuxHost {
     /// none stays a zombie.
     fn notice_endings(&mut self) {
         let mut endings = Vec::new();
+        let mut resumed = Vec::new();
         for (id, entry) in &mut self.entries {
+            if entry
+                .before
+                .as_ref()
+                .is_some_and(|before| before.ended().is_some())
+            {
+                entry.before = None;
+            }
             if let Some(ending) = entry.main.as_ref().and_then(|main| main.ended()) {
-                entry.main = None;
+                entry.main = entry.before.take();
+                if let Some(main) = &entry.main {
+                    tracing::warn!(app = %id, ?ending, pid = main.process.pid,
+                        "its successor ended; the program before it goes on");
+                    resumed.push((id.clone(), main.process));
+                    continue;
+                }
                 entry.ended = Some(ending);
                 endings.push((id.clone(), ending));
             }
+        }
+        for (app, process) in resumed {
+            self.note_resumed(&app, process);
         }
         for (id, ending) in endings {
             self.note_ending(&id, ending);
