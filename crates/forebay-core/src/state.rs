@@ -698,6 +698,13 @@ impl State {
         self.apps.get(id).map(|known| &known.history)
     }
 
+    /// The end of an app's program was wanted: it is started again at once.
+    pub fn excuse(&mut self, time: Time, id: &AppId) {
+        if let Some(known) = self.apps.get_mut(id) {
+            known.lives.excuse(time);
+        }
+    }
+
     /// Takes back the yielding to other writers, after the user changed the policy.
     pub fn forgive(&mut self) {
         for known in self.apps.values_mut() {

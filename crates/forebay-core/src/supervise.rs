@@ -1,7 +1,8 @@
 //! When a program that Forebay started is started again.
 //!
 //! A program that ends is restarted by its policy, after a delay that doubles with every
-//! quick death and starts over after a minute of life.
+//! quick death and starts over after a minute of life. One whose end somebody wanted is restarted
+//! at once: that says nothing of how well it is.
 
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
 /// A life this long makes the next delay the first again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// How long it may take until an end is seen that somebody wanted.
+const EXCUSED_FOR: Duration = Duration::from_secs(10);
 
 /// What is remembered of one app's lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +32,9 @@ pub struct Lives {
     quick_deaths: u32,
     /// When it may start again, once it was seen to have ended.
     due_at: Option<Time>,
+    /// When somebody said that its end is wanted, until it is seen.
+    #[serde(default)]
+    excused_at: Option<Time>,
 }
 
 /// Whether to start the program now.
@@ -71,6 +77,10 @@ impl Lives {
         let Some(started_at) = self.started_at else {
             return Verdict::Start;
         };
+        let excused = self.excused_at.take();
+        if self.due_at.is_none() && excused.is_some_and(|at| now.since(at) < EXCUSED_FOR) {
+            self.due_at = Some(now);
+        }
         let due_at = *self.due_at.get_or_insert_with(|| {
             self.quick_deaths = if now.since(started_at) >= STABLE_AFTER {
                 0
@@ -87,6 +97,18 @@ impl Lives {
             Verdict::Start
         } else {
             Verdict::Wait
+        }
+    }
+
+    /// Notes that its end was wanted: the one that was seen just now, or the next one if that comes
+    /// soon.
+    pub fn excuse(&mut self, now: Time) {
+        match &mut self.due_at {
+            Some(due_at) => {
+                *due_at = now;
+                self.quick_deaths = self.quick_deaths.saturating_sub(1);
+            }
+            None => self.excused_at = Some(now),
         }
     }
 
@@ -176,5 +198,34 @@ mod tests {
             now += 1;
         }
         assert_eq!(now - died, 1);
+    }
+
+    #[test]
+    fn an_end_that_was_wanted_does_not_delay_the_next_start() {
+        let app = exec(Restart::Always);
+        let ended = RunState::Ended(Ending::Signal(9));
+        let check = |excuses: &[u64], died: u64, expected: &[u64]| {
+            let mut lives = Lives::default();
+            lives.started(at(0));
+            for excuse in excuses.iter().filter(|excuse| **excuse <= died) {
+                lives.excuse(at(*excuse));
+                lives.judge(at(*excuse), &app, &RunState::Running);
+            }
+            for second in died.. {
+                let verdict = lives.judge(at(second), &app, &ended);
+                if let Some(excuse) = excuses.iter().find(|excuse| **excuse > died) {
+                    lives.excuse(at(*excuse));
+                }
+                if verdict == Verdict::Start {
+                    assert_eq!([second, u64::from(lives.quick_deaths)], *expected);
+                    break;
+                }
+            }
+        };
+        check(&[], 5, &[6, 1]);
+        // Said before its end is seen, too long before, and afterwards.
+        check(&[4], 5, &[5, 0]);
+        check(&[4], 15, &[16, 1]);
+        check(&[6], 5, &[6, 0]);
     }
 }
