@@ -14,8 +14,9 @@ use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, Member};
 use crate::ping::Ping;
-use crate::status::{MemberStatus, Status, Transition};
+use crate::status::{About, Failure, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
+use crate::succession::{Outcome, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
 use crate::unread::{self, Unread};
@@ -60,6 +61,11 @@ pub(crate) enum Order {
     Promote(oneshot::Sender<Result<Transition, String>>),
     /// A shadow is to be put in step anew.
     Resync(String, oneshot::Sender<Result<(), String>>),
+    /// Another process is to say who serves from now on. Nothing is done until its verdict comes.
+    Yield(
+        oneshot::Sender<Result<Testament, String>>,
+        oneshot::Receiver<Outcome>,
+    ),
     /// An instance is not to take over until told otherwise.
     Detach(String, Detached, oneshot::Sender<Result<(), String>>),
 }
@@ -108,6 +114,12 @@ pub(crate) struct Director {
     lives: Vec<u64>,
     news: mpsc::Sender<(Asked, Standing)>,
     heard: mpsc::Receiver<(Asked, Standing)>,
+    /// Which process this is.
+    about: About,
+    /// Changes that did not work.
+    failures: Vec<Failure>,
+    /// Another process says who serves.
+    succeeded: bool,
 }
 
 /// A question of how an instance stands, which the answer is to.
@@ -130,6 +142,8 @@ pub(crate) struct Parts {
     pub(crate) status: watch::Sender<Status>,
     /// Silence of the primary that is always allowed.
     pub(crate) grace: Duration,
+    /// Which process this is.
+    pub(crate) about: About,
 }
 
 impl Director {
@@ -162,6 +176,9 @@ impl Director {
             lives: vec![0; count],
             news,
             heard,
+            about: parts.about,
+            failures: Vec::new(),
+            succeeded: false,
         }
     }
 
@@ -170,7 +187,7 @@ impl Director {
         let mut asked: Option<Instant> = None;
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
-            let busy = self.board.flights.count(self.machine.primary()) > 0
+            let busy = self.board.under_way(self.machine.primary()) > 0
                 || self.machine.stage() == Stage::Suspect;
             let due = Instant::now() + if busy { LOOK } else { LOOK_IDLE };
             let rests = self.rest.is_some_and(|until| Instant::now() < until);
@@ -182,7 +199,12 @@ impl Director {
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(order) => self.obey(order).await,
+                    Some(order) => {
+                        self.obey(order).await;
+                        if self.succeeded {
+                            return;
+                        }
+                    }
                     None => return,
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
@@ -255,6 +277,7 @@ impl Director {
                     reply.send(Err(why)).ok();
                 }
             },
+            Order::Yield(reply, verdict) => self.give_way(reply, verdict).await,
             Order::Detach(app, detached, reply) => {
                 let detach = self.shadow(&app).map(|slot| {
                     if let Some(place) = self.detached.get_mut(slot) {
@@ -505,7 +528,7 @@ impl Director {
         {
             return;
         }
-        let waiting = self.board.flights.waiting(primary);
+        let waiting = self.board.waiting(primary);
         let idle = waiting.is_none_or(|waiting| waiting.time < WAIT_MIN);
         let life = match self.member(primary) {
             // Its end is noticed in any case.
@@ -582,12 +605,16 @@ impl Director {
                 next = self.carry_out(step).await.or(next);
             }
         }
+        self.note_failure();
         // What could not be done now cannot be done in the next instant either.
         let refused = self.running.as_ref().is_some_and(|r| !r.trouble.is_empty());
         self.rest = refused.then(|| Instant::now() + REST);
         match self.machine.stage() {
             Stage::Warm => self.finish(),
-            Stage::Down => self.down_since = Instant::now(),
+            Stage::Down => {
+                self.down_since = Instant::now();
+                self.disappoint();
+            }
             _ => {}
         }
         self.choose_standby();
@@ -640,6 +667,8 @@ impl Director {
             standby: routing.standby,
             members: members.collect(),
             transitions: self.transitions.clone(),
+            failures: self.failures.clone(),
+            about: self.about.clone(),
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;
@@ -659,5 +688,8 @@ fn words(standing: &Standing) -> &str {
 }
 
 mod steps;
+mod succeed;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use succeed::Heritage;

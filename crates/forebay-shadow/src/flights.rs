@@ -40,6 +40,14 @@ pub struct Waiting {
     pub usual: Option<Duration>,
 }
 
+impl Waiting {
+    /// How far beyond what is usual, and how long.
+    pub(crate) fn excess(&self) -> (Duration, Duration) {
+        let usual = self.usual.unwrap_or_default();
+        (self.time.saturating_sub(usual * 4), self.time)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
     /// Free places are reused, so that a busy front allocates nothing for a request.
@@ -117,10 +125,7 @@ impl Flights {
                     .get(flight.route)
                     .and_then(|route| route.latency.tail()),
             })
-            .max_by_key(|waiting| {
-                let usual = waiting.usual.unwrap_or_default();
-                (waiting.time.saturating_sub(usual * 4), waiting.time)
-            })
+            .max_by_key(Waiting::excess)
     }
 
     /// How long an instance may be silent for what it was asked to do. It may do one thing at a time.

@@ -24,6 +24,34 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// The latest changes, oldest first.
     pub transitions: Vec<Transition>,
+    /// The latest changes that did not work, oldest first.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+    /// The process that the front is.
+    #[serde(default)]
+    pub about: About,
+}
+
+/// Which process a front is, and what it was begun with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Its number.
+    pub pid: u32,
+    /// The fingerprint of its plan.
+    pub plan: String,
+    /// The release of Forebay that it is of.
+    pub release: String,
+}
+
+/// A change that did not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Grows by one with each, from 1 when the process begins.
+    pub number: u64,
+    /// The epoch in which it was tried.
+    pub epoch: Epoch,
+    /// What was tried, and what became of it.
+    pub what: String,
 }
 
 /// One instance.
@@ -73,6 +101,21 @@ impl Transition {
             steps: Vec::new(),
             trouble: Vec::new(),
         }
+    }
+
+    /// What did not work, without what differs from one attempt to the next.
+    pub(crate) fn failure(&self) -> String {
+        let evidence = if self.evidence.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", self.evidence.join(", "))
+        };
+        format!(
+            "{} was not replaced ({}{evidence}): {}",
+            self.from,
+            self.cause,
+            self.trouble.join("; ")
+        )
     }
 
     pub(crate) fn took(&mut self, step: Step, time: Duration) {

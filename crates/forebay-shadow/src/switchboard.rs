@@ -9,7 +9,8 @@ use forebay_core::shadow::promotion::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
-use crate::flights::Flights;
+use crate::flights::{Flights, Waiting};
+use crate::followers::Followers;
 use crate::stream::Address;
 use crate::unread::Queue;
 
@@ -110,6 +111,10 @@ pub struct Switchboard {
     pub flights: Flights,
     /// What is counted.
     pub counters: Counters,
+    /// Processes before this one, which do what this board says.
+    pub(crate) followers: Followers,
+    /// Another process has taken this one's place.
+    ending: AtomicBool,
     left: Mutex<Left>,
     troubled: Notify,
     refused: AtomicBool,
@@ -131,6 +136,8 @@ impl Switchboard {
             routing,
             flights: Flights::default(),
             counters: Counters::default(),
+            followers: Followers::default(),
+            ending: AtomicBool::new(false),
             left: Mutex::default(),
             troubled: Notify::new(),
             refused: AtomicBool::new(false),
@@ -243,7 +250,36 @@ impl Switchboard {
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
-        self.routing.send_modify(change);
+        self.routing.send_modify(|routing| {
+            change(routing);
+            // Whoever reads the routing reads the number that belongs to it.
+            self.followers.changes();
+        });
+    }
+
+    /// Requests that an instance has not answered to the end, of clients of all processes.
+    pub(crate) fn under_way(&self, slot: Slot) -> usize {
+        let app = self.instances.get(slot).map(|instance| &instance.app);
+        let elsewhere = app.map_or(0, |app| self.followers.count(app));
+        self.flights.count(slot) + elsewhere
+    }
+
+    /// Who waits longest for the primary, of clients of all processes.
+    pub(crate) fn waiting(&self, primary: Slot) -> Option<Waiting> {
+        let here = self.flights.waiting(primary);
+        let all = here.into_iter().chain(self.followers.waiting());
+        all.max_by_key(Waiting::excess)
+    }
+
+    /// Another process has taken this one's place: connections end where that harms nobody.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether connections had better end where that harms nobody.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 }
 

@@ -24,6 +24,8 @@ impl Director {
         let outcome = match step {
             Step::Hold => {
                 self.board.change(|routing| routing.gate = Gate::Held);
+                // Nobody sends anything to anybody from here on.
+                self.board.followers.heard().await;
                 return None;
             }
             Step::Release => {
@@ -171,7 +173,13 @@ impl Director {
         };
         self.begin_life(slot, "it was fenced and ended");
         if let Some(fence) = member.fence {
-            tokio::spawn(member::end(name, fence));
+            let board = Arc::clone(&self.board);
+            tokio::spawn(async move {
+                // Whoever comes in its place is reached at its address: nobody may take that one
+                // for the primary.
+                board.followers.heard().await;
+                member::end(name, fence).await;
+            });
         }
     }
 
@@ -180,11 +188,11 @@ impl Director {
             return Ok(());
         }
         let deadline = Instant::now() + SETTLE_BOUND;
-        while self.board.flights.count(slot) > 0 {
+        while self.board.under_way(slot) > 0 {
             if Instant::now() >= deadline {
                 return Err(format!(
                     "{} requests to {} took longer than {} s",
-                    self.board.flights.count(slot),
+                    self.board.under_way(slot),
                     self.name(slot),
                     SETTLE_BOUND.as_secs()
                 ));
