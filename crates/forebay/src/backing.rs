@@ -37,6 +37,7 @@ pub(crate) struct Reload {
     pub(crate) sources: watch::Sender<Option<Sources>>,
     /// The fronts as apps: they stay as they began until the next start.
     pub(crate) fronts: BTreeMap<AppId, App>,
+    pub(crate) desk: fronts::Desk,
     /// Events and calendars.
     pub(crate) declared: watch::Sender<Vec<Source>>,
 }
@@ -97,8 +98,9 @@ impl Reload {
         });
         self.declared.send_replace(config.known_future.sources());
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon], [forecast], [fronts] and [tiers] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
         )];
+        messages.extend(fronts::changed(&self.desk.all(), &config.fronts));
         messages.extend(measured.unused);
         let gone = gone
             .lock()
