@@ -91,6 +91,7 @@ fn connect_fix(error: &io::Error) -> &'static str {
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
+    answer_wait: Duration,
 }
 
 impl Client {
@@ -99,7 +100,10 @@ impl Client {
     /// # Errors
     /// When nobody does, or the socket may not be used.
     pub async fn connect(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        let client = Self { path: path.into() };
+        let client = Self {
+            path: path.into(),
+            answer_wait: ANSWER_WAIT,
+        };
         client.stream().await?;
         Ok(client)
     }
@@ -108,6 +112,15 @@ impl Client {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same, for what takes its time: an answer may take so long.
+    #[must_use]
+    pub fn patient(&self, answer_wait: Duration) -> Self {
+        Self {
+            answer_wait,
+            ..self.clone()
+        }
     }
 
     /// Asks for what is at `uri`: a path with an encoded query.
@@ -272,10 +285,11 @@ impl Asked {
                 Err(self.refused(response).await)
             }
         };
-        tokio::time::timeout(ANSWER_WAIT, exchange)
+        let wait = self.client.answer_wait;
+        tokio::time::timeout(wait, exchange)
             .await
             .unwrap_or_else(|_| {
-                let seconds = ANSWER_WAIT.as_secs();
+                let seconds = wait.as_secs();
                 Err(self.broken(format!("no answer in {seconds} s; see the daemon's log")))
             })
     }

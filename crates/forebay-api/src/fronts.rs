@@ -20,7 +20,8 @@ pub struct Front {
     /// Where clients connect.
     pub listen: Vec<String>,
     /// `warm` while its primary serves; else what is going on: `suspect`, `fencing`, `settling`,
-    /// `promoting`, `replaying`, or `down` when nobody can serve.
+    /// `promoting`, `replaying`, or `down` when nobody can serve; `unreachable` while it does not
+    /// answer: the rest is what was known last.
     pub stage: Option<String>,
     /// The app that serves.
     pub primary: Option<String>,
@@ -36,6 +37,12 @@ pub struct Front {
     pub counts: Option<FrontCounts>,
     /// Why it cannot be asked.
     pub trouble: Option<String>,
+    /// The latest changes that did not work, oldest first, in words.
+    pub failures: Vec<String>,
+    /// The process that it is.
+    pub pid: Option<u32>,
+    /// How that process differs from what is configured or installed, if it does.
+    pub outdated: Option<String>,
 }
 
 /// One instance behind a front.
@@ -86,6 +93,12 @@ pub struct FrontCounts {
     pub unmirrored: u64,
     /// Reads that the shadow answered.
     pub spread: u64,
+    /// Connections of clients now.
+    pub open: u64,
+    /// Processes of the front before this one that still serve the connections they had.
+    pub before: u64,
+    /// Those connections.
+    pub before_open: u64,
 }
 
 /// A change of the primary that was asked for.

@@ -35,6 +35,13 @@ pub enum Action {
         /// The app.
         app: Box<App>,
     },
+    /// Start an `exec` app's program beside the one that runs. It is the app's program from then on,
+    /// and the one before it, which nobody ends here, is one of the app's processes. Should the new
+    /// one end while that one runs, that one is the app's program again.
+    Succeed {
+        /// The app.
+        app: Box<App>,
+    },
     /// Move processes into an app's slice.
     Enter {
         /// The app.
@@ -112,7 +119,7 @@ impl Action {
             Self::Interrupts { .. } | Self::CostModel { .. } | Self::WatchMemory { .. } => {
                 return None;
             }
-            Self::Start { app } => &app.id,
+            Self::Start { app } | Self::Succeed { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
             | Self::Reclaim { app, .. }
@@ -128,6 +135,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start { app } => write!(f, "start {}", app.id),
+            Self::Succeed { app } => write!(f, "start a successor of {}", app.id),
             Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
             Self::Set { app, setting } => write!(f, "{app}: {setting}"),
             Self::Reclaim { app, bytes } => write!(f, "reclaim {bytes} of {app}"),

@@ -428,6 +428,7 @@ impl State {
                     self.note_failure(inputs, action, outcome);
                 }
                 Action::Enter { .. }
+                | Action::Succeed { .. }
                 | Action::Freeze { .. }
                 | Action::Thaw { .. }
                 | Action::Kill { .. } => self.note_failure(inputs, action, outcome),
@@ -695,6 +696,13 @@ impl State {
     #[must_use]
     pub fn history(&self, id: &AppId) -> Option<&History> {
         self.apps.get(id).map(|known| &known.history)
+    }
+
+    /// The end of an app's program was wanted: it is started again at once.
+    pub fn excuse(&mut self, time: Time, id: &AppId) {
+        if let Some(known) = self.apps.get_mut(id) {
+            known.lives.excuse(time);
+        }
     }
 
     /// Takes back the yielding to other writers, after the user changed the policy.

@@ -2,7 +2,8 @@
 //!
 //! A program that ends is restarted by its policy, after a delay that doubles with every
 //! quick death and starts over after a minute of life. One that has images of itself waits for
-//! nothing the first time: it begins where it was, and somebody waits for it.
+//! nothing the first time: it begins where it was, and somebody waits for it. One whose end somebody
+//! wanted is restarted at once: that says nothing of how well it is.
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
 /// A life this long makes the next delay the first again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// How long it may take until an end is seen that somebody wanted.
+const EXCUSED_FOR: Duration = Duration::from_secs(10);
 
 /// What is remembered of one app's lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,9 @@ pub struct Lives {
     quick_deaths: u32,
     /// When it may start again, once it was seen to have ended.
     due_at: Option<Time>,
+    /// When somebody said that its end is wanted, until it is seen.
+    #[serde(default)]
+    excused_at: Option<Time>,
 }
 
 /// Whether to start the program now.
@@ -72,6 +78,10 @@ impl Lives {
         let Some(started_at) = self.started_at else {
             return Verdict::Start;
         };
+        let excused = self.excused_at.take();
+        if self.due_at.is_none() && excused.is_some_and(|at| now.since(at) < EXCUSED_FOR) {
+            self.due_at = Some(now);
+        }
         let due_at = *self.due_at.get_or_insert_with(|| {
             self.quick_deaths = if now.since(started_at) >= STABLE_AFTER {
                 0
@@ -93,6 +103,18 @@ impl Lives {
             Verdict::Start
         } else {
             Verdict::Wait
+        }
+    }
+
+    /// Notes that its end was wanted: the one that was seen just now, or the next one if that comes
+    /// soon.
+    pub fn excuse(&mut self, now: Time) {
+        match &mut self.due_at {
+            Some(due_at) => {
+                *due_at = now;
+                self.quick_deaths = self.quick_deaths.saturating_sub(1);
+            }
+            None => self.excused_at = Some(now),
         }
     }
 
@@ -195,5 +217,34 @@ mod tests {
         }
         assert_eq!(now - died, if app.images.is_some() { 0 } else { 1 });
         delays
+    }
+
+    #[test]
+    fn an_end_that_was_wanted_does_not_delay_the_next_start() {
+        let app = exec(Restart::Always);
+        let ended = RunState::Ended(Ending::Signal(9));
+        let check = |excuses: &[u64], died: u64, expected: &[u64]| {
+            let mut lives = Lives::default();
+            lives.started(at(0));
+            for excuse in excuses.iter().filter(|excuse| **excuse <= died) {
+                lives.excuse(at(*excuse));
+                lives.judge(at(*excuse), &app, &RunState::Running);
+            }
+            for second in died.. {
+                let verdict = lives.judge(at(second), &app, &ended);
+                if let Some(excuse) = excuses.iter().find(|excuse| **excuse > died) {
+                    lives.excuse(at(*excuse));
+                }
+                if verdict == Verdict::Start {
+                    assert_eq!([second, u64::from(lives.quick_deaths)], *expected);
+                    break;
+                }
+            }
+        };
+        check(&[], 5, &[6, 1]);
+        // Said before its end is seen, too long before, and afterwards.
+        check(&[4], 5, &[5, 0]);
+        check(&[4], 15, &[16, 1]);
+        check(&[6], 5, &[6, 0]);
     }
 }

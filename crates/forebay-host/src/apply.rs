@@ -19,7 +19,7 @@ use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::Ending;
 use forebay_core::units::{Bytes, Limit, Rate};
 
-use crate::checkpoint::Restoring;
+use crate::checkpoint::{Image, Restoring};
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
 use crate::freeze;
@@ -122,7 +122,7 @@ impl LinuxHost {
             {
                 Err(Refusal::Unsupported)
             }
-            Action::Start { app } => {
+            Action::Start { app } | Action::Succeed { app } => {
                 let Binding::Exec(exec) = &app.binding else {
                     return Err(Refusal::Failed(format!(
                         "start {}: it is not an app that Forebay starts",
@@ -328,6 +328,10 @@ impl LinuxHost {
                 Some(program) => self.start(app, &program),
                 None => Err(Refusal::Unsupported),
             },
+            Action::Succeed { app } => match program {
+                Some(program) => self.succeed(&app.id, &program),
+                None => Err(Refusal::Unsupported),
+            },
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
             Action::Reclaim { app, bytes } => self.reclaim(app, *bytes),
@@ -371,19 +375,29 @@ impl LinuxHost {
     }
 
     fn start(&mut self, app: &App, program: &Program) -> Result<(), Refusal> {
-        let (from_image, command) = (self.from_image(app, program), &program.arguments);
-        let app = &app.id;
-        let (program, image) = match &from_image {
-            Some((restore, image)) => (restore, Some(image)),
-            None => (program, None),
-        };
-        let running = self.entries.get(app).and_then(|entry| entry.main.as_ref());
+        let running = self
+            .entries
+            .get(&app.id)
+            .and_then(|entry| entry.main.as_ref());
         if let Some(main) = running {
             return Err(Refusal::Failed(format!(
-                "start {app}: it runs already as process {}",
-                main.process.pid
+                "start {}: it runs already as process {}",
+                app.id, main.process.pid
             )));
         }
+        let image = self.from_image(app, program);
+        self.launch(&app.id, program, image)
+    }
+
+    /// Starts a program in its app's group, or what begins it from an image, whether another one runs
+    /// or not.
+    pub(crate) fn launch(
+        &mut self,
+        app: &AppId,
+        program: &Program,
+        image: Option<(Program, Image)>,
+    ) -> Result<(), Refusal> {
+        let begun = image.as_ref().map_or(program, |(restore, _)| restore);
         self.ensure_group(app)?;
         let dirs = self.own_dirs(app);
         let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
@@ -396,7 +410,7 @@ impl LinuxHost {
         self.ledger.append(Record::Starting {
             app: app.clone(),
             at: procs::ticks_since_boot(),
-            command: program.arguments.clone(),
+            command: begun.arguments.clone(),
         })?;
         let Some(entry) = self.entries.get_mut(app) else {
             return Err(Refusal::Failed(format!("start {app}: unknown app")));
@@ -406,7 +420,7 @@ impl LinuxHost {
             .as_ref()
             .map(Group::all_dirs)
             .unwrap_or_default();
-        let pid = match supervise::start(app, program, &dirs) {
+        let pid = match supervise::start(app, begun, &dirs) {
             Ok(pid) => pid,
             Err(error) => {
                 self.note_ending(app, Ending::Unknown);
@@ -420,10 +434,10 @@ impl LinuxHost {
         entry.main = Main::open(process);
         entry.ended = None;
         entry.kept.clear();
-        entry.command.clone_from(command);
+        entry.command.clone_from(&program.arguments);
         entry.trial = None;
-        entry.restoring = image.cloned().map(Restoring::new);
-        if image.is_some() {
+        entry.restoring = image.map(|(_, image)| Restoring::new(image));
+        if entry.restoring.is_some() {
             // What is written of it is what it was begun with, until it is known which it is.
             return Ok(());
         }

@@ -13,7 +13,31 @@ use crate::Roots;
 use crate::error::HostError;
 use crate::freeze;
 use crate::groups;
-use crate::mounts::{Controller, Hierarchies, Version};
+use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
+use crate::procs;
+
+/// The process of a group that was there first: of a service, the one that its manager started.
+#[must_use]
+pub fn first_process(roots: &Roots, group: &Path) -> Option<u32> {
+    let hierarchies = Hierarchies::read(&roots.proc).ok()?;
+    let versions = [Version::V2, Version::V1].into_iter();
+    let dirs = versions.filter_map(|version| Some(freezer(&hierarchies, version)?.dir(group)));
+    let members = dirs.flat_map(|dir| groups::members(&dir));
+    let processes = members.filter_map(|pid| procs::identify(&roots.proc, pid));
+    let first = processes.min_by_key(|process| (process.start_time, process.pid))?;
+    Some(first.pid)
+}
+
+fn freezer(hierarchies: &Hierarchies, version: Version) -> Option<&Hierarchy> {
+    let (_, hierarchy) = match version {
+        Version::V2 => hierarchies.unified().filter(|(_, h)| h.writable)?,
+        Version::V1 => {
+            let v1 = hierarchies.of(Controller::Freezer);
+            v1.filter(|(_, h)| h.version == Version::V1)?
+        }
+    };
+    Some(hierarchy)
+}
 
 /// The open files of one group.
 #[derive(Debug)]
@@ -31,7 +55,15 @@ pub struct FenceFiles {
 /// # Errors
 /// When no hierarchy of this host can freeze it, or its files cannot be opened.
 pub fn open(roots: &Roots, anchor: &Path, app: &AppId) -> Result<FenceFiles, HostError> {
-    let (version, dir) = freezer(roots, anchor, app)?;
+    open_group(roots, &groups::of_app(anchor, app))
+}
+
+/// Opens the files that stop a group, Forebay's or not.
+///
+/// # Errors
+/// When it is in no hierarchy of this host that freezes, or its files cannot be opened.
+pub fn open_group(roots: &Roots, group: &Path) -> Result<FenceFiles, HostError> {
+    let (version, dir) = standing(roots, group)?;
     let (changed, looked): (&[&str], &[&str]) = match version {
         Version::V2 => (&["cgroup.freeze"], &["cgroup.events", "cgroup.procs"]),
         Version::V1 => (&["freezer.state"], &["cgroup.procs"]),
@@ -67,7 +99,7 @@ pub fn open(roots: &Roots, anchor: &Path, app: &AppId) -> Result<FenceFiles, Hos
 /// # Errors
 /// When the group cannot be found, read or written.
 pub fn end(roots: &Roots, anchor: &Path, app: &AppId, pid: u32) -> Result<bool, HostError> {
-    let (_, dir) = freezer(roots, anchor, app)?;
+    let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
     // Another one runs there by now, which nobody fenced.
     if !groups::members(&dir).contains(&pid) || !freeze::is_frozen(&[&dir]) {
         return Ok(false);
@@ -77,20 +109,17 @@ pub fn end(roots: &Roots, anchor: &Path, app: &AppId, pid: u32) -> Result<bool, 
     Ok(true)
 }
 
-/// The group by which an app is frozen.
-fn freezer(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(Version, PathBuf), HostError> {
+/// The directory by which a group is frozen.
+fn standing(roots: &Roots, group: &Path) -> Result<(Version, PathBuf), HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;
-    let group = groups::of_app(anchor, app);
-    let unified = hierarchies.unified().filter(|(_, h)| h.writable);
-    let v1 = hierarchies.of(Controller::Freezer);
-    if let Some((_, hierarchy)) = unified {
-        Ok((Version::V2, hierarchy.dir(&group)))
-    } else if let Some((_, hierarchy)) = v1 {
-        Ok((Version::V1, hierarchy.dir(&group)))
-    } else {
-        Err(HostError::invalid(
-            format!("freeze {app}"),
-            "no control group hierarchy of this host freezes: mount cgroup v2",
-        ))
-    }
+    let found = [Version::V2, Version::V1].into_iter().find_map(|version| {
+        let dir = freezer(&hierarchies, version)?.dir(group);
+        dir.is_dir().then_some((version, dir))
+    });
+    found.ok_or_else(|| {
+        HostError::invalid(
+            format!("freeze group {}", group.display()),
+            "it is in no hierarchy of this host that freezes: mount cgroup v2, and make it there",
+        )
+    })
 }

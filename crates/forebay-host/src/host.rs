@@ -110,6 +110,8 @@ pub(crate) struct Entry {
     /// Its group was there and vanished: what is made in its place holds none of what was set.
     pub(crate) lost_group: bool,
     pub(crate) main: Option<Main>,
+    /// The program that the main one was started to succeed, while it runs.
+    pub(crate) before: Option<Main>,
     pub(crate) ended: Option<Ending>,
     pub(crate) oom: oom::Seen,
     /// Processes came whose pages may be on nodes that it does not have.
@@ -145,6 +147,7 @@ impl Entry {
     /// Gives up a program that runs outside our groups. It runs on by itself.
     fn forget_program(&mut self) {
         self.main = None;
+        self.before = None;
         self.ended = None;
         self.kept.clear();
         self.command.clear();

@@ -52,6 +52,7 @@ pub mod regular;
 mod resctrl;
 pub mod restore;
 mod slow;
+mod succeed;
 mod supervise;
 pub mod tier;
 pub mod timers;

@@ -84,12 +84,26 @@ impl LinuxHost {
     /// Sees which started programs ended. All are asked, also those not looked at, so that
     /// none stays a zombie.
     fn notice_endings(&mut self) {
-        let (mut endings, mut restored) = (Vec::new(), Vec::new());
+        let (mut endings, mut restored, mut resumed) = (Vec::new(), Vec::new(), Vec::new());
         for (id, entry) in &mut self.entries {
+            if entry
+                .before
+                .as_ref()
+                .is_some_and(|before| before.ended().is_some())
+            {
+                entry.before = None;
+            }
             if let Some(ending) = entry.main.as_ref().and_then(|main| main.ended()) {
-                entry.main = None;
                 if let Some(restoring) = entry.restoring.take() {
+                    entry.main = None;
                     restored.push((id.clone(), restoring.image, ending));
+                    continue;
+                }
+                entry.main = entry.before.take();
+                if let Some(main) = &entry.main {
+                    tracing::warn!(app = %id, ?ending, pid = main.process.pid,
+                        "its successor ended; the program before it goes on");
+                    resumed.push((id.clone(), main.process));
                     continue;
                 }
                 entry.ended = Some(ending);
@@ -103,6 +117,9 @@ impl LinuxHost {
         }
         for (id, image, ending) in restored {
             self.settle_restore(&id, &image, ending);
+        }
+        for (app, process) in resumed {
+            self.note_resumed(&app, process);
         }
         for (id, ending) in endings {
             self.judge_trial(&id, ending);

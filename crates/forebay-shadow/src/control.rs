@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 
 use crate::fence::Hierarchy;
 use crate::status::{Status, Transition};
+use crate::succession::Inheritance;
 
 /// Longest line.
 const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -26,6 +27,13 @@ const LINE_BYTES_MAX: usize = 256 * 1024;
 const DESCRIPTORS_MAX: usize = 8;
 /// How long either side waits for the other one's next byte.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a front may take to say what it knows.
+pub const ANSWER_BOUND: Duration = Duration::from_secs(1);
+/// How long a front leaves open how it stands, while that does not change.
+pub const STATUS_BOUND: Duration = Duration::from_secs(1);
+/// How long a hand-over may take: the primary answers what it was asked, gives the shadow what that
+/// lacks, and the shadow takes over, each within a bound of its own.
+pub const CHANGE_BOUND: Duration = Duration::from_secs(30);
 
 /// What a front is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +74,13 @@ pub enum Request {
     },
     /// What was counted.
     Counters,
+    /// Another process is to take this one's place: [`crate::succession`].
+    Succeed {
+        /// The user that it runs as.
+        user: String,
+    },
+    /// It has all it needs, and takes the place as soon as this is answered.
+    Succeeded,
 }
 
 /// What it answers.
@@ -80,6 +95,10 @@ pub enum Answer {
     Status(Box<Status>),
     /// What was counted.
     Counters(Counts),
+    /// What a successor gets; the descriptors that are named in it follow.
+    Inheritance(Box<Inheritance>),
+    /// Descriptors that belong to it, in the order in which they are named.
+    Part,
     /// It is not done, for this reason.
     Refused(String),
 }
@@ -109,6 +128,54 @@ pub struct Counts {
     pub unmirrored: u64,
     /// Reads that the shadow answered.
     pub spread: u64,
+    /// Connections of clients now.
+    #[serde(default)]
+    pub open: u64,
+    /// Processes before this one that still serve the connections they had.
+    #[serde(default)]
+    pub before: u64,
+    /// Those connections.
+    #[serde(default)]
+    pub before_open: u64,
+}
+
+impl Counts {
+    /// With what another process counted of the same front. What is open now is not added up.
+    #[must_use]
+    pub const fn and(self, other: &Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            refused: self.refused + other.refused,
+            requests: self.requests + other.requests,
+            held: self.held + other.held,
+            replayed: self.replayed + other.replayed,
+            failed: self.failed + other.failed,
+            unknown: self.unknown + other.unknown,
+            mirrored: self.mirrored + other.mirrored,
+            mismatched: self.mismatched + other.mismatched,
+            unmirrored: self.unmirrored + other.unmirrored,
+            spread: self.spread + other.spread,
+            ..self
+        }
+    }
+
+    /// What was counted after another moment of the same process.
+    pub(crate) const fn since(self, before: &Self) -> Self {
+        Self {
+            connections: self.connections - before.connections,
+            refused: self.refused - before.refused,
+            requests: self.requests - before.requests,
+            held: self.held - before.held,
+            replayed: self.replayed - before.replayed,
+            failed: self.failed - before.failed,
+            unknown: self.unknown - before.unknown,
+            mirrored: self.mirrored - before.mirrored,
+            mismatched: self.mismatched - before.mismatched,
+            unmirrored: self.unmirrored - before.unmirrored,
+            spread: self.spread - before.spread,
+            ..self
+        }
+    }
 }
 
 /// One end of a conversation.
@@ -130,6 +197,24 @@ impl Line {
         }
     }
 
+    /// This end as another process can go on with it: what was received and not read yet.
+    pub(crate) fn parts(&self) -> (BorrowedFd<'_>, &[u8]) {
+        (self.stream.as_fd(), &self.pending)
+    }
+
+    /// Goes on with an end that another process had.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn resume(end: OwnedFd, pending: Vec<u8>) -> io::Result<Self> {
+        let stream = std::os::unix::net::UnixStream::from(end);
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            pending,
+            ..Self::new(UnixStream::from_std(stream)?)
+        })
+    }
+
     /// Connects to a front.
     ///
     /// # Errors
@@ -138,7 +223,7 @@ impl Line {
         Ok(Self::new(UnixStream::connect(path).await?))
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for the answer as long as one waits here.
     ///
     /// # Errors
     /// When the front is gone, does not answer in time, or does not speak this.
@@ -147,10 +232,35 @@ impl Line {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<Answer> {
-        self.send(request, descriptors).await?;
-        match self.receive().await? {
-            Some((answer, _)) => Ok(answer),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        self.ask_within(request, descriptors, PATIENCE).await
+    }
+
+    /// Asks, and waits so long for the answer.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_within(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        within: Duration,
+    ) -> io::Result<Answer> {
+        let asked = async {
+            self.send(request, descriptors).await?;
+            match self.receive().await? {
+                Some((answer, _)) => Ok(answer),
+                None => Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it ended the conversation",
+                )),
+            }
+        };
+        match tokio::time::timeout(within, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it does not answer within {} ms", within.as_millis()),
+            )),
         }
     }
 

@@ -14,8 +14,9 @@ use crate::epoch::{EpochFile, Record};
 use crate::fence::Fence;
 use crate::member::{self, Member};
 use crate::ping::Ping;
-use crate::status::{Left, MemberStatus, Status, Transition};
+use crate::status::{About, Failure, Left, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream};
+use crate::succession::{Outcome, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
 use crate::unread::Unread;
@@ -64,6 +65,11 @@ pub(crate) enum Order {
     Promote(oneshot::Sender<Result<Transition, String>>),
     /// A shadow is to be put in step anew.
     Resync(String, oneshot::Sender<Result<(), String>>),
+    /// Another process is to say who serves from now on. Nothing is done until its verdict comes.
+    Yield(
+        oneshot::Sender<Result<Testament, String>>,
+        oneshot::Receiver<Outcome>,
+    ),
     /// An instance is not to take over until told otherwise.
     Detach(String, Detached, oneshot::Sender<Result<(), String>>),
 }
@@ -119,6 +125,12 @@ pub(crate) struct Director {
     noted: mpsc::Receiver<Note>,
     /// Processes that were to be ended, and are still there.
     left: Vec<Left>,
+    /// Which process this is.
+    about: About,
+    /// Changes that did not work.
+    failures: Vec<Failure>,
+    /// Another process says who serves.
+    succeeded: bool,
 }
 
 /// What was done beside the director.
@@ -150,6 +162,8 @@ pub(crate) struct Parts {
     pub(crate) status: watch::Sender<Status>,
     /// Silence of the primary that is always allowed.
     pub(crate) grace: Duration,
+    /// Which process this is.
+    pub(crate) about: About,
 }
 
 impl Director {
@@ -188,6 +202,9 @@ impl Director {
             notes,
             noted,
             left: Vec::new(),
+            about: parts.about,
+            failures: Vec::new(),
+            succeeded: false,
         }
     }
 
@@ -199,8 +216,7 @@ impl Director {
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
             let now = Instant::now();
-            if board.flights.count(self.machine.primary()) > 0
-                || self.machine.stage() == Stage::Suspect
+            if board.under_way(self.machine.primary()) > 0 || self.machine.stage() == Stage::Suspect
             {
                 busy_until = now + LOOK_AFTER;
             }
@@ -215,7 +231,12 @@ impl Director {
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(order) => self.obey(order).await,
+                    Some(order) => {
+                        self.obey(order).await;
+                        if self.succeeded {
+                            return;
+                        }
+                    }
                     None => return,
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
@@ -309,6 +330,7 @@ impl Director {
                     reply.send(Err(why)).ok();
                 }
             },
+            Order::Yield(reply, verdict) => self.give_way(reply, verdict).await,
             Order::Detach(app, detached, reply) => {
                 let detach = self.shadow(&app).map(|slot| {
                     if let Some(place) = self.detached.get_mut(slot) {
@@ -576,7 +598,7 @@ impl Director {
         {
             return;
         }
-        let flights = self.board.flights.look(primary, self.grace);
+        let flights = self.board.look(primary, self.grace);
         let waiting = flights.waiting;
         let idle = waiting.is_none_or(|waiting| waiting.time < WAIT_MIN);
         let life = match self.member(primary) {
@@ -659,12 +681,16 @@ impl Director {
                 next = self.carry_out(step).await.or(next);
             }
         }
+        self.note_failure();
         // What could not be done now cannot be done in the next instant either.
         let refused = self.running.as_ref().is_some_and(|r| !r.trouble.is_empty());
         self.rest = refused.then(|| Instant::now() + REST);
         match self.machine.stage() {
             Stage::Warm => self.finish(),
-            Stage::Down => self.down_since = Instant::now(),
+            Stage::Down => {
+                self.down_since = Instant::now();
+                self.disappoint();
+            }
             _ => {}
         }
         self.choose_standby();
@@ -721,6 +747,8 @@ impl Director {
             members: members.collect(),
             transitions: self.transitions.clone(),
             left: self.left.clone(),
+            failures: self.failures.clone(),
+            about: self.about.clone(),
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;
@@ -740,5 +768,8 @@ fn words(standing: &Standing) -> &str {
 }
 
 mod steps;
+mod succeed;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use succeed::Heritage;

@@ -67,6 +67,32 @@ impl EpochFile {
         })
     }
 
+    /// Takes the right to say who serves: of all processes of a front, one has it.
+    ///
+    /// # Errors
+    /// When another one has it, or the file system cannot tell.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::flock(&self.file, lock).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another process of this front says who serves",
+            ),
+            other => other.into(),
+        })
+    }
+
+    /// Leaves that right to another process.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn unlock(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(
+            &self.file,
+            rustix::fs::FlockOperation::Unlock,
+        )?)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

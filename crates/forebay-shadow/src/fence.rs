@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -76,6 +76,25 @@ impl Fence {
                 format!("a fence of {hierarchy:?} does not consist of {count} descriptors"),
             )),
         }
+    }
+
+    /// What another process needs to have the same fence.
+    #[must_use]
+    pub fn parts(&self) -> (Hierarchy, Vec<BorrowedFd<'_>>) {
+        let files = [
+            Some(&self.freeze),
+            self.events.as_ref(),
+            Some(&self.procs),
+            self.kill.as_ref(),
+        ];
+        let hierarchy = match self.events {
+            Some(_) => Hierarchy::V2,
+            None => Hierarchy::V1,
+        };
+        (
+            hierarchy,
+            files.into_iter().flatten().map(AsFd::as_fd).collect(),
+        )
     }
 
     /// Asks the kernel to stop everybody in the group.

@@ -1,5 +1,6 @@
 //! Requests under way: who waits, for how long, and how long answers usually take.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +47,15 @@ pub struct Waiting {
     pub time: Duration,
     /// The 99.9 % quantile of its route, once learnt.
     pub usual: Option<Duration>,
+}
+
+impl Waiting {
+    /// How close it comes to what is too long where an instance may be silent for `grace`, and beyond
+    /// that how quick it usually is: the least is the most suspicious.
+    pub(crate) fn suspicion(&self, grace: Duration) -> (Duration, Duration, Reverse<Duration>) {
+        let bound = silence_max(self.usual, grace);
+        (bound.saturating_sub(self.time), bound, Reverse(self.time))
+    }
 }
 
 /// The requests to one instance at one moment.
@@ -177,14 +187,12 @@ impl Flights {
                 time: now.saturating_duration_since(flight.heard),
                 usual: table.tail(flight.route),
             };
-            (waiting, silence_max(waiting.usual, grace))
+            (waiting.suspicion(grace), waiting)
         });
-        let suspicion = |(waiting, bound): &(Waiting, Duration)| {
-            let left = bound.saturating_sub(waiting.time);
-            (left, *bound, std::cmp::Reverse(waiting.time))
-        };
         Seen {
-            waiting: waiting.min_by_key(suspicion).map(|(waiting, _)| waiting),
+            waiting: waiting
+                .min_by_key(|(suspicion, _)| *suspicion)
+                .map(|(_, waiting)| waiting),
             grace,
             heard: heard.map(|at| now.saturating_duration_since(at)),
         }

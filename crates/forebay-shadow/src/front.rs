@@ -1,27 +1,34 @@
 //! A front: its listening sockets, its connections, its director.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{self as inet, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use forebay_core::shadow::promotion::Epoch;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
-use crate::control::{Answer, Counts, Line, PATIENCE, Request};
-use crate::director::{Detached, Director, Order, Parts};
-use crate::epoch::{EpochFile, Record};
+use crate::control::{Answer, Counts, Line, PATIENCE, Request, STATUS_BOUND};
+use crate::director::{Detached, Director, Heritage, Order, Parts};
+use crate::epoch::EpochFile;
 use crate::fence::Fence;
+use crate::followers;
 use crate::mode::{Mode, Service};
-use crate::status::{Status, Transition};
+use crate::status::{About, Status, Transition};
 use crate::stream::{Address, Stream};
-use crate::switchboard::{Counters, Instance, Switchboard, count};
+use crate::succession::{self, Inherited, Listening, Served};
+use crate::switchboard::{Instance, Switchboard, count};
 
 /// Everything that a front has to know; written by the daemon, read when the front begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +50,36 @@ pub struct Plan {
     pub patience: Duration,
     /// Silence of the primary that is always allowed.
     pub grace: Duration,
+    /// How long connections may go on once another process has taken the place.
+    pub drain: Duration,
     /// The socket on which the daemon asks.
     pub control: PathBuf,
     /// Where epochs are kept.
     pub epoch_file: PathBuf,
 }
+
+impl Plan {
+    /// What tells this plan from every other one.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        // A plan is made of text and numbers, which JSON can hold.
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let digest = Sha256::digest(&text);
+        let hex = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
+        hex.collect()
+    }
+
+    fn about(&self) -> About {
+        About {
+            pid: std::process::id(),
+            plan: self.fingerprint(),
+            release: RELEASE.to_owned(),
+        }
+    }
+}
+
+/// The release that this process is of.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// Why a front does not run.
 #[derive(Debug, thiserror::Error)]
@@ -85,46 +117,147 @@ const CONTROLS_MAX: usize = 16;
 pub struct Opened {
     plan: Plan,
     epochs: EpochFile,
-    listeners: Vec<Listener>,
+    served: Served,
+    listeners: Vec<(Address, Listener)>,
     control: net::UnixListener,
+    /// The process that this one succeeds.
+    before: Option<Before>,
 }
 
-/// Opens everything that a front needs: its sockets and the file of its epochs.
+/// A process that is succeeded, once its sockets are taken.
+#[derive(Debug)]
+struct Before {
+    line: Line,
+    pid: u32,
+    number: u64,
+    counts: Counts,
+    followers: Vec<(u32, Line)>,
+    epoch: Epoch,
+    primary: String,
+    heritage: Heritage,
+}
+
+const KEEP: &str = "the front needs to write there";
+
+/// Opens everything that a front needs: its sockets and the file of its epochs. No other process of
+/// this front may serve anybody.
 ///
 /// # Errors
-/// When it cannot listen, or cannot keep its epochs.
+/// When it cannot listen, cannot keep its epochs, or another process serves.
 pub fn open(plan: Plan) -> Result<Opened, Error> {
-    let epochs = EpochFile::open(&plan.epoch_file).map_err(failed(
-        "open",
-        plan.epoch_file.display(),
-        "the front needs to write there",
-    ))?;
-    let listeners = plan.listen.iter().map(Listener::bind);
+    const WAIT: &str = "end that process, or wait until its connections have ended";
+    let path = plan.epoch_file.display();
+    let epochs = EpochFile::open(&plan.epoch_file).map_err(failed("open", &path, KEEP))?;
+    let served = Served::open(&plan.epoch_file).map_err(failed("open beside", &path, KEEP))?;
+    let alone = served.alone();
+    alone.map_err(failed("serve alone at", &path, WAIT))?;
+    let listeners = plan.listen.iter().map(|address| {
+        let listener = Listener::bind(address)?;
+        Ok((address.clone(), listener))
+    });
     Ok(Opened {
-        listeners: listeners.collect::<Result<_, _>>()?,
+        listeners: listeners.collect::<Result<_, Error>>()?,
         control: bind_unix(&plan.control, 0o600)?,
         epochs,
+        served,
+        before: None,
+        plan,
+    })
+}
+
+/// Takes the sockets of the process of this front that runs, which is succeeded as soon as this one
+/// serves. None where none runs.
+///
+/// # Errors
+/// When that process refuses, or what it does not have cannot be opened: it goes on as it was.
+pub async fn succeed(plan: &Plan) -> Result<Option<Opened>, Error> {
+    let inherited = succession::ask(&plan.control, &plan.user).await;
+    let inherited = inherited.map_err(not_taken(plan, "try again, or end it"))?;
+    inherited
+        .map(|inherited| take_over(plan.clone(), inherited))
+        .transpose()
+}
+
+fn not_taken(plan: &Plan, remedy: &'static str) -> impl FnOnce(io::Error) -> Error {
+    const ATTEMPT: &str = "take the place of the front that listens on";
+    failed(ATTEMPT, plan.control.display(), remedy)
+}
+
+/// Takes the sockets of the process before, and opens those that it does not have.
+fn take_over(plan: Plan, inherited: Inherited) -> Result<Opened, Error> {
+    let path = plan.epoch_file.display();
+    let epochs = EpochFile::open(&plan.epoch_file).map_err(failed("open", &path, KEEP))?;
+    let served = Served::open(&plan.epoch_file).map_err(failed("open beside", &path, KEEP))?;
+    served
+        .together()
+        .map_err(failed("lock beside", &path, KEEP))?;
+    let has = |app: &String| plan.instances.iter().any(|instance| instance.app == *app);
+    if !has(&inherited.primary) {
+        let why = format!(
+            "its primary {} is not among the instances any more",
+            inherited.primary
+        );
+        let remedy = "hand over to an instance that stays, and try again";
+        return Err(not_taken(&plan, remedy)(io::Error::other(why)));
+    }
+    let mut taken: BTreeMap<Address, OwnedFd> = inherited.sockets.into_iter().collect();
+    let listeners = plan.listen.iter().map(|address| {
+        let listener = match (taken.remove(address), address) {
+            (Some(socket), Address::Tcp(_)) => Listener::Tcp(socket.into()),
+            (Some(socket), Address::Unix(_)) => Listener::Unix(socket.into()),
+            (None, _) => Listener::bind(address)?,
+        };
+        Ok((address.clone(), listener))
+    });
+    let listeners: Result<Vec<_>, Error> = listeners.collect();
+    Ok(Opened {
+        listeners: listeners?,
+        control: net::UnixListener::from(inherited.control),
+        epochs,
+        served,
+        before: Some(Before {
+            line: inherited.line,
+            pid: inherited.pid,
+            number: inherited.number,
+            counts: inherited.counts,
+            followers: inherited.followers,
+            epoch: inherited.epoch,
+            primary: inherited.primary,
+            heritage: Heritage {
+                serves: inherited.serves,
+                lost: inherited.lost,
+                members: inherited.members,
+                detached: inherited.detached,
+                transitions: inherited.transitions,
+            },
+        }),
         plan,
     })
 }
 
 impl Opened {
-    /// Serves until the process ends.
+    /// Serves until the process ends, or another one has taken its place and its last connection has
+    /// ended.
     ///
     /// # Errors
-    /// When the epochs cannot be read, or the daemon could not be heard any more.
+    /// When the epochs cannot be read, the place of the process before could not be taken, or the
+    /// daemon could not be heard any more.
     pub async fn serve(self) -> Result<(), Error> {
         let plan = self.plan;
-        let latest = self.epochs.latest().map_err(failed(
-            "read",
-            plan.epoch_file.display(),
-            "the front needs to read it",
-        ))?;
+        let path = plan.epoch_file.display();
+        let locked = self.epochs.lock();
+        locked.map_err(failed("lock", &path, "end the other process"))?;
+        let latest = self.epochs.latest();
+        let latest = latest.map_err(failed("read", &path, "the front needs to read it"))?;
         // An epoch is never used twice, whoever the instances are now.
-        let epoch = latest.as_ref().map_or(0, Record::used);
+        let (epoch, primary) = match (&self.before, &latest) {
+            (Some(before), _) => (before.epoch, Some(&before.primary)),
+            (None, Some(latest)) => (latest.used(), Some(&latest.primary)),
+            (None, None) => (0, None),
+        };
         let mut instances = plan.instances.iter();
-        let primary = latest
-            .and_then(|latest| instances.position(|instance| instance.app == latest.primary))
+        let primary = primary
+            .and_then(|primary| instances.position(|instance| instance.app == *primary))
             .unwrap_or(0);
         let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
         let (service, synchroniser) = Service::new(&plan.mode, &board, plan.patience).map_err(
@@ -132,46 +265,116 @@ impl Opened {
         )?;
         let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
         let (status, told) = watch::channel(Status::default());
-        let director = Director::new(Parts {
+        let mut director = Director::new(Parts {
             board: Arc::clone(&board),
             synchroniser,
             epochs: self.epochs,
             orders: obeyed,
             status,
             grace: plan.grace,
+            about: plan.about(),
         });
+        if let Some(before) = self.before {
+            let heritage = follow_on(before, &board, &plan).await?;
+            director.inherit(heritage);
+        }
         tokio::spawn(director.run());
         let room = Arc::new(Semaphore::new(plan.connections_max));
-        for listener in self.listeners {
-            let served = Served {
+        let listeners = self.listeners.into_iter().map(|(address, listener)| {
+            let listener = listener.into_async()?;
+            Ok((address, Arc::new(listener)))
+        });
+        let listeners: Vec<_> = listeners.collect::<Result<_, Error>>()?;
+        let mut accepting = JoinSet::new();
+        for (_, listener) in &listeners {
+            let clients = Clients {
                 board: Arc::clone(&board),
                 room: Arc::clone(&room),
+                refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
                 service: service.clone(),
             };
-            tokio::spawn(accept(listener.into_async()?, served));
+            accepting.spawn(accept(Arc::clone(listener), clients));
         }
         let failed = |error| failed("listen on", plan.control.display(), "try again")(error);
         let control = UnixListener::from_std(self.control).map_err(failed)?;
-        let controls = Arc::new(Semaphore::new(CONTROLS_MAX));
-        // The semaphore is never closed.
-        while let Ok(place) = Arc::clone(&controls).acquire_owned().await {
-            let stream = match control.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "the daemon was not heard");
-                    tokio::time::sleep(BREATH).await;
-                    continue;
-                }
-            };
-            let (board, orders, told) = (Arc::clone(&board), orders.clone(), told.clone());
-            tokio::spawn(async move {
-                if let Err(error) = converse(stream, &board, &orders, told).await {
-                    tracing::warn!(%error, "a conversation with the daemon ended");
-                }
-                drop(place);
-            });
-        }
+        let desk = Arc::new(Desk {
+            board: Arc::clone(&board),
+            orders,
+            told,
+            room: Arc::clone(&room),
+            plan: plan.clone(),
+            control,
+            listeners,
+        });
+        let line = desk.attend().await;
+        // From here on another process accepts, and says who serves.
+        accepting.shutdown().await;
+        drop(desk);
+        board.end();
+        run_out(line, &plan, &board, &room).await;
+        // Held until here.
+        drop(self.served);
         Ok(())
+    }
+}
+
+/// Takes the place of the process before, which follows from here on.
+async fn follow_on(
+    mut before: Before,
+    board: &Arc<Switchboard>,
+    plan: &Plan,
+) -> Result<Heritage, Error> {
+    let taken = succession::take(&mut before.line).await;
+    taken.map_err(not_taken(plan, "try again"))?;
+    // Its own number has been heard by those before it.
+    board.followers.begin_at(before.number + 1);
+    board.followers.inherit(&before.counts);
+    let lines = before
+        .followers
+        .into_iter()
+        .chain([(before.pid, before.line)]);
+    for (pid, line) in lines {
+        // One that is gone already needs nobody.
+        if let Err(error) = followers::lead(board, pid, line) {
+            tracing::warn!(pid, %error, "a process before this one does not follow");
+        }
+    }
+    Ok(before.heritage)
+}
+
+/// How often it is looked whether the last connection has ended.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// Serves the connections that there are, as the process says that has taken the place.
+async fn run_out(mut line: Line, plan: &Plan, board: &Switchboard, room: &Semaphore) {
+    let begun = counts(board, plan, room);
+    let since = || {
+        let now = counts(board, plan, room);
+        now.since(&begun)
+    };
+    // Whoever waits for all places takes those that are free, which would not be told from clients.
+    let ended = async {
+        while open_now(plan, room) > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    };
+    // The other process waits for this, also where nobody is left to be served.
+    let done = tokio::time::timeout(PATIENCE, line.send(&Answer::Done, &[])).await;
+    if let Err(error) = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        tracing::warn!(%error, "the process that was to take the place is gone: connections end");
+        return;
+    }
+    tokio::select! {
+        followed = followers::follow(line, board, since) => {
+            if let Err(error) = followed {
+                tracing::warn!(%error, "nobody says who serves any more: its connections end");
+            }
+        }
+        () = ended => {}
+        () = tokio::time::sleep(plan.drain) => {
+            let left = open_now(plan, room);
+            tracing::warn!(left, "connections end that outlived the time to drain");
+        }
     }
 }
 
@@ -212,6 +415,15 @@ impl Listener {
 enum AsyncListener {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+impl AsFd for AsyncListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
 }
 
 impl AsyncListener {
@@ -257,33 +469,47 @@ fn bind_unix(path: &Path, mode: u32) -> Result<net::UnixListener, Error> {
 
 /// What every connection of a front has.
 #[derive(Debug, Clone)]
-struct Served {
+struct Clients {
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
     service: Service,
 }
 
 /// How long a front that may open no more files waits before it accepts again.
 const BREATH: Duration = Duration::from_millis(10);
+/// How often it says that it cannot.
+const COMPLAINT: Duration = Duration::from_secs(1);
+/// Clients that are told at the same time that there are too many.
+const REFUSALS_MAX: usize = 64;
 
-async fn accept(listener: AsyncListener, served: Served) {
+async fn accept(listener: Arc<AsyncListener>, clients: Clients) {
+    let mut complaint = Complaint::default();
     loop {
         let client = match listener.accept().await {
             Ok(client) => client,
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                complaint.add("a connection was not accepted", &error);
                 tokio::time::sleep(BREATH).await;
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&served.room).try_acquire_owned() else {
-            count(&served.board.counters.refused);
+        let Ok(place) = Arc::clone(&clients.room).try_acquire_owned() else {
+            count(&clients.board.counters.refused);
+            // Of more than that, nobody is told why.
+            if let Ok(place) = Arc::clone(&clients.refusals).try_acquire_owned() {
+                let service = clients.service.clone();
+                tokio::spawn(async move {
+                    service.refuse(client).await;
+                    drop(place);
+                });
+            }
             continue;
         };
-        count(&served.board.counters.connections);
-        let served = served.clone();
+        count(&clients.board.counters.connections);
+        let clients = clients.clone();
         tokio::spawn(async move {
-            if let Err(error) = served.service.serve(client).await {
+            if let Err(error) = clients.service.serve(client).await {
                 tracing::debug!(%error, "a connection ended");
             }
             drop(place);
@@ -291,25 +517,93 @@ async fn accept(listener: AsyncListener, served: Served) {
     }
 }
 
-/// How long a question after a change is left open.
-const STATUS_BOUND: Duration = Duration::from_secs(5);
+/// What happens again and again is said once in a while.
+#[derive(Debug, Default)]
+struct Complaint {
+    said: Option<Instant>,
+    unsaid: u64,
+}
 
-async fn converse(
-    stream: UnixStream,
-    board: &Switchboard,
-    orders: &mpsc::Sender<Order>,
-    mut told: watch::Receiver<Status>,
-) -> io::Result<()> {
-    let uid = stream.peer_cred()?.uid();
-    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("user {uid} may not ask this front"),
-        ));
+impl Complaint {
+    fn add(&mut self, what: &str, error: &io::Error) {
+        if self.said.is_some_and(|said| said.elapsed() < COMPLAINT) {
+            self.unsaid += 1;
+            return;
+        }
+        tracing::warn!(%error, unsaid = self.unsaid, "{what}");
+        (self.said, self.unsaid) = (Some(Instant::now()), 0);
     }
-    let mut line = Line::new(stream);
-    while let Some((request, descriptors)) = line.receive::<Request>().await? {
-        let answer = match request {
+}
+
+/// Where the daemon, and whoever takes the place, is heard.
+#[derive(Debug)]
+struct Desk {
+    plan: Plan,
+    board: Arc<Switchboard>,
+    room: Arc<Semaphore>,
+    orders: mpsc::Sender<Order>,
+    told: watch::Receiver<Status>,
+    control: UnixListener,
+    listeners: Vec<(Address, Arc<AsyncListener>)>,
+}
+
+impl Desk {
+    /// Answers until another process has taken the place; the line to that one.
+    async fn attend(self: &Arc<Self>) -> Line {
+        let (succeeded, mut taken) = mpsc::channel(1);
+        let mut talks = JoinSet::new();
+        let mut complaint = Complaint::default();
+        loop {
+            tokio::select! {
+                Some(line) = taken.recv() => {
+                    talks.shutdown().await;
+                    return line;
+                }
+                Some(ended) = talks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a conversation with the daemon broke");
+                    }
+                }
+                accepted = self.control.accept(), if talks.len() < CONTROLS_MAX => match accepted {
+                    Ok((stream, _)) => {
+                        let (desk, succeeded) = (Arc::clone(self), succeeded.clone());
+                        talks.spawn(async move {
+                            if let Err(error) = desk.converse(stream, &succeeded).await {
+                                tracing::warn!(%error, "a conversation with the daemon ended");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        complaint.add("the daemon was not heard", &error);
+                        tokio::time::sleep(BREATH).await;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn converse(&self, stream: UnixStream, succeeded: &mpsc::Sender<Line>) -> io::Result<()> {
+        let uid = stream.peer_cred()?.uid();
+        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {uid} may not ask this front"),
+            ));
+        }
+        let mut line = Line::new(stream);
+        while let Some((request, descriptors)) = line.receive::<Request>().await? {
+            if let Request::Succeed { user } = request {
+                return self.give(line, &user, succeeded).await;
+            }
+            let answer = self.answer(request, descriptors).await?;
+            tokio::time::timeout(PATIENCE, line.send(&answer, &[])).await??;
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> io::Result<Answer> {
+        let orders = &self.orders;
+        Ok(match request {
             Request::Joined { app, pid, fence } => {
                 let fence = fence.map(|hierarchy| Fence::new(hierarchy, descriptors));
                 let fence = fence.transpose()?;
@@ -334,6 +628,7 @@ async fn converse(
             }
             Request::Status { known } => {
                 let known = known.map(|known| *known);
+                let mut told = self.told.clone();
                 let changed = told.wait_for(|status| known.as_ref() != Some(status));
                 let status = match tokio::time::timeout(STATUS_BOUND, changed).await {
                     Ok(Ok(status)) => Some(status.clone()),
@@ -342,11 +637,54 @@ async fn converse(
                 let status = status.unwrap_or_else(|| told.borrow().clone());
                 Answer::Status(Box::new(status))
             }
-            Request::Counters => Answer::Counters(counts(&board.counters)),
-        };
-        tokio::time::timeout(PATIENCE, line.send(&answer, &[])).await??;
+            Request::Counters => {
+                let own = counts(&self.board, &self.plan, &self.room);
+                Answer::Counters(self.board.followers.add_to(own))
+            }
+            Request::Succeed { .. } | Request::Succeeded => {
+                Answer::Refused("that was not to be asked here".to_owned())
+            }
+        })
     }
-    Ok(())
+
+    /// Gives the place to the process at the other end of a line, if it may have it.
+    async fn give(
+        &self,
+        mut line: Line,
+        user: &str,
+        succeeded: &mpsc::Sender<Line>,
+    ) -> io::Result<()> {
+        let own = &self.plan.user;
+        let (verdict, judged) = oneshot::channel();
+        let testament = if user == own {
+            ordered(&self.orders, |reply| Order::Yield(reply, judged)).await
+        } else {
+            // It could not end this process, if that did not follow.
+            Err(format!(
+                "it runs as `{own}` and cannot be followed by one that runs as `{user}`; end it                  and let it be started anew"
+            ))
+        };
+        let testament = match testament {
+            Ok(testament) => testament,
+            Err(why) => {
+                let refused = Answer::Refused(why);
+                return tokio::time::timeout(PATIENCE, line.send(&refused, &[])).await?;
+            }
+        };
+        let sockets = self.listeners.iter();
+        let own = counts(&self.board, &self.plan, &self.room);
+        let listening = Listening {
+            control: self.control.as_fd(),
+            sockets: sockets
+                .map(|(address, listener)| (address.clone(), listener.as_fd()))
+                .collect(),
+            counts: self.board.followers.settled(own),
+        };
+        let line = succession::give(line, testament, listening, verdict).await?;
+        // Whoever receives this ends with the process.
+        succeeded.send(line).await.ok();
+        Ok(())
+    }
 }
 
 /// Gives the director an order and waits for the answer.
@@ -375,8 +713,10 @@ fn changed(result: Result<Transition, String>) -> Answer {
     }
 }
 
-fn counts(counters: &Counters) -> Counts {
-    let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+/// What this process counted.
+fn counts(board: &Switchboard, plan: &Plan, room: &Semaphore) -> Counts {
+    let counters = &board.counters;
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Counts {
         connections: of(&counters.connections),
         refused: of(&counters.refused),
@@ -389,5 +729,16 @@ fn counts(counters: &Counters) -> Counts {
         mismatched: of(&counters.mismatched),
         unmirrored: of(&counters.unmirrored),
         spread: of(&counters.spread),
+        open: open_now(plan, room),
+        before: 0,
+        before_open: 0,
     }
+}
+
+/// Connections of clients now.
+fn open_now(plan: &Plan, room: &Semaphore) -> u64 {
+    let open = plan
+        .connections_max
+        .saturating_sub(room.available_permits());
+    u64::try_from(open).unwrap_or(u64::MAX)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::http;
 use crate::postgres;
 use crate::redis;
+use crate::refuse::{self, Refusal};
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standby, Synchroniser};
@@ -78,6 +79,19 @@ impl Service {
                 (Self::Postgres(Arc::new(shared), patience), native)
             }
         })
+    }
+
+    /// Tells a client that there are too many, in the words of its protocol where it has some.
+    pub(crate) async fn refuse(&self, client: Stream) {
+        let refusal = match self {
+            Self::Tcp(..) => return,
+            Self::Http(_) => Refusal::Http,
+            Self::Redis(..) => Refusal::Redis,
+            Self::Postgres(..) => Refusal::Postgres,
+        };
+        if let Err(error) = refuse::tell(client, refusal).await {
+            tracing::debug!(%error, "a client was not told that there are too many");
+        }
     }
 
     /// Serves one client until it ends.

@@ -27,6 +27,12 @@ pub struct Status {
     /// Processes that stand behind a fence for good, and that the front could not end: the daemon does.
     #[serde(default)]
     pub left: Vec<Left>,
+    /// The latest changes that did not work, oldest first.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+    /// The process that the front is.
+    #[serde(default)]
+    pub about: About,
 }
 
 /// A process that was to be ended, and is still there.
@@ -38,6 +44,28 @@ pub struct Left {
     pub pid: u32,
     /// Why the front could not end it.
     pub why: String,
+}
+
+/// Which process a front is, and what it was begun with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Its number.
+    pub pid: u32,
+    /// The fingerprint of its plan.
+    pub plan: String,
+    /// The release of Forebay that it is of.
+    pub release: String,
+}
+
+/// A change that did not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Grows by one with each, from 1 when the process begins.
+    pub number: u64,
+    /// The epoch in which it was tried.
+    pub epoch: Epoch,
+    /// What was tried, and what became of it.
+    pub what: String,
 }
 
 /// One instance.
@@ -87,6 +115,21 @@ impl Transition {
             steps: Vec::new(),
             trouble: Vec::new(),
         }
+    }
+
+    /// What did not work, without what differs from one attempt to the next.
+    pub(crate) fn failure(&self) -> String {
+        let evidence = if self.evidence.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", self.evidence.join(", "))
+        };
+        format!(
+            "{} was not replaced ({}{evidence}): {}",
+            self.from,
+            self.cause,
+            self.trouble.join("; ")
+        )
     }
 
     pub(crate) fn took(&mut self, step: Step, time: Duration) {

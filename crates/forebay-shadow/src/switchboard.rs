@@ -9,7 +9,8 @@ use forebay_core::shadow::promotion::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
-use crate::flights::Flights;
+use crate::flights::{Flights, Seen};
+use crate::followers::Followers;
 use crate::stream::Address;
 use crate::unread::Queue;
 
@@ -82,6 +83,9 @@ impl Routing {
     }
 }
 
+/// Until which epoch instances were lost, by their apps.
+pub(crate) type Losses = BTreeMap<String, Epoch>;
+
 /// What a request was assigned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assigned {
@@ -145,6 +149,10 @@ pub struct Switchboard {
     pub flights: Flights,
     /// What is counted.
     pub counters: Counters,
+    /// Processes before this one, which do what this board says.
+    pub(crate) followers: Followers,
+    /// Another process has taken this one's place.
+    ending: AtomicBool,
     left: Mutex<Left>,
     troubled: Notify,
     refused: AtomicBool,
@@ -167,6 +175,8 @@ impl Switchboard {
             routing,
             flights: Flights::default(),
             counters: Counters::default(),
+            followers: Followers::default(),
+            ending: AtomicBool::new(false),
             left: Mutex::default(),
             troubled: Notify::new(),
             refused: AtomicBool::new(false),
@@ -186,6 +196,22 @@ impl Switchboard {
     #[must_use]
     pub fn address(&self, slot: Slot) -> &Address {
         &self.instances[slot].address
+    }
+
+    /// Until which epoch each instance was lost, by its app: places differ between plans.
+    pub(crate) fn losses(&self, routing: &Routing) -> Losses {
+        let instances = self.instances.iter().zip(routing.lost);
+        let lost = instances.filter(|(_, epoch)| *epoch > 0);
+        lost.map(|(instance, epoch)| (instance.app.clone(), epoch))
+            .collect()
+    }
+
+    /// Takes over what another process knows of that.
+    pub(crate) fn take_losses(&self, routing: &mut Routing, losses: &Losses) {
+        for (slot, instance) in self.instances.iter().enumerate() {
+            let epoch = losses.get(&instance.app).copied().unwrap_or_default();
+            routing.lose(slot, epoch);
+        }
     }
 
     /// Who serves now.
@@ -279,7 +305,38 @@ impl Switchboard {
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
-        self.routing.send_modify(change);
+        self.routing.send_modify(|routing| {
+            change(routing);
+            // Whoever reads the routing reads the number that belongs to it.
+            self.followers.changes();
+        });
+    }
+
+    /// Requests that an instance has not answered to the end, of clients of all processes.
+    pub(crate) fn under_way(&self, slot: Slot) -> usize {
+        let app = self.instances.get(slot).map(|instance| &instance.app);
+        let elsewhere = app.map_or(0, |app| self.followers.count(app));
+        self.flights.count(slot) + elsewhere
+    }
+
+    /// Looks at the requests to the primary, of clients of all processes. What came of answers is known
+    /// of this one's alone.
+    pub(crate) fn look(&self, primary: Slot, grace: Duration) -> Seen {
+        let here = self.flights.look(primary, grace);
+        let all = here.waiting.into_iter().chain(self.followers.waiting());
+        let waiting = all.min_by_key(|waiting| waiting.suspicion(here.grace));
+        Seen { waiting, ..here }
+    }
+
+    /// Another process has taken this one's place: connections end where that harms nobody.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether connections had better end where that harms nobody.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 }
 

@@ -381,6 +381,7 @@ impl SimHost {
         } else {
             match action {
                 Action::Start { app } => self.start(app),
+                Action::Succeed { app } => self.succeed(app),
                 Action::Enter { app, pids } => self.enter(app, pids),
                 Action::Set { app, setting } => self.set(app, *setting),
                 Action::Reclaim { app, bytes } => self.ask_for_memory(app, *bytes),
@@ -397,6 +398,21 @@ impl SimHost {
             Ok(()) => Outcome::Done,
             Err(why) => Outcome::Failed(format!("{action}: {why}")),
         }
+    }
+
+    /// The program before runs on as one of the app's processes.
+    fn succeed(&mut self, app: &App) -> Result<(), String> {
+        let known = self.apps.get_mut(&app.id).ok_or("it does not run")?;
+        let runs = |started: &Started| started.ending.is_none();
+        let before = known.started.take_if(|started| runs(started));
+        let before = before.ok_or("it does not run")?;
+        let started = self.start(app);
+        if started.is_err()
+            && let Some(known) = self.apps.get_mut(&app.id)
+        {
+            known.started = Some(before);
+        }
+        started
     }
 
     fn start(&mut self, app: &App) -> Result<(), String> {

@@ -38,6 +38,7 @@ pub(crate) struct Reload {
     pub(crate) sources: watch::Sender<Option<Sources>>,
     /// The fronts as apps: they stay as they began until the next start.
     pub(crate) fronts: BTreeMap<AppId, App>,
+    pub(crate) desk: fronts::Desk,
     /// Events and calendars.
     pub(crate) declared: watch::Sender<Vec<Source>>,
     /// The apps that images are taken of.
@@ -102,8 +103,9 @@ impl Reload {
         self.declared.send_replace(config.known_future.sources());
         self.imaged.send_replace(imaged);
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon], [forecast], [fronts] and [tiers] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
         )];
+        messages.extend(fronts::changed(&self.desk.all(), &config.fronts));
         messages.extend(measured.unused);
         let gone = gone
             .lock()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::{AppId, Policy};
 use forebay_core::demand::History;
-use forebay_core::host::{Action, Host};
+use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::outlook::{Outlook, Resource};
 use forebay_core::plan::Plan;
 use forebay_core::report::{Event, EventKind, TickReport};
@@ -39,6 +39,10 @@ pub(crate) enum Command {
     WhatIf(Edit, oneshot::Sender<Result<(Plan, Vec<Action>), String>>),
     /// The running policy.
     Policy(oneshot::Sender<Policy>),
+    /// Start an app's program beside the one that runs, which it replaces by itself.
+    Succeed(AppId, oneshot::Sender<Result<(), String>>),
+    /// The end of an app's program is wanted, so that it starts again at once.
+    Excuse(AppId),
     /// The latest events, oldest first, at most so many.
     Events(usize, oneshot::Sender<Vec<Event>>),
     /// How an app's forecasts are made: the models of its processor and memory series.
@@ -181,7 +185,7 @@ struct Asked<'a> {
     policy: &'a mut Policy,
 }
 
-fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_>) {
+fn answer(command: Command, state: &mut State, host: &mut impl Host, asked: Asked<'_>) {
     // Whoever asked may have gone meanwhile; then nobody misses the answer.
     match command {
         Command::Edit(edit, reply) => {
@@ -212,6 +216,10 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
         Command::Policy(reply) => {
             reply.send(asked.policy.clone()).ok();
         }
+        Command::Succeed(id, reply) => {
+            reply.send(succeed(&id, host, asked.policy)).ok();
+        }
+        Command::Excuse(id) => state.excuse(asked.time, &id),
         Command::Events(limit, reply) => {
             let skip = state.events().count().saturating_sub(limit);
             reply
@@ -229,6 +237,20 @@ fn answer(command: Command, state: &mut State, host: &impl Host, asked: Asked<'_
             reply.send(models).ok();
         }
         Command::Stop => unreachable!("the loop ends at a stop"),
+    }
+}
+
+/// Starts a successor of an app's program.
+fn succeed(id: &AppId, host: &mut impl Host, policy: &Policy) -> Result<(), String> {
+    let app = policy.apps.get(id);
+    let app = app.ok_or_else(|| format!("replace {id}: there is no such app"))?;
+    let action = Action::Succeed {
+        app: Box::new(app.clone()),
+    };
+    match host.apply(&[action]).pop() {
+        Some(Outcome::Done) => Ok(()),
+        Some(Outcome::Failed(why)) => Err(why),
+        other => Err(format!("replace {id}: the host says {other:?}")),
     }
 }
 

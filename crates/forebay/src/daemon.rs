@@ -3,7 +3,7 @@
 //! The control thread owns the host. Everything else runs on one thread beside it and hears
 //! of it through the watch channel and the command queue only.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
@@ -242,7 +242,7 @@ fn begin_on(
             .map_err(listen)?,
     };
     fronts::write_plans(config).map_err(Error::Host)?;
-    release_unknown(&mut host, &config.policy);
+    release_unknown(&mut host, &config.policy, &config.daemon.state_dir);
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
@@ -293,6 +293,13 @@ fn begin_on(
         &published,
         standing,
         &tell_of,
+        fronts::Upgrades {
+            file: args.config.clone(),
+            facts: facts.clone(),
+            commands: commands.clone(),
+            tell: Arc::clone(&tell_of),
+            turn: tokio::sync::Mutex::default(),
+        },
     );
     let (imaged, wanted) = watch::channel(images::wanted(&config.policy.apps));
     let imager = Imager::start(images::Beginning {
@@ -318,6 +325,7 @@ fn begin_on(
         declared: declare,
         imaged,
         fronts: fronts::apps(config),
+        desk: fronts.clone(),
     };
     let state = backing::state(
         config,
@@ -441,10 +449,16 @@ fn undo(config: &Config) {
 }
 
 /// Puts back the apps that an earlier daemon left in force and the configuration has no more.
-fn release_unknown(host: &mut LinuxHost, policy: &Policy) {
+fn release_unknown(host: &mut LinuxHost, policy: &Policy, state_dir: &Path) {
     let mut gone = host.known_apps();
     gone.retain(|app| !policy.apps.contains_key(app));
     for app in gone {
+        // A front without a configuration would go on serving by a plan that nobody has any more.
+        // Its epochs stay: should it be configured again, they say who has the latest state.
+        if fronts::was_front(&app, state_dir) {
+            let ended = host.apply(&[Action::Kill { app: app.clone() }]);
+            tracing::warn!(%app, ?ended, "the front is no longer configured, and is ended");
+        }
         let action = [Action::Release { app: app.clone() }];
         let mut outcome = Outcome::Unsupported;
         for _ in 0..RELEASES_MAX {

@@ -4,7 +4,7 @@
 //! that it was started with and gives these up before it hears the first client.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use forebay_host::Identity;
@@ -55,18 +55,36 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let plan = read(&args.plan)?;
     let identity = forebay_host::identity(&plan.user).map_err(|e| Error::User(e.explain()))?;
     raise_open_files()?;
-    let opened = front::open(plan)?;
-    become_user(&identity)?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| Error::System {
             attempt: "start the runtime".to_owned(),
             remedy: "check limits on open files",
             source,
-        })?
-        .block_on(opened.serve())?;
+        })?;
+    let opened = match runtime.block_on(front::succeed(&plan)) {
+        Ok(Some(opened)) => Ok(opened),
+        Ok(None) => front::open(plan),
+        Err(error) => Err(error),
+    };
+    let opened = opened.map_err(Error::from);
+    let opened = opened.inspect_err(|error| explain(&args.plan, error))?;
+    become_user(&identity)?;
+    runtime.block_on(opened.serve())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where a front says why it could not begin.
+pub(crate) fn trouble_file(plan: &Path) -> PathBuf {
+    plan.with_extension("trouble")
+}
+
+/// Leaves word for whoever started this process and cannot hear it.
+fn explain(plan: &Path, error: &Error) {
+    if let Err(error) = fs::write(trouble_file(plan), error.to_string()) {
+        tracing::warn!(%error, "nobody is told why");
+    }
 }
 
 /// Each client takes two descriptors: as many as this process may have at all.

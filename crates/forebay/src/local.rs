@@ -37,7 +37,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
     }
     match config::load(args.config.as_deref(), &facts()?) {
         Ok(config) if args.json => {
-            let policy = serde_json::json!({ "valid": true, "policy": config.policy });
+            let policy = serde_json::json!({
+                "valid": true, "policy": config.policy, "warnings": advice(&config),
+            });
             print::line(format_args!("{policy}"));
             Ok(ExitCode::SUCCESS)
         }
@@ -49,6 +51,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
             ));
             for line in next_occurrences(&config.known_future, unix_ms()) {
                 print::line(format_args!("{line}"));
+            }
+            for warning in advice(&config) {
+                print::line(format_args!("warning: {warning}"));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -62,6 +67,15 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode, Error> {
         }
         Err(errors) => Err(Error::Config(errors)),
     }
+}
+
+/// What works, and may not be what is meant.
+fn advice(config: &config::Config) -> Vec<String> {
+    config
+        .fronts
+        .values()
+        .flat_map(config::FrontConfig::advice)
+        .collect()
 }
 
 /// When each declared event and day of a calendar comes next.

@@ -35,6 +35,8 @@ impl Director {
         let outcome = match step {
             Step::Hold => {
                 self.board.change(|routing| routing.gate = Gate::Held);
+                // Nobody sends anything to anybody from here on.
+                self.board.followers.heard().await;
                 return None;
             }
             Step::Release => {
@@ -243,7 +245,11 @@ impl Director {
     /// Ends everybody behind a fence, beside this task.
     pub(super) fn end(&self, app: String, pid: u32, fence: Arc<Fence>) {
         let notes = self.notes.clone();
+        let board = Arc::clone(&self.board);
         tokio::spawn(async move {
+            // Whoever comes in its place is reached at its address: nobody may take that one for the
+            // primary.
+            board.followers.heard().await;
             if let Err(why) = member::end(&app, &fence).await {
                 // The director may have ended.
                 let left = Left { app, pid, why };
@@ -257,11 +263,11 @@ impl Director {
             return Ok(());
         }
         let deadline = Instant::now() + SETTLE_BOUND;
-        while self.board.flights.count(slot) > 0 {
+        while self.board.under_way(slot) > 0 {
             if Instant::now() >= deadline {
                 return Err(format!(
                     "{} requests to {} took longer than {} s",
-                    self.board.flights.count(slot),
+                    self.board.under_way(slot),
                     self.name(slot),
                     SETTLE_BOUND.as_secs()
                 ));

@@ -55,6 +55,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
         orders: mpsc::channel(1).1,
         status: watch::channel(Status::default()).0,
         grace: Duration::ZERO,
+        about: About::default(),
     })
 }
 
@@ -335,4 +336,66 @@ async fn an_instance_joins_by_its_name() {
         "{refusal}"
     );
     assert!(director.members[1].is_some() && director.members[0].is_none());
+}
+
+/// A promotion that failed was in the log of the front and nowhere else.
+#[tokio::test]
+async fn a_change_that_failed_is_told_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    *slow.refusal.lock().unwrap() = Some("it is behind".to_owned());
+    for _ in 0..3 {
+        director
+            .change(Cause::Planned, Input::HandOver, oneshot::channel().0)
+            .await;
+    }
+    let told: Vec<_> = director
+        .failures
+        .iter()
+        .map(|failure| &failure.what)
+        .collect();
+    assert_eq!(told, ["a was not replaced (planned): it is behind"]);
+    // Whoever asked for what leaves nobody hears that, too.
+    let (reply, answer) = oneshot::channel();
+    let input = Input::Lost(Cause::Death);
+    director.change(Cause::Death, input, reply).await;
+    let refused = answer.await.unwrap().unwrap_err();
+    assert!(
+        refused.contains("it is behind; nobody serves now"),
+        "{refused}"
+    );
+    assert_eq!(director.failures.len(), 2);
+    assert_eq!(director.failures[1].number, 2);
+}
+
+/// While another process might be the one that says who serves, this one does nothing.
+#[tokio::test]
+async fn a_director_that_gave_way_goes_on_only_if_nobody_took_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let mut director = director(&slow, directory.path());
+    let other = EpochFile::open(&directory.path().join("epoch")).unwrap();
+    director.epochs.lock().unwrap();
+    assert!(other.lock().is_err());
+    for succeeds in [false, true] {
+        let (reply, testament) = oneshot::channel::<Result<Testament, String>>();
+        let (verdict, judged) = oneshot::channel();
+        let outcome = async {
+            let testament = testament.await.unwrap().unwrap();
+            assert_eq!(testament.primary, "a");
+            other.lock().unwrap();
+            if succeeds {
+                verdict.send(Outcome::Succeeded).unwrap();
+            } else {
+                verdict.send(Outcome::Failed(testament.followers)).unwrap();
+                other.unlock().unwrap();
+            }
+        };
+        tokio::join!(director.give_way(reply, judged), outcome);
+        assert_eq!(director.succeeded, succeeds);
+    }
+    assert!(director.epochs.lock().is_err(), "it is the other one's");
 }

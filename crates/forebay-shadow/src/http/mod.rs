@@ -122,6 +122,8 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream) -> io::Result<()> {
             }
         };
         count(&shared.board.counters.requests);
+        // The next request goes to the process that has taken this one's place.
+        request.keep &= !shared.board.is_ending();
         let route = route.of(&shared.board, &client, &request);
         let lines = upward(&request, &client, &shared.options);
         client.write(&lines, &mut request);

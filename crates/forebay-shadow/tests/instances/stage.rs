@@ -74,6 +74,7 @@ impl Stage {
             user: String::new(),
             patience,
             grace: Duration::ZERO,
+            drain: Duration::ZERO,
             control: control.clone(),
             epoch_file: directory.path().join("epoch"),
         };

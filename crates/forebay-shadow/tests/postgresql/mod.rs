@@ -258,6 +258,7 @@ impl Cluster {
             user: String::new(),
             patience: Duration::from_secs(20),
             grace: Duration::ZERO,
+            drain: Duration::ZERO,
             control: base.join("control"),
             epoch_file: base.join("epoch"),
         };

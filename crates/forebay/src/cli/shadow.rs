@@ -1,6 +1,7 @@
 //! `forebay shadow`: fronts, their shadows, and handing over to one.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use forebay_api as api;
@@ -8,6 +9,9 @@ use forebay_api::Client;
 
 use super::Failure;
 use crate::output::{Output, numbers, table, words};
+
+/// How long a change may take: longer than the daemon waits for it.
+const CHANGE_WAIT: Duration = Duration::from_secs(40);
 
 /// What to do with fronts.
 #[derive(Debug, Args)]
@@ -33,6 +37,8 @@ enum Action {
     Handover,
     /// Have the shadow take over at once: the primary is stopped where it stands and ended
     Promote,
+    /// Have a new process take the front's place: of another release, or with another plan
+    Upgrade,
     /// Put a shadow in step with the primary anew
     Resync,
     /// Keep an instance from taking over
@@ -62,15 +68,19 @@ pub(super) async fn run(
         }
         (Action::Handover, Some(front), None) => {
             let uri = format!("/v1/fronts/{front}/handover");
-            let done: api::HandOver = client.post(&uri, &()).await?;
+            let done: api::HandOver = client.patient(CHANGE_WAIT).post(&uri, &()).await?;
             output.show(&done, handed_over)?;
         }
         (Action::Promote, Some(front), None) => {
             let uri = format!("/v1/fronts/{front}/promote");
-            let done: api::HandOver = client.post(&uri, &()).await?;
+            let done: api::HandOver = client.patient(CHANGE_WAIT).post(&uri, &()).await?;
             output.show(&done, handed_over)?;
         }
-        (Action::Status | Action::Handover | Action::Promote, _, Some(_)) => {
+        (Action::Upgrade, Some(front), None) => {
+            let uri = format!("/v1/fronts/{front}/upgrade");
+            super::done(client.patient(CHANGE_WAIT).post(&uri, &()).await?, output)?;
+        }
+        (Action::Status | Action::Handover | Action::Promote | Action::Upgrade, _, Some(_)) => {
             return usage("name the front alone: this is about all of it");
         }
         (Action::Resync | Action::Detach | Action::Attach, Some(_), None) => {
@@ -149,6 +159,9 @@ fn list(fronts: &api::Fronts) -> String {
         if let Some(trouble) = &front.trouble {
             write!(text, "\n{}: {trouble}", front.front).ok();
         }
+        if let Some(outdated) = &front.outdated {
+            write!(text, "\n{}: {outdated}", front.front).ok();
+        }
     }
     text
 }
@@ -190,8 +203,9 @@ fn status(front: &api::Front) -> String {
     if let Some(counts) = &front.counts {
         write!(
             text,
-            "\n\n{} connections ({} refused), {} requests: {} held, {} sent again, {} failed, {} of unknown outcome",
+            "\n\n{} connections ({} open, {} refused), {} requests: {} held, {} sent again, {} failed, {} of unknown outcome",
             counts.connections,
+            counts.open + counts.before_open,
             counts.refused,
             counts.requests,
             counts.held,
@@ -208,6 +222,14 @@ fn status(front: &api::Front) -> String {
             )
             .ok();
         }
+        if counts.before > 0 {
+            write!(
+                text,
+                "\n{} process(es) before this one still serve {} connection(s) they had",
+                counts.before, counts.before_open
+            )
+            .ok();
+        }
         if counts.spread > 0 {
             write!(text, "\n{} reads answered by the shadow", counts.spread).ok();
         }
@@ -216,6 +238,12 @@ fn status(front: &api::Front) -> String {
         text.push_str("\n\nchanges, the latest last:");
         for change in &front.changes {
             write!(text, "\n  {change}").ok();
+        }
+    }
+    if !front.failures.is_empty() {
+        text.push_str("\n\nwhat did not work, the latest last:");
+        for failure in &front.failures {
+            write!(text, "\n  {failure}").ok();
         }
     }
     text

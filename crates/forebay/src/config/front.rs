@@ -18,9 +18,19 @@ use super::text::{At, Section};
 
 const CONNECTIONS_MAX: usize = 10_000;
 const PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_secs(3600);
+const DRAIN_MAX: Duration = Duration::from_secs(7 * 86_400);
 const USER: &str = "nobody";
 /// The longest path of a Unix socket that the kernel takes.
 const SOCKET_PATH_MAX: usize = 107;
+
+/// What a front reads of what it has to do, in its directory.
+pub(crate) const PLAN_FILE: &str = "plan.json";
+
+/// Where the directories of all fronts are.
+pub(crate) fn fronts_directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("fronts")
+}
 
 /// One front as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,16 +42,19 @@ pub(crate) struct FrontConfig {
     pub(crate) listen: Vec<Address>,
     /// Who serves; the first one at the very beginning.
     pub(crate) instances: Vec<(AppId, Address)>,
+    /// Groups of instances that Forebay does not start.
+    pub(crate) groups: BTreeMap<AppId, PathBuf>,
     pub(crate) user: String,
     pub(crate) connections_max: usize,
     pub(crate) patience: Duration,
     pub(crate) grace: Duration,
+    pub(crate) drain: Duration,
 }
 
 impl FrontConfig {
     /// Where the front's own files are.
     pub(crate) fn directory(&self, state_dir: &Path) -> PathBuf {
-        state_dir.join("fronts").join(self.name.as_str())
+        fronts_directory(state_dir).join(self.name.as_str())
     }
 
     /// The socket on which it is asked.
@@ -51,7 +64,35 @@ impl FrontConfig {
 
     /// Where it reads what it has to do.
     pub(crate) fn plan_file(&self, state_dir: &Path) -> PathBuf {
-        self.directory(state_dir).join("plan.json")
+        self.directory(state_dir).join(PLAN_FILE)
+    }
+
+    /// What works, and may not be what is meant.
+    pub(crate) fn advice(&self) -> Vec<String> {
+        let local = |address: &Address| match address {
+            Address::Tcp(socket) => socket.ip().is_loopback(),
+            Address::Unix(_) => true,
+        };
+        let trusts = match &self.mode {
+            Mode::Redis(_) => "redis in its protected mode trusts whoever comes from there",
+            Mode::Postgres(_) => "pg_hba.conf may trust whoever comes from there",
+            Mode::Tcp | Mode::Http(_) => return Vec::new(),
+        };
+        let open: Vec<String> = self
+            .listen
+            .iter()
+            .filter(|a| !local(a))
+            .map(ToString::to_string)
+            .collect();
+        if open.is_empty() || !self.instances.iter().any(|(_, address)| local(address)) {
+            return Vec::new();
+        }
+        vec![format!(
+            "front {} listens on {} and reaches its instances from this host: {trusts}, and that is \
+             every client of the front; have the instances ask for a password",
+            self.name,
+            open.join(" "),
+        )]
     }
 
     /// The app that the front is: started, supervised and partitioned like any other.
@@ -89,6 +130,7 @@ impl FrontConfig {
             connections_max: self.connections_max,
             patience: self.patience,
             grace: self.grace,
+            drain: self.drain,
             control: self.control(state_dir),
             epoch_file: self.directory(state_dir).join("epoch"),
         }
@@ -206,13 +248,23 @@ fn resolve(
         min: Duration::ZERO,
         max: Duration::from_secs(60),
     };
+    let drain = Bounds {
+        min: Duration::ZERO,
+        max: DRAIN_MAX,
+    };
     let patience = bounded(&mut section, "patience", patience, findings);
     let grace = bounded(&mut section, "grace", grace, findings);
+    let drain = bounded(&mut section, "drain", drain, findings);
+    let group = |(id, _): &(AppId, Address)| match &apps.get(id)?.binding {
+        Binding::Cgroup(group) => Some((id.clone(), group.clone())),
+        _ => None,
+    };
     Some(FrontConfig {
         name,
         app,
         mode: mode?,
         listen: listen?,
+        groups: instances.iter().filter_map(group).collect(),
         instances: is_complete.then_some(instances)?,
         user: user.map_or_else(|| USER.to_owned(), |user| user.value),
         connections_max: section
@@ -221,6 +273,7 @@ fn resolve(
             .unwrap_or(CONNECTIONS_MAX),
         patience: patience.unwrap_or(PATIENCE),
         grace: grace.unwrap_or_default(),
+        drain: drain.unwrap_or(DRAIN),
     })
 }
 
@@ -319,10 +372,15 @@ fn members(
                     ),
                 ))
             }
-            Some((_, app)) if !matches!(app.binding, Binding::Exec(_)) => Some(Problem::new(
-                format!("app `{name}` is not started by Forebay, so its end is seen too late"),
-                "give it `exec`",
-            )),
+            Some((_, app)) if !matches!(app.binding, Binding::Exec(_) | Binding::Cgroup(_)) => {
+                Some(Problem::new(
+                    format!(
+                        "app `{name}` cannot be stopped where it stands: its group is its \
+                         manager's, or it has none of its own"
+                    ),
+                    "give it `exec`, or `cgroup` if somebody else starts it in a group of its own",
+                ))
+            }
             Some((id, _)) if !taken.apps.insert(id.clone()) => Some(Problem::new(
                 format!("app `{name}` stands behind another front"),
                 "give each front apps of its own",

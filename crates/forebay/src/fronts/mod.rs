@@ -17,13 +17,19 @@ use forebay_host::Roots;
 use forebay_host::fence;
 use forebay_host::mounts::Version;
 use forebay_host::regular;
-use forebay_shadow::control::{Answer, Counts, Line, PATIENCE, Request};
+use forebay_shadow::control::{
+    ANSWER_BOUND, Answer, CHANGE_BOUND, Counts, Line, Request, STATUS_BOUND,
+};
 use forebay_shadow::fence::Hierarchy;
 use forebay_shadow::status::{Left, Status, Transition};
 use tokio::sync::watch;
 
-use crate::config::{Config, FrontConfig};
+use crate::config::{self, Config, FrontConfig};
 use crate::control::{Published, TellOf};
+
+mod upgrade;
+
+pub(crate) use upgrade::{Upgrades, changed};
 
 /// How soon a front that cannot be reached is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -34,13 +40,16 @@ pub(crate) struct Known {
     pub(crate) config: Arc<FrontConfig>,
     /// How it stands, or why it cannot be asked.
     pub(crate) status: Result<Status, String>,
+    /// Why it does not answer now; `status` is what was known last.
+    pub(crate) unreachable: Option<String>,
 }
 
 /// All fronts, for whoever asks.
 #[derive(Debug, Clone)]
 pub(crate) struct Desk {
-    fronts: watch::Receiver<BTreeMap<AppId, Known>>,
+    fronts: Arc<watch::Sender<BTreeMap<AppId, Known>>>,
     state_dir: PathBuf,
+    upgrades: Option<Arc<Upgrades>>,
 }
 
 /// Why a front did not do what it was asked.
@@ -66,8 +75,9 @@ impl Desk {
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self {
-            fronts: watch::channel(BTreeMap::new()).1,
+            fronts: Arc::new(watch::channel(BTreeMap::new()).0),
             state_dir: PathBuf::new(),
+            upgrades: None,
         }
     }
 
@@ -103,7 +113,7 @@ impl Desk {
             Way::InOrder => Request::HandOver,
             Way::AtOnce => Request::Promote,
         };
-        match self.ask(front, &request).await? {
+        match self.ask(front, &request, CHANGE_BOUND).await? {
             Answer::Changed(transition) => Ok(transition),
             other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
         }
@@ -114,7 +124,7 @@ impl Desk {
     /// # Errors
     /// When there is no such front or instance, or it refuses.
     pub(crate) async fn tend(&self, front: &str, request: &Request) -> Result<(), Refused> {
-        match self.ask(front, request).await? {
+        match self.ask(front, request, CHANGE_BOUND).await? {
             Answer::Done => Ok(()),
             other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
         }
@@ -125,25 +135,36 @@ impl Desk {
     /// # Errors
     /// When there is no such front, or it cannot be reached.
     pub(crate) async fn counts(&self, front: &str) -> Result<Counts, Refused> {
-        match self.ask(front, &Request::Counters).await? {
+        match self.ask(front, &Request::Counters, ANSWER_BOUND).await? {
             Answer::Counters(counts) => Ok(counts),
             other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
         }
     }
 
-    async fn ask(&self, front: &str, request: &Request) -> Result<Answer, Refused> {
+    async fn ask(
+        &self,
+        front: &str,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Answer, Refused> {
         let control = self.control(front)?;
         let asked = async {
-            let mut line = Line::connect(&control).await?;
-            line.ask(request, &[]).await
+            let mut line = connect(&control).await?;
+            line.ask_within(request, &[], within).await
         };
-        let failed = |why: String| Refused::Busy(format!("ask front {front}: {why}"));
-        match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(Answer::Refused(why))) => Err(Refused::Busy(format!("front {front}: {why}"))),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("no answer".to_owned())),
+        match asked.await {
+            Ok(Answer::Refused(why)) => Err(Refused::Busy(format!("front {front}: {why}"))),
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(Refused::Busy(format!("ask front {front}: {error}"))),
         }
+    }
+}
+
+/// Connects to a front, which does not wait for it to do anything, unless its queue is full.
+async fn connect(control: &Path) -> io::Result<Line> {
+    match tokio::time::timeout(ANSWER_BOUND, Line::connect(control)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -156,16 +177,27 @@ pub(crate) type StandingBy = Arc<BTreeSet<AppId>>;
 /// When a plan cannot be written.
 pub(crate) fn write_plans(config: &Config) -> Result<(), String> {
     let state_dir = &config.daemon.state_dir;
-    for front in config.fronts.values() {
-        let directory = front.directory(state_dir);
-        std::fs::create_dir_all(&directory)
-            .map_err(|error| format!("make {}: {error}", directory.display()))?;
-        let plan = serde_json::to_vec_pretty(&front.plan(state_dir))
-            .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
-        regular::replace(&front.plan_file(state_dir), &plan, 0o600)
-            .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
-    }
-    Ok(())
+    let mut fronts = config.fronts.values();
+    fronts.try_for_each(|front| write_plan(front, state_dir))
+}
+
+fn write_plan(front: &FrontConfig, state_dir: &Path) -> Result<(), String> {
+    let directory = front.directory(state_dir);
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| format!("make {}: {error}", directory.display()))?;
+    let plan = serde_json::to_vec_pretty(&front.plan(state_dir))
+        .map_err(|error| format!("write the plan of front {}: {error}", front.name))?;
+    regular::replace(&front.plan_file(state_dir), &plan, 0o600)
+        .map_err(|error| format!("write the plan of front {}: {error}", front.name))
+}
+
+/// Whether an app was a front: it has a plan.
+pub(crate) fn was_front(app: &AppId, state_dir: &Path) -> bool {
+    let Some(name) = app.as_str().strip_suffix(".front") else {
+        return false;
+    };
+    let directory = config::fronts_directory(state_dir).join(name);
+    directory.join(config::PLAN_FILE).is_file()
 }
 
 /// The apps that the fronts are.
@@ -180,6 +212,7 @@ pub(crate) fn board(config: &Config) -> watch::Sender<BTreeMap<AppId, Known>> {
     let unasked = |front: &FrontConfig| Known {
         config: Arc::new(front.clone()),
         status: Err("it was not asked yet".to_owned()),
+        unreachable: None,
     };
     let fronts = config.fronts.iter();
     watch::Sender::new(
@@ -194,9 +227,12 @@ pub(crate) fn standing_by(fronts: &BTreeMap<AppId, Known>) -> BTreeSet<AppId> {
     let mut all = BTreeSet::new();
     for known in fronts.values() {
         let Ok(status) = &known.status else { continue };
-        let others = known.config.instances.iter().enumerate();
-        let others = others.filter(|(slot, _)| *slot != status.primary);
-        all.extend(others.map(|(_, (app, _))| app.clone()));
+        // By name: a front may run with another plan than the one that is configured.
+        let primary = status.members.get(status.primary);
+        let serves = |app: &AppId| primary.is_some_and(|primary| primary.app == app.as_str());
+        let others = known.config.instances.iter();
+        let others = others.filter(|(app, _)| !serves(app));
+        all.extend(others.map(|(app, _)| app.clone()));
     }
     all
 }
@@ -224,12 +260,14 @@ pub(crate) fn follow(
     reports: &watch::Receiver<Option<Arc<Published>>>,
     standing: watch::Sender<StandingBy>,
     tell: &TellOf,
+    upgrades: Upgrades,
 ) -> Desk {
+    let (board, upgrades) = (Arc::new(board), Arc::new(upgrades));
     let desk = Desk {
-        fronts: board.subscribe(),
+        fronts: Arc::clone(&board),
         state_dir: config.daemon.state_dir.clone(),
+        upgrades: Some(Arc::clone(&upgrades)),
     };
-    let board = Arc::new(board);
     for front in config.fronts.values() {
         let follower = Follower {
             front: Arc::new(front.clone()),
@@ -237,8 +275,12 @@ pub(crate) fn follow(
             board: Arc::clone(&board),
             standing: standing.clone(),
             tell: Arc::clone(tell),
+            upgrades: Arc::clone(&upgrades),
             seen: 0,
             ended: BTreeSet::new(),
+            failed: (0, 0),
+            outdated: None,
+            hangs: false,
         };
         tokio::spawn(follower.run(reports.clone()));
     }
@@ -251,10 +293,17 @@ struct Follower {
     board: Arc<watch::Sender<BTreeMap<AppId, Known>>>,
     standing: watch::Sender<StandingBy>,
     tell: TellOf,
+    upgrades: Arc<Upgrades>,
     /// The latest epoch that was told of.
     seen: u64,
     /// Processes that the front could not end, and that were taken care of.
     ended: BTreeSet<(String, u32)>,
+    /// The latest failure that was told of, by the process that it happened to.
+    failed: (u32, u64),
+    /// How it differs from what is configured, as far as that was told.
+    outdated: Option<String>,
+    /// It was told that it does not answer.
+    hangs: bool,
 }
 
 impl Follower {
@@ -262,13 +311,24 @@ impl Follower {
         let control = self.front.control(&self.place.state_dir);
         let mut ended = reports.clone();
         loop {
-            let why = match Line::connect(&control).await {
+            // Its plan may have become another one.
+            if let Some(known) = self.board.borrow().get(&self.front.name) {
+                self.front = Arc::clone(&known.config);
+            }
+            let (kind, why) = match connect(&control).await {
                 Ok(line) => match self.attend(line, &control, reports.clone()).await {
                     Ok(()) => return,
-                    Err(error) => error.to_string(),
+                    Err(error) => (error.kind(), error.to_string()),
                 },
-                Err(error) => format!("connect to {}: {error}", control.display()),
+                Err(error) => {
+                    let why = format!("connect to {}: {error}", control.display());
+                    (error.kind(), why)
+                }
             };
+            if kind == io::ErrorKind::TimedOut && !std::mem::replace(&mut self.hangs, true) {
+                let what = format!("the front does not answer: {why}");
+                (self.tell)(&self.front.app, EventKind::Shadow, what);
+            }
             self.learn(Err(why));
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
@@ -285,7 +345,7 @@ impl Follower {
         control: &Path,
         mut reports: watch::Receiver<Option<Arc<Published>>>,
     ) -> io::Result<()> {
-        let mut telling = Line::connect(control).await?;
+        let mut telling = connect(control).await?;
         let (front, place) = (Arc::clone(&self.front), self.place.clone());
         let joining = join(&front, &place, &mut telling, &mut reports);
         tokio::select! {
@@ -297,7 +357,12 @@ impl Follower {
     async fn hear(&mut self, line: &mut Line) -> io::Result<()> {
         let mut known = None;
         loop {
-            match line.ask(&Request::Status { known }, &[]).await? {
+            // It answers by then, whether anything has changed or not.
+            let within = STATUS_BOUND + ANSWER_BOUND;
+            match line
+                .ask_within(&Request::Status { known }, &[], within)
+                .await?
+            {
                 Answer::Status(status) => {
                     self.learn(Ok((*status).clone()));
                     known = Some(status);
@@ -312,9 +377,13 @@ impl Follower {
             let news = status.transitions.iter();
             for transition in news.filter(|transition| transition.epoch > self.seen) {
                 (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
+                self.upgrades.excuse(transition);
             }
             self.seen = self.seen.max(status.epoch);
             self.end_left(&status.left);
+            self.tell_failures(status);
+            self.tell_outdated(status);
+            self.hangs = false;
         }
         let name = &self.front.name;
         self.board.send_if_modified(|fronts| {
@@ -322,12 +391,15 @@ impl Follower {
                 return false;
             };
             // The last thing that was known of who serves holds until it is asked again.
-            let unreachable = status.is_err() && known.status.is_ok();
-            let changed = known.status != status;
-            if changed && !unreachable {
-                known.status = status.clone();
+            let before = (known.status.clone(), known.unreachable.clone());
+            match &status {
+                Err(why) if known.status.is_ok() => known.unreachable = Some(why.clone()),
+                _ => {
+                    known.status = status.clone();
+                    known.unreachable = None;
+                }
             }
-            changed && !unreachable
+            before != (known.status.clone(), known.unreachable.clone())
         });
         let standing = standing_by(&self.board.borrow());
         self.standing.send_if_modified(|before| {
@@ -367,6 +439,35 @@ impl Follower {
             (self.tell)(&app, EventKind::Shadow, what);
         }
     }
+
+    fn tell_failures(&mut self, status: &Status) {
+        let pid = status.about.pid;
+        let told = if self.failed.0 == pid {
+            self.failed.1
+        } else {
+            0
+        };
+        let news = status.failures.iter();
+        for failure in news.filter(|failure| failure.number > told) {
+            (self.tell)(&self.front.app, EventKind::Shadow, failure.what.clone());
+        }
+        let last = status.failures.last().map_or(told, |last| last.number);
+        self.failed = (pid, last);
+    }
+
+    fn tell_outdated(&mut self, status: &Status) {
+        let fronts = self.board.borrow();
+        let known = fronts.get(&self.front.name);
+        let plan = known.map(|known| known.config.plan(&self.place.state_dir));
+        let outdated = plan.and_then(|plan| upgrade::outdated(&plan, status));
+        drop(fronts);
+        if outdated != self.outdated
+            && let Some(outdated) = &outdated
+        {
+            (self.tell)(&self.front.app, EventKind::Shadow, outdated.clone());
+        }
+        self.outdated = outdated;
+    }
 }
 
 /// Tells a front which instances run, as they come; ends with the reports.
@@ -388,7 +489,11 @@ async fn join(
             if told.get(&slot) == Some(&pid) {
                 continue;
             }
-            let (fence, descriptors) = match fence::open(&Roots::default(), &place.anchor, &app) {
+            let opened = match front.groups.get(&app) {
+                Some(group) => fence::open_group(&Roots::default(), group),
+                None => fence::open(&Roots::default(), &place.anchor, &app),
+            };
+            let (fence, descriptors) = match opened {
                 Ok(files) => (Some(hierarchy(files.version)), files.files),
                 Err(error) => {
                     tracing::warn!(%app, error = error.explain(), "it cannot be stopped by its front");
@@ -401,7 +506,8 @@ async fn join(
                 pid,
                 fence,
             };
-            match line.ask(&request, &borrowed).await? {
+            // A change that goes on comes before it.
+            match line.ask_within(&request, &borrowed, CHANGE_BOUND).await? {
                 Answer::Done => {
                     told.insert(slot, pid);
                 }
@@ -426,7 +532,10 @@ const fn hierarchy(version: Version) -> Hierarchy {
 fn running(front: &FrontConfig, report: &TickReport) -> Vec<(usize, AppId, u32)> {
     let instances = front.instances.iter().enumerate();
     let running = instances.filter_map(|(slot, (app, _))| {
-        let pid = report.apps.get(app)?.main_pid?;
+        let pid = match front.groups.get(app) {
+            Some(group) => fence::first_process(&Roots::default(), group)?,
+            None => report.apps.get(app)?.main_pid?,
+        };
         Some((slot, app.clone(), pid))
     });
     running.collect()

@@ -6,10 +6,11 @@ use forebay_api as api;
 use forebay_shadow::control::{Counts, Request};
 use forebay_shadow::status::{MemberStatus, Status};
 use forebay_shadow::synchronise::Standing;
+use tokio::task::JoinSet;
 
 use super::problem::Failure;
 use super::routes::Shared;
-use crate::fronts::{Known, Refused, Way};
+use crate::fronts::{Desk, Known, Refused, Way};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -24,13 +25,27 @@ impl From<Refused> for Failure {
 
 pub(super) async fn fronts(State(server): State<Shared>) -> Json<api::Fronts> {
     let desk = &server.state.fronts;
-    let mut fronts = Vec::new();
+    // All are asked at the same time, so that one that does not answer delays none.
+    let mut asked = JoinSet::new();
     for (name, known) in desk.all() {
-        // One that does not answer is shown without its counts, and says why.
-        let counts = desk.counts(name.as_str()).await;
-        fronts.push(front(&known, counts));
+        let desk = desk.clone();
+        asked.spawn(async move {
+            let counts = desk.counts(name.as_str()).await;
+            // One that does not answer is shown without its counts, and says why.
+            front(&known, counts, &desk)
+        });
     }
+    let mut fronts = asked.join_all().await;
+    fronts.sort_by(|one, other| one.front.cmp(&other.front));
     Json(api::Fronts { fronts })
+}
+
+pub(super) async fn upgrade(
+    State(server): State<Shared>,
+    Path(front): Path<String>,
+) -> Answer<api::Done> {
+    let messages = server.state.fronts.upgrade(&front).await?;
+    Ok(Json(api::Done { messages }))
 }
 
 pub(super) async fn hand_over(
@@ -89,7 +104,7 @@ pub(super) async fn tend(
     }))
 }
 
-fn front(known: &Known, counts: Result<Counts, Refused>) -> api::Front {
+fn front(known: &Known, counts: Result<Counts, Refused>, desk: &Desk) -> api::Front {
     let config = &known.config;
     let mut front = api::Front {
         front: config.name.to_string(),
@@ -101,9 +116,17 @@ fn front(known: &Known, counts: Result<Counts, Refused>) -> api::Front {
         Ok(status) => fill(&mut front, status),
         Err(why) => front.trouble = Some(why.clone()),
     }
+    front.outdated = desk.outdated(known);
+    if let Some(why) = &known.unreachable {
+        front.stage = Some("unreachable".to_owned());
+        front.trouble = Some(format!("it is unreachable: {why}"));
+    }
     match counts {
         Ok(counts) => front.counts = Some(convert(counts)),
-        Err(Refused::Unknown(why) | Refused::Busy(why)) => front.trouble = Some(why),
+        Err(Refused::Unknown(why) | Refused::Busy(why)) => {
+            front.stage = Some("unreachable".to_owned());
+            front.trouble = Some(why);
+        }
     }
     front
 }
@@ -118,6 +141,9 @@ fn fill(front: &mut api::Front, status: &Status) {
     front.changes = status.transitions.iter().map(ToString::to_string).collect();
     let left = status.left.iter().map(|left| left.why.clone());
     front.trouble = Some(left.collect::<Vec<_>>().join("; ")).filter(|left| !left.is_empty());
+    let failures = status.failures.iter();
+    front.failures = failures.map(|failure| failure.what.clone()).collect();
+    front.pid = Some(status.about.pid).filter(|pid| *pid > 0);
 }
 
 fn instance(member: &MemberStatus) -> api::FrontInstance {
@@ -152,5 +178,8 @@ const fn convert(counts: Counts) -> api::FrontCounts {
         mismatched: counts.mismatched,
         unmirrored: counts.unmirrored,
         spread: counts.spread,
+        open: counts.open,
+        before: counts.before,
+        before_open: counts.before_open,
     }
 }

@@ -184,6 +184,12 @@ pub(super) fn routes() -> Vec<Route> {
         )
         .answers(of::<api::HandOver>),
         change(
+            "/v1/fronts/{front}/upgrade",
+            "Have a new process take a front's place, with its plan as it is configured now",
+            post(fronts::upgrade),
+        )
+        .answers(of::<api::Done>),
+        change(
             "/v1/fronts/{front}/instances/{app}/{what}",
             "Put a shadow in step anew (`resync`), keep it from taking over (`detach`), or let it again (`attach`)",
             post(fronts::tend),

@@ -228,6 +228,7 @@ fn control(
                     reply.send(models).unwrap();
                 }
                 Command::Tell(..) | Command::TellOf(..) => unreachable!("nobody tells"),
+                Command::Succeed(..) | Command::Excuse(..) => unreachable!("there are no fronts"),
                 Command::Stop => break,
             }
         }

@@ -10,18 +10,22 @@ use serde_json::Value;
 use crate::place::{EXE, PATIENCE, Place, eventually, is_running, signal, text};
 
 /// A front named `web` before two services, `a` and `b`.
-struct Stage {
-    place: Place,
-    port: u16,
+pub(crate) struct Stage {
+    pub(crate) place: Place,
+    pub(crate) port: u16,
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
 impl Stage {
     fn new(test: &str, keys: &str) -> Option<Self> {
+        Self::of_mode(test, "tcp", keys)
+    }
+
+    pub(crate) fn of_mode(test: &str, mode: &str, keys: &str) -> Option<Self> {
         let mut place = Place::new(test)?;
         let [port, a, b] = [(); 3].map(|()| free_port());
         let service = |name: &str, port: u16| {
@@ -32,7 +36,7 @@ impl Stage {
             )
         };
         place.configure(&format!(
-            "{}{}[fronts.web]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:{port}\"]\n\
+            "{}{}[fronts.web]\nmode = \"{mode}\"\nlisten = [\"127.0.0.1:{port}\"]\n\
              instances = {{ a = \"127.0.0.1:{a}\", b = \"127.0.0.1:{b}\" }}\n{keys}\n",
             service("a", a),
             service("b", b),
@@ -43,13 +47,13 @@ impl Stage {
         Some(stage)
     }
 
-    fn front(&self) -> Value {
+    pub(crate) fn front(&self) -> Value {
         self.place.json(&["shadow", "status", "web"])
     }
 
     /// Waits until this one serves and the other one stands by.
     #[track_caller]
-    fn await_ready(&self, primary: &str) {
+    pub(crate) fn await_ready(&self, primary: &str) {
         let standby = if primary == "a" { "b" } else { "a" };
         eventually(&format!("{primary} serves and {standby} stands by"), || {
             let front = self.front();
@@ -63,13 +67,13 @@ impl Stage {
         });
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
 
-    fn changes(&self) -> Vec<String> {
+    pub(crate) fn changes(&self) -> Vec<String> {
         let front = self.front();
         let changes = front["changes"].as_array().unwrap().iter();
         changes
@@ -80,13 +84,13 @@ impl Stage {
 
 /// Kills a process and waits until it is gone: until then its socket may take a connection, which
 /// goes with it.
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     signal(pid, Signal::KILL);
     eventually("a killed process is gone", || !is_running(pid));
 }
 
 /// Stops a process and waits until it stands.
-fn stop(pid: u32) {
+pub(crate) fn stop(pid: u32) {
     signal(pid, Signal::STOP);
     eventually("a stopped process stands", || {
         let stat = text(format!("/proc/{pid}/stat").as_ref());
@@ -96,14 +100,14 @@ fn stop(pid: u32) {
 }
 
 /// Sends a request and gives the status of the answer; none when the connection ended before one.
-fn request(stream: &mut TcpStream) -> Option<u16> {
+pub(crate) fn request(stream: &mut TcpStream) -> Option<u16> {
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .ok()?;
     answer(stream)
 }
 
-fn answer(stream: &mut TcpStream) -> Option<u16> {
+pub(crate) fn answer(stream: &mut TcpStream) -> Option<u16> {
     let mut text = String::new();
     while !text.contains("\r\n\r\n") {
         let mut buffer = [0; 1024];
@@ -400,7 +404,10 @@ fn a_reload_leaves_fronts_as_they_began() {
     );
     std::fs::write(&file, other).unwrap();
     let done = stage.place.json(&["reload"]);
-    assert!(done.to_string().contains("[fronts]"), "{done}");
+    let done = done.to_string();
+    for said in ["front other is new", "front web is no longer configured"] {
+        assert!(done.contains(said), "{done}");
+    }
     assert_eq!(stage.place.await_pid("web.front"), front);
     assert_eq!(stage.place.app("other.front"), Value::Null);
     assert_eq!(request(&mut stage.connect()), Some(200));

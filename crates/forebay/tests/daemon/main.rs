@@ -18,6 +18,7 @@ mod container_troubles;
 mod containers;
 mod disk;
 mod fronts;
+mod fronts_life;
 mod http;
 mod images;
 mod imitation;

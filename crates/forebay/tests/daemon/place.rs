@@ -375,6 +375,18 @@ impl Place {
         name
     }
 
+    /// Makes a group of that name where processes can be frozen, too.
+    pub(crate) fn make_unified(&mut self, name: &str) {
+        let unified = self.hierarchies.unified();
+        let freezer = unified.or_else(|| self.hierarchies.of(Controller::Freezer));
+        let (_, hierarchy) = freezer.unwrap();
+        let dir = hierarchy.dir(Path::new(name));
+        if !dir.exists() {
+            fs::create_dir(&dir).unwrap();
+            self.made.push(dir);
+        }
+    }
+
     /// The groups that [`Self::make_group`] made.
     pub(crate) fn made(&self) -> &[PathBuf] {
         &self.made

@@ -53,6 +53,11 @@ pub(super) const FRONT: &[Key] = &[
         "Silence of the primary that is always allowed, such as its longest pause, at most 1min (default 0ms)",
     ),
     key(
+        "drain",
+        Kind::Duration,
+        "How long connections may go on once another process of the front has taken the place, at most 7d (default 1h)",
+    ),
+    key(
         "http",
         Kind::Section(FRONT_HTTP),
         "What can be chosen of mode \"http\"",

@@ -5,8 +5,7 @@ use forebay_shadow::mode::Mode;
 
 use super::*;
 
-const APPS: &str =
-    "[apps.a]\nexec = [\"sh\"]\n[apps.b]\nexec = [\"sh\"]\n[apps.g]\ncgroup = \"g\"\n";
+const APPS: &str = "[apps.a]\nexec = [\"sh\"]\n[apps.b]\nexec = [\"sh\"]\n[apps.g]\nmatch = { executable = \"g\" }\n";
 
 /// The keys of a front `w` before the apps `a` and `b`, that start in line 8.
 #[track_caller]
@@ -28,6 +27,7 @@ fn a_front_arrives_and_is_an_app() {
         connections_max = 77
         patience = "250ms"
         grace = "1s"
+        drain = "2h"
         "#
     ));
     let [front] = &config.fronts.values().collect::<Vec<_>>()[..] else {
@@ -42,6 +42,7 @@ fn a_front_arrives_and_is_an_app() {
     assert_eq!((front.user.as_str(), front.connections_max), ("12", 77));
     assert_eq!(front.patience, Duration::from_millis(250));
     assert_eq!(front.grace, Duration::from_secs(1));
+    assert_eq!(front.drain, Duration::from_secs(7200));
     let app = &config.policy.apps[&"shop.front".parse::<AppId>().unwrap()];
     assert_eq!(app.class, Class::Critical);
     let Binding::Exec(exec) = &app.binding else {
@@ -71,6 +72,29 @@ fn what_is_left_out_has_defaults() {
         (front.patience, front.grace),
         (Duration::from_secs(5), Duration::ZERO)
     );
+    assert_eq!(front.drain, Duration::from_secs(3600));
+}
+
+#[test]
+fn instances_that_would_take_every_client_for_their_own_host_are_pointed_out() {
+    let check = |mode: &str, listen: &str, first: &str, expected: bool| {
+        let config = config(&format!(
+            "{APPS}[fronts.w]\nmode = \"{mode}\"\nlisten = [\"{listen}\"]\n\
+             instances = {{ a = \"{first}\", b = \"192.0.2.1:3\" }}\n"
+        ));
+        let advice = config.fronts.values().next().unwrap().advice();
+        assert_eq!(
+            !advice.is_empty(),
+            expected,
+            "{mode} {listen} {first}: {advice:?}"
+        );
+    };
+    check("redis", "0.0.0.0:1", "127.0.0.1:2", true);
+    check("redis", "[::]:1", "/run/a.sock", true);
+    check("redis", "127.0.0.1:1", "127.0.0.1:2", false);
+    check("redis", "/run/w.sock", "127.0.0.1:2", false);
+    check("redis", "0.0.0.0:1", "192.0.2.2:2", false);
+    check("tcp", "0.0.0.0:1", "127.0.0.1:2", false);
 }
 
 #[test]
@@ -113,7 +137,7 @@ fn fronts_that_cannot_be_are_refused() {
             "f:10: fronts.w.instances.a: `127.0.0.1:1` is used twice; give each front and each instance an address of its own",
             "f:10: fronts.w.instances.bb: `b:4` is no address; write ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or the absolute path of a Unix socket",
             "f:10: fronts.w.instances.bb: there is no app `bb`; did you mean `b`?",
-            "f:10: fronts.w.instances.g: app `g` is not started by Forebay, so its end is seen too late; give it `exec`",
+            "f:10: fronts.w.instances.g: app `g` cannot be stopped where it stands: its group is its manager's, or it has none of its own; give it `exec`, or `cgroup` if somebody else starts it in a group of its own",
         ],
     );
     check_front(
