@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,8 @@ pub struct Switchboard {
     /// What is counted.
     pub counters: Counters,
     left: Mutex<Left>,
+    /// Since when no instance stands by, if none does.
+    alone_since: Mutex<Option<Instant>>,
     troubled: Notify,
     refused: AtomicBool,
 }
@@ -132,6 +134,7 @@ impl Switchboard {
             flights: Flights::default(),
             counters: Counters::default(),
             left: Mutex::default(),
+            alone_since: Mutex::new(Some(Instant::now())),
             troubled: Notify::new(),
             refused: AtomicBool::new(false),
         }
@@ -242,8 +245,23 @@ impl Switchboard {
         self.refused.swap(false, Ordering::Relaxed)
     }
 
+    /// Since when no instance stands by that is in step; none when one does.
+    #[must_use]
+    pub fn alone_since(&self) -> Option<Instant> {
+        let since = self.alone_since.lock();
+        *since.unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
-        self.routing.send_modify(change);
+        self.routing.send_modify(|routing| {
+            change(routing);
+            let since = self.alone_since.lock();
+            let mut since = since.unwrap_or_else(PoisonError::into_inner);
+            *since = match (routing.standby, *since) {
+                (Some(_), _) => None,
+                (None, since) => since.or_else(|| Some(Instant::now())),
+            };
+        });
     }
 }
 
@@ -297,6 +315,18 @@ mod tests {
         assert_eq!(board.unread(3, 9), None);
         board.leave(4, &[]);
         assert_eq!(board.unread(3, 7), None);
+    }
+
+    #[test]
+    fn each_absence_of_a_shadow_has_a_beginning_of_its_own() {
+        let board = board();
+        let first = board.alone_since().unwrap();
+        board.change(|routing| routing.gate = Gate::Open);
+        assert_eq!(board.alone_since(), Some(first));
+        board.change(|routing| routing.standby = Some(1));
+        assert_eq!(board.alone_since(), None);
+        board.change(|routing| routing.standby = None);
+        assert!(board.alone_since().unwrap() > first);
     }
 
     #[tokio::test]
