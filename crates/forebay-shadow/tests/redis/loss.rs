@@ -137,11 +137,8 @@ enum GoesOn {
     AtOnce,
 }
 
-/// Two servers that the front can stop, behind it; none where this process may make no groups.
-async fn fenced_pair(name: &str, options: Options) -> Option<(Vec<Server>, Front)> {
-    if !has(name, "redis-server") {
-        return None;
-    }
+/// Two servers that a front can stop; none where this process may make no groups.
+pub(crate) fn fenced_servers(name: &str) -> Option<Vec<Server>> {
     let groups = [Group::new(), Group::new()];
     let mut servers = Vec::new();
     for group in groups {
@@ -153,6 +150,15 @@ async fn fenced_pair(name: &str, options: Options) -> Option<(Vec<Server>, Front
             }
         }
     }
+    Some(servers)
+}
+
+/// Two servers that the front can stop, behind it; none where this process may make no groups.
+async fn fenced_pair(name: &str, options: Options) -> Option<(Vec<Server>, Front)> {
+    if !has(name, "redis-server") {
+        return None;
+    }
+    let servers = fenced_servers(name)?;
     let front = Front::start(&servers, options);
     for (slot, server) in servers.iter().enumerate() {
         front.join(slot, server).await;
