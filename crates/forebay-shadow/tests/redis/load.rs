@@ -171,7 +171,8 @@ impl Work {
         let mut before = BTreeMap::new();
         let mut history = BTreeMap::new();
         while !*self.stopped.borrow() {
-            if began.is_none() {
+            // One that is in doubt is followed at once; one that was refused is not pressed.
+            if history.last_key_value().map(|(_, told)| *told) != Some(Told::Doubted) {
                 pace.tick().await;
             }
             let began_at = *began.get_or_insert_with(Instant::now);
