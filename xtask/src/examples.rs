@@ -3,13 +3,15 @@
 //! Each trial runs the example's real server under its real load tool three times: alone, beside a
 //! build by many short compiler processes, and beside the same build with a daemon that runs the
 //! example. While the load of the third runs, every app of the example must be found in its slice
-//! with what its class promises. Afterwards nothing may be left.
+//! with what its class promises. Afterwards nothing may be left. Examples of fronts are tried as
+//! [`front`] says.
 //!
 //! The daemon runs a copy of the example that differs from it in the lines which are printed: its
 //! own state, control groups and port, so that it disturbs nothing else on the host.
 
 mod build;
 mod conform;
+mod front;
 mod leftovers;
 mod nginx;
 mod postgres;
@@ -167,9 +169,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         Box::new(redis::Redis::default()),
         Box::new(postgres::Postgres::default()),
     ];
-    let known: Vec<_> = trials.iter().map(|trial| trial.name()).collect();
+    let mut fronts = front::all();
+    let known = trials.iter().map(|trial| trial.name());
+    let known: Vec<_> = known.chain(fronts.iter().map(|f| f.name())).collect();
     let (extent, names) = parse(arguments, &known)?;
-    trials.retain(|trial| names.is_empty() || names.contains(&trial.name()));
+    let wanted = |name: &str| names.is_empty() || names.contains(&name);
+    trials.retain(|trial| wanted(trial.name()));
+    fronts.retain(|front| wanted(front.name()));
 
     if let Err(reason) = prepare_host(extent) {
         return match extent {
@@ -192,27 +198,55 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     for trial in &mut trials {
         let begun = Instant::now();
         println!("\n== {}", trial.name());
-        match (conform::refuse_others(trial.apps()), extent) {
-            (Err(reason), Extent::Quick) => println!("SKIPPED: {}: {reason}", trial.name()),
-            (Err(reason), Extent::Full) => {
-                println!("FAILED: {}: {reason}", trial.name());
-                failed = true;
-            }
-            (Ok(()), _) => match try_one(trial.as_mut(), &forebay, extent) {
-                Ok(rows) => table.extend(rows),
-                Err(error) => {
-                    println!("FAILED: {}: {error}", trial.name());
-                    failed = true;
-                }
-            },
+        let programs = trial.apps().iter().flat_map(|app| app.programs).copied();
+        let others = conform::refuse_others(&programs.collect::<Vec<_>>());
+        let name = trial.name();
+        let tried = attempt(name, others, extent, || {
+            try_one(trial.as_mut(), &forebay, extent)
+        });
+        match tried {
+            Ok(rows) => table.extend(rows.into_iter().flatten()),
+            Err(()) => failed = true,
         }
         let taken = begun.elapsed().as_secs_f64();
-        println!("== {}: {taken:.1} s", trial.name());
+        println!("== {name}: {taken:.1} s");
     }
-    if extent == Extent::Full {
+    for example in &mut fronts {
+        let begun = Instant::now();
+        let name = example.name();
+        println!("\n== {name}");
+        let others = conform::refuse_others(example.binds());
+        let tried = attempt(name, others, extent, || {
+            front::try_one(example.as_mut(), &forebay, extent)
+        });
+        failed |= tried.is_err();
+        println!("== {name}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
+    if extent == Extent::Full && table.len() > 2 {
         println!("\n{}", table.join("\n"));
     }
     if failed { Err(Failure::Checks) } else { Ok(()) }
+}
+
+/// Tries one example, unless others are in its way, and tells what went wrong. None when it was
+/// skipped.
+fn attempt<T>(
+    name: &str,
+    others: Result<(), String>,
+    extent: Extent,
+    tries: impl FnOnce() -> Result<T, String>,
+) -> Result<Option<T>, ()> {
+    let tried = match (others, extent) {
+        (Err(reason), Extent::Quick) => {
+            println!("SKIPPED: {name}: {reason}");
+            return Ok(None);
+        }
+        (Err(reason), Extent::Full) => Err(reason),
+        (Ok(()), _) => tries(),
+    };
+    tried
+        .map(Some)
+        .map_err(|error| println!("FAILED: {name}: {error}"))
 }
 
 fn parse<'a>(arguments: &'a [String], known: &[&str]) -> Result<(Extent, Vec<&'a str>), Failure> {
@@ -289,7 +323,7 @@ fn try_one(trial: &mut dyn Trial, forebay: &Path, extent: Extent) -> Result<Vec<
 fn perform(trial: &mut dyn Trial, stage: &mut Stage, phases: &[Phase]) -> Result<Vec<Row>, String> {
     let build = Build::write(stage.dir())?;
     trial.prepare(stage)?;
-    write_config(trial, stage)?;
+    write_copy(trial.name(), trial.edits(stage), stage)?;
     let mut rows = Vec::new();
     for &phase in phases {
         build.clear()?;
@@ -309,11 +343,12 @@ fn perform(trial: &mut dyn Trial, stage: &mut Stage, phases: &[Phase]) -> Result
     Ok(rows)
 }
 
-fn write_config(trial: &dyn Trial, stage: &Stage) -> Result<(), String> {
-    let example = process::repository().join(format!("examples/{}.toml", trial.name()));
+/// Writes the trial's copy of an example, with these texts in place of those.
+fn write_copy(name: &str, edits: Vec<(&'static str, String)>, stage: &Stage) -> Result<(), String> {
+    let example = process::repository().join(format!("examples/{name}.toml"));
     let fail = |error| format!("read {}: {error}", example.display());
     let mut text = fs::read_to_string(&example).map_err(fail)?;
-    for (from, to) in trial.edits(stage) {
+    for (from, to) in edits {
         if text.matches(from).count() != 1 {
             return Err(format!(
                 "copy {}: `{from}` must stand in it once; change the example or xtask/src/examples",

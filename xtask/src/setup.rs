@@ -75,7 +75,7 @@ const PACKAGES: &[Package] = &[
         name: "redis-server",
         groups: &[Group::Build, Group::Examples],
         sign: Sign::Program("redis-server"),
-        why: "the servers behind the fronts of the redis tests, and the critical service of the redis example",
+        why: "the servers behind the fronts of the redis tests, and of the redis examples",
     },
     Package {
         name: "make",
@@ -87,7 +87,7 @@ const PACKAGES: &[Package] = &[
         name: "nginx-light",
         groups: &[Group::Examples],
         sign: Sign::Program("nginx"),
-        why: "the critical service of the nginx example",
+        why: "the critical service of the nginx example, and the instances of the http-front one",
     },
     Package {
         name: "wrk",

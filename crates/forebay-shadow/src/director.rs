@@ -501,13 +501,16 @@ impl Director {
                 primary,
                 epoch: self.machine.epoch(),
             };
+            let vacant = self.machine.stage() == Stage::Down;
             tokio::spawn(async move {
                 let instances = board.instances();
                 let (Some(this), Some(first)) = (instances.get(slot), instances.get(primary))
                 else {
                     return;
                 };
-                let standing = if slot == primary {
+                let standing = if vacant {
+                    synchroniser.vacant(this, first, instances).await
+                } else if slot == primary {
                     match synchroniser.ping(this).await {
                         Ok(()) => Standing::Ready { lag: None },
                         Err(why) => Standing::Away(why),
@@ -536,7 +539,10 @@ impl Director {
         self.publish();
         let ready = ready && !self.is_detached(slot);
         let first_choice = slot == self.machine.primary();
-        let may_begin = first_choice || self.down_since.elapsed() >= FIRST_CHOICE_BOUND;
+        let first_stands = self.standings.get(self.machine.primary());
+        let may_begin = first_choice
+            || self.down_since.elapsed() >= FIRST_CHOICE_BOUND
+            || matches!(first_stands, Some(Standing::Behind(_)));
         if ready && may_begin && self.machine.stage() == Stage::Down {
             // Each attempt is told by itself, or one that fails for hours would grow.
             self.begin(Cause::Vacancy, &[]);

@@ -69,8 +69,9 @@ impl Service {
                 (Self::Http(Arc::new(shared)), Arc::new(Standby))
             }
             Mode::Redis(options) => {
-                let setup = Arc::new(redis::Setup::new(options));
-                let native = Arc::new(redis::Native::new(options));
+                let native = redis::Native::new(options, board.instances());
+                let setup = Arc::new(redis::Setup::new(options, &native));
+                let native = Arc::new(native);
                 (Self::Redis(own, setup, patience), native)
             }
             Mode::Postgres(options) => {

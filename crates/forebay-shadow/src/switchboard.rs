@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,8 @@ pub struct Switchboard {
     /// Another process has taken this one's place.
     ending: AtomicBool,
     left: Mutex<Left>,
+    /// Since when no instance stands by, if none does.
+    alone_since: Mutex<Option<Instant>>,
     troubled: Notify,
     refused: AtomicBool,
 }
@@ -178,6 +180,7 @@ impl Switchboard {
             followers: Followers::default(),
             ending: AtomicBool::new(false),
             left: Mutex::default(),
+            alone_since: Mutex::new(Some(Instant::now())),
             troubled: Notify::new(),
             refused: AtomicBool::new(false),
         }
@@ -304,11 +307,24 @@ impl Switchboard {
         self.refused.swap(false, Ordering::Relaxed)
     }
 
+    /// Since when no instance stands by that is in step; none when one does.
+    #[must_use]
+    pub fn alone_since(&self) -> Option<Instant> {
+        let since = self.alone_since.lock();
+        *since.unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn change(&self, change: impl FnOnce(&mut Routing)) {
         self.routing.send_modify(|routing| {
             change(routing);
             // Whoever reads the routing reads the number that belongs to it.
             self.followers.changes();
+            let since = self.alone_since.lock();
+            let mut since = since.unwrap_or_else(PoisonError::into_inner);
+            *since = match (routing.standby, *since) {
+                (Some(_), _) => None,
+                (None, since) => since.or_else(|| Some(Instant::now())),
+            };
         });
     }
 
@@ -390,6 +406,18 @@ mod tests {
         assert_eq!(board.unread(3, 9), None);
         board.leave(4, &[]);
         assert_eq!(board.unread(3, 7), None);
+    }
+
+    #[test]
+    fn each_absence_of_a_shadow_has_a_beginning_of_its_own() {
+        let board = board();
+        let first = board.alone_since().unwrap();
+        board.change(|routing| routing.gate = Gate::Open);
+        assert_eq!(board.alone_since(), Some(first));
+        board.change(|routing| routing.standby = Some(1));
+        assert_eq!(board.alone_since(), None);
+        board.change(|routing| routing.standby = None);
+        assert!(board.alone_since().unwrap() > first);
     }
 
     #[tokio::test]

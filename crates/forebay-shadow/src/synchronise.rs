@@ -68,6 +68,25 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     fn standing<'a>(&'a self, shadow: &'a Instance, primary: &'a Instance)
     -> Pending<'a, Standing>;
 
+    /// How an instance stands while nobody serves, and `last` was the last primary. That one is
+    /// ready when it is there; [`Standing::Behind`] says that it is, and must not serve again.
+    fn vacant<'a>(
+        &'a self,
+        this: &'a Instance,
+        last: &'a Instance,
+        _: &'a [Instance],
+    ) -> Pending<'a, Standing> {
+        Box::pin(async move {
+            if this.app != last.app {
+                return self.standing(this, last).await;
+            }
+            match self.ping(this).await {
+                Ok(()) => Standing::Ready { lag: None },
+                Err(why) => Standing::Away(why),
+            }
+        })
+    }
+
     /// Whether only one instance may serve at a time, because each has a state of its own. Then a
     /// hand-over waits until the old primary has answered what it was sent; else that one answers
     /// it while the new one serves already.

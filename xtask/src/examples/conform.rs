@@ -17,15 +17,12 @@ pub(super) struct Report {
 }
 
 /// The examples match whatever runs on the host; a trial binds nothing but its own.
-pub(super) fn refuse_others(apps: &[App]) -> Result<(), String> {
+pub(super) fn refuse_others(programs: &[&str]) -> Result<(), String> {
     for pid in leftovers::pids() {
         let Some(program) = leftovers::program(pid) else {
             continue;
         };
-        if apps
-            .iter()
-            .any(|app| app.programs.contains(&program.as_str()))
-        {
+        if programs.contains(&program.as_str()) {
             return Err(format!(
                 "`{}` runs already as process {pid}, and the example would bind it, too; \
                  end it first",

@@ -163,6 +163,7 @@ impl Conversation<'_> {
                 let replay = self.state.replay(Listens::No);
                 shadow.send(&replay.bytes);
                 shadow.replay = replay.replies;
+                shadow.settled = replay.replies == 0;
                 shadow.version = self.state.version;
                 self.balance.parked = self.up.replace(shadow);
             }

@@ -10,26 +10,21 @@ use tokio::io::Interest;
 use tokio::time::Instant;
 
 use super::balance::{Balance, Steered};
-use super::commands::{self, Kind, Session, Transaction};
+use super::bounds::{CLIENT_BYTES_MAX, Patience};
+use super::commands::{self, Kind, Transaction};
 use super::entry::{Entry, Outlet, Owner, What};
-use super::relay::Whose;
+use super::relay::{Queued, Whose};
 use super::requests::{Command, Requests};
 use super::state::State;
 use super::transaction::{Doom, Open};
 use super::upstream::{Read, Role, Upstream, dial, read};
 use super::{Guarantee, Setup, WithoutShadow};
+use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Gate, Switchboard, count};
 
-/// Commands under way on one connection.
-const ENTRIES_MAX: usize = 4096;
 /// Bytes that wait for the server to take them, beyond which no more commands are taken.
 const UPSTREAM_BYTES_MAX: usize = 1024 * 1024;
-/// Replies that a client has not read, beyond which no more are taken. A client may send all of a
-/// long pipeline before it reads, and would wait for ever if this were small.
-pub(super) const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Bytes of commands that were not looked at, beyond which no more are read.
-const REQUEST_BYTES_MAX: usize = 256 * 1024;
 /// Writes that one `WAIT` confirms.
 const UNCONFIRMED_MAX: usize = 128;
 /// How long commands may stay with a primary that handed over in order.
@@ -73,12 +68,18 @@ pub(super) struct Conversation<'a> {
     pub(super) setup: &'a Setup,
     patience: Duration,
     client: Stream,
-    client_ended: bool,
+    pub(super) client_ended: bool,
     /// Nothing more is taken from the client, and it is left once all is answered.
     pub(super) closing: bool,
-    requests: Requests,
+    pub(super) requests: Requests,
+    /// What was begun by the client, and how long that may take.
+    pub(super) bounds: Patience,
     /// The next command, while it cannot be sent.
-    next: Option<Command>,
+    pub(super) next: Option<Command>,
+    /// Commands that come next since a server that was lost had not read them.
+    pub(super) again: VecDeque<Command>,
+    /// How many of the next commands were counted when they were sent before.
+    pub(super) counted: usize,
     /// Since when it cannot.
     held_since: Option<Instant>,
     /// Until when it waits for a shadow, if it does.
@@ -110,8 +111,9 @@ pub(super) struct Conversation<'a> {
     pub(super) stuffed: bool,
     /// The last connection ended without a word.
     fruitless: bool,
-    /// What the transaction that is open will have done to the connection.
-    pub(super) queued_sessions: Vec<(Session, Command)>,
+    /// A new connection is made what the old one was: somebody waits for that.
+    pub(super) settling: Option<Ticket<'a>>,
+    pub(super) queued: Queued,
 }
 
 impl<'a> Conversation<'a> {
@@ -129,7 +131,10 @@ impl<'a> Conversation<'a> {
             client_ended: false,
             closing: false,
             requests: Requests::new(setup.options.command_bytes_max),
+            bounds: Patience::default(),
             next: None,
+            again: VecDeque::new(),
+            counted: 0,
             held_since: None,
             shadow_due: None,
             outlet: Outlet::default(),
@@ -148,7 +153,8 @@ impl<'a> Conversation<'a> {
             parted: None,
             stuffed: false,
             fruitless: false,
-            queued_sessions: Vec::new(),
+            settling: None,
+            queued: Queued::default(),
         }
     }
 
@@ -184,7 +190,7 @@ impl<'a> Conversation<'a> {
                     }
                 }
                 changed = changes.changed() => changed.map_err(io::Error::other)?,
-                () = sleep_until(due) => self.overdue(),
+                () = sleep_until(due) => self.overdue()?,
             }
         }
     }
@@ -210,7 +216,8 @@ impl<'a> Conversation<'a> {
             up.flush();
         }
         self.forget_sent();
-        self.outlet.out.flush(&self.client)?;
+        let taken = self.outlet.out.flush(&self.client)?;
+        self.note_unread(taken);
         Ok(())
     }
 
@@ -219,25 +226,16 @@ impl<'a> Conversation<'a> {
         if self.client_ended || self.closing || self.requests.held() > self.request_room() {
             return Ok(());
         }
-        let requests = &mut self.requests;
-        match read(&self.client, |bytes| requests.push(bytes))? {
+        let (requests, bounds) = (&mut self.requests, &mut self.bounds);
+        let take = |bytes: &[u8]| {
+            bounds.received += bytes.len();
+            requests.push(bytes);
+        };
+        match read(&self.client, take)? {
             Read::Some | Read::Nothing => {}
             Read::End => self.client_ended = true,
         }
         Ok(())
-    }
-
-    /// A command that is incomplete is read on, whatever its size; its bound is the reader's.
-    fn request_room(&self) -> usize {
-        if self.next.is_some() || self.is_full() {
-            REQUEST_BYTES_MAX
-        } else {
-            usize::MAX
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.entries.len() >= ENTRIES_MAX
     }
 
     fn client_interest(&self) -> Option<Interest> {
@@ -258,12 +256,13 @@ impl<'a> Conversation<'a> {
         }
         // Whoever left while it waits for others does not wait any more.
         let abandoned = self.client_ended && self.is_blocked();
-        let answered = self.entries.is_empty() && self.next.is_none();
+        let answered = self.entries.is_empty() && self.next.is_none() && self.again.is_empty();
         abandoned || answered && (self.closing || self.client_ended)
     }
 
     fn wants_upstream(&self) -> bool {
-        self.next.is_some() || !self.entries.is_empty() || self.state.listens()
+        let next = self.next.is_some() || !self.again.is_empty();
+        next || !self.entries.is_empty() || self.state.listens()
     }
 
     /// When something has to happen though nothing comes.
@@ -271,23 +270,23 @@ impl<'a> Conversation<'a> {
         let held = self.held_since.map(|since| since + self.patience);
         let lingers = self.lingers_since.map(|since| since + LINGER);
         let shadow = self.shadow_due;
-        held.into_iter().chain(lingers).chain(shadow).min()
+        let stuck = self.stuck_at();
+        let due = held.into_iter().chain(lingers).chain(shadow);
+        due.chain(stuck).min()
     }
 
-    fn overdue(&mut self) {
+    fn overdue(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        self.end_stuck(now)?;
         if self
             .held_since
             .is_some_and(|since| since + self.patience <= now)
         {
             self.held_since = None;
-            if self.next.take().is_some() {
-                count(&self.board.counters.failed);
-                self.reject(&unserved(&format!(
-                    "no instance could serve within {} ms",
-                    self.patience.as_millis()
-                )));
-            }
+            self.reject_next(&unserved(&format!(
+                "no instance could serve within {} ms",
+                self.patience.as_millis()
+            )));
         }
         if self
             .lingers_since
@@ -299,6 +298,7 @@ impl<'a> Conversation<'a> {
         }
         // What is past is not waited for, also where nothing can be done about it yet.
         self.shadow_due = self.shadow_due.filter(|due| *due > now);
+        Ok(())
     }
 
     /// Lets go of a connection that has ended, or whose server is not the primary any more.
@@ -351,6 +351,7 @@ impl<'a> Conversation<'a> {
         // What confirms a command that waited for others goes out before the next one is steered:
         // it has to go to the server that executed that command.
         self.confirm_if_due();
+        self.bounds.starved = false;
         while !self.closing && !self.is_full() && !self.is_blocked() {
             if self
                 .up
@@ -359,11 +360,17 @@ impl<'a> Conversation<'a> {
             {
                 break;
             }
-            let command = match self.next.take() {
+            let command = match self.next.take().or_else(|| self.again.pop_front()) {
                 Some(command) => command,
                 None => match self.requests.next() {
-                    Ok(Some(command)) => command,
-                    Ok(None) => break,
+                    Ok(Some(command)) => {
+                        self.bounds.finished();
+                        command
+                    }
+                    Ok(None) => {
+                        self.note_unfinished();
+                        break;
+                    }
                     Err(error) => {
                         self.local(format!("-ERR {error}\r\n").into_bytes());
                         self.closing = true;
@@ -397,6 +404,9 @@ impl<'a> Conversation<'a> {
             self.send_on(kind, command, duty);
         }
         self.confirm_if_due();
+        if !self.bounds.starved {
+            self.bounds.finished();
+        }
         if self.is_full() {
             Forwarded::Full
         } else {
@@ -416,14 +426,18 @@ impl<'a> Conversation<'a> {
         routing.gate == Gate::Open
             && up.is_some_and(|up| {
                 let is_shadow = up.role == Role::Primary || up.is_shadow_in(&routing);
-                !up.ended && is_shadow && up.assigned.epoch == routing.epoch
+                !up.ended && up.settled && is_shadow && up.assigned.epoch == routing.epoch
             })
     }
 
     fn hold(&mut self, command: Command) {
-        if self.held_since.is_none() && self.up.is_some() {
+        if self.held_since.is_none()
+            && let Some(up) = &self.up
+        {
             self.held_since = Some(Instant::now());
-            count(&self.board.counters.held);
+            if up.settled {
+                count(&self.board.counters.held);
+            }
         }
         self.next = Some(command);
     }
@@ -458,6 +472,7 @@ impl<'a> Conversation<'a> {
     fn send_on(&mut self, kind: Kind, command: Command, duty: Duty) {
         let strict = duty == Duty::Confirm;
         if duty == Duty::Refuse {
+            self.counted = self.counted.saturating_sub(1);
             count(&self.board.counters.failed);
             if matches!(kind, Kind::Transaction(_)) {
                 self.transaction = None;
@@ -467,7 +482,11 @@ impl<'a> Conversation<'a> {
             self.local(NO_SHADOW.to_vec());
             return;
         }
-        count(&self.board.counters.requests);
+        if self.counted > 0 {
+            self.counted -= 1;
+        } else {
+            count(&self.board.counters.requests);
+        }
         let what = self.place(kind, &command);
         // Only writes may come between a write and what confirms it.
         if self.unconfirmed > 0 && (!strict || matches!(what, What::Blocking { .. })) {
@@ -514,14 +533,9 @@ impl<'a> Conversation<'a> {
         if std::mem::take(&mut self.stale_offset) {
             self.send_own(What::Nothing, Command::new(&["PING"]));
         }
-        let shadows = self.shadows().to_string();
+        let shadows = self.setup.confirmations(self.board).to_string();
         let wait = self.setup.options.confirm_ms.max(1).to_string();
         self.send_own(What::Confirm, Command::new(&["WAIT", &shadows, &wait]));
-    }
-
-    /// How many shadows have to have a write.
-    pub(super) fn shadows(&self) -> usize {
-        self.board.instances().len().saturating_sub(1)
     }
 
     pub(super) fn send_own(&mut self, what: What, command: Command) {
@@ -539,7 +553,8 @@ impl<'a> Conversation<'a> {
             losses: 0,
             strict,
         };
-        if let Some(up) = &mut self.up {
+        self.bounds.entry_bytes += entry.bytes();
+        if let Some(up) = self.up.as_mut().filter(|up| up.settled) {
             put(self.board, self.setup, up, &mut entry, route);
         }
         self.entries.push_back(entry);
@@ -553,6 +568,7 @@ impl<'a> Conversation<'a> {
                 break;
             }
             if entry.what.is_forgotten() {
+                self.bounds.entry_bytes -= entry.bytes();
                 entry.command = None;
             }
             self.kept += 1;
@@ -562,10 +578,13 @@ impl<'a> Conversation<'a> {
     /// The oldest command is answered.
     pub(super) fn pop(&mut self) -> Option<Entry<'a>> {
         self.kept = self.kept.saturating_sub(1);
-        self.entries.pop_front()
+        let entry = self.entries.pop_front()?;
+        self.bounds.entry_bytes -= entry.bytes();
+        Some(entry)
     }
 
-    /// Makes a new connection what the old one was, and sends what was interrupted.
+    /// Makes a new connection what the old one was. What was interrupted is sent once the server
+    /// agreed to all of it: as somebody else, or in another database, it would do other things.
     fn connected(&mut self, mut up: Upstream) {
         let replay = self.state.replay(super::state::Listens::Yes);
         up.send(&replay.bytes);
@@ -585,11 +604,31 @@ impl<'a> Conversation<'a> {
                 up.replay += 1;
             }
         }
+        up.settled = up.replay == 0;
+        if !up.settled {
+            let route = self.board.flights.route("other");
+            self.settling = Some(self.board.flights.begin(up.assigned.slot, route));
+        }
         self.resume(up);
+    }
+
+    /// Sends what was interrupted once the connection is what the old one was.
+    pub(super) fn settle(&mut self) {
+        let settles = |up: &mut Upstream| !up.settled && up.replay == 0;
+        if let Some(mut up) = self.up.take_if(settles) {
+            up.settled = true;
+            self.settling = None;
+            self.resume(up);
+        }
     }
 
     /// Goes on with a connection, which is sent what was interrupted.
     pub(super) fn resume(&mut self, mut up: Upstream) {
+        self.kept = 0;
+        if !up.settled {
+            self.up = Some(up);
+            return;
+        }
         for entry in &mut self.entries {
             let Some(command) = &entry.command else {
                 continue;
@@ -598,7 +637,6 @@ impl<'a> Conversation<'a> {
             let route = (!waits).then(|| self.setup.route(self.board, command));
             put(self.board, self.setup, &mut up, entry, route);
         }
-        self.kept = 0;
         self.up = Some(up);
     }
 
@@ -620,13 +658,22 @@ impl<'a> Conversation<'a> {
             .counters
             .failed
             .fetch_add(failed, Ordering::Relaxed);
+        self.weigh();
         self.unconfirmed = 0;
         if let Some(open) = &mut self.transaction {
             open.doom.get_or_insert(Doom::Lost);
         }
-        if self.next.take().is_some() {
+        self.reject_next(&error);
+    }
+
+    /// Refuses the command that waits, and those that were sent before in vain.
+    fn reject_next(&mut self, error: &[u8]) {
+        let waiting = usize::from(self.next.take().is_some()) + self.again.len();
+        self.again.clear();
+        self.counted = 0;
+        for _ in 0..waiting {
             count(&self.board.counters.failed);
-            self.reject(&error);
+            self.reject(error);
         }
     }
 }

@@ -35,8 +35,8 @@ pub(super) enum What {
     Queued,
     /// Gives one up.
     Discard,
-    /// Executes one.
-    Exec,
+    /// Executes one, if none of the keys changed that are watched.
+    Exec { watched: bool },
     /// The front's own `WAIT` for what was written before.
     Confirm,
     /// The front's own `DISCARD` of a transaction that it refused.
@@ -50,18 +50,25 @@ impl What {
     pub(super) const fn is_once(&self) -> bool {
         matches!(
             self,
-            Self::Write | Self::Once | Self::Blocking { writes: true } | Self::Wait | Self::Exec
+            Self::Write
+                | Self::Once
+                | Self::Blocking { writes: true }
+                | Self::Wait
+                | Self::Exec { .. }
         )
     }
 
     /// Whether it is not needed any more once it was sent.
     pub(super) const fn is_forgotten(&self) -> bool {
-        matches!(self, Self::Write | Self::Once | Self::Wait | Self::Exec)
+        matches!(
+            self,
+            Self::Write | Self::Once | Self::Wait | Self::Exec { .. }
+        )
     }
 
     /// Whether it ends a transaction.
     pub(super) const fn ends_transaction(&self) -> bool {
-        matches!(self, Self::Exec | Self::Discard | Self::Abort)
+        matches!(self, Self::Exec { .. } | Self::Discard | Self::Abort)
     }
 }
 
@@ -98,6 +105,26 @@ impl Entry<'_> {
     /// Whether the server may have read all of it.
     pub(super) fn is_sent(&self, written: u64) -> bool {
         self.end.is_some_and(|end| end <= written)
+    }
+
+    /// The front's own command, whose reply nobody is told.
+    pub(super) const fn own(command: Command) -> Self {
+        Self {
+            what: What::Nothing,
+            command: Some(command),
+            end: None,
+            ticket: None,
+            confirmations: 0,
+            losses: 0,
+            strict: false,
+        }
+    }
+
+    /// Bytes of the command that are kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.command
+            .as_ref()
+            .map_or(0, |command| command.bytes.len())
     }
 
     /// It is answered here instead.

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::conversation::{ABORTED, Conversation, IN_DOUBT, LOST};
 use super::entry::{Entry, What};
-use super::relay::{Whose, doubt};
+use super::relay::doubt;
+use super::requests::Command;
 use super::transaction::Doom;
 
 /// How often a command is sent again: one that ends every server that it reaches is not.
@@ -25,16 +26,20 @@ impl Conversation<'_> {
         let Some(up) = self.up.take() else {
             return Ok(());
         };
-        if self.parted.take() == Some(Whose::Entry) {
+        // Whatever came next would be taken for the rest of it.
+        if self.parted.take().is_some() {
             return Err(io::Error::other(
-                "the primary was lost within a reply of which the client has a part",
+                "the primary was lost within a reply or a message of which the client has a part",
             ));
         }
         let mut tally = Tally {
             doubted: self.outlet.doubt(IN_DOUBT),
             ..Tally::default()
         };
+        self.settling = None;
+        self.stale_offset = false;
         self.doom_transaction();
+        self.take_back(up.written);
         let open_from = self.open_from();
         let executed = self.executed(up.written, open_from);
         let doomed = self
@@ -68,7 +73,15 @@ impl Conversation<'_> {
                     }
                 }
                 What::Discard if executed.contains(&place) => entry.answer(b"+OK\r\n"),
-                What::Exec if !sent && executed.contains(&place) => entry.answer(ABORTED),
+                What::Exec { watched: true } if !sent => {
+                    // A `WATCH` that is sent again is for a transaction that is over.
+                    kept.push(Entry::own(Command::new(&["UNWATCH"])));
+                    entry.answer(self.state.protocol.nothing());
+                }
+                What::Exec { .. } if !sent && executed.contains(&place) => {
+                    tally.failed += 1;
+                    entry.answer(ABORTED);
+                }
                 _ if sent && entry.what.is_once() => {
                     tally.doubted += 1;
                     entry.answer(IN_DOUBT);
@@ -83,6 +96,7 @@ impl Conversation<'_> {
             kept.push(entry);
         }
         self.entries = kept.into();
+        self.weigh();
         let counters = &self.board.counters;
         doubt(self.board, tally.doubted);
         counters.replayed.fetch_add(tally.again, Ordering::Relaxed);
@@ -99,10 +113,48 @@ impl Conversation<'_> {
                 if watched {
                     open.doom.get_or_insert(Doom::Watched);
                 }
+                if open.failed {
+                    open.doom.get_or_insert(Doom::Rejected);
+                }
                 if open.too_large {
                     open.doom.get_or_insert(Doom::Lost);
                 }
             }
+        }
+    }
+
+    /// What was written last and the server cannot have read comes again, as if it had not been sent:
+    /// what `strict` asks for is seen to anew. Only of commands that say nothing about the connection.
+    fn take_back(&mut self, written: u64) {
+        let may = |entry: &&Entry<'_>| {
+            let plain = matches!(
+                entry.what,
+                What::Read
+                    | What::Write
+                    | What::Once
+                    | What::Wait
+                    | What::Blocking { .. }
+                    | What::Confirm
+                    | What::Nothing
+            );
+            plain && !entry.is_sent(written)
+        };
+        let tail = self.entries.iter().rev().take_while(may).count();
+        let from = self.entries.len() - tail;
+        let strict = self.entries.iter().skip(from).position(|e| e.strict);
+        let Some(first) = strict.map(|first| from + first) else {
+            return;
+        };
+        let own = |entry: &Entry<'_>| matches!(entry.what, What::Confirm | What::Nothing);
+        let back = self.entries.split_off(first);
+        let back = back.into_iter().filter(|entry| !own(entry));
+        let back: Vec<Command> = back.filter_map(|entry| entry.command).collect();
+        if let Some(next) = self.next.take() {
+            self.again.push_front(next);
+        }
+        self.counted += back.len();
+        for command in back.into_iter().rev() {
+            self.again.push_front(command);
         }
     }
 
@@ -129,10 +181,14 @@ impl Conversation<'_> {
                     of_this.push(place);
                 }
                 What::Queued => of_this.push(place),
-                What::Exec | What::Discard | What::Abort => {
+                What::Exec { .. } | What::Discard | What::Abort => {
                     of_this.push(place);
-                    let once = entry.what == What::Abort
-                        || entry.what == What::Exec && entry.is_sent(written);
+                    // What would be executed now would not be followed by a `WAIT`, and nothing is
+                    // watched any more.
+                    let once = match entry.what {
+                        What::Exec { watched } => watched || entry.strict || entry.is_sent(written),
+                        _ => entry.what == What::Abort,
+                    };
                     if once || !begun {
                         executed.append(&mut of_this);
                     }

@@ -20,6 +20,7 @@
 //! published while a listener changed over do not reach it.
 
 mod balance;
+mod bounds;
 mod commands;
 mod conversation;
 mod entry;
@@ -35,8 +36,8 @@ mod transaction;
 mod upstream;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,9 @@ pub struct Options {
     pub read_from_shadow: bool,
     /// Longest command, in bytes.
     pub command_bytes_max: usize,
+    /// How long a client may leave a command unfinished, or leave what waits for it unread once that
+    /// is all that may wait, in milliseconds.
+    pub stuck_ms: u64,
     /// The user of the front itself and of replication, where that is not the default one.
     pub user: Option<String>,
     /// The password of the front itself and of replication. Clients bring their own.
@@ -103,6 +107,7 @@ impl Default for Options {
             long_ms: 2000,
             read_from_shadow: false,
             command_bytes_max: 64 * 1024 * 1024,
+            stuck_ms: 60_000,
             user: None,
             password: None,
         }
@@ -115,32 +120,31 @@ pub(crate) struct Setup {
     options: Options,
     /// Numbers of routes, by the places of [`commands::route`]; given when first needed.
     routes: Vec<AtomicUsize>,
-    /// Since when no shadow is in step, as far as anybody asked.
-    missing_since: Mutex<Option<Instant>>,
+    /// How many replicas there are that are none of the front's.
+    strangers: Arc<AtomicUsize>,
 }
 
 impl Setup {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, native: &Native) -> Self {
         let unknown = || AtomicUsize::new(usize::MAX);
         Self {
             options: options.clone(),
             routes: (0..commands::ROUTES).map(|_| unknown()).collect(),
-            missing_since: Mutex::new(None),
+            strangers: native.strangers(),
         }
     }
 
     /// Until when a write waits for a shadow; none when one is in step.
     fn shadow_due(&self, board: &Switchboard) -> Option<Instant> {
-        let mut since = self
-            .missing_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if board.routing().standby.is_some() {
-            *since = None;
-            return None;
-        }
-        let since = *since.get_or_insert_with(Instant::now);
+        let since: Instant = board.alone_since()?.into();
         Some(since + Duration::from_millis(self.options.confirm_ms))
+    }
+
+    /// How many replicas have to have a write, so that every shadow does: `WAIT` counts replicas, and
+    /// does not say whose. Where there are strangers among them, all have to.
+    fn confirmations(&self, board: &Switchboard) -> usize {
+        let shadows = board.instances().len().saturating_sub(1);
+        shadows + self.strangers.load(Ordering::Relaxed)
     }
 
     /// The number of a command's route.

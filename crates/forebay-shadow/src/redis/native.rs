@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,14 +44,44 @@ pub(crate) struct Native {
     password: Option<super::Secret>,
     /// The primary with which each instance was in step when it was last asked.
     in_step: Mutex<BTreeMap<String, Address>>,
+    /// Where all instances are.
+    addresses: Vec<Address>,
+    /// How many replicas the primary has that are none of them.
+    strangers: Arc<AtomicUsize>,
 }
 
 impl Native {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, instances: &[Instance]) -> Self {
+        let addresses = instances.iter().map(|instance| instance.address.clone());
         Self {
+            addresses: addresses.collect(),
+            strangers: Arc::default(),
             user: options.user.clone(),
             password: options.password.clone(),
             in_step: Mutex::default(),
+        }
+    }
+
+    /// How many replicas the primary has that are no instances of the front, as it was last asked.
+    pub(super) fn strangers(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.strangers)
+    }
+
+    /// Looks who replicates the primary.
+    fn note_strangers(&self, primary: &Instance, found: &Replication) {
+        let strangers = found.replicas.iter().filter(|replica| {
+            let is_it = |address: &&Address| replica.is_at(address);
+            replica.counts && !self.addresses.iter().any(|address| is_it(&address))
+        });
+        let strangers: Vec<&Replica> = strangers.collect();
+        let before = self.strangers.swap(strangers.len(), Ordering::Relaxed);
+        if before < strangers.len() {
+            tracing::warn!(
+                primary = primary.app,
+                ?strangers,
+                "replicas that are none of this front's: with guarantee `strict`, writes wait for \
+                 them as well, since WAIT does not say whose word it has"
+            );
         }
     }
 
@@ -150,6 +181,7 @@ impl Native {
         let answers = self.ask(primary, &commands).await?;
         let answer = answers.last().map(Vec::as_slice).unwrap_or_default();
         let found = Replication::parse(&String::from_utf8_lossy(answer));
+        self.note_strangers(primary, &found);
         let offset = found.master_offset;
         offset.ok_or_else(|| format!("{} does not say what it wrote", primary.app))
     }
@@ -226,6 +258,49 @@ impl Native {
         (0..answers.len()).try_for_each(|place| expect(shadow, &answers, place, b"+OK"))
     }
 
+    /// Whether a server has no data at all.
+    async fn is_blank(&self, instance: &Instance) -> Result<bool, String> {
+        let ask = [Command::new(&["INFO", "keyspace"])];
+        let answers = self.ask(instance, &ask).await?;
+        let answer = answers.first().map(Vec::as_slice).unwrap_or_default();
+        if answer.first() == Some(&b'-') {
+            return Err(format!("ask {}: {}", instance.app, text(answer)));
+        }
+        let answer = String::from_utf8_lossy(answer);
+        Ok(!answer.lines().any(|line| line.starts_with("db")))
+    }
+
+    /// The last primary comes first when nobody serves, since it knows most. One that was begun anew
+    /// without what it had knows nothing: whoever has data comes before it, before the servers
+    /// themselves make that one empty as well.
+    async fn stands_vacant(&self, this: &Instance, last: &Instance, all: &[Instance]) -> Standing {
+        if this.app != last.app {
+            let stands = self.stands(this, last).await;
+            let forgot = self.is_blank(last).await == Ok(true);
+            if matches!(stands, Standing::Behind(_))
+                && forgot
+                && self.is_blank(this).await == Ok(false)
+            {
+                return Standing::Ready { lag: None };
+            }
+            return stands;
+        }
+        if let Err(why) = self.answers(this).await {
+            return Standing::Away(why);
+        }
+        match self.is_blank(this).await {
+            Ok(false) => return Standing::Ready { lag: None },
+            Ok(true) => {}
+            Err(why) => return Standing::Away(why),
+        }
+        for other in all.iter().filter(|other| other.app != this.app) {
+            if self.is_blank(other).await == Ok(false) {
+                return Standing::Behind(format!("it is empty, and {} has data", other.app));
+            }
+        }
+        Standing::Ready { lag: None }
+    }
+
     async fn has_all(&self, shadow: &Instance, primary: &Instance) -> Result<(), String> {
         let all = self.written(primary, false).await?;
         if self.reaches(shadow, all).await {
@@ -272,6 +347,15 @@ impl Synchroniser for Native {
         primary: &'a Instance,
     ) -> Pending<'a, Standing> {
         Box::pin(self.stands(shadow, primary))
+    }
+
+    fn vacant<'a>(
+        &'a self,
+        this: &'a Instance,
+        last: &'a Instance,
+        all: &'a [Instance],
+    ) -> Pending<'a, Standing> {
+        Box::pin(self.stands_vacant(this, last, all))
     }
 
     fn ping<'a>(&'a self, instance: &'a Instance) -> Pending<'a, Result<(), String>> {
@@ -376,6 +460,39 @@ struct Replication {
     master_offset: Option<u64>,
     /// Seconds since it heard from its primary.
     heard: Option<u64>,
+    /// Who replicates it.
+    replicas: Vec<Replica>,
+}
+
+/// A replica, as its primary tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Replica {
+    host: String,
+    port: u16,
+    /// It has its copy, and has said what it has: its word counts for `WAIT`.
+    counts: bool,
+}
+
+impl Replica {
+    /// From `ip=127.0.0.1,port=7002,state=online,offset=42,lag=0`.
+    fn parse(text: &str) -> Option<Self> {
+        let fields = text.split(',').filter_map(|field| field.split_once('='));
+        let fields: BTreeMap<&str, &str> = fields.collect();
+        Some(Self {
+            host: (*fields.get("ip")?).to_owned(),
+            port: fields.get("port")?.parse().ok()?,
+            counts: fields.get("state") == Some(&"online") && fields.get("offset") != Some(&"0"),
+        })
+    }
+
+    fn is_at(&self, address: &Address) -> bool {
+        match address {
+            Address::Tcp(address) => {
+                self.host == address.ip().to_string() && self.port == address.port()
+            }
+            Address::Unix(_) => false,
+        }
+    }
 }
 
 impl Replication {
@@ -392,6 +509,11 @@ impl Replication {
             replica_offset: number("slave_repl_offset"),
             master_offset: number("master_repl_offset"),
             heard: number("master_last_io_seconds_ago"),
+            replicas: fields
+                .iter()
+                .filter(|(name, _)| is_replica(name))
+                .filter_map(|(_, value)| Replica::parse(value))
+                .collect(),
         }
     }
 
@@ -412,6 +534,12 @@ impl Replication {
     }
 }
 
+/// Whether a field is one of `slave0`, `slave1`, ...
+fn is_replica(name: &str) -> bool {
+    let number = name.strip_prefix("slave");
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,11 +557,20 @@ mod tests {
             replica_offset: Some(42),
             master_offset: Some(42),
             heard: Some(2),
+            replicas: Vec::new(),
         };
         assert_eq!(found, expected);
         assert_eq!(found.follows(&"127.0.0.1:7001".parse().unwrap()), Ok(()));
         let other = found.follows(&"127.0.0.1:7002".parse().unwrap());
         assert_eq!(other, Err("it follows 127.0.0.1:7001".to_owned()));
+        let text = "role:master\r\nconnected_slaves:2\r\n\
+                    slave0:ip=127.0.0.1,port=7002,state=online,offset=42,lag=0\r\n\
+                    slave1:ip=::1,port=7003,state=wait_bgsave,offset=0,lag=0\r\n\
+                    slave_read_only:1\r\nmaster_repl_offset:42\r\n";
+        let [first, second] = Replication::parse(text).replicas.try_into().unwrap();
+        assert!(first.counts && first.is_at(&"127.0.0.1:7002".parse().unwrap()));
+        assert!(!first.is_at(&"127.0.0.1:7003".parse().unwrap()));
+        assert!(!second.counts && second.is_at(&"[::1]:7003".parse().unwrap()));
         let none = Replication::parse("role:master\r\n").follows(&"/run/a".parse().unwrap());
         assert_eq!(none, Err("it is a primary itself".to_owned()));
     }

@@ -2,10 +2,12 @@
 
 use std::io;
 
-use super::conversation::{CLIENT_BYTES_MAX, Conversation, owner};
+use super::bounds::CLIENT_BYTES_MAX;
+use super::commands::{Kind, Session};
+use super::conversation::{Conversation, owner};
 use super::entry::{Entry, What};
-use super::replies::{Got, elements};
-use super::requests::decimal;
+use super::replies::{Got, element, elements};
+use super::requests::{Command, decimal};
 use super::upstream::{Role, Upstream};
 use crate::switchboard::Switchboard;
 
@@ -14,6 +16,15 @@ const PART_MIN: usize = 1024 * 1024;
 
 /// Changes of the connection that are kept of one transaction.
 const QUEUED_SESSIONS_MAX: usize = 64;
+
+/// What the transaction that the server answers about will have done to the connection.
+#[derive(Debug, Default)]
+pub(super) struct Queued {
+    /// How many commands are part of it.
+    commands: usize,
+    /// Those that change the connection, with their places.
+    sessions: Vec<(usize, Session, Command)>,
+}
 
 /// To whom a reply belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +46,7 @@ impl Conversation<'_> {
         self.balance.answers = role == Some(Role::Shadow);
         let relayed = self.relay_from(up.as_mut());
         self.up = up;
+        self.settle();
         relayed
     }
 
@@ -72,6 +84,10 @@ impl Conversation<'_> {
 
     /// Entries whose turn it is and that need no server.
     pub(super) fn answer_local(&mut self) -> io::Result<()> {
+        // Nothing may come between the parts of a large message.
+        if self.parted.is_some() {
+            return Ok(());
+        }
         while let Some(entry) = self.entries.front() {
             let What::Local(reply) = &entry.what else {
                 break;
@@ -139,6 +155,12 @@ impl Conversation<'_> {
                 if reply.first() == Some(&b'-') {
                     let why = String::from_utf8_lossy(reply);
                     let why = why.trim_end();
+                    // The primary knows the client, and answers instead.
+                    if self.balance.answers {
+                        tracing::warn!(why, "the shadow does not take a connection over");
+                        self.balance.declined = true;
+                        return Ok(());
+                    }
                     return Err(io::Error::other(format!(
                         "the new primary does not take over a connection: {why}"
                     )));
@@ -221,7 +243,8 @@ impl Conversation<'_> {
         let digits = reply.strip_prefix(b":").unwrap_or_default();
         let digits = digits.strip_suffix(b"\r\n").unwrap_or_default();
         let has = decimal(digits).and_then(|count| usize::try_from(count).ok());
-        if has.is_some_and(|has| has >= self.shadows()) || self.may_continue() {
+        if has.is_some_and(|has| has >= self.setup.confirmations(self.board)) || self.may_continue()
+        {
             self.outlet.confirm();
             return;
         }
@@ -249,24 +272,44 @@ impl Conversation<'_> {
         if let (What::Session(session), Some(command)) = (&what, &command) {
             self.state.answered(*session, command, reply);
         }
-        // Redis selects for the connection what a transaction selected.
-        let executed =
-            what == What::Exec && reply.first() == Some(&b'*') && !reply.starts_with(b"*-");
-        let sessions = std::mem::take(&mut self.queued_sessions);
-        if !matches!(what, What::Exec | What::Discard) {
-            self.queued_sessions = sessions;
-        } else if executed {
-            for (session, command) in sessions {
-                self.state.answered(session, &command, b"+OK\r\n");
+        match what {
+            What::Multi | What::Discard | What::Abort | What::Session(Session::Reset) => {
+                self.queued = Queued::default();
             }
+            What::Queued => self.was_queued(command.as_ref(), reply),
+            // Redis selects for the connection what a transaction selected.
+            What::Exec { .. } => {
+                let sessions = std::mem::take(&mut self.queued).sessions;
+                for (place, session, command) in sessions {
+                    if let Some(reply) = element(reply, place) {
+                        self.state.answered(session, &command, reply);
+                    }
+                }
+            }
+            _ => {}
         }
-        if what == What::Queued
-            && reply.starts_with(b"+QUEUED")
-            && let Some(command) = command
-            && let super::commands::Kind::Session(session) = super::commands::kind(&command)
-            && self.queued_sessions.len() < QUEUED_SESSIONS_MAX
+    }
+
+    /// A command became part of a transaction, or was refused, with which the whole will be.
+    fn was_queued(&mut self, command: Option<&Command>, reply: &[u8]) {
+        if !reply.starts_with(b"+QUEUED") {
+            let ended = self
+                .entries
+                .iter()
+                .any(|entry| entry.what.ends_transaction());
+            if let Some(open) = self.transaction.as_mut().filter(|_| !ended) {
+                open.failed = true;
+            }
+            return;
+        }
+        let place = self.queued.commands;
+        self.queued.commands += 1;
+        if let Some(command) = command
+            && let Kind::Session(session) = super::commands::kind(command)
+            && self.queued.sessions.len() < QUEUED_SESSIONS_MAX
         {
-            self.queued_sessions.push((session, command));
+            let session = (place, session, command.clone());
+            self.queued.sessions.push(session);
         }
     }
 }

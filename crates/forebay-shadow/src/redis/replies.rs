@@ -253,6 +253,22 @@ pub(super) fn elements(reply: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
+/// An element of a reply that is an array, whatever it is itself.
+pub(super) fn element(reply: &[u8], place: usize) -> Option<&[u8]> {
+    let (head, mut rest) = line(reply)?;
+    let count = decimal(head.strip_prefix(b"*")?)?;
+    if usize::try_from(count).ok()? <= place {
+        return None;
+    }
+    let mut scanner = Scanner::new();
+    for _ in 0..place {
+        let (length, _) = scanner.scan(rest).ok().filter(|(_, ended)| *ended)?;
+        rest = rest.get(length..)?;
+    }
+    let (length, _) = scanner.scan(rest).ok().filter(|(_, ended)| *ended)?;
+    rest.get(..length)
+}
+
 fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let line = bytes.get(..end)?;
@@ -333,6 +349,24 @@ mod tests {
         assert_eq!(replies.next(4).unwrap(), Some(Got::Last(b"23456789\r\n")));
         assert_eq!(replies.next(4).unwrap(), Some(Got::Whole(b"+OK\r\n")));
         assert_eq!(replies.next(4).unwrap(), None);
+    }
+
+    #[test]
+    fn an_element_is_found_behind_whatever_comes_before_it() {
+        let reply = b"*4\r\n*2\r\n:1\r\n$1\r\na\r\n+OK\r\n-ERR no\r\n_\r\n";
+        let expected = [
+            Some(b"*2\r\n:1\r\n$1\r\na\r\n".as_slice()),
+            Some(b"+OK\r\n"),
+            Some(b"-ERR no\r\n"),
+            Some(b"_\r\n"),
+            None,
+        ];
+        for (place, expected) in expected.into_iter().enumerate() {
+            assert_eq!(element(reply, place), expected, "{place}");
+        }
+        for reply in [b"*-1\r\n".as_slice(), b"-EXECABORT\r\n", b"*2\r\n:1", b""] {
+            assert_eq!(element(reply, 0).filter(|found| *found != b":1\r\n"), None);
+        }
     }
 
     #[test]

@@ -170,6 +170,9 @@ impl Requests {
                         .ok()
                         .filter(|length| *length <= self.bytes_max);
                     let length = length.ok_or(ProtocolError("invalid bulk length"))?;
+                    if self.at - self.start + length > self.bytes_max {
+                        return Err(ProtocolError("request too large for this front"));
+                    }
                     self.state = State::Argument { left, length };
                 }
                 State::Argument { left, length } => {

@@ -9,6 +9,9 @@ use super::requests::{Command, decimal};
 /// Bytes of the names of channels that one client may listen to.
 pub(super) const CHANNEL_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longest command about the connection: what it says is kept for as long as the client is there.
+pub(super) const SESSION_BYTES_MAX: usize = 16 * 1024;
+
 /// The protocol that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Protocol {
@@ -94,8 +97,10 @@ impl State {
                 self.no_touch = is(2, b"ON").then(|| command.bytes.clone());
             }
             Session::Reset => {
+                // Redis 7.0 keeps `NO-EVICT` here, as it keeps its clients' numbers.
                 *self = Self {
                     version: self.version,
+                    no_evict: self.no_evict.take(),
                     ..Self::default()
                 };
             }
@@ -149,6 +154,11 @@ impl State {
             self.channel_bytes -= channel.len();
         }
         true
+    }
+
+    /// Whether the client said who it is.
+    pub(super) const fn is_logged_in(&self) -> bool {
+        self.auth.is_some()
     }
 
     /// Whether the names of so many bytes may be listened to as well.
@@ -312,7 +322,11 @@ mod tests {
         );
         assert!(!state.forget().is_empty());
         answered(&mut state, Session::Reset, "RESET", "+RESET\r\n");
-        assert_eq!(replay(&state), (vec![], 0));
+        assert_eq!(
+            replay(&state),
+            (vec!["CLIENT NO-EVICT ON".to_owned()], 1),
+            "as the server, a test tells"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::commands::{Kind, Session, Transaction};
 use super::conversation::{ABORTED, Conversation};
 use super::entry::What;
 use super::requests::Command;
+use super::state::SESSION_BYTES_MAX;
 
 /// Bytes of a transaction that is carried to a new primary.
 const TRANSACTION_BYTES_MAX: usize = 1024 * 1024;
@@ -28,6 +29,8 @@ pub(super) struct Open {
     bytes: usize,
     /// It is too large to be kept.
     pub(super) too_large: bool,
+    /// The server refused one of its commands, and will refuse to execute it.
+    pub(super) failed: bool,
     /// It is answered here, and never executed.
     pub(super) doom: Option<Doom>,
 }
@@ -57,6 +60,10 @@ impl Conversation<'_> {
             }
             Kind::Refused(why) => {
                 self.reject(format!("-ERR forebay: {why}\r\n").as_bytes());
+                return true;
+            }
+            Kind::Session(_) if command.bytes.len() > SESSION_BYTES_MAX => {
+                self.reject(b"-ERR forebay: the command is too long to be remembered\r\n");
                 return true;
             }
             Kind::Subscribe(_) if self.transaction.is_some() => {
@@ -121,8 +128,8 @@ impl Conversation<'_> {
             match kind {
                 Kind::Transaction(Transaction::Exec) => {
                     self.transaction = None;
-                    self.watching = false;
-                    return What::Exec;
+                    let watched = std::mem::take(&mut self.watching);
+                    return What::Exec { watched };
                 }
                 Kind::Transaction(Transaction::Discard) => {
                     self.transaction = None;
@@ -159,7 +166,6 @@ impl Conversation<'_> {
             Kind::Subscribe(subscribe) => What::Subscribe(subscribe),
             Kind::Transaction(Transaction::Multi) => {
                 self.transaction = Some(Open::default());
-                self.queued_sessions.clear();
                 What::Multi
             }
             Kind::Transaction(Transaction::Watch) => {

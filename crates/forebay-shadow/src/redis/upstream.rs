@@ -123,6 +123,8 @@ pub(super) struct Upstream {
     pub(super) replies: Replies,
     /// Replies that answer what the client did not ask.
     pub(super) replay: usize,
+    /// It is what the client made of its connection: what the client asks may be sent.
+    pub(super) settled: bool,
     /// Bytes that were ever to be sent, and those that were.
     pub(super) queued: u64,
     pub(super) written: u64,
@@ -145,6 +147,7 @@ impl Upstream {
             },
             replies: Replies::new(),
             replay: 0,
+            settled: true,
             queued: 0,
             written: 0,
             ended: false,

@@ -177,6 +177,9 @@ fn spawn(port: u16, directory: &Path, arguments: &[String]) -> Child {
             "100",
             "--repl-diskless-sync-delay",
             "0",
+            // A script may take longer on a busy machine than a server likes to wait for it.
+            "--lua-time-limit",
+            "0",
         ]);
         command.args(arguments).current_dir(directory);
         let mut child = command

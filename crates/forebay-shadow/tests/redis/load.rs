@@ -1,10 +1,16 @@
-//! Clients that count, while primaries are lost.
+//! Clients that write what nobody else writes, while primaries are lost.
 //!
-//! Every client increments a key of its own. What it was told is a history that can be checked: an
-//! acknowledged increment that is missing later was lost, and one that counts more than what was
-//! acknowledged or is in doubt was executed twice.
+//! Every client appends tokens to lists of its own, each token once. What it was told is a history
+//! that can be checked: a token that was acknowledged is there exactly once, one that is in doubt at
+//! most once, and one that was said not to be executed not at all. A counter would not do: one that
+//! lost an increment and counted another twice looks right.
+//!
+//! A list is checked when the next one is full, and then given up, so that a long run copies no more
+//! to a new shadow than a short one.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +23,8 @@ use super::harness::{BOUND, Client, Front, Reply};
 pub(crate) const CLIENTS: usize = 64;
 /// How often each of them asks.
 const PACE: Duration = Duration::from_millis(10);
+/// Tokens of one list.
+const LIST_TOKENS: usize = 200;
 
 /// What all clients saw.
 #[derive(Debug, Clone, Default)]
@@ -24,8 +32,15 @@ pub(crate) struct Seen {
     pub(crate) acknowledged: u64,
     pub(crate) in_doubt: u64,
     pub(crate) refused: u64,
+    /// Acknowledged tokens that are not there.
     pub(crate) lost: u64,
+    /// Tokens that are there more than once.
     pub(crate) twice: u64,
+    /// Tokens that are there though their client was told that they are not, or asked for nothing
+    /// like them.
+    pub(crate) denied: u64,
+    /// Lists that are there though an acknowledged command removed them.
+    pub(crate) revived: u64,
     pub(crate) dropped: Vec<String>,
     /// For every client, how often it was served, and the longest that one lately took to be served,
     /// from when it first asked, with all that it was told in between.
@@ -123,6 +138,14 @@ impl Load {
     }
 }
 
+/// What a client was told of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Acknowledged,
+    Doubted,
+    Refused,
+}
+
 struct Work {
     number: usize,
     seen: Arc<Mutex<Seen>>,
@@ -131,47 +154,142 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self, mut client: Client) {
+    async fn run(self, mut client: Client) {
+        if let Err(error) = self.write(&mut client).await {
+            self.seen().dropped.push(error.to_string());
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap()
+    }
+
+    async fn write(&self, client: &mut Client) -> io::Result<()> {
         let mut pace = tokio::time::interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let command = format!("INCR key-{}", self.number);
-        let (mut value, mut doubts, mut began) = (0, 0, None);
-        while !*self.stopped.borrow_and_update() {
-            if doubts == 0 {
+        let (mut list, mut token, mut began) = (0_u64, 0_u64, None);
+        let mut before = BTreeMap::new();
+        let mut history = BTreeMap::new();
+        while !*self.stopped.borrow() {
+            // One that is in doubt is followed at once; one that was refused is not pressed.
+            if history.last_key_value().map(|(_, told)| *told) != Some(Told::Doubted) {
                 pace.tick().await;
             }
             let began_at = *began.get_or_insert_with(Instant::now);
-            let reply = client.try_ask(&command).await;
-            let mut seen = self.seen.lock().unwrap();
-            match reply {
-                Ok(Reply::Number(now)) => {
-                    seen.acknowledged += 1;
-                    seen.served[self.number] += 1;
-                    seen.lost += u64::try_from(value + 1 - now).unwrap_or(0);
-                    seen.twice += u64::try_from(now - (value + 1 + doubts)).unwrap_or(0);
-                    seen.gap = seen.gap.max(began_at.elapsed());
-                    (value, doubts, began) = (now, 0, None);
-                }
-                Ok(Reply::Error(error)) if error.starts_with("INDOUBT") => {
-                    doubts += 1;
-                    seen.in_doubt += 1;
-                }
-                Ok(Reply::Error(error)) => {
-                    assert!(
-                        error.starts_with("NOREPLICAS") || error.starts_with("TRYAGAIN"),
-                        "{error}"
-                    );
-                    seen.refused += 1;
-                }
-                Ok(other) => panic!("{other:?}"),
-                Err(error) => {
-                    seen.dropped.push(error.to_string());
-                    return;
+            token += 1;
+            let append = format!("RPUSH {} {token}", self.list(list));
+            let told = told(client.try_ask(&append).await?);
+            history.insert(token, told);
+            {
+                let mut seen = self.seen();
+                match told {
+                    Told::Acknowledged => {
+                        seen.acknowledged += 1;
+                        seen.served[self.number] += 1;
+                        seen.gap = seen.gap.max(began_at.elapsed());
+                        began = None;
+                    }
+                    Told::Doubted => seen.in_doubt += 1,
+                    Told::Refused => seen.refused += 1,
                 }
             }
-            drop(seen);
             self.told.send_modify(|answers| *answers += 1);
+            // What this took is no gap: it is not measured between two tokens.
+            if history.len() >= LIST_TOKENS && began.is_none() {
+                if list > 0 {
+                    self.check(client, list - 1, &before).await?;
+                    self.remove(client, list - 1).await?;
+                }
+                before = std::mem::take(&mut history);
+                list += 1;
+            }
         }
+        if list > 0 {
+            self.check(client, list - 1, &before).await?;
+        }
+        self.check(client, list, &history).await?;
+        self.look_for_revived(client, list).await
+    }
+
+    fn list(&self, number: u64) -> String {
+        format!("list-{}-{number}", self.number)
+    }
+
+    /// Compares a list with what the client was told of its tokens.
+    async fn check(
+        &self,
+        client: &mut Client,
+        list: u64,
+        history: &BTreeMap<u64, Told>,
+    ) -> io::Result<()> {
+        let read = format!("LRANGE {} 0 -1", self.list(list));
+        let Reply::Many(found) = persist(client, &read).await? else {
+            panic!("{read}: no list");
+        };
+        let mut there: BTreeMap<u64, u64> = BTreeMap::new();
+        for token in found {
+            let Reply::Text(token) = token else {
+                panic!("{read}: {token:?}");
+            };
+            *there.entry(token.parse().unwrap()).or_default() += 1;
+        }
+        let mut seen = self.seen();
+        for (token, times) in &there {
+            seen.twice += times - 1;
+            seen.denied += u64::from(!matches!(
+                history.get(token),
+                Some(Told::Acknowledged | Told::Doubted)
+            ));
+        }
+        let acknowledged = history
+            .iter()
+            .filter(|(_, told)| **told == Told::Acknowledged);
+        let lost = acknowledged.filter(|(token, _)| !there.contains_key(token));
+        seen.lost += lost.count() as u64;
+        Ok(())
+    }
+
+    async fn remove(&self, client: &mut Client, list: u64) -> io::Result<()> {
+        let remove = format!("UNLINK {}", self.list(list));
+        let removed = persist(client, &remove).await?;
+        assert!(matches!(removed, Reply::Number(_)), "{remove}: {removed:?}");
+        Ok(())
+    }
+
+    async fn look_for_revived(&self, client: &mut Client, list: u64) -> io::Result<()> {
+        for old in 0..list.saturating_sub(1) {
+            let ask = format!("EXISTS {}", self.list(old));
+            let there = persist(client, &ask).await?;
+            self.seen().revived += u64::from(there != Reply::Number(0));
+        }
+        Ok(())
+    }
+}
+
+/// What a reply says of a token.
+fn told(reply: Reply) -> Told {
+    match reply {
+        Reply::Number(_) => Told::Acknowledged,
+        Reply::Error(error) if error.starts_with("INDOUBT") => Told::Doubted,
+        Reply::Error(error) => {
+            let known = error.starts_with("NOREPLICAS") || error.starts_with("TRYAGAIN");
+            assert!(known, "{error}");
+            Told::Refused
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Asks until there is an answer: for what may be executed more than once.
+async fn persist(client: &mut Client, ask: &str) -> io::Result<Reply> {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let reply = client.try_ask(ask).await?;
+        if !matches!(&reply, Reply::Error(_)) {
+            return Ok(reply);
+        }
+        told(reply);
+        assert!(Instant::now() < deadline, "{ask}: no answer");
     }
 }
 

@@ -7,6 +7,8 @@
 )]
 
 mod balance;
+mod bounds;
+mod changes;
 mod harness;
 mod load;
 mod loss;
@@ -21,6 +23,13 @@ use rustix::process::Signal;
 pub(crate) fn strict() -> Options {
     Options {
         guarantee: Guarantee::Strict,
+        ..Options::default()
+    }
+}
+
+pub(crate) fn password(password: &str) -> Options {
+    Options {
+        password: Some(forebay_shadow::secret::Secret(password.to_owned())),
         ..Options::default()
     }
 }
@@ -221,8 +230,8 @@ async fn a_front_logs_in_and_clients_bring_their_own_password() {
         return;
     }
     let options = Options {
-        password: Some(forebay_shadow::secret::Secret("sesame".to_owned())),
-        ..strict()
+        guarantee: Guarantee::Strict,
+        ..password("sesame")
     };
     let (mut servers, front) = pair(&["--requirepass", "sesame"], options).await;
     let mut client = front.client().await;

@@ -89,9 +89,10 @@ fn of_http(mut section: Section, findings: &mut Findings<'_>) -> http::Options {
 fn of_redis(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> redis::Options {
     let defaults = redis::Options::default();
     let mut ms = |key, default| bounded(&mut section, key, SHORT, findings).map_or(default, millis);
-    let (confirm_ms, long_ms) = (
+    let (confirm_ms, long_ms, stuck_ms) = (
         ms("confirm", defaults.confirm_ms),
         ms("long", defaults.long_ms),
+        ms("stuck", defaults.stuck_ms),
     );
     let bytes = section.take::<Bytes>("command_bytes_max");
     redis::Options {
@@ -109,6 +110,7 @@ fn of_redis(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>)
         },
         confirm_ms,
         long_ms,
+        stuck_ms,
         read_from_shadow: is_set(&mut section, "read_from_shadow"),
         command_bytes_max: bytes
             .and_then(|bytes| usize::try_from(bytes.value.0).ok())

@@ -17,17 +17,24 @@ struct Demo {
     inner: u32,
     temp: tempfile::TempDir,
     hierarchies: Hierarchies,
+    /// What the names of the groups of its daemon begin with.
+    groups: &'static str,
 }
 
 impl Demo {
     fn start(test: &str) -> Option<Self> {
+        // Each arm has a third of it, in which a slow machine must see all parts at once.
+        Self::begin(test, &["demo", "--seconds", "24"], "forebay-demo")
+    }
+
+    fn begin(test: &str, words: &[&str], groups: &'static str) -> Option<Self> {
         // A place says whether the kernel can be tried.
         let place = Place::new(test)?;
         let temp = tempfile::tempdir().unwrap();
         let log = File::create(temp.path().join("log")).unwrap();
         let outer = Command::new(EXE.as_str())
-            // Each arm has a third of it, in which a slow machine must see all parts at once.
-            .args(["demo", "--seconds", "24", "--json"])
+            .args(words)
+            .arg("--json")
             .arg(temp.path().join("result.json"))
             .env("TMPDIR", temp.path())
             .stdin(Stdio::null())
@@ -40,6 +47,7 @@ impl Demo {
             inner: 0,
             temp,
             hierarchies: place.hierarchies.clone(),
+            groups,
         };
         eventually("the inner process runs", || {
             demo.inner = demo.part("--inner").first().copied().unwrap_or(0);
@@ -102,7 +110,7 @@ impl Demo {
 
     /// The group of the demo's daemon goes by the number of the inner process.
     fn group(&self) -> String {
-        format!("forebay-demo-{}", self.inner)
+        format!("{}-{}", self.groups, self.inner)
     }
 
     fn end(&mut self) -> Option<i32> {
@@ -173,6 +181,66 @@ fn a_demo_to_its_end_leaves_its_result_and_nothing_else() {
     assert!(demo.parts().is_empty(), "processes are left");
     assert!(is_gone(&demo.dir()));
     demo.assert_nothing_left();
+}
+
+fn start_failover(test: &str) -> Option<Demo> {
+    let words = ["demo", "failover", "--seconds", "12"];
+    Demo::begin(test, &words, "forebay-bench")
+}
+
+/// The servers of redis that this demo started: they say where they listen, and nothing of the demo.
+fn servers(demo: &Demo) -> Vec<u32> {
+    let config = fs::read_to_string(demo.dir().join("failover.toml")).unwrap_or_default();
+    processes(|words| is_server(words, &config))
+}
+
+/// A server calls itself `redis-server 127.0.0.1:PORT`, all in one word.
+fn is_server(words: &[String], config: &str) -> bool {
+    let mut title = words.iter().flat_map(|word| word.split(' '));
+    let is_redis = title
+        .next()
+        .is_some_and(|word| word.ends_with("redis-server"));
+    is_redis && title.any(|word| word.contains(':') && config.contains(&format!("\"{word}\"")))
+}
+
+#[test]
+fn a_demo_of_failover_shows_all_there_is_and_leaves_nothing() {
+    let Some(mut demo) = start_failover("a_demo_of_failover_shows_all_there_is_and_leaves_nothing")
+    else {
+        return;
+    };
+    assert_eq!(demo.end(), Some(0), "{}", demo.log());
+    let text = fs::read_to_string(demo.temp.path().join("result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = result["rows"].as_array().unwrap();
+    let expected = if result["skipped"].is_null() { 4 } else { 2 };
+    assert_eq!(rows.len(), expected, "{result}");
+    for row in rows {
+        assert!(!row["gaps_ms"].as_array().unwrap().is_empty(), "{row}");
+        for key in ["twice", "lost", "dropped"] {
+            assert_eq!(row[key], 0, "{key}: {row}");
+        }
+    }
+    assert!(demo.parts().is_empty() && is_gone(&demo.dir()));
+    demo.assert_nothing_left();
+}
+
+#[test]
+fn a_demo_of_failover_that_is_killed_leaves_nothing() {
+    let Some(mut demo) = start_failover("a_demo_of_failover_that_is_killed_leaves_nothing") else {
+        return;
+    };
+    let skips = || demo.log().contains("SKIPPED: redis");
+    eventually("the instances run", || {
+        demo.part("orders").len() == 2 && (skips() || servers(&demo).len() == 2)
+    });
+    let servers = servers(&demo);
+    signal(demo.outer.id(), Signal::KILL);
+    assert_eq!(demo.end(), None);
+    demo.assert_nothing_left();
+    eventually("no server is left", || {
+        !servers.iter().copied().any(is_running)
+    });
 }
 
 #[test]

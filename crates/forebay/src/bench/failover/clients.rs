@@ -9,7 +9,17 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::cache;
 use crate::demo::Error;
+
+/// What the clients speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speech {
+    /// HTTP/1.1, to a service that takes orders.
+    Http,
+    /// RESP, to a redis-server whose lists take them.
+    Redis,
+}
 
 /// Connections, each of which asks one thing after the other.
 pub(super) const CONNECTIONS: u32 = 64;
@@ -56,7 +66,11 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Starts asking a service; orders are numbered from the first one on.
-    pub(super) fn start(address: SocketAddr, first_order: u64) -> Result<Self, Error> {
+    pub(super) fn start(
+        address: SocketAddr,
+        speech: Speech,
+        first_order: u64,
+    ) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -65,7 +79,7 @@ impl Clients {
         let told = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("clients".to_owned())
-            .spawn(move || runtime.block_on(all(address, first_order, told)))
+            .spawn(move || runtime.block_on(all(address, speech, first_order, told)))
             .map_err(Error::system("start", "the clients", "check limits"))?;
         Ok(Self { stop, thread })
     }
@@ -78,7 +92,7 @@ impl Clients {
     }
 }
 
-async fn all(address: SocketAddr, first_order: u64, stop: Arc<AtomicBool>) -> Met {
+async fn all(address: SocketAddr, speech: Speech, first_order: u64, stop: Arc<AtomicBool>) -> Met {
     let orders = Arc::new(AtomicU64::new(first_order));
     let begin = Instant::now();
     let clients: Vec<_> = (0..CONNECTIONS)
@@ -87,7 +101,7 @@ async fn all(address: SocketAddr, first_order: u64, stop: Arc<AtomicBool>) -> Me
             tokio::spawn(async move {
                 let gap = Duration::from_secs(1) * CONNECTIONS / RATE;
                 let first = begin + gap * number / CONNECTIONS;
-                one(address, first, gap, &orders, &stop).await
+                one((address, speech), first, gap, &orders, &stop).await
             })
         })
         .collect();
@@ -104,7 +118,7 @@ async fn all(address: SocketAddr, first_order: u64, stop: Arc<AtomicBool>) -> Me
 }
 
 async fn one(
-    address: SocketAddr,
+    (address, speech): (SocketAddr, Speech),
     first: Instant,
     gap: Duration,
     orders: &AtomicU64,
@@ -122,14 +136,10 @@ async fn one(
         let order = count
             .is_multiple_of(ORDER_EVERY)
             .then(|| orders.fetch_add(1, Ordering::Relaxed));
-        let request = match order {
-            Some(id) => {
-                format!("POST /order/{id} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
-            }
-            None => "GET /item HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
-        };
+        let request = speech.request(order);
         let sent = Instant::now();
-        let asked = tokio::time::timeout(PATIENCE, ask(&mut stream, address, &request)).await;
+        let asked = ask(&mut stream, address, speech, &request);
+        let asked = tokio::time::timeout(PATIENCE, asked).await;
         let end = match asked {
             Ok(Ok(end)) => end,
             Ok(Err(_)) | Err(_) => {
@@ -153,6 +163,7 @@ async fn one(
 async fn ask(
     connection: &mut Option<TcpStream>,
     address: SocketAddr,
+    speech: Speech,
     request: &str,
 ) -> std::io::Result<End> {
     let stream = match connection {
@@ -166,7 +177,7 @@ async fn ask(
     stream.write_all(request.as_bytes()).await?;
     let mut text = Vec::new();
     loop {
-        if let Some((end, keeps)) = answer(&text) {
+        if let Some((end, keeps)) = speech.answer(&text) {
             if !keeps {
                 // It said so, which is no drop.
                 *connection = None;
@@ -179,6 +190,26 @@ async fn ask(
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         text.extend(buffer.iter().take(read));
+    }
+}
+
+impl Speech {
+    fn request(self, order: Option<u64>) -> String {
+        match (self, order) {
+            (Self::Redis, order) => cache::request(order),
+            (Self::Http, Some(id)) => {
+                format!("POST /order/{id} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            }
+            (Self::Http, None) => "GET /item HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
+        }
+    }
+
+    /// What a whole answer means, and whether its connection goes on.
+    fn answer(self, bytes: &[u8]) -> Option<(End, bool)> {
+        match self {
+            Self::Http => answer(bytes),
+            Self::Redis => cache::answer(bytes).map(|end| (end, true)),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! any client waited around one fault. Both arms run the same instances, one after the other, in every
 //! repetition.
 
+mod cache;
 mod clients;
 mod haproxy;
 mod shop;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::show::show;
 
-use self::clients::{CONNECTIONS, Clients, End, Met, RATE, Sample};
+use self::clients::{CONNECTIONS, Clients, End, Met, RATE, Sample, Speech};
 use self::haproxy::Haproxy;
 use self::shop::{Forebay, Shop};
 use super::{Args, Target};
@@ -123,7 +124,7 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, Value), Error
         for arm in arms {
             scene.check()?;
             let mut shop: Box<dyn Shop> = match arm {
-                Arm::Forebay => Box::new(Forebay::open(&scene)?),
+                Arm::Forebay => Box::new(Forebay::open(&scene, "")?),
                 Arm::Haproxy => Box::new(Haproxy::open(&scene)?),
             };
             for (place, fault) in FAULTS_ALL.into_iter().enumerate() {
@@ -147,7 +148,7 @@ fn suffer(
     tally: &mut Tally,
 ) -> Result<(), Error> {
     shop.await_ready()?;
-    let clients = Clients::start(shop.address(), segment << 32)?;
+    let clients = Clients::start(shop.address(), Speech::Http, segment << 32)?;
     scene.pause(CALM)?;
     let mut faults = Vec::new();
     for _ in 0..fault.times() {

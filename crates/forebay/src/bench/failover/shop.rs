@@ -106,18 +106,99 @@ pub(super) fn inflict(fault: Fault, pid: u32, port: u16) -> Result<Instant, Erro
     }
 }
 
-/// Behind Forebay.
-pub(super) struct Forebay {
-    address: SocketAddr,
+/// One front of the daemon.
+pub(super) struct Behind {
     socket: PathBuf,
-    log: PathBuf,
-    daemon: Child,
+    name: &'static str,
     /// The process that was hurt.
     hurt: Option<u32>,
 }
 
+impl Behind {
+    pub(super) fn new(scene: &Scene<'_>, name: &'static str) -> Self {
+        Self {
+            socket: scene.dir.join("socket"),
+            name,
+            hurt: None,
+        }
+    }
+
+    /// What the front did, in words, the latest last.
+    pub(super) fn changes(&self) -> Vec<String> {
+        self.front().map(|front| front.changes).unwrap_or_default()
+    }
+
+    fn front(&self) -> Option<api::Front> {
+        let fronts = cli::fronts(&self.socket).ok()?;
+        let mut fronts = fronts.fronts.into_iter();
+        fronts.find(|front| front.front == self.name)
+    }
+
+    fn primary(&self) -> Option<api::FrontInstance> {
+        let front = self.front()?;
+        let primary = front.primary?;
+        let mut instances = front.instances.into_iter();
+        instances.find(|instance| instance.app == primary)
+    }
+
+    /// Waits until one serves and the other one could.
+    pub(super) fn await_ready(&self) -> Result<(), Error> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let front = self.front();
+            let ready = front.as_ref().is_some_and(|front| {
+                let all = |instance: &api::FrontInstance| {
+                    instance.ready && instance.fence && instance.pid != self.hurt
+                };
+                front.stage.as_deref() == Some("warm")
+                    && front.standby.is_some()
+                    && front.instances.iter().all(all)
+            });
+            if ready {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        Err(Error::part(
+            format!("the front `{}`", self.name),
+            format!("no shadow stands by: {:?}", self.front()),
+        ))
+    }
+
+    /// Lets a fault happen to the one that serves; the moment.
+    pub(super) fn strike(&mut self, fault: Fault) -> Result<Instant, Error> {
+        let primary = self.primary();
+        let found = primary.and_then(|primary| {
+            let address: SocketAddr = primary.address.parse().ok()?;
+            Some((primary.pid?, address.port()))
+        });
+        let front = || format!("the front `{}`", self.name);
+        let (pid, port) = found.ok_or_else(|| Error::part(front(), "nobody serves"))?;
+        self.hurt = Some(pid);
+        inflict(fault, pid, port)
+    }
+
+    /// An operator who lets one go on that was stopped must not undo the fence.
+    pub(super) fn let_go_on(&self, fault: Fault) {
+        let pid = self.hurt.and_then(|pid| i32::try_from(pid).ok());
+        if let (Fault::Stopped, Some(pid)) = (fault, pid.and_then(Pid::from_raw)) {
+            // It may be dead by now.
+            kill_process(pid, Signal::CONT).ok();
+        }
+    }
+}
+
+/// Behind Forebay.
+pub(super) struct Forebay {
+    address: SocketAddr,
+    log: PathBuf,
+    daemon: Child,
+    front: Behind,
+}
+
 impl Forebay {
-    pub(super) fn open(scene: &Scene<'_>) -> Result<Self, Error> {
+    /// Starts the daemon, with these lines of configuration besides.
+    pub(super) fn open(scene: &Scene<'_>, besides: &str) -> Result<Self, Error> {
         let [port, a, b] = [free_port()?, free_port()?, free_port()?];
         let log = scene.dir.join(format!("orders-{port}"));
         let path = |name: &str| toml::Value::from(scene.dir.join(name).display().to_string());
@@ -136,34 +217,21 @@ impl Forebay {
         }
         text += &format!(
             "[fronts.shop]\nmode = \"http\"\nlisten = [\"127.0.0.1:{port}\"]\n\
-             instances = {{ a = \"127.0.0.1:{a}\", b = \"127.0.0.1:{b}\" }}\n"
+             instances = {{ a = \"127.0.0.1:{a}\", b = \"127.0.0.1:{b}\" }}\n{besides}"
         );
         let config = scene.dir.join("failover.toml");
         write_config(&config, &text)?;
         Ok(Self {
             address: (Ipv4Addr::LOCALHOST, port).into(),
-            socket: scene.dir.join("socket"),
             log,
             daemon: start_daemon(&config)?,
-            hurt: None,
+            front: Behind::new(scene, "shop"),
         })
     }
 
     /// What the front did, in words, the latest last.
     pub(super) fn changes(&self) -> Vec<String> {
-        self.front().map(|front| front.changes).unwrap_or_default()
-    }
-
-    fn front(&self) -> Option<api::Front> {
-        let fronts = cli::fronts(&self.socket).ok()?;
-        fronts.fronts.into_iter().next()
-    }
-
-    fn primary(&self) -> Option<api::FrontInstance> {
-        let front = self.front()?;
-        let primary = front.primary?;
-        let mut instances = front.instances.into_iter();
-        instances.find(|instance| instance.app == primary)
+        self.front.changes()
     }
 }
 
@@ -173,45 +241,15 @@ impl Shop for Forebay {
     }
 
     fn await_ready(&mut self) -> Result<(), Error> {
-        let until = Instant::now() + PATIENCE;
-        while Instant::now() < until {
-            let front = self.front();
-            let ready = front.as_ref().is_some_and(|front| {
-                let all = |instance: &api::FrontInstance| {
-                    instance.ready && instance.fence && instance.pid != self.hurt
-                };
-                front.stage.as_deref() == Some("warm")
-                    && front.standby.is_some()
-                    && front.instances.iter().all(all)
-            });
-            if ready {
-                return Ok(());
-            }
-            std::thread::sleep(POLL);
-        }
-        Err(Error::part(
-            "the front",
-            format!("no shadow stands by: {:?}", self.front()),
-        ))
+        self.front.await_ready()
     }
 
     fn hurt(&mut self, fault: Fault) -> Result<Instant, Error> {
-        let primary = self.primary();
-        let found = primary.and_then(|primary| {
-            let address: SocketAddr = primary.address.parse().ok()?;
-            Some((primary.pid?, address.port()))
-        });
-        let (pid, port) = found.ok_or_else(|| Error::part("the front", "nobody serves"))?;
-        self.hurt = Some(pid);
-        inflict(fault, pid, port)
+        self.front.strike(fault)
     }
 
     fn heal(&mut self, fault: Fault) -> Result<(), Error> {
-        // An operator who lets it go on must not undo the fence. It may be dead by now.
-        let pid = self.hurt.and_then(|pid| i32::try_from(pid).ok());
-        if let (Fault::Stopped, Some(pid)) = (fault, pid.and_then(Pid::from_raw)) {
-            kill_process(pid, Signal::CONT).ok();
-        }
+        self.front.let_go_on(fault);
         Ok(())
     }
 

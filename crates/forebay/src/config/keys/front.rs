@@ -137,6 +137,11 @@ const FRONT_REDIS: &[Key] = &[
         "How long a command that works on much data may keep the primary silent (default 2s)",
     ),
     key(
+        "stuck",
+        Kind::Duration,
+        "How long a client may leave a command unfinished, or all that may wait for it unread (default 1min)",
+    ),
+    key(
         "read_from_shadow",
         Kind::Bool,
         "Whether a shadow answers reads, perhaps with what was true a moment ago (default false)",

@@ -219,7 +219,7 @@ fn what_is_chosen_of_a_mode_arrives() {
     assert_eq!(http.mirror.ignore_bodies, ["/now"]);
     assert_eq!(http.spread.within_ms, 50);
     let keys = "[fronts.w.redis]\nguarantee = \"strict\"\nwithout_shadow = \"continue\"\n\
-                confirm = \"1s\"\nlong = \"3s\"\nread_from_shadow = true\n\
+                confirm = \"1s\"\nlong = \"3s\"\nstuck = \"10s\"\nread_from_shadow = true\n\
                 command_bytes_max = \"1MiB\"\nuser = \"f\"\n";
     let Mode::Redis(redis) = mode("redis", keys) else {
         panic!("another mode");
@@ -227,6 +227,7 @@ fn what_is_chosen_of_a_mode_arrives() {
     assert_eq!(redis.guarantee, forebay_shadow::redis::Guarantee::Strict);
     assert_eq!((redis.confirm_ms, redis.long_ms), (1000, 3000));
     assert_eq!(redis.command_bytes_max, 1 << 20);
+    assert_eq!(redis.stuck_ms, 10_000);
     assert!(redis.read_from_shadow && redis.password.is_none());
     let keys = "[fronts.w.postgres]\nuser = \"admin\"\ndatabase = \"d\"\nguarantee = \"strict\"\n\
                 lag_max = \"1MiB\"\nrebuild = [\"/usr/bin/rebuild\", \"x\"]\nrebuild_after = \"9s\"\n";
