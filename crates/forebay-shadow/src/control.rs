@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::fence::Hierarchy;
+use crate::http::tls::Pem;
 use crate::status::{Status, Transition};
 
 /// Longest line.
@@ -66,6 +67,8 @@ pub enum Request {
     },
     /// What was counted.
     Counters,
+    /// Another certificate for TLS, for connections to come.
+    Certificate(Pem),
 }
 
 /// What it answers.

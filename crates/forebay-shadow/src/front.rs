@@ -164,8 +164,10 @@ impl Opened {
                 }
             };
             let (board, orders, told) = (Arc::clone(&board), orders.clone(), told.clone());
+            let service = service.clone();
             tokio::spawn(async move {
-                if let Err(error) = converse(stream, &board, &orders, told).await {
+                let parts = (&*board, &service);
+                if let Err(error) = converse(stream, parts, &orders, told).await {
                     tracing::warn!(%error, "a conversation with the daemon ended");
                 }
                 drop(place);
@@ -296,7 +298,7 @@ const STATUS_BOUND: Duration = Duration::from_secs(5);
 
 async fn converse(
     stream: UnixStream,
-    board: &Switchboard,
+    (board, service): (&Switchboard, &Service),
     orders: &mpsc::Sender<Order>,
     mut told: watch::Receiver<Status>,
 ) -> io::Result<()> {
@@ -343,6 +345,7 @@ async fn converse(
                 Answer::Status(Box::new(status))
             }
             Request::Counters => Answer::Counters(counts(&board.counters)),
+            Request::Certificate(pem) => done(service.renew(&pem)),
         };
         tokio::time::timeout(PATIENCE, line.send(&answer, &[])).await??;
     }
