@@ -169,6 +169,9 @@ fn resolve(
     let mode = mode.and_then(|word| mode::mode(word.value, &mut section, host, findings));
     let key = section.key("listen");
     let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
+    if let (Some(mode), Some(listen)) = (&mode, &listen) {
+        mode::check_addresses(mode, listen, &section, findings);
+    }
     let key = section.key("instances");
     let members = instances.map(|given| members(given, &key, apps, taken, findings));
     let is_complete = members.is_some();
