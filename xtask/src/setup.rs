@@ -78,6 +78,18 @@ const PACKAGES: &[Package] = &[
         why: "the servers behind the fronts of the redis tests, and of the redis examples",
     },
     Package {
+        name: "curl",
+        groups: &[Group::Build],
+        sign: Sign::Program("curl"),
+        why: "a client of HTTP/2 and of TLS for the tests of fronts",
+    },
+    Package {
+        name: "openssl",
+        groups: &[Group::Build],
+        sign: Sign::Program("openssl"),
+        why: "certificates for the tests of fronts",
+    },
+    Package {
         name: "make",
         groups: &[Group::Examples],
         sign: Sign::Program("make"),

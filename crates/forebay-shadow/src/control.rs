@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::fence::Hierarchy;
+use crate::http::tls::Pem;
 use crate::status::{Status, Transition};
 use crate::succession::Inheritance;
 
@@ -81,6 +82,8 @@ pub enum Request {
     },
     /// It has all it needs, and takes the place as soon as this is answered.
     Succeeded,
+    /// Another certificate for TLS, for connections to come.
+    Certificate(Pem),
 }
 
 /// What it answers.

@@ -15,7 +15,7 @@ use crate::fence::Fence;
 use crate::member::{self, Member};
 use crate::ping::Ping;
 use crate::status::{About, Failure, Left, MemberStatus, Status, Transition};
-use crate::stream::{Address, Stream};
+use crate::stream::{Address, Stream, is_refusal};
 use crate::succession::{Outcome, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standing, Synchroniser, Witness};
@@ -592,7 +592,7 @@ impl Director {
         }
         let connecting = Stream::connect(self.board.address(primary));
         let connected = tokio::time::timeout(REFUSAL_BOUND, connecting).await;
-        matches!(connected, Ok(Err(_)))
+        matches!(connected, Ok(Err(error)) if is_refusal(&error))
     }
 
     /// Looks at the primary, and acts on what is seen.

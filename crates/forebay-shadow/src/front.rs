@@ -303,6 +303,7 @@ impl Opened {
             told,
             room: Arc::clone(&room),
             plan: plan.clone(),
+            service,
             control,
             listeners,
         });
@@ -539,6 +540,7 @@ impl Complaint {
 #[derive(Debug)]
 struct Desk {
     plan: Plan,
+    service: Service,
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
     orders: mpsc::Sender<Order>,
@@ -641,6 +643,7 @@ impl Desk {
                 let own = counts(&self.board, &self.plan, &self.room);
                 Answer::Counters(self.board.followers.add_to(own))
             }
+            Request::Certificate(pem) => done(self.service.renew(&pem)),
             Request::Succeed { .. } | Request::Succeeded => {
                 Answer::Refused("that was not to be asked here".to_owned())
             }

@@ -22,7 +22,7 @@ use crate::tcp;
 pub enum Mode {
     /// Bytes.
     Tcp,
-    /// HTTP/1.1.
+    /// HTTP/1.1 and HTTP/2.
     Http(http::Options),
     /// RESP, the protocol of Redis.
     Redis(redis::Options),
@@ -65,7 +65,7 @@ impl Service {
         Ok(match mode {
             Mode::Tcp => (Self::Tcp(own, patience), Arc::new(Standby)),
             Mode::Http(options) => {
-                let shared = http::Shared::new(own, options.clone(), patience);
+                let shared = http::Shared::new(own, options.clone(), patience)?;
                 (Self::Http(Arc::new(shared)), Arc::new(Standby))
             }
             Mode::Redis(options) => {
@@ -92,6 +92,19 @@ impl Service {
         };
         if let Err(error) = refuse::tell(client, refusal).await {
             tracing::debug!(%error, "a client was not told that there are too many");
+        }
+    }
+
+    /// Takes another certificate for connections to come.
+    ///
+    /// # Errors
+    /// When it cannot be used, or there is no use for one.
+    pub(crate) fn renew(&self, pem: &http::tls::Pem) -> Result<(), String> {
+        match self {
+            Self::Http(shared) => shared.renew(pem),
+            Self::Tcp(..) | Self::Redis(..) | Self::Postgres(..) => {
+                Err("only the mode http speaks TLS".to_owned())
+            }
         }
     }
 

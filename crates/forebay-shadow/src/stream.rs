@@ -148,6 +148,13 @@ impl Stream {
     }
 }
 
+/// Whether a connection failed because nobody listens there. Whoever has no room for one, or cannot
+/// make one on this side, says nothing of the instance.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
+}
+
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {

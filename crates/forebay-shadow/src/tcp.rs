@@ -58,12 +58,7 @@ pub(crate) async fn relay(
             .ok();
     };
     let relayed = async {
-        let waiting = Waiting {
-            board,
-            slot: assigned.slot,
-            route: board.flights.route("tcp"),
-            ticket: Mutex::new(None),
-        };
+        let waiting = Waiting::new(board, assigned.slot);
         let asked = || waiting.asked();
         let heard = || waiting.heard();
         let up = one_way(client, instance, &asked);
@@ -122,22 +117,32 @@ const RETRY: Duration = Duration::from_millis(5);
 
 /// A connection that has said something waits until it hears something. Whether that was an answer
 /// to it, nobody here knows; that an instance is silent towards all who wait is what counts.
-struct Waiting<'a> {
+#[derive(Debug)]
+pub(crate) struct Waiting<'a> {
     board: &'a Switchboard,
     slot: Slot,
     route: usize,
     ticket: Mutex<Option<Ticket<'a>>>,
 }
 
-impl Waiting<'_> {
-    fn asked(&self) {
+impl<'a> Waiting<'a> {
+    pub(crate) fn new(board: &'a Switchboard, slot: Slot) -> Self {
+        Self {
+            board,
+            slot,
+            route: board.flights.route("tcp"),
+            ticket: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn asked(&self) {
         let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
         if ticket.is_none() {
             *ticket = Some(self.board.flights.begin(self.slot, self.route));
         }
     }
 
-    fn heard(&self) {
+    pub(crate) fn heard(&self) {
         let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ticket) = ticket.take() {
             ticket.heard();

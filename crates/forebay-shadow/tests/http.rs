@@ -6,7 +6,9 @@
     reason = "helpers of tests, which clippy does not take for tests"
 )]
 
+mod http2;
 mod instances;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +18,7 @@ use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::http::{Options, mirror, spread};
 use forebay_shadow::status::Status;
 use instances::BOUND;
-use instances::stage::{Client, Stage};
+use instances::stage::{Client, Reply, Stage};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 
@@ -246,9 +248,62 @@ async fn what_is_no_request_gets_one_clear_answer() {
     assert_eq!(client.ask("GET", "/a", "a", "").await.unwrap().status, 200);
 }
 
+/// What clients speak; in HTTP/2, four of them share a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks<'a> {
+    Http1,
+    Http2,
+    /// HTTP/1.1 over TLS, with a certificate that is believed.
+    Tls1(&'a str),
+    /// HTTP/2 over TLS.
+    Tls2(&'a str),
+}
+
+/// A client of either kind.
+enum Asker {
+    Http1(Client),
+    Tls1(Box<Client<tls::Stream>>),
+    Http2(http2::Client),
+}
+
+impl Asker {
+    /// As many as are asked for.
+    async fn some(stage: &Stage, speaks: Speaks<'_>, many: usize) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for number in 0..many {
+            let next = match (speaks, all.last()) {
+                (Speaks::Http1, _) => Self::Http1(stage.client().await),
+                (Speaks::Tls1(chain), _) => Self::Tls1(Box::new(tls::client(stage, chain).await)),
+                (_, Some(Self::Http2(last))) if number % 4 != 0 => Self::Http2(last.clone()),
+                (Speaks::Http2, _) => Self::Http2(http2::Client::connect(stage).await),
+                (Speaks::Tls2(chain), _) => Self::Http2(tls::client2(stage, chain).await),
+            };
+            all.push(next);
+        }
+        all
+    }
+
+    async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        id: &str,
+        body: &str,
+    ) -> std::io::Result<Reply> {
+        match self {
+            Self::Http1(client) => client.ask(method, path, id, body).await,
+            Self::Tls1(client) => client.ask(method, path, id, body).await,
+            Self::Http2(client) => {
+                let asked = client.ask(method, path, id, body).await;
+                asked.map_err(std::io::Error::other)
+            }
+        }
+    }
+}
+
 /// What clients saw in a load.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     asked: AtomicU64,
     unknown: AtomicU64,
     /// The longest wait, in microseconds.
@@ -258,7 +313,7 @@ struct Seen {
 /// Asks on one connection until told to end: reads, idempotent and other writes in turn. Every
 /// connection lives to the end, and only a `POST` may have an unknown outcome.
 async fn load(
-    mut client: Client,
+    mut client: Asker,
     number: usize,
     seen: Arc<Seen>,
     mut end: tokio::sync::watch::Receiver<bool>,
@@ -297,12 +352,17 @@ async fn load(
 }
 
 /// Runs a load while instances are lost, and counts what was executed.
-async fn under_load(stage: &mut Stage, rounds: usize, lose: &[Signal]) -> Arc<Seen> {
+pub(crate) async fn under_load(
+    stage: &mut Stage,
+    rounds: usize,
+    lose: &[Signal],
+    speaks: Speaks<'_>,
+) -> Arc<Seen> {
     let seen = Arc::new(Seen::default());
     let (tell, end) = tokio::sync::watch::channel(false);
     let mut clients = tokio::task::JoinSet::new();
-    for number in 0..16 {
-        let client = stage.client().await;
+    let askers = Asker::some(stage, speaks, 16).await;
+    for (number, client) in askers.into_iter().enumerate() {
         clients.spawn(load(client, number, Arc::clone(&seen), end.clone()));
     }
     for round in 0..rounds {
@@ -357,7 +417,7 @@ async fn under_load(stage: &mut Stage, rounds: usize, lose: &[Signal]) -> Arc<Se
 #[tokio::test]
 async fn killed_primaries_lose_no_idempotent_request_and_no_client() {
     let mut stage = Stage::new(PATIENCE, None).await;
-    under_load(&mut stage, 10, &[Signal::KILL]).await;
+    under_load(&mut stage, 10, &[Signal::KILL], Speaks::Http1).await;
     assert_eq!(stage.counts().await.failed, 0);
 }
 
@@ -367,14 +427,14 @@ async fn stopped_primaries_execute_nothing_more() {
         return;
     };
     let mut stage = Stage::new(PATIENCE, Some(&groups)).await;
-    under_load(&mut stage, 1, &[Signal::STOP, Signal::CONT]).await;
+    under_load(&mut stage, 1, &[Signal::STOP, Signal::CONT], Speaks::Http1).await;
     assert_eq!(stage.counts().await.failed, 0);
 }
 
 #[tokio::test]
 async fn a_hand_over_fails_nothing() {
     let mut stage = Stage::new(PATIENCE, None).await;
-    let seen = under_load(&mut stage, 6, &[]).await;
+    let seen = under_load(&mut stage, 6, &[], Speaks::Http1).await;
     assert_eq!(seen.unknown.load(Ordering::Relaxed), 0);
     let counts = stage.counts().await;
     assert_eq!((counts.failed, counts.unknown, counts.replayed), (0, 0, 0));
@@ -629,4 +689,20 @@ async fn a_rude_instance_is_asked_again_only_for_what_is_safe() {
         (0, "warm"),
         "it is well, if rude"
     );
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_ends_its_request() {
+    let stage = Stage::new(PATIENCE, None).await;
+    let mut client = stage.client().await;
+    client
+        .send("POST /hang HTTP/1.1\r\nHost: x\r\nX-Id: hang\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    stage.executed_once("hang").await;
+    // It has not only ended what it sends: nobody is there to hear an answer.
+    rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
+    drop(client);
+    stage.executed_once("hang-ended").await;
+    let counts = stage.counts().await;
+    assert_eq!((counts.failed, counts.unknown), (0, 0));
 }

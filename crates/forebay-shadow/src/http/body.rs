@@ -18,6 +18,15 @@ pub(crate) enum Body {
     Close,
 }
 
+/// What some bytes of a body are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Piece<'a> {
+    /// Content, as it would be without a coding.
+    Content(&'a [u8]),
+    /// A part of the fields after the last chunk, with the ends of lines.
+    Trailer(&'a [u8]),
+}
+
 /// Where a body in chunks stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chunks {
@@ -47,6 +56,15 @@ enum State {
     Done,
 }
 
+impl State {
+    const fn is_trailer(self) -> bool {
+        matches!(
+            self,
+            Self::Trailer | Self::TrailerLine | Self::TrailerFeed | Self::LastFeed
+        )
+    }
+}
+
 impl Body {
     pub(crate) const fn chunked() -> Self {
         Self::Chunked(Chunks {
@@ -70,7 +88,7 @@ impl Body {
     /// # Errors
     /// When they are no chunks.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<usize, Bad> {
-        self.take_into(bytes, |_| {})
+        self.take_pieces(bytes, |_| {})
     }
 
     /// The same, with the content among the bytes going somewhere.
@@ -82,18 +100,33 @@ impl Body {
         bytes: &[u8],
         mut content: impl FnMut(&[u8]),
     ) -> Result<usize, Bad> {
+        self.take_pieces(bytes, |piece| match piece {
+            Piece::Content(bytes) => content(bytes),
+            Piece::Trailer(_) => {}
+        })
+    }
+
+    /// The same, with all that is not the coding itself.
+    ///
+    /// # Errors
+    /// When they are no chunks.
+    pub(crate) fn take_pieces(
+        &mut self,
+        bytes: &[u8],
+        mut pieces: impl FnMut(Piece<'_>),
+    ) -> Result<usize, Bad> {
         match self {
             Self::Length(left) => {
                 let taken = usize::try_from(*left)
                     .unwrap_or(usize::MAX)
                     .min(bytes.len());
                 *left -= u64::try_from(taken).unwrap_or(*left);
-                content(bytes.get(..taken).unwrap_or_default());
+                pieces(Piece::Content(bytes.get(..taken).unwrap_or_default()));
                 Ok(taken)
             }
-            Self::Chunked(chunks) => chunks.take(bytes, content),
+            Self::Chunked(chunks) => chunks.take(bytes, pieces),
             Self::Close => {
-                content(bytes);
+                pieces(Piece::Content(bytes));
                 Ok(bytes.len())
             }
         }
@@ -101,7 +134,7 @@ impl Body {
 }
 
 impl Chunks {
-    fn take(&mut self, bytes: &[u8], mut content: impl FnMut(&[u8])) -> Result<usize, Bad> {
+    fn take(&mut self, bytes: &[u8], mut pieces: impl FnMut(Piece<'_>)) -> Result<usize, Bad> {
         let mut taken = 0;
         while let Some(byte) = bytes.get(taken) {
             match self.state {
@@ -110,14 +143,18 @@ impl Chunks {
                     let here = bytes.len() - taken;
                     let some = usize::try_from(self.size).unwrap_or(usize::MAX).min(here);
                     self.size -= u64::try_from(some).unwrap_or(self.size);
-                    content(bytes.get(taken..taken + some).unwrap_or_default());
+                    let content = bytes.get(taken..taken + some).unwrap_or_default();
+                    pieces(Piece::Content(content));
                     taken += some;
                     if self.size == 0 {
                         self.state = State::DataReturn;
                     }
                 }
-                _ => {
+                before => {
                     self.state = self.next(*byte)?;
+                    if before.is_trailer() {
+                        pieces(Piece::Trailer(std::slice::from_ref(byte)));
+                    }
                     taken += 1;
                 }
             }
@@ -201,6 +238,17 @@ mod tests {
         assert_eq!(
             (taken, content.as_slice()),
             (Ok(wiki.len()), b"wikipedia".as_slice())
+        );
+        let mut trailer = Vec::new();
+        let fields = b"1\r\na\r\n0\r\nA: 1\r\nB: 2\r\n\r\nGET";
+        let taken = Body::chunked().take_pieces(fields, |piece| {
+            if let Piece::Trailer(bytes) = piece {
+                trailer.extend(bytes);
+            }
+        });
+        assert_eq!(
+            (taken, trailer.as_slice()),
+            (Ok(fields.len() - 3), b"A: 1\r\nB: 2\r\n\r\n".as_slice())
         );
         for (bytes, length) in good {
             let mut body = Body::chunked();

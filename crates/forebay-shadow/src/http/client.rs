@@ -4,22 +4,25 @@ use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::AsyncWrite;
+
 use super::head::{self, Bad, Method, Request, Search};
+use super::link::Link;
 use super::wire::{self, Stall};
-use crate::stream::Stream;
 
 /// How long a client may keep a connection without asking anything.
-const IDLE_BOUND: Duration = Duration::from_secs(75);
+pub(crate) const IDLE_BOUND: Duration = Duration::from_secs(75);
 /// How long a head may take from its first byte.
-const HEAD_BOUND: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_BOUND: Duration = Duration::from_secs(10);
 /// How long a client may take for the next byte of a body, in either direction.
 pub(crate) const STEP_BOUND: Duration = Duration::from_secs(30);
 /// What a client still sends after the last answer is read, so that the answer is not lost: for so
 /// long, and so much.
-const LINGER_BOUND: Duration = Duration::from_secs(1);
+pub(crate) const LINGER_BOUND: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 /// An idle connection keeps a buffer of this size.
 const BUFFER_KEPT: usize = 2048;
@@ -27,19 +30,25 @@ const BUFFER_KEPT: usize = 2048;
 /// A client.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) stream: Stream,
+    pub(crate) link: Link,
     /// What was read and not dealt with: the request under way comes first.
     pub(crate) buffer: Vec<u8>,
     pub(crate) stall: Stall,
     /// Room for fields that are not to be passed on.
     pub(crate) cuts: Vec<Range<usize>>,
     pub(crate) address: Option<IpAddr>,
+    /// It is spoken with over TLS.
+    pub(crate) is_secure: bool,
+    /// It said nothing so far.
+    fresh: bool,
 }
 
 /// What a client said.
 #[derive(Debug)]
 pub(crate) enum Said {
     Request(Request),
+    /// It begins to speak HTTP/2.
+    Http2,
     /// It speaks, but not this.
     Bad(Bad),
     /// It ended, or asked nothing for long.
@@ -47,17 +56,15 @@ pub(crate) enum Said {
 }
 
 impl Client {
-    pub(crate) fn new(stream: Stream) -> Self {
-        let address = match &stream {
-            Stream::Tcp(tcp) => tcp.peer_addr().ok().map(|address| address.ip()),
-            Stream::Unix(_) => None,
-        };
+    pub(crate) fn new(link: Link, address: Option<IpAddr>) -> Self {
         Self {
-            stream,
+            is_secure: link.is_secure(),
+            link,
             buffer: Vec::new(),
             stall: Stall::new(),
             cuts: Vec::new(),
             address,
+            fresh: true,
         }
     }
 
@@ -80,16 +87,23 @@ impl Client {
                 // Nothing of a request came yet, in however many pieces that did.
                 begun = false;
             }
-            if !self.buffer.is_empty() {
+            let preface = self.fresh && is_begun(PREFACE, &self.buffer);
+            if preface && self.buffer.len() >= PREFACE.len() {
+                return Ok(Said::Http2);
+            }
+            if !self.buffer.is_empty() && !preface {
                 match self.look(&mut search) {
-                    Ok(Some(request)) => return Ok(Said::Request(request)),
+                    Ok(Some(request)) => {
+                        self.fresh = false;
+                        return Ok(Said::Request(request));
+                    }
                     Ok(None) => {}
                     Err(bad) => return Ok(Said::Bad(bad)),
                 }
-                if !begun {
-                    begun = true;
-                    self.stall.expect(HEAD_BOUND);
-                }
+            }
+            if !self.buffer.is_empty() && !begun {
+                begun = true;
+                self.stall.expect(HEAD_BOUND);
             }
             match poll_fn(|context| self.poll_read(context)).await {
                 Ok(0) if begun => return Ok(Said::Bad(Bad::syntax("the head is incomplete"))),
@@ -122,7 +136,7 @@ impl Client {
 
     /// Reads on; too late is an error of the kind [`io::ErrorKind::TimedOut`].
     pub(crate) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        match wire::poll_read(&mut self.stream, context, &mut self.buffer) {
+        match wire::poll_read(&mut self.link, context, &mut self.buffer) {
             Poll::Pending => self.stalled(context),
             ready => ready,
         }
@@ -130,8 +144,12 @@ impl Client {
 
     /// An error once the client took too long.
     pub(crate) fn stalled<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
-        let late = |()| Err(io::ErrorKind::TimedOut.into());
-        self.stall.poll(context).map(late)
+        wire::late(&mut self.stall, context)
+    }
+
+    /// Waits until nobody is there any more to hear an answer.
+    pub(crate) async fn gone(&mut self) -> io::Error {
+        poll_fn(|context| self.link.poll_gone(context)).await
     }
 
     /// Puts the request's head into the form in which the instance gets it.
@@ -146,7 +164,7 @@ impl Client {
     /// When the client does not take it.
     pub(crate) async fn answer(&mut self, answer: &Answer<'_>) -> io::Result<()> {
         let bytes = answer.bytes();
-        wire::write_all(&mut self.stream, &mut self.stall, STEP_BOUND, &bytes).await
+        wire::write_all(&mut self.link, &mut self.stall, STEP_BOUND, &bytes).await
     }
 
     /// Ends a connection so that the last answer arrives though the client still sends: bytes that
@@ -155,11 +173,20 @@ impl Client {
     /// # Errors
     /// When the connection broke.
     pub(crate) async fn linger(&mut self) -> io::Result<()> {
-        match rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write) {
-            Ok(()) | Err(rustix::io::Errno::NOTCONN) => {}
-            Err(error) => return Err(error.into()),
-        }
         self.stall.expect(LINGER_BOUND);
+        let shut = poll_fn(
+            |context| match Pin::new(&mut self.link).poll_shutdown(context) {
+                Poll::Pending => self.stalled(context),
+                shut => shut,
+            },
+        );
+        match shut.await {
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),
+            Err(_) | Ok(()) => {}
+        }
+        if self.link.is_half() {
+            return Ok(());
+        }
         let mut read = 0;
         while read < LINGER_BYTES_MAX {
             self.buffer.clear();
@@ -172,6 +199,15 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// What a client sends first that speaks HTTP/2 without having asked (RFC 9113, 3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether bytes are the beginning of a text, or begin with it.
+fn is_begun(text: &[u8], bytes: &[u8]) -> bool {
+    let length = bytes.len().min(text.len());
+    length > 0 && text.get(..length) == bytes.get(..length)
 }
 
 /// A request came too slowly.

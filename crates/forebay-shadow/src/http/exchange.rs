@@ -2,7 +2,10 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
 
 use super::body::Body;
 use super::bulk::{Ask, BULK_MIN, Broke, Bulk, Waits};
@@ -289,7 +292,7 @@ impl Download {
         };
         if self.bulk.is_none() {
             // What is compared has to be seen.
-            if *left < BULK_MIN || self.print.is_some() {
+            if *left < BULK_MIN || self.print.is_some() || client.link.plain().is_none() {
                 return Poll::Ready(None);
             }
             match Bulk::new() {
@@ -300,12 +303,13 @@ impl Download {
                 }
             }
         }
-        let Some(bulk) = &mut self.bulk else {
+        let Client { link, stall, .. } = client;
+        let (Some(bulk), Some(plain)) = (&mut self.bulk, link.plain()) else {
             return Poll::Ready(None);
         };
         loop {
             let before = *left;
-            let passed = bulk.pass((instance, &client.stream), left, ask);
+            let passed = bulk.pass((instance, plain), left, ask);
             let ready = match passed {
                 Ok(None) => return Poll::Ready(Some(Ok(()))),
                 Ok(Some(Waits::From)) if ask == Ask::Kernel => {
@@ -314,10 +318,10 @@ impl Download {
                 Ok(Some(Waits::From)) => instance.poll_read_ready(context).map_err(Fault::Instance),
                 Ok(Some(Waits::To)) => {
                     if before != *left {
-                        client.stall.expect(STEP_BOUND);
+                        stall.expect(STEP_BOUND);
                     }
-                    match client.stream.poll_write_ready(context) {
-                        Poll::Pending => client.stalled(context).map_err(Fault::Client),
+                    match plain.poll_write_ready(context) {
+                        Poll::Pending => wire::late(stall, context).map_err(Fault::Client),
                         ready => ready.map_err(Fault::Client),
                     }
                 }
@@ -345,7 +349,7 @@ impl Download {
     ) -> Poll<Result<(), Fault>> {
         while self.sent < self.known {
             let rest = self.buffer.get(self.sent..self.known).unwrap_or_default();
-            match wire::poll_write(&mut client.stream, context, rest) {
+            match wire::poll_write(&mut client.link, context, rest) {
                 Poll::Ready(Ok(written)) => {
                     self.sent += written;
                     self.begun = true;
@@ -359,7 +363,10 @@ impl Download {
                 }
             }
         }
-        Poll::Ready(Ok(()))
+        match Pin::new(&mut client.link).poll_flush(context) {
+            Poll::Pending => client.stalled(context).map_err(Fault::Client),
+            flushed => flushed.map_err(Fault::Client),
+        }
     }
 }
 
@@ -367,6 +374,11 @@ impl Drop for Download {
     fn drop(&mut self) {
         wire::give_back(std::mem::take(&mut self.buffer));
     }
+}
+
+/// Nobody waits for the answer any more: to go on would take an instance's time for nothing.
+const fn fault_of_client<T>(gone: io::Error) -> Result<T, Fault> {
+    Err(Fault::Client(gone))
 }
 
 /// The two ends of an exchange.
@@ -398,8 +410,10 @@ impl Ends<'_> {
         {
             ticket.heard();
         }
-        ready!(read).map_err(Fault::Instance)?;
-        Poll::Ready(Ok(from))
+        match read {
+            Poll::Pending => self.client.link.poll_gone(context).map(fault_of_client),
+            Poll::Ready(read) => Poll::Ready(read.map(|_| from).map_err(Fault::Instance)),
+        }
     }
 
     /// Sends the request and waits for the answer's head.
@@ -449,7 +463,7 @@ impl Ends<'_> {
         if request.modern {
             let bytes = download.buffer.get(..length).unwrap_or_default();
             let client = &mut *self.client;
-            wire::write_all(&mut client.stream, &mut client.stall, STEP_BOUND, bytes)
+            wire::write_all(&mut client.link, &mut client.stall, STEP_BOUND, bytes)
                 .await
                 .map_err(Fault::Client)?;
         }
@@ -509,8 +523,12 @@ impl Ends<'_> {
                     if let (Some(ticket), Poll::Pending) = (ticket, &bulk) {
                         ticket.heard();
                     }
-                    if let Some(passed) = ready!(bulk) {
-                        return Poll::Ready(passed);
+                    match bulk {
+                        Poll::Ready(Some(passed)) => return Poll::Ready(passed),
+                        Poll::Ready(None) => {}
+                        Poll::Pending => {
+                            return self.client.link.poll_gone(context).map(fault_of_client);
+                        }
                     }
                 }
                 let from = ready!(self.poll_down(ticket, context))?;
@@ -567,7 +585,7 @@ impl Ends<'_> {
     pub(crate) async fn switch(&mut self) -> Result<(), Fault> {
         let client = &mut *self.client;
         let bytes = self.download.buffer.as_slice();
-        wire::write_all(&mut client.stream, &mut client.stall, STEP_BOUND, bytes)
+        wire::write_all(&mut client.link, &mut client.stall, STEP_BOUND, bytes)
             .await
             .map_err(Fault::Client)?;
         let bytes = client.buffer.get(self.upload.sent..).unwrap_or_default();

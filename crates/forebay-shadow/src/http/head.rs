@@ -56,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) upgrade: bool,
     /// It carries an `Idempotency-Key`.
     pub(crate) keyed: bool,
+    /// Its client takes fields that come after a body.
+    pub(crate) trailers: bool,
     /// It changes nothing (RFC 9110, 9.2.1).
     pub(crate) safe: bool,
 }
@@ -122,7 +124,7 @@ impl Search {
 }
 
 /// The length up to and including the first empty line.
-fn end(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn end(bytes: &[u8]) -> Option<usize> {
     let mut from = 0;
     loop {
         let feed = from + bytes.get(from..)?.iter().position(|byte| *byte == b'\n')?;
@@ -196,6 +198,7 @@ pub(crate) fn request(bytes: &[u8], cuts: &mut Vec<Range<usize>>) -> Result<Requ
         body,
         upgrade,
         keyed: seen.keyed,
+        trailers: modern && seen.trailers,
         safe: matches!(name, "GET" | "HEAD" | "OPTIONS" | "TRACE"),
     })
 }
@@ -280,6 +283,7 @@ struct Fields {
     keep: bool,
     expects: bool,
     keyed: bool,
+    trailers: bool,
     /// `Connection: upgrade`.
     asks_upgrade: bool,
     /// There is an `Upgrade` to something that may be passed on.
@@ -299,7 +303,10 @@ impl Fields {
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             // Most fields concern nobody here; their length says so.
             match field.name.len() {
-                2 if is("te") => cuts.push(line(bytes, field)),
+                2 if is("te") => {
+                    seen.trailers |= list(field.value).any(is_token("trailers"));
+                    cuts.push(line(bytes, field));
+                }
                 4 if is("host") => seen.hosts += 1,
                 6 if is("expect") => seen.expects = list(field.value).any(is_token("100-continue")),
                 7 if is("upgrade") => seen.add_upgrade(bytes, field, cuts),
@@ -426,6 +433,18 @@ fn line(bytes: &[u8], field: &httparse::Header<'_>) -> Range<usize> {
     let rest = bytes.get(start..).unwrap_or_default();
     let feed = rest.iter().position(|byte| *byte == b'\n');
     start..start + feed.map_or(rest.len(), |feed| feed + 1)
+}
+
+/// Finds the lines of all fields of a name in a head that was read.
+pub(crate) fn lines_of(name: &str, head: &[u8], cuts: &mut Vec<Range<usize>>) {
+    let mut start = 0;
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        let field = line.split(|byte| *byte == b':').next();
+        if field.is_some_and(|field| field.eq_ignore_ascii_case(name.as_bytes())) {
+            cuts.push(start..start + line.len());
+        }
+        start += line.len();
+    }
 }
 
 /// Takes fields out of the head that a buffer begins with, and puts lines at its end.

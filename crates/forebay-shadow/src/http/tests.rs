@@ -3,21 +3,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::switchboard::Instance;
+use crate::switchboard::{Gate, Instance};
 
 /// A front with an instance that nobody has started.
-fn shared() -> Shared {
+fn shared() -> Arc<Shared> {
     let instance = Instance {
         app: "a".to_owned(),
         address: "/nonexistent/socket".parse().unwrap(),
     };
     let board = Switchboard::new(vec![instance], 0, 1);
     board.change(|routing| routing.gate = Gate::Open);
-    Shared::new(
-        Arc::new(board),
-        Options::default(),
-        Duration::from_millis(200),
-    )
+    let patience = Duration::from_millis(200);
+    Arc::new(Shared::new(Arc::new(board), Options::default(), patience).unwrap())
 }
 
 /// What a client gets that sends some bytes and no more, and after how long. Time passes as soon
@@ -74,6 +71,44 @@ async fn a_client_that_is_slow_is_told_so_in_bounded_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_of_http2_without_a_request_ends_in_bounded_time() {
+    const GOAWAY: u8 = 7;
+    let cases: [(&[u8], u64); 3] = [
+        // It never says its settings, its settings stop short, a request's head has no end.
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 76),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04", 76),
+        (
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82",
+            76,
+        ),
+    ];
+    for (bytes, seconds) in cases {
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        client.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let shared = shared();
+        let (served, read) = tokio::join!(
+            async { serve(&shared, Stream::Unix(stream)).await },
+            client.read_to_end(&mut answer)
+        );
+        served.unwrap();
+        read.unwrap();
+        let after = began.elapsed();
+        let bound = Duration::from_secs(seconds);
+        assert!(after + Duration::from_secs(2) > bound && after < bound + Duration::from_secs(1));
+        let mut rest = answer.as_slice();
+        let mut kinds = Vec::new();
+        while let Some((head, after)) = rest.split_first_chunk::<9>() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            kinds.push(head[3]);
+            rest = &after[usize::try_from(length).unwrap()..];
+        }
+        assert!(kinds.contains(&GOAWAY), "{kinds:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_head_that_trickles_is_bounded_as_a_whole() {
     let (mut client, stream) = UnixStream::pair().unwrap();
     let began = Instant::now();
@@ -109,7 +144,7 @@ fn a_route_is_a_method_and_the_first_part_of_a_path() {
         .unwrap();
     let _entered = runtime.enter();
     let (stream, _other) = UnixStream::pair().unwrap();
-    let mut client = Client::new(Stream::Unix(stream));
+    let mut client = Client::new(Link::Plain(Stream::Unix(stream)), None);
     let mut of = |target: &str, method: &str| {
         client.buffer = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
         let request = head::request(&client.buffer, &mut Vec::new()).unwrap();

@@ -43,7 +43,7 @@ pub(crate) fn give_back(mut buffer: Vec<u8>) {
 
 /// Appends what can be read; nothing at the end.
 pub(crate) fn poll_read(
-    stream: &mut Stream,
+    stream: &mut (impl AsyncRead + Unpin),
     context: &mut Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
@@ -57,7 +57,7 @@ pub(crate) fn poll_read(
 
 /// Writes some of the bytes; never none.
 pub(crate) fn poll_write(
-    stream: &mut Stream,
+    stream: &mut (impl AsyncWrite + Unpin),
     context: &mut Context<'_>,
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
@@ -123,7 +123,7 @@ impl Stall {
 /// # Errors
 /// What the system says, or that it took too long.
 pub(crate) async fn write_all(
-    stream: &mut Stream,
+    stream: &mut (impl AsyncWrite + Unpin),
     stall: &mut Stall,
     within: Duration,
     bytes: &[u8],
@@ -137,13 +137,20 @@ pub(crate) async fn write_all(
                     rest = rest.get(written..).unwrap_or_default();
                     stall.expect(within);
                 }
-                Poll::Pending => {
-                    ready!(stall.poll(context));
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
+                Poll::Pending => return late(stall, context),
             }
         }
-        Poll::Ready(Ok(()))
+        match Pin::new(&mut *stream).poll_flush(context) {
+            Poll::Pending => late(stall, context),
+            flushed => flushed,
+        }
     })
     .await
+}
+
+/// An error once the other side took too long.
+pub(crate) fn late<T>(stall: &mut Stall, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+    stall
+        .poll(context)
+        .map(|()| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -185,11 +185,12 @@ fn answer_all(stream: TcpStream, mut record: File) -> std::io::Result<()> {
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
         let mut body = Vec::new();
+        let mut trailer = String::new();
         if let Some(length) = field("content-length") {
             body.resize(length.parse().unwrap(), 0);
             reader.read_exact(&mut body)?;
         } else if field("transfer-encoding").is_some() {
-            body = chunks(&mut reader)?;
+            body = chunks(&mut reader, &mut trailer)?;
         }
         // One write, so that lines of different threads do not mix.
         let id = field("x-id").unwrap_or_default();
@@ -197,8 +198,16 @@ fn answer_all(stream: TcpStream, mut record: File) -> std::io::Result<()> {
         let bodiless = head.starts_with("HEAD ");
         match path.as_str() {
             "/hang" => {
-                reader.read_line(&mut head)?;
-                return Ok(());
+                let end = reader.read_line(&mut head);
+                let line = format!("{} {id}-ended\n", std::process::id());
+                record.write_all(line.as_bytes())?;
+                return end.map(drop);
+            }
+            "/trailers" => {
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n0\r\n{trailer}x-sum: 4\r\n\r\n"
+                );
+                writer.write_all(answer.as_bytes())?;
             }
             "/stream" => {
                 writer.write_all(
@@ -272,18 +281,25 @@ pub(crate) fn pattern(place: usize) -> u8 {
     u8::try_from(place * 7 % 251).unwrap()
 }
 
-fn chunks(reader: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+fn chunks(reader: &mut impl BufRead, trailer: &mut String) -> std::io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let size = line.trim().split(';').next().unwrap();
         let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            loop {
+                let mut field = String::new();
+                reader.read_line(&mut field)?;
+                if field.trim().is_empty() {
+                    return Ok(body);
+                }
+                trailer.push_str(&field);
+            }
+        }
         let mut chunk = vec![0; size + 2];
         reader.read_exact(&mut chunk)?;
-        if size == 0 {
-            return Ok(body);
-        }
         body.extend(&chunk[..size]);
     }
 }

@@ -13,7 +13,7 @@ use forebay_shadow::http::Options;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::status::Status;
 use forebay_shadow::stream::Address;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{BOUND, Instance, descriptors};
@@ -195,8 +195,8 @@ impl Stage {
 }
 
 /// A client of few words.
-pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) stream: S,
     pub(crate) buffer: Vec<u8>,
 }
 
@@ -207,9 +207,10 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
 }
 
-impl Client {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     pub(crate) async fn more(&mut self) -> io::Result<usize> {
@@ -280,6 +281,7 @@ impl Client {
             "{method} {path} HTTP/1.1\r\nHost: test\r\nX-Id: {id}\r\nContent-Length: {length}\r\n\r\n{body}"
         );
         self.stream.write_all(text.as_bytes()).await?;
+        self.stream.flush().await?;
         self.reply(method == "HEAD").await
     }
 }

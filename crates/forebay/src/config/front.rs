@@ -211,6 +211,9 @@ fn resolve(
     let mode = mode.and_then(|word| mode::mode(word.value, &mut section, host, findings));
     let key = section.key("listen");
     let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
+    if let (Some(mode), Some(listen)) = (&mode, &listen) {
+        mode::check_addresses(mode, listen, &section, findings);
+    }
     let key = section.key("instances");
     // Servers that replicate are in step with each other; an image would take them back.
     let may_be_alone = matches!(mode, None | Some(Mode::Tcp | Mode::Http(_)));

@@ -6,6 +6,7 @@
 //! with its file, line, key and fix, and a text with a mistake resolves into nothing.
 
 mod app;
+mod certificate;
 mod edit;
 mod error;
 mod event;
@@ -35,6 +36,7 @@ use forebay_host::tier::TierPlace;
 use crate::training::TrainingConfig;
 
 pub(crate) use app::is_container_name;
+pub(crate) use certificate::read as read_certificate;
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;

@@ -7,9 +7,11 @@ use forebay_core::units::Bytes;
 use forebay_host::regular;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::secret::Secret;
+use forebay_shadow::stream::Address;
 use forebay_shadow::{http, postgres, redis};
 
 use super::app::absolute;
+use super::certificate;
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::resolve::{Bounds, bounded};
@@ -42,7 +44,10 @@ pub(super) fn mode(
     }
     match word {
         "tcp" => Some(Mode::Tcp),
-        "http" => Some(Mode::Http(of_http(front.take_section("http"), findings))),
+        "http" => {
+            let section = front.take_section("http");
+            Some(Mode::Http(of_http(section, host, findings)))
+        }
         "redis" => {
             let section = front.take_section("redis");
             Some(Mode::Redis(of_redis(section, host, findings)))
@@ -55,7 +60,7 @@ pub(super) fn mode(
     }
 }
 
-fn of_http(mut section: Section, findings: &mut Findings<'_>) -> http::Options {
+fn of_http(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> http::Options {
     let defaults = http::Options::default();
     let mut share = |key: &str| {
         let At { value, at } = section.take::<u32>(key)?;
@@ -68,6 +73,7 @@ fn of_http(mut section: Section, findings: &mut Findings<'_>) -> http::Options {
     };
     let (mirrored, spread) = (share("mirror"), share("spread"));
     let within = bounded(&mut section, "spread_within", SHORT, findings);
+    let tls = section.take::<Section>("tls");
     http::Options {
         forwarded_for: is_set(&mut section, "forwarded_for"),
         mirror: http::mirror::Options {
@@ -83,6 +89,26 @@ fn of_http(mut section: Section, findings: &mut Findings<'_>) -> http::Options {
                 u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
             }),
         },
+        tls: tls.and_then(|tls| certificate::resolve(tls.value, host, findings)),
+    }
+}
+
+/// Notes addresses of a mode at which the front does not listen.
+pub(super) fn check_addresses(
+    mode: &Mode,
+    listen: &[Address],
+    front: &Section,
+    findings: &mut Findings<'_>,
+) {
+    let Mode::Http(http::Options { tls: Some(tls), .. }) = mode else {
+        return;
+    };
+    for address in tls.listen.iter().filter(|one| !listen.contains(one)) {
+        let problem = Problem::new(
+            format!("the front does not listen on {address}"),
+            "name addresses that its own `listen` has, too",
+        );
+        findings.add(front.at, front.key("http.tls.listen"), problem);
     }
 }
 

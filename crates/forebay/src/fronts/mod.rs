@@ -5,6 +5,7 @@
 //! that comes back finds out who is the primary as it finds out everything else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -21,10 +22,12 @@ use forebay_shadow::control::{
     ANSWER_BOUND, Answer, CHANGE_BOUND, Counts, Line, Request, STATUS_BOUND,
 };
 use forebay_shadow::fence::Hierarchy;
+use forebay_shadow::http::Options;
+use forebay_shadow::mode::Mode;
 use forebay_shadow::status::{Left, Status, Transition};
 use tokio::sync::watch;
 
-use crate::config::{self, Config, FrontConfig};
+use crate::config::{self, Config, FrontConfig, read_certificate};
 use crate::control::{Published, TellOf};
 
 mod upgrade;
@@ -33,6 +36,9 @@ pub(crate) use upgrade::{Upgrades, changed};
 
 /// How soon a front that cannot be reached is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How soon it is noticed that a certificate was renewed.
+const RENEWAL: Duration = Duration::from_secs(10);
 
 /// A front as the daemon knows it.
 #[derive(Debug, Clone)]
@@ -348,8 +354,10 @@ impl Follower {
         let mut telling = connect(control).await?;
         let (front, place) = (Arc::clone(&self.front), self.place.clone());
         let joining = join(&front, &place, &mut telling, &mut reports);
+        let renewing = renew(&front, control);
         tokio::select! {
             joined = joining => joined,
+            Err(renewed) = renewing => Err(renewed),
             heard = self.hear(&mut line) => heard,
         }
     }
@@ -518,6 +526,40 @@ async fn join(
         if reports.changed().await.is_err() {
             return Ok(());
         }
+    }
+}
+
+/// Hands a front each certificate that stands in its files, which it may not read itself: the
+/// first one, too, since the front may have begun with a plan that was written long ago.
+async fn renew(front: &FrontConfig, control: &Path) -> io::Result<Infallible> {
+    let Mode::Http(Options { tls: Some(tls), .. }) = &front.mode else {
+        return std::future::pending().await;
+    };
+    let mut line = Line::connect(control).await?;
+    let (mut told, mut complaint) = (None, None);
+    loop {
+        let (certificate, key) = (tls.certificate_file.clone(), tls.key_file.clone());
+        // A file system may hang.
+        let reading = tokio::task::spawn_blocking(move || read_certificate(&certificate, &key));
+        let trouble = match reading.await? {
+            Ok(pem) if told.as_ref() == Some(&pem) => None,
+            Ok(pem) => match line.ask(&Request::Certificate(pem.clone()), &[]).await? {
+                Answer::Done => {
+                    tracing::info!(front = %front.name, "it has the certificate of its files");
+                    told = Some(pem);
+                    None
+                }
+                other => Some(format!("it answered {other:?}")),
+            },
+            Err(why) => Some(why),
+        };
+        if trouble != complaint {
+            if let Some(why) = &trouble {
+                tracing::warn!(front = %front.name, why, "its certificate is not renewed");
+            }
+            complaint = trouble;
+        }
+        tokio::time::sleep(RENEWAL).await;
     }
 }
 

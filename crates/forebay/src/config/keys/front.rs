@@ -110,6 +110,29 @@ const FRONT_HTTP: &[Key] = &[
         Kind::Duration,
         "How long the shadow may take until its answer begins (default 1s)",
     ),
+    key(
+        "tls",
+        Kind::Section(FRONT_TLS),
+        "What TLS with clients needs; without this section they are spoken with in cleartext",
+    ),
+];
+
+const FRONT_TLS: &[Key] = &[
+    key(
+        "certificate",
+        Kind::Text,
+        "File with the front's certificate and then those that vouch for it, in PEM",
+    ),
+    key(
+        "key",
+        Kind::Text,
+        "File with the certificate's private key in PEM, not for everybody",
+    ),
+    key(
+        "listen",
+        Kind::Texts,
+        "Those of the front's addresses at which TLS is spoken (default: all)",
+    ),
 ];
 
 const FRONT_REDIS: &[Key] = &[

@@ -296,3 +296,70 @@ fn a_password_is_in_a_file_for_its_owner_alone() {
     write("sesame\nanother line\n", 0o600);
     check(Ok("sesame"));
 }
+
+#[test]
+fn a_certificate_and_its_key_are_read_and_judged() {
+    let (host, _guard) = host();
+    let file = |name: &str| host.root.join(name);
+    let write = |name: &str, text: &str, mode: u32| {
+        std::fs::write(file(name), text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(file(name), mode).unwrap();
+    };
+    let section = "[fronts.w.http.tls]\ncertificate = \"/crt\"\nkey = \"/key\"\n";
+    let refused = |more: &str, words: &str| {
+        let text = front_of("http", &format!("{section}{more}"));
+        let errors = parse(&text, "f", &host).unwrap_err().to_string();
+        assert!(errors.contains(words), "{errors}");
+    };
+    refused(
+        "",
+        "fronts.w.http.tls.certificate: read the certificate in /crt",
+    );
+    let output = std::process::Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "ec", "-nodes", "-subj", "/CN=test",
+        ])
+        .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .arg("-keyout")
+        .arg(file("key"))
+        .arg("-out")
+        .arg(file("crt"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let key = std::fs::read_to_string(file("key")).unwrap();
+    write("key", &key, 0o644);
+    refused(
+        "",
+        "fronts.w.http.tls.key: everybody may use the key in /key; chmod 600 it",
+    );
+    write("key", "no key", 0o600);
+    refused(
+        "",
+        "fronts.w.http.tls.key: /key: there is no private key in PEM",
+    );
+    write("key", &key, 0o640);
+    refused(
+        "listen = [\"127.0.0.1:9\"]\n",
+        "fronts.w.http.tls.listen: the front does not listen on 127.0.0.1:9",
+    );
+    let config = parse(&front_of("http", section), "f", &host).unwrap();
+    let front = config.fronts.into_values().next().unwrap();
+    let Mode::Http(http) = &front.mode else {
+        panic!("another mode");
+    };
+    let tls = http.tls.as_ref().unwrap();
+    assert_eq!(tls.pem.key.0, key);
+    assert_eq!(tls.certificate_file, PathBuf::from("/crt"));
+    assert!(
+        !format!("{front:?}").contains("PRIVATE"),
+        "it would reach logs"
+    );
+    check(
+        &front_of("http", "[fronts.w.http.tls]\nkey = \"/key\"\n"),
+        &[
+            "f:11: fronts.w.http.tls.certificate: the front has no certificate to speak TLS with; name the file that holds it in PEM",
+        ],
+    );
+}

@@ -1,0 +1,331 @@
+//! TLS towards clients, ended at the front: instances are asked in cleartext.
+//!
+//! A certificate is renewed while the front runs: connections that are there keep the old one, the
+//! next ones get the new one. The front itself could not read its key: only its owner may.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::server::TlsStream;
+
+use crate::secret::Secret;
+use crate::stream::{Address, Stream};
+
+/// How long a client may take until both sides have agreed.
+const HANDSHAKE_BOUND: Duration = Duration::from_secs(10);
+/// The first byte of TLS, which no method of HTTP begins with.
+const HANDSHAKE: u8 = 0x16;
+/// What is offered, the best one first (RFC 7301).
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// What can be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Where the certificate is from.
+    pub certificate_file: PathBuf,
+    /// Where its key is from.
+    pub key_file: PathBuf,
+    /// What stood there.
+    pub pem: Pem,
+    /// Addresses at which TLS is spoken; all where none is named.
+    pub listen: Vec<Address>,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pem {
+    /// The certificate and then those that vouch for it.
+    pub chain: String,
+    /// The key.
+    pub key: Secret,
+}
+
+/// Why TLS cannot be spoken with a certificate and a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The first file is none.
+    #[error("there is no certificate in PEM: {0}")]
+    Certificate(String),
+    /// The second file is none.
+    #[error("there is no private key in PEM: {0}")]
+    Key(String),
+    /// They are not of each other, or of a kind that is not known here.
+    #[error("the certificate and the key cannot be used together: {0}")]
+    Pair(String),
+}
+
+impl Pem {
+    /// Whether it can be used.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), Error> {
+        self.server().map(drop)
+    }
+
+    fn server(&self) -> Result<ServerConfig, Error> {
+        let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes());
+        let chain: Result<Vec<_>, _> = chain.collect();
+        let chain = chain.map_err(|error| Error::Certificate(error.to_string()))?;
+        if chain.is_empty() {
+            return Err(Error::Certificate("it holds none".to_owned()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(self.key.0.as_bytes())
+            .map_err(|error| Error::Key(error.to_string()))?;
+        let pair = |error: tokio_rustls::rustls::Error| Error::Pair(error.to_string());
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(pair)?;
+        let mut server = builder
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(pair)?;
+        server.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        Ok(server)
+    }
+}
+
+/// What all connections of a front share.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    listen: Vec<Address>,
+    server: RwLock<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// # Errors
+    /// When the certificate cannot be used.
+    pub(crate) fn new(options: &Options) -> io::Result<Self> {
+        let server = options.pem.server().map_err(|error| {
+            let files = (
+                options.certificate_file.display(),
+                options.key_file.display(),
+            );
+            let why = format!("{} and {}: {error}", files.0, files.1);
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
+        Ok(Self {
+            listen: options.listen.clone(),
+            server: RwLock::new(Arc::new(server)),
+        })
+    }
+
+    /// Takes another certificate for all connections to come.
+    ///
+    /// # Errors
+    /// When it cannot be used; the one before stays.
+    pub(crate) fn renew(&self, pem: &Pem) -> Result<(), Error> {
+        let server = Arc::new(pem.server()?);
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = server;
+        Ok(())
+    }
+
+    fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether it is spoken at the address at which a connection was accepted.
+    pub(crate) fn is_spoken(&self, stream: &Stream) -> bool {
+        let mut listen = self.listen.iter();
+        self.listen.is_empty()
+            || match stream {
+                Stream::Tcp(stream) => stream.local_addr().is_ok_and(|local| {
+                    listen.any(|address| match address {
+                        Address::Tcp(address) => {
+                            let ip = address.ip().to_canonical();
+                            address.port() == local.port()
+                                && (ip.is_unspecified() || ip == local.ip().to_canonical())
+                        }
+                        Address::Unix(_) => false,
+                    })
+                }),
+                Stream::Unix(stream) => stream.local_addr().is_ok_and(|local| {
+                    listen.any(|address| match address {
+                        Address::Tcp(_) => false,
+                        Address::Unix(path) => local.as_pathname() == Some(path),
+                    })
+                }),
+            }
+    }
+
+    /// Agrees with a client on keys and on what is spoken.
+    ///
+    /// # Errors
+    /// When it does not go on for ten seconds, or does not speak TLS as it is spoken here.
+    pub(crate) async fn accept(&self, stream: Stream) -> io::Result<Accepted> {
+        timeout(HANDSHAKE_BOUND, async {
+            if first_byte(&stream).await? != Some(HANDSHAKE) {
+                return Ok(Accepted::Cleartext(stream));
+            }
+            let stream = TlsAcceptor::from(self.server()).accept(stream).await?;
+            Ok(Accepted::Tls(Box::new(stream)))
+        })
+        .await?
+    }
+}
+
+/// What a client speaks where TLS is due.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    Tls(Box<TlsStream<Stream>>),
+    /// Not that; it has not been read yet.
+    Cleartext(Stream),
+}
+
+/// Whether both sides have agreed on HTTP/2.
+pub(crate) fn is_http2(stream: &TlsStream<Stream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0])
+}
+
+/// What a client says first, which stays where it is; nothing when it says nothing.
+async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
+    loop {
+        stream.ready(Interest::READABLE).await?;
+        let mut byte = [0];
+        let peeked = stream.try_io(Interest::READABLE, || {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let (length, _) = rustix::net::recv(stream, &mut byte[..], flags)?;
+            Ok(length)
+        });
+        match peeked {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(byte[0])),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A certificate that vouches for itself, by the tool that everybody has.
+    fn pem() -> Pem {
+        let output = std::process::Command::new("openssl")
+            .args([
+                "req", "-x509", "-newkey", "ec", "-nodes", "-subj", "/CN=test",
+            ])
+            .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "-"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (key, chain) = text.split_once("-----BEGIN CERTIFICATE").unwrap();
+        Pem {
+            chain: format!("-----BEGIN CERTIFICATE{chain}"),
+            key: Secret(key.to_owned()),
+        }
+    }
+
+    fn options(listen: Vec<Address>) -> Options {
+        Options {
+            certificate_file: "/etc/shop.crt".into(),
+            key_file: "/etc/shop.key".into(),
+            pem: pem(),
+            listen,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said_with_its_file() {
+        let good = options(Vec::new());
+        assert!(
+            !format!("{good:?}").contains("PRIVATE"),
+            "it would reach logs"
+        );
+        let cases = [
+            (
+                "",
+                good.pem.key.0.as_str(),
+                "no certificate in PEM: it holds none",
+            ),
+            (good.pem.chain.as_str(), "", "no private key in PEM"),
+            (&good.pem.chain, &good.pem.chain, "no private key in PEM"),
+            (&good.pem.chain, &pem().key.0, "cannot be used together"),
+            (
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                &good.pem.key.0,
+                "cannot be used together",
+            ),
+        ];
+        for (chain, key, words) in cases {
+            let mut bad = good.clone();
+            bad.pem.chain = chain.to_owned();
+            bad.pem.key = Secret(key.to_owned());
+            let why = Tls::new(&bad).unwrap_err().to_string();
+            assert!(why.contains(words), "{why}");
+            assert!(why.contains("/etc/shop.crt and /etc/shop.key"), "{why}");
+        }
+        assert!(Tls::new(&good).is_ok());
+    }
+
+    #[tokio::test]
+    async fn it_is_spoken_where_that_was_chosen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let local = UnixListener::bind(&path).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (_tcp, tcp) = (asked.unwrap(), Stream::Tcp(accepted.unwrap().0));
+        let (asked, accepted) = tokio::join!(UnixStream::connect(&path), local.accept());
+        let (_unix, unix) = (asked.unwrap(), Stream::Unix(accepted.unwrap().0));
+        let port = address.port();
+        let path = path.to_str().unwrap();
+        for (listen, expected) in [
+            (vec![], (true, true)),
+            (vec![format!("127.0.0.1:{port}")], (true, false)),
+            (
+                vec![format!("0.0.0.0:{port}"), path.to_owned()],
+                (true, true),
+            ),
+            (vec![format!("[::]:{port}")], (true, false)),
+            (vec![format!("127.0.0.2:{port}")], (false, false)),
+            (
+                vec!["127.0.0.1:1".to_owned(), path.to_owned()],
+                (false, true),
+            ),
+        ] {
+            let addresses = listen.iter().map(|text| text.parse().unwrap());
+            let tls = Tls::new(&options(addresses.collect())).unwrap();
+            let spoken = (tls.is_spoken(&tcp), tls.is_spoken(&unix));
+            assert_eq!(spoken, expected, "{listen:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_does_not_end_is_bounded() {
+        for bytes in [
+            b"".as_slice(),
+            b"\x16\x03\x01",
+            b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        ] {
+            let tls = Tls::new(&options(Vec::new())).unwrap();
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(bytes).await.unwrap();
+            let began = Instant::now();
+            let error = tls.accept(Stream::Unix(stream)).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            assert_eq!(began.elapsed().as_secs(), HANDSHAKE_BOUND.as_secs());
+        }
+    }
+}
