@@ -144,6 +144,8 @@ struct Routes {
     writes: usize,
     ends: usize,
     batches: usize,
+    /// Those of the front itself.
+    own: usize,
 }
 
 impl Shared {
@@ -167,6 +169,7 @@ impl Shared {
                 writes: route("write"),
                 ends: route("end"),
                 batches: route("batch"),
+                own: route("own"),
             },
         })
     }
