@@ -23,6 +23,7 @@
 //! user do is not in a text: what they set is asked for only when a text gives another reason to,
 //! and a query that reads a view whose functions write may be sent again.
 
+mod account;
 mod cancel;
 mod client;
 mod frame;

@@ -1,6 +1,7 @@
 //! Two real servers and a front before them.
 
 pub(crate) mod client;
+mod edges;
 mod ledger;
 
 use std::fs;
