@@ -36,10 +36,12 @@ mod request;
 mod scram;
 mod session;
 mod sql;
+pub mod standby;
 mod state;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,6 +96,13 @@ pub struct Options {
     /// How long an instance may be away before it is rebuilt, in milliseconds.
     #[serde(default = "rebuild_after_ms")]
     pub rebuild_after_ms: u64,
+    /// Where the data of instances are that Forebay itself makes standbys, by app. For these no
+    /// `rebuild` is run: whoever begins their servers makes them follow first ([`standby`]).
+    #[serde(default)]
+    pub data: BTreeMap<String, PathBuf>,
+    /// The directory with PostgreSQL's programs.
+    #[serde(default)]
+    pub programs: PathBuf,
     /// Passwords of users whose logins the front cannot repeat otherwise: those with MD5.
     #[serde(default)]
     pub passwords: BTreeMap<String, Secret>,
@@ -111,6 +120,8 @@ impl Options {
             lag_bytes_max: lag_bytes_max(),
             rebuild: Vec::new(),
             rebuild_after_ms: rebuild_after_ms(),
+            data: BTreeMap::new(),
+            programs: PathBuf::new(),
             passwords: BTreeMap::new(),
         }
     }

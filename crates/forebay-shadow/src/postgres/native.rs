@@ -1,10 +1,11 @@
 //! `native`: the shadow is a streaming standby.
 //!
 //! The front watches both servers over connections of its own, and promotes the standby. It has no
-//! right to anybody's data directory: to make the old primary a standby of the new one is up to
-//! the command `rebuild`, which the front starts and whose end it waits for. It is also what stops
-//! a primary that has handed over: until then that one still takes writes of whoever reaches it
-//! without the front, and they are lost.
+//! right to anybody's data directory. Where these are configured (`data`), an instance that follows
+//! nobody is ended, and made a standby when it is begun again ([`super::standby`]). Else that is up
+//! to the command `rebuild`, which the front starts and whose end it waits for. Either is also what
+//! stops a primary that has handed over: until then that one still takes writes of whoever reaches
+//! it without the front, and they are lost.
 //!
 //! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: it
 //! names the standby for as long as that can take over, and nobody while none can, so that a primary
@@ -28,7 +29,7 @@ use super::sql::{identifier, literal};
 use super::{Guarantee, Options};
 use crate::stream::Stream;
 use crate::switchboard::{Instance, Switchboard};
-use crate::synchronise::{Lag, Pending, Standing, Synchroniser, Witness};
+use crate::synchronise::{Lag, Pending, Renewal, Standing, Synchroniser, Witness};
 
 /// How long a server may take to answer a question of the front.
 const ANSWER_BOUND: Duration = Duration::from_secs(1);
@@ -413,6 +414,13 @@ impl Native {
             return Standing::Away(why);
         };
         let standing = self.behind(slot, &first, why.clone(), primary).await;
+        if self.is_managed(slot) {
+            // It may be about to be made a standby, which takes as long as it takes.
+            if let Some(place) = self.places.get(slot) {
+                set(&place.astray_since, None);
+            }
+            return Standing::Away(why);
+        }
         let long = self.goes_astray(slot);
         // Whoever is behind is made to follow.
         if long && !self.options.rebuild.is_empty() {
@@ -420,6 +428,11 @@ impl Native {
         } else {
             Standing::Away(why)
         }
+    }
+
+    /// Whoever begins it makes it follow.
+    fn is_managed(&self, slot: Slot) -> bool {
+        self.options.data.contains_key(self.name(slot))
     }
 
     /// An instance follows nobody; whether that has lasted long enough for it to be rebuilt.
@@ -528,6 +541,10 @@ impl Synchroniser for Native {
             if !self.goes_astray(slot) {
                 return Ok(());
             }
+            if self.is_managed(slot) {
+                // It is begun anew instead, by whoever may touch its data.
+                return Ok(());
+            }
             if slot == self.board.routing().primary || self.is_standby(primary).await? {
                 return Err(format!("{} is no primary", self.name(primary)));
             }
@@ -546,6 +563,20 @@ impl Synchroniser for Native {
                 (Err(why), _) | (_, Err(why)) => Standing::Away(why),
             }
         })
+    }
+
+    fn renewal(&self, instance: &Instance) -> Renewal {
+        if !self.options.data.contains_key(&instance.app) {
+            return Renewal::Never;
+        }
+        let place = self.slot(instance).ok();
+        let place = place.and_then(|slot| self.places.get(slot));
+        let astray = place.and_then(|place| get(&place.astray_since));
+        let after = Duration::from_millis(self.options.rebuild_after_ms);
+        match astray {
+            Some(since) if since.elapsed() >= after => Renewal::Due,
+            Some(_) | None => Renewal::Possible,
+        }
     }
 
     fn witness(&self) -> Witness {

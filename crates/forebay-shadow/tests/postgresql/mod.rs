@@ -251,6 +251,8 @@ impl Cluster {
                 lag_bytes_max: 16 << 20,
                 rebuild,
                 rebuild_after_ms: 300,
+                data: Default::default(),
+                programs: PathBuf::new(),
                 passwords: Default::default(),
             }),
             listen: vec![format!("127.0.0.1:{}", self.front).parse().unwrap()],
