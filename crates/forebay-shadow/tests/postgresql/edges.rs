@@ -1,6 +1,6 @@
 //! What sessions and commits must not lose in cases that are rare.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::postgres::Guarantee;
@@ -8,6 +8,34 @@ use forebay_shadow::synchronise::Standing;
 
 use super::client::{Client, query};
 use super::{Cluster, PLAIN, Wanted, until};
+
+/// Somebody else who receives the log of the first primary, until this is dropped.
+struct Receiver {
+    child: Child,
+    _into: tempfile::TempDir,
+}
+
+impl Receiver {
+    /// One who goes by a name.
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let into = tempfile::TempDir::new().unwrap();
+        let mut receive = cluster.command("pg_receivewal", cluster.ports[0], "postgres");
+        receive.args(["--synchronous", "-D"]).arg(into.path());
+        let receive = receive.env("PGAPPNAME", name).stderr(Stdio::null());
+        Self {
+            child: receive.spawn().unwrap(),
+            _into: into,
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // One that has ended is waited for as well.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
 
 /// What the front asks for itself is a part of what a hand-over waits for: a request that is sent right
 /// behind it would reach the old primary after the shadow has been given all that there was.
@@ -111,14 +139,7 @@ fn commits_wait_for_the_shadow_alone() {
     let Some(cluster) = Cluster::start("commits_wait_for_the_shadow_alone", &wanted) else {
         return;
     };
-    let into = tempfile::TempDir::new().unwrap();
-    let into_text = into.path().display().to_string();
-    let mut receiving = cluster.command("pg_receivewal", cluster.ports[0], "postgres");
-    let mut receiving = receiving
-        .args(["--synchronous", "-D", &into_text])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let receiver = Receiver::start(&cluster, "pg_receivewal");
     let states = "SELECT string_agg(application_name || ' ' || sync_state, ', ' ORDER BY application_name) \
                   FROM pg_stat_replication";
     until("two that receive", || {
@@ -126,8 +147,7 @@ fn commits_wait_for_the_shadow_alone() {
         (states.matches(", ").count() == 1).then_some(())
     });
     let states = cluster.psql_at(cluster.ports[0], "postgres", states);
-    receiving.kill().unwrap();
-    receiving.wait().unwrap();
+    drop(receiver);
     assert_eq!(states, "pg_receivewal async, walreceiver sync");
 }
 
@@ -142,21 +162,12 @@ fn a_shadow_without_a_name_of_its_own_is_not_ready() {
     let Some(cluster) = Cluster::start(name, &wanted) else {
         return;
     };
-    let into = tempfile::TempDir::new().unwrap();
-    let into_text = into.path().display().to_string();
-    let mut receiving = cluster.command("pg_receivewal", cluster.ports[0], "postgres");
-    let mut receiving = receiving
-        .args(["--synchronous", "-D", &into_text])
-        .env("PGAPPNAME", "WalReceiver")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let receiver = Receiver::start(&cluster, "WalReceiver");
     let why = until("the front", || {
         let standing = cluster.status().members[1].standing.clone();
         matches!(standing, Standing::Behind(_)).then(|| format!("{standing:?}"))
     });
-    receiving.kill().unwrap();
-    receiving.wait().unwrap();
+    drop(receiver);
     assert!(
         why.contains("walreceiver") && why.contains("application_name"),
         "{why}"
