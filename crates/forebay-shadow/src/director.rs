@@ -18,7 +18,7 @@ use crate::status::{About, Failure, Left, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream, is_refusal};
 use crate::succession::{Outcome, Testament};
 use crate::switchboard::Switchboard;
-use crate::synchronise::{Standing, Synchroniser, Witness};
+use crate::synchronise::{Renewal, Standing, Synchroniser, Witness};
 use crate::unread::Unread;
 
 /// How often the primary is looked at while somebody waits, and for a while after: between two requests
@@ -325,6 +325,9 @@ impl Director {
                 self.change(Cause::Forced, input, reply).await;
             }
             Order::Resync(app, reply) => match self.shadow(&app) {
+                Ok(slot) if self.renewal(slot) != Renewal::Never => {
+                    reply.send(self.renew(slot)).ok();
+                }
                 Ok(slot) => self.follow(slot, Some(reply)),
                 Err(why) => {
                     reply.send(Err(why)).ok();
@@ -530,7 +533,11 @@ impl Director {
             && slot != self.machine.primary()
         {
             tracing::debug!(app = self.name(slot), why, "the shadow is not in step");
-            self.follow(slot, None);
+            if self.renewal(slot) != Renewal::Due {
+                self.follow(slot, None);
+            } else if let Err(why) = self.renew(slot) {
+                tracing::warn!(why, "the shadow does not follow");
+            }
         }
         if let Some(place) = self.standings.get_mut(slot) {
             *place = standing;
@@ -548,6 +555,28 @@ impl Director {
             self.begin(Cause::Vacancy, &[]);
             self.drive(Input::Available(slot)).await;
         }
+    }
+
+    fn renewal(&self, slot: Slot) -> Renewal {
+        let instance = self.board.instances().get(slot);
+        instance.map_or(Renewal::Never, |instance| {
+            self.synchroniser.renewal(instance)
+        })
+    }
+
+    /// Ends an instance that does not follow, so that it is begun anew.
+    fn renew(&mut self, slot: Slot) -> Result<(), String> {
+        let name = self.name(slot);
+        let member = self.member(slot);
+        if member.is_none_or(|member| member.fence.is_none()) {
+            return Err(format!(
+                "end {name}, which does not follow: its group cannot be ended from here; end it by hand"
+            ));
+        }
+        tracing::info!(app = name, "a shadow that does not follow is begun anew");
+        self.kill(slot);
+        self.publish();
+        Ok(())
     }
 
     fn choose_standby(&self) {

@@ -93,6 +93,23 @@ impl EpochFile {
         )?)
     }
 
+    /// The latest record of a file that is another process's; none where there is no file.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn look(path: &Path) -> io::Result<Option<Record>> {
+        match File::open(path) {
+            Ok(file) => Self {
+                file,
+                path: path.to_path_buf(),
+                written: Mutex::default(),
+            }
+            .latest(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -46,6 +46,17 @@ pub enum Witness {
     Ping,
 }
 
+/// Whether an instance that does not follow has to be begun anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// It is made to follow as it runs.
+    Never,
+    /// It would be, and may come to follow by itself.
+    Possible,
+    /// It has not for long enough.
+    Due,
+}
+
 /// One way to keep a shadow. Every step is bounded in time by itself and may be asked for again.
 pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
@@ -63,6 +74,11 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
         shadow: &'a Instance,
         primary: &'a Instance,
     ) -> Pending<'a, Result<(), String>>;
+
+    /// Whether an instance is put in step by being ended: whoever begins it again makes it follow.
+    fn renewal(&self, _: &Instance) -> Renewal {
+        Renewal::Never
+    }
 
     /// How an instance stands to the primary.
     fn standing<'a>(&'a self, shadow: &'a Instance, primary: &'a Instance)

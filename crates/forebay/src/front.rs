@@ -101,7 +101,7 @@ fn raise_open_files() -> Result<(), Error> {
     })
 }
 
-fn read(path: &PathBuf) -> Result<Plan, Error> {
+pub(crate) fn read(path: &PathBuf) -> Result<Plan, Error> {
     let failed = |why: String| Error::Plan {
         path: path.clone(),
         why,
@@ -112,7 +112,7 @@ fn read(path: &PathBuf) -> Result<Plan, Error> {
 
 /// Gives up the rights of the user that started this process. Done while it has one thread: the
 /// kernel keeps them for each thread by itself.
-fn become_user(identity: &Identity) -> Result<(), Error> {
+pub(crate) fn become_user(identity: &Identity) -> Result<(), Error> {
     if rustix::process::getuid().as_raw() == identity.uid {
         return Ok(());
     }

@@ -14,6 +14,7 @@ mod fetch;
 mod front;
 mod fronts;
 mod images;
+mod instance;
 mod local;
 mod outlook;
 mod output;
@@ -65,6 +66,8 @@ enum Command {
     #[command(hide = true)]
     Front(front::Args),
     #[command(hide = true)]
+    Instance(instance::Args),
+    #[command(hide = true)]
     Bench(bench::Args),
     #[command(hide = true)]
     Chaos(bench::chaos::Args),
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
+        Command::Instance(args) => instance::run(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
         Command::Backtest(args) => backtest::run(&args).map_err(Into::into),
         Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),

@@ -231,7 +231,7 @@ impl Director {
     }
 
     /// Ends the old primary; its group is let go once nobody is left in it.
-    fn kill(&mut self, slot: Slot) {
+    pub(super) fn kill(&mut self, slot: Slot) {
         let name = self.name(slot).to_owned();
         let Some(member) = self.members.get_mut(slot).and_then(Option::take) else {
             return;

@@ -91,6 +91,21 @@ impl Frames {
         }
     }
 
+    /// The next message, of which not all has come, is longer than this.
+    ///
+    /// # Errors
+    /// Then.
+    pub(crate) fn check_next(&self, bytes_max: u32) -> Result<(), Garbage> {
+        let rest = self.buffer.get(self.start..).unwrap_or_default();
+        match header(rest) {
+            Some((tag, length)) if length > bytes_max => Err(Garbage::Length {
+                tag: char::from(tag),
+                length,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// A message was handed on in part.
     pub(crate) fn is_within(&self) -> bool {
         self.passing > 0

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::io::ErrorKind::{InvalidData, TimedOut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::time::Instant;
 
 use super::Shared;
 use super::client::{Credential, Filled, fill, parameter};
@@ -17,6 +19,12 @@ use crate::tcp;
 
 /// How long a login may take in all (`authentication_timeout`).
 const LOGIN_BOUND: Duration = Duration::from_secs(60);
+/// How long a client may take for the message that opens a session: nobody has to type it.
+const OPENING_BOUND: Duration = Duration::from_secs(10);
+/// How long it may take for hearing that it was too slow.
+const LAST_WORDS_BOUND: Duration = Duration::from_secs(5);
+/// Longest message by which a client proves who it is (`PG_MAX_AUTH_TOKEN_LENGTH`).
+const TOKEN_BYTES_MAX: u32 = 65_535;
 /// Requests for encryption before a session: of TLS and of GSSAPI.
 const ENCRYPTIONS_MAX: u32 = 2;
 
@@ -82,7 +90,7 @@ pub(crate) fn fatal(code: &'static str, message: impl Into<String>) -> ServerErr
 }
 
 pub(crate) fn broken(garbage: &Garbage) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, garbage.to_string())
+    io::Error::new(InvalidData, garbage.to_string())
 }
 
 /// Tells a client why its session ends.
@@ -101,27 +109,43 @@ pub(crate) async fn begin(
     mut client: Stream,
     patience: Duration,
 ) -> io::Result<Option<Begun>> {
+    let deadline = Instant::now() + LOGIN_BOUND;
     let begun = async {
         let mut from_client = Frames::default();
-        let opening = match first(shared, &mut client, &mut from_client).await {
+        let opening = first(shared, &mut client, &mut from_client);
+        let opening = tokio::time::timeout(OPENING_BOUND, opening).await;
+        let opening = opening.unwrap_or_else(|_| Err(slow("the first message", OPENING_BOUND)));
+        let opening = match opening {
             Ok(Some(opening)) => opening,
             Ok(None) => return Ok(None),
             Err(error) => {
-                if error.kind() == io::ErrorKind::InvalidData {
+                if matches!(error.kind(), InvalidData | TimedOut) {
                     tell(&mut client, &fatal("08P01", error.to_string())).await?;
                 }
                 return Err(error);
             }
         };
-        enter(shared, client, from_client, opening, patience).await
+        let enters = Enters { patience, deadline };
+        enter(shared, client, from_client, opening, enters).await
     };
-    match tokio::time::timeout(LOGIN_BOUND, begun).await {
+    match tokio::time::timeout_at(deadline + LAST_WORDS_BOUND, begun).await {
         Ok(begun) => begun,
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the login took too long",
-        )),
+        Err(_) => Err(slow("the login", LOGIN_BOUND)),
     }
+}
+
+fn slow(what: &str, bound: Duration) -> io::Error {
+    let why = format!("{what} took longer than {} s", bound.as_secs());
+    io::Error::new(TimedOut, why)
+}
+
+/// How long who begins a session may take.
+#[derive(Debug, Clone, Copy)]
+struct Enters {
+    /// Until somebody serves.
+    patience: Duration,
+    /// For all of it.
+    deadline: Instant,
 }
 
 /// Logs in at the primary; at the next one, if that is lost before it has said anything.
@@ -130,11 +154,11 @@ async fn enter(
     mut client: Stream,
     from_client: Frames,
     opening: Opening,
-    patience: Duration,
+    enters: Enters,
 ) -> io::Result<Option<Begun>> {
-    let deadline = tokio::time::Instant::now() + patience;
+    let deadline = Instant::now() + enters.patience;
     let connect = || {
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         tcp::connect(&shared.board, left)
     };
     let (server, assigned) = match connect().await {
@@ -156,13 +180,13 @@ async fn enter(
     loop {
         let before = begun.assigned;
         let introduced = tokio::select! {
-            introduced = introduce(&mut begun) => introduced,
+            introduced = introduce(&mut begun, enters.deadline) => introduced,
             () = shared.board.replaced(before) => Err(io::ErrorKind::ConnectionAborted.into()),
         };
         match introduced {
             Ok(true) => return Ok(Some(begun)),
             Ok(false) => return Ok(None),
-            Err(error) if begun.spoken || error.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if begun.spoken || error.kind() == InvalidData => {
                 let message = format!("the login was interrupted: {error}");
                 tell(&mut begun.client, &fatal("57P01", message)).await?;
                 return Err(error);
@@ -176,8 +200,8 @@ async fn enter(
                 Err(error) => return unserved(&mut begun.client, error).await,
             },
         }
-        if tokio::time::Instant::now() >= deadline {
-            let error = io::Error::from(io::ErrorKind::TimedOut);
+        if Instant::now() >= deadline {
+            let error = io::Error::from(TimedOut);
             return unserved(&mut begun.client, error).await;
         }
     }
@@ -237,8 +261,22 @@ async fn message(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
     }
 }
 
+/// What a client proves who it is by. It is not known yet who that is, so that little is kept of it.
+async fn token(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
+    loop {
+        frames
+            .check_next(TOKEN_BYTES_MAX)
+            .map_err(|garbage| broken(&garbage))?;
+        match frames.next().map_err(|garbage| broken(&garbage))? {
+            Some(Piece::Whole { bytes, .. }) => return Ok(frames.bytes(&bytes).to_vec()),
+            Some(Piece::Head { .. } | Piece::More { .. }) => {}
+            None => more(stream, frames).await?,
+        }
+    }
+}
+
 /// Passes on what both say until the server is ready, and listens. Whether it lets the client in.
-async fn introduce(begun: &mut Begun) -> io::Result<bool> {
+async fn introduce(begun: &mut Begun, deadline: Instant) -> io::Result<bool> {
     begun.server.write_all(&begun.opening.message).await?;
     loop {
         let said = message(&begun.server, &mut begun.from_server).await?;
@@ -263,7 +301,9 @@ async fn introduce(begun: &mut Begun) -> io::Result<bool> {
             (Some(b'E'), _) => return Ok(false),
             // Who may come in at once, or has proved all there is to be proved, says nothing.
             (Some(b'R'), Some(asked)) if asked != 0 && asked != 12 => {
-                let answer = message(&begun.client, &mut begun.from_client).await?;
+                let answer = token(&begun.client, &mut begun.from_client);
+                let answer = tokio::time::timeout_at(deadline, answer).await;
+                let answer = answer.unwrap_or_else(|_| Err(slow("the login", LOGIN_BOUND)))?;
                 if answer.first() != Some(&b'p') {
                     return Err(broken(&Garbage::Unexpected('p')));
                 }
@@ -297,5 +337,63 @@ fn listen(heard: &mut Heard, asked: u32, said: &[u8], answer: &[u8]) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::postgres::Options;
+    use crate::switchboard::{Instance, Switchboard};
+
+    fn shared() -> Arc<Shared> {
+        let instance = |app: &str| Instance {
+            app: app.to_owned(),
+            address: format!("/nonexistent/{app}").parse().unwrap(),
+        };
+        let board = Arc::new(Switchboard::new(vec![instance("a"), instance("b")], 0, 1));
+        Arc::new(Shared::new(&Options::new("postgres".to_owned()), &board).unwrap())
+    }
+
+    /// What a client hears that says this, and then waits; with the time that takes.
+    async fn hears(says: &[u8]) -> (String, Duration) {
+        let (mut client, front) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        let shared = shared();
+        let (ended, heard) = tokio::join!(
+            begin(&shared, Stream::Unix(front), Duration::from_secs(5)),
+            async {
+                client.write_all(says).await.unwrap();
+                let mut heard = Vec::new();
+                client.read_to_end(&mut heard).await.unwrap();
+                heard
+            }
+        );
+        assert!(ended.is_err());
+        (
+            String::from_utf8_lossy(&heard).into_owned(),
+            began.elapsed(),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_told_so_and_left() {
+        for says in [b"".as_slice(), b"\0\0\0\x20\0\x03\0\0user\0"] {
+            let (heard, time) = hears(says).await;
+            assert!(heard.contains("08P01") && heard.contains("10 s"), "{heard}");
+            assert!(time < OPENING_BOUND + Duration::from_secs(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_proves_too_much_is_refused_at_once() {
+        let (mut client, front) = UnixStream::pair().unwrap();
+        client.write_all(b"p\0\x01\0\x04").await.unwrap();
+        let mut frames = Frames::default();
+        let refused = token(&Stream::Unix(front), &mut frames).await.unwrap_err();
+        assert_eq!(refused.kind(), InvalidData, "{refused}");
     }
 }

@@ -23,6 +23,7 @@
 //! user do is not in a text: what they set is asked for only when a text gives another reason to,
 //! and a query that reads a view whose functions write may be sent again.
 
+mod account;
 mod cancel;
 mod client;
 mod frame;
@@ -37,10 +38,12 @@ mod request;
 mod scram;
 mod session;
 mod sql;
+pub mod standby;
 mod state;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +98,13 @@ pub struct Options {
     /// How long an instance may be away before it is rebuilt, in milliseconds.
     #[serde(default = "rebuild_after_ms")]
     pub rebuild_after_ms: u64,
+    /// Where the data of instances are that Forebay itself makes standbys, by app. For these no
+    /// `rebuild` is run: whoever begins their servers makes them follow first ([`standby`]).
+    #[serde(default)]
+    pub data: BTreeMap<String, PathBuf>,
+    /// The directory with PostgreSQL's programs.
+    #[serde(default)]
+    pub programs: PathBuf,
     /// Passwords of users whose logins the front cannot repeat otherwise: those with MD5.
     #[serde(default)]
     pub passwords: BTreeMap<String, Secret>,
@@ -112,6 +122,8 @@ impl Options {
             lag_bytes_max: lag_bytes_max(),
             rebuild: Vec::new(),
             rebuild_after_ms: rebuild_after_ms(),
+            data: BTreeMap::new(),
+            programs: PathBuf::new(),
             passwords: BTreeMap::new(),
         }
     }
@@ -146,6 +158,8 @@ struct Routes {
     writes: usize,
     ends: usize,
     batches: usize,
+    /// Those of the front itself.
+    own: usize,
 }
 
 impl Shared {
@@ -169,6 +183,7 @@ impl Shared {
                 writes: route("write"),
                 ends: route("end"),
                 batches: route("batch"),
+                own: route("own"),
             },
         })
     }

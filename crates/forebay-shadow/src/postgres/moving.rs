@@ -143,8 +143,10 @@ impl<'a> Session<'a> {
 
     fn obstacles(&mut self) -> Option<String> {
         // What a transaction that is lost has set is lost with it.
-        if self.status != b'I' || self.is_redone() {
-            self.state.stale = false;
+        if self.is_redone() {
+            self.state.begin_redo();
+        } else if self.status != b'I' {
+            self.state.lose_transaction();
         }
         self.state.obstacles()
     }
@@ -220,8 +222,8 @@ impl<'a> Session<'a> {
         self.adopt(connection, assigned);
         if redone && let Some(again) = &self.redo {
             self.to_server.bytes.extend_from_slice(again);
-            self.pending.push_back(Request::own(Owner::Silent));
-            self.state.stale = true;
+            self.expect(Owner::Silent);
+            self.state.redone();
             self.ask_session();
             return Ok(());
         }
@@ -283,7 +285,7 @@ impl<'a> Session<'a> {
     /// Sends something that the client does not see.
     fn own(&mut self, sql: &[u8]) {
         frame::put_query(&mut self.to_server.bytes, sql);
-        self.pending.push_back(Request::own(Owner::Silent));
+        self.expect(Owner::Silent);
     }
 
     /// Begins a transaction that has failed, so that the server says by itself what it says in one.

@@ -1,14 +1,16 @@
 //! `native`: the shadow is a streaming standby.
 //!
 //! The front watches both servers over connections of its own, and promotes the standby. It has no
-//! right to anybody's data directory: to make the old primary a standby of the new one is up to
-//! the command `rebuild`, which the front starts and whose end it waits for. It is also what stops
-//! a primary that has handed over: until then that one still takes writes of whoever reaches it
-//! without the front, and they are lost.
+//! right to anybody's data directory. Where these are configured (`data`), an instance that follows
+//! nobody is ended, and made a standby when it is begun again ([`super::standby`]). Else that is up
+//! to the command `rebuild`, which the front starts and whose end it waits for. Either is also what
+//! stops a primary that has handed over: until then that one still takes writes of whoever reaches
+//! it without the front, and they are lost.
 //!
-//! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: set for
-//! as long as the standby can take over, and empty while none can, so that a primary that is alone
-//! goes on. The order is what keeps the promise: a standby is ready only after commits wait for
+//! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: it
+//! names the standby for as long as that can take over, and nobody while none can, so that a primary
+//! that is alone goes on. The name is the one by which the standby itself says that it is connected
+//! ([`account`](super::account)), and counts only while nobody else who receives the log has it. The order is what keeps the promise: a standby is ready only after commits wait for
 //! it, and commits stop waiting only after the front has ceased to regard it as ready.
 
 use std::collections::BTreeMap;
@@ -19,14 +21,15 @@ use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Epoch, Slot};
 
+use super::account::{PRIMARY, Primary, SHADOW, Shadow};
 use super::client::{Connection, Credential, Rows, Trouble};
 use super::frame::Opening;
 use super::scram::Verifier;
-use super::sql::literal;
+use super::sql::{identifier, literal};
 use super::{Guarantee, Options};
 use crate::stream::Stream;
 use crate::switchboard::{Instance, Switchboard};
-use crate::synchronise::{Lag, Pending, Standing, Synchroniser, Witness};
+use crate::synchronise::{Lag, Pending, Renewal, Standing, Synchroniser, Witness};
 
 /// How long a server may take to answer a question of the front.
 const ANSWER_BOUND: Duration = Duration::from_secs(1);
@@ -368,11 +371,15 @@ impl Native {
                 first.commit
             ));
         }
-        if !first.synchronous {
-            self.set_synchronous(primary, "*").await?;
+        let name = shadow.name.as_deref();
+        let name = name.ok_or_else(|| "it does not say how it is called".to_owned())?;
+        let waits = first.waits_for(name, self.name(primary))?;
+        let wanted = identifier(name);
+        if first.names != wanted {
+            self.set_synchronous(primary, &wanted).await?;
             return Err("commits begin to wait for it".to_owned());
         }
-        if first.waits_for == 0 {
+        if !waits {
             return Err("commits do not wait for it yet".to_owned());
         }
         Ok(())
@@ -392,7 +399,7 @@ impl Native {
     async fn behind(&self, slot: Slot, first: &Primary, why: String, primary: Slot) -> Standing {
         self.note_step(slot, false);
         if self.options.guarantee == Guarantee::Strict
-            && first.synchronous
+            && !first.names.is_empty()
             && self.board.routing().standby != Some(slot)
             && let Err(trouble) = self.set_synchronous(primary, "").await
         {
@@ -407,6 +414,13 @@ impl Native {
             return Standing::Away(why);
         };
         let standing = self.behind(slot, &first, why.clone(), primary).await;
+        if self.is_managed(slot) {
+            // It may be about to be made a standby, which takes as long as it takes.
+            if let Some(place) = self.places.get(slot) {
+                set(&place.astray_since, None);
+            }
+            return Standing::Away(why);
+        }
         let long = self.goes_astray(slot);
         // Whoever is behind is made to follow.
         if long && !self.options.rebuild.is_empty() {
@@ -414,6 +428,11 @@ impl Native {
         } else {
             Standing::Away(why)
         }
+    }
+
+    /// Whoever begins it makes it follow.
+    fn is_managed(&self, slot: Slot) -> bool {
+        self.options.data.contains_key(self.name(slot))
     }
 
     /// An instance follows nobody; whether that has lasted long enough for it to be rebuilt.
@@ -491,78 +510,6 @@ fn set<T>(place: &Mutex<Option<T>>, value: Option<T>) {
     *place.lock().unwrap_or_else(PoisonError::into_inner) = value;
 }
 
-const SHADOW: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
-     greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) - '0/0', \
-     (SELECT status FROM pg_catalog.pg_stat_wal_receiver), \
-     (SELECT (extract(epoch FROM pg_catalog.clock_timestamp() - last_msg_receipt_time) * 1000)::bigint \
-        FROM pg_catalog.pg_stat_wal_receiver), \
-     pg_catalog.current_setting('synchronous_standby_names'), \
-     (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_retrieve_retry_interval')";
-
-const PRIMARY: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
-     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() - '0/0' END, \
-     pg_catalog.current_setting('synchronous_standby_names'), \
-     pg_catalog.current_setting('synchronous_commit'), \
-     (SELECT count(*) FROM pg_catalog.pg_stat_replication \
-       WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum'))";
-
-/// A standby's account of itself.
-#[derive(Debug)]
-struct Shadow {
-    received: u64,
-    streams: bool,
-    heard: Option<Duration>,
-    synchronous: bool,
-    /// How long it waits for its primary before it heeds that it is to take over, at worst.
-    retries: Option<Duration>,
-}
-
-impl Shadow {
-    /// None within, when it is no standby.
-    fn of(rows: Rows) -> Option<Option<Self>> {
-        let mut row = rows.into_iter().next()?.into_iter();
-        let standby = row.next()??;
-        let received = row.next()?.and_then(|bytes| bytes.parse().ok());
-        let status = row.next()?;
-        let heard = row.next()?.and_then(|time| time.parse().ok());
-        let names = row.next()??;
-        let retries = row.next()?.and_then(|time| time.parse().ok());
-        Some((standby == "t").then(|| Self {
-            received: received.unwrap_or_default(),
-            streams: status.as_deref() == Some("streaming"),
-            heard: heard.map(Duration::from_millis),
-            synchronous: !names.is_empty(),
-            retries: retries.map(Duration::from_millis),
-        }))
-    }
-}
-
-/// A primary's.
-#[derive(Debug)]
-struct Primary {
-    standby: bool,
-    written: u64,
-    synchronous: bool,
-    commit: String,
-    waits_for: u64,
-}
-
-impl Primary {
-    fn of(rows: Rows) -> Option<Self> {
-        let mut row = rows.into_iter().next()?.into_iter();
-        Some(Self {
-            standby: row.next()?? == "t",
-            written: row
-                .next()?
-                .and_then(|bytes| bytes.parse().ok())
-                .unwrap_or_default(),
-            synchronous: !row.next()??.is_empty(),
-            commit: row.next()??,
-            waits_for: row.next()??.parse().ok()?,
-        })
-    }
-}
-
 impl Synchroniser for Native {
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>> {
         Box::pin(async { self.promote_slot(self.slot(to)?).await })
@@ -594,6 +541,10 @@ impl Synchroniser for Native {
             if !self.goes_astray(slot) {
                 return Ok(());
             }
+            if self.is_managed(slot) {
+                // It is begun anew instead, by whoever may touch its data.
+                return Ok(());
+            }
             if slot == self.board.routing().primary || self.is_standby(primary).await? {
                 return Err(format!("{} is no primary", self.name(primary)));
             }
@@ -612,6 +563,20 @@ impl Synchroniser for Native {
                 (Err(why), _) | (_, Err(why)) => Standing::Away(why),
             }
         })
+    }
+
+    fn renewal(&self, instance: &Instance) -> Renewal {
+        if !self.options.data.contains_key(&instance.app) {
+            return Renewal::Never;
+        }
+        let place = self.slot(instance).ok();
+        let place = place.and_then(|slot| self.places.get(slot));
+        let astray = place.and_then(|place| get(&place.astray_since));
+        let after = Duration::from_millis(self.options.rebuild_after_ms);
+        match astray {
+            Some(since) if since.elapsed() >= after => Renewal::Due,
+            Some(_) | None => Renewal::Possible,
+        }
     }
 
     fn witness(&self) -> Witness {

@@ -8,12 +8,25 @@ use super::login::fatal;
 use super::outcome;
 use super::request::{Owner, Request};
 use super::session::{Ended, Session, Transaction};
-use super::sql::{Class, End, classify};
-use super::state::Prepared;
+use super::sql::{Class, End, classify, classify_unsure};
+use super::state::{Place, Prepared};
 use crate::switchboard::count;
 
 /// The question which transaction this is.
 const TRANSACTION: &[u8] = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()";
+
+/// Encodings in which a byte that looks like a backslash may be a part of a character.
+const HIDING: [&[u8]; 7] = [
+    b"BIG5",
+    b"GB18030",
+    b"GBK",
+    b"JOHAB",
+    b"SHIFT_JIS_2004",
+    b"SJIS",
+    b"UHC",
+];
+/// Rows that an answer to a question of the front has at most.
+const ROWS_MAX: usize = 10_000;
 
 impl<'a> Session<'a> {
     /// Passes on what the server said.
@@ -90,6 +103,7 @@ impl<'a> Session<'a> {
         };
         if request.owner != Owner::Client {
             match tag {
+                b'D' if self.rows.len() >= ROWS_MAX => self.question_failed = true,
                 b'D' => self.rows.extend(frame::row(message)),
                 b'E' => self.question_failed = true,
                 _ => {}
@@ -138,10 +152,13 @@ impl<'a> Session<'a> {
     fn server_is_ready(&mut self, message: &[u8]) -> Result<(), Ended> {
         let status = message.get(5).copied().unwrap_or(b'I');
         let fails = std::mem::replace(&mut self.status, status) != b'E' && status == b'E';
-        let Some(request) = self.pending.pop_front() else {
+        let Some(mut request) = self.pending.pop_front() else {
             frame::put_ready(&mut self.to_client.bytes, status);
             return Ok(());
         };
+        if let Some(ticket) = request.ticket.take() {
+            ticket.answered();
+        }
         match request.owner {
             Owner::Client => self.answered(request),
             Owner::Transaction => {
@@ -175,15 +192,18 @@ impl<'a> Session<'a> {
 
     /// A request of the client has been answered.
     fn answered(&mut self, request: Request<'a>) {
-        if let Some(ticket) = request.ticket {
-            ticket.answered();
-        }
         self.copying = false;
         // One that does nothing in the transaction hears of no error.
         let unheard = std::mem::take(&mut self.undone) && !request.failed;
         self.interrupted |= unheard && self.status == b'E' && self.pending.is_empty();
         let first = !self.state.stale;
-        self.state.note(&request.class);
+        let within = self.status != b'I' && request.class.ends.is_none();
+        let place = if within {
+            Place::Within
+        } else {
+            Place::Outside
+        };
+        self.state.note(&request.class, place);
         let quiet = self.pending.is_empty() && !self.open;
         let may_ask = self.may_ask();
         let out = &mut self.to_client.bytes;
@@ -232,7 +252,14 @@ impl<'a> Session<'a> {
         self.rows.clear();
         self.question_failed = false;
         frame::put_aside(&mut self.to_server.bytes, sql);
-        self.pending.push_back(Request::own(owner));
+        self.expect(owner);
+    }
+
+    /// The server is going to answer something that the front sent for itself.
+    pub(super) fn expect(&mut self, owner: Owner) {
+        let flights = &self.shared.board.flights;
+        let ticket = flights.begin(self.assigned.slot, self.shared.routes.own);
+        self.pending.push_back(Request::own(owner, ticket));
     }
 
     /// Passes on what the client said.
@@ -312,7 +339,7 @@ impl<'a> Session<'a> {
                 self.end_batch();
             }
             b'F' => {
-                self.begin(Class::unknown(), false);
+                self.begin(Class::of_unknown_portal(), false);
                 self.keep(message, whole);
                 self.end_batch();
             }
@@ -351,9 +378,28 @@ impl<'a> Session<'a> {
         let sql = frame::body(message);
         // One that was not seen to its end may do anything.
         if whole {
-            classify(sql.split_last().map_or(sql, |(_, sql)| sql))
+            self.class_of_text(sql.split_last().map_or(sql, |(_, sql)| sql))
         } else {
             Class::unknown()
+        }
+    }
+
+    /// How a text is read depends on the session, and what is under way may change that.
+    fn class_of_text(&self, sql: &[u8]) -> Class {
+        let is =
+            |name: &[u8], value: &[u8]| self.parameters.get(name).map(Vec::as_slice) == Some(value);
+        let changes = self
+            .pending
+            .iter()
+            .any(|request| request.class.changes_session);
+        let encoding = self.parameters.get(b"client_encoding".as_slice());
+        let hides = encoding.is_none_or(|encoding| HIDING.contains(&encoding.as_slice()));
+        if hides && sql.contains(&b'\\') {
+            Class::unknown()
+        } else if changes || !is(b"standard_conforming_strings", b"on") {
+            classify_unsure(sql)
+        } else {
+            classify(sql)
         }
     }
 
@@ -365,7 +411,7 @@ impl<'a> Session<'a> {
             && let Some((name, rest)) = frame::text(body)
         {
             let class = match frame::text(rest).filter(|_| whole) {
-                Some((sql, _)) => classify(sql),
+                Some((sql, _)) => self.class_of_text(sql),
                 None => Class::unknown(),
             };
             let message = whole.then(|| message.to_vec());
@@ -421,7 +467,12 @@ impl<'a> Session<'a> {
             .rev()
             .find_map(|request| request.prepares(name));
         let prepared = prepared.or_else(|| self.state.prepared(name));
-        prepared.map_or_else(Class::unknown, |prepared| prepared.class.clone())
+        match prepared {
+            Some(prepared) => prepared.class.clone(),
+            None if self.state.is_unkept() => Class::unknown(),
+            // Prepared by a text, which prepares nothing that ends a transaction.
+            None => Class::of_unknown_portal(),
+        }
     }
 
     /// A request of this class is to be sent.
@@ -482,7 +533,7 @@ impl<'a> Session<'a> {
         let class = match tag {
             b'Q' => self.class_of_query(message, whole),
             b'P' => match frame::text(body).and_then(|(_, rest)| frame::text(rest)) {
-                Some((sql, _)) => classify(sql),
+                Some((sql, _)) => self.class_of_text(sql),
                 None => Class::unknown(),
             },
             b'B' => self.class_of_bind(body),
@@ -493,10 +544,11 @@ impl<'a> Session<'a> {
         if class.ends == Some(End::Rollback) {
             return false;
         }
-        let status = if class.ends.is_some() {
+        // A text of which a COMMIT is only a part fails in the part before it.
+        let status = if class.ends == Some(End::Commit) {
             // It believes that its transaction has ended, so that it has to.
             frame::put_query(&mut self.to_server.bytes, b"ROLLBACK");
-            self.pending.push_back(Request::own(Owner::Silent));
+            self.expect(Owner::Silent);
             self.resting = None;
             b'I'
         } else {

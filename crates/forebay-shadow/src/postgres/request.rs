@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::sql::{Class, End};
-use super::state::{Prepared, State};
+use super::state::{NAMES_MAX, Prepared, State};
 use crate::flights::Ticket;
 
 /// A request longer than this is not kept for being sent again.
@@ -58,10 +58,12 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn own(owner: Owner) -> Self {
+    /// One of the front. It has a ticket, too: a hand-over waits until it is answered, since what the
+    /// client says meanwhile is sent right behind it.
+    pub(crate) fn own(owner: Owner, ticket: Ticket<'a>) -> Self {
         Self {
             is_whole: true,
-            ..Self::new(owner, None, false, Class::default())
+            ..Self::new(owner, Some(ticket), false, Class::default())
         }
     }
 
@@ -144,15 +146,22 @@ impl<'a> Request<'a> {
 
     /// The latest portal is executed.
     pub(crate) fn execute(&mut self) {
-        let class = self.bound.take().unwrap_or_else(Class::unknown);
-        self.executes += 1;
+        let class = self.bound.take();
+        let class = class.unwrap_or_else(Class::of_unknown_portal);
+        self.executes = self.executes.saturating_add(1);
         self.class.reads &= class.reads;
         self.class.unnumbered &= class.unnumbered;
         self.class.begins = class.begins && self.executes == 1;
         self.class.is_of_session = class.is_of_session && self.executes == 1;
         self.class.changes_session |= class.changes_session;
+        self.class.lasting |= class.lasting;
         self.class.hidden_setting |= class.hidden_setting;
-        self.class.settings.extend(class.settings);
+        // A batch without an end may name any number of them.
+        if self.class.settings.len() + class.settings.len() <= NAMES_MAX {
+            self.class.settings.extend(class.settings);
+        } else {
+            self.class.hidden_setting = true;
+        }
         self.class.ends = match (self.class.ends, class.ends) {
             (None, None) => None,
             (None, Some(end)) if self.executes == 1 => Some(end),

@@ -5,9 +5,12 @@
 //!
 //! Approach: words, strings and punctuation are told apart as the server's scanner does
 //! (scan.l), and the first word of each statement and the functions that are called decide. Nothing
-//! is understood beyond that: what a function or a trigger of a user does is not in the text.
+//! is understood beyond that: what a function or a trigger of a user does is not in the text. Where
+//! `standard_conforming_strings` is or may be off, a text is read both ways, and is not understood
+//! unless both come to the same.
 //!
-//! Properties: only what is known to change nothing reads; every other text writes. What the text
+//! Properties: only what is known to change nothing reads; every other text writes, and one that is
+//! not understood may end its transaction as well. What the text
 //! says of the session is a reason to ask the server how it stands, and never the answer.
 
 /// How a text ends the transaction that it runs in.
@@ -37,6 +40,8 @@ pub(crate) struct Class {
     pub(crate) ends: Option<End>,
     /// The session may differ afterwards.
     pub(crate) changes_session: bool,
+    /// In a way that stays if its transaction is rolled back.
+    pub(crate) lasting: bool,
     /// Nothing but that, so that it may be carried out in the next session again.
     pub(crate) is_of_session: bool,
     /// Settings that exist in this session alone, which the server does not list.
@@ -46,13 +51,35 @@ pub(crate) struct Class {
 }
 
 impl Class {
-    /// Of what is not known.
+    /// Of what is not known: it may do anything.
     pub(crate) fn unknown() -> Self {
         Self {
+            ends: Some(End::Among),
+            ..Self::of_unknown_portal()
+        }
+    }
+
+    /// Of what is not known, and runs in its transaction without ending it: a portal of an earlier
+    /// batch, or a function that is called alone.
+    pub(crate) fn of_unknown_portal() -> Self {
+        Self {
             changes_session: true,
+            lasting: true,
             ..Self::default()
         }
     }
+
+    /// Bytes that it takes beside itself.
+    pub(crate) fn bytes(&self) -> usize {
+        self.settings.iter().map(String::len).sum()
+    }
+}
+
+/// What a backslash within plain quotes is (`standard_conforming_strings`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backslash {
+    Plain,
+    Escapes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,9 +112,23 @@ impl Token<'_> {
 /// A statement: its tokens, and where it is in the text.
 type Statement<'a> = (Vec<Token<'a>>, &'a [u8]);
 
-/// What a text may do.
+/// What a text may do, where a backslash within plain quotes is one.
 pub(crate) fn classify(sql: &[u8]) -> Class {
-    let statements = statements(sql);
+    classify_as(sql, Backslash::Plain)
+}
+
+/// What a text may do, where nobody knows what a backslash is.
+pub(crate) fn classify_unsure(sql: &[u8]) -> Class {
+    let class = classify(sql);
+    if !sql.contains(&b'\\') || class == classify_as(sql, Backslash::Escapes) {
+        class
+    } else {
+        Class::unknown()
+    }
+}
+
+fn classify_as(sql: &[u8], backslash: Backslash) -> Class {
+    let statements = statements(sql, backslash);
     let mut class = Class {
         reads: !statements.is_empty(),
         unnumbered: true,
@@ -107,6 +148,7 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
         }
         class.is_of_session &= is_of_session(tokens);
         class.changes_session |= changes_session(tokens);
+        class.lasting |= is_lasting(tokens);
         note_settings(tokens, &mut class);
         if let Some(end) = ends(tokens) {
             let alone = statements.len() == 1;
@@ -116,13 +158,17 @@ pub(crate) fn classify(sql: &[u8]) -> Class {
     class
 }
 
-/// The statement within a text that prepares another one under a name.
+/// The statement within a text that prepares another one under a name; none where that depends on
+/// what a backslash was when it was read.
 pub(crate) fn preparation<'a>(sql: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let found = statements(sql).into_iter().find(|(tokens, _)| {
-        tokens.first().is_some_and(|first| first.is("prepare"))
-            && tokens.get(1).and_then(Token::name).as_deref() == Some(name)
-    });
-    found.map(|(_, text)| text)
+    let find = |backslash| {
+        let found = statements(sql, backslash).into_iter().find(|(tokens, _)| {
+            tokens.first().is_some_and(|first| first.is("prepare"))
+                && tokens.get(1).and_then(Token::name).as_deref() == Some(name)
+        });
+        found.map(|(_, text)| text)
+    };
+    find(Backslash::Plain).filter(|found| Some(*found) == find(Backslash::Escapes))
 }
 
 fn begins(tokens: &[Token<'_>]) -> bool {
@@ -309,6 +355,21 @@ fn changes_session(tokens: &[Token<'_>]) -> bool {
         })
 }
 
+/// Prepared statements and advisory locks of a session outlive a transaction that is rolled back,
+/// and so may what a function or a procedure did.
+fn is_lasting(tokens: &[Token<'_>]) -> bool {
+    let prepares = changes_session(tokens)
+        && tokens
+            .first()
+            .is_some_and(|first| first.is_one_of(&["prepare", "deallocate", "load", "do", "call"]));
+    prepares
+        || calls(tokens).any(|call| {
+            call.name
+                .name()
+                .is_some_and(|name| name.contains("advisory"))
+        })
+}
+
 fn note_settings(tokens: &[Token<'_>], class: &mut Class) {
     let after = match tokens {
         [first, second, rest @ ..] if first.is("set") && second.is("session") => rest,
@@ -334,12 +395,12 @@ fn note_settings(tokens: &[Token<'_>], class: &mut Class) {
     }
 }
 
-fn statements(sql: &[u8]) -> Vec<Statement<'_>> {
+fn statements(sql: &[u8], backslash: Backslash) -> Vec<Statement<'_>> {
     let mut found = Vec::new();
     let mut tokens = Vec::new();
     let mut at = 0;
     let mut begin = 0;
-    while let Some((token, from, to)) = token(sql, at) {
+    while let Some((token, from, to)) = token(sql, at, backslash) {
         at = to;
         if token == Token::Sign(b';') {
             let text = sql.get(begin..from).unwrap_or_default();
@@ -358,21 +419,21 @@ fn statements(sql: &[u8]) -> Vec<Statement<'_>> {
 }
 
 /// The next token from a place on, with where it begins and ends.
-fn token(sql: &[u8], from: usize) -> Option<(Token<'_>, usize, usize)> {
+fn token(sql: &[u8], from: usize, backslash: Backslash) -> Option<(Token<'_>, usize, usize)> {
     let from = blank(sql, from);
     let first = *sql.get(from)?;
     let slice = |begin, end| sql.get(begin..end).unwrap_or_default();
     match first {
         b'\'' => {
-            let end = quoted(sql, from + 1, b'\'', false);
+            let end = quoted(sql, from + 1, b'\'', backslash);
             Some((Token::Text(slice(from + 1, end)), from, end + 1))
         }
         b'"' => {
-            let end = quoted(sql, from + 1, b'"', false);
+            let end = quoted(sql, from + 1, b'"', Backslash::Plain);
             Some((Token::Quoted(slice(from + 1, end)), from, end + 1))
         }
         b'e' | b'E' if sql.get(from + 1) == Some(&b'\'') => {
-            let end = quoted(sql, from + 2, b'\'', true);
+            let end = quoted(sql, from + 2, b'\'', Backslash::Escapes);
             Some((Token::Text(slice(from + 2, end)), from, end + 1))
         }
         b'$' => Some(dollar(sql, from)),
@@ -429,11 +490,11 @@ fn comment(sql: &[u8], mut at: usize) -> usize {
 }
 
 /// Where the closing quote of a text is.
-fn quoted(sql: &[u8], mut at: usize, quote: u8, escapes: bool) -> usize {
+fn quoted(sql: &[u8], mut at: usize, quote: u8, backslash: Backslash) -> usize {
     loop {
         match sql.get(at) {
             None => return sql.len(),
-            Some(b'\\') if escapes => at += 2,
+            Some(b'\\') if backslash == Backslash::Escapes => at += 2,
             Some(byte) if *byte == quote => {
                 if sql.get(at + 1) != Some(&quote) {
                     return at;
@@ -591,6 +652,45 @@ mod tests {
         );
         assert_eq!(count("begin; insert into t values (1)"), None);
         assert_eq!(Class::unknown().statements, None);
+    }
+
+    #[test]
+    fn a_backslash_makes_a_text_unsure() {
+        // As the server reads these while standard_conforming_strings is off, they write.
+        for sql in [
+            r"select 'a\'' ; delete from t; --'",
+            r"insert into t values ('\'), ('; commit; --')",
+        ] {
+            assert_eq!(classify_unsure(sql.as_bytes()), Class::unknown(), "{sql}");
+            assert_ne!(classify(sql.as_bytes()), Class::unknown(), "{sql}");
+        }
+        for sql in [
+            r"select 'a\b'",
+            r"select E'\'; delete'",
+            "select 'a'''",
+            r#"table "\""#,
+        ] {
+            assert!(classify_unsure(sql.as_bytes()).reads, "{sql}");
+        }
+        let sql = br"prepare a as select '\'; prepare b as select ';'";
+        assert_eq!(preparation(sql, "a"), None);
+        assert!(preparation(br"prepare a as select '\n'", "a").is_some());
+    }
+
+    #[test]
+    fn what_outlives_its_transaction_is_seen() {
+        let check = |sql: &str, expected| {
+            assert_eq!(classify(sql.as_bytes()).lasting, expected, "{sql}");
+        };
+        check("prepare a as select 1", true);
+        check("deallocate a", true);
+        check("select pg_advisory_lock(1)", true);
+        check("select pg_advisory_unlock_all()", true);
+        check("do $$ begin end $$", true);
+        check("set a = 1; listen b", false);
+        check("create temp table a (b int)", false);
+        check("prepare transaction 'a'", false);
+        assert!(Class::unknown().lasting);
     }
 
     #[test]

@@ -17,10 +17,12 @@ use super::client::Rows;
 use super::frame;
 use super::sql::{self, Class, identifier, literal};
 
-/// Most bytes of prepared statements of one session.
+/// Most bytes of prepared statements of one session, with their names and what is known of them.
 const PREPARED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a prepared statement takes beside its name and its text.
+const PREPARED_BYTES_MIN: usize = 256;
 /// Most names of settings that the server does not list.
-const NAMES_MAX: usize = 256;
+pub(crate) const NAMES_MAX: usize = 256;
 /// Obstacles that are named in an error.
 const NAMED_MAX: usize = 8;
 
@@ -37,6 +39,8 @@ pub(crate) struct Prepared {
 pub(crate) struct State {
     prepared: BTreeMap<Vec<u8>, Arc<Prepared>>,
     bytes: usize,
+    /// There were more than are kept.
+    unkept: bool,
     settings: Vec<(String, String)>,
     channels: Vec<String>,
     prepared_in_sql: Vec<String>,
@@ -46,27 +50,53 @@ pub(crate) struct State {
     hidden: bool,
     /// A text that may have changed it was carried out since it was last asked for.
     pub(crate) stale: bool,
+    /// It stays changed if the transaction that goes on is rolled back.
+    lasting: bool,
+}
+
+impl Prepared {
+    fn bytes(&self, name: &[u8]) -> usize {
+        let message = self.message.as_ref().map_or(0, Vec::len);
+        PREPARED_BYTES_MIN + name.len() + message + self.class.bytes()
+    }
+}
+
+/// Where a text was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a transaction that goes on.
+    Within,
+    /// In none, or in one that it ended.
+    Outside,
 }
 
 impl State {
     pub(crate) fn prepare(&mut self, name: Vec<u8>, mut prepared: Arc<Prepared>) {
         self.close(&name);
-        let length = prepared.message.as_ref().map_or(0, Vec::len);
-        if self.bytes + length > PREPARED_BYTES_MAX {
+        if self.bytes + prepared.bytes(&name) > PREPARED_BYTES_MAX {
             prepared = Arc::new(Prepared {
                 message: None,
                 class: prepared.class.clone(),
             });
-        } else {
-            self.bytes += length;
         }
+        let bytes = prepared.bytes(&name);
+        if self.bytes + bytes > PREPARED_BYTES_MAX {
+            self.unkept = true;
+            return;
+        }
+        self.bytes += bytes;
         self.prepared.insert(name, prepared);
     }
 
     pub(crate) fn close(&mut self, name: &[u8]) {
         if let Some(before) = self.prepared.remove(name) {
-            self.bytes -= before.message.as_ref().map_or(0, Vec::len);
+            self.bytes -= before.bytes(name);
         }
+    }
+
+    /// There are prepared statements of which nothing is known.
+    pub(crate) fn is_unkept(&self) -> bool {
+        self.unkept
     }
 
     pub(crate) fn prepared(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
@@ -74,8 +104,11 @@ impl State {
     }
 
     /// A text of this class was carried out.
-    pub(crate) fn note(&mut self, class: &Class) {
+    pub(crate) fn note(&mut self, class: &Class, place: Place) {
         self.stale |= class.changes_session;
+        // What was changed in a transaction that has ended by now may be there for good.
+        self.lasting |=
+            class.lasting && class.changes_session || self.stale && place == Place::Outside;
         self.hidden |= class.hidden_setting;
         for name in &class.settings {
             if self.names.len() < NAMES_MAX {
@@ -84,6 +117,23 @@ impl State {
                 self.hidden = true;
             }
         }
+    }
+
+    /// The transaction that went on is lost, and what it changed with it.
+    pub(crate) fn lose_transaction(&mut self) {
+        self.stale = self.lasting;
+    }
+
+    /// The latest text that changed it is to be carried out again: it has changed nothing yet.
+    pub(crate) fn begin_redo(&mut self) {
+        self.stale = false;
+        self.lasting = false;
+    }
+
+    /// That text is under way, outside any transaction.
+    pub(crate) fn redone(&mut self) {
+        self.stale = true;
+        self.lasting = true;
     }
 
     /// The question how the session stands; its user is who logged in.
@@ -120,6 +170,7 @@ impl State {
         self.prepared_in_sql.clear();
         self.obstacles.clear();
         self.stale = false;
+        self.lasting = false;
         let Some(rows) = rows else {
             self.obstacles
                 .push("a state that the server did not tell".to_owned());
@@ -164,6 +215,7 @@ impl State {
         for name in gone {
             self.close(&name);
         }
+        self.unkept = listed.iter().any(|name| !self.prepared.contains_key(name));
     }
 
     /// What of it cannot be carried over, if anything.
@@ -178,6 +230,9 @@ impl State {
         let lost = self.prepared.iter().find(|(_, one)| one.message.is_none());
         if lost.is_some() {
             all.push("prepared statements that are too long to be kept".to_owned());
+        }
+        if self.unkept {
+            all.push("more prepared statements than are kept".to_owned());
         }
         if all.is_empty() {
             return None;
@@ -264,7 +319,7 @@ mod tests {
         state.prepare(b"kept".to_vec(), prepared(b"[kept]"));
         state.prepare(b"gone".to_vec(), prepared(b"[gone]"));
         state.prepare(Vec::new(), prepared(b"[unnamed]"));
-        state.note(&sql::classify(b"set my.x = 1"));
+        state.note(&sql::classify(b"set my.x = 1"), Place::Outside);
         assert!(state.stale && state.obstacles().is_some());
         assert!(state.question("me").contains("'my.x'"));
         state.answer(Some(vec![
@@ -300,16 +355,64 @@ mod tests {
         assert!(state.obstacles().is_some());
         state.answer(Some(Vec::new()));
         assert_eq!(state.obstacles(), None);
-        state.note(&sql::classify(b"select set_config($1, '', false)"));
+        let hides = sql::classify(b"select set_config($1, '', false)");
+        state.note(&hides, Place::Outside);
         state.answer(Some(Vec::new()));
         assert!(state.obstacles().is_some());
     }
 
     #[test]
+    fn what_a_lost_transaction_changed_is_lost_with_it() {
+        let check = |texts: &[(&str, Place)], expected| {
+            let mut state = State::default();
+            for (text, place) in texts {
+                state.note(&sql::classify(text.as_bytes()), *place);
+            }
+            state.lose_transaction();
+            assert_eq!(state.obstacles().is_some(), expected, "{texts:?}");
+            state.answer(Some(Vec::new()));
+            state.lose_transaction();
+            assert_eq!(state.obstacles(), None, "{texts:?}");
+        };
+        let (within, outside) = (Place::Within, Place::Outside);
+        check(&[("set a.b = 1", within)], false);
+        check(&[("set a.b = 1", outside)], true);
+        // It was set before, and nobody has asked what came of it.
+        check(&[("set a.b = 1", outside), ("begin", within)], true);
+        check(&[("set a.b = 1", within), ("commit", outside)], true);
+        check(&[("begin", within), ("set a.b = 1", within)], false);
+        check(&[("select pg_advisory_lock(1)", within)], true);
+        check(&[("prepare a as select 1", within)], true);
+    }
+
+    #[test]
+    fn names_of_prepared_statements_are_bounded() {
+        let mut state = State::default();
+        for number in 0..100_000_u32 {
+            let name = format!("a statement with number {number}").into_bytes();
+            state.prepare(name, prepared(b""));
+        }
+        assert!(state.prepared.len() <= PREPARED_BYTES_MAX / PREPARED_BYTES_MIN);
+        assert!(state.is_unkept() && state.obstacles().is_some());
+        let names: Vec<Vec<u8>> = state.prepared.keys().cloned().collect();
+        for name in &names {
+            state.close(name);
+        }
+        assert_eq!(state.bytes, 0);
+        assert!(state.obstacles().is_some(), "others are still there");
+        state.answer(Some(vec![row(["p", "a statement with number 99999", ""])]));
+        assert!(state.obstacles().is_some());
+        state.answer(Some(Vec::new()));
+        assert_eq!(state.obstacles(), None);
+    }
+
+    #[test]
     fn more_than_is_kept_cannot_be_carried_over() {
         let mut state = State::default();
+        // Four of them, and one without its text.
+        let text = vec![0; PREPARED_BYTES_MAX / 4 - 2 * PREPARED_BYTES_MIN];
         for number in 0..5_u8 {
-            state.prepare(vec![number], prepared(&vec![0; PREPARED_BYTES_MAX / 4]));
+            state.prepare(vec![number], prepared(&text));
         }
         assert!(state.obstacles().is_some());
         let kept = |state: &State| {
@@ -318,9 +421,9 @@ mod tests {
                 .map(Vec::len)
                 .sum::<usize>()
         };
-        assert_eq!(kept(&state), PREPARED_BYTES_MAX);
+        assert_eq!(kept(&state), 4 * text.len());
         state.close(&[4]);
-        state.prepare(vec![1], prepared(&vec![0; PREPARED_BYTES_MAX / 4]));
+        state.prepare(vec![1], prepared(&text));
         assert_eq!(state.obstacles(), None);
         let long = Prepared {
             message: None,

@@ -168,12 +168,13 @@ fn strict_loses_nothing() {
     println!("gaps in order: {gaps:?}");
     gaps.sort();
     println!(
-        "strict: {} kills, {} committed, {} failed, {} unknown; gaps: median {:?}, greatest {:?}",
+        "strict: {} kills, {} committed, {} failed, {} unknown; gaps: p50 {:?}, p99 {:?}, greatest {:?}",
         kills.len(),
         counted[0],
         counted[1],
         counted[2],
         gaps[gaps.len() / 2],
+        gaps[(gaps.len() * 99).div_ceil(100) - 1],
         gaps[gaps.len() - 1],
     );
     println!("{:?}", cluster.counts());

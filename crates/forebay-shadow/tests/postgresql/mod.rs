@@ -1,6 +1,7 @@
 //! Two real servers and a front before them.
 
 pub(crate) mod client;
+mod edges;
 mod ledger;
 
 use std::fs;
@@ -250,6 +251,8 @@ impl Cluster {
                 lag_bytes_max: 16 << 20,
                 rebuild,
                 rebuild_after_ms: 300,
+                data: Default::default(),
+                programs: PathBuf::new(),
                 passwords: Default::default(),
             }),
             listen: vec![format!("127.0.0.1:{}", self.front).parse().unwrap()],

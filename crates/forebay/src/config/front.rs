@@ -115,6 +115,32 @@ impl FrontConfig {
         App::new(self.app.clone(), Class::Critical, Binding::Exec(exec))
     }
 
+    /// The command that begins an instance, after it was made a standby unless it serves. Only
+    /// root may read the plan and ask the front; the user is the app's again once that is done.
+    pub(super) fn prepared(&self, app: &AppId, exec: &Exec, own: (&Path, &Path)) -> Option<Exec> {
+        let (state_dir, executable) = own;
+        let Mode::Postgres(options) = &self.mode else {
+            return None;
+        };
+        options.data.get(app.as_str())?;
+        let mut command = vec![
+            executable.display().to_string(),
+            "instance".to_owned(),
+            self.plan_file(state_dir).display().to_string(),
+            app.to_string(),
+        ];
+        if let Some(user) = &exec.user {
+            command.extend(["--user".to_owned(), user.clone()]);
+        }
+        command.push("--".to_owned());
+        command.extend(exec.command.iter().cloned());
+        Some(Exec {
+            command,
+            user: None,
+            ..exec.clone()
+        })
+    }
+
     /// What the front is told.
     pub(crate) fn plan(&self, state_dir: &Path) -> Plan {
         let instance = |(app, address): &(AppId, Address)| Instance {
@@ -255,6 +281,11 @@ fn resolve(
         min: Duration::ZERO,
         max: DRAIN_MAX,
     };
+    let mode = mode.map(|mode| with_programs(mode, &instances, apps));
+    if let (Some(Mode::Postgres(options)), true) = (&mode, is_complete) {
+        let key = format!("{}.data", section.key("postgres"));
+        check_data(options, &instances, (at, &key), findings);
+    }
     let patience = bounded(&mut section, "patience", patience, findings);
     let grace = bounded(&mut section, "grace", grace, findings);
     let drain = bounded(&mut section, "drain", drain, findings);
@@ -278,6 +309,64 @@ fn resolve(
         grace: grace.unwrap_or_default(),
         drain: drain.unwrap_or(DRAIN),
     })
+}
+
+/// PostgreSQL's programs are beside the one that an instance runs, unless it is said where.
+fn with_programs(mode: Mode, instances: &[(AppId, Address)], apps: &BTreeMap<AppId, App>) -> Mode {
+    let mut options = match mode {
+        Mode::Postgres(options) => options,
+        other => return other,
+    };
+    if options.programs.as_os_str().is_empty() {
+        let mut directories = instances.iter().filter_map(|(app, _)| {
+            let Binding::Exec(exec) = &apps.get(app)?.binding else {
+                return None;
+            };
+            Path::new(exec.command.first()?).parent()
+        });
+        options.programs = directories
+            .next()
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
+    }
+    Mode::Postgres(options)
+}
+
+fn check_data(
+    options: &forebay_shadow::postgres::Options,
+    instances: &[(AppId, Address)],
+    (at, key): (usize, &str),
+    findings: &mut Findings<'_>,
+) {
+    if options.data.is_empty() {
+        return;
+    }
+    let is_instance = |name: &String| instances.iter().any(|(app, _)| app.as_str() == name);
+    for name in options.data.keys().filter(|name| !is_instance(name)) {
+        let problem = Problem::new(
+            format!("`{name}` is not one of the instances"),
+            "name the instances, and no others",
+        );
+        findings.add(at, format!("{key}.{name}"), problem);
+    }
+    for (app, _) in instances
+        .iter()
+        .filter(|(app, _)| !options.data.contains_key(app.as_str()))
+    {
+        let problem = Problem::new(
+            format!("the data directory of `{app}` is not given"),
+            "give those of all instances: any of them may have to follow another",
+        );
+        findings.add(at, key.to_owned(), problem);
+    }
+    let mut seen = BTreeSet::new();
+    for (name, _) in options.data.iter().filter(|(_, path)| !seen.insert(*path)) {
+        let problem = Problem::new(
+            "two instances have the same data directory".to_owned(),
+            "give each one of its own",
+        );
+        findings.add(at, format!("{key}.{name}"), problem);
+    }
 }
 
 fn addresses(

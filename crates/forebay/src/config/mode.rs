@@ -1,5 +1,6 @@
 //! What a front speaks, with what can be chosen of it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -179,6 +180,26 @@ fn of_postgres(
     }
     if let Some(command) = section.take::<Vec<String>>("rebuild") {
         options.rebuild = command.value;
+    }
+    if let Some(At { value, at }) = section.take::<BTreeMap<String, String>>("data") {
+        for (app, directory) in value {
+            let path = PathBuf::from(directory);
+            let key = format!("{}.{app}", section.key("data"));
+            findings.keep(at, key, absolute(&path))?;
+            options.data.insert(app, path);
+        }
+        if !options.rebuild.is_empty() {
+            let problem = Problem::new(
+                "with `data`, no `rebuild` is run".to_owned(),
+                "leave out one of them",
+            );
+            findings.add(at, section.key("data"), problem);
+        }
+    }
+    if let Some(At { value, at }) = section.take::<String>("bin") {
+        let path = PathBuf::from(value);
+        findings.keep(at, section.key("bin"), absolute(&path))?;
+        options.programs = path;
     }
     if let Some(time) = rebuild_after {
         options.rebuild_after_ms = millis(time);

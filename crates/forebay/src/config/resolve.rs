@@ -85,6 +85,17 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     for front in fronts.values() {
         let app = front.app(&daemon.state_dir, &host.executable);
         policy.apps.insert(app.id.clone(), app);
+        for (id, _) in &front.instances {
+            let Some(app) = policy.apps.get_mut(id) else {
+                continue;
+            };
+            let own = (daemon.state_dir.as_path(), host.executable.as_path());
+            if let Binding::Exec(exec) = &mut app.binding
+                && let Some(prepared) = front.prepared(id, exec, own)
+            {
+                *exec = prepared;
+            }
+        }
     }
     // Also those that were refused, so that nothing is said twice.
     let names: Vec<&str> = places.keys().map(AppId::as_str).collect();

@@ -32,4 +32,5 @@ mod place;
 mod runtime;
 mod runtime_imitation;
 mod signals;
+mod standby;
 mod survival;

@@ -213,9 +213,19 @@ const FRONT_POSTGRES: &[Key] = &[
         "How far a standby may be behind and still take over (default 16MiB)",
     ),
     key(
+        "data",
+        Kind::TextMap,
+        "Data directory of each instance: Forebay makes standbys itself, when it starts an instance that does not serve",
+    ),
+    key(
+        "bin",
+        Kind::Text,
+        "Directory of PostgreSQL's programs, for `data` (default: that of the instances' `exec`)",
+    ),
+    key(
         "rebuild",
         Kind::Texts,
-        "Command that makes an instance a standby of the primary and starts it; it runs as the front's user",
+        "In place of `data`: command that makes an instance a standby of the primary and starts it; it runs as the front's user",
     ),
     key(
         "rebuild_after",

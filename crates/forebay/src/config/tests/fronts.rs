@@ -243,6 +243,64 @@ fn what_is_chosen_of_a_mode_arrives() {
     assert_eq!(postgres.rebuild_after_ms, 9000);
 }
 
+/// Instances whose data directories are known are begun by way of Forebay.
+#[test]
+fn instances_with_data_are_made_to_follow_before_they_begin() {
+    let front = |keys: &str| {
+        let apps = "[apps.a]\nexec = [\"sh\", \"-D\", \"/a\"]\nuser = \"www\"\n[apps.b]\nexec = [\"sh\"]\n";
+        format!(
+            "{apps}[fronts.w]\nmode = \"postgres\"\nlisten = [\"127.0.0.1:1\"]\n\
+             instances = {{ a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }}\n\
+             [fronts.w.postgres]\nuser = \"admin\"\n{keys}"
+        )
+    };
+    let of = |keys: &str| {
+        let config = config(&front(keys));
+        let Binding::Exec(exec) = config.policy.apps[&"a".parse::<AppId>().unwrap()]
+            .binding
+            .clone()
+        else {
+            panic!("it is started");
+        };
+        let Mode::Postgres(options) = config.fronts.into_values().next().unwrap().mode else {
+            panic!("another mode");
+        };
+        (exec, options)
+    };
+    let (exec, options) = of("data = { a = \"/a\", b = \"/b\" }\n");
+    let plan = "/var/lib/forebay/fronts/w/plan.json";
+    let before = [
+        "/usr/bin/forebay",
+        "instance",
+        plan,
+        "a",
+        "--user",
+        "www",
+        "--",
+    ];
+    assert_eq!(
+        exec.command,
+        [&before[..], &["/usr/bin/sh", "-D", "/a"]].concat()
+    );
+    assert_eq!(
+        (exec.user, options.programs),
+        (None, PathBuf::from("/usr/bin"))
+    );
+    let (_, options) = of("data = { a = \"/a\", b = \"/b\" }\nbin = \"/opt/pg\"\n");
+    assert_eq!(options.programs, PathBuf::from("/opt/pg"));
+    let (exec, _) = of("");
+    assert_eq!(exec.command, ["/usr/bin/sh", "-D", "/a"]);
+    check(
+        &front("data = { a = \"/a\", c = \"/a\" }\nrebuild = [\"x\"]\n"),
+        &[
+            "f:6: fronts.w.postgres.data.c: `c` is not one of the instances; name the instances, and no others",
+            "f:6: fronts.w.postgres.data: the data directory of `b` is not given; give those of all instances: any of them may have to follow another",
+            "f:6: fronts.w.postgres.data.c: two instances have the same data directory; give each one of its own",
+            "f:12: fronts.w.postgres.data: with `data`, no `rebuild` is run; leave out one of them",
+        ],
+    );
+}
+
 #[test]
 fn what_is_chosen_of_another_mode_is_refused() {
     check(

@@ -19,12 +19,20 @@ use super::*;
 fn host() -> (HostFacts, tempfile::TempDir) {
     let guard = tempfile::tempdir().unwrap();
     let root = guard.path();
-    for directory in ["etc", "usr/bin", "srv", "sys/dev/block", "disk/part"] {
+    let programs = "usr/lib/postgresql/15/bin";
+    for directory in [
+        "etc",
+        "usr/bin",
+        programs,
+        "srv",
+        "sys/dev/block",
+        "disk/part",
+    ] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::write(
         root.join("etc/passwd"),
-        "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:\nredis:x:110:110::/:\n",
+        "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:\nredis:x:110:110::/:\npostgres:x:111:111::/:\n",
     )
     .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nforebay:x:990:\n").unwrap();
@@ -33,6 +41,7 @@ fn host() -> (HostFacts, tempfile::TempDir) {
         ("nginx", 0o755),
         ("redis-server", 0o755),
         ("notes", 0o644),
+        ("../lib/postgresql/15/bin/postgres", 0o755),
     ] {
         let path = root.join("usr/bin").join(program);
         fs::write(&path, "").unwrap();
@@ -464,5 +473,15 @@ fn every_example_is_right() {
         }
     }
     names.sort();
-    assert_eq!(names, ["events", "minimal", "nginx", "postgres", "redis"]);
+    assert_eq!(
+        names,
+        [
+            "events",
+            "minimal",
+            "nginx",
+            "postgres",
+            "postgres-front",
+            "redis"
+        ]
+    );
 }
