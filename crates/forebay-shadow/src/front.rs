@@ -219,8 +219,7 @@ impl AsyncListener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Stream::prepared(stream)
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
