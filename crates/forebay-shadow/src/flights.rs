@@ -188,6 +188,24 @@ impl Ticket<'_> {
         table.heard[slot] = Some(now);
     }
 
+    /// The first byte came, and nobody knows of a later one: its time is learnt. The same as
+    /// [`Self::heard`], [`Self::answered`] and being dropped, for half of what these cost.
+    pub fn complete(self) {
+        let mut table = self.flights.lock();
+        let now = Instant::now();
+        if let Some(Some(flight)) = table.flights.get(self.place).copied() {
+            let (slot, route) = (flight.slot, flight.route);
+            if table.heard.len() <= slot {
+                table.heard.resize(slot + 1, None);
+            }
+            table.heard[slot] = Some(now);
+            if let Some(route) = table.routes.get_mut(route) {
+                let took = now.saturating_duration_since(flight.began);
+                route.latency.add(took);
+            }
+        }
+    }
+
     /// It is under way, but it is the instance that waits: no byte is due.
     pub fn rest(&self) {
         let mut table = self.flights.lock();
@@ -250,6 +268,19 @@ mod tests {
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
+    }
+
+    #[test]
+    fn one_that_is_complete_was_heard_and_answered() {
+        let flights = Flights::default();
+        let route = flights.route("tcp");
+        for _ in 0..20 {
+            flights.begin(0, route).complete();
+        }
+        assert_eq!(flights.count(0), 0);
+        assert!(flights.heard(0).is_some() && flights.heard(1).is_none());
+        let _waits = flights.begin(0, route);
+        assert!(flights.waiting(0).unwrap().usual.is_some(), "it is learnt");
     }
 
     #[test]
