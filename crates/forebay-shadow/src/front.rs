@@ -19,6 +19,7 @@ use crate::director::{Detached, Director, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
 use crate::mode::{Mode, Service};
+use crate::proxy::{self, Introduction};
 use crate::status::{Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::switchboard::{Counters, Instance, Switchboard, count};
@@ -43,6 +44,9 @@ pub struct Plan {
     pub patience: Duration,
     /// Silence of the primary that is always allowed.
     pub grace: Duration,
+    /// Where the PROXY protocol is spoken.
+    #[serde(default, skip_serializing_if = "proxy::Options::is_off")]
+    pub proxy: proxy::Options,
     /// The socket on which the daemon asks.
     pub control: PathBuf,
     /// Where epochs are kept.
@@ -147,6 +151,7 @@ impl Opened {
                 board: Arc::clone(&board),
                 room: Arc::clone(&room),
                 service: service.clone(),
+                proxy: plan.proxy,
             };
             tokio::spawn(accept(listener.into_async()?, served));
         }
@@ -260,6 +265,15 @@ struct Served {
     board: Arc<Switchboard>,
     room: Arc<Semaphore>,
     service: Service,
+    proxy: proxy::Options,
+}
+
+impl Served {
+    async fn serve(&self, client: Stream) -> io::Result<()> {
+        let introduction = Introduction::of(&client, self.proxy).await;
+        let introduction = introduction.inspect_err(|_| count(&self.board.counters.refused))?;
+        self.service.serve(client, introduction).await
+    }
 }
 
 /// How long a front that may open no more files waits before it accepts again.
@@ -282,7 +296,7 @@ async fn accept(listener: AsyncListener, served: Served) {
         count(&served.board.counters.connections);
         let served = served.clone();
         tokio::spawn(async move {
-            if let Err(error) = served.service.serve(client).await {
+            if let Err(error) = served.serve(client).await {
                 tracing::debug!(%error, "a connection ended");
             }
             drop(place);

@@ -17,6 +17,7 @@ mod member;
 pub mod mode;
 mod ping;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 pub mod secret;
 pub mod status;

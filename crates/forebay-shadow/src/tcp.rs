@@ -12,22 +12,27 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
+
 pub(crate) use self::relay::relay;
 
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Switchboard, count};
 
-/// Serves one client until one side ends.
+/// Serves one client until one side ends. The instance is told the header first.
 ///
 /// # Errors
 /// When no instance could serve, or a connection broke.
 pub(crate) async fn serve(
     board: &Arc<Switchboard>,
     client: Stream,
+    header: &[u8],
     patience: Duration,
 ) -> io::Result<()> {
-    let (instance, assigned) = connect(board, patience).await?;
+    let (mut instance, assigned) = connect(board, patience).await?;
     count(&board.counters.requests);
+    // It fits any buffer, so that this does not wait.
+    instance.write_all(header).await?;
     relay(board, &client, &instance, assigned).await
 }
 

@@ -47,11 +47,7 @@ pub(crate) enum Said {
 }
 
 impl Client {
-    pub(crate) fn new(stream: Stream) -> Self {
-        let address = match &stream {
-            Stream::Tcp(tcp) => tcp.peer_addr().ok().map(|address| address.ip()),
-            Stream::Unix(_) => None,
-        };
+    pub(crate) fn new(stream: Stream, address: Option<IpAddr>) -> Self {
         Self {
             stream,
             buffer: Vec::new(),

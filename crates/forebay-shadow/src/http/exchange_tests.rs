@@ -15,7 +15,7 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
     let (mut asker, client) = UnixStream::pair().unwrap();
     let (mut hanging, instance) = UnixStream::pair().unwrap();
-    let mut client = Client::new(Stream::Unix(client));
+    let mut client = Client::new(Stream::Unix(client), None);
     let mut instance = Stream::Unix(instance);
     client.buffer.extend_from_slice(REQUEST.as_bytes());
     let request = head::request(REQUEST.as_bytes(), &mut Vec::new()).unwrap();

@@ -23,6 +23,7 @@ pub mod spread;
 mod wire;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,12 +103,16 @@ enum Next {
     Relay(Stream, Assigned),
 }
 
-/// Serves one client until it ends.
+/// Serves one client, who has this address, until it ends.
 ///
 /// # Errors
 /// When its connection broke, or an instance was lost in the middle of an answer.
-pub(crate) async fn serve(shared: &Shared, stream: Stream) -> io::Result<()> {
-    let mut client = Client::new(stream);
+pub(crate) async fn serve(
+    shared: &Shared,
+    stream: Stream,
+    address: Option<IpAddr>,
+) -> io::Result<()> {
+    let mut client = Client::new(stream, address);
     let mut routing = shared.board.subscribe();
     let mut route = Route::default();
     loop {

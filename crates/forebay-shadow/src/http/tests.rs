@@ -28,7 +28,7 @@ async fn said(bytes: &[u8]) -> (String, Duration) {
     client.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let shared = shared();
-    let (served, read) = tokio::join!(serve(&shared, Stream::Unix(stream)), async {
+    let (served, read) = tokio::join!(serve(&shared, Stream::Unix(stream), None), async {
         let read = client.read_to_end(&mut answer).await;
         drop(client);
         read
@@ -94,7 +94,7 @@ async fn a_head_that_trickles_is_bounded_as_a_whole() {
         }
         answer
     };
-    let (_, answer) = tokio::join!(serve(&shared, Stream::Unix(stream)), trickle);
+    let (_, answer) = tokio::join!(serve(&shared, Stream::Unix(stream), None), trickle);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(began.elapsed() < Duration::from_secs(13));
 }
@@ -109,7 +109,7 @@ fn a_route_is_a_method_and_the_first_part_of_a_path() {
         .unwrap();
     let _entered = runtime.enter();
     let (stream, _other) = UnixStream::pair().unwrap();
-    let mut client = Client::new(Stream::Unix(stream));
+    let mut client = Client::new(Stream::Unix(stream), None);
     let mut of = |target: &str, method: &str| {
         client.buffer = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
         let request = head::request(&client.buffer, &mut Vec::new()).unwrap();
@@ -150,7 +150,7 @@ fn statuses(pieces: &[&[u8]]) -> Vec<String> {
             client.shutdown().await.ok();
             client.read_to_end(&mut answers).await.ok();
         };
-        let (served, ()) = tokio::join!(serve(&shared, Stream::Unix(stream)), client);
+        let (served, ()) = tokio::join!(serve(&shared, Stream::Unix(stream), None), client);
         served.ok();
         let answers = String::from_utf8(answers).unwrap();
         let lines = answers.lines().filter(|line| line.starts_with("HTTP/1.1 "));

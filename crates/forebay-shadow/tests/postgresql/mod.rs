@@ -258,6 +258,7 @@ impl Cluster {
             user: String::new(),
             patience: Duration::from_secs(20),
             grace: Duration::ZERO,
+            proxy: Default::default(),
             control: base.join("control"),
             epoch_file: base.join("epoch"),
         };

@@ -236,6 +236,7 @@ impl Front {
             user: String::new(),
             patience: Duration::from_secs(5),
             grace: Duration::ZERO,
+            proxy: Default::default(),
             control: directory.path().join("control"),
             epoch_file: directory.path().join("epoch"),
         };

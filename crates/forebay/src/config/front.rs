@@ -7,6 +7,7 @@ use std::time::Duration;
 use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
 use forebay_shadow::mode::Mode;
+use forebay_shadow::proxy;
 use forebay_shadow::stream::Address;
 use forebay_shadow::switchboard::Instance;
 
@@ -36,6 +37,7 @@ pub(crate) struct FrontConfig {
     pub(crate) connections_max: usize,
     pub(crate) patience: Duration,
     pub(crate) grace: Duration,
+    pub(crate) proxy: proxy::Options,
 }
 
 impl FrontConfig {
@@ -89,6 +91,7 @@ impl FrontConfig {
             connections_max: self.connections_max,
             patience: self.patience,
             grace: self.grace,
+            proxy: self.proxy,
             control: self.control(state_dir),
             epoch_file: self.directory(state_dir).join("epoch"),
         }
@@ -166,6 +169,7 @@ fn resolve(
         findings.add(at, section.name.clone(), problem);
     }
     // All that is there is looked at, so that all mistakes are told at once.
+    let proxy = mode::proxy(mode.as_ref().map(|word| word.value), &mut section, findings);
     let mode = mode.and_then(|word| mode::mode(word.value, &mut section, host, findings));
     let key = section.key("listen");
     let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
@@ -214,6 +218,7 @@ fn resolve(
             .unwrap_or(CONNECTIONS_MAX),
         patience: patience.unwrap_or(PATIENCE),
         grace: grace.unwrap_or_default(),
+        proxy,
     })
 }
 
