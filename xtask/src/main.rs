@@ -31,9 +31,11 @@ Forebay's developer commands
                                     out the long checks (and names them as skipped)
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
-                                    `examples` or `vm`, and say which
+                                    `examples`, `bench` or `vm`, and say which
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
-                                    `tiering`, `memory`, `predict` or `forecast`;
+                                    `tiering`, `memory`, `predict`, `failover`, `front` or
+                                    `forecast`; what it is held against comes with
+                                    `cargo xtask setup bench`;
                                     --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
@@ -57,6 +59,8 @@ const BENCHMARKS: &[&str] = &[
     "tiering",
     "memory",
     "predict",
+    "failover",
+    "front",
     "forecast",
 ];
 
@@ -229,7 +233,7 @@ fn setup_command(arguments: &[String]) -> Result<(), Failure> {
     for name in arguments {
         let group = setup::Group::from_name(name).ok_or_else(|| {
             Failure::Usage(format!(
-                "no group `{name}`; there are: build, examples, vm, containers"
+                "no group `{name}`; there are: build, examples, bench, vm, containers"
             ))
         })?;
         groups.push(group);

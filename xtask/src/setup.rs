@@ -12,6 +12,8 @@ pub(crate) enum Group {
     Build,
     /// Trying the example configurations.
     Examples,
+    /// What fronts are held against in the benchmarks.
+    Bench,
     /// Virtual machines to test on.
     Vm,
     /// Container runtimes to test with.
@@ -23,6 +25,7 @@ impl Group {
         match name {
             "build" => Some(Self::Build),
             "examples" => Some(Self::Examples),
+            "bench" => Some(Self::Bench),
             "vm" => Some(Self::Vm),
             "containers" => Some(Self::Containers),
             _ => None,
@@ -97,9 +100,9 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         name: "nginx-light",
-        groups: &[Group::Examples],
+        groups: &[Group::Examples, Group::Bench],
         sign: Sign::Program("nginx"),
-        why: "the critical service of the nginx example, and the instances of the http-front one",
+        why: "the critical service of the nginx example, the instances of the http-front one, and a proxy beside fronts",
     },
     Package {
         name: "wrk",
@@ -109,9 +112,27 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         name: "postgresql",
-        groups: &[Group::Examples],
+        groups: &[Group::Examples, Group::Bench],
         sign: Sign::Program("pg_ctlcluster"),
-        why: "the critical service of the postgres example",
+        why: "the critical service of the postgres example, and the server behind fronts",
+    },
+    Package {
+        name: "haproxy",
+        groups: &[Group::Bench],
+        sign: Sign::Program("haproxy"),
+        why: "what fronts are held against in the benchmarks",
+    },
+    Package {
+        name: "libnginx-mod-stream",
+        groups: &[Group::Bench],
+        sign: Sign::File("/usr/lib/nginx/modules/ngx_stream_module.so"),
+        why: "nginx for byte streams, beside fronts of mode tcp",
+    },
+    Package {
+        name: "pgbouncer",
+        groups: &[Group::Bench],
+        sign: Sign::Program("pgbouncer"),
+        why: "what fronts of mode postgres are held against",
     },
     Package {
         name: "podman",
@@ -373,7 +394,7 @@ mod tests {
 
     #[test]
     fn every_group_has_a_name_and_packages() {
-        for name in ["build", "examples"] {
+        for name in ["build", "examples", "bench"] {
             let group = Group::from_name(name).unwrap();
             assert!(
                 PACKAGES

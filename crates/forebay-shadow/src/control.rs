@@ -111,7 +111,8 @@ pub enum Answer {
 pub struct Counts {
     /// Connections accepted.
     pub connections: u64,
-    /// Connections refused because there were too many.
+    /// Connections refused because there were too many, or because they lacked the header of the
+    /// PROXY protocol.
     pub refused: u64,
     /// Requests, or connections where there is nothing smaller.
     pub requests: u64,

@@ -305,6 +305,21 @@ impl Ticket<'_> {
         table.counted(slot).heard = Some(now);
     }
 
+    /// The first byte came, and nobody knows of a later one: its time is learnt. The same as
+    /// [`Self::heard`], [`Self::answered`] and being dropped, for half of what these cost.
+    pub fn complete(self) {
+        let mut table = self.flights.lock();
+        let now = Instant::now();
+        if let Some(Some(flight)) = table.flights.get(self.place).copied() {
+            let (slot, route) = (flight.slot, flight.route);
+            table.counted(slot).heard = Some(now);
+            if let Some(route) = table.route_mut(route) {
+                let took = now.saturating_duration_since(flight.began);
+                route.latency.add(took);
+            }
+        }
+    }
+
     /// It is under way, but it is the instance that waits: no byte is due.
     pub fn rest(&self) {
         let mut table = self.flights.lock();
@@ -375,6 +390,20 @@ mod tests {
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
+    }
+
+    #[test]
+    fn one_that_is_complete_was_heard_and_answered() {
+        let flights = Flights::default();
+        let route = flights.route("tcp");
+        for _ in 0..20 {
+            flights.begin(0, route).complete();
+        }
+        assert_eq!(flights.count(0), 0);
+        let look = |slot| flights.look(slot, Duration::ZERO);
+        assert!(look(0).heard.is_some() && look(1).heard.is_none());
+        let _waits = flights.begin(0, route);
+        assert!(look(0).waiting.unwrap().usual.is_some(), "it is learnt");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::epoch::EpochFile;
 use crate::fence::Fence;
 use crate::followers;
 use crate::mode::{Mode, Service};
+use crate::proxy::{self, Introduction};
 use crate::status::{About, Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::succession::{self, Inherited, Listening, Served};
@@ -52,6 +53,9 @@ pub struct Plan {
     pub grace: Duration,
     /// How long connections may go on once another process has taken the place.
     pub drain: Duration,
+    /// Where the PROXY protocol is spoken.
+    #[serde(default, skip_serializing_if = "proxy::Options::is_off")]
+    pub proxy: proxy::Options,
     /// The socket on which the daemon asks.
     pub control: PathBuf,
     /// Where epochs are kept.
@@ -292,6 +296,7 @@ impl Opened {
                 room: Arc::clone(&room),
                 refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
                 service: service.clone(),
+                proxy: plan.proxy,
             };
             accepting.spawn(accept(Arc::clone(listener), clients));
         }
@@ -432,8 +437,7 @@ impl AsyncListener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Stream::prepared(stream)
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
@@ -475,6 +479,15 @@ struct Clients {
     room: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     service: Service,
+    proxy: proxy::Options,
+}
+
+impl Clients {
+    async fn serve(&self, client: Stream) -> io::Result<()> {
+        let introduction = Introduction::of(&client, self.proxy).await;
+        let introduction = introduction.inspect_err(|_| count(&self.board.counters.refused))?;
+        self.service.serve(client, introduction).await
+    }
 }
 
 /// How long a front that may open no more files waits before it accepts again.
@@ -510,7 +523,7 @@ async fn accept(listener: Arc<AsyncListener>, clients: Clients) {
         count(&clients.board.counters.connections);
         let clients = clients.clone();
         tokio::spawn(async move {
-            if let Err(error) = clients.service.serve(client).await {
+            if let Err(error) = clients.serve(client).await {
                 tracing::debug!(%error, "a connection ended");
             }
             drop(place);

@@ -20,6 +20,7 @@ pub mod mode;
 mod pieces;
 mod ping;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 mod refuse;
 pub mod secret;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::http;
 use crate::postgres;
+use crate::proxy::Introduction;
 use crate::redis;
 use crate::refuse::{self, Refusal};
 use crate::stream::Stream;
@@ -112,14 +113,16 @@ impl Service {
     ///
     /// # Errors
     /// When its connection broke, or could not be served.
-    pub(crate) async fn serve(&self, client: Stream) -> io::Result<()> {
+    pub(crate) async fn serve(&self, client: Stream, introduction: Introduction) -> io::Result<()> {
         match self {
-            Self::Tcp(board, patience) => tcp::serve(board, client, *patience).await,
+            Self::Tcp(board, patience) => {
+                tcp::serve(board, client, &introduction.header, *patience).await
+            }
             Self::Redis(board, setup, patience) => {
                 redis::serve(board, client, setup, *patience).await
             }
             Self::Postgres(shared, patience) => postgres::serve(shared, client, *patience).await,
-            Self::Http(shared) => http::serve(shared, client).await,
+            Self::Http(shared) => http::serve(shared, client, introduction.address()).await,
         }
     }
 }

@@ -8,10 +8,18 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+/// Silence after which the other side of a TCP connection is asked whether it is there, how soon again
+/// when it does not answer, and how often: one that vanished is known after two minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMES: u32 = 6;
 
 /// Where a front listens or an instance is reached: `ADDRESS:PORT`, or the path of a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,13 +89,23 @@ impl Stream {
     /// What the system says.
     pub async fn connect(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
-            }
+            Address::Tcp(address) => Self::prepared(TcpStream::connect(address).await?),
             Address::Unix(path) => UnixStream::connect(path).await.map(Self::Unix),
         }
+    }
+
+    /// A TCP connection, of either side: small segments are not delayed, and the other side is asked
+    /// whether it is there when nothing was heard of it for long.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn prepared(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+        sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_TIMES)?;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(Self::Tcp(stream))
     }
 
     /// Waits until it can be read from or written to, or both.

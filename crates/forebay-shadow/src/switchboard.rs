@@ -105,7 +105,8 @@ pub struct Unserved(pub Duration);
 pub struct Counters {
     /// Connections accepted.
     pub connections: AtomicU64,
-    /// Connections refused because there were too many.
+    /// Connections refused because there were too many, or because they lacked the header of the
+    /// PROXY protocol.
     pub refused: AtomicU64,
     /// Requests, or connections where there is nothing smaller.
     pub requests: AtomicU64,

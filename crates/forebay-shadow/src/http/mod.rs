@@ -33,6 +33,7 @@ mod translate;
 mod wire;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,15 +139,15 @@ enum Next {
     Relay(Stream, Assigned),
 }
 
-/// Serves one client until it ends.
+/// Serves one client, who has this address, until it ends.
 ///
 /// # Errors
 /// When its connection broke, or an instance was lost in the middle of an answer.
-pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream) -> io::Result<()> {
-    let address = match &stream {
-        Stream::Tcp(tcp) => tcp.peer_addr().ok().map(|address| address.ip()),
-        Stream::Unix(_) => None,
-    };
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    stream: Stream,
+    address: Option<IpAddr>,
+) -> io::Result<()> {
     let link = match &shared.tls {
         Some(tls) if tls.is_spoken(&stream) => match tls.accept(stream).await? {
             Accepted::Tls(stream) => Link::Tls(stream),

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
 
@@ -23,12 +24,13 @@ pub(super) async fn relay(
     instance: Stream,
     assigned: Assigned,
 ) -> io::Result<()> {
-    let waiting = Waiting::new(board, assigned.slot);
+    let waiting = Mutex::new(Waiting::new(board, assigned.slot));
+    let waiting = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut from_client, mut to_client) = split(client);
     let (mut from_instance, mut to_instance) = split(instance);
     let relayed = async {
-        let asked = || waiting.asked();
-        let heard = || waiting.heard();
+        let asked = || waiting().asked();
+        let heard = || waiting().heard();
         let up = one_way(&mut from_client, &mut to_instance, &asked);
         let down = one_way(&mut from_instance, &mut to_client, &heard);
         tokio::try_join!(up, down).map(drop)

@@ -25,7 +25,7 @@ async fn said(bytes: &[u8]) -> (String, Duration) {
     client.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let shared = shared();
-    let (served, read) = tokio::join!(serve(&shared, Stream::Unix(stream)), async {
+    let (served, read) = tokio::join!(serve(&shared, Stream::Unix(stream), None), async {
         let read = client.read_to_end(&mut answer).await;
         drop(client);
         read
@@ -89,7 +89,7 @@ async fn a_connection_of_http2_without_a_request_ends_in_bounded_time() {
         let mut answer = Vec::new();
         let shared = shared();
         let (served, read) = tokio::join!(
-            async { serve(&shared, Stream::Unix(stream)).await },
+            async { serve(&shared, Stream::Unix(stream), None).await },
             client.read_to_end(&mut answer)
         );
         served.unwrap();
@@ -129,7 +129,7 @@ async fn a_head_that_trickles_is_bounded_as_a_whole() {
         }
         answer
     };
-    let (_, answer) = tokio::join!(serve(&shared, Stream::Unix(stream)), trickle);
+    let (_, answer) = tokio::join!(serve(&shared, Stream::Unix(stream), None), trickle);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(began.elapsed() < Duration::from_secs(13));
 }
@@ -185,7 +185,7 @@ fn statuses(pieces: &[&[u8]]) -> Vec<String> {
             client.shutdown().await.ok();
             client.read_to_end(&mut answers).await.ok();
         };
-        let (served, ()) = tokio::join!(serve(&shared, Stream::Unix(stream)), client);
+        let (served, ()) = tokio::join!(serve(&shared, Stream::Unix(stream), None), client);
         served.ok();
         let answers = String::from_utf8(answers).unwrap();
         let lines = answers.lines().filter(|line| line.starts_with("HTTP/1.1 "));

@@ -11,6 +11,7 @@ use forebay_shadow::fence::Hierarchy;
 use forebay_shadow::front::{self, Plan};
 use forebay_shadow::http::Options;
 use forebay_shadow::mode::Mode;
+use forebay_shadow::proxy;
 use forebay_shadow::status::Status;
 use forebay_shadow::stream::Address;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -47,6 +48,17 @@ impl Stage {
     }
 
     pub(crate) async fn with(patience: Duration, groups: Option<&Path>, options: Options) -> Self {
+        let proxy = proxy::Options::default();
+        Self::of(patience, groups, Mode::Http(options), proxy).await
+    }
+
+    /// With instances that nobody joined, behind a front of any mode.
+    pub(crate) async fn of(
+        patience: Duration,
+        groups: Option<&Path>,
+        mode: Mode,
+        proxy: proxy::Options,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let record = directory.path().join("record");
         let name =
@@ -62,7 +74,7 @@ impl Stage {
         let described = instances.iter().enumerate();
         let plan = Plan {
             name: "test".to_owned(),
-            mode: Mode::Http(options),
+            mode,
             listen: vec![Address::Tcp(front)],
             instances: described
                 .map(|(slot, instance)| forebay_shadow::switchboard::Instance {
@@ -75,6 +87,7 @@ impl Stage {
             patience,
             grace: Duration::ZERO,
             drain: Duration::ZERO,
+            proxy,
             control: control.clone(),
             epoch_file: directory.path().join("epoch"),
         };

@@ -262,6 +262,7 @@ impl Cluster {
             patience: Duration::from_secs(20),
             grace: Duration::ZERO,
             drain: Duration::ZERO,
+            proxy: Default::default(),
             control: base.join("control"),
             epoch_file: base.join("epoch"),
         };

@@ -240,6 +240,7 @@ impl Front {
             patience: Duration::from_secs(5),
             grace: Duration::ZERO,
             drain: Duration::ZERO,
+            proxy: Default::default(),
             control: directory.path().join("control"),
             epoch_file: directory.path().join("epoch"),
         };

@@ -6,6 +6,7 @@ pub(crate) mod chaos;
 mod colocation;
 pub(crate) mod failover;
 mod forecast;
+mod front;
 mod io;
 mod left;
 mod memory;
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// `forecast`: what the series are made from
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// `front`: another build of this program, whose fronts are measured beside this one's
+    #[arg(long, value_name = "FILE")]
+    beside: Option<PathBuf>,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
@@ -69,6 +73,8 @@ enum Name {
     Predict,
     /// A service that is killed, stopped and blocked under its clients: behind Forebay, behind haproxy
     Failover,
+    /// What a request costs through a front, beside haproxy, nginx and pgbouncer
+    Front,
     /// Forecasts beside the rules of others, and what each member of the ensemble is worth
     Forecast,
 }
@@ -134,6 +140,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Memory => memory::run(args, dir)?,
         Name::Predict => predict::run(args, dir)?,
         Name::Failover => failover::run(args, dir)?,
+        Name::Front => front::run(args, dir)?,
         Name::Forecast => return forecast::run(args),
     };
     conclude(args, &targets, result)

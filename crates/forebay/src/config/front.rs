@@ -7,6 +7,7 @@ use std::time::Duration;
 use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
 use forebay_shadow::mode::Mode;
+use forebay_shadow::proxy;
 use forebay_shadow::stream::Address;
 use forebay_shadow::switchboard::{INSTANCES_MAX, Instance};
 
@@ -49,6 +50,7 @@ pub(crate) struct FrontConfig {
     pub(crate) patience: Duration,
     pub(crate) grace: Duration,
     pub(crate) drain: Duration,
+    pub(crate) proxy: proxy::Options,
 }
 
 impl FrontConfig {
@@ -157,6 +159,7 @@ impl FrontConfig {
             patience: self.patience,
             grace: self.grace,
             drain: self.drain,
+            proxy: self.proxy,
             control: self.control(state_dir),
             epoch_file: self.directory(state_dir).join("epoch"),
         }
@@ -234,6 +237,7 @@ fn resolve(
         findings.add(at, section.name.clone(), problem);
     }
     // All that is there is looked at, so that all mistakes are told at once.
+    let proxy = mode::proxy(mode.as_ref().map(|word| word.value), &mut section, findings);
     let mode = mode.and_then(|word| mode::mode(word.value, &mut section, host, findings));
     let key = section.key("listen");
     let listen = listen.map(|listen| addresses(&listen, &key, taken, findings));
@@ -308,6 +312,7 @@ fn resolve(
         patience: patience.unwrap_or(PATIENCE),
         grace: grace.unwrap_or_default(),
         drain: drain.unwrap_or(DRAIN),
+        proxy,
     })
 }
 

@@ -9,7 +9,7 @@ use forebay_host::regular;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::secret::Secret;
 use forebay_shadow::stream::Address;
-use forebay_shadow::{http, postgres, redis};
+use forebay_shadow::{http, postgres, proxy, redis};
 
 use super::app::absolute;
 use super::certificate;
@@ -59,6 +59,34 @@ pub(super) fn mode(
         }
         other => unreachable!("`{other}` is no word of the table of keys"),
     }
+}
+
+/// Where a front of this mode speaks the PROXY protocol.
+pub(super) fn proxy(
+    mode: Option<&str>,
+    front: &mut Section,
+    findings: &mut Findings<'_>,
+) -> proxy::Options {
+    let mut section = front.take_section("proxy_protocol");
+    let accept = is_set(&mut section, "accept");
+    let send = section.take::<bool>("send").filter(|send| send.value);
+    let options = proxy::Options {
+        accept,
+        send: send.is_some(),
+    };
+    let (Some(mode), Some(At { at, .. })) = (mode, send) else {
+        return options;
+    };
+    if mode != "tcp" {
+        let remedy = if mode == "http" {
+            "use http.forwarded_for: clients share the connections to an instance"
+        } else {
+            "leave it out: mode \"tcp\" alone has a connection to an instance for each client"
+        };
+        let problem = Problem::new(format!("mode {mode} sends no header"), remedy);
+        findings.add(at, section.key("send"), problem);
+    }
+    options
 }
 
 fn of_http(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -> http::Options {

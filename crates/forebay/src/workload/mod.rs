@@ -10,7 +10,8 @@
 //! - [`slow_disk`]: a file as slow as a disk can be;
 //! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it;
 //! - [`heap`]: an application whose working set is known;
-//! - [`orders`]: an HTTP service that writes down what it executed, to be killed.
+//! - [`orders`]: an HTTP service that writes down what it executed, to be killed;
+//! - [`origin`]: an HTTP service that answers at once, behind a proxy that is measured.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
@@ -23,7 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::clock_nanosleep_absolute;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -33,6 +36,7 @@ pub(crate) mod disk_load;
 mod heap;
 mod load;
 mod orders;
+mod origin;
 mod schedule;
 mod service;
 mod slow_disk;
@@ -58,6 +62,8 @@ pub(crate) enum Workload {
     Heap(heap::Args),
     /// Take orders over HTTP, and write down which were executed
     Orders(orders::Args),
+    /// Answer over HTTP at once, with few or many bytes
+    Origin(origin::Args),
 }
 
 /// What every workload takes.
@@ -123,8 +129,23 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::DiskReads(args) => disk_load::read(&args),
         Workload::DiskHog(args) => disk_load::hog(&args),
         Workload::Orders(args) => orders::run(&args),
+        Workload::Origin(args) => origin::run(args),
         Workload::Heap(args) => heap::run(args),
     }
+}
+
+/// Lets this process have as many files open as it may have at all: one for each connection.
+fn raise_open_files() -> Result<(), Error> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, raised).map_err(Error::system(
+        "raise the limit on open files of",
+        "this process",
+        "this should not happen; report it",
+    ))
 }
 
 /// Reads the number in a count file.

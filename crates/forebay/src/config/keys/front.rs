@@ -58,6 +58,11 @@ pub(super) const FRONT: &[Key] = &[
         "How long connections may go on once another process of the front has taken the place, at most 7d (default 1h)",
     ),
     key(
+        "proxy_protocol",
+        Kind::Section(FRONT_PROXY),
+        "Who a client is, where that is said before its first byte",
+    ),
+    key(
         "http",
         Kind::Section(FRONT_HTTP),
         "What can be chosen of mode \"http\"",
@@ -78,6 +83,19 @@ const GUARANTEE: Kind = Kind::Choice {
     noun: "guarantee",
     words: &["fast", "strict"],
 };
+
+const FRONT_PROXY: &[Key] = &[
+    key(
+        "accept",
+        Kind::Bool,
+        "Whether each client begins with a header, version 1 or 2; others are refused (default false)",
+    ),
+    key(
+        "send",
+        Kind::Bool,
+        "Whether each connection to an instance begins with one, version 2: mode \"tcp\" only (default false)",
+    ),
+];
 
 const FRONT_HTTP: &[Key] = &[
     key(

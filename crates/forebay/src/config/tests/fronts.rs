@@ -28,6 +28,7 @@ fn a_front_arrives_and_is_an_app() {
         patience = "250ms"
         grace = "1s"
         drain = "2h"
+        proxy_protocol = { accept = true, send = true }
         "#
     ));
     let [front] = &config.fronts.values().collect::<Vec<_>>()[..] else {
@@ -43,6 +44,7 @@ fn a_front_arrives_and_is_an_app() {
     assert_eq!(front.patience, Duration::from_millis(250));
     assert_eq!(front.grace, Duration::from_secs(1));
     assert_eq!(front.drain, Duration::from_secs(7200));
+    assert!(front.proxy.accept && front.proxy.send);
     let app = &config.policy.apps[&"shop.front".parse::<AppId>().unwrap()];
     assert_eq!(app.class, Class::Critical);
     let Binding::Exec(exec) = &app.binding else {
@@ -72,6 +74,7 @@ fn what_is_left_out_has_defaults() {
         (front.patience, front.grace),
         (Duration::from_secs(5), Duration::ZERO)
     );
+    assert!(front.proxy.is_off());
     assert_eq!(front.drain, Duration::from_secs(3600));
 }
 
@@ -95,6 +98,25 @@ fn instances_that_would_take_every_client_for_their_own_host_are_pointed_out() {
     check("redis", "/run/w.sock", "127.0.0.1:2", false);
     check("redis", "0.0.0.0:1", "192.0.2.2:2", false);
     check("tcp", "0.0.0.0:1", "127.0.0.1:2", false);
+}
+
+#[test]
+fn only_mode_tcp_sends_a_header() {
+    let rest = "listen = [\"127.0.0.1:1\"]\ninstances = { a = \"127.0.0.1:2\", b = \"127.0.0.1:3\" }\n\
+                proxy_protocol = { accept = true, send = true }\n";
+    check_front(&format!("mode = \"tcp\"\n{rest}"), &[]);
+    check_front(
+        &format!("mode = \"http\"\n{rest}"),
+        &[
+            "f:11: fronts.w.proxy_protocol.send: mode http sends no header; use http.forwarded_for: clients share the connections to an instance",
+        ],
+    );
+    check_front(
+        &format!("mode = \"redis\"\n{rest}"),
+        &[
+            "f:11: fronts.w.proxy_protocol.send: mode redis sends no header; leave it out: mode \"tcp\" alone has a connection to an instance for each client",
+        ],
+    );
 }
 
 #[test]
