@@ -13,26 +13,23 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId, Binding, IoMax, Partition};
+use forebay_core::app::{AppId, Binding, IoMax, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
-use forebay_core::snapshot::Ending;
 use forebay_core::units::{Bytes, Limit, Rate};
 
-use crate::checkpoint::{Image, Restoring};
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
-use crate::freeze;
 use crate::groups;
-use crate::host::{Group, LinuxHost};
+use crate::host::LinuxHost;
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
-use crate::ledger::{AppRecord, Process, Record, Spot};
+use crate::ledger::{AppRecord, Record, Spot};
 use crate::owner::book::Managers;
 use crate::procs;
 use crate::reclaim::{self, Lowering, Means};
 use crate::restore::{self, Fate, Release, read_spot};
 use crate::slow::Progress;
-use crate::supervise::{self, Main, Program};
+use crate::supervise::{self, Program};
 
 /// How long a release within a period waits for members to leave; a later one goes on.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(20);
@@ -346,7 +343,7 @@ impl LinuxHost {
     }
 
     /// Makes an app's group where it is missing.
-    fn ensure_group(&mut self, app: &AppId) -> Result<(), HostError> {
+    pub(crate) fn ensure_group(&mut self, app: &AppId) -> Result<(), HostError> {
         let entry = self.entries.entry(app.clone()).or_default();
         if entry.group.is_some() {
             return Ok(());
@@ -371,85 +368,6 @@ impl LinuxHost {
         group.unreported = std::mem::take(&mut entry.lost_group);
         entry.group = Some(group);
         entry.released = false;
-        Ok(())
-    }
-
-    fn start(&mut self, app: &App, program: &Program) -> Result<(), Refusal> {
-        let running = self
-            .entries
-            .get(&app.id)
-            .and_then(|entry| entry.main.as_ref());
-        if let Some(main) = running {
-            return Err(Refusal::Failed(format!(
-                "start {}: it runs already as process {}",
-                app.id, main.process.pid
-            )));
-        }
-        let image = self.from_image(app, program);
-        self.launch(&app.id, program, image)
-    }
-
-    /// Starts a program in its app's group, or what begins it from an image, whether another one runs
-    /// or not.
-    pub(crate) fn launch(
-        &mut self,
-        app: &AppId,
-        program: &Program,
-        image: Option<(Program, Image)>,
-    ) -> Result<(), Refusal> {
-        let begun = image.as_ref().map_or(program, |(restore, _)| restore);
-        self.ensure_group(app)?;
-        let dirs = self.own_dirs(app);
-        let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
-        if freeze::is_frozen(&dirs) {
-            // Between its fork and its exec it would stand, and hold up the daemon.
-            return Err(Refusal::Failed(format!(
-                "start {app}: its slice is frozen; thaw it first"
-            )));
-        }
-        self.ledger.append(Record::Starting {
-            app: app.clone(),
-            at: procs::ticks_since_boot(),
-            command: begun.arguments.clone(),
-        })?;
-        let Some(entry) = self.entries.get_mut(app) else {
-            return Err(Refusal::Failed(format!("start {app}: unknown app")));
-        };
-        let dirs = entry
-            .group
-            .as_ref()
-            .map(Group::all_dirs)
-            .unwrap_or_default();
-        let pid = match supervise::start(app, begun, &dirs) {
-            Ok(pid) => pid,
-            Err(error) => {
-                self.note_ending(app, Ending::Unknown);
-                return Err(Refusal::Failed(format!("{app}: {}", error.explain())));
-            }
-        };
-        // A program may be gone at once: its start time is still there until it is reaped.
-        let start_time =
-            procs::read_stat(&self.options.roots.proc, pid).map_or(0, |stat| stat.start_time);
-        let process = Process { pid, start_time };
-        entry.main = Main::open(process);
-        entry.ended = None;
-        entry.kept.clear();
-        entry.command.clone_from(&program.arguments);
-        entry.trial = None;
-        entry.restoring = image.map(|(_, image)| Restoring::new(image));
-        if entry.restoring.is_some() {
-            // What is written of it is what it was begun with, until it is known which it is.
-            return Ok(());
-        }
-        let started = Record::Started {
-            app: app.clone(),
-            process,
-            command: program.arguments.clone(),
-        };
-        // It runs, and whoever comes next finds it by its group and the moment of its start.
-        if let Err(error) = self.ledger.append(started) {
-            tracing::warn!(%app, pid, reason = error.explain(), "known by its start only");
-        }
         Ok(())
     }
 

@@ -35,6 +35,7 @@ mod host;
 mod host_meters;
 mod interrupts;
 mod knobs;
+mod launch;
 pub mod ledger;
 mod limits;
 pub mod lock;

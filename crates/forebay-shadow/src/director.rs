@@ -459,8 +459,9 @@ impl Director {
         let place = self.members.get_mut(slot);
         let place = place.ok_or_else(|| format!("there is no instance {slot}"))?;
         let before = place.replace(member);
-        // The daemon says again who runs when it was begun anew itself.
-        if before.is_none_or(|before| before.pid != pid) {
+        // The daemon says again who runs when it was begun anew itself. A program that begins from an
+        // image of itself has the number of the one that ended.
+        if before.is_none_or(|before| before.pid != pid || before.has_ended()) {
             self.begin_life(slot, "it was not asked since it began");
             self.ask_standings();
         }
@@ -489,129 +490,6 @@ impl Director {
     }
 
     /// Asks, beside this task, how every instance stands.
-    fn ask_standings(&mut self) {
-        let primary = self.machine.primary();
-        for slot in 0..self.members.len() {
-            let (board, news) = (Arc::clone(&self.board), self.news.clone());
-            let synchroniser = Arc::clone(&self.synchroniser);
-            // One that has not answered yet is not asked again: there is room for one answer each.
-            let Ok(permit) = news.try_reserve_owned() else {
-                return;
-            };
-            let asked = Asked {
-                slot,
-                life: self.lives.get(slot).copied().unwrap_or_default(),
-                primary,
-                epoch: self.machine.epoch(),
-            };
-            let vacant = self.machine.stage() == Stage::Down;
-            tokio::spawn(async move {
-                let instances = board.instances();
-                let (Some(this), Some(first)) = (instances.get(slot), instances.get(primary))
-                else {
-                    return;
-                };
-                let standing = if vacant {
-                    synchroniser.vacant(this, first, instances).await
-                } else if slot == primary {
-                    match synchroniser.ping(this).await {
-                        Ok(()) => Standing::Ready { lag: None },
-                        Err(why) => Standing::Away(why),
-                    }
-                } else {
-                    synchroniser.standing(this, first).await
-                };
-                permit.send((asked, standing));
-            });
-        }
-    }
-
-    async fn stands(&mut self, slot: Slot, standing: Standing) {
-        let ready = matches!(standing, Standing::Ready { .. });
-        if let Standing::Behind(why) = &standing
-            && self.machine.stage() == Stage::Warm
-            && slot != self.machine.primary()
-        {
-            tracing::debug!(app = self.name(slot), why, "the shadow is not in step");
-            if self.renewal(slot) != Renewal::Due {
-                self.follow(slot, None);
-            } else if let Err(why) = self.renew(slot) {
-                tracing::warn!(why, "the shadow does not follow");
-            }
-        }
-        if let Some(place) = self.standings.get_mut(slot) {
-            *place = standing;
-        }
-        self.choose_standby();
-        self.publish();
-        let ready = ready && !self.is_detached(slot);
-        let first_choice = slot == self.machine.primary();
-        let first_stands = self.standings.get(self.machine.primary());
-        let may_begin = first_choice
-            || self.down_since.elapsed() >= FIRST_CHOICE_BOUND
-            || matches!(first_stands, Some(Standing::Behind(_)));
-        if ready && may_begin && self.machine.stage() == Stage::Down {
-            // Each attempt is told by itself, or one that fails for hours would grow.
-            self.begin(Cause::Vacancy, &[]);
-            self.drive(Input::Available(slot)).await;
-        }
-    }
-
-    fn renewal(&self, slot: Slot) -> Renewal {
-        let instance = self.board.instances().get(slot);
-        instance.map_or(Renewal::Never, |instance| {
-            self.synchroniser.renewal(instance)
-        })
-    }
-
-    /// Ends an instance that does not follow, so that it is begun anew.
-    fn renew(&mut self, slot: Slot) -> Result<(), String> {
-        let name = self.name(slot);
-        let member = self.member(slot);
-        if member.is_none_or(|member| member.fence.is_none()) {
-            return Err(format!(
-                "end {name}, which does not follow: its group cannot be ended from here; end it by hand"
-            ));
-        }
-        tracing::info!(app = name, "a shadow that does not follow is begun anew");
-        self.kill(slot);
-        self.publish();
-        Ok(())
-    }
-
-    fn choose_standby(&self) {
-        let primary = self.machine.primary();
-        let ready = |slot: &Slot| {
-            !self.is_detached(*slot)
-                && *slot != primary
-                && matches!(self.standings.get(*slot), Some(Standing::Ready { .. }))
-        };
-        let standby = (0..self.members.len()).find(ready);
-        if self.board.routing().standby != standby {
-            self.board.change(|routing| routing.standby = standby);
-        }
-    }
-
-    /// Makes an instance follow the primary, beside this task.
-    fn follow(&self, slot: Slot, reply: Option<oneshot::Sender<Result<(), String>>>) {
-        let (board, synchroniser) = (Arc::clone(&self.board), Arc::clone(&self.synchroniser));
-        let primary = self.machine.primary();
-        tokio::spawn(async move {
-            let instances = board.instances();
-            let (Some(shadow), Some(first)) = (instances.get(slot), instances.get(primary)) else {
-                return;
-            };
-            let followed = synchroniser.follow(shadow, first).await;
-            if let Err(why) = &followed {
-                tracing::warn!(app = shadow.app, why, "the shadow does not follow");
-            }
-            if let Some(reply) = reply {
-                // Whoever asked may have gone.
-                reply.send(followed).ok();
-            }
-        });
-    }
-
     /// Whether a primary of whose process nothing is known refuses connections. One that broke
     /// says little: a request that crashes its handler would end its place otherwise.
     async fn is_refused(&self) -> bool {
@@ -802,6 +680,7 @@ fn words(standing: &Standing) -> &str {
     }
 }
 
+mod standings;
 mod steps;
 mod succeed;
 #[cfg(test)]

@@ -60,6 +60,11 @@ impl Member {
         self.vitals.life()
     }
 
+    /// It is gone, or on its way out.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.life() == Life::Ending
+    }
+
     /// What keeps its threads.
     pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
         self.vitals.keeps(now)

@@ -139,6 +139,10 @@ async fn established_connections_end_with_their_instance_and_new_ones_reach_the_
     stage.instances[0].signal(Signal::KILL);
     // It ends, however it does.
     assert!(matches!(client.more().await, Ok(0) | Err(_)));
+    // Until its end is noticed, the socket of one that dies may take a connection, which goes with it.
+    stage
+        .until(|status| status.stage == "warm" && status.primary == 1)
+        .await;
     let mut next = stage.client().await;
     let second = next.ask("GET", "/pid", "3", "").await.unwrap().body;
     assert_ne!(first, second);

@@ -43,7 +43,7 @@ impl LinuxHost {
 
     /// What begins a program from its last image, where images of it are taken and one is there
     /// that it may begin from.
-    pub(crate) fn from_image(&self, app: &App, program: &Program) -> Option<(Program, Image)> {
+    pub(crate) fn image_of(&self, app: &App, program: &Program) -> Option<(Program, Image)> {
         app.images?;
         let store = self.images();
         let found = store

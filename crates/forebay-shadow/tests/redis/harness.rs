@@ -65,22 +65,22 @@ impl Group {
     }
 
     fn fence(&self) -> io::Result<Vec<OwnedFd>> {
-        let open = |name: &str, writes: bool| {
+        let open = |name: &str, reads: bool, writes: bool| {
             let mut options = OpenOptions::new();
             let file: File = options
-                .read(!writes)
+                .read(reads)
                 .write(writes)
                 .open(self.path.join(name))?;
             Ok(OwnedFd::from(file))
         };
         [
-            ("cgroup.freeze", true),
-            ("cgroup.events", false),
-            ("cgroup.procs", false),
-            ("cgroup.kill", true),
+            ("cgroup.freeze", true, true),
+            ("cgroup.events", true, false),
+            ("cgroup.procs", true, false),
+            ("cgroup.kill", false, true),
         ]
         .into_iter()
-        .map(|(name, writes)| open(name, writes))
+        .map(|(name, reads, writes)| open(name, reads, writes))
         .collect()
     }
 

@@ -485,7 +485,7 @@ async fn join(
     line: &mut Line,
     reports: &mut watch::Receiver<Option<Arc<Published>>>,
 ) -> io::Result<()> {
-    let mut told: BTreeMap<usize, u32> = BTreeMap::new();
+    let mut told: BTreeMap<usize, Life> = BTreeMap::new();
     loop {
         let running = {
             let published = reports.borrow_and_update();
@@ -493,10 +493,11 @@ async fn join(
                 .as_ref()
                 .map(|published| running(front, &published.report))
         };
-        for (slot, app, pid) in running.into_iter().flatten() {
-            if told.get(&slot) == Some(&pid) {
+        for (slot, app, life) in running.into_iter().flatten() {
+            if told.get(&slot) == Some(&life) {
                 continue;
             }
+            let pid = life.pid;
             let opened = match front.groups.get(&app) {
                 Some(group) => fence::open_group(&Roots::default(), group),
                 None => fence::open(&Roots::default(), &place.anchor, &app),
@@ -517,7 +518,7 @@ async fn join(
             // A change that goes on comes before it.
             match line.ask_within(&request, &borrowed, CHANGE_BOUND).await? {
                 Answer::Done => {
-                    told.insert(slot, pid);
+                    told.insert(slot, life);
                 }
                 // It has ended meanwhile; the next report says so.
                 other => tracing::debug!(%app, pid, ?other, "an instance did not join"),
@@ -570,15 +571,23 @@ const fn hierarchy(version: Version) -> Hierarchy {
     }
 }
 
-/// The instances of a front that run, with their main processes.
-fn running(front: &FrontConfig, report: &TickReport) -> Vec<(usize, AppId, u32)> {
+/// One life of an instance: one that begins from an image has the number of the process before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Life {
+    pid: u32,
+    starts: u32,
+}
+
+/// The instances of a front that run.
+fn running(front: &FrontConfig, report: &TickReport) -> Vec<(usize, AppId, Life)> {
     let instances = front.instances.iter().enumerate();
     let running = instances.filter_map(|(slot, (app, _))| {
         let pid = match front.groups.get(app) {
             Some(group) => fence::first_process(&Roots::default(), group)?,
             None => report.apps.get(app)?.main_pid?,
         };
-        Some((slot, app.clone(), pid))
+        let starts = report.apps.get(app).map_or(0, |app| app.starts);
+        Some((slot, app.clone(), Life { pid, starts }))
     });
     running.collect()
 }

@@ -36,6 +36,11 @@ struct Stage {
 
 impl Stage {
     fn new(test: &str, every: &str) -> Option<Self> {
+        Self::with(test, every, |_| String::new())
+    }
+
+    /// With more of a configuration, which may know the server's port.
+    fn with(test: &str, every: &str, more: impl Fn(u16) -> String) -> Option<Self> {
         let criu = criu(test)?;
         if Command::new("redis-server")
             .arg("--version")
@@ -54,7 +59,8 @@ impl Stage {
             &format!(
                 "[policy]\non_stop = \"kill\"\n[apps.cache]\nclass = \"critical\"\nrestart = \"always\"\n\
                  images = {{ every = \"{every}\" }}\nexec = [\"redis-server\", \"--port\", \"{port}\", \
-                 \"--save\", \"\", \"--bind\", \"127.0.0.1\"]\n"
+                 \"--save\", \"\", \"--bind\", \"127.0.0.1\"]\n{}",
+                more(port)
             ),
         );
         place.start();
@@ -158,6 +164,45 @@ fn a_program_begins_with_what_it_had() {
     assert_eq!(stage.ask("get a").as_deref(), Some("$1\r\n1\r\n"));
     stage.place.stop_well();
     eventually("it is ended", || !is_running(pid));
+    stage.place.assert_nothing_left();
+}
+
+#[test]
+fn a_front_waits_for_a_program_that_begins_from_its_image() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front = listener.local_addr().unwrap().port();
+    drop(listener);
+    let test = "a_front_waits_for_a_program_that_begins_from_its_image";
+    let stage = Stage::with(test, "1h", |port| {
+        format!(
+            "[fronts.store]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:{front}\"]\n\
+             instances = {{ cache = \"127.0.0.1:{port}\" }}\n"
+        )
+    });
+    let Some(mut stage) = stage else { return };
+    eventually("the front serves", || {
+        stage.place.json(&["shadow", "status", "store"])["stage"] == "warm"
+    });
+    stage.tell("set a 1");
+    stage.take();
+    for _ in 0..3 {
+        let pid = stage.kill();
+        eventually("it is killed", || {
+            stage.ask("ping").is_none() || !is_running(pid)
+        });
+        // Nobody is refused: the front waits for it.
+        let mut client = TcpStream::connect(("127.0.0.1", front)).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"get a\r\n").unwrap();
+        let mut answer = [0; 7];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"$1\r\n1\r\n");
+        stage.tell("set a 1");
+        stage.take();
+    }
+    let status = stage.place.json(&["shadow", "status", "store"]);
+    assert!(status["epoch"].as_u64() < Some(100), "{status}");
+    stage.place.stop_well();
     stage.place.assert_nothing_left();
 }
 
