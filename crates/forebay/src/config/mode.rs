@@ -137,7 +137,7 @@ pub(super) fn check_addresses(
             format!("the front does not listen on {address}"),
             "name addresses that its own `listen` has, too",
         );
-        findings.add(front.at, front.key("http.tls.listen"), problem);
+        findings.add(front.at, format!("{}.tls.listen", front.key("http")), problem);
     }
 }
 

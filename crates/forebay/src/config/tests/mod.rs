@@ -477,11 +477,13 @@ fn every_example_is_right() {
         names,
         [
             "events",
+            "http-front",
             "minimal",
             "nginx",
             "postgres",
             "postgres-front",
-            "redis"
+            "redis",
+            "redis-front"
         ]
     );
 }
