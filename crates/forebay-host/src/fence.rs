@@ -90,18 +90,17 @@ pub fn open_group(roots: &Roots, group: &Path) -> Result<FenceFiles, HostError> 
     })
 }
 
-/// Ends whoever stands behind the fence of an app, if this process is among them, and lets the group go
-/// on; whether it was.
+/// Ends whoever stands in a group that was fenced, and lets the group go on; whether it stood.
 ///
 /// For a front that may not: v1 has no file by which a group is killed, and an unprivileged process
 /// cannot send signals to others' processes.
 ///
 /// # Errors
 /// When the group cannot be found, read or written.
-pub fn end(roots: &Roots, anchor: &Path, app: &AppId, pid: u32) -> Result<bool, HostError> {
-    let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
-    // Another one runs there by now, which nobody fenced.
-    if !groups::members(&dir).contains(&pid) || !freeze::is_frozen(&[&dir]) {
+pub fn end(roots: &Roots, group: &Path) -> Result<bool, HostError> {
+    let (_, dir) = standing(roots, group)?;
+    // Nobody is started in a group that stands: whoever is in it was fenced.
+    if !freeze::is_frozen(&[&dir]) {
         return Ok(false);
     }
     groups::kill_standing(&dir)?;

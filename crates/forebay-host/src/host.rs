@@ -129,6 +129,8 @@ pub(crate) struct Entry {
     /// Its program runs on outside our groups since a release: taken up again if it is what
     /// the app wants to run.
     pub(crate) released: bool,
+    /// Its program was not started, because its slice is frozen.
+    pub(crate) refused_frozen: bool,
     /// Its main process is CRIU, which begins it from this image.
     pub(crate) restoring: Option<Restoring>,
     /// It was begun from the image of this number, and has to live until then.
@@ -340,11 +342,21 @@ impl LinuxHost {
             }
             let started = match (record.started, record.starting, &entry.group) {
                 (None, Some(_), Some(group)) if checkpoint::is_restore(&record.command) => {
-                    // Half of a program is none, and whole it would be known: it begins again.
-                    groups::kill(&group.all_dirs())?;
-                    entry.ended = Some(Ending::Unknown);
-                    self.note_ending(&id, Ending::Unknown);
-                    None
+                    let dirs = group.all_dirs();
+                    let members: Vec<u32> =
+                        dirs.iter().flat_map(|dir| groups::members(dir)).collect();
+                    let whole = self.restored_meanwhile(&id, &record.command, &members);
+                    if let Some((process, image)) = whole {
+                        entry.command = image.begun.arguments().to_vec();
+                        self.note_running(&id, process, &image.begun);
+                        Some(process)
+                    } else {
+                        // Half of a program is none: it begins again.
+                        groups::kill(&dirs)?;
+                        entry.ended = Some(Ending::Unknown);
+                        self.note_ending(&id, Ending::Unknown);
+                        None
+                    }
                 }
                 (None, Some(at), Some(group)) => {
                     supervise::just_started(&proc_root, &group.all_dirs(), at)
@@ -359,7 +371,7 @@ impl LinuxHost {
                     Record::Started {
                         app: id.clone(),
                         process,
-                        command: record.command,
+                        command: entry.command.clone(),
                     }
                 } else {
                     entry.ended = Some(Ending::Unknown);

@@ -8,6 +8,7 @@ use forebay_core::snapshot::Ending;
 use crate::apply::Refusal;
 use crate::checkpoint::{Image, Restoring};
 use crate::freeze;
+use crate::groups;
 use crate::host::{Group, LinuxHost};
 use crate::ledger::{Process, Record};
 use crate::procs;
@@ -26,7 +27,15 @@ impl LinuxHost {
             )));
         }
         let image = self.image_of(app, program);
-        self.launch(&app.id, program, image)
+        self.launch(&app.id, program, image)?;
+        let entry = self.entries.get(&app.id);
+        let process = entry
+            .filter(|entry| entry.restoring.is_none())
+            .and_then(|entry| Some(entry.main.as_ref()?.process));
+        if let Some(process) = process.filter(|_| app.images.is_some()) {
+            self.note_running(&app.id, process, &program.begun());
+        }
+        Ok(())
     }
 
     /// Starts a program in its app's group, or what begins it from an image, whether another one runs
@@ -41,7 +50,17 @@ impl LinuxHost {
         self.ensure_group(app)?;
         let dirs = self.own_dirs(app);
         let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
+        let refused = self.entries.get_mut(app);
+        let refused = refused.is_some_and(|entry| std::mem::take(&mut entry.refused_frozen));
+        if refused && dirs.iter().all(|dir| groups::members(dir).is_empty()) {
+            // Nobody is left in it, and whoever fenced it does not come to let it go: one that did
+            // would have by now.
+            freeze::thaw_all(&dirs)?;
+        }
         if freeze::is_frozen(&dirs) {
+            if let Some(entry) = self.entries.get_mut(app) {
+                entry.refused_frozen = true;
+            }
             // Between its fork and its exec it would stand, and hold up the daemon.
             return Err(Refusal::Failed(format!(
                 "start {app}: its slice is frozen; thaw it first"

@@ -28,6 +28,7 @@ use rustix::process::{
 };
 
 use rustix::thread::CpuSet;
+use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
 use crate::groups;
@@ -47,7 +48,37 @@ pub(crate) struct Program {
     stderr: Option<Sink>,
 }
 
+/// All that a program is begun with, to tell one from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    executable: PathBuf,
+    arguments: Vec<String>,
+    /// User, group and all groups.
+    identity: Option<(u32, u32, Vec<u32>)>,
+    directory: PathBuf,
+    environment: Vec<(String, String)>,
+}
+
+impl Begun {
+    /// Its arguments, its name first.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+}
+
 impl Program {
+    /// What it is begun with.
+    pub(crate) fn begun(&self) -> Begun {
+        let identity = self.identity.as_ref();
+        Begun {
+            executable: self.executable.clone(),
+            arguments: self.arguments.clone(),
+            identity: identity.map(|who| (who.uid, who.gid, who.groups.clone())),
+            directory: self.directory.clone(),
+            environment: self.environment.clone(),
+        }
+    }
+
     /// A tool of ours, run as the daemon is.
     pub(crate) fn tool(arguments: Vec<String>) -> Self {
         Self {

@@ -38,6 +38,8 @@ const STANDING_EAGER: Duration = Duration::from_millis(25);
 const EAGER_BOUND: Duration = Duration::from_secs(1);
 /// How long another than the last primary waits for that one when nobody serves: it knows most.
 const FIRST_CHOICE_BOUND: Duration = Duration::from_secs(2);
+/// And for one whose process runs, which may be recovering from a crash.
+const FIRST_LIVES_BOUND: Duration = Duration::from_secs(300);
 /// How soon a change is tried again of which a step failed.
 const REST: Duration = Duration::from_millis(100);
 /// News from beside the director that wait for it; whoever has more waits.
@@ -119,6 +121,8 @@ pub(crate) struct Director {
     refused: bool,
     /// How often each instance was begun or ended: what was asked of one before says nothing after.
     lives: Vec<u64>,
+    /// Who was asked how it stands, and has not answered yet.
+    asking: Vec<bool>,
     news: mpsc::Sender<(Asked, Standing)>,
     heard: mpsc::Receiver<(Asked, Standing)>,
     notes: mpsc::Sender<Note>,
@@ -197,6 +201,7 @@ impl Director {
             asked: None,
             refused: false,
             lives: vec![0; count],
+            asking: vec![false; count],
             news,
             heard,
             notes,
@@ -213,6 +218,10 @@ impl Director {
         let mut asked: Option<Instant> = None;
         let mut busy_until = Instant::now();
         let board = Arc::clone(&self.board);
+        if self.machine.stage() == Stage::Warm {
+            // It took the place of another process.
+            self.reserve().await;
+        }
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
             let now = Instant::now();
@@ -253,6 +262,9 @@ impl Director {
                     self.look(due).await;
                 }
                 Some((asked, standing)) = self.heard.recv() => {
+                    if let Some(asking) = self.asking.get_mut(asked.slot) {
+                        *asking = false;
+                    }
                     if self.is_current(asked) {
                         self.stands(asked.slot, standing).await;
                     }
@@ -474,6 +486,10 @@ impl Director {
         if let Some(life) = self.lives.get_mut(slot) {
             *life += 1;
         }
+        // What the one before it was asked holds up no question to this one.
+        if let Some(asking) = self.asking.get_mut(slot) {
+            *asking = false;
+        }
         if let Some(standing) = self.standings.get_mut(slot) {
             *standing = Standing::Away(why.to_owned());
         }
@@ -489,7 +505,6 @@ impl Director {
             && self.lives.get(asked.slot) == Some(&asked.life)
     }
 
-    /// Asks, beside this task, how every instance stands.
     /// Whether a primary of whose process nothing is known refuses connections. One that broke
     /// says little: a request that crashes its handler would end its place otherwise.
     async fn is_refused(&self) -> bool {

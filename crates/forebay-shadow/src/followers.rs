@@ -25,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::control::{Counts, Line};
 use crate::flights::Waiting;
@@ -72,18 +72,13 @@ pub(crate) struct Report {
 struct Link {
     pid: u32,
     report: Mutex<Report>,
-    /// The line goes back to whoever asks for it here.
-    give: Mutex<Option<oneshot::Sender<Line>>>,
-    asked: Notify,
+    /// The line goes back to whoever asks for it here; one that is gone is nobody's to ask for.
+    ask: mpsc::UnboundedSender<oneshot::Sender<Line>>,
 }
 
 impl Link {
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn give(&self) -> MutexGuard<'_, Option<oneshot::Sender<Line>>> {
-        self.give.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -186,10 +181,10 @@ impl Followers {
         let mut lines = Vec::new();
         for link in links {
             let (give, given) = oneshot::channel();
-            *link.give() = Some(give);
-            link.asked.notify_one();
-            // One that ended meanwhile has no line any more.
-            if let Ok(line) = given.await {
+            // One that ended meanwhile has no line any more, and hears of nothing.
+            if link.ask.send(give).is_ok()
+                && let Ok(line) = given.await
+            {
                 lines.push((link.pid, line));
             }
         }
@@ -207,25 +202,24 @@ pub(crate) fn lead(board: &Arc<Switchboard>, pid: u32, line: Line) -> io::Result
     // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives, and the `AsyncFd`
     // that takes it here ends its registration before it drops it.
     let end = unsafe { AsyncFd::register_with_interest(end, Interest::READABLE) }?;
+    let (ask, mut asks) = mpsc::unbounded_channel();
     let link = Arc::new(Link {
         pid,
         report: Mutex::default(),
-        give: Mutex::default(),
-        asked: Notify::new(),
+        ask,
     });
     board.followers.links().push(Arc::clone(&link));
     let board = Arc::clone(board);
     tokio::spawn(async move {
-        let left = tell(&board, &link, line).await;
-        let given = link.give().take();
-        match (left, given) {
-            (Ok(line), Some(give)) => {
+        match tell(&board, &link, &mut asks, line).await {
+            Ok((line, give)) => {
                 if give.send(line).is_err() {
                     tracing::error!(pid, "nobody leads a process that follows");
                 }
             }
-            (Ok(_), None) => tracing::error!(pid, "a line was given up that nobody asked for"),
-            (Err(error), _) => {
+            Err(error) => {
+                // Whoever asks from here on is told at once that there is nothing.
+                drop(asks);
                 finish(pid, error, end).await;
                 board.followers.inherit(&link.report().counts);
             }
@@ -267,7 +261,12 @@ fn raw(pid: u32) -> io::Result<Pid> {
 }
 
 /// Tells one process of every change, and hears how it is, until it ends or its line is asked for.
-async fn tell(board: &Switchboard, link: &Link, mut line: Line) -> io::Result<Line> {
+async fn tell(
+    board: &Switchboard,
+    link: &Link,
+    asks: &mut mpsc::UnboundedReceiver<oneshot::Sender<Line>>,
+    mut line: Line,
+) -> io::Result<(Line, oneshot::Sender<Line>)> {
     let mut routing = board.subscribe();
     routing.mark_changed();
     let mut unheard = None;
@@ -306,7 +305,7 @@ async fn tell(board: &Switchboard, link: &Link, mut line: Line) -> io::Result<Li
                 let sent = tokio::time::timeout(FOLLOW_BOUND, line.send(&course, &[])).await;
                 sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
             }
-            () = link.asked.notified(), if unheard.is_none() => return Ok(line),
+            Some(give) = asks.recv(), if unheard.is_none() => return Ok((line, give)),
             () = late => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
@@ -338,6 +337,8 @@ pub(crate) async fn follow(
 ) -> io::Result<()> {
     let mut said = Report::default();
     let mut heard = 0;
+    // Each course is answered, also one that is known already: whoever says it waits for that.
+    let mut owed = false;
     loop {
         let primary = board.routing().primary;
         let waits = board.flights.count(primary) > 0;
@@ -347,6 +348,7 @@ pub(crate) async fn follow(
             course = line.receive::<Course>() => {
                 let (course, _) = course?.ok_or(io::ErrorKind::UnexpectedEof)?;
                 heard = take(board, &course)?;
+                owed = true;
             }
             trouble = board.troubled() => (refused, glance) = (trouble, true),
             () = tokio::time::sleep(if waits { REPORT } else { REPORT_IDLE }) => {}
@@ -358,7 +360,8 @@ pub(crate) async fn follow(
             counts: counts(),
             ..how(board)
         };
-        if report != said {
+        if owed || report != said {
+            owed = false;
             let sent = tokio::time::timeout(FOLLOW_BOUND, line.send(&report, &[])).await;
             sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
             said = report;

@@ -63,11 +63,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same without what is nobody's to guess, and what is renewed without another plan.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut plan = self.clone();
+        plan.mode.forget_secrets();
+        plan
+    }
+
     /// What tells this plan from every other one.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         // A plan is made of text and numbers, which JSON can hold.
-        let text = serde_json::to_vec(self).unwrap_or_default();
+        let text = serde_json::to_vec(&self.without_secrets()).unwrap_or_default();
         let digest = Sha256::digest(&text);
         let hex = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
         hex.collect()
@@ -677,7 +685,8 @@ impl Desk {
         } else {
             // It could not end this process, if that did not follow.
             Err(format!(
-                "it runs as `{own}` and cannot be followed by one that runs as `{user}`; end it                  and let it be started anew"
+                "it runs as `{own}` and cannot be followed by one that runs as `{user}`; end it \
+                 and let it be started anew"
             ))
         };
         let testament = match testament {

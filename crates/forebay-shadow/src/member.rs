@@ -138,8 +138,8 @@ pub(crate) async fn end(app: &str, fence: &Fence) -> Result<(), String> {
 
 /// Whether nobody is left in the end.
 async fn kill_and_wait(fence: &Fence) -> io::Result<bool> {
-    // Whoever comes next into the group of one that died by itself is not to be ended.
-    if !fence.is_asked()? && fence.is_over()? {
+    // It died by itself: whoever is in its group now came after it, and is not to be ended.
+    if !fence.is_asked()? {
         return Ok(true);
     }
     fence.kill()?;

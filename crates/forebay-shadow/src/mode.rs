@@ -12,6 +12,7 @@ use crate::postgres;
 use crate::proxy::Introduction;
 use crate::redis;
 use crate::refuse::{self, Refusal};
+use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standby, Synchroniser};
@@ -39,6 +40,32 @@ impl fmt::Display for Mode {
             Self::Redis(_) => "redis",
             Self::Postgres(_) => "postgres",
         })
+    }
+}
+
+impl Mode {
+    /// Leaves a certificate out, which is renewed without another plan.
+    pub fn forget_certificate(&mut self) {
+        if let Self::Http(http::Options { tls: Some(tls), .. }) = self {
+            tls.pem = http::tls::Pem {
+                chain: String::new(),
+                key: Secret(String::new()),
+            };
+        }
+    }
+
+    /// Leaves out what is nobody's to know, but not that it is there.
+    pub fn forget_secrets(&mut self) {
+        self.forget_certificate();
+        let forget = |secret: &mut Secret| secret.0.clear();
+        match self {
+            Self::Tcp | Self::Http(_) => {}
+            Self::Redis(options) => options.password.iter_mut().for_each(forget),
+            Self::Postgres(options) => {
+                options.password.iter_mut().for_each(forget);
+                options.passwords.values_mut().for_each(forget);
+            }
+        }
     }
 }
 
@@ -87,6 +114,8 @@ impl Service {
     pub(crate) async fn refuse(&self, client: Stream) {
         let refusal = match self {
             Self::Tcp(..) => return,
+            // What is not encrypted says nothing to a client of TLS.
+            Self::Http(shared) if shared.speaks_tls(&client) => return,
             Self::Http(_) => Refusal::Http,
             Self::Redis(..) => Refusal::Redis,
             Self::Postgres(..) => Refusal::Postgres,

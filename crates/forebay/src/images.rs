@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Images};
 use forebay_core::report::EventKind;
-use forebay_host::checkpoint::{Criu, Image, Note, Store};
+use forebay_host::checkpoint::{Criu, Image, Note, Store, TRIAL};
 use forebay_host::error::HostError;
 use tokio::sync::watch;
 
@@ -34,16 +34,12 @@ const ORDERS_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     images: Images,
-    command: Vec<String>,
 }
 
 /// The apps of a configuration that images are taken of.
 pub(crate) fn wanted(apps: &BTreeMap<AppId, App>) -> BTreeMap<AppId, Wanted> {
     let one = |(id, app): (&AppId, &App)| match (&app.binding, app.images) {
-        (Binding::Exec(exec), Some(images)) => {
-            let command = exec.command.clone();
-            Some((id.clone(), Wanted { images, command }))
-        }
+        (Binding::Exec(_), Some(images)) => Some((id.clone(), Wanted { images })),
         _ => None,
     };
     apps.iter().filter_map(one).collect()
@@ -67,6 +63,8 @@ struct Row {
     image: Option<Image>,
     /// When the last attempt ended.
     tried: Option<Instant>,
+    /// How long the program has to live first, since it began from an image.
+    trial: Duration,
     trouble: Option<String>,
 }
 
@@ -228,6 +226,9 @@ impl Job {
                     for note in notes {
                         match note {
                             Note::Restored(text) => {
+                                // What it begins from has to prove itself before it is copied.
+                                row.tried = Some(Instant::now());
+                                row.trial = TRIAL + LOOK;
                                 (self.beginning.tell)(app, EventKind::Started, text);
                             }
                             Note::Failed(text) => {
@@ -245,7 +246,10 @@ impl Job {
     /// The apps that run and of which the last image is old enough.
     fn due(&self) -> Vec<AppId> {
         let rows = locked(&self.rows);
-        let is_due = |row: &Row| row.tried.is_none_or(|tried| tried.elapsed() >= row.every);
+        let is_due = |row: &Row| {
+            let every = row.every.max(row.trial);
+            row.tried.is_none_or(|tried| tried.elapsed() >= every)
+        };
         let due = rows.iter().filter(|(_, row)| is_due(row));
         let due: Vec<AppId> = due.map(|(app, _)| app.clone()).collect();
         drop(rows);
@@ -260,15 +264,13 @@ impl Job {
     }
 
     fn take(&self, app: &AppId) {
-        let command = self.beginning.wanted.borrow().get(app).cloned();
-        let (Some(wanted), Some(pid)) = (command, self.process(app)) else {
-            return;
-        };
+        let Some(pid) = self.process(app) else { return };
         let taken = Criu::find(self.beginning.criu.as_deref())
-            .and_then(|criu| criu.take(&self.store, app, pid, &wanted.command, "/proc".as_ref()));
+            .and_then(|criu| criu.take(&self.store, app, pid, "/proc".as_ref()));
         let mut rows = locked(&self.rows);
         let Some(row) = rows.get_mut(app) else { return };
         row.tried = Some(Instant::now());
+        row.trial = Duration::ZERO;
         match taken {
             Ok(taken) => {
                 tracing::debug!(%app, took = ?taken.took, "an image was taken");

@@ -102,8 +102,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
             Made::Rewound => tracing::info!(app = args.app, primary, "rewound to the primary"),
             Made::Copied(why) => tracing::info!(app = args.app, primary, why, "copied anew"),
         }
-        if instance.has_old() {
-            leave_clearing(args, &plan)?;
+        // What was replaced is in nobody's way, and its data are fine.
+        if instance.has_old()
+            && let Err(error) = leave_clearing(args, &plan)
+        {
+            tracing::warn!(app = args.app, %error, "what was replaced stays");
         }
     }
     drop((runtime, mark));

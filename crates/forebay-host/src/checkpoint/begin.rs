@@ -6,20 +6,25 @@
 //! begins again.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
 use forebay_core::snapshot::Ending;
 
 use super::criu::{RESTORE_LOG, last_error, restore_max};
-use super::{Criu, Image, Store, TRIAL};
+use super::{Criu, Image, Store, TRIAL, is_restore};
 use crate::LinuxHost;
 use crate::error::HostError;
 use crate::files::read_text;
 use crate::groups;
 use crate::ledger::{Process, Record};
 use crate::procs;
-use crate::supervise::{Main, Program};
+use crate::supervise::{Begun, Main, Program};
+
+/// How long what is left of a program may take to go, and how often it is looked for: the control
+/// thread waits.
+const EMPTY_BOUND: Duration = Duration::from_millis(200);
+const EMPTY_LOOK: Duration = Duration::from_millis(2);
 
 /// A program that CRIU begins.
 #[derive(Debug)]
@@ -47,9 +52,11 @@ impl LinuxHost {
         app.images?;
         let store = self.images();
         let found = store
-            .usable(&app.id, &program.arguments, &self.options.roots.proc)
+            .usable(&app.id, &program.begun(), &self.options.roots.proc)
             .and_then(|image| {
                 let Some(image) = image else { return Ok(None) };
+                // It needs its numbers and its sockets: what is left of it goes first.
+                self.empty(&app.id)?;
                 let criu = Criu::find(self.options.criu.as_deref())?;
                 store.forget_process(&app.id)?;
                 let restore = criu.restore(&store, &app.id, &image);
@@ -63,6 +70,28 @@ impl LinuxHost {
                 None
             }
         }
+    }
+
+    /// Ends what is left in an app's group, and waits for a moment until it is gone.
+    fn empty(&self, app: &AppId) -> Result<(), HostError> {
+        let dirs = self.own_dirs(app);
+        let dirs: Vec<&Path> = dirs.iter().flatten().map(PathBuf::as_path).collect();
+        let is_empty = || dirs.iter().all(|dir| groups::members(dir).is_empty());
+        if is_empty() {
+            return Ok(());
+        }
+        groups::kill(&dirs)?;
+        let deadline = Instant::now() + EMPTY_BOUND;
+        while !is_empty() {
+            if Instant::now() >= deadline {
+                return Err(HostError::invalid(
+                    format!("begin {app} from its image: what is left of it does not end"),
+                    "it begins with nothing; look for processes in state D",
+                ));
+            }
+            std::thread::sleep(EMPTY_LOOK);
+        }
+        Ok(())
     }
 
     /// CRIU ended: what it began is the app's main process.
@@ -111,6 +140,7 @@ impl LinuxHost {
             process,
             command: entry.command.clone(),
         };
+        self.note_running(app, process, &image.begun);
         // It runs, and whoever comes next finds it by its group and the moment of its start.
         if let Err(error) = self.ledger.append(started) {
             tracing::warn!(%app, pid, reason = error.explain(), "known by its start only");
@@ -135,6 +165,46 @@ impl LinuxHost {
             );
             self.discard(app, number, &why);
         }
+    }
+
+    /// Notes what a program was begun with, for images of it.
+    pub(crate) fn note_running(&self, app: &AppId, process: Process, begun: &Begun) {
+        if let Err(error) = self.images().note_running(app, process, begun) {
+            tracing::warn!(%app, reason = error.explain(), "no images of it are taken");
+        }
+    }
+
+    /// The process of an app that was being begun from an image when the daemon before this one ended,
+    /// if it was begun to its end, with what it was begun with.
+    pub(crate) fn restored_meanwhile(
+        &self,
+        app: &AppId,
+        restore: &[String],
+        members: &[u32],
+    ) -> Option<(Process, Image)> {
+        let proc_root = &self.options.roots.proc;
+        let is_at_work = members.iter().any(|pid| {
+            let line = std::fs::read_to_string(proc_root.join(format!("{pid}/cmdline")));
+            let words: Vec<String> = line
+                .unwrap_or_default()
+                .split('\0')
+                .map(str::to_owned)
+                .collect();
+            is_restore(&words) || words.get(1..).is_some_and(is_restore)
+        });
+        if is_at_work {
+            return None;
+        }
+        let store = self.images();
+        let text = read_text(&store.pid_file(app)).ok()?;
+        let pid = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|pid| members.contains(pid))?;
+        let process = procs::identify(proc_root, pid)?;
+        let image = store.named(app, restore)?;
+        Some((process, image))
     }
 
     fn discard(&self, app: &AppId, number: u64, why: &str) {

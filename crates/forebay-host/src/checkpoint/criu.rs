@@ -101,10 +101,16 @@ impl Criu {
         store: &Store,
         app: &AppId,
         pid: u32,
-        command: &[String],
         proc_root: &Path,
     ) -> Result<Taken, HostError> {
         let began = Instant::now();
+        let process = procs::identify(proc_root, pid).ok_or_else(|| {
+            HostError::missing(
+                format!("take an image of {app}: process {pid} has ended"),
+                "the next image is taken as usual",
+            )
+        })?;
+        let begun = store.running(app, process)?;
         let boot = boot(proc_root)?;
         let (number, part) = store.begin(app)?;
         let taken = self.dump(app, pid, &part, proc_root).and_then(|()| {
@@ -112,7 +118,7 @@ impl Criu {
             let pause = statistics::pause(&statistics);
             let image = Image {
                 number,
-                command: command.to_vec(),
+                begun,
                 pid,
                 boot,
                 taken_unix_ms: unix_ms(),

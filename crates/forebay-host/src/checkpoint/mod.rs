@@ -41,4 +41,4 @@ pub(crate) use store::is_restore;
 pub use store::{Image, Note, Store};
 
 /// A program that was begun from an image has to live so long for the image to be used again.
-pub(crate) const TRIAL: Duration = Duration::from_secs(10);
+pub const TRIAL: Duration = Duration::from_secs(10);

@@ -11,12 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
 use crate::files::read_text;
+use crate::ledger::Process;
+use crate::supervise::Begun;
 
 /// What is written beside an image.
 const DESCRIPTION: &str = "image.json";
 const FAILED: &str = "failed";
 const RESTORED: &str = "restored";
 const PART: &str = "part";
+const REFUSED: &str = "refused";
+const RUNNING: &str = "running.json";
 
 /// The images of all apps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +34,8 @@ pub struct Image {
     /// Counts the images of an app.
     #[serde(skip)]
     pub number: u64,
-    /// What the program was started with.
-    pub command: Vec<String>,
+    /// What the program was begun with.
+    pub begun: Begun,
     /// Its main process, which has the same number when it begins anew.
     pub pid: u32,
     /// The boot that it was taken in.
@@ -42,6 +46,13 @@ pub struct Image {
     pub pause_us: Option<u64>,
     /// How large it is: the sum of what CRIU wrote, without its logs.
     pub bytes: u64,
+}
+
+/// A program that runs, of which images are taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) begun: Begun,
 }
 
 /// What became of a restore.
@@ -66,14 +77,26 @@ impl Store {
         self.root.join(app.as_str())
     }
 
+    /// The image that a command of ours names.
+    pub(crate) fn named(&self, app: &AppId, restore: &[String]) -> Option<Image> {
+        let place = restore
+            .iter()
+            .position(|word| word == super::criu::IMAGES_DIR)?;
+        let directory = Path::new(restore.get(place + 1)?);
+        let number = directory.file_name()?.to_str()?.parse().ok()?;
+        self.image(app, number).ok()
+    }
+
     /// The newest image that is whole, whoever may use it.
     ///
     /// # Errors
     /// When the directory or what is written beside the image cannot be read.
     pub fn newest(&self, app: &AppId) -> Result<Option<Image>, HostError> {
-        let Some(number) = self.numbers(app)?.into_iter().max() else {
-            return Ok(None);
-        };
+        let number = self.numbers(app)?.into_iter().max();
+        number.map(|number| self.image(app, number)).transpose()
+    }
+
+    fn image(&self, app: &AppId, number: u64) -> Result<Image, HostError> {
         let file = self.directory(app, number).join(DESCRIPTION);
         let text = read_text(&file)?;
         let image: Image = serde_json::from_str(&text).map_err(|error| {
@@ -82,23 +105,23 @@ impl Store {
                 "remove its directory; the next image is taken as usual",
             )
         })?;
-        Ok(Some(Image { number, ..image }))
+        Ok(Image { number, ..image })
     }
 
-    /// The newest image, if a program with this command may begin from it.
+    /// The newest image, if a program that is begun like this may begin from it.
     ///
     /// # Errors
     /// As those of [`Self::newest`].
     pub(crate) fn usable(
         &self,
         app: &AppId,
-        command: &[String],
+        begun: &Begun,
         proc_root: &Path,
     ) -> Result<Option<Image>, HostError> {
         let Some(image) = self.newest(app)? else {
             return Ok(None);
         };
-        if image.command != command || image.boot != boot(proc_root)? {
+        if image.begun != *begun || image.boot != boot(proc_root)? {
             return Ok(None);
         }
         // CRIU waits for ever for what is missing at the end of a file.
@@ -116,6 +139,54 @@ impl Store {
         Ok(Some(image))
     }
 
+    /// Notes what a program was begun with: images of it are of that, whatever is configured later.
+    pub(crate) fn note_running(
+        &self,
+        app: &AppId,
+        process: Process,
+        begun: &Begun,
+    ) -> Result<(), HostError> {
+        let file = self.home(app)?.join(RUNNING);
+        let running = Running {
+            process,
+            begun: begun.clone(),
+        };
+        let text = serde_json::to_string(&running)
+            .map_err(|e| HostError::file("write", &file, io::Error::other(e)))?;
+        fs::write(&file, text).map_err(|e| HostError::file("write", &file, e))
+    }
+
+    /// What the program of an app was begun with, if this process is it.
+    pub(super) fn running(&self, app: &AppId, process: Process) -> Result<Begun, HostError> {
+        let file = self.of(app).join(RUNNING);
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let known: Option<Running> = serde_json::from_str(&text).ok();
+        known
+            .filter(|running| running.process == process)
+            .map(|running| running.begun)
+            .ok_or_else(|| {
+                HostError::invalid(
+                    format!(
+                        "take an image of {app}: what process {} was begun with is not known",
+                        process.pid
+                    ),
+                    "images of it are taken once it has been started anew",
+                )
+            })
+    }
+
+    /// The directory of an app, made where it is missing: what a program has in memory is for nobody
+    /// else.
+    fn home(&self, app: &AppId) -> Result<PathBuf, HostError> {
+        let home = self.of(app);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&home)
+            .map_err(|e| HostError::file("make", &home, e))?;
+        Ok(home)
+    }
+
     /// Where an image is.
     pub(crate) fn directory(&self, app: &AppId, number: u64) -> PathBuf {
         self.of(app).join(number.to_string())
@@ -128,13 +199,7 @@ impl Store {
 
     /// A place for the next image; what was left of one that was not finished is removed.
     pub(super) fn begin(&self, app: &AppId) -> Result<(u64, PathBuf), HostError> {
-        let home = self.of(app);
-        // What a program has in memory is for nobody else.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&home)
-            .map_err(|e| HostError::file("make", &home, e))?;
+        let home = self.home(app)?;
         for entry in entries(&home)? {
             if entry.extension().is_some_and(|end| end == PART) {
                 remove(&entry)?;
@@ -165,13 +230,29 @@ impl Store {
                 remove(&self.directory(app, number))?;
             }
         }
-        Ok(())
+        self.remove_refused(app)
     }
 
-    /// Removes an image that a program does not live from, and says why to whoever asks next.
+    /// Lays an image aside that a program does not live from, and says why to whoever asks next. It
+    /// goes once a newer one is whole: what failed may not have been its fault.
     pub(crate) fn discard(&self, app: &AppId, number: u64, why: &str) -> Result<(), HostError> {
         self.note_failure(app, why)?;
-        remove(&self.directory(app, number))
+        let place = self.directory(app, number);
+        if !place.exists() {
+            return Ok(());
+        }
+        self.remove_refused(app)?;
+        let aside = place.with_extension(REFUSED);
+        fs::rename(&place, &aside).map_err(|e| HostError::file("rename", &place, e))
+    }
+
+    fn remove_refused(&self, app: &AppId) -> Result<(), HostError> {
+        for entry in entries(&self.of(app))? {
+            if entry.extension().is_some_and(|end| end == REFUSED) {
+                remove(&entry)?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes why a program was not begun from its image.
@@ -285,12 +366,31 @@ fn remove(directory: &Path) -> Result<(), HostError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use forebay_core::app::{Exec, Restart};
+
     use super::*;
+    use crate::supervise;
+
+    fn begun(command: &str) -> Begun {
+        let exec = Exec {
+            command: vec![command.to_owned()],
+            user: None,
+            group: None,
+            directory: None,
+            environment: BTreeMap::new(),
+            stdout: None,
+            stderr: None,
+            restart: Restart::Always,
+        };
+        supervise::resolve(&exec).unwrap().begun()
+    }
 
     fn image(number: u64, command: &str, boot: &str) -> Image {
         Image {
             number,
-            command: vec![command.to_owned()],
+            begun: begun(command),
             pid: 1,
             boot: boot.to_owned(),
             taken_unix_ms: 0,
@@ -306,7 +406,7 @@ mod tests {
         let app: AppId = "a".parse().unwrap();
         let proc_root = Path::new("/proc");
         let here = boot(proc_root).unwrap();
-        let command = vec!["run".to_owned()];
+        let command = begun("true");
         let usable = || {
             let found = store.usable(&app, &command, proc_root).unwrap();
             found.map(|image| image.number)
@@ -315,7 +415,7 @@ mod tests {
 
         let (first, part) = store.begin(&app).unwrap();
         assert_eq!((first, usable()), (1, None), "it is not whole");
-        store.finish(&app, &part, &image(1, "run", &here)).unwrap();
+        store.finish(&app, &part, &image(1, "true", &here)).unwrap();
         assert_eq!(usable(), Some(1));
 
         // One that was not finished is in nobody's way.
@@ -325,14 +425,14 @@ mod tests {
         assert_eq!(second, 2);
         assert!(!part.join("pages").exists());
         store
-            .finish(&app, &part, &image(2, "other", &here))
+            .finish(&app, &part, &image(2, "false", &here))
             .unwrap();
         assert_eq!(usable(), None, "of another command");
         assert!(!store.directory(&app, 1).exists());
 
         let (third, part) = store.begin(&app).unwrap();
         store
-            .finish(&app, &part, &image(third, "run", "elsewhere"))
+            .finish(&app, &part, &image(third, "true", "elsewhere"))
             .unwrap();
         assert_eq!(usable(), None, "of another boot");
 
@@ -341,7 +441,7 @@ mod tests {
         fs::write(part.join("pages-1.img"), "x").unwrap();
         let whole = Image {
             bytes: 1,
-            ..image(fourth, "run", &here)
+            ..image(fourth, "true", &here)
         };
         store.finish(&app, &part, &whole).unwrap();
         assert_eq!(usable(), Some(4));
@@ -355,6 +455,13 @@ mod tests {
 
         store.discard(&app, fourth, "it died").unwrap();
         assert_eq!(store.newest(&app).unwrap(), None);
+        let (fifth, part) = store.begin(&app).unwrap();
+        store
+            .finish(&app, &part, &image(fifth, "true", &here))
+            .unwrap();
+        let left = entries(&store.of(&app)).unwrap();
+        let refused = left.iter().filter(|path| path.extension().is_some());
+        assert_eq!(refused.count(), 0, "{left:?}");
         let died = Note::Failed("it died".to_owned());
         assert_eq!(store.take_notes(&app).unwrap(), [died]);
         assert_eq!(store.take_notes(&app).unwrap(), []);

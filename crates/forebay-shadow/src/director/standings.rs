@@ -6,20 +6,22 @@ use std::time::Instant;
 use forebay_core::shadow::promotion::{Cause, Input, Slot, Stage};
 use tokio::sync::oneshot;
 
-use super::{Asked, Director, FIRST_CHOICE_BOUND};
+use super::{Asked, Director, FIRST_CHOICE_BOUND, FIRST_LIVES_BOUND};
 use crate::member::Member;
 use crate::synchronise::{Renewal, Standing};
 
 impl Director {
+    /// Asks, beside this task, how every instance stands.
     pub(super) fn ask_standings(&mut self) {
         let primary = self.machine.primary();
         for slot in 0..self.members.len() {
+            // One that has not answered yet is not asked again, and keeps nobody else from it.
+            match self.asking.get_mut(slot) {
+                Some(asking) if !*asking => *asking = true,
+                Some(_) | None => continue,
+            }
             let (board, news) = (Arc::clone(&self.board), self.news.clone());
             let synchroniser = Arc::clone(&self.synchroniser);
-            // One that has not answered yet is not asked again: there is room for one answer each.
-            let Ok(permit) = news.try_reserve_owned() else {
-                return;
-            };
             let asked = Asked {
                 slot,
                 life: self.lives.get(slot).copied().unwrap_or_default(),
@@ -43,7 +45,8 @@ impl Director {
                 } else {
                     synchroniser.standing(this, first).await
                 };
-                permit.send((asked, standing));
+                // The director may have ended.
+                news.send((asked, standing)).await.ok();
             });
         }
     }
@@ -80,8 +83,19 @@ impl Director {
         let ready = ready && !self.is_detached(slot) && !self.has_ended(slot);
         let first_choice = slot == self.machine.primary();
         let first_stands = self.standings.get(self.machine.primary());
+        // One with a state of its own that runs and does not answer yet reads what it has: it knows
+        // most, and is not lost because that takes long.
+        let first_lives = self.synchroniser.is_exclusive()
+            && self
+                .member(primary)
+                .is_some_and(|member| !member.has_ended());
+        let bound = if first_lives {
+            FIRST_LIVES_BOUND
+        } else {
+            FIRST_CHOICE_BOUND
+        };
         let may_begin = first_choice
-            || self.down_since.elapsed() >= FIRST_CHOICE_BOUND
+            || self.down_since.elapsed() >= bound
             || matches!(first_stands, Some(Standing::Behind(_)));
         if ready && may_begin && self.machine.stage() == Stage::Down {
             // Each attempt is told by itself, or one that fails for hours would grow.
@@ -110,6 +124,11 @@ impl Director {
             return Err(format!(
                 "end {name}, which does not follow: its group cannot be ended from here; end it by hand"
             ));
+        }
+        // Whoever stands behind a fence is ended, and nobody else: see `member::end`.
+        let fence = member.and_then(|member| member.fence.as_ref());
+        if let Some(Err(error)) = fence.map(|fence| fence.freeze()) {
+            return Err(format!("freeze {name}, which does not follow: {error}"));
         }
         tracing::info!(app = name, "a shadow that does not follow is begun anew");
         self.kill(slot);

@@ -104,7 +104,12 @@ impl Director {
         };
         let kept = self.keep(record.clone(), self.durability(record.epoch));
         let (stood, kept) = tokio::join!(stood, kept);
-        kept?;
+        if let Err(why) = kept {
+            // It may have been written and not be durable: whoever begins anew must not take for
+            // the primary what did not become it.
+            self.stay(slot, record.epoch).await?;
+            return Err(why);
+        }
         if let Err(why) = stood {
             // Whoever begins anew must not take for the primary what did not become it.
             self.stay(slot, record.epoch).await?;

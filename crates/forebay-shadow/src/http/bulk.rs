@@ -38,7 +38,12 @@ pub(crate) enum Waits {
     From,
     /// For room.
     To,
+    /// For others, who want to be served as well.
+    Turn,
 }
+
+/// Pipes that are filled in a row before others have their turn: a thread serves all clients.
+const ROUNDS_MAX: u32 = 16;
 
 impl Bulk {
     /// # Errors
@@ -52,6 +57,11 @@ impl Bulk {
         Ok(Self { out, into, held: 0 })
     }
 
+    /// Bytes that are on their way.
+    pub(crate) const fn held(&self) -> usize {
+        self.held
+    }
+
     /// Passes on what is left, as far as that goes without waiting; nothing when all was.
     ///
     /// # Errors
@@ -62,11 +72,16 @@ impl Bulk {
         left: &mut u64,
         ask: Ask,
     ) -> Result<Option<Waits>, Broke> {
+        let mut rounds = 0;
         loop {
             if self.held == 0 {
                 if *left == 0 {
                     return Ok(None);
                 }
+                if rounds == ROUNDS_MAX {
+                    return Ok(Some(Waits::Turn));
+                }
+                rounds += 1;
                 let most = usize::try_from(*left).unwrap_or(usize::MAX).min(PIPE_BYTES);
                 let read = || splice(from, None, &self.into, None, most, FLAGS);
                 match ask.io(from, Interest::READABLE, read) {

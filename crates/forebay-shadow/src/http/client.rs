@@ -26,6 +26,8 @@ pub(crate) const LINGER_BOUND: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 /// An idle connection keeps a buffer of this size.
 const BUFFER_KEPT: usize = 2048;
+/// Empty lines before a request.
+const EMPTY_LINES_MAX: u32 = 8;
 
 /// A client.
 #[derive(Debug)]
@@ -79,9 +81,14 @@ impl Client {
             wire::give_back(std::mem::take(&mut self.buffer));
         }
         self.stall.expect(IDLE_BOUND);
+        let mut empty = 0;
         loop {
             // Old clients send an empty line after a body (RFC 9112, 2.2).
             while self.buffer.starts_with(b"\r\n") {
+                empty += 1;
+                if empty > EMPTY_LINES_MAX {
+                    return Ok(Said::Bad(Bad::syntax("there is no request")));
+                }
                 self.buffer.drain(..2);
                 search = Search::default();
                 // Nothing of a request came yet, in however many pieces that did.

@@ -179,6 +179,8 @@ pub(crate) struct Download {
     search: Search,
     /// The client has some of it.
     pub(crate) begun: bool,
+    /// The client takes nothing, since its time for the next byte began.
+    waits: bool,
     /// The instance's connection ended.
     ended: bool,
     /// What a large body passes through, once it does.
@@ -196,6 +198,7 @@ impl Download {
             body: Body::Close,
             search: Search::default(),
             begun: false,
+            waits: false,
             ended: false,
             bulk: None,
             print: None,
@@ -308,16 +311,21 @@ impl Download {
             return Poll::Ready(None);
         };
         loop {
-            let before = *left;
+            let before = (*left, bulk.held());
             let passed = bulk.pass((instance, plain), left, ask);
             let ready = match passed {
                 Ok(None) => return Poll::Ready(Some(Ok(()))),
+                Ok(Some(Waits::Turn)) => {
+                    stall.expect(STEP_BOUND);
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Ok(Some(Waits::From)) if ask == Ask::Kernel => {
                     return Poll::Ready(Some(Err(Fault::Replaced)));
                 }
                 Ok(Some(Waits::From)) => instance.poll_read_ready(context).map_err(Fault::Instance),
                 Ok(Some(Waits::To)) => {
-                    if before != *left {
+                    if before != (*left, bulk.held()) {
                         stall.expect(STEP_BOUND);
                     }
                     match plain.poll_write_ready(context) {
@@ -339,6 +347,7 @@ impl Download {
         self.buffer.clear();
         self.known = 0;
         self.sent = 0;
+        self.waits = false;
     }
 
     /// Writes what the client may have; ready when it has that.
@@ -353,20 +362,27 @@ impl Download {
                 Poll::Ready(Ok(written)) => {
                     self.sent += written;
                     self.begun = true;
-                    if self.sent < self.known {
-                        client.stall.expect(STEP_BOUND);
-                    }
+                    self.waits = false;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Client(error))),
-                Poll::Pending => {
-                    return client.stalled(context).map_err(Fault::Client);
-                }
+                Poll::Pending => return self.wait(client, context),
             }
         }
         match Pin::new(&mut client.link).poll_flush(context) {
-            Poll::Pending => client.stalled(context).map_err(Fault::Client),
-            flushed => flushed.map_err(Fault::Client),
+            Poll::Pending => self.wait(client, context),
+            flushed => {
+                self.waits = false;
+                flushed.map_err(Fault::Client)
+            }
         }
+    }
+
+    /// The client takes nothing now: its time for the next byte begins with that.
+    fn wait(&mut self, client: &mut Client, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        if !std::mem::replace(&mut self.waits, true) {
+            client.stall.expect(STEP_BOUND);
+        }
+        client.stalled(context).map_err(Fault::Client)
     }
 }
 

@@ -378,8 +378,9 @@ impl Fields {
 }
 
 /// Fields that a client may not have taken out by naming them in `Connection`.
-const KEPT: [&str; 5] = [
+const KEPT: [&str; 6] = [
     "host",
+    "idempotency-key",
     "content-length",
     "transfer-encoding",
     "connection",

@@ -22,7 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::client::{Answer, Client, HEAD_BOUND, IDLE_BOUND, LINGER_BOUND};
+use super::client::{Answer, Client, HEAD_BOUND, IDLE_BOUND, LINGER_BOUND, STEP_BOUND};
 use super::half::Half;
 use super::head::{HEAD_BYTES_MAX, Method};
 use super::link::Link;
@@ -74,7 +74,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, client: Client) -> io::Result<()
             // The next request goes to the process that has taken this one's place.
             connection.graceful_shutdown();
             closes = true;
-            deadline = Instant::now() + LINGER_BOUND;
+            deadline = Instant::now() + STEP_BOUND;
         }
         tokio::select! {
             accepted = connection.accept() => match accepted {
@@ -96,9 +96,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, client: Client) -> io::Result<()
                 if given_up > GIVEN_UP_MAX {
                     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 }
-                if !closes {
-                    deadline = Instant::now() + IDLE_BOUND;
-                }
+                // What its last stream said may lie here: the connection ends by itself once it was
+                // taken.
+                let bound = if closes { STEP_BOUND } else { IDLE_BOUND };
+                deadline = Instant::now() + bound;
             }
             () = sleep_until(deadline), if streams.is_empty() => {
                 if closes {

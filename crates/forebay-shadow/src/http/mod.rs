@@ -118,6 +118,11 @@ impl Shared {
         self.options.forwarded_for && self.tls.is_some()
     }
 
+    /// Whether a client's first bytes are to be those of TLS.
+    pub(crate) fn speaks_tls(&self, client: &Stream) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_spoken(client))
+    }
+
     /// Takes another certificate for all connections to come.
     ///
     /// # Errors

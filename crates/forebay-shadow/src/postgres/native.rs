@@ -239,6 +239,11 @@ impl Native {
         }
         boundaries.retain(|(before, _)| *before != epoch);
         boundaries.push((epoch, next));
+        drop(boundaries);
+        // It serves from now on; whether it is in step with the next one is another question.
+        if let Some(place) = self.places.get(slot) {
+            set(&place.in_step, None);
+        }
         Ok(())
     }
 
@@ -298,8 +303,15 @@ impl Native {
                     )
                     .await;
             }
-            // It is the only primary there is.
-            (_, None) => return Standing::Ready { lag: None },
+            // One that was in step was promoted, later than somebody waited for it.
+            (_, None) if self.was_in_step(slot) => return Standing::Ready { lag: None },
+            (_, None) => {
+                return Standing::Away(format!(
+                    "{} is a primary of its own, and may lack what {} wrote",
+                    self.name(slot),
+                    self.name(primary)
+                ));
+            }
             (_, Some(shadow)) => return self.without_primary(slot, primary, &shadow),
         };
         let why = if !shadow.streams {
@@ -328,6 +340,10 @@ impl Native {
                 time: shadow.heard,
             }),
         }
+    }
+
+    fn was_in_step(&self, slot: Slot) -> bool {
+        self.places.get(slot).and_then(|place| get(&place.in_step)) == Some(true)
     }
 
     fn note_step(&self, slot: Slot, in_step: bool) {

@@ -260,14 +260,23 @@ impl Native {
 
     /// Whether a server has no data at all.
     async fn is_blank(&self, instance: &Instance) -> Result<bool, String> {
-        let ask = [Command::new(&["INFO", "keyspace"])];
+        let ask = [
+            Command::new(&["INFO", "persistence"]),
+            Command::new(&["INFO", "keyspace"]),
+        ];
         let answers = self.ask(instance, &ask).await?;
-        let answer = answers.first().map(Vec::as_slice).unwrap_or_default();
-        if answer.first() == Some(&b'-') {
-            return Err(format!("ask {}: {}", instance.app, text(answer)));
+        let mut said = String::new();
+        for answer in &answers {
+            if answer.first() == Some(&b'-') {
+                return Err(format!("ask {}: {}", instance.app, text(answer)));
+            }
+            said.push_str(&String::from_utf8_lossy(answer));
         }
-        let answer = String::from_utf8_lossy(answer);
-        Ok(!answer.lines().any(|line| line.starts_with("db")))
+        // One that still reads what it kept has keys later.
+        if said.lines().any(|line| line.trim() == "loading:1") {
+            return Err(format!("{} still loads its data", instance.app));
+        }
+        Ok(!said.lines().any(|line| line.starts_with("db")))
     }
 
     /// The last primary comes first when nobody serves, since it knows most. One that was begun anew

@@ -285,6 +285,18 @@ fn resolve(
         min: Duration::ZERO,
         max: DRAIN_MAX,
     };
+    let replicates = matches!(mode, Some(Mode::Redis(_) | Mode::Postgres(_)));
+    let of_image =
+        |(app, _): &&(AppId, Address)| apps.get(app).is_some_and(|app| app.images.is_some());
+    if let Some((app, _)) = instances.iter().find(of_image).filter(|_| replicates) {
+        let problem = Problem::new(
+            format!(
+                "app `{app}` has `images`, and would begin with what it had before others took over"
+            ),
+            "leave `images` out: it gets what it lacks from the primary",
+        );
+        findings.add(section.at, section.key("instances"), problem);
+    }
     let mode = mode.map(|mode| with_programs(mode, &instances, apps));
     if let (Some(Mode::Postgres(options)), true) = (&mode, is_complete) {
         let key = format!("{}.data", section.key("postgres"));

@@ -137,7 +137,11 @@ pub(super) fn check_addresses(
             format!("the front does not listen on {address}"),
             "name addresses that its own `listen` has, too",
         );
-        findings.add(front.at, format!("{}.tls.listen", front.key("http")), problem);
+        findings.add(
+            front.at,
+            format!("{}.tls.listen", front.key("http")),
+            problem,
+        );
     }
 }
 

@@ -16,6 +16,7 @@ use forebay_core::app::{App, AppId};
 use forebay_core::report::{EventKind, TickReport};
 use forebay_host::Roots;
 use forebay_host::fence;
+use forebay_host::groups;
 use forebay_host::mounts::Version;
 use forebay_host::regular;
 use forebay_shadow::control::{
@@ -283,6 +284,7 @@ pub(crate) fn follow(
             tell: Arc::clone(tell),
             upgrades: Arc::clone(&upgrades),
             seen: 0,
+            heard: false,
             ended: BTreeSet::new(),
             failed: (0, 0),
             outdated: None,
@@ -302,6 +304,8 @@ struct Follower {
     upgrades: Arc<Upgrades>,
     /// The latest epoch that was told of.
     seen: u64,
+    /// Whether its status was heard before.
+    heard: bool,
     /// Processes that the front could not end, and that were taken care of.
     ended: BTreeSet<(String, u32)>,
     /// The latest failure that was told of, by the process that it happened to.
@@ -383,9 +387,15 @@ impl Follower {
     fn learn(&mut self, status: Result<Status, String>) {
         if let Ok(status) = &status {
             let news = status.transitions.iter();
-            for transition in news.filter(|transition| transition.epoch > self.seen) {
-                (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
-                self.upgrades.excuse(transition);
+            let mut news = news.filter(|transition| transition.epoch > self.seen);
+            if std::mem::replace(&mut self.heard, true) {
+                for transition in news {
+                    (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
+                    self.upgrades.excuse(transition);
+                }
+            } else if let Some(last) = news.next_back() {
+                // What it remembers from before this daemon came is no news, and no excuse.
+                (self.tell)(&self.front.app, EventKind::Shadow, last.to_string());
             }
             self.seen = self.seen.max(status.epoch);
             self.end_left(&status.left);
@@ -431,10 +441,17 @@ impl Follower {
             let Ok(app) = left.app.parse::<AppId>() else {
                 continue;
             };
-            if !self.ended.insert((left.app.clone(), left.pid)) {
+            let key = (left.app.clone(), left.pid);
+            if !self.ended.insert(key.clone()) {
                 continue;
             }
-            let ended = fence::end(&Roots::default(), &self.place.anchor, &app, left.pid);
+            let own = || groups::of_app(&self.place.anchor, &app);
+            let group = self.front.groups.get(&app).cloned().unwrap_or_else(own);
+            let ended = fence::end(&Roots::default(), &group);
+            if ended.is_err() {
+                // It is tried again with the next news of it.
+                self.ended.remove(&key);
+            }
             let what = match ended {
                 Ok(true) => format!("ended by the daemon: {}", left.why),
                 Ok(false) => continue,

@@ -74,9 +74,15 @@ pub(crate) fn changed(
     next: &BTreeMap<AppId, FrontConfig>,
 ) -> Vec<String> {
     let mut messages = Vec::new();
+    // A certificate is renewed without another process.
+    let plain = |front: &FrontConfig| {
+        let mut front = front.clone();
+        front.mode.forget_certificate();
+        front
+    };
     for (name, front) in next {
         match now.get(name) {
-            Some(known) if *known.config == *front => {}
+            Some(known) if plain(&known.config) == plain(front) => {}
             Some(_) => messages.push(format!(
                 "front {name} is configured otherwise now: `forebay shadow upgrade {name}` puts \
                  that in force, and disturbs no client"

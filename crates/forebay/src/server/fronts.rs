@@ -44,7 +44,13 @@ pub(super) async fn upgrade(
     State(server): State<Shared>,
     Path(front): Path<String>,
 ) -> Answer<api::Done> {
-    let messages = server.state.fronts.upgrade(&front).await?;
+    // Whoever asked may go away; what was begun is ended or undone all the same.
+    let desk = server.state.fronts.clone();
+    let upgrading = tokio::spawn(async move { desk.upgrade(&front).await });
+    let messages = match upgrading.await {
+        Ok(done) => done?,
+        Err(error) => return Err(Refused::Busy(format!("the upgrade broke: {error}")).into()),
+    };
     Ok(Json(api::Done { messages }))
 }
 

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,26 @@ pub(super) enum State {
     Rewinding,
     /// A copy is being made beside it.
     Copying,
+    /// The same, and what is there is worth nothing: it was being rewound, or is being removed.
+    Replacing,
     /// The copy is complete, and takes its place.
     Placing,
+}
+
+impl State {
+    /// What is in the directory is worth nothing.
+    pub(super) const fn is_worthless(self) -> bool {
+        matches!(self, Self::Rewinding | Self::Replacing)
+    }
+}
+
+/// Where there is room for a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Beside what it replaces.
+    Beside,
+    /// Once that is removed.
+    Instead,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,7 +225,7 @@ impl Directory {
     pub(super) fn resume(&self, state: Option<State>) -> Result<(), Failed> {
         match state {
             Some(State::Placing) if !self.path.exists() && self.copy.exists() => self.place(),
-            Some(State::Copying | State::Placing) => self.drop_copy(),
+            Some(State::Copying | State::Replacing | State::Placing) => self.drop_copy(),
             _ if self.copy.exists() => Err(Failed(format!(
                 "{} is there, and nothing is noted of it; move it away",
                 self.copy.display()
@@ -220,13 +238,13 @@ impl Directory {
         remove(&self.copy)
     }
 
-    /// Sees that there is room for a copy: beside what there is, or else in its place.
-    pub(super) fn make_room(
+    /// Sees whether there is room for a copy: beside what there is, or else in its place.
+    pub(super) fn look_for_room(
         &self,
         bytes: u64,
         before: Option<&Control>,
         program: &Program,
-    ) -> Result<(), Failed> {
+    ) -> Result<Room, Failed> {
         if let Some(control) = before.filter(|_| self.old.exists()) {
             self.drop_old(&control.system, program)?;
         }
@@ -236,7 +254,13 @@ impl Directory {
         let stat = stat.map_err(|error| failed("look at", parent, &error.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         if free >= needed {
-            return Ok(());
+            return Ok(Room::Beside);
+        }
+        let device = |path: &Path| fs::metadata(path).map(|data| data.dev());
+        if before.is_some() && device(&self.path).ok() != device(parent).ok() {
+            return Err(Failed(format!(
+                "{self} is a file system of its own, which a copy cannot take the place of; name a directory in it"
+            )));
         }
         let taken = before.map_or(Ok(0), |_| size(&self.path))?;
         if free.saturating_add(taken) < needed {
@@ -248,11 +272,23 @@ impl Directory {
                 free >> 20
             )));
         }
+        Ok(Room::Instead)
+    }
+
+    /// Removes what a copy is to replace, for want of room. What is half removed is never taken for
+    /// whole: it is moved away first.
+    pub(super) fn clear(&self) -> Result<(), Failed> {
         tracing::warn!(
             path = %self,
             "there is no room to keep what the copy replaces; it is removed first"
         );
-        remove(&self.path)
+        if self.path.exists() {
+            remove(&self.old)?;
+            fs::rename(&self.path, &self.old)
+                .map_err(|error| failed("move away", &self.path, &error))?;
+            sync(self.path.parent().unwrap_or(Path::new("/")))?;
+        }
+        remove(&self.old)
     }
 
     /// Puts a copy into place, and keeps what was there.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use directory::Mark;
-use directory::{Control, Directory, Found, Lsn, Note, State};
+use directory::{Control, Directory, Found, Lsn, Note, Room, State};
 use program::Program;
 
 use super::Options;
@@ -206,6 +206,12 @@ impl<'a> Instance<'a> {
                 self.app, self.directory
             )));
         };
+        if mark.read()?.is_some_and(|note| note.state.is_worthless()) {
+            return Err(Failed(format!(
+                "{} is to serve, and its data in {} were being rewound or replaced; name another `primary`",
+                self.app, self.directory
+            )));
+        }
         mark.write(&Note::new(State::Serves, &control.system))
     }
 
@@ -218,9 +224,7 @@ impl<'a> Instance<'a> {
         self.directory
             .resume(noted.as_ref().map(|note| note.state))?;
         let found = self.directory.look(self.program("pg_controldata"))?;
-        let is_whole = noted
-            .as_ref()
-            .is_none_or(|note| note.state != State::Rewinding);
+        let is_whole = noted.as_ref().is_none_or(|note| !note.state.is_worthless());
         let is_standby = matches!(&found, Found::Cluster(control) if control.is_standby);
         let goes_on = is_standby && is_whole;
         let bound = if goes_on {
@@ -263,6 +267,19 @@ impl<'a> Instance<'a> {
                     mark.write(&Note::new(State::Follows, &source.system))?;
                     Ok(Made::Follows)
                 }
+                // Nobody knows what one has that never stood behind this front, or is ahead.
+                Some(why)
+                    if control.timeline > source.timeline
+                        || noted
+                            .as_ref()
+                            .is_none_or(|note| note.system != control.system) =>
+                {
+                    Err(Failed(format!(
+                        "{} does not follow {primary} ({why}), and its server never stood behind front {}, \
+                         or is ahead of {primary}; move it away, or configure another directory",
+                        self.directory, self.plan.name
+                    )))
+                }
                 Some(why) => self.copy(&source, Some(&control), mark, why),
             };
         }
@@ -273,8 +290,8 @@ impl<'a> Instance<'a> {
                 self.directory, self.plan.name
             )));
         };
-        if note.state == State::Rewinding {
-            let why = "a rewind was interrupted".to_owned();
+        if note.state.is_worthless() {
+            let why = "a rewind or a copy was interrupted".to_owned();
             return self.copy(&source, Some(&control), mark, why);
         }
         source.checkpoint().await?;
@@ -316,8 +333,19 @@ impl<'a> Instance<'a> {
         why: String,
     ) -> Result<Made, Failed> {
         let program = self.program("pg_controldata");
-        self.directory.make_room(source.bytes, before, &program)?;
-        mark.write(&Note::new(State::Copying, &source.system))?;
+        let room = self
+            .directory
+            .look_for_room(source.bytes, before, &program)?;
+        let worthless = mark.read()?.is_some_and(|note| note.state.is_worthless());
+        let state = if worthless || room == Room::Instead {
+            State::Replacing
+        } else {
+            State::Copying
+        };
+        mark.write(&Note::new(state, &source.system))?;
+        if room == Room::Instead {
+            self.directory.clear()?;
+        }
         let mut program = self.program("pg_basebackup");
         program.option("--pgdata", self.directory.copy());
         program.option(
