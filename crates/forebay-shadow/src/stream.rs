@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -171,6 +172,19 @@ impl Stream {
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotFound};
     matches!(error.kind(), ConnectionRefused | NotFound)
+}
+
+impl Stream {
+    /// Whether the connection broke, in both ways: the kernel tells that apart from bytes and ends
+    /// only where nothing else is asked for.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let mut asked = [PollFd::new(self, PollFlags::empty())];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        matches!(poll(&mut asked, Some(&at_once)), Ok(1..))
+    }
 }
 
 impl AsFd for Stream {

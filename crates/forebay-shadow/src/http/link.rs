@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
@@ -77,15 +76,10 @@ fn poll_hung_up(stream: &Stream, context: &mut Context<'_>) -> Poll<io::Error> {
     if let Err(error) = ready!(stream.poll_read_ready(context)) {
         return Poll::Ready(error);
     }
-    let mut asked = [PollFd::new(stream, PollFlags::empty())];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    match poll(&mut asked, Some(&at_once)) {
-        Ok(0) => Poll::Pending,
-        Ok(_) => Poll::Ready(io::ErrorKind::ConnectionReset.into()),
-        Err(error) => Poll::Ready(error.into()),
+    if stream.is_hung_up() {
+        Poll::Ready(io::ErrorKind::ConnectionReset.into())
+    } else {
+        Poll::Pending
     }
 }
 

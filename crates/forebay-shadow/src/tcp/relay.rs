@@ -19,7 +19,6 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use forebay_core::shadow::promotion::Slot;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
@@ -74,8 +73,8 @@ pub(crate) async fn relay(
         let upwards = up.poll(context, client, instance, &mut || waiting.asked());
         let downwards = down.poll(context, instance, client, &mut || waiting.heard());
         // A side that was reset hears nothing more: the other one need not say it.
-        let is_over = (up.error.is_some() && downwards.is_pending() && is_reset(client))
-            || (down.error.is_some() && upwards.is_pending() && is_reset(instance));
+        let is_over = (up.error.is_some() && downwards.is_pending() && client.is_hung_up())
+            || (down.error.is_some() && upwards.is_pending() && instance.is_hung_up());
         if is_over {
             return Poll::Ready(up.result().and(down.result()));
         }
@@ -84,16 +83,6 @@ pub(crate) async fn relay(
         Poll::Ready(up.result().and(down.result()))
     })
     .await
-}
-
-/// Whether the other end of a connection takes nothing any more.
-fn is_reset(stream: &Stream) -> bool {
-    let mut asked = [PollFd::new(stream, PollFlags::empty())];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(poll(&mut asked, Some(&at_once)), Ok(1..))
 }
 
 /// A connection that has said something waits until it hears something. Whether that was an answer
