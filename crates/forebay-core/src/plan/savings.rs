@@ -33,7 +33,7 @@ use crate::working_set::Witness;
 
 /// Share of time that the app may wait for memory on the whole: well below the 5 % that it may
 /// become slower, since the kernel's own work comes on top.
-pub const STALL_BUDGET: f64 = 0.02;
+pub const STALL_BUDGET: f64 = 0.015;
 /// The first step is this part of what the app holds, and so is the one after a pause.
 const STEP_PART_MIN: u64 = 64;
 /// The largest step is this part.
