@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::{DevicePlan, Io, IoLatency, IoMax};
+use crate::fronts::Front;
 use crate::usage::Usage;
 
 /// A bound that may be absent: a number, or `"max"`.
@@ -420,6 +421,10 @@ pub struct Tick {
     pub apps: Vec<App>,
     /// What happened since the message before, oldest first.
     pub events: Vec<Event>,
+    /// The fronts, by name, as far as they are known without being asked: without what they counted,
+    /// and without their latest changes.
+    #[serde(default)]
+    pub fronts: Vec<Front>,
 }
 
 /// How well a model did lately.

@@ -14,6 +14,7 @@ use forebay_core::app::Device;
 
 use crate::error::HostError;
 
+pub mod activation;
 mod app_meters;
 mod apply;
 mod blkstat;

@@ -24,12 +24,17 @@ use crate::director::{Detached, Director, Heritage, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
 use crate::followers;
+use crate::listen::{Listen, Listener, Passed};
 use crate::mode::{Mode, Service};
 use crate::proxy::{self, Introduction};
 use crate::status::{About, Status, Transition};
 use crate::stream::{Address, Stream};
 use crate::succession::{self, Inherited, Listening, Served};
 use crate::switchboard::{Instance, Switchboard, count};
+
+mod sockets;
+
+use sockets::{listeners, passed};
 
 /// Everything that a front has to know; written by the daemon, read when the front begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +45,7 @@ pub struct Plan {
     /// What it speaks.
     pub mode: Mode,
     /// Where clients connect.
-    pub listen: Vec<Address>,
+    pub listen: Vec<Listen>,
     /// Who serves; the first one does at the very beginning.
     pub instances: Vec<Instance>,
     /// The user that the front runs as once everything is open, by name or number.
@@ -60,6 +65,9 @@ pub struct Plan {
     pub control: PathBuf,
     /// Where epochs are kept.
     pub epoch_file: PathBuf,
+    /// Where the daemon gives the sockets that systemd opened, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lender: Option<PathBuf>,
 }
 
 impl Plan {
@@ -130,7 +138,7 @@ pub struct Opened {
     plan: Plan,
     epochs: EpochFile,
     served: Served,
-    listeners: Vec<(Address, Listener)>,
+    listeners: Vec<(Listen, Listener)>,
     control: net::UnixListener,
     /// The process that this one succeeds.
     before: Option<Before>,
@@ -156,19 +164,16 @@ const KEEP: &str = "the front needs to write there";
 ///
 /// # Errors
 /// When it cannot listen, cannot keep its epochs, or another process serves.
-pub fn open(plan: Plan) -> Result<Opened, Error> {
+pub async fn open(plan: Plan) -> Result<Opened, Error> {
     const WAIT: &str = "end that process, or wait until its connections have ended";
     let path = plan.epoch_file.display();
     let epochs = EpochFile::open(&plan.epoch_file).map_err(failed("open", &path, KEEP))?;
     let served = Served::open(&plan.epoch_file).map_err(failed("open beside", &path, KEEP))?;
     let alone = served.alone();
     alone.map_err(failed("serve alone at", &path, WAIT))?;
-    let listeners = plan.listen.iter().map(|address| {
-        let listener = Listener::bind(address)?;
-        Ok((address.clone(), listener))
-    });
+    let passed = passed(&plan).await?;
     Ok(Opened {
-        listeners: listeners.collect::<Result<_, Error>>()?,
+        listeners: listeners(&plan, passed, BTreeMap::new())?,
         control: bind_unix(&plan.control, 0o600)?,
         epochs,
         served,
@@ -183,10 +188,12 @@ pub fn open(plan: Plan) -> Result<Opened, Error> {
 /// # Errors
 /// When that process refuses, or what it does not have cannot be opened: it goes on as it was.
 pub async fn succeed(plan: &Plan) -> Result<Option<Opened>, Error> {
+    // First, since nobody says who serves from the moment on that the old process has answered.
+    let passed = passed(plan).await?;
     let inherited = succession::ask(&plan.control, &plan.user).await;
     let inherited = inherited.map_err(not_taken(plan, "try again, or end it"))?;
     inherited
-        .map(|inherited| take_over(plan.clone(), inherited))
+        .map(|inherited| take_over(plan.clone(), inherited, passed))
         .transpose()
 }
 
@@ -196,7 +203,7 @@ fn not_taken(plan: &Plan, remedy: &'static str) -> impl FnOnce(io::Error) -> Err
 }
 
 /// Takes the sockets of the process before, and opens those that it does not have.
-fn take_over(plan: Plan, inherited: Inherited) -> Result<Opened, Error> {
+fn take_over(plan: Plan, inherited: Inherited, passed: Passed) -> Result<Opened, Error> {
     let path = plan.epoch_file.display();
     let epochs = EpochFile::open(&plan.epoch_file).map_err(failed("open", &path, KEEP))?;
     let served = Served::open(&plan.epoch_file).map_err(failed("open beside", &path, KEEP))?;
@@ -212,18 +219,12 @@ fn take_over(plan: Plan, inherited: Inherited) -> Result<Opened, Error> {
         let remedy = "hand over to an instance that stays, and try again";
         return Err(not_taken(&plan, remedy)(io::Error::other(why)));
     }
-    let mut taken: BTreeMap<Address, OwnedFd> = inherited.sockets.into_iter().collect();
-    let listeners = plan.listen.iter().map(|address| {
-        let listener = match (taken.remove(address), address) {
-            (Some(socket), Address::Tcp(_)) => Listener::Tcp(socket.into()),
-            (Some(socket), Address::Unix(_)) => Listener::Unix(socket.into()),
-            (None, _) => Listener::bind(address)?,
-        };
-        Ok((address.clone(), listener))
-    });
-    let listeners: Result<Vec<_>, Error> = listeners.collect();
+    let mut taken: BTreeMap<Listen, Vec<OwnedFd>> = BTreeMap::new();
+    for (listen, socket) in inherited.sockets {
+        taken.entry(listen).or_default().push(socket);
+    }
     Ok(Opened {
-        listeners: listeners?,
+        listeners: listeners(&plan, passed, taken)?,
         control: net::UnixListener::from(inherited.control),
         epochs,
         served,
@@ -272,9 +273,13 @@ impl Opened {
             .and_then(|primary| instances.position(|instance| instance.app == *primary))
             .unwrap_or(0);
         let board = Arc::new(Switchboard::new(plan.instances.clone(), primary, epoch));
-        let (service, synchroniser) = Service::new(&plan.mode, &board, plan.patience).map_err(
-            failed("prepare", &plan.name, "correct what is said of its mode"),
-        )?;
+        let prepared = plan.mode.listening(&self.listeners);
+        let prepared = prepared.and_then(|mode| Service::new(&mode, &board, plan.patience));
+        let (service, synchroniser) = prepared.map_err(failed(
+            "prepare",
+            &plan.name,
+            "correct what is said of its mode",
+        ))?;
         let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
         let (status, told) = watch::channel(Status::default());
         let mut director = Director::new(Parts {
@@ -390,13 +395,6 @@ async fn run_out(mut line: Line, plan: &Plan, board: &Switchboard, room: &Semaph
             tracing::warn!(left, "connections end that outlived the time to drain");
         }
     }
-}
-
-/// A listening socket that no runtime knows yet.
-#[derive(Debug)]
-enum Listener {
-    Tcp(inet::TcpListener),
-    Unix(net::UnixListener),
 }
 
 impl Listener {
@@ -567,7 +565,7 @@ struct Desk {
     orders: mpsc::Sender<Order>,
     told: watch::Receiver<Status>,
     control: UnixListener,
-    listeners: Vec<(Address, Arc<AsyncListener>)>,
+    listeners: Vec<(Listen, Arc<AsyncListener>)>,
 }
 
 impl Desk {

@@ -14,6 +14,7 @@ mod followers;
 pub mod front;
 pub mod http;
 mod latency;
+pub mod listen;
 mod member;
 pub mod mode;
 #[cfg(fuzzing)]

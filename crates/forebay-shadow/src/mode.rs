@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
+use crate::listen::{Listen, Listener};
 use crate::postgres;
 use crate::proxy::Introduction;
 use crate::redis;
@@ -52,6 +53,29 @@ impl Mode {
                 key: Secret(String::new()),
             };
         }
+    }
+
+    /// The same, with the addresses of sockets that were passed in place of their names.
+    ///
+    /// # Errors
+    /// When one of these has none.
+    pub(crate) fn listening(&self, listeners: &[(Listen, Listener)]) -> io::Result<Self> {
+        let mut mode = self.clone();
+        if let Self::Http(http::Options { tls: Some(tls), .. }) = &mut mode {
+            let (mut listen, names) = tls
+                .listen
+                .drain(..)
+                .partition::<Vec<_>, _>(|one| matches!(one, Listen::At(_)));
+            for (_, socket) in listeners.iter().filter(|(name, _)| names.contains(name)) {
+                listen.push(socket.address()?.into());
+            }
+            if listen.is_empty() && !names.is_empty() {
+                // None would mean all.
+                return Err(io::ErrorKind::AddrNotAvailable.into());
+            }
+            tls.listen = listen;
+        }
+        Ok(mode)
     }
 
     /// Leaves out what is nobody's to know, but not that it is there.
@@ -153,5 +177,45 @@ impl Service {
             Self::Postgres(shared, patience) => postgres::serve(shared, client, *patience).await,
             Self::Http(shared) => http::serve(shared, client, introduction.address()).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn tls_is_spoken_at_the_addresses_of_sockets_that_were_passed() {
+        let passed = |name: &str| Listen::Passed(name.to_owned());
+        let listener = || Listener::Tcp(TcpListener::bind("127.0.0.1:0").unwrap());
+        let own: Listen = "127.0.0.1:443".parse().unwrap();
+        let listeners = ["tls", "plain", "tls"].map(|name| (passed(name), listener()));
+        let mode = |listen: Vec<Listen>| {
+            let tls = http::tls::Options {
+                certificate_file: "/crt".into(),
+                key_file: "/key".into(),
+                pem: http::tls::Pem {
+                    chain: String::new(),
+                    key: Secret(String::new()),
+                },
+                listen,
+            };
+            Mode::Http(http::Options {
+                tls: Some(tls),
+                ..http::Options::default()
+            })
+        };
+        let check = |listen: Vec<Listen>, expected: Vec<Listen>| {
+            let prepared = mode(listen).listening(&listeners).unwrap();
+            assert_eq!(prepared, mode(expected));
+        };
+        check(Vec::new(), Vec::new());
+        check(vec![own.clone()], vec![own.clone()]);
+        let at = |place: usize| Listen::At(listeners[place].1.address().unwrap());
+        check(vec![passed("tls"), own.clone()], vec![own, at(0), at(2)]);
+        // Nowhere is not everywhere.
+        assert!(mode(vec![passed("other")]).listening(&listeners).is_err());
     }
 }

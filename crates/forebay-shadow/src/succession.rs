@@ -38,8 +38,8 @@ use tokio::sync::oneshot;
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::fence::{Fence, Hierarchy};
+use crate::listen::Listen;
 use crate::status::Transition;
-use crate::stream::Address;
 use crate::switchboard::Losses;
 
 /// How long the old process waits for the new one, without anybody who says who serves.
@@ -65,7 +65,7 @@ pub struct Inheritance {
     /// Changes of the routing so far.
     number: u64,
     /// Listening sockets, in the order of their descriptors; that of the control socket is before.
-    sockets: Vec<Address>,
+    sockets: Vec<Listen>,
     members: Vec<Heir>,
     detached: Vec<String>,
     transitions: Vec<Transition>,
@@ -132,7 +132,7 @@ pub(crate) struct Inherited {
     pub(crate) lost: Losses,
     pub(crate) number: u64,
     pub(crate) control: OwnedFd,
-    pub(crate) sockets: Vec<(Address, OwnedFd)>,
+    pub(crate) sockets: Vec<(Listen, OwnedFd)>,
     pub(crate) members: Vec<(String, u32, Option<Fence>)>,
     pub(crate) detached: Vec<String>,
     pub(crate) transitions: Vec<Transition>,
@@ -278,7 +278,7 @@ pub(crate) async fn give(
 #[derive(Debug)]
 pub(crate) struct Listening<'a> {
     pub(crate) control: BorrowedFd<'a>,
-    pub(crate) sockets: Vec<(Address, BorrowedFd<'a>)>,
+    pub(crate) sockets: Vec<(Listen, BorrowedFd<'a>)>,
     pub(crate) counts: Counts,
 }
 

@@ -305,7 +305,7 @@ async fn front_before(port: u16, directory: &Path) -> SocketAddr {
     let plan = Plan {
         name: "test".to_owned(),
         mode: Mode::Tcp,
-        listen: vec![at(front)],
+        listen: vec![at(front).into()],
         // The second one never runs.
         instances: vec![instance("a", port), instance("b", free_port())],
         connections_max: 100,
@@ -319,8 +319,9 @@ async fn front_before(port: u16, directory: &Path) -> SocketAddr {
         },
         control: directory.join("control"),
         epoch_file: directory.join("epoch"),
+        lender: None,
     };
-    tokio::spawn(async { front::open(plan).unwrap().serve().await.unwrap() });
+    tokio::spawn(async { front::open(plan).await.unwrap().serve().await.unwrap() });
     (Ipv4Addr::LOCALHOST, front).into()
 }
 

@@ -91,6 +91,7 @@ fn system(attempt: &'static str, remedy: &'static str) -> impl FnOnce(std::io::E
 /// # Errors
 /// When the configuration is wrong, another daemon runs, or something could not be put back.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    let passed = fronts::Passed::take().map_err(Error::Host)?;
     if args.parent_death {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|error| {
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .enable_all()
         .build()
         .map_err(system("start the runtime", "check limits on open files"))?
-        .block_on(guarded(args, config, facts))
+        .block_on(guarded(args, config, facts, passed))
 }
 
 /// This host, as far as a configuration depends on it.
@@ -142,10 +143,15 @@ pub(crate) fn facts() -> Result<HostFacts, Error> {
 
 /// Runs with a guardian. Signals are caught and the guardian watches before the first change
 /// to the host, so that neither a signal nor a kill finds a change that nobody answers for.
-async fn guarded(args: &Args, config: Config, facts: HostFacts) -> Result<ExitCode, Error> {
+async fn guarded(
+    args: &Args,
+    config: Config,
+    facts: HostFacts,
+    passed: fronts::Passed,
+) -> Result<ExitCode, Error> {
     let mut signals = Signals::catch()?;
     let mut guardian = Guardian::start(&config, config.policy.on_stop)?;
-    let result = match begin(args, &config, facts) {
+    let result = match begin(args, &config, facts, passed) {
         Ok(running) => running.serve(&config, &mut signals, &mut guardian).await?,
         Err(refusal) => {
             guardian.end();
@@ -195,7 +201,12 @@ struct Running {
 }
 
 /// Starts everything. When something refuses, the host is as it was before.
-fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Error> {
+fn begin(
+    args: &Args,
+    config: &Config,
+    facts: HostFacts,
+    passed: fronts::Passed,
+) -> Result<Running, Error> {
     check_writable()?;
     let host = LinuxHost::open(Options {
         group: PathBuf::from(&config.daemon.cgroup_root),
@@ -210,7 +221,7 @@ fn begin(args: &Args, config: &Config, facts: HostFacts) -> Result<Running, Erro
             return Err(Error::Host(error.explain()));
         }
         Err(error) => Err(Error::Host(error.explain())),
-        Ok(host) => begin_on(host, args, config, facts),
+        Ok(host) => begin_on(host, args, config, facts, passed),
     };
     begun.inspect_err(|_| undo(config))
 }
@@ -229,6 +240,7 @@ fn begin_on(
     args: &Args,
     config: &Config,
     facts: HostFacts,
+    passed: fronts::Passed,
 ) -> Result<Running, Error> {
     let listen = |error: server::ListenError| Error::Listen(error.to_string());
     let rules = backing::rules(config);
@@ -242,6 +254,7 @@ fn begin_on(
             .map_err(listen)?,
     };
     fronts::write_plans(config).map_err(Error::Host)?;
+    let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
     release_unknown(&mut host, &config.policy, &config.daemon.state_dir);
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
@@ -287,6 +300,7 @@ fn begin_on(
         "check limits on threads",
     ))?;
     let tell_of = control::tell_of(&commands);
+    passed.lend(lender, config, &tell_of);
     let fronts = fronts::follow(
         config,
         fronts::board(config),

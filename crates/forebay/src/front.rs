@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         })?;
     let opened = match runtime.block_on(front::succeed(&plan)) {
         Ok(Some(opened)) => Ok(opened),
-        Ok(None) => front::open(plan),
+        Ok(None) => runtime.block_on(front::open(plan)),
         Err(error) => Err(error),
     };
     let opened = opened.map_err(Error::from);

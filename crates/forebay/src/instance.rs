@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let mark = Mark::open(&file).map_err(standby)?;
     become_owner(args, instance.directory())?;
     if primary == args.app {
-        instance.serves(&mark).map_err(standby)?;
+        runtime.block_on(instance.serves(&mark)).map_err(standby)?;
     } else {
         let followed = runtime.block_on(instance.follow(&primary, &mark));
         match followed.map_err(standby)? {

@@ -19,6 +19,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
+use crate::listen::Listen;
 use crate::secret::Secret;
 use crate::stream::{Address, Stream};
 
@@ -40,7 +41,7 @@ pub struct Options {
     /// What stood there.
     pub pem: Pem,
     /// Addresses at which TLS is spoken; all where none is named.
-    pub listen: Vec<Address>,
+    pub listen: Vec<Listen>,
 }
 
 /// A certificate with its key.
@@ -99,6 +100,18 @@ impl Pem {
     }
 }
 
+fn addresses(listen: &[Listen]) -> io::Result<Vec<Address>> {
+    let addresses = listen.iter().map(|listen| match listen {
+        Listen::At(address) => Ok(address.clone()),
+        // Its address was to be put in its place.
+        Listen::Passed(_) => Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("nobody knows the address of {listen}"),
+        )),
+    });
+    addresses.collect()
+}
+
 /// What all connections of a front share.
 #[derive(Debug)]
 pub(crate) struct Tls {
@@ -119,7 +132,7 @@ impl Tls {
             io::Error::new(io::ErrorKind::InvalidData, why)
         })?;
         Ok(Self {
-            listen: options.listen.clone(),
+            listen: addresses(&options.listen)?,
             server: RwLock::new(Arc::new(server)),
         })
     }
@@ -236,7 +249,7 @@ mod tests {
         }
     }
 
-    fn options(listen: Vec<Address>) -> Options {
+    fn options(listen: Vec<Listen>) -> Options {
         Options {
             certificate_file: "/etc/shop.crt".into(),
             key_file: "/etc/shop.key".into(),

@@ -6,7 +6,7 @@
 //! connection it receives; the primary, how many are called so: `pg_basebackup`, `pg_receivewal` and
 //! standbys of others confirm commits as well, if the name is theirs, too.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::client::Rows;
 
@@ -25,7 +25,9 @@ pub(crate) const PRIMARY: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
      pg_catalog.current_setting('synchronous_commit'), \
      (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(application_name, coalesce( \
          state = 'streaming' AND sync_state IN ('sync', 'quorum'), false))), '[]') \
-       FROM pg_catalog.pg_stat_replication)";
+       FROM pg_catalog.pg_stat_replication), \
+     (SELECT pid || ' ' || coalesce(wait_event, '') FROM pg_catalog.pg_stat_activity \
+       WHERE backend_type = 'checkpointer')";
 
 /// A standby's account of itself.
 #[derive(Debug)]
@@ -72,12 +74,18 @@ pub(crate) struct Primary {
     pub(crate) commit: String,
     /// Who receives its log, and whether commits wait for that one now.
     receivers: Vec<(String, bool)>,
+    /// Its checkpointer, and where that waits.
+    pub(crate) checkpointer: Option<(u32, String)>,
+    /// When it was asked.
+    pub(crate) asked: Instant,
 }
 
 impl Primary {
-    pub(crate) fn of(rows: Rows) -> Option<Self> {
+    /// What it answered, when it was asked at that moment.
+    pub(crate) fn of(rows: Rows, asked: Instant) -> Option<Self> {
         let mut row = rows.into_iter().next()?.into_iter();
         Some(Self {
+            asked,
             standby: row.next()?? == "t",
             written: row
                 .next()?
@@ -86,6 +94,10 @@ impl Primary {
             names: row.next()??,
             commit: row.next()??,
             receivers: serde_json::from_str(&row.next()??).ok()?,
+            checkpointer: row.next()?.as_deref().and_then(|said| {
+                let (pid, waits) = said.split_once(' ')?;
+                Some((pid.parse().ok()?, waits.to_owned()))
+            }),
         })
     }
 
@@ -154,6 +166,8 @@ mod tests {
                 .iter()
                 .map(|(name, waits)| ((*name).to_owned(), *waits))
                 .collect(),
+            checkpointer: None,
+            asked: Instant::now(),
         };
         let waits = |receivers: &[_]| primary(receivers).waits_for("b", "a");
         assert_eq!(waits(&[("B", true), ("pg_receivewal", true)]), Ok(true));

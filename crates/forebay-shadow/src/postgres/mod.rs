@@ -29,6 +29,7 @@ mod client;
 mod frame;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod heed;
 mod login;
 mod moving;
 mod native;

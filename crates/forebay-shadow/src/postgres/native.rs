@@ -10,8 +10,9 @@
 //! With [`Guarantee::Strict`] it also keeps `synchronous_standby_names` of the primary: it
 //! names the standby for as long as that can take over, and nobody while none can, so that a primary
 //! that is alone goes on. The name is the one by which the standby itself says that it is connected
-//! ([`account`](super::account)), and counts only while nobody else who receives the log has it. The order is what keeps the promise: a standby is ready only after commits wait for
-//! it, and commits stop waiting only after the front has ceased to regard it as ready.
+//! ([`account`](super::account)), and counts only while nobody else who receives the log has it. The order
+//! is what keeps the promise: a standby is ready only after commits really wait for it
+//! ([`heed`](super::heed)), and commits stop waiting only after the front has ceased to regard it as ready.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -24,6 +25,7 @@ use forebay_core::shadow::promotion::{Epoch, Slot};
 use super::account::{PRIMARY, Primary, SHADOW, Shadow};
 use super::client::{Connection, Credential, Rows, Trouble};
 use super::frame::Opening;
+use super::heed::{Heed, NAMES};
 use super::scram::Verifier;
 use super::sql::{identifier, literal};
 use super::{Guarantee, Options};
@@ -61,6 +63,8 @@ struct Place {
     rebuilt: Mutex<Option<Instant>>,
     rebuilds: AtomicBool,
     warned: AtomicBool,
+    /// How far it is known that its commits wait.
+    heed: Mutex<Option<Heed>>,
 }
 
 /// The synchroniser.
@@ -289,7 +293,9 @@ impl Native {
                 RETRIES_MAX.as_millis()
             );
         }
-        let first = self.ask(primary, PRIMARY).await.map(Primary::of);
+        let asked = Instant::now();
+        let first = self.ask(primary, PRIMARY).await;
+        let first = first.map(|rows| Primary::of(rows, asked));
         let (first, shadow) = match (first, shadow) {
             (Ok(Some(first)), Some(shadow)) if !first.standby => (first, shadow),
             (Ok(Some(first)), None) if !first.standby => {
@@ -392,13 +398,62 @@ impl Native {
         let waits = first.waits_for(name, self.name(primary))?;
         let wanted = identifier(name);
         if first.names != wanted {
+            if let Some(place) = self.places.get(primary) {
+                // What was heeded before is not what is set now.
+                set(&place.heed, None);
+            }
             self.set_synchronous(primary, &wanted).await?;
             return Err("commits begin to wait for it".to_owned());
         }
         if !waits {
             return Err("commits do not wait for it yet".to_owned());
         }
-        Ok(())
+        self.heeds(primary, first, &wanted).await
+    }
+
+    /// Whether the primary's checkpointer goes by the names that its settings have.
+    async fn heeds(&self, primary: Slot, first: &Primary, wanted: &str) -> Result<(), String> {
+        let checkpointer = first.checkpointer.as_ref().map(|(pid, _)| *pid);
+        let (Some(place), Some(checkpointer)) = (self.places.get(primary), checkpointer) else {
+            return Err(format!("{} has no checkpointer now", self.name(primary)));
+        };
+        {
+            let mut heed = place.heed.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(heed) = heed
+                .as_mut()
+                .filter(|heed| heed.is_of(wanted, checkpointer))
+            {
+                return if heed.is_done(first) {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "the checkpointer of {} has not read yet that commits are to wait for it",
+                        self.name(primary)
+                    ))
+                };
+            }
+        }
+        // The monitor's own backend may have been told before the checkpointer was; not so a new one.
+        let asked = async {
+            let mut connection = self.connect(primary).await?;
+            connection.query(NAMES).await
+        };
+        let rows = match tokio::time::timeout(ANSWER_BOUND, asked).await {
+            Ok(rows) => rows.map_err(|trouble| trouble.to_string()),
+            Err(_) => Err("no answer".to_owned()),
+        };
+        let rows = rows.map_err(|why| format!("ask {}: {why}", self.name(primary)))?;
+        let names = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next().flatten());
+        if names.as_deref() == Some(wanted) {
+            let mut heed = Heed::told(wanted, checkpointer, Instant::now());
+            // It is looked at already; that alone is not enough.
+            heed.is_done(first);
+            set(&place.heed, Some(heed));
+        }
+        Err("commits begin to wait for it".to_owned())
     }
 
     async fn set_synchronous(&self, slot: Slot, names: &str) -> Result<(), String> {
@@ -425,7 +480,9 @@ impl Native {
     }
 
     async fn away(&self, slot: Slot, primary: Slot, why: String) -> Standing {
-        let first = self.ask(primary, PRIMARY).await.ok().and_then(Primary::of);
+        let asked = Instant::now();
+        let first = self.ask(primary, PRIMARY).await.ok();
+        let first = first.and_then(|rows| Primary::of(rows, asked));
         let Some(first) = first.filter(|first| !first.standby) else {
             return Standing::Away(why);
         };

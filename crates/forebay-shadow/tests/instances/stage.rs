@@ -75,7 +75,7 @@ impl Stage {
         let plan = Plan {
             name: "test".to_owned(),
             mode,
-            listen: vec![Address::Tcp(front)],
+            listen: vec![Address::Tcp(front).into()],
             instances: described
                 .map(|(slot, instance)| forebay_shadow::switchboard::Instance {
                     app: format!("app-{slot}"),
@@ -90,12 +90,13 @@ impl Stage {
             proxy,
             control: control.clone(),
             epoch_file: directory.path().join("epoch"),
+            lender: None,
         };
         std::thread::spawn(move || {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = runtime.enable_all().build().unwrap();
             runtime
-                .block_on(async { front::open(plan).unwrap().serve().await })
+                .block_on(async { front::open(plan).await.unwrap().serve().await })
                 .unwrap();
         });
         let stage = Self {

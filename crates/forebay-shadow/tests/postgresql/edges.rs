@@ -174,3 +174,39 @@ fn a_shadow_without_a_name_of_its_own_is_not_ready() {
     );
     cluster.await_standby(1);
 }
+
+/// Commits wait by the word of the checkpointer, which may read its settings later than others.
+#[test]
+fn a_shadow_is_ready_once_the_checkpointer_has_commits_wait() {
+    let wanted = Wanted {
+        guarantee: Guarantee::Strict,
+        ..PLAIN
+    };
+    let name = "a_shadow_is_ready_once_the_checkpointer_has_commits_wait";
+    let Some(cluster) = Cluster::start(name, &wanted) else {
+        return;
+    };
+    cluster.await_standby(1);
+    let port = cluster.ports[0];
+    let ask = |sql: &str| cluster.psql_at(port, "postgres", sql);
+    let pid = ask("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // From here on the checkpointer reads nothing, whoever else may have the front's setting.
+    ask("ALTER SYSTEM SET synchronous_standby_names = ''");
+    ask("SELECT pg_reload_conf()");
+    let standing = || format!("{:?}", cluster.status().members[1].standing);
+    until("it is not ready", || {
+        standing().contains("commits begin to wait").then_some(())
+    });
+    let synchronous = "SELECT string_agg(sync_state, ', ') FROM pg_stat_replication";
+    until("the server calls it synchronous", || {
+        (ask(synchronous).trim() == "sync").then_some(())
+    });
+    until("it waits for the checkpointer", || {
+        standing().contains("has not read yet").then_some(())
+    });
+    assert_eq!(cluster.status().standby, None);
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    cluster.await_standby(1);
+}

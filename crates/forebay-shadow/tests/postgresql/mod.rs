@@ -265,13 +265,14 @@ impl Cluster {
             proxy: Default::default(),
             control: base.join("control"),
             epoch_file: base.join("epoch"),
+            lender: None,
         };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         self.stop = Some(stop);
         self.thread = Some(std::thread::spawn(move || {
             runtime().block_on(async {
                 tokio::select! {
-                    ran = async { front::open(plan).unwrap().serve().await } => ran.unwrap(),
+                    ran = async { front::open(plan).await.unwrap().serve().await } => ran.unwrap(),
                     _ = stopped => {}
                 }
             });

@@ -243,6 +243,7 @@ impl Front {
             proxy: Default::default(),
             control: directory.path().join("control"),
             epoch_file: directory.path().join("epoch"),
+            lender: None,
         };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let control = plan.control.clone();
@@ -253,7 +254,7 @@ impl Front {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    ended = async { front::open(plan).unwrap().serve().await } => panic!("the front ended: {ended:?}"),
+                    ended = async { front::open(plan).await.unwrap().serve().await } => panic!("the front ended: {ended:?}"),
                     _ = stopped => {}
                 }
             });

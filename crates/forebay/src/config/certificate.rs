@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use forebay_host::regular;
 use forebay_shadow::http::tls::{self, Pem};
+use forebay_shadow::listen::Listen;
 use forebay_shadow::secret::Secret;
-use forebay_shadow::stream::Address;
 
 use super::app::absolute;
 use super::error::{Findings, Problem};
@@ -44,7 +44,7 @@ pub(super) fn resolve(
     let listen = section.take::<Vec<String>>("listen");
     let listen = listen.map_or_else(Vec::new, |listen| {
         let addresses = listen.value.iter().filter_map(|text| {
-            let parsed = text.parse::<Address>().map_err(|error| {
+            let parsed = text.parse::<Listen>().map_err(|error| {
                 Problem::new(
                     error.to_string(),
                     "name addresses at which the front listens",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
 use forebay_shadow::front::Plan;
+use forebay_shadow::listen::{Listen, ListenError};
 use forebay_shadow::mode::Mode;
 use forebay_shadow::proxy;
 use forebay_shadow::stream::Address;
@@ -33,6 +34,11 @@ pub(crate) fn fronts_directory(state_dir: &Path) -> PathBuf {
     state_dir.join("fronts")
 }
 
+/// Where fronts get the sockets that systemd opened.
+pub(crate) fn lender(state_dir: &Path) -> PathBuf {
+    state_dir.join("sockets")
+}
+
 /// One front as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FrontConfig {
@@ -40,7 +46,7 @@ pub(crate) struct FrontConfig {
     /// The app that the front itself is.
     pub(crate) app: AppId,
     pub(crate) mode: Mode,
-    pub(crate) listen: Vec<Address>,
+    pub(crate) listen: Vec<Listen>,
     /// Who serves; the first one at the very beginning.
     pub(crate) instances: Vec<(AppId, Address)>,
     /// Groups of instances that Forebay does not start.
@@ -69,6 +75,12 @@ impl FrontConfig {
         self.directory(state_dir).join(PLAN_FILE)
     }
 
+    /// Whether it listens on sockets that systemd opens.
+    fn is_passed(&self) -> bool {
+        let mut listen = self.listen.iter();
+        listen.any(|listen| matches!(listen, Listen::Passed(_)))
+    }
+
     /// What works, and may not be what is meant.
     pub(crate) fn advice(&self) -> Vec<String> {
         let local = |address: &Address| match address {
@@ -83,7 +95,11 @@ impl FrontConfig {
         let open: Vec<String> = self
             .listen
             .iter()
-            .filter(|a| !local(a))
+            .filter(|listen| match listen {
+                Listen::At(address) => !local(address),
+                // Where that is, the configuration does not say.
+                Listen::Passed(_) => true,
+            })
             .map(ToString::to_string)
             .collect();
         if open.is_empty() || !self.instances.iter().any(|(_, address)| local(address)) {
@@ -162,6 +178,7 @@ impl FrontConfig {
             proxy: self.proxy,
             control: self.control(state_dir),
             epoch_file: self.directory(state_dir).join("epoch"),
+            lender: self.is_passed().then(|| lender(state_dir)),
         }
     }
 }
@@ -204,7 +221,7 @@ pub(super) fn fronts(
 /// What fronts before have taken.
 #[derive(Default)]
 struct Taken {
-    addresses: BTreeSet<Address>,
+    addresses: BTreeSet<Listen>,
     apps: BTreeSet<AppId>,
 }
 
@@ -391,23 +408,35 @@ fn addresses(
     key: &str,
     taken: &mut Taken,
     findings: &mut Findings<'_>,
-) -> Vec<Address> {
-    let mut addresses = Vec::new();
+) -> Vec<Listen> {
+    let mut all = Vec::new();
     for text in &texts.value {
-        let Some(address) = findings.keep(texts.at, key.to_owned(), address(text)) else {
+        let Some(listen) = findings.keep(texts.at, key.to_owned(), listen(text)) else {
             continue;
         };
-        if taken.addresses.insert(address.clone()) {
-            addresses.push(address);
+        if taken.addresses.insert(listen.clone()) {
+            all.push(listen);
         } else {
             let problem = Problem::new(
-                format!("`{address}` is used twice"),
+                format!("`{listen}` is used twice"),
                 "give each front and each instance an address of its own",
             );
             findings.add(texts.at, key.to_owned(), problem);
         }
     }
-    addresses
+    all
+}
+
+fn listen(text: &str) -> Result<Listen, Problem> {
+    match text.parse::<Listen>() {
+        Ok(listen @ Listen::Passed(_)) => Ok(listen),
+        Err(ListenError::Name(_)) => Err(Problem::new(
+            format!("`{text}` is no name of a socket"),
+            "write systemd:NAME with the FileDescriptorName= of its unit, which has no `:`",
+        )),
+        // More is asked of an address than to be one.
+        Ok(Listen::At(_)) | Err(ListenError::Address(_)) => address(text).map(Listen::At),
+    }
 }
 
 fn address(text: &str) -> Result<Address, Problem> {
@@ -500,7 +529,7 @@ fn members(
             findings.add(at, key.clone(), problem);
         }
         let Some(address) = address else { continue };
-        if !taken.addresses.insert(address.clone()) {
+        if !taken.addresses.insert(address.clone().into()) {
             let problem = Problem::new(
                 format!("`{address}` is used twice"),
                 "give each front and each instance an address of its own",

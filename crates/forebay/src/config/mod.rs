@@ -41,7 +41,7 @@ pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;
 pub(crate) use facts::HostFacts;
-pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory};
+pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
 
 use crate::fetch::Sources;

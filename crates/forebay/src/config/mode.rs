@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use forebay_core::units::Bytes;
 use forebay_host::regular;
+use forebay_shadow::listen::Listen;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::secret::Secret;
-use forebay_shadow::stream::Address;
 use forebay_shadow::{http, postgres, proxy, redis};
 
 use super::app::absolute;
@@ -125,7 +125,7 @@ fn of_http(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) 
 /// Notes addresses of a mode at which the front does not listen.
 pub(super) fn check_addresses(
     mode: &Mode,
-    listen: &[Address],
+    listen: &[Listen],
     front: &Section,
     findings: &mut Findings<'_>,
 ) {

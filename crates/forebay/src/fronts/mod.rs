@@ -31,8 +31,10 @@ use tokio::sync::watch;
 use crate::config::{self, Config, FrontConfig, read_certificate};
 use crate::control::{Published, TellOf};
 
+mod passed;
 mod upgrade;
 
+pub(crate) use passed::Passed;
 pub(crate) use upgrade::{Upgrades, changed};
 
 /// How soon a front that cannot be reached is tried again.

@@ -85,11 +85,17 @@ pub(super) fn all_cpus(view: &View) -> CpuSet {
     )
 }
 
-pub(super) fn tick(view: &View, agent: AgentUse, events: &[Event]) -> api::Tick {
+pub(super) fn tick(
+    view: &View,
+    agent: AgentUse,
+    events: &[Event],
+    fronts: Vec<api::Front>,
+) -> api::Tick {
     api::Tick {
         status: status(view, agent),
         apps: apps(view),
         events: events.iter().map(event).collect(),
+        fronts,
     }
 }
 

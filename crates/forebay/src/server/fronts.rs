@@ -110,7 +110,17 @@ pub(super) async fn tend(
     }))
 }
 
-fn front(known: &Known, counts: Result<Counts, Refused>, desk: &Desk) -> api::Front {
+/// All fronts as they are known, without asking them.
+pub(super) fn known(desk: &Desk) -> Vec<api::Front> {
+    let fronts = desk.all().into_values().map(|known| api::Front {
+        changes: Vec::new(),
+        failures: Vec::new(),
+        ..standing(&known)
+    });
+    fronts.collect()
+}
+
+fn standing(known: &Known) -> api::Front {
     let config = &known.config;
     let mut front = api::Front {
         front: config.name.to_string(),
@@ -122,11 +132,16 @@ fn front(known: &Known, counts: Result<Counts, Refused>, desk: &Desk) -> api::Fr
         Ok(status) => fill(&mut front, status),
         Err(why) => front.trouble = Some(why.clone()),
     }
-    front.outdated = desk.outdated(known);
     if let Some(why) = &known.unreachable {
         front.stage = Some("unreachable".to_owned());
         front.trouble = Some(format!("it is unreachable: {why}"));
     }
+    front
+}
+
+fn front(known: &Known, counts: Result<Counts, Refused>, desk: &Desk) -> api::Front {
+    let mut front = standing(known);
+    front.outdated = desk.outdated(known);
     match counts {
         Ok(counts) => front.counts = Some(convert(counts)),
         Err(Refused::Unknown(why) | Refused::Busy(why)) => {

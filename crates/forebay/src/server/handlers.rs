@@ -22,7 +22,7 @@ use super::feed::View;
 use super::peer::Peer;
 use super::problem::{Asked, Body, Failure, Named};
 use super::routes::{METRICS, Shared, routes};
-use super::{EventsQuery, HistoryQuery, Server, convert, metrics, openapi};
+use super::{EventsQuery, HistoryQuery, Server, convert, fronts, metrics, openapi};
 use crate::control::{Command, Edit};
 use crate::outlook::{self, Question};
 
@@ -459,7 +459,8 @@ pub(super) async fn stream(
             }
             let view = server.feed.view()?;
             let (events, now_seen) = server.feed.events_after(seen);
-            let tick = convert::tick(&view, server.agent(), &events);
+            let fronts = fronts::known(&server.state.fronts);
+            let tick = convert::tick(&view, server.agent(), &events, fronts);
             let event = SseEvent::default()
                 .event("tick")
                 .id(tick.status.period.to_string())

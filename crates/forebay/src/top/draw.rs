@@ -21,13 +21,16 @@ const BAR: usize = 6;
 const CPUS_SHARE: u16 = 3;
 /// Lines of events, without their title.
 const EVENTS_LINES: u16 = 5;
+/// Lines of fronts at most, without their title.
+const FRONTS_LINES: u16 = 4;
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
-    let [head, cpus, apps, events, foot] = Layout::vertical([
+    let [head, cpus, apps, fronts, events, foot] = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(cpu_lines(frame.area(), state) + 1),
         Constraint::Min(3),
+        Constraint::Length(front_lines(state)),
         Constraint::Length(EVENTS_LINES + 1),
         Constraint::Length(1),
     ])
@@ -38,6 +41,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
             frame.render_widget(header(&tick.status, state), head);
             draw_cpus(frame, cpus, &tick.status.host);
             draw_apps(frame, apps, &tick.apps, state);
+            draw_fronts(frame, fronts, &tick.fronts);
         }
         None => frame.render_widget("forebay: waiting for the first period", head),
     }
@@ -268,6 +272,69 @@ fn short(bytes: u64) -> String {
         }
     }
     format!("{bytes}B")
+}
+
+fn front_lines(state: &State) -> u16 {
+    let fronts = state.tick.as_ref().map_or(0, |tick| tick.fronts.len());
+    match u16::try_from(fronts) {
+        Ok(0) => 0,
+        fronts => fronts.map_or(FRONTS_LINES, |fronts| fronts.min(FRONTS_LINES)) + 1,
+    }
+}
+
+/// Who serves behind each front, and who stands by.
+fn draw_fronts(frame: &mut Frame<'_>, area: Rect, fronts: &[api::Front]) {
+    let block = Block::new().borders(Borders::TOP).title(" Fronts ");
+    let room = usize::from(block.inner(area).height);
+    let shown = match fronts.len() {
+        count if count <= room => count,
+        _ => room.saturating_sub(1),
+    };
+    let mut lines: Vec<Line<'_>> = fronts.iter().take(shown).map(front_line).collect();
+    if shown < fronts.len() {
+        lines.push(Line::from(format!("{} more", fronts.len() - shown)));
+    }
+    frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
+fn front_line(front: &api::Front) -> Line<'static> {
+    let stage = front.stage.as_deref().unwrap_or("unknown");
+    let instances = front.instances.iter().map(|one| role(front, one));
+    let said = instances.chain(front.trouble.clone());
+    let said = said.collect::<Vec<_>>().join(", ");
+    let line = Line::from(format!("{:<10} {stage:<8} {said}", front.front));
+    if stage == "warm" {
+        line
+    } else {
+        line.fg(Color::Yellow)
+    }
+}
+
+/// What an instance does behind its front, and how far behind the primary it is.
+fn role(front: &api::Front, instance: &api::FrontInstance) -> String {
+    let app = &instance.app;
+    if front.primary.as_ref() == Some(app) {
+        return match front.stage.as_deref() {
+            Some("down") => format!("{app} served last"),
+            _ => format!("{app} serves"),
+        };
+    }
+    if let Some(why) = &instance.trouble {
+        return format!("{app}: {why}");
+    }
+    let stands = if instance.detached {
+        "is detached"
+    } else {
+        "stands by"
+    };
+    let bytes = instance.lag_bytes.map(|n| format!("{} behind", short(n)));
+    let heard = instance.lag_ms.map(|ms| format!("heard {ms} ms ago"));
+    let lag: Vec<String> = bytes.into_iter().chain(heard).collect();
+    if lag.is_empty() {
+        format!("{app} {stands}")
+    } else {
+        format!("{app} {stands} ({})", lag.join(", "))
+    }
 }
 
 fn draw_events(frame: &mut Frame<'_>, area: Rect, state: &State) {

@@ -17,6 +17,26 @@ fn tick() -> api::Tick {
             kind: "slice".to_owned(),
             message: "cpuset.cpus = 1".to_owned(),
         }],
+        fronts: Vec::new(),
+    }
+}
+
+fn front(name: &str, stage: &str, primary: &str, instances: Vec<api::FrontInstance>) -> api::Front {
+    api::Front {
+        front: name.to_owned(),
+        mode: "redis".to_owned(),
+        stage: Some(stage.to_owned()),
+        primary: Some(primary.to_owned()),
+        instances,
+        ..api::Front::default()
+    }
+}
+
+fn instance(app: &str) -> api::FrontInstance {
+    api::FrontInstance {
+        app: app.to_owned(),
+        ready: true,
+        ..api::FrontInstance::default()
     }
 }
 
@@ -67,6 +87,75 @@ fn everything_is_on_80_by_24() {
     expected.resize(23, String::new());
     expected.push("q quit  p pause  up/down select  enter explain".to_owned());
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn who_serves_behind_a_front_and_who_stands_by_is_shown() {
+    let shadow = api::FrontInstance {
+        lag_bytes: Some(12 * 1024 + 100),
+        lag_ms: Some(7),
+        ..instance("cache-b")
+    };
+    let away = api::FrontInstance {
+        trouble: Some("it does not run".to_owned()),
+        ..instance("cache-c")
+    };
+    let detached = api::FrontInstance {
+        detached: true,
+        ..instance("pg-b")
+    };
+    let unknown = api::Front {
+        front: "new".to_owned(),
+        trouble: Some("it was not asked yet".to_owned()),
+        ..api::Front::default()
+    };
+    let mut state = State::default();
+    state.take(api::Tick {
+        fronts: vec![
+            front(
+                "cache",
+                "warm",
+                "cache-a",
+                vec![instance("cache-a"), shadow, away],
+            ),
+            front("desk", "warm", "desk", vec![instance("desk")]),
+            front("pg", "down", "pg-a", vec![instance("pg-a"), detached]),
+            unknown,
+        ],
+        ..tick()
+    });
+    let lines = screen(&state, 110, 24);
+    let at = lines
+        .iter()
+        .position(|line| line.starts_with(" Fronts ─"))
+        .unwrap();
+    assert_eq!(
+        lines[at + 1..at + 5],
+        [
+            "cache      warm     cache-a serves, cache-b stands by (12K behind, heard 7 ms ago), cache-c: it does not run",
+            "desk       warm     desk serves",
+            "pg         down     pg-a served last, pg-b is detached",
+            "new        unknown  it was not asked yet",
+        ]
+    );
+    assert!(lines[at + 5].starts_with(" Events"), "{lines:?}");
+
+    // More than there is room for are counted.
+    let mut many = tick();
+    many.fronts = (0..9)
+        .map(|n| front(&format!("f{n}"), "warm", "a", vec![instance("a")]))
+        .collect();
+    state.take(many);
+    let lines = screen(&state, 80, 24);
+    let at = lines
+        .iter()
+        .position(|line| line.starts_with(" Fronts ─"))
+        .unwrap();
+    assert_eq!(lines[at + 3], "f2         warm     a serves");
+    assert_eq!(lines[at + 4], "6 more");
+    for (width, height) in [(1, 1), (20, 5), (40, 10), (80, 12)] {
+        screen(&state, width, height);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Fronts: what their clients see when a primary is killed, stopped or asked to make room.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -100,14 +100,14 @@ pub(crate) fn stop(pid: u32) {
 }
 
 /// Sends a request and gives the status of the answer; none when the connection ended before one.
-pub(crate) fn request(stream: &mut TcpStream) -> Option<u16> {
+pub(crate) fn request(stream: &mut (impl Read + Write)) -> Option<u16> {
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .ok()?;
     answer(stream)
 }
 
-pub(crate) fn answer(stream: &mut TcpStream) -> Option<u16> {
+pub(crate) fn answer(stream: &mut impl Read) -> Option<u16> {
     let mut text = String::new();
     while !text.contains("\r\n\r\n") {
         let mut buffer = [0; 1024];

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -128,6 +128,15 @@ impl Stage {
         fs::read_to_string(self.data(&format!("{name}.log"))).unwrap_or_default()
     }
 
+    /// Has another thing noted of a directory than what is.
+    fn note(&self, name: &str, from: &str, to: &str) {
+        let mark = self.place.path(&format!("state/fronts/db/pg-{name}.data"));
+        let noted = fs::read_to_string(&mark).unwrap();
+        assert!(noted.contains(from), "{noted}");
+        let noted = noted.replace(from, to);
+        fs::write(&mark, format!("{:<512}", noted.trim_end())).unwrap();
+    }
+
     fn data(&self, name: &str) -> PathBuf {
         self.place.path("pg").join(name)
     }
@@ -215,11 +224,7 @@ fn servers_are_made_standbys_when_they_are_started() {
     );
 
     // A rewind that was interrupted is noted, and a copy takes the place of what it left.
-    let mark = stage.place.path("state/fronts/db/pg-b.data");
-    let noted = fs::read_to_string(&mark)
-        .unwrap()
-        .replace("follows", "rewinding");
-    fs::write(&mark, &noted[..512]).unwrap();
+    stage.note("b", "follows", "rewinding");
     stage.kill("b");
     stage.await_ready("pg-a", "pg-b");
     assert_eq!(
@@ -233,6 +238,58 @@ fn servers_are_made_standbys_when_they_are_started() {
     });
     assert!(!stage.data("b.forebay-new").exists());
     assert_eq!(stage.psql(stage.front, "SELECT count(*) FROM ledger"), "4");
+
+    // A copy that was complete is put into place, and not made again.
+    stage.place.json(&["pause"]);
+    stage.kill("b");
+    let (data, copy) = (stage.data("b"), stage.data("b.forebay-new"));
+    succeed(Command::new("cp").arg("-a").args([&data, &copy]));
+    fs::write(copy.join("complete"), "").unwrap();
+    stage.note("b", "follows", "placing");
+    stage.place.json(&["resume"]);
+    stage.await_ready("pg-a", "pg-b");
+    assert!(data.join("complete").exists());
+    assert_eq!(stage.log("b").matches("copied anew").count(), 2);
+    stage.end();
+}
+
+/// Whoever runs in the directory would go on writing to what is rewound or replaced.
+#[test]
+fn nothing_is_done_in_a_directory_in_which_a_server_runs() {
+    let name = "nothing_is_done_in_a_directory_in_which_a_server_runs";
+    let Some(mut stage) = Stage::new(name) else {
+        return;
+    };
+    let data = stage.data("b");
+    stage.place.json(&["pause"]);
+    stage.kill("b");
+    // It would be replaced by a copy.
+    stage.note("b", "follows", "rewinding");
+    let ctl = |what: &[&str]| {
+        let mut ctl = as_postgres("pg_ctl");
+        ctl.arg("-D").arg(&data).args(what).stdin(Stdio::null());
+        ctl.stdout(Stdio::null()).stderr(Stdio::null());
+        ctl.status().unwrap().success()
+    };
+    let port = format!("-p {}", free_port());
+    // Not before the last process of the one that was killed is gone.
+    eventually("a server is started by hand", || {
+        ctl(&["start", "-w", "-o", &port, "-l", "/dev/null"])
+    });
+    let server = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+    let server = server.lines().next().unwrap().to_owned();
+    stage.place.json(&["resume"]);
+    let refusal = format!(
+        "process {server} is of a server that runs in {}",
+        data.display()
+    );
+    eventually("a refusal", || stage.log("b").contains(&refusal));
+    assert!(is_running(server.parse().unwrap()));
+    assert!(data.join("postmaster.pid").exists());
+    assert_eq!(stage.log("b").matches("copied anew").count(), 1);
+    assert!(ctl(&["stop", "-w", "-m", "fast"]));
+    stage.await_ready("pg-a", "pg-b");
+    assert_eq!(stage.log("b").matches("copied anew").count(), 2);
     stage.end();
 }
 

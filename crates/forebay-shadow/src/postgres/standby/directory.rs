@@ -224,12 +224,21 @@ impl Directory {
     /// Ends or undoes what was interrupted.
     pub(super) fn resume(&self, state: Option<State>) -> Result<(), Failed> {
         match state {
-            Some(State::Placing) if !self.path.exists() && self.copy.exists() => self.place(),
+            // It is complete, whether what it replaces was moved away already or not.
+            Some(State::Placing) if self.copy.exists() => self.place(),
             Some(State::Copying | State::Replacing | State::Placing) => self.drop_copy(),
             _ if self.copy.exists() => Err(Failed(format!(
                 "{} is there, and nothing is noted of it; move it away",
                 self.copy.display()
             ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives up a copy that was to replace what is to serve now.
+    pub(super) fn keep(&self, state: Option<State>) -> Result<(), Failed> {
+        match state {
+            Some(State::Copying | State::Placing) => self.drop_copy(),
             _ => Ok(()),
         }
     }
@@ -298,6 +307,12 @@ impl Directory {
                 .map_err(|error| failed("look at", &self.path, &error))?
                 .next()
                 .is_none();
+            if !is_empty && self.old.exists() {
+                return Err(Failed(format!(
+                    "{} is there, where {self} is to be kept now that a copy takes its place; move it away",
+                    self.old.display()
+                )));
+            }
             let moved = if is_empty {
                 fs::remove_dir(&self.path)
             } else {
@@ -496,6 +511,25 @@ mod tests {
         make(directory.copy(), "newer");
         directory.place().unwrap();
         assert!(path.join("newer").exists() && directory.old().join("new").exists());
+        // Nor is it made again where nothing was moved away yet.
+        fs::remove_dir_all(directory.old()).unwrap();
+        make(directory.copy(), "newest");
+        directory.resume(Some(State::Placing)).unwrap();
+        assert!(path.join("newest").exists() && directory.old().join("newer").exists());
+        assert!(!directory.copy().exists());
+        directory.resume(Some(State::Placing)).unwrap();
+        assert!(path.join("newest").exists(), "it is in place already");
+        // Of three, none is thrown away.
+        make(directory.copy(), "third");
+        let Failed(why) = directory.resume(Some(State::Placing)).unwrap_err();
+        assert!(why.contains("move it away"), "{why}");
+        assert!(path.join("newest").exists() && directory.copy().join("third").exists());
+        // Whoever serves after all keeps what it has.
+        directory.keep(Some(State::Placing)).unwrap();
+        assert!(path.join("newest").exists() && !directory.copy().exists());
+        make(directory.copy(), "theirs");
+        directory.keep(Some(State::Follows)).unwrap();
+        assert!(directory.copy().exists());
         // Nobody removes what is no cluster.
         let program = Program::new("/bin/true".into());
         assert!(directory.drop_old("7441", &program).is_err());

@@ -13,11 +13,12 @@
 //! Properties: no server is begun as a primary but the one that serves by the front. Only the
 //! directory that is configured is touched, only while it holds this very cluster, and only when it
 //! is noted ([`Mark`]) that its server stood behind this front before. What was interrupted is noticed
-//! by the mark. When anything fails, the primary has lost nothing by it, and the error has the last
-//! that the program said.
+//! by the mark. Nothing is done while a server runs in the directory. When anything fails, the primary
+//! has lost nothing by it, and the error has the last that the program said.
 
 mod directory;
 mod program;
+mod running;
 
 use std::io;
 use std::path::PathBuf;
@@ -54,6 +55,11 @@ const CHECKPOINT_BOUND: Duration = Duration::from_secs(1800);
 const STREAMS_BOUND: Duration = Duration::from_secs(3600);
 /// How often that is asked.
 const STREAMS_POLL: Duration = Duration::from_millis(500);
+
+/// How long a server may take to end in whose directory another one is to begin.
+const ENDS_BOUND: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const ENDS_POLL: Duration = Duration::from_millis(20);
 
 /// Why an instance was not made a standby.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -194,11 +200,28 @@ impl<'a> Instance<'a> {
             .ok_or_else(|| Failed(format!("front {} has no instances", self.plan.name)))
     }
 
+    /// Waits until no server runs in the directory.
+    async fn vacant(&self) -> Result<(), Failed> {
+        let deadline = Instant::now() + ENDS_BOUND;
+        while let Some(pid) = running::server_in(self.directory.path()) {
+            if Instant::now() >= deadline {
+                return Err(Failed(format!(
+                    "process {pid} is of a server that runs in {0}; stop it (pg_ctl stop -D {0}), and leave \
+                     it to front {1} to begin {2}",
+                    self.directory, self.plan.name, self.app
+                )));
+            }
+            tokio::time::sleep(ENDS_POLL).await;
+        }
+        Ok(())
+    }
+
     /// Notes that the server that is about to begin is the primary's.
     ///
     /// # Errors
-    /// When its directory holds no cluster, or that cannot be noted.
-    pub fn serves(&self, mark: &Mark) -> Result<(), Failed> {
+    /// When a server runs in its directory, that holds no cluster, or it cannot be noted.
+    pub async fn serves(&self, mark: &Mark) -> Result<(), Failed> {
+        self.vacant().await?;
         let found = self.directory.look(self.program("pg_controldata"))?;
         let Found::Cluster(control) = found else {
             return Err(Failed(format!(
@@ -206,20 +229,24 @@ impl<'a> Instance<'a> {
                 self.app, self.directory
             )));
         };
-        if mark.read()?.is_some_and(|note| note.state.is_worthless()) {
+        let noted = mark.read()?.map(|note| note.state);
+        if noted.is_some_and(State::is_worthless) {
             return Err(Failed(format!(
                 "{} is to serve, and its data in {} were being rewound or replaced; name another `primary`",
                 self.app, self.directory
             )));
         }
+        self.directory.keep(noted)?;
         mark.write(&Note::new(State::Serves, &control.system))
     }
 
     /// Makes it a standby of the primary.
     ///
     /// # Errors
-    /// When it cannot be made one; its directory is as it was, or what is wrong with it is noted.
+    /// When it cannot be made one, or a server runs already; its directory is as it was, or what is
+    /// wrong with it is noted.
     pub async fn follow(&self, primary: &str, mark: &Mark) -> Result<Made, Failed> {
+        self.vacant().await?;
         let noted = mark.read()?;
         self.directory
             .resume(noted.as_ref().map(|note| note.state))?;

@@ -189,7 +189,7 @@ impl Front {
         let plan = Plan {
             name: name.clone(),
             mode,
-            listen: vec![Address::Tcp(loopback(port))],
+            listen: vec![Address::Tcp(loopback(port)).into()],
             instances: members
                 .iter()
                 .map(|member| Instance {
@@ -205,6 +205,7 @@ impl Front {
             proxy: proxy::Options::default(),
             control: file("control"),
             epoch_file: file("epoch"),
+            lender: None,
         };
         let text = serde_json::to_string(&plan);
         let text = text.map_err(|error| Error::part("the plan of a front", error))?;

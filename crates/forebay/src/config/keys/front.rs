@@ -17,7 +17,7 @@ pub(super) const FRONT: &[Key] = &[
     key(
         "listen",
         Kind::Texts,
-        "Where clients connect: ADDRESS:PORT, or the absolute path of a Unix socket",
+        "Where clients connect: ADDRESS:PORT, the absolute path of a Unix socket, or systemd:NAME for the sockets that systemd passes under a name",
     ),
     key(
         "instances",

@@ -191,6 +191,47 @@ fn fronts_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_front_may_listen_on_sockets_of_systemd() {
+    let front = |listen: &str| front_of("tcp", "").replace("\"127.0.0.1:1\"", listen);
+    let config = config(&front(
+        "\"systemd:shop\", \"systemd:shop-tls\", \"127.0.0.1:1\"",
+    ));
+    let front_config = config.fronts.into_values().next().unwrap();
+    let listen: Vec<String> = front_config
+        .listen
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(listen, ["systemd:shop", "systemd:shop-tls", "127.0.0.1:1"]);
+    let plan = front_config.plan("/state".as_ref());
+    assert_eq!(plan.lender, Some(PathBuf::from("/state/sockets")));
+    let text = serde_json::to_string(&plan).unwrap();
+    let read: forebay_shadow::front::Plan = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, plan);
+    let long = format!("systemd:{}", "x".repeat(256));
+    for wrong in [
+        "systemd:",
+        "systemd:a:b",
+        "systemd:\\u0001",
+        "systemd:ä",
+        &long,
+    ] {
+        let text = front(&format!("\"{wrong}\""));
+        let errors = parse(&text, "f", &host().0).unwrap_err().to_string();
+        assert!(
+            errors.contains("is no name of a socket"),
+            "{wrong}: {errors}"
+        );
+    }
+    check(
+        &front("\"systemd:shop\", \"systemd:shop\""),
+        &[
+            "f:9: fronts.w.listen: `systemd:shop` is used twice; give each front and each instance an address of its own",
+        ],
+    );
+}
+
+#[test]
 fn an_app_stands_behind_one_front() {
     let front = |name: &str, port: u16| {
         format!(
