@@ -15,16 +15,6 @@ use crate::switchboard::count;
 /// The question which transaction this is.
 const TRANSACTION: &[u8] = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()";
 
-/// Encodings in which a byte that looks like a backslash may be a part of a character.
-const HIDING: [&[u8]; 7] = [
-    b"BIG5",
-    b"GB18030",
-    b"GBK",
-    b"JOHAB",
-    b"SHIFT_JIS_2004",
-    b"SJIS",
-    b"UHC",
-];
 /// Rows that an answer to a question of the front has at most.
 const ROWS_MAX: usize = 10_000;
 
@@ -80,8 +70,7 @@ impl<'a> Session<'a> {
                 let Some((name, value)) = parameter(message) else {
                     return Ok(());
                 };
-                let told = self.parameters.insert(name.to_vec(), value.to_vec());
-                if told.as_deref() != Some(value) {
+                if self.parameters.tell(name, value) {
                     out.extend_from_slice(message);
                 }
                 return Ok(());
@@ -392,17 +381,13 @@ impl<'a> Session<'a> {
 
     /// How a text is read depends on the session, and what is under way may change that.
     fn class_of_text(&self, sql: &[u8]) -> Class {
-        let is =
-            |name: &[u8], value: &[u8]| self.parameters.get(name).map(Vec::as_slice) == Some(value);
         let changes = self
             .pending
             .iter()
             .any(|request| request.class.changes_session);
-        let encoding = self.parameters.get(b"client_encoding".as_slice());
-        let hides = encoding.is_none_or(|encoding| HIDING.contains(&encoding.as_slice()));
-        if hides && sql.contains(&b'\\') {
+        if self.parameters.hides_backslash() && sql.contains(&b'\\') {
             Class::unknown()
-        } else if changes || !is(b"standard_conforming_strings", b"on") {
+        } else if changes || !self.parameters.is_standard() {
             classify_unsure(sql)
         } else {
             classify(sql)

@@ -4,7 +4,7 @@
 //! what the client said, then both are waited for. `relay` has what a message means, and `moving`
 //! what happens when the server is lost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -21,6 +21,7 @@ use super::Shared;
 use super::client::{Connection, Credential, Filled, Trouble, fill};
 use super::frame::{Frames, Key, Opening, ServerError};
 use super::login::{Begun, Heard};
+use super::parameters::Parameters;
 use super::request::Request;
 use super::state::State;
 use crate::flights::Ticket;
@@ -148,7 +149,7 @@ pub(super) struct Session<'a> {
     pub(super) heard: Heard,
     pub(super) credential: Option<Credential>,
     /// What the client was told of the server's settings.
-    pub(super) parameters: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) parameters: Parameters,
     /// By which the client would cancel.
     pub(super) key: Option<Key>,
     /// Of the transaction, as the server said last: `I`, `T` or `E`.
@@ -203,7 +204,7 @@ pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) 
         opening: begun.opening,
         heard: begun.heard,
         credential: None,
-        parameters: begun.parameters,
+        parameters: Parameters::new(begun.parameters),
         key,
         status: b'I',
         pending: VecDeque::new(),
