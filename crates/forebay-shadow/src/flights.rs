@@ -199,6 +199,17 @@ impl Flights {
         }
     }
 
+    /// How long the request to an instance waits for a byte that waits longest for one. Cheaper than
+    /// [`Self::look`], and says less.
+    #[must_use]
+    pub(crate) fn longest(&self, slot: Slot) -> Option<Duration> {
+        let table = self.lock();
+        let flights = table.flights.iter().flatten();
+        let waiting = flights.filter(|flight| flight.slot == slot && !flight.rests);
+        let since = waiting.map(|flight| flight.heard).min()?;
+        Some(since.elapsed())
+    }
+
     /// Waits until a request begins, from the first poll of this on.
     pub(crate) async fn begun(&self) {
         self.awaited.store(true, Ordering::Relaxed);
