@@ -1,8 +1,9 @@
 //! Watches the primary and carries a promotion out.
 //!
 //! The rules are [`forebay_core::shadow`]'s. One task gathers what they ask for: every two
-//! milliseconds while somebody waits, else when the kernel says that the process ended.
+//! milliseconds while somebody waits ([`looks`]), else when the kernel says that the process ended.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,6 @@ use crate::switchboard::Switchboard;
 use crate::synchronise::{Renewal, Standing, Synchroniser, Witness};
 use crate::unread::Unread;
 
-/// How often the primary is looked at while somebody waits, and for a while after: between two requests
-/// in quick succession nobody waits for an instant.
-const LOOK: Duration = Duration::from_millis(2);
-const LOOK_AFTER: Duration = Duration::from_millis(20);
-/// And while nobody does; its end is told by the kernel, and a request that begins by itself.
-const LOOK_IDLE: Duration = Duration::from_millis(50);
 /// Waits shorter than this are not looked into.
 const WAIT_MIN: Duration = Duration::from_millis(2);
 /// How often it is asked how the shadow stands.
@@ -135,6 +130,7 @@ pub(crate) struct Director {
     failures: Vec<Failure>,
     /// Another process says who serves.
     succeeded: bool,
+    looks: Looks,
 }
 
 /// What was done beside the director.
@@ -171,12 +167,14 @@ pub(crate) struct Parts {
 }
 
 impl Director {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// # Errors
+    /// When the system has no timer for its looks.
+    pub(crate) fn new(parts: Parts) -> io::Result<Self> {
         let routing = parts.board.routing();
         let count = parts.board.instances().len();
         let (news, heard) = mpsc::channel(2 * count);
         let (notes, noted) = mpsc::channel(NOTES_MAX);
-        Self {
+        Ok(Self {
             machine: Promotion::starting(routing.primary, routing.epoch),
             members: (0..count).map(|_| None).collect(),
             standings: vec![Standing::Away("it was not seen yet".to_owned()); count],
@@ -210,13 +208,13 @@ impl Director {
             about: parts.about,
             failures: Vec::new(),
             succeeded: false,
-        }
+            looks: Looks::new(Instant::now())?,
+        })
     }
 
     /// Runs until nobody can order anything any more.
     pub(crate) async fn run(mut self) {
         let mut asked: Option<Instant> = None;
-        let mut busy_until = Instant::now();
         let board = Arc::clone(&self.board);
         if self.machine.stage() == Stage::Warm {
             // It took the place of another process.
@@ -224,15 +222,13 @@ impl Director {
         }
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
-            let now = Instant::now();
-            if board.under_way(self.machine.primary()) > 0 || self.machine.stage() == Stage::Suspect
-            {
-                busy_until = now + LOOK_AFTER;
-            }
-            let idle = busy_until < now;
-            let due = now + if idle { LOOK_IDLE } else { LOOK };
+            let primary = self.machine.primary();
+            let waits = match self.machine.stage() {
+                Stage::Suspect => Waits::All,
+                _ => Waits::Requests,
+            };
             let rests = self.rest.is_some_and(|until| Instant::now() < until);
-            let end = self.member(self.machine.primary()).filter(|_| !rests);
+            let end = self.member(primary).filter(|_| !rests);
             let end = end.map(Member::end);
             let standby = self.board.routing().standby;
             let standby = standby.filter(|_| self.machine.stage() == Stage::Warm);
@@ -248,7 +244,9 @@ impl Director {
                     }
                     None => return,
                 },
-                () = member::ended(end), if self.machine.stage() != Stage::Down => self.look(due).await,
+                () = member::ended(end), if self.machine.stage() != Stage::Down => {
+                    self.look(Instant::now()).await;
+                }
                 () = member::ended(standby_end) => {
                     if let Some(slot) = standby {
                         // Whoever serves there next is another process, of which nothing is known
@@ -259,7 +257,7 @@ impl Director {
                 }
                 refused = self.board.troubled() => {
                     self.refused = refused && self.is_refused().await;
-                    self.look(due).await;
+                    self.look(Instant::now()).await;
                 }
                 Some((asked, standing)) = self.heard.recv() => {
                     if let Some(asking) = self.asking.get_mut(asked.slot) {
@@ -274,8 +272,7 @@ impl Director {
                     self.ask_standings();
                     asked = Some(Instant::now());
                 }
-                () = board.flights.begun(), if idle => busy_until = Instant::now() + LOOK_AFTER,
-                () = tokio::time::sleep_until(due.into()) => self.look(due).await,
+                due = self.looks.due(&board, primary, waits) => self.look(due).await,
             }
         }
     }
@@ -695,10 +692,13 @@ fn words(standing: &Standing) -> &str {
     }
 }
 
+mod looks;
 mod standings;
 mod steps;
 mod succeed;
 #[cfg(test)]
 mod tests;
+mod ticks;
 
+use looks::{Looks, Waits};
 pub(crate) use succeed::Heritage;

@@ -1,6 +1,7 @@
 //! Requests under way: who waits, for how long, and how long answers usually take.
 
 use std::cmp::Reverse;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -198,6 +199,17 @@ impl Flights {
         }
     }
 
+    /// How long the request to an instance waits for a byte that waits longest for one. Cheaper than
+    /// [`Self::look`], and says less.
+    #[must_use]
+    pub(crate) fn longest(&self, slot: Slot) -> Option<Duration> {
+        let table = self.lock();
+        let flights = table.flights.iter().flatten();
+        let waiting = flights.filter(|flight| flight.slot == slot && !flight.rests);
+        let since = waiting.map(|flight| flight.heard).min()?;
+        Some(since.elapsed())
+    }
+
     /// Waits until a request begins, from the first poll of this on.
     pub(crate) async fn begun(&self) {
         self.awaited.store(true, Ordering::Relaxed);
@@ -266,6 +278,25 @@ impl Table {
         (route.turn == number / ROUTES_MAX).then(|| route.latency.tail())?
     }
 
+    /// A request is under way no more.
+    fn end(&mut self, place: usize) -> Option<Flight> {
+        let flight = self.flights.get_mut(place).and_then(Option::take);
+        if let Some(flight) = &flight {
+            let counted = self.counted(flight.slot);
+            counted.flights = counted.flights.saturating_sub(1);
+            self.free.push(place);
+        }
+        flight
+    }
+
+    /// The time that an answer took.
+    fn learn(&mut self, flight: &Flight, now: Instant) {
+        if let Some(route) = self.route_mut(flight.route) {
+            let took = now.saturating_duration_since(flight.began);
+            route.latency.add(took);
+        }
+    }
+
     fn counted(&mut self, slot: Slot) -> &mut Counted {
         if self.slots.len() <= slot {
             self.slots.resize(slot + 1, Counted::default());
@@ -308,15 +339,12 @@ impl Ticket<'_> {
     /// The first byte came, and nobody knows of a later one: its time is learnt. The same as
     /// [`Self::heard`], [`Self::answered`] and being dropped, for half of what these cost.
     pub fn complete(self) {
-        let mut table = self.flights.lock();
-        let now = Instant::now();
-        if let Some(Some(flight)) = table.flights.get(self.place).copied() {
-            let (slot, route) = (flight.slot, flight.route);
-            table.counted(slot).heard = Some(now);
-            if let Some(route) = table.route_mut(route) {
-                let took = now.saturating_duration_since(flight.began);
-                route.latency.add(took);
-            }
+        let this = ManuallyDrop::new(self);
+        let mut table = this.flights.lock();
+        if let Some(flight) = table.end(this.place) {
+            let now = Instant::now();
+            table.counted(flight.slot).heard = Some(now);
+            table.learn(&flight, now);
         }
     }
 
@@ -341,24 +369,17 @@ impl Ticket<'_> {
 
     /// The answer is complete; its time is learnt.
     pub fn answered(self) {
-        let mut table = self.flights.lock();
-        let Some(Some(flight)) = table.flights.get(self.place).copied() else {
-            return;
-        };
-        if let Some(route) = table.route_mut(flight.route) {
-            route.latency.add(flight.began.elapsed());
+        let this = ManuallyDrop::new(self);
+        let mut table = this.flights.lock();
+        if let Some(flight) = table.end(this.place) {
+            table.learn(&flight, Instant::now());
         }
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let mut table = self.flights.lock();
-        if let Some(flight) = table.flights[self.place].take() {
-            let counted = table.counted(flight.slot);
-            counted.flights = counted.flights.saturating_sub(1);
-        }
-        table.free.push(self.place);
+        self.flights.lock().end(self.place);
     }
 }
 

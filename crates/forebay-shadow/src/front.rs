@@ -290,7 +290,8 @@ impl Opened {
             status,
             grace: plan.grace,
             about: plan.about(),
-        });
+        })
+        .map_err(failed("make a timer for", &plan.name, "report this"))?;
         if let Some(before) = self.before {
             let heritage = follow_on(before, &board, &plan).await?;
             director.inherit(heritage);

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -154,6 +154,30 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, operation),
             Self::Unix(stream) => stream.try_io(interest, operation),
+        }
+    }
+
+    /// Reads once, without waiting; nothing at the end.
+    ///
+    /// # Errors
+    /// What the system says, which is [`io::ErrorKind::WouldBlock`] where there is nothing yet.
+    pub(crate) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = buffer.len();
+        let mut read = None;
+        let drained = self.try_io(Interest::READABLE, || {
+            let (length, _) = rustix::net::recv(self, buffer, RecvFlags::empty())?;
+            read = Some(length);
+            // Less than there was room for is all that there was: to be told so by another call
+            // would cost as much as the message.
+            if length < room {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match (read, drained) {
+            (Some(length), _) => Ok(length),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => Ok(0),
         }
     }
 

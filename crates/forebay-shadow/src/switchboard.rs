@@ -345,6 +345,13 @@ impl Switchboard {
         Seen { waiting, ..here }
     }
 
+    /// Whether a request to the primary, of clients of all processes, has waited for so long.
+    pub(crate) fn is_awaited(&self, primary: Slot, long: Duration) -> bool {
+        let elsewhere = self.followers.waiting().map(|waiting| waiting.time);
+        let longest = self.flights.longest(primary).max(elsewhere);
+        longest.is_some_and(|time| time >= long)
+    }
+
     /// Another process has taken this one's place: connections end where that harms nobody.
     pub(crate) fn end(&self) {
         self.ending.store(true, Ordering::Relaxed);

@@ -57,6 +57,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
         grace: Duration::ZERO,
         about: About::default(),
     })
+    .unwrap()
 }
 
 /// An old primary's answer to a ping came after its shadow had taken over, and made the old one,

@@ -36,19 +36,14 @@ pub(crate) enum Filled {
 /// # Errors
 /// What the system says.
 pub(crate) fn fill(stream: &Stream, frames: &mut Frames) -> io::Result<Filled> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let read = stream.try_io(Interest::READABLE, || {
-            rustix::io::read(stream, buffer.as_mut_slice()).map_err(Into::into)
-        });
-        match read {
-            Ok(0) => Ok(Filled::End),
-            Ok(length) => {
-                frames.push(buffer.get(..length).unwrap_or_default());
-                Ok(Filled::Some)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::Nothing),
-            Err(error) => Err(error),
+    BUFFER.with_borrow_mut(|buffer| match stream.read_now(buffer) {
+        Ok(0) => Ok(Filled::End),
+        Ok(length) => {
+            frames.push(buffer.get(..length).unwrap_or_default());
+            Ok(Filled::Some)
         }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::Nothing),
+        Err(error) => Err(error),
     })
 }
 
@@ -366,6 +361,26 @@ mod tests {
         drop(writer);
         drain(&reader, &mut frames, 1024);
         assert_eq!(frames.next(), Ok(None));
+    }
+
+    /// The kernel was asked once more after each message, only to hear that there is nothing.
+    #[tokio::test]
+    async fn what_is_read_whole_is_not_asked_for_again() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let reader = Stream::Unix(reader);
+        let mut writer = writer.into_std().unwrap();
+        let mut frames = Frames::default();
+        writer.write_all(&[b'd'; 9]).unwrap();
+        reader.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::Some);
+        // Nobody has told the runtime of this yet.
+        writer.write_all(&[b'd'; 9]).unwrap();
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::Nothing);
+        reader.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::Some);
+        drop(writer);
+        reader.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(fill(&reader, &mut frames).unwrap(), Filled::End);
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ mod login;
 mod moving;
 mod native;
 mod outcome;
+mod parameters;
 mod relay;
 mod request;
 mod scram;

@@ -327,10 +327,9 @@ impl<'a> Session<'a> {
         }
         for (name, value) in parameters {
             // It said so when it still was a standby.
-            if name != b"in_hot_standby" && self.parameters.get(&name) != Some(&value) {
+            if name != b"in_hot_standby" && self.parameters.tell(&name, &value) {
                 let parts = [name.as_slice(), b"\0", &value, b"\0"];
                 frame::put(&mut self.to_client.bytes, b'S', &parts);
-                self.parameters.insert(name, value);
             }
         }
         tracing::debug!(

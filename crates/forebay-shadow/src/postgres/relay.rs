@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::client::parameter;
-use super::frame::{self, Garbage, Piece, ServerError};
+use super::frame::{self, Frames, Garbage, Piece, ServerError};
 use super::login::fatal;
 use super::outcome;
 use super::request::{Owner, Request};
@@ -15,43 +15,36 @@ use crate::switchboard::count;
 /// The question which transaction this is.
 const TRANSACTION: &[u8] = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()";
 
-/// Encodings in which a byte that looks like a backslash may be a part of a character.
-const HIDING: [&[u8]; 7] = [
-    b"BIG5",
-    b"GB18030",
-    b"GBK",
-    b"JOHAB",
-    b"SHIFT_JIS_2004",
-    b"SJIS",
-    b"UHC",
-];
 /// Rows that an answer to a question of the front has at most.
 const ROWS_MAX: usize = 10_000;
 
 impl<'a> Session<'a> {
     /// Passes on what the server said.
     pub(super) fn pass_down(&mut self) -> Result<(), Ended> {
-        loop {
-            let piece = self
-                .from_server
-                .next()
-                .map_err(|garbage| no_protocol(&garbage))?;
+        // Messages are looked at where they lie.
+        let mut frames = std::mem::take(&mut self.from_server);
+        let passed = self.pass_from_server(&mut frames);
+        frames.shrink();
+        self.from_server = frames;
+        passed
+    }
+
+    fn pass_from_server(&mut self, frames: &mut Frames) -> Result<(), Ended> {
+        while let Some(piece) = frames.next().map_err(|garbage| no_protocol(&garbage))? {
             match piece {
-                None => break,
-                Some(Piece::Whole { tag, bytes }) => {
-                    let bytes = self.from_server.bytes(&bytes);
+                Piece::Whole { tag, bytes } => {
+                    let message = frames.bytes(&bytes);
                     // Rows are most of what a server says, and mean nothing here.
                     if let (b'D' | b'd', Some(request)) = (tag, self.pending.front_mut())
                         && request.owner == Owner::Client
                     {
                         request.answered = true;
-                        self.to_client.bytes.extend_from_slice(bytes);
+                        self.to_client.bytes.extend_from_slice(message);
                         continue;
                     }
-                    let message = bytes.to_vec();
-                    self.server_says(tag, &message)?;
+                    self.server_says(tag, message)?;
                 }
-                Some(Piece::Head { bytes, .. } | Piece::More { bytes, .. }) => {
+                Piece::Head { bytes, .. } | Piece::More { bytes, .. } => {
                     let owner = self.pending.front_mut();
                     if owner
                         .as_ref()
@@ -63,12 +56,10 @@ impl<'a> Session<'a> {
                     if let Some(request) = owner {
                         request.answered = true;
                     }
-                    let bytes = self.from_server.bytes(&bytes);
-                    self.to_client.bytes.extend_from_slice(bytes);
+                    self.to_client.bytes.extend_from_slice(frames.bytes(&bytes));
                 }
             }
         }
-        self.from_server.shrink();
         Ok(())
     }
 
@@ -79,8 +70,7 @@ impl<'a> Session<'a> {
                 let Some((name, value)) = parameter(message) else {
                     return Ok(());
                 };
-                let told = self.parameters.insert(name.to_vec(), value.to_vec());
-                if told.as_deref() != Some(value) {
+                if self.parameters.tell(name, value) {
                     out.extend_from_slice(message);
                 }
                 return Ok(());
@@ -273,38 +263,43 @@ impl<'a> Session<'a> {
             if begins && !self.may_begin() {
                 self.await_primary().await?;
             }
-            match self
-                .from_client
-                .next()
-                .map_err(|garbage| no_protocol(&garbage))?
-            {
-                None => break,
-                Some(Piece::Whole { tag, bytes }) => {
-                    let bytes = self.from_client.bytes(&bytes);
-                    if tag == b'd' && self.copying {
-                        self.to_server.bytes.extend_from_slice(bytes);
-                        continue;
-                    }
-                    let message = bytes.to_vec();
-                    self.client_says(tag, &message, true)?;
-                }
-                Some(Piece::Head { tag, bytes, ends }) => {
-                    let message = self.from_client.bytes(&bytes).to_vec();
-                    self.skipping_part = !ends && self.skipping.is_some();
-                    self.client_says(tag, &message, false)?;
-                    self.skipping_part &= !ends;
-                }
-                Some(Piece::More { bytes, ends }) => {
-                    if !self.skipping_part {
-                        let bytes = self.from_client.bytes(&bytes);
-                        self.to_server.bytes.extend_from_slice(bytes);
-                    }
-                    self.skipping_part &= !ends;
-                }
+            // Messages are looked at where they lie.
+            let mut frames = std::mem::take(&mut self.from_client);
+            let passed = self.pass_from_client(&mut frames);
+            self.from_client = frames;
+            if !passed? {
+                break;
             }
         }
         self.from_client.shrink();
         Ok(())
+    }
+
+    /// Passes on the next piece of what the client said; false when there is none yet.
+    fn pass_from_client(&mut self, frames: &mut Frames) -> Result<bool, Ended> {
+        match frames.next().map_err(|garbage| no_protocol(&garbage))? {
+            None => return Ok(false),
+            Some(Piece::Whole { tag, bytes }) => {
+                let message = frames.bytes(&bytes);
+                if tag == b'd' && self.copying {
+                    self.to_server.bytes.extend_from_slice(message);
+                } else {
+                    self.client_says(tag, message, true)?;
+                }
+            }
+            Some(Piece::Head { tag, bytes, ends }) => {
+                self.skipping_part = !ends && self.skipping.is_some();
+                self.client_says(tag, frames.bytes(&bytes), false)?;
+                self.skipping_part &= !ends;
+            }
+            Some(Piece::More { bytes, ends }) => {
+                if !self.skipping_part {
+                    self.to_server.bytes.extend_from_slice(frames.bytes(&bytes));
+                }
+                self.skipping_part &= !ends;
+            }
+        }
+        Ok(true)
     }
 
     fn client_says(&mut self, tag: u8, message: &[u8], whole: bool) -> Result<(), Ended> {
@@ -386,17 +381,13 @@ impl<'a> Session<'a> {
 
     /// How a text is read depends on the session, and what is under way may change that.
     fn class_of_text(&self, sql: &[u8]) -> Class {
-        let is =
-            |name: &[u8], value: &[u8]| self.parameters.get(name).map(Vec::as_slice) == Some(value);
         let changes = self
             .pending
             .iter()
             .any(|request| request.class.changes_session);
-        let encoding = self.parameters.get(b"client_encoding".as_slice());
-        let hides = encoding.is_none_or(|encoding| HIDING.contains(&encoding.as_slice()));
-        if hides && sql.contains(&b'\\') {
+        if self.parameters.hides_backslash() && sql.contains(&b'\\') {
             Class::unknown()
-        } else if changes || !is(b"standard_conforming_strings", b"on") {
+        } else if changes || !self.parameters.is_standard() {
             classify_unsure(sql)
         } else {
             classify(sql)

@@ -4,9 +4,12 @@
 //! what the client said, then both are waited for. `relay` has what a message means, and `moving`
 //! what happens when the server is lost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::Slot;
@@ -18,6 +21,7 @@ use super::Shared;
 use super::client::{Connection, Credential, Filled, Trouble, fill};
 use super::frame::{Frames, Key, Opening, ServerError};
 use super::login::{Begun, Heard};
+use super::parameters::Parameters;
 use super::request::Request;
 use super::state::State;
 use crate::flights::Ticket;
@@ -145,7 +149,7 @@ pub(super) struct Session<'a> {
     pub(super) heard: Heard,
     pub(super) credential: Option<Credential>,
     /// What the client was told of the server's settings.
-    pub(super) parameters: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) parameters: Parameters,
     /// By which the client would cancel.
     pub(super) key: Option<Key>,
     /// Of the transaction, as the server said last: `I`, `T` or `E`.
@@ -200,7 +204,7 @@ pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) 
         opening: begun.opening,
         heard: begun.heard,
         credential: None,
-        parameters: begun.parameters,
+        parameters: Parameters::new(begun.parameters),
         key,
         status: b'I',
         pending: VecDeque::new(),
@@ -228,16 +232,16 @@ pub(super) async fn run(shared: &Arc<Shared>, begun: Begun, patience: Duration) 
 
 impl Session<'_> {
     async fn serve(&mut self) -> Ended {
-        let mut changes = self.shared.board.subscribe();
+        let mut news = follow(self.shared.board.subscribe());
         loop {
-            match self.turn(&mut changes).await {
+            match self.turn(&mut news).await {
                 Ok(()) => {}
                 Err(ended) => return ended,
             }
         }
     }
 
-    async fn turn(&mut self, changes: &mut watch::Receiver<Routing>) -> Result<(), Ended> {
+    async fn turn(&mut self, news: &mut News) -> Result<(), Ended> {
         self.pass_down()?;
         self.pass_up().await?;
         self.to_client.flush(&self.client)?;
@@ -250,37 +254,52 @@ impl Session<'_> {
             return self.lose().await;
         }
         self.tend_shadow();
-        let client = interest(
-            !self.to_server.is_full() && !self.is_crowded(),
-            &self.to_client,
-        );
-        let server = interest(!self.to_client.is_full(), &self.to_server);
-        let retry = self.shadow_due();
-        tokio::select! {
-            () = ready(&self.client, client) => {
-                if !self.to_server.is_full() && !self.is_crowded() {
-                    match fill(&self.client, &mut self.from_client) {
-                        Ok(Filled::End) => return Err(Ended::Asked),
-                        Ok(_) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
+        let mut retry = pin!(due(self.shadow_due()));
+        let goes_on = poll_fn(|context| self.poll_more(context, news, retry.as_mut())).await?;
+        if goes_on { Ok(()) } else { self.lose().await }
+    }
+
+    /// Takes in what there is to go on with, and is ready when there was something; false when the
+    /// server is gone.
+    fn poll_more(
+        &mut self,
+        context: &mut Context<'_>,
+        news: &mut News,
+        retry: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Result<bool, Ended>> {
+        let mut more = retry.poll(context).is_ready();
+        // What is wrong with a connection is told by reading or writing.
+        more |= !self.to_client.is_empty() && self.client.poll_write_ready(context).is_ready();
+        more |= !self.to_server.is_empty() && self.server.poll_write_ready(context).is_ready();
+        let reads = !self.to_server.is_full() && !self.is_crowded();
+        if reads && self.client.poll_read_ready(context).is_ready() {
+            more = true;
+            if fill(&self.client, &mut self.from_client)? == Filled::End {
+                return Poll::Ready(Err(Ended::Asked));
             }
-            () = ready(&self.server, server) => {
-                if !self.to_client.is_full() && !self.hear()? {
-                    return self.lose().await;
-                }
-            }
-            // The sender is part of the board.
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return Err(Ended::Asked);
-                }
-            }
-            opened = opened(&mut self.shadow) => self.note_shadow(opened),
-            () = due(retry) => {}
         }
-        Ok(())
+        if !self.to_client.is_full() && self.server.poll_read_ready(context).is_ready() {
+            more = true;
+            if !self.hear()? {
+                return Poll::Ready(Ok(false));
+            }
+        }
+        if let Poll::Ready(changes) = news.as_mut().poll(context) {
+            more = true;
+            // The sender is part of the board.
+            *news = follow(changes.ok_or(Ended::Asked)?);
+        }
+        if let Shadow::Opening(_, task) = &mut self.shadow
+            && let Poll::Ready(opened) = Pin::new(&mut task.0).poll(context)
+        {
+            more = true;
+            self.note_shadow(opened);
+        }
+        if more {
+            Poll::Ready(Ok(true))
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Too much is on its way to read more from the client.
@@ -442,28 +461,12 @@ pub(super) async fn open(
     Connection::open(stream, opening, credential).await
 }
 
-fn interest(reads: bool, out: &Out) -> Option<Interest> {
-    match (reads, out.is_empty()) {
-        (true, true) => Some(Interest::READABLE),
-        (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
-        (false, false) => Some(Interest::WRITABLE),
-        (false, true) => None,
-    }
-}
+/// Waits for the next change of who serves; none once there is nobody to make one.
+type News = Pin<Box<dyn Future<Output = Option<watch::Receiver<Routing>>> + Send>>;
 
-async fn ready(stream: &Stream, interest: Option<Interest>) {
-    let Some(interest) = interest else {
-        return std::future::pending().await;
-    };
-    // What is wrong with it is told by reading or writing.
-    stream.ready(interest).await.ok();
-}
-
-async fn opened(shadow: &mut Shadow) -> Result<Opened, tokio::task::JoinError> {
-    match shadow {
-        Shadow::Opening(_, task) => (&mut task.0).await,
-        Shadow::None { .. } | Shadow::Ready(..) => std::future::pending().await,
-    }
+/// One that is kept from turn to turn: to begin to wait costs more than to go on.
+fn follow(mut changes: watch::Receiver<Routing>) -> News {
+    Box::pin(async move { changes.changed().await.ok().map(|()| changes) })
 }
 
 async fn due(at: Option<Instant>) {

@@ -140,8 +140,9 @@ fn classify_as(sql: &[u8], backslash: Backslash) -> Class {
         ..Class::default()
     };
     for (tokens, _) in &statements {
-        class.reads &= reads(tokens);
-        class.unnumbered &= is_unnumbered(tokens);
+        let reads = reads(tokens);
+        class.reads &= reads;
+        class.unnumbered &= reads || is_unnumbered(tokens);
         class.begins &= begins(tokens);
         if begins(tokens) {
             class.statements = None;
@@ -187,16 +188,15 @@ fn is_of_session(tokens: &[Token<'_>]) -> bool {
         || first.is("prepare") && !second.is_some_and(|second| second.is("transaction"))
 }
 
-/// It leaves its transaction without a number, as a rule. Some of these come before the snapshot of
-/// a transaction, and a question would take that too early.
+/// It leaves its transaction without a number, as a rule, though it does more than read. Some of these
+/// come before the snapshot of a transaction, and a question would take that too early.
 fn is_unnumbered(tokens: &[Token<'_>]) -> bool {
     let (Some(first), second) = (tokens.first(), tokens.get(1)) else {
         return true;
     };
     let prepares = first.is("prepare") && second.is_some_and(|second| second.is("transaction"));
     let analyzes = first.is("explain") && tokens.iter().any(|token| token.is("analyze"));
-    reads(tokens)
-        || begins(tokens)
+    begins(tokens)
         || ends(tokens).is_some()
         || first.is_one_of(&UNNUMBERED) && !prepares && !analyzes
 }
@@ -358,10 +358,10 @@ fn changes_session(tokens: &[Token<'_>]) -> bool {
 /// Prepared statements and advisory locks of a session outlive a transaction that is rolled back,
 /// and so may what a function or a procedure did.
 fn is_lasting(tokens: &[Token<'_>]) -> bool {
-    let prepares = changes_session(tokens)
-        && tokens
-            .first()
-            .is_some_and(|first| first.is_one_of(&["prepare", "deallocate", "load", "do", "call"]));
+    let prepares = tokens
+        .first()
+        .is_some_and(|first| first.is_one_of(&["prepare", "deallocate", "load", "do", "call"]))
+        && changes_session(tokens);
     prepares
         || calls(tokens).any(|call| {
             call.name

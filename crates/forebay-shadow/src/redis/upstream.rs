@@ -85,19 +85,14 @@ thread_local! {
 
 /// Reads once, without waiting.
 pub(super) fn read(stream: &Stream, mut take: impl FnMut(&[u8])) -> io::Result<Read> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let read = stream.try_io(Interest::READABLE, || {
-            rustix::io::read(stream, buffer.as_mut_slice()).map_err(Into::into)
-        });
-        match read {
-            Ok(0) => Ok(Read::End),
-            Ok(length) => {
-                take(buffer.get(..length).unwrap_or_default());
-                Ok(Read::Some)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Read::Nothing),
-            Err(error) => Err(error),
+    BUFFER.with_borrow_mut(|buffer| match stream.read_now(buffer) {
+        Ok(0) => Ok(Read::End),
+        Ok(length) => {
+            take(buffer.get(..length).unwrap_or_default());
+            Ok(Read::Some)
         }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Read::Nothing),
+        Err(error) => Err(error),
     })
 }
 

@@ -19,7 +19,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use forebay_core::shadow::promotion::Slot;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{SendFlags, Shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 
@@ -245,22 +245,11 @@ thread_local! {
 /// Reads once and writes what was read, as far as it goes without waiting.
 fn piece(from: &Stream, to: &Stream) -> io::Result<Piece> {
     BUFFER.with_borrow_mut(|buffer| {
-        let mut read = None;
-        let drained = from.try_io(Interest::READABLE, || {
-            let (length, _) = rustix::net::recv(from, buffer.as_mut_slice(), RecvFlags::empty())?;
-            read = Some(length);
-            // Less than there was room for is all that there was: to be told so by another call
-            // would cost as much as the message.
-            if length < BUFFER_BYTES {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(())
-        });
-        let bytes = match (read, drained) {
-            (Some(0), _) => return Ok(Piece::End),
-            (Some(length), _) => buffer.get(..length).unwrap_or_default(),
-            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-            (None, _) => return Ok(Piece::None),
+        let bytes = match from.read_now(buffer) {
+            Ok(0) => return Ok(Piece::End),
+            Ok(length) => buffer.get(..length).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Piece::None),
+            Err(error) => return Err(error),
         };
         let written = write_some(to, bytes)?;
         Ok(match bytes.get(written..) {
