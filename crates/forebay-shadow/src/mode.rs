@@ -17,6 +17,7 @@ use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standby, Synchroniser};
 use crate::tcp;
+use crate::tls;
 
 /// A mode with what can be chosen of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,7 @@ impl Mode {
     /// Leaves a certificate out, which is renewed without another plan.
     pub fn forget_certificate(&mut self) {
         if let Self::Http(http::Options { tls: Some(tls), .. }) = self {
-            tls.pem = http::tls::Pem {
+            tls.pem = tls::Pem {
                 chain: String::new(),
                 key: Secret(String::new()),
             };
@@ -129,9 +130,13 @@ impl Service {
     ///
     /// # Errors
     /// When it cannot be used, or there is no use for one.
-    pub(crate) fn renew(&self, pem: &http::tls::Pem) -> Result<(), String> {
+    pub(crate) fn renew(&self, pem: &tls::Pem) -> Result<(), String> {
         match self {
-            Self::Http(shared) => shared.renew(pem),
+            Self::Http(shared) => {
+                let tls = shared.tls();
+                let tls = tls.ok_or("the front speaks no TLS; restart it with its new plan")?;
+                tls.renew(pem).map_err(|error| error.to_string())
+            }
             Self::Tcp(..) | Self::Redis(..) | Self::Postgres(..) => {
                 Err("only the mode http speaks TLS".to_owned())
             }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use forebay_host::regular;
-use forebay_shadow::http::tls::{self, Pem};
 use forebay_shadow::secret::Secret;
 use forebay_shadow::stream::Address;
+use forebay_shadow::tls::{self, Pem};
 
 use super::app::absolute;
 use super::error::{Findings, Problem};
