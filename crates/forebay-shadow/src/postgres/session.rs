@@ -23,6 +23,7 @@ use super::state::State;
 use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Gate, Routing};
+use crate::tls::{Flow, Wire};
 
 /// Bytes that wait for one side before no more are read from the other.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
@@ -52,14 +53,10 @@ impl Out {
     }
 
     /// Writes as much as goes without waiting.
-    fn flush(&mut self, stream: &Stream) -> io::Result<()> {
+    fn flush(&mut self, mut stream: impl Flow) -> io::Result<()> {
         while !self.is_empty() {
             let rest = self.bytes.get(self.sent..).unwrap_or_default();
-            let written = stream.try_io(Interest::WRITABLE, || {
-                let flags = rustix::net::SendFlags::NOSIGNAL;
-                rustix::net::send(stream, rest, flags).map_err(Into::into)
-            });
-            match written {
+            match stream.write_now(rest) {
                 Ok(written) => self.sent += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // A reader that is never done with all of it must not keep what it has read.
@@ -76,7 +73,7 @@ impl Out {
         // An idle connection keeps no large buffer.
         self.bytes.clear();
         self.bytes.shrink_to(WAITING_BYTES_MAX / 16);
-        Ok(())
+        stream.flush_now()
     }
 }
 
@@ -134,7 +131,7 @@ impl From<io::Error> for Ended {
 pub(super) struct Session<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) patience: Duration,
-    pub(super) client: Stream,
+    pub(super) client: Wire,
     pub(super) from_client: Frames,
     pub(super) to_client: Out,
     pub(super) server: Stream,
@@ -240,7 +237,7 @@ impl Session<'_> {
     async fn turn(&mut self, changes: &mut watch::Receiver<Routing>) -> Result<(), Ended> {
         self.pass_down()?;
         self.pass_up().await?;
-        self.to_client.flush(&self.client)?;
+        self.to_client.flush(&mut self.client)?;
         // Whether the server is lost is seen by reading from it: it may have answered.
         let sent = self.to_server.flush(&self.server);
         if sent.is_err() {
@@ -252,14 +249,14 @@ impl Session<'_> {
         self.tend_shadow();
         let client = interest(
             !self.to_server.is_full() && !self.is_crowded(),
-            &self.to_client,
+            !self.to_client.is_empty() || !self.client.is_flushed(),
         );
-        let server = interest(!self.to_client.is_full(), &self.to_server);
+        let server = interest(!self.to_client.is_full(), !self.to_server.is_empty());
         let retry = self.shadow_due();
         tokio::select! {
-            () = ready(&self.client, client) => {
+            () = heard(&self.client, client) => {
                 if !self.to_server.is_full() && !self.is_crowded() {
-                    match fill(&self.client, &mut self.from_client) {
+                    match fill(&mut self.client, &mut self.from_client) {
                         Ok(Filled::End) => return Err(Ended::Asked),
                         Ok(_) => {}
                         Err(error) => return Err(error.into()),
@@ -316,7 +313,9 @@ impl Session<'_> {
         let (error, result) = match ended {
             Ended::Asked => {
                 // The server hears the end of it.
-                return self.to_server.flush(&self.server);
+                let told = self.to_server.flush(&self.server);
+                self.client.close().await;
+                return told;
             }
             Ended::Told => (None, Ok(())),
             Ended::With(error) => {
@@ -330,11 +329,12 @@ impl Session<'_> {
             error.put(&mut self.to_client.bytes);
         }
         let told = async {
-            self.to_client.flush(&self.client)?;
+            self.to_client.flush(&mut self.client)?;
             while !self.to_client.is_empty() {
                 self.client.ready(Interest::WRITABLE).await?;
-                self.to_client.flush(&self.client)?;
+                self.to_client.flush(&mut self.client)?;
             }
+            self.client.close().await;
             Ok(())
         };
         match tokio::time::timeout(FLUSH_BOUND, told).await {
@@ -442,13 +442,21 @@ pub(super) async fn open(
     Connection::open(stream, opening, credential).await
 }
 
-fn interest(reads: bool, out: &Out) -> Option<Interest> {
-    match (reads, out.is_empty()) {
-        (true, true) => Some(Interest::READABLE),
-        (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
-        (false, false) => Some(Interest::WRITABLE),
-        (false, true) => None,
+fn interest(reads: bool, writes: bool) -> Option<Interest> {
+    match (reads, writes) {
+        (true, false) => Some(Interest::READABLE),
+        (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+        (false, true) => Some(Interest::WRITABLE),
+        (false, false) => None,
     }
+}
+
+async fn heard(client: &Wire, interest: Option<Interest>) {
+    let Some(interest) = interest else {
+        return std::future::pending().await;
+    };
+    // As with the server.
+    client.ready(interest).await.ok();
 }
 
 async fn ready(stream: &Stream, interest: Option<Interest>) {

@@ -3,8 +3,11 @@
 //! A certificate is renewed while the front runs: connections that are there keep the old one, the
 //! next ones get the new one. The front itself could not read its key: only its owner may.
 //!
-//! Agreeing is bounded in time and number, and whoever fails is counted as refused and told of once
-//! in a while.
+//! Which mode speaks it how is the mode's: `http` and `redis` from the first byte on
+//! ([`Tls::accept`]), `postgres` once a client has asked for it ([`Tls::agree`]). Agreeing is bounded
+//! in time and number, and whoever fails is counted as refused and told of once in a while.
+
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
@@ -23,6 +26,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
+pub(crate) use self::wire::{Flow, Wire};
 use crate::front::Complaint;
 use crate::secret::Secret;
 use crate::stream::{Address, Stream};
@@ -34,7 +38,7 @@ const HANDSHAKE_BOUND: Duration = Duration::from_secs(10);
 /// that has said nothing yet is not among them.
 const HANDSHAKES_MAX: usize = 512;
 /// The first byte of TLS, which nothing that is spoken in cleartext begins with.
-const HANDSHAKE: u8 = 0x16;
+pub(crate) const HANDSHAKE: u8 = 0x16;
 
 /// What can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,10 @@ pub struct Options {
     pub pem: Pem,
     /// Addresses at which TLS is spoken; all where none is named.
     pub listen: Vec<Address>,
+    /// Whether clients that could do without have to speak it: those of mode `postgres`, which say
+    /// in cleartext that they would like to. In the other modes all have to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require: bool,
 }
 
 /// A certificate with its key.
@@ -110,6 +118,8 @@ impl Pem {
 #[derive(Debug)]
 pub(crate) struct Tls {
     listen: Vec<Address>,
+    /// All clients have to speak it.
+    pub(crate) is_required: bool,
     /// What is offered by ALPN, the best one first (RFC 7301).
     protocols: &'static [&'static [u8]],
     server: RwLock<Arc<ServerConfig>>,
@@ -136,6 +146,7 @@ impl Tls {
         })?;
         Ok(Self {
             listen: options.listen.clone(),
+            is_required: options.require,
             protocols,
             server: RwLock::new(Arc::new(server)),
             room: Semaphore::new(HANDSHAKES_MAX),
@@ -207,7 +218,7 @@ impl Tls {
     ///
     /// # Errors
     /// When it is not done by then, or the client does not speak TLS as it is spoken here.
-    async fn agree(
+    pub(crate) async fn agree(
         &self,
         stream: Stream,
         until: Instant,
@@ -220,7 +231,7 @@ impl Tls {
     }
 
     /// Counts a client that does not speak TLS as it has to, and says so once in a while.
-    fn refused(&self, error: io::Error) -> io::Error {
+    pub(crate) fn refused(&self, error: io::Error) -> io::Error {
         count(&self.board.counters.refused);
         let mut complaint = self
             .complaint
@@ -248,7 +259,7 @@ pub(crate) enum Accepted {
 }
 
 /// What a client says first, which stays where it is; nothing when it says nothing.
-async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
+pub(crate) async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
     loop {
         stream.ready(Interest::READABLE).await?;
         let mut byte = [0];
@@ -301,6 +312,7 @@ mod tests {
             key_file: "/etc/shop.key".into(),
             pem: pem(),
             listen,
+            require: false,
         }
     }
 

@@ -43,6 +43,7 @@ pub(crate) fn options(directory: &Path, name: &str) -> Options {
         key_file: directory.join(format!("{name}.key")),
         pem: certificate(directory, name),
         listen: Vec::new(),
+        require: false,
     }
 }
 

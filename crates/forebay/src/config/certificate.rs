@@ -66,6 +66,7 @@ pub(super) fn resolve(
         key_file,
         pem: pem.ok()?,
         listen,
+        require: section.take::<bool>("require").is_some_and(|set| set.value),
     })
 }
 
