@@ -18,9 +18,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::fence::Hierarchy;
-use crate::http::tls::Pem;
 use crate::status::{Status, Transition};
 use crate::succession::Inheritance;
+use crate::tls::Pem;
 
 /// Longest line.
 const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -112,7 +112,7 @@ pub struct Counts {
     /// Connections accepted.
     pub connections: u64,
     /// Connections refused because there were too many, or because they lacked the header of the
-    /// PROXY protocol.
+    /// PROXY protocol, or TLS where it is spoken.
     pub refused: u64,
     /// Requests, or connections where there is nothing smaller.
     pub requests: u64,

@@ -540,13 +540,13 @@ async fn accept(listener: Arc<AsyncListener>, clients: Clients) {
 
 /// What happens again and again is said once in a while.
 #[derive(Debug, Default)]
-struct Complaint {
+pub(crate) struct Complaint {
     said: Option<Instant>,
     unsaid: u64,
 }
 
 impl Complaint {
-    fn add(&mut self, what: &str, error: &io::Error) {
+    pub(crate) fn add(&mut self, what: &str, error: &io::Error) {
         if self.said.is_some_and(|said| said.elapsed() < COMPLAINT) {
             self.unsaid += 1;
             return;

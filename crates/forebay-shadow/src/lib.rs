@@ -31,5 +31,6 @@ pub mod succession;
 pub mod switchboard;
 pub mod synchronise;
 mod tcp;
+pub mod tls;
 mod unread;
 mod vitals;

@@ -18,6 +18,7 @@ use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Standby, Synchroniser};
 use crate::tcp;
+use crate::tls::{self, Tls};
 
 /// A mode with what can be chosen of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +46,27 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
+    /// TLS with clients, where it is spoken.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&tls::Options> {
+        match self {
+            Self::Tcp => None,
+            Self::Http(options) => options.tls.as_ref(),
+            Self::Redis(options) => options.tls.as_ref(),
+            Self::Postgres(options) => options.tls.as_ref(),
+        }
+    }
+
     /// Leaves a certificate out, which is renewed without another plan.
     pub fn forget_certificate(&mut self) {
-        if let Self::Http(http::Options { tls: Some(tls), .. }) = self {
-            tls.pem = http::tls::Pem {
+        let tls = match self {
+            Self::Tcp => None,
+            Self::Http(options) => options.tls.as_mut(),
+            Self::Redis(options) => options.tls.as_mut(),
+            Self::Postgres(options) => options.tls.as_mut(),
+        };
+        if let Some(tls) = tls {
+            tls.pem = tls::Pem {
                 chain: String::new(),
                 key: Secret(String::new()),
             };
@@ -122,7 +140,7 @@ impl Service {
             }
             Mode::Redis(options) => {
                 let native = redis::Native::new(options, board.instances());
-                let setup = Arc::new(redis::Setup::new(options, &native));
+                let setup = Arc::new(redis::Setup::new(options, &native, board)?);
                 let native = Arc::new(native);
                 (Self::Redis(own, setup, patience), native)
             }
@@ -141,7 +159,11 @@ impl Service {
             // What is not encrypted says nothing to a client of TLS.
             Self::Http(shared) if shared.speaks_tls(&client) => return,
             Self::Http(_) => Refusal::Http,
+            Self::Redis(_, setup, _) if setup.speaks_tls(&client).is_some() => return,
             Self::Redis(..) => Refusal::Redis,
+            Self::Postgres(shared, _) if shared.offers_tls(&client).is_some() => {
+                Refusal::PostgresOverTls
+            }
             Self::Postgres(..) => Refusal::Postgres,
         };
         if let Err(error) = refuse::tell(client, refusal).await {
@@ -153,13 +175,15 @@ impl Service {
     ///
     /// # Errors
     /// When it cannot be used, or there is no use for one.
-    pub(crate) fn renew(&self, pem: &http::tls::Pem) -> Result<(), String> {
-        match self {
-            Self::Http(shared) => shared.renew(pem),
-            Self::Tcp(..) | Self::Redis(..) | Self::Postgres(..) => {
-                Err("only the mode http speaks TLS".to_owned())
-            }
-        }
+    pub(crate) fn renew(&self, pem: &tls::Pem) -> Result<(), String> {
+        let tls: Option<&Tls> = match self {
+            Self::Tcp(..) => return Err("mode tcp passes TLS on and speaks none".to_owned()),
+            Self::Http(shared) => shared.tls(),
+            Self::Redis(_, setup, _) => setup.tls(),
+            Self::Postgres(shared, _) => shared.tls(),
+        };
+        let tls = tls.ok_or("the front speaks no TLS; restart it with its new plan")?;
+        tls.renew(pem).map_err(|error| error.to_string())
     }
 
     /// Serves one client until it ends.

@@ -23,17 +23,26 @@ const ENCRYPTIONS_MAX: usize = 2;
 pub(crate) enum Refusal {
     Http,
     Redis,
+    /// Of a client that does not speak TLS where it has to.
+    RedisInCleartext,
     Postgres,
+    /// Of a client that may ask for TLS, which would cost more than it is worth to refuse in.
+    PostgresOverTls,
 }
 
 const HTTP: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-type: text/plain\r\ncontent-length: 60\r\n\r\n\
     there are too many connections; the request was not executed";
 const REDIS: &[u8] = b"-ERR max number of clients reached\r\n";
+const CLEARTEXT: &[u8] =
+    b"-ERR forebay: TLS is spoken at this address; connect with rediss:// or --tls\r\n";
 /// 53300 is too_many_connections; the length counts itself and what follows.
 const POSTGRES: &[u8] = b"E\0\0\0\x3bSFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0";
 
 /// Tells a client, and sees that it hears it, for a bounded time.
+///
+/// # Errors
+/// When it does not.
 pub(crate) async fn tell(mut client: Stream, refusal: Refusal) -> io::Result<()> {
     let told = async {
         let mut buffer = [0; BUFFER_BYTES];
@@ -56,7 +65,9 @@ pub(crate) async fn tell(mut client: Stream, refusal: Refusal) -> io::Result<()>
         let words = match refusal {
             Refusal::Http => HTTP,
             Refusal::Redis => REDIS,
-            Refusal::Postgres => POSTGRES,
+            Refusal::RedisInCleartext => CLEARTEXT,
+            // An error is an answer to the request for encryption, too.
+            Refusal::Postgres | Refusal::PostgresOverTls => POSTGRES,
         };
         client.write_all(words).await?;
         client.shutdown().await?;
@@ -87,7 +98,13 @@ mod tests {
         for (refusal, said, expected) in [
             (Refusal::Http, b"GET / HTTP/1.1\r\n\r\n".as_slice(), HTTP),
             (Refusal::Redis, b"PING\r\n", REDIS),
+            (Refusal::RedisInCleartext, b"PING\r\n", CLEARTEXT),
             (Refusal::Postgres, b"\0\0\0\x08\0\x03\0\0", POSTGRES),
+            (
+                Refusal::PostgresOverTls,
+                b"\0\0\0\x08\x04\xd2\x16\x2f",
+                POSTGRES,
+            ),
         ] {
             let (client, front) = tokio::net::UnixStream::pair().unwrap();
             let mut client = Stream::Unix(client);

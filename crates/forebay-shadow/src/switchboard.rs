@@ -106,7 +106,7 @@ pub struct Counters {
     /// Connections accepted.
     pub connections: AtomicU64,
     /// Connections refused because there were too many, or because they lacked the header of the
-    /// PROXY protocol.
+    /// PROXY protocol, or TLS where it is spoken.
     pub refused: AtomicU64,
     /// Requests, or connections where there is nothing smaller.
     pub requests: AtomicU64,

@@ -6,6 +6,7 @@
     reason = "helpers of tests, which clippy does not take for tests"
 )]
 
+mod certificate;
 mod http2;
 mod instances;
 mod tls;

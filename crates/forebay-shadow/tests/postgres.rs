@@ -7,6 +7,12 @@
     reason = "helpers of tests, which clippy does not see as such"
 )]
 mod postgresql;
+#[expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not see as such"
+)]
+#[path = "postgresql/tls.rs"]
+mod tls;
 
 use std::io::Write as _;
 use std::net::TcpStream;

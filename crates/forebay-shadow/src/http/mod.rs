@@ -28,7 +28,6 @@ pub mod mirror;
 mod pool;
 mod relay;
 pub mod spread;
-pub mod tls;
 mod translate;
 mod wire;
 
@@ -48,14 +47,16 @@ use self::link::Link;
 use self::mirror::Mirror;
 use self::pool::Pool;
 use self::spread::Spread;
-use self::tls::{Accepted, Tls};
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Switchboard, count};
 use crate::tcp;
+use crate::tls::{self, Accepted, Tls};
 
 /// How long it may take until it shows that an instance is lost whose connection broke. One that
 /// goes on is asked once more then.
 const DOUBT: Duration = Duration::from_millis(100);
+/// What is offered over TLS, the best one first.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Longest part of a path that tells routes apart.
 const SEGMENT_MAX: usize = 64;
 
@@ -101,7 +102,11 @@ impl Shared {
         let shadows = Arc::<Pool>::default();
         let mirrored = (Arc::clone(&board), Arc::clone(&shadows));
         Ok(Self {
-            tls: options.tls.as_ref().map(Tls::new).transpose()?,
+            tls: options
+                .tls
+                .as_ref()
+                .map(|options| Tls::new(options, &PROTOCOLS, &board))
+                .transpose()?,
             mirror: Mirror::new(options.mirror.clone(), mirrored),
             spread: Spread::new(options.spread),
             shadows,
@@ -123,14 +128,8 @@ impl Shared {
         self.tls.as_ref().is_some_and(|tls| tls.is_spoken(client))
     }
 
-    /// Takes another certificate for all connections to come.
-    ///
-    /// # Errors
-    /// When it cannot be used, or none is used at all; what was there stays.
-    pub(crate) fn renew(&self, pem: &tls::Pem) -> Result<(), String> {
-        let tls = self.tls.as_ref();
-        let tls = tls.ok_or("the front speaks no TLS; restart it with its new plan")?;
-        tls.renew(pem).map_err(|error| error.to_string())
+    pub(crate) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 }
 
@@ -164,7 +163,11 @@ pub(crate) async fn serve(
         },
         _ => Link::Plain(stream),
     };
-    let is_agreed = matches!(&link, Link::Tls(stream) if tls::is_http2(stream));
+    let agreed = match &link {
+        Link::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        _ => None,
+    };
+    let is_agreed = agreed == Some(PROTOCOLS[0]);
     let mut client = Client::new(link, address);
     if is_agreed {
         return http2::serve(shared, client).await;

@@ -12,6 +12,7 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use super::frame::{self, Frames, Key, Opening, Piece};
 use super::scram::{self, Keys};
 use crate::stream::Stream;
+use crate::tls::Flow;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 32 * 1024;
@@ -35,7 +36,7 @@ pub(crate) enum Filled {
 ///
 /// # Errors
 /// What the system says.
-pub(crate) fn fill(stream: &Stream, frames: &mut Frames) -> io::Result<Filled> {
+pub(crate) fn fill(mut stream: impl Flow, frames: &mut Frames) -> io::Result<Filled> {
     BUFFER.with_borrow_mut(|buffer| match stream.read_now(buffer) {
         Ok(0) => Ok(Filled::End),
         Ok(length) => {

@@ -18,8 +18,8 @@ const HEADER_BYTES: usize = 5;
 /// Version 3 of the protocol; minor versions are negotiated by the server.
 const VERSION_3: u32 = 3;
 const CANCEL_REQUEST: u32 = 80_877_102;
-const SSL_REQUEST: u32 = 80_877_103;
-const GSSENC_REQUEST: u32 = 80_877_104;
+pub(super) const SSL_REQUEST: u32 = 80_877_103;
+pub(super) const GSSENC_REQUEST: u32 = 80_877_104;
 
 /// What is no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

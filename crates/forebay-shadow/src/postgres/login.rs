@@ -9,13 +9,14 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::time::Instant;
 
-use super::Shared;
 use super::client::{Credential, Filled, fill, parameter};
 use super::frame::{self, Frames, Garbage, Key, Opening, Piece, ServerError, Startup};
 use super::scram::Overheard;
+use super::{Shared, encryption};
 use crate::stream::Stream;
 use crate::switchboard::Assigned;
 use crate::tcp;
+use crate::tls::Wire;
 
 /// How long a login may take in all (`authentication_timeout`).
 const LOGIN_BOUND: Duration = Duration::from_secs(60);
@@ -26,7 +27,7 @@ const LAST_WORDS_BOUND: Duration = Duration::from_secs(5);
 /// Longest message by which a client proves who it is (`PG_MAX_AUTH_TOKEN_LENGTH`).
 const TOKEN_BYTES_MAX: u32 = 65_535;
 /// Requests for encryption before a session: of TLS and of GSSAPI.
-const ENCRYPTIONS_MAX: u32 = 2;
+pub(super) const ENCRYPTIONS_MAX: u32 = 2;
 
 /// What was heard of how a client proved who it is.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +68,7 @@ impl Heard {
 /// A session that has begun.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    pub(crate) client: Stream,
+    pub(crate) client: Wire,
     pub(crate) from_client: Frames,
     pub(crate) server: Stream,
     pub(crate) from_server: Frames,
@@ -94,10 +95,12 @@ pub(crate) fn broken(garbage: &Garbage) -> io::Error {
 }
 
 /// Tells a client why its session ends.
-pub(crate) async fn tell(client: &mut Stream, error: &ServerError) -> io::Result<()> {
+pub(crate) async fn tell(client: &mut Wire, error: &ServerError) -> io::Result<()> {
     let mut out = Vec::new();
     error.put(&mut out);
-    client.write_all(&out).await
+    client.write_all(&out).await?;
+    client.close().await;
+    Ok(())
 }
 
 /// Begins a session; none where the client wanted something else, or the server did not let it in.
@@ -106,16 +109,23 @@ pub(crate) async fn tell(client: &mut Stream, error: &ServerError) -> io::Result
 /// When the client does not speak the protocol, or nobody serves.
 pub(crate) async fn begin(
     shared: &Arc<Shared>,
-    mut client: Stream,
+    client: Stream,
     patience: Duration,
 ) -> io::Result<Option<Begun>> {
     let deadline = Instant::now() + LOGIN_BOUND;
+    let until = Instant::now() + OPENING_BOUND;
     let begun = async {
         let mut from_client = Frames::default();
+        let tls = shared.offers_tls(&client);
+        let is_required = tls.is_some_and(|tls| tls.is_required);
+        let mut client = encryption::begin(tls, client, &mut from_client, until).await?;
         let opening = first(shared, &mut client, &mut from_client);
-        let opening = tokio::time::timeout(OPENING_BOUND, opening).await;
-        let opening = opening.unwrap_or_else(|_| Err(slow("the first message", OPENING_BOUND)));
+        let opening = in_time(until, opening).await;
         let opening = match opening {
+            Ok(Some(_)) if is_required && !client.is_secure() => {
+                tell(&mut client, &encryption::required()).await?;
+                return Ok(None);
+            }
             Ok(Some(opening)) => opening,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -132,6 +142,15 @@ pub(crate) async fn begin(
         Ok(begun) => begun,
         Err(_) => Err(slow("the login", LOGIN_BOUND)),
     }
+}
+
+/// What comes of the first message in time.
+pub(super) async fn in_time<T>(
+    until: Instant,
+    first: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let first = tokio::time::timeout_at(until, first).await;
+    first.unwrap_or_else(|_| Err(slow("the first message", OPENING_BOUND)))
 }
 
 fn slow(what: &str, bound: Duration) -> io::Error {
@@ -151,7 +170,7 @@ struct Enters {
 /// Logs in at the primary; at the next one, if that is lost before it has said anything.
 async fn enter(
     shared: &Arc<Shared>,
-    mut client: Stream,
+    mut client: Wire,
     from_client: Frames,
     opening: Opening,
     enters: Enters,
@@ -185,7 +204,10 @@ async fn enter(
         };
         match introduced {
             Ok(true) => return Ok(Some(begun)),
-            Ok(false) => return Ok(None),
+            Ok(false) => {
+                begun.client.close().await;
+                return Ok(None);
+            }
             Err(error) if begun.spoken || error.kind() == InvalidData => {
                 let message = format!("the login was interrupted: {error}");
                 tell(&mut begun.client, &fatal("57P01", message)).await?;
@@ -207,16 +229,26 @@ async fn enter(
     }
 }
 
-async fn unserved(client: &mut Stream, error: io::Error) -> io::Result<Option<Begun>> {
+async fn unserved(client: &mut Wire, error: io::Error) -> io::Result<Option<Begun>> {
     let message = format!("no server can be reached: {error}");
     tell(client, &fatal("57P03", message)).await?;
     Err(error)
 }
 
-/// Waits for more bytes.
+/// Waits for more bytes of the server.
 async fn more(stream: &Stream, frames: &mut Frames) -> io::Result<()> {
     stream.ready(Interest::READABLE).await?;
-    match fill(stream, frames)? {
+    goes_on(fill(stream, frames)?)
+}
+
+/// Waits for more bytes of the client.
+async fn more_of(client: &mut Wire, frames: &mut Frames) -> io::Result<()> {
+    client.ready(Interest::READABLE).await?;
+    goes_on(fill(client, frames)?)
+}
+
+fn goes_on(filled: Filled) -> io::Result<()> {
+    match filled {
         Filled::End => Err(io::ErrorKind::UnexpectedEof.into()),
         Filled::Nothing | Filled::Some => Ok(()),
     }
@@ -225,14 +257,14 @@ async fn more(stream: &Stream, frames: &mut Frames) -> io::Result<()> {
 /// The message that opens a session.
 async fn first(
     shared: &Shared,
-    client: &mut Stream,
+    client: &mut Wire,
     frames: &mut Frames,
 ) -> io::Result<Option<Opening>> {
     let mut encryptions = 0;
     loop {
         match frames.startup().map_err(|garbage| broken(&garbage))? {
-            None => more(client, frames).await?,
-            Some(Startup::Encryption) if encryptions < ENCRYPTIONS_MAX => {
+            None => more_of(client, frames).await?,
+            Some(Startup::Encryption) if encryptions < ENCRYPTIONS_MAX && !client.is_secure() => {
                 encryptions += 1;
                 client.write_all(b"N").await?;
             }
@@ -262,7 +294,7 @@ async fn message(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
 }
 
 /// What a client proves who it is by. It is not known yet who that is, so that little is kept of it.
-async fn token(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
+async fn token(client: &mut Wire, frames: &mut Frames) -> io::Result<Vec<u8>> {
     loop {
         frames
             .check_next(TOKEN_BYTES_MAX)
@@ -270,7 +302,7 @@ async fn token(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
         match frames.next().map_err(|garbage| broken(&garbage))? {
             Some(Piece::Whole { bytes, .. }) => return Ok(frames.bytes(&bytes).to_vec()),
             Some(Piece::Head { .. } | Piece::More { .. }) => {}
-            None => more(stream, frames).await?,
+            None => more_of(client, frames).await?,
         }
     }
 }
@@ -279,7 +311,7 @@ async fn token(stream: &Stream, frames: &mut Frames) -> io::Result<Vec<u8>> {
 async fn introduce(begun: &mut Begun, deadline: Instant) -> io::Result<bool> {
     begun.server.write_all(&begun.opening.message).await?;
     loop {
-        let said = message(&begun.server, &mut begun.from_server).await?;
+        let mut said = message(&begun.server, &mut begun.from_server).await?;
         let asked = frame::number(&said, 5);
         match said.first() {
             Some(b'S') => {
@@ -295,17 +327,24 @@ async fn introduce(begun: &mut Begun, deadline: Instant) -> io::Result<bool> {
             _ => {}
         }
         begun.spoken = true;
+        if said.first() == Some(&b'R') && asked == Some(encryption::MECHANISMS) {
+            said = encryption::without_binding(&said);
+        }
         begun.client.write_all(&said).await?;
         match (said.first(), asked) {
             (Some(b'Z'), _) => return Ok(true),
             (Some(b'E'), _) => return Ok(false),
             // Who may come in at once, or has proved all there is to be proved, says nothing.
             (Some(b'R'), Some(asked)) if asked != 0 && asked != 12 => {
-                let answer = token(&begun.client, &mut begun.from_client);
+                let answer = token(&mut begun.client, &mut begun.from_client);
                 let answer = tokio::time::timeout_at(deadline, answer).await;
                 let answer = answer.unwrap_or_else(|_| Err(slow("the login", LOGIN_BOUND)))?;
                 if answer.first() != Some(&b'p') {
                     return Err(broken(&Garbage::Unexpected('p')));
+                }
+                if asked == encryption::MECHANISMS && encryption::binds(&answer) {
+                    tell(&mut begun.client, &encryption::unbound()).await?;
+                    return Ok(false);
                 }
                 listen(&mut begun.heard, asked, &said, &answer);
                 begun.server.write_all(&answer).await?;
@@ -393,7 +432,8 @@ mod tests {
         let (mut client, front) = UnixStream::pair().unwrap();
         client.write_all(b"p\0\x01\0\x04").await.unwrap();
         let mut frames = Frames::default();
-        let refused = token(&Stream::Unix(front), &mut frames).await.unwrap_err();
+        let mut client = Wire::Plain(Stream::Unix(front));
+        let refused = token(&mut client, &mut frames).await.unwrap_err();
         assert_eq!(refused.kind(), InvalidData, "{refused}");
     }
 }

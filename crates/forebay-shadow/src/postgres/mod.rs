@@ -26,6 +26,7 @@
 mod account;
 mod cancel;
 mod client;
+mod encryption;
 mod frame;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -56,6 +57,7 @@ use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::synchronise::Synchroniser;
+use crate::tls::{self, Tls};
 
 use cancel::Cancels;
 use native::Native;
@@ -110,6 +112,9 @@ pub struct Options {
     /// Passwords of users whose logins the front cannot repeat otherwise: those with MD5.
     #[serde(default)]
     pub passwords: BTreeMap<String, Secret>,
+    /// TLS with clients that ask for it, over TCP: as with a server, nobody asks on a Unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<tls::Options>,
 }
 
 impl Options {
@@ -127,6 +132,7 @@ impl Options {
             data: BTreeMap::new(),
             programs: PathBuf::new(),
             passwords: BTreeMap::new(),
+            tls: None,
         }
     }
 }
@@ -151,6 +157,7 @@ pub(crate) struct Shared {
     logins: Arc<Semaphore>,
     board: Arc<Switchboard>,
     routes: Routes,
+    tls: Option<Tls>,
 }
 
 /// Requests whose answers take alike.
@@ -166,7 +173,7 @@ struct Routes {
 
 impl Shared {
     /// # Errors
-    /// When the options do not fit together.
+    /// When the options do not fit together, or the certificate for TLS cannot be used.
     pub(crate) fn new(options: &Options, board: &Arc<Switchboard>) -> io::Result<Self> {
         if options.guarantee == Guarantee::Strict && board.instances().len() > 2 {
             return Err(io::Error::new(
@@ -175,7 +182,11 @@ impl Shared {
             ));
         }
         let route = |name| board.flights.route(name);
+        let tls = options.tls.as_ref();
         Ok(Self {
+            tls: tls
+                .map(|tls| Tls::new(tls, &encryption::PROTOCOLS, board))
+                .transpose()?,
             native: Arc::new(Native::new(options.clone(), Arc::clone(board))),
             cancels: Cancels::default(),
             logins: Arc::new(Semaphore::new(LOGINS_MAX)),
@@ -188,6 +199,16 @@ impl Shared {
                 own: route("own"),
             },
         })
+    }
+
+    pub(crate) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
+    /// What a client gets that asks for it, where that is TLS.
+    pub(crate) fn offers_tls(&self, client: &Stream) -> Option<&Tls> {
+        let tls = self.tls.as_ref()?;
+        (matches!(client, Stream::Tcp(_)) && tls.is_spoken(client)).then_some(tls)
     }
 
     pub(crate) fn synchroniser(&self) -> Arc<dyn Synchroniser> {

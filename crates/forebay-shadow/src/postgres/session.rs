@@ -27,6 +27,7 @@ use super::state::State;
 use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Gate, Routing};
+use crate::tls::{Flow, Wire};
 
 /// Bytes that wait for one side before no more are read from the other.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
@@ -56,14 +57,10 @@ impl Out {
     }
 
     /// Writes as much as goes without waiting.
-    fn flush(&mut self, stream: &Stream) -> io::Result<()> {
+    fn flush(&mut self, mut stream: impl Flow) -> io::Result<()> {
         while !self.is_empty() {
             let rest = self.bytes.get(self.sent..).unwrap_or_default();
-            let written = stream.try_io(Interest::WRITABLE, || {
-                let flags = rustix::net::SendFlags::NOSIGNAL;
-                rustix::net::send(stream, rest, flags).map_err(Into::into)
-            });
-            match written {
+            match stream.write_now(rest) {
                 Ok(written) => self.sent += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // A reader that is never done with all of it must not keep what it has read.
@@ -80,7 +77,7 @@ impl Out {
         // An idle connection keeps no large buffer.
         self.bytes.clear();
         self.bytes.shrink_to(WAITING_BYTES_MAX / 16);
-        Ok(())
+        stream.flush_now()
     }
 }
 
@@ -138,7 +135,7 @@ impl From<io::Error> for Ended {
 pub(super) struct Session<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) patience: Duration,
-    pub(super) client: Stream,
+    pub(super) client: Wire,
     pub(super) from_client: Frames,
     pub(super) to_client: Out,
     pub(super) server: Stream,
@@ -244,7 +241,7 @@ impl Session<'_> {
     async fn turn(&mut self, news: &mut News) -> Result<(), Ended> {
         self.pass_down()?;
         self.pass_up().await?;
-        self.to_client.flush(&self.client)?;
+        self.to_client.flush(&mut self.client)?;
         // Whether the server is lost is seen by reading from it: it may have answered.
         let sent = self.to_server.flush(&self.server);
         if sent.is_err() {
@@ -269,12 +266,13 @@ impl Session<'_> {
     ) -> Poll<Result<bool, Ended>> {
         let mut more = retry.poll(context).is_ready();
         // What is wrong with a connection is told by reading or writing.
-        more |= !self.to_client.is_empty() && self.client.poll_write_ready(context).is_ready();
+        let unsent = !self.to_client.is_empty() || !self.client.is_flushed();
+        more |= unsent && self.client.poll_write_ready(context).is_ready();
         more |= !self.to_server.is_empty() && self.server.poll_write_ready(context).is_ready();
         let reads = !self.to_server.is_full() && !self.is_crowded();
         if reads && self.client.poll_read_ready(context).is_ready() {
             more = true;
-            if fill(&self.client, &mut self.from_client)? == Filled::End {
+            if fill(&mut self.client, &mut self.from_client)? == Filled::End {
                 return Poll::Ready(Err(Ended::Asked));
             }
         }
@@ -335,7 +333,9 @@ impl Session<'_> {
         let (error, result) = match ended {
             Ended::Asked => {
                 // The server hears the end of it.
-                return self.to_server.flush(&self.server);
+                let told = self.to_server.flush(&self.server);
+                self.client.close().await;
+                return told;
             }
             Ended::Told => (None, Ok(())),
             Ended::With(error) => {
@@ -349,11 +349,12 @@ impl Session<'_> {
             error.put(&mut self.to_client.bytes);
         }
         let told = async {
-            self.to_client.flush(&self.client)?;
+            self.to_client.flush(&mut self.client)?;
             while !self.to_client.is_empty() {
                 self.client.ready(Interest::WRITABLE).await?;
-                self.to_client.flush(&self.client)?;
+                self.to_client.flush(&mut self.client)?;
             }
+            self.client.close().await;
             Ok(())
         };
         match tokio::time::timeout(FLUSH_BOUND, told).await {

@@ -22,6 +22,7 @@ use super::{Guarantee, Setup, WithoutShadow};
 use crate::flights::Ticket;
 use crate::stream::Stream;
 use crate::switchboard::{Gate, Switchboard, count};
+use crate::tls::Wire;
 
 /// Bytes that wait for the server to take them, beyond which no more commands are taken.
 const UPSTREAM_BYTES_MAX: usize = 1024 * 1024;
@@ -67,7 +68,7 @@ pub(super) struct Conversation<'a> {
     pub(super) board: &'a Switchboard,
     pub(super) setup: &'a Setup,
     patience: Duration,
-    client: Stream,
+    client: Wire,
     pub(super) client_ended: bool,
     /// Nothing more is taken from the client, and it is left once all is answered.
     pub(super) closing: bool,
@@ -119,7 +120,7 @@ pub(super) struct Conversation<'a> {
 impl<'a> Conversation<'a> {
     pub(super) fn new(
         board: &'a Switchboard,
-        client: Stream,
+        client: Wire,
         setup: &'a Setup,
         patience: Duration,
     ) -> Self {
@@ -164,6 +165,7 @@ impl<'a> Conversation<'a> {
         loop {
             self.advance()?;
             if self.is_done() {
+                self.client.close().await;
                 return Ok(());
             }
             if self.settle_balance().await {
@@ -182,7 +184,7 @@ impl<'a> Conversation<'a> {
             let up = self.up.as_ref();
             let due = self.due();
             tokio::select! {
-                ready = ready(Some(&self.client), self.client_interest()) => ready?,
+                ready = heard(&self.client, self.client_interest()) => ready?,
                 ready = ready(up.map(|up| &up.stream), self.upstream_interest()) => {
                     // Reading tells what is wrong.
                     if let Err(error) = ready {
@@ -216,7 +218,7 @@ impl<'a> Conversation<'a> {
             up.flush();
         }
         self.forget_sent();
-        let taken = self.outlet.out.flush(&self.client)?;
+        let taken = self.outlet.out.flush(&mut self.client)?;
         self.note_unread(taken);
         Ok(())
     }
@@ -231,7 +233,7 @@ impl<'a> Conversation<'a> {
             bounds.received += bytes.len();
             requests.push(bytes);
         };
-        match read(&self.client, take)? {
+        match read(&mut self.client, take)? {
             Read::Some | Read::Nothing => {}
             Read::End => self.client_ended = true,
         }
@@ -241,7 +243,8 @@ impl<'a> Conversation<'a> {
     fn client_interest(&self) -> Option<Interest> {
         let reads =
             !self.client_ended && !self.closing && self.requests.held() <= self.request_room();
-        interest(reads, self.outlet.out.len() > 0)
+        let writes = self.outlet.out.len() > 0 || !self.client.is_flushed();
+        interest(reads, writes)
     }
 
     fn upstream_interest(&self) -> Option<Interest> {
@@ -708,6 +711,13 @@ fn interest(reads: bool, writes: bool) -> Option<Interest> {
         (true, false) => Some(Interest::READABLE),
         (false, true) => Some(Interest::WRITABLE),
         (false, false) => None,
+    }
+}
+
+async fn heard(client: &Wire, interest: Option<Interest>) -> io::Result<()> {
+    match interest {
+        Some(interest) => client.ready(interest).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -43,9 +43,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::refuse::{self, Refusal};
 use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
+use crate::tls::{self, Accepted, Tls, Wire};
 use conversation::Conversation;
 pub(crate) use native::Native;
 
@@ -96,6 +98,9 @@ pub struct Options {
     pub user: Option<String>,
     /// The password of the front itself and of replication. Clients bring their own.
     pub password: Option<Secret>,
+    /// TLS with clients, from the first byte on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<tls::Options>,
 }
 
 impl Default for Options {
@@ -110,6 +115,7 @@ impl Default for Options {
             stuck_ms: 60_000,
             user: None,
             password: None,
+            tls: None,
         }
     }
 }
@@ -122,16 +128,34 @@ pub(crate) struct Setup {
     routes: Vec<AtomicUsize>,
     /// How many replicas there are that are none of the front's.
     strangers: Arc<AtomicUsize>,
+    tls: Option<Tls>,
 }
 
 impl Setup {
-    pub(crate) fn new(options: &Options, native: &Native) -> Self {
+    /// # Errors
+    /// When the certificate for TLS cannot be used.
+    pub(crate) fn new(
+        options: &Options,
+        native: &Native,
+        board: &Arc<Switchboard>,
+    ) -> io::Result<Self> {
         let unknown = || AtomicUsize::new(usize::MAX);
-        Self {
+        let tls = options.tls.as_ref();
+        Ok(Self {
             options: options.clone(),
             routes: (0..commands::ROUTES).map(|_| unknown()).collect(),
             strangers: native.strangers(),
-        }
+            tls: tls.map(|tls| Tls::new(tls, &[], board)).transpose()?,
+        })
+    }
+
+    pub(crate) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
+    /// What a client has to begin with, where that is TLS.
+    pub(crate) fn speaks_tls(&self, client: &Stream) -> Option<&Tls> {
+        self.tls.as_ref().filter(|tls| tls.is_spoken(client))
     }
 
     /// Until when a write waits for a shadow; none when one is in step.
@@ -174,6 +198,15 @@ pub(crate) async fn serve(
     setup: &Setup,
     patience: Duration,
 ) -> io::Result<()> {
+    let client = match setup.speaks_tls(&client) {
+        Some(tls) => match tls.accept(client).await? {
+            Accepted::Tls(stream) => Wire::agreed(*stream)?,
+            Accepted::Cleartext(client) => {
+                return refuse::tell(client, Refusal::RedisInCleartext).await;
+            }
+        },
+        None => Wire::Plain(client),
+    };
     Conversation::new(board, client, setup, patience)
         .run()
         .await

@@ -5,12 +5,12 @@ use std::io;
 use std::time::Duration;
 
 use forebay_core::shadow::promotion::Epoch;
-use tokio::io::Interest;
 use tokio::time::Instant;
 
 use super::replies::Replies;
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Gate, Switchboard, Unserved};
+use crate::tls::Flow;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -36,14 +36,10 @@ impl Outgoing {
     }
 
     /// Writes as much as goes without waiting; how much that was.
-    pub(super) fn flush(&mut self, stream: &Stream) -> io::Result<usize> {
+    pub(super) fn flush(&mut self, mut stream: impl Flow) -> io::Result<usize> {
         let mut total = 0;
         while let Some(rest) = self.bytes.get(self.at..).filter(|rest| !rest.is_empty()) {
-            let written = stream.try_io(Interest::WRITABLE, || {
-                let flags = rustix::net::SendFlags::NOSIGNAL;
-                rustix::net::send(stream, rest, flags).map_err(Into::into)
-            });
-            match written {
+            match stream.write_now(rest) {
                 Ok(written) => {
                     self.at += written;
                     total += written;
@@ -63,6 +59,7 @@ impl Outgoing {
         if self.bytes.capacity() > KEEP_BYTES {
             self.bytes = Vec::new();
         }
+        stream.flush_now()?;
         Ok(total)
     }
 }
@@ -84,7 +81,7 @@ thread_local! {
 }
 
 /// Reads once, without waiting.
-pub(super) fn read(stream: &Stream, mut take: impl FnMut(&[u8])) -> io::Result<Read> {
+pub(super) fn read(mut stream: impl Flow, mut take: impl FnMut(&[u8])) -> io::Result<Read> {
     BUFFER.with_borrow_mut(|buffer| match stream.read_now(buffer) {
         Ok(0) => Ok(Read::End),
         Ok(length) => {

@@ -1,6 +1,6 @@
 //! A client that shows what the server says, message by message.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -24,11 +24,16 @@ impl Answer {
 }
 
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Bytes>,
     /// Process and secret.
     pub(crate) key: Vec<u8>,
     pub(crate) parameters: Vec<(String, String)>,
 }
+
+/// What a client speaks over.
+pub(crate) trait Bytes: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Bytes for T {}
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
@@ -52,13 +57,23 @@ pub(crate) fn query(sql: &str) -> Vec<u8> {
     message(b'Q', format!("{sql}\0").as_bytes())
 }
 
+/// A connection that gives up after a while.
+pub(crate) fn tcp(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream
+}
+
 impl Client {
     pub(crate) fn connect(port: u16, user: &str) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(30)))
-            .unwrap();
+        Self::over(tcp(port), user)
+    }
+
+    /// Opens a session.
+    pub(crate) fn over(mut stream: impl Bytes + 'static, user: &str) -> Self {
         let parameters = format!("user\0{user}\0database\0postgres\0application_name\0a test\0\0");
         let mut opening = 196_608_u32.to_be_bytes().to_vec();
         opening.extend(parameters.as_bytes());
@@ -67,7 +82,7 @@ impl Client {
             .write_all(&[length.to_be_bytes().to_vec(), opening].concat())
             .unwrap();
         let mut client = Self {
-            stream,
+            stream: Box::new(stream),
             key: Vec::new(),
             parameters: Vec::new(),
         };

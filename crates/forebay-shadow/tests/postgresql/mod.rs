@@ -1,5 +1,7 @@
 //! Two real servers and a front before them.
 
+#[path = "../certificate/mod.rs"]
+pub(crate) mod certificate;
 pub(crate) mod client;
 mod edges;
 mod ledger;
@@ -77,12 +79,22 @@ pub(crate) struct Wanted {
     pub(crate) guarantee: Guarantee,
     pub(crate) authentication: &'static str,
     pub(crate) rebuild: bool,
+    pub(crate) tls: Encryption,
+}
+
+/// Whether the front speaks TLS with clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    None,
+    Offered,
+    Required,
 }
 
 pub(crate) const PLAIN: Wanted = Wanted {
     guarantee: Guarantee::Fast,
     authentication: "trust",
     rebuild: false,
+    tls: Encryption::None,
 };
 
 fn free_port() -> u16 {
@@ -241,6 +253,10 @@ impl Cluster {
             app: format!("pg-{port}"),
             address: format!("127.0.0.1:{port}").parse().unwrap(),
         };
+        let tls = (wanted.tls != Encryption::None).then(|| forebay_shadow::tls::Options {
+            require: wanted.tls == Encryption::Required,
+            ..certificate::options(base, "front")
+        });
         let plan = Plan {
             name: "test".to_owned(),
             mode: Mode::Postgres(Options {
@@ -254,6 +270,7 @@ impl Cluster {
                 data: Default::default(),
                 programs: PathBuf::new(),
                 passwords: Default::default(),
+                tls,
             }),
             listen: vec![format!("127.0.0.1:{}", self.front).parse().unwrap()],
             instances: self.ports.iter().map(instance).collect(),
@@ -413,6 +430,11 @@ impl Cluster {
             // One that has ended since stands as well.
             rustix::process::kill_process(pid, rustix::process::Signal::STOP).ok();
         }
+    }
+
+    /// The certificate of the front, where it has one.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.base.path().join("front.crt")
     }
 
     pub(crate) fn psql_at(&self, port: u16, user: &str, sql: &str) -> String {

@@ -18,7 +18,7 @@ use forebay_shadow::redis::Options;
 use forebay_shadow::status::{Status, Transition};
 use forebay_shadow::switchboard::Instance;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How long anything may take.
@@ -395,16 +395,25 @@ pub(crate) enum Reply {
 /// A client.
 #[derive(Debug)]
 pub(crate) struct Client {
-    stream: tokio::io::BufStream<TcpStream>,
+    stream: tokio::io::BufStream<Box<dyn Bytes>>,
 }
+
+/// What a client speaks over.
+pub(crate) trait Bytes: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Bytes for T {}
 
 impl Client {
     pub(crate) async fn connect(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream: tokio::io::BufStream::new(stream),
-        })
+        Ok(Self::over(stream))
+    }
+
+    pub(crate) fn over(stream: impl Bytes + 'static) -> Self {
+        Self {
+            stream: tokio::io::BufStream::new(Box::new(stream)),
+        }
     }
 
     pub(crate) async fn ask(&mut self, text: &str) -> Reply {

@@ -8,10 +8,13 @@
 
 mod balance;
 mod bounds;
+#[path = "../certificate/mod.rs"]
+mod certificate;
 mod changes;
 mod harness;
 mod load;
 mod loss;
+mod tls;
 mod tools;
 
 use std::time::Duration;

@@ -1,23 +1,15 @@
 //! The same fronts, asked over TLS.
 
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
-
 use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::http::Options;
-use forebay_shadow::http::tls::{self, Pem};
-use forebay_shadow::secret::Secret;
+use forebay_shadow::tls::Pem;
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::certificate::{self, believer, certificate};
 use crate::http2::{self, curl};
 use crate::instances;
 use crate::instances::stage::{Client, Stage};
@@ -25,41 +17,11 @@ use crate::{PATIENCE, Speaks, under_load};
 
 pub(crate) type Stream = TlsStream<TcpStream>;
 
-/// Makes a certificate of a server `test` that vouches for itself.
-fn certificate(directory: &Path, name: &str) -> Pem {
-    let path = |end: &str| directory.join(format!("{name}.{end}"));
-    let config = "[req]\ndistinguished_name=dn\nx509_extensions=ext\n[dn]\n[ext]\n\
-                  subjectAltName=DNS:test\nbasicConstraints=critical,CA:FALSE\n";
-    std::fs::write(path("cnf"), config).unwrap();
-    let output = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"])
-        .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
-        .args(["-subj", "/CN=test", "-config"])
-        .arg(path("cnf"))
-        .arg("-keyout")
-        .arg(path("key"))
-        .arg("-out")
-        .arg(path("crt"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    Pem {
-        chain: std::fs::read_to_string(path("crt")).unwrap(),
-        key: Secret(std::fs::read_to_string(path("key")).unwrap()),
-    }
-}
-
 /// A front that speaks TLS, with a place for certificates, the first of which is `first.crt`.
 pub(crate) async fn stage() -> (Stage, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let options = tls::Options {
-        certificate_file: directory.path().join("first.crt"),
-        key_file: directory.path().join("first.key"),
-        pem: certificate(directory.path(), "first"),
-        listen: Vec::new(),
-    };
     let options = Options {
-        tls: Some(options),
+        tls: Some(certificate::options(directory.path(), "first")),
         forwarded_for: true,
         ..Options::default()
     };
@@ -72,20 +34,10 @@ pub(crate) async fn stage() -> (Stage, tempfile::TempDir) {
 
 /// A connection of somebody who believes one certificate.
 async fn connect(stage: &Stage, chain: &str, protocol: &str) -> std::io::Result<Stream> {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(chain.as_bytes()).unwrap())
-        .unwrap();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     let stream = TcpStream::connect(stage.front).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let name = "test".try_into().unwrap();
-    let connector = TlsConnector::from(Arc::new(config));
+    let connector = TlsConnector::from(believer(chain, protocol));
     connector.connect(name, stream).await
 }
 

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use forebay_host::regular;
-use forebay_shadow::http::tls::{self, Pem};
 use forebay_shadow::listen::Listen;
 use forebay_shadow::secret::Secret;
+use forebay_shadow::tls::{self, Pem};
 
 use super::app::absolute;
 use super::error::{Findings, Problem};
@@ -66,6 +66,7 @@ pub(super) fn resolve(
         key_file,
         pem: pem.ok()?,
         listen,
+        require: section.take::<bool>("require").is_some_and(|set| set.value),
     })
 }
 

@@ -9,7 +9,8 @@ use forebay_host::regular;
 use forebay_shadow::listen::Listen;
 use forebay_shadow::mode::Mode;
 use forebay_shadow::secret::Secret;
-use forebay_shadow::{http, postgres, proxy, redis};
+use forebay_shadow::stream::Address;
+use forebay_shadow::{http, postgres, proxy, redis, tls};
 
 use super::app::absolute;
 use super::certificate;
@@ -36,10 +37,16 @@ pub(super) fn mode(
 ) -> Option<Mode> {
     for name in SECTIONS.into_iter().filter(|name| *name != word) {
         if let Some(at) = front.at(name) {
-            let problem = Problem::new(
-                format!("the front's mode is {word}"),
-                format!("leave this out, or set mode = \"{name}\""),
-            );
+            let speaks_tls = front.take_section(name).at("tls").is_some();
+            let remedy = if word == "tcp" && speaks_tls {
+                format!(
+                    "leave this out: mode tcp passes TLS on as it comes, and the instances have the \
+                     certificate; or set mode = \"{name}\""
+                )
+            } else {
+                format!("leave this out, or set mode = \"{name}\"")
+            };
+            let problem = Problem::new(format!("the front's mode is {word}"), remedy);
             findings.add(at, front.key(name), problem);
         }
     }
@@ -102,7 +109,7 @@ fn of_http(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) 
     };
     let (mirrored, spread) = (share("mirror"), share("spread"));
     let within = bounded(&mut section, "spread_within", SHORT, findings);
-    let tls = section.take::<Section>("tls");
+    let tls = encryption(&mut section, host, findings);
     http::Options {
         forwarded_for: is_set(&mut section, "forwarded_for"),
         mirror: http::mirror::Options {
@@ -118,8 +125,18 @@ fn of_http(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) 
                 u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
             }),
         },
-        tls: tls.and_then(|tls| certificate::resolve(tls.value, host, findings)),
+        tls,
     }
+}
+
+/// What TLS with clients needs.
+fn encryption(
+    section: &mut Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<tls::Options> {
+    let tls = section.take::<Section>("tls")?;
+    certificate::resolve(tls.value, host, findings)
 }
 
 /// Notes addresses of a mode at which the front does not listen.
@@ -129,19 +146,24 @@ pub(super) fn check_addresses(
     front: &Section,
     findings: &mut Findings<'_>,
 ) {
-    let Mode::Http(http::Options { tls: Some(tls), .. }) = mode else {
+    let Some(tls) = mode.tls() else {
         return;
     };
+    let key = format!("{}.tls.listen", front.key(&mode.to_string()));
+    let mut add = |problem| findings.add(front.at, key.clone(), problem);
     for address in tls.listen.iter().filter(|one| !listen.contains(one)) {
-        let problem = Problem::new(
+        add(Problem::new(
             format!("the front does not listen on {address}"),
             "name addresses that its own `listen` has, too",
-        );
-        findings.add(
-            front.at,
-            format!("{}.tls.listen", front.key("http")),
-            problem,
-        );
+        ));
+    }
+    let Mode::Postgres(_) = mode else { return };
+    let is_local = |address: &&Listen| matches!(address, Listen::At(Address::Unix(_)));
+    for address in tls.listen.iter().filter(is_local) {
+        add(Problem::new(
+            format!("clients of PostgreSQL do not speak TLS on a Unix socket, as {address} is"),
+            "name addresses of TCP",
+        ));
     }
 }
 
@@ -176,6 +198,7 @@ fn of_redis(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>)
             .unwrap_or(defaults.command_bytes_max),
         user: section.take::<String>("user").map(|user| user.value),
         password: password(&mut section, host, findings).map(Secret),
+        tls: encryption(&mut section, host, findings),
     }
 }
 
@@ -186,6 +209,7 @@ fn of_postgres(
 ) -> Option<postgres::Options> {
     let rebuild_after = bounded(&mut section, "rebuild_after", SHORT, findings);
     let password = password(&mut section, host, findings).map(Secret);
+    let tls = encryption(&mut section, host, findings);
     let Some(user) = section.take::<String>("user") else {
         if !section.refused {
             let problem = Problem::new(
@@ -198,6 +222,7 @@ fn of_postgres(
     };
     let mut options = postgres::Options::new(user.value);
     options.password = password;
+    options.tls = tls;
     options.guarantee = match section.take::<&str>("guarantee") {
         Some(At {
             value: "strict", ..

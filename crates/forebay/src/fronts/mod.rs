@@ -23,8 +23,6 @@ use forebay_shadow::control::{
     ANSWER_BOUND, Answer, CHANGE_BOUND, Counts, Line, Request, STATUS_BOUND,
 };
 use forebay_shadow::fence::Hierarchy;
-use forebay_shadow::http::Options;
-use forebay_shadow::mode::Mode;
 use forebay_shadow::status::{Left, Status, Transition};
 use tokio::sync::watch;
 
@@ -552,7 +550,7 @@ async fn join(
 /// Hands a front each certificate that stands in its files, which it may not read itself: the
 /// first one, too, since the front may have begun with a plan that was written long ago.
 async fn renew(front: &FrontConfig, control: &Path) -> io::Result<Infallible> {
-    let Mode::Http(Options { tls: Some(tls), .. }) = &front.mode else {
+    let Some(tls) = front.mode.tls() else {
         return std::future::pending().await;
     };
     let mut line = Line::connect(control).await?;

@@ -135,21 +135,39 @@ const FRONT_HTTP: &[Key] = &[
     ),
 ];
 
+const CERTIFICATE: Key = key(
+    "certificate",
+    Kind::Text,
+    "File with the front's certificate and then those that vouch for it, in PEM",
+);
+const CERTIFICATE_KEY: Key = key(
+    "key",
+    Kind::Text,
+    "File with the certificate's private key in PEM, not for everybody",
+);
+
 const FRONT_TLS: &[Key] = &[
-    key(
-        "certificate",
-        Kind::Text,
-        "File with the front's certificate and then those that vouch for it, in PEM",
-    ),
-    key(
-        "key",
-        Kind::Text,
-        "File with the certificate's private key in PEM, not for everybody",
-    ),
+    CERTIFICATE,
+    CERTIFICATE_KEY,
     key(
         "listen",
         Kind::Texts,
-        "Those of the front's addresses at which TLS is spoken (default: all)",
+        "Those of the front's addresses at which TLS is spoken, and nothing else (default: all)",
+    ),
+];
+
+const FRONT_POSTGRES_TLS: &[Key] = &[
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    key(
+        "listen",
+        Kind::Texts,
+        "Those of the front's addresses at which TLS is offered (default: all of TCP)",
+    ),
+    key(
+        "require",
+        Kind::Bool,
+        "Whether clients that do not ask for TLS are refused there (default false)",
     ),
 ];
 
@@ -202,6 +220,11 @@ const FRONT_REDIS: &[Key] = &[
         Kind::Text,
         "File with that user's password on its first line, for its owner alone",
     ),
+    key(
+        "tls",
+        Kind::Section(FRONT_TLS),
+        "What TLS with clients needs; without this section they are spoken with in cleartext",
+    ),
 ];
 
 const FRONT_POSTGRES: &[Key] = &[
@@ -249,5 +272,10 @@ const FRONT_POSTGRES: &[Key] = &[
         "rebuild_after",
         Kind::Duration,
         "How long an instance may be away before it is rebuilt, 1ms to 10min (default 2s)",
+    ),
+    key(
+        "tls",
+        Kind::Section(FRONT_POSTGRES_TLS),
+        "What TLS with clients that ask for it needs; without this section they are told that there is none",
     ),
 ];

@@ -465,22 +465,60 @@ fn a_certificate_and_its_key_are_read_and_judged() {
         "listen = [\"127.0.0.1:9\"]\n",
         "fronts.w.http.tls.listen: the front does not listen on 127.0.0.1:9",
     );
-    let config = parse(&front_of("http", section), "f", &host).unwrap();
-    let front = config.fronts.into_values().next().unwrap();
-    let Mode::Http(http) = &front.mode else {
-        panic!("another mode");
+    // The others have the same keys, and postgres one more.
+    let config = |mode: &str, section: &str| {
+        let config = parse(&front_of(mode, section), "f", &host).unwrap();
+        config.fronts.into_values().next().unwrap()
     };
-    let tls = http.tls.as_ref().unwrap();
-    assert_eq!(tls.pem.key.0, key);
-    assert_eq!(tls.certificate_file, PathBuf::from("/crt"));
+    let of_redis = section.replace("http", "redis");
+    let of_postgres = format!(
+        "[fronts.w.postgres]\nuser = \"p\"\n{}require = true\n",
+        section.replace("http", "postgres")
+    );
+    for (mode, section) in [
+        ("http", section),
+        ("redis", &of_redis),
+        ("postgres", &of_postgres),
+    ] {
+        let front = config(mode, section);
+        let tls = front.mode.tls().unwrap();
+        assert_eq!(tls.pem.key.0, key);
+        assert_eq!(tls.certificate_file, PathBuf::from("/crt"));
+        assert_eq!(tls.require, mode == "postgres");
+        assert!(
+            !format!("{front:?}").contains("PRIVATE"),
+            "it would reach logs"
+        );
+        let plan = front.plan("/var/lib/forebay".as_ref());
+        let without = plan.without_secrets();
+        assert_eq!(without.mode.tls().unwrap().pem.key.0, "");
+        let text = serde_json::to_string(&plan).unwrap();
+        let read: forebay_shadow::front::Plan = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, plan);
+    }
+    check(
+        &front_of("redis", &format!("{of_redis}require = true\n")),
+        &[
+            "f:14: fronts.w.redis.tls.require: unknown key `require` in [fronts.w.redis.tls]; the keys are certificate, key, listen",
+        ],
+    );
+    let text = front_of("postgres", &format!("{of_postgres}listen = [\"/run/w\"]\n"));
+    let text = text.replace("listen = [\"127.0.0.1:1\"]", "listen = [\"/run/w\"]");
+    let errors = parse(&text, "f", &host).unwrap_err().to_string();
     assert!(
-        !format!("{front:?}").contains("PRIVATE"),
-        "it would reach logs"
+        errors.contains("clients of PostgreSQL do not speak TLS on a Unix socket, as /run/w is"),
+        "{errors}"
     );
     check(
         &front_of("http", "[fronts.w.http.tls]\nkey = \"/key\"\n"),
         &[
             "f:11: fronts.w.http.tls.certificate: the front has no certificate to speak TLS with; name the file that holds it in PEM",
+        ],
+    );
+    check(
+        &front_of("tcp", "[fronts.w.redis.tls]\nkey = \"/key\"\n"),
+        &[
+            "f:11: fronts.w.redis: the front's mode is tcp; leave this out: mode tcp passes TLS on as it comes, and the instances have the certificate; or set mode = \"redis\"",
         ],
     );
 }

@@ -2,16 +2,23 @@
 //!
 //! A certificate is renewed while the front runs: connections that are there keep the old one, the
 //! next ones get the new one. The front itself could not read its key: only its owner may.
+//!
+//! Which mode speaks it how is the mode's: `http` and `redis` from the first byte on
+//! ([`Tls::accept`]), `postgres` once a client has asked for it ([`Tls::agree`]). Agreeing is bounded
+//! in time and number, and whoever fails is counted as refused and told of once in a while.
+
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -19,16 +26,20 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
+pub(crate) use self::wire::{Flow, Wire};
+use crate::front::Complaint;
 use crate::listen::Listen;
 use crate::secret::Secret;
 use crate::stream::{Address, Stream};
+use crate::switchboard::{Switchboard, count};
 
 /// How long a client may take until both sides have agreed.
 const HANDSHAKE_BOUND: Duration = Duration::from_secs(10);
-/// The first byte of TLS, which no method of HTTP begins with.
-const HANDSHAKE: u8 = 0x16;
-/// What is offered, the best one first (RFC 7301).
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// Clients that agree at the same time, beyond which they wait for each other within that bound. One
+/// that has said nothing yet is not among them.
+const HANDSHAKES_MAX: usize = 512;
+/// The first byte of TLS, which nothing that is spoken in cleartext begins with.
+pub(crate) const HANDSHAKE: u8 = 0x16;
 
 /// What can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +53,10 @@ pub struct Options {
     pub pem: Pem,
     /// Addresses at which TLS is spoken; all where none is named.
     pub listen: Vec<Listen>,
+    /// Whether clients that could do without have to speak it: those of mode `postgres`, which say
+    /// in cleartext that they would like to. In the other modes all have to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require: bool,
 }
 
 /// A certificate with its key.
@@ -74,10 +89,10 @@ impl Pem {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), Error> {
-        self.server().map(drop)
+        self.server(&[]).map(drop)
     }
 
-    fn server(&self) -> Result<ServerConfig, Error> {
+    fn server(&self, protocols: &[&[u8]]) -> Result<ServerConfig, Error> {
         let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes());
         let chain: Result<Vec<_>, _> = chain.collect();
         let chain = chain.map_err(|error| Error::Certificate(error.to_string()))?;
@@ -95,7 +110,7 @@ impl Pem {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(pair)?;
-        server.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        server.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(server)
     }
 }
@@ -116,14 +131,25 @@ fn addresses(listen: &[Listen]) -> io::Result<Vec<Address>> {
 #[derive(Debug)]
 pub(crate) struct Tls {
     listen: Vec<Address>,
+    /// All clients have to speak it.
+    pub(crate) is_required: bool,
+    /// What is offered by ALPN, the best one first (RFC 7301).
+    protocols: &'static [&'static [u8]],
     server: RwLock<Arc<ServerConfig>>,
+    room: Semaphore,
+    board: Arc<Switchboard>,
+    complaint: Mutex<Complaint>,
 }
 
 impl Tls {
     /// # Errors
     /// When the certificate cannot be used.
-    pub(crate) fn new(options: &Options) -> io::Result<Self> {
-        let server = options.pem.server().map_err(|error| {
+    pub(crate) fn new(
+        options: &Options,
+        protocols: &'static [&'static [u8]],
+        board: &Arc<Switchboard>,
+    ) -> io::Result<Self> {
+        let server = options.pem.server(protocols).map_err(|error| {
             let files = (
                 options.certificate_file.display(),
                 options.key_file.display(),
@@ -133,7 +159,12 @@ impl Tls {
         })?;
         Ok(Self {
             listen: addresses(&options.listen)?,
+            is_required: options.require,
+            protocols,
             server: RwLock::new(Arc::new(server)),
+            room: Semaphore::new(HANDSHAKES_MAX),
+            board: Arc::clone(board),
+            complaint: Mutex::new(Complaint::default()),
         })
     }
 
@@ -142,7 +173,7 @@ impl Tls {
     /// # Errors
     /// When it cannot be used; the one before stays.
     pub(crate) fn renew(&self, pem: &Pem) -> Result<(), Error> {
-        let server = Arc::new(pem.server()?);
+        let server = Arc::new(pem.server(self.protocols)?);
         *self.server.write().unwrap_or_else(PoisonError::into_inner) = server;
         Ok(())
     }
@@ -175,20 +206,61 @@ impl Tls {
             }
     }
 
-    /// Agrees with a client on keys and on what is spoken.
+    /// Agrees with a client that has to begin with TLS.
     ///
     /// # Errors
     /// When it does not go on for ten seconds, or does not speak TLS as it is spoken here.
     pub(crate) async fn accept(&self, stream: Stream) -> io::Result<Accepted> {
-        timeout(HANDSHAKE_BOUND, async {
-            if first_byte(&stream).await? != Some(HANDSHAKE) {
-                return Ok(Accepted::Cleartext(stream));
+        let until = Instant::now() + HANDSHAKE_BOUND;
+        match within(until, first_byte(&stream)).await {
+            Ok(Some(HANDSHAKE)) => {
+                let stream = self.agree(stream, until).await?;
+                Ok(Accepted::Tls(Box::new(stream)))
             }
-            let stream = TlsAcceptor::from(self.server()).accept(stream).await?;
-            Ok(Accepted::Tls(Box::new(stream)))
-        })
-        .await?
+            Ok(said) => {
+                if said.is_some() {
+                    count(&self.board.counters.refused);
+                }
+                Ok(Accepted::Cleartext(stream))
+            }
+            Err(error) => Err(self.refused(error)),
+        }
     }
+
+    /// Agrees with a client that begins TLS now.
+    ///
+    /// # Errors
+    /// When it is not done by then, or the client does not speak TLS as it is spoken here.
+    pub(crate) async fn agree(
+        &self,
+        stream: Stream,
+        until: Instant,
+    ) -> io::Result<TlsStream<Stream>> {
+        let agreed = within(until, async {
+            let _place = self.room.acquire().await.map_err(io::Error::other)?;
+            TlsAcceptor::from(self.server()).accept(stream).await
+        });
+        agreed.await.map_err(|error| self.refused(error))
+    }
+
+    /// Counts a client that does not speak TLS as it has to, and says so once in a while.
+    pub(crate) fn refused(&self, error: io::Error) -> io::Error {
+        count(&self.board.counters.refused);
+        let mut complaint = self
+            .complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        complaint.add("a client did not agree on TLS", &error);
+        error
+    }
+}
+
+/// What comes of it in time.
+async fn within<T>(until: Instant, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout_at(until, what).await.unwrap_or_else(|_| {
+        let why = format!("it took longer than {} s", HANDSHAKE_BOUND.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// What a client speaks where TLS is due.
@@ -199,13 +271,8 @@ pub(crate) enum Accepted {
     Cleartext(Stream),
 }
 
-/// Whether both sides have agreed on HTTP/2.
-pub(crate) fn is_http2(stream: &TlsStream<Stream>) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0])
-}
-
 /// What a client says first, which stays where it is; nothing when it says nothing.
-async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
+pub(crate) async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
     loop {
         stream.ready(Interest::READABLE).await?;
         let mut byte = [0];
@@ -225,11 +292,14 @@ async fn first_byte(stream: &Stream) -> io::Result<Option<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
     use tokio::time::Instant;
 
     use super::*;
+    use crate::switchboard::Instance;
 
     /// A certificate that vouches for itself, by the tool that everybody has.
     fn pem() -> Pem {
@@ -255,7 +325,20 @@ mod tests {
             key_file: "/etc/shop.key".into(),
             pem: pem(),
             listen,
+            require: false,
         }
+    }
+
+    fn tls(options: &Options) -> io::Result<Tls> {
+        let instance = Instance {
+            app: "a".to_owned(),
+            address: "/nonexistent/a".parse().unwrap(),
+        };
+        Tls::new(
+            options,
+            &[],
+            &Arc::new(Switchboard::new(vec![instance], 0, 1)),
+        )
     }
 
     #[test]
@@ -284,11 +367,11 @@ mod tests {
             let mut bad = good.clone();
             bad.pem.chain = chain.to_owned();
             bad.pem.key = Secret(key.to_owned());
-            let why = Tls::new(&bad).unwrap_err().to_string();
+            let why = tls(&bad).unwrap_err().to_string();
             assert!(why.contains(words), "{why}");
             assert!(why.contains("/etc/shop.crt and /etc/shop.key"), "{why}");
         }
-        assert!(Tls::new(&good).is_ok());
+        assert!(tls(&good).is_ok());
     }
 
     #[tokio::test]
@@ -319,10 +402,30 @@ mod tests {
             ),
         ] {
             let addresses = listen.iter().map(|text| text.parse().unwrap());
-            let tls = Tls::new(&options(addresses.collect())).unwrap();
+            let tls = tls(&options(addresses.collect())).unwrap();
             let spoken = (tls.is_spoken(&tcp), tls.is_spoken(&unix));
             assert_eq!(spoken, expected, "{listen:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_one_too_many_waits_for_the_others_and_not_for_ever() {
+        let tls = tls(&options(Vec::new())).unwrap();
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        client.write_all(b"\x16\x03\x01").await.unwrap();
+        let all = tls.room.try_acquire_many(512).unwrap();
+        let error = tls.accept(Stream::Unix(stream)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        // One that has said nothing keeps nobody waiting.
+        drop(all);
+        let (_silent, stream) = UnixStream::pair().unwrap();
+        let accepting = tls.accept(Stream::Unix(stream));
+        let looks = async {
+            tokio::time::sleep(HANDSHAKE_BOUND / 2).await;
+            tls.room.available_permits()
+        };
+        let (accepted, free) = tokio::join!(accepting, looks);
+        assert_eq!((accepted.is_err(), free), (true, HANDSHAKES_MAX));
     }
 
     #[tokio::test(start_paused = true)]
@@ -332,13 +435,14 @@ mod tests {
             b"\x16\x03\x01",
             b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
         ] {
-            let tls = Tls::new(&options(Vec::new())).unwrap();
+            let tls = tls(&options(Vec::new())).unwrap();
             let (mut client, stream) = UnixStream::pair().unwrap();
             client.write_all(bytes).await.unwrap();
             let began = Instant::now();
             let error = tls.accept(Stream::Unix(stream)).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
             assert_eq!(began.elapsed().as_secs(), HANDSHAKE_BOUND.as_secs());
+            assert_eq!(tls.board.counters.refused.load(Ordering::Relaxed), 1);
         }
     }
 }
