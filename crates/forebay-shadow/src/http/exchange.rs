@@ -442,7 +442,7 @@ impl Ends<'_> {
             ticket.heard();
         }
         match read {
-            Poll::Pending => self.client.link.poll_gone(context).map(fault_of_client),
+            Poll::Pending => self.client.poll_gone(context).map(fault_of_client),
             Poll::Ready(read) => Poll::Ready(read.map(|_| from).map_err(Fault::Instance)),
         }
     }
@@ -555,7 +555,7 @@ impl Ends<'_> {
                         Poll::Ready(Some(passed)) => return Poll::Ready(passed),
                         Poll::Ready(None) => {}
                         Poll::Pending => {
-                            return self.client.link.poll_gone(context).map(fault_of_client);
+                            return self.client.poll_gone(context).map(fault_of_client);
                         }
                     }
                 }
