@@ -174,6 +174,7 @@ pub(crate) async fn serve(
     setup: &Setup,
     patience: Duration,
 ) -> io::Result<()> {
+    client.bound_vanished()?;
     Conversation::new(board, client, setup, patience)
         .run()
         .await
