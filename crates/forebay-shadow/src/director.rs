@@ -16,7 +16,7 @@ use crate::member::{self, Member};
 use crate::ping::Ping;
 use crate::status::{About, Failure, Left, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream, is_refusal};
-use crate::succession::{Outcome, Testament};
+use crate::succession::{Outcome, Successor, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Renewal, Standing, Synchroniser, Witness};
 use crate::unread::Unread;
@@ -71,6 +71,7 @@ pub(crate) enum Order {
     Yield(
         oneshot::Sender<Result<Testament, String>>,
         oneshot::Receiver<Outcome>,
+        Option<Successor>,
     ),
     /// An instance is not to take over until told otherwise.
     Detach(String, Detached, oneshot::Sender<Result<(), String>>),
@@ -135,6 +136,8 @@ pub(crate) struct Director {
     failures: Vec<Failure>,
     /// Another process says who serves.
     succeeded: bool,
+    /// Instances that are being ended.
+    endings: Endings,
 }
 
 /// What was done beside the director.
@@ -168,6 +171,8 @@ pub(crate) struct Parts {
     pub(crate) grace: Duration,
     /// Which process this is.
     pub(crate) about: About,
+    /// Instances that are being ended, also after the director has ended.
+    pub(crate) endings: Endings,
 }
 
 impl Director {
@@ -210,6 +215,7 @@ impl Director {
             about: parts.about,
             failures: Vec::new(),
             succeeded: false,
+            endings: parts.endings,
         }
     }
 
@@ -345,7 +351,9 @@ impl Director {
                     reply.send(Err(why)).ok();
                 }
             },
-            Order::Yield(reply, verdict) => self.give_way(reply, verdict).await,
+            Order::Yield(reply, verdict, successor) => {
+                self.give_way(reply, verdict, successor).await;
+            }
             Order::Detach(app, detached, reply) => {
                 let detach = self.shadow(&app).map(|slot| {
                     if let Some(place) = self.detached.get_mut(slot) {
@@ -695,10 +703,12 @@ fn words(standing: &Standing) -> &str {
     }
 }
 
+mod endings;
 mod standings;
 mod steps;
 mod succeed;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use endings::Endings;
 pub(crate) use succeed::Heritage;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Cause, Epoch, Input, Slot, Step};
+use tokio::sync::mpsc;
 
 use super::{Director, Note};
 use crate::epoch::Record;
@@ -251,15 +252,21 @@ impl Director {
     pub(super) fn end(&self, app: String, pid: u32, fence: Arc<Fence>) {
         let notes = self.notes.clone();
         let board = Arc::clone(&self.board);
+        let ending = self.endings.begin();
         tokio::spawn(async move {
             // Whoever comes in its place is reached at its address: nobody may take that one for the
             // primary.
             board.followers.heard().await;
             if let Err(why) = member::end(&app, &fence).await {
-                // The director may have ended.
                 let left = Left { app, pid, why };
-                notes.send(Note::Left(left)).await.ok();
+                if let Err(mpsc::error::SendError(Note::Left(left))) =
+                    notes.send(Note::Left(left)).await
+                {
+                    // Another process directs by now.
+                    tracing::error!(app = left.app, pid = left.pid, why = left.why, "not ended");
+                }
             }
+            drop(ending);
         });
     }
 

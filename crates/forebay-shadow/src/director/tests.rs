@@ -56,6 +56,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
         status: watch::channel(Status::default()).0,
         grace: Duration::ZERO,
         about: About::default(),
+        endings: Endings::default(),
     })
 }
 
@@ -394,7 +395,7 @@ async fn a_director_that_gave_way_goes_on_only_if_nobody_took_its_place() {
                 other.unlock().unwrap();
             }
         };
-        tokio::join!(director.give_way(reply, judged), outcome);
+        tokio::join!(director.give_way(reply, judged, None), outcome);
         assert_eq!(director.succeeded, succeeds);
     }
     assert!(director.epochs.lock().is_err(), "it is the other one's");
