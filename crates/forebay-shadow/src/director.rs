@@ -17,7 +17,7 @@ use crate::member::{self, Member};
 use crate::ping::Ping;
 use crate::status::{About, Failure, Left, MemberStatus, Status, Transition};
 use crate::stream::{Address, Stream, is_refusal};
-use crate::succession::{Outcome, Testament};
+use crate::succession::{Outcome, Successor, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Renewal, Standing, Synchroniser, Witness};
 use crate::unread::Unread;
@@ -66,6 +66,7 @@ pub(crate) enum Order {
     Yield(
         oneshot::Sender<Result<Testament, String>>,
         oneshot::Receiver<Outcome>,
+        Option<Successor>,
     ),
     /// An instance is not to take over until told otherwise.
     Detach(String, Detached, oneshot::Sender<Result<(), String>>),
@@ -131,6 +132,8 @@ pub(crate) struct Director {
     /// Another process says who serves.
     succeeded: bool,
     looks: Looks,
+    /// Instances that are being ended.
+    endings: Endings,
 }
 
 /// What was done beside the director.
@@ -164,6 +167,8 @@ pub(crate) struct Parts {
     pub(crate) grace: Duration,
     /// Which process this is.
     pub(crate) about: About,
+    /// Instances that are being ended, also after the director has ended.
+    pub(crate) endings: Endings,
 }
 
 impl Director {
@@ -209,6 +214,7 @@ impl Director {
             failures: Vec::new(),
             succeeded: false,
             looks: Looks::new(Instant::now())?,
+            endings: parts.endings,
         })
     }
 
@@ -342,7 +348,9 @@ impl Director {
                     reply.send(Err(why)).ok();
                 }
             },
-            Order::Yield(reply, verdict) => self.give_way(reply, verdict).await,
+            Order::Yield(reply, verdict, successor) => {
+                self.give_way(reply, verdict, successor).await;
+            }
             Order::Detach(app, detached, reply) => {
                 let detach = self.shadow(&app).map(|slot| {
                     if let Some(place) = self.detached.get_mut(slot) {
@@ -692,6 +700,7 @@ fn words(standing: &Standing) -> &str {
     }
 }
 
+mod endings;
 mod looks;
 mod standings;
 mod steps;
@@ -700,5 +709,6 @@ mod succeed;
 mod tests;
 mod ticks;
 
+pub(crate) use endings::Endings;
 use looks::{Looks, Waits};
 pub(crate) use succeed::Heritage;

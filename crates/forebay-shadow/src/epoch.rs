@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use forebay_core::shadow::promotion::Epoch;
 
@@ -79,7 +79,10 @@ impl EpochFile {
                 "another process of this front says who serves",
             ),
             other => other.into(),
-        })
+        })?;
+        // Whoever had it before may have written.
+        *self.written() = None;
+        Ok(())
     }
 
     /// Leaves that right to another process.
@@ -108,6 +111,15 @@ impl EpochFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn written(&self) -> MutexGuard<'_, Option<u64>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn records_written(&self) -> u64 {
+        self.written().map_or(0, |number| number + 1)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -142,7 +154,7 @@ impl EpochFile {
     /// What the file system says.
     pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
         // One at a time, or two would go to the same sector.
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written();
         let before = match *written {
             Some(before) => Some(before),
             None => self.read()?.map(|(number, _)| number),
@@ -248,6 +260,29 @@ mod tests {
                 assert_eq!(latest.epoch, left, "cut at {cut}");
             }
         }
+    }
+
+    /// A process that took the right back went on counting where it had stopped, so that its records
+    /// were older than those of the process between.
+    #[test]
+    fn what_was_written_meanwhile_is_older_than_what_is_written_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("epoch");
+        let (one, other) = (
+            EpochFile::open(&path).unwrap(),
+            EpochFile::open(&path).unwrap(),
+        );
+        one.lock().unwrap();
+        one.write(&record(1)).unwrap();
+        one.unlock().unwrap();
+        other.lock().unwrap();
+        for epoch in [2, 3, 4] {
+            other.write(&record(epoch)).unwrap();
+        }
+        other.unlock().unwrap();
+        one.lock().unwrap();
+        one.write(&record(5)).unwrap();
+        assert_eq!(other.latest().unwrap(), Some(record(5)));
     }
 
     #[test]

@@ -34,6 +34,8 @@ use crate::switchboard::{Gate, Instance, Losses, Routing, Switchboard};
 
 /// How long a process may take to follow, before it is ended.
 const FOLLOW_BOUND: Duration = Duration::from_millis(500);
+/// How long the process whose place is taken may take until it follows.
+const BEGIN_BOUND: Duration = Duration::from_secs(5);
 /// How often a process that follows says how it is while its clients wait for something.
 const REPORT: Duration = Duration::from_millis(2);
 /// And while they do not.
@@ -324,6 +326,47 @@ fn course(board: &Switchboard, routing: &Routing) -> Course {
             .cloned(),
         lost: board.losses(routing),
     }
+}
+
+/// Has the process whose place is taken follow, before anything is directed from here.
+///
+/// # Errors
+/// When it does not, and may go on as it was.
+pub(crate) async fn begin(board: &Switchboard, line: &mut Line) -> io::Result<()> {
+    let course = course(board, &board.routing());
+    let followed = async {
+        line.send(&course, &[]).await?;
+        loop {
+            let (report, _) = line
+                .receive::<Report>()
+                .await?
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            if report.course >= course.number {
+                return Ok(());
+            }
+        }
+    };
+    let followed = tokio::time::timeout(BEGIN_BOUND, followed).await;
+    followed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Puts in force what the process says first that takes this one's place, and says so.
+///
+/// # Errors
+/// Why this process can serve nobody any more.
+pub(crate) async fn obey(
+    line: &mut Line,
+    board: &Switchboard,
+    course: &Course,
+    counts: Counts,
+) -> io::Result<()> {
+    let report = Report {
+        course: take(board, course)?,
+        counts,
+        ..how(board)
+    };
+    let sent = tokio::time::timeout(FOLLOW_BOUND, line.send(&report, &[])).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Follows the process that took this one's place, until that is gone.

@@ -20,16 +20,16 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request, STATUS_BOUND};
-use crate::director::{Detached, Director, Heritage, Order, Parts};
+use crate::director::{Detached, Director, Endings, Heritage, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
-use crate::followers;
+use crate::followers::Course;
 use crate::listen::{Listen, Listener, Passed};
 use crate::mode::{Mode, Service};
 use crate::proxy::{self, Introduction};
 use crate::status::{About, Status, Transition};
 use crate::stream::{Address, Stream};
-use crate::succession::{self, Inherited, Listening, Served};
+use crate::succession::{self, Inherited, Listening, Served, Successor};
 use crate::switchboard::{Instance, Switchboard, count};
 
 mod sockets;
@@ -242,6 +242,7 @@ fn take_over(plan: Plan, inherited: Inherited, passed: Passed) -> Result<Opened,
                 members: inherited.members,
                 detached: inherited.detached,
                 transitions: inherited.transitions,
+                left: inherited.left,
             },
         }),
         plan,
@@ -249,6 +250,12 @@ fn take_over(plan: Plan, inherited: Inherited, passed: Passed) -> Result<Opened,
 }
 
 impl Opened {
+    /// It takes the place of another process.
+    #[must_use]
+    pub const fn succeeds(&self) -> bool {
+        self.before.is_some()
+    }
+
     /// Serves until the process ends, or another one has taken its place and its last connection has
     /// ended.
     ///
@@ -282,6 +289,7 @@ impl Opened {
         ))?;
         let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
         let (status, told) = watch::channel(Status::default());
+        let endings = Endings::default();
         let mut director = Director::new(Parts {
             board: Arc::clone(&board),
             synchroniser,
@@ -290,19 +298,22 @@ impl Opened {
             status,
             grace: plan.grace,
             about: plan.about(),
+            endings: endings.clone(),
         })
         .map_err(failed("make a timer for", &plan.name, "report this"))?;
-        if let Some(before) = self.before {
-            let heritage = follow_on(before, &board, &plan).await?;
-            director.inherit(heritage);
-        }
-        tokio::spawn(director.run());
-        let room = Arc::new(Semaphore::new(plan.connections_max));
+        let failed = |error| failed("listen on", plan.control.display(), "try again")(error);
+        let control = UnixListener::from_std(self.control).map_err(failed)?;
         let listeners = self.listeners.into_iter().map(|(address, listener)| {
             let listener = listener.into_async()?;
             Ok((address, Arc::new(listener)))
         });
         let listeners: Vec<_> = listeners.collect::<Result<_, Error>>()?;
+        // Whatever may fail comes before: the process before goes on as it was then.
+        if let Some(before) = self.before {
+            place::take(before, &mut director, &board, &plan).await?;
+        }
+        tokio::spawn(director.run());
+        let room = Arc::new(Semaphore::new(plan.connections_max));
         let mut accepting = JoinSet::new();
         for (_, listener) in &listeners {
             let clients = Clients {
@@ -314,8 +325,6 @@ impl Opened {
             };
             accepting.spawn(accept(Arc::clone(listener), clients));
         }
-        let failed = |error| failed("listen on", plan.control.display(), "try again")(error);
-        let control = UnixListener::from_std(self.control).map_err(failed)?;
         let desk = Arc::new(Desk {
             board: Arc::clone(&board),
             orders,
@@ -326,75 +335,15 @@ impl Opened {
             control,
             listeners,
         });
-        let line = desk.attend().await;
+        let (line, course) = desk.attend().await;
         // From here on another process accepts, and says who serves.
         accepting.shutdown().await;
         drop(desk);
         board.end();
-        run_out(line, &plan, &board, &room).await;
+        place::run_out((line, course), &plan, &board, &room, &endings).await;
         // Held until here.
         drop(self.served);
         Ok(())
-    }
-}
-
-/// Takes the place of the process before, which follows from here on.
-async fn follow_on(
-    mut before: Before,
-    board: &Arc<Switchboard>,
-    plan: &Plan,
-) -> Result<Heritage, Error> {
-    let taken = succession::take(&mut before.line).await;
-    taken.map_err(not_taken(plan, "try again"))?;
-    // Its own number has been heard by those before it.
-    board.followers.begin_at(before.number + 1);
-    board.followers.inherit(&before.counts);
-    let lines = before
-        .followers
-        .into_iter()
-        .chain([(before.pid, before.line)]);
-    for (pid, line) in lines {
-        // One that is gone already needs nobody.
-        if let Err(error) = followers::lead(board, pid, line) {
-            tracing::warn!(pid, %error, "a process before this one does not follow");
-        }
-    }
-    Ok(before.heritage)
-}
-
-/// How often it is looked whether the last connection has ended.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
-
-/// Serves the connections that there are, as the process says that has taken the place.
-async fn run_out(mut line: Line, plan: &Plan, board: &Switchboard, room: &Semaphore) {
-    let begun = counts(board, plan, room);
-    let since = || {
-        let now = counts(board, plan, room);
-        now.since(&begun)
-    };
-    // Whoever waits for all places takes those that are free, which would not be told from clients.
-    let ended = async {
-        while open_now(plan, room) > 0 {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
-    };
-    // The other process waits for this, also where nobody is left to be served.
-    let done = tokio::time::timeout(PATIENCE, line.send(&Answer::Done, &[])).await;
-    if let Err(error) = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        tracing::warn!(%error, "the process that was to take the place is gone: connections end");
-        return;
-    }
-    tokio::select! {
-        followed = followers::follow(line, board, since) => {
-            if let Err(error) = followed {
-                tracing::warn!(%error, "nobody says who serves any more: its connections end");
-            }
-        }
-        () = ended => {}
-        () = tokio::time::sleep(plan.drain) => {
-            let left = open_now(plan, room);
-            tracing::warn!(left, "connections end that outlived the time to drain");
-        }
     }
 }
 
@@ -570,16 +519,16 @@ struct Desk {
 }
 
 impl Desk {
-    /// Answers until another process has taken the place; the line to that one.
-    async fn attend(self: &Arc<Self>) -> Line {
+    /// Answers until another process has taken the place; the line to that one, and what it said first.
+    async fn attend(self: &Arc<Self>) -> (Line, Course) {
         let (succeeded, mut taken) = mpsc::channel(1);
         let mut talks = JoinSet::new();
         let mut complaint = Complaint::default();
         loop {
             tokio::select! {
-                Some(line) = taken.recv() => {
+                Some(taken) = taken.recv() => {
                     talks.shutdown().await;
-                    return line;
+                    return taken;
                 }
                 Some(ended) = talks.join_next() => {
                     if let Err(error) = ended {
@@ -604,8 +553,13 @@ impl Desk {
         }
     }
 
-    async fn converse(&self, stream: UnixStream, succeeded: &mpsc::Sender<Line>) -> io::Result<()> {
-        let uid = stream.peer_cred()?.uid();
+    async fn converse(
+        &self,
+        stream: UnixStream,
+        succeeded: &mpsc::Sender<(Line, Course)>,
+    ) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let uid = peer.uid();
         if uid != 0 && uid != rustix::process::geteuid().as_raw() {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -615,7 +569,11 @@ impl Desk {
         let mut line = Line::new(stream);
         while let Some((request, descriptors)) = line.receive::<Request>().await? {
             if let Request::Succeed { user } = request {
-                return self.give(line, &user, succeeded).await;
+                let successor = Asker {
+                    user,
+                    pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()),
+                };
+                return self.give(line, successor, succeeded).await;
             }
             let answer = self.answer(request, descriptors).await?;
             tokio::time::timeout(PATIENCE, line.send(&answer, &[])).await??;
@@ -674,13 +632,15 @@ impl Desk {
     async fn give(
         &self,
         mut line: Line,
-        user: &str,
-        succeeded: &mpsc::Sender<Line>,
+        Asker { user, pid }: Asker,
+        succeeded: &mpsc::Sender<(Line, Course)>,
     ) -> io::Result<()> {
         let own = &self.plan.user;
         let (verdict, judged) = oneshot::channel();
-        let testament = if user == own {
-            ordered(&self.orders, |reply| Order::Yield(reply, judged)).await
+        let testament = if user == *own {
+            let successor = pid.and_then(|pid| Successor::of(pid).ok());
+            let order = |reply| Order::Yield(reply, judged, successor);
+            ordered(&self.orders, order).await
         } else {
             // It could not end this process, if that did not follow.
             Err(format!(
@@ -704,11 +664,18 @@ impl Desk {
                 .collect(),
             counts: self.board.followers.settled(own),
         };
-        let line = succession::give(line, testament, listening, verdict).await?;
+        let taken = succession::give(line, testament, listening, verdict).await?;
         // Whoever receives this ends with the process.
-        succeeded.send(line).await.ok();
+        succeeded.send(taken).await.ok();
         Ok(())
     }
+}
+
+/// Who asks for the place.
+#[derive(Debug)]
+struct Asker {
+    user: String,
+    pid: Option<u32>,
 }
 
 /// Gives the director an order and waits for the answer.
@@ -766,3 +733,5 @@ fn open_now(plan: &Plan, room: &Semaphore) -> u64 {
         .saturating_sub(room.available_permits());
     u64::try_from(open).unwrap_or(u64::MAX)
 }
+
+mod place;

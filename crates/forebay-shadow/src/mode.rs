@@ -217,14 +217,15 @@ mod tests {
         let own: Listen = "127.0.0.1:443".parse().unwrap();
         let listeners = ["tls", "plain", "tls"].map(|name| (passed(name), listener()));
         let mode = |listen: Vec<Listen>| {
-            let tls = http::tls::Options {
+            let tls = tls::Options {
                 certificate_file: "/crt".into(),
                 key_file: "/key".into(),
-                pem: http::tls::Pem {
+                pem: tls::Pem {
                     chain: String::new(),
                     key: Secret(String::new()),
                 },
                 listen,
+                require: false,
             };
             Mode::Http(http::Options {
                 tls: Some(tls),

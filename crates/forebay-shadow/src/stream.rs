@@ -21,6 +21,11 @@ use tokio::net::{TcpStream, UnixStream};
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMES: u32 = 6;
+/// How long the other side may leave bytes without acknowledgement, where that is bounded: as long as it
+/// may leave such questions.
+const VANISHED_BOUND: Duration = Duration::from_secs(
+    KEEPALIVE_IDLE.as_secs() + KEEPALIVE_TIMES as u64 * KEEPALIVE_INTERVAL.as_secs(),
+);
 
 /// Where a front listens or an instance is reached: `ADDRESS:PORT`, or the path of a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +112,36 @@ impl Stream {
         sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_TIMES)?;
         sockopt::set_socket_keepalive(&stream, true)?;
         Ok(Self::Tcp(stream))
+    }
+
+    /// Connects, with the bound of [`Self::bound_vanished`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) async fn connect_bounded(address: &Address) -> io::Result<Self> {
+        let stream = Self::connect(address).await?;
+        stream.bound_vanished()?;
+        Ok(stream)
+    }
+
+    /// Has a connection end in two minutes also when bytes are under way to one that vanished, which the
+    /// kernel would send again for a quarter of an hour.
+    ///
+    /// The bound is one, too, on how long somebody who is there may take nothing of what waits for it: the
+    /// kernel (seen of 6.18) counts that alike, though it is acknowledged. So it is for protocols in which
+    /// nobody may pause for so long anyway, and not for bytes of any kind or a COPY into a pager.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn bound_vanished(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                let bound = u32::try_from(VANISHED_BOUND.as_millis()).unwrap_or(u32::MAX);
+                Ok(sockopt::set_tcp_user_timeout(stream, bound)?)
+            }
+            // Whoever is on this host does not vanish.
+            Self::Unix(_) => Ok(()),
+        }
     }
 
     /// Waits until it can be read from or written to, or both.
@@ -256,6 +291,27 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes without acknowledgement were sent again for a quarter of an hour to somebody who vanished,
+    /// whatever keepalive said.
+    #[tokio::test]
+    async fn both_ends_are_known_to_have_vanished_in_bounded_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let (instance, client) = tokio::join!(Stream::connect_bounded(&address), listener.accept());
+        let client = Stream::prepared(client.unwrap().0).unwrap();
+        client.bound_vanished().unwrap();
+        for stream in [instance.unwrap(), client] {
+            let bound = sockopt::tcp_user_timeout(&stream).unwrap();
+            assert_eq!(Duration::from_millis(bound.into()), VANISHED_BOUND);
+            assert!(sockopt::socket_keepalive(&stream).unwrap());
         }
     }
 }

@@ -10,16 +10,20 @@
 //!    │                                      │ leaves the lock of the epoch file
 //!    │ <────── Inheritance, with the descriptors of listening sockets, of fences, and of lines
 //!    │         to processes before it       │
-//!    │ takes the lock, binds what is new    │ whoever connects waits in the kernel's queue
-//!    │ Succeeded ─────────────────────────> │ accepts nobody from here on
+//!    │ takes the lock, binds what is new    │
+//!    │ Succeeded ─────────────────────────> │
 //!    │ <────────────────────────────── Done │
+//!    │ a course: who serves ──────────────> │ the director ends; accepts nobody from here on
+//!    │ <──────────────────────────── report │
 //!    │ directs, accepts                     │ follows, until its last client is gone
 //! ```
 //!
 //! Properties: a listening socket is open in one of them at any time, so nobody is refused; the old
 //! process keeps the connections it has and follows the new one ([`crate::followers`]), so nobody is
-//! reset; a new process that fails before `Succeeded` changes nothing, since the old one takes its
-//! lock back. One that was begun without an old one waits until no other process of its front is
+//! reset; a new process that fails, stands or hangs before its first course changes nothing: the old
+//! one takes the lock back within a bound, and ends whoever keeps it for doing nothing
+//! ([`Successor`]). The new one directs nothing before the old one has said that it follows, so one of
+//! them is a director that does something, and never two. One that was begun without an old one waits until no other process of its front is
 //! left ([`Served`]): a process whose leader died ends by itself.
 
 use std::collections::VecDeque;
@@ -33,13 +37,15 @@ use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::Epoch;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::fence::{Fence, Hierarchy};
+use crate::followers::Course;
 use crate::listen::Listen;
-use crate::status::Transition;
+use crate::status::{Left, Transition};
 use crate::switchboard::Losses;
 
 /// How long the old process waits for the new one, without anybody who says who serves.
@@ -69,6 +75,9 @@ pub struct Inheritance {
     members: Vec<Heir>,
     detached: Vec<String>,
     transitions: Vec<Transition>,
+    /// Processes that were to be ended and are still there.
+    #[serde(default)]
+    left: Vec<Left>,
     counts: Counts,
     followers: Vec<Earlier>,
 }
@@ -108,6 +117,7 @@ pub(crate) struct Testament {
     pub(crate) members: Vec<(String, u32, Option<Arc<Fence>>)>,
     pub(crate) detached: Vec<String>,
     pub(crate) transitions: Vec<Transition>,
+    pub(crate) left: Vec<Left>,
     /// Processes before this one, with their lines.
     pub(crate) followers: Vec<(u32, Line)>,
 }
@@ -136,6 +146,7 @@ pub(crate) struct Inherited {
     pub(crate) members: Vec<(String, u32, Option<Fence>)>,
     pub(crate) detached: Vec<String>,
     pub(crate) transitions: Vec<Transition>,
+    pub(crate) left: Vec<Left>,
     pub(crate) counts: Counts,
     pub(crate) followers: Vec<(u32, Line)>,
 }
@@ -226,15 +237,17 @@ fn assemble(
         members,
         detached: inheritance.detached,
         transitions: inheritance.transitions,
+        left: inheritance.left,
         counts: inheritance.counts,
         followers,
     })
 }
 
-/// Takes the place: from here on the old process follows.
+/// Says that this process takes the place; it has it once the old one follows
+/// ([`crate::followers::begin`]).
 ///
 /// # Errors
-/// When it does not, and goes on as it was.
+/// When the old one goes on as it was.
 pub(crate) async fn take(line: &mut Line) -> io::Result<()> {
     match line.ask(&Request::Succeeded, &[]).await? {
         Answer::Done => Ok(()),
@@ -242,30 +255,32 @@ pub(crate) async fn take(line: &mut Line) -> io::Result<()> {
     }
 }
 
-/// Gives the place to a process that asked for it, or says why not. What the director gets to know
-/// is the outcome; the line is there when this process has to follow.
+/// Gives the place to a process that asked for it. What the director gets to know is the outcome;
+/// the line is there when this process has to follow, with what it follows first.
 ///
 /// # Errors
-/// When the new process is gone before it had everything.
+/// When the new process was gone or silent before it said who serves.
 pub(crate) async fn give(
     mut line: Line,
     testament: Testament,
     listening: Listening<'_>,
     verdict: oneshot::Sender<Outcome>,
-) -> io::Result<Line> {
+) -> io::Result<(Line, Course)> {
     let given = async {
         send(&mut line, &testament, listening).await?;
         match line.receive::<Request>().await? {
-            Some((Request::Succeeded, _)) => Ok(()),
-            other => Err(io::Error::other(format!("it sent {other:?}"))),
+            Some((Request::Succeeded, _)) => line.send(&Answer::Done, &[]).await?,
+            other => return Err(io::Error::other(format!("it sent {other:?}"))),
         }
+        let (course, _) = line.receive().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(course)
     };
     let given = tokio::time::timeout(YIELD_BOUND, given).await;
     match given.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(()) => {
+        Ok(course) => {
             // The director is there until it hears this.
             verdict.send(Outcome::Succeeded).ok();
-            Ok(line)
+            Ok((line, course))
         }
         Err(error) => {
             verdict.send(Outcome::Failed(testament.followers)).ok();
@@ -319,6 +334,7 @@ async fn send(line: &mut Line, testament: &Testament, listening: Listening<'_>) 
         members,
         detached: testament.detached.clone(),
         transitions: testament.transitions.clone(),
+        left: testament.left.clone(),
         counts: listening.counts,
         followers,
     };
@@ -328,6 +344,43 @@ async fn send(line: &mut Line, testament: &Testament, listening: Listening<'_>) 
         line.send(&Answer::Part, &part).await?;
     }
     Ok(())
+}
+
+/// The process that asked for the place.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pub(crate) pid: u32,
+    process: OwnedFd,
+}
+
+impl Successor {
+    /// Takes hold of a process that waits for an answer, so that its number is nobody else's.
+    ///
+    /// # Errors
+    /// When it is gone, or is this one.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        if pid == std::process::id() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a process does not take its own place",
+            ));
+        }
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let number = number.ok_or(io::ErrorKind::InvalidInput)?;
+        let process = pidfd_open(number, PidfdFlags::NONBLOCK)?;
+        Ok(Self { pid, process })
+    }
+
+    /// Ends it, also where it is stopped.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.process, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Held by every process that serves clients of a front.

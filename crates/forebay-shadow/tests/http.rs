@@ -707,3 +707,28 @@ async fn a_client_that_is_gone_ends_its_request() {
     let counts = stage.counts().await;
     assert_eq!((counts.failed, counts.unknown), (0, 0));
 }
+
+/// The kernel tells of a break once, and of bytes and an end all the time: a client that had sent its next
+/// request, or ended its direction, was worked for after it was gone.
+#[tokio::test]
+async fn a_client_that_is_gone_after_it_sent_more_or_ended_ends_its_request() {
+    let stage = Stage::new(PATIENCE, None).await;
+    for (id, more) in [("more", "GET / HTTP/1.1\r\n"), ("end", "")] {
+        let mut client = stage.client().await;
+        let request = format!("GET /hang HTTP/1.1\r\nHost: x\r\nX-Id: {id}\r\n\r\n");
+        client.send(&request).await;
+        stage.executed_once(id).await;
+        if more.is_empty() {
+            client.stream.shutdown().await.unwrap();
+        } else {
+            client.send(more).await;
+        }
+        // The front has seen that, and that the client is there, before it is gone.
+        for _ in 0..3 {
+            stage.counts().await;
+        }
+        rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
+        drop(client);
+        stage.executed_once(&format!("{id}-ended")).await;
+    }
+}

@@ -3,7 +3,8 @@
 //! The daemon starts it in the slice of an app of its own. It opens its sockets with the rights
 //! that it was started with and gives these up before it hears the first client.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,7 +34,7 @@ pub(crate) enum Error {
     System {
         attempt: String,
         remedy: &'static str,
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It cannot serve.
     #[error(transparent)]
@@ -69,10 +70,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         Err(error) => Err(error),
     };
     let opened = opened.map_err(Error::from);
-    let opened = opened.inspect_err(|error| explain(&args.plan, error))?;
-    become_user(&identity)?;
-    runtime.block_on(opened.serve())?;
-    Ok(ExitCode::SUCCESS)
+    let opened = opened.inspect_err(|error| explain(word(&args.plan), error))?;
+    // Whoever takes a place may fail later, without the rights to leave word then.
+    let word = opened.succeeds().then(|| word(&args.plan));
+    let served = become_user(&identity).and_then(|()| Ok(runtime.block_on(opened.serve())?));
+    if let (Err(error), Some(word)) = (&served, word) {
+        explain(word, error);
+    }
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 /// Where a front says why it could not begin.
@@ -80,10 +85,29 @@ pub(crate) fn trouble_file(plan: &Path) -> PathBuf {
     plan.with_extension("trouble")
 }
 
-/// Leaves word for whoever started this process and cannot hear it.
-fn explain(plan: &Path, error: &Error) {
-    if let Err(error) = fs::write(trouble_file(plan), error.to_string()) {
+/// Opens that file; it says nothing as long as it is empty.
+fn word(plan: &Path) -> io::Result<File> {
+    File::create(trouble_file(plan))
+}
+
+/// Leaves word for whoever started this process and cannot hear it: one line.
+fn explain(word: io::Result<File>, error: &Error) {
+    let line = format!("{error}\n");
+    if let Err(error) = word.and_then(|mut file| file.write_all(line.as_bytes())) {
         tracing::warn!(%error, "nobody is told why");
+    }
+}
+
+/// Why the process of a front that was started could not begin, if it said so.
+///
+/// # Errors
+/// What the file system says.
+pub(crate) fn trouble(plan: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(trouble_file(plan)) {
+        // It is said once all of it is there.
+        Ok(text) => Ok(text.strip_suffix('\n').map(str::to_owned)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Criu {
     program: PathBuf,
     version: (u32, u32),
+    /// How long taking an image may take.
+    time_max: Duration,
 }
 
 /// An image that was taken.
@@ -76,7 +78,11 @@ impl Criu {
                 "install CRIU 4.0 or newer: older ones do not know newer kernels",
             ));
         }
-        Ok(Self { program, version })
+        Ok(Self {
+            program,
+            version,
+            time_max: TIME_MAX,
+        })
     }
 
     /// Its version.
@@ -164,7 +170,7 @@ impl Criu {
             .args(["--leave-running", "--tcp-close", "--skip-in-flight"])
             .args(["--manage-cgroups=ignore", "--network-lock", "skip"])
             .args(["--file-locks", "--log-file", DUMP_LOG]);
-        let status = run(command, app)?;
+        let status = run(command, app, self.time_max)?;
         if status {
             return Ok(());
         }
@@ -223,7 +229,7 @@ fn version(said: &str) -> Option<(u32, u32)> {
 }
 
 /// Whether it succeeded; it is ended when it takes too long.
-fn run(mut command: Command, app: &AppId) -> Result<bool, HostError> {
+fn run(mut command: Command, app: &AppId, time_max: Duration) -> Result<bool, HostError> {
     let program = PathBuf::from(command.get_program());
     let mut child: Child = command
         .stdin(Stdio::null())
@@ -231,7 +237,7 @@ fn run(mut command: Command, app: &AppId) -> Result<bool, HostError> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|e| HostError::file("run", &program, e))?;
-    let deadline = Instant::now() + TIME_MAX;
+    let deadline = Instant::now() + time_max;
     loop {
         let ended = child
             .try_wait()
@@ -247,7 +253,7 @@ fn run(mut command: Command, app: &AppId) -> Result<bool, HostError> {
             return Err(HostError::invalid(
                 format!(
                     "take an image of {app}: not done after {} s",
-                    TIME_MAX.as_secs()
+                    time_max.as_secs()
                 ),
                 "it goes on as before; a slow disk may be the reason",
             ));
@@ -292,6 +298,10 @@ fn room(directory: &Path) -> Result<u64, HostError> {
         })?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
+
+#[cfg(test)]
+#[path = "criu_tests.rs"]
+mod imitated;
 
 #[cfg(test)]
 mod tests {

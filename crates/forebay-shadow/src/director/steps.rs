@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Cause, Epoch, Input, Slot, Step};
+use tokio::sync::mpsc;
 
 use super::{Director, Note};
 use crate::epoch::Record;
@@ -251,15 +252,21 @@ impl Director {
     pub(super) fn end(&self, app: String, pid: u32, fence: Arc<Fence>) {
         let notes = self.notes.clone();
         let board = Arc::clone(&self.board);
+        let ending = self.endings.begin();
         tokio::spawn(async move {
             // Whoever comes in its place is reached at its address: nobody may take that one for the
             // primary.
             board.followers.heard().await;
             if let Err(why) = member::end(&app, &fence).await {
-                // The director may have ended.
                 let left = Left { app, pid, why };
-                notes.send(Note::Left(left)).await.ok();
+                if let Err(mpsc::error::SendError(Note::Left(left))) =
+                    notes.send(Note::Left(left)).await
+                {
+                    // Another process directs by now.
+                    tracing::error!(app = left.app, pid = left.pid, why = left.why, "not ended");
+                }
             }
+            drop(ending);
         });
     }
 
@@ -297,35 +304,45 @@ impl Director {
     }
 
     async fn promote(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
-        let record = self.record(slot, epoch);
-        if self.kept.as_ref() != Some(&record) {
-            self.keep(record.clone(), self.durability(epoch)).await?;
-            self.kept = Some(record);
+        let promoted = self.take_over(slot, epoch).await;
+        if promoted.is_err() && self.machine.cause() == Some(Cause::Planned) {
+            // The old one serves on.
+            let stayed = self.stay(self.machine.primary(), epoch).await;
+            if let (Err(why), Err(also)) = (&promoted, stayed) {
+                return Err(format!(
+                    "{why}; and whoever begins anew may not know: {also}"
+                ));
+            }
         }
+        promoted
+    }
+
+    async fn take_over(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
         let board = Arc::clone(&self.board);
         let Some(instance) = board.instances().get(slot) else {
             return Err(format!("there is no instance {slot}"));
         };
-        let promoted = self.synchroniser.promote(instance);
-        let promoted = match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
-            Ok(promoted) => promoted,
-            Err(_) => Err(format!(
-                "promote {}: it did not take over within {} s",
-                instance.app,
-                PROMOTE_BOUND.as_secs()
-            )),
-        };
-        match (&promoted, self.machine.cause()) {
-            (Ok(()), _) => {
-                if let Some(running) = &mut self.running {
-                    running.to = Some(instance.app.clone());
-                    running.epoch = epoch;
-                }
-            }
-            // The old one serves on.
-            (Err(_), Some(Cause::Planned)) => self.stay(self.machine.primary(), epoch).await?,
-            (Err(_), _) => {}
+        let record = self.record(slot, epoch);
+        if self.kept.as_ref() != Some(&record) {
+            // It may have been written and not be durable.
+            self.keep(record.clone(), self.durability(epoch)).await?;
+            self.kept = Some(record);
         }
-        promoted
+        let promoted = self.synchroniser.promote(instance);
+        match tokio::time::timeout(PROMOTE_BOUND, promoted).await {
+            Ok(promoted) => promoted?,
+            Err(_) => {
+                return Err(format!(
+                    "promote {}: it did not take over within {} s",
+                    instance.app,
+                    PROMOTE_BOUND.as_secs()
+                ));
+            }
+        }
+        if let Some(running) = &mut self.running {
+            running.to = Some(instance.app.clone());
+            running.epoch = epoch;
+        }
+        Ok(())
     }
 }

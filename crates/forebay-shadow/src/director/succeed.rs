@@ -1,7 +1,7 @@
 //! Giving the direction of a front to another process, and taking it over.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay_core::shadow::promotion::{Promotion, Stage};
 use tokio::sync::oneshot;
@@ -10,14 +10,16 @@ use super::{Detached, Director};
 use crate::control::Line;
 use crate::fence::Fence;
 use crate::followers;
-use crate::status::{Failure, Transition};
-use crate::succession::{FOLLOWERS_MAX, Outcome, Testament};
+use crate::status::{Failure, Left, Transition};
+use crate::succession::{FOLLOWERS_MAX, Outcome, Successor, Testament};
 use crate::switchboard::{Gate, Losses};
 
 /// Changes that did not work and are remembered.
 const FAILURES_MAX: usize = 64;
 /// How soon the lock is tried again of a new process that failed.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// How long such a process may take to leave it by itself; whoever fails ends and says why.
+const LEAVE_BOUND: Duration = Duration::from_millis(500);
 
 /// What a director goes on with.
 #[derive(Debug)]
@@ -29,11 +31,13 @@ pub(crate) struct Heritage {
     pub(crate) members: Vec<(String, u32, Option<Fence>)>,
     pub(crate) detached: Vec<String>,
     pub(crate) transitions: Vec<Transition>,
+    /// Processes that were to be ended and are still there.
+    pub(crate) left: Vec<Left>,
 }
 
 impl Director {
-    /// Goes on where the process before stopped.
-    pub(crate) fn inherit(&mut self, heritage: Heritage) {
+    /// Has those who serve here serve as the process before did.
+    pub(crate) fn assume(&mut self, heritage: &Heritage) {
         if heritage.serves {
             let routing = self.board.routing();
             self.machine = Promotion::new(routing.primary, routing.epoch);
@@ -43,6 +47,11 @@ impl Director {
                 board.take_losses(routing, &heritage.lost);
             });
         }
+    }
+
+    /// Goes on where the process before stopped, which follows by now.
+    pub(crate) fn inherit(&mut self, heritage: Heritage) {
+        self.left = heritage.left;
         for (app, pid, fence) in heritage.members {
             // One that the plan does not have any more is nobody's.
             let Ok(slot) = self.place(&app) else { continue };
@@ -68,6 +77,7 @@ impl Director {
         &mut self,
         reply: oneshot::Sender<Result<Testament, String>>,
         verdict: oneshot::Receiver<Outcome>,
+        successor: Option<Successor>,
     ) {
         let testament = self.testament().await;
         let yields = testament.is_ok();
@@ -85,9 +95,28 @@ impl Director {
             Ok(Outcome::Failed(lines)) => self.lead_again(lines),
             Err(_) => tracing::warn!("nobody said what became of a succession"),
         }
-        // The other process lets it go with its end.
+        self.take_back(successor).await;
+    }
+
+    /// Takes back the right to say who serves, which a process that failed leaves with its end. One that
+    /// was stopped or hangs would keep it, and nobody would fail over: it is ended. Nothing is directed
+    /// here before the kernel has given the right back.
+    async fn take_back(&self, mut successor: Option<Successor>) {
+        let patience = Instant::now() + LEAVE_BOUND;
         while let Err(error) = self.epochs.lock() {
             tracing::debug!(%error, "a process that did not take the place is still there");
+            if Instant::now() >= patience
+                && let Some(successor) = successor.take()
+            {
+                let pid = successor.pid;
+                tracing::error!(
+                    pid,
+                    "a process that was to take the place hangs, and is ended"
+                );
+                if let Err(error) = successor.end() {
+                    tracing::error!(pid, %error, "it cannot be ended; nobody fails over until it is");
+                }
+            }
             tokio::time::sleep(LOCK_RETRY).await;
         }
     }
@@ -137,6 +166,7 @@ impl Director {
             members: members.collect(),
             detached: detached.map(|(instance, _)| instance.app.clone()).collect(),
             transitions: self.transitions.clone(),
+            left: self.left.clone(),
             followers,
         })
     }

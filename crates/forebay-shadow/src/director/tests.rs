@@ -56,6 +56,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
         status: watch::channel(Status::default()).0,
         grace: Duration::ZERO,
         about: About::default(),
+        endings: Endings::default(),
     })
     .unwrap()
 }
@@ -395,8 +396,35 @@ async fn a_director_that_gave_way_goes_on_only_if_nobody_took_its_place() {
                 other.unlock().unwrap();
             }
         };
-        tokio::join!(director.give_way(reply, judged), outcome);
+        tokio::join!(director.give_way(reply, judged, None), outcome);
         assert_eq!(director.succeeded, succeeds);
     }
     assert!(director.epochs.lock().is_err(), "it is the other one's");
+}
+
+/// The record of a hand-over may be written though it could not be made durable: whoever began anew
+/// took the shadow for the primary, which went on as the old one.
+#[tokio::test]
+async fn a_record_of_a_hand_over_that_is_not_durable_is_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    *slow.exclusive.lock().unwrap() = true;
+    let mut director = director(&slow, directory.path());
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    // It takes what is written, and nothing of it can be made durable.
+    director.epochs = Arc::new(EpochFile::open("/dev/zero".as_ref()).unwrap());
+    let (reply, answer) = oneshot::channel();
+    director
+        .change(Cause::Planned, Input::HandOver, reply)
+        .await;
+    let why = answer.await.unwrap().unwrap_err();
+    assert!(why.contains("write epoch 2 to /dev/zero"), "{why}");
+    let stage = (director.machine.primary(), director.machine.stage());
+    assert_eq!(stage, (0, Stage::Warm));
+    assert_eq!(
+        director.epochs.records_written(),
+        2,
+        "the second is the old primary's"
+    );
 }

@@ -157,7 +157,13 @@ impl Asking<'_> {
         let ticket = board.flights.begin(slot, self.route);
         let connected = match shadows.take(pooled) {
             Some(instance) => Ok(Ok(instance)),
-            None => timeout(spread.within(), Stream::connect(board.address(slot))).await,
+            None => {
+                timeout(
+                    spread.within(),
+                    Stream::connect_bounded(board.address(slot)),
+                )
+                .await
+            }
         };
         let Ok(Ok(mut instance)) = connected else {
             spread.failed();
@@ -326,7 +332,10 @@ async fn reach<'a>(
                 used: true,
             });
         }
-        let connecting = timeout_at(deadline, Stream::connect(board.address(assigned.slot)));
+        let connecting = timeout_at(
+            deadline,
+            Stream::connect_bounded(board.address(assigned.slot)),
+        );
         let connected = tokio::select! {
             connected = connecting => connected,
             () = board.replaced(assigned) => continue,

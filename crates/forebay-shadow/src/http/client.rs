@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 
 use super::head::{self, Bad, Method, Request, Search};
-use super::link::Link;
+use super::link::{Link, Watch};
 use super::wire::{self, Stall};
 
 /// How long a client may keep a connection without asking anything.
@@ -43,6 +43,7 @@ pub(crate) struct Client {
     pub(crate) is_secure: bool,
     /// It said nothing so far.
     fresh: bool,
+    watch: Watch,
 }
 
 /// What a client said.
@@ -67,6 +68,7 @@ impl Client {
             cuts: Vec::new(),
             address,
             fresh: true,
+            watch: Watch::default(),
         }
     }
 
@@ -156,7 +158,12 @@ impl Client {
 
     /// Waits until nobody is there any more to hear an answer.
     pub(crate) async fn gone(&mut self) -> io::Error {
-        poll_fn(|context| self.link.poll_gone(context)).await
+        poll_fn(|context| self.poll_gone(context)).await
+    }
+
+    /// Ready once nobody is there any more to hear an answer.
+    pub(crate) fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        self.link.poll_gone(&mut self.watch, context)
     }
 
     /// Puts the request's head into the form in which the instance gets it.

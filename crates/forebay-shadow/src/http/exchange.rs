@@ -46,6 +46,8 @@ pub(crate) struct Upload {
     sent: usize,
     /// What of its body did not come yet.
     body: Body,
+    /// The client has brought nothing since its time for the next byte began.
+    waits: bool,
     /// All of it that came is still in the buffer.
     pub(crate) retained: bool,
     /// The instance takes no more.
@@ -65,6 +67,7 @@ impl Upload {
             known: request.length + taken,
             sent: 0,
             body,
+            waits: false,
             retained: true,
             stopped: false,
         })
@@ -98,6 +101,7 @@ impl Upload {
     pub(crate) const fn again(&mut self) {
         self.sent = 0;
         self.stopped = false;
+        self.waits = false;
     }
 
     /// Reads more of it from the client.
@@ -107,10 +111,22 @@ impl Upload {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Fault>> {
         let from = client.buffer.len();
-        match ready!(client.poll_read(context)) {
+        let read = match wire::poll_read(&mut client.link, context, &mut client.buffer) {
+            Poll::Pending => {
+                // The client's time is what is waited for it, not what an instance took before.
+                if !std::mem::replace(&mut self.waits, true) {
+                    client.stall.expect(STEP_BOUND);
+                }
+                client.stalled(context)
+            }
+            read @ Poll::Ready(_) => {
+                self.waits = false;
+                read
+            }
+        };
+        match ready!(read) {
             Ok(0) => Poll::Ready(Err(Fault::Client(io::ErrorKind::UnexpectedEof.into()))),
             Ok(_) => {
-                client.stall.expect(STEP_BOUND);
                 let new = client.buffer.get(from..).unwrap_or_default();
                 self.known += self.body.take(new).map_err(Fault::ClientBad)?;
                 Poll::Ready(Ok(()))
@@ -127,7 +143,6 @@ impl Upload {
     /// # Errors
     /// When it does not, or is malformed.
     pub(crate) async fn gather(&mut self, client: &mut Client) -> Result<(), Fault> {
-        client.stall.expect(STEP_BOUND);
         while !self.is_whole() {
             poll_fn(|context| self.poll_more(client, context)).await?;
         }
@@ -427,7 +442,7 @@ impl Ends<'_> {
             ticket.heard();
         }
         match read {
-            Poll::Pending => self.client.link.poll_gone(context).map(fault_of_client),
+            Poll::Pending => self.client.poll_gone(context).map(fault_of_client),
             Poll::Ready(read) => Poll::Ready(read.map(|_| from).map_err(Fault::Instance)),
         }
     }
@@ -441,9 +456,6 @@ impl Ends<'_> {
         asked: Method,
         ticket: &Ticket<'_>,
     ) -> Result<Response, Fault> {
-        if !self.upload.is_whole() {
-            self.client.stall.expect(STEP_BOUND);
-        }
         poll_fn(|context| {
             self.poll_up(context)?;
             loop {
@@ -543,7 +555,7 @@ impl Ends<'_> {
                         Poll::Ready(Some(passed)) => return Poll::Ready(passed),
                         Poll::Ready(None) => {}
                         Poll::Pending => {
-                            return self.client.link.poll_gone(context).map(fault_of_client);
+                            return self.client.poll_gone(context).map(fault_of_client);
                         }
                     }
                 }

@@ -115,3 +115,108 @@ async fn a_large_body_in_a_pipe_arrives_in_order() {
     let (outcome, _) = lost_after(&[head.as_bytes(), first, &last[1..]]).await;
     assert!(matches!(outcome, Err(Fault::Replaced)), "{outcome:?}");
 }
+
+/// An instance that read nothing for long cost the client its request: when it read on, the time for the
+/// client's next byte was over.
+#[tokio::test(start_paused = true)]
+async fn what_an_instance_takes_is_not_counted_against_the_client() {
+    // It is read at once, and far more than the kernel takes for the instance.
+    const PART: usize = 60 * 1024;
+    let (asker, client) = UnixStream::pair().unwrap();
+    let (mut slow, instance) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&instance, 4096).unwrap();
+    let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
+    let mut instance = Stream::Unix(instance);
+    let head = format!(
+        "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        2 * PART
+    );
+    client.buffer.extend_from_slice(head.as_bytes());
+    let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
+    let mut upload = Upload::of(&client, &request).unwrap();
+    let mut download = Download::new();
+    let mut open = Routing::new(0, 1);
+    open.gate = Gate::Open;
+    let (_change, mut routing) = watch::channel(open);
+    let flights = Flights::default();
+    let ends = Ends {
+        client: &mut client,
+        instance: &mut instance,
+        upload: &mut upload,
+        download: &mut download,
+    };
+    let ticket = flights.begin(0, flights.route("PUT /"));
+    let terms = Terms {
+        assigned: Assigned { slot: 0, epoch: 1 },
+        within: None,
+    };
+    let (mut answers, mut asks) = asker.into_split();
+    let (go_on, mut goes_on) = watch::channel(false);
+    let sender = async {
+        asks.write_all(&vec![b'x'; PART]).await.unwrap();
+        goes_on.wait_for(|goes_on| *goes_on).await.unwrap();
+        // It takes a while, and less than it may.
+        tokio::time::sleep(STEP_BOUND / 2).await;
+        asks.write_all(&vec![b'x'; PART]).await.unwrap();
+    };
+    let reader = async {
+        tokio::time::sleep(3 * STEP_BOUND).await;
+        slow.read_exact(&mut vec![0; head.len() + PART])
+            .await
+            .unwrap();
+        go_on.send(true).unwrap();
+        slow.read_exact(&mut vec![0; PART]).await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        slow.write_all(answer).await.unwrap();
+        answers
+            .read_exact(&mut vec![0; answer.len()])
+            .await
+            .unwrap();
+    };
+    let asked = exchange(ends, &request, &mut routing, terms, ticket);
+    let asked = async {
+        let asked = asked.await;
+        assert!(asked.is_ok(), "{asked:?}");
+    };
+    tokio::join!(asked, sender, reader);
+}
+
+/// And one that brings nothing, to an instance that reads, is too slow.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_in_a_large_body_is_too_slow() {
+    let (mut asker, client) = UnixStream::pair().unwrap();
+    let (mut fast, instance) = UnixStream::pair().unwrap();
+    let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
+    let mut instance = Stream::Unix(instance);
+    let head = "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
+    client.buffer.extend_from_slice(head.as_bytes());
+    let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
+    let mut upload = Upload::of(&client, &request).unwrap();
+    let mut download = Download::new();
+    let (_change, mut routing) = watch::channel(Routing::new(0, 1));
+    let flights = Flights::default();
+    let ends = Ends {
+        client: &mut client,
+        instance: &mut instance,
+        upload: &mut upload,
+        download: &mut download,
+    };
+    let ticket = flights.begin(0, flights.route("PUT /"));
+    let terms = Terms {
+        assigned: Assigned { slot: 0, epoch: 1 },
+        within: None,
+    };
+    let began = tokio::time::Instant::now();
+    let asked = exchange(ends, &request, &mut routing, terms, ticket);
+    let story = async {
+        asker.write_all(b"some").await.unwrap();
+        fast.read_exact(&mut vec![0; head.len() + 4]).await.unwrap();
+    };
+    let (asked, ()) = tokio::join!(asked, story);
+    assert!(
+        matches!(asked, Err(Fault::ClientBad(bad)) if bad.status == 408),
+        "{asked:?}"
+    );
+    let after = began.elapsed();
+    assert!(after >= STEP_BOUND && after < 2 * STEP_BOUND, "{after:?}");
+}

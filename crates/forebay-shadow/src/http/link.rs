@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 use super::half::Half;
@@ -47,10 +48,14 @@ impl Link {
 
     /// Ready once nobody is there any more to hear an answer. A client that has only ended its own
     /// direction is there.
-    pub(crate) fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+    pub(crate) fn poll_gone(
+        &mut self,
+        watch: &mut Watch,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Error> {
         match self {
-            Self::Plain(stream) => poll_hung_up(stream, context),
-            Self::Tls(stream) => poll_hung_up(stream.get_ref().0, context),
+            Self::Plain(stream) => watch.poll_hung_up(stream, context),
+            Self::Tls(stream) => watch.poll_hung_up(stream.get_ref().0, context),
             Self::Half(half) => half.poll_gone(context),
         }
     }
@@ -70,16 +75,31 @@ impl Link {
     }
 }
 
-/// The kernel tells of bytes, of an end and of a break alike, and only the last one is asked for:
-/// so this costs a system call only where something came while nothing was due.
-fn poll_hung_up(stream: &Stream, context: &mut Context<'_>) -> Poll<io::Error> {
-    if let Err(error) = ready!(stream.poll_read_ready(context)) {
-        return Poll::Ready(error);
-    }
-    if stream.is_hung_up() {
-        Poll::Ready(io::ErrorKind::ConnectionReset.into())
-    } else {
-        Poll::Pending
+/// How often a client is looked after that has sent more than is due, or has ended its direction.
+const HUNG_UP_POLL: Duration = Duration::from_millis(100);
+
+/// Looks after a client that waits for an answer.
+#[derive(Debug, Default)]
+pub(crate) struct Watch(Option<Pin<Box<Sleep>>>);
+
+impl Watch {
+    /// The kernel tells of bytes, of an end and of a break alike, and only the last one is asked for:
+    /// so this costs a system call only where something came while nothing was due. Bytes that lie
+    /// unread, and an end, stay, and nobody would be woken for a break after them: there it is looked
+    /// for again and again.
+    fn poll_hung_up(&mut self, stream: &Stream, context: &mut Context<'_>) -> Poll<io::Error> {
+        if let Err(error) = ready!(stream.poll_read_ready(context)) {
+            return Poll::Ready(error);
+        }
+        loop {
+            if stream.is_hung_up() {
+                return Poll::Ready(io::ErrorKind::ConnectionReset.into());
+            }
+            let new = || Box::pin(tokio::time::sleep(HUNG_UP_POLL));
+            let sleep = self.0.get_or_insert_with(new);
+            ready!(sleep.as_mut().poll(context));
+            sleep.as_mut().reset(Instant::now() + HUNG_UP_POLL);
+        }
     }
 }
 

@@ -159,7 +159,7 @@ impl Mirror {
 async fn ask(board: &Switchboard, pool: &Pool, to: Assigned, copied: &Copied) -> io::Result<Print> {
     let mut stream = match pool.take(to) {
         Some(stream) => stream,
-        None => Stream::connect(board.address(to.slot)).await?,
+        None => Stream::connect_bounded(board.address(to.slot)).await?,
     };
     stream.write_all(&copied.bytes).await?;
     let malformed = |bad: head::Bad| io::Error::new(io::ErrorKind::InvalidData, bad.why);

@@ -152,6 +152,7 @@ pub(crate) async fn serve(
     stream: Stream,
     address: Option<IpAddr>,
 ) -> io::Result<()> {
+    stream.bound_vanished()?;
     let link = match &shared.tls {
         Some(tls) if tls.is_spoken(&stream) => match tls.accept(stream).await? {
             Accepted::Tls(stream) => Link::Tls(stream),

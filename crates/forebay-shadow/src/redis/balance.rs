@@ -156,7 +156,7 @@ impl Conversation<'_> {
             slot,
             epoch: routing.epoch,
         };
-        let connecting = Stream::connect(self.board.address(slot));
+        let connecting = Stream::connect_bounded(self.board.address(slot));
         match tokio::time::timeout(CONNECT_BOUND, connecting).await {
             Ok(Ok(stream)) => {
                 let mut shadow = Upstream::new(stream, assigned, Role::Shadow);

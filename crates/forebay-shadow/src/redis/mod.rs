@@ -198,6 +198,7 @@ pub(crate) async fn serve(
     setup: &Setup,
     patience: Duration,
 ) -> io::Result<()> {
+    client.bound_vanished()?;
     let client = match setup.speaks_tls(&client) {
         Some(tls) => match tls.accept(client).await? {
             Accepted::Tls(stream) => Wire::agreed(*stream)?,

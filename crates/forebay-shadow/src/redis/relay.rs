@@ -6,7 +6,7 @@ use super::bounds::CLIENT_BYTES_MAX;
 use super::commands::{Kind, Session};
 use super::conversation::{Conversation, owner};
 use super::entry::{Entry, What};
-use super::replies::{Got, element, elements};
+use super::replies::{Beginnings, Got, element, elements};
 use super::requests::{Command, decimal};
 use super::upstream::{Role, Upstream};
 use crate::switchboard::Switchboard;
@@ -24,6 +24,8 @@ pub(super) struct Queued {
     commands: usize,
     /// Those that change the connection, with their places.
     sessions: Vec<(usize, Session, Command)>,
+    /// How their replies begin, of an answer that is too large to be looked at as a whole.
+    large: Option<Beginnings>,
 }
 
 /// To whom a reply belongs.
@@ -114,6 +116,8 @@ impl Conversation<'_> {
                         Ok(())
                     }
                     Whose::Entry => {
+                        self.begin_large();
+                        self.look_into(part);
                         let strict = self.entries.front().is_some_and(|entry| entry.strict);
                         let reply = self.outlet.reply(part, owner(strict));
                         reply.map_err(io::Error::other)
@@ -140,7 +144,25 @@ impl Conversation<'_> {
                 self.outlet.push(part);
                 Ok(())
             }
-            Whose::Entry | Whose::Front => self.outlet.more(part).map_err(io::Error::other),
+            Whose::Entry | Whose::Front => {
+                self.look_into(part);
+                self.outlet.more(part).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// A large answer begins: of one to a transaction, it counts what becomes of the connection.
+    fn begin_large(&mut self) {
+        let entry = self.entries.front();
+        if entry.is_some_and(|entry| matches!(entry.what, What::Exec { .. })) {
+            let places = self.queued.sessions.iter().map(|(place, ..)| *place);
+            self.queued.large = Some(Beginnings::of(places));
+        }
+    }
+
+    fn look_into(&mut self, part: &[u8]) {
+        if let Some(large) = &mut self.queued.large {
+            large.add(part);
         }
     }
 
@@ -279,9 +301,15 @@ impl Conversation<'_> {
             What::Queued => self.was_queued(command.as_ref(), reply),
             // Redis selects for the connection what a transaction selected.
             What::Exec { .. } => {
-                let sessions = std::mem::take(&mut self.queued).sessions;
+                let Queued {
+                    sessions, large, ..
+                } = std::mem::take(&mut self.queued);
                 for (place, session, command) in sessions {
-                    if let Some(reply) = element(reply, place) {
+                    let reply = match &large {
+                        Some(large) => large.element(place),
+                        None => element(reply, place),
+                    };
+                    if let Some(reply) = reply {
                         self.state.answered(session, &command, reply);
                     }
                 }

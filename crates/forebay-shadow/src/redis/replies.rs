@@ -1,5 +1,7 @@
 //! What a server sends: replies and pushes of RESP2 and RESP3, without looking into large ones.
 
+use std::collections::BTreeMap;
+
 use super::requests::decimal;
 
 /// Depth of replies within replies.
@@ -269,6 +271,64 @@ pub(super) fn element(reply: &[u8], place: usize) -> Option<&[u8]> {
     rest.get(..length)
 }
 
+/// How some elements of an array begin that comes in parts.
+#[derive(Debug)]
+pub(super) struct Beginnings {
+    /// The elements that are asked for, and the mark of each that came.
+    wanted: BTreeMap<usize, Option<u8>>,
+    /// The line that says how many there are has not ended.
+    in_head: bool,
+    /// Which element comes or is being read.
+    place: usize,
+    begun: bool,
+    scanner: Scanner,
+}
+
+impl Beginnings {
+    pub(super) fn of(places: impl Iterator<Item = usize>) -> Self {
+        Self {
+            wanted: places.map(|place| (place, None)).collect(),
+            in_head: true,
+            place: 0,
+            begun: false,
+            scanner: Scanner::new(),
+        }
+    }
+
+    /// Takes a part in. What follows something that is no reply is of no element.
+    pub(super) fn add(&mut self, part: &[u8]) {
+        let mut rest = part;
+        if self.in_head {
+            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+                return;
+            };
+            rest = rest.get(end + 1..).unwrap_or_default();
+            self.in_head = false;
+        }
+        while let Some(first) = rest.first() {
+            if !std::mem::replace(&mut self.begun, true)
+                && let Some(mark) = self.wanted.get_mut(&self.place)
+            {
+                *mark = Some(*first);
+            }
+            let Ok((read, ended)) = self.scanner.scan(rest) else {
+                return;
+            };
+            rest = rest.get(read..).unwrap_or_default();
+            if ended {
+                self.place += 1;
+                self.begun = false;
+            }
+        }
+    }
+
+    /// The first byte of an element, which says what it is.
+    pub(super) fn element(&self, place: usize) -> Option<&[u8]> {
+        let mark = self.wanted.get(&place)?.as_ref()?;
+        Some(std::slice::from_ref(mark))
+    }
+}
+
 fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let line = bytes.get(..end)?;
@@ -366,6 +426,27 @@ mod tests {
         }
         for reply in [b"*-1\r\n".as_slice(), b"-EXECABORT\r\n", b"*2\r\n:1", b""] {
             assert_eq!(element(reply, 0).filter(|found| *found != b":1\r\n"), None);
+        }
+    }
+
+    #[test]
+    fn how_an_element_begins_is_found_in_whatever_parts_it_comes() {
+        let reply = b"*5\r\n*2\r\n:1\r\n$3\r\n+-:\r\n+OK\r\n-ERR no\r\n$-1\r\n*0\r\n";
+        for size in 1..reply.len() {
+            let mut beginnings = Beginnings::of([0, 1, 2, 4, 9].into_iter());
+            for part in reply.chunks(size) {
+                beginnings.add(part);
+            }
+            let found: Vec<_> = (0..6).map(|place| beginnings.element(place)).collect();
+            let expected = [
+                Some(b"*".as_slice()),
+                Some(b"+"),
+                Some(b"-"),
+                None,
+                Some(b"*"),
+                None,
+            ];
+            assert_eq!(found, expected, "parts of {size}");
         }
     }
 

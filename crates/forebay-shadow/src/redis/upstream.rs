@@ -235,7 +235,7 @@ pub(super) async fn dial(
             },
             Ok(Err(_)) | Err(_) => return Err(Unserved(patience)),
         };
-        let connecting = Stream::connect(board.address(assigned.slot));
+        let connecting = Stream::connect_bounded(board.address(assigned.slot));
         tokio::select! {
             connected = tokio::time::timeout_at(deadline, connecting) => match connected {
                 Ok(Ok(stream)) => return Ok(Upstream::new(stream, assigned, Role::Primary)),

@@ -74,6 +74,8 @@ async fn what_a_transaction_made_of_the_connection_is_remembered() {
     }
     let (mut servers, front) = pair(&[], Options::default()).await;
     let mut setter = front.client().await;
+    let large = setter.ask("SETRANGE large 2000000 x").await;
+    assert!(!matches!(large, Reply::Error(_)), "{large:?}");
     for database in 0..6 {
         assert_eq!(setter.ask(&format!("SELECT {database}")).await, text("OK"));
         assert_eq!(setter.ask(&format!("SET n {database}")).await, text("OK"));
@@ -83,6 +85,13 @@ async fn what_a_transaction_made_of_the_connection_is_remembered() {
         ("MULTI\nSELECT 99\nSELECT 4\nEXEC", "4"),
         ("MULTI\nSELECT 5\nPING\nSELECT 99\nEXEC", "5"),
         ("MULTI\nSELECT 2\nEXEC\nMULTI\nPING\nEXEC", "2"),
+        // Of a large answer, what is before, between and behind.
+        ("MULTI\nSELECT 3\nSELECT 0\nGET large\nEXEC", "0"),
+        (
+            "MULTI\nSELECT 3\nPING\nEXEC\nMULTI\nSELECT 0\nGET large\nEXEC",
+            "0",
+        ),
+        ("MULTI\nGET large\nSELECT 99\nSELECT 1\nEXEC", "1"),
         ("MULTI\nSELECT 2\nDISCARD", "0"),
         ("MULTI\nSELECT 2\nRESET\nMULTI\nPING\nEXEC", "0"),
     ];

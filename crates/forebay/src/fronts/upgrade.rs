@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::{Desk, Known, Refused, write_plan};
 use crate::config::{self, FrontConfig, HostFacts};
 use crate::control::{Command, TellOf};
-use crate::front::trouble_file;
+use crate::front::{trouble, trouble_file};
 
 /// How long a new process may take until it serves.
 const UPGRADE_BOUND: Duration = Duration::from_secs(15);
@@ -132,6 +132,9 @@ impl Desk {
                 Ok(vec![format!("{front}: {what}")])
             }
             Err(why) => {
+                tracing::error!(front, why, "its process was not replaced");
+                let what = format!("its process was not replaced: {why}");
+                (upgrades.tell)(&next.app, EventKind::Shadow, what);
                 self.configure(&before);
                 write_plan(&before, &self.state_dir).map_err(busy)?;
                 Err(busy(why))
@@ -146,12 +149,9 @@ impl Desk {
         next: &FrontConfig,
         old: u32,
     ) -> Result<u32, String> {
-        let trouble = trouble_file(&next.plan_file(&self.state_dir));
-        match std::fs::remove_file(&trouble) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("remove {}: {error}", trouble.display())),
-        }
+        let plan = next.plan_file(&self.state_dir);
+        let file = trouble_file(&plan);
+        forget(&file)?;
         let (reply, answer) = oneshot::channel();
         let command = Command::Succeed(next.app.clone(), reply);
         let sent = upgrades.commands.try_send(command);
@@ -164,12 +164,12 @@ impl Desk {
             // Whoever took the place says so itself.
             let now = self.known(next.name.as_str()).ok().map(|(pid, _)| pid);
             if let Some(new) = now.filter(|pid| *pid != old) {
-                return Ok(new);
+                return forget(&file).map(|()| new);
             }
-            match std::fs::read_to_string(&trouble) {
-                Ok(why) => return Err(format!("{why}; process {old} goes on")),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(format!("read {}: {error}", trouble.display())),
+            match trouble(&plan) {
+                Ok(Some(why)) => return Err(format!("{why}; process {old} goes on")),
+                Ok(None) => {}
+                Err(error) => return Err(format!("read {}: {error}", file.display())),
             }
             if Instant::now() >= deadline {
                 return Err(format!(
@@ -200,6 +200,16 @@ impl Desk {
                 known.config = Arc::new(front.clone());
             }
         });
+    }
+}
+
+/// Removes what a process of a front left word in.
+fn forget(file: &Path) -> Result<(), String> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", file.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

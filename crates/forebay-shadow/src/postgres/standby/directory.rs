@@ -450,6 +450,10 @@ fn failed(attempt: &str, path: &Path, error: &io::Error) -> Failed {
 }
 
 #[cfg(test)]
+#[path = "directory_room_tests.rs"]
+mod room_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
