@@ -241,6 +241,9 @@ pub struct Reason {
     pub cpu_demand_cores: f64,
     /// The same with headroom.
     pub cpu_wanted_cores: f64,
+    /// What of that is beyond forecast and headroom, since the app is constrained all the same.
+    #[serde(default)]
+    pub cpu_extra_cores: f64,
     /// CPUs that nobody else of its rank may use.
     pub exclusive_cpus: String,
     /// Whether it also runs on the shared CPUs, ahead of the others there.
@@ -500,6 +503,9 @@ pub struct Explanation {
     /// Forecasts of others about it, and how far each is believed, in words.
     #[serde(default)]
     pub external_forecasts: Vec<String>,
+    /// What constrains it beyond its slice, and what was tried about that, in words.
+    #[serde(default)]
+    pub offload: Vec<String>,
     /// Whether Forebay only observes now.
     pub paused: bool,
     /// Promises that cannot be kept.

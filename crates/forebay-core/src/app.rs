@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::io::DeviceCapability;
+use crate::offload;
 use crate::units::{Bytes, Limit, MilliCpu, Rate, Utilization};
 
 /// An app's name: 1 to 64 of `a-z A-Z 0-9 - _ .`, starting with a letter or digit.
@@ -229,6 +230,9 @@ pub struct App {
     pub io_max: BTreeMap<Device, IoMax>,
     /// Whether images of it are taken, to begin it anew from; for `exec` apps.
     pub images: Option<Images>,
+    /// How long an answer may take before the app counts as constrained; as for all apps when
+    /// absent.
+    pub response_time_max: Option<Duration>,
 }
 
 /// When images of a program are taken.
@@ -253,6 +257,7 @@ impl App {
             io_weight: None,
             io_max: BTreeMap::new(),
             images: None,
+            response_time_max: None,
         }
     }
 }
@@ -440,6 +445,8 @@ pub struct Policy {
     pub apps: BTreeMap<AppId, App>,
     /// Block devices that the user had measured, with what they can do.
     pub devices: BTreeMap<Device, DeviceCapability>,
+    /// What counts as a constraint, and what is done about it.
+    pub offload: offload::Rules,
 }
 
 impl Default for Policy {
@@ -463,6 +470,7 @@ impl Default for Policy {
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),
+            offload: offload::Rules::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::app::{App, AppId, Device, Foresight, Policy};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
 use crate::network::{Network, NetworkRates};
-use crate::outlook::{Need, Resource, Window};
+use crate::outlook::{Need, Quantiles, Resource, Window};
 use crate::signals::Signal;
 use crate::snapshot::{AppSample, Gap, Reclaim, Touched, Traffic};
 use crate::tick::Inputs;
@@ -77,6 +77,18 @@ impl Band {
             q99: value_or_none,
             model: PRESENT.to_owned(),
             cold: value.is_none(),
+        }
+    }
+
+    /// What somebody announces.
+    fn announced(peak: Quantiles, why: &str) -> Self {
+        Self {
+            q50: peak.q50(),
+            q90: peak.q90(),
+            q95: peak.q95(),
+            q99: peak.q99(),
+            model: why.to_owned(),
+            cold: false,
         }
     }
 
@@ -155,6 +167,10 @@ pub struct Demand {
     pub io: BTreeMap<Device, IoDemand>,
     /// The memory it has, and where that goes.
     pub memory_now: MemoryNow,
+    /// What it does now.
+    pub usage: Usage,
+    /// How long its answers will take at most, in milliseconds, where that is known to come.
+    pub response_time: Option<Band>,
 }
 
 /// The memory of one app now, divided into what it works with and what it only holds.
@@ -462,6 +478,12 @@ impl History {
                 },
                 ..self.memory_now
             },
+            usage: self.usage,
+            response_time: inputs
+                .outlook
+                .brought(app, Resource::ResponseTime, window)
+                .filter(|_| foresight == Foresight::Models)
+                .map(|(peak, why)| Band::announced(peak, why)),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod io;
 pub mod io_history;
 pub mod network;
 pub mod occasion;
+pub mod offload;
 pub mod outlook;
 pub mod plan;
 pub mod report;

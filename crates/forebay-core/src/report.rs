@@ -10,6 +10,7 @@ use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
 use crate::io_history::IoUse;
 use crate::network::NetworkRates;
+use crate::offload::Climb;
 use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall, io};
 use crate::slice::Slice;
@@ -51,6 +52,8 @@ pub enum EventKind {
     Released,
     /// Files of a tiered directory moved, or something keeps them from it.
     Tier,
+    /// Something was done about an app that was constrained, or taken back.
+    Offload,
     /// What forecasts are made by changed.
     Forecast,
     /// An instance took over from another one, or could not.
@@ -86,6 +89,8 @@ pub struct AppReport {
     pub reclaim: Option<Reclaim>,
     /// How far the last move of its pages between NUMA nodes is.
     pub page_move: Option<PageMove>,
+    /// What constrains it and what was tried about it, where that is so.
+    pub offload: Option<Climb>,
 }
 
 /// One period.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::app::{App, AppId, Class, IoMax, Partition};
 use crate::demand::{Demand, History, Prior};
 use crate::host::{Action, Host, Outcome, Watch};
+use crate::offload::Decision;
 use crate::plan::{self, Plan, cpu, lack};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
@@ -334,9 +335,11 @@ impl State {
         actions.extend(self.set_cost_models(inputs, plan, snapshot));
         actions.extend(self.watch_memory(inputs, plan, snapshot));
         let asks = plan.give_back.asks.iter().chain(&plan.saves);
-        actions.extend(asks.map(|(app, bytes)| Action::Reclaim {
+        let asks = asks.map(|(app, bytes)| (app, *bytes));
+        let offload = plan.offload.asks();
+        actions.extend(asks.chain(offload).map(|(app, bytes)| Action::Reclaim {
             app: app.clone(),
-            bytes: *bytes,
+            bytes,
         }));
         for (id, sample) in &snapshot.apps {
             if !sample.strays.is_empty() && plan.slices.contains_key(id) {
@@ -424,6 +427,7 @@ impl State {
                     if !matches!(outcome, Outcome::Done) {
                         let held = self.planner.givers.entry(app.clone()).or_default();
                         held.refused(inputs.time, inputs.policy.hold);
+                        self.planner.offload.refused(inputs.time, app);
                     }
                     self.note_failure(inputs, action, outcome);
                 }
@@ -584,6 +588,7 @@ impl State {
         }
         self.note_unmet(inputs.time, &plan.give_back);
         self.note_lacks(inputs.time, &plan.lacks);
+        self.note_offload(inputs, &plan.offload);
         let mut apps = BTreeMap::new();
         for (id, sample) in snapshot.apps {
             let (Some(app), Some(known)) = (inputs.policy.apps.get(&id), self.apps.get(&id)) else {
@@ -603,6 +608,7 @@ impl State {
                 reason: plan.reasons.remove(&id),
                 reclaim: sample.reclaim,
                 page_move: sample.page_move,
+                offload: plan.offload.climbs.remove(&id),
             };
             apps.insert(id, report);
         }
@@ -631,6 +637,22 @@ impl State {
                     self.note(time, Some(id), EventKind::Shortfall, message);
                 }
             }
+        }
+    }
+
+    /// Tells each step of a ladder that was taken, and why.
+    fn note_offload(&mut self, inputs: &Inputs<'_>, offload: &Decision) {
+        if inputs.paused {
+            return;
+        }
+        for step in &offload.steps {
+            let climb = offload.climbs.get(&step.app);
+            let why = climb.and_then(|climb| climb.constraints.first());
+            let message = match why {
+                Some(why) => format!("{step}, since {why}"),
+                None => step.to_string(),
+            };
+            self.note(inputs.time, Some(&step.app), EventKind::Offload, message);
         }
     }
 

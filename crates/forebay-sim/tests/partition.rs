@@ -53,6 +53,7 @@ impl Run {
                 io_weight: None,
                 io_max: BTreeMap::new(),
                 images: None,
+                response_time_max: None,
             };
             policy.apps.insert(id, app);
         }

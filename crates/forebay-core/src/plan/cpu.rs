@@ -21,6 +21,7 @@ use super::lend::Lending;
 use super::{Shortfall, Situation};
 use crate::app::{App, AppId, Class};
 use crate::idset::{CpuSet, NodeSet};
+use crate::offload;
 use crate::topology::{Cpu, Topology};
 use crate::units::{MilliCpu, Time};
 
@@ -54,8 +55,10 @@ pub struct Share {
     pub held: usize,
     /// Forecast within floor and ceiling.
     pub demand: MilliCpu,
-    /// With headroom.
+    /// With headroom, and what is given beyond that.
     pub wanted: MilliCpu,
+    /// What is given beyond that, because the app is constrained all the same.
+    pub extra: MilliCpu,
 }
 
 /// All apps' CPUs.
@@ -65,6 +68,8 @@ pub struct Allocation {
     pub shares: BTreeMap<AppId, Share>,
     /// Nobody's own.
     pub shared: CpuSet,
+    /// How many of these critical apps could have, before others lack what is set aside for them.
+    pub spare: usize,
     /// For the next plan.
     pub held: BTreeMap<AppId, Held>,
     /// Floors beyond the host.
@@ -77,6 +82,7 @@ pub fn allocate(
     situation: &Situation<'_>,
     before: &BTreeMap<AppId, Held>,
     lending: Lending,
+    offload: &offload::Memory,
 ) -> Allocation {
     let active: Vec<&App> = situation
         .demands
@@ -89,7 +95,10 @@ pub fn allocate(
     let mut needs: Vec<Need<'_>> = active
         .iter()
         .filter(|app| app.class == Class::Critical)
-        .map(|app| Need::of(situation, app, before.get(&app.id)))
+        .map(|app| {
+            let extra = offload.extra_cpu(&app.id);
+            Need::of(situation, app, before.get(&app.id), extra)
+        })
         .collect();
     share_out(
         &mut needs,
@@ -129,6 +138,7 @@ pub fn allocate(
                 held: exclusive.len().saturating_sub(need.now),
                 demand: need.demand,
                 wanted: need.wanted,
+                extra: need.extra,
             },
         );
         held.insert(
@@ -141,7 +151,7 @@ pub fn allocate(
         );
     }
     for app in active.iter().filter(|app| app.class != Class::Critical) {
-        let (demand, wanted) = wanted(situation, app);
+        let (demand, wanted) = wanted(situation, app, MilliCpu(0));
         let cpus = if app.class == Class::Batch && lending.is_on() {
             all
         } else {
@@ -157,13 +167,16 @@ pub fn allocate(
                 held: 0,
                 demand,
                 wanted,
+                extra: MilliCpu(0),
             },
         );
     }
     let shortfall = shortfall(&active, &owned, shared.len(), all.len());
+    let given: usize = owned.values().map(CpuSet::len).sum();
     Allocation {
         shares,
         shared,
+        spare: for_critical.saturating_sub(given),
         held,
         shortfall,
     }
@@ -175,6 +188,7 @@ struct Need<'a> {
     app: &'a App,
     demand: MilliCpu,
     wanted: MilliCpu,
+    extra: MilliCpu,
     /// Whole CPUs for the wanted time.
     now: usize,
     /// The same, or more while the hold lasts; after `share_out`, what it gets.
@@ -184,8 +198,8 @@ struct Need<'a> {
 }
 
 impl<'a> Need<'a> {
-    fn of(situation: &Situation<'_>, app: &'a App, before: Option<&Held>) -> Self {
-        let (demand, wanted) = wanted(situation, app);
+    fn of(situation: &Situation<'_>, app: &'a App, before: Option<&Held>, extra: MilliCpu) -> Self {
+        let (demand, wanted) = wanted(situation, app, extra);
         let core = situation.topology.threads_per_core();
         let whole_cores = |cpus: usize| cpus.max(1).next_multiple_of(core);
         let now = whole_cores(wanted.whole_cpus());
@@ -215,6 +229,7 @@ impl<'a> Need<'a> {
             app,
             demand,
             wanted,
+            extra,
             now,
             gets,
             had,
@@ -223,16 +238,17 @@ impl<'a> Need<'a> {
     }
 }
 
-/// Forecast within floor and ceiling, and the same with headroom.
-fn wanted(situation: &Situation<'_>, app: &App) -> (MilliCpu, MilliCpu) {
+/// Forecast within floor and ceiling, and the same with headroom and what is given beyond.
+fn wanted(situation: &Situation<'_>, app: &App, extra: MilliCpu) -> (MilliCpu, MilliCpu) {
     let demand = situation.demands[&app.id].cpu_planned();
     let demand = app.ceiling.cpu.cut(demand.max(app.floor.cpu));
     let headroom = demand
         .0
         .saturating_mul(u64::from(situation.policy.headroom_percent))
         / 100;
-    let with_headroom = MilliCpu(demand.0.saturating_add(headroom));
-    (demand, app.ceiling.cpu.cut(with_headroom))
+    let more = headroom.saturating_add(extra.0);
+    let with_more = MilliCpu(demand.0.saturating_add(more));
+    (demand, app.ceiling.cpu.cut(with_more))
 }
 
 /// CPUs that stay out of critical hands: for others' floors, and one at least when there

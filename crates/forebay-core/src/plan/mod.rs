@@ -20,6 +20,7 @@ pub mod io;
 pub mod lack;
 pub mod lend;
 pub mod memory;
+mod offload;
 pub mod reclaim;
 pub mod savings;
 #[cfg(test)]
@@ -75,7 +76,7 @@ impl Situation<'_> {
 }
 
 /// What the planner remembers between periods: who has what, and since when less would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// Critical apps' own CPUs.
     pub cpus: BTreeMap<AppId, cpu::Held>,
@@ -98,6 +99,8 @@ pub struct Memory {
     pub watched: Option<BTreeSet<AppId>>,
     /// Whether critical apps' CPUs are lent to batch.
     pub lending: lend::Lending,
+    /// Who is constrained, and what was tried about it.
+    pub offload: crate::offload::Memory,
 }
 
 /// Why a slice is what it is: the numbers that decided.
@@ -107,6 +110,8 @@ pub struct Reason {
     pub cpu_demand: MilliCpu,
     /// The same with headroom: what the CPUs must hold.
     pub cpu_wanted: MilliCpu,
+    /// What of that is beyond forecast and headroom, since the app is constrained all the same.
+    pub cpu_extra: MilliCpu,
     /// CPUs that nobody else of its rank may use.
     pub exclusive: CpuSet,
     /// Whether it also runs on the shared CPUs, ahead of the others there.
@@ -155,7 +160,7 @@ impl std::fmt::Display for Shortfall {
 }
 
 /// The slices that should be in force.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Each active app's slice.
     pub slices: BTreeMap<AppId, Slice>,
@@ -181,6 +186,8 @@ pub struct Plan {
     pub saves: BTreeMap<AppId, Bytes>,
     /// Apps of which the kernel is to watch which memory they touch.
     pub watch: BTreeSet<AppId>,
+    /// Who is constrained, and what is done about it.
+    pub offload: crate::offload::Decision,
 }
 
 /// Decides every slice. Pure: the same situation and memory give the same plan, and the
@@ -188,7 +195,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let lending = lend::decide(situation, memory.lending);
-    let cpus = cpu::allocate(situation, &memory.cpus, lending);
+    let cpus = cpu::allocate(situation, &memory.cpus, lending, &memory.offload);
     let (give_back, givers) = reclaim::decide(situation, &memory.givers);
     let (saves, probes) = savings::decide(situation, &givers, &memory.probes, &give_back.asks);
     let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
@@ -230,6 +237,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
             Reason {
                 cpu_demand: share.demand,
                 cpu_wanted: share.wanted,
+                cpu_extra: share.extra,
                 exclusive: share.exclusive,
                 spills: share.spills,
                 held_cpus: share.held,
@@ -239,6 +247,9 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     }
     plan.cost_models = cost_models(situation, &memory.costed);
     plan.keep_interrupts_off = keep_interrupts_off(situation, &plan);
+    let (decision, offload) =
+        offload::decide(situation, &plan, cpus.spare, &givers, &memory.offload);
+    plan.offload = decision;
     let memory = Memory {
         cpus: cpus.held,
         bytes: bytes.held,
@@ -250,6 +261,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
         probes,
         watched: memory.watched.clone(),
         lending,
+        offload,
     };
     (plan, memory)
 }

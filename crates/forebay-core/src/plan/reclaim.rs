@@ -294,7 +294,7 @@ impl Held {
 }
 
 /// The request to an app that is under way.
-fn running(situation: &Situation<'_>, id: &AppId) -> Option<Reclaim> {
+pub(super) fn running(situation: &Situation<'_>, id: &AppId) -> Option<Reclaim> {
     let reclaim = situation.demands[id].memory_now.reclaim;
     reclaim.filter(|reclaim| reclaim.state == ReclaimState::Running)
 }
@@ -318,7 +318,7 @@ mod tests {
 
     use super::*;
     use crate::app::{Binding, Match, Policy};
-    use crate::demand::{Band, Demand, MemoryNow};
+    use crate::demand::{Band, Demand, MemoryNow, Usage};
     use crate::host::Capabilities;
     use crate::io_history::IoUse;
     use crate::plan::HostMemory;
@@ -377,6 +377,8 @@ mod tests {
                 memory: band,
                 cpu_stalled: 0.0,
                 memory_now: now,
+                usage: Usage::default(),
+                response_time: None,
                 io_use: IoUse::default(),
                 io: BTreeMap::new(),
             };

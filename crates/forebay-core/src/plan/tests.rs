@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::app::{Binding, Floor, Match};
-use crate::demand::{Band, MemoryNow};
+use crate::demand::{Band, MemoryNow, Usage};
 use crate::io_history::IoUse;
 use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
@@ -135,6 +135,8 @@ impl Needs {
             io_use: IoUse::default(),
             io: BTreeMap::new(),
             memory_now: MemoryNow::default(),
+            usage: Usage::default(),
+            response_time: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use forebay_core::app::{
     Match, OnStop, Partition, Policy, Restart, Uclamp,
 };
 use forebay_core::host::Action;
+use forebay_core::offload::{self, Mode};
 use forebay_core::slice::Setting;
 use forebay_core::snapshot::Ending;
 use forebay_core::state::State;
@@ -96,6 +97,16 @@ impl Scenario {
             },
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),
+            offload: offload::Rules {
+                mode: match rng.clone().u8(0..4) {
+                    0 => Mode::Off,
+                    1 => Mode::Watch,
+                    _ => Mode::Act,
+                },
+                persistence: Duration::from_millis(300),
+                settling: Duration::from_secs(1),
+                ..offload::Rules::default()
+            },
         };
         let mut copy = rng.clone();
         if copy.bool() {
@@ -232,6 +243,7 @@ impl Scenario {
             io_weight: self.rng.bool().then(|| self.rng.u32(1..=10_000)),
             io_max,
             images: None,
+            response_time_max: None,
         }
     }
 

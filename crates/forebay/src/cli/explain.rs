@@ -21,6 +21,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
     }
+    paragraphs.extend(offload(explanation));
     for forecast in &explanation.external_forecasts {
         paragraphs.push(format!("A forecast of others: {forecast}."));
     }
@@ -36,6 +37,12 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         paragraphs.push(format!("A promise cannot be kept: {shortfall}."));
     }
     paragraphs.join("\n\n") + "\n"
+}
+
+/// What constrains it beyond its slice; nothing where nothing does and nothing was tried lately.
+fn offload(explanation: &api::Explanation) -> Option<String> {
+    let sentences = &explanation.offload;
+    (!sentences.is_empty()).then(|| sentences.join(" "))
 }
 
 fn cpu(cores_: f64) -> String {
@@ -111,8 +118,12 @@ fn processor(explanation: &api::Explanation, band: &api::Band, reason: &api::Rea
         ),
     };
     let by = if foreseen { "q95" } else { "present use" };
+    let extra = match reason.cpu_extra_cores {
+        extra if extra > 0.0 => format!(" and {} more, since it is constrained,", cpu(extra)),
+        _ => String::new(),
+    };
     format!(
-        "{now} {forecast} The plan goes by {by}: {}, {bound}. With {}% headroom that wants {}.",
+        "{now} {forecast} The plan goes by {by}: {}, {bound}. With {}% headroom{extra} that wants {}.",
         cpu(reason.cpu_demand_cores),
         rules.headroom_percent,
         cpu(reason.cpu_wanted_cores),

@@ -55,6 +55,7 @@ pub(crate) fn web() -> api::App {
         reason: Some(api::Reason {
             cpu_demand_cores: 0.6,
             cpu_wanted_cores: 0.78,
+            cpu_extra_cores: 0.0,
             exclusive_cpus: "1".to_owned(),
             spills: false,
             held_cpus: 0,
@@ -106,6 +107,7 @@ pub(crate) fn explanation(app: api::App) -> api::Explanation {
         host_cpus: 2,
         devices: Vec::new(),
         external_forecasts: Vec::new(),
+        offload: Vec::new(),
         paused: false,
         shortfalls: Vec::new(),
     }
@@ -227,6 +229,19 @@ fn an_explanation_names_the_numbers_that_decided() {
             explained.app.reason.as_mut().unwrap().cpu_demand_cores = 0.5;
         },
         &["cut to its ceiling of 0.50 CPU"],
+    );
+    check(
+        |explained| {
+            explained.app.reason.as_mut().unwrap().cpu_extra_cores = 1.0;
+            explained.offload = vec![
+                "It is constrained: so.".to_owned(),
+                "Tried: that.".to_owned(),
+            ];
+        },
+        &[
+            "With 30% headroom and 1.00 CPU more, since it is constrained, that wants",
+            "\n\nIt is constrained: so. Tried: that.\n\n",
+        ],
     );
     check(
         |explained| explained.app.demand.as_mut().unwrap().cpu.cold = true,

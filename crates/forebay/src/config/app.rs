@@ -12,6 +12,8 @@ use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
+use super::offload::RESPONSE_TIME;
+use super::resolve::bounded;
 use super::sources;
 use super::text::{At, Section};
 use crate::fetch::Scrape;
@@ -105,6 +107,7 @@ pub(super) fn resolve_app(
     let request = section.take_section("request").take("cpu");
     let io_weight = section.take::<u64>("io_weight");
     let io_max = io_max(&mut section, host, findings);
+    let response_time_max = bounded(&mut section, "response_time_max", RESPONSE_TIME, findings);
     let metrics = section
         .take::<Section>("metrics")
         .and_then(|metrics| sources::metrics(metrics.value, findings));
@@ -119,6 +122,7 @@ pub(super) fn resolve_app(
         io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
         io_max,
         images,
+        response_time_max,
     });
     Resolved {
         floor,

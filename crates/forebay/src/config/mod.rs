@@ -14,6 +14,7 @@ mod facts;
 mod front;
 mod keys;
 mod mode;
+mod offload;
 mod quantity;
 mod resolve;
 mod sources;

@@ -16,6 +16,7 @@ use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
 use super::front::fronts;
+use super::offload;
 use super::sources::forecasts;
 use super::text::{At, Section};
 use super::tier::tiers;
@@ -32,6 +33,7 @@ const CENTURY: Duration = Duration::from_secs(36_525 * 86_400);
 pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findings<'_>) -> Config {
     let daemon = daemon(root.take_section("daemon"), host, findings);
     let mut policy = policy(root.take_section("policy"), host, findings);
+    policy.offload = offload::rules(root.take_section("offload"), findings);
     let training = training(root.take_section("forecast"), findings);
     let mut places = BTreeMap::new();
     let mut floors = BTreeMap::new();
@@ -318,6 +320,7 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         },
         apps: BTreeMap::new(),
         devices: BTreeMap::new(),
+        offload: defaults.offload,
     }
 }
 
@@ -333,7 +336,7 @@ fn training(mut section: Section, findings: &mut Findings<'_>) -> TrainingConfig
 }
 
 /// A share of something, 1% to 100%.
-fn share(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Option<u32> {
+pub(super) fn share(section: &mut Section, key: &str, findings: &mut Findings<'_>) -> Option<u32> {
     let At { value, at } = section.take::<u32>(key)?;
     if (1..=100).contains(&value) {
         return Some(value);

@@ -5,6 +5,7 @@ use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
 use forebay_core::demand::{Band, Demand};
 use forebay_core::host::Action;
 use forebay_core::idset::CpuSet;
+use forebay_core::offload::Climb;
 use forebay_core::plan::{Plan, Reason, io};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
@@ -126,6 +127,12 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         reclaim: report.reclaim.map(reclaim),
         page_move: report.page_move.map(page_move),
     }
+}
+
+/// What constrains an app beyond its slice, and what was tried about that.
+pub(super) fn offload(report: Option<&AppReport>) -> Vec<String> {
+    let climb = report.and_then(|report| report.offload.as_ref());
+    climb.map_or_else(Vec::new, Climb::sentences)
 }
 
 /// An app that no period has seen yet.
@@ -359,6 +366,7 @@ fn reason(reason: &Reason) -> api::Reason {
     api::Reason {
         cpu_demand_cores: reason.cpu_demand.as_cpus(),
         cpu_wanted_cores: reason.cpu_wanted.as_cpus(),
+        cpu_extra_cores: reason.cpu_extra.as_cpus(),
         exclusive_cpus: reason.exclusive.to_string(),
         spills: reason.spills,
         held_cpus: reason.held_cpus as u64,
@@ -386,6 +394,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Shortfall => "shortfall",
         EventKind::Released => "released",
         EventKind::Tier => "tier",
+        EventKind::Offload => "offload",
         EventKind::Forecast => "forecast",
         EventKind::Shadow => "shadow",
     }

@@ -79,6 +79,7 @@ pub(super) async fn explain(
         host_cpus: convert::all_cpus(&view).len() as u64,
         devices: convert::devices(report, &policy),
         external_forecasts: (server.state.beliefs)(&name),
+        offload: convert::offload(report.apps.get(&name)),
         paused: report.paused,
         shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
     }))

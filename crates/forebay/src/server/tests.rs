@@ -100,6 +100,8 @@ pub(super) fn published(period: u64) -> Published {
             io_use: IoUse::default(),
             io: BTreeMap::new(),
             memory_now: MemoryNow::default(),
+            usage: Usage::default(),
+            response_time: None,
         }),
         slice: Slice::from_iter([
             Setting::Cpus(cpus.parse().unwrap()),
@@ -109,6 +111,7 @@ pub(super) fn published(period: u64) -> Published {
         reason: Some(Reason {
             cpu_demand: MilliCpu(600),
             cpu_wanted: MilliCpu(780),
+            cpu_extra: MilliCpu(0),
             exclusive: exclusive.parse().unwrap(),
             spills: false,
             held_cpus: 0,
@@ -116,6 +119,7 @@ pub(super) fn published(period: u64) -> Published {
         }),
         reclaim: None,
         page_move: None,
+        offload: None,
     };
     Published {
         report: TickReport {

@@ -93,11 +93,14 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
             io_use: IoUse::default(),
             io: BTreeMap::new(),
             memory_now: MemoryNow::default(),
+            usage: Usage::default(),
+            response_time: None,
         }),
         slice: Slice::default(),
         reason: Some(Reason {
             cpu_demand: MilliCpu(500),
             cpu_wanted: MilliCpu(650),
+            cpu_extra: MilliCpu(0),
             exclusive: CpuSet::EMPTY,
             spills: false,
             held_cpus: 0,
@@ -105,6 +108,7 @@ fn app_using(cpu: Option<f64>, demand_q95: Option<f64>) -> AppReport {
         }),
         reclaim: None,
         page_move: None,
+        offload: None,
     }
 }
 

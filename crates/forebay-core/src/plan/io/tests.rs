@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::app::{Binding, IoProtection, Match, Policy};
-use crate::demand::{Band, MemoryNow};
+use crate::demand::{Band, MemoryNow, Usage};
 use crate::host::Capabilities;
 use crate::io::{IoRates, Measured};
 use crate::io_history::{DeviceUse, IoDemand, IoUse};
@@ -117,6 +117,8 @@ impl Case {
             memory: band(1e6),
             cpu_stalled: 0.0,
             memory_now: MemoryNow::default(),
+            usage: Usage::default(),
+            response_time: None,
             io_use: IoUse {
                 devices: BTreeMap::from([(DISK, used)]),
                 stalled: Some(io.stalled),

@@ -1,6 +1,7 @@
 mod apps;
 mod events;
 mod fronts;
+mod offload;
 mod properties;
 mod sources;
 

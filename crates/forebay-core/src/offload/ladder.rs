@@ -1,0 +1,562 @@
+//! How one app climbs a ladder, and how it comes down again.
+//!
+//! Problem: what would help is not known for certain, what was tried may make things worse, and
+//! what helped must not stay for ever nor be taken back only to be needed at once.
+//!
+//! Approach: one machine for each app. In each period it is told what constrains the app worst, and
+//! says at most one [`Turn`]:
+//!
+//! ```text
+//!            constrained          a rung is worth its cost: Take
+//!   Calm ───────────────> Seeking ──────────────────────────────> Settling
+//!    ^ │ calm for a while:   │ ^                                     │ the settling time is over:
+//!    │ └ Undo of the last    │ └─────────────────────────────────────┤ it helped: kept
+//!    │                       │                                       │ it did not: Undo, and barred
+//!    └───────────────────────┘ not constrained any more              │ it was refused: barred
+//!                                                                    └ for a while that doubles
+//! ```
+//!
+//! Rungs are looked at in order, the least disruptive first, and the first is taken whose predicted
+//! relief of the harm is more than its cost. What is measured is the mean over the second half of
+//! the settling time, against what there was when the rung was taken. Once the app is calm, what
+//! was kept is let go, the last first, one after the other; when the constraint comes back soon
+//! after, the next wait is twice as long.
+//!
+//! Properties, tested on random sequences: one rung settles at a time; what is undone was taken, and
+//! only once; a rung that did not help is not taken again before its bar is over, and bars double;
+//! the moves of an hour have a bound, an app rests between two of its own, and does not go back
+//! where it came from; everything that is remembered has a bound.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::relief::Learned;
+use super::rung::{Absence, Effect, Offer, RETURN_AFTER, Rung};
+use super::trigger::{RELEASE, Reading, Watched};
+use super::{Bottleneck, Rules};
+use crate::app::AppId;
+use crate::units::Time;
+
+/// A rung stays when it took away at least this part of the constraint.
+pub const KEEP_MIN: f64 = 0.1;
+/// The first bar of a rung that did not help, and the longest.
+pub const BAR_MIN: Duration = Duration::from_secs(60);
+/// See [`BAR_MIN`].
+pub const BAR_MAX: Duration = Duration::from_secs(3600);
+/// How long an app is calm before what was kept is let go, at first and at most.
+pub const DESCENT_MIN: Duration = Duration::from_secs(60);
+/// See [`DESCENT_MIN`].
+pub const DESCENT_MAX: Duration = Duration::from_secs(3600);
+/// So often a rung is taken on top of itself.
+pub const REPEATS_MAX: usize = 4;
+/// What was tried last, of one app.
+pub const TRIED_MAX: usize = 16;
+/// An app is not moved within so long of its last move.
+pub const MOVE_REST: Duration = Duration::from_secs(900);
+
+/// What constrains an app worst.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Strain {
+    pub(super) bottleneck: Bottleneck,
+    /// By what it is measured.
+    pub(super) watched: Watched,
+    /// How many times its limit it is.
+    pub(super) severity: f64,
+    /// What it costs to leave it, 0 to 1.
+    pub(super) harm: f64,
+}
+
+/// What is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// A rung is taken.
+    Take(Rung, Effect),
+    /// What was taken is taken back.
+    Undo(Rung, Effect),
+}
+
+/// What became of a rung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It helped and stays.
+    Kept,
+    /// It did not help and was taken back.
+    Undone,
+    /// It did not help, and there is nothing to take back.
+    Spent,
+    /// The host did not do it.
+    Refused,
+}
+
+/// A rung that was tried, and what it did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Which.
+    pub rung: Rung,
+    /// What it meant.
+    pub effect: Effect,
+    /// When it was taken.
+    pub at: Time,
+    /// How many times its limit it was before.
+    pub before: f64,
+    /// The same afterwards; none where nothing could be measured.
+    pub after: Option<f64>,
+    /// The part of the constraint that it was expected to take away.
+    pub predicted: f64,
+    /// The part that it took away; below zero where it made things worse.
+    pub relief: Option<f64>,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+impl fmt::Display for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |part: f64| part * 100.0;
+        write!(f, "{}{}: ", self.rung, self.effect)?;
+        match (self.relief, self.after) {
+            (Some(relief), Some(after)) => write!(
+                f,
+                "it was {:.2} times its limit and then {after:.2}, relief {:.0}% ({:.0}% \
+                 predicted), ",
+                self.before,
+                percent(relief),
+                percent(self.predicted)
+            )?,
+            _ if self.verdict == Verdict::Refused => {}
+            _ => f.write_str("what it did could not be measured, ")?,
+        }
+        f.write_str(match self.verdict {
+            Verdict::Kept => "kept",
+            Verdict::Undone => "taken back",
+            Verdict::Spent => "there is nothing to take back",
+            Verdict::Refused => "the host did not do it",
+        })
+    }
+}
+
+/// Why a rung is not taken now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Skip {
+    /// It does not exist for this app on this host.
+    Absent(Absence),
+    /// It did not help lately.
+    Barred {
+        /// How much longer it is left alone.
+        left: Duration,
+    },
+    /// It was taken as often as it may.
+    Enough,
+    /// It would cost more than it brings.
+    NotWorth {
+        /// The harm that it would take away, by prediction.
+        relief: f64,
+        /// What it costs.
+        cost: f64,
+    },
+    /// Its moves of this hour are used up.
+    MovesUsedUp {
+        /// How many there may be.
+        most: u32,
+    },
+    /// It was moved a short while ago.
+    JustMoved {
+        /// How much longer it stays.
+        left: Duration,
+    },
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent(absence) => absence.fmt(f),
+            Self::Barred { left } => write!(
+                f,
+                "it did not help when it was tried last, and is left alone for {} s more",
+                left.as_secs()
+            ),
+            Self::Enough => write!(f, "it was taken {REPEATS_MAX} times already"),
+            Self::NotWorth { relief, cost } => write!(
+                f,
+                "it would take away {:.0}% of harm and cost {:.0}%",
+                relief * 100.0,
+                cost * 100.0
+            ),
+            Self::MovesUsedUp { most } => {
+                write!(f, "the {most} moves that an hour may have are used up")
+            }
+            Self::JustMoved { left } => write!(
+                f,
+                "it was moved a short while ago, and stays for {} s more",
+                left.as_secs()
+            ),
+        }
+    }
+}
+
+/// The moves that were begun here lately.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Moves {
+    begun: VecDeque<(Time, AppId)>,
+}
+
+/// The time in which moves are counted.
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Moves {
+    /// Whether an app may be moved now that arrived here at a time, if it did.
+    fn allow(
+        &self,
+        now: Time,
+        app: &AppId,
+        arrived: Option<Time>,
+        rules: &Rules,
+    ) -> Result<(), Skip> {
+        let own = self.begun.iter().filter(|(_, moved)| moved == app);
+        let last = own.map(|(at, _)| *at).chain(arrived);
+        if let Some(last) = last.max_by_key(|at| at.monotonic) {
+            let left = MOVE_REST.saturating_sub(now.since(last));
+            if !left.is_zero() {
+                return Err(Skip::JustMoved { left });
+            }
+        }
+        let within = self.begun.iter().filter(|(at, _)| now.since(*at) < HOUR);
+        let most = rules.moves_per_hour;
+        if within.count() >= most as usize {
+            return Err(Skip::MovesUsedUp { most });
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, now: Time, app: &AppId) {
+        let old = |(at, _): &(Time, AppId)| now.since(*at) >= HOUR.max(MOVE_REST).max(RETURN_AFTER);
+        while self.begun.front().is_some_and(old) {
+            self.begun.pop_front();
+        }
+        self.begun.push_back((now, app.clone()));
+    }
+}
+
+/// Where an app is on its ladder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ascent {
+    stage: Stage,
+    /// What is in force, in the order in which it was taken.
+    kept: Vec<(Rung, Effect)>,
+    bars: BTreeMap<Rung, Bar>,
+    tried: VecDeque<Tried>,
+    /// Since when it is calm, or when something was let go since.
+    calm_since: Option<Time>,
+    /// How long it is calm before something is let go.
+    descent: Duration,
+    /// When something was let go last.
+    let_go_at: Option<Time>,
+    /// Why the rungs are not taken that are not, in the latest period that looked.
+    skipped: Vec<(Rung, Skip)>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+enum Stage {
+    /// Nothing constrains the app.
+    #[default]
+    Calm,
+    /// It is constrained, and no rung is being measured.
+    Seeking,
+    /// A rung was taken, and its effect is not known yet.
+    Settling(Settling),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Settling {
+    rung: Rung,
+    effect: Effect,
+    bottleneck: Bottleneck,
+    watched: Watched,
+    at: Time,
+    time: Duration,
+    before: f64,
+    predicted: f64,
+    sum: f64,
+    count: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Bar {
+    since: Time,
+    length: Duration,
+}
+
+/// What one period tells the machine of one app.
+#[derive(Debug)]
+pub(super) struct Round<'a> {
+    pub(super) now: Time,
+    pub(super) rules: &'a Rules,
+    pub(super) app: &'a AppId,
+    pub(super) arrived: Option<Time>,
+    /// What constrains it worst, if anything of which it is known what it lacks.
+    pub(super) strain: Option<Strain>,
+    /// Whether nothing constrains it at all.
+    pub(super) calm: bool,
+    pub(super) readings: &'a [Reading<'a>],
+}
+
+impl Ascent {
+    /// One period.
+    pub(super) fn advance(
+        &mut self,
+        round: &Round<'_>,
+        offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
+        learned: &mut Learned,
+        moves: &mut Moves,
+    ) -> Option<Turn> {
+        if let Stage::Settling(settling) = &mut self.stage {
+            settling.measure(round);
+            if round.now.since(settling.at) < settling.time {
+                return None;
+            }
+            let settled = settling.clone();
+            self.stage = Stage::Seeking;
+            return self.judge(round, settled, learned);
+        }
+        match round.strain {
+            None if round.calm => self.come_down(round.now),
+            None => {
+                self.wake(round.now);
+                None
+            }
+            Some(strain) => {
+                self.wake(round.now);
+                let (rung, found, predicted) = self.seek(round, strain, offer, learned, moves)?;
+                if rung == Rung::Move {
+                    moves.begin(round.now, round.app);
+                }
+                self.stage = Stage::Settling(Settling {
+                    rung,
+                    effect: found.effect.clone(),
+                    bottleneck: strain.bottleneck,
+                    watched: strain.watched,
+                    at: round.now,
+                    time: round.rules.settling * rung.slowness(),
+                    before: strain.severity.max(1.0),
+                    predicted,
+                    sum: 0.0,
+                    count: 0,
+                });
+                Some(Turn::Take(rung, found.effect))
+            }
+        }
+    }
+
+    /// The first rung worth taking, and the part of the constraint that it is expected to take
+    /// away. Notes why those before it are not.
+    pub(super) fn seek(
+        &mut self,
+        round: &Round<'_>,
+        strain: Strain,
+        offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
+        learned: &Learned,
+        moves: &Moves,
+    ) -> Option<(Rung, Offer, f64)> {
+        self.skipped.clear();
+        for rung in Rung::ladder(strain.bottleneck) {
+            match self.consider(round, strain, *rung, offer, learned, moves) {
+                Ok((offer, predicted)) => return Some((*rung, offer, predicted)),
+                Err(skip) => self.skipped.push((*rung, skip)),
+            }
+        }
+        None
+    }
+
+    fn consider(
+        &self,
+        round: &Round<'_>,
+        strain: Strain,
+        rung: Rung,
+        offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
+        learned: &Learned,
+        moves: &Moves,
+    ) -> Result<(Offer, f64), Skip> {
+        let found = offer(rung, strain.severity).map_err(Skip::Absent)?;
+        if let Some(bar) = self.bars.get(&rung) {
+            let left = bar.length.saturating_sub(round.now.since(bar.since));
+            if !left.is_zero() {
+                return Err(Skip::Barred { left });
+            }
+        }
+        let same = self.kept.iter().filter(|(kept, _)| *kept == rung);
+        if same.count() >= REPEATS_MAX {
+            return Err(Skip::Enough);
+        }
+        let predicted = learned.predict(round.app, strain.bottleneck, rung, found.relief);
+        let relief = predicted * strain.harm;
+        if relief <= found.cost {
+            return Err(Skip::NotWorth {
+                relief: relief.max(0.0),
+                cost: found.cost,
+            });
+        }
+        if rung == Rung::Move {
+            moves.allow(round.now, round.app, round.arrived, round.rules)?;
+        }
+        Ok((found, predicted))
+    }
+
+    fn judge(
+        &mut self,
+        round: &Round<'_>,
+        settled: Settling,
+        learned: &mut Learned,
+    ) -> Option<Turn> {
+        let after = (settled.count > 0).then(|| settled.sum / f64::from(settled.count));
+        let open = settled.before - RELEASE;
+        let relief = after.map(|after| ((settled.before - after) / open).clamp(-1.0, 1.0));
+        if let Some(relief) = relief {
+            let bottleneck = settled.bottleneck;
+            learned.record(round.now, round.app, bottleneck, settled.rung, relief);
+        }
+        let helped = relief.is_some_and(|relief| relief >= KEEP_MIN);
+        let verdict = match (helped, settled.rung.can_be_undone()) {
+            (true, _) => Verdict::Kept,
+            (false, true) => Verdict::Undone,
+            (false, false) => Verdict::Spent,
+        };
+        self.note(&settled, after, relief, verdict);
+        let Settling { rung, effect, .. } = settled;
+        if helped {
+            self.bars.remove(&rung);
+            // Of what cannot be taken back, nothing is in force.
+            if rung.can_be_undone() {
+                self.kept.push((rung, effect));
+            }
+            return None;
+        }
+        self.bar(round.now, rung);
+        (verdict == Verdict::Undone).then_some(Turn::Undo(rung, effect))
+    }
+
+    /// An app could not be asked for memory: a rung that is being measured and counts on that is
+    /// not in force.
+    pub(super) fn refuse(&mut self, now: Time, giver: &AppId) {
+        let Stage::Settling(settling) = &self.stage else {
+            return;
+        };
+        if !matches!(&settling.effect, Effect::Reclaim(from) if from.contains_key(giver)) {
+            return;
+        }
+        let refused = settling.clone();
+        self.stage = Stage::Seeking;
+        self.note(&refused, None, None, Verdict::Refused);
+        self.bar(now, refused.rung);
+    }
+
+    fn note(&mut self, of: &Settling, after: Option<f64>, relief: Option<f64>, verdict: Verdict) {
+        if self.tried.len() >= TRIED_MAX {
+            self.tried.pop_front();
+        }
+        self.tried.push_back(Tried {
+            rung: of.rung,
+            effect: of.effect.clone(),
+            at: of.at,
+            before: of.before,
+            after,
+            predicted: of.predicted,
+            relief,
+            verdict,
+        });
+    }
+
+    fn bar(&mut self, now: Time, rung: Rung) {
+        let before = self.bars.get(&rung);
+        let close = before.filter(|bar| now.since(bar.since) < bar.length * 4);
+        let length = close.map_or(BAR_MIN, |bar| (bar.length * 2).min(BAR_MAX));
+        self.bars.insert(rung, Bar { since: now, length });
+    }
+
+    /// It is constrained: what was let go a short while ago was let go too soon.
+    fn wake(&mut self, now: Time) {
+        self.calm_since = None;
+        self.stage = Stage::Seeking;
+        self.descent = self.descent.max(DESCENT_MIN);
+        if let Some(at) = self.let_go_at.take() {
+            let since = now.since(at);
+            self.descent = if since < self.descent * 4 {
+                (self.descent * 2).min(DESCENT_MAX)
+            } else {
+                DESCENT_MIN
+            };
+        }
+    }
+
+    /// It is not constrained: what was kept is let go after a while, the last first.
+    fn come_down(&mut self, now: Time) -> Option<Turn> {
+        self.stage = Stage::Calm;
+        self.skipped.clear();
+        if self.tried.is_empty() {
+            return None;
+        }
+        let calm_since = *self.calm_since.get_or_insert(now);
+        if now.since(calm_since) < self.descent.max(DESCENT_MIN) {
+            return None;
+        }
+        let (rung, effect) = self.kept.pop()?;
+        self.calm_since = Some(now);
+        self.let_go_at = Some(now);
+        Some(Turn::Undo(rung, effect))
+    }
+
+    /// Whether nothing is worth remembering any more.
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        let long_calm = |since: Time| now.since(since) >= BAR_MAX;
+        let remembers = !self.tried.is_empty() && !self.calm_since.is_some_and(long_calm);
+        self.stage == Stage::Calm && self.kept.is_empty() && !remembers
+    }
+
+    /// What is in force, what is being measured included.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = (Rung, &Effect)> {
+        let settling = match &self.stage {
+            Stage::Settling(settling) => Some((settling.rung, &settling.effect)),
+            Stage::Calm | Stage::Seeking => None,
+        };
+        let kept = self.kept.iter().map(|(rung, effect)| (*rung, effect));
+        kept.chain(settling)
+    }
+
+    /// The rung that is being measured.
+    pub(super) const fn settling(&self) -> Option<Rung> {
+        match &self.stage {
+            Stage::Settling(settling) => Some(settling.rung),
+            Stage::Calm | Stage::Seeking => None,
+        }
+    }
+
+    /// What was tried lately, oldest first.
+    pub(super) fn tried(&self) -> impl Iterator<Item = &Tried> {
+        self.tried.iter()
+    }
+
+    /// Why rungs were not taken.
+    pub(super) fn skipped(&self) -> &[(Rung, Skip)] {
+        &self.skipped
+    }
+}
+
+impl Settling {
+    /// Takes in a reading in the second half of the settling time.
+    fn measure(&mut self, round: &Round<'_>) {
+        if round.now.since(self.at) * 2 < self.time {
+            return;
+        }
+        let mut readings = round.readings.iter();
+        if let Some(reading) = readings.find(|reading| reading.watched == self.watched) {
+            self.sum += reading.severity();
+            self.count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,556 @@
+//! What is done about an app that its slice does not hold.
+//!
+//! Problem: the planner divides the host by forecasts of use. An app can suffer all the same: the
+//! host is too small for it, its answers are slow though its CPUs are idle half of the time, its
+//! memory is full of what nobody uses. Something else has to be tried then, in some order, and it has
+//! to be seen whether it helped.
+//!
+//! Approach: [`trigger`] tells who is constrained, by what, and for how long; [`rung`] what could be
+//! done about it, and why some of it cannot; [`ladder`] tries one thing after another for each app,
+//! measures and keeps it or takes it back; [`relief`] remembers what helped whom. Apps are served by
+//! class and then by harm, and what one is promised is gone for the next.
+//!
+//! It decides within [`plan`](crate::plan::plan): what it has taken of CPUs counts in the next plan,
+//! what it asks of memory becomes an action in the same period. By itself it only watches
+//! ([`Mode::Watch`]): it says who is constrained and what could be tried.
+//!
+//! Properties, each tested: see the modules; a critical app is served before any other; two apps are
+//! never promised the same CPU; who left is forgotten, and what was taken for it with it.
+
+pub mod ladder;
+mod relief;
+pub mod rung;
+#[cfg(test)]
+mod tests;
+pub mod trigger;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::{App, AppId, Class};
+use crate::demand::Demand;
+use crate::units::{Bytes, MilliCpu, Time};
+use ladder::{Ascent, Moves, Round, Skip, Strain, Tried, Turn};
+use relief::Learned;
+pub use rung::{Absence, Arrival, Effect, Headroom, Means, Offer, Rung};
+use trigger::{Constraint, Reading, Trigger, Watched, When};
+
+/// What an app has too little of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bottleneck {
+    /// Processor time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// Block devices.
+    Io,
+    /// The network.
+    Network,
+}
+
+impl fmt::Display for Bottleneck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "processor time",
+            Self::Memory => "memory",
+            Self::Io => "I/O",
+            Self::Network => "network",
+        })
+    }
+}
+
+/// What is done about constraints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Nothing is watched.
+    Off,
+    /// It is told who is constrained, and what could be tried.
+    Watch,
+    /// What can be tried is tried.
+    Act,
+}
+
+/// What counts as a constraint, and what is done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// What is done.
+    pub mode: Mode,
+    /// Part of the processor time of a slice, in percent; above it is too much, as everywhere here.
+    pub cpu_percent: u32,
+    /// Part of the memory that an app may have.
+    pub memory_percent: u32,
+    /// Part of a block device's time.
+    pub io_percent: u32,
+    /// Part of what an app may send.
+    pub network_percent: u32,
+    /// Share of time in which some task waits for a CPU.
+    pub cpu_stalled_percent: u32,
+    /// Share of time in which some task waits for memory.
+    pub memory_stalled_percent: u32,
+    /// Share of time in which some task waits for I/O.
+    pub io_stalled_percent: u32,
+    /// Share of errors among answers.
+    pub errors_percent: u32,
+    /// Time until an answer, where the app does not say how long it may take.
+    pub response_time: Duration,
+    /// With what chance something must be forecast to count, in percent, 1 to 50.
+    pub chance_percent: u32,
+    /// How long it must last, to begin and to end.
+    pub persistence: Duration,
+    /// How long after its end it does not begin again.
+    pub cool_down: Duration,
+    /// How long the effect of the quickest rungs is waited for.
+    pub settling: Duration,
+    /// How many moves to other hosts may begin within an hour.
+    pub moves_per_hour: u32,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Watch,
+            cpu_percent: 80,
+            memory_percent: 90,
+            io_percent: 80,
+            network_percent: 80,
+            cpu_stalled_percent: 25,
+            memory_stalled_percent: 10,
+            io_stalled_percent: 25,
+            errors_percent: 1,
+            response_time: Duration::from_millis(500),
+            chance_percent: 50,
+            persistence: Duration::from_secs(3),
+            cool_down: Duration::from_secs(30),
+            settling: Duration::from_secs(5),
+            moves_per_hour: 4,
+        }
+    }
+}
+
+/// Whose limit an app meets when it has no more memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBound {
+    /// Its own.
+    Own,
+    /// The host's.
+    Host,
+}
+
+/// What is known of one app in one period, as the plan of that period has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The app.
+    pub app: &'a App,
+    /// What it does and will need.
+    pub demand: &'a Demand,
+    /// CPUs' worth of processor time in its slice.
+    pub cpus: f64,
+    /// Whether its CPU set can be written.
+    pub cpu_sets: bool,
+    /// The memory that it may have; none where nobody can say.
+    pub memory: Option<Bytes>,
+    /// Whose limit that is.
+    pub memory_bound: MemoryBound,
+    /// Memory of its own that is not in use and can go.
+    pub cold: Bytes,
+    /// Share of errors among its answers, 0 to 1; none where nobody tells.
+    pub errors: Option<f64>,
+    /// Where it came from, where it was moved here.
+    pub arrival: Option<Arrival<'a>>,
+}
+
+/// Everything that is looked at in one period.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// Now.
+    pub time: Time,
+    /// What the user decided.
+    pub rules: &'a Rules,
+    /// How far demand is forecast.
+    pub horizon: Duration,
+    /// The apps that run.
+    pub apps: Vec<Seen<'a>>,
+    /// What the host can do.
+    pub means: Means<'a>,
+}
+
+/// What is remembered between periods.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    apps: BTreeMap<AppId, Held>,
+    learned: Learned,
+    moves: Moves,
+}
+
+/// What is remembered of one app.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Held {
+    triggers: Vec<Watching>,
+    ascent: Ascent,
+}
+
+/// One thing that is watched and is not quiet, with what was read of it last.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Watching {
+    watched: Watched,
+    trigger: Trigger,
+    value: f64,
+    limit: f64,
+    whole: Option<f64>,
+}
+
+impl Memory {
+    /// Processor time that an app gets beyond what its forecast wants.
+    #[must_use]
+    pub fn extra_cpu(&self, app: &AppId) -> MilliCpu {
+        let held = self.apps.get(app);
+        let effects = held.into_iter().flat_map(|held| held.ascent.in_force());
+        let extra = effects.filter_map(|(_, effect)| match effect {
+            Effect::Widen(more) => Some(more.0),
+            Effect::Whole | Effect::Reclaim(_) | Effect::Move(_) => None,
+        });
+        MilliCpu(extra.fold(0, u64::saturating_add))
+    }
+
+    /// An app could not be asked for memory: whoever waits for the effect of that waits in vain.
+    pub fn refused(&mut self, now: Time, giver: &AppId) {
+        for held in self.apps.values_mut() {
+            held.ascent.refuse(now, giver);
+        }
+    }
+}
+
+/// One thing to be done in this period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// For whose sake.
+    pub app: AppId,
+    /// The rung.
+    pub rung: Rung,
+    /// What that means.
+    pub effect: Effect,
+    /// Whether it is taken or taken back.
+    pub turn: Direction,
+}
+
+/// Whether a rung is taken or taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// It is taken.
+    Take,
+    /// It is taken back.
+    Undo,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.turn {
+            Direction::Take => "offload",
+            Direction::Undo => "offload, taken back",
+        };
+        write!(f, "{verb}: {}{}", self.rung, self.effect)
+    }
+}
+
+/// How an app stands: what constrains it, and what is done about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Climb {
+    /// What constrains it, the worst first.
+    pub constraints: Vec<Constraint>,
+    /// What could be tried next, where rungs are only watched.
+    pub could: Option<(Rung, Effect)>,
+    /// The rung whose effect is being measured.
+    pub settling: Option<Rung>,
+    /// What is in force.
+    pub in_force: Vec<(Rung, Effect)>,
+    /// Rungs that are not taken, and why.
+    pub skipped: Vec<(Rung, Skip)>,
+    /// What was tried lately, oldest first.
+    pub tried: Vec<Tried>,
+}
+
+/// What one period decided.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Apps that are constrained, or of which something was tried.
+    pub climbs: BTreeMap<AppId, Climb>,
+    /// What is done.
+    pub steps: Vec<Step>,
+}
+
+impl Decision {
+    /// Memory that apps are asked for.
+    pub fn asks(&self) -> impl Iterator<Item = (&AppId, Bytes)> {
+        let taken = self
+            .steps
+            .iter()
+            .filter(|step| step.turn == Direction::Take);
+        taken.flat_map(|step| {
+            let from = match &step.effect {
+                Effect::Reclaim(from) => Some(from),
+                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
+            };
+            let from = from.into_iter().flatten();
+            from.map(|(giver, bytes)| (giver, *bytes))
+        })
+    }
+}
+
+/// What is known of one app after its triggers were looked at.
+struct Standing<'a> {
+    seen: &'a Seen<'a>,
+    held: Held,
+    readings: Vec<Reading<'a>>,
+    constraints: Vec<Constraint>,
+    strain: Option<Strain>,
+}
+
+/// One period. Pure: the same view and memory give the same decision.
+#[must_use]
+pub fn decide(view: &View<'_>, before: &Memory) -> (Decision, Memory) {
+    if view.rules.mode == Mode::Off {
+        return (Decision::default(), Memory::default());
+    }
+    let mut after = Memory {
+        apps: BTreeMap::new(),
+        ..before.clone()
+    };
+    let apps = view.apps.iter();
+    let mut standings: Vec<Standing<'_>> = apps
+        .map(|seen| {
+            let held = before.apps.get(&seen.app.id).cloned();
+            look(view, seen, held.unwrap_or_default())
+        })
+        .collect();
+    // By class, then by harm; the sort is stable, so equals stay in the order of their names.
+    standings.sort_by(|a, b| {
+        let harm = |standing: &Standing<'_>| standing.strain.map_or(0.0, |strain| strain.harm);
+        let class = |standing: &Standing<'_>| standing.seen.app.class;
+        class(a).cmp(&class(b)).then(harm(b).total_cmp(&harm(a)))
+    });
+    let mut decision = Decision::default();
+    let mut means = view.means.clone();
+    for mut standing in standings {
+        let id = standing.seen.app.id.clone();
+        let could = climb(
+            view,
+            &mut standing,
+            &mut means,
+            &mut after,
+            &mut decision.steps,
+        );
+        let Standing {
+            held, constraints, ..
+        } = standing;
+        if !constraints.is_empty() || held.ascent.tried().next().is_some() {
+            let climb = Climb::of(&held.ascent, constraints, could);
+            decision.climbs.insert(id.clone(), climb);
+        }
+        if !held.triggers.is_empty() || !held.ascent.is_over(view.time) {
+            after.apps.insert(id, held);
+        }
+    }
+    (decision, after)
+}
+
+/// Takes in what is read of one app, and tells what constrains it.
+fn look<'a>(view: &View<'_>, seen: &'a Seen<'a>, mut held: Held) -> Standing<'a> {
+    let readings = trigger::readings(seen, view.rules);
+    let mut constraints = Vec::new();
+    let before = std::mem::take(&mut held.triggers);
+    // Most apps are well in most periods.
+    if !before.is_empty() || readings.iter().any(|reading| reading.severity() > 1.0) {
+        let last = |watched: Watched| before.iter().find(|before| before.watched == watched);
+        let gone = |before: &&Watching| {
+            let mut read = readings.iter();
+            !read.any(|reading| reading.watched == before.watched)
+        };
+        let gaps = before.iter().filter(gone);
+        let read = readings.iter().map(|reading| {
+            let before = last(reading.watched).map(|before| before.trigger);
+            let severity = Some(reading.severity());
+            let trigger = trigger::advance(before, view.time, severity, view.rules);
+            (trigger, Watching::read(reading, trigger), reading.foretold)
+        });
+        let unread = gaps.map(|before| {
+            let trigger = trigger::advance(Some(before.trigger), view.time, None, view.rules);
+            (trigger, Some(*before), None)
+        });
+        for (trigger, watching, foretold) in read.chain(unread) {
+            let (Some(trigger), Some(watching)) = (trigger, watching) else {
+                continue;
+            };
+            held.triggers.push(Watching {
+                trigger,
+                ..watching
+            });
+            if let Some((since, raised_at)) = trigger.raised() {
+                constraints.push(Constraint {
+                    watched: watching.watched,
+                    value: watching.value,
+                    limit: watching.limit,
+                    whole: watching.whole,
+                    foretold: foretold.map(|told| (told.chance, told.by.to_owned())),
+                    horizon: view.horizon,
+                    lasts: view.time.since(since),
+                    raised: view.time.since(raised_at),
+                    bottleneck: watching
+                        .watched
+                        .sign
+                        .bottleneck()
+                        .or_else(|| blame(&readings)),
+                });
+            }
+        }
+    }
+    constraints.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
+    let strain = strain(seen.app.class, &constraints);
+    Standing {
+        seen,
+        held,
+        readings,
+        constraints,
+        strain,
+    }
+}
+
+impl Watching {
+    fn read(reading: &Reading<'_>, trigger: Option<Trigger>) -> Option<Self> {
+        Some(Self {
+            watched: reading.watched,
+            trigger: trigger?,
+            value: reading.value,
+            limit: reading.limit,
+            whole: reading.whole,
+        })
+    }
+}
+
+/// What is probably lacking where only the answers show that something is: what is nearest to its
+/// own limit now, unless all are far from theirs.
+fn blame(readings: &[Reading<'_>]) -> Option<Bottleneck> {
+    /// Below this part of its limit, nothing is blamed.
+    const BLAMED_MIN: f64 = 0.5;
+    let now = readings.iter().filter(|of| of.watched.when == When::Now);
+    let named = now.filter_map(|of| Some((of.watched.sign.bottleneck()?, of.severity())));
+    let worst = named.max_by(|a, b| a.1.total_cmp(&b.1));
+    worst
+        .filter(|(_, severity)| *severity >= BLAMED_MIN)
+        .map(|(bottleneck, _)| bottleneck)
+}
+
+/// The worst constraint of which it is known what is lacking, and what it would cost to leave it.
+fn strain(class: Class, constraints: &[Constraint]) -> Option<Strain> {
+    /// The least harm of a constraint, before the class counts.
+    const HARM_MIN: f64 = 0.25;
+    let worst = constraints.iter().find(|of| of.bottleneck.is_some())?;
+    let weight = match class {
+        Class::Critical => 1.0,
+        Class::Standard => 0.5,
+        Class::Batch => 0.25,
+    };
+    let severity = worst.severity();
+    let beyond = (severity - 1.0).clamp(0.0, 1.0);
+    Some(Strain {
+        bottleneck: worst.bottleneck?,
+        watched: worst.watched,
+        severity,
+        harm: weight * (HARM_MIN + (1.0 - HARM_MIN) * beyond),
+    })
+}
+
+/// Lets one app go on with its ladder; where rungs are only watched, says what could be tried.
+fn climb(
+    view: &View<'_>,
+    standing: &mut Standing<'_>,
+    means: &mut Means<'_>,
+    after: &mut Memory,
+    steps: &mut Vec<Step>,
+) -> Option<(Rung, Effect)> {
+    let seen = standing.seen;
+    let round = Round {
+        now: view.time,
+        rules: view.rules,
+        app: &seen.app.id,
+        arrived: seen.arrival.map(|arrival| arrival.at),
+        strain: standing.strain,
+        calm: standing.constraints.is_empty(),
+        readings: &standing.readings,
+    };
+    let ascent = &mut standing.held.ascent;
+    let offer = |rung, severity| means.offer(seen, rung, severity);
+    if view.rules.mode != Mode::Act {
+        *ascent = Ascent::default();
+        let strain = standing.strain?;
+        let found = ascent.seek(&round, strain, &offer, &after.learned, &after.moves);
+        return found.map(|(rung, offer, _)| (rung, offer.effect));
+    }
+    let turn = ascent.advance(&round, &offer, &mut after.learned, &mut after.moves)?;
+    let (rung, effect, turn) = match turn {
+        Turn::Take(rung, effect) => (rung, effect, Direction::Take),
+        Turn::Undo(rung, effect) => (rung, effect, Direction::Undo),
+    };
+    if turn == Direction::Take {
+        means.claim(&effect);
+    }
+    steps.push(Step {
+        app: seen.app.id.clone(),
+        rung,
+        effect,
+        turn,
+    });
+    None
+}
+
+impl Climb {
+    fn of(ascent: &Ascent, constraints: Vec<Constraint>, could: Option<(Rung, Effect)>) -> Self {
+        let in_force = ascent.in_force();
+        Self {
+            constraints,
+            could,
+            settling: ascent.settling(),
+            in_force: in_force
+                .map(|(rung, effect)| (rung, effect.clone()))
+                .collect(),
+            skipped: ascent.skipped().to_vec(),
+            tried: ascent.tried().cloned().collect(),
+        }
+    }
+
+    /// What an operator is told, in sentences.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for constraint in &self.constraints {
+            let lacks = match constraint.bottleneck {
+                Some(bottleneck) => format!("what it lacks is {bottleneck}"),
+                None => "what it lacks cannot be told".to_owned(),
+            };
+            all.push(format!("It is constrained: {constraint}; {lacks}."));
+        }
+        all.extend(self.tried.iter().map(|tried| format!("Tried: {tried}.")));
+        for (rung, skip) in &self.skipped {
+            all.push(format!("Not taken: {rung}: {skip}."));
+        }
+        let in_force = self.in_force.iter();
+        all.extend(in_force.map(|(rung, effect)| {
+            let measured = match self.settling == Some(*rung) {
+                true => ", its effect is being measured",
+                false => "",
+            };
+            format!("In force for it: {rung}{effect}{measured}.")
+        }));
+        if let Some((rung, effect)) = &self.could {
+            all.push(format!(
+                "It could be tried to {rung}{effect}; `offload.mode = \"act\"` lets Forebay."
+            ));
+        }
+        all
+    }
+}

@@ -1,0 +1,386 @@
+//! The rungs of the ladders, what each would bring, and why one cannot be taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Bottleneck, MemoryBound, Seen};
+use crate::app::{AppId, Class};
+use crate::units::{Bytes, Limit, MilliCpu, Time};
+
+/// The most that is taken back from one app in one step, so that its effect is seen before the next.
+const RECLAIM_MAX: Bytes = Bytes::mib(256);
+/// Less is not worth asking for.
+const RECLAIM_MIN: Bytes = Bytes::mib(4);
+/// A target must hold what an app is expected to need, and so much more, in percent: a host that
+/// would be full at once is none.
+const TARGET_SPARE_PERCENT: u64 = 20;
+/// An app is not moved back to where it came from for so long.
+pub const RETURN_AFTER: Duration = Duration::from_secs(3600);
+
+/// One step of a ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// Place its threads on CPUs of its slice that are hardly used.
+    SpreadThreads,
+    /// Give it more CPUs than its forecast wants.
+    WidenSlice,
+    /// Have the kernel bring free memory together.
+    Compact,
+    /// Take back what batch holds and does not use.
+    ReclaimBatch,
+    /// Take back what it holds itself and does not use.
+    ReclaimOwn,
+    /// Divide block devices anew.
+    RebalanceIo,
+    /// Bring its files to the fast side of a tiered directory.
+    PromoteTier,
+    /// Move it to another host.
+    Move,
+    /// Send its compute tasks to an accelerator.
+    Accelerate,
+}
+
+impl Rung {
+    /// The rungs against a lack, the least disruptive first.
+    #[must_use]
+    pub const fn ladder(bottleneck: Bottleneck) -> &'static [Self] {
+        match bottleneck {
+            Bottleneck::Cpu => &[
+                Self::SpreadThreads,
+                Self::WidenSlice,
+                Self::Move,
+                Self::Accelerate,
+            ],
+            Bottleneck::Memory => &[
+                Self::Compact,
+                Self::ReclaimBatch,
+                Self::ReclaimOwn,
+                Self::Move,
+            ],
+            Bottleneck::Io => &[Self::RebalanceIo, Self::PromoteTier, Self::Move],
+            Bottleneck::Network => &[Self::Move],
+        }
+    }
+
+    /// Whether it can be taken back. Memory that was taken comes back by itself, and taking a move
+    /// back would be another move.
+    #[must_use]
+    pub const fn can_be_undone(self) -> bool {
+        match self {
+            Self::SpreadThreads
+            | Self::WidenSlice
+            | Self::RebalanceIo
+            | Self::PromoteTier
+            | Self::Accelerate => true,
+            Self::Compact | Self::ReclaimBatch | Self::ReclaimOwn | Self::Move => false,
+        }
+    }
+
+    /// How long its effect takes to show, in multiples of the settling time.
+    #[must_use]
+    pub const fn slowness(self) -> u32 {
+        match self {
+            Self::SpreadThreads | Self::WidenSlice | Self::RebalanceIo => 1,
+            Self::Compact | Self::ReclaimBatch | Self::ReclaimOwn | Self::Accelerate => 2,
+            Self::PromoteTier | Self::Move => 6,
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SpreadThreads => "place its threads one by one",
+            Self::WidenSlice => "give it more CPUs",
+            Self::Compact => "compact memory",
+            Self::ReclaimBatch => "take back memory of batch",
+            Self::ReclaimOwn => "take back memory of its own",
+            Self::RebalanceIo => "divide block devices anew",
+            Self::PromoteTier => "bring its files to fast storage",
+            Self::Move => "move it to another host",
+            Self::Accelerate => "send its tasks to an accelerator",
+        })
+    }
+}
+
+/// What taking a rung means in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// The rung says it all.
+    Whole,
+    /// So much processor time beyond what its forecast wants.
+    Widen(MilliCpu),
+    /// So much memory of each of these.
+    Reclaim(BTreeMap<AppId, Bytes>),
+    /// To this host.
+    Move(String),
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => Ok(()),
+            Self::Widen(more) => write!(f, " ({:.2} CPU)", more.as_cpus()),
+            Self::Reclaim(from) => {
+                let parts = from.iter().map(|(app, bytes)| format!("{bytes} of {app}"));
+                write!(f, " ({})", parts.collect::<Vec<_>>().join(", "))
+            }
+            Self::Move(host) => write!(f, " ({host})"),
+        }
+    }
+}
+
+/// What a rung would bring.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    /// The part of the constraint that it probably takes away, 0 to 1, when nothing was measured
+    /// of this app yet.
+    pub relief: f64,
+    /// What it costs the app and others, on the scale of the harm it is to take away.
+    pub cost: f64,
+    /// What it means.
+    pub effect: Effect,
+}
+
+/// Why a rung does not exist for an app now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Absence {
+    /// Threads are not placed one by one.
+    ThreadsNotPlaced,
+    /// Only critical apps have CPUs of their own.
+    SharesCpus,
+    /// The slice holds all that the ceiling allows.
+    Ceiling,
+    /// No CPU is left beyond what others need.
+    NoCpuLeft,
+    /// CPU sets cannot be set for it.
+    NoCpuSets,
+    /// Nobody asks the kernel to compact.
+    NotCompacted,
+    /// The host cannot ask for memory back.
+    NoReclaim,
+    /// What it meets is its own limit, and memory of others does not help.
+    OwnLimit,
+    /// Nobody of batch holds cold memory that could go.
+    BatchHoldsNothingCold,
+    /// It holds no cold memory itself that could go.
+    HoldsNothingCold,
+    /// Limits of batch are planned in each period.
+    IoPlanned,
+    /// No device was measured.
+    NoDevice,
+    /// Files move by their own heat.
+    FilesByHeat,
+    /// There is no fleet.
+    NoFleet,
+    /// No host of the fleet has room.
+    NoTarget,
+    /// Nothing takes tasks.
+    NoAccelerator,
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ThreadsNotPlaced => {
+                "the kernel balances threads over its slice, and pinning them did not pay"
+            }
+            Self::SharesCpus => "only critical apps have CPUs of their own, it shares the rest",
+            Self::Ceiling => "its slice holds all that its ceiling allows",
+            Self::NoCpuLeft => "no CPU is left beyond those of critical apps and what others need",
+            Self::NoCpuSets => "its CPU set cannot be written, see `forebay doctor`",
+            Self::NotCompacted => "Forebay does not ask the kernel to compact memory",
+            Self::NoReclaim => {
+                "this host cannot be asked to take memory back, see `forebay doctor`"
+            }
+            Self::OwnLimit => "it meets its own limit, and not that of the host",
+            Self::BatchHoldsNothingCold => {
+                "no batch app is known to hold memory that it does not use and that can go"
+            }
+            Self::HoldsNothingCold => {
+                "it is not known to hold memory that it does not use and that can go"
+            }
+            Self::IoPlanned => "the limits of batch on block devices are planned in every period",
+            Self::NoDevice => {
+                "no block device was measured, so none is divided: `forebay calibrate` measures"
+            }
+            Self::FilesByHeat => "files of tiered directories move by their own heat",
+            Self::NoFleet => "no fleet is configured",
+            Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
+            Self::NoAccelerator => "no accelerator takes its tasks",
+        })
+    }
+}
+
+/// What another host has left, as forecast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Headroom {
+    /// Processor time.
+    pub cpu: MilliCpu,
+    /// Memory.
+    pub memory: Bytes,
+}
+
+/// Where an app came from, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival<'a> {
+    /// The host that it left.
+    pub from: &'a str,
+    /// When it arrived here.
+    pub at: Time,
+}
+
+/// What the host can do in this period. What one app is promised is gone for the next.
+#[derive(Debug, Clone, Default)]
+pub struct Means<'a> {
+    /// Now, to tell what was just left.
+    pub now: Time,
+    /// CPUs that critical apps could still have.
+    pub spare_cpus: usize,
+    /// CPUs of one core.
+    pub core: usize,
+    /// Whether apps can be asked for memory.
+    pub reclaim: bool,
+    /// Memory of batch apps that is not in use and can go.
+    pub cold_batch: BTreeMap<AppId, Bytes>,
+    /// Apps that were asked in this period already, or are at it.
+    pub asked: BTreeSet<AppId>,
+    /// Whether any block device was measured.
+    pub devices: bool,
+    /// The other hosts, where there is a fleet.
+    pub fleet: Option<&'a BTreeMap<String, Headroom>>,
+}
+
+impl Means<'_> {
+    /// What a rung would bring to an app against a lack.
+    pub(super) fn offer(
+        &self,
+        seen: &Seen<'_>,
+        rung: Rung,
+        severity: f64,
+    ) -> Result<Offer, Absence> {
+        match rung {
+            Rung::SpreadThreads => Err(Absence::ThreadsNotPlaced),
+            Rung::WidenSlice => self.widen(seen, severity),
+            Rung::Compact => Err(Absence::NotCompacted),
+            Rung::ReclaimBatch => self.reclaim_batch(seen),
+            Rung::ReclaimOwn => self.reclaim_own(seen),
+            Rung::RebalanceIo if self.devices => Err(Absence::IoPlanned),
+            Rung::RebalanceIo => Err(Absence::NoDevice),
+            Rung::PromoteTier => Err(Absence::FilesByHeat),
+            Rung::Move => self.target(seen),
+            Rung::Accelerate => Err(Absence::NoAccelerator),
+        }
+    }
+
+    /// Takes what was promised out of what is left.
+    pub(super) fn claim(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Whole | Effect::Move(_) => {}
+            Effect::Widen(more) => {
+                self.spare_cpus = self.spare_cpus.saturating_sub(more.whole_cpus());
+            }
+            Effect::Reclaim(from) => self.asked.extend(from.keys().cloned()),
+        }
+    }
+
+    fn widen(&self, seen: &Seen<'_>, severity: f64) -> Result<Offer, Absence> {
+        if seen.app.class != Class::Critical {
+            return Err(Absence::SharesCpus);
+        }
+        if !seen.cpu_sets {
+            return Err(Absence::NoCpuSets);
+        }
+        let core = self.core.max(1);
+        let more = MilliCpu::cpus(u64::try_from(core).unwrap_or(1));
+        let with = MilliCpu::from_cpus(seen.cpus).0.saturating_add(more.0);
+        if matches!(seen.app.ceiling.cpu, Limit::At(ceiling) if ceiling.0 < with) {
+            return Err(Absence::Ceiling);
+        }
+        if self.spare_cpus < core {
+            return Err(Absence::NoCpuLeft);
+        }
+        // What is used of more CPUs is a smaller part of them.
+        let after = severity * seen.cpus / MilliCpu(with).as_cpus().max(1e-3);
+        let open = (severity - super::trigger::RELEASE).max(1e-3);
+        Ok(Offer {
+            relief: ((severity - after) / open).clamp(0.0, 1.0),
+            cost: 0.02,
+            effect: Effect::Widen(more),
+        })
+    }
+
+    fn reclaim_batch(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
+        if seen.memory_bound == MemoryBound::Own {
+            return Err(Absence::OwnLimit);
+        }
+        if !self.reclaim {
+            return Err(Absence::NoReclaim);
+        }
+        let from = self.cold_batch.iter().filter(|(app, bytes)| {
+            **bytes >= RECLAIM_MIN && !self.asked.contains(*app) && **app != seen.app.id
+        });
+        let from: BTreeMap<AppId, Bytes> = from
+            .map(|(app, bytes)| (app.clone(), (*bytes).min(RECLAIM_MAX)))
+            .collect();
+        if from.is_empty() {
+            return Err(Absence::BatchHoldsNothingCold);
+        }
+        Ok(Offer {
+            relief: 0.5,
+            cost: 0.04,
+            effect: Effect::Reclaim(from),
+        })
+    }
+
+    fn reclaim_own(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
+        if !self.reclaim {
+            return Err(Absence::NoReclaim);
+        }
+        if seen.cold < RECLAIM_MIN || self.asked.contains(&seen.app.id) {
+            return Err(Absence::HoldsNothingCold);
+        }
+        let bytes = seen.cold.min(RECLAIM_MAX);
+        Ok(Offer {
+            relief: 0.4,
+            cost: 0.08,
+            effect: Effect::Reclaim(BTreeMap::from([(seen.app.id.clone(), bytes)])),
+        })
+    }
+
+    /// The host that will have most left with the app on it, of the resource of which that is
+    /// least; not the one that the app came from, for a while.
+    fn target(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
+        let fleet = self.fleet.ok_or(Absence::NoFleet)?;
+        let with_spare = |amount: u64| {
+            let spare = u128::from(amount) * u128::from(100 + TARGET_SPARE_PERCENT) / 100;
+            u64::try_from(spare).unwrap_or(u64::MAX).max(1)
+        };
+        let cpu = MilliCpu(with_spare(seen.demand.cpu_planned().0));
+        let memory = Bytes(with_spare(seen.demand.memory_planned().0));
+        let just_left = |host: &String| {
+            let arrival = seen.arrival.filter(|arrival| arrival.from == host);
+            arrival.is_some_and(|arrival| self.now.since(arrival.at) < RETURN_AFTER)
+        };
+        let room = |headroom: &Headroom| {
+            let cpus = headroom.cpu.as_cpus() / cpu.as_cpus();
+            cpus.min(headroom.memory.as_f64() / memory.as_f64())
+        };
+        let hosts = fleet.iter().filter(|(host, headroom)| {
+            headroom.cpu >= cpu && headroom.memory >= memory && !just_left(host)
+        });
+        let best = hosts.max_by(|a, b| room(a.1).total_cmp(&room(b.1)));
+        let (host, _) = best.ok_or(Absence::NoTarget)?;
+        Ok(Offer {
+            relief: 0.9,
+            cost: 0.2,
+            effect: Effect::Move(host.clone()),
+        })
+    }
+}

@@ -1,0 +1,472 @@
+//! Who is served, by what, and what no fleet of hosts may do to an app.
+
+use proptest::prelude::*;
+
+use super::ladder::MOVE_REST;
+use super::rung::RETURN_AFTER;
+use super::trigger::Sign;
+use super::*;
+use crate::app::{Binding, Match};
+use crate::demand::{Band, MemoryNow, Usage};
+use crate::io_history::IoUse;
+
+/// One app and what it does.
+struct Case {
+    app: App,
+    demand: Demand,
+    cpus: f64,
+    arrival: Option<(String, Time)>,
+}
+
+fn band(value: f64) -> Band {
+    Band {
+        q50: value,
+        q90: value,
+        q95: value,
+        q99: value,
+        model: "test".to_owned(),
+        cold: false,
+    }
+}
+
+impl Case {
+    /// One that uses so many of its two CPUs, and is expected to go on so.
+    fn new(name: &str, class: Class, cpu: f64) -> Self {
+        let binding = Binding::Match(Match {
+            executable: Some(name.to_owned()),
+            command_line: None,
+        });
+        Self {
+            app: App::new(name.parse().unwrap(), class, binding),
+            demand: Demand {
+                cpu: Band {
+                    cold: true,
+                    ..band(cpu)
+                },
+                memory: band(1e8),
+                cpu_stalled: 0.0,
+                io_use: IoUse::default(),
+                io: BTreeMap::new(),
+                memory_now: MemoryNow {
+                    used: Some(Bytes(100_000_000)),
+                    ..MemoryNow::default()
+                },
+                usage: Usage {
+                    cpu: Some(cpu),
+                    ..Usage::default()
+                },
+                response_time: None,
+            },
+            cpus: 2.0,
+            arrival: None,
+        }
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        let arrival = self.arrival.as_ref();
+        Seen {
+            app: &self.app,
+            demand: &self.demand,
+            cpus: self.cpus,
+            cpu_sets: true,
+            memory: Some(Bytes::mib(1024)),
+            memory_bound: MemoryBound::Host,
+            cold: Bytes(0),
+            errors: None,
+            arrival: arrival.map(|(from, at)| Arrival { from, at: *at }),
+        }
+    }
+}
+
+fn at(ms: u64) -> Time {
+    Time {
+        monotonic: Duration::from_millis(ms),
+        unix_ms: 0,
+    }
+}
+
+fn acting() -> Rules {
+    Rules {
+        mode: Mode::Act,
+        persistence: Duration::from_secs(1),
+        ..Rules::default()
+    }
+}
+
+/// A host with so many CPUs left.
+fn means(time: Time, spare_cpus: usize) -> Means<'static> {
+    Means {
+        now: time,
+        spare_cpus,
+        core: 1,
+        reclaim: true,
+        ..Means::default()
+    }
+}
+
+/// The periods of 100 ms of a host on which all goes on like this.
+fn run(
+    cases: &[Case],
+    rules: &Rules,
+    memory: &mut Memory,
+    from_ms: u64,
+    periods: u64,
+    spare_cpus: usize,
+) -> Vec<Decision> {
+    let mut decisions = Vec::new();
+    for period in 0..periods {
+        let time = at(from_ms + period * 100);
+        let view = View {
+            time,
+            rules,
+            horizon: Duration::from_secs(1),
+            apps: cases.iter().map(Case::seen).collect(),
+            means: means(time, spare_cpus),
+        };
+        let (decision, after) = decide(&view, memory);
+        *memory = after;
+        decisions.push(decision);
+    }
+    decisions
+}
+
+fn steps(decisions: &[Decision]) -> Vec<(usize, String, Rung)> {
+    let numbered = decisions.iter().enumerate();
+    numbered
+        .flat_map(|(period, decision)| {
+            let steps = decision.steps.iter();
+            steps.map(move |step| (period, step.app.to_string(), step.rung))
+        })
+        .collect()
+}
+
+#[test]
+fn the_first_step_is_taken_in_the_period_in_which_the_constraint_is_raised() {
+    let cases = [Case::new("web", Class::Critical, 1.9)];
+    let mut memory = Memory::default();
+    let decisions = run(&cases, &acting(), &mut memory, 0, 30, 4);
+    assert_eq!(
+        steps(&decisions),
+        [(10, "web".to_owned(), Rung::WidenSlice)]
+    );
+    assert!(decisions[9].climbs.is_empty());
+    let climb = &decisions[10].climbs[&cases[0].app.id];
+    assert_eq!(climb.constraints[0].watched.sign, Sign::CpuUse);
+    assert_eq!(
+        climb.sentences(),
+        [
+            "It is constrained: it uses 1.90 CPU, more than 80% of the 2.00 of its slice, for \
+             1.0 s; what it lacks is processor time.",
+            "Not taken: place its threads one by one: the kernel balances threads over its slice, \
+             and pinning them did not pay.",
+            "In force for it: give it more CPUs (1.00 CPU), its effect is being measured.",
+        ]
+    );
+    assert_eq!(memory.extra_cpu(&cases[0].app.id), MilliCpu::cpus(1));
+}
+
+#[test]
+fn one_that_only_watches_says_what_could_be_done_and_does_nothing() {
+    let watching = Rules {
+        mode: Mode::Watch,
+        ..acting()
+    };
+    let cases = [Case::new("web", Class::Critical, 1.9)];
+    let mut memory = Memory::default();
+    let decisions = run(&cases, &watching, &mut memory, 0, 100, 4);
+    assert_eq!(steps(&decisions), []);
+    let climb = &decisions[99].climbs[&cases[0].app.id];
+    let more = Effect::Widen(MilliCpu::cpus(1));
+    assert_eq!(climb.could, Some((Rung::WidenSlice, more)));
+    assert_eq!(memory.extra_cpu(&cases[0].app.id), MilliCpu(0));
+
+    let off = Rules {
+        mode: Mode::Off,
+        ..acting()
+    };
+    let decisions = run(&cases, &off, &mut memory, 10_000, 100, 4);
+    assert!(decisions.iter().all(|of| *of == Decision::default()));
+    assert_eq!(memory, Memory::default());
+}
+
+#[test]
+fn what_the_host_cannot_do_is_named() {
+    let cases = [
+        Case::new("web", Class::Critical, 1.9),
+        Case::new("job", Class::Standard, 1.9),
+    ];
+    let mut memory = Memory::default();
+    let decisions = run(&cases, &acting(), &mut memory, 0, 30, 0);
+    assert_eq!(steps(&decisions), []);
+    let skipped = |name: &str| {
+        let climb = &decisions[29].climbs[&name.parse().unwrap()];
+        let skipped = climb.skipped.iter().map(|(_, skip)| skip.clone());
+        skipped.collect::<Vec<_>>()
+    };
+    let absent = |what: [Absence; 4]| what.map(Skip::Absent).to_vec();
+    assert_eq!(
+        skipped("web"),
+        absent([
+            Absence::ThreadsNotPlaced,
+            Absence::NoCpuLeft,
+            Absence::NoFleet,
+            Absence::NoAccelerator
+        ])
+    );
+    assert_eq!(
+        skipped("job"),
+        absent([
+            Absence::ThreadsNotPlaced,
+            Absence::SharesCpus,
+            Absence::NoFleet,
+            Absence::NoAccelerator
+        ])
+    );
+}
+
+#[test]
+fn the_worst_of_the_most_important_class_is_served_first() {
+    let check = |mut cases: Vec<Case>, spare, expected: &[&str]| {
+        // Whatever the order in which they are looked at.
+        for _ in 0..cases.len() {
+            cases.rotate_left(1);
+            let decisions = run(&cases, &acting(), &mut Memory::default(), 0, 11, spare);
+            let served: Vec<String> = steps(&decisions).into_iter().map(|step| step.1).collect();
+            assert_eq!(served, expected, "{spare} CPUs left");
+        }
+    };
+    let critical = |name, cpu| Case::new(name, Class::Critical, cpu);
+    let three = || vec![critical("a", 1.7), critical("b", 1.99), critical("c", 1.8)];
+    check(three(), 1, &["b"]);
+    check(three(), 2, &["b", "c"]);
+    check(three(), 9, &["b", "c", "a"]);
+    // A standard app has no CPUs of its own, and is not in the way.
+    let mut with_standard = three();
+    with_standard.push(Case::new("s", Class::Standard, 2.0));
+    check(with_standard, 1, &["b"]);
+}
+
+#[test]
+fn slow_answers_are_blamed_on_what_is_nearest_to_its_limit() {
+    let check = |cpu: f64, stalled: Option<f64>, expected| {
+        let mut case = Case::new("web", Class::Critical, cpu);
+        case.demand.usage.response_time = Some(900.0);
+        case.demand.memory_now.stalled = stalled;
+        let decisions = run(&[case], &acting(), &mut Memory::default(), 0, 11, 0);
+        let climb = &decisions[10].climbs.values().next().unwrap();
+        let of_answers = climb.constraints.iter();
+        let mut of_answers = of_answers.filter(|of| of.watched.sign == Sign::ResponseTime);
+        assert_eq!(of_answers.next().unwrap().bottleneck, expected, "{cpu}");
+    };
+    check(1.2, None, Some(Bottleneck::Cpu));
+    check(1.2, Some(0.09), Some(Bottleneck::Memory));
+    check(0.1, Some(0.01), None);
+}
+
+#[test]
+fn an_app_says_itself_how_long_its_answers_may_take() {
+    let raised = |ms: f64, most: Option<u64>| {
+        let mut case = Case::new("web", Class::Standard, 1.0);
+        case.app.response_time_max = most.map(Duration::from_millis);
+        case.demand.usage.response_time = Some(ms);
+        let decisions = run(&[case], &acting(), &mut Memory::default(), 0, 11, 0);
+        !decisions[10].climbs.is_empty()
+    };
+    assert!(raised(501.0, None));
+    assert!(!raised(499.0, None));
+    assert!(raised(51.0, Some(50)));
+    assert!(!raised(800.0, Some(1000)));
+}
+
+#[test]
+fn what_is_forecast_counts_with_the_chance_asked_for() {
+    let raised = |chance_percent| {
+        let mut case = Case::new("web", Class::Critical, 0.5);
+        case.demand.cpu = Band {
+            q50: 0.5,
+            q90: 1.7,
+            q95: 1.8,
+            q99: 1.9,
+            model: "ets".to_owned(),
+            cold: false,
+        };
+        let rules = Rules {
+            chance_percent,
+            ..acting()
+        };
+        let decisions = run(&[case], &rules, &mut Memory::default(), 0, 11, 4);
+        let climb = decisions[10].climbs.values().next().cloned();
+        climb.map(|climb| climb.constraints[0].to_string())
+    };
+    assert_eq!(raised(50), None);
+    assert_eq!(
+        raised(10).unwrap(),
+        "it is expected to use 1.70 CPU, more than 80% of the 2.00 of its slice, within 1 s and \
+         with a chance of 13% (`ets`), for 1.0 s"
+    );
+}
+
+#[test]
+fn batch_that_takes_all_there_is_is_not_constrained() {
+    let mut case = Case::new("burn", Class::Batch, 2.0);
+    case.demand.usage.cpu_stalled = Some(0.9);
+    case.demand.cpu_stalled = 0.9;
+    case.demand.cpu.cold = false;
+    let decisions = run(&[case], &acting(), &mut Memory::default(), 0, 30, 4);
+    assert!(decisions.iter().all(|decision| decision.climbs.is_empty()));
+}
+
+#[test]
+fn memory_is_asked_of_batch_and_of_nobody_twice() {
+    let mut cases = [
+        Case::new("a", Class::Critical, 0.1),
+        Case::new("b", Class::Critical, 0.1),
+    ];
+    for case in &mut cases {
+        case.demand.memory_now.stalled = Some(0.2);
+    }
+    let rules = acting();
+    let mut memory = Memory::default();
+    let mut asked = Vec::new();
+    for period in 0..20 {
+        let time = at(period * 100);
+        let burn: AppId = "burn".parse().unwrap();
+        let view = View {
+            time,
+            rules: &rules,
+            horizon: Duration::from_secs(1),
+            apps: cases.iter().map(Case::seen).collect(),
+            means: Means {
+                cold_batch: [(burn, Bytes::mib(300))].into(),
+                ..means(time, 0)
+            },
+        };
+        let (decision, after) = decide(&view, &memory);
+        memory = after;
+        let asks = decision.asks().map(|(app, bytes)| (app.to_string(), bytes));
+        asked.extend(asks);
+    }
+    // For the first; the second finds nobody, and comes later, when the first is answered.
+    assert_eq!(asked[0], ("burn".to_owned(), Bytes::mib(256)));
+    assert!(asked.len() <= 2, "{asked:?}");
+    memory.refused(at(2000), &"burn".parse().unwrap());
+    let held = &memory.apps[&cases[0].app.id];
+    assert_eq!(held.ascent.settling(), None, "it was refused");
+}
+
+#[test]
+fn who_left_is_forgotten_with_what_was_taken() {
+    let cases = [Case::new("web", Class::Critical, 1.9)];
+    let mut memory = Memory::default();
+    run(&cases, &acting(), &mut memory, 0, 20, 4);
+    assert_eq!(memory.extra_cpu(&cases[0].app.id), MilliCpu::cpus(1));
+    run(&[], &acting(), &mut memory, 2000, 1, 4);
+    assert_eq!(memory.extra_cpu(&cases[0].app.id), MilliCpu(0));
+    assert!(memory.apps.is_empty());
+}
+
+#[test]
+fn nothing_is_remembered_of_those_who_are_well() {
+    let cases = [Case::new("web", Class::Critical, 0.5)];
+    let mut memory = Memory::default();
+    run(&cases, &acting(), &mut memory, 0, 100, 4);
+    assert_eq!(memory, Memory::default());
+}
+
+/// What happened to one app in a fleet.
+#[derive(Debug)]
+struct Journey {
+    at_host: usize,
+    arrival: Option<(usize, u64)>,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Three hosts, each with a memory of its own, and loads and headrooms that change at random:
+    /// no app goes straight back, none moves twice within the rest, no host begins more moves in
+    /// an hour than it may.
+    #[test]
+    fn no_fleet_throws_an_app_to_and_fro(
+        loads in prop::collection::vec(prop::collection::vec(0.1..2.0_f64, 4), 1..80),
+        rooms in prop::collection::vec(prop::collection::vec(0..6_u64, 3), 1..80),
+    ) {
+        const TICK: u64 = 10;
+        let rules = Rules {
+            persistence: Duration::from_secs(TICK),
+            cool_down: Duration::from_secs(TICK),
+            settling: Duration::from_secs(TICK),
+            ..acting()
+        };
+        let names = ["h0", "h1", "h2"];
+        let mut memories = vec![Memory::default(); 3];
+        let mut journeys: Vec<Journey> = (0..4)
+            .map(|app| Journey { at_host: app % 3, arrival: None })
+            .collect();
+        let mut moves: Vec<(u64, usize, usize, usize)> = Vec::new();
+        for tick in 0..900_u64 {
+            let second = tick * TICK;
+            let epoch = usize::try_from(tick / 9).unwrap();
+            let load = &loads[epoch % loads.len()];
+            let room = &rooms[epoch % rooms.len()];
+            for (host, memory) in memories.iter_mut().enumerate() {
+                let here: Vec<usize> = (0..4).filter(|app| journeys[*app].at_host == host).collect();
+                let cases: Vec<Case> = here
+                    .iter()
+                    .map(|app| Case {
+                        arrival: journeys[*app]
+                            .arrival
+                            .map(|(from, at_s)| (names[from].to_owned(), at(at_s * 1000))),
+                        ..Case::new(&format!("app{app}"), Class::Critical, load[*app])
+                    })
+                    .collect();
+                let fleet: BTreeMap<String, Headroom> = (0..3)
+                    .filter(|other| *other != host)
+                    .map(|other| {
+                        let headroom = Headroom {
+                            cpu: MilliCpu::cpus(room[other]),
+                            memory: Bytes::mib(4096),
+                        };
+                        (names[other].to_owned(), headroom)
+                    })
+                    .collect();
+                let time = at(second * 1000);
+                let view = View {
+                    time,
+                    rules: &rules,
+                    horizon: Duration::from_secs(1),
+                    apps: cases.iter().map(Case::seen).collect(),
+                    means: Means {
+                        fleet: Some(&fleet),
+                        ..means(time, 0)
+                    },
+                };
+                let (decision, after) = decide(&view, memory);
+                *memory = after;
+                for step in &decision.steps {
+                    let Effect::Move(to) = &step.effect else { continue };
+                    let to = names.iter().position(|name| name == to).unwrap();
+                    let app = here.iter().find(|app| format!("app{app}") == step.app.as_str());
+                    let app = *app.unwrap();
+                    moves.push((second, app, host, to));
+                    journeys[app] = Journey {
+                        at_host: to,
+                        arrival: Some((host, second)),
+                    };
+                }
+            }
+        }
+        for (place, (second, app, from, to)) in moves.iter().enumerate() {
+            let later = || moves[place + 1..].iter().filter(move |other| other.0 - second < 3600);
+            let next = moves[place + 1..].iter().find(|other| other.1 == *app);
+            if let Some((again, _, _, back)) = next {
+                let since = Duration::from_secs(again - second);
+                prop_assert!(since >= MOVE_REST, "app{app} moved again after {since:?}");
+                prop_assert!(back != from || since >= RETURN_AFTER, "app{app} went straight back");
+            }
+            let begun = 1 + later().filter(|other| other.2 == *from).count();
+            prop_assert!(begun <= rules.moves_per_hour as usize, "host {from} began {begun}");
+            prop_assert!(from != to);
+        }
+    }
+}

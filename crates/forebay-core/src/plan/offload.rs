@@ -1,0 +1,110 @@
+//! What the watch over constraints is shown of a plan, and what it decides.
+//!
+//! It looks at what is left after the plan: an app that the planner gave what it wants is not
+//! constrained, even if it was a moment ago.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Plan, Situation, reclaim};
+use crate::app::{App, AppId, Class};
+use crate::demand::Demand;
+use crate::offload::{self, Decision, Means, Memory, MemoryBound, Mode, Seen, View};
+use crate::slice::{Knob, Setting, Slice};
+use crate::units::{Bytes, Limit, MilliCpu};
+
+/// Decides for this period.
+#[must_use]
+pub(super) fn decide(
+    situation: &Situation<'_>,
+    plan: &Plan,
+    spare_cpus: usize,
+    givers: &BTreeMap<AppId, reclaim::Held>,
+    before: &Memory,
+) -> (Decision, Memory) {
+    let policy = situation.policy;
+    if policy.offload.mode == Mode::Off {
+        return (Decision::default(), Memory::default());
+    }
+    let apps = plan.slices.iter().filter_map(|(id, slice)| {
+        let app = policy.apps.get(id)?;
+        Some(seen(situation, app, situation.demands.get(id)?, slice))
+    });
+    let mut swap = situation.host.swap_free.unwrap_or(Bytes(0));
+    let batch = reclaim::apps(situation, Class::Batch);
+    let cold_batch = batch.map(|app| {
+        let giver = reclaim::giver(situation, app, givers, &mut swap);
+        (app.id.clone(), giver.cold)
+    });
+    let asked = plan.give_back.asks.keys().chain(plan.saves.keys());
+    let at_it = situation.demands.keys();
+    let at_it = at_it.filter(|id| reclaim::running(situation, id).is_some());
+    let view = View {
+        time: situation.time,
+        rules: &policy.offload,
+        horizon: policy.horizon,
+        apps: apps.collect(),
+        means: Means {
+            now: situation.time,
+            spare_cpus,
+            core: situation.topology.threads_per_core(),
+            reclaim: situation.capabilities.reclaim,
+            cold_batch: cold_batch.collect(),
+            asked: asked.chain(at_it).cloned().collect::<BTreeSet<_>>(),
+            devices: !policy.devices.is_empty(),
+            fleet: None,
+        },
+    };
+    offload::decide(&view, before)
+}
+
+fn seen<'a>(
+    situation: &Situation<'a>,
+    app: &'a App,
+    demand: &'a Demand,
+    slice: &Slice,
+) -> Seen<'a> {
+    let all = situation.topology.cpu_set();
+    let cpus = slice.cpus().unwrap_or(all).len();
+    let cpus = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
+    let (memory, memory_bound) = memory(situation, demand, slice);
+    let now = demand.memory_now;
+    let above_floor = now
+        .used
+        .map_or(Bytes(0), |used| used.saturating_sub(app.floor.memory));
+    let swap = situation.host.swap_free.unwrap_or(Bytes(0));
+    let untouched = now.untouched().min(app.ceiling.swap.cut(swap));
+    Seen {
+        app,
+        demand,
+        cpus: app.ceiling.cpu.cut(cpus).as_cpus(),
+        cpu_sets: situation.capabilities.offers(&app.id, Knob::Cpus),
+        memory,
+        memory_bound,
+        cold: now.cold_file.saturating_add(untouched).min(above_floor),
+        errors: None,
+        arrival: None,
+    }
+}
+
+/// The memory that an app may have: by its own limits, or else what it holds and what the host has
+/// left.
+fn memory(
+    situation: &Situation<'_>,
+    demand: &Demand,
+    slice: &Slice,
+) -> (Option<Bytes>, MemoryBound) {
+    let limits = slice.iter().filter_map(|setting| match setting {
+        Setting::MemoryHigh(Limit::At(bytes)) | Setting::MemoryMax(Limit::At(bytes)) => {
+            Some(*bytes)
+        }
+        _ => None,
+    });
+    let used = demand.memory_now.used;
+    let left = situation.host.available.zip(used);
+    let host = left.map(|(available, used)| available.saturating_add(used));
+    match (limits.min(), host) {
+        (Some(own), Some(host)) if host < own => (Some(host), MemoryBound::Host),
+        (Some(own), _) => (Some(own), MemoryBound::Own),
+        (None, host) => (host, MemoryBound::Host),
+    }
+}
