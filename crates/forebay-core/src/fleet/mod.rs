@@ -36,6 +36,7 @@
 pub mod arrival;
 pub mod departure;
 pub mod ownership;
+pub mod tenure;
 #[cfg(test)]
 mod tests;
 
