@@ -34,8 +34,10 @@
 //! one runs, nothing is held frozen, and both sides know how it ended.
 
 pub mod arrival;
+pub mod choice;
 pub mod departure;
 pub mod ownership;
+pub mod promises;
 pub mod tenure;
 #[cfg(test)]
 mod tests;
