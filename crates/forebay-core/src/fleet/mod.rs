@@ -38,6 +38,7 @@ pub mod choice;
 pub mod departure;
 pub mod ownership;
 pub mod promises;
+pub mod rounds;
 pub mod tenure;
 #[cfg(test)]
 mod tests;
