@@ -43,17 +43,20 @@ impl FromStr for AppId {
     type Err = AppIdError;
 
     fn from_str(text: &str) -> Result<Self, AppIdError> {
-        let valid = (1..=64).contains(&text.len())
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(AppIdError(text.to_owned()))
+        match is_name(text) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(AppIdError(text.to_owned())),
         }
     }
+}
+
+/// Whether a text can name an app or a host.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 impl TryFrom<String> for AppId {

@@ -7,6 +7,7 @@ pub mod app;
 pub mod calendar;
 pub mod demand;
 pub mod external;
+pub mod fleet;
 pub mod host;
 pub mod idset;
 pub mod io;

@@ -1,0 +1,243 @@
+//! The target's side of a move: the host that gets the application.
+//!
+//! ```text
+//!   Receiving ─> Preparing ─> Waiting ── owns it ──> Starting ─> Announcing ─> Runs
+//!       v            v         │  │ impatient           │ it never ran
+//!       └────────────┴─────────┘  v                     v
+//!             Discarding <────────┴──────────────── Returning
+//!                 v                                     ^
+//!              Dropped, or Watching ─── owns it ────────┘
+//! ```
+//!
+//! A step that comes out again is to be tried again, after a rest.
+
+use super::{Epoch, HostName, Outcome, Ownership};
+
+/// Where the target stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// What the application has is coming in.
+    Receiving,
+    /// A copy is being made that stands still.
+    Preparing,
+    /// The copy stands still until the record says whose the application is.
+    Waiting,
+    /// It is ours, and the copy is let go on.
+    Starting,
+    /// It goes on, and the record is to say so.
+    Announcing,
+    /// It is ours and never ran: it is given back.
+    Returning,
+    /// The copy is removed; whether it is over then, or the record is watched on.
+    Discarding {
+        /// The source may still change the record.
+        watch: bool,
+    },
+    /// There is no copy, and the source may still change the record.
+    Watching,
+    /// It is over.
+    Over(End),
+}
+
+/// How a move ended, for the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It runs here, or did: it is ours.
+    Runs,
+    /// There is no copy here, and it is not ours.
+    Dropped,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// How the latest step ended.
+    Ended(Outcome),
+    /// What the record says.
+    Read(Ownership),
+    /// The source says that nothing will come of it.
+    Dropped,
+    /// The copy has stood still for as long as it may take room.
+    Impatient,
+}
+
+/// What has to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Take in what the source sends.
+    Receive,
+    /// Make a durable copy that stands still; the source is told when that is done.
+    Prepare,
+    /// Read the record.
+    Read,
+    /// Let the copy go on. Refused only where it certainly never ran.
+    Start,
+    /// Change the record to this one, if it has this epoch.
+    Change(Epoch, Ownership),
+    /// Remove the copy.
+    Discard,
+}
+
+/// What is on disk before a step is taken, and all that a daemon that begins anew needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// A part of a copy may be there, and the source was told nothing.
+    Receiving,
+    /// A copy is there that never ran.
+    Prepared,
+    /// The copy may have run.
+    Starting,
+    /// No copy is there, or none that may run.
+    Dropped,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    here: HostName,
+    /// The record as the source had it when it began.
+    record: Ownership,
+    stage: Stage,
+    mark: Option<Mark>,
+}
+
+impl Arrival {
+    /// Begins when room was given to an application that `record.owner` has.
+    #[must_use]
+    pub fn begin(record: Ownership, here: HostName) -> (Self, Vec<Step>) {
+        let machine = Self {
+            here,
+            record,
+            stage: Stage::Receiving,
+            mark: Some(Mark::Receiving),
+        };
+        (machine, vec![Step::Receive])
+    }
+
+    /// Goes on after the daemon ended, from what it had made durable, and whether the copy, standing
+    /// still or running, is there.
+    #[must_use]
+    pub fn resume(record: Ownership, here: HostName, mark: Mark, copy: bool) -> (Self, Vec<Step>) {
+        let (mut machine, _) = Self::begin(record, here);
+        machine.mark = Some(mark);
+        let steps = match (mark, copy) {
+            (Mark::Receiving, _) => machine.discard(false),
+            (Mark::Prepared, true) => machine.go(Stage::Waiting, Step::Read),
+            (Mark::Starting, true) => machine.go(Stage::Starting, Step::Start),
+            // What may have run must not be begun again from before that.
+            (Mark::Starting, false) => machine.announce(),
+            (Mark::Prepared, false) | (Mark::Dropped, _) => machine.discard(true),
+        };
+        (machine, steps)
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// What has to be durable before the steps are taken that came out last.
+    #[must_use]
+    pub const fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// Takes in what happened. What makes no sense where the machine stands changes nothing.
+    pub fn step(&mut self, input: Input) -> Vec<Step> {
+        use Outcome::{Done, Refused, Unknown};
+        let ended = match input {
+            Input::Read(record) => return self.read(&record),
+            Input::Dropped => return self.dropped(false),
+            Input::Impatient => return self.dropped(true),
+            Input::Ended(outcome) => outcome,
+        };
+        match (self.stage, ended) {
+            (Stage::Receiving, Done) => self.go(Stage::Preparing, Step::Prepare),
+            (Stage::Receiving | Stage::Preparing, Refused | Unknown) => self.discard(false),
+            (Stage::Preparing, Done) => {
+                self.mark = Some(Mark::Prepared);
+                self.go(Stage::Waiting, Step::Read)
+            }
+            (Stage::Starting, Done) => self.announce(),
+            (Stage::Starting, Refused) => self.give_back(),
+            (Stage::Starting, Unknown) => vec![Step::Start],
+            // Refused, the record is another's by force: whoever watches who may run sees that.
+            (Stage::Announcing, Done | Refused) => self.over(End::Runs),
+            (Stage::Announcing, Unknown) => self.announce(),
+            // Refused, an earlier one took effect.
+            (Stage::Returning, Done | Refused) => self.discard(false),
+            (Stage::Returning, Unknown) => self.give_back(),
+            (Stage::Discarding { watch: false }, Done) => self.over(End::Dropped),
+            (Stage::Discarding { watch: true }, Done) => self.go(Stage::Watching, Step::Read),
+            (Stage::Discarding { .. }, Refused | Unknown) => vec![Step::Discard],
+            (Stage::Waiting | Stage::Watching, Refused | Unknown) => vec![Step::Read],
+            (Stage::Waiting | Stage::Watching, Done) | (Stage::Over(_), _) => Vec::new(),
+        }
+    }
+
+    fn read(&mut self, record: &Ownership) -> Vec<Step> {
+        let copy = match self.stage {
+            Stage::Waiting => true,
+            Stage::Watching => false,
+            _ => return Vec::new(),
+        };
+        let given = self.record.epoch + 1;
+        match (record.owner == self.here && record.epoch == given, copy) {
+            (true, true) => {
+                self.mark = Some(Mark::Starting);
+                self.go(Stage::Starting, Step::Start)
+            }
+            (true, false) => self.give_back(),
+            (false, _) if record.epoch < given => vec![Step::Read],
+            (false, true) => self.discard(false),
+            (false, false) => self.over(End::Dropped),
+        }
+    }
+
+    fn dropped(&mut self, watch: bool) -> Vec<Step> {
+        match self.stage {
+            Stage::Receiving | Stage::Preparing => self.discard(false),
+            Stage::Waiting => self.discard(watch),
+            Stage::Watching if !watch => self.over(End::Dropped),
+            // It is ours already, or on its way out.
+            _ => Vec::new(),
+        }
+    }
+
+    fn announce(&mut self) -> Vec<Step> {
+        let given = self.record.given_to(&self.here);
+        self.go(
+            Stage::Announcing,
+            Step::Change(given.epoch, given.running()),
+        )
+    }
+
+    fn give_back(&mut self) -> Vec<Step> {
+        let given = self.record.given_to(&self.here);
+        self.mark = Some(Mark::Dropped);
+        self.go(
+            Stage::Returning,
+            Step::Change(given.epoch, given.given_to(&self.record.owner)),
+        )
+    }
+
+    fn discard(&mut self, watch: bool) -> Vec<Step> {
+        if watch {
+            self.mark = Some(Mark::Dropped);
+        }
+        self.go(Stage::Discarding { watch }, Step::Discard)
+    }
+
+    fn go(&mut self, stage: Stage, step: Step) -> Vec<Step> {
+        self.stage = stage;
+        vec![step]
+    }
+
+    fn over(&mut self, end: End) -> Vec<Step> {
+        self.stage = Stage::Over(end);
+        self.mark = None;
+        Vec::new()
+    }
+}

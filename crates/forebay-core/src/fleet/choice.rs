@@ -1,0 +1,344 @@
+//! Where an application moves to.
+//!
+//! Problem: the host with the most room now is the one that everybody chooses, and may be full when
+//! the move is over.
+//!
+//! Approach: each host publishes what it will need at most within the next minutes, of apps of a
+//! class and of those that matter more; what is left of its capacity is the room that an app of that
+//! class finds, since those that matter less make way. The target is the host that has the most left
+//! of its scarcest resource after the app has come. Room that was promised to others is taken off
+//! before, and a move has to leave the app clearly better off than it is, or it is none.
+//!
+//! Properties, tested: no host is chosen that lacks room, is cordoned, is unfit, or has an instance
+//! that must not share a host with this one; every host that is not chosen has a reason; equals go by
+//! name, so that all who look choose the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::HostName;
+use crate::app::{AppId, Class};
+use crate::units::{Bytes, MilliCpu};
+
+/// Some CPU and some memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// CPUs.
+    pub cpu: MilliCpu,
+    /// Memory.
+    pub memory: Bytes,
+}
+
+impl Room {
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            cpu: MilliCpu(self.cpu.0.saturating_add(other.cpu.0)),
+            memory: self.memory.saturating_add(other.memory),
+        }
+    }
+
+    pub(super) const fn less(self, other: Self) -> Self {
+        Self {
+            cpu: MilliCpu(self.cpu.0.saturating_sub(other.cpu.0)),
+            memory: self.memory.saturating_sub(other.memory),
+        }
+    }
+
+    pub(super) const fn holds(self, other: Self) -> bool {
+        self.cpu.0 >= other.cpu.0 && self.memory.0 >= other.memory.0
+    }
+}
+
+/// What a host publishes of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// All that apps may use.
+    pub capacity: Room,
+    /// What apps of each class will need at most within the next minutes.
+    pub needed: BTreeMap<Class, Room>,
+    /// What was promised to apps that are on their way, by class.
+    pub promised: BTreeMap<Class, Room>,
+    /// The apps that are there.
+    pub apps: BTreeSet<AppId>,
+    /// It takes no more.
+    pub cordoned: bool,
+    /// Why this app cannot run there, if so: the version, the CPUs' features, no CRIU.
+    pub unfit: Option<String>,
+}
+
+impl Offer {
+    /// The room that an app of a class finds: all that is not needed by those that matter as much
+    /// or more.
+    #[must_use]
+    pub fn room(&self, class: Class) -> Room {
+        [&self.needed, &self.promised]
+            .into_iter()
+            .flatten()
+            .filter(|(other, _)| **other <= class)
+            .fold(self.capacity, |left, (_, room)| left.less(*room))
+    }
+
+    /// How much of the scarcer resource is left after so much was taken, as a part of all; none where
+    /// it does not fit.
+    fn left_after(&self, class: Class, need: Room) -> Option<f64> {
+        let room = self.room(class);
+        let left = room.less(need);
+        let part = |left: f64, all: f64| if all > 0.0 { left / all } else { 0.0 };
+        room.holds(need).then(|| {
+            part(left.cpu.as_cpus(), self.capacity.cpu.as_cpus())
+                .min(part(left.memory.as_f64(), self.capacity.memory.as_f64()))
+        })
+    }
+}
+
+/// What moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mover {
+    /// How much it matters.
+    pub class: Class,
+    /// What it will need at most within the next minutes.
+    pub need: Room,
+    /// Apps that it must not share a host with: its shadow, above all.
+    pub apart_from: BTreeSet<AppId>,
+    /// Where it is.
+    pub here: HostName,
+}
+
+/// Why a host was not chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    /// It takes no more.
+    Cordoned,
+    /// The app cannot run there.
+    Unfit(String),
+    /// This one is there.
+    Apart(AppId),
+    /// It finds this room, and needs that.
+    Full {
+        /// What it finds.
+        room: Room,
+        /// What it needs.
+        need: Room,
+    },
+    /// It would be hardly better off: so much would be left there, and so much is here.
+    NoBetter {
+        /// There, as a part of all.
+        there: f64,
+        /// Here.
+        here: f64,
+    },
+    /// Another one has more.
+    Second,
+}
+
+/// How much more has to be left of the target than of the source, as a part of all: forecasts are
+/// not better than that, and an app that came must not find a reason to go back.
+pub const BETTER_BY: f64 = 0.15;
+
+/// Where it should move to, if anywhere, and why not to the others.
+#[must_use]
+pub fn choose(
+    mover: &Mover,
+    hosts: &BTreeMap<HostName, Offer>,
+) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
+    // What it needs is part of what its host needs already.
+    let here = hosts
+        .get(&mover.here)
+        .and_then(|offer| offer.left_after(mover.class, Room::default()))
+        .unwrap_or(0.0);
+    let mut reasons = BTreeMap::new();
+    let mut best: Option<(&HostName, f64)> = None;
+    for (name, offer) in hosts.iter().filter(|(name, _)| **name != mover.here) {
+        match judge(mover, offer, here) {
+            Err(reason) => _ = reasons.insert(name.clone(), reason),
+            Ok(left) if best.is_none_or(|(_, most)| left > most) => {
+                if let Some((second, _)) = best.replace((name, left)) {
+                    reasons.insert(second.clone(), Reason::Second);
+                }
+            }
+            Ok(_) => _ = reasons.insert(name.clone(), Reason::Second),
+        }
+    }
+    (best.map(|(name, _)| name.clone()), reasons)
+}
+
+fn judge(mover: &Mover, offer: &Offer, here: f64) -> Result<f64, Reason> {
+    if offer.cordoned {
+        return Err(Reason::Cordoned);
+    }
+    if let Some(why) = &offer.unfit {
+        return Err(Reason::Unfit(why.clone()));
+    }
+    if let Some(app) = mover.apart_from.intersection(&offer.apps).next() {
+        return Err(Reason::Apart(app.clone()));
+    }
+    let Some(there) = offer.left_after(mover.class, mover.need) else {
+        return Err(Reason::Full {
+            room: offer.room(mover.class),
+            need: mover.need,
+        });
+    };
+    match there >= here + BETTER_BY {
+        true => Ok(there),
+        false => Err(Reason::NoBetter { there, here }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(cpus: u64, gib: u64) -> Room {
+        Room {
+            cpu: MilliCpu::cpus(cpus),
+            memory: Bytes::mib(gib * 1024),
+        }
+    }
+
+    /// A host of 8 CPUs and 16 GiB.
+    fn offer(critical: Room, batch: Room) -> Offer {
+        Offer {
+            capacity: room(8, 16),
+            needed: BTreeMap::from([(Class::Critical, critical), (Class::Batch, batch)]),
+            promised: BTreeMap::new(),
+            apps: BTreeSet::new(),
+            cordoned: false,
+            unfit: None,
+        }
+    }
+
+    fn mover(class: Class, need: Room) -> Mover {
+        Mover {
+            class,
+            need,
+            apart_from: BTreeSet::from(["web-shadow".parse().unwrap()]),
+            here: "here".parse().unwrap(),
+        }
+    }
+
+    fn check(mover: &Mover, hosts: &[(&str, Offer)]) -> (Option<String>, Vec<(String, Reason)>) {
+        let hosts = hosts
+            .iter()
+            .map(|(name, offer)| (name.parse().unwrap(), offer.clone()))
+            .collect();
+        let (chosen, reasons) = choose(mover, &hosts);
+        (
+            chosen.map(|name| name.to_string()),
+            reasons
+                .into_iter()
+                .map(|(name, reason)| (name.to_string(), reason))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn the_host_with_most_left_of_its_scarcest_resource_is_chosen() {
+        let (chosen, reasons) = check(
+            &mover(Class::Critical, room(2, 2)),
+            &[
+                ("here", offer(room(8, 4), Room::default())),
+                ("cpu", offer(room(1, 12), Room::default())),
+                ("even", offer(room(2, 4), Room::default())),
+            ],
+        );
+        assert_eq!(chosen.as_deref(), Some("even"));
+        assert!(
+            matches!(&reasons[..], [(name, Reason::NoBetter { .. })] if name == "cpu"),
+            "{reasons:?}"
+        );
+    }
+
+    #[test]
+    fn batch_makes_way_for_a_critical_app_and_not_the_other_way_round() {
+        let full_of_batch = ("there", offer(room(2, 2), room(6, 14)));
+        let here = ("here", offer(room(8, 16), Room::default()));
+        let hosts = [here.clone(), full_of_batch.clone()];
+        let (chosen, _) = check(&mover(Class::Critical, room(2, 2)), &hosts);
+        assert_eq!(chosen.as_deref(), Some("there"));
+        let (chosen, reasons) = check(&mover(Class::Batch, room(2, 2)), &hosts);
+        assert_eq!(chosen, None);
+        assert!(matches!(reasons[0].1, Reason::Full { .. }), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_host_that_may_not_be_chosen_says_why() {
+        let free = || offer(Room::default(), Room::default());
+        let (chosen, reasons) = check(
+            &mover(Class::Critical, room(1, 1)),
+            &[
+                ("here", offer(room(8, 16), Room::default())),
+                (
+                    "a",
+                    Offer {
+                        cordoned: true,
+                        ..free()
+                    },
+                ),
+                (
+                    "b",
+                    Offer {
+                        unfit: Some("no CRIU".into()),
+                        ..free()
+                    },
+                ),
+                (
+                    "c",
+                    Offer {
+                        apps: BTreeSet::from(["web-shadow".parse().unwrap()]),
+                        ..free()
+                    },
+                ),
+                (
+                    "d",
+                    Offer {
+                        promised: BTreeMap::from([(Class::Critical, room(8, 1))]),
+                        ..free()
+                    },
+                ),
+                ("e", free()),
+                ("f", free()),
+            ],
+        );
+        assert_eq!(chosen.as_deref(), Some("e"), "equals go by name");
+        let reasons: Vec<_> = reasons.into_iter().map(|(_, reason)| reason).collect();
+        assert_eq!(reasons[0], Reason::Cordoned);
+        assert_eq!(reasons[1], Reason::Unfit("no CRIU".into()));
+        assert_eq!(reasons[2], Reason::Apart("web-shadow".parse().unwrap()));
+        assert_eq!(
+            reasons[3],
+            Reason::Full {
+                room: room(0, 15),
+                need: room(1, 1)
+            }
+        );
+        assert_eq!(reasons[4], Reason::Second);
+    }
+
+    #[test]
+    fn who_moved_finds_no_reason_to_go_back() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for _ in 0..2_000 {
+            let need = room(rng.u64(0..4), rng.u64(0..8));
+            let mut random = || {
+                let extra = room(rng.u64(0..9), rng.u64(0..17));
+                offer(extra, Room::default())
+            };
+            let (mut here, mut there) = (random(), random());
+            let load = here.needed.get_mut(&Class::Critical).unwrap();
+            *load = load.and(need);
+            let mut mover = mover(Class::Critical, need);
+            let go = check(&mover, &[("here", here.clone()), ("there", there.clone())]).0;
+            if go.is_none() {
+                continue;
+            }
+            let left = here.needed[&Class::Critical].less(need);
+            here.needed.insert(Class::Critical, left);
+            let load = there.needed.get_mut(&Class::Critical).unwrap();
+            *load = load.and(need);
+            mover.here = "there".parse().unwrap();
+            let back = check(&mover, &[("here", here.clone()), ("there", there.clone())]);
+            assert_eq!(back.0, None, "{here:?} {there:?} {need:?}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The source's side of a move: the host that has the application and gives it away.
+//!
+//! ```text
+//!   Checking ─> Reserving ─> Copying ─> Freezing ─> Sending ─> Committing ─────────> Awaiting ─> Ending
+//!      v            v           v           │          │         │   │ Unknown          ^  │        v
+//!   Refused       Stayed      Stayed        v          v         │   v        read      │  │      Moved
+//!                                        Thawing <─────┴─────────│─ Recalling ─> Reading┘  │
+//!                                           v   <────────────────┴───────────────────┴─────┘ given back
+//!                                         Stayed
+//! ```
+//!
+//! A step that comes out again is to be tried again, after a rest.
+
+use super::{Epoch, HostName, Outcome, Ownership};
+
+/// Where the source stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It is looked whether it can move at all.
+    Checking,
+    /// The target is asked for room.
+    Reserving,
+    /// It runs, and what it has is copied.
+    Copying,
+    /// It is being frozen.
+    Freezing,
+    /// It stands still, and the rest is sent; the target makes a copy of it that stands still.
+    Sending,
+    /// The record is being changed.
+    Committing,
+    /// Whether it was changed is not known: it is made certain that it cannot be.
+    Recalling,
+    /// It was changed by somebody: by whom?
+    Reading,
+    /// The target owns it; the frozen one is kept until that one runs.
+    Awaiting,
+    /// The frozen one is being ended.
+    Ending,
+    /// The frozen one is let go on.
+    Thawing,
+    /// It is over.
+    Over(End),
+}
+
+/// How a move ended, for the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It cannot move; nothing was touched.
+    Refused,
+    /// It runs here.
+    Stayed,
+    /// It is the target's.
+    Moved,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// How the latest step ended.
+    Ended(Outcome),
+    /// What the record says.
+    Read(Ownership),
+    /// Somebody does not want the move any more.
+    Cancel,
+}
+
+/// What has to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Look whether it can move, without touching it.
+    Check,
+    /// Ask the target for room.
+    Reserve,
+    /// Copy what it has while it runs, until little is left.
+    Copy,
+    /// Freeze it, and see that it stands still.
+    Freeze,
+    /// Send the rest; done when the target has a durable copy that stands still.
+    Send,
+    /// Change the record to this one, if it has this epoch.
+    Change(Epoch, Ownership),
+    /// Read the record.
+    Read,
+    /// Let it go on here.
+    Thaw,
+    /// End it here, while it stands still.
+    End,
+    /// Tell the target that nothing will come of it. Nobody waits for that.
+    Release,
+}
+
+/// What is on disk before a step is taken, and all that a daemon that begins anew needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// The target may hold room.
+    Begun,
+    /// It may stand still.
+    Frozen,
+    /// The record may have been changed.
+    Committing,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Departure {
+    here: HostName,
+    there: HostName,
+    /// The record that it was begun with.
+    record: Ownership,
+    stage: Stage,
+    mark: Option<Mark>,
+}
+
+impl Departure {
+    /// Begins a move of an application that `record.owner` has.
+    #[must_use]
+    pub fn begin(record: Ownership, there: HostName) -> (Self, Vec<Step>) {
+        let machine = Self {
+            here: record.owner.clone(),
+            there,
+            record,
+            stage: Stage::Checking,
+            mark: None,
+        };
+        (machine, vec![Step::Check])
+    }
+
+    /// Goes on after the daemon ended, from what it had made durable.
+    #[must_use]
+    pub fn resume(record: Ownership, there: HostName, mark: Mark) -> (Self, Vec<Step>) {
+        let (mut machine, _) = Self::begin(record, there);
+        machine.mark = Some(mark);
+        let steps = match mark {
+            Mark::Begun => machine.over(End::Stayed),
+            Mark::Frozen => machine.thaw(),
+            Mark::Committing => machine.recall(),
+        };
+        (machine, steps)
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// What has to be durable before the steps are taken that came out last.
+    #[must_use]
+    pub const fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// Takes in what happened. What makes no sense where the machine stands changes nothing.
+    pub fn step(&mut self, input: Input) -> Vec<Step> {
+        use Outcome::{Done, Refused, Unknown};
+        let ended = match input {
+            Input::Cancel => return self.cancel(),
+            Input::Read(record) => return self.read(&record),
+            Input::Ended(outcome) => outcome,
+        };
+        match (self.stage, ended) {
+            (Stage::Checking, Done) => self.go(Stage::Reserving, Some(Mark::Begun), Step::Reserve),
+            (Stage::Checking, Refused | Unknown) => {
+                self.stage = Stage::Over(End::Refused);
+                Vec::new()
+            }
+            (Stage::Reserving, Done) => self.go(Stage::Copying, self.mark, Step::Copy),
+            (Stage::Copying, Done) => self.go(Stage::Freezing, Some(Mark::Frozen), Step::Freeze),
+            (Stage::Reserving | Stage::Copying, Refused | Unknown) => self.over(End::Stayed),
+            (Stage::Freezing, Done) => self.go(Stage::Sending, self.mark, Step::Send),
+            (Stage::Sending, Done) => {
+                let change = Step::Change(self.record.epoch, self.record.given_to(&self.there));
+                self.go(Stage::Committing, Some(Mark::Committing), change)
+            }
+            // Nobody was asked to change the record yet, so that it is still ours.
+            (Stage::Freezing | Stage::Sending, Refused | Unknown) => self.thaw(),
+            (Stage::Committing, Done) => self.go(Stage::Awaiting, self.mark, Step::Read),
+            (Stage::Committing, Unknown) => self.recall(),
+            (Stage::Committing | Stage::Recalling, Refused) => {
+                self.go(Stage::Reading, self.mark, Step::Read)
+            }
+            // Whichever of the two took effect, the commit cannot any more once the epoch went on.
+            (Stage::Recalling, Unknown) => self.recall(),
+            (Stage::Recalling, Done) => self.thaw(),
+            (Stage::Reading | Stage::Awaiting, Refused | Unknown) => vec![Step::Read],
+            (Stage::Ending, Done) => self.over(End::Moved),
+            (Stage::Ending, Refused | Unknown) => vec![Step::End],
+            (Stage::Thawing, Done) => self.over(End::Stayed),
+            (Stage::Thawing, Refused | Unknown) => vec![Step::Thaw],
+            (Stage::Reading | Stage::Awaiting, Done) | (Stage::Over(_), _) => Vec::new(),
+        }
+    }
+
+    fn read(&mut self, record: &Ownership) -> Vec<Step> {
+        if !matches!(self.stage, Stage::Reading | Stage::Awaiting) {
+            return Vec::new();
+        }
+        let given = self.record.epoch + 1;
+        match (record.owner == self.here, record.epoch) {
+            // Recalled, or given back by a target whose copy never ran.
+            (true, epoch) if epoch >= given => self.thaw(),
+            (true, _) => self.recall(),
+            (false, epoch) if epoch > given || record.runs => {
+                self.go(Stage::Ending, self.mark, Step::End)
+            }
+            (false, _) => self.go(Stage::Awaiting, self.mark, Step::Read),
+        }
+    }
+
+    fn cancel(&mut self) -> Vec<Step> {
+        match self.stage {
+            Stage::Checking => {
+                self.stage = Stage::Over(End::Refused);
+                Vec::new()
+            }
+            Stage::Reserving | Stage::Copying => self.over(End::Stayed),
+            Stage::Freezing | Stage::Sending => self.thaw(),
+            // The record is being changed: it is the target's to say now.
+            _ => Vec::new(),
+        }
+    }
+
+    fn recall(&mut self) -> Vec<Step> {
+        let change = Step::Change(self.record.epoch, self.record.recalled());
+        self.go(Stage::Recalling, self.mark, change)
+    }
+
+    fn thaw(&mut self) -> Vec<Step> {
+        self.go(Stage::Thawing, self.mark, Step::Thaw)
+    }
+
+    fn go(&mut self, stage: Stage, mark: Option<Mark>, step: Step) -> Vec<Step> {
+        self.stage = stage;
+        self.mark = mark;
+        vec![step]
+    }
+
+    fn over(&mut self, end: End) -> Vec<Step> {
+        self.stage = Stage::Over(end);
+        self.mark = None;
+        match end {
+            End::Stayed => vec![Step::Release],
+            End::Refused | End::Moved => Vec::new(),
+        }
+    }
+}
