@@ -233,7 +233,7 @@ fn steps_are_bounded_and_the_pauses_grow_where_nothing_is_cold() {
             for (action, _) in &report.actions {
                 if let Action::Reclaim { bytes, .. } = action {
                     let used = host.usage("crunch").unwrap().memory_used;
-                    assert!(bytes.0 <= used.0 / 16, "{bytes} of {used} at once");
+                    assert!(bytes.0 <= used.0 / 8, "{bytes} of {used} at once");
                     asked.push((host.time().monotonic, *bytes));
                 }
             }
@@ -244,7 +244,7 @@ fn steps_are_bounded_and_the_pauses_grow_where_nothing_is_cold() {
         "{asked:?}"
     );
     let gaps: Vec<Duration> = asked.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
-    assert!(gaps[0] < Duration::from_secs(4), "{gaps:?}");
+    assert!(gaps[0] < Duration::from_secs(7), "{gaps:?}");
     assert!(
         gaps.last()
             .is_some_and(|gap| *gap >= Duration::from_secs(10)),

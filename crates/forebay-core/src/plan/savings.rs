@@ -37,7 +37,7 @@ pub const STALL_BUDGET: f64 = 0.015;
 /// The first step is this part of what the app holds, and so is the one after a pause.
 const STEP_PART_MIN: u64 = 64;
 /// The largest step is this part.
-const STEP_PART_MAX: u64 = 16;
+const STEP_PART_MAX: u64 = 8;
 /// Less is not worth asking for.
 const STEP_MIN: Bytes = Bytes::mib(4);
 /// The largest step of all.
@@ -46,6 +46,9 @@ const STEP_MAX: Bytes = Bytes::mib(256);
 const KEPT_PART: u64 = 4;
 /// Periods from the end of a step until its effect was read for certain: two rotations.
 const SETTLE_PERIODS: u32 = 20;
+/// And at least so long, in which an app that works with a page touches it again: accesses are
+/// forgotten after a step, and the next takes what was not touched since.
+const SETTLE_MIN: Duration = Duration::from_secs(5);
 /// The first pause after a step that came back, and the longest. Such a step costs the app a fault
 /// for each page and saves nothing, and what becomes cold later can wait that long.
 const PAUSE_MIN: Duration = Duration::from_secs(20);
@@ -171,7 +174,7 @@ impl Probe {
 }
 
 fn settle(situation: &Situation<'_>) -> Duration {
-    situation.policy.period * SETTLE_PERIODS
+    (situation.policy.period * SETTLE_PERIODS).max(SETTLE_MIN)
 }
 
 fn later(situation: &Situation<'_>, by: Duration) -> Time {
