@@ -50,8 +50,8 @@ const FRUITLESS_MAX: u32 = 3;
 const LIMIT_MAX: u64 = 64 << 20;
 /// Page cache that must be there beyond what is asked for in v1.
 const LIMIT_MARGIN: u64 = 16 << 20;
-/// Groups that hold more keep their marks: removing them takes 10 ms for each 4 GiB or so, in which
-/// their processes can map no memory.
+/// Groups whose processes map more keep their marks: removing them takes 10 ms for each 4 GiB or so, in
+/// which these can map no memory.
 const UNMARKED_MAX: u64 = 16 << 30;
 /// And those with more processes.
 const UNMARKED_PROCESSES_MAX: usize = 1024;
@@ -277,7 +277,7 @@ fn work(Job { work, progress }: Job) {
         Work::Pieces { dir, bytes } => {
             let ended = in_pieces(dir, *bytes, &progress);
             if ended.is_ok() {
-                forget_accesses(dir);
+                forget_accesses(dir, &progress);
             }
             ended
         }
@@ -323,15 +323,19 @@ fn in_pieces(dir: &Path, bytes: u64, progress: &Progress) -> Result<u8, HostErro
     Ok(DONE)
 }
 
-/// Removes the marks of access of a group's processes. A help for the next request, so that what goes
-/// wrong is only said.
-fn forget_accesses(dir: &Path) {
-    let held = number(&dir.join("memory.current"));
+/// Removes the marks of access of a group's processes, unless they map more than is quick to go through.
+/// A help for the next request, so that what goes wrong is only said.
+fn forget_accesses(dir: &Path, progress: &Progress) {
     let pids = groups::members(dir);
-    if held.is_ok_and(|held| held > UNMARKED_MAX) || pids.len() > UNMARKED_PROCESSES_MAX {
+    // What several share is gone through in each.
+    let mapped = pids.iter().filter_map(|pid| resident(*pid)).sum::<u64>();
+    if mapped > UNMARKED_MAX || pids.len() > UNMARKED_PROCESSES_MAX {
         return;
     }
     for pid in pids {
+        if progress.cancelled.load(Ordering::Relaxed) {
+            return;
+        }
         let file = PathBuf::from(format!("/proc/{pid}/clear_refs"));
         match write_text(&file, CLEAR_ALL) {
             Err(error) if !error.is_gone() && error.errno() != Some(libc::ESRCH) => {
@@ -340,6 +344,13 @@ fn forget_accesses(dir: &Path) {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+/// Bytes that a process has in memory; none of one that is gone.
+fn resident(pid: u32) -> Option<u64> {
+    let statm = read_text(Path::new(&format!("/proc/{pid}/statm"))).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
 fn lower_for_a_moment(lowering: &Lowering, progress: &Progress) -> Result<u8, HostError> {
@@ -475,6 +486,11 @@ mod tests {
         let mut reclaimer = Reclaimer::default();
         let app: AppId = "batch".parse().unwrap();
         reclaimer.start(&app, dir.path(), 4096).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while reclaimer.is_running(&app) {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
         reclaimer.stop();
         let after = referenced(child.id());
         drop(stdin);
