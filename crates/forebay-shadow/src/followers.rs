@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use forebay_core::shadow::promotion::Epoch;
+use forebay_core::shadow::promotion::{Epoch, Slot};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -413,21 +413,31 @@ pub(crate) async fn follow(
 }
 
 /// Puts in force what the leader says.
-fn take(board: &Switchboard, course: &Course) -> io::Result<u64> {
-    let place = |instance: &Instance| {
-        let mut known = board.instances().iter();
-        known.position(|known| known == instance)
-    };
-    let Some(primary) = place(&course.primary) else {
-        return Err(io::Error::new(
+/// Whom a course is about, where this process can follow it.
+///
+/// # Errors
+/// When its primary is not in the plan of this process.
+pub(crate) fn follows(board: &Switchboard, course: &Course) -> io::Result<Slot> {
+    place(board, &course.primary).ok_or_else(|| {
+        io::Error::new(
             io::ErrorKind::AddrNotAvailable,
             format!(
                 "{} at {} serves, which the plan of this process does not have",
                 course.primary.app, course.primary.address
             ),
-        ));
-    };
-    let standby = course.standby.as_ref().and_then(place);
+        )
+    })
+}
+
+fn place(board: &Switchboard, instance: &Instance) -> Option<Slot> {
+    let mut known = board.instances().iter();
+    known.position(|known| known == instance)
+}
+
+fn take(board: &Switchboard, course: &Course) -> io::Result<u64> {
+    let primary = follows(board, course)?;
+    let standby = course.standby.as_ref();
+    let standby = standby.and_then(|standby| place(board, standby));
     board.change(|routing| {
         routing.epoch = course.epoch;
         routing.primary = primary;

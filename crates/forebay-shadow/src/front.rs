@@ -210,13 +210,22 @@ fn take_over(plan: Plan, inherited: Inherited, passed: Passed) -> Result<Opened,
     served
         .together()
         .map_err(failed("lock beside", &path, KEEP))?;
-    let has = |app: &String| plan.instances.iter().any(|instance| instance.app == *app);
-    if !has(&inherited.primary) {
-        let why = format!(
+    let mut instances = plan.instances.iter();
+    let primary = instances.find(|instance| instance.app == inherited.primary);
+    let why = match (primary, &inherited.primary_at) {
+        (None, _) => Some(format!(
             "its primary {} is not among the instances any more",
             inherited.primary
-        );
-        let remedy = "hand over to an instance that stays, and try again";
+        )),
+        // Connections that it has would go on to where it does not serve any more.
+        (Some(primary), Some(at)) if primary.address != *at => Some(format!(
+            "its primary {} is at {at}, and is to be at {}",
+            inherited.primary, primary.address
+        )),
+        (Some(_), _) => None,
+    };
+    if let Some(why) = why {
+        let remedy = "hand over to an instance that stays as it is, and try again";
         return Err(not_taken(&plan, remedy)(io::Error::other(why)));
     }
     let mut taken: BTreeMap<Listen, Vec<OwnedFd>> = BTreeMap::new();
@@ -664,7 +673,7 @@ impl Desk {
                 .collect(),
             counts: self.board.followers.settled(own),
         };
-        let taken = succession::give(line, testament, listening, verdict).await?;
+        let taken = succession::give(line, testament, (listening, &self.board), verdict).await?;
         // Whoever receives this ends with the process.
         succeeded.send(taken).await.ok();
         Ok(())

@@ -43,10 +43,11 @@ use tokio::sync::oneshot;
 
 use crate::control::{Answer, Counts, Line, PATIENCE, Request};
 use crate::fence::{Fence, Hierarchy};
-use crate::followers::Course;
+use crate::followers::{self, Course};
 use crate::listen::Listen;
 use crate::status::{Left, Transition};
-use crate::switchboard::Losses;
+use crate::stream::Address;
+use crate::switchboard::{Instance, Losses, Switchboard};
 
 /// How long the old process waits for the new one, without anybody who says who serves.
 pub(crate) const YIELD_BOUND: Duration = Duration::from_secs(5);
@@ -64,6 +65,9 @@ pub struct Inheritance {
     epoch: Epoch,
     /// The app that serves.
     primary: String,
+    /// Where; processes of before this was said do not know it.
+    #[serde(default)]
+    primary_at: Option<Address>,
     /// Whether it does, or nobody could.
     serves: bool,
     /// Which instances were lost.
@@ -110,7 +114,7 @@ struct Earlier {
 #[derive(Debug)]
 pub(crate) struct Testament {
     pub(crate) epoch: Epoch,
-    pub(crate) primary: String,
+    pub(crate) primary: Instance,
     pub(crate) serves: bool,
     pub(crate) lost: Losses,
     pub(crate) number: u64,
@@ -138,6 +142,7 @@ pub(crate) struct Inherited {
     pub(crate) pid: u32,
     pub(crate) epoch: Epoch,
     pub(crate) primary: String,
+    pub(crate) primary_at: Option<Address>,
     pub(crate) serves: bool,
     pub(crate) lost: Losses,
     pub(crate) number: u64,
@@ -229,6 +234,7 @@ fn assemble(
         pid: inheritance.pid,
         epoch: inheritance.epoch,
         primary: inheritance.primary,
+        primary_at: inheritance.primary_at,
         serves: inheritance.serves,
         lost: inheritance.lost,
         number: inheritance.number,
@@ -263,7 +269,7 @@ pub(crate) async fn take(line: &mut Line) -> io::Result<()> {
 pub(crate) async fn give(
     mut line: Line,
     testament: Testament,
-    listening: Listening<'_>,
+    (listening, board): (Listening<'_>, &Switchboard),
     verdict: oneshot::Sender<Outcome>,
 ) -> io::Result<(Line, Course)> {
     let given = async {
@@ -273,6 +279,8 @@ pub(crate) async fn give(
             other => return Err(io::Error::other(format!("it sent {other:?}"))),
         }
         let (course, _) = line.receive().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        // Once the director is gone, a course that cannot be followed ends both.
+        followers::follows(board, &course)?;
         Ok(course)
     };
     let given = tokio::time::timeout(YIELD_BOUND, given).await;
@@ -326,7 +334,8 @@ async fn send(line: &mut Line, testament: &Testament, listening: Listening<'_>) 
     let inheritance = Inheritance {
         pid: std::process::id(),
         epoch: testament.epoch,
-        primary: testament.primary.clone(),
+        primary: testament.primary.app.clone(),
+        primary_at: Some(testament.primary.address.clone()),
         serves: testament.serves,
         lost: testament.lost.clone(),
         number: testament.number,

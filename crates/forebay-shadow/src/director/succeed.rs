@@ -38,14 +38,16 @@ pub(crate) struct Heritage {
 impl Director {
     /// Has those who serve here serve as the process before did.
     pub(crate) fn assume(&mut self, heritage: &Heritage) {
+        let board = Arc::clone(&self.board);
+        board.change(|routing| {
+            if heritage.serves {
+                routing.gate = Gate::Open;
+            }
+            board.take_losses(routing, &heritage.lost);
+        });
         if heritage.serves {
             let routing = self.board.routing();
             self.machine = Promotion::new(routing.primary, routing.epoch);
-            let board = Arc::clone(&self.board);
-            board.change(|routing| {
-                routing.gate = Gate::Open;
-                board.take_losses(routing, &heritage.lost);
-            });
         }
     }
 
@@ -136,6 +138,8 @@ impl Director {
             Stage::Down => false,
             stage => return Err(format!("the front is busy ({stage:?}); try again")),
         };
+        let primary = self.board.instances().get(self.board.routing().primary);
+        let primary = primary.cloned().ok_or("it has no instances")?;
         let followers = self.board.followers.gather().await;
         if followers.len() >= FOLLOWERS_MAX {
             let count = followers.len();
@@ -159,7 +163,7 @@ impl Director {
         let detached = detached.filter(|(_, detached)| **detached == Detached::Yes);
         Ok(Testament {
             epoch: routing.epoch,
-            primary: self.name(routing.primary).to_owned(),
+            primary,
             serves,
             lost: self.board.losses(&routing),
             number: self.board.followers.number(),

@@ -387,7 +387,7 @@ async fn a_director_that_gave_way_goes_on_only_if_nobody_took_its_place() {
         let (verdict, judged) = oneshot::channel();
         let outcome = async {
             let testament = testament.await.unwrap().unwrap();
-            assert_eq!(testament.primary, "a");
+            assert_eq!(testament.primary.app, "a");
             other.lock().unwrap();
             if succeeds {
                 verdict.send(Outcome::Succeeded).unwrap();

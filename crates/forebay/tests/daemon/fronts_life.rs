@@ -278,6 +278,27 @@ fn an_upgrade_that_fails_changes_nothing() {
 }
 
 #[test]
+fn an_upgrade_that_moves_the_primary_changes_nothing() {
+    let name = "an_upgrade_that_moves_the_primary_changes_nothing";
+    let Some(mut stage) = Stage::of_mode(name, "tcp", "") else {
+        return;
+    };
+    let front = stage.place.await_pid("web.front");
+    stage.await_ready("a");
+    let mut client = stage.connect();
+    assert_eq!(request(&mut client), Some(200));
+    stage.edit("{ a = \"127.0.0.1:", "{ a = \"127.0.0.2:");
+    let why = "and is to be at 127.0.0.2:";
+    stage
+        .place
+        .fails(&["shadow", "upgrade", "web"], 1, &[why, "hand over"]);
+    assert_eq!(stage.place.await_pid("web.front"), front);
+    assert_eq!(request(&mut client), Some(200));
+    assert_eq!(request(&mut stage.connect()), Some(200));
+    stage.place.stop_well();
+}
+
+#[test]
 fn a_front_that_runs_with_another_plan_says_so_until_it_is_upgraded() {
     let name = "a_front_that_runs_with_another_plan_says_so_until_it_is_upgraded";
     let Some(mut stage) = Stage::of_mode(name, "tcp", "patience = \"2s\"") else {
