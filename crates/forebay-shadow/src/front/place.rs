@@ -71,20 +71,20 @@ pub(super) async fn run_out(
             let left = open_now(plan, room);
             tracing::warn!(left, "connections end that outlived the time to drain");
         }
-        // Whoever was fenced from here would stand, and whoever begins in its group with it.
-        endings.over().await;
     };
     // The other process waits for this, also where nobody is left to be served.
     if let Err(error) = followers::obey(&mut line, board, &course, since()).await {
         tracing::warn!(%error, "the process that took the place is not followed: connections end");
-        return;
-    }
-    tokio::select! {
-        followed = followers::follow(line, board, since) => {
-            if let Err(error) = followed {
-                tracing::warn!(%error, "nobody says who serves any more: its connections end");
+    } else {
+        tokio::select! {
+            followed = followers::follow(line, board, since) => {
+                if let Err(error) = followed {
+                    tracing::warn!(%error, "nobody says who serves any more: its connections end");
+                }
             }
+            () = drained => {}
         }
-        () = drained => {}
     }
+    // Whoever was fenced from here would stand, and whoever begins in its group with it.
+    endings.over().await;
 }
