@@ -228,6 +228,8 @@ impl Director {
         }
         loop {
             let ask = asked.map_or_else(Instant::now, |asked| asked + self.standing_pause());
+            // Whoever is heard of later than that was kept from hearing.
+            let late_from = Instant::now() + LOOK;
             let primary = self.machine.primary();
             let waits = match self.machine.stage() {
                 Stage::Suspect => Waits::All,
@@ -251,7 +253,7 @@ impl Director {
                     None => return,
                 },
                 () = member::ended(end), if self.machine.stage() != Stage::Down => {
-                    self.look(Instant::now()).await;
+                    self.look(late_from).await;
                 }
                 () = member::ended(standby_end) => {
                     if let Some(slot) = standby {
@@ -263,7 +265,7 @@ impl Director {
                 }
                 refused = self.board.troubled() => {
                     self.refused = refused && self.is_refused().await;
-                    self.look(Instant::now()).await;
+                    self.look(late_from).await;
                 }
                 Some((asked, standing)) = self.heard.recv() => {
                     if let Some(asking) = self.asking.get_mut(asked.slot) {
@@ -710,5 +712,5 @@ mod tests;
 mod ticks;
 
 pub(crate) use endings::Endings;
-use looks::{Looks, Waits};
+use looks::{LOOK, Looks, Waits};
 pub(crate) use succeed::Heritage;

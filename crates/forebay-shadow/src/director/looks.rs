@@ -20,7 +20,7 @@ use crate::switchboard::Switchboard;
 
 /// How often it is asked whether somebody waits, and for a while after somebody did: between two requests
 /// in quick succession nobody waits for an instant.
-const LOOK: Duration = Duration::from_millis(2);
+pub(super) const LOOK: Duration = Duration::from_millis(2);
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 /// The primary is looked at at least so often. Its end is told by the kernel, and a request that begins
 /// after a silence by itself.
@@ -64,6 +64,8 @@ impl Looks {
         primary: Slot,
         waits: Waits,
     ) -> Instant {
+        // The timer goes on during a look, whose own time is not the front's being late.
+        let entered = Instant::now();
         loop {
             let now = Instant::now();
             if waits == Waits::All || board.under_way(primary) > 0 {
@@ -85,7 +87,7 @@ impl Looks {
             };
             if waits == Waits::All || due >= last || board.is_awaited(primary, DOUBT) {
                 self.latest = Instant::now();
-                return due;
+                return due.max(entered);
             }
         }
     }
