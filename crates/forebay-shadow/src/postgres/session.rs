@@ -231,6 +231,8 @@ impl Session<'_> {
     async fn serve(&mut self) -> Ended {
         let mut news = follow(self.shared.board.subscribe());
         loop {
+            // Over TLS much may be there that the runtime does not count.
+            tokio::task::consume_budget().await;
             match self.turn(&mut news).await {
                 Ok(()) => {}
                 Err(ended) => return ended,

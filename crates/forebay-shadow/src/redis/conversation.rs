@@ -163,6 +163,8 @@ impl<'a> Conversation<'a> {
     pub(super) async fn run(mut self) -> io::Result<()> {
         let mut changes = self.board.subscribe();
         loop {
+            // Over TLS much may be there that the runtime does not count.
+            tokio::task::consume_budget().await;
             self.advance()?;
             if self.is_done() {
                 self.client.close().await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::io::Interest;
-use tokio_rustls::rustls::ServerConnection;
+use tokio_rustls::rustls::{ProtocolVersion, ServerConnection};
 use tokio_rustls::server::TlsStream;
 
 use crate::stream::Stream;
@@ -19,6 +19,11 @@ use crate::stream::Stream;
 /// How long a client may take for what is encrypted and not sent yet, and for the end of TLS, which
 /// tells it that nothing was cut off.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
+
+/// What one record holds.
+const RECORD_BYTES: usize = 16 << 10;
+/// Records under one key of TLS 1.2: below 2^24, which is as many as AES-GCM may encrypt.
+const RECORDS_MAX: u64 = (1 << 24) - (1 << 16);
 
 /// Bytes that go either way without waiting; what would have to wait is an error of the kind
 /// [`io::ErrorKind::WouldBlock`].
@@ -71,6 +76,8 @@ impl Wire {
             session,
             unread: 0,
             is_over: false,
+            broken: None,
+            records: 0,
         };
         // The client's first words may have come with the end of the handshake.
         session.process()?;
@@ -168,7 +175,7 @@ impl Wire {
 impl Flow for &mut Wire {
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Wire::Plain(stream) => (&*stream).read_now(buffer),
+            Wire::Plain(stream) => stream.read_now(buffer),
             Wire::Tls(session) => session.read_now(buffer),
         }
     }
@@ -197,6 +204,10 @@ pub(crate) struct Session {
     unread: usize,
     /// Nothing comes any more.
     is_over: bool,
+    /// What was wrong with what came behind bytes that are good.
+    broken: Option<io::Error>,
+    /// Records that were sent, at most.
+    records: u64,
 }
 
 impl Session {
@@ -209,12 +220,16 @@ impl Session {
 
     /// There is something to read for which the socket need not be waited for.
     const fn has_unread(&self) -> bool {
-        self.unread > 0 || self.is_over
+        self.unread > 0 || self.is_over || self.broken.is_some()
     }
 
     /// Reads until the buffer is full or nothing more has come: a record is smaller than a buffer.
     fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut length = 0;
+        if let Some(error) = self.broken.take() {
+            self.is_over = true;
+            return Err(error);
+        }
         while let Some(room) = buffer.get_mut(length..).filter(|room| !room.is_empty()) {
             let read = match self.session.reader().read(room) {
                 Ok(0) => {
@@ -237,7 +252,10 @@ impl Session {
             };
             match read {
                 Ok(()) => {}
-                // An error comes again at the next read.
+                Err(error) if length > 0 && error.kind() != io::ErrorKind::WouldBlock => {
+                    self.broken = Some(error);
+                    break;
+                }
                 Err(_) if length > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -255,6 +273,7 @@ impl Session {
         match self.session.process_new_packets() {
             Ok(state) => {
                 self.unread = state.plaintext_bytes_to_read();
+                self.is_over |= state.peer_has_closed();
                 Ok(())
             }
             Err(error) => {
@@ -272,9 +291,25 @@ impl Session {
         if !self.send()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        self.count(bytes.len())?;
         let taken = self.session.writer().write(bytes)?;
         self.send()?;
         Ok(taken)
+    }
+
+    /// Counts records that are sent under one key. TLS 1.3 changes its keys; with 1.2 rustls drops what
+    /// comes after the last one that is safe, without a word, so that the connection ends before that.
+    fn count(&mut self, bytes: usize) -> io::Result<()> {
+        self.records += 1 + u64::try_from(bytes / RECORD_BYTES).unwrap_or(u64::MAX);
+        let is_old = self.session.protocol_version() == Some(ProtocolVersion::TLSv1_2);
+        if is_old && self.records >= RECORDS_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the connection has sent as much as is safe under one key of TLS 1.2; connect anew, or \
+                 use TLS 1.3",
+            ));
+        }
+        Ok(())
     }
 
     /// Sends what is encrypted; whether that is all.

@@ -352,7 +352,8 @@ fn what_is_no_tls_is_counted_and_disturbs_nobody() {
         b"\x16\xff\xff\xff\xff\xff",
     ] {
         let heard = hears(&cluster, garbage);
-        assert!(heard.starts_with(b"\x15"), "an alert of TLS: {heard:?}");
+        // An alert of TLS, if anything.
+        assert!(heard.is_empty() || heard.starts_with(b"\x15"), "{heard:?}");
         counted(&cluster, &mut good);
     }
     let heard = hears(&cluster, b"GET / HTTP/1.1\r\n\r\n");
