@@ -398,10 +398,6 @@ impl Native {
         let waits = first.waits_for(name, self.name(primary))?;
         let wanted = identifier(name);
         if first.names != wanted {
-            if let Some(place) = self.places.get(primary) {
-                // What was heeded before is not what is set now.
-                set(&place.heed, None);
-            }
             self.set_synchronous(primary, &wanted).await?;
             return Err("commits begin to wait for it".to_owned());
         }
@@ -457,6 +453,10 @@ impl Native {
     }
 
     async fn set_synchronous(&self, slot: Slot, names: &str) -> Result<(), String> {
+        if let Some(place) = self.places.get(slot) {
+            // What was heeded before is not what is set now.
+            set(&place.heed, None);
+        }
         let sql = format!(
             "ALTER SYSTEM SET synchronous_standby_names = {}",
             literal(names)
