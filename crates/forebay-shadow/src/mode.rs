@@ -57,15 +57,18 @@ impl Mode {
         }
     }
 
-    /// Leaves a certificate out, which is renewed without another plan.
-    pub fn forget_certificate(&mut self) {
-        let tls = match self {
+    fn tls_mut(&mut self) -> Option<&mut tls::Options> {
+        match self {
             Self::Tcp => None,
             Self::Http(options) => options.tls.as_mut(),
             Self::Redis(options) => options.tls.as_mut(),
             Self::Postgres(options) => options.tls.as_mut(),
-        };
-        if let Some(tls) = tls {
+        }
+    }
+
+    /// Leaves a certificate out, which is renewed without another plan.
+    pub fn forget_certificate(&mut self) {
+        if let Some(tls) = self.tls_mut() {
             tls.pem = tls::Pem {
                 chain: String::new(),
                 key: Secret(String::new()),
@@ -79,7 +82,7 @@ impl Mode {
     /// When one of these has none.
     pub(crate) fn listening(&self, listeners: &[(Listen, Listener)]) -> io::Result<Self> {
         let mut mode = self.clone();
-        if let Self::Http(http::Options { tls: Some(tls), .. }) = &mut mode {
+        if let Some(tls) = mode.tls_mut() {
             let (mut listen, names) = tls
                 .listen
                 .drain(..)
