@@ -13,6 +13,7 @@ mod activation;
 mod apps;
 mod bindings;
 mod calibrate;
+mod certificates;
 mod cleanup;
 mod client;
 mod container_troubles;
