@@ -55,8 +55,8 @@ pub enum Input {
     Ended(Outcome),
     /// What the record says.
     Read(Ownership),
-    /// The source says that nothing will come of it.
-    Dropped,
+    /// The source says that nothing will come of what began with this epoch.
+    Dropped(Epoch),
     /// The copy has stood still for as long as it may take room.
     Impatient,
 }
@@ -115,8 +115,10 @@ impl Arrival {
         (machine, vec![Step::Receive])
     }
 
-    /// Goes on after the daemon ended, from what it had made durable, and whether the copy, standing
-    /// still or running, is there.
+    /// Goes on after the daemon ended, from what it had made durable, and whether the copy is there:
+    /// its processes, standing still or running. Files that it could be made of again do not count,
+    /// since it may have run. Where the host went down between the mark and the start, an application
+    /// is lost that never ran: nobody can tell that from one that did.
     #[must_use]
     pub fn resume(record: Ownership, here: HostName, mark: Mark, copy: bool) -> (Self, Vec<Step>) {
         let (mut machine, _) = Self::begin(record, here);
@@ -149,7 +151,8 @@ impl Arrival {
         use Outcome::{Done, Refused, Unknown};
         let ended = match input {
             Input::Read(record) => return self.read(&record),
-            Input::Dropped => return self.dropped(false),
+            Input::Dropped(epoch) if epoch != self.record.epoch => return Vec::new(),
+            Input::Dropped(_) => return self.dropped(false),
             Input::Impatient => return self.dropped(true),
             Input::Ended(outcome) => outcome,
         };

@@ -2,12 +2,16 @@
 //!
 //! ```text
 //!   Checking ─> Reserving ─> Copying ─> Freezing ─> Sending ─> Committing ─────────> Awaiting ─> Ending
-//!      v            v           v           │          │         │   │ Unknown          ^  │        v
-//!   Refused       Stayed      Stayed        v          v         │   v        read      │  │      Moved
-//!                                        Thawing <─────┴─────────│─ Recalling ─> Reading┘  │
-//!                                           v   <────────────────┴───────────────────┴─────┘ given back
-//!                                         Stayed
+//!      v            │           │           │          │         │   │ Unknown          ^  │        v
+//!   Refused         │           │           v          v         │   v        read      │  │      Moved
+//!                   │           │        Thawing <─────┴─────────│─ Recalling ─> Reading┘  │
+//!                   v           v           │   <────────────────┴───────────────────┴─────┘ given back
+//!               CallingOff <────┴───────────┤
+//!                   └─────> Stayed <────────┘
 //! ```
+//!
+//! Giving up changes the record as well: a target that still holds a copy, and has not heard of it, sees
+//! by that that nothing will come, and takes no later attempt for this one.
 //!
 //! A step that comes out again is to be tried again, after a rest.
 
@@ -38,6 +42,8 @@ pub enum Stage {
     Ending,
     /// The frozen one is let go on.
     Thawing,
+    /// It runs, and the record is being changed so that no target waits for it.
+    CallingOff,
     /// It is over.
     Over(End),
 }
@@ -81,12 +87,12 @@ pub enum Step {
     Change(Epoch, Ownership),
     /// Read the record.
     Read,
-    /// Let it go on here.
+    /// Let it go on here, if [`super::tenure::leave`] lets it: somebody may have taken it over meanwhile.
     Thaw,
     /// End it here, while it stands still.
     End,
-    /// Tell the target that nothing will come of it. Nobody waits for that.
-    Release,
+    /// Tell the target that nothing will come of what began with this epoch. Nobody waits for that.
+    Release(Epoch),
 }
 
 /// What is on disk before a step is taken, and all that a daemon that begins anew needs to know.
@@ -110,6 +116,8 @@ pub struct Departure {
     record: Ownership,
     stage: Stage,
     mark: Option<Mark>,
+    /// Nothing that was asked of the record with its epoch can take effect any more.
+    is_off: bool,
 }
 
 impl Departure {
@@ -122,6 +130,7 @@ impl Departure {
             record,
             stage: Stage::Checking,
             mark: None,
+            is_off: false,
         };
         (machine, vec![Step::Check])
     }
@@ -132,7 +141,7 @@ impl Departure {
         let (mut machine, _) = Self::begin(record, there);
         machine.mark = Some(mark);
         let steps = match mark {
-            Mark::Begun => machine.over(End::Stayed),
+            Mark::Begun => machine.call_off(),
             Mark::Frozen => machine.thaw(),
             Mark::Committing => machine.recall(),
         };
@@ -167,7 +176,7 @@ impl Departure {
             }
             (Stage::Reserving, Done) => self.go(Stage::Copying, self.mark, Step::Copy),
             (Stage::Copying, Done) => self.go(Stage::Freezing, Some(Mark::Frozen), Step::Freeze),
-            (Stage::Reserving | Stage::Copying, Refused | Unknown) => self.over(End::Stayed),
+            (Stage::Reserving | Stage::Copying, Refused | Unknown) => self.call_off(),
             (Stage::Freezing, Done) => self.go(Stage::Sending, self.mark, Step::Send),
             (Stage::Sending, Done) => {
                 let change = Step::Change(self.record.epoch, self.record.given_to(&self.there));
@@ -182,12 +191,19 @@ impl Departure {
             }
             // Whichever of the two took effect, the commit cannot any more once the epoch went on.
             (Stage::Recalling, Unknown) => self.recall(),
-            (Stage::Recalling, Done) => self.thaw(),
+            (Stage::Recalling, Done) => {
+                self.is_off = true;
+                self.thaw()
+            }
             (Stage::Reading | Stage::Awaiting, Refused | Unknown) => vec![Step::Read],
             (Stage::Ending, Done) => self.over(End::Moved),
             (Stage::Ending, Refused | Unknown) => vec![Step::End],
-            (Stage::Thawing, Done) => self.over(End::Stayed),
+            (Stage::Thawing, Done) if self.is_off => self.over(End::Stayed),
+            (Stage::Thawing, Done) => self.call_off(),
             (Stage::Thawing, Refused | Unknown) => vec![Step::Thaw],
+            // Refused, an earlier one took effect.
+            (Stage::CallingOff, Done | Refused) => self.over(End::Stayed),
+            (Stage::CallingOff, Unknown) => self.call_off(),
             (Stage::Reading | Stage::Awaiting, Done) | (Stage::Over(_), _) => Vec::new(),
         }
     }
@@ -199,7 +215,10 @@ impl Departure {
         let given = self.record.epoch + 1;
         match (record.owner == self.here, record.epoch) {
             // Recalled, or given back by a target whose copy never ran.
-            (true, epoch) if epoch >= given => self.thaw(),
+            (true, epoch) if epoch >= given => {
+                self.is_off = true;
+                self.thaw()
+            }
             (true, _) => self.recall(),
             (false, epoch) if epoch > given || record.runs => {
                 self.go(Stage::Ending, self.mark, Step::End)
@@ -214,7 +233,7 @@ impl Departure {
                 self.stage = Stage::Over(End::Refused);
                 Vec::new()
             }
-            Stage::Reserving | Stage::Copying => self.over(End::Stayed),
+            Stage::Reserving | Stage::Copying => self.call_off(),
             Stage::Freezing | Stage::Sending => self.thaw(),
             // The record is being changed: it is the target's to say now.
             _ => Vec::new(),
@@ -224,6 +243,12 @@ impl Departure {
     fn recall(&mut self) -> Vec<Step> {
         let change = Step::Change(self.record.epoch, self.record.recalled());
         self.go(Stage::Recalling, self.mark, change)
+    }
+
+    fn call_off(&mut self) -> Vec<Step> {
+        let change = Step::Change(self.record.epoch, self.record.recalled());
+        // It runs: whoever begins anew from here has nothing to thaw.
+        self.go(Stage::CallingOff, Some(Mark::Begun), change)
     }
 
     fn thaw(&mut self) -> Vec<Step> {
@@ -240,7 +265,7 @@ impl Departure {
         self.stage = Stage::Over(end);
         self.mark = None;
         match end {
-            End::Stayed => vec![Step::Release],
+            End::Stayed => vec![Step::Release(self.record.epoch)],
             End::Refused | End::Moved => Vec::new(),
         }
     }

@@ -4,7 +4,7 @@
 //! host, network or coordinator fails in the middle of a move, and what it did must not be undone.
 //!
 //! Approach: one record for each application says who owns it, and only its owner changes it, by a
-//! transaction. Whoever does not own it never lets it run. A move is two machines, one on each side,
+//! transaction; others take it over only as [`tenure`] says, and a user by force. Whoever does not own it never lets it run. A move is two machines, one on each side,
 //! that hear what happened and say what to do next:
 //!
 //! ```text

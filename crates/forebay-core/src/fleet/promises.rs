@@ -66,8 +66,9 @@ pub enum Refusal {
 pub struct Promises(BTreeMap<AppId, Promise>);
 
 impl Promises {
-    /// Promises room to an application of a host, out of what its class finds here; promising the same
-    /// again renews it.
+    /// Promises room to an application of a host, out of what its class finds here before any promise is
+    /// taken off; promising the same again renews it. `leaving` is the host that this one has not
+    /// finished giving it to.
     ///
     /// # Errors
     ///
@@ -78,26 +79,32 @@ impl Promises {
         app: &AppId,
         (to, class, need): (&HostName, Class, Room),
         room: Room,
+        leaving: Option<&HostName>,
     ) -> Result<(), Refusal> {
-        self.expire(now);
-        match self.0.get(app) {
+        if let Some(with) = leaving {
+            return Err(Refusal::Underway {
+                app: app.clone(),
+                with: with.clone(),
+            });
+        }
+        // Those whose time is over go when somebody hears of it, and count no more until then.
+        let stands = |promise: &&Promise| promise.until > now;
+        match self.0.get(app).filter(stands) {
             Some(there) if there.to != *to => {
                 return Err(Refusal::Underway {
                     app: app.clone(),
                     with: there.to.clone(),
                 });
             }
-            Some(there) if there.room == need => {}
+            Some(there) if (there.class, there.room) == (class, need) => {}
             Some(_) | None => {
-                let others = self.0.keys().filter(|other| *other != app).count();
-                if others >= PROMISES_MAX {
+                let others = self.0.iter().filter(|(other, _)| *other != app);
+                let others: Vec<_> = others.map(|(_, promise)| promise).filter(stands).collect();
+                if others.len() >= PROMISES_MAX {
                     return Err(Refusal::Busy { app: app.clone() });
                 }
-                let promised = self
-                    .0
-                    .iter()
-                    .filter(|(other, promise)| *other != app && promise.class <= class);
-                let left = promised.fold(room, |left, (_, promise)| left.less(promise.room));
+                let before = others.iter().filter(|promise| promise.class <= class);
+                let left = before.fold(room, |left, promise| left.less(promise.room));
                 if !left.holds(need) {
                     return Err(Refusal::Full {
                         app: app.clone(),
@@ -172,6 +179,7 @@ mod tests {
             &app.parse().unwrap(),
             (&from.parse().unwrap(), Class::Critical, need),
             room(4, 1000),
+            None,
         )
     }
 
@@ -213,6 +221,15 @@ mod tests {
         assert!(matches!(refusal, Refusal::Underway { .. }), "{refusal}");
         let refusal = ask(&mut promises, 0, "e", "x", room(0, 1)).unwrap_err();
         assert!(matches!(refusal, Refusal::Busy { .. }), "{refusal}");
+        let gives = promises.promise(
+            Duration::ZERO,
+            &"f".parse().unwrap(),
+            (&"x".parse().unwrap(), Class::Batch, room(0, 1)),
+            room(4, 1000),
+            Some(&"y".parse().unwrap()),
+        );
+        let refusal = gives.unwrap_err().to_string();
+        assert!(refusal.contains("between this host and y"), "{refusal}");
         // More or less for one that is on its way is no further one.
         ask(&mut promises, 0, "a", "x", room(1, 1)).unwrap();
     }

@@ -80,7 +80,8 @@ pub fn judge(bounds: Bounds, rounds: &[Round]) -> Verdict {
         return Verdict::Freeze(pause);
     }
     let before = rounds.len().checked_sub(2).map(|at| rounds[at].left);
-    let shrinks = before.is_none_or(|before| last.left.as_f64() <= before.as_f64() * SHRINKS_TO);
+    let shrinks = last.left > Bytes(0)
+        && before.is_none_or(|before| last.left.as_f64() <= before.as_f64() * SHRINKS_TO);
     if shrinks && rounds.len() < ROUNDS_MAX as usize {
         return Verdict::Again;
     }
@@ -136,6 +137,20 @@ mod tests {
             check(1024.0, 0.0, 1000.0),
             (1, Verdict::Freeze(BOUNDS.fixed))
         );
+    }
+
+    #[test]
+    fn no_round_copies_nothing() {
+        let bounds = Bounds {
+            fixed: Duration::from_millis(200),
+            ..BOUNDS
+        };
+        let round = Round {
+            copied: Bytes::mib(1),
+            took: Duration::from_millis(1),
+            left: Bytes(0),
+        };
+        assert_eq!(judge(bounds, &[round]), Verdict::Freeze(bounds.fixed));
     }
 
     #[test]

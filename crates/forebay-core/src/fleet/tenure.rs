@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use super::departure::Mark;
 use super::{HostName, Ownership};
 
 /// Whether others may take an application over without its owner.
@@ -62,15 +63,18 @@ pub enum Leave {
     NotKnown,
     /// Another host owns it.
     NotOurs,
+    /// It is being given away, and nobody knows yet whether it was.
+    Leaves,
     /// The lease may have ended, and others may have taken it over.
     LeaseEnds,
 }
 
-/// Whether `here` may let an application run, by the record that was read last, or kept on disk.
+/// Whether `here` may let an application run, by the record that was read last, or kept on disk, and by
+/// what is on disk of a move away.
 #[must_use]
 pub fn leave(
     here: &HostName,
-    record: Option<&Ownership>,
+    (record, departure): (Option<&Ownership>, Option<Mark>),
     takeover: Takeover,
     lease: Option<Lease>,
     now: Duration,
@@ -80,6 +84,10 @@ pub fn leave(
     };
     if record.owner != *here {
         return Leave::NotOurs;
+    }
+    // The record may be older than the change that was asked for.
+    if departure == Some(Mark::Committing) {
+        return Leave::Leaves;
     }
     match (takeover, lease.map(|lease| lease.run_until())) {
         (Takeover::Never, _) => Leave::Run { until: None },
@@ -101,7 +109,13 @@ mod tests {
             ttl: TTL,
         });
         let now = Duration::from_secs_f64(now_s);
-        leave(&"a".parse().unwrap(), record.as_ref(), takeover, lease, now)
+        leave(
+            &"a".parse().unwrap(),
+            (record.as_ref(), None),
+            takeover,
+            lease,
+            now,
+        )
     }
 
     #[test]
@@ -124,6 +138,21 @@ mod tests {
         assert_eq!(check(107.4), Leave::Run { until: Some(until) });
         assert_eq!(check(107.5), Leave::LeaseEnds);
         assert_eq!(check(1e6), Leave::LeaseEnds);
+    }
+
+    #[test]
+    fn what_may_have_been_given_away_does_not_run() {
+        let here: HostName = "a".parse().unwrap();
+        let record = Ownership::first(here.clone());
+        for (mark, expected) in [
+            (Mark::Begun, Leave::Run { until: None }),
+            (Mark::Frozen, Leave::Run { until: None }),
+            (Mark::Committing, Leave::Leaves),
+        ] {
+            let known = (Some(&record), Some(mark));
+            let leave = leave(&here, known, Takeover::Never, None, Duration::ZERO);
+            assert_eq!(leave, expected, "{mark:?}");
+        }
     }
 
     #[test]

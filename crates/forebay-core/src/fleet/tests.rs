@@ -49,6 +49,14 @@ struct World {
     faults: bool,
     record: Ownership,
     late: Vec<Late>,
+    /// What the source said of attempts that it gave up, and the target has not heard.
+    words: Vec<Epoch>,
+    /// The record that the latest attempt began with.
+    began: Ownership,
+    /// And the one that the target's began with.
+    received: Ownership,
+    /// Attempts that are left after one that was given up.
+    attempts: u32,
     /// The largest number that the application ever reached.
     reached: u64,
     source: Option<Copy>,
@@ -77,6 +85,10 @@ impl World {
             faults: true,
             record: record.clone(),
             late: Vec::new(),
+            words: Vec::new(),
+            began: record.clone(),
+            received: record.clone(),
+            attempts: 2,
             reached: 0,
             source: Some(Copy::Runs(0)),
             target: None,
@@ -147,10 +159,18 @@ impl World {
             Step::Check | Step::Copy => Input::Ended(self.own()),
             Step::Reserve => {
                 let outcome = self.own();
-                if outcome == Outcome::Done {
-                    self.arrival = Side::new(Arrival::begin(self.record.clone(), target()));
+                // A target takes nothing in beside what came before.
+                let is_free = match &self.arrival.machine {
+                    Some(machine) => matches!(machine.stage(), arrival::Stage::Over(_)),
+                    None => self.arrival_mark.is_none(),
+                };
+                if outcome == Outcome::Done && is_free {
+                    self.received = self.began.clone();
+                    self.arrival = Side::new(Arrival::begin(self.began.clone(), target()));
+                    Input::Ended(outcome)
+                } else {
+                    Input::Ended(Outcome::Refused)
                 }
-                Input::Ended(outcome)
             }
             Step::Freeze => {
                 let outcome = self.own();
@@ -185,9 +205,10 @@ impl World {
                 }
                 Input::Ended(outcome)
             }
-            Step::Release => {
+            Step::Release(epoch) => {
+                // It may come at any time, or never.
                 if !self.chance(2) {
-                    self.arrival_input(&arrival::Input::Dropped);
+                    self.words.push(epoch);
                 }
                 return;
             }
@@ -315,7 +336,7 @@ impl World {
     }
 
     fn resume(&mut self) {
-        let first = Ownership::first(source());
+        let first = self.began.clone();
         if self.departure.machine.is_none()
             && let Some(mark) = self.departure_mark
         {
@@ -327,7 +348,18 @@ impl World {
         {
             self.story.push(format!("the target resumes from {mark:?}"));
             let copy = self.target.is_some();
-            self.arrival = Side::new(Arrival::resume(first, target(), mark, copy));
+            self.arrival = Side::new(Arrival::resume(self.received.clone(), target(), mark, copy));
+        }
+    }
+
+    /// Another attempt, after one that was given up.
+    fn try_again(&mut self) {
+        let stage = self.departure.machine.as_ref().map(Departure::stage);
+        if stage == Some(departure::Stage::Over(departure::End::Stayed)) && self.attempts > 0 {
+            self.attempts -= 1;
+            self.story.push("the source tries again".into());
+            self.began = self.record.clone();
+            self.departure = Side::new(Departure::begin(self.began.clone(), target()));
         }
     }
 
@@ -391,7 +423,15 @@ impl World {
                     self.apply(&change);
                 }
             }
-            5 | 6 => self.resume(),
+            5 => self.resume(),
+            6 => {
+                self.try_again();
+                if self.rng.bool()
+                    && let Some(epoch) = self.words.pop()
+                {
+                    self.arrival_input(&arrival::Input::Dropped(epoch));
+                }
+            }
             7..=12 => self.departure_step(),
             _ => self.arrival_step(),
         }
@@ -427,6 +467,7 @@ impl World {
             "{runs:?}"
         );
         assert_eq!(self.departure_mark, None, "the source is not done");
+        assert_eq!(self.arrival_mark, None, "the target is not done");
     }
 }
 
