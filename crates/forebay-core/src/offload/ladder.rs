@@ -438,13 +438,13 @@ impl Ascent {
         (verdict == Verdict::Undone).then_some(Turn::Undo(rung, effect))
     }
 
-    /// An app could not be asked for memory: a rung that is being measured and counts on that is
-    /// not in force.
-    pub(super) fn refuse(&mut self, now: Time, giver: &AppId) {
+    /// The host did not do something: a rung that is being measured and counts on that is not in
+    /// force.
+    pub(super) fn refuse(&mut self, now: Time, counts_on: impl Fn(&Effect) -> bool) {
         let Stage::Settling(settling) = &self.stage else {
             return;
         };
-        if !matches!(&settling.effect, Effect::Reclaim(from) if from.contains_key(giver)) {
+        if !counts_on(&settling.effect) {
             return;
         }
         let refused = settling.clone();

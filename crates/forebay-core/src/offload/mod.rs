@@ -148,8 +148,12 @@ pub struct Seen<'a> {
     pub app: &'a App,
     /// What it does and will need.
     pub demand: &'a Demand,
-    /// CPUs' worth of processor time in its slice.
+    /// CPUs' worth of processor time in its slice, as it is in force.
     pub cpus: f64,
+    /// CPUs of its own by the plan.
+    pub own: usize,
+    /// Processor time that the plan wants for it, with what it is given beyond its forecast.
+    pub wanted: MilliCpu,
     /// Whether its CPU set can be written.
     pub cpu_sets: bool,
     /// The memory that it may have; none where nobody can say.
@@ -218,9 +222,24 @@ impl Memory {
     }
 
     /// An app could not be asked for memory: whoever waits for the effect of that waits in vain.
-    pub fn refused(&mut self, now: Time, giver: &AppId) {
+    pub fn refused_memory(&mut self, now: Time, giver: &AppId) {
+        let asks = |effect: &Effect| {
+            let from = match effect {
+                Effect::Reclaim(from) => Some(from),
+                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
+            };
+            from.is_some_and(|from| from.contains_key(giver))
+        };
         for held in self.apps.values_mut() {
-            held.ascent.refuse(now, giver);
+            held.ascent.refuse(now, asks);
+        }
+    }
+
+    /// The CPUs of an app could not be written: it did not get those that were to help it.
+    pub fn refused_cpus(&mut self, now: Time, app: &AppId) {
+        if let Some(held) = self.apps.get_mut(app) {
+            let widens = |effect: &Effect| matches!(effect, Effect::Widen(_));
+            held.ascent.refuse(now, widens);
         }
     }
 }

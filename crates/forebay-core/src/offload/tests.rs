@@ -16,6 +16,7 @@ struct Case {
     app: App,
     demand: Demand,
     cpus: f64,
+    own: usize,
     arrival: Option<(String, Time)>,
 }
 
@@ -59,6 +60,7 @@ impl Case {
                 response_time: None,
             },
             cpus: 2.0,
+            own: 2,
             arrival: None,
         }
     }
@@ -69,6 +71,8 @@ impl Case {
             app: &self.app,
             demand: &self.demand,
             cpus: self.cpus,
+            own: self.own,
+            wanted: self.demand.cpu_planned(),
             cpu_sets: true,
             memory: Some(Bytes::mib(1024)),
             memory_bound: MemoryBound::Host,
@@ -373,7 +377,7 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
     // finds nobody, and comes later, when the first was answered.
     let first = asked.iter().find(|asks| !asks.is_empty()).unwrap();
     assert_eq!(*first, [("burn".to_owned(), Bytes::mib(256))]);
-    memory.refused(at(2000), &"burn".parse().unwrap());
+    memory.refused_memory(at(2000), &"burn".parse().unwrap());
     let held = &memory.apps[&cases[0].app.id];
     assert_eq!(held.ascent.settling(), None, "it was refused");
 }

@@ -227,9 +227,10 @@ fn what_the_host_refuses_is_barred_at_once() {
     let mut bench = Bench::new(Bottleneck::Memory, &[ReclaimBatch, Move]);
     assert_eq!(bench.step(Some(1.5)), Some(take(ReclaimBatch)));
     let now = bench.now();
-    bench.ascent.refuse(now, &"other".parse().unwrap());
+    bench.ascent.refuse(now, |_| false);
     assert_eq!(bench.ascent.settling(), Some(ReclaimBatch));
-    bench.ascent.refuse(now, &"burn".parse().unwrap());
+    let asked = effect(ReclaimBatch);
+    bench.ascent.refuse(now, |effect| *effect == asked);
     assert_eq!(bench.ascent.settling(), None);
     assert_eq!(bench.last().verdict, Verdict::Refused);
     assert_eq!(bench.step(Some(1.5)), Some(take(Move)));
