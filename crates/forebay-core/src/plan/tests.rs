@@ -13,6 +13,8 @@ use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
 use crate::working_set::Witness;
 
+mod offload;
+
 const KNOBS: [Knob; 19] = [
     Knob::Cpus,
     Knob::CpusPartition,
@@ -731,33 +733,4 @@ fn what_was_watched_and_not_touched_makes_room_for_what_is_worked_with() {
     // A guess, or nowhere to put it, changes nothing.
     check(960, Witness::Lists, 4096, [480, 480]);
     check(960, Witness::Accesses, 0, [480, 480]);
-}
-
-#[test]
-fn an_app_is_measured_against_the_cpus_that_are_in_force() {
-    let web: AppId = "web".parse().unwrap();
-    let climb = |cpus: CpuSet, yielded| {
-        let mut case = Case::new(server()).app("web", Class::Critical, 1.9);
-        case.demands.get_mut(&web).unwrap().usage.cpu = Some(1.9);
-        let cpus = Some(cpus);
-        case.placed.insert(web.clone(), Placed { cpus, yielded });
-        let (mut plan, mut memory) = (Plan::default(), Memory::default());
-        for second in 0..5 {
-            (plan, memory) = case.plan_at(second, &memory);
-        }
-        plan.offload.climbs.remove(&web)
-    };
-    let two = || [0, 1].into_iter().collect();
-    // The plan gives it more, but that is not there yet.
-    let constrained = climb(two(), false).unwrap();
-    assert_eq!(constrained.constraints[0].whole, Some(2.0));
-    assert!(constrained.could.is_some());
-    assert_eq!(climb((0..8).collect(), false), None);
-    // What somebody else writes is not made larger.
-    let skipped = climb(two(), true).unwrap().skipped;
-    let no_sets = crate::offload::ladder::Skip::Absent(crate::offload::Absence::NoCpuSets);
-    assert!(
-        skipped.iter().any(|(_, skip)| *skip == no_sets),
-        "{skipped:?}"
-    );
 }
