@@ -52,6 +52,11 @@ pub enum Bottleneck {
     Network,
 }
 
+impl Bottleneck {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::Io, Self::Network];
+}
+
 impl fmt::Display for Bottleneck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -327,7 +332,7 @@ struct Standing<'a> {
     held: Held,
     readings: Vec<Reading<'a>>,
     constraints: Vec<Constraint>,
-    strain: Option<Strain>,
+    strains: Vec<Strain>,
 }
 
 /// One period. Pure: the same view and memory give the same decision.
@@ -349,7 +354,8 @@ pub fn decide(view: &View<'_>, before: &Memory) -> (Decision, Memory) {
         .collect();
     // By class, then by harm; the sort is stable, so equals stay in the order of their names.
     standings.sort_by(|a, b| {
-        let harm = |standing: &Standing<'_>| standing.strain.map_or(0.0, |strain| strain.harm);
+        let harm =
+            |standing: &Standing<'_>| standing.strains.first().map_or(0.0, |strain| strain.harm);
         let class = |standing: &Standing<'_>| standing.seen.app.class;
         class(a).cmp(&class(b)).then(harm(b).total_cmp(&harm(a)))
     });
@@ -429,13 +435,13 @@ fn look<'a>(view: &View<'_>, seen: &'a Seen<'a>, mut held: Held) -> Standing<'a>
         }
     }
     constraints.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
-    let strain = strain(seen.app.class, &constraints);
+    let strains = strains(seen.app.class, &constraints, &readings);
     Standing {
         seen,
         held,
         readings,
         constraints,
-        strain,
+        strains,
     }
 }
 
@@ -464,24 +470,35 @@ fn blame(readings: &[Reading<'_>]) -> Option<Bottleneck> {
         .map(|(bottleneck, _)| bottleneck)
 }
 
-/// The worst constraint of which it is known what is lacking, and what it would cost to leave it.
-fn strain(class: Class, constraints: &[Constraint]) -> Option<Strain> {
+/// What is lacking and what it would cost to leave it, the worst first: of each lack the worst
+/// constraint. Nothing is tried on a constraint that is not known to be so now, since what is done
+/// about it could not be measured.
+fn strains(class: Class, constraints: &[Constraint], readings: &[Reading<'_>]) -> Vec<Strain> {
     /// The least harm of a constraint, before the class counts.
     const HARM_MIN: f64 = 0.25;
-    let worst = constraints.iter().find(|of| of.bottleneck.is_some())?;
     let weight = match class {
         Class::Critical => 1.0,
         Class::Standard => 0.5,
         Class::Batch => 0.25,
     };
-    let severity = worst.severity();
-    let beyond = (severity - 1.0).clamp(0.0, 1.0);
-    Some(Strain {
-        bottleneck: worst.bottleneck?,
-        watched: worst.watched,
-        severity,
-        harm: weight * (HARM_MIN + (1.0 - HARM_MIN) * beyond),
-    })
+    let mut strains: Vec<Strain> = Vec::new();
+    for of in constraints {
+        let known = readings.iter().any(|read| read.watched == of.watched);
+        let named = of.bottleneck.filter(|_| known);
+        let new = |bottleneck: &Bottleneck| !strains.iter().any(|of| of.bottleneck == *bottleneck);
+        let Some(bottleneck) = named.filter(new) else {
+            continue;
+        };
+        let severity = of.severity();
+        let beyond = (severity - 1.0).clamp(0.0, 1.0);
+        strains.push(Strain {
+            bottleneck,
+            watched: of.watched,
+            severity,
+            harm: weight * (HARM_MIN + (1.0 - HARM_MIN) * beyond),
+        });
+    }
+    strains
 }
 
 /// Lets one app go on with its ladder; where rungs are only watched, says what could be tried.
@@ -493,22 +510,25 @@ fn climb(
     steps: &mut Vec<Step>,
 ) -> Option<(Rung, Effect)> {
     let seen = standing.seen;
+    let lacks = standing.constraints.iter();
+    let lacks = lacks.filter_map(|of| of.bottleneck).collect();
+    let unknown = |of: &Constraint| of.bottleneck.is_none();
     let round = Round {
         now: view.time,
         rules: view.rules,
         app: &seen.app.id,
         arrived: seen.arrival.map(|arrival| arrival.at),
-        strain: standing.strain,
-        calm: standing.constraints.is_empty(),
+        strains: &standing.strains,
+        lacks: &lacks,
+        unknown: standing.constraints.iter().any(unknown),
         readings: &standing.readings,
     };
     let ascent = &mut standing.held.ascent;
     let offer = |rung, severity| means.offer(seen, rung, severity);
     if view.rules.mode != Mode::Act {
         *ascent = Ascent::default();
-        let strain = standing.strain?;
-        let found = ascent.seek(&round, strain, &offer, &after.learned, &after.moves);
-        return found.map(|(rung, offer, _)| (rung, offer.effect));
+        let found = ascent.seek(&round, &offer, &after.learned, &after.moves);
+        return found.map(|(_, rung, offer, _)| (rung, offer.effect));
     }
     let turn = ascent.advance(&round, &offer, &mut after.learned, &mut after.moves)?;
     let (rung, effect, turn) = match turn {

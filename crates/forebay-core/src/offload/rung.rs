@@ -309,7 +309,7 @@ impl Means<'_> {
         }
         // What is used of more CPUs is a smaller part of them.
         let after = severity * seen.cpus / MilliCpu(with).as_cpus().max(1e-3);
-        let open = (severity - super::trigger::RELEASE).max(1e-3);
+        let open = (severity - super::trigger::RELEASE).max(super::ladder::OPEN_MIN);
         Ok(Offer {
             relief: ((severity - after) / open).clamp(0.0, 1.0),
             cost: 0.02,
