@@ -195,6 +195,25 @@ fn one_that_only_watches_says_what_could_be_done_and_does_nothing() {
 }
 
 #[test]
+fn nothing_is_taken_against_what_is_not_known_at_the_moment() {
+    let mut cases = [Case::new("web", Class::Critical, 1.9)];
+    let mut memory = Memory::default();
+    // Raised, and there is nothing yet that could be given.
+    assert_eq!(steps(&run(&cases, &acting(), &mut memory, 0, 20, 0)), []);
+    cases[0].demand.usage.cpu = None;
+    let decisions = run(&cases, &acting(), &mut memory, 2000, 20, 4);
+    assert!(
+        !decisions[19].climbs[&cases[0].app.id]
+            .constraints
+            .is_empty()
+    );
+    assert_eq!(steps(&decisions), []);
+    cases[0].demand.usage.cpu = Some(1.9);
+    let decisions = run(&cases, &acting(), &mut memory, 4000, 1, 4);
+    assert_eq!(steps(&decisions), [(0, "web".to_owned(), Rung::WidenSlice)]);
+}
+
+#[test]
 fn what_the_host_cannot_do_is_named() {
     let cases = [
         Case::new("web", Class::Critical, 1.9),

@@ -281,8 +281,10 @@ pub(super) fn advance(
     severity: Option<f64>,
     rules: &Rules,
 ) -> Option<Trigger> {
+    // What was not known for so long did not last meanwhile, also where no period looked.
+    let before = before.filter(|trigger| now.since(trigger.known_at) <= GAP_MAX);
     let Some(severity) = severity else {
-        return before.filter(|trigger| now.since(trigger.known_at) <= GAP_MAX);
+        return before;
     };
     let above = severity > 1.0;
     let rising = |since: Time| {
@@ -526,6 +528,16 @@ mod tests {
         check(&[(3, Some(1.2)), (2, None), (1, Some(1.2))], Some(5));
         check(&[(3, Some(1.2)), (20, None)], None);
         check(&[(40, None)], None);
+    }
+
+    #[test]
+    fn a_long_gap_does_not_count_as_lasting() {
+        let one = advance(None, at(0), Some(1.2), &rules());
+        // In 120 periods nobody looked, since the daemon was paused or the host stood still.
+        let after = advance(one, at(120), Some(1.2), &rules()).unwrap();
+        assert_eq!(after.raised(), None);
+        let later = advance(Some(after), at(125), Some(1.2), &rules()).unwrap();
+        assert_eq!(later.raised(), Some((at(120), at(125))));
     }
 
     #[test]
