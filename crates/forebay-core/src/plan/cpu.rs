@@ -8,7 +8,8 @@
 //! the critical apps, one CPU each in turn, whole cores where the host has SMT. An app keeps
 //! what it has, grows towards what shares its core, cache and node, and gives back the
 //! farthest. An app that wants more than it got also runs on the shared CPUs, where its
-//! weight puts it ahead of everybody else.
+//! weight puts it ahead of everybody else. What an app is given beyond its forecast, to see whether
+//! that helps, is the first to go where CPUs run short.
 //!
 //! Properties: see [`plan`](super). The order of giving is by name, so equal situations give
 //! equal sets.
