@@ -399,13 +399,22 @@ impl History {
                 now.refaults_per_second = None;
             }
         }
-        if let Ok(total) = sample.memory_stalled {
-            let grown = self.memory_stalled.and_then(|(then, before)| {
-                let elapsed = time.since(then).as_secs_f64();
-                (elapsed > 0.0).then(|| Some(total.checked_sub(before)?.as_secs_f64() / elapsed))?
-            });
-            now.stalled = grown.map(|share| share.min(1.0));
-            self.memory_stalled = Some((time, total));
+        match sample.memory_stalled {
+            Ok(total) => {
+                let grown = self.memory_stalled.and_then(|(then, before)| {
+                    let elapsed = time.since(then).as_secs_f64();
+                    (elapsed > 0.0)
+                        .then(|| Some(total.checked_sub(before)?.as_secs_f64() / elapsed))?
+                });
+                now.stalled = grown.map(|share| share.min(1.0));
+                self.memory_stalled = Some((time, total));
+            }
+            Err(Gap::NotDue) => {}
+            // What cannot be read any more is no evidence of what was.
+            Err(Gap::Unsupported | Gap::Failed(_)) => {
+                now.stalled = None;
+                self.memory_stalled = None;
+            }
         }
         now.used = self.usage.memory;
         now.reclaim = sample.reclaim;
@@ -651,6 +660,31 @@ mod tests {
         check(None, 3000, Some(prior), (3.0, "request"));
         check(Some(700), 500, Some(prior), (0.7, "request"));
         check(None, 500, None, (0.5, "request"));
+    }
+
+    #[test]
+    fn waiting_for_memory_is_not_known_when_it_cannot_be_read() {
+        let binding = Binding::Cgroup("x".into());
+        let app = App::new("x".parse().unwrap(), Class::Critical, binding);
+        let mut history = History::new(&app, Policy::default().period, None);
+        let mut stalled = |ms: u64, reading| {
+            let mut sample = AppSample::absent();
+            sample.memory_stalled = reading;
+            let time = Time {
+                monotonic: Duration::from_millis(ms),
+                unix_ms: ms,
+            };
+            history.record(time, &sample, &BTreeMap::new(), Signal::default());
+            history.memory_now.stalled
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(stalled(0, Ok(ms(0))), None);
+        assert_eq!(stalled(1000, Ok(ms(500))), Some(0.5));
+        assert_eq!(stalled(1100, Err(Gap::NotDue)), Some(0.5));
+        assert_eq!(stalled(2000, Err(Gap::Failed("gone".to_owned()))), None);
+        // Nor is what grew across that.
+        assert_eq!(stalled(3000, Ok(ms(600))), None);
+        assert_eq!(stalled(4000, Ok(ms(600))), Some(0.0));
     }
 
     #[test]

@@ -143,7 +143,10 @@ impl IoHistory {
             .zip(requests.filter(|count| *count > 0))
             .and_then(|(waited, count)| waited.checked_div(u32::try_from(count).ok()?));
 
-        self.usage.stalled = smoothed(self.usage.stalled, stalled);
+        // It is read together with the counters: where it is missing it could not be read, and what
+        // was before is no evidence of what is.
+        let before = self.usage.stalled.filter(|_| now.stalled.is_some());
+        self.usage.stalled = smoothed(before, stalled);
         if let Some(wait) = wait {
             let before = self.usage.wait.map(|wait| wait.as_secs_f64());
             self.usage.wait = smoothed(before, Some(wait.as_secs_f64()))
@@ -259,6 +262,22 @@ mod tests {
             monotonic: Duration::from_millis(ms),
             unix_ms: ms,
         }
+    }
+
+    #[test]
+    fn waiting_is_not_known_when_it_cannot_be_read() {
+        let mut history = IoHistory::new(vec![1, 10]);
+        let mut stalled = |ms, sample: &AppSample| {
+            history.record(at(ms), sample, &devices());
+            history.usage().stalled
+        };
+        assert_eq!(stalled(0, &sample(0, 0, 0)), None);
+        assert_eq!(stalled(100, &sample(10, 0, 100)), Some(1.0));
+        let mut unread = sample(20, 0, 200);
+        unread.io_stalled = Err(Gap::Failed("gone".to_owned()));
+        assert_eq!(stalled(200, &unread), None);
+        assert_eq!(stalled(300, &sample(30, 0, 300)), None);
+        assert_eq!(stalled(400, &sample(40, 0, 350)), Some(0.5));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! in force. Nothing here is shared with another thread.
 
 mod costs;
+mod offload;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,7 +13,6 @@ use std::time::Duration;
 use crate::app::{App, AppId, Class, IoMax, Partition};
 use crate::demand::{Demand, History, Prior};
 use crate::host::{Action, Host, Outcome, Watch};
-use crate::offload::Decision;
 use crate::plan::{self, Plan, cpu, lack};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
@@ -415,7 +415,10 @@ impl State {
         }
         for (action, outcome) in actions.iter().zip(outcomes) {
             match action {
-                Action::Set { app, setting } => self.settle_set(inputs, app, *setting, outcome),
+                Action::Set { app, setting } => {
+                    self.settle_set(inputs, app, *setting, outcome);
+                    self.refuse_cpus(inputs, app, *setting, outcome);
+                }
                 Action::Start { app } => self.settle_start(inputs, &app.id, outcome),
                 Action::Release { app } => self.settle_release(inputs, app, outcome),
                 Action::Interrupts { .. } => self.settle_interrupts(inputs, action, outcome),
@@ -427,7 +430,7 @@ impl State {
                     if !matches!(outcome, Outcome::Done) {
                         let held = self.planner.givers.entry(app.clone()).or_default();
                         held.refused(inputs.time, inputs.policy.hold);
-                        self.planner.offload.refused(inputs.time, app);
+                        self.planner.offload.refused_memory(inputs.time, app);
                     }
                     self.note_failure(inputs, action, outcome);
                 }
@@ -640,22 +643,6 @@ impl State {
         }
     }
 
-    /// Tells each step of a ladder that was taken, and why.
-    fn note_offload(&mut self, inputs: &Inputs<'_>, offload: &Decision) {
-        if inputs.paused {
-            return;
-        }
-        for step in &offload.steps {
-            let climb = offload.climbs.get(&step.app);
-            let why = climb.and_then(|climb| climb.constraints.first());
-            let message = match why {
-                Some(why) => format!("{step}, since {why}"),
-                None => step.to_string(),
-            };
-            self.note(inputs.time, Some(&step.app), EventKind::Offload, message);
-        }
-    }
-
     /// Says when memory will be missing that nobody can give, and when that is over.
     fn note_unmet(&mut self, time: Time, give_back: &plan::reclaim::GiveBack) {
         let unmet = !give_back.refused.is_empty();
@@ -693,6 +680,7 @@ impl State {
             policy: inputs.policy,
             demands: &demands,
             host: self.host_memory,
+            placed: &self.placed(),
         };
         let (plan, _) = plan::plan(&situation, &self.planner);
         let actions = self.settings(inputs, &plan);

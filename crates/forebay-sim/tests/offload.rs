@@ -2,19 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::time::Duration;
-
 use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::host::{Action, Outcome};
+use forebay_core::offload::ladder::Verdict;
 use forebay_core::offload::{Climb, Mode, Rules, Rung};
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::signals::{Signal, Signals};
-use forebay_core::slice::{Knob, Setting};
+use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
 use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::Bytes;
-use forebay_sim::{Program, SimHost};
+use forebay_sim::{Faults, Program, SimHost};
 
 /// The promise, in periods after the one in which the constraint was raised.
 const PERIODS_MAX: u64 = 2;
@@ -70,6 +69,10 @@ impl World {
 
     /// One period in which `web` tells how long its answers take.
     fn tick(&mut self, response_time_ms: f64) -> TickReport {
+        self.tick_paused(response_time_ms, false)
+    }
+
+    fn tick_paused(&mut self, response_time_ms: f64, paused: bool) -> TickReport {
         let signal = Signal {
             requests_per_second: None,
             response_time_ms: Some(response_time_ms),
@@ -79,6 +82,7 @@ impl World {
         };
         let inputs = Inputs {
             signals: &signals,
+            paused,
             ..Inputs::new(self.host.time(), &self.policy)
         };
         let report = tick(&mut self.state, &mut self.host, &inputs);
@@ -190,29 +194,32 @@ fn by_default_it_is_said_what_could_be_tried_and_nothing_is_done() {
 #[test]
 fn a_pause_keeps_what_is_in_force_and_tries_nothing() {
     let mut world = World::new(Mode::Act);
-    for period in 0..400 {
-        let signals = Signals {
-            apps: [(
-                world.web.clone(),
-                Signal {
-                    requests_per_second: None,
-                    response_time_ms: Some(900.0),
-                },
-            )]
-            .into(),
+    let mut in_force = None;
+    for period in 0..1200 {
+        // So long that it would be let go, if it were not paused.
+        let paused = period >= 260;
+        let response_time_ms = if (200..235).contains(&period) {
+            900.0
+        } else {
+            100.0
         };
-        let inputs = Inputs {
-            signals: &signals,
-            paused: period >= 20,
-            ..Inputs::new(world.host.time(), &world.policy)
-        };
-        let report = tick(&mut world.state, &mut world.host, &inputs);
-        world.host.advance(Duration::from_millis(100));
+        let report = world.tick_paused(response_time_ms, paused);
+        let slice = report.apps[&world.web].slice.clone();
+        if !paused {
+            in_force = Some(slice);
+            continue;
+        }
+        if period == 260 {
+            let placed = in_force.as_ref().and_then(Slice::cpus);
+            assert!(placed.is_some_and(|cpus| cpus.len() >= 3), "{placed:?}");
+            assert_eq!(world.own_cpus(&report), 3);
+        }
+        assert_eq!(Some(slice), in_force, "{period}");
+        assert_eq!(world.own_cpus(&report), 3, "{period}");
         let told = report.events.iter();
-        let told = told
-            .filter(|event| event.kind == EventKind::Offload)
-            .count();
-        assert_eq!(told, 0, "{period}");
+        let told = told.filter(|event| event.kind == EventKind::Offload);
+        assert_eq!(told.count(), 0, "{period}");
+        assert_eq!(report.actions, [], "{period}");
     }
 }
 
@@ -279,4 +286,22 @@ fn cold_memory_of_batch_is_asked_for_in_the_period_that_decides_it() {
     }
     assert!(decided > 0, "nothing was decided");
     assert!(tried > 0, "nothing was measured");
+}
+
+#[test]
+fn cpus_that_cannot_be_written_are_refused_and_nothing_is_learned_of_them() {
+    let mut world = World::new(Mode::Act);
+    let mut verdicts = Vec::new();
+    for period in 0..300 {
+        let busy = if period < 200 { 0.0 } else { 1.0 };
+        world.host.set_faults(Faults {
+            busy,
+            ..Faults::default()
+        });
+        let report = world.tick(if period < 200 { 100.0 } else { 900.0 });
+        if let Some(climb) = world.climb(&report) {
+            verdicts = climb.tried.iter().map(|tried| tried.verdict).collect();
+        }
+    }
+    assert_eq!(verdicts, [Verdict::Refused]);
 }

@@ -17,17 +17,18 @@
 //! ```
 //!
 //! Rungs are looked at in order, the least disruptive first, and the first is taken whose predicted
-//! relief of the harm is more than its cost. What is measured is the mean over the second half of
-//! the settling time, against what there was when the rung was taken. Once the app is calm, what
-//! was kept is let go, the last first, one after the other; when the constraint comes back soon
-//! after, the next wait is twice as long.
+//! relief of the harm is more than its cost; of several lacks, the worst that anything can be done
+//! about counts. What is measured is the mean over the second half of
+//! the settling time, against what there was when the rung was taken. Once the app has not lacked for
+//! a while what a kept rung is against, that is let go, the last first, one after the other; when the
+//! lack comes back soon after, the next wait is twice as long.
 //!
 //! Properties, tested on random sequences: one rung settles at a time; what is undone was taken, and
 //! only once; a rung that did not help is not taken again before its bar is over, and bars double;
 //! the moves of an hour have a bound, an app rests between two of its own, and does not go back
 //! where it came from; everything that is remembered has a bound.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ use crate::units::Time;
 
 /// A rung stays when it took away at least this part of the constraint.
 pub const KEEP_MIN: f64 = 0.1;
+/// Relief is measured against what is above the limit at which a constraint ends, but against so
+/// much at least: near the limit, noise would else be all of it.
+pub(super) const OPEN_MIN: f64 = 0.3;
 /// The first bar of a rung that did not help, and the longest.
 pub const BAR_MIN: Duration = Duration::from_secs(60);
 /// See [`BAR_MIN`].
@@ -246,17 +250,26 @@ impl Moves {
 pub(super) struct Ascent {
     stage: Stage,
     /// What is in force, in the order in which it was taken.
-    kept: Vec<(Rung, Effect)>,
+    kept: Vec<Kept>,
     bars: BTreeMap<Rung, Bar>,
     tried: VecDeque<Tried>,
-    /// Since when it is calm, or when something was let go since.
-    calm_since: Option<Time>,
+    /// Of what it lacks nothing since when, or when something was let go since.
+    calm_since: BTreeMap<Bottleneck, Time>,
     /// How long it is calm before something is let go.
     descent: Duration,
-    /// When something was let go last.
-    let_go_at: Option<Time>,
+    /// When something was let go last, and against what it was.
+    let_go: Option<(Bottleneck, Time)>,
     /// Why the rungs are not taken that are not, in the latest period that looked.
     skipped: Vec<(Rung, Skip)>,
+}
+
+/// A rung that is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    rung: Rung,
+    effect: Effect,
+    /// The lack that it is against.
+    against: Bottleneck,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -297,10 +310,12 @@ pub(super) struct Round<'a> {
     pub(super) rules: &'a Rules,
     pub(super) app: &'a AppId,
     pub(super) arrived: Option<Time>,
-    /// What constrains it worst, if anything of which it is known what it lacks.
-    pub(super) strain: Option<Strain>,
-    /// Whether nothing constrains it at all.
-    pub(super) calm: bool,
+    /// What it lacks and what of that is known to be so now, the worst first; one for each lack.
+    pub(super) strains: &'a [Strain],
+    /// What it lacks by any constraint, also by one that is not known at this moment.
+    pub(super) lacks: &'a BTreeSet<Bottleneck>,
+    /// Whether something constrains it of which it is not known what it lacks: that may be anything.
+    pub(super) unknown: bool,
     pub(super) readings: &'a [Reading<'a>],
 }
 
@@ -313,6 +328,7 @@ impl Ascent {
         learned: &mut Learned,
         moves: &mut Moves,
     ) -> Option<Turn> {
+        self.wake(round);
         if let Stage::Settling(settling) = &mut self.stage {
             settling.measure(round);
             if round.now.since(settling.at) < settling.time {
@@ -322,50 +338,52 @@ impl Ascent {
             self.stage = Stage::Seeking;
             return self.judge(round, settled, learned);
         }
-        match round.strain {
-            None if round.calm => self.come_down(round.now),
-            None => {
-                self.wake(round.now);
-                None
-            }
-            Some(strain) => {
-                self.wake(round.now);
-                let (rung, found, predicted) = self.seek(round, strain, offer, learned, moves)?;
-                if rung == Rung::Move {
-                    moves.begin(round.now, round.app);
-                }
-                self.stage = Stage::Settling(Settling {
-                    rung,
-                    effect: found.effect.clone(),
-                    bottleneck: strain.bottleneck,
-                    watched: strain.watched,
-                    at: round.now,
-                    time: round.rules.settling * rung.slowness(),
-                    before: strain.severity.max(1.0),
-                    predicted,
-                    sum: 0.0,
-                    count: 0,
-                });
-                Some(Turn::Take(rung, found.effect))
-            }
+        self.stage = if round.unknown || !round.lacks.is_empty() {
+            Stage::Seeking
+        } else {
+            self.skipped.clear();
+            Stage::Calm
+        };
+        if let Some(turn) = self.come_down(round) {
+            return Some(turn);
         }
+        let (strain, rung, found, predicted) = self.seek(round, offer, learned, moves)?;
+        if rung == Rung::Move {
+            moves.begin(round.now, round.app);
+        }
+        self.stage = Stage::Settling(Settling {
+            rung,
+            effect: found.effect.clone(),
+            bottleneck: strain.bottleneck,
+            watched: strain.watched,
+            at: round.now,
+            time: round.rules.settling * rung.slowness(),
+            before: strain.severity.max(1.0),
+            predicted,
+            sum: 0.0,
+            count: 0,
+        });
+        Some(Turn::Take(rung, found.effect))
     }
 
-    /// The first rung worth taking, and the part of the constraint that it is expected to take
-    /// away. Notes why those before it are not.
+    /// The first rung worth taking against the worst lack that has one, and the part of the
+    /// constraint that it is expected to take away. Notes why those before it are not.
     pub(super) fn seek(
         &mut self,
         round: &Round<'_>,
-        strain: Strain,
         offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
         learned: &Learned,
         moves: &Moves,
-    ) -> Option<(Rung, Offer, f64)> {
+    ) -> Option<(Strain, Rung, Offer, f64)> {
         self.skipped.clear();
-        for rung in Rung::ladder(strain.bottleneck) {
-            match self.consider(round, strain, *rung, offer, learned, moves) {
-                Ok((offer, predicted)) => return Some((*rung, offer, predicted)),
-                Err(skip) => self.skipped.push((*rung, skip)),
+        for strain in round.strains {
+            for rung in Rung::ladder(strain.bottleneck) {
+                match self.consider(round, *strain, *rung, offer, learned, moves) {
+                    Ok((offer, predicted)) => return Some((*strain, *rung, offer, predicted)),
+                    // A rung that is on several ladders is named once, against the worst.
+                    Err(_) if self.skipped.iter().any(|(named, _)| named == rung) => {}
+                    Err(skip) => self.skipped.push((*rung, skip)),
+                }
             }
         }
         None
@@ -387,11 +405,12 @@ impl Ascent {
                 return Err(Skip::Barred { left });
             }
         }
-        let same = self.kept.iter().filter(|(kept, _)| *kept == rung);
+        let same = self.kept.iter().filter(|kept| kept.rung == rung);
         if same.count() >= REPEATS_MAX {
             return Err(Skip::Enough);
         }
-        let predicted = learned.predict(round.app, strain.bottleneck, rung, found.relief);
+        let predicted =
+            learned.predict(round.now, round.app, strain.bottleneck, rung, found.relief);
         let relief = predicted * strain.harm;
         if relief <= found.cost {
             return Err(Skip::NotWorth {
@@ -412,7 +431,7 @@ impl Ascent {
         learned: &mut Learned,
     ) -> Option<Turn> {
         let after = (settled.count > 0).then(|| settled.sum / f64::from(settled.count));
-        let open = settled.before - RELEASE;
+        let open = (settled.before - RELEASE).max(OPEN_MIN);
         let relief = after.map(|after| ((settled.before - after) / open).clamp(-1.0, 1.0));
         if let Some(relief) = relief {
             let bottleneck = settled.bottleneck;
@@ -425,12 +444,21 @@ impl Ascent {
             (false, false) => Verdict::Spent,
         };
         self.note(&settled, after, relief, verdict);
-        let Settling { rung, effect, .. } = settled;
+        let Settling {
+            rung,
+            effect,
+            bottleneck: against,
+            ..
+        } = settled;
         if helped {
             self.bars.remove(&rung);
             // Of what cannot be taken back, nothing is in force.
             if rung.can_be_undone() {
-                self.kept.push((rung, effect));
+                self.kept.push(Kept {
+                    rung,
+                    effect,
+                    against,
+                });
             }
             return None;
         }
@@ -438,13 +466,13 @@ impl Ascent {
         (verdict == Verdict::Undone).then_some(Turn::Undo(rung, effect))
     }
 
-    /// An app could not be asked for memory: a rung that is being measured and counts on that is
-    /// not in force.
-    pub(super) fn refuse(&mut self, now: Time, giver: &AppId) {
+    /// The host did not do something: a rung that is being measured and counts on that is not in
+    /// force.
+    pub(super) fn refuse(&mut self, now: Time, counts_on: impl Fn(&Effect) -> bool) {
         let Stage::Settling(settling) = &self.stage else {
             return;
         };
-        if !matches!(&settling.effect, Effect::Reclaim(from) if from.contains_key(giver)) {
+        if !counts_on(&settling.effect) {
             return;
         }
         let refused = settling.clone();
@@ -476,42 +504,52 @@ impl Ascent {
         self.bars.insert(rung, Bar { since: now, length });
     }
 
-    /// It is constrained: what was let go a short while ago was let go too soon.
-    fn wake(&mut self, now: Time) {
-        self.calm_since = None;
-        self.stage = Stage::Seeking;
-        self.descent = self.descent.max(DESCENT_MIN);
-        if let Some(at) = self.let_go_at.take() {
-            let since = now.since(at);
-            self.descent = if since < self.descent * 4 {
-                (self.descent * 2).min(DESCENT_MAX)
+    /// What it lacks is not over, and if it was let go a short while ago, that was too soon.
+    fn wake(&mut self, round: &Round<'_>) {
+        let lacks = |bottleneck: &Bottleneck| round.unknown || round.lacks.contains(bottleneck);
+        self.calm_since.retain(|bottleneck, _| !lacks(bottleneck));
+        if let Some((_, at)) = self.let_go.take_if(|(bottleneck, _)| lacks(bottleneck)) {
+            let since = round.now.since(at);
+            self.descent = if since < self.descent.max(DESCENT_MIN) * 4 {
+                (self.descent.max(DESCENT_MIN) * 2).min(DESCENT_MAX)
             } else {
                 DESCENT_MIN
             };
         }
     }
 
-    /// It is not constrained: what was kept is let go after a while, the last first.
-    fn come_down(&mut self, now: Time) -> Option<Turn> {
-        self.stage = Stage::Calm;
-        self.skipped.clear();
+    /// What was kept is let go a while after the lack that it is against is over, the last first.
+    fn come_down(&mut self, round: &Round<'_>) -> Option<Turn> {
         if self.tried.is_empty() {
             return None;
         }
-        let calm_since = *self.calm_since.get_or_insert(now);
-        if now.since(calm_since) < self.descent.max(DESCENT_MIN) {
-            return None;
+        for bottleneck in Bottleneck::ALL {
+            if !round.unknown && !round.lacks.contains(&bottleneck) {
+                self.calm_since.entry(bottleneck).or_insert(round.now);
+            }
         }
-        let (rung, effect) = self.kept.pop()?;
-        self.calm_since = Some(now);
-        self.let_go_at = Some(now);
+        let descent = self.descent.max(DESCENT_MIN);
+        let calm = |bottleneck: &Bottleneck| {
+            let since = self.calm_since.get(bottleneck);
+            since.is_some_and(|since| round.now.since(*since) >= descent)
+        };
+        let mut kept = self.kept.iter();
+        let place = kept.rposition(|kept| calm(&kept.against))?;
+        let Kept {
+            rung,
+            effect,
+            against,
+        } = self.kept.remove(place);
+        self.calm_since.insert(against, round.now);
+        self.let_go = Some((against, round.now));
         Some(Turn::Undo(rung, effect))
     }
 
     /// Whether nothing is worth remembering any more.
     pub(super) fn is_over(&self, now: Time) -> bool {
-        let long_calm = |since: Time| now.since(since) >= BAR_MAX;
-        let remembers = !self.tried.is_empty() && !self.calm_since.is_some_and(long_calm);
+        let long_calm = |since: &Time| now.since(*since) >= BAR_MAX;
+        let calm = !self.calm_since.is_empty() && self.calm_since.values().all(long_calm);
+        let remembers = !self.tried.is_empty() && !calm;
         self.stage == Stage::Calm && self.kept.is_empty() && !remembers
     }
 
@@ -521,7 +559,7 @@ impl Ascent {
             Stage::Settling(settling) => Some((settling.rung, &settling.effect)),
             Stage::Calm | Stage::Seeking => None,
         };
-        let kept = self.kept.iter().map(|(rung, effect)| (*rung, effect));
+        let kept = self.kept.iter().map(|kept| (kept.rung, &kept.effect));
         kept.chain(settling)
     }
 

@@ -52,6 +52,11 @@ pub enum Bottleneck {
     Network,
 }
 
+impl Bottleneck {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::Io, Self::Network];
+}
+
 impl fmt::Display for Bottleneck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -148,8 +153,12 @@ pub struct Seen<'a> {
     pub app: &'a App,
     /// What it does and will need.
     pub demand: &'a Demand,
-    /// CPUs' worth of processor time in its slice.
+    /// CPUs' worth of processor time in its slice, as it is in force.
     pub cpus: f64,
+    /// CPUs of its own by the plan.
+    pub own: usize,
+    /// Processor time that the plan wants for it, with what it is given beyond its forecast.
+    pub wanted: MilliCpu,
     /// Whether its CPU set can be written.
     pub cpu_sets: bool,
     /// The memory that it may have; none where nobody can say.
@@ -218,9 +227,24 @@ impl Memory {
     }
 
     /// An app could not be asked for memory: whoever waits for the effect of that waits in vain.
-    pub fn refused(&mut self, now: Time, giver: &AppId) {
+    pub fn refused_memory(&mut self, now: Time, giver: &AppId) {
+        let asks = |effect: &Effect| {
+            let from = match effect {
+                Effect::Reclaim(from) => Some(from),
+                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
+            };
+            from.is_some_and(|from| from.contains_key(giver))
+        };
         for held in self.apps.values_mut() {
-            held.ascent.refuse(now, giver);
+            held.ascent.refuse(now, asks);
+        }
+    }
+
+    /// The CPUs of an app could not be written: it did not get those that were to help it.
+    pub fn refused_cpus(&mut self, now: Time, app: &AppId) {
+        if let Some(held) = self.apps.get_mut(app) {
+            let widens = |effect: &Effect| matches!(effect, Effect::Widen(_));
+            held.ascent.refuse(now, widens);
         }
     }
 }
@@ -308,7 +332,7 @@ struct Standing<'a> {
     held: Held,
     readings: Vec<Reading<'a>>,
     constraints: Vec<Constraint>,
-    strain: Option<Strain>,
+    strains: Vec<Strain>,
 }
 
 /// One period. Pure: the same view and memory give the same decision.
@@ -330,7 +354,8 @@ pub fn decide(view: &View<'_>, before: &Memory) -> (Decision, Memory) {
         .collect();
     // By class, then by harm; the sort is stable, so equals stay in the order of their names.
     standings.sort_by(|a, b| {
-        let harm = |standing: &Standing<'_>| standing.strain.map_or(0.0, |strain| strain.harm);
+        let harm =
+            |standing: &Standing<'_>| standing.strains.first().map_or(0.0, |strain| strain.harm);
         let class = |standing: &Standing<'_>| standing.seen.app.class;
         class(a).cmp(&class(b)).then(harm(b).total_cmp(&harm(a)))
     });
@@ -410,13 +435,13 @@ fn look<'a>(view: &View<'_>, seen: &'a Seen<'a>, mut held: Held) -> Standing<'a>
         }
     }
     constraints.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
-    let strain = strain(seen.app.class, &constraints);
+    let strains = strains(seen.app.class, &constraints, &readings);
     Standing {
         seen,
         held,
         readings,
         constraints,
-        strain,
+        strains,
     }
 }
 
@@ -445,24 +470,35 @@ fn blame(readings: &[Reading<'_>]) -> Option<Bottleneck> {
         .map(|(bottleneck, _)| bottleneck)
 }
 
-/// The worst constraint of which it is known what is lacking, and what it would cost to leave it.
-fn strain(class: Class, constraints: &[Constraint]) -> Option<Strain> {
+/// What is lacking and what it would cost to leave it, the worst first: of each lack the worst
+/// constraint. Nothing is tried on a constraint that is not known to be so now, since what is done
+/// about it could not be measured.
+fn strains(class: Class, constraints: &[Constraint], readings: &[Reading<'_>]) -> Vec<Strain> {
     /// The least harm of a constraint, before the class counts.
     const HARM_MIN: f64 = 0.25;
-    let worst = constraints.iter().find(|of| of.bottleneck.is_some())?;
     let weight = match class {
         Class::Critical => 1.0,
         Class::Standard => 0.5,
         Class::Batch => 0.25,
     };
-    let severity = worst.severity();
-    let beyond = (severity - 1.0).clamp(0.0, 1.0);
-    Some(Strain {
-        bottleneck: worst.bottleneck?,
-        watched: worst.watched,
-        severity,
-        harm: weight * (HARM_MIN + (1.0 - HARM_MIN) * beyond),
-    })
+    let mut strains: Vec<Strain> = Vec::new();
+    for of in constraints {
+        let known = readings.iter().any(|read| read.watched == of.watched);
+        let named = of.bottleneck.filter(|_| known);
+        let new = |bottleneck: &Bottleneck| !strains.iter().any(|of| of.bottleneck == *bottleneck);
+        let Some(bottleneck) = named.filter(new) else {
+            continue;
+        };
+        let severity = of.severity();
+        let beyond = (severity - 1.0).clamp(0.0, 1.0);
+        strains.push(Strain {
+            bottleneck,
+            watched: of.watched,
+            severity,
+            harm: weight * (HARM_MIN + (1.0 - HARM_MIN) * beyond),
+        });
+    }
+    strains
 }
 
 /// Lets one app go on with its ladder; where rungs are only watched, says what could be tried.
@@ -474,22 +510,25 @@ fn climb(
     steps: &mut Vec<Step>,
 ) -> Option<(Rung, Effect)> {
     let seen = standing.seen;
+    let lacks = standing.constraints.iter();
+    let lacks = lacks.filter_map(|of| of.bottleneck).collect();
+    let unknown = |of: &Constraint| of.bottleneck.is_none();
     let round = Round {
         now: view.time,
         rules: view.rules,
         app: &seen.app.id,
         arrived: seen.arrival.map(|arrival| arrival.at),
-        strain: standing.strain,
-        calm: standing.constraints.is_empty(),
+        strains: &standing.strains,
+        lacks: &lacks,
+        unknown: standing.constraints.iter().any(unknown),
         readings: &standing.readings,
     };
     let ascent = &mut standing.held.ascent;
     let offer = |rung, severity| means.offer(seen, rung, severity);
     if view.rules.mode != Mode::Act {
         *ascent = Ascent::default();
-        let strain = standing.strain?;
-        let found = ascent.seek(&round, strain, &offer, &after.learned, &after.moves);
-        return found.map(|(rung, offer, _)| (rung, offer.effect));
+        let found = ascent.seek(&round, &offer, &after.learned, &after.moves);
+        return found.map(|(_, rung, offer, _)| (rung, offer.effect));
     }
     let turn = ascent.advance(&round, &offer, &mut after.learned, &mut after.moves)?;
     let (rung, effect, turn) = match turn {

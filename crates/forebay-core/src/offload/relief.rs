@@ -4,13 +4,14 @@
 //!
 //! Approach: the mean of what was measured, in which the newest counts for one of
 //! [`WEIGHT_MAX`] at least, drawn towards the prior as if that had been measured [`PRIOR_WEIGHT`]
-//! times.
+//! times. What is older than the longest bar says nothing.
 //!
 //! Properties, tested: bounded, whoever was measured longest ago makes room; a prediction is
 //! between the prior and what was measured.
 
 use serde::{Deserialize, Serialize};
 
+use super::ladder::BAR_MAX;
 use super::{Bottleneck, Rung};
 use crate::app::AppId;
 use crate::units::Time;
@@ -42,12 +43,13 @@ impl Learned {
     /// The part of a constraint that a rung will probably take away, 0 to 1.
     pub(super) fn predict(
         &self,
+        now: Time,
         app: &AppId,
         bottleneck: Bottleneck,
         rung: Rung,
         prior: f64,
     ) -> f64 {
-        let of = |entry: &&Entry| entry.is_of(app, bottleneck, rung);
+        let of = |entry: &&Entry| entry.is_of(app, bottleneck, rung) && entry.holds(now);
         let Some(entry) = self.entries.iter().find(of) else {
             return prior;
         };
@@ -66,6 +68,9 @@ impl Learned {
     ) {
         let of = |entry: &&mut Entry| entry.is_of(app, bottleneck, rung);
         if let Some(entry) = self.entries.iter_mut().find(of) {
+            if !entry.holds(now) {
+                (entry.mean, entry.count) = (0.0, 0);
+            }
             entry.count = (entry.count + 1).min(WEIGHT_MAX);
             entry.mean += (relief - entry.mean) / f64::from(entry.count);
             entry.at = now;
@@ -90,6 +95,12 @@ impl Learned {
 }
 
 impl Entry {
+    /// Whether it still says something. A rung that was bad once is not tried, so that nothing new
+    /// would ever be measured of it.
+    fn holds(&self, now: Time) -> bool {
+        now.since(self.at) < BAR_MAX
+    }
+
     fn is_of(&self, app: &AppId, bottleneck: Bottleneck, rung: Rung) -> bool {
         self.rung == rung && self.bottleneck == bottleneck && self.app == *app
     }
@@ -116,7 +127,9 @@ mod tests {
     fn what_was_measured_outweighs_the_prior_in_time() {
         let mut learned = Learned::default();
         let app: AppId = "web".parse().unwrap();
-        let predict = |learned: &Learned, rung| learned.predict(&app, Bottleneck::Cpu, rung, 0.8);
+        let now = at(50);
+        let predict =
+            |learned: &Learned, rung| learned.predict(now, &app, Bottleneck::Cpu, rung, 0.8);
         near(predict(&learned, Rung::WidenSlice), 0.8);
         learned.record(at(1), &app, Bottleneck::Cpu, Rung::WidenSlice, 0.2);
         near(predict(&learned, Rung::WidenSlice), 0.6);
@@ -129,6 +142,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_measured_long_ago_says_nothing() {
+        let mut learned = Learned::default();
+        let app: AppId = "web".parse().unwrap();
+        let (cpu, widen) = (Bottleneck::Cpu, Rung::WidenSlice);
+        for second in 0..8 {
+            learned.record(at(second), &app, cpu, widen, -1.0);
+        }
+        let predict =
+            |learned: &Learned, second| learned.predict(at(second), &app, cpu, widen, 0.5);
+        assert!(predict(&learned, 3606) < 0.0);
+        near(predict(&learned, 3607), 0.5);
+        // What is measured then is not mixed with it either.
+        learned.record(at(4000), &app, cpu, widen, 0.8);
+        near(predict(&learned, 4000), 0.6);
+    }
+
+    #[test]
     fn it_has_a_bound() {
         let mut learned = Learned::default();
         let app = |number: usize| -> AppId { number.to_string().parse().unwrap() };
@@ -138,9 +168,9 @@ mod tests {
         }
         assert_eq!(learned.entries.len(), ENTRIES_MAX);
         near(
-            learned.predict(&app(0), Bottleneck::Io, Rung::Move, 1.0),
+            learned.predict(at(512), &app(0), Bottleneck::Io, Rung::Move, 1.0),
             1.0,
         );
-        assert!(learned.predict(&app(1), Bottleneck::Io, Rung::Move, 1.0) < 1.0);
+        assert!(learned.predict(at(512), &app(1), Bottleneck::Io, Rung::Move, 1.0) < 1.0);
     }
 }

@@ -283,8 +283,9 @@ impl Means<'_> {
     pub(super) fn claim(&mut self, effect: &Effect) {
         match effect {
             Effect::Whole | Effect::Move(_) => {}
-            Effect::Widen(more) => {
-                self.spare_cpus = self.spare_cpus.saturating_sub(more.whole_cpus());
+            // However much that is beyond a forecast: a slice grows by a core.
+            Effect::Widen(_) => {
+                self.spare_cpus = self.spare_cpus.saturating_sub(self.core.max(1));
             }
             Effect::Reclaim(from) => self.asked.extend(from.keys().cloned()),
         }
@@ -308,11 +309,11 @@ impl Means<'_> {
         }
         // What is used of more CPUs is a smaller part of them.
         let after = severity * seen.cpus / MilliCpu(with).as_cpus().max(1e-3);
-        let open = (severity - super::trigger::RELEASE).max(1e-3);
+        let open = (severity - super::trigger::RELEASE).max(super::ladder::OPEN_MIN);
         Ok(Offer {
             relief: ((severity - after) / open).clamp(0.0, 1.0),
             cost: 0.02,
-            effect: Effect::Widen(more),
+            effect: Effect::Widen(beyond(seen, core)),
         })
     }
 
@@ -383,4 +384,17 @@ impl Means<'_> {
             effect: Effect::Move(host.clone()),
         })
     }
+}
+
+/// So much beyond what is wanted for an app that it gets a core more than it has. What it keeps for
+/// a while, above what is wanted, would else be all that it is given.
+fn beyond(seen: &Seen<'_>, core: usize) -> MilliCpu {
+    let cpus = |cpus: usize| MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
+    let more = cpus(core);
+    let own = cpus(seen.own);
+    if seen.wanted.0.saturating_add(more.0) > own.0 {
+        return more;
+    }
+    // To the middle of the next core, so that a little more or less demand leaves it there.
+    MilliCpu((own.0 + more.0 / 2).saturating_sub(seen.wanted.0))
 }

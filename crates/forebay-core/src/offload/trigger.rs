@@ -150,11 +150,13 @@ pub(super) fn readings<'a>(seen: &Seen<'a>, rules: &Rules) -> Vec<Reading<'a>> {
         }));
     };
 
-    // Batch takes what is left, so that using all of it and waiting for more are no constraint.
+    // Batch takes what is left of processor time, memory and devices, within limits that the
+    // planner draws, so that using all of it and waiting for more are no constraint.
     let takes_the_rest = seen.app.class == Class::Batch;
     let cpu_limit = seen.cpus * part(rules.cpu_percent);
     let memory_whole = seen.memory.map(Bytes::as_f64);
     let memory_limit = memory_whole.unwrap_or(0.0) * part(rules.memory_percent);
+    let io_limit = part(rules.io_percent);
     if !takes_the_rest {
         now(Sign::CpuUse, demand.usage.cpu, cpu_limit, Some(seen.cpus));
         let stalled = demand.usage.cpu_stalled.map(|_| demand.cpu_stalled);
@@ -162,16 +164,15 @@ pub(super) fn readings<'a>(seen: &Seen<'a>, rules: &Rules) -> Vec<Reading<'a>> {
         now(Sign::CpuStalled, stalled, limit, None);
         let limit = part(rules.io_stalled_percent);
         now(Sign::IoStalled, demand.io_use.stalled, limit, None);
+        let memory = demand.memory_now;
+        let works_with = memory.used.map(|used| memory.working_set(used).as_f64());
+        now(Sign::MemoryUse, works_with, memory_limit, memory_whole);
+        let limit = part(rules.memory_stalled_percent);
+        now(Sign::MemoryStalled, memory.stalled, limit, None);
+        let shares = demand.io_use.devices.values();
+        let busiest = shares.filter_map(|used| used.share).max_by(f64::total_cmp);
+        now(Sign::IoUse, busiest, io_limit, Some(1.0));
     }
-    let memory = demand.memory_now;
-    let works_with = memory.used.map(|used| memory.working_set(used).as_f64());
-    now(Sign::MemoryUse, works_with, memory_limit, memory_whole);
-    let limit = part(rules.memory_stalled_percent);
-    now(Sign::MemoryStalled, memory.stalled, limit, None);
-    let shares = demand.io_use.devices.values();
-    let busiest = shares.filter_map(|used| used.share).max_by(f64::total_cmp);
-    let io_limit = part(rules.io_percent);
-    now(Sign::IoUse, busiest, io_limit, Some(1.0));
     if let Limit::At(Rate(most)) = seen.app.ceiling.egress {
         let most = Bytes(most).as_f64();
         let limit = most * part(rules.network_percent);
@@ -206,16 +207,12 @@ pub(super) fn readings<'a>(seen: &Seen<'a>, rules: &Rules) -> Vec<Reading<'a>> {
     };
     if !takes_the_rest {
         ahead(Sign::CpuUse, Some(&demand.cpu), cpu_limit, Some(seen.cpus));
+        let memory = Some(&demand.memory);
+        ahead(Sign::MemoryUse, memory, memory_limit, memory_whole);
+        let bands = demand.io.values().map(|device| &device.share);
+        let busiest = bands.max_by(|a, b| a.q95.total_cmp(&b.q95));
+        ahead(Sign::IoUse, busiest, io_limit, Some(1.0));
     }
-    ahead(
-        Sign::MemoryUse,
-        Some(&demand.memory),
-        memory_limit,
-        memory_whole,
-    );
-    let bands = demand.io.values().map(|device| &device.share);
-    let busiest = bands.max_by(|a, b| a.q95.total_cmp(&b.q95));
-    ahead(Sign::IoUse, busiest, io_limit, Some(1.0));
     ahead(
         Sign::ResponseTime,
         demand.response_time.as_ref(),
@@ -284,8 +281,10 @@ pub(super) fn advance(
     severity: Option<f64>,
     rules: &Rules,
 ) -> Option<Trigger> {
+    // What was not known for so long did not last meanwhile, also where no period looked.
+    let before = before.filter(|trigger| now.since(trigger.known_at) <= GAP_MAX);
     let Some(severity) = severity else {
-        return before.filter(|trigger| now.since(trigger.known_at) <= GAP_MAX);
+        return before;
     };
     let above = severity > 1.0;
     let rising = |since: Time| {
@@ -529,6 +528,16 @@ mod tests {
         check(&[(3, Some(1.2)), (2, None), (1, Some(1.2))], Some(5));
         check(&[(3, Some(1.2)), (20, None)], None);
         check(&[(40, None)], None);
+    }
+
+    #[test]
+    fn a_long_gap_does_not_count_as_lasting() {
+        let one = advance(None, at(0), Some(1.2), &rules());
+        // In 120 periods nobody looked, since the daemon was paused or the host stood still.
+        let after = advance(one, at(120), Some(1.2), &rules()).unwrap();
+        assert_eq!(after.raised(), None);
+        let later = advance(Some(after), at(125), Some(1.2), &rules()).unwrap();
+        assert_eq!(later.raised(), Some((at(120), at(125))));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! the critical apps, one CPU each in turn, whole cores where the host has SMT. An app keeps
 //! what it has, grows towards what shares its core, cache and node, and gives back the
 //! farthest. An app that wants more than it got also runs on the shared CPUs, where its
-//! weight puts it ahead of everybody else.
+//! weight puts it ahead of everybody else. What an app is given beyond its forecast, to see whether
+//! that helps, is the first to go where CPUs run short.
 //!
 //! Properties: see [`plan`](super). The order of giving is by name, so equal situations give
 //! equal sets.
@@ -191,6 +192,8 @@ struct Need<'a> {
     extra: MilliCpu,
     /// Whole CPUs for the wanted time.
     now: usize,
+    /// Whole CPUs for what is wanted by forecast and headroom alone.
+    without_extra: usize,
     /// The same, or more while the hold lasts; after `share_out`, what it gets.
     gets: usize,
     had: CpuSet,
@@ -203,6 +206,7 @@ impl<'a> Need<'a> {
         let core = situation.topology.threads_per_core();
         let whole_cores = |cpus: usize| cpus.max(1).next_multiple_of(core);
         let now = whole_cores(wanted.whole_cpus());
+        let (_, forecast) = self::wanted(situation, app, MilliCpu(0));
         let had = before.map_or(CpuSet::EMPTY, |held| {
             let all = situation.topology.cpu_set();
             // A set of everything that was found says nothing about what is its own: batch may
@@ -231,6 +235,7 @@ impl<'a> Need<'a> {
             wanted,
             extra,
             now,
+            without_extra: whole_cores(forecast.whole_cpus()),
             gets,
             had,
             needed_at,
@@ -275,9 +280,30 @@ fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
     floors(false).whole_cpus().clamp(1, most).min(host)
 }
 
-/// Cuts what the apps get to `available`, a core at a time from the one with the most.
+/// Cuts what the apps get to `available`, a core at a time from the one with the most. What is given
+/// beyond a forecast goes first: it is worth trying only as long as nobody else is expected to need it.
 fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
     let mut sum: usize = needs.iter().map(|need| need.gets).sum();
+    while sum > available {
+        let beyond = |need: &Need<'_>| need.gets.saturating_sub(need.without_extra);
+        let tries = needs.iter_mut().filter(|need| need.extra.0 > 0);
+        let Some(most) = tries.max_by_key(|need| beyond(need)) else {
+            break;
+        };
+        let less = beyond(most).min(core);
+        if less == 0 {
+            break;
+        }
+        sum -= less;
+        most.gets -= less;
+        // What it does not get, it does not look for on the shared CPUs either.
+        let gone = MilliCpu::cpus(most.now.saturating_sub(most.gets).try_into().unwrap_or(0));
+        most.now = most.now.min(most.gets);
+        most.extra = MilliCpu(most.extra.0.saturating_sub(gone.0));
+        most.wanted = most
+            .wanted
+            .min(MilliCpu::cpus(most.now.try_into().unwrap_or(u64::MAX)));
+    }
     let cut = |needs: &mut [Need<'_>], sum: &mut usize| {
         if let Some(most) = needs.iter_mut().max_by_key(|need| {
             (

@@ -55,6 +55,17 @@ pub struct Situation<'a> {
     pub demands: &'a BTreeMap<AppId, Demand>,
     /// The memory the host has.
     pub host: HostMemory,
+    /// Where the apps run at this moment, whatever was planned for them.
+    pub placed: &'a BTreeMap<AppId, Placed>,
+}
+
+/// Where one app runs at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// The CPUs that were written last; none where none were, and it may run on all.
+    pub cpus: Option<CpuSet>,
+    /// Whether they are left to somebody else, who writes them as well.
+    pub yielded: bool,
 }
 
 /// The memory that a host has left; none where it does not say.

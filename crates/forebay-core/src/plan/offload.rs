@@ -1,11 +1,11 @@
 //! What the watch over constraints is shown of a plan, and what it decides.
 //!
-//! It looks at what is left after the plan: an app that the planner gave what it wants is not
-//! constrained, even if it was a moment ago.
+//! It looks at the CPUs that are in force, and not at those that are planned: what could not be
+//! written, or is left to somebody else, would else look like help that came.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Plan, Situation, reclaim};
+use super::{Plan, Reason, Situation, reclaim};
 use crate::app::{App, AppId, Class};
 use crate::demand::Demand;
 use crate::offload::{self, Decision, Means, Memory, MemoryBound, Mode, Seen, View};
@@ -27,7 +27,8 @@ pub(super) fn decide(
     }
     let apps = plan.slices.iter().filter_map(|(id, slice)| {
         let app = policy.apps.get(id)?;
-        Some(seen(situation, app, situation.demands.get(id)?, slice))
+        let (demand, reason) = (situation.demands.get(id)?, plan.reasons.get(id)?);
+        Some(seen(situation, app, demand, slice, reason))
     });
     let mut swap = situation.host.swap_free.unwrap_or(Bytes(0));
     let batch = reclaim::apps(situation, Class::Batch);
@@ -62,9 +63,11 @@ fn seen<'a>(
     app: &'a App,
     demand: &'a Demand,
     slice: &Slice,
+    reason: &Reason,
 ) -> Seen<'a> {
     let all = situation.topology.cpu_set();
-    let cpus = slice.cpus().unwrap_or(all).len();
+    let placed = situation.placed.get(&app.id).copied().unwrap_or_default();
+    let cpus = placed.cpus.unwrap_or(all).len();
     let cpus = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
     let (memory, memory_bound) = memory(situation, demand, slice);
     let now = demand.memory_now;
@@ -77,7 +80,9 @@ fn seen<'a>(
         app,
         demand,
         cpus: app.ceiling.cpu.cut(cpus).as_cpus(),
-        cpu_sets: situation.capabilities.offers(&app.id, Knob::Cpus),
+        own: reason.exclusive.len(),
+        wanted: reason.cpu_wanted,
+        cpu_sets: situation.capabilities.offers(&app.id, Knob::Cpus) && !placed.yielded,
         memory,
         memory_bound,
         cold: now.cold_file.saturating_add(untouched).min(above_floor),

@@ -405,6 +405,7 @@ mod tests {
                 policy: &self.policy,
                 demands: &self.demands,
                 host: self.host,
+                placed: &BTreeMap::new(),
             };
             decide(&situation, held)
         }

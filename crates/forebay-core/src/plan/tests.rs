@@ -13,6 +13,8 @@ use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
 use crate::working_set::Witness;
 
+mod offload;
+
 const KNOBS: [Knob; 19] = [
     Knob::Cpus,
     Knob::CpusPartition,
@@ -43,6 +45,7 @@ struct Case {
     demands: BTreeMap<AppId, Demand>,
     capabilities: Capabilities,
     host: HostMemory,
+    placed: BTreeMap<AppId, Placed>,
 }
 
 impl Case {
@@ -57,6 +60,7 @@ impl Case {
                 ..Capabilities::default()
             },
             host: HostMemory::default(),
+            placed: BTreeMap::new(),
         }
     }
 
@@ -103,6 +107,7 @@ impl Case {
             policy: &self.policy,
             demands: &self.demands,
             host: self.host,
+            placed: &self.placed,
         };
         plan(&situation, memory)
     }

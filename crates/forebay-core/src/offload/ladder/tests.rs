@@ -21,6 +21,10 @@ struct Bench {
     bottleneck: Bottleneck,
     second: u64,
     harm: f64,
+    /// What it lacks besides.
+    other: Option<Strain>,
+    /// Whether it lacks something of which nobody knows what.
+    unknown: bool,
     offers: BTreeMap<Rung, Offer>,
 }
 
@@ -36,6 +40,8 @@ impl Bench {
             bottleneck,
             second: 0,
             harm: 1.0,
+            other: None,
+            unknown: false,
             offers: offers.collect(),
         }
     }
@@ -58,18 +64,23 @@ impl Bench {
             foretold: None,
         });
         let strained = severity.filter(|severity| *severity > 1.0);
+        let strain = strained.map(|severity| Strain {
+            bottleneck: self.bottleneck,
+            watched: CPU_USE,
+            severity,
+            harm: self.harm,
+        });
+        let mut strains: Vec<Strain> = strain.into_iter().collect();
+        strains.extend(self.other);
+        strains.sort_by(|a, b| b.severity.total_cmp(&a.severity));
         let round = Round {
             now: self.now(),
             rules: &self.rules,
             app: &self.app,
             arrived: None,
-            strain: strained.map(|severity| Strain {
-                bottleneck: self.bottleneck,
-                watched: CPU_USE,
-                severity,
-                harm: self.harm,
-            }),
-            calm: strained.is_none(),
+            strains: &strains,
+            lacks: &strains.iter().map(|strain| strain.bottleneck).collect(),
+            unknown: self.unknown,
             readings: reading.as_slice(),
         };
         let offers = &self.offers;
@@ -118,7 +129,7 @@ fn undo(rung: Rung) -> Turn {
     Turn::Undo(rung, effect(rung))
 }
 
-use Rung::{Accelerate, Compact, Move, ReclaimBatch, SpreadThreads, WidenSlice};
+use Rung::{Accelerate, Compact, Move, ReclaimBatch, ReclaimOwn, SpreadThreads, WidenSlice};
 
 #[test]
 fn the_first_rung_that_exists_is_taken_and_those_before_it_are_named() {
@@ -202,9 +213,10 @@ fn what_cannot_be_measured_is_taken_back() {
     assert_eq!(bench.steps(5, None), [(5, undo(WidenSlice))]);
     assert_eq!(bench.last().relief, None);
     // Nothing was learned by that.
-    let predicted = bench
-        .learned
-        .predict(&bench.app, Bottleneck::Cpu, WidenSlice, 0.5);
+    let predicted =
+        bench
+            .learned
+            .predict(bench.now(), &bench.app, Bottleneck::Cpu, WidenSlice, 0.5);
     assert!((predicted - 0.5).abs() < 1e-9);
 }
 
@@ -227,9 +239,10 @@ fn what_the_host_refuses_is_barred_at_once() {
     let mut bench = Bench::new(Bottleneck::Memory, &[ReclaimBatch, Move]);
     assert_eq!(bench.step(Some(1.5)), Some(take(ReclaimBatch)));
     let now = bench.now();
-    bench.ascent.refuse(now, &"other".parse().unwrap());
+    bench.ascent.refuse(now, |_| false);
     assert_eq!(bench.ascent.settling(), Some(ReclaimBatch));
-    bench.ascent.refuse(now, &"burn".parse().unwrap());
+    let asked = effect(ReclaimBatch);
+    bench.ascent.refuse(now, |effect| *effect == asked);
     assert_eq!(bench.ascent.settling(), None);
     assert_eq!(bench.last().verdict, Verdict::Refused);
     assert_eq!(bench.step(Some(1.5)), Some(take(Move)));
@@ -263,6 +276,50 @@ fn one_that_is_calm_comes_down_the_last_rung_first() {
     assert_eq!(bench.ascent.in_force().count(), 2);
     let down = bench.steps(300, Some(0.5));
     assert_eq!(down, [(61, undo(SpreadThreads)), (121, undo(WidenSlice))]);
+}
+
+/// One that is lacked beside what the bench is about.
+const MEMORY: Strain = Strain {
+    bottleneck: Bottleneck::Memory,
+    watched: Watched {
+        sign: Sign::MemoryStalled,
+        when: When::Now,
+    },
+    severity: 3.0,
+    harm: 1.0,
+};
+
+#[test]
+fn what_is_lacked_besides_does_not_keep_what_is_not_against_it() {
+    let let_go = |other, unknown| {
+        let mut bench = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+        bench.step(Some(1.5));
+        bench.steps(5, Some(0.8));
+        (bench.other, bench.unknown) = (other, unknown);
+        bench.steps(300, Some(0.8))
+    };
+    assert_eq!(let_go(Some(MEMORY), false), [(61, undo(WidenSlice))]);
+    // What nobody can name may be what it is against.
+    assert_eq!(let_go(None, true), []);
+}
+
+#[test]
+fn a_worse_lack_without_any_rung_does_not_hide_one_that_has_some() {
+    let mut bench = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+    bench.other = Some(MEMORY);
+    assert_eq!(bench.step(Some(1.5)), Some(take(WidenSlice)));
+    let skipped = bench.ascent.skipped().iter().map(|(rung, _)| *rung);
+    let named = [Compact, ReclaimBatch, ReclaimOwn, Move, SpreadThreads];
+    assert_eq!(skipped.collect::<Vec<_>>(), named, "each once");
+}
+
+#[test]
+fn one_bad_measurement_near_the_limit_does_not_end_a_rung() {
+    let mut bench = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+    bench.step(Some(1.05));
+    assert_eq!(bench.steps(5, Some(1.2)), [(5, undo(WidenSlice))]);
+    assert!((bench.last().relief.unwrap() + 0.5).abs() < 1e-9);
+    assert_eq!(bench.steps(60, Some(1.05)), [(60, take(WidenSlice))]);
 }
 
 #[test]

@@ -141,6 +141,7 @@ impl Case {
             policy: &self.policy,
             demands: &self.demands,
             host: HostMemory::default(),
+            placed: &BTreeMap::new(),
         };
         plan(&situation, memory)
     }
