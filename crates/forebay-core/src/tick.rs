@@ -44,7 +44,6 @@ pub fn tick(state: &mut State, host: &mut impl Host, inputs: &Inputs<'_>) -> Tic
     state.record(inputs, &snapshot);
     let demands = state.forecast(inputs, &snapshot);
 
-    let placed = state.placed();
     let situation = plan::Situation {
         time: inputs.time,
         topology: host.topology(),
@@ -52,7 +51,7 @@ pub fn tick(state: &mut State, host: &mut impl Host, inputs: &Inputs<'_>) -> Tic
         policy: inputs.policy,
         demands: &demands,
         host: state.host_memory(),
-        placed: &placed,
+        placed: &state.placed(),
     };
     let (plan, memory) = plan::plan(&situation, state.planner());
     let actions = state.actions(inputs, &plan, &snapshot);

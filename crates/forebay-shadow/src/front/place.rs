@@ -71,6 +71,8 @@ pub(super) async fn run_out(
             let left = open_now(plan, room);
             tracing::warn!(left, "connections end that outlived the time to drain");
         }
+        // While it follows: the other process ends whoever does not.
+        endings.over().await;
     };
     // The other process waits for this, also where nobody is left to be served.
     if let Err(error) = followers::obey(&mut line, board, &course, since()).await {
@@ -85,6 +87,7 @@ pub(super) async fn run_out(
             () = drained => {}
         }
     }
-    // Whoever was fenced from here would stand, and whoever begins in its group with it.
+    // However it came to this: whoever was fenced from here would stand, and whoever begins in its
+    // group with it.
     endings.over().await;
 }
