@@ -171,6 +171,8 @@ async fn clients_of_tls_stay_connected_through_the_loss_of_a_primary() {
     let before = front.counts().await.connections;
     for _ in 0..2 {
         kill(&mut servers, &front).await;
+        // Nothing is written in `strict` before the old one follows.
+        front.ready().await;
         for (number, client) in clients.iter_mut().enumerate() {
             assert_eq!(client.ask("GET a").await, text(&number.to_string()));
             assert_eq!(client.ask("SET b 1").await, text("OK"));
