@@ -123,7 +123,7 @@ pub fn memory_is_watched_as_long_as_that_is_asked_for<H: Host>(
             "more than {WATCHED_MAX} at once: {outcome:?}"
         );
         for apps in [BTreeSet::from([app.id.clone()]), BTreeSet::new()] {
-            case.done(Action::WatchMemory { apps: apps.clone() })?;
+            case.done_in_time(&Action::WatchMemory { apps: apps.clone() })?;
             let seen = case.observe().host.memory_watch;
             ensure!(
                 seen.as_ref()
