@@ -26,7 +26,7 @@ Virtual machines to test on
 
   cargo xtask vm build                    build the guest image, if it is not there
   cargo xtask vm run [OPTIONS] -- CMD...  a fresh guest: run CMD in it, power off
-  cargo xtask vm test [--list] [NAME...]  the scenarios of tests/vm
+  cargo xtask vm test [--list] [NAME[@KERNEL]...]  the scenarios of tests/vm
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
 --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
@@ -97,16 +97,33 @@ fn run_command(arguments: &[String]) -> Result<ExitCode, Failure> {
 fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     let (list, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| *word == "--list");
     let scenarios = scenario::all()?;
+    let mut asked: Vec<(&str, Option<&str>)> = Vec::new();
     for name in &names {
-        if !scenarios.iter().any(|each| each.name == **name) {
+        let (name, kernel) = match name.split_once('@') {
+            Some((name, kernel)) => (name, Some(kernel)),
+            None => (name.as_str(), None),
+        };
+        let has = |each: &Scenario| {
+            kernel.is_none_or(|kernel| each.kernels.iter().any(|other| other == kernel))
+        };
+        let fits = |each: &Scenario| each.name == name && has(each);
+        if !scenarios.iter().any(fits) {
+            let on = kernel.map_or_else(String::new, |kernel| format!(" on kernel `{kernel}`"));
             return Err(Failure::Usage(format!(
-                "no scenario `{name}`; `cargo xtask vm test --list` names them"
+                "no scenario `{name}`{on}; `cargo xtask vm test --list` names them"
             )));
         }
+        asked.push((name, kernel));
     }
+    let is_asked = |each: &Scenario, on: Option<&str>| {
+        let fits = |(name, kernel): &(&str, Option<&str>)| {
+            *name == each.name && (on.is_none() || kernel.is_none() || *kernel == on)
+        };
+        asked.is_empty() || asked.iter().any(fits)
+    };
     let wanted: Vec<&Scenario> = scenarios
         .iter()
-        .filter(|each| names.is_empty() || names.iter().any(|name| **name == each.name))
+        .filter(|each| is_asked(each, None))
         .collect();
     if !list.is_empty() {
         for each in wanted {
@@ -127,6 +144,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
                 .iter()
                 .map(move |kernel| (scenario, &**kernel))
         })
+        .filter(|(scenario, kernel)| is_asked(scenario, Some(kernel)))
         .collect();
     let (counts, _) = run_scenarios(&image::ensure()?, &runs)?;
     let Counts {
