@@ -116,6 +116,23 @@ pub struct Exec {
     pub restart: Restart,
 }
 
+impl Exec {
+    /// A command with everything else left out; it is started again whenever it ends.
+    #[must_use]
+    pub const fn of(command: Vec<String>) -> Self {
+        Self {
+            command,
+            user: None,
+            group: None,
+            directory: None,
+            environment: BTreeMap::new(),
+            stdout: None,
+            stderr: None,
+            restart: Restart::Always,
+        }
+    }
+}
+
 /// Where a program's output goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

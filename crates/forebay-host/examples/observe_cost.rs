@@ -91,14 +91,8 @@ fn app(number: usize) -> Result<App, Box<dyn Error>> {
         format!("app-{number}").parse()?,
         Class::Standard,
         Binding::Exec(Exec {
-            command: vec!["sleep".to_owned(), "1000".to_owned()],
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
             restart: Restart::Never,
+            ..Exec::of(vec!["sleep".to_owned(), "1000".to_owned()])
         }),
     ))
 }

@@ -16,6 +16,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 
 use crate::fence::Hierarchy;
 use crate::status::{Status, Transition};
@@ -35,6 +36,22 @@ pub const STATUS_BOUND: Duration = Duration::from_secs(1);
 /// How long a hand-over may take: the primary answers what it was asked, gives the shadow what that
 /// lacks, and the shadow takes over, each within a bound of its own.
 pub const CHANGE_BOUND: Duration = Duration::from_secs(30);
+
+/// Refuses whoever is neither root nor the user of this process, and says who it is.
+///
+/// # Errors
+/// When it is somebody else.
+pub(crate) fn admit(stream: &UnixStream) -> io::Result<UCred> {
+    let peer = stream.peer_cred()?;
+    let uid = peer.uid();
+    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {uid} may not ask here"),
+        ));
+    }
+    Ok(peer)
+}
 
 /// What a front is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

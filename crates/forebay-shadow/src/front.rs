@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::control::{Answer, Counts, Line, PATIENCE, Request, STATUS_BOUND};
+use crate::control::{self, Answer, Counts, Line, PATIENCE, Request, STATUS_BOUND};
 use crate::director::{Detached, Director, Endings, Heritage, Order, Parts};
 use crate::epoch::EpochFile;
 use crate::fence::Fence;
@@ -567,14 +567,7 @@ impl Desk {
         stream: UnixStream,
         succeeded: &mpsc::Sender<(Line, Course)>,
     ) -> io::Result<()> {
-        let peer = stream.peer_cred()?;
-        let uid = peer.uid();
-        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("user {uid} may not ask this front"),
-            ));
-        }
+        let peer = control::admit(&stream)?;
         let mut line = Line::new(stream);
         while let Some((request, descriptors)) = line.receive::<Request>().await? {
             if let Request::Succeed { user } = request {

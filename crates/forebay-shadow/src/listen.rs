@@ -20,7 +20,8 @@ use rustix::net::sockopt::{self, Timeout};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use crate::control::{ANSWER_BOUND, Line, PATIENCE};
+use crate::control::{self, ANSWER_BOUND, Line, PATIENCE};
+use crate::front::Complaint;
 use crate::stream::{Address, AddressError};
 
 /// What begins the name of a socket of systemd's.
@@ -204,16 +205,19 @@ impl Lender {
         find: impl Fn(&str) -> Result<Vec<BorrowedFd<'a>>, String>,
     ) -> io::Result<()> {
         let listener = UnixListener::from_std(self.0)?;
+        let mut complaint = Complaint::default();
         loop {
             let given = async {
                 let (stream, _) = listener.accept().await?;
+                // Between bind and chmod others may have connected.
+                control::admit(&stream)?;
                 // One after another: each has asked already, since that is all it connects for.
                 tokio::time::timeout(ANSWER_BOUND, give(Line::new(stream), &find))
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             };
             if let Err(error) = given.await {
-                tracing::warn!(%error, "a front did not get the sockets that it asked for");
+                complaint.add("a front did not get the sockets that it asked for", &error);
                 tokio::time::sleep(BREATH).await;
             }
         }

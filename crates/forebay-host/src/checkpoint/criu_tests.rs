@@ -1,9 +1,8 @@
 //! Taking images with a program in CRIU's place that does as a test says.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 
-use forebay_core::app::{Exec, Restart};
+use forebay_core::app::Exec;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::*;
@@ -44,16 +43,7 @@ impl Stage {
 
     /// Notes what it was begun with, as the host does.
     fn note(&self) -> Process {
-        let exec = Exec {
-            command: vec!["true".to_owned()],
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
-            restart: Restart::Always,
-        };
+        let exec = Exec::of(vec!["true".to_owned()]);
         let begun = supervise::resolve(&exec).unwrap().begun();
         let process = procs::identify(Path::new("/proc"), self.program.id()).unwrap();
         self.store.note_running(&self.app, process, &begun).unwrap();

@@ -366,24 +366,14 @@ fn remove(directory: &Path) -> Result<(), HostError> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
-    use forebay_core::app::{Exec, Restart};
+    use forebay_core::app::Exec;
 
     use super::*;
     use crate::supervise;
 
     fn begun(command: &str) -> Begun {
-        let exec = Exec {
-            command: vec![command.to_owned()],
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
-            restart: Restart::Always,
-        };
+        let exec = Exec::of(vec![command.to_owned()]);
         supervise::resolve(&exec).unwrap().begun()
     }
 

@@ -115,14 +115,8 @@ pub(crate) fn app(name: &str, binding: Binding) -> App {
 
 pub(crate) fn exec(command: &[&str]) -> Exec {
     Exec {
-        command: command.iter().map(|s| (*s).to_owned()).collect(),
-        user: None,
-        group: None,
-        directory: None,
-        environment: BTreeMap::new(),
-        stdout: None,
-        stderr: None,
         restart: Restart::Never,
+        ..Exec::of(command.iter().map(|s| (*s).to_owned()).collect())
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Looks {
     latest: Instant,
     busy_until: Instant,
     ticks: Ticks,
+    /// The log has it already that the timer fails.
+    is_told: bool,
 }
 
 impl Looks {
@@ -53,6 +55,7 @@ impl Looks {
             latest: now,
             busy_until: now,
             ticks: Ticks::new(LOOK)?,
+            is_told: false,
         })
     }
 
@@ -97,7 +100,9 @@ impl Looks {
         let late = match self.ticks.next().await {
             Ok(late) => late,
             Err(error) => {
-                tracing::error!(%error, "the timer of looks fails, and another one is used");
+                if !std::mem::replace(&mut self.is_told, true) {
+                    tracing::error!(%error, "the timer of looks fails, and another one is used");
+                }
                 tokio::time::sleep(LOOK).await;
                 Duration::ZERO
             }

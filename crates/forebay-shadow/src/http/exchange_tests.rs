@@ -11,34 +11,48 @@ use crate::switchboard::{Assigned, Gate, Routing};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// What comes of a request whose instance has written some bytes and hangs, and is then lost: how
-/// the exchange ends, and what the client has by then.
-async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
-    let (mut asker, client) = UnixStream::pair().unwrap();
-    let (mut hanging, instance) = UnixStream::pair().unwrap();
+/// One exchange of a request that was read, between a client and an instance.
+async fn ask(
+    head: &str,
+    client: UnixStream,
+    instance: UnixStream,
+    mut routing: watch::Receiver<Routing>,
+) -> Result<Done, Fault> {
     let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
     let mut instance = Stream::Unix(instance);
-    client.buffer.extend_from_slice(REQUEST.as_bytes());
-    let request = head::request(REQUEST.as_bytes(), &mut Vec::new()).unwrap();
+    client.buffer.extend_from_slice(head.as_bytes());
+    let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
     let mut upload = Upload::of(&client, &request).unwrap();
     let mut download = Download::new();
-    let mut open = Routing::new(0, 1);
-    open.gate = Gate::Open;
-    let (change, mut routing) = watch::channel(open);
     let flights = Flights::default();
-    let assigned = Assigned { slot: 0, epoch: 1 };
     let ends = Ends {
         client: &mut client,
         instance: &mut instance,
         upload: &mut upload,
         download: &mut download,
     };
-    let ticket = flights.begin(0, flights.route("GET /"));
+    let ticket = flights.begin(0, flights.route("/"));
     let terms = Terms {
-        assigned,
+        assigned: Assigned { slot: 0, epoch: 1 },
         within: None,
     };
-    let asked = exchange(ends, &request, &mut routing, terms, ticket);
+    exchange(ends, &request, &mut routing, terms, ticket).await
+}
+
+/// The first instance serves.
+fn serves() -> (watch::Sender<Routing>, watch::Receiver<Routing>) {
+    let mut open = Routing::new(0, 1);
+    open.gate = Gate::Open;
+    watch::channel(open)
+}
+
+/// What comes of a request whose instance has written some bytes and hangs, and is then lost: how
+/// the exchange ends, and what the client has by then.
+async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
+    let (mut asker, client) = UnixStream::pair().unwrap();
+    let (mut hanging, instance) = UnixStream::pair().unwrap();
+    let (change, routing) = serves();
+    let asked = ask(REQUEST, client, instance, routing);
     let story = async {
         hanging.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
         let (last, first) = written.split_last().unwrap();
@@ -54,7 +68,7 @@ async fn lost_after(written: &[&[u8]]) -> (Result<Done, Fault>, Vec<u8>) {
         (lost, hanging)
     };
     let (outcome, open) = tokio::join!(asked, story);
-    drop((open, client));
+    drop(open);
     let mut got = Vec::new();
     asker.read_to_end(&mut got).await.unwrap();
     (outcome, got)
@@ -125,31 +139,11 @@ async fn what_an_instance_takes_is_not_counted_against_the_client() {
     let (asker, client) = UnixStream::pair().unwrap();
     let (mut slow, instance) = UnixStream::pair().unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&instance, 4096).unwrap();
-    let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
-    let mut instance = Stream::Unix(instance);
     let head = format!(
         "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
         2 * PART
     );
-    client.buffer.extend_from_slice(head.as_bytes());
-    let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
-    let mut upload = Upload::of(&client, &request).unwrap();
-    let mut download = Download::new();
-    let mut open = Routing::new(0, 1);
-    open.gate = Gate::Open;
-    let (_change, mut routing) = watch::channel(open);
-    let flights = Flights::default();
-    let ends = Ends {
-        client: &mut client,
-        instance: &mut instance,
-        upload: &mut upload,
-        download: &mut download,
-    };
-    let ticket = flights.begin(0, flights.route("PUT /"));
-    let terms = Terms {
-        assigned: Assigned { slot: 0, epoch: 1 },
-        within: None,
-    };
+    let (_change, routing) = serves();
     let (mut answers, mut asks) = asker.into_split();
     let (go_on, mut goes_on) = watch::channel(false);
     let sender = async {
@@ -173,9 +167,8 @@ async fn what_an_instance_takes_is_not_counted_against_the_client() {
             .await
             .unwrap();
     };
-    let asked = exchange(ends, &request, &mut routing, terms, ticket);
     let asked = async {
-        let asked = asked.await;
+        let asked = ask(&head, client, instance, routing).await;
         assert!(asked.is_ok(), "{asked:?}");
     };
     tokio::join!(asked, sender, reader);
@@ -186,28 +179,10 @@ async fn what_an_instance_takes_is_not_counted_against_the_client() {
 async fn a_client_that_stops_in_a_large_body_is_too_slow() {
     let (mut asker, client) = UnixStream::pair().unwrap();
     let (mut fast, instance) = UnixStream::pair().unwrap();
-    let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
-    let mut instance = Stream::Unix(instance);
     let head = "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
-    client.buffer.extend_from_slice(head.as_bytes());
-    let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
-    let mut upload = Upload::of(&client, &request).unwrap();
-    let mut download = Download::new();
-    let (_change, mut routing) = watch::channel(Routing::new(0, 1));
-    let flights = Flights::default();
-    let ends = Ends {
-        client: &mut client,
-        instance: &mut instance,
-        upload: &mut upload,
-        download: &mut download,
-    };
-    let ticket = flights.begin(0, flights.route("PUT /"));
-    let terms = Terms {
-        assigned: Assigned { slot: 0, epoch: 1 },
-        within: None,
-    };
+    let (_change, routing) = serves();
     let began = tokio::time::Instant::now();
-    let asked = exchange(ends, &request, &mut routing, terms, ticket);
+    let asked = ask(head, client, instance, routing);
     let story = async {
         asker.write_all(b"some").await.unwrap();
         fast.read_exact(&mut vec![0; head.len() + 4]).await.unwrap();

@@ -417,14 +417,8 @@ fn class(rng: &mut fastrand::Rng) -> Class {
 
 fn exec(name: &str, rng: &mut fastrand::Rng) -> Exec {
     Exec {
-        command: vec![name.to_owned()],
-        user: None,
-        group: None,
-        directory: None,
-        environment: BTreeMap::new(),
-        stdout: None,
-        stderr: None,
         restart: [Restart::Always, Restart::OnFailure, Restart::Never][rng.usize(0..3)],
+        ..Exec::of(vec![name.to_owned()])
     }
 }
 

@@ -1,7 +1,5 @@
 //! Policy from command lines: `forebay run` makes an app, `forebay set` changes one.
 
-use std::collections::BTreeMap;
-
 use forebay_core::app::{App, AppId, Binding, Exec, Policy, Restart};
 use forebay_core::units::Utilization;
 
@@ -44,14 +42,8 @@ impl AppArgs {
     /// A command with the daemon's user and environment, which is not started again.
     pub(crate) fn new(name: String, class: String, command: Vec<String>) -> Self {
         let exec = Exec {
-            command,
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
             restart: Restart::Never,
+            ..Exec::of(command)
         };
         Self { name, class, exec }
     }

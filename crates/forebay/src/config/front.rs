@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Binding, Class, Exec, Restart};
+use forebay_core::app::{App, AppId, Binding, Class, Exec};
 use forebay_shadow::front::Plan;
 use forebay_shadow::listen::{Listen, ListenError};
 use forebay_shadow::mode::Mode;
@@ -120,16 +120,7 @@ impl FrontConfig {
             "front".to_owned(),
             self.plan_file(state_dir).display().to_string(),
         ];
-        let exec = Exec {
-            command: command.into(),
-            user: None,
-            group: None,
-            directory: None,
-            environment: BTreeMap::new(),
-            stdout: None,
-            stderr: None,
-            restart: Restart::Always,
-        };
+        let exec = Exec::of(command.into());
         App::new(self.app.clone(), Class::Critical, Binding::Exec(exec))
     }
 

@@ -160,14 +160,8 @@ fn app(name: &str, class: Class) -> App {
             id(name),
             class,
             Binding::Exec(Exec {
-                command: vec!["sleep".to_owned(), "1".to_owned()],
-                user: None,
-                group: None,
-                directory: None,
-                environment: BTreeMap::new(),
-                stdout: None,
-                stderr: None,
                 restart: Restart::Never,
+                ..Exec::of(vec!["sleep".to_owned(), "1".to_owned()])
             }),
         )
     }
