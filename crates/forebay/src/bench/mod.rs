@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// `front`: another build of this program, whose fronts are measured beside this one's
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
+    /// `failover`: memory that each instance holds, in MiB: the kernel frees it when one is killed
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    memory: u64,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,

@@ -106,11 +106,12 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, Value), Error
     let scene = Scene {
         dir,
         interrupted: interruption()?,
-        memory_mib: 256,
+        memory_mib: args.memory,
     };
     line(format_args!(
-        "{CONNECTIONS} connections, {RATE} requests/s, every fourth an order; {} repetition(s)",
-        args.repetitions
+        "{CONNECTIONS} connections, {RATE} requests/s, every fourth an order; instances of {} MiB; {} \
+         repetition(s)",
+        args.memory, args.repetitions
     ));
     let arms: &[Arm] = if haproxy::is_installed() {
         &[Arm::Forebay, Arm::Haproxy]
