@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::tally::{Counts, Dialect, Show, Tally};
+use crate::tally::{Counts, Dialect, Names, Show, Tally};
 use crate::{Failure, criu, fuzz, process, setup, tidy, vm};
 
 struct Step {
@@ -153,7 +153,7 @@ const STEPS: &[Step] = &[
 /// What one step brought.
 struct Outcome {
     counts: Counts,
-    skipped_names: Vec<String>,
+    names: Names,
 }
 
 impl Outcome {
@@ -168,7 +168,7 @@ impl Outcome {
         };
         Self {
             counts,
-            skipped_names: Vec::new(),
+            names: Names::default(),
         }
     }
 
@@ -179,7 +179,10 @@ impl Outcome {
         };
         Self {
             counts,
-            skipped_names: vec![format!("{}: {reason}", step.name)],
+            names: Names {
+                skipped: vec![format!("{}: {reason}", step.name)],
+                ..Names::default()
+            },
         }
     }
 
@@ -213,7 +216,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Extent, Failure> {
 pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut total = Counts::default();
-    let mut skipped_names = Vec::new();
+    let mut names = Names::default();
     for step in STEPS {
         println!("== {}", step.name);
         let start = Instant::now();
@@ -222,11 +225,15 @@ pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
         println!("== {}: {} in {}", step.name, outcome.word(), seconds(wall));
         total.add(outcome.counts);
         rows.push(row(step.name, &outcome, wall));
-        skipped_names.extend(outcome.skipped_names);
+        names.skipped.extend(outcome.names.skipped);
+        names.flaky.extend(outcome.names.flaky);
     }
     println!("\n{}", rows.join("\n"));
-    for name in skipped_names {
+    for name in names.skipped {
         println!("skipped: {name}");
+    }
+    for name in names.flaky {
+        println!("flaky: {name}: it failed, and passed when it was tried again");
     }
     let Counts {
         passed,
@@ -275,14 +282,17 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         Work::Fuzz => match fuzz::step() {
             Ok(counts) => Outcome {
                 counts,
-                skipped_names: Vec::new(),
+                names: Names::default(),
             },
             Err(text) => Outcome::of_check(&Err(text)),
         },
         Work::Guests => match vm::step() {
-            Ok((counts, skipped_names)) => Outcome {
+            Ok((counts, skipped)) => Outcome {
                 counts,
-                skipped_names,
+                names: Names {
+                    skipped,
+                    ..Names::default()
+                },
             },
             Err(text) => Outcome::of_check(&Err(text)),
         },
@@ -295,6 +305,8 @@ const NEXTEST: &[&str] = &[
     "run",
     "--workspace",
     "--no-fail-fast",
+    // What fails once is told by name: see `tally`.
+    "--retries=1",
     "--success-output=final",
     "--failure-output=immediate",
     "--status-level=pass",
@@ -329,11 +341,8 @@ fn read_cargo(dialect: Dialect, arguments: &[&str]) -> Outcome {
     });
     match status {
         Ok(status) => {
-            let (counts, skipped_names) = tally.finish(status);
-            Outcome {
-                counts,
-                skipped_names,
-            }
+            let (counts, names) = tally.finish(status);
+            Outcome { counts, names }
         }
         Err(text) => Outcome::of_check(&Err(text)),
     }
@@ -374,7 +383,7 @@ mod tests {
             let outcome = perform(step, Extent::Quick);
             assert_eq!(outcome.word(), "skipped");
             assert_eq!(
-                outcome.skipped_names,
+                outcome.names.skipped,
                 [format!("{}: left out by --quick", step.name)]
             );
         }
@@ -388,7 +397,7 @@ mod tests {
                 failed,
                 skipped,
             },
-            skipped_names: Vec::new(),
+            names: Names::default(),
         };
         assert_eq!(outcome(9, 1, 0).word(), "FAILED");
         assert_eq!(outcome(1, 0, 9).word(), "passed");
