@@ -52,6 +52,9 @@ pub struct FrontInstance {
     pub app: String,
     /// Where the front reaches it.
     pub address: String,
+    /// The host that runs it, if that is not the front's.
+    #[serde(default)]
+    pub elsewhere: Option<String>,
     /// Its main process.
     pub pid: Option<u32>,
     /// Whether the front can stop it where it stands.

@@ -556,8 +556,10 @@ impl Director {
         let bound = detection::silence_max(seen.usual, seen.grace);
         // A witness is asked early, so that it has lasted when it is needed.
         if !idle && seen.waiting.is_some_and(|time| time >= bound / 4) {
-            let witness = self.synchroniser.witness();
-            if witness == Witness::Ping {
+            let instance = self.board.instances().get(primary);
+            // What another host's process leaves unread is not seen from here.
+            let elsewhere = instance.is_some_and(|instance| instance.elsewhere.is_some());
+            if elsewhere || self.synchroniser.witness() == Witness::Ping {
                 seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
             } else if let Address::Tcp(address) = self.board.address(primary) {
                 match self.unread.look(*address, bound, now) {
@@ -669,6 +671,7 @@ impl Director {
         let members = members.map(|(((instance, standing), member), detached)| MemberStatus {
             app: instance.app.clone(),
             address: instance.address.clone(),
+            elsewhere: instance.elsewhere.clone(),
             pid: member.as_ref().map(|member| member.pid),
             fence: member.as_ref().is_some_and(|member| member.fence.is_some()),
             standing: standing.clone(),

@@ -74,7 +74,7 @@ impl Member {
 /// Stops an instance where it stands, and sees that it does.
 ///
 /// One that has no fence must be gone already; one of which nothing is known at all was refused by
-/// the kernel: nobody listens.
+/// the kernel: nobody listens. The kernel of another host says nothing about who runs there.
 ///
 /// # Errors
 /// When it may still execute something.

@@ -113,6 +113,7 @@ mod tests {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/run/{app}").parse().unwrap(),
+            elsewhere: None,
         };
         let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
         let board = Arc::new(board);

@@ -75,6 +75,9 @@ pub struct MemberStatus {
     pub app: String,
     /// Where it is reached.
     pub address: Address,
+    /// The host that runs it, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
     /// Its main process, once known.
     pub pid: Option<u32>,
     /// Whether it can be stopped from here.

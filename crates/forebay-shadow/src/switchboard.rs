@@ -21,6 +21,9 @@ pub struct Instance {
     pub app: String,
     /// Where it is reached.
     pub address: Address,
+    /// The host that runs it, if that is not the front's: nobody here can see or stop it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
 }
 
 /// Whether requests may go on.
@@ -379,6 +382,7 @@ mod tests {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/run/{app}").parse().unwrap(),
+            elsewhere: None,
         };
         Switchboard::new(vec![instance("a"), instance("b")], 0, 3)
     }

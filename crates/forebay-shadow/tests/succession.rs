@@ -116,6 +116,7 @@ impl Fronts {
                 .map(|(slot, instance)| switchboard::Instance {
                     app: format!("app-{slot}"),
                     address: Address::Tcp(instance.address),
+                    elsewhere: None,
                 })
                 .collect(),
             connections_max: 100,

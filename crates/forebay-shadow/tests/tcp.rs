@@ -301,6 +301,7 @@ async fn front_before(port: u16, directory: &Path) -> SocketAddr {
     let instance = |app: &str, port| forebay_shadow::switchboard::Instance {
         app: app.to_owned(),
         address: at(port),
+        elsewhere: None,
     };
     let plan = Plan {
         name: "test".to_owned(),

@@ -127,6 +127,7 @@ mod tests {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/run/{app}").parse().unwrap(),
+            elsewhere: None,
         };
         Switchboard::new(vec![instance("a"), instance("b")], 0, 0)
     }

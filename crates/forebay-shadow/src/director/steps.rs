@@ -221,12 +221,32 @@ impl Director {
 
     fn stand(&self, slot: Slot) -> impl Future<Output = Result<(), String>> + use<> {
         let member = self.member(slot);
-        member::stop(
+        let instance = self.board.instances().get(slot);
+        let elsewhere = instance.and_then(|instance| instance.elsewhere.as_ref());
+        let out_of_reach = elsewhere.map(|host| {
+            // What has no state of its own may go on there: nobody is sent to it any more.
+            if self.synchroniser.is_exclusive() {
+                Err(format!(
+                    "stop {}: it runs on {host}, and nobody here can stop it or see that it ended; end \
+                     it there, or hand over once it answers",
+                    self.name(slot)
+                ))
+            } else {
+                Ok(())
+            }
+        });
+        let stopping = member::stop(
             self.name(slot).to_owned(),
             member.and_then(|member| member.fence.clone()),
             member.map(Member::life),
             self.machine.cause(),
-        )
+        );
+        async move {
+            match out_of_reach {
+                Some(outcome) => outcome,
+                None => stopping.await,
+            }
+        }
     }
 
     fn unfence(&self, slot: Slot) {

@@ -46,6 +46,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
     let instance = |app: &str| Instance {
         app: app.to_owned(),
         address: format!("/run/{app}").parse().unwrap(),
+        elsewhere: None,
     };
     let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
     Director::new(Parts {

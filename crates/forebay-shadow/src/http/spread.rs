@@ -122,6 +122,7 @@ mod tests {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/run/{app}").parse().unwrap(),
+            elsewhere: None,
         };
         let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 1);
         let request = |method: &str| {

@@ -10,6 +10,7 @@ fn shared() -> Arc<Shared> {
     let instance = Instance {
         app: "a".to_owned(),
         address: "/nonexistent/socket".parse().unwrap(),
+        elsewhere: None,
     };
     let board = Switchboard::new(vec![instance], 0, 1);
     board.change(|routing| routing.gate = Gate::Open);

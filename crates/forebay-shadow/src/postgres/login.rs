@@ -392,6 +392,7 @@ mod tests {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/nonexistent/{app}").parse().unwrap(),
+            elsewhere: None,
         };
         let board = Arc::new(Switchboard::new(vec![instance("a"), instance("b")], 0, 1));
         Arc::new(Shared::new(&Options::new("postgres".to_owned()), &board).unwrap())

@@ -5,7 +5,9 @@
 //!
 //! Which mode speaks it how is the mode's: `http` and `redis` from the first byte on
 //! ([`Tls::accept`]), `postgres` once a client has asked for it ([`Tls::agree`]). Agreeing is bounded
-//! in time and number, and whoever fails is counted as refused and told of once in a while.
+//! in time, and in number by the front's connections alone: places of its own, fewer than those, would be
+//! held by whoever begins and says no more, against everybody else. Whoever fails is counted as refused and
+//! told of once in a while.
 
 mod wire;
 
@@ -17,7 +19,6 @@ use std::time::Duration;
 use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -35,9 +36,6 @@ use crate::switchboard::{Switchboard, count};
 
 /// How long a client may take until both sides have agreed.
 const HANDSHAKE_BOUND: Duration = Duration::from_secs(10);
-/// Clients that agree at the same time, beyond which they wait for each other within that bound. One
-/// that has said nothing yet is not among them.
-const HANDSHAKES_MAX: usize = 512;
 /// The first byte of TLS, which nothing that is spoken in cleartext begins with.
 pub(crate) const HANDSHAKE: u8 = 0x16;
 
@@ -136,7 +134,6 @@ pub(crate) struct Tls {
     /// What is offered by ALPN, the best one first (RFC 7301).
     protocols: &'static [&'static [u8]],
     server: RwLock<Arc<ServerConfig>>,
-    room: Semaphore,
     board: Arc<Switchboard>,
     complaint: Mutex<Complaint>,
 }
@@ -162,7 +159,6 @@ impl Tls {
             is_required: options.require,
             protocols,
             server: RwLock::new(Arc::new(server)),
-            room: Semaphore::new(HANDSHAKES_MAX),
             board: Arc::clone(board),
             complaint: Mutex::new(Complaint::default()),
         })
@@ -236,11 +232,9 @@ impl Tls {
         stream: Stream,
         until: Instant,
     ) -> io::Result<TlsStream<Stream>> {
-        let agreed = within(until, async {
-            let _place = self.room.acquire().await.map_err(io::Error::other)?;
-            TlsAcceptor::from(self.server()).accept(stream).await
-        });
-        agreed.await.map_err(|error| self.refused(error))
+        let agreed = TlsAcceptor::from(self.server()).accept(stream);
+        let agreed = within(until, agreed).await;
+        agreed.map_err(|error| self.refused(error))
     }
 
     /// Counts a client that does not speak TLS as it has to, and says so once in a while.
@@ -297,6 +291,8 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
     use tokio::time::Instant;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
     use super::*;
     use crate::switchboard::Instance;
@@ -308,6 +304,8 @@ mod tests {
                 "req", "-x509", "-newkey", "ec", "-nodes", "-subj", "/CN=test",
             ])
             .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "-"])
+            .args(["-addext", "subjectAltName=DNS:test"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -333,6 +331,7 @@ mod tests {
         let instance = Instance {
             app: "a".to_owned(),
             address: "/nonexistent/a".parse().unwrap(),
+            elsewhere: None,
         };
         Tls::new(
             options,
@@ -408,24 +407,39 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_is_one_too_many_waits_for_the_others_and_not_for_ever() {
-        let tls = tls(&options(Vec::new())).unwrap();
-        let (mut client, stream) = UnixStream::pair().unwrap();
-        client.write_all(b"\x16\x03\x01").await.unwrap();
-        let all = tls.room.try_acquire_many(512).unwrap();
-        let error = tls.accept(Stream::Unix(stream)).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
-        // One that has said nothing keeps nobody waiting.
-        drop(all);
-        let (_silent, stream) = UnixStream::pair().unwrap();
-        let accepting = tls.accept(Stream::Unix(stream));
-        let looks = async {
-            tokio::time::sleep(HANDSHAKE_BOUND / 2).await;
-            tls.room.available_permits()
-        };
-        let (accepted, free) = tokio::join!(accepting, looks);
-        assert_eq!((accepted.is_err(), free), (true, HANDSHAKES_MAX));
+    #[tokio::test]
+    async fn clients_that_begin_and_say_no_more_keep_nobody_waiting() {
+        let options = options(Vec::new());
+        let tls = Arc::new(tls(&options).unwrap());
+        let mut silent = Vec::new();
+        for _ in 0..1000 {
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(b"\x16\x03\x01").await.unwrap();
+            let tls = Arc::clone(&tls);
+            let accepting = tokio::spawn(async move { tls.accept(Stream::Unix(stream)).await });
+            silent.push((client, accepting));
+        }
+        let mut roots = RootCertStore::empty();
+        let chain = CertificateDer::from_pem_slice(options.pem.chain.as_bytes());
+        roots.add(chain.unwrap()).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let (client, stream) = UnixStream::pair().unwrap();
+        let name = "test".try_into().unwrap();
+        let agreed = timeout_at(Instant::now() + HANDSHAKE_BOUND / 2, async {
+            tokio::join!(
+                connector.connect(name, client),
+                tls.accept(Stream::Unix(stream))
+            )
+        });
+        let (_, accepted) = agreed.await.unwrap();
+        assert!(matches!(accepted, Ok(Accepted::Tls(_))), "{accepted:?}");
+        assert!(silent.iter().all(|(_, accepting)| !accepting.is_finished()));
     }
 
     #[tokio::test(start_paused = true)]

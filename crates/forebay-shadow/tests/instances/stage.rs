@@ -80,6 +80,7 @@ impl Stage {
                 .map(|(slot, instance)| forebay_shadow::switchboard::Instance {
                     app: format!("app-{slot}"),
                     address: Address::Tcp(instance.address),
+                    elsewhere: None,
                 })
                 .collect(),
             connections_max: 1000,

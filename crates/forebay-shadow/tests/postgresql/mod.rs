@@ -252,6 +252,7 @@ impl Cluster {
         let instance = |port: &u16| Instance {
             app: format!("pg-{port}"),
             address: format!("127.0.0.1:{port}").parse().unwrap(),
+            elsewhere: None,
         };
         let tls = (wanted.tls != Encryption::None).then(|| forebay_shadow::tls::Options {
             require: wanted.tls == Encryption::Required,

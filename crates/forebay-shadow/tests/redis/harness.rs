@@ -229,6 +229,7 @@ impl Front {
         let instance = |(place, server): (usize, &Server)| Instance {
             app: format!("redis-{place}"),
             address: server.address().to_string().parse().unwrap(),
+            elsewhere: None,
         };
         let plan = Plan {
             name: "test".to_owned(),

@@ -177,10 +177,14 @@ fn status(front: &api::Front) -> String {
         } else {
             "shadow"
         };
-        let pid = instance.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        let place = match (&instance.elsewhere, instance.pid) {
+            (Some(host), _) => format!("on {host}"),
+            (None, Some(pid)) => format!("process {pid}"),
+            (None, None) => "process -".to_owned(),
+        };
         write!(
             text,
-            "\n{} ({role}) at {}, process {pid}\n  {}",
+            "\n{} ({role}) at {}, {place}\n  {}",
             instance.app,
             instance.address,
             match &instance.trouble {
@@ -196,7 +200,7 @@ fn status(front: &api::Front) -> String {
         if let Some(ms) = instance.lag_ms {
             write!(text, ", heard {ms} ms ago").ok();
         }
-        if !instance.fence {
+        if !instance.fence && instance.elsewhere.is_none() {
             text.push_str("\n  cannot be stopped by the front: only its death makes room");
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding, Class, Exec};
+use forebay_core::fleet::HostName;
 use forebay_shadow::front::Plan;
 use forebay_shadow::listen::{Listen, ListenError};
 use forebay_shadow::mode::Mode;
@@ -51,6 +52,8 @@ pub(crate) struct FrontConfig {
     pub(crate) instances: Vec<(AppId, Address)>,
     /// Groups of instances that Forebay does not start.
     pub(crate) groups: BTreeMap<AppId, PathBuf>,
+    /// The hosts of instances that others run.
+    pub(crate) elsewhere: BTreeMap<AppId, HostName>,
     pub(crate) user: String,
     pub(crate) connections_max: usize,
     pub(crate) patience: Duration,
@@ -155,6 +158,7 @@ impl FrontConfig {
         let instance = |(app, address): &(AppId, Address)| Instance {
             app: app.to_string(),
             address: address.clone(),
+            elsewhere: self.elsewhere.get(app).map(ToString::to_string),
         };
         Plan {
             name: self.name.to_string(),
@@ -252,6 +256,8 @@ fn resolve(
     if let (Some(mode), Some(listen)) = (&mode, &listen) {
         mode::check_addresses(mode, listen, &section, findings);
     }
+    let named = instances.as_ref().map(|given| &given.value);
+    let elsewhere = elsewhere(&mut section, named, apps, findings);
     let key = section.key("instances");
     // Servers that replicate are in step with each other; an image would take them back.
     let may_be_alone = matches!(mode, None | Some(Mode::Tcp | Mode::Http(_)));
@@ -259,7 +265,7 @@ fn resolve(
         if !(may_be_alone && has_image(&given.value, apps)) {
             expect_two(&given, &key, findings);
         }
-        members(given, &key, apps, taken, findings)
+        members(given, &key, (apps, &elsewhere), taken, findings)
     });
     let is_complete = members.is_some();
     let mut instances = members.unwrap_or_default();
@@ -323,6 +329,7 @@ fn resolve(
         mode: mode?,
         listen: listen?,
         groups: instances.iter().filter_map(group).collect(),
+        elsewhere,
         instances: is_complete.then_some(instances)?,
         user: user.map_or_else(|| USER.to_owned(), |user| user.value),
         connections_max: section
@@ -473,7 +480,7 @@ fn expect_two(given: &At<BTreeMap<String, String>>, key: &str, findings: &mut Fi
 fn members(
     given: At<BTreeMap<String, String>>,
     key: &str,
-    apps: &BTreeMap<AppId, App>,
+    (apps, elsewhere): (&BTreeMap<AppId, App>, &BTreeMap<AppId, HostName>),
     taken: &mut Taken,
     findings: &mut Findings<'_>,
 ) -> Vec<(AppId, Address)> {
@@ -490,13 +497,18 @@ fn members(
         let key = format!("{key}.{name}");
         let address = findings.keep(at, key.clone(), address(&text));
         let known = apps.iter().find(|(id, _)| id.as_str() == name);
+        let other = elsewhere.keys().find(|id| id.as_str() == name);
         let problem = match known {
+            None if other.is_some() => None,
             None => {
                 let names: Vec<&str> = apps.keys().map(AppId::as_str).collect();
                 Some(Problem::new(
                     format!("there is no app `{name}`"),
                     nearest(&name, &names).map_or_else(
-                        || "configure it under [apps]".to_owned(),
+                        || {
+                            "configure it under [apps], or name the host that runs it in `elsewhere`"
+                                .to_owned()
+                        },
                         |near| format!("did you mean `{near}`?"),
                     ),
                 ))
@@ -527,7 +539,52 @@ fn members(
             );
             findings.add(at, key, problem);
         }
-        members.extend(known.map(|(id, _)| (id.clone(), address)));
+        let id = known.map(|(id, _)| id).or(other);
+        members.extend(id.map(|id| (id.clone(), address)));
     }
     members
+}
+
+/// The instances that other hosts run, and which these are.
+fn elsewhere(
+    section: &mut Section,
+    instances: Option<&BTreeMap<String, String>>,
+    apps: &BTreeMap<AppId, App>,
+    findings: &mut Findings<'_>,
+) -> BTreeMap<AppId, HostName> {
+    let key = section.key("elsewhere");
+    let mut hosts = BTreeMap::new();
+    let Some(given) = section.take::<BTreeMap<String, String>>("elsewhere") else {
+        return hosts;
+    };
+    for (name, host) in given.value {
+        let key = format!("{key}.{name}");
+        let known = apps.keys().any(|id| id.as_str() == name);
+        let problem = if instances.is_none_or(|all| !all.contains_key(&name)) {
+            Some(Problem::new(
+                format!("`{name}` is not one of the instances"),
+                "name it with its address in `instances`, too",
+            ))
+        } else if known {
+            Some(Problem::new(
+                format!("app `{name}` is one of this host's"),
+                "leave it out here, or give the one that another host runs a name of its own",
+            ))
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            findings.add(given.at, key, problem);
+            continue;
+        }
+        let id = name.parse::<AppId>().map_err(|error| error.to_string());
+        let host = host.parse::<HostName>().map_err(|error| error.to_string());
+        match id.and_then(|id| Ok((id, host?))) {
+            Ok((id, host)) => {
+                hosts.insert(id, host);
+            }
+            Err(error) => findings.add(given.at, key, Problem::new(error, "write NAME = \"HOST\"")),
+        }
+    }
+    hosts
 }

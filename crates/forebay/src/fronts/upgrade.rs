@@ -240,8 +240,8 @@ impl Upgrades {
         let policy = answer
             .await
             .map_err(|_| "the control thread ended".to_owned())?;
-        let mut instances = next.instances.iter();
-        match instances.find(|(app, _)| !policy.apps.contains_key(app)) {
+        let mut here = (next.instances.iter()).filter(|(app, _)| !next.elsewhere.contains_key(app));
+        match here.find(|(app, _)| !policy.apps.contains_key(app)) {
             Some((app, _)) => Err(format!(
                 "its instance {app} is not known yet; `forebay reload` first"
             )),

@@ -176,6 +176,7 @@ fn instance(member: &MemberStatus) -> api::FrontInstance {
     api::FrontInstance {
         app: member.app.clone(),
         address: member.address.to_string(),
+        elsewhere: member.elsewhere.clone(),
         pid: member.pid,
         fence: member.fence,
         ready,

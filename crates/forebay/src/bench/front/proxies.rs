@@ -195,6 +195,7 @@ impl Front {
                 .map(|member| Instance {
                     app: app(*member),
                     address: Address::Tcp(loopback(member.port)),
+                    elsewhere: None,
                 })
                 .collect(),
             user: "nobody".to_owned(),

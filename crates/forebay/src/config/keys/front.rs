@@ -25,6 +25,11 @@ pub(super) const FRONT: &[Key] = &[
         "The apps that serve, two at least, each with the address at which the front reaches it",
     ),
     key(
+        "elsewhere",
+        Kind::TextMap,
+        "Those of the instances that other hosts run, each with its host's name",
+    ),
+    key(
         "primary",
         Kind::Text,
         "Which of them serves at the very beginning (default: the first by name)",

@@ -143,7 +143,7 @@ fn fronts_that_cannot_be_are_refused() {
     ];
     findings.extend((0..17).map(|n| {
         format!(
-            "f:10: fronts.w.instances.x{n:03}: there is no app `x{n:03}`; configure it under [apps]"
+            "f:10: fronts.w.instances.x{n:03}: there is no app `x{n:03}`; configure it under [apps], or name the host that runs it in `elsewhere`"
         )
     }));
     let findings: Vec<&str> = findings.iter().map(String::as_str).collect();
@@ -255,6 +255,39 @@ fn an_app_stands_behind_one_front() {
         ),
         &[
             "f:9: fronts.w: the front is itself the app `w.front`, and there is one of that name; rename that app or the front",
+        ],
+    );
+}
+
+#[test]
+fn instances_of_other_hosts_are_named_with_them() {
+    let front = |elsewhere: &str| {
+        format!(
+            "{APPS}[fronts.w]\nmode = \"tcp\"\nlisten = [\"127.0.0.1:1\"]\n\
+             instances = {{ a = \"127.0.0.1:2\", far = \"10.0.0.2:80\" }}\nelsewhere = {elsewhere}\n"
+        )
+    };
+    let config = config(&front("{ far = \"host-b\" }"));
+    let front_config = config.fronts.values().next().unwrap();
+    let plan = front_config.plan("/var/lib/forebay".as_ref());
+    let hosts: Vec<_> = plan
+        .instances
+        .iter()
+        .map(|one| one.elsewhere.as_deref())
+        .collect();
+    assert_eq!(hosts, [None, Some("host-b")]);
+    check(
+        &front("{ far = \"host-b\", a = \"host-b\", none = \"host-b\" }"),
+        &[
+            "f:11: fronts.w.elsewhere.a: app `a` is one of this host's; leave it out here, or give the one that another host runs a name of its own",
+            "f:11: fronts.w.elsewhere.none: `none` is not one of the instances; name it with its address in `instances`, too",
+        ],
+    );
+    check(
+        &front("{ far = \"-b\" }"),
+        &[
+            "f:10: fronts.w.instances.far: there is no app `far`; configure it under [apps], or name the host that runs it in `elsewhere`",
+            "f:11: fronts.w.elsewhere.far: `-b` is not a host name: use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit; write NAME = \"HOST\"",
         ],
     );
 }
