@@ -214,6 +214,8 @@ impl State {
                 cpus,
                 needed_at: now,
                 found: true,
+                beyond: 0,
+                had_before: 0,
             });
         }
         self.planner

@@ -35,7 +35,7 @@ use crate::demand::Demand;
 use crate::units::{Bytes, MilliCpu, Time};
 use ladder::{Ascent, Moves, Round, Skip, Strain, Tried, Turn};
 use relief::Learned;
-pub use rung::{Absence, Arrival, Effect, Headroom, Means, Offer, Rung};
+pub use rung::{Absence, Arrival, Cold, Effect, Headroom, Means, Offer, Rung};
 use trigger::{Constraint, Reading, Trigger, Watched, When};
 
 /// What an app has too little of.
@@ -155,10 +155,6 @@ pub struct Seen<'a> {
     pub demand: &'a Demand,
     /// CPUs' worth of processor time in its slice, as it is in force.
     pub cpus: f64,
-    /// CPUs of its own by the plan.
-    pub own: usize,
-    /// Processor time that the plan wants for it, with what it is given beyond its forecast.
-    pub wanted: MilliCpu,
     /// Whether its CPU set can be written.
     pub cpu_sets: bool,
     /// The memory that it may have; none where nobody can say.
@@ -166,7 +162,7 @@ pub struct Seen<'a> {
     /// Whose limit that is.
     pub memory_bound: MemoryBound,
     /// Memory of its own that is not in use and can go.
-    pub cold: Bytes,
+    pub cold: Cold,
     /// Share of errors among its answers, 0 to 1; none where nobody tells.
     pub errors: Option<f64>,
     /// Where it came from, where it was moved here.
@@ -228,15 +224,8 @@ impl Memory {
 
     /// An app could not be asked for memory: whoever waits for the effect of that waits in vain.
     pub fn refused_memory(&mut self, now: Time, giver: &AppId) {
-        let asks = |effect: &Effect| {
-            let from = match effect {
-                Effect::Reclaim(from) => Some(from),
-                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
-            };
-            from.is_some_and(|from| from.contains_key(giver))
-        };
         for held in self.apps.values_mut() {
-            held.ascent.refuse(now, asks);
+            held.ascent.refuse_giver(now, giver);
         }
     }
 
@@ -536,7 +525,7 @@ fn climb(
         Turn::Undo(rung, effect) => (rung, effect, Direction::Undo),
     };
     if turn == Direction::Take {
-        means.claim(&effect);
+        means.claim(seen, &effect);
     }
     steps.push(Step {
         app: seen.app.id.clone(),

@@ -227,6 +227,35 @@ pub struct Headroom {
     pub memory: Bytes,
 }
 
+/// Memory of one app that is not in use and can go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cold {
+    /// Page cache.
+    pub file: Bytes,
+    /// Anonymous memory, as far as it may swap.
+    pub anon: Bytes,
+    /// No more than this of both together, since the rest is its floor.
+    pub most: Bytes,
+}
+
+impl Cold {
+    /// What can go with so much free swap.
+    const fn within(&self, swap: Bytes) -> Bytes {
+        let anon = if self.anon.0 < swap.0 {
+            self.anon
+        } else {
+            swap
+        };
+        let all = self.file.saturating_add(anon);
+        if all.0 < self.most.0 { all } else { self.most }
+    }
+
+    /// What of that the kernel may write to swap: it chooses, and so perhaps anonymous memory first.
+    fn to_swap(self, bytes: Bytes) -> Bytes {
+        bytes.min(self.anon)
+    }
+}
+
 /// Where an app came from, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival<'a> {
@@ -247,8 +276,10 @@ pub struct Means<'a> {
     pub core: usize,
     /// Whether apps can be asked for memory.
     pub reclaim: bool,
+    /// Free swap that nobody was promised.
+    pub swap: Bytes,
     /// Memory of batch apps that is not in use and can go.
-    pub cold_batch: BTreeMap<AppId, Bytes>,
+    pub cold_batch: BTreeMap<AppId, Cold>,
     /// Apps that were asked in this period already, or are at it.
     pub asked: BTreeSet<AppId>,
     /// Whether any block device was measured.
@@ -280,14 +311,22 @@ impl Means<'_> {
     }
 
     /// Takes what was promised out of what is left.
-    pub(super) fn claim(&mut self, effect: &Effect) {
+    pub(super) fn claim(&mut self, seen: &Seen<'_>, effect: &Effect) {
         match effect {
             Effect::Whole | Effect::Move(_) => {}
             // However much that is beyond a forecast: a slice grows by a core.
             Effect::Widen(_) => {
                 self.spare_cpus = self.spare_cpus.saturating_sub(self.core.max(1));
             }
-            Effect::Reclaim(from) => self.asked.extend(from.keys().cloned()),
+            Effect::Reclaim(from) => {
+                for (app, bytes) in from {
+                    let own = (*app == seen.app.id).then_some(seen.cold);
+                    let cold = own.or_else(|| self.cold_batch.get(app).copied());
+                    let to_swap = cold.unwrap_or_default().to_swap(*bytes);
+                    self.swap = self.swap.saturating_sub(to_swap);
+                }
+                self.asked.extend(from.keys().cloned());
+            }
         }
     }
 
@@ -313,7 +352,7 @@ impl Means<'_> {
         Ok(Offer {
             relief: ((severity - after) / open).clamp(0.0, 1.0),
             cost: 0.02,
-            effect: Effect::Widen(beyond(seen, core)),
+            effect: Effect::Widen(more),
         })
     }
 
@@ -324,12 +363,15 @@ impl Means<'_> {
         if !self.reclaim {
             return Err(Absence::NoReclaim);
         }
-        let from = self.cold_batch.iter().filter(|(app, bytes)| {
-            **bytes >= RECLAIM_MIN && !self.asked.contains(*app) && **app != seen.app.id
-        });
-        let from: BTreeMap<AppId, Bytes> = from
-            .map(|(app, bytes)| (app.clone(), (*bytes).min(RECLAIM_MAX)))
-            .collect();
+        let mut swap = self.swap;
+        let mut from = BTreeMap::new();
+        for (app, cold) in &self.cold_batch {
+            let bytes = cold.within(swap).min(RECLAIM_MAX);
+            if bytes >= RECLAIM_MIN && !self.asked.contains(app) && *app != seen.app.id {
+                swap = swap.saturating_sub(cold.to_swap(bytes));
+                from.insert(app.clone(), bytes);
+            }
+        }
         if from.is_empty() {
             return Err(Absence::BatchHoldsNothingCold);
         }
@@ -344,10 +386,10 @@ impl Means<'_> {
         if !self.reclaim {
             return Err(Absence::NoReclaim);
         }
-        if seen.cold < RECLAIM_MIN || self.asked.contains(&seen.app.id) {
+        let bytes = seen.cold.within(self.swap).min(RECLAIM_MAX);
+        if bytes < RECLAIM_MIN || self.asked.contains(&seen.app.id) {
             return Err(Absence::HoldsNothingCold);
         }
-        let bytes = seen.cold.min(RECLAIM_MAX);
         Ok(Offer {
             relief: 0.4,
             cost: 0.08,
@@ -384,17 +426,4 @@ impl Means<'_> {
             effect: Effect::Move(host.clone()),
         })
     }
-}
-
-/// So much beyond what is wanted for an app that it gets a core more than it has. What it keeps for
-/// a while, above what is wanted, would else be all that it is given.
-fn beyond(seen: &Seen<'_>, core: usize) -> MilliCpu {
-    let cpus = |cpus: usize| MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
-    let more = cpus(core);
-    let own = cpus(seen.own);
-    if seen.wanted.0.saturating_add(more.0) > own.0 {
-        return more;
-    }
-    // To the middle of the next core, so that a little more or less demand leaves it there.
-    MilliCpu((own.0 + more.0 / 2).saturating_sub(seen.wanted.0))
 }

@@ -16,7 +16,7 @@ struct Case {
     app: App,
     demand: Demand,
     cpus: f64,
-    own: usize,
+    cold: Cold,
     arrival: Option<(String, Time)>,
 }
 
@@ -60,7 +60,7 @@ impl Case {
                 response_time: None,
             },
             cpus: 2.0,
-            own: 2,
+            cold: Cold::default(),
             arrival: None,
         }
     }
@@ -71,12 +71,10 @@ impl Case {
             app: &self.app,
             demand: &self.demand,
             cpus: self.cpus,
-            own: self.own,
-            wanted: self.demand.cpu_planned(),
             cpu_sets: true,
             memory: Some(Bytes::mib(1024)),
             memory_bound: MemoryBound::Host,
-            cold: Bytes(0),
+            cold: self.cold,
             errors: None,
             arrival: arrival.map(|(from, at)| Arrival { from, at: *at }),
         }
@@ -383,7 +381,7 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
             horizon: Duration::from_secs(1),
             apps: cases.iter().map(Case::seen).collect(),
             means: Means {
-                cold_batch: [(burn, Bytes::mib(300))].into(),
+                cold_batch: [(burn, page_cache(300))].into(),
                 ..means(time, 0)
             },
         };
@@ -396,9 +394,134 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
     // finds nobody, and comes later, when the first was answered.
     let first = asked.iter().find(|asks| !asks.is_empty()).unwrap();
     assert_eq!(*first, [("burn".to_owned(), Bytes::mib(256))]);
-    memory.refused_memory(at(2000), &"burn".parse().unwrap());
-    let held = &memory.apps[&cases[0].app.id];
-    assert_eq!(held.ascent.settling(), None, "it was refused");
+}
+
+/// Page cache that nobody uses.
+fn page_cache(mib: u64) -> Cold {
+    Cold {
+        file: Bytes::mib(mib),
+        anon: Bytes(0),
+        most: Bytes::mib(mib),
+    }
+}
+
+/// Anonymous memory that nobody uses.
+fn untouched(mib: u64) -> Cold {
+    Cold {
+        file: Bytes(0),
+        anon: Bytes::mib(mib),
+        most: Bytes::mib(mib),
+    }
+}
+
+/// What is asked for in the period in which critical apps that lack memory, each with so much of its
+/// own that is cold, are found constrained.
+fn asked_for(
+    own: Cold,
+    count: usize,
+    batch: &[(&str, Cold)],
+    swap_mib: u64,
+) -> (Vec<String>, Memory) {
+    let cases: Vec<Case> = (0..count)
+        .map(|number| {
+            let mut case = Case::new(&format!("app{number}"), Class::Critical, 0.1);
+            case.demand.memory_now.stalled = Some(0.2);
+            case.cold = own;
+            case
+        })
+        .collect();
+    let rules = acting();
+    let batch = batch
+        .iter()
+        .map(|(name, cold)| (name.parse().unwrap(), *cold));
+    let cold_batch: BTreeMap<AppId, Cold> = batch.collect();
+    let mut memory = Memory::default();
+    let mut asked = Vec::new();
+    for period in 0..=10 {
+        let time = at(period * 100);
+        let view = View {
+            time,
+            rules: &rules,
+            horizon: Duration::from_secs(1),
+            apps: cases.iter().map(Case::seen).collect(),
+            means: Means {
+                cold_batch: cold_batch.clone(),
+                swap: Bytes::mib(swap_mib),
+                ..means(time, 0)
+            },
+        };
+        let (decision, after) = decide(&view, &memory);
+        memory = after;
+        let asks = decision.asks().map(|(app, bytes)| format!("{app} {bytes}"));
+        asked = asks.collect();
+    }
+    (asked, memory)
+}
+
+#[test]
+fn free_swap_is_promised_once() {
+    let check = |own, count, batch: &[(&str, Cold)], swap_mib, expected: &[&str]| {
+        let (asked, _) = asked_for(own, count, batch, swap_mib);
+        assert_eq!(asked, expected, "{swap_mib} MiB of swap");
+    };
+    // Three apps that would each swap 100 MiB of their own.
+    let all = ["app0 100.0 MiB", "app1 100.0 MiB", "app2 100.0 MiB"];
+    check(untouched(100), 3, &[], 300, &all);
+    check(
+        untouched(100),
+        3,
+        &[],
+        150,
+        &["app0 100.0 MiB", "app1 50.0 MiB"],
+    );
+    check(untouched(100), 3, &[], 0, &[]);
+    check(page_cache(100), 3, &[], 0, &all);
+    // Of batch, within one rung as well.
+    let two = [("burn", untouched(100)), ("crunch", untouched(100))];
+    check(
+        untouched(100),
+        2,
+        &two,
+        150,
+        &["burn 100.0 MiB", "crunch 50.0 MiB"],
+    );
+    // The kernel may swap before it drops page cache.
+    let mixed = Cold {
+        file: Bytes::mib(100),
+        anon: Bytes::mib(100),
+        most: Bytes::mib(100),
+    };
+    check(mixed, 2, &[], 100, &["app0 100.0 MiB", "app1 100.0 MiB"]);
+    check(
+        untouched(100),
+        1,
+        &[("burn", mixed)],
+        100,
+        &["burn 100.0 MiB"],
+    );
+}
+
+#[test]
+fn one_that_cannot_be_asked_leaves_the_others_asked() {
+    let two = [("burn", page_cache(100)), ("crunch", page_cache(100))];
+    let (_, mut memory) = asked_for(Cold::default(), 1, &two, 0);
+    let app: AppId = "app0".parse().unwrap();
+    let settles = |memory: &Memory| {
+        let effects = memory.apps[&app].ascent.in_force();
+        let effects = effects.map(|(_, effect)| effect.to_string());
+        effects.collect::<Vec<_>>()
+    };
+    let burn = "burn".parse().unwrap();
+    // What is refused in another period was not asked for by this rung.
+    memory.refused_memory(at(900), &burn);
+    let both = " (100.0 MiB of burn, 100.0 MiB of crunch)";
+    assert_eq!(settles(&memory), [both]);
+    memory.refused_memory(at(1000), &burn);
+    assert_eq!(settles(&memory), [" (100.0 MiB of crunch)"]);
+    memory.refused_memory(at(1000), &"nobody".parse().unwrap());
+    assert_eq!(settles(&memory), [" (100.0 MiB of crunch)"]);
+    memory.refused_memory(at(1000), &"crunch".parse().unwrap());
+    assert_eq!(memory.apps[&app].ascent.settling(), None, "nobody is left");
 }
 
 #[test]
