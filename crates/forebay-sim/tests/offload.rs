@@ -76,6 +76,7 @@ impl World {
         let signal = Signal {
             requests_per_second: None,
             response_time_ms: Some(response_time_ms),
+            errors: None,
         };
         let signals = Signals {
             apps: [(self.web.clone(), signal)].into(),

@@ -307,6 +307,7 @@ fn begin_on(
         &published,
         standing,
         &tell_of,
+        &teller,
         fronts::Upgrades {
             file: args.config.clone(),
             facts: facts.clone(),

@@ -89,7 +89,7 @@ fn seen<'a>(
             anon: untouched,
             most: above_floor,
         },
-        errors: None,
+        errors: demand.usage.errors,
         arrival: None,
     }
 }

@@ -20,6 +20,7 @@ mod container_troubles;
 mod containers;
 mod disk;
 mod fronts;
+mod fronts_answers;
 mod fronts_life;
 mod http;
 mod images;
