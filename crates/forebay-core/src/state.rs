@@ -17,7 +17,7 @@ use crate::host::{Action, Host, Outcome, Watch};
 use crate::plan::{self, Plan, cpu, lack};
 use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
-use crate::snapshot::{AppSample, RunState, Snapshot};
+use crate::snapshot::{AppSample, Gap, RunState, Snapshot};
 use crate::steps::Steps;
 use crate::supervise::{Lives, Verdict};
 use crate::tick::Inputs;
@@ -143,6 +143,11 @@ impl State {
         self.host_memory = plan::HostMemory {
             available: snapshot.host.memory_available.as_ref().ok().copied(),
             swap_free: snapshot.host.swap_free.as_ref().ok().copied(),
+            compaction: match &snapshot.host.compaction {
+                Ok(compaction) => Some(*compaction),
+                Err(Gap::NotDue) => self.host_memory.compaction,
+                Err(Gap::Unsupported | Gap::Failed(_)) => None,
+            },
         };
         for (id, sample) in &snapshot.apps {
             let Some(app) = inputs.policy.apps.get(id) else {
@@ -344,6 +349,7 @@ impl State {
             app: app.clone(),
             bytes,
         }));
+        actions.extend(plan.offload.compacts().then_some(Action::Compact));
         for (id, sample) in &snapshot.apps {
             if !sample.strays.is_empty() && plan.slices.contains_key(id) {
                 actions.push(Action::Enter {

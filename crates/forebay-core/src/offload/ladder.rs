@@ -491,6 +491,13 @@ impl Ascent {
         self.bar(now, refused.rung);
     }
 
+    /// The host did not do what a rung that was taken in this period asked of it.
+    pub(super) fn refuse_rung(&mut self, now: Time, rung: Rung) {
+        if matches!(&self.stage, Stage::Settling(of) if of.rung == rung && of.at == now) {
+            self.refuse(now, |_| true);
+        }
+    }
+
     /// The host did not ask one app for memory, in this period: the others that were asked give all
     /// the same, and without others the rung is refused.
     pub(super) fn refuse_giver(&mut self, now: Time, giver: &AppId) {

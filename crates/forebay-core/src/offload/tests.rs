@@ -10,6 +10,7 @@ use crate::app::{Binding, Device, Match};
 use crate::demand::{Band, MemoryNow, Usage};
 use crate::io::IoRates;
 use crate::io_history::{DeviceUse, IoDemand, IoUse};
+use crate::snapshot::Compaction;
 
 /// One app and what it does.
 struct Case {
@@ -17,6 +18,7 @@ struct Case {
     demand: Demand,
     cpus: f64,
     cold: Cold,
+    divisible: Option<u32>,
     arrival: Option<(String, Time)>,
 }
 
@@ -61,6 +63,7 @@ impl Case {
             },
             cpus: 2.0,
             cold: Cold::default(),
+            divisible: None,
             arrival: None,
         }
     }
@@ -75,7 +78,8 @@ impl Case {
             memory: Some(Bytes::mib(1024)),
             memory_bound: MemoryBound::Host,
             cold: self.cold,
-            errors: None,
+            divisible: self.divisible,
+            errors: self.demand.usage.errors,
             arrival: arrival.map(|(from, at)| Arrival { from, at: *at }),
         }
     }
@@ -522,6 +526,141 @@ fn one_that_cannot_be_asked_leaves_the_others_asked() {
     assert_eq!(settles(&memory), [" (100.0 MiB of crunch)"]);
     memory.refused_memory(at(1000), &"crunch".parse().unwrap());
     assert_eq!(memory.apps[&app].ascent.settling(), None, "nobody is left");
+}
+
+#[test]
+fn scattered_free_memory_is_compacted_once_for_all() {
+    let compacted = |scattered, running, can| {
+        let mut cases = [
+            Case::new("a", Class::Critical, 0.1),
+            Case::new("b", Class::Critical, 0.1),
+        ];
+        for case in &mut cases {
+            case.demand.memory_now.stalled = Some(0.3);
+        }
+        let compaction = Compaction {
+            scattered,
+            number: 0,
+            running,
+        };
+        let rules = acting();
+        let mut memory = Memory::default();
+        let mut decision = Decision::default();
+        for period in 0..=10 {
+            let time = at(period * 100);
+            let view = View {
+                time,
+                rules: &rules,
+                horizon: Duration::from_secs(1),
+                apps: cases.iter().map(Case::seen).collect(),
+                means: Means {
+                    compaction: Some(compaction).filter(|_| can),
+                    ..means(time, 0)
+                },
+            };
+            (decision, memory) = decide(&view, &memory);
+        }
+        let why = decision.climbs[&cases[1].app.id].skipped[0].clone();
+        let taken = decision.steps.iter().map(|step| step.app.to_string());
+        let taken = taken.collect::<Vec<_>>();
+        assert_eq!(decision.compacts(), !taken.is_empty());
+        // Whoever counts on it hears when it was not asked for.
+        memory.refused_compaction(at(1000));
+        let settling = memory
+            .apps
+            .values()
+            .filter_map(|held| held.ascent.settling());
+        assert_eq!(settling.count(), 0);
+        (taken, why)
+    };
+    let absent = |why| (Rung::Compact, Skip::Absent(why));
+    let one = vec!["a".to_owned()];
+    assert_eq!(
+        compacted(500, false, true),
+        (one, absent(Absence::Compacting))
+    );
+    let none = Vec::new();
+    assert_eq!(
+        compacted(499, false, true),
+        (none.clone(), absent(Absence::NotScattered))
+    );
+    assert_eq!(
+        compacted(900, true, true),
+        (none.clone(), absent(Absence::Compacting))
+    );
+    assert_eq!(
+        compacted(900, false, false),
+        (none, absent(Absence::NoCompaction))
+    );
+}
+
+#[test]
+fn files_move_although_it_waits_where_that_is_tried() {
+    let mut case = Case::new("web", Class::Critical, 0.1);
+    case.demand.io_use.stalled = Some(0.5);
+    let cases = [case];
+    let run = |tiered| {
+        let rules = acting();
+        let mut memory = Memory::default();
+        let mut told = Vec::new();
+        for period in 0..400 {
+            let time = at(period * 100);
+            // It helps by half, and then it is tried no more.
+            let mut helped = cases[0].demand.clone();
+            helped.io_use.stalled = Some(0.35);
+            let mut view = View {
+                time,
+                rules: &rules,
+                horizon: Duration::from_secs(1),
+                apps: cases.iter().map(Case::seen).collect(),
+                means: Means {
+                    tiered,
+                    ..means(time, 0)
+                },
+            };
+            if period > 10 {
+                view.apps[0].demand = &helped;
+            }
+            let (decision, after) = decide(&view, &memory);
+            memory = after;
+            for step in &decision.steps {
+                told.push((period, step.rung, step.turn));
+            }
+            let climb = decision.climbs.get(&cases[0].app.id);
+            let moves = climb.is_some_and(Climb::moves_files);
+            assert_eq!(moves, tiered && period >= 10, "{period}");
+            if let Some(climb) = climb.filter(|_| period == 399) {
+                let absent = if tiered {
+                    Absence::FilesMove
+                } else {
+                    Absence::NoTier
+                };
+                let expected = (Rung::PromoteTier, Skip::Absent(absent));
+                assert!(climb.skipped.contains(&expected), "{:?}", climb.skipped);
+            }
+        }
+        told
+    };
+    assert_eq!(run(true), [(10, Rung::PromoteTier, Direction::Take)]);
+    assert_eq!(run(false), []);
+}
+
+#[test]
+fn errors_among_answers_are_a_constraint() {
+    let mut case = Case::new("web", Class::Standard, 1.9);
+    case.demand.usage.errors = Some(0.02);
+    let decisions = run(&[case], &acting(), &mut Memory::default(), 0, 11, 0);
+    let climb = decisions[10].climbs.values().next().unwrap();
+    let errors = climb
+        .constraints
+        .iter()
+        .find(|of| of.watched.sign == Sign::Errors);
+    let errors = errors.unwrap();
+    assert_eq!(
+        errors.to_string(),
+        "it has 2.0% of errors among its answers, more than 1.0%, for 1.0 s"
+    );
+    assert_eq!(errors.bottleneck, Some(Bottleneck::Cpu));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::io::{self, Ppm};
 use super::{Plan, Situation, reclaim};
 use crate::app::{App, AppId, Class};
 use crate::demand::Demand;
@@ -28,7 +29,8 @@ pub(super) fn decide(
     let apps = plan.slices.iter().filter_map(|(id, slice)| {
         let app = policy.apps.get(id)?;
         let demand = situation.demands.get(id)?;
-        Some(seen(situation, app, demand, slice))
+        let divisible = io::divisible(situation, &plan.io, id);
+        Some(seen(situation, app, demand, slice, divisible))
     });
     let swap = situation.host.swap_free.unwrap_or(Bytes(0));
     let batch = reclaim::apps(situation, Class::Batch);
@@ -54,6 +56,11 @@ pub(super) fn decide(
             cold_batch: cold_batch.collect(),
             asked: asked.chain(at_it).cloned().collect::<BTreeSet<_>>(),
             devices: !policy.devices.is_empty(),
+            tiered: policy.tiered,
+            compaction: situation
+                .host
+                .compaction
+                .filter(|_| situation.capabilities.compact),
             fleet: None,
         },
     };
@@ -65,6 +72,7 @@ fn seen<'a>(
     app: &'a App,
     demand: &'a Demand,
     slice: &Slice,
+    divisible: Option<Ppm>,
 ) -> Seen<'a> {
     let all = situation.topology.cpu_set();
     let placed = situation.placed.get(&app.id).copied().unwrap_or_default();
@@ -89,6 +97,7 @@ fn seen<'a>(
             anon: untouched,
             most: above_floor,
         },
+        divisible: divisible.map(|room| room.0 / 10_000),
         errors: demand.usage.errors,
         arrival: None,
     }

@@ -373,6 +373,7 @@ mod tests {
                 host: HostMemory {
                     available: Some(Bytes::mib(available_mib)),
                     swap_free: Some(Bytes::mib(swap_mib)),
+                    compaction: None,
                 },
             }
         }

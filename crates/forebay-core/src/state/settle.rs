@@ -41,6 +41,10 @@ impl State {
                     }
                     self.note_failure(inputs, action, outcome);
                 }
+                Action::Compact => {
+                    self.refuse_compaction(inputs, outcome);
+                    self.note_failure(inputs, action, outcome);
+                }
                 Action::Enter { .. }
                 | Action::Succeed { .. }
                 | Action::Freeze { .. }
