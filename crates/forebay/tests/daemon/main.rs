@@ -29,6 +29,7 @@ mod input;
 mod kernel;
 mod lifecycle;
 mod mistakes;
+mod offload;
 mod outlook;
 mod owners;
 mod place;
