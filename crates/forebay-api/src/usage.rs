@@ -21,7 +21,7 @@ pub struct Usage {
     /// Sent over the network, loopback left out.
     #[serde(default)]
     pub sent_bytes_per_second: Option<f64>,
-    /// Requests served, per second; `null` unless told lately, by a push or its metrics.
+    /// Requests served, per second; `null` unless told lately, by a push, its metrics or its front.
     #[serde(default)]
     pub requests_per_second: Option<f64>,
     /// Time until a request is answered, in milliseconds; `null` unless told lately.

@@ -465,6 +465,8 @@ pub struct Policy {
     pub apps: BTreeMap<AppId, App>,
     /// Block devices that the user had measured, with what they can do.
     pub devices: BTreeMap<Device, DeviceCapability>,
+    /// Whether there are tiered directories, whose files move by their heat.
+    pub tiered: bool,
     /// What counts as a constraint, and what is done about it.
     pub offload: offload::Rules,
 }
@@ -490,6 +492,7 @@ impl Default for Policy {
             on_stop: OnStop::Keep,
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),
+            tiered: false,
             offload: offload::Rules::default(),
         }
     }

@@ -248,6 +248,9 @@ pub struct Usage {
     pub requests: Option<f64>,
     /// Time until a request is answered, in milliseconds; absent where nobody tells.
     pub response_time: Option<f64>,
+    /// Share of errors among answers, 0 to 1; absent where nobody tells.
+    #[serde(default)]
+    pub errors: Option<f64>,
 }
 
 /// What an app that declares nothing probably needs: as others of its class.
@@ -364,6 +367,7 @@ impl History {
             sent: network.map(|rates| rates.sent),
             requests: signal.requests_per_second,
             response_time: signal.response_time_ms,
+            errors: signal.errors,
         };
         self.last = Some(counters);
         if let Some(stalled) = self.usage.cpu_stalled {

@@ -64,6 +64,9 @@ pub enum Action {
         /// How much.
         bytes: Bytes,
     },
+    /// Have the kernel bring free memory together. Done when it was asked: that takes a while, and
+    /// [`HostSample::compaction`](crate::snapshot::HostSample::compaction) shows whether it is at it.
+    Compact,
     /// Put one app back as it was found: knobs to their original values, processes to
     /// their original groups.
     Release {
@@ -116,9 +119,10 @@ impl Action {
     #[must_use]
     pub const fn app(&self) -> Option<&AppId> {
         Some(match self {
-            Self::Interrupts { .. } | Self::CostModel { .. } | Self::WatchMemory { .. } => {
-                return None;
-            }
+            Self::Interrupts { .. }
+            | Self::CostModel { .. }
+            | Self::WatchMemory { .. }
+            | Self::Compact => return None,
             Self::Start { app } | Self::Succeed { app } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
@@ -139,6 +143,7 @@ impl fmt::Display for Action {
             Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
             Self::Set { app, setting } => write!(f, "{app}: {setting}"),
             Self::Reclaim { app, bytes } => write!(f, "reclaim {bytes} of {app}"),
+            Self::Compact => f.write_str("compact memory"),
             Self::Release { app } => write!(f, "release {app}"),
             Self::Freeze { app } => write!(f, "freeze {app}"),
             Self::Thaw { app } => write!(f, "thaw {app}"),
@@ -183,6 +188,8 @@ pub struct Capabilities {
     pub knobs: Vec<Knob>,
     /// Whether an app can be made to give memory back.
     pub reclaim: bool,
+    /// Whether the kernel can be asked to bring free memory together.
+    pub compact: bool,
     /// Whether the kernel can be told what requests to a device cost.
     pub cost_models: bool,
     /// Those knobs that the owner of an app's group has no way to set.

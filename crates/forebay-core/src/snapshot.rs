@@ -107,6 +107,17 @@ pub enum ReclaimState {
     Failed,
 }
 
+/// How the free memory of a host lies, and who brings it together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// What of free memory lies in pieces smaller than a huge page, in permille.
+    pub scattered: u32,
+    /// How often the kernel was asked to bring it together.
+    pub number: u64,
+    /// Whether it is at it.
+    pub running: bool,
+}
+
 /// Bringing an app's pages to other NUMA nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageMove {
@@ -261,6 +272,8 @@ pub struct HostSample {
     pub swap_free: Reading<Bytes>,
     /// Whose accesses to memory are watched.
     pub memory_watch: Reading<MemoryWatch>,
+    /// How free memory lies; read once in a while.
+    pub compaction: Reading<Compaction>,
 }
 
 /// Whose accesses to memory the kernel watches (DAMON), which has one user on a host.

@@ -193,7 +193,7 @@ impl LinuxHost {
                 self.announce_reclaim(app)?;
                 Ok(None)
             }
-            Action::Release { .. } | Action::Kill { .. } => Ok(None),
+            Action::Release { .. } | Action::Kill { .. } | Action::Compact => Ok(None),
         }
     }
 
@@ -332,6 +332,7 @@ impl LinuxHost {
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
             Action::Reclaim { app, bytes } => self.reclaim(app, *bytes),
+            Action::Compact => self.compact(),
             Action::Release { app } => self.release(app),
             Action::Freeze { app } => self.freeze(app),
             Action::Thaw { app } => self.thaw(app),

@@ -14,6 +14,7 @@ use forebay_core::topology::Topology;
 use crate::Roots;
 use crate::app_meters::Meters;
 use crate::checkpoint::{self, Restoring};
+use crate::compaction::Compactor;
 use crate::cost;
 use crate::damon::{self, Damon};
 use crate::error::HostError;
@@ -93,6 +94,7 @@ pub struct LinuxHost {
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
     pub(crate) reclaimer: Reclaimer,
+    pub(crate) compactor: Option<Compactor>,
     pub(crate) pages: PageMover,
     pub(crate) owners: Owners,
     /// The weight of the group that holds all apps, once it was written.
@@ -237,7 +239,9 @@ impl LinuxHost {
             parents.get(index).map(PathBuf::as_path)
         });
         let costs = cost::Models::open(&hierarchies, ledger.state(), roots);
+        let compactor = Compactor::open(&roots.proc, &roots.sys);
         let mut capabilities = Capabilities {
+            compact: compactor.is_some(),
             reclaim: reclaim_way.is_some(),
             cost_models: costs.is_some(),
             ..ways.capabilities(first_disk(&roots.sys))
@@ -270,6 +274,7 @@ impl LinuxHost {
             damon: Damon::open(&options.roots),
             reclaim_way,
             reclaimer: Reclaimer::default(),
+            compactor,
             pages: PageMover::default(),
             owners: Owners::new(options.owners.clone()),
             options,

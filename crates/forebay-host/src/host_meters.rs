@@ -19,6 +19,7 @@ impl LinuxHost {
             cost_models: Err(Gap::Unsupported),
             swap_free: Err(Gap::Unsupported),
             memory_watch: Err(Gap::Unsupported),
+            compaction: Err(Gap::Unsupported),
         };
         if let Some(reader) = &self.host_stat {
             match reader.read(&mut self.buffer) {

@@ -19,6 +19,7 @@ mod app_meters;
 mod apply;
 mod blkstat;
 pub mod checkpoint;
+mod compaction;
 pub mod cost;
 mod damon;
 pub mod discover;

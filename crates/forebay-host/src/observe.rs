@@ -48,6 +48,13 @@ impl LinuxHost {
         }
         self.scan_when_due(watch);
         let mut host = self.look_at_host();
+        if let Some(compactor) = &self.compactor {
+            host.compaction = if compactor.is_due(watch.period) {
+                compactor.look(&mut self.buffer)
+            } else {
+                Err(Gap::NotDue)
+            };
+        }
         if let Some(interrupts) = &mut self.interrupts {
             let thorough = watch.period.is_multiple_of(OTHERS_ROTATION);
             host.interrupts = Ok(interrupts.look(thorough));

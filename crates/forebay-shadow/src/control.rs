@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
 
+use crate::answers::Answers;
 use crate::fence::Hierarchy;
 use crate::status::{Status, Transition};
 use crate::succession::Inheritance;
@@ -92,6 +93,8 @@ pub enum Request {
     },
     /// What was counted.
     Counters,
+    /// How long the primary took to answer.
+    Answers,
     /// Another process is to take this one's place: [`crate::succession`].
     Succeed {
         /// The user that it runs as.
@@ -115,6 +118,13 @@ pub enum Answer {
     Status(Box<Status>),
     /// What was counted.
     Counters(Counts),
+    /// How long the primary took to answer.
+    Answers {
+        /// The app that it is.
+        app: String,
+        /// Since this process of the front began.
+        answers: Answers,
+    },
     /// What a successor gets; the descriptors that are named in it follow.
     Inheritance(Box<Inheritance>),
     /// Descriptors that belong to it, in the order in which they are named.

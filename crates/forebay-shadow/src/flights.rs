@@ -11,10 +11,14 @@ use forebay_core::shadow::promotion::Slot;
 
 use tokio::sync::Notify;
 
+use crate::answers::{Answers, Kind};
 use crate::latency::Latency;
 
 /// Routes whose latency is learnt by itself.
 pub const ROUTES_MAX: usize = 64;
+
+/// The route of what a front asks by itself.
+pub const OWN: &str = "own";
 
 /// What is learnt of requests of one kind.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ struct Route {
     turn: usize,
     /// When it was asked for last, if it gives way to others that are.
     used: Option<u64>,
+    /// No client asked: its answers say nothing of what clients get.
+    own: bool,
 }
 
 /// A request that was sent to an instance.
@@ -39,6 +45,8 @@ struct Flight {
     grace: Duration,
     /// It is under way, and nobody waits for a byte of it.
     rests: bool,
+    /// What its answer is, as far as that is known.
+    kind: Kind,
 }
 
 /// Who waits for a byte and gives the most reason for doubt.
@@ -80,6 +88,8 @@ struct Table {
     /// Questions for a route so far.
     asked: u64,
     slots: Vec<Counted>,
+    /// What each instance answered to clients.
+    answers: Vec<Answers>,
 }
 
 /// What is kept of each instance.
@@ -148,6 +158,7 @@ impl Flights {
             heard: began,
             grace: Duration::ZERO,
             rests: false,
+            kind: Kind::Answer,
         });
         table.counted(slot).flights += 1;
         // Nothing but a load, unless somebody waits for it.
@@ -223,6 +234,13 @@ impl Flights {
         table.slots.get(slot).map_or(0, |counted| counted.flights)
     }
 
+    /// What an instance has answered to clients since the front began.
+    #[must_use]
+    pub fn answers(&self, slot: Slot) -> Answers {
+        let table = self.lock();
+        table.answers.get(slot).cloned().unwrap_or_default()
+    }
+
     /// A table is consistent between any two statements under its lock.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -233,6 +251,7 @@ impl Table {
     fn route(&mut self, name: &str, stays: Stays) -> usize {
         self.asked += 1;
         let used = (stays == Stays::WhileUsed).then_some(self.asked);
+        let own = stays == Stays::Always && name == OWN;
         let known = self.routes.iter().position(|route| route.name == name);
         let place = known.unwrap_or_else(|| self.place());
         match self.routes.get_mut(place) {
@@ -245,6 +264,7 @@ impl Table {
                     latency: Latency::default(),
                     turn: route.turn + 1,
                     used,
+                    own,
                 }
             }
             None => self.routes.push(Route {
@@ -252,6 +272,7 @@ impl Table {
                 latency: Latency::default(),
                 turn: 0,
                 used,
+                own,
             }),
         }
         let turn = self.routes.get(place).map_or(0, |route| route.turn);
@@ -291,9 +312,19 @@ impl Table {
 
     /// The time that an answer took.
     fn learn(&mut self, flight: &Flight, now: Instant) {
-        if let Some(route) = self.route_mut(flight.route) {
-            let took = now.saturating_duration_since(flight.began);
-            route.latency.add(took);
+        let took = now.saturating_duration_since(flight.began);
+        let own = match self.route_mut(flight.route) {
+            Some(route) => {
+                route.latency.add(took);
+                route.own
+            }
+            None => false,
+        };
+        if !own {
+            if self.answers.len() <= flight.slot {
+                self.answers.resize(flight.slot + 1, Answers::default());
+            }
+            self.answers[flight.slot].add(took, flight.kind);
         }
     }
 
@@ -345,6 +376,14 @@ impl Ticket<'_> {
             let now = Instant::now();
             table.counted(flight.slot).heard = Some(now);
             table.learn(&flight, now);
+        }
+    }
+
+    /// The answer is an error of the instance.
+    pub(crate) fn failed(&self) {
+        let mut table = self.flights.lock();
+        if let Some(Some(flight)) = table.flights.get_mut(self.place) {
+            flight.kind = Kind::Error;
         }
     }
 
@@ -411,6 +450,25 @@ mod tests {
         let again = flights.begin(0, route);
         assert_eq!(flights.lock().flights.len(), 2, "places are used again");
         drop(again);
+    }
+
+    #[test]
+    fn what_clients_are_answered_is_counted_by_instance() {
+        let flights = Flights::default();
+        let (route, own) = (flights.passing_route("/"), flights.route(OWN));
+        flights.begin(1, route).answered();
+        flights.begin(1, route).complete();
+        let failed = flights.begin(1, route);
+        failed.failed();
+        failed.answered();
+        // Nobody answered that, and nobody asked this.
+        drop(flights.begin(1, route));
+        flights.begin(1, own).answered();
+        let of = |slot| {
+            let answers = flights.answers(slot);
+            (answers.count(), answers.errors())
+        };
+        assert_eq!((of(0), of(1), of(2)), ((0, 0), (3, 1), (0, 0)));
     }
 
     #[test]

@@ -623,6 +623,14 @@ impl Desk {
                 let own = counts(&self.board, &self.plan, &self.room);
                 Answer::Counters(self.board.followers.add_to(own))
             }
+            Request::Answers => {
+                let primary = self.board.routing().primary;
+                let app = self.plan.instances.get(primary);
+                Answer::Answers {
+                    app: app.map_or_else(String::new, |instance| instance.app.clone()),
+                    answers: self.board.flights.answers(primary),
+                }
+            }
             Request::Certificate(pem) => done(self.service.renew(&pem)),
             Request::Succeed { .. } | Request::Succeeded => {
                 Answer::Refused("that was not to be asked here".to_owned())

@@ -81,12 +81,18 @@ impl Latency {
             above += self.weights.get(*place).copied().unwrap_or(0.0);
             above > beyond
         })?;
-        let steps = i32::try_from(place).unwrap_or(i32::MAX);
-        Some(FIRST.mul_f64(GROWTH.powi(steps)))
+        Some(bound(place))
     }
 }
 
-fn bucket(time: Duration) -> usize {
+/// Where a bucket ends.
+pub(crate) fn bound(place: usize) -> Duration {
+    let steps = i32::try_from(place).unwrap_or(i32::MAX);
+    FIRST.mul_f64(GROWTH.powi(steps))
+}
+
+/// The bucket of a time.
+pub(crate) fn bucket(time: Duration) -> usize {
     let mut bound = FIRST.as_secs_f64();
     let seconds = time.as_secs_f64();
     let mut place = 0;

@@ -5,6 +5,7 @@
 //! do to control groups is in the descriptors that the daemon hands over ([`fence`]), so that it
 //! fails over while the daemon is away, and outlives it.
 
+pub mod answers;
 pub mod control;
 mod director;
 mod epoch;

@@ -385,6 +385,7 @@ impl SimHost {
                 Action::Enter { app, pids } => self.enter(app, pids),
                 Action::Set { app, setting } => self.set(app, *setting),
                 Action::Reclaim { app, bytes } => self.ask_for_memory(app, *bytes),
+                Action::Compact => Err("its free memory is never scattered".to_owned()),
                 Action::Release { app } => self.release(app),
                 Action::Freeze { app } => self.slice_of(app).map(|slice| slice.frozen = true),
                 Action::Thaw { app } => self.slice_of(app).map(|slice| slice.frozen = false),
@@ -773,6 +774,7 @@ impl Host for SimHost {
             cost_models: Ok(self.cost_models.clone()),
             swap_free: self.reading("/proc/meminfo", swap_free),
             memory_watch: Ok(self.memory_watch.clone()),
+            compaction: Err(Gap::Unsupported),
         };
         Snapshot {
             time: watch.time,

@@ -76,6 +76,7 @@ impl World {
         let signal = Signal {
             requests_per_second: None,
             response_time_ms: Some(response_time_ms),
+            errors: None,
         };
         let signals = Signals {
             apps: [(self.web.clone(), signal)].into(),
@@ -152,13 +153,13 @@ const STORY: &[&str] = &[
     "23.0 offload: give it more CPUs (1.00 CPU), since an answer of it takes 900.0 ms, more than 500.0 ms, for 3.0 s",
     "23.1 3 CPUs of its own",
     "88.1 offload, taken back: give it more CPUs (1.00 CPU)",
-    "93.1 2 CPUs of its own",
-    "96.2 offload: give it more CPUs (1.00 CPU), since an answer of it takes 900.0 ms, more than 500.0 ms, for 3.0 s",
-    "96.3 3 CPUs of its own",
-    "221.3 offload, taken back: give it more CPUs (1.00 CPU)",
-    "226.3 2 CPUs of its own",
-    "229.4 offload: give it more CPUs (1.00 CPU), since an answer of it takes 900.0 ms, more than 500.0 ms, for 3.0 s",
-    "229.5 3 CPUs of its own",
+    "88.2 2 CPUs of its own",
+    "91.3 offload: give it more CPUs (1.00 CPU), since an answer of it takes 900.0 ms, more than 500.0 ms, for 3.0 s",
+    "91.4 3 CPUs of its own",
+    "216.4 offload, taken back: give it more CPUs (1.00 CPU)",
+    "216.5 2 CPUs of its own",
+    "219.6 offload: give it more CPUs (1.00 CPU), since an answer of it takes 900.0 ms, more than 500.0 ms, for 3.0 s",
+    "219.7 3 CPUs of its own",
 ];
 
 fn seconds(report: &TickReport) -> f64 {

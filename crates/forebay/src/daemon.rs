@@ -13,6 +13,7 @@ use std::time::Duration;
 use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
+use forebay_core::offload::Climb;
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
 use forebay_forecast::lstm::Weights;
@@ -307,6 +308,7 @@ fn begin_on(
         &published,
         standing,
         &tell_of,
+        &teller,
         fronts::Upgrades {
             file: args.config.clone(),
             facts: facts.clone(),
@@ -529,7 +531,10 @@ impl Running {
         };
         let report = &published.report;
         let waits = self.courtesy.step(report.time.monotonic, waiting(report));
-        self.movers.hold(waits || report.paused);
+        // It may wait because its files are on the slow side: a ladder tries that, and measures.
+        let climbs = report.apps.values().filter_map(|app| app.offload.as_ref());
+        let tried = climbs.into_iter().any(Climb::moves_files);
+        self.movers.hold((waits && !tried) || report.paused);
     }
 
     async fn end(self) -> Result<ExitCode, Error> {

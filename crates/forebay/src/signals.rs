@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::AppId;
-use forebay_core::signals::{Board, Signal, Signals};
+use forebay_core::signals::{Board, Signals, Told};
 
 /// A new board: for those who tell, and for the control thread.
 pub(crate) fn board() -> (Teller, Listener) {
@@ -38,9 +38,9 @@ pub(crate) struct Teller(Arc<Shared>);
 impl Teller {
     /// Tells signals of an app, each of which stands for some time from now on. Says whether
     /// there was room for another app.
-    pub(crate) fn tell(&self, stands: Duration, app: &AppId, signal: Signal) -> bool {
+    pub(crate) fn tell(&self, stands: Duration, app: &AppId, told: Told) -> bool {
         let mut board = self.0.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.tell(self.0.origin.elapsed(), stands, app, signal)
+        board.tell(self.0.origin.elapsed(), stands, app, told)
     }
 }
 
@@ -67,6 +67,8 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
+    use forebay_core::signals::Signal;
+
     use super::*;
 
     #[test]
@@ -76,17 +78,19 @@ mod tests {
         let signal = |requests| Signal {
             requests_per_second: Some(requests),
             response_time_ms: None,
+            errors: None,
         };
+        let told = |requests| Told::by_app(signal(requests));
         let hour = Duration::from_secs(3600);
-        assert!(teller.tell(hour, &web, signal(1.0)));
+        assert!(teller.tell(hour, &web, told(1.0)));
         assert_eq!(listener.now().of(&web), signal(1.0));
-        assert!(teller.tell(hour, &web, signal(2.0)));
+        assert!(teller.tell(hour, &web, told(2.0)));
         let writing = Arc::clone(&teller.0);
         let writing = writing.board.lock().unwrap();
         assert_eq!(listener.now().of(&web), signal(1.0));
         drop(writing);
         assert_eq!(listener.now().of(&web), signal(2.0));
-        assert!(teller.tell(Duration::ZERO, &web, signal(3.0)));
+        assert!(teller.tell(Duration::ZERO, &web, told(3.0)));
         assert_eq!(listener.now().of(&web), Signal::default());
     }
 }

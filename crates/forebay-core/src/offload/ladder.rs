@@ -249,7 +249,8 @@ impl Moves {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ascent {
     stage: Stage,
-    /// What is in force, in the order in which it was taken.
+    /// What helped, in the order in which it was taken: what is in force, and what cannot be taken
+    /// back and was done within the last hour, which counts to [`REPEATS_MAX`] and nothing else.
     kept: Vec<Kept>,
     bars: BTreeMap<Rung, Bar>,
     tried: VecDeque<Tried>,
@@ -270,6 +271,14 @@ struct Kept {
     effect: Effect,
     /// The lack that it is against.
     against: Bottleneck,
+    at: Time,
+}
+
+impl Kept {
+    /// Whether it is more than a mark that it was done.
+    const fn is_in_force(&self) -> bool {
+        self.rung.can_be_undone()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -452,12 +461,13 @@ impl Ascent {
         } = settled;
         if helped {
             self.bars.remove(&rung);
-            // Of what cannot be taken back, nothing is in force.
-            if rung.can_be_undone() {
+            // Moves have a budget of their own.
+            if rung != Rung::Move {
                 self.kept.push(Kept {
                     rung,
                     effect,
                     against,
+                    at: round.now,
                 });
             }
             return None;
@@ -479,6 +489,33 @@ impl Ascent {
         self.stage = Stage::Seeking;
         self.note(&refused, None, None, Verdict::Refused);
         self.bar(now, refused.rung);
+    }
+
+    /// The host did not do what a rung that was taken in this period asked of it.
+    pub(super) fn refuse_rung(&mut self, now: Time, rung: Rung) {
+        if matches!(&self.stage, Stage::Settling(of) if of.rung == rung && of.at == now) {
+            self.refuse(now, |_| true);
+        }
+    }
+
+    /// The host did not ask one app for memory, in this period: the others that were asked give all
+    /// the same, and without others the rung is refused.
+    pub(super) fn refuse_giver(&mut self, now: Time, giver: &AppId) {
+        let Stage::Settling(settling) = &mut self.stage else {
+            return;
+        };
+        // A rung of an earlier period has had what it asked of that app.
+        let Effect::Reclaim(from) = &mut settling.effect else {
+            return;
+        };
+        if settling.at != now || !from.contains_key(giver) {
+            return;
+        }
+        if from.len() > 1 {
+            from.remove(giver);
+        } else {
+            self.refuse(now, |_| true);
+        }
     }
 
     fn note(&mut self, of: &Settling, after: Option<f64>, relief: Option<f64>, verdict: Verdict) {
@@ -533,12 +570,17 @@ impl Ascent {
             let since = self.calm_since.get(bottleneck);
             since.is_some_and(|since| round.now.since(*since) >= descent)
         };
+        self.kept.retain(|kept| {
+            let lately = round.now.since(kept.at) < BAR_MAX;
+            kept.is_in_force() || lately && !calm(&kept.against)
+        });
         let mut kept = self.kept.iter();
         let place = kept.rposition(|kept| calm(&kept.against))?;
         let Kept {
             rung,
             effect,
             against,
+            ..
         } = self.kept.remove(place);
         self.calm_since.insert(against, round.now);
         self.let_go = Some((against, round.now));
@@ -559,8 +601,8 @@ impl Ascent {
             Stage::Settling(settling) => Some((settling.rung, &settling.effect)),
             Stage::Calm | Stage::Seeking => None,
         };
-        let kept = self.kept.iter().map(|kept| (kept.rung, &kept.effect));
-        kept.chain(settling)
+        let kept = self.kept.iter().filter(|kept| kept.is_in_force());
+        kept.map(|kept| (kept.rung, &kept.effect)).chain(settling)
     }
 
     /// The rung that is being measured.

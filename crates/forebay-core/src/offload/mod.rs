@@ -35,7 +35,7 @@ use crate::demand::Demand;
 use crate::units::{Bytes, MilliCpu, Time};
 use ladder::{Ascent, Moves, Round, Skip, Strain, Tried, Turn};
 use relief::Learned;
-pub use rung::{Absence, Arrival, Effect, Headroom, Means, Offer, Rung};
+pub use rung::{Absence, Arrival, Cold, Effect, Headroom, Means, Offer, Rung};
 use trigger::{Constraint, Reading, Trigger, Watched, When};
 
 /// What an app has too little of.
@@ -155,10 +155,6 @@ pub struct Seen<'a> {
     pub demand: &'a Demand,
     /// CPUs' worth of processor time in its slice, as it is in force.
     pub cpus: f64,
-    /// CPUs of its own by the plan.
-    pub own: usize,
-    /// Processor time that the plan wants for it, with what it is given beyond its forecast.
-    pub wanted: MilliCpu,
     /// Whether its CPU set can be written.
     pub cpu_sets: bool,
     /// The memory that it may have; none where nobody can say.
@@ -166,7 +162,10 @@ pub struct Seen<'a> {
     /// Whose limit that is.
     pub memory_bound: MemoryBound,
     /// Memory of its own that is not in use and can go.
-    pub cold: Bytes,
+    pub cold: Cold,
+    /// What batch may take of a block device that it uses and shares with batch, in percent of the
+    /// device's time; none where there is nothing to divide anew.
+    pub divisible: Option<u32>,
     /// Share of errors among its answers, 0 to 1; none where nobody tells.
     pub errors: Option<f64>,
     /// Where it came from, where it was moved here.
@@ -217,26 +216,39 @@ impl Memory {
     /// Processor time that an app gets beyond what its forecast wants.
     #[must_use]
     pub fn extra_cpu(&self, app: &AppId) -> MilliCpu {
-        let held = self.apps.get(app);
-        let effects = held.into_iter().flat_map(|held| held.ascent.in_force());
-        let extra = effects.filter_map(|(_, effect)| match effect {
+        let extra = self.in_force(app).filter_map(|effect| match effect {
             Effect::Widen(more) => Some(more.0),
-            Effect::Whole | Effect::Reclaim(_) | Effect::Move(_) => None,
+            Effect::Whole | Effect::Spare(_) | Effect::Reclaim(_) | Effect::Move(_) => None,
         });
         MilliCpu(extra.fold(0, u64::saturating_add))
     }
 
+    /// Time of block devices that batch leaves to an app beyond what its forecast wants, in percent.
+    #[must_use]
+    pub fn extra_io(&self, app: &AppId) -> u32 {
+        let extra = self.in_force(app).filter_map(|effect| match effect {
+            Effect::Spare(percent) => Some(*percent),
+            Effect::Whole | Effect::Widen(_) | Effect::Reclaim(_) | Effect::Move(_) => None,
+        });
+        extra.fold(0, u32::saturating_add)
+    }
+
+    fn in_force(&self, app: &AppId) -> impl Iterator<Item = &Effect> {
+        let held = self.apps.get(app).into_iter();
+        held.flat_map(|held| held.ascent.in_force().map(|(_, effect)| effect))
+    }
+
+    /// The kernel was not asked to compact: whoever waits for the effect of that waits in vain.
+    pub fn refused_compaction(&mut self, now: Time) {
+        for held in self.apps.values_mut() {
+            held.ascent.refuse_rung(now, Rung::Compact);
+        }
+    }
+
     /// An app could not be asked for memory: whoever waits for the effect of that waits in vain.
     pub fn refused_memory(&mut self, now: Time, giver: &AppId) {
-        let asks = |effect: &Effect| {
-            let from = match effect {
-                Effect::Reclaim(from) => Some(from),
-                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
-            };
-            from.is_some_and(|from| from.contains_key(giver))
-        };
         for held in self.apps.values_mut() {
-            held.ascent.refuse(now, asks);
+            held.ascent.refuse_giver(now, giver);
         }
     }
 
@@ -309,6 +321,13 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Whether the kernel is asked to bring free memory together.
+    #[must_use]
+    pub fn compacts(&self) -> bool {
+        let mut steps = self.steps.iter();
+        steps.any(|step| step.rung == Rung::Compact && step.turn == Direction::Take)
+    }
+
     /// Memory that apps are asked for.
     pub fn asks(&self) -> impl Iterator<Item = (&AppId, Bytes)> {
         let taken = self
@@ -318,7 +337,7 @@ impl Decision {
         taken.flat_map(|step| {
             let from = match &step.effect {
                 Effect::Reclaim(from) => Some(from),
-                Effect::Whole | Effect::Widen(_) | Effect::Move(_) => None,
+                Effect::Whole | Effect::Widen(_) | Effect::Spare(_) | Effect::Move(_) => None,
             };
             let from = from.into_iter().flatten();
             from.map(|(giver, bytes)| (giver, *bytes))
@@ -524,7 +543,11 @@ fn climb(
         readings: &standing.readings,
     };
     let ascent = &mut standing.held.ascent;
-    let offer = |rung, severity| means.offer(seen, rung, severity);
+    let promotes = ascent.in_force().any(|(rung, _)| rung == Rung::PromoteTier);
+    let offer = |rung, severity| match rung {
+        Rung::PromoteTier if promotes => Err(Absence::FilesMove),
+        _ => means.offer(seen, rung, severity),
+    };
     if view.rules.mode != Mode::Act {
         *ascent = Ascent::default();
         let found = ascent.seek(&round, &offer, &after.learned, &after.moves);
@@ -536,7 +559,7 @@ fn climb(
         Turn::Undo(rung, effect) => (rung, effect, Direction::Undo),
     };
     if turn == Direction::Take {
-        means.claim(&effect);
+        means.claim(seen, rung, &effect);
     }
     steps.push(Step {
         app: seen.app.id.clone(),
@@ -560,6 +583,13 @@ impl Climb {
             skipped: ascent.skipped().to_vec(),
             tried: ascent.tried().cloned().collect(),
         }
+    }
+
+    /// Whether files of tiered directories are to move although the app waits for I/O.
+    #[must_use]
+    pub fn moves_files(&self) -> bool {
+        let mut in_force = self.in_force.iter();
+        in_force.any(|(rung, _)| *rung == Rung::PromoteTier)
     }
 
     /// What an operator is told, in sentences.

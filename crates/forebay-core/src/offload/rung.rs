@@ -8,12 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bottleneck, MemoryBound, Seen};
 use crate::app::{AppId, Class};
+use crate::snapshot::Compaction;
 use crate::units::{Bytes, Limit, MilliCpu, Time};
 
 /// The most that is taken back from one app in one step, so that its effect is seen before the next.
 const RECLAIM_MAX: Bytes = Bytes::mib(256);
 /// Less is not worth asking for.
 const RECLAIM_MIN: Bytes = Bytes::mib(4);
+/// Free memory of which less lies in small pieces is not compacted, in permille.
+const SCATTERED_MIN: u32 = 500;
 /// A target must hold what an app is expected to need, and so much more, in percent: a host that
 /// would be full at once is none.
 const TARGET_SPARE_PERCENT: u64 = 20;
@@ -36,7 +39,7 @@ pub enum Rung {
     ReclaimOwn,
     /// Divide block devices anew.
     RebalanceIo,
-    /// Bring its files to the fast side of a tiered directory.
+    /// Bring warm files to the fast side of tiered directories although it waits for I/O.
     PromoteTier,
     /// Move it to another host.
     Move,
@@ -100,7 +103,7 @@ impl fmt::Display for Rung {
             Self::ReclaimBatch => "take back memory of batch",
             Self::ReclaimOwn => "take back memory of its own",
             Self::RebalanceIo => "divide block devices anew",
-            Self::PromoteTier => "bring its files to fast storage",
+            Self::PromoteTier => "let warm files move to fast storage although it waits",
             Self::Move => "move it to another host",
             Self::Accelerate => "send its tasks to an accelerator",
         })
@@ -115,6 +118,9 @@ pub enum Effect {
     Whole,
     /// So much processor time beyond what its forecast wants.
     Widen(MilliCpu),
+    /// So much of the time of the block devices that it uses, in percent, is left to it by batch
+    /// beyond what its forecast wants.
+    Spare(u32),
     /// So much memory of each of these.
     Reclaim(BTreeMap<AppId, Bytes>),
     /// To this host.
@@ -126,6 +132,7 @@ impl fmt::Display for Effect {
         match self {
             Self::Whole => Ok(()),
             Self::Widen(more) => write!(f, " ({:.2} CPU)", more.as_cpus()),
+            Self::Spare(percent) => write!(f, " ({percent}% of their time taken from batch)"),
             Self::Reclaim(from) => {
                 let parts = from.iter().map(|(app, bytes)| format!("{bytes} of {app}"));
                 write!(f, " ({})", parts.collect::<Vec<_>>().join(", "))
@@ -161,8 +168,12 @@ pub enum Absence {
     NoCpuLeft,
     /// CPU sets cannot be set for it.
     NoCpuSets,
-    /// Nobody asks the kernel to compact.
-    NotCompacted,
+    /// The kernel cannot be asked to compact.
+    NoCompaction,
+    /// It is compacting already.
+    Compacting,
+    /// Free memory lies together already.
+    NotScattered,
     /// The host cannot ask for memory back.
     NoReclaim,
     /// What it meets is its own limit, and memory of others does not help.
@@ -171,12 +182,14 @@ pub enum Absence {
     BatchHoldsNothingCold,
     /// It holds no cold memory itself that could go.
     HoldsNothingCold,
-    /// Limits of batch are planned in each period.
-    IoPlanned,
+    /// Nothing of a device that it uses can be taken from batch.
+    NothingToDivide,
     /// No device was measured.
     NoDevice,
-    /// Files move by their own heat.
-    FilesByHeat,
+    /// No directory is tiered.
+    NoTier,
+    /// Files move already, whoever waits.
+    FilesMove,
     /// There is no fleet.
     NoFleet,
     /// No host of the fleet has room.
@@ -195,7 +208,15 @@ impl fmt::Display for Absence {
             Self::Ceiling => "its slice holds all that its ceiling allows",
             Self::NoCpuLeft => "no CPU is left beyond those of critical apps and what others need",
             Self::NoCpuSets => "its CPU set cannot be written, see `forebay doctor`",
-            Self::NotCompacted => "Forebay does not ask the kernel to compact memory",
+            Self::NoCompaction => {
+                "this kernel cannot be asked to compact memory: /proc/sys/vm/compact_memory cannot \
+                 be written"
+            }
+            Self::Compacting => "the kernel is compacting memory already",
+            Self::NotScattered => {
+                "free memory is not scattered: half of it or more lies in pieces as large as huge \
+                 pages"
+            }
             Self::NoReclaim => {
                 "this host cannot be asked to take memory back, see `forebay doctor`"
             }
@@ -206,11 +227,15 @@ impl fmt::Display for Absence {
             Self::HoldsNothingCold => {
                 "it is not known to hold memory that it does not use and that can go"
             }
-            Self::IoPlanned => "the limits of batch on block devices are planned in every period",
+            Self::NothingToDivide => {
+                "batch does nothing on the block devices that it uses, or is bounded to the least \
+                 already"
+            }
             Self::NoDevice => {
                 "no block device was measured, so none is divided: `forebay calibrate` measures"
             }
-            Self::FilesByHeat => "files of tiered directories move by their own heat",
+            Self::NoTier => "no directory is tiered (`[tiers]`)",
+            Self::FilesMove => "files of tiered directories move already although it waits",
             Self::NoFleet => "no fleet is configured",
             Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
             Self::NoAccelerator => "no accelerator takes its tasks",
@@ -225,6 +250,35 @@ pub struct Headroom {
     pub cpu: MilliCpu,
     /// Memory.
     pub memory: Bytes,
+}
+
+/// Memory of one app that is not in use and can go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cold {
+    /// Page cache.
+    pub file: Bytes,
+    /// Anonymous memory, as far as it may swap.
+    pub anon: Bytes,
+    /// No more than this of both together, since the rest is its floor.
+    pub most: Bytes,
+}
+
+impl Cold {
+    /// What can go with so much free swap.
+    const fn within(&self, swap: Bytes) -> Bytes {
+        let anon = if self.anon.0 < swap.0 {
+            self.anon
+        } else {
+            swap
+        };
+        let all = self.file.saturating_add(anon);
+        if all.0 < self.most.0 { all } else { self.most }
+    }
+
+    /// What of that the kernel may write to swap: it chooses, and so perhaps anonymous memory first.
+    fn to_swap(self, bytes: Bytes) -> Bytes {
+        bytes.min(self.anon)
+    }
 }
 
 /// Where an app came from, and when.
@@ -247,12 +301,18 @@ pub struct Means<'a> {
     pub core: usize,
     /// Whether apps can be asked for memory.
     pub reclaim: bool,
+    /// Free swap that nobody was promised.
+    pub swap: Bytes,
     /// Memory of batch apps that is not in use and can go.
-    pub cold_batch: BTreeMap<AppId, Bytes>,
+    pub cold_batch: BTreeMap<AppId, Cold>,
     /// Apps that were asked in this period already, or are at it.
     pub asked: BTreeSet<AppId>,
     /// Whether any block device was measured.
     pub devices: bool,
+    /// Whether there are tiered directories.
+    pub tiered: bool,
+    /// How free memory lies, where the kernel can be asked to bring it together.
+    pub compaction: Option<Compaction>,
     /// The other hosts, where there is a fleet.
     pub fleet: Option<&'a BTreeMap<String, Headroom>>,
 }
@@ -268,26 +328,39 @@ impl Means<'_> {
         match rung {
             Rung::SpreadThreads => Err(Absence::ThreadsNotPlaced),
             Rung::WidenSlice => self.widen(seen, severity),
-            Rung::Compact => Err(Absence::NotCompacted),
+            Rung::Compact => self.compact(),
             Rung::ReclaimBatch => self.reclaim_batch(seen),
             Rung::ReclaimOwn => self.reclaim_own(seen),
-            Rung::RebalanceIo if self.devices => Err(Absence::IoPlanned),
+            Rung::RebalanceIo if self.devices => Self::divide(seen),
             Rung::RebalanceIo => Err(Absence::NoDevice),
-            Rung::PromoteTier => Err(Absence::FilesByHeat),
+            Rung::PromoteTier => self.promote(),
             Rung::Move => self.target(seen),
             Rung::Accelerate => Err(Absence::NoAccelerator),
         }
     }
 
     /// Takes what was promised out of what is left.
-    pub(super) fn claim(&mut self, effect: &Effect) {
+    pub(super) fn claim(&mut self, seen: &Seen<'_>, rung: Rung, effect: &Effect) {
         match effect {
-            Effect::Whole | Effect::Move(_) => {}
+            Effect::Whole if rung == Rung::Compact => {
+                if let Some(compaction) = &mut self.compaction {
+                    compaction.running = true;
+                }
+            }
+            Effect::Whole | Effect::Spare(_) | Effect::Move(_) => {}
             // However much that is beyond a forecast: a slice grows by a core.
             Effect::Widen(_) => {
                 self.spare_cpus = self.spare_cpus.saturating_sub(self.core.max(1));
             }
-            Effect::Reclaim(from) => self.asked.extend(from.keys().cloned()),
+            Effect::Reclaim(from) => {
+                for (app, bytes) in from {
+                    let own = (*app == seen.app.id).then_some(seen.cold);
+                    let cold = own.or_else(|| self.cold_batch.get(app).copied());
+                    let to_swap = cold.unwrap_or_default().to_swap(*bytes);
+                    self.swap = self.swap.saturating_sub(to_swap);
+                }
+                self.asked.extend(from.keys().cloned());
+            }
         }
     }
 
@@ -313,7 +386,53 @@ impl Means<'_> {
         Ok(Offer {
             relief: ((severity - after) / open).clamp(0.0, 1.0),
             cost: 0.02,
-            effect: Effect::Widen(beyond(seen, core)),
+            effect: Effect::Widen(more),
+        })
+    }
+
+    /// Free memory that lies in small pieces makes the kernel compact while an app waits for memory,
+    /// and gives it small pages where it could have huge ones, which khugepaged makes of them once
+    /// there is room.
+    const fn compact(&self) -> Result<Offer, Absence> {
+        let Some(compaction) = self.compaction else {
+            return Err(Absence::NoCompaction);
+        };
+        if compaction.running {
+            return Err(Absence::Compacting);
+        }
+        if compaction.scattered < SCATTERED_MIN {
+            return Err(Absence::NotScattered);
+        }
+        Ok(Offer {
+            relief: 0.3,
+            cost: 0.03,
+            effect: Effect::Whole,
+        })
+    }
+
+    /// Half of what batch may take.
+    fn divide(seen: &Seen<'_>) -> Result<Offer, Absence> {
+        let half = seen.divisible.unwrap_or(0) / 2;
+        if half == 0 {
+            return Err(Absence::NothingToDivide);
+        }
+        Ok(Offer {
+            relief: 0.4,
+            cost: 0.05,
+            effect: Effect::Spare(half),
+        })
+    }
+
+    /// Moves of files wait while a critical app waits for I/O, which is wrong where it waits because
+    /// its files are on the slow side.
+    const fn promote(&self) -> Result<Offer, Absence> {
+        if !self.tiered {
+            return Err(Absence::NoTier);
+        }
+        Ok(Offer {
+            relief: 0.3,
+            cost: 0.06,
+            effect: Effect::Whole,
         })
     }
 
@@ -324,12 +443,15 @@ impl Means<'_> {
         if !self.reclaim {
             return Err(Absence::NoReclaim);
         }
-        let from = self.cold_batch.iter().filter(|(app, bytes)| {
-            **bytes >= RECLAIM_MIN && !self.asked.contains(*app) && **app != seen.app.id
-        });
-        let from: BTreeMap<AppId, Bytes> = from
-            .map(|(app, bytes)| (app.clone(), (*bytes).min(RECLAIM_MAX)))
-            .collect();
+        let mut swap = self.swap;
+        let mut from = BTreeMap::new();
+        for (app, cold) in &self.cold_batch {
+            let bytes = cold.within(swap).min(RECLAIM_MAX);
+            if bytes >= RECLAIM_MIN && !self.asked.contains(app) && *app != seen.app.id {
+                swap = swap.saturating_sub(cold.to_swap(bytes));
+                from.insert(app.clone(), bytes);
+            }
+        }
         if from.is_empty() {
             return Err(Absence::BatchHoldsNothingCold);
         }
@@ -344,10 +466,10 @@ impl Means<'_> {
         if !self.reclaim {
             return Err(Absence::NoReclaim);
         }
-        if seen.cold < RECLAIM_MIN || self.asked.contains(&seen.app.id) {
+        let bytes = seen.cold.within(self.swap).min(RECLAIM_MAX);
+        if bytes < RECLAIM_MIN || self.asked.contains(&seen.app.id) {
             return Err(Absence::HoldsNothingCold);
         }
-        let bytes = seen.cold.min(RECLAIM_MAX);
         Ok(Offer {
             relief: 0.4,
             cost: 0.08,
@@ -384,17 +506,4 @@ impl Means<'_> {
             effect: Effect::Move(host.clone()),
         })
     }
-}
-
-/// So much beyond what is wanted for an app that it gets a core more than it has. What it keeps for
-/// a while, above what is wanted, would else be all that it is given.
-fn beyond(seen: &Seen<'_>, core: usize) -> MilliCpu {
-    let cpus = |cpus: usize| MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
-    let more = cpus(core);
-    let own = cpus(seen.own);
-    if seen.wanted.0.saturating_add(more.0) > own.0 {
-        return more;
-    }
-    // To the middle of the next core, so that a little more or less demand leaves it there.
-    MilliCpu((own.0 + more.0 / 2).saturating_sub(seen.wanted.0))
 }

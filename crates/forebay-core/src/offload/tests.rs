@@ -10,13 +10,15 @@ use crate::app::{Binding, Device, Match};
 use crate::demand::{Band, MemoryNow, Usage};
 use crate::io::IoRates;
 use crate::io_history::{DeviceUse, IoDemand, IoUse};
+use crate::snapshot::Compaction;
 
 /// One app and what it does.
 struct Case {
     app: App,
     demand: Demand,
     cpus: f64,
-    own: usize,
+    cold: Cold,
+    divisible: Option<u32>,
     arrival: Option<(String, Time)>,
 }
 
@@ -60,7 +62,8 @@ impl Case {
                 response_time: None,
             },
             cpus: 2.0,
-            own: 2,
+            cold: Cold::default(),
+            divisible: None,
             arrival: None,
         }
     }
@@ -71,13 +74,12 @@ impl Case {
             app: &self.app,
             demand: &self.demand,
             cpus: self.cpus,
-            own: self.own,
-            wanted: self.demand.cpu_planned(),
             cpu_sets: true,
             memory: Some(Bytes::mib(1024)),
             memory_bound: MemoryBound::Host,
-            cold: Bytes(0),
-            errors: None,
+            cold: self.cold,
+            divisible: self.divisible,
+            errors: self.demand.usage.errors,
             arrival: arrival.map(|(from, at)| Arrival { from, at: *at }),
         }
     }
@@ -383,7 +385,7 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
             horizon: Duration::from_secs(1),
             apps: cases.iter().map(Case::seen).collect(),
             means: Means {
-                cold_batch: [(burn, Bytes::mib(300))].into(),
+                cold_batch: [(burn, page_cache(300))].into(),
                 ..means(time, 0)
             },
         };
@@ -396,9 +398,269 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
     // finds nobody, and comes later, when the first was answered.
     let first = asked.iter().find(|asks| !asks.is_empty()).unwrap();
     assert_eq!(*first, [("burn".to_owned(), Bytes::mib(256))]);
-    memory.refused_memory(at(2000), &"burn".parse().unwrap());
-    let held = &memory.apps[&cases[0].app.id];
-    assert_eq!(held.ascent.settling(), None, "it was refused");
+}
+
+/// Page cache that nobody uses.
+fn page_cache(mib: u64) -> Cold {
+    Cold {
+        file: Bytes::mib(mib),
+        anon: Bytes(0),
+        most: Bytes::mib(mib),
+    }
+}
+
+/// Anonymous memory that nobody uses.
+fn untouched(mib: u64) -> Cold {
+    Cold {
+        file: Bytes(0),
+        anon: Bytes::mib(mib),
+        most: Bytes::mib(mib),
+    }
+}
+
+/// What is asked for in the period in which critical apps that lack memory, each with so much of its
+/// own that is cold, are found constrained.
+fn asked_for(
+    own: Cold,
+    count: usize,
+    batch: &[(&str, Cold)],
+    swap_mib: u64,
+) -> (Vec<String>, Memory) {
+    let cases: Vec<Case> = (0..count)
+        .map(|number| {
+            let mut case = Case::new(&format!("app{number}"), Class::Critical, 0.1);
+            case.demand.memory_now.stalled = Some(0.2);
+            case.cold = own;
+            case
+        })
+        .collect();
+    let rules = acting();
+    let batch = batch
+        .iter()
+        .map(|(name, cold)| (name.parse().unwrap(), *cold));
+    let cold_batch: BTreeMap<AppId, Cold> = batch.collect();
+    let mut memory = Memory::default();
+    let mut asked = Vec::new();
+    for period in 0..=10 {
+        let time = at(period * 100);
+        let view = View {
+            time,
+            rules: &rules,
+            horizon: Duration::from_secs(1),
+            apps: cases.iter().map(Case::seen).collect(),
+            means: Means {
+                cold_batch: cold_batch.clone(),
+                swap: Bytes::mib(swap_mib),
+                ..means(time, 0)
+            },
+        };
+        let (decision, after) = decide(&view, &memory);
+        memory = after;
+        let asks = decision.asks().map(|(app, bytes)| format!("{app} {bytes}"));
+        asked = asks.collect();
+    }
+    (asked, memory)
+}
+
+#[test]
+fn free_swap_is_promised_once() {
+    let check = |own, count, batch: &[(&str, Cold)], swap_mib, expected: &[&str]| {
+        let (asked, _) = asked_for(own, count, batch, swap_mib);
+        assert_eq!(asked, expected, "{swap_mib} MiB of swap");
+    };
+    // Three apps that would each swap 100 MiB of their own.
+    let all = ["app0 100.0 MiB", "app1 100.0 MiB", "app2 100.0 MiB"];
+    check(untouched(100), 3, &[], 300, &all);
+    check(
+        untouched(100),
+        3,
+        &[],
+        150,
+        &["app0 100.0 MiB", "app1 50.0 MiB"],
+    );
+    check(untouched(100), 3, &[], 0, &[]);
+    check(page_cache(100), 3, &[], 0, &all);
+    // Of batch, within one rung as well.
+    let two = [("burn", untouched(100)), ("crunch", untouched(100))];
+    check(
+        untouched(100),
+        2,
+        &two,
+        150,
+        &["burn 100.0 MiB", "crunch 50.0 MiB"],
+    );
+    // The kernel may swap before it drops page cache.
+    let mixed = Cold {
+        file: Bytes::mib(100),
+        anon: Bytes::mib(100),
+        most: Bytes::mib(100),
+    };
+    check(mixed, 2, &[], 100, &["app0 100.0 MiB", "app1 100.0 MiB"]);
+    check(
+        untouched(100),
+        1,
+        &[("burn", mixed)],
+        100,
+        &["burn 100.0 MiB"],
+    );
+}
+
+#[test]
+fn one_that_cannot_be_asked_leaves_the_others_asked() {
+    let two = [("burn", page_cache(100)), ("crunch", page_cache(100))];
+    let (_, mut memory) = asked_for(Cold::default(), 1, &two, 0);
+    let app: AppId = "app0".parse().unwrap();
+    let settles = |memory: &Memory| {
+        let effects = memory.apps[&app].ascent.in_force();
+        let effects = effects.map(|(_, effect)| effect.to_string());
+        effects.collect::<Vec<_>>()
+    };
+    let burn = "burn".parse().unwrap();
+    // What is refused in another period was not asked for by this rung.
+    memory.refused_memory(at(900), &burn);
+    let both = " (100.0 MiB of burn, 100.0 MiB of crunch)";
+    assert_eq!(settles(&memory), [both]);
+    memory.refused_memory(at(1000), &burn);
+    assert_eq!(settles(&memory), [" (100.0 MiB of crunch)"]);
+    memory.refused_memory(at(1000), &"nobody".parse().unwrap());
+    assert_eq!(settles(&memory), [" (100.0 MiB of crunch)"]);
+    memory.refused_memory(at(1000), &"crunch".parse().unwrap());
+    assert_eq!(memory.apps[&app].ascent.settling(), None, "nobody is left");
+}
+
+#[test]
+fn scattered_free_memory_is_compacted_once_for_all() {
+    let compacted = |scattered, running, can| {
+        let mut cases = [
+            Case::new("a", Class::Critical, 0.1),
+            Case::new("b", Class::Critical, 0.1),
+        ];
+        for case in &mut cases {
+            case.demand.memory_now.stalled = Some(0.3);
+        }
+        let compaction = Compaction {
+            scattered,
+            number: 0,
+            running,
+        };
+        let rules = acting();
+        let mut memory = Memory::default();
+        let mut decision = Decision::default();
+        for period in 0..=10 {
+            let time = at(period * 100);
+            let view = View {
+                time,
+                rules: &rules,
+                horizon: Duration::from_secs(1),
+                apps: cases.iter().map(Case::seen).collect(),
+                means: Means {
+                    compaction: Some(compaction).filter(|_| can),
+                    ..means(time, 0)
+                },
+            };
+            (decision, memory) = decide(&view, &memory);
+        }
+        let why = decision.climbs[&cases[1].app.id].skipped[0].clone();
+        let taken = decision.steps.iter().map(|step| step.app.to_string());
+        let taken = taken.collect::<Vec<_>>();
+        assert_eq!(decision.compacts(), !taken.is_empty());
+        // Whoever counts on it hears when it was not asked for.
+        memory.refused_compaction(at(1000));
+        let settling = memory
+            .apps
+            .values()
+            .filter_map(|held| held.ascent.settling());
+        assert_eq!(settling.count(), 0);
+        (taken, why)
+    };
+    let absent = |why| (Rung::Compact, Skip::Absent(why));
+    let one = vec!["a".to_owned()];
+    assert_eq!(
+        compacted(500, false, true),
+        (one, absent(Absence::Compacting))
+    );
+    let none = Vec::new();
+    assert_eq!(
+        compacted(499, false, true),
+        (none.clone(), absent(Absence::NotScattered))
+    );
+    assert_eq!(
+        compacted(900, true, true),
+        (none.clone(), absent(Absence::Compacting))
+    );
+    assert_eq!(
+        compacted(900, false, false),
+        (none, absent(Absence::NoCompaction))
+    );
+}
+
+#[test]
+fn files_move_although_it_waits_where_that_is_tried() {
+    let mut case = Case::new("web", Class::Critical, 0.1);
+    case.demand.io_use.stalled = Some(0.5);
+    let cases = [case];
+    let run = |tiered| {
+        let rules = acting();
+        let mut memory = Memory::default();
+        let mut told = Vec::new();
+        for period in 0..400 {
+            let time = at(period * 100);
+            // It helps by half, and then it is tried no more.
+            let mut helped = cases[0].demand.clone();
+            helped.io_use.stalled = Some(0.35);
+            let mut view = View {
+                time,
+                rules: &rules,
+                horizon: Duration::from_secs(1),
+                apps: cases.iter().map(Case::seen).collect(),
+                means: Means {
+                    tiered,
+                    ..means(time, 0)
+                },
+            };
+            if period > 10 {
+                view.apps[0].demand = &helped;
+            }
+            let (decision, after) = decide(&view, &memory);
+            memory = after;
+            for step in &decision.steps {
+                told.push((period, step.rung, step.turn));
+            }
+            let climb = decision.climbs.get(&cases[0].app.id);
+            let moves = climb.is_some_and(Climb::moves_files);
+            assert_eq!(moves, tiered && period >= 10, "{period}");
+            if let Some(climb) = climb.filter(|_| period == 399) {
+                let absent = if tiered {
+                    Absence::FilesMove
+                } else {
+                    Absence::NoTier
+                };
+                let expected = (Rung::PromoteTier, Skip::Absent(absent));
+                assert!(climb.skipped.contains(&expected), "{:?}", climb.skipped);
+            }
+        }
+        told
+    };
+    assert_eq!(run(true), [(10, Rung::PromoteTier, Direction::Take)]);
+    assert_eq!(run(false), []);
+}
+
+#[test]
+fn errors_among_answers_are_a_constraint() {
+    let mut case = Case::new("web", Class::Standard, 1.9);
+    case.demand.usage.errors = Some(0.02);
+    let decisions = run(&[case], &acting(), &mut Memory::default(), 0, 11, 0);
+    let climb = decisions[10].climbs.values().next().unwrap();
+    let errors = climb
+        .constraints
+        .iter()
+        .find(|of| of.watched.sign == Sign::Errors);
+    let errors = errors.unwrap();
+    assert_eq!(
+        errors.to_string(),
+        "it has 2.0% of errors among its answers, more than 1.0%, for 1.0 s"
+    );
+    assert_eq!(errors.bottleneck, Some(Bottleneck::Cpu));
 }
 
 #[test]

@@ -39,6 +39,13 @@ pub struct Held {
     pub needed_at: Time,
     /// Whether they were found in force, and not planned.
     pub found: bool,
+    /// How many of them are beyond what it needs and keeps, to see whether they help.
+    #[serde(default)]
+    pub beyond: usize,
+    /// How many it had when it was first given some beyond that: as long as it is, these stay, too,
+    /// since what it is given would else be no more than it had.
+    #[serde(default)]
+    pub had_before: usize,
 }
 
 /// One app's CPUs.
@@ -148,6 +155,8 @@ pub fn allocate(
                 cpus: exclusive,
                 needed_at: need.needed_at,
                 found: false,
+                beyond: need.beyond.min(exclusive.len()),
+                had_before: need.had_before,
             },
         );
     }
@@ -193,8 +202,11 @@ struct Need<'a> {
     /// Whole CPUs for the wanted time.
     now: usize,
     /// Whole CPUs for what is wanted by forecast and headroom alone.
-    without_extra: usize,
-    /// The same, or more while the hold lasts; after `share_out`, what it gets.
+    needs: usize,
+    /// What it gets beyond that and the hold.
+    beyond: usize,
+    had_before: usize,
+    /// What it gets: `now`, or more while the hold lasts.
     gets: usize,
     had: CpuSet,
     needed_at: Time,
@@ -207,6 +219,7 @@ impl<'a> Need<'a> {
         let whole_cores = |cpus: usize| cpus.max(1).next_multiple_of(core);
         let now = whole_cores(wanted.whole_cpus());
         let (_, forecast) = self::wanted(situation, app, MilliCpu(0));
+        let needs = whole_cores(forecast.whole_cpus());
         let had = before.map_or(CpuSet::EMPTY, |held| {
             let all = situation.topology.cpu_set();
             // A set of everything that was found says nothing about what is its own: batch may
@@ -218,16 +231,25 @@ impl<'a> Need<'a> {
             }
         });
         let time = situation.time;
-        let spare = MilliCpu(wanted.0 + wanted.0 * GIVE_BACK_SPARE_PERCENT / 100);
+        let spare = MilliCpu(forecast.0 + forecast.0 * GIVE_BACK_SPARE_PERCENT / 100);
         let needed_at = before.map_or(time, |held| held.needed_at);
-        let (gets, needed_at) = if now >= had.len() {
-            (now, time)
-        } else if whole_cores(spare.whole_cpus()) >= had.len() {
-            (had.len(), time)
+        // What is beyond has no hold of its own: it stays as long as it is asked for, on top of
+        // whatever else there is, and is no reason to keep more later.
+        let kept = before.map_or(0, |held| had.len().saturating_sub(held.beyond));
+        let (keeps, needed_at) = if needs >= kept {
+            (needs, time)
+        } else if whole_cores(spare.whole_cpus()) >= kept {
+            (kept, time)
         } else if time.since(needed_at) >= situation.policy.hold {
-            (had.len().saturating_sub(core).max(now), time)
+            (kept.saturating_sub(core).max(needs), time)
         } else {
-            (had.len(), needed_at)
+            (kept, needed_at)
+        };
+        let beyond = now.saturating_sub(needs);
+        let had_before = match before.map_or(0, |held| held.had_before) {
+            _ if beyond == 0 => 0,
+            0 => kept,
+            before => before,
         };
         Self {
             app,
@@ -235,8 +257,10 @@ impl<'a> Need<'a> {
             wanted,
             extra,
             now,
-            without_extra: whole_cores(forecast.whole_cpus()),
-            gets,
+            needs,
+            beyond,
+            had_before,
+            gets: keeps.max(had_before) + beyond,
             had,
             needed_at,
         }
@@ -285,7 +309,7 @@ fn set_aside(situation: &Situation<'_>, active: &[&App]) -> usize {
 fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
     let mut sum: usize = needs.iter().map(|need| need.gets).sum();
     while sum > available {
-        let beyond = |need: &Need<'_>| need.gets.saturating_sub(need.without_extra);
+        let beyond = |need: &Need<'_>| need.gets.saturating_sub(need.needs);
         let tries = needs.iter_mut().filter(|need| need.extra.0 > 0);
         let Some(most) = tries.max_by_key(|need| beyond(need)) else {
             break;
@@ -296,6 +320,7 @@ fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
         }
         sum -= less;
         most.gets -= less;
+        most.beyond = most.beyond.min(beyond(most));
         // What it does not get, it does not look for on the shared CPUs either.
         let gone = MilliCpu::cpus(most.now.saturating_sub(most.gets).try_into().unwrap_or(0));
         most.now = most.now.min(most.gets);

@@ -36,6 +36,7 @@ use super::Situation;
 use crate::app::{App, AppId, Class, Device, IoMax};
 use crate::demand::Demand;
 use crate::io::{DeviceCapability, Direction, IoRates};
+use crate::offload;
 use crate::slice::Knob;
 use crate::units::{Limit, Time};
 
@@ -141,7 +142,7 @@ pub enum Bound {
 /// The numbers that decided for one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// Critical apps' forecast use, with headroom.
+    /// Critical apps' forecast use, with headroom and what they are left beyond that.
     pub critical: Ppm,
     /// What batch may take of the device, all of it together.
     pub room: Ppm,
@@ -173,6 +174,7 @@ pub(super) fn allocate(
     situation: &Situation<'_>,
     before: &BTreeMap<Device, Held>,
     leanings: &Leanings,
+    offload: &offload::Memory,
 ) -> Allocation {
     let mut allocation = Allocation::default();
     let offers = |knob: &Knob| matches!(knob, Knob::IoMax(_));
@@ -180,7 +182,9 @@ pub(super) fn allocate(
         return allocation;
     }
     for (device, capability) in &situation.policy.devices {
-        let (held, reason) = room(situation, *device, capability, before.get(device));
+        let extra = |app: &AppId| of_percent(offload.extra_io(app));
+        let before = before.get(device);
+        let (held, reason) = room(situation, *device, capability, before, extra);
         if held.room < FREE {
             let share = Ppm(held.room.0 / reason.sharers.max(1));
             for (app, demand) in of(situation, Class::Batch) {
@@ -236,6 +240,7 @@ fn room(
     device: Device,
     capability: &DeviceCapability,
     before: Option<&Held>,
+    extra: impl Fn(&AppId) -> Ppm,
 ) -> (Held, Reason) {
     let uses = |demand: &Demand| {
         let forecast = demand.io.get(&device)?;
@@ -246,7 +251,11 @@ fn room(
         .collect();
     let headroom = 100 + u64::from(situation.policy.headroom_percent);
     let sum: u64 = users.iter().map(|(.., part)| u64::from(part.0)).sum();
-    let critical = Ppm(u32::try_from(sum * headroom / 100).unwrap_or(u32::MAX));
+    let extra: u64 = users
+        .iter()
+        .map(|(app, ..)| u64::from(extra(&app.id).0))
+        .sum();
+    let critical = Ppm(u32::try_from(sum * headroom / 100 + extra).unwrap_or(u32::MAX));
 
     let waiting = || users.iter().filter(|(_, demand, _)| waits(demand));
     let slowest = waiting()
@@ -294,6 +303,27 @@ fn waits(demand: &Demand) -> bool {
 fn slowness(demand: &Demand) -> Option<f64> {
     let alone = demand.io_use.wait_alone?.as_secs_f64();
     Some(demand.io_use.wait?.as_secs_f64() / alone.max(1e-6))
+}
+
+const fn of_percent(percent: u32) -> Ppm {
+    Ppm(percent.saturating_mul(10_000))
+}
+
+/// The most that batch may take of a device that an app uses, where that is what the apps' use leaves,
+/// and where batch takes some of it: what the app can be left more of.
+#[must_use]
+pub(super) fn divisible(
+    situation: &Situation<'_>,
+    reasons: &BTreeMap<Device, Reason>,
+    app: &AppId,
+) -> Option<Ppm> {
+    let used = reasons
+        .iter()
+        .filter(|(_, reason)| reason.bound == Bound::Bandwidth && reason.used_by.contains(app));
+    let shared = used.filter(|(device, _)| {
+        of(situation, Class::Batch).any(|(_, demand)| is_busy(demand, **device))
+    });
+    shared.map(|(_, reason)| reason.room).max()
 }
 
 /// Whether an app does something on a device now, or is expected to.

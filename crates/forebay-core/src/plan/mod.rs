@@ -37,6 +37,7 @@ use crate::host::Capabilities;
 use crate::idset::CpuSet;
 use crate::io::CostModel;
 use crate::slice::{Knob, Setting, Slice};
+use crate::snapshot::Compaction;
 use crate::topology::Topology;
 use crate::units::{Bytes, Limit, MilliCpu, Time};
 
@@ -75,6 +76,8 @@ pub struct HostMemory {
     pub available: Option<Bytes>,
     /// Free swap.
     pub swap_free: Option<Bytes>,
+    /// How free memory lies.
+    pub compaction: Option<Compaction>,
 }
 
 impl Situation<'_> {
@@ -210,7 +213,7 @@ pub fn plan(situation: &Situation<'_>, memory: &Memory) -> (Plan, Memory) {
     let (give_back, givers) = reclaim::decide(situation, &memory.givers);
     let (saves, probes) = savings::decide(situation, &givers, &memory.probes, &give_back.asks);
     let bytes = memory::allocate(situation, &memory.bytes, &give_back.held);
-    let devices = io::allocate(situation, &memory.io, &memory.leanings);
+    let devices = io::allocate(situation, &memory.io, &memory.leanings, &memory.offload);
 
     let mut plan = Plan {
         shared: cpus.shared,

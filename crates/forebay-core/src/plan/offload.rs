@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Plan, Reason, Situation, reclaim};
+use super::io::{self, Ppm};
+use super::{Plan, Situation, reclaim};
 use crate::app::{App, AppId, Class};
 use crate::demand::Demand;
-use crate::offload::{self, Decision, Means, Memory, MemoryBound, Mode, Seen, View};
+use crate::offload::{self, Cold, Decision, Means, Memory, MemoryBound, Mode, Seen, View};
 use crate::slice::{Knob, Setting, Slice};
 use crate::units::{Bytes, Limit, MilliCpu};
 
@@ -27,14 +28,16 @@ pub(super) fn decide(
     }
     let apps = plan.slices.iter().filter_map(|(id, slice)| {
         let app = policy.apps.get(id)?;
-        let (demand, reason) = (situation.demands.get(id)?, plan.reasons.get(id)?);
-        Some(seen(situation, app, demand, slice, reason))
+        let demand = situation.demands.get(id)?;
+        let divisible = io::divisible(situation, &plan.io, id);
+        Some(seen(situation, app, demand, slice, divisible))
     });
-    let mut swap = situation.host.swap_free.unwrap_or(Bytes(0));
+    let swap = situation.host.swap_free.unwrap_or(Bytes(0));
     let batch = reclaim::apps(situation, Class::Batch);
     let cold_batch = batch.map(|app| {
-        let giver = reclaim::giver(situation, app, givers, &mut swap);
-        (app.id.clone(), giver.cold)
+        // What it could swap alone; the rungs see to it that nobody is promised the same.
+        let giver = reclaim::giver(situation, app, givers, &mut { swap });
+        (app.id.clone(), giver.cold_of())
     });
     let asked = plan.give_back.asks.keys().chain(plan.saves.keys());
     let at_it = situation.demands.keys();
@@ -49,9 +52,15 @@ pub(super) fn decide(
             spare_cpus,
             core: situation.topology.threads_per_core(),
             reclaim: situation.capabilities.reclaim,
+            swap: swap.saturating_sub(promised_swap(situation, plan)),
             cold_batch: cold_batch.collect(),
             asked: asked.chain(at_it).cloned().collect::<BTreeSet<_>>(),
             devices: !policy.devices.is_empty(),
+            tiered: policy.tiered,
+            compaction: situation
+                .host
+                .compaction
+                .filter(|_| situation.capabilities.compact),
             fleet: None,
         },
     };
@@ -63,7 +72,7 @@ fn seen<'a>(
     app: &'a App,
     demand: &'a Demand,
     slice: &Slice,
-    reason: &Reason,
+    divisible: Option<Ppm>,
 ) -> Seen<'a> {
     let all = situation.topology.cpu_set();
     let placed = situation.placed.get(&app.id).copied().unwrap_or_default();
@@ -80,15 +89,33 @@ fn seen<'a>(
         app,
         demand,
         cpus: app.ceiling.cpu.cut(cpus).as_cpus(),
-        own: reason.exclusive.len(),
-        wanted: reason.cpu_wanted,
         cpu_sets: situation.capabilities.offers(&app.id, Knob::Cpus) && !placed.yielded,
         memory,
         memory_bound,
-        cold: now.cold_file.saturating_add(untouched).min(above_floor),
-        errors: None,
+        cold: Cold {
+            file: now.cold_file,
+            anon: untouched,
+            most: above_floor,
+        },
+        divisible: divisible.map(|room| room.0 / 10_000),
+        errors: demand.usage.errors,
         arrival: None,
     }
+}
+
+/// What those who were asked for memory may write to swap: in this period, or since they are at it.
+fn promised_swap(situation: &Situation<'_>, plan: &Plan) -> Bytes {
+    let asks = plan.give_back.asks.iter().chain(&plan.saves);
+    let asked = asks.map(|(app, bytes)| (app, *bytes));
+    let at_it = situation.demands.keys().filter_map(|app| {
+        let reclaim = reclaim::running(situation, app)?;
+        Some((app, reclaim.asked.saturating_sub(reclaim.got)))
+    });
+    let to_swap = asked.chain(at_it).map(|(app, bytes)| {
+        let stat = situation.demands.get(app).and_then(|of| of.memory_now.stat);
+        stat.map_or(bytes, |stat| bytes.min(stat.anon()))
+    });
+    to_swap.fold(Bytes(0), Bytes::saturating_add)
 }
 
 /// The memory that an app may have: by its own limits, or else what it holds and what the host has
@@ -104,9 +131,12 @@ fn memory(
         }
         _ => None,
     });
-    let used = demand.memory_now.used;
-    let left = situation.host.available.zip(used);
-    let host = left.map(|(available, used)| available.saturating_add(used));
+    // The kernel counts page cache as available, also that of the app.
+    let now = demand.memory_now;
+    let kept = now.used.zip(now.stat);
+    let kept = kept.map(|(used, stat)| used.saturating_sub(stat.file()));
+    let left = situation.host.available.zip(kept);
+    let host = left.map(|(available, kept)| available.saturating_add(kept));
     match (limits.min(), host) {
         (Some(own), Some(host)) if host < own => (Some(host), MemoryBound::Host),
         (Some(own), _) => (Some(own), MemoryBound::Own),

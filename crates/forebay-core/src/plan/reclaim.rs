@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Situation;
 use crate::app::{App, AppId, Class};
+use crate::offload::Cold;
 use crate::snapshot::{Reclaim, ReclaimState};
 use crate::units::{Bytes, Limit, Time};
 
@@ -109,7 +110,20 @@ pub(super) struct Giver<'a> {
     /// What can go, at most, and how much of that is cold.
     pub(super) open: Bytes,
     pub(super) cold: Bytes,
+    /// What of it is page cache and what anonymous, each as if the other were not.
+    cold_parts: (Bytes, Bytes),
     refusal: Refusal,
+}
+
+impl Giver<'_> {
+    /// What of it is cold, for those who have to divide free swap themselves.
+    pub(super) const fn cold_of(&self) -> Cold {
+        Cold {
+            file: self.cold_parts.0,
+            anon: self.cold_parts.1,
+            most: self.open,
+        }
+    }
 }
 
 /// Decides for this period.
@@ -219,6 +233,7 @@ pub(super) fn giver<'a>(
         used: now.used.unwrap_or(Bytes(0)),
         open: Bytes(0),
         cold: Bytes(0),
+        cold_parts: (Bytes(0), Bytes(0)),
         refusal,
     };
     let (Some(used), Some(stat)) = (now.used, now.stat) else {
@@ -238,14 +253,13 @@ pub(super) fn giver<'a>(
     let movable = stat.file().saturating_add(anon);
     let open = above_floor.min(movable);
     *swap = swap.saturating_sub(open.saturating_sub(stat.file()));
+    let cold_parts = (now.cold_file, now.cold_anon.min(anon));
     Giver {
         id: &app.id,
         used,
         open,
-        cold: now
-            .cold_file
-            .saturating_add(now.cold_anon.min(anon))
-            .min(open),
+        cold: cold_parts.0.saturating_add(cold_parts.1).min(open),
+        cold_parts,
         refusal: if above_floor > movable {
             Refusal::NoSwap
         } else {
@@ -359,6 +373,7 @@ mod tests {
                 host: HostMemory {
                     available: Some(Bytes::mib(available_mib)),
                     swap_free: Some(Bytes::mib(swap_mib)),
+                    compaction: None,
                 },
             }
         }

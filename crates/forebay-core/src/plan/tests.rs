@@ -11,7 +11,7 @@ use crate::demand::{Band, MemoryNow, Usage};
 use crate::io_history::IoUse;
 use crate::topology::{Node, Shape};
 use crate::units::{Limit, Utilization};
-use crate::working_set::Witness;
+use crate::working_set::{MemoryStat, Witness};
 
 mod offload;
 

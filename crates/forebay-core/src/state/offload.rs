@@ -41,6 +41,13 @@ impl State {
         }
     }
 
+    /// Where the kernel was not asked, nothing is to be learned of compaction.
+    pub(super) fn refuse_compaction(&mut self, inputs: &Inputs<'_>, outcome: &Outcome) {
+        if !matches!(outcome, Outcome::Done) {
+            self.planner.offload.refused_compaction(inputs.time);
+        }
+    }
+
     /// Tells each step of a ladder that was taken, and why.
     pub(super) fn note_offload(&mut self, inputs: &Inputs<'_>, offload: &Decision) {
         if inputs.paused {

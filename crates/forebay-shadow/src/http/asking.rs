@@ -425,6 +425,9 @@ pub(super) async fn exchange(
         }
         found = ends.interim(&response, request).await?;
     };
+    if response.status >= 500 {
+        ticket.failed();
+    }
     let switched = response.status == 101;
     if switched && !request.upgrade {
         return Err(Fault::AnswerBad(Bad::syntax(

@@ -53,6 +53,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use crate::flights;
 use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
@@ -196,7 +197,7 @@ impl Shared {
                 writes: route("write"),
                 ends: route("end"),
                 batches: route("batch"),
-                own: route("own"),
+                own: route(flights::OWN),
             },
         })
     }

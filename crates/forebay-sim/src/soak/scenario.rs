@@ -97,6 +97,7 @@ impl Scenario {
             },
             apps: BTreeMap::new(),
             devices: BTreeMap::new(),
+            tiered: false,
             offload: offload::Rules {
                 mode: match rng.clone().u8(0..4) {
                     0 => Mode::Off,

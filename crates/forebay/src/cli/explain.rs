@@ -366,7 +366,7 @@ fn network(app: &api::App) -> Option<String> {
     })
 }
 
-/// What it, or its metrics, told lately; nothing where nobody tells.
+/// What it, its metrics or its front told lately; nothing where nobody tells.
 fn signals(app: &api::App) -> Option<String> {
     let usage = &app.usage;
     let told = match (usage.requests_per_second, usage.response_time_ms) {
@@ -380,7 +380,7 @@ fn signals(app: &api::App) -> Option<String> {
         (None, None) => return None,
     };
     Some(format!(
-        "{told}, as was told lately (a push, or its metrics)."
+        "{told}, as was told lately (a push, its metrics, or its front)."
     ))
 }
 

@@ -35,6 +35,7 @@ pub(super) fn rules(mut section: Section, findings: &mut Findings<'_>) -> Rules 
         cpu_stalled_percent: part("cpu_waits", defaults.cpu_stalled_percent),
         memory_stalled_percent: part("memory_waits", defaults.memory_stalled_percent),
         io_stalled_percent: part("io_waits", defaults.io_stalled_percent),
+        errors_percent: part("errors", defaults.errors_percent),
         ..defaults
     };
     let at = section.at("chance");

@@ -83,6 +83,7 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         findings.add(at, "apps", problem);
     }
     let tiers = tiers(root.take("tiers"), findings);
+    policy.tiered = !tiers.is_empty();
     let fronts = fronts(root.take("fronts"), &policy.apps, host, findings);
     for front in fronts.values() {
         let app = front.app(&daemon.state_dir, &host.executable);
@@ -320,6 +321,7 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         },
         apps: BTreeMap::new(),
         devices: BTreeMap::new(),
+        tiered: defaults.tiered,
         offload: defaults.offload,
     }
 }

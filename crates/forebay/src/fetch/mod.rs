@@ -21,7 +21,7 @@ use forebay_core::external::{External, Source};
 use forebay_core::outlook::Expected;
 use forebay_core::outlook::ahead::uses;
 use forebay_core::report::{EventKind, TickReport};
-use forebay_core::signals::APPS_MAX;
+use forebay_core::signals::{APPS_MAX, Told};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -186,7 +186,10 @@ async fn scrape(app: AppId, scrape: Scrape, desk: Desk) {
         match read {
             Ok(signal) => {
                 pace.succeeded();
-                if !desk.teller.tell(scrape.stands(), &app, signal) {
+                if !desk
+                    .teller
+                    .tell(scrape.stands(), &app, Told::by_app(signal))
+                {
                     tracing::warn!(%app, APPS_MAX, "signals of too many apps: not taken");
                 }
             }

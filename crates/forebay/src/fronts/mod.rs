@@ -28,7 +28,9 @@ use tokio::sync::watch;
 
 use crate::config::{self, Config, FrontConfig, read_certificate};
 use crate::control::{Published, TellOf};
+use crate::signals::Teller;
 
+mod answers;
 mod passed;
 mod upgrade;
 
@@ -267,6 +269,7 @@ pub(crate) fn follow(
     reports: &watch::Receiver<Option<Arc<Published>>>,
     standing: watch::Sender<StandingBy>,
     tell: &TellOf,
+    teller: &Teller,
     upgrades: Upgrades,
 ) -> Desk {
     let (board, upgrades) = (Arc::new(board), Arc::new(upgrades));
@@ -282,6 +285,7 @@ pub(crate) fn follow(
             board: Arc::clone(&board),
             standing: standing.clone(),
             tell: Arc::clone(tell),
+            teller: teller.clone(),
             upgrades: Arc::clone(&upgrades),
             seen: 0,
             heard: false,
@@ -301,6 +305,7 @@ struct Follower {
     board: Arc<watch::Sender<BTreeMap<AppId, Known>>>,
     standing: watch::Sender<StandingBy>,
     tell: TellOf,
+    teller: Teller,
     upgrades: Arc<Upgrades>,
     /// The latest epoch that was told of.
     seen: u64,
@@ -359,9 +364,12 @@ impl Follower {
         let (front, place) = (Arc::clone(&self.front), self.place.clone());
         let joining = join(&front, &place, &mut telling, &mut reports);
         let renewing = renew(&front, control);
+        let teller = self.teller.clone();
+        let measuring = answers::measure(&front.name, control, &teller);
         tokio::select! {
             joined = joining => joined,
             Err(renewed) = renewing => Err(renewed),
+            never = measuring => match never {},
             heard = self.hear(&mut line) => heard,
         }
     }

@@ -12,7 +12,7 @@ use axum::{Extension, Json};
 use forebay_api as api;
 use forebay_core::app::{AppId, Policy};
 use forebay_core::outlook::Resource;
-use forebay_core::signals::{APPS_MAX, PUSHED_STANDS, Signal};
+use forebay_core::signals::{APPS_MAX, PUSHED_STANDS, Signal, Told};
 use forebay_forecast::is_plausible;
 use forebay_forecast::scales::AHEAD_MAX;
 use tokio_stream::wrappers::WatchStream;
@@ -258,8 +258,13 @@ pub(super) async fn push(
     let signal = Signal {
         requests_per_second: request.requests_per_second,
         response_time_ms: request.response_time_ms,
+        errors: None,
     };
-    if !server.state.teller.tell(PUSHED_STANDS, &name, signal) {
+    if !server
+        .state
+        .teller
+        .tell(PUSHED_STANDS, &name, Told::by_app(signal))
+    {
         return Err(Failure::busy(format!(
             "signals of {APPS_MAX} apps are told already; push those of fewer"
         )));

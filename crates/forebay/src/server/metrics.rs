@@ -252,12 +252,12 @@ fn apps(registry: &mut Registry, view: &View) {
     );
     registry.register(
         "app_requests_per_second",
-        "Requests the app serves, per second, as it or its metrics told lately",
+        "Requests the app serves, per second, as it, its metrics or its front told lately",
         each(|app| app.usage.requests),
     );
     registry.register(
         "app_response_time_seconds",
-        "Time until the app answers a request, as it or its metrics told lately",
+        "Time until the app answers a request, as it, its metrics or its front told lately",
         each(|app| Some(app.usage.response_time? / 1000.0)),
     );
     io(registry, view);

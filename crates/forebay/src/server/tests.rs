@@ -134,6 +134,7 @@ pub(super) fn published(period: u64) -> Published {
                 cost_models: Err(Gap::Unsupported),
                 swap_free: Err(Gap::Unsupported),
                 memory_watch: Err(Gap::Unsupported),
+                compaction: Err(Gap::Unsupported),
             },
             shared: "0".parse().unwrap(),
             io: BTreeMap::new(),

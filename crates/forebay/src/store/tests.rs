@@ -48,6 +48,7 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             cost_models: Err(forebay_core::snapshot::Gap::Unsupported),
             swap_free: Err(Gap::Unsupported),
             memory_watch: Err(Gap::Unsupported),
+            compaction: Err(Gap::Unsupported),
         },
         shared: CpuSet::EMPTY,
         io: BTreeMap::new(),

@@ -352,6 +352,32 @@ fn a_rung_is_taken_on_top_of_itself_a_few_times_only() {
 }
 
 #[test]
+fn what_leaves_nothing_to_take_back_counts_as_well_until_the_lack_is_over() {
+    let mut bench = Bench::new(Bottleneck::Memory, &[ReclaimBatch]);
+    let climb = |bench: &mut Bench| {
+        let mut severity = 50.0;
+        let mut taken = 0_usize;
+        for _ in 0..8 {
+            taken += usize::from(bench.step(Some(severity)).is_some());
+            severity *= 0.7;
+            assert_eq!(bench.steps(10, Some(severity)), []);
+        }
+        taken
+    };
+    assert_eq!(climb(&mut bench), REPEATS_MAX);
+    assert_eq!(bench.ascent.skipped()[1], (ReclaimBatch, Skip::Enough));
+    assert_eq!(bench.ascent.in_force().count(), 0);
+    // Nothing is taken back of it, and after a minute without the lack nothing is counted.
+    assert_eq!(bench.steps(59, Some(0.5)), []);
+    assert_eq!(climb(&mut bench), 0);
+    assert_eq!(bench.steps(70, Some(0.5)), []);
+    assert_eq!(climb(&mut bench), REPEATS_MAX);
+    // Where the lack stays, it counts for an hour.
+    let again = bench.steps(4000, Some(2.0));
+    assert!((3400..3700).contains(&again[0].0), "{again:?}");
+}
+
+#[test]
 fn moves_have_a_budget_and_an_app_rests_between_its_own() {
     let mut moves = Moves::default();
     let rules = Rules {

@@ -552,3 +552,48 @@ proptest! {
         prop_assert_eq!(memory.io, again.io);
     }
 }
+
+#[test]
+fn a_ladder_takes_half_of_what_batch_may_and_gives_it_back_when_that_did_not_help() {
+    // It uses a tenth of the disk, twice of what it may, and does not wait.
+    let calm = Io {
+        stalled: 0.0,
+        ..READER
+    };
+    let mut case = Case::new()
+        .app("web", Class::Critical, calm)
+        .app("batch", Class::Batch, HOG);
+    case.policy.offload.mode = crate::offload::Mode::Act;
+    case.policy.offload.io_percent = 5;
+    let room = |plan: &Plan| plan.io[&DISK].room;
+    let mut memory = Memory::default();
+    let mut rooms = Vec::new();
+    for second in 0..20 {
+        let (plan, after) = case.at(second, &memory);
+        memory = after;
+        if rooms.last() != Some(&room(&plan)) {
+            rooms.push(room(&plan));
+        }
+        if second == 4 {
+            assert_eq!(room(&plan), Ppm(300_000), "one period after it was raised");
+            let climb = &plan.offload.climbs[&"web".parse().unwrap()];
+            let said = climb.sentences().join(" ");
+            let part = "divide block devices anew (30% of their time taken from batch), its effect";
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    assert_eq!(rooms.first(), Some(&Ppm(600_000)));
+    assert_eq!(rooms.last(), Some(&Ppm(600_000)), "{rooms:?}");
+    let web = "web".parse().unwrap();
+    assert_eq!(memory.offload.extra_io(&web), 0);
+
+    // Where batch does nothing there, there is nothing to divide.
+    let mut alone = case.clone();
+    alone.does("batch", Io::default());
+    let mut memory = Memory::default();
+    for second in 0..6 {
+        let (plan, after) = alone.at(second, &memory);
+        memory = after;
+        assert!(plan.offload.steps.is_empty());
+    }
+}

@@ -88,6 +88,48 @@ fn one_that_keeps_more_than_it_needs_gets_more_than_it_keeps() {
     for second in 1..5 {
         memory = case.plan_at(second, &memory).1;
     }
-    let (plan, _) = case.plan_at(5, &memory);
+    let (plan, memory) = case.plan_at(5, &memory);
     assert_eq!(own(&plan, "web").len(), 5);
+    // More demand within what it keeps, or above it, makes no more of what is given beyond.
+    for (demand, cpus) in [(2.9, 5), (3.2, 6)] {
+        case.demand("web", demand);
+        let (plan, _) = case.plan_at(6, &memory);
+        assert_eq!(own(&plan, "web").len(), cpus, "{demand}");
+        assert_eq!(
+            plan.reasons[&"web".parse().unwrap()].cpu_extra,
+            MilliCpu::cpus(1)
+        );
+    }
+}
+
+#[test]
+fn page_cache_of_an_app_is_not_counted_as_had_and_as_available() {
+    let web: AppId = "web".parse().unwrap();
+    // It holds 3 GiB, 2 of them page cache that it works with, which the kernel counts among the
+    // 4 GiB that are available: 5 are there for it, and not 7.
+    let whole = |stat: Option<MemoryStat>| {
+        let mut case = Case::new(server()).app("web", Class::Critical, 0.2);
+        case.policy.offload.memory_percent = 1;
+        case.host.available = Some(Bytes::mib(4096));
+        let now = &mut case.demands.get_mut(&web).unwrap().memory_now;
+        now.used = Some(Bytes::mib(3072));
+        now.stat = stat;
+        let (mut plan, mut memory) = (Plan::default(), Memory::default());
+        for second in 0..5 {
+            (plan, memory) = case.plan_at(second, &memory);
+        }
+        let climb = plan.offload.climbs.remove(&web)?;
+        climb
+            .constraints
+            .iter()
+            .find_map(|constraint| constraint.whole)
+    };
+    let stat = MemoryStat {
+        active_anon: Bytes::mib(1024),
+        active_file: Bytes::mib(2048),
+        ..MemoryStat::default()
+    };
+    assert_eq!(whole(Some(stat)), Some(Bytes::mib(5120).as_f64()));
+    // What it consists of is not known: nor is what it may have.
+    assert_eq!(whole(None), None);
 }

@@ -19,6 +19,7 @@ fn every_key_of_offload_arrives() {
         cpu_waits = "11%"
         memory_waits = "12%"
         io_waits = "13%"
+        errors = "14%"
         response_time = "80ms"
         chance = "10%"
         persistence = "500ms"
@@ -38,6 +39,7 @@ fn every_key_of_offload_arrives() {
         cpu_stalled_percent: 11,
         memory_stalled_percent: 12,
         io_stalled_percent: 13,
+        errors_percent: 14,
         response_time: Duration::from_millis(80),
         chance_percent: 10,
         persistence: Duration::from_millis(500),
