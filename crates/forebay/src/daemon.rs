@@ -28,6 +28,7 @@ use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
+use crate::fleet;
 use crate::fronts;
 use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
@@ -367,6 +368,8 @@ fn begin_on(
         stopped.await.ok();
     }));
     tokio::spawn(record(published.clone(), recorder, lookout.desk()));
+    let fleet = config.daemon.state_dir.join(fleet::link::agent::DIR);
+    tokio::spawn(async move { fleet::link::agent::renewing(&fleet).await });
     Ok(Running {
         control,
         commands,

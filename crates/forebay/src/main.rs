@@ -11,6 +11,7 @@ mod control;
 mod daemon;
 mod demo;
 mod fetch;
+mod fleet;
 mod front;
 mod fronts;
 mod images;
@@ -58,6 +59,9 @@ enum Command {
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
     Tier(tier::Args),
+    /// Join a fleet of hosts, or hold its authority
+    #[command(subcommand)]
+    Fleet(cli::fleet_link::LinkCommand),
     Completions(local::CompletionsArgs),
     /// Print the manual page
     Man,
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
         Command::Tier(args) => tier::run(&args).map_err(Into::into),
+        Command::Fleet(command) => cli::fleet_link::run(&command),
         Command::Completions(args) => Ok(local::completions(&args)),
         Command::Man => local::man().map_err(Into::into),
         Command::Guardian(args) => local::guardian(&args).map_err(Into::into),
@@ -207,6 +212,13 @@ mod tests {
         check("forebay push web --json response_time=1s", true);
         check("forebay push web", false);
         check("forebay history web response_time", true);
+        check("forebay fleet ca init --fleet shop --host db1", true);
+        check("forebay fleet ca token db2 --minutes 10 --json", true);
+        check("forebay fleet ca token db2 --minutes 0", false);
+        check("forebay fleet ca issue db2", false);
+        check("forebay fleet join db1:7346 forebay-join-1.x", true);
+        check("forebay fleet join db1:7346", false);
+        check("forebay fleet renew --dir /tmp/f", true);
         check("forebay nonsense", false);
     }
 }

@@ -35,6 +35,7 @@
 
 pub mod arrival;
 pub mod choice;
+pub mod compression;
 pub mod departure;
 pub mod ownership;
 pub mod promises;

@@ -7,6 +7,7 @@
 mod exit;
 mod explain;
 mod explain_io;
+pub(crate) mod fleet_link;
 mod forecast;
 mod image;
 mod push;

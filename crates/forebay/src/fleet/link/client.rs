@@ -1,0 +1,233 @@
+//! The side that asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_core::fleet::HostName;
+use rustix::net::sockopt::set_socket_keepalive;
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::error::{Error, Kind};
+use super::identity::Identity;
+use super::messages::{Answer, Request};
+use super::stream::{self, Sending};
+use super::wire::{self, Asked};
+use super::{Peer, verify};
+
+/// A connection to the agent of another host. One thing is asked at a time; several at a time need several
+/// connections.
+#[derive(Debug)]
+pub(crate) struct Link {
+    reader: ReadHalf<TlsStream<TcpStream>>,
+    writer: WriteHalf<TlsStream<TcpStream>>,
+    peer: Peer,
+    label: String,
+    /// An answer may still come to what nobody waits for any more.
+    is_broken: bool,
+}
+
+impl Link {
+    /// Connects to a host of the fleet, and sees that it is that host.
+    ///
+    /// # Errors
+    /// When nobody answers there in time, it is not of the fleet or not that host, or it speaks another
+    /// version, or its clock is too far away.
+    pub(crate) async fn connect(
+        identity: &Identity,
+        to: &HostName,
+        address: &str,
+        within: Duration,
+    ) -> Result<Self, Error> {
+        let label = format!("{to} at {address}");
+        let connected = timeout(within, connect(identity, to, address, &label));
+        connected
+            .await
+            .unwrap_or_else(|_| Err(Error::slow(&label, "connect to it", within)))
+    }
+
+    /// Whom it leads to.
+    pub(crate) const fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether something went wrong that makes it useless.
+    pub(crate) const fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Asks, and waits for the answer for so long.
+    ///
+    /// # Errors
+    /// When no answer came: whether it was done is not known then. The link is broken.
+    pub(crate) async fn ask(
+        &mut self,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Answer, Error> {
+        self.begin()?;
+        let (label, peer) = (&self.label, &mut self.reader);
+        let asked = timeout(within, async {
+            put(&mut self.writer, request, within, label).await?;
+            answer(peer, label).await
+        });
+        let answered = asked
+            .await
+            .unwrap_or_else(|_| Err(Error::slow(label, "answer", within)))?;
+        self.is_broken = false;
+        Ok(answered)
+    }
+
+    /// Asks for a content to be taken in, and sends its bytes.
+    ///
+    /// # Errors
+    /// When no answer came, or the content could not be read or sent to its end: whether it came whole is
+    /// not known then. The link is broken.
+    pub(crate) async fn send<S: AsyncRead + Unpin + ?Sized>(
+        &mut self,
+        request: &Request,
+        source: &mut S,
+        sending: Sending<'_>,
+    ) -> Result<Answer, Error> {
+        self.begin()?;
+        let (label, reader, writer) = (&self.label, &mut self.reader, &mut self.writer);
+        put(writer, request, sending.answer, label).await?;
+        // Whoever cannot take it in says so before its end.
+        let mut answered = Box::pin(answer(reader, label));
+        let sent = tokio::select! {
+            biased;
+            sent = stream::send(writer, source, sending, label) => sent,
+            early = &mut answered => return early,
+        };
+        let answered = match sent {
+            Ok(_) => timeout(sending.answer, answered)
+                .await
+                .unwrap_or_else(|_| Err(Error::slow(label, "answer", sending.answer)))?,
+            // It may have said why before it went away.
+            Err(error) if matches!(error.kind, Kind::Cut | Kind::Unreachable) => {
+                match timeout(LAST_WORD, answered).await {
+                    Ok(Ok(refused @ Answer::Refused(_))) => return Ok(refused),
+                    _ => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        self.is_broken = false;
+        Ok(answered)
+    }
+
+    /// Ends it, and says so to the other side.
+    pub(crate) async fn close(mut self) {
+        // It would see that the connection ended; an orderly end only spares it a line in its log.
+        if let Ok(Err(error)) = timeout(LAST_WORD, self.writer.shutdown()).await {
+            tracing::debug!(peer = self.label, %error, "a link ended without a word");
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        if self.is_broken {
+            return Err(Error::cut(&self.label, "ask it again"));
+        }
+        self.is_broken = true;
+        Ok(())
+    }
+}
+
+/// How long the last word of somebody who goes away is waited for.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+async fn put(
+    writer: &mut WriteHalf<TlsStream<TcpStream>>,
+    request: &Request,
+    within: Duration,
+    label: &str,
+) -> Result<(), Error> {
+    let asked = Asked {
+        within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        request: request.clone(),
+    };
+    let sent = timeout(within, wire::send(writer, &asked)).await;
+    match sent {
+        Ok(sent) => sent.map_err(|error| Error::io(label, "ask it", &error)),
+        Err(_) => Err(Error::slow(label, "ask it", within)),
+    }
+}
+
+async fn answer(reader: &mut ReadHalf<TlsStream<TcpStream>>, label: &str) -> Result<Answer, Error> {
+    let answer = wire::receive(reader, label, "hear its answer").await?;
+    answer.ok_or_else(|| Error::cut(label, "hear its answer"))
+}
+
+async fn connect(
+    identity: &Identity,
+    to: &HostName,
+    address: &str,
+    label: &str,
+) -> Result<Link, Error> {
+    let clock = identity.clock();
+    identity.look();
+    let credentials = identity.credentials();
+    let config = verify::client(&credentials, to, clock)
+        .map_err(|error| unusable(label, &error.to_string()))?;
+    // No name is sent, and none but the one in the certificate is looked at.
+    let (mut stream, at) = tls(address, config, None, label).await?;
+    let own = (credentials.host.clone(), &**clock);
+    let (hello, clock_ahead_ms) = wire::greet(&mut stream, own, to, label).await?;
+    let (reader, writer) = tokio::io::split(stream);
+    Ok(Link {
+        reader,
+        writer,
+        peer: Peer {
+            host: hello.host,
+            version: hello.forebay,
+            address: at,
+            clock_ahead_ms,
+        },
+        label: label.to_owned(),
+        is_broken: false,
+    })
+}
+
+/// The certificate and key of this host cannot be used.
+pub(super) fn unusable(label: &str, why: &str) -> Error {
+    Error::new(
+        Kind::Local,
+        label,
+        format!("use the certificate of this host: {why}"),
+        "have it join the fleet anew: `forebay fleet join`",
+    )
+}
+
+/// Connects and agrees on TLS; where it leads to.
+pub(super) async fn tls(
+    address: &str,
+    config: ClientConfig,
+    name: Option<ServerName<'static>>,
+    label: &str,
+) -> Result<(TlsStream<TcpStream>, std::net::SocketAddr), Error> {
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|error| Error::io(label, "connect to it", &error))?;
+    prepare(&stream).map_err(|error| Error::io(label, "connect to it", &error))?;
+    let at = stream
+        .peer_addr()
+        .map_err(|error| Error::io(label, "connect to it", &error))?;
+    let name = name.unwrap_or_else(|| ServerName::IpAddress(at.ip().into()));
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| Error::io(label, "agree on TLS with it", &error))?;
+    Ok((stream, at))
+}
+
+/// Messages go at once, and a host that is gone is noticed.
+pub(super) fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    set_socket_keepalive(stream, true)?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The agents of a fleet, and how they speak to each other.
+
+pub(crate) mod link;
