@@ -572,8 +572,9 @@ impl World {
         let of = &mut self.hosts[host];
         let clock = of.boot_clock(self.now);
         let leaving = of.disk.departures.get(&app).map(|(_, there, _)| *there);
-        let arrives = of.coming.contains_key(&app) || of.disk.arrivals.contains_key(&app);
         of.promises.expire(clock);
+        // The same again keeps what it has, however little is left by now.
+        let renews = of.promises.holds(&id);
         let leaving = leaving.map(|there| self.hosts[there].name.clone());
         let of = &mut self.hosts[host];
         let asked = (to, class, need);
@@ -595,7 +596,7 @@ impl World {
         let sum = sum.fold((0, 0), |(cpu, memory), (_, room)| {
             (cpu + room.cpu.0, memory + room.memory.0)
         });
-        if !arrives && (sum.0 > room.cpu.0 || sum.1 > room.memory.0) {
+        if !renews && (sum.0 > room.cpu.0 || sum.1 > room.memory.0) {
             let what = format!("{} promised {sum:?} of {room:?}", of.name);
             self.breaks(what);
         }
