@@ -69,6 +69,7 @@ impl World {
             } if self.lives(host, life) => self.tend(host, app, epoch),
             Event::Keep { lost } => self.keep(lost),
             Event::Fault(fault) => self.fault(fault),
+            Event::Strike { host, fault } => self.strike(host, fault),
             Event::Resume { host } => self.resume(host),
             Event::Boot { host } => self.boot(host),
             Event::Daemon { host, life } => self.daemon_begins(host, life),
@@ -208,7 +209,8 @@ impl World {
         use forebay_core::fleet::arrival::{Mark as ArrivalMark, Stage};
         let of = &self.hosts[host];
         let departs = of.disk.departures.get(&app).map(|(_, _, mark)| *mark);
-        let is_moved = departs.is_some_and(|mark| mark != departure::Mark::Begun);
+        // Of one that may be gone already, `leave` says so.
+        let is_moved = departs == Some(departure::Mark::Frozen);
         let arrives = match of.coming.get(&app) {
             Some(coming) => coming.machine.stage() != Stage::Announcing,
             None => of

@@ -190,6 +190,7 @@ impl World {
     pub(super) fn arrive(&mut self, turn: Turn, step: arrival::Step) {
         use arrival::Step;
         let Turn { host, app, .. } = turn;
+        self.tempt(host);
         match step {
             // The source ends these.
             Step::Receive | Step::Prepare => {}

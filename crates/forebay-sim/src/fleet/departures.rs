@@ -226,6 +226,7 @@ impl World {
     pub(super) fn depart(&mut self, turn: Turn, step: departure::Step) {
         use departure::Step;
         let Turn { host, app, .. } = turn;
+        self.tempt(host);
         let Some(leaving) = self.hosts[host].leaving.get(&app) else {
             return;
         };

@@ -79,15 +79,37 @@ impl World {
 
     pub(super) fn fault(&mut self, fault: Fault) {
         self.plan_next(fault);
-        self.totals.faults += 1;
         let host = self.rng.usize(0..self.hosts.len());
         if fault == Fault::Outage {
             self.coordinator.down_until = self.until(2..90);
             return;
         }
-        if !self.hosts[host].works(self.now) {
+        self.strike(host, fault);
+    }
+
+    /// While something moves, one of both hosts is hit now and then, within the next moments.
+    pub(super) fn tempt(&mut self, host: usize) {
+        if self.chance(60) {
+            let faults = [
+                Fault::Crash,
+                Fault::Pause,
+                Fault::DaemonEnds,
+                Fault::DaemonEnds,
+                Fault::CutFromCoordinator,
+                Fault::Isolated,
+            ];
+            let fault = faults[self.rng.usize(0..faults.len())];
+            let at = self.now + self.rng.u64(0..SECOND / 10);
+            self.queue.push(at, Event::Strike { host, fault });
+        }
+    }
+
+    /// Something breaks of a host.
+    pub(super) fn strike(&mut self, host: usize, fault: Fault) {
+        if !self.hosts[host].works(self.now) || self.now >= self.calm_from {
             return;
         }
+        self.totals.faults += 1;
         match fault {
             Fault::Crash => self.crash(host),
             Fault::Pause => self.pause(host),

@@ -195,6 +195,10 @@ pub(super) enum Event {
         lost: usize,
     },
     Fault(Fault),
+    Strike {
+        host: usize,
+        fault: Fault,
+    },
     Resume {
         host: usize,
     },

@@ -41,7 +41,12 @@ impl World {
             return self.queue.push(self.now + PATIENCE, event);
         }
         let mut late = self.rng.u64(500..2_500);
-        if self.chance(100) {
+        // Records are what moves hang on.
+        let once_in = match &request.call {
+            Call::Change { .. } | Call::Takeover { .. } | Call::Read { .. } => 12,
+            _ => 100,
+        };
+        if self.chance(once_in) {
             let event = Event::Answer(Box::new(request.clone()), Answer::Unknown);
             self.queue.push(self.now + PATIENCE, event);
             request.silent = true;
