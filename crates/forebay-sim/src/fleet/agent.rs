@@ -630,14 +630,10 @@ impl World {
                     self.changed(*turn, *app, to, outcome);
                 }
             }
-            (Call::Read { turn }, answer) => {
-                if self.is_current(*turn) {
-                    match answer {
-                        Answer::Record(record) => self.learn(host, turn.app, record),
-                        _ => self.ended(*turn, Outcome::Unknown),
-                    }
-                }
-            }
+            (Call::Read { turn }, answer) if self.is_current(*turn) => match answer {
+                Answer::Record(record) => self.learn(host, turn.app, record),
+                _ => self.ended(*turn, Outcome::Unknown),
+            },
             (Call::Resync { .. }, Answer::Records(records)) => {
                 for (app, record) in records {
                     self.learn(host, app, record);

@@ -93,7 +93,6 @@ fn moving_helps_and_foresight_helps_more() {
                 arm,
                 seed,
                 load: 0.6,
-                ..options(seed)
             })
             .constrained_minutes()
         });

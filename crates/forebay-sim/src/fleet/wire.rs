@@ -164,7 +164,7 @@ impl World {
     /// Somebody says something to a host.
     pub(super) fn heard(&mut self, from: usize, to: usize, message: Message) {
         let of = &self.hosts[to];
-        if !(of.up && of.daemon) || !self.hear(from, to) {
+        if !(of.up && of.daemon && self.hear(from, to)) {
             return;
         }
         match message {
