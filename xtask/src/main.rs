@@ -43,6 +43,9 @@ Forebay's developer commands
                                     --quick only looks whether their apps are found
   cargo xtask chaos [ARGS...]       kill the daemon at random moments: --kills N, --seed S
   cargo xtask sim [ARGS...]         simulated ticks with faults: --ticks N, --seed S
+  cargo xtask sim fleet [ARGS...]   a simulated fleet: --hosts N, --apps N, --hours H, --seed S,
+                                    --faults, --json FILE; exit status 1 when an invariant
+                                    breaks or, without faults, a target is missed
   cargo xtask fuzz [TARGET...]      random bytes for the parsers: --seconds N for each target
   cargo xtask vm ...                virtual machines to test on: build, run, test
   cargo xtask help                  this text
@@ -211,7 +214,12 @@ fn take_json(arguments: &[String]) -> Result<(Vec<&str>, Option<&str>), String> 
     Ok((rest, json))
 }
 
+/// Becomes the example that soaks one host, or the one that runs a fleet.
 fn sim(arguments: &[String]) -> Result<(), Failure> {
+    let (example, arguments) = match arguments.split_first() {
+        Some((first, rest)) if first == "fleet" => ("fleet", rest),
+        _ => ("soak", arguments),
+    };
     setup::ensure(setup::Group::Build)?;
     let build = [
         "build",
@@ -219,13 +227,14 @@ fn sim(arguments: &[String]) -> Result<(), Failure> {
         "-p",
         "forebay-sim",
         "--example",
-        "soak",
+        example,
     ];
     process::succeed(&mut process::cargo(&build))?;
-    let soak = workspace::read()?
+    let program = workspace::read()?
         .target_directory
-        .join("release/examples/soak");
-    Err(process::become_program(&soak, &[], arguments).into())
+        .join("release/examples")
+        .join(example);
+    Err(process::become_program(&program, &[], arguments).into())
 }
 
 fn setup_command(arguments: &[String]) -> Result<(), Failure> {

@@ -5,12 +5,14 @@
 //! seed give the same host, so a failure found at random is replayed by its seed.
 //!
 //! [`contract`] states what every host does, simulated or live, as checks that run on both.
-//! [`soak`] runs the control period on random hosts and checks what must always hold.
+//! [`soak`] runs the control period on random hosts and checks what must always hold; [`fleet`] does so
+//! for many hosts that share applications.
 
 pub mod contract;
 pub mod cpu;
 mod disk;
 mod fault;
+pub mod fleet;
 mod group;
 mod host;
 mod interrupts;

@@ -37,9 +37,12 @@ pub mod arrival;
 pub mod choice;
 pub mod compression;
 pub mod departure;
+pub mod need;
 pub mod ownership;
+pub mod policy;
 pub mod promises;
 pub mod rounds;
+pub mod takeover;
 pub mod tenure;
 #[cfg(test)]
 mod tests;

@@ -124,6 +124,12 @@ impl Promises {
         Ok(())
     }
 
+    /// Whether room is kept for it, or was and nobody has dropped it yet.
+    #[must_use]
+    pub fn holds(&self, app: &AppId) -> bool {
+        self.0.contains_key(app)
+    }
+
     /// It came, or will not.
     pub fn release(&mut self, app: &AppId) {
         self.0.remove(app);
@@ -194,6 +200,8 @@ mod tests {
              free some, or choose another host"
         );
         assert_eq!(promises.by_class()[&Class::Critical], room(3, 100));
+        let holds = |app: &str| promises.holds(&app.parse().unwrap());
+        assert!(holds("a") && !holds("b"));
         promises.release(&"a".parse().unwrap());
         ask(&mut promises, 1, "b", "x", room(2, 100)).unwrap();
     }
