@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_core::app::{Class, OnStop, Policy};
+use forebay_core::fleet::offering;
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
 use forebay_core::report::TickReport;
@@ -24,9 +25,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
-use crate::config::{self, Config, HostFacts};
+use crate::config::{self, Config, FleetConfig, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
+use crate::fleet::member::{self, Membership};
 use crate::fronts;
 use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
@@ -195,6 +197,7 @@ struct Running {
     training: Training,
     imager: Imager,
     fetcher: Fetcher,
+    membership: Option<Membership>,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -328,6 +331,7 @@ fn begin_on(
         "check limits on threads",
     ))?;
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
+    let membership = membership(config, &facts, &published, lookout.desk(), &tell)?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -354,6 +358,7 @@ fn begin_on(
             outlook: lookout.desk(),
             fronts,
             images: imager.desk(),
+            fleet: membership.as_ref().map(Membership::desk),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -376,6 +381,7 @@ fn begin_on(
         training,
         imager,
         fetcher,
+        membership,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -408,6 +414,32 @@ fn lookout(
         "start the thread that looks ahead",
         "check limits on threads",
     ))
+}
+
+/// Starts the thread of the fleet, where this host is not alone.
+fn membership(
+    config: &Config,
+    facts: &HostFacts,
+    published: &watch::Receiver<Option<Arc<Published>>>,
+    outlook: outlook::Desk,
+    tell: &tiering::Tell,
+) -> Result<Option<Membership>, Error> {
+    let start = |fleet: &FleetConfig| {
+        Membership::start(member::Beginning {
+            config: fleet.clone(),
+            directory: config::fleet_directory(&config.daemon.state_dir),
+            host: offering::Host {
+                cpus: facts.cpus,
+                memory: facts.memory,
+                system_memory: config.policy.system_memory,
+            },
+            reports: published.clone(),
+            outlook,
+            tell: Arc::clone(tell),
+        })
+    };
+    let membership = config.fleet.as_ref().map(start).transpose();
+    membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
 }
 
 /// Starts the thread that reads metrics and forecasts.
@@ -538,6 +570,11 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        if let Some(membership) = self.membership
+            && let Err(error) = tokio::task::spawn_blocking(move || membership.stop()).await
+        {
+            tracing::error!(%error, "the thread of the fleet was not stopped");
         }
         let fetcher = self.fetcher;
         if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {

@@ -1,3 +1,4 @@
 //! Several hosts that share applications, carried out; `forebay_core::fleet` has the rules.
 
 pub(crate) mod coordinator;
+pub(crate) mod member;

@@ -22,6 +22,14 @@
 //! Every call blocks, for [`REQUEST_MAX`] at most: call from a thread of your own, or from
 //! `spawn_blocking`, not from the daemon's main thread.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "applications do not move yet, and tests alone change records"
+    )
+)]
+
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
 pub(crate) mod local;
@@ -41,12 +49,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// No request takes longer; what it asked for is `Unknown` then.
+#[cfg_attr(
+    all(test, not(feature = "etcd")),
+    expect(dead_code, reason = "files answer at once")
+)]
 pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(3);
 /// Commands that may wait for one host.
 pub(crate) const COMMANDS_MAX: usize = 64;
 /// How long it can be asked how a command ended.
 pub(crate) const COMPLETED_TTL: Duration = Duration::from_secs(600);
 /// The longest value that is read or written; a longer one is a mistake of somebody else.
+#[cfg(feature = "etcd")]
 pub(crate) const VALUE_MAX: usize = 256 * 1024;
 
 /// A clock that goes on while the host is suspended (`CLOCK_BOOTTIME`), from the boot on: the one
@@ -101,11 +114,11 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// It cannot be reached, or the record cannot be read.
     fn record(&self, app: &AppId) -> Result<Option<Ownership>, Error>;
 
-    /// Whose all are.
+    /// Whose all are, and at which revision that is ([`View::revision`]).
     ///
     /// # Errors
     /// It cannot be reached, or a record cannot be read.
-    fn records(&self) -> Result<Records, Error>;
+    fn records(&self) -> Result<(i64, Records), Error>;
 
     /// Makes the first record of an application.
     ///
@@ -168,7 +181,7 @@ pub(crate) struct Held {
 }
 
 /// What a host publishes of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
     /// Its name.
     pub(crate) host: HostName,
@@ -192,6 +205,8 @@ pub(crate) type Records = BTreeMap<AppId, Ownership>;
 /// What whoever watches sees.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct View {
+    /// Of the records: those that were read at a greater one are newer. Zero before.
+    pub(crate) revision: i64,
     /// Whose everything is; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
     /// What was asked of this host and is not completed, oldest first.
@@ -211,11 +226,19 @@ impl CommandId {
         let unix = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        Self(format!("{:013}-{:08x}", unix.as_millis(), fastrand::u32(..)))
+        Self(format!(
+            "{:013}-{:08x}",
+            unix.as_millis(),
+            fastrand::u32(..)
+        ))
     }
+}
 
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
+impl std::str::FromStr for CommandId {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -242,6 +265,22 @@ pub(crate) enum Command {
         /// Where to; where there is most room if none.
         to: Option<HostName>,
     },
+    /// Something that a later release knows.
+    #[serde(other)]
+    Other,
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cordon => f.write_str("take no more applications"),
+            Self::Uncordon => f.write_str("take applications again"),
+            Self::Drain => f.write_str("give its applications away"),
+            Self::Move { app, to: Some(to) } => write!(f, "give {app} to {to}"),
+            Self::Move { app, to: None } => write!(f, "give {app} away"),
+            Self::Other => f.write_str("do what this release does not know"),
+        }
+    }
 }
 
 /// How a command ended.
@@ -305,4 +344,31 @@ pub(crate) fn outcome(result: &Result<(), Error>) -> Outcome {
         Ok(()) => Outcome::Done,
         Err(error) => error.outcome(),
     }
+}
+
+const LEASE_ENDED: &str = "the lease has ended; join again";
+
+/// Why nobody can be a member under this one's name.
+fn taken(other: &Member) -> String {
+    let address = other.address.as_deref().unwrap_or("no address");
+    format!(
+        "another agent is a member as {} ({address}, Forebay {}); give this host another name with \
+         fleet.host, or wait until that one's lease has ended",
+        other.host, other.version
+    )
+}
+
+fn exists(found: &Ownership) -> String {
+    format!(
+        "it is {}'s already, at epoch {}; change that record",
+        found.owner, found.epoch
+    )
+}
+
+fn owner_lives(owner: &HostName) -> String {
+    format!("{owner} is a member: it alone gives it away")
+}
+
+fn too_many(host: &HostName) -> String {
+    format!("{COMMANDS_MAX} commands wait for it already; see whether {host} is there")
 }
