@@ -1,10 +1,5 @@
 //! What every coordinator has to keep, and what it takes to keep it with etcd.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a test says on standard output when it is skipped"
-)]
-
 #[cfg(feature = "etcd")]
 mod etcd;
 
