@@ -138,6 +138,8 @@ fn build_forebay() -> Result<PathBuf, String> {
         "--release",
         "-p",
         "forebay",
+        "--features",
+        "etcd",
     ]))?;
     Ok(workspace::read()?.target_directory.join("release/forebay"))
 }

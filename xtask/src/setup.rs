@@ -69,6 +69,24 @@ const PACKAGES: &[Package] = &[
         why: "compiles libFuzzer for the fuzz targets",
     },
     Package {
+        name: "protobuf-compiler",
+        groups: &[Group::Build],
+        sign: Sign::Program("protoc"),
+        why: "compiles what etcd's client speaks",
+    },
+    Package {
+        name: "libprotobuf-dev",
+        groups: &[Group::Build],
+        sign: Sign::File("/usr/include/google/protobuf/descriptor.proto"),
+        why: "the definitions that protoc builds on",
+    },
+    Package {
+        name: "etcd-server",
+        groups: &[Group::Build],
+        sign: Sign::Program("etcd"),
+        why: "what the hosts of a fleet share, for the tests of it",
+    },
+    Package {
         name: "dbus-daemon",
         groups: &[Group::Build],
         sign: Sign::Program("dbus-daemon"),

@@ -43,6 +43,10 @@ enum Work {
     Guests,
 }
 
+/// All that is left out of a build that asks for nothing. The same in every step, so that nothing is
+/// compiled twice.
+const FEATURES: [&str; 2] = ["--features", "forebay/etcd"];
+
 /// What runs, in this order.
 ///
 /// Long checks of the release binary are rows of `Work::Cargo` at the end, such
@@ -69,7 +73,15 @@ const STEPS: &[Step] = &[
         when: When::Always,
         work: Work::Component(
             "clippy",
-            &["--workspace", "--all-targets", "--", "-D", "warnings"],
+            &[
+                "--workspace",
+                "--all-targets",
+                FEATURES[0],
+                FEATURES[1],
+                "--",
+                "-D",
+                "warnings",
+            ],
         ),
     },
     Step {
@@ -85,7 +97,14 @@ const STEPS: &[Step] = &[
     Step {
         name: "release build",
         when: When::Full,
-        work: Work::Cargo(&["build", "--release", "--package", "forebay"]),
+        work: Work::Cargo(&[
+            "build",
+            "--release",
+            "--package",
+            "forebay",
+            FEATURES[0],
+            FEATURES[1],
+        ]),
     },
     // Each of these runs real processes and fails when a promise is broken or something is left.
     Step {
@@ -96,6 +115,8 @@ const STEPS: &[Step] = &[
             "--release",
             "--package",
             "forebay",
+            FEATURES[0],
+            FEATURES[1],
             "--",
             "demo",
             "--seconds",
@@ -110,6 +131,8 @@ const STEPS: &[Step] = &[
             "--release",
             "--package",
             "forebay",
+            FEATURES[0],
+            FEATURES[1],
             "--",
             "chaos",
             "--kills",
@@ -304,6 +327,8 @@ const NEXTEST: &[&str] = &[
     "nextest",
     "run",
     "--workspace",
+    FEATURES[0],
+    FEATURES[1],
     "--no-fail-fast",
     // What fails once is told by name: see `tally`.
     "--retries=1",
@@ -315,6 +340,8 @@ const NEXTEST: &[&str] = &[
 const LIBTEST: &[&str] = &[
     "test",
     "--workspace",
+    FEATURES[0],
+    FEATURES[1],
     "--tests",
     "--no-fail-fast",
     "--",
@@ -323,6 +350,8 @@ const LIBTEST: &[&str] = &[
 const DOC_TESTS: &[&str] = &[
     "test",
     "--workspace",
+    FEATURES[0],
+    FEATURES[1],
     "--doc",
     "--no-fail-fast",
     "--",

@@ -305,7 +305,13 @@ fn run_one(
 /// Puts what scenarios need into the folder that guests share: the program, the
 /// test binaries, the scenarios. Without debug information: a guest reads slowly.
 fn fill_share(share: &Path) -> Result<(), String> {
-    process::succeed(&mut process::cargo(&["build", "-p", "forebay"]))?;
+    process::succeed(&mut process::cargo(&[
+        "build",
+        "-p",
+        "forebay",
+        "--features",
+        "etcd",
+    ]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
     let mut binaries = vec![("forebay".to_owned(), built)];
     for (package, names) in TEST_BINARIES {
@@ -334,6 +340,10 @@ fn test_binaries(package: &str, names: &[&str]) -> Result<Vec<(String, PathBuf)>
     let mut command = process::cargo(&["test", "--no-run", "--message-format=json", "-p", package]);
     for name in names {
         command.args(["--test", name]);
+    }
+    if package == "forebay" {
+        // As the program is built that they test.
+        command.args(["--features", "etcd"]);
     }
     let output = command
         .stderr(std::process::Stdio::inherit())

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use crate::types::{Problem, Refusal, StreamPace, Tick};
+use crate::problem::{Problem, Refusal};
+use crate::types::{StreamPace, Tick};
 
 /// The largest answer taken in.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;

@@ -7,18 +7,22 @@
 
 mod client;
 mod devices;
+mod fleet;
 mod forecast;
 mod fronts;
 mod images;
+mod problem;
 mod tiers;
 mod types;
 mod usage;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
 pub use devices::*;
+pub use fleet::*;
 pub use forecast::*;
 pub use fronts::*;
 pub use images::*;
+pub use problem::*;
 pub use tiers::*;
 pub use types::*;
 pub use usage::*;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::{DevicePlan, Io, IoLatency, IoMax};
+use crate::fleet::Fleet;
 use crate::fronts::Front;
 use crate::usage::Usage;
 
@@ -392,6 +393,9 @@ pub struct Status {
     pub apps_running: u64,
     /// Promises that cannot be kept, and what to do.
     pub shortfalls: Vec<String>,
+    /// How this host stands among others; absent where it is alone.
+    #[serde(default)]
+    pub fleet: Option<Fleet>,
 }
 
 /// Something an operator would want to have been told.
@@ -763,36 +767,4 @@ pub struct Plan {
 pub struct Done {
     /// What was done, and what to know about it.
     pub messages: Vec<String>,
-}
-
-/// Why a request was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Refusal {
-    /// It does not make sense: bad syntax, an unknown key, an impossible value.
-    BadRequest,
-    /// Whoever asked may not do that.
-    NotAllowed,
-    /// No such app or path.
-    NotFound,
-    /// It is larger than the daemon takes.
-    TooLarge,
-    /// It took too long.
-    Timeout,
-    /// The daemon is starting, stopping or has too much to do.
-    Busy,
-    /// It made sense and failed.
-    Failed,
-    /// Something this client does not know.
-    #[serde(other)]
-    Other,
-}
-
-/// The body of every answer that is not a success.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Problem {
-    /// Why, for programs.
-    pub refusal: Refusal,
-    /// The object, the cause and the fix, for people.
-    pub message: String,
 }

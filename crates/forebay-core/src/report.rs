@@ -58,6 +58,8 @@ pub enum EventKind {
     Forecast,
     /// An instance took over from another one, or could not.
     Shadow,
+    /// This host joined others, lost them, or was asked for something by them.
+    Fleet,
 }
 
 /// One app in one period.

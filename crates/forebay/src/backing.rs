@@ -16,6 +16,7 @@ use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::fetch::{Foretold, Sources};
+use crate::fleet;
 use crate::fronts;
 use crate::images;
 use crate::outlook;
@@ -103,7 +104,7 @@ impl Reload {
         self.declared.send_replace(config.known_future.sources());
         self.imaged.send_replace(imaged);
         let mut messages = vec![format!(
-            "reloaded: {apps} app(s); changes of [daemon], [forecast] and [tiers] take effect at the next start"
+            "reloaded: {apps} app(s); changes of [daemon], [fleet], [forecast] and [tiers] take effect at the next start"
         )];
         messages.extend(fronts::changed(&self.desk.all(), &config.fronts));
         messages.extend(measured.unused);
@@ -124,6 +125,7 @@ pub(crate) struct Desks {
     pub(crate) outlook: outlook::Desk,
     pub(crate) fronts: fronts::Desk,
     pub(crate) images: images::Desk,
+    pub(crate) fleet: Option<fleet::member::Desk>,
     pub(crate) teller: Teller,
     pub(crate) foretold: Foretold,
     pub(crate) training: server::ReadTraining,
@@ -142,6 +144,7 @@ pub(crate) fn state(
         outlook,
         fronts,
         images,
+        fleet,
         teller,
         foretold,
         training,
@@ -186,6 +189,7 @@ pub(crate) fn state(
         outlook,
         fronts,
         images,
+        fleet,
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
         training,

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_core::app::{Class, OnStop, Policy};
+use forebay_core::fleet::offering;
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
 use forebay_core::offload::Climb;
@@ -25,10 +26,11 @@ use tokio::sync::{oneshot, watch};
 
 use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
-use crate::config::{self, Config, HostFacts};
+use crate::config::{self, Config, FleetConfig, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
-use crate::fleet;
+use crate::fleet::link;
+use crate::fleet::member::{self, Membership};
 use crate::fronts;
 use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
@@ -197,6 +199,7 @@ struct Running {
     training: Training,
     imager: Imager,
     fetcher: Fetcher,
+    membership: Option<Membership>,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -331,6 +334,7 @@ fn begin_on(
         "check limits on threads",
     ))?;
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
+    let membership = membership(config, &facts, &published, lookout.desk(), &tell)?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -357,6 +361,7 @@ fn begin_on(
             outlook: lookout.desk(),
             fronts,
             images: imager.desk(),
+            fleet: membership.as_ref().map(Membership::desk),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -368,8 +373,8 @@ fn begin_on(
         stopped.await.ok();
     }));
     tokio::spawn(record(published.clone(), recorder, lookout.desk()));
-    let fleet = config.daemon.state_dir.join(fleet::link::agent::DIR);
-    tokio::spawn(async move { fleet::link::agent::renewing(&fleet).await });
+    let fleet = config.daemon.state_dir.join(link::agent::DIR);
+    tokio::spawn(async move { link::agent::renewing(&fleet).await });
     Ok(Running {
         control,
         commands,
@@ -381,6 +386,7 @@ fn begin_on(
         training,
         imager,
         fetcher,
+        membership,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -413,6 +419,32 @@ fn lookout(
         "start the thread that looks ahead",
         "check limits on threads",
     ))
+}
+
+/// Starts the thread of the fleet, where this host is not alone.
+fn membership(
+    config: &Config,
+    facts: &HostFacts,
+    published: &watch::Receiver<Option<Arc<Published>>>,
+    outlook: outlook::Desk,
+    tell: &tiering::Tell,
+) -> Result<Option<Membership>, Error> {
+    let start = |fleet: &FleetConfig| {
+        Membership::start(member::Beginning {
+            config: fleet.clone(),
+            directory: config::fleet_directory(&config.daemon.state_dir),
+            host: offering::Host {
+                cpus: facts.cpus,
+                memory: facts.memory,
+                system_memory: config.policy.system_memory,
+            },
+            reports: published.clone(),
+            outlook,
+            tell: Arc::clone(tell),
+        })
+    };
+    let membership = config.fleet.as_ref().map(start).transpose();
+    membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
 }
 
 /// Starts the thread that reads metrics and forecasts.
@@ -546,6 +578,11 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        if let Some(membership) = self.membership
+            && let Err(error) = tokio::task::spawn_blocking(move || membership.stop()).await
+        {
+            tracing::error!(%error, "the thread of the fleet was not stopped");
         }
         let fetcher = self.fetcher;
         if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {

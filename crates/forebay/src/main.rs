@@ -59,9 +59,6 @@ enum Command {
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
     Tier(tier::Args),
-    /// Join a fleet of hosts, or hold its authority
-    #[command(subcommand)]
-    Fleet(cli::fleet_link::LinkCommand),
     Completions(local::CompletionsArgs),
     /// Print the manual page
     Man,
@@ -88,6 +85,10 @@ fn main() -> ExitCode {
     };
     let result: Result<ExitCode, Box<dyn std::error::Error>> = match command {
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
+        // Files of this host, and other hosts: the daemon is not asked.
+        Command::Client(cli::ClientCommand::Fleet(cli::fleet::FleetCommand::Link(command))) => {
+            cli::fleet_link::run(&command)
+        }
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
@@ -99,7 +100,6 @@ fn main() -> ExitCode {
         Command::Restore(args) => local::restore(&args).map_err(Into::into),
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
         Command::Tier(args) => tier::run(&args).map_err(Into::into),
-        Command::Fleet(command) => cli::fleet_link::run(&command),
         Command::Completions(args) => Ok(local::completions(&args)),
         Command::Man => local::man().map_err(Into::into),
         Command::Guardian(args) => local::guardian(&args).map_err(Into::into),
@@ -154,6 +154,12 @@ mod tests {
         check("forebay demo --json", false);
         check("forebay status --json --socket /tmp/s", true);
         check("forebay explain web --json", true);
+        check("forebay fleet hosts --json", true);
+        check("forebay fleet status --socket /tmp/s", true);
+        check("forebay fleet cordon db-1", true);
+        check("forebay fleet cordon", false);
+        check("forebay fleet cordon a/b", false);
+        check("forebay fleet", false);
         check("forebay check --json forebay.toml", true);
         check("forebay adopt --suggest --json", true);
         check("forebay adopt", false);

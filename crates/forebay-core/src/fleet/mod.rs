@@ -38,6 +38,7 @@ pub mod choice;
 pub mod compression;
 pub mod departure;
 pub mod need;
+pub mod offering;
 pub mod ownership;
 pub mod policy;
 pub mod promises;

@@ -23,7 +23,7 @@ use forebay_forecast::Target;
 use forebay_forecast::lstm::Weights;
 use forebay_forecast::scales::{Bucket, Depth, SCALES, Scales};
 
-use super::together::{Sum, Together};
+use super::together::{SUMMED, Sum, Together};
 use super::{Outlook, Resource};
 use crate::app::{AppId, Class};
 use crate::report::{AppReport, TickReport};
@@ -216,6 +216,19 @@ impl Forecasts {
                 .collect(),
             soon_until_unix_ms: self.now_unix_ms + milliseconds(SOON),
         }
+    }
+
+    /// What apps will stay below for so long in 95 of 100 cases, of those resources that can be summed.
+    /// Without those that too little was seen of.
+    #[must_use]
+    pub fn needs(&self, ahead: Duration) -> BTreeMap<AppId, BTreeMap<Resource, f64>> {
+        let need = |(resource, scales): (&Resource, &Scales)| {
+            let peak = scales.forecast(Target::Peak, self.now_unix_ms, ahead)?;
+            (SUMMED.contains(resource) && !peak.cold).then(|| (*resource, peak.quantiles.q95()))
+        };
+        let apps = self.apps.iter();
+        apps.map(|(id, app)| (id.clone(), app.series.iter().filter_map(need).collect()))
+            .collect()
     }
 
     /// Resources of an app that are forecast. None of an app that is not known.

@@ -7,6 +7,7 @@
 mod exit;
 mod explain;
 mod explain_io;
+pub(crate) mod fleet;
 pub(crate) mod fleet_link;
 mod forecast;
 mod image;
@@ -94,6 +95,9 @@ pub(crate) enum ClientCommand {
     Push(PushArgs),
     /// Show fronts and their shadows, or have a shadow take over
     Shadow(shadow::ShadowArgs),
+    /// Show the hosts that share applications with this one, ask them for something, or let hosts in
+    #[command(subcommand)]
+    Fleet(fleet::FleetCommand),
     /// Show images of programs, or take one
     Image(image::ImageArgs),
     /// Leave every slice as it is and only observe
@@ -111,7 +115,15 @@ pub(crate) fn with_connection(mut binary: clap::Command) -> clap::Command {
         binary = binary.mut_subcommand(command.get_name(), |own| {
             // A set of options brings a description of itself along.
             let about = own.get_about().cloned().unwrap_or_default();
-            Connection::augment_args(own).about(about)
+            let own = Connection::augment_args(own).about(about);
+            // Behind the second word of a command as well as behind the first.
+            let everywhere = |option: clap::Arg| option.global(true);
+            match own.has_subcommands() {
+                true => own
+                    .mut_arg("socket", everywhere)
+                    .mut_arg("json", everywhere),
+                false => own,
+            }
         });
     }
     binary
@@ -378,6 +390,7 @@ async fn execute(
             done(client.post(&uri, &args.request()?).await?, output)?;
         }
         ClientCommand::Shadow(args) => shadow::run(args, client, output).await?,
+        ClientCommand::Fleet(command) => fleet::run(command, client, output).await?,
         ClientCommand::Image(args) => image::run(args, client, output).await?,
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,

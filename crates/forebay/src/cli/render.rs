@@ -155,6 +155,9 @@ pub(super) fn status(status: &api::Status) -> String {
     for (name, value) in lines {
         text += &format!("{name:<12} {value}\n");
     }
+    if let Some(fleet) = &status.fleet {
+        text += &format!("fleet        {}\n", super::fleet::standing(fleet));
+    }
     for shortfall in &status.shortfalls {
         text += &format!("cannot keep  {shortfall}\n");
     }

@@ -149,6 +149,7 @@ pub(crate) fn status() -> api::Status {
         apps: 2,
         apps_running: 1,
         shortfalls: Vec::new(),
+        fleet: None,
     }
 }
 

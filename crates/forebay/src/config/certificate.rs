@@ -18,7 +18,7 @@ const CERTIFICATE: &str = "certificate";
 const KEY: &str = "key";
 
 /// A mistake, and the key that it is in.
-type Mistake = (&'static str, Problem);
+pub(super) type Mistake = (&'static str, Problem);
 
 /// Resolves what a front needs to speak TLS; nothing after a mistake, which was noted.
 pub(super) fn resolve(
@@ -56,7 +56,7 @@ pub(super) fn resolve(
     });
     let ((certificate_file, certificate_at), (key_file, key_at)) = (certificate?, key?);
     let places = (host.at(&certificate_file), host.at(&key_file));
-    let pem = read_from((&certificate_file, &key_file), (&places.0, &places.1));
+    let pem = read_at((&certificate_file, &key_file), (&places.0, &places.1));
     let pem = pem.map_err(|(name, problem)| {
         let at = if name == KEY { key_at } else { certificate_at };
         findings.add(at, section.key(name), problem);
@@ -75,12 +75,15 @@ pub(super) fn resolve(
 /// # Errors
 /// What is wrong, and what to do.
 pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Pem, String> {
-    read_from((certificate, key), (certificate, key))
+    read_at((certificate, key), (certificate, key))
         .map_err(|(_, problem)| format!("{}; {}", problem.message, problem.fix))
 }
 
 /// Files as they were named, and where they really are.
-fn read_from((certificate, key): (&Path, &Path), places: (&Path, &Path)) -> Result<Pem, Mistake> {
+pub(super) fn read_at(
+    (certificate, key): (&Path, &Path),
+    places: (&Path, &Path),
+) -> Result<Pem, Mistake> {
     let (chain, _) = text((CERTIFICATE, certificate), places.0)?;
     let (secret, mode) = text((KEY, key), places.1)?;
     if mode & 0o007 != 0 {

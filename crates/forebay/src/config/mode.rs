@@ -274,7 +274,7 @@ fn is_set(section: &mut Section, key: &str) -> bool {
 
 /// The first line of the file that is named. A password does not belong into a file that anybody
 /// may read, as the configuration may be.
-fn password(
+pub(super) fn password(
     section: &mut Section,
     host: &HostFacts,
     findings: &mut Findings<'_>,

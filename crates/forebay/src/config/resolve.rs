@@ -15,6 +15,7 @@ use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
+use super::fleet::fleet;
 use super::front::fronts;
 use super::offload;
 use super::sources::forecasts;
@@ -106,10 +107,12 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let known_future = known_future(events, calendars, &names, host, findings);
     let is_app = |app: &AppId| places.contains_key(app);
     sources.forecasts = forecasts(root.take("external_forecast"), is_app, findings);
+    let fleet = fleet(root.take("fleet"), &daemon.state_dir, host, findings);
     Config {
         policy,
         daemon,
         training,
+        fleet,
         tiers,
         fronts,
         known_future,

@@ -1,3 +1,5 @@
-//! The agents of a fleet, and how they speak to each other.
+//! Several hosts that share applications, carried out; `forebay_core::fleet` has the rules.
 
+pub(crate) mod coordinator;
 pub(crate) mod link;
+pub(crate) mod member;

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 
 use forebay_api as api;
 use forebay_core::app::{AppId, Class};
+use forebay_core::fleet::offering::Ahead;
 use forebay_core::outlook::ahead::Forecasts;
-use forebay_core::outlook::{Outlook, Resource};
+use forebay_core::outlook::{Outlook, Resource, Window};
 use forebay_core::report::TickReport;
 use forebay_forecast::lstm::Weights;
 use tokio::sync::{oneshot, watch};
@@ -81,6 +82,7 @@ pub(crate) struct Answer {
 enum Message {
     Ask(Question, oneshot::Sender<Answer>),
     Together(oneshot::Sender<Vec<api::SumForecast>>),
+    Needs(Duration, oneshot::Sender<Ahead>),
     Stop,
 }
 
@@ -164,6 +166,14 @@ impl Desk {
         self.send(Message::Together).await
     }
 
+    /// What apps will stay below for so long in 95 of 100 cases, with what is known to come.
+    ///
+    /// # Errors
+    /// When too many ask, or the daemon stops.
+    pub(crate) async fn ask_needs(&self, ahead: Duration) -> Result<Ahead, String> {
+        self.send(|reply| Message::Needs(ahead, reply)).await
+    }
+
     async fn send<T>(
         &self,
         message: impl FnOnce(oneshot::Sender<T>) -> Message,
@@ -216,6 +226,13 @@ fn run(
             Ok(Message::Together(reply)) => {
                 reply.send(ahead::together(&forecasts)).ok();
             }
+            Ok(Message::Needs(ahead, reply)) => {
+                let now = forecasts.now_unix_ms();
+                let mut needs = forecasts.needs(ahead);
+                let coming = expected(&known, &beginning.foretold, now, ahead);
+                raise(&mut needs, &coming, Window::ahead(now, ahead));
+                reply.send(needs).ok();
+            }
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -262,6 +279,19 @@ fn expected(known: &Known, foretold: &Foretold, now_unix_ms: u64, ahead: Duratio
     Outlook {
         expected,
         ..Outlook::default()
+    }
+}
+
+/// Raises needs to what is known to come within a window.
+fn raise(needs: &mut Ahead, coming: &Outlook, window: Window) {
+    for app in coming.expected.keys() {
+        for resource in [Resource::Cpu, Resource::Memory] {
+            if let Some((most, _)) = coming.brought(app, resource, window) {
+                let app = needs.entry(app.clone()).or_default();
+                let need = app.entry(resource).or_insert(0.0);
+                *need = need.max(most.q95());
+            }
+        }
     }
 }
 

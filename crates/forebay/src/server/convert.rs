@@ -47,6 +47,7 @@ pub(super) fn status(view: &View, agent: AgentUse) -> api::Status {
         apps: report.apps.len() as u64,
         apps_running: running.count() as u64,
         shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
+        fleet: None,
     }
 }
 
@@ -397,6 +398,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Offload => "offload",
         EventKind::Forecast => "forecast",
         EventKind::Shadow => "shadow",
+        EventKind::Fleet => "fleet",
     }
 }
 

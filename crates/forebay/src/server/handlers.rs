@@ -22,7 +22,7 @@ use super::feed::View;
 use super::peer::Peer;
 use super::problem::{Asked, Body, Failure, Named};
 use super::routes::{METRICS, Shared, routes};
-use super::{EventsQuery, HistoryQuery, Server, convert, fronts, metrics, openapi};
+use super::{EventsQuery, HistoryQuery, Server, convert, fleet, fronts, metrics, openapi};
 use crate::control::{Command, Edit};
 use crate::outlook::{self, Question};
 
@@ -46,7 +46,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 type Answer<T> = Result<Json<T>, Failure>;
 
 pub(super) async fn status(State(server): State<Shared>) -> Answer<api::Status> {
-    Ok(Json(convert::status(&server.view()?, server.agent())))
+    Ok(Json(api::Status {
+        fleet: server.state.fleet.as_ref().map(fleet::shown),
+        ..convert::status(&server.view()?, server.agent())
+    }))
 }
 
 pub(super) async fn apps(State(server): State<Shared>) -> Answer<api::Apps> {

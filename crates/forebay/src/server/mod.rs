@@ -9,6 +9,7 @@
 mod connections;
 mod convert;
 mod feed;
+mod fleet;
 mod fronts;
 mod handlers;
 mod images;
@@ -88,6 +89,8 @@ pub(crate) struct ServerState {
     pub(crate) tiers: Desk,
     /// For `/v1/images`.
     pub(crate) images: crate::images::Desk,
+    /// For `/v1/fleet`; none where this host is alone.
+    pub(crate) fleet: Option<crate::fleet::member::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

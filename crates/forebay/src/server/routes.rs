@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::{fronts, images, tiers};
+use super::{fleet, fronts, images, tiers};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -193,6 +193,24 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/fronts/{front}/instances/{app}/{what}",
             "Put a shadow in step anew (`resync`), keep it from taking over (`detach`), or let it again (`attach`)",
             post(fronts::tend),
+        )
+        .answers(of::<api::Done>),
+        look(
+            "/v1/fleet",
+            "How this host stands among others",
+            get(fleet::status),
+        )
+        .answers(of::<api::Fleet>),
+        look(
+            "/v1/fleet/hosts",
+            "The hosts that are there now, with what they have room for",
+            get(fleet::hosts),
+        )
+        .answers(of::<api::FleetHosts>),
+        change(
+            "/v1/fleet/hosts/{host}/{what}",
+            "Ask a host to take no more applications (`cordon`), or to take them again (`uncordon`)",
+            post(fleet::ask),
         )
         .answers(of::<api::Done>),
         look(

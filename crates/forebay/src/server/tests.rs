@@ -267,6 +267,7 @@ impl Fixture {
             rules,
             fronts: crate::fronts::Desk::none(),
             images: crate::images::Desk::none(),
+            fleet: None,
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);

@@ -19,6 +19,13 @@ mod client;
 mod container_troubles;
 mod containers;
 mod disk;
+#[cfg(feature = "etcd")]
+#[expect(
+    dead_code,
+    reason = "the rest is for the tests of coordinators, which share it"
+)]
+mod etcd;
+mod fleet;
 mod fronts;
 mod fronts_answers;
 mod fronts_elsewhere;

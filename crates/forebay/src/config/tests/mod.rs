@@ -1,5 +1,6 @@
 mod apps;
 mod events;
+mod fleet;
 mod fronts;
 mod offload;
 mod properties;

@@ -1,0 +1,241 @@
+//! What a host publishes of the room that it has.
+//!
+//! Problem: what is free now is no promise: the apps that are there will need more in a moment, and
+//! what nobody planned for may hold the rest.
+//!
+//! Approach: of every app that runs counts the most that its forecasts say of the time to come, by
+//! their 95 % quantiles: of the next control periods, and of the next minutes where enough was seen of
+//! it. What apps may use at all is the host less what it keeps for itself, and less what others than
+//! apps hold of its memory now.
+//!
+//! Properties, tested: an app that does not run needs nothing; what was not observed is not taken for
+//! nothing: without a reading the host is taken to have what it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::choice::{Offer, Room};
+use crate::app::{AppId, Class};
+use crate::outlook::Resource;
+use crate::report::{AppReport, TickReport};
+use crate::snapshot::RunState;
+use crate::units::{Bytes, MilliCpu};
+
+/// How far ahead an offer looks: a move takes seconds to minutes, and has to pay for itself.
+pub const AHEAD: Duration = Duration::from_secs(15 * 60);
+
+/// What apps will stay below within [`AHEAD`] in 95 of 100 cases: CPUs, and bytes of memory. Without
+/// those that too little was seen of.
+pub type Ahead = BTreeMap<AppId, BTreeMap<Resource, f64>>;
+
+/// The host, as its period saw it.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    /// CPUs that are online.
+    pub cpus: usize,
+    /// Memory in all.
+    pub memory: Bytes,
+    /// Memory that no app gets.
+    pub system_memory: Bytes,
+}
+
+/// What a host has room for; `promised` and `cordoned` are as the host says.
+#[must_use]
+pub fn offer(
+    host: Host,
+    report: &TickReport,
+    ahead: &Ahead,
+    promised: BTreeMap<Class, Room>,
+    cordoned: bool,
+) -> Offer {
+    let running = || {
+        let apps = report.apps.iter();
+        apps.filter(|(_, app)| app.state == RunState::Running)
+    };
+    let mut needed: BTreeMap<Class, Room> = BTreeMap::new();
+    for (id, app) in running() {
+        let sum = needed.entry(app.class).or_default();
+        *sum = sum.and(need(app, ahead.get(id)));
+    }
+    let apps: BTreeSet<AppId> = running().map(|(id, _)| id.clone()).collect();
+    let used = running().filter_map(|(_, app)| app.usage.memory);
+    let used = used.fold(Bytes(0), Bytes::saturating_add);
+    let own = Bytes(host.memory.0.saturating_sub(host.system_memory.0));
+    // What neither apps hold nor anybody could have is others'.
+    let memory = match &report.host.memory_available {
+        Ok(available) => own.min(available.saturating_add(used)),
+        Err(_) => own,
+    };
+    Offer {
+        capacity: Room {
+            cpu: MilliCpu::cpus(host.cpus as u64),
+            memory,
+        },
+        needed,
+        promised,
+        apps,
+        cordoned,
+        unfit: None,
+    }
+}
+
+/// The most that any forecast says, or that it uses now.
+fn need(app: &AppReport, ahead: Option<&BTreeMap<Resource, f64>>) -> Room {
+    let far = |resource| ahead.and_then(|ahead| ahead.get(&resource)).copied();
+    let near = app.demand.as_ref();
+    let most = |values: [Option<f64>; 3]| values.into_iter().flatten().fold(0.0, f64::max);
+    Room {
+        cpu: MilliCpu::from_cpus(most([
+            near.map(|near| near.cpu.q95),
+            far(Resource::Cpu),
+            app.usage.cpu,
+        ])),
+        memory: Bytes::from_f64(most([
+            near.map(|near| near.memory.q95),
+            far(Resource::Memory),
+            // What it holds and does not need is page cache, where that is known.
+            app.usage
+                .memory
+                .filter(|_| near.is_none())
+                .map(Bytes::as_f64),
+        ])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demand::{Band, Demand, MemoryNow, Usage};
+    use crate::idset::CpuSet;
+    use crate::io_history::IoUse;
+    use crate::plan::reclaim::GiveBack;
+    use crate::slice::Slice;
+    use crate::snapshot::{Gap, HostSample, Reading};
+    use crate::units::Time;
+
+    const HOST: Host = Host {
+        cpus: 8,
+        memory: Bytes::mib(8192),
+        system_memory: Bytes::mib(192),
+    };
+
+    fn band(q95: f64) -> Band {
+        Band {
+            q50: q95 / 2.0,
+            q90: q95,
+            q95,
+            q99: q95 * 2.0,
+            model: "window".to_owned(),
+            cold: false,
+        }
+    }
+
+    /// An app that will need so many CPUs and MiB in the next period, and uses half of them.
+    fn app(class: Class, state: RunState, cpus: f64, mib: u64) -> AppReport {
+        let usage = Usage {
+            cpu: Some(cpus / 2.0),
+            memory: Some(Bytes::mib(mib / 2)),
+            ..Usage::default()
+        };
+        AppReport {
+            class,
+            state,
+            main_pid: None,
+            starts: 0,
+            usage,
+            io: IoUse::default(),
+            traffic: None,
+            network: None,
+            demand: Some(Demand {
+                cpu: band(cpus),
+                memory: band(Bytes::mib(mib).as_f64()),
+                cpu_stalled: 0.0,
+                io_use: IoUse::default(),
+                io: BTreeMap::new(),
+                memory_now: MemoryNow::default(),
+                usage,
+                response_time: None,
+            }),
+            slice: Slice::default(),
+            reason: None,
+            reclaim: None,
+            page_move: None,
+            offload: None,
+        }
+    }
+
+    fn report(available: Reading<Bytes>) -> TickReport {
+        let apps = [
+            ("web", app(Class::Critical, RunState::Running, 2.0, 1000)),
+            ("db", app(Class::Critical, RunState::Running, 1.0, 2000)),
+            ("crunch", app(Class::Batch, RunState::Running, 4.0, 500)),
+            ("gone", app(Class::Batch, RunState::Absent, 4.0, 500)),
+        ];
+        TickReport {
+            period: 1,
+            time: Time::default(),
+            paused: false,
+            host: HostSample {
+                cpu_busy: Err(Gap::NotDue),
+                steal: Err(Gap::NotDue),
+                memory_available: available,
+                interrupts: Err(Gap::NotDue),
+                cost_models: Err(Gap::NotDue),
+                swap_free: Err(Gap::NotDue),
+                memory_watch: Err(Gap::NotDue),
+            },
+            shared: CpuSet::default(),
+            io: BTreeMap::new(),
+            apps: apps.map(|(name, app)| (name.parse().unwrap(), app)).into(),
+            give_back: GiveBack::default(),
+            actions: Vec::new(),
+            shortfalls: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    fn check(available: Reading<Bytes>, ahead: &[(&str, Resource, f64)]) -> Offer {
+        let mut known = Ahead::new();
+        for (app, resource, value) in ahead {
+            let app = known.entry(app.parse().unwrap()).or_default();
+            app.insert(*resource, *value);
+        }
+        offer(HOST, &report(available), &known, BTreeMap::new(), false)
+    }
+
+    fn room(milli_cpu: u64, mib: u64) -> Room {
+        Room {
+            cpu: MilliCpu(milli_cpu),
+            memory: Bytes::mib(mib),
+        }
+    }
+
+    #[test]
+    fn apps_that_run_count_by_the_most_that_any_forecast_says() {
+        let offer = check(Err(Gap::NotDue), &[]);
+        assert_eq!(offer.needed[&Class::Critical], room(3000, 3000));
+        assert_eq!(offer.needed[&Class::Batch], room(4000, 500));
+        let names: Vec<&str> = offer.apps.iter().map(AppId::as_str).collect();
+        assert_eq!(names, ["crunch", "db", "web"]);
+        let offer = check(
+            Err(Gap::NotDue),
+            &[
+                ("web", Resource::Cpu, 3.5),
+                ("db", Resource::Cpu, 0.1),
+                ("web", Resource::Memory, Bytes::mib(1500).as_f64()),
+                ("gone", Resource::Cpu, 9.0),
+            ],
+        );
+        assert_eq!(offer.needed[&Class::Critical], room(4500, 3500));
+        assert_eq!(offer.needed[&Class::Batch], room(4000, 500));
+    }
+
+    #[test]
+    fn memory_that_others_hold_is_not_offered() {
+        let offered = |available| check(available, &[]).capacity;
+        assert_eq!(offered(Err(Gap::Unsupported)), room(8000, 8000));
+        // 1750 MiB of the apps' own, 3000 that could be had: the rest is somebody's.
+        assert_eq!(offered(Ok(Bytes::mib(3000))), room(8000, 4750));
+        assert_eq!(offered(Ok(Bytes::mib(7900))), room(8000, 8000));
+    }
+}

@@ -1,0 +1,399 @@
+//! The section `fleet`: who this host is among others, and how they are reached.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forebay_core::fleet::HostName;
+use forebay_host::regular;
+use forebay_shadow::secret::Secret;
+use forebay_shadow::tls::Pem;
+
+use super::certificate::read_at;
+use super::error::{Findings, Problem};
+use super::facts::HostFacts;
+use super::mode::password;
+use super::resolve::{Bounds, absolute_path, bounded};
+use super::text::{At, Section};
+
+/// Shorter, and a pause of etcd would end it; longer, and nobody would wait for it.
+const LEASE: Bounds = Bounds {
+    min: Duration::from_secs(5),
+    max: Duration::from_secs(300),
+};
+/// Members of etcd at most: it works with seven at most.
+const ENDPOINTS_MAX: usize = 16;
+const PREFIX_LEN_MAX: usize = 128;
+/// A longer bundle of certificates is none.
+const CA_BYTES_MAX: u64 = 1 << 20;
+
+/// Who this host is among others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FleetConfig {
+    /// Its name.
+    pub(crate) host: HostName,
+    /// How long others wait for a sign of life.
+    pub(crate) lease: Duration,
+    /// What the hosts share; none where this one is alone.
+    pub(crate) etcd: Option<EtcdConfig>,
+    /// How agents reach each other.
+    pub(crate) link: LinkConfig,
+}
+
+/// How etcd is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EtcdConfig {
+    /// `http://HOST:PORT` or `https://HOST:PORT`, all of one kind, at least one.
+    pub(crate) endpoints: Vec<String>,
+    /// What the names of keys begin with, without a `/` at its end.
+    pub(crate) prefix: String,
+    /// Name and password.
+    pub(crate) user: Option<(String, Secret)>,
+    /// What TLS needs besides the system's own; none without TLS.
+    pub(crate) tls: Option<EtcdTls>,
+}
+
+/// What TLS with etcd needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct EtcdTls {
+    /// Certificates in PEM by which its own is known.
+    pub(crate) ca: String,
+    /// What this host shows of itself.
+    pub(crate) own: Option<Pem>,
+}
+
+/// How agents reach each other. The files need not be there yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LinkConfig {
+    /// Where this one listens; it does not when absent.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where others reach it: `HOST:PORT`.
+    pub(crate) address: Option<String>,
+    /// The fleet's certificate.
+    pub(crate) ca: PathBuf,
+    /// This host's.
+    pub(crate) certificate: PathBuf,
+    /// Its key.
+    pub(crate) key: PathBuf,
+}
+
+/// The directory in the state directory that the fleet's files are in.
+pub(crate) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("fleet")
+}
+
+/// Resolves the section; none where there is none, or after a mistake, which was noted.
+pub(super) fn fleet(
+    section: Option<At<Section>>,
+    state_dir: &Path,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<FleetConfig> {
+    let mut section = section?.value;
+    let name = name(&mut section, host, findings);
+    let lease = bounded(&mut section, "lease", LEASE, findings);
+    let etcd = section.take::<Section>("etcd");
+    let etcd = etcd.map(|etcd| resolve_etcd(etcd.value, host, findings));
+    let link = link(section.take_section("link"), state_dir, findings);
+    Some(FleetConfig {
+        host: name?,
+        lease: lease.unwrap_or(Duration::from_secs(10)),
+        etcd: match etcd {
+            Some(etcd) => Some(etcd?),
+            None => None,
+        },
+        link,
+    })
+}
+
+fn name(section: &mut Section, host: &HostFacts, findings: &mut Findings<'_>) -> Option<HostName> {
+    let (at, refused, key) = (section.at, section.refused, section.key("host"));
+    let parse = |name: &str, fix: &str| {
+        name.parse::<HostName>()
+            .map_err(|_| Problem::new(format!("`{name}` is not a host name"), fix))
+    };
+    let letters = "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit";
+    match section.take::<String>("host") {
+        Some(At { value, at }) => findings.keep(at, key, parse(&value, letters)),
+        // What was given may only have been refused.
+        None if refused => None,
+        None => {
+            let file = Path::new("/proc/sys/kernel/hostname");
+            let own = std::fs::read_to_string(host.at(file)).map_err(|error| {
+                Problem::new(
+                    format!("read the host's name in {}: {error}", file.display()),
+                    "give it one with `host`",
+                )
+            });
+            let own = own.and_then(|own| parse(own.trim_end(), "give it one with `host`"));
+            findings.keep(at, key, own)
+        }
+    }
+}
+
+fn resolve_etcd(
+    mut section: Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<EtcdConfig> {
+    let before = findings.count();
+    if cfg!(not(feature = "etcd")) {
+        let problem = Problem::new(
+            "this program was built without etcd",
+            "build it with `cargo build --release --features etcd`, which needs Debian's protobuf-compiler and libprotobuf-dev, or leave the section out",
+        );
+        findings.add(section.at, section.name.clone(), problem);
+    }
+    let endpoints = endpoints(&mut section, findings);
+    let is_tls = endpoints.iter().any(|url| url.starts_with("https://"));
+    let prefix = prefix(&mut section, findings);
+    let user = user(&mut section, host, findings);
+    let tls = tls(&mut section, is_tls, host, findings);
+    (findings.count() == before).then_some(EtcdConfig {
+        endpoints,
+        prefix,
+        user,
+        tls,
+    })
+}
+
+fn endpoints(section: &mut Section, findings: &mut Findings<'_>) -> Vec<String> {
+    let key = section.key("endpoints");
+    let Some(At { value, at }) = section.take::<Vec<String>>("endpoints") else {
+        if !section.refused {
+            let problem = Problem::new(
+                "it is not said where etcd is",
+                "write endpoints = [\"https://HOST:2379\"], one for each member",
+            );
+            findings.add(section.at, key, problem);
+        }
+        return Vec::new();
+    };
+    for endpoint in &value {
+        if let Err(problem) = check_endpoint(endpoint) {
+            findings.add(at, key.clone(), problem);
+        }
+    }
+    let secure = value.iter().filter(|url| url.starts_with("https://"));
+    if ![0, value.len()].contains(&secure.count()) {
+        let problem = Problem::new(
+            "some members are spoken with by TLS and some in cleartext",
+            "write https:// for all of them, or http:// for all",
+        );
+        findings.add(at, key.clone(), problem);
+    }
+    if value.len() > ENDPOINTS_MAX {
+        let problem = Problem::new(
+            format!("there are more than {ENDPOINTS_MAX} members"),
+            "name some of them: any one knows everything",
+        );
+        findings.add(at, key, problem);
+    }
+    value
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), Problem> {
+    let wrong = || {
+        Problem::new(
+            format!("`{endpoint}` is not where an etcd member is"),
+            "write https://HOST:PORT or http://HOST:PORT",
+        )
+    };
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| endpoint.strip_prefix(scheme))
+        .ok_or_else(wrong)?;
+    check_address(rest).map_err(|_| wrong())
+}
+
+/// Checks that a text is `HOST:PORT`.
+fn check_address(text: &str) -> Result<(), Problem> {
+    let is_host = |host: &str| match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => {
+            let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !host.is_empty() && host.chars().all(is_letter)
+        }
+    };
+    let parts = text.rsplit_once(':');
+    let right = parts.is_some_and(|(host, port)| {
+        is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    right.then_some(()).ok_or_else(|| {
+        Problem::new(
+            format!("`{text}` is not a host and a port"),
+            "write HOST:PORT, such as \"10.0.0.5:9476\"",
+        )
+    })
+}
+
+fn prefix(section: &mut Section, findings: &mut Findings<'_>) -> String {
+    let Some(At { value, at }) = section.take::<String>("prefix") else {
+        return "/forebay".to_owned();
+    };
+    let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    let right = value.starts_with('/')
+        && !value.ends_with('/')
+        && value.len() <= PREFIX_LEN_MAX
+        && value.chars().all(is_letter);
+    if !right {
+        let problem = Problem::new(
+            format!("`{value}` is not what names of keys can begin with"),
+            format!(
+                "write a path such as \"/forebay\": at most {PREFIX_LEN_MAX} letters, digits, `-`, `_`, `.` and `/`, with a `/` at its beginning and none at its end"
+            ),
+        );
+        findings.add(at, section.key("prefix"), problem);
+    }
+    value
+}
+
+fn user(
+    section: &mut Section,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<(String, Secret)> {
+    let file_at = section.at("password_file");
+    let password = password(section, host, findings);
+    match (section.take::<String>("user"), file_at) {
+        (Some(user), Some(_)) => Some((user.value, Secret(password?))),
+        (None, None) => None,
+        (user, file_at) => {
+            // What was given may only have been refused.
+            if !section.refused {
+                let (at, key) = match user {
+                    Some(user) => (user.at, section.key("user")),
+                    None => (file_at.unwrap_or(section.at), section.key("password_file")),
+                };
+                let problem = Problem::new(
+                    "a user and a password belong together",
+                    "give both `user` and `password_file`, or none of them",
+                );
+                findings.add(at, key, problem);
+            }
+            None
+        }
+    }
+}
+
+fn tls(
+    section: &mut Section,
+    is_tls: bool,
+    host: &HostFacts,
+    findings: &mut Findings<'_>,
+) -> Option<EtcdTls> {
+    let places = ["ca", "certificate", "key"].map(|key| section.at(key).map(|at| (at, key)));
+    if let (false, Some((at, key))) = (is_tls, places.into_iter().flatten().next()) {
+        if !section.refused {
+            let problem = Problem::new(
+                "etcd is spoken with in cleartext, so that no certificate is asked for",
+                "write https:// in `endpoints`, or leave this out",
+            );
+            findings.add(at, section.key(key), problem);
+        }
+        return None;
+    }
+    let [ca_at, certificate_at, key_at] = places.map(|place| place.map(|(at, _)| at));
+    let ca = absolute_path(section, "ca", findings);
+    let certificate = absolute_path(section, "certificate", findings);
+    let key = absolute_path(section, "key", findings);
+    if !is_tls {
+        return None;
+    }
+    let Some(ca_at) = ca_at else {
+        if !section.refused {
+            let problem = Problem::new(
+                "it is not said by which certificates etcd's own is known",
+                "name the file of its CA with `ca`",
+            );
+            findings.add(section.at, section.key("ca"), problem);
+        }
+        return None;
+    };
+    let ca = findings.keep(ca_at, section.key("ca"), read_ca(&ca?, host))?;
+    let own = match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            match read_at(
+                (&certificate, &key),
+                (&host.at(&certificate), &host.at(&key)),
+            ) {
+                Ok(pem) => Some(pem),
+                Err((name, problem)) => {
+                    let at = if name == "key" {
+                        key_at
+                    } else {
+                        certificate_at
+                    };
+                    findings.add(at.unwrap_or(ca_at), section.key(name), problem);
+                    return None;
+                }
+            }
+        }
+        (None, None) => None,
+        (certificate, _) => {
+            if !section.refused && certificate_at.is_some() != key_at.is_some() {
+                let (at, name) = match certificate {
+                    Some(_) => (certificate_at, "certificate"),
+                    None => (key_at, "key"),
+                };
+                let problem = Problem::new(
+                    "a certificate and its key belong together",
+                    "give both `certificate` and `key`, or none of them",
+                );
+                findings.add(at.unwrap_or(ca_at), section.key(name), problem);
+            }
+            return None;
+        }
+    };
+    Some(EtcdTls { ca, own })
+}
+
+fn read_ca(path: &Path, host: &HostFacts) -> Result<String, Problem> {
+    let unusable = |why: String| {
+        Problem::new(
+            format!("read the certificates in {}: {why}", path.display()),
+            "write them there in PEM, where the daemon may read them",
+        )
+    };
+    let (bytes, _) =
+        regular::read(&host.at(path), CA_BYTES_MAX).map_err(|error| unusable(error.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|_| unusable("it is no text".to_owned()))?;
+    match text.contains("-----BEGIN CERTIFICATE-----") {
+        true => Ok(text),
+        false => Err(unusable("it holds none".to_owned())),
+    }
+}
+
+fn link(mut section: Section, state_dir: &Path, findings: &mut Findings<'_>) -> LinkConfig {
+    let listen = section.take::<SocketAddr>("listen");
+    let address = section.take::<String>("address");
+    if let Some(At { value, at }) = &address
+        && let Err(problem) = check_address(value)
+    {
+        findings.add(*at, section.key("address"), problem);
+    }
+    if let (Some(At { value, at }), None) = (&listen, &address)
+        && (value.ip().is_unspecified() || value.port() == 0)
+        && !section.refused
+    {
+        let problem = Problem::new(
+            format!("nobody can tell from `{value}` where others reach this host"),
+            "say so with `address`, such as address = \"10.0.0.5:9476\"",
+        );
+        findings.add(*at, section.key("listen"), problem);
+    }
+    let default = directory(state_dir);
+    let mut file = |key: &str, name: &str| {
+        let path = absolute_path(&mut section, key, findings);
+        path.unwrap_or_else(|| default.join(name))
+    };
+    LinkConfig {
+        ca: file("ca", "ca.pem"),
+        certificate: file("certificate", "host.pem"),
+        key: file("key", "host.key"),
+        address: address
+            .map(|address| address.value)
+            .or_else(|| listen.map(|listen| listen.value.to_string())),
+        listen: listen.map(|listen| listen.value),
+    }
+}

@@ -1,0 +1,81 @@
+//! The keys of the fleet.
+
+use super::{Key, Kind, key};
+
+/// The hosts that share applications.
+pub(super) const FLEET: &[Key] = &[
+    key(
+        "host",
+        Kind::Text,
+        "This host's name in the fleet, which no other host has (default: its host name)",
+    ),
+    key(
+        "lease",
+        Kind::Duration,
+        "How long others wait for a sign of life before this host counts as lost, 5s to 5m (default 10s)",
+    ),
+    key(
+        "etcd",
+        Kind::Section(ETCD),
+        "The etcd cluster that the hosts share; without this section the host is a fleet of its own",
+    ),
+    key("link", Kind::Section(LINK), "How agents reach each other"),
+];
+
+const ETCD: &[Key] = &[
+    key(
+        "endpoints",
+        Kind::Texts,
+        "Its members, each https://HOST:PORT, or http://HOST:PORT where nobody else is on the network",
+    ),
+    key(
+        "prefix",
+        Kind::Text,
+        "What the names of all keys begin with; two fleets in one etcd need two (default \"/forebay\")",
+    ),
+    key("user", Kind::Text, "User to log in as"),
+    key(
+        "password_file",
+        Kind::Text,
+        "File with that user's password on its first line, for its owner alone",
+    ),
+    key(
+        "ca",
+        Kind::Text,
+        "File with the certificates, in PEM, by which etcd's own is known",
+    ),
+    key(
+        "certificate",
+        Kind::Text,
+        "File with this host's certificate for etcd, in PEM, where etcd wants one",
+    ),
+    key("key", Kind::Text, "File with its key, for its owner alone"),
+];
+
+const LINK: &[Key] = &[
+    key(
+        "listen",
+        Kind::Address,
+        "IP address and port at which the agent listens to those of other hosts; without it no application moves",
+    ),
+    key(
+        "address",
+        Kind::Text,
+        "HOST:PORT at which others reach it (default: `listen`, where that is one address)",
+    ),
+    key(
+        "ca",
+        Kind::Text,
+        "File with the fleet's certificate (default STATE_DIR/fleet/ca.pem)",
+    ),
+    key(
+        "certificate",
+        Kind::Text,
+        "File with this host's certificate (default STATE_DIR/fleet/host.pem)",
+    ),
+    key(
+        "key",
+        Kind::Text,
+        "File with its key (default STATE_DIR/fleet/host.key)",
+    ),
+];

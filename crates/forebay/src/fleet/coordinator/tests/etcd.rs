@@ -1,0 +1,569 @@
+//! The real etcd, crashed, paused, and cut off in the middle of a transaction.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+use forebay_shadow::secret::Secret;
+
+use super::super::etcd::Etcd;
+use super::*;
+use crate::config::{EtcdConfig, EtcdTls};
+
+#[path = "../../../../tests/daemon/etcd.rs"]
+mod server;
+
+/// What a test has of the time that all is bounded by: scheduling, on a loaded machine.
+const SLACK: Duration = Duration::from_secs(2);
+
+fn client(endpoints: &[&str]) -> Etcd {
+    Etcd::start(&EtcdConfig {
+        endpoints: endpoints.iter().map(ToString::to_string).collect(),
+        prefix: "/forebay/test".to_owned(),
+        user: None,
+        tls: None,
+    })
+    .unwrap()
+}
+
+pub(super) fn pair(test: &str) -> Option<Pair> {
+    let server = server::Etcd::start(test)?;
+    let client = || Arc::new(client(&[&server.endpoint()]));
+    Some(Pair {
+        a: client(),
+        b: client(),
+        _keep: Box::new(server),
+    })
+}
+
+/// Between a client and etcd. When a needle is on its way to etcd, it does what was asked.
+struct Proxy {
+    address: String,
+    state: Arc<State>,
+    listening: Option<JoinHandle<()>>,
+}
+
+struct State {
+    needle: &'static str,
+    cut: Cut,
+    seen: Mutex<bool>,
+    released: Mutex<bool>,
+    changed: Condvar,
+    delivered: Mutex<bool>,
+    ended: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    /// From then on no answer comes back.
+    Answers,
+    /// It arrives when it is released, and nothing after it.
+    Late,
+}
+
+impl Proxy {
+    fn start(to: String, needle: &'static str, cut: Cut) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = Arc::new(State {
+            needle,
+            cut,
+            seen: Mutex::new(false),
+            released: Mutex::new(false),
+            changed: Condvar::new(),
+            delivered: Mutex::new(false),
+            ended: std::sync::atomic::AtomicBool::new(false),
+        });
+        let shared = Arc::clone(&state);
+        let listening = std::thread::spawn(move || {
+            let mut passing = Vec::new();
+            for client in listener.incoming() {
+                if shared.ended.load(std::sync::atomic::Ordering::SeqCst) {
+                    break;
+                }
+                let client = client.unwrap();
+                let server = TcpStream::connect(&to).unwrap();
+                let (own, back) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let state = Arc::clone(&shared);
+                passing.push(std::thread::spawn(move || state.there(own, back)));
+                let state = Arc::clone(&shared);
+                passing.push(std::thread::spawn(move || state.back(server, client)));
+            }
+            for thread in passing {
+                thread.join().unwrap();
+            }
+        });
+        Self {
+            address,
+            state,
+            listening: Some(listening),
+        }
+    }
+
+    fn release(&self) {
+        *self.state.released.lock().unwrap() = true;
+        self.state.changed.notify_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.release();
+        self.state
+            .ended
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+        // Wakes it.
+        TcpStream::connect(&self.address).unwrap();
+        self.listening.take().unwrap().join().unwrap();
+    }
+}
+
+impl State {
+    fn there(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 65536];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            let bytes = &buffer[..read];
+            let needle = self.needle.as_bytes();
+            if bytes.windows(needle.len()).any(|part| part == needle) {
+                *self.seen.lock().unwrap() = true;
+                if self.cut == Cut::Late {
+                    let mut released = self.released.lock().unwrap();
+                    while !*released {
+                        released = self.changed.wait(released).unwrap();
+                    }
+                    to.write_all(bytes).unwrap();
+                    *self.delivered.lock().unwrap() = true;
+                    // What comes after may call it off.
+                    while let Ok(1..) = from.read(&mut buffer) {}
+                    break;
+                }
+            }
+            if to.write_all(bytes).is_err() {
+                break;
+            }
+        }
+        // The other side may have gone first.
+        to.shutdown(Shutdown::Write).ok();
+    }
+
+    fn back(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 65536];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            let cut = self.cut == Cut::Answers && *self.seen.lock().unwrap();
+            if !cut && to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+        to.shutdown(Shutdown::Both).ok();
+    }
+}
+
+#[test]
+fn a_lost_answer_is_resolved_by_reading() {
+    let Some(server) = server::Etcd::start("a_lost_answer_is_resolved_by_reading") else {
+        return;
+    };
+    let direct = client(&[&server.endpoint()]);
+    let proxy = Proxy::start(server.address(), "\"owner\":\"b\"", Cut::Answers);
+    let cut_off = client(&[&format!("http://{}", proxy.address)]);
+    let web = app("web");
+    let first = Ownership::first(host("a"));
+    cut_off.create(&web, &first).unwrap();
+    let began = Instant::now();
+    let given = first.given_to(&host("b"));
+    let error = cut_off.change(&web, 1, &given).unwrap_err();
+    assert!(
+        began.elapsed() < REQUEST_MAX + SLACK,
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert!(error.to_string().contains(&proxy.address), "{error}");
+    // It took effect, and what is asked next finds that out.
+    let error = direct.change(&web, 1, &first.recalled()).unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Refused, "{error}");
+    assert_eq!(direct.record(&web).unwrap(), Some(given));
+    drop(cut_off);
+}
+
+#[test]
+fn a_transaction_that_comes_late_takes_no_effect_after_another() {
+    let Some(server) =
+        server::Etcd::start("a_transaction_that_comes_late_takes_no_effect_after_another")
+    else {
+        return;
+    };
+    let direct = client(&[&server.endpoint()]);
+    let proxy = Proxy::start(server.address(), "\"owner\":\"b\"", Cut::Late);
+    let slow = client(&[&format!("http://{}", proxy.address)]);
+    let web = app("web");
+    let first = Ownership::first(host("a"));
+    slow.create(&web, &first).unwrap();
+    let error = slow
+        .change(&web, 1, &first.given_to(&host("b")))
+        .unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert!(*proxy.state.seen.lock().unwrap(), "it was on its way");
+    assert_eq!(direct.record(&web).unwrap(), Some(first.clone()));
+    direct.change(&web, 1, &first.recalled()).unwrap();
+    proxy.release();
+    eventually("it arrived", || *proxy.state.delivered.lock().unwrap());
+    // etcd answers in order: what is asked now is answered after what arrived.
+    for _ in 0..50 {
+        assert_eq!(direct.record(&web).unwrap(), Some(first.recalled()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(slow);
+}
+
+#[test]
+fn a_watch_outlives_a_crash_and_misses_nothing() {
+    let Some(mut server) = server::Etcd::start("a_watch_outlives_a_crash_and_misses_nothing")
+    else {
+        return;
+    };
+    let (a, b) = (client(&[&server.endpoint()]), client(&[&server.endpoint()]));
+    let held = a.join(&member("a", "1"), Duration::from_secs(30)).unwrap();
+    let mut view = a.watch(&host("a"));
+    let web = app("web");
+    let mut record = Ownership::first(host("a"));
+    b.create(&web, &record).unwrap();
+    eventually("it is seen", || {
+        let view = view.borrow_and_update();
+        view.lost.is_none()
+            && view
+                .records
+                .as_ref()
+                .is_some_and(|r| r.get(&web) == Some(&record))
+    });
+    for round in 0..3 {
+        server.crash();
+        eventually("the loss is noticed", || {
+            view.borrow_and_update().lost.is_some()
+        });
+        let known = view.borrow().records.clone().unwrap();
+        assert_eq!(known.get(&web), Some(&record), "what was known stays");
+        let (_, why) = view.borrow().lost.clone().unwrap();
+        assert!(why.contains(&server.endpoint()), "{why}");
+        let error = a.record(&web).unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+        assert!(error.to_string().contains(&server.endpoint()), "{error}");
+        server.restart();
+        // At once, before whoever watches is back; and nothing is left to catch up by.
+        let next = record.recalled();
+        b.change(&web, record.epoch, &next).unwrap();
+        record = next;
+        let id = b.post(&host("a"), &Command::Drain).unwrap();
+        server.compact();
+        eventually("all is seen", || {
+            let view = view.borrow_and_update();
+            let records = view.records.as_ref();
+            view.lost.is_none()
+                && records.is_some_and(|records| records.get(&web) == Some(&record))
+                && view.commands.contains_key(&id)
+                && view.commands.len() == round + 1
+        });
+    }
+    // And goes on.
+    b.change(&web, record.epoch, &record.recalled()).unwrap();
+    eventually("it goes on", || {
+        let view = view.borrow_and_update();
+        view.records
+            .as_ref()
+            .is_some_and(|r| r.get(&web) == Some(&record.recalled()))
+    });
+    assert!(a.renew(&held).unwrap().is_some(), "leases outlive a crash");
+}
+
+#[test]
+fn requests_to_an_etcd_that_stands_still_end_and_the_lease_runs_out_here_first() {
+    let Some(server) = server::Etcd::start(
+        "requests_to_an_etcd_that_stands_still_end_and_the_lease_runs_out_here_first",
+    ) else {
+        return;
+    };
+    let a = client(&[&server.endpoint()]);
+    let held = a.join(&member("a", "1"), Duration::from_secs(5)).unwrap();
+    let mut view = a.watch(&host("a"));
+    let web = app("web");
+    let first = Ownership::first(host("a"));
+    a.create(&web, &first).unwrap();
+    eventually("it is seen", || view.borrow_and_update().lost.is_none());
+    server.pause();
+    let asks: [(&str, &dyn Fn() -> Outcome); 4] = [
+        ("change", &|| outcome(&a.change(&web, 1, &first.recalled()))),
+        ("record", &|| outcome(&a.record(&web).map(drop))),
+        ("renew", &|| outcome(&a.renew(&held).map(drop))),
+        ("hosts", &|| outcome(&a.hosts().map(drop))),
+    ];
+    for (what, ask) in asks {
+        let began = Instant::now();
+        assert_eq!(ask(), Outcome::Unknown, "{what}");
+        let took = began.elapsed();
+        assert!(took < REQUEST_MAX + SLACK, "{what} took {took:?}");
+    }
+    eventually("whoever watches knows", || {
+        view.borrow_and_update().lost.is_some()
+    });
+    // Nobody can have taken anything over: etcd stood still, and counts on from there.
+    eventually("the lease is over here", || now() >= held.lease.run_until());
+    server.go_on();
+    eventually("whoever watches hears again", || {
+        view.borrow_and_update().lost.is_none()
+    });
+    // What was asked of it may have taken effect or not, and one look tells.
+    let record = a.record(&web).unwrap().unwrap();
+    assert!(record == first || record == first.recalled(), "{record:?}");
+}
+
+#[test]
+fn a_member_that_does_not_answer_is_left_for_another() {
+    let Some(server) = server::Etcd::start("a_member_that_does_not_answer_is_left_for_another")
+    else {
+        return;
+    };
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    // One that takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("http://{}", silent.local_addr().unwrap());
+    let etcd = client(&[&closed, &mute, &server.endpoint()]);
+    assert_eq!(etcd.record(&app("web")).unwrap(), None);
+    let mut view = etcd.watch(&host("a"));
+    eventually("it is heard", || view.borrow_and_update().lost.is_none());
+    let alone = client(&[&closed]);
+    let began = Instant::now();
+    let error = alone.hosts().unwrap_err().to_string();
+    assert!(began.elapsed() < REQUEST_MAX + SLACK);
+    assert!(
+        error.contains(&format!("list the hosts at etcd at {closed}")),
+        "{error}"
+    );
+    assert!(error.contains("refused"), "{error}");
+}
+
+#[test]
+fn keys_that_are_not_forebays_are_named() {
+    let Some(server) = server::Etcd::start("keys_that_are_not_forebays_are_named") else {
+        return;
+    };
+    let etcd = client(&[&server.endpoint()]);
+    let check = |key: &str, value: &str, words: &[&str]| {
+        server.put(key, value);
+        let error = etcd.records().unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Refused, "{error}");
+        let error = error.to_string();
+        for word in words {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+        let view = etcd.watch(&host("a"));
+        eventually("whoever watches is told", || {
+            let view = view.borrow();
+            view.lost
+                .as_ref()
+                .is_some_and(|(_, why)| why.contains(words[0]))
+        });
+        server.delete(key);
+        eventually("it is over", || view.borrow().lost.is_none());
+    };
+    let app = "/forebay/test/apps/web";
+    check(app, "{", &["/forebay/test/apps/web", "look who wrote it"]);
+    check(
+        "/forebay/test/apps/a b",
+        "{}",
+        &["/forebay/test/apps/a b", "another prefix"],
+    );
+    let long = format!("\"{}\"", "x".repeat(VALUE_MAX));
+    check(
+        app,
+        &long,
+        &["/forebay/test/apps/web", "longer than 262144 bytes"],
+    );
+}
+
+#[test]
+fn a_user_that_is_not_known_is_refused() {
+    let Some(server) = server::Etcd::start("a_user_that_is_not_known_is_refused") else {
+        return;
+    };
+    server.ask(|mut client| async move {
+        client.user_add("root", "right", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.auth_enable().await.map(drop)
+    });
+    let as_user = |user: Option<&str>| {
+        Etcd::start(&EtcdConfig {
+            endpoints: vec![server.endpoint()],
+            prefix: "/forebay".to_owned(),
+            user: user.map(|password| ("root".to_owned(), Secret(password.to_owned()))),
+            tls: None,
+        })
+        .unwrap()
+    };
+    let record = Ownership::first(host("a"));
+    as_user(Some("right")).create(&app("web"), &record).unwrap();
+    for wrong in [Some("wrong"), None] {
+        let error = as_user(wrong).create(&app("web"), &record).unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Refused, "{wrong:?}: {error}");
+        assert!(error.to_string().contains("user"), "{error}");
+        assert!(!format!("{:?}", as_user(wrong)).contains("wrong"));
+    }
+}
+
+#[test]
+fn tls_shows_who_either_side_is() {
+    let test = "tls_shows_who_either_side_is";
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let openssl = |arguments: &[&str]| {
+        let output = std::process::Command::new("openssl")
+            .args(arguments)
+            .current_dir(directory.path())
+            .output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let authority = |name: &str| {
+        let (key, pem) = (format!("{name}.key"), format!("{name}.pem"));
+        openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            &key,
+            "-out",
+            &pem,
+            "-days",
+            "2",
+            "-subj",
+            &format!("/CN={name}"),
+        ])
+    };
+    if !authority("ca") || !authority("other") {
+        println!("SKIPPED: {test}: no openssl");
+        return;
+    }
+    std::fs::write(
+        directory.path().join("names"),
+        "subjectAltName=IP:127.0.0.1\n",
+    )
+    .unwrap();
+    for (name, by) in [("server", "ca"), ("client", "ca"), ("stranger", "other")] {
+        let (key, csr, pem) = (
+            format!("{name}.key"),
+            format!("{name}.csr"),
+            format!("{name}.pem"),
+        );
+        assert!(openssl(&[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            &key,
+            "-out",
+            &csr,
+            "-subj",
+            &format!("/CN={name}"),
+        ]));
+        assert!(openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &csr,
+            "-CA",
+            &format!("{by}.pem"),
+            "-CAkey",
+            &format!("{by}.key"),
+            "-CAcreateserial",
+            "-out",
+            &pem,
+            "-days",
+            "2",
+            "-extfile",
+            "names",
+        ]));
+    }
+    let more = [
+        "--cert-file",
+        &at("server.pem"),
+        "--key-file",
+        &at("server.key"),
+        "--trusted-ca-file",
+        &at("ca.pem"),
+        "--client-cert-auth",
+    ];
+    let Some(server) = server::Etcd::start_with(test, "https", &more) else {
+        return;
+    };
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let with = |ca: &str, own: Option<&str>| {
+        Etcd::start(&EtcdConfig {
+            endpoints: vec![server.endpoint()],
+            prefix: "/forebay".to_owned(),
+            user: None,
+            tls: Some(EtcdTls {
+                ca: read(ca),
+                own: own.map(|name| forebay_shadow::tls::Pem {
+                    chain: read(&format!("{name}.pem")),
+                    key: Secret(read(&format!("{name}.key"))),
+                }),
+            }),
+        })
+        .unwrap()
+        .record(&app("web"))
+    };
+    eventually("etcd is there", || {
+        with("ca.pem", Some("client")) == Ok(None)
+    });
+    let wrong = with("other.pem", Some("client")).unwrap_err().to_string();
+    assert!(wrong.contains("certificate"), "{wrong}");
+    for own in [None, Some("stranger")] {
+        let error = with("ca.pem", own).unwrap_err();
+        assert!(error.to_string().contains(&server.endpoint()), "{error}");
+    }
+}
+
+impl server::Etcd {
+    /// Does something with the client itself.
+    fn ask<F>(&self, work: impl FnOnce(etcd_client::Client) -> F)
+    where
+        F: Future<Output = Result<(), etcd_client::Error>>,
+    {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(async {
+                let client = etcd_client::Client::connect([self.endpoint()], None).await?;
+                work(client).await
+            })
+            .unwrap();
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        self.ask(|mut client| async move { client.put(key, value, None).await.map(drop) });
+    }
+
+    fn delete(&self, key: &str) {
+        self.ask(|mut client| async move { client.delete(key, None).await.map(drop) });
+    }
+
+    /// Forgets all that is past.
+    fn compact(&self) {
+        self.ask(|mut client| async move {
+            let now = client.get("x", None).await?;
+            let revision = now.header().unwrap().revision();
+            client.compact(revision, None).await.map(drop)
+        });
+    }
+}
