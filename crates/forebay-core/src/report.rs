@@ -58,6 +58,8 @@ pub enum EventKind {
     Forecast,
     /// An instance took over from another one, or could not.
     Shadow,
+    /// An app moves between hosts, moved, or stays.
+    Move,
 }
 
 /// One app in one period.

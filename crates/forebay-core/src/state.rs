@@ -18,7 +18,7 @@ use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::{AppSample, RunState, Snapshot};
 use crate::steps::Steps;
-use crate::supervise::{Lives, Verdict};
+use crate::supervise::{Home, Lives, Verdict};
 use crate::tick::Inputs;
 use crate::units::{Limit, Time, Utilization};
 
@@ -170,7 +170,11 @@ impl State {
                 .history
                 .record(inputs.time, sample, &inputs.policy.devices, signal);
             known.unsettled.clone_from(&sample.unsettled);
-            known.verdict = known.lives.judge(inputs.time, app, &sample.state);
+            let home = match inputs.elsewhere.contains(id) {
+                true => Home::Elsewhere,
+                false => Home::Here,
+            };
+            known.verdict = known.lives.judge(inputs.time, app, &sample.state, home);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
             let others = sample
@@ -503,9 +507,14 @@ impl State {
     }
 
     fn settle_start(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
+        self.started(inputs.time, id, outcome);
+    }
+
+    /// Takes in that an app's program was started, or was to be, in a period or beside it.
+    pub fn started(&mut self, time: Time, id: &AppId, outcome: &Outcome) {
         if let Some(known) = self.apps.get_mut(id) {
             // A failed start counts as a short life: the next try waits.
-            known.lives.started(inputs.time);
+            known.lives.started(time);
         }
         let (kind, message) = match outcome {
             Outcome::Done | Outcome::Pending => (EventKind::Started, "was started".to_owned()),
@@ -515,7 +524,7 @@ impl State {
             ),
             Outcome::Failed(why) => (EventKind::Failed, why.clone()),
         };
-        self.note(inputs.time, Some(id), kind, message);
+        self.note(time, Some(id), kind, message);
     }
 
     fn settle_interrupts(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {

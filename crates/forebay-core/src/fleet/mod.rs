@@ -36,6 +36,7 @@
 pub mod arrival;
 pub mod choice;
 pub mod departure;
+pub mod mobility;
 pub mod ownership;
 pub mod promises;
 pub mod rounds;

@@ -244,6 +244,7 @@ impl Scenario {
             io_max,
             images: None,
             response_time_max: None,
+            mobility: None,
         }
     }
 

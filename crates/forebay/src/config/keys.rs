@@ -6,9 +6,13 @@
 
 use serde_json::{Value as Json, json};
 
+mod fleet;
 mod front;
+mod program;
 
+use fleet::FLEET;
 use front::FRONT;
+use program::{IMAGES, MOVE};
 
 use super::quantity::{
     BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
@@ -104,6 +108,7 @@ pub(super) const ROOT: &[Key] = &[
         Kind::Sections(FRONT),
         "Fronts by name: each owns a service's address, and lets a shadow take over when the primary is lost",
     ),
+    key("fleet", Kind::Section(FLEET), "This host as one of several"),
     key(
         "event",
         Kind::Rows(EVENT),
@@ -549,6 +554,11 @@ pub(super) const APP: &[Key] = &[
         "With exec: images of the program, which begins from the newest one when it has ended",
     ),
     key(
+        "move",
+        Kind::Section(MOVE),
+        "With exec: whether and how it changes hosts",
+    ),
+    key(
         "response_time_max",
         Kind::Duration,
         "Time until an answer above which it is constrained, 1ms to 1h (default: `offload.response_time`)",
@@ -589,12 +599,6 @@ pub(super) const APP: &[Key] = &[
         "Where the app tells how many requests it serves and how fast",
     ),
 ];
-
-const IMAGES: &[Key] = &[key(
-    "every",
-    Kind::Duration,
-    "From the end of one image to the beginning of the next, 1s to 1 day (default 1min)",
-)];
 
 const METRICS: &[Key] = &[
     key(

@@ -397,6 +397,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Offload => "offload",
         EventKind::Forecast => "forecast",
         EventKind::Shadow => "shadow",
+        EventKind::Move => "move",
     }
 }
 
