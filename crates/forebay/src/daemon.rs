@@ -278,9 +278,12 @@ fn begin_on(
     let weights = training.weights();
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
+    let (apps, known_apps) = watch::channel(config.policy.apps.clone());
+    let (elsewhere, not_ours) = watch::channel(Arc::default());
     let known = Beside {
         outlook: lookout.desk().known(),
         standing_by,
+        elsewhere: not_ours,
     };
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();
@@ -338,6 +341,7 @@ fn begin_on(
         sources: fetcher.sources(),
         declared: declare,
         imaged,
+        apps,
         fronts: fronts::apps(config),
         desk: fronts.clone(),
     };
@@ -354,6 +358,7 @@ fn begin_on(
             outlook: lookout.desk(),
             fronts,
             images: imager.desk(),
+            moves: None,
             teller,
             foretold,
             training: Arc::new(training.status_reader()),

@@ -11,6 +11,7 @@ mod control;
 mod daemon;
 mod demo;
 mod fetch;
+mod fleet;
 mod front;
 mod fronts;
 mod images;

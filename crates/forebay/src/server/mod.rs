@@ -13,6 +13,7 @@ mod fronts;
 mod handlers;
 mod images;
 mod metrics;
+mod moves;
 mod openapi;
 mod peer;
 mod problem;
@@ -88,6 +89,8 @@ pub(crate) struct ServerState {
     pub(crate) tiers: Desk,
     /// For `/v1/images`.
     pub(crate) images: crate::images::Desk,
+    /// For `/v1/moves`; none on a host that is in no fleet.
+    pub(crate) moves: Option<crate::fleet::moves::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.
