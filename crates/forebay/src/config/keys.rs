@@ -6,11 +6,9 @@
 
 use serde_json::{Value as Json, json};
 
-mod fleet;
 mod front;
 mod program;
 
-use fleet::FLEET;
 use front::FRONT;
 use program::{IMAGES, MOVE};
 
@@ -108,7 +106,6 @@ pub(super) const ROOT: &[Key] = &[
         Kind::Sections(FRONT),
         "Fronts by name: each owns a service's address, and lets a shadow take over when the primary is lost",
     ),
-    key("fleet", Kind::Section(FLEET), "This host as one of several"),
     key(
         "event",
         Kind::Rows(EVENT),

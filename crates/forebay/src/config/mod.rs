@@ -11,7 +11,6 @@ mod edit;
 mod error;
 mod event;
 mod facts;
-mod fleet;
 mod front;
 mod keys;
 mod mode;
@@ -43,7 +42,6 @@ pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;
 pub(crate) use facts::HostFacts;
-pub(crate) use fleet::FleetConfig;
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
 
@@ -81,8 +79,6 @@ pub(crate) struct Config {
     pub(crate) known_future: KnownFuture,
     /// What is read of others: metrics of apps, and forecasts.
     pub(crate) sources: Sources,
-    /// This host as one of several, where it is.
-    pub(crate) fleet: Option<FleetConfig>,
 }
 
 /// What the daemon works by.

@@ -15,7 +15,6 @@ use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
-use super::fleet::fleet;
 use super::front::fronts;
 use super::offload;
 use super::sources::forecasts;
@@ -100,7 +99,6 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
             }
         }
     }
-    let fleet = fleet(root.take("fleet").map(|v| v.value), findings);
     // Also those that were refused, so that nothing is said twice.
     let names: Vec<&str> = places.keys().map(AppId::as_str).collect();
     let (events, calendars) = (root.take("event"), root.take("calendars"));
@@ -115,7 +113,6 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         fronts,
         known_future,
         sources,
-        fleet,
     }
 }
 
