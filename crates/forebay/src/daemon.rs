@@ -278,12 +278,12 @@ fn begin_on(
     let weights = training.weights();
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
-    let (apps, known_apps) = watch::channel(config.policy.apps.clone());
-    let (elsewhere, not_ours) = watch::channel(Arc::default());
+    let (apps, _) = watch::channel(config.policy.apps.clone());
     let known = Beside {
         outlook: lookout.desk().known(),
         standing_by,
-        elsewhere: not_ours,
+        // Without a fleet nothing is.
+        elsewhere: watch::channel(Arc::default()).1,
     };
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();

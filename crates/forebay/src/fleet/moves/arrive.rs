@@ -39,6 +39,7 @@ pub(crate) struct Arrive {
     heard_at: Duration,
     /// What turned it back, or holds it up.
     pub(crate) why: Option<String>,
+    is_finished: bool,
 }
 
 impl Arrive {
@@ -93,6 +94,7 @@ impl Arrive {
             attempts: 0,
             heard_at: now,
             why: None,
+            is_finished: false,
         }
     }
 
@@ -116,6 +118,11 @@ impl Arrive {
 
     fn marked(&mut self) -> Result<(), String> {
         if !self.is_marked {
+            // Before it is forgotten: whoever dies in between does it once more.
+            if matches!(self.stage(), Stage::Over(_)) && !self.is_finished {
+                self.finish();
+                self.is_finished = true;
+            }
             let state = self.machine.mark().map(|mark| Arriving {
                 record: self.record.clone(),
                 way: self.way,
@@ -210,7 +217,7 @@ impl Arrive {
         }
         let step = match self.steps.pop_front() {
             Some(step) => step,
-            None if matches!(self.stage(), Stage::Over(_)) => return self.finish(),
+            None if matches!(self.stage(), Stage::Over(_)) => return Turn::Over,
             // Between the source's words.
             None => return Turn::Rest(REST_MAX),
         };
@@ -261,8 +268,8 @@ impl Arrive {
         Input::Ended(outcome(&done))
     }
 
-    /// It is over, and on disk that it is.
-    fn finish(&mut self) -> Turn {
+    /// It is over: what is left of it is removed, and how it ended is told.
+    fn finish(&mut self) {
         let from = &self.record.owner;
         let why = self.why.as_deref().unwrap_or("no reason is known");
         match self.stage() {
@@ -279,6 +286,5 @@ impl Arrive {
                 self.house.apps.warn(&self.app, what);
             }
         }
-        Turn::Over
     }
 }

@@ -30,6 +30,7 @@ pub(crate) struct Depart {
     is_marked: bool,
     /// How often the step was tried that is to be tried again.
     attempts: u32,
+    is_told: bool,
 }
 
 impl Depart {
@@ -76,6 +77,7 @@ impl Depart {
             requires: BTreeSet::new(),
             is_marked: false,
             attempts: 0,
+            is_told: false,
         }
     }
 
@@ -97,6 +99,12 @@ impl Depart {
             }
         }
         if !self.is_marked {
+            // Before it is forgotten: whoever dies in between says it once more.
+            if matches!(self.machine.stage(), Stage::Over(_)) && !self.is_told {
+                self.note.at(self.machine.stage());
+                self.tell_end();
+                self.is_told = true;
+            }
             if let Err(error) = self.mark() {
                 self.note.trouble(super::journal::said(&error));
                 return self.again();
@@ -111,7 +119,6 @@ impl Depart {
                 matches!(self.machine.stage(), Stage::Over(_)),
                 "a move that is not over has a step to take"
             );
-            self.tell_end();
             return Turn::Over;
         };
         let Some(input) = self.take(&step) else {

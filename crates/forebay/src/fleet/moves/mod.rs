@@ -26,8 +26,8 @@
 mod arrive;
 mod body;
 mod depart;
-mod desk;
-mod hosted;
+pub(crate) mod desk;
+pub(crate) mod hosted;
 mod journal;
 mod keeper;
 mod note;
@@ -305,6 +305,5 @@ fn rest(attempts: u32) -> Duration {
     (REST_MIN * (1 << attempts.saturating_sub(1).min(10))).min(REST_MAX)
 }
 
-pub(crate) use desk::{ANYWHERE, Awaited, Choose, Desk, Moves, Refused, Wanted};
-pub(crate) use hosted::Hosted;
+pub(crate) use desk::{Awaited, Desk, Refused};
 pub(crate) use note::{Note, Shown};

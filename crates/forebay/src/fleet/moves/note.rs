@@ -133,10 +133,6 @@ impl Note {
         self.state().why = Some(why);
     }
 
-    pub(super) fn why(&self) -> Option<String> {
-        self.state().why.clone()
-    }
-
     /// So many bytes more are to be sent.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);

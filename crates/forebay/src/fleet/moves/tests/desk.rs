@@ -9,6 +9,7 @@ use std::time::Instant;
 use forebay_core::fleet::departure::End;
 
 use super::models::{self, Kept, Luck, ModelApps, ModelRecords, Process, host, web};
+use crate::fleet::moves::desk::Moves;
 use crate::fleet::moves::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,7 +124,7 @@ fn begin(
     peer: &Arc<Direct>,
     process: Process,
 ) -> Host {
-    let data = dir.join(name).join("data");
+    let data = dir.join(name).join("srv/data");
     let state_dir = dir.join(name).join("state");
     std::fs::create_dir_all(&data).unwrap();
     std::fs::create_dir_all(&state_dir).unwrap();
@@ -269,9 +270,9 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     pair.refuses(&["target has no room", "free some, or choose another host"]);
     pair.target.apps.has_room(models::ROOM);
 
-    std::fs::remove_dir_all(pair.dir.path().join("target")).unwrap();
+    std::fs::remove_dir_all(pair.dir.path().join("target/srv")).unwrap();
     pair.refuses(&["the directory", "is missing on the target", "make it there"]);
-    std::fs::create_dir_all(pair.dir.path().join("target/state")).unwrap();
+    std::fs::create_dir_all(pair.dir.path().join("target/srv")).unwrap();
 
     let nowhere = pair.source.moves.begin(&web(), &host("source"));
     assert!(nowhere.unwrap_err().why().contains("where it is"));

@@ -37,6 +37,7 @@ struct World {
     link: Arc<Target>,
     depart: Option<Depart>,
     attempts: u32,
+    /// A move was written down, so that it must be told how it ended.
     began: bool,
     _dir: tempfile::TempDir,
     story: Vec<String>,
@@ -192,7 +193,6 @@ impl World {
             return;
         }
         self.attempts -= 1;
-        self.began = true;
         self.story.push("the source begins a move".to_owned());
         let body = body::leaving(&app, &house.apps).unwrap();
         let note = Arc::new(Note::new(web(), host("target"), Way::Restart));
@@ -290,6 +290,8 @@ impl World {
         for side in [&self.source, &self.target] {
             side.apps.run();
         }
+        let written = Book::open(&self.source.state_dir).content();
+        self.began |= !written.departures.is_empty();
         self.check();
     }
 
