@@ -1,10 +1,7 @@
 //! Several hosts that share applications, carried out; `forebay_core::fleet` has the rules.
 
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "the daemon starts it once coordinator and link are there"
-    )
+#[expect(
+    dead_code,
+    reason = "the daemon starts it once coordinator and link are there"
 )]
 pub(crate) mod moves;
