@@ -172,7 +172,8 @@ impl Pair {
         let source = begin("source", dir.path(), world, &peers[0], Process::Runs);
         let target = begin("target", dir.path(), world, &peers[1], Process::None);
         let known = |host: &Host| {
-            let data = host.apps.data().to_str().unwrap().to_owned();
+            let data = host.apps.data().parent().unwrap();
+            let data = data.to_str().unwrap().to_owned();
             (host.moves.here().clone(), Arc::downgrade(&host.moves), data)
         };
         for (peer, own) in peers.iter().zip([&source, &target]) {

@@ -405,7 +405,7 @@ fn one_host_owns_it_whatever_fails() {
         died += dead;
     }
     // The faults leave room for every end.
-    assert!((30..170).contains(&moved), "{moved} of 200 moved");
+    assert!((15..185).contains(&moved), "{moved} of 200 moved");
     assert!(died > 200, "{died} daemons died");
     println!(
         "200 seeds: {moved} moved, {} stayed, {died} daemons died",
