@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::mobility::Mobility;
 use crate::io::DeviceCapability;
 use crate::offload;
 use crate::units::{Bytes, Limit, MilliCpu, Rate, Utilization};
@@ -253,6 +254,8 @@ pub struct App {
     /// How long an answer may take before the app counts as constrained; as for all apps when
     /// absent.
     pub response_time_max: Option<Duration>,
+    /// How it changes hosts; it stays where it is when absent. For `exec` apps.
+    pub mobility: Option<Mobility>,
 }
 
 /// When images of a program are taken.
@@ -278,6 +281,7 @@ impl App {
             io_max: BTreeMap::new(),
             images: None,
             response_time_max: None,
+            mobility: None,
         }
     }
 }

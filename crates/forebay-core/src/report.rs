@@ -60,6 +60,8 @@ pub enum EventKind {
     Shadow,
     /// This host joined others, lost them, or was asked for something by them.
     Fleet,
+    /// An app moves between hosts, moved, or stays.
+    Move,
 }
 
 /// One app in one period.

@@ -19,7 +19,7 @@ use crate::report::{AppReport, Event, EventKind, TickReport};
 use crate::slice::{Knob, Setting, Slice};
 use crate::snapshot::{AppSample, Gap, RunState, Snapshot};
 use crate::steps::Steps;
-use crate::supervise::{Lives, Verdict};
+use crate::supervise::{Home, Lives, Verdict};
 use crate::tick::Inputs;
 use crate::units::{Limit, Time, Utilization};
 
@@ -176,7 +176,11 @@ impl State {
                 .history
                 .record(inputs.time, sample, &inputs.policy.devices, signal);
             known.unsettled.clone_from(&sample.unsettled);
-            known.verdict = known.lives.judge(inputs.time, app, &sample.state);
+            let home = match inputs.elsewhere.contains(id) {
+                true => Home::Elsewhere,
+                false => Home::Here,
+            };
+            known.verdict = known.lives.judge(inputs.time, app, &sample.state, home);
             let before = std::mem::replace(&mut known.state, sample.state.clone());
             // A partition that the kernel took back may be had again.
             let others = sample

@@ -4,6 +4,9 @@
 //! quick death and starts over after a minute of life. One that has images of itself waits for
 //! nothing the first time: it begins where it was, and somebody waits for it. One whose end somebody
 //! wanted is restarted at once: that says nothing of how well it is.
+//!
+//! A program that may run on other hosts is started where its record says that it is, and nowhere else:
+//! [`Home`] is an argument. How often it failed elsewhere counts for nothing when it comes back.
 
 use std::time::Duration;
 
@@ -38,6 +41,15 @@ pub struct Lives {
     excused_at: Option<Time>,
 }
 
+/// Whose program it is to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// This host's.
+    Here,
+    /// Another host's, or nobody knows whose, or it is being given away.
+    Elsewhere,
+}
+
 /// Whether to start the program now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -49,14 +61,24 @@ pub enum Verdict {
     Wait,
     /// Its policy says that it stays ended.
     Ended,
+    /// It is not this host's to start.
+    Elsewhere,
 }
 
 impl Lives {
     /// Decides for one app in this period.
-    pub fn judge(&mut self, now: Time, app: &App, state: &RunState) -> Verdict {
+    pub fn judge(&mut self, now: Time, app: &App, state: &RunState, home: Home) -> Verdict {
         let Binding::Exec(exec) = &app.binding else {
             return Verdict::Leave;
         };
+        let runs = *state == RunState::Running;
+        if home == Home::Elsewhere && !runs {
+            *self = Self {
+                starts: self.starts,
+                ..Self::default()
+            };
+            return Verdict::Elsewhere;
+        }
         let again = match state {
             RunState::Running => {
                 self.due_at = None;
@@ -159,7 +181,7 @@ mod tests {
             let mut lives = Lives::default();
             lives.started(at(0));
             let ended = RunState::Ended(ending);
-            let verdict = lives.judge(at(1), &exec(restart), &ended);
+            let verdict = lives.judge(at(1), &exec(restart), &ended, Home::Here);
             assert_eq!(verdict, expected, "{restart:?} after {ending}");
         };
         check(Restart::Never, Ending::Status(1), Verdict::Ended);
@@ -172,13 +194,35 @@ mod tests {
     fn a_job_that_ended_under_an_earlier_daemon_stays_ended() {
         let check = |restart, ending, expected| {
             let ended = RunState::Ended(ending);
-            let verdict = Lives::default().judge(at(0), &exec(restart), &ended);
+            let verdict = Lives::default().judge(at(0), &exec(restart), &ended, Home::Here);
             assert_eq!(verdict, expected, "{restart:?} after {ending}");
         };
         check(Restart::Never, Ending::Unknown, Verdict::Ended);
         check(Restart::OnFailure, Ending::Status(0), Verdict::Ended);
         check(Restart::OnFailure, Ending::Unknown, Verdict::Start);
         check(Restart::Always, Ending::Status(0), Verdict::Start);
+    }
+
+    #[test]
+    fn what_is_elsewhere_is_not_started_and_begins_anew_when_it_comes_back() {
+        let app = exec(Restart::Always);
+        let ended = RunState::Ended(Ending::Signal(9));
+        let mut lives = Lives::default();
+        let mut judge =
+            |seconds, state: &RunState, home| lives.judge(at(seconds), &app, state, home);
+        let absent = RunState::Absent;
+        assert_eq!(judge(0, &absent, Home::Elsewhere), Verdict::Elsewhere);
+        assert_eq!(judge(0, &absent, Home::Here), Verdict::Start);
+        lives.started(at(0));
+        let mut judge =
+            |seconds, state: &RunState, home| lives.judge(at(seconds), &app, state, home);
+        // Whoever runs is not for supervision to end.
+        let running = RunState::Running;
+        assert_eq!(judge(1, &running, Home::Elsewhere), Verdict::Leave);
+        assert_eq!(judge(2, &ended, Home::Here), Verdict::Wait);
+        assert_eq!(judge(9, &ended, Home::Elsewhere), Verdict::Elsewhere);
+        assert_eq!(judge(9, &ended, Home::Here), Verdict::Start);
+        assert_eq!(lives.starts, 1);
     }
 
     #[test]
@@ -198,13 +242,14 @@ mod tests {
     fn delays(app: &App) -> Vec<u64> {
         let mut lives = Lives::default();
         let ended = RunState::Ended(Ending::Status(1));
-        assert_eq!(lives.judge(at(0), app, &RunState::Absent), Verdict::Start);
+        let verdict = lives.judge(at(0), app, &RunState::Absent, Home::Here);
+        assert_eq!(verdict, Verdict::Start);
         let mut now = 0;
         let mut delays = Vec::new();
         for _ in 0..8 {
             lives.started(at(now));
             let died = now;
-            while lives.judge(at(now), app, &ended) == Verdict::Wait {
+            while lives.judge(at(now), app, &ended, Home::Here) == Verdict::Wait {
                 now += 1;
             }
             delays.push(now - died);
@@ -212,7 +257,7 @@ mod tests {
         lives.started(at(now));
         now += 100;
         let died = now;
-        while lives.judge(at(now), app, &ended) == Verdict::Wait {
+        while lives.judge(at(now), app, &ended, Home::Here) == Verdict::Wait {
             now += 1;
         }
         assert_eq!(now - died, if app.images.is_some() { 0 } else { 1 });
@@ -228,10 +273,10 @@ mod tests {
             lives.started(at(0));
             for excuse in excuses.iter().filter(|excuse| **excuse <= died) {
                 lives.excuse(at(*excuse));
-                lives.judge(at(*excuse), &app, &RunState::Running);
+                lives.judge(at(*excuse), &app, &RunState::Running, Home::Here);
             }
             for second in died.. {
-                let verdict = lives.judge(at(second), &app, &ended);
+                let verdict = lives.judge(at(second), &app, &ended, Home::Here);
                 if let Some(excuse) = excuses.iter().find(|excuse| **excuse > died) {
                     lives.excuse(at(*excuse));
                 }

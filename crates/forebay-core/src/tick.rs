@@ -1,6 +1,8 @@
 //! The control period: the one function on which everything hangs.
 
-use crate::app::Policy;
+use std::collections::BTreeSet;
+
+use crate::app::{AppId, Policy};
 use crate::host::{Action, Host, Outcome};
 use crate::outlook::{self, Outlook};
 use crate::plan;
@@ -20,9 +22,14 @@ pub struct Inputs<'a> {
     pub outlook: &'a Outlook,
     /// What apps say of themselves.
     pub signals: &'a Signals,
+    /// Apps that are not this host's to start.
+    pub elsewhere: &'a BTreeSet<AppId>,
     /// Observe and forecast, but change nothing.
     pub paused: bool,
 }
+
+/// On a host without a fleet nothing is elsewhere.
+static NOWHERE: BTreeSet<AppId> = BTreeSet::new();
 
 impl<'a> Inputs<'a> {
     /// A period in which nothing is known beyond what is observed.
@@ -33,6 +40,7 @@ impl<'a> Inputs<'a> {
             policy,
             outlook: &outlook::NOTHING,
             signals: &signals::NONE,
+            elsewhere: &NOWHERE,
             paused: false,
         }
     }

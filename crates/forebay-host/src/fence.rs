@@ -108,6 +108,27 @@ pub fn end(roots: &Roots, group: &Path) -> Result<bool, HostError> {
     Ok(true)
 }
 
+/// Marks the group of an app that stands still and is given to another host: whoever lets the group go
+/// from now on, the guardian and `forebay restore` too, ends its processes before.
+///
+/// # Errors
+/// When it has no group that freezes, or that cannot be marked.
+pub fn give(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> {
+    let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
+    freeze::mark_given(&dir)
+}
+
+/// Takes back what [`give`] did. Nothing is to be done where the group is gone.
+///
+/// # Errors
+/// When the mark cannot be taken away.
+pub fn keep(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> {
+    match standing(roots, &groups::of_app(anchor, app)) {
+        Ok((_, dir)) => freeze::unmark_given(&dir),
+        Err(_) => Ok(()),
+    }
+}
+
 /// The directory by which a group is frozen.
 fn standing(roots: &Roots, group: &Path) -> Result<(Version, PathBuf), HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;

@@ -8,10 +8,11 @@
 //! A group of ours needs no record: it is thawed before it is emptied, whoever froze it. What
 //! a group of others held is in the ledger, as of any knob.
 //!
-//! One exception: the group of an instance behind a front carries a mark, an extended attribute, which
+//! Two exceptions: the group of an instance behind a front carries a mark, an extended attribute, which
 //! lives and dies with it. When such a group stands, its front fenced it for another one to serve, and
 //! whoever is in it would execute what lies in its socket buffers: they are killed before they may go
-//! on, whether or not the front is still there to do so.
+//! on, whether or not the front is still there to do so. The group of an app that is being given to another
+//! host carries a mark as well, while nobody knows whose it is: that host may let it run by then.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -127,9 +128,28 @@ pub(crate) fn mark(dir: &Path) -> Result<(), HostError> {
         .map_err(|error| HostError::file("mark control group", dir, error))
 }
 
-/// Whether whoever is in a group was fenced by a front.
+/// The mark of a group whose app may be another host's already.
+const GIVEN_AWAY: &str = "user.forebay.given";
+
+/// Marks a group whose app is given to another host.
+pub(crate) fn mark_given(dir: &Path) -> Result<(), HostError> {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(dir, GIVEN_AWAY, b"1", flags)
+        .map_err(|error| HostError::file("mark control group", dir, error))
+}
+
+/// Takes that mark away: the app is this host's for certain, or nobody is left in the group.
+pub(crate) fn unmark_given(dir: &Path) -> Result<(), HostError> {
+    match rustix::fs::removexattr(dir, GIVEN_AWAY) {
+        Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(()),
+        Err(error) => Err(HostError::file("unmark control group", dir, error)),
+    }
+}
+
+/// Whether whoever is in a group was fenced by a front, or may run on another host.
 fn is_fenced(dir: &Path) -> bool {
-    let marked = rustix::fs::getxattr(dir, FENCED_BY_FRONT, &mut [0_u8; 1][..]).is_ok();
+    let has = |mark| rustix::fs::getxattr(dir, mark, &mut [0_u8; 1][..]).is_ok();
+    let marked = has(FENCED_BY_FRONT) || has(GIVEN_AWAY);
     marked && Freezer::at(dir).is_some_and(|freezer| freezer.is_asked().unwrap_or(true))
 }
 
@@ -138,7 +158,7 @@ pub(crate) fn thaw_all(dirs: &[&Path]) -> Result<(), HostError> {
     let mut outcome = Ok(());
     for dir in dirs {
         if is_fenced(dir) {
-            tracing::warn!(group = %dir.display(), "fenced by a front, and ended where it stands");
+            tracing::warn!(group = %dir.display(), "fenced, and ended where it stands");
             groups::kill_standing(dir)?;
         }
         groups::walk(
@@ -287,7 +307,15 @@ mod tests {
                     std::thread::yield_now();
                 }
             };
-            for marked in [false, true] {
+            type Mark = fn(&Path) -> Result<(), HostError>;
+            let given_and_kept: Mark = |dir| mark_given(dir).and_then(|()| unmark_given(dir));
+            let marks: [(Mark, bool); 4] = [
+                (|_| Ok(()), false),
+                (given_and_kept, false),
+                (mark_given, true),
+                (mark, true),
+            ];
+            for (mark, marked) in marks {
                 let file = tempfile::NamedTempFile::new().unwrap();
                 let mut command = std::process::Command::new("sh");
                 let script = "read line; echo executed > \"$1\"; read line";
@@ -298,9 +326,7 @@ mod tests {
                     .spawn()
                     .unwrap();
                 fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
-                if marked {
-                    mark(&dir).unwrap();
-                }
+                mark(&dir).unwrap();
                 write_text(&freezer.file, freezer.frozen()).unwrap();
                 until("it stands", &mut || freezer.stands().unwrap());
                 let input = child.stdin.as_mut().unwrap();
@@ -316,6 +342,7 @@ mod tests {
                     child.wait().unwrap();
                 }
                 assert!(!freezer.is_asked().unwrap());
+                unmark_given(&dir).unwrap();
             }
             until("its group is removed", &mut || fs::remove_dir(&dir).is_ok());
         }

@@ -54,6 +54,7 @@ impl Run {
                 io_max: BTreeMap::new(),
                 images: None,
                 response_time_max: None,
+                mobility: None,
             };
             policy.apps.insert(id, app);
         }

@@ -16,7 +16,7 @@ use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
 use crate::control::{Command, Published};
 use crate::fetch::{Foretold, Sources};
-use crate::fleet;
+use crate::fleet::{member, moves};
 use crate::fronts;
 use crate::images;
 use crate::outlook;
@@ -44,6 +44,8 @@ pub(crate) struct Reload {
     pub(crate) declared: watch::Sender<Vec<Source>>,
     /// The apps that images are taken of.
     pub(crate) imaged: watch::Sender<BTreeMap<AppId, images::Wanted>>,
+    /// All apps, for moves between hosts.
+    pub(crate) apps: watch::Sender<BTreeMap<AppId, App>>,
 }
 
 /// Where the history is.
@@ -74,6 +76,7 @@ impl Reload {
         let apps = config.policy.apps.len();
         let on_stop = config.policy.on_stop;
         let imaged = images::wanted(&config.policy.apps);
+        let known = config.policy.apps.clone();
         let new = config.policy;
         let kept: BTreeSet<AppId> = new.apps.keys().cloned().collect();
         let (reply, answer) = oneshot::channel();
@@ -103,6 +106,7 @@ impl Reload {
         });
         self.declared.send_replace(config.known_future.sources());
         self.imaged.send_replace(imaged);
+        self.apps.send_replace(known);
         let mut messages = vec![format!(
             "reloaded: {apps} app(s); changes of [daemon], [fleet], [forecast] and [tiers] take effect at the next start"
         )];
@@ -125,7 +129,8 @@ pub(crate) struct Desks {
     pub(crate) outlook: outlook::Desk,
     pub(crate) fronts: fronts::Desk,
     pub(crate) images: images::Desk,
-    pub(crate) fleet: Option<fleet::member::Desk>,
+    pub(crate) fleet: Option<member::Desk>,
+    pub(crate) moves: Option<moves::Desk>,
     pub(crate) teller: Teller,
     pub(crate) foretold: Foretold,
     pub(crate) training: server::ReadTraining,
@@ -145,6 +150,7 @@ pub(crate) fn state(
         fronts,
         images,
         fleet,
+        moves,
         teller,
         foretold,
         training,
@@ -190,6 +196,7 @@ pub(crate) fn state(
         fronts,
         images,
         fleet,
+        moves,
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
         training,

@@ -39,6 +39,8 @@ pub(crate) enum Command {
     WhatIf(Edit, oneshot::Sender<Result<(Plan, Vec<Action>), String>>),
     /// The running policy.
     Policy(oneshot::Sender<Policy>),
+    /// Do something to an app on behalf of a move between hosts.
+    Do(AppId, Deed, oneshot::Sender<Result<(), String>>),
     /// Start an app's program beside the one that runs, which it replaces by itself.
     Succeed(AppId, oneshot::Sender<Result<(), String>>),
     /// The end of an app's program is wanted, so that it starts again at once.
@@ -53,6 +55,19 @@ pub(crate) enum Command {
     TellOf(AppId, EventKind, String),
     /// End the control thread.
     Stop,
+}
+
+/// What a move does to an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// Stop it where it stands.
+    Freeze,
+    /// Let it go on.
+    Thaw,
+    /// End all its processes, frozen or not.
+    End,
+    /// Start its program.
+    Start,
 }
 
 /// How well each model of an app's two series did lately, and what they say of the next periods.
@@ -112,6 +127,8 @@ pub(crate) struct Beside {
     pub(crate) outlook: watch::Receiver<Arc<Outlook>>,
     /// Apps that are shadows now.
     pub(crate) standing_by: watch::Receiver<Arc<BTreeSet<AppId>>>,
+    /// Apps that are not this host's to start.
+    pub(crate) elsewhere: watch::Receiver<Arc<BTreeSet<AppId>>>,
 }
 
 /// Runs periods until told to stop. Leaves the host as it is: whoever owns it closes it.
@@ -133,11 +150,13 @@ pub(crate) fn run(
         let late = began.saturating_duration_since(clock.due);
         let outlook = Arc::clone(&known.outlook.borrow());
         let standing_by = Arc::clone(&known.standing_by.borrow());
+        let elsewhere = Arc::clone(&known.elsewhere.borrow());
         let planned = shadow::planned(&policy, &standing_by);
         let inputs = Inputs {
             paused,
             outlook: &outlook,
             signals: signals.now(),
+            elsewhere: &elsewhere,
             ..Inputs::new(clock.now(), &planned)
         };
         let report = tick(&mut state, host, &inputs);
@@ -216,6 +235,9 @@ fn answer(command: Command, state: &mut State, host: &mut impl Host, asked: Aske
         Command::Policy(reply) => {
             reply.send(asked.policy.clone()).ok();
         }
+        Command::Do(id, deed, reply) => {
+            reply.send(carry_out(&id, deed, state, host, &asked)).ok();
+        }
         Command::Succeed(id, reply) => {
             reply.send(succeed(&id, host, asked.policy)).ok();
         }
@@ -237,6 +259,37 @@ fn answer(command: Command, state: &mut State, host: &mut impl Host, asked: Aske
             reply.send(models).ok();
         }
         Command::Stop => unreachable!("the loop ends at a stop"),
+    }
+}
+
+/// Does to an app what a move needs.
+fn carry_out(
+    id: &AppId,
+    deed: Deed,
+    state: &mut State,
+    host: &mut impl Host,
+    asked: &Asked<'_>,
+) -> Result<(), String> {
+    let action = match deed {
+        Deed::Freeze => Action::Freeze { app: id.clone() },
+        Deed::Thaw => Action::Thaw { app: id.clone() },
+        Deed::End => Action::Kill { app: id.clone() },
+        Deed::Start => {
+            let app = asked.policy.apps.get(id);
+            let app = app.ok_or_else(|| format!("start {id}: there is no such app"))?;
+            Action::Start {
+                app: Box::new(app.clone()),
+            }
+        }
+    };
+    let outcome = host.apply(std::slice::from_ref(&action)).pop();
+    if let (Deed::Start, Some(outcome)) = (deed, &outcome) {
+        state.started(asked.time, id, outcome);
+    }
+    match outcome {
+        Some(Outcome::Done) => Ok(()),
+        Some(Outcome::Failed(why)) => Err(why),
+        other => Err(format!("{action}: the host says {other:?}")),
     }
 }
 

@@ -283,9 +283,12 @@ fn begin_on(
     let weights = training.weights();
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
+    let (apps, _) = watch::channel(config.policy.apps.clone());
     let known = Beside {
         outlook: lookout.desk().known(),
         standing_by,
+        // Without a fleet nothing is.
+        elsewhere: watch::channel(Arc::default()).1,
     };
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();
@@ -345,6 +348,7 @@ fn begin_on(
         sources: fetcher.sources(),
         declared: declare,
         imaged,
+        apps,
         fronts: fronts::apps(config),
         desk: fronts.clone(),
     };
@@ -362,6 +366,7 @@ fn begin_on(
             fronts,
             images: imager.desk(),
             fleet: membership.as_ref().map(Membership::desk),
+            moves: None,
             teller,
             foretold,
             training: Arc::new(training.status_reader()),

@@ -40,6 +40,11 @@ impl Output {
         Self { format, to }
     }
 
+    /// For whom it prints.
+    pub(crate) const fn format(&self) -> Format {
+        self.format
+    }
+
     /// Prints `value` as JSON, or what `text` makes of it.
     pub(crate) fn show<T: Serialize>(
         &mut self,

@@ -183,6 +183,7 @@ mod tests {
                 cost_models: Err(Gap::NotDue),
                 swap_free: Err(Gap::NotDue),
                 memory_watch: Err(Gap::NotDue),
+                compaction: Err(Gap::NotDue),
             },
             shared: CpuSet::default(),
             io: BTreeMap::new(),

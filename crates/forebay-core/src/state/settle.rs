@@ -7,6 +7,7 @@ use crate::plan;
 use crate::report::EventKind;
 use crate::slice::{Knob, Setting};
 use crate::tick::Inputs;
+use crate::units::Time;
 
 impl State {
     /// Takes in what became of the actions.
@@ -114,9 +115,14 @@ impl State {
     }
 
     fn settle_start(&mut self, inputs: &Inputs<'_>, id: &AppId, outcome: &Outcome) {
+        self.started(inputs.time, id, outcome);
+    }
+
+    /// Takes in that an app's program was started, or was to be, in a period or beside it.
+    pub fn started(&mut self, time: Time, id: &AppId, outcome: &Outcome) {
         if let Some(known) = self.apps.get_mut(id) {
             // A failed start counts as a short life: the next try waits.
-            known.lives.started(inputs.time);
+            known.lives.started(time);
         }
         let (kind, message) = match outcome {
             Outcome::Done | Outcome::Pending => (EventKind::Started, "was started".to_owned()),
@@ -126,7 +132,7 @@ impl State {
             ),
             Outcome::Failed(why) => (EventKind::Failed, why.clone()),
         };
-        self.note(inputs.time, Some(id), kind, message);
+        self.note(time, Some(id), kind, message);
     }
 
     fn settle_interrupts(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {

@@ -245,6 +245,7 @@ impl Scenario {
             io_max,
             images: None,
             response_time_max: None,
+            mobility: None,
         }
     }
 

@@ -49,6 +49,9 @@ pub(crate) enum Failure {
     /// The command line makes no sense beyond what clap checks.
     #[error("{0}")]
     Usage(String),
+    /// It was tried, and what came of it is not what was asked for.
+    #[error("{0}")]
+    Failed(String),
     /// The result could not be written, or the terminal not be used.
     #[error("{doing}: {cause}")]
     Io {
@@ -71,6 +74,7 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
+            Self::Failed(_) => Exit::Failed,
             // Whoever read our output has enough of it: `forebay events | head`.
             Self::Io { cause, .. } if cause.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Io { .. } => Exit::Failed,
@@ -108,6 +112,7 @@ mod tests {
         let path = "/x".into();
         let check = |failure: &Failure, code: u8| assert_eq!(failure.exit() as u8, code);
         check(&Failure::Usage(String::new()), 2);
+        check(&Failure::Failed(String::new()), 1);
         check(&connect, 3);
         check(&Error::SocketNotAllowed { path }.into(), 4);
         check(&refused(Refusal::NotAllowed), 4);

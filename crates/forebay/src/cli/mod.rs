@@ -11,6 +11,7 @@ pub(crate) mod fleet;
 pub(crate) mod fleet_link;
 mod forecast;
 mod image;
+mod moves;
 mod push;
 mod render;
 mod shadow;
@@ -100,6 +101,8 @@ pub(crate) enum ClientCommand {
     Fleet(fleet::FleetCommand),
     /// Show images of programs, or take one
     Image(image::ImageArgs),
+    /// Move an app to another host of the fleet, or show moves
+    Move(moves::MoveArgs),
     /// Leave every slice as it is and only observe
     Pause,
     /// Act again after a pause
@@ -283,6 +286,16 @@ pub(crate) struct SetArgs {
 
 /// Runs one command to its end; says on standard error what went wrong.
 pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
+    asking(connection, async |client, output| {
+        execute(command, client, output).await
+    })
+}
+
+/// Asks the daemon, and ends as that did.
+fn asking(
+    connection: &Connection,
+    ask: impl AsyncFnOnce(&Client, &mut Output) -> Result<(), Failure>,
+) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -295,7 +308,7 @@ pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
             runtime.block_on(async {
                 let client = Client::connect(connection.socket()).await?;
                 let mut output = Output::stdout(connection.format());
-                execute(command, &client, &mut output).await
+                ask(&client, &mut output).await
             })
         });
     match result {
@@ -392,6 +405,7 @@ async fn execute(
         ClientCommand::Shadow(args) => shadow::run(args, client, output).await?,
         ClientCommand::Fleet(command) => fleet::run(command, client, output).await?,
         ClientCommand::Image(args) => image::run(args, client, output).await?,
+        ClientCommand::Move(args) => moves::run(args, client, output).await?,
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,
         ClientCommand::Reload => done(client.post("/v1/reload", &()).await?, output)?,

@@ -8,6 +8,8 @@ use forebay_core::app::{
     App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, Images, IoMax, Match, Restart, Sink,
     Uclamp,
 };
+use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::tenure::Takeover;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::error::{Findings, Problem};
@@ -27,7 +29,7 @@ const IMAGES_EVERY_MIN: Duration = Duration::from_secs(1);
 const IMAGES_EVERY_MAX: Duration = Duration::from_secs(86_400);
 
 /// The keys that say how Forebay starts a program.
-const EXEC_ONLY: [&str; 8] = [
+const EXEC_ONLY: [&str; 9] = [
     "user",
     "group",
     "directory",
@@ -36,6 +38,7 @@ const EXEC_ONLY: [&str; 8] = [
     "stderr",
     "restart",
     "images",
+    "move",
 ];
 
 /// The keys of which an app has one: which processes are its own.
@@ -64,6 +67,7 @@ pub(super) fn resolve_app(
         .unwrap_or(Class::Standard);
     let binding = binding(&mut section, host, findings);
     let images = images(&mut section, findings);
+    let mobility = mobility(&mut section, findings);
 
     let mut floor = section.take_section("floor");
     let mut ceiling = section.take_section("ceiling");
@@ -123,6 +127,7 @@ pub(super) fn resolve_app(
         io_max,
         images,
         response_time_max,
+        mobility,
     });
     Resolved {
         floor,
@@ -144,6 +149,55 @@ fn images(section: &mut Section, findings: &mut Findings<'_>) -> Option<Images> 
     }
     let every = every.map_or(IMAGES_EVERY, |every| every.value);
     Some(Images { every })
+}
+
+/// How it changes hosts; none where it stays.
+fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobility> {
+    let mut movable = section.take::<Section>("move")?.value;
+    let way = match movable.take::<&str>("mode").map(|word| word.value) {
+        Some("restart") => Some(Way::Restart),
+        Some("checkpoint") => Some(Way::Checkpoint),
+        Some("handoff") => Some(Way::Handoff),
+        _ => None,
+    };
+    let takeover = match movable.take::<&str>("takeover").map(|word| word.value) {
+        Some("after-lease") => Takeover::AfterLease,
+        _ => Takeover::Never,
+    };
+    let files = movable.take::<Vec<String>>("files");
+    let at = files.as_ref().map_or(movable.at, |files| files.at);
+    let files: Vec<PathBuf> = files
+        .map_or_else(Vec::new, |files| files.value)
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
+    for problem in check_moved(&files) {
+        findings.add(at, movable.key("files"), problem);
+    }
+    Some(Mobility {
+        way: way?,
+        files,
+        takeover,
+    })
+}
+
+/// What is wrong with the files that go along with an app.
+fn check_moved(files: &[PathBuf]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        problems.extend(absolute(file).err());
+        let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        if file.file_name().is_none() || !file.components().all(is_plain) {
+            let message = format!("`{}` does not name one file or directory", file.display());
+            problems.push(Problem::new(message, "write its path without `..`"));
+        }
+        let mut others = files[..index].iter();
+        if let Some(other) = others.find(|o| o.starts_with(file) || file.starts_with(o)) {
+            let message = format!("`{}` and `{}` overlap", other.display(), file.display());
+            problems.push(Problem::new(message, "keep the outer one"));
+        }
+    }
+    problems
 }
 
 /// What is wrong with an app's floors and ceilings, by key.

@@ -10,11 +10,13 @@ mod event;
 mod fleet;
 mod front;
 mod offload;
+mod program;
 
 use event::{CALENDAR, EVENT};
 use fleet::FLEET;
 use front::FRONT;
 use offload::OFFLOAD;
+use program::{IMAGES, MOVE};
 
 use super::quantity::{
     BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
@@ -402,6 +404,11 @@ pub(super) const APP: &[Key] = &[
         "With exec: images of the program, which begins from the newest one when it has ended",
     ),
     key(
+        "move",
+        Kind::Section(MOVE),
+        "With exec: whether and how it changes hosts",
+    ),
+    key(
         "response_time_max",
         Kind::Duration,
         "Time until an answer above which it is constrained, 1ms to 1h (default: `offload.response_time`)",
@@ -442,12 +449,6 @@ pub(super) const APP: &[Key] = &[
         "Where the app tells how many requests it serves and how fast",
     ),
 ];
-
-const IMAGES: &[Key] = &[key(
-    "every",
-    Kind::Duration,
-    "From the end of one image to the beginning of the next, 1s to 1 day (default 1min)",
-)];
 
 const METRICS: &[Key] = &[
     key(

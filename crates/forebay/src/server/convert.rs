@@ -399,6 +399,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Forecast => "forecast",
         EventKind::Shadow => "shadow",
         EventKind::Fleet => "fleet",
+        EventKind::Move => "move",
     }
 }
 

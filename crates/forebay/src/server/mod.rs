@@ -14,6 +14,7 @@ mod fronts;
 mod handlers;
 mod images;
 mod metrics;
+mod moves;
 mod openapi;
 mod peer;
 mod problem;
@@ -91,6 +92,8 @@ pub(crate) struct ServerState {
     pub(crate) images: crate::images::Desk,
     /// For `/v1/fleet`; none where this host is alone.
     pub(crate) fleet: Option<crate::fleet::member::Desk>,
+    /// For `/v1/moves`; none on a host that is in no fleet.
+    pub(crate) moves: Option<crate::fleet::moves::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

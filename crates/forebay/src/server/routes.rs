@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::{fleet, fronts, images, tiers};
+use super::{fleet, fronts, images, moves, tiers};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -223,6 +223,25 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/images/{app}",
             "Take an image of an app now",
             post(images::take),
+        )
+        .answers(of::<api::Done>),
+        look(
+            "/v1/moves",
+            "Moves between hosts: the latest of each app from here, and those on their way here",
+            get(moves::moves),
+        )
+        .answers(of::<api::Moves>),
+        change(
+            "/v1/moves",
+            "Move an app to another host, or find out whether it could",
+            post(moves::begin),
+        )
+        .with_body(of::<api::MoveRequest>)
+        .answers(of::<api::Done>),
+        change(
+            "/v1/moves/{name}/cancel",
+            "Have an app stay that is on its way from here, as long as that is possible",
+            post(moves::cancel),
         )
         .answers(of::<api::Done>),
         look(

@@ -227,6 +227,7 @@ fn control(
                     reply.send(models).unwrap();
                 }
                 Command::Tell(..) | Command::TellOf(..) => unreachable!("nobody tells"),
+                Command::Do(..) => unreachable!("there is no fleet"),
                 Command::Succeed(..) | Command::Excuse(..) => unreachable!("there are no fronts"),
                 Command::Stop => break,
             }
@@ -268,6 +269,7 @@ impl Fixture {
             fronts: crate::fronts::Desk::none(),
             images: crate::images::Desk::none(),
             fleet: None,
+            moves: None,
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);

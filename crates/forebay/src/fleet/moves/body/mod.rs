@@ -1,0 +1,68 @@
+//! What moves. Each way to move is a [`Leaving`] on the source and a [`Coming`] on the target.
+
+mod files;
+pub(super) mod restart;
+mod staged;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use forebay_core::app::App;
+use forebay_core::fleet::mobility::Way;
+
+use super::{Apps, Coming, Leaving};
+
+/// What of an application leaves this host.
+///
+/// # Errors
+/// There is nothing here that moves it so: why, and what to do.
+pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving>, String> {
+    let (mobility, way) = way(app)?;
+    match way {
+        Way::Restart => Ok(Box::new(restart::Leaves::new(
+            app.id.clone(),
+            mobility.files.clone(),
+            Arc::clone(apps),
+        ))),
+        Way::Checkpoint | Way::Handoff => Err(not_here(app, way)),
+    }
+}
+
+/// What of an application comes to this host.
+///
+/// # Errors
+/// There is nothing here that takes it in so: why, and what to do.
+pub(super) fn coming(
+    app: &App,
+    apps: &Arc<dyn Apps>,
+    state_dir: &Path,
+) -> Result<Box<dyn Coming>, String> {
+    let (mobility, way) = way(app)?;
+    match way {
+        Way::Restart => Ok(Box::new(restart::Comes::new(
+            app,
+            &mobility.files,
+            Arc::clone(apps),
+            state_dir,
+        ))),
+        Way::Checkpoint | Way::Handoff => Err(not_here(app, way)),
+    }
+}
+
+fn way(app: &App) -> Result<(&forebay_core::fleet::mobility::Mobility, Way), String> {
+    let mobility = app.mobility.as_ref().ok_or_else(|| {
+        format!(
+            "{} is pinned to its host; give it `move = {{ mode = \"restart\" }}` on all hosts that it may \
+             run on",
+            app.id
+        )
+    })?;
+    Ok((mobility, mobility.way))
+}
+
+fn not_here(app: &App, way: Way) -> String {
+    format!(
+        "{}: this Forebay does not move by `{way}`; use mode = \"restart\", or another release",
+        app.id
+    )
+}

@@ -1,0 +1,345 @@
+//! The source's side of a move: the steps of [`Departure`], carried out one at a time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use forebay_core::app::AppId;
+use forebay_core::fleet::departure::{Departure, End, Input, Mark, Stage, Step};
+use forebay_core::fleet::tenure::{Leave, Takeover, leave};
+use forebay_core::fleet::{HostName, Ownership};
+
+use super::journal::Departing;
+use super::note::Note;
+use super::{
+    Attempt, House, Leaving, REST_MAX, REST_WAITING, Road, Trouble, Turn, Wish, outcome, refuse,
+    rest,
+};
+
+/// One move away.
+#[derive(Debug)]
+pub(crate) struct Depart {
+    house: Arc<House>,
+    pub(crate) note: Arc<Note>,
+    machine: Departure,
+    steps: VecDeque<Step>,
+    record: Ownership,
+    there: HostName,
+    body: Box<dyn Leaving>,
+    requires: BTreeSet<String>,
+    /// Whether the mark of the steps to come is on disk.
+    is_marked: bool,
+    /// How often the step was tried that is to be tried again.
+    attempts: u32,
+    is_told: bool,
+}
+
+impl Depart {
+    /// Begins one of an application whose record says that it is this host's.
+    pub(crate) fn begin(
+        house: Arc<House>,
+        note: Arc<Note>,
+        record: Ownership,
+        body: Box<dyn Leaving>,
+    ) -> Self {
+        let begun = Departure::begin(record.clone(), note.there.clone());
+        Self::with(house, note, record, body, begun)
+    }
+
+    /// Goes on with one that an earlier daemon began.
+    pub(crate) fn resume(
+        house: Arc<House>,
+        note: Arc<Note>,
+        from: &Departing,
+        body: Box<dyn Leaving>,
+    ) -> Self {
+        let record = from.record.clone();
+        note.trouble("the daemon began anew".to_owned());
+        let begun = Departure::resume(record.clone(), from.there.clone(), from.mark);
+        Self::with(house, note, record, body, begun)
+    }
+
+    fn with(
+        house: Arc<House>,
+        note: Arc<Note>,
+        record: Ownership,
+        body: Box<dyn Leaving>,
+        (machine, steps): (Departure, Vec<Step>),
+    ) -> Self {
+        note.at(machine.stage());
+        Self {
+            there: note.there.clone(),
+            house,
+            note,
+            machine,
+            steps: steps.into(),
+            record,
+            body,
+            requires: BTreeSet::new(),
+            is_marked: false,
+            attempts: 0,
+            is_told: false,
+        }
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt {
+            app: self.note.app.clone(),
+            epoch: self.record.epoch,
+        }
+    }
+
+    /// Takes the next step, as far as it is durable that it may be taken.
+    pub(super) fn turn(&mut self) -> Turn {
+        if self.note.hear() {
+            let steps = self.machine.step(Input::Cancel);
+            if !steps.is_empty() || matches!(self.machine.stage(), Stage::Over(_)) {
+                self.steps = steps.into();
+                self.is_marked = false;
+                self.note.trouble("it was cancelled".to_owned());
+            }
+        }
+        if !self.is_marked {
+            // Before it is forgotten: whoever dies in between says it once more.
+            if matches!(self.machine.stage(), Stage::Over(_)) && !self.is_told {
+                self.note.at(self.machine.stage());
+                self.tell_end();
+                self.is_told = true;
+            }
+            if let Err(error) = self.mark() {
+                self.note.trouble(super::journal::said(&error));
+                return self.again();
+            }
+            self.is_marked = true;
+            // Before its end is carried out, nobody may start it again here.
+            self.house.publish(super::keeper::now());
+            self.note.at(self.machine.stage());
+        }
+        let Some(step) = self.steps.pop_front() else {
+            assert!(
+                matches!(self.machine.stage(), Stage::Over(_)),
+                "a move that is not over has a step to take"
+            );
+            return Turn::Over;
+        };
+        let Some(input) = self.take(&step) else {
+            return Turn::Goes;
+        };
+        let next = self.machine.step(input);
+        self.is_marked = false;
+        let again = next == [step];
+        self.steps.extend(next);
+        match again {
+            true => self.again(),
+            false => {
+                self.attempts = 0;
+                Turn::Goes
+            }
+        }
+    }
+
+    fn again(&mut self) -> Turn {
+        self.attempts = self.attempts.saturating_add(1);
+        let longest = match self.machine.stage() {
+            Stage::Awaiting => REST_WAITING,
+            _ => REST_MAX,
+        };
+        Turn::Rest(rest(self.attempts).min(longest))
+    }
+
+    fn mark(&self) -> Result<(), super::journal::Error> {
+        let state = self.machine.mark().map(|mark| Departing {
+            record: self.record.clone(),
+            there: self.there.clone(),
+            way: self.note.way,
+            mark,
+        });
+        self.house.book.depart(&self.note.app, state)
+    }
+
+    /// Takes one step; none where nobody waits for how it ended.
+    fn take(&mut self, step: &Step) -> Option<Input> {
+        let done = match step {
+            Step::Check => self.check(),
+            Step::Reserve => self.reserve(),
+            Step::Copy => {
+                let of = self.attempt();
+                let road = Road {
+                    peer: &*self.house.peer,
+                    to: &self.there,
+                    of: &of,
+                    note: &self.note,
+                };
+                self.body.copy(&road)
+            }
+            Step::Freeze => self.body.freeze(),
+            Step::Send => {
+                let of = self.attempt();
+                let road = Road {
+                    peer: &*self.house.peer,
+                    to: &self.there,
+                    of: &of,
+                    note: &self.note,
+                };
+                self.body.send(&road)
+            }
+            Step::Change(epoch, to) => self.change(*epoch, to),
+            Step::Read => match self.house.read(&self.note.app) {
+                Ok(Some(record)) => return Some(Input::Read(record)),
+                // Nobody removes a record while it moves; whoever does it by force puts another there.
+                Ok(None) => Err(Trouble::Unknown(format!(
+                    "nobody has a record of {}; make one with `forebay fleet`",
+                    self.note.app
+                ))),
+                Err(trouble) => Err(trouble),
+            },
+            Step::Thaw => self.thaw(),
+            Step::End => self.end(),
+            Step::Release(_) => {
+                // The target would find it out by the record.
+                if let Err(trouble) = self.house.peer.release(&self.there, &self.attempt()) {
+                    tracing::debug!(app = %self.note.app, why = %trouble, "the target was not told");
+                }
+                return None;
+            }
+        };
+        if let Err(trouble) = &done {
+            self.note.trouble(trouble.to_string());
+        }
+        Some(Input::Ended(outcome(&done)))
+    }
+
+    fn check(&mut self) -> Result<(), Trouble> {
+        self.requires = self.body.check()?;
+        Ok(())
+    }
+
+    fn reserve(&mut self) -> Result<(), Trouble> {
+        let wish = self.wish()?;
+        self.house.peer.reserve(&self.there, &wish)?;
+        let what = format!("moves to {} by {}", self.there, self.note.way);
+        self.house.apps.tell(&self.note.app, what);
+        Ok(())
+    }
+
+    fn wish(&self) -> Result<Wish, Trouble> {
+        let app = &self.note.app;
+        let class = match self.house.apps.app(app) {
+            Some(app) => app.class,
+            None => return refuse(format!("there is no app {app}")),
+        };
+        Ok(Wish {
+            app: app.clone(),
+            record: self.record.clone(),
+            class,
+            need: self.house.apps.need(app),
+            way: self.note.way,
+            requires: self.requires.clone(),
+        })
+    }
+
+    fn change(&mut self, epoch: u64, to: &Ownership) -> Result<(), Trouble> {
+        let app = &self.note.app;
+        if self.machine.stage() == Stage::Committing {
+            // From here on another may let it run: whoever finds it frozen must not let it go.
+            self.house.apps.give(app)?;
+        }
+        self.house.change(app, epoch, to)
+    }
+
+    fn thaw(&mut self) -> Result<(), Trouble> {
+        let (house, app) = (&self.house, &self.note.app);
+        // What was asked of the record cannot take effect any more, or was not asked: the mark says nothing.
+        let record = house
+            .book
+            .record(app)
+            .unwrap_or_else(|| self.record.clone());
+        let mobility = house.apps.app(app).and_then(|app| app.mobility);
+        let takeover = mobility.map_or(Takeover::Never, |mobility| mobility.takeover);
+        let now = super::keeper::now();
+        let known = (Some(&record), None);
+        match leave(&house.here, known, takeover, house.records.lease(), now) {
+            Leave::Run { .. } => {}
+            Leave::NotOurs => {
+                return refuse(format!(
+                    "{app} stays frozen: {} took it over meanwhile; end it here with `forebay fleet`",
+                    record.owner
+                ));
+            }
+            Leave::NotKnown | Leave::Leaves | Leave::LeaseEnds => {
+                return refuse(format!(
+                    "{app} stays frozen until this host is a member of the fleet again, since others may \
+                     have taken it over; see `forebay fleet status`"
+                ));
+            }
+        }
+        house.apps.keep(app)?;
+        // It may have been ended while nobody ran here: then supervision starts it.
+        match house.apps.runs(app) {
+            Some(false) => Ok(()),
+            Some(true) => self.body.thaw(),
+            None => Err(Trouble::Unknown(format!("{app} was not looked at yet"))),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Trouble> {
+        match self.house.apps.runs(&self.note.app) {
+            Some(false) => {}
+            Some(true) => self.body.end()?,
+            None => {
+                let what = format!("{} was not looked at yet", self.note.app);
+                return Err(Trouble::Unknown(what));
+            }
+        }
+        self.house.apps.keep(&self.note.app)
+    }
+
+    fn tell_end(&self) {
+        let Stage::Over(end) = self.machine.stage() else {
+            return;
+        };
+        let shown = self.note.shown();
+        let (app, there) = (&self.note.app, &self.there);
+        let why = shown.why.unwrap_or_else(|| "no reason is known".to_owned());
+        match end {
+            End::Moved => {
+                let stood = shown.stood.unwrap_or_default();
+                let what = format!(
+                    "moved to {there}: {} bytes in {:.1?}, of which it stood still for {stood:.1?}",
+                    shown.sent, shown.took
+                );
+                self.house.apps.tell(app, what);
+            }
+            End::Stayed => {
+                let what = format!("stays here and did not move to {there}: {why}");
+                self.house.apps.warn(app, what);
+            }
+            End::Refused => {
+                let what = format!("does not move to {there}: {why}");
+                self.house.apps.warn(app, what);
+            }
+        }
+    }
+
+    /// Whether it may be asked for, before anything is touched: what it needs of the target is found out,
+    /// room is asked for and given back.
+    pub(super) fn try_only(&mut self) -> Result<(), Trouble> {
+        self.check()?;
+        let wish = self.wish()?;
+        self.house.peer.reserve(&self.there, &wish)?;
+        self.house.peer.release(&self.there, &self.attempt())
+    }
+
+    /// Where it stands.
+    #[cfg(test)]
+    pub(super) const fn stage(&self) -> Stage {
+        self.machine.stage()
+    }
+}
+
+/// What of a mark matters to who may run it.
+pub(super) fn marks(content: &super::journal::Content) -> BTreeMap<AppId, Mark> {
+    let departures = content.departures.iter();
+    departures
+        .map(|(app, departing)| (app.clone(), departing.mark))
+        .collect()
+}

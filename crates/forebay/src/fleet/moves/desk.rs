@@ -1,0 +1,723 @@
+//! All moves of one host: the threads that take their steps, and where moves are asked for and shown.
+//!
+//! ```text
+//! API ── begin, cancel ──▶ a thread for each move away, AWAY_MAX at most
+//! other hosts ── reserve, take, prepare, release ──▶ Arrive, on the thread of their connection
+//! the thread of moves: arrivals, promises, keeper
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{App, AppId};
+use forebay_core::fleet::promises::{self, Promises};
+use forebay_core::fleet::{HostName, HostNameError};
+
+use super::arrive::Arrive;
+use super::depart::Depart;
+use super::keeper::{Keeper, now};
+use super::note::{Note, Shown};
+use super::{Attempt, Content, House, Phase, Trouble, Turn, Wish, body};
+
+/// Moves away at a time: each is a stream that others have to make room for.
+const AWAY_MAX: usize = 4;
+/// How often the keeper looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// The longest the thread of moves sleeps.
+const SLEEP_MAX: Duration = Duration::from_millis(250);
+/// Steps of one arrival in a row, so that none holds up the others.
+const STEPS_MAX: usize = 8;
+/// How long moves that can still be given up have for that when the daemon ends.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// Why something is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is no such application, or host.
+    NoSuch(String),
+    /// Too much at a time, or not now.
+    Busy(String),
+    /// It cannot be: why, and what to do.
+    Cannot(String),
+}
+
+impl Refused {
+    pub(crate) fn why(&self) -> &str {
+        let (Self::NoSuch(why) | Self::Busy(why) | Self::Cannot(why)) = self;
+        why
+    }
+}
+
+/// What is shown of a move to here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    pub(crate) app: AppId,
+    pub(crate) from: HostName,
+    pub(crate) stage: forebay_core::fleet::arrival::Stage,
+    pub(crate) why: Option<String>,
+}
+
+/// What a target is asked before it touches anything.
+#[derive(Debug, Clone)]
+struct Promised {
+    from: HostName,
+    wish: Wish,
+}
+
+#[derive(Debug)]
+struct Coming {
+    from: HostName,
+    of: Attempt,
+    /// Held for as long as its source sends one content: nobody waits for it with other locks held.
+    arrive: Mutex<Arrive>,
+    /// Not before this, by [`now`].
+    due: Mutex<Duration>,
+}
+
+/// What host is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// One that is clearly better than this one.
+    Better,
+    /// Any with room.
+    Other,
+}
+
+/// Instead of a host: any other with room.
+pub(crate) const ANYWHERE: &str = "*";
+
+/// Chooses the host with the most room for an application.
+pub(crate) type Choose = Arc<dyn Fn(&AppId, Wanted) -> Result<HostName, String> + Send + Sync>;
+
+/// Where moves are asked for. All of it may block for some seconds.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub(crate) moves: Arc<Moves>,
+    pub(crate) choose: Choose,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+impl Desk {
+    /// The host that is meant: a name, `auto`, or [`ANYWHERE`].
+    ///
+    /// # Errors
+    /// It is no name, or no host has room.
+    pub(crate) fn target(&self, app: &AppId, to: &str) -> Result<HostName, Refused> {
+        let wanted = match to {
+            "auto" => Wanted::Better,
+            ANYWHERE => Wanted::Other,
+            name => {
+                let parsed = name.parse();
+                return parsed.map_err(|error: HostNameError| Refused::Cannot(error.to_string()));
+            }
+        };
+        (self.choose)(app, wanted).map_err(Refused::Cannot)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The latest of each application.
+    away: BTreeMap<AppId, Arc<Note>>,
+    threads: Vec<JoinHandle<()>>,
+    coming: BTreeMap<AppId, Arc<Coming>>,
+    promises: Promises,
+    promised: BTreeMap<AppId, Promised>,
+    is_stopping: bool,
+    /// Something is to be done before the thread of moves looks by itself.
+    is_rung: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Moves {
+    house: Arc<House>,
+    state: Mutex<State>,
+    bell: Condvar,
+    /// It takes no more.
+    cordoned: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Moves {
+    /// Goes on with what the journal says, and starts the thread of moves.
+    ///
+    /// # Errors
+    /// When the system starts no thread.
+    pub(crate) fn start(house: House) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
+        let moves = Arc::new(Self {
+            house: Arc::new(house),
+            state: Mutex::default(),
+            bell: Condvar::new(),
+            cordoned: AtomicBool::new(false),
+        });
+        moves.resume()?;
+        let own = Arc::clone(&moves);
+        let thread = std::thread::Builder::new()
+            .name("moves".to_owned())
+            .spawn(move || own.run())?;
+        Ok((moves, thread))
+    }
+
+    fn resume(self: &Arc<Self>) -> std::io::Result<()> {
+        let content = self.house.book.content();
+        for (app, departing) in &content.departures {
+            let note = Note::new(app.clone(), departing.there.clone(), departing.way);
+            let note = Arc::new(note);
+            let house = Arc::clone(&self.house);
+            let Some(body) = self.body_of(app, |app| body::leaving(app, &house.apps)) else {
+                continue;
+            };
+            let depart = Depart::resume(house, Arc::clone(&note), departing, body);
+            self.drive(&mut locked(&self.state), depart)?;
+        }
+        for (app, arriving) in &content.arrivals {
+            let house = Arc::clone(&self.house);
+            let body = |app: &App| body::coming(app, &house.apps, &house.state_dir);
+            if let Some(body) = self.body_of(app, body) {
+                let arrive = Arrive::resume(Arc::clone(&house), app.clone(), arriving, body, now());
+                locked(&self.state)
+                    .coming
+                    .insert(app.clone(), Arc::new(Coming::new(arrive)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What moves of an application that was moving when the daemon ended.
+    fn body_of<T>(&self, id: &AppId, make: impl FnOnce(&App) -> Result<T, String>) -> Option<T> {
+        let app = self.house.apps.app(id);
+        let made = app
+            .ok_or_else(|| "it is not configured any more; configure it again".to_owned())
+            .and_then(|app| make(&app));
+        let why = match made {
+            Ok(made) => return Some(made),
+            Err(why) => why,
+        };
+        let what =
+            format!("its move that is not over cannot go on: {why}, and start the daemon again");
+        self.house.apps.warn(id, what);
+        None
+    }
+
+    /// Runs a move away on a thread of its own.
+    fn drive(self: &Arc<Self>, state: &mut State, mut depart: Depart) -> std::io::Result<()> {
+        let note = Arc::clone(&depart.note);
+        state.threads.retain(|thread| !thread.is_finished());
+        let own = Arc::clone(self);
+        let thread = std::thread::Builder::new()
+            .name("move".to_owned())
+            .spawn(move || {
+                while !locked(&own.state).is_stopping {
+                    match depart.turn() {
+                        Turn::Goes => {}
+                        Turn::Rest(time) => depart.note.rest(time),
+                        Turn::Over => return,
+                    }
+                }
+            })?;
+        state.threads.push(thread);
+        state.away.insert(note.app.clone(), note);
+        Ok(())
+    }
+
+    /// Begins a move away.
+    ///
+    /// # Errors
+    /// It cannot begin; nothing was touched. What is found out by asking the target is in the [`Note`].
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        app: &AppId,
+        to: &HostName,
+    ) -> Result<Arc<Note>, Refused> {
+        let depart = self.prepared(app, to)?;
+        let note = Arc::clone(&depart.note);
+        let mut state = locked(&self.state);
+        {
+            let under_way = |note: &Arc<Note>| note.end().is_none();
+            if state.away.get(app).is_some_and(under_way) {
+                return Err(Refused::Busy(format!(
+                    "{app} is on its way already; `forebay move` shows how far"
+                )));
+            }
+            if state.is_stopping {
+                return Err(Refused::Busy("the daemon is stopping".to_owned()));
+            }
+            if state.away.values().filter(|note| under_way(note)).count() >= AWAY_MAX {
+                return Err(Refused::Busy(format!(
+                    "{AWAY_MAX} apps are on their way from here; try again when one is there"
+                )));
+            }
+        }
+        self.drive(&mut state, depart)
+            .map_err(|error| Refused::Busy(format!("start a thread that moves {app}: {error}")))?;
+        Ok(note)
+    }
+
+    /// What a move would find, without one.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub(crate) fn try_only(&self, app: &AppId, to: &HostName) -> Result<(), Refused> {
+        let tried = self.prepared(app, to)?.try_only();
+        tried.map_err(|trouble| Refused::Cannot(trouble.to_string()))
+    }
+
+    /// A move that did not begin: what is known here does not speak against it.
+    fn prepared(&self, id: &AppId, to: &HostName) -> Result<Depart, Refused> {
+        let house = &self.house;
+        if let Some(why) = house.book.broken() {
+            return Err(Refused::Cannot(why.to_owned()));
+        }
+        let app = house
+            .apps
+            .app(id)
+            .ok_or_else(|| Refused::NoSuch(format!("no app `{id}`; `forebay apps` lists them")))?;
+        let body = body::leaving(&app, &house.apps).map_err(Refused::Cannot)?;
+        let way = app.mobility.as_ref().map(|mobility| mobility.way);
+        let way = way.ok_or_else(|| Refused::Cannot(format!("{id} is pinned to its host")))?;
+        if *to == house.here {
+            let what = format!("{id} is to move to {to}, where it is; name another host");
+            return Err(Refused::Cannot(what));
+        }
+        if let Some(coming) = locked(&self.state).coming.get(id).cloned() {
+            let from = &coming.from;
+            let what = format!("{id} is on its way here from {from}; wait until that is over");
+            return Err(Refused::Busy(what));
+        }
+        let record = match house.read(id) {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                let what = format!("{id} is nobody's yet; try again in a few seconds");
+                return Err(Refused::Busy(what));
+            }
+            Err(trouble) => {
+                let what =
+                    format!("whose {id} is cannot be read, and nothing moves meanwhile: {trouble}");
+                return Err(Refused::Busy(what));
+            }
+        };
+        if record.owner != house.here {
+            let what = format!("{id} is at {}; ask there", record.owner);
+            return Err(Refused::Cannot(what));
+        }
+        let note = Arc::new(Note::new(id.clone(), to.clone(), way));
+        Ok(Depart::begin(Arc::clone(house), note, record, body))
+    }
+
+    /// Gives a move up, as far as that is still possible.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn cancel(&self, app: &AppId) -> Result<(), Refused> {
+        let state = locked(&self.state);
+        match state.away.get(app).filter(|note| note.end().is_none()) {
+            Some(note) => {
+                note.cancel();
+                Ok(())
+            }
+            None => Err(Refused::NoSuch(format!(
+                "{app} is not on its way from here; `forebay move` shows what is"
+            ))),
+        }
+    }
+
+    /// The latest move away of each application.
+    pub(crate) fn away(&self) -> Vec<(Arc<Note>, Shown)> {
+        let notes: Vec<Arc<Note>> = locked(&self.state).away.values().cloned().collect();
+        notes
+            .into_iter()
+            .map(|note| {
+                let shown = note.shown();
+                (note, shown)
+            })
+            .collect()
+    }
+
+    /// This host.
+    pub(crate) fn here(&self) -> &HostName {
+        &self.house.here
+    }
+
+    /// Takes no more from now on; what is on its way here comes.
+    pub(crate) fn cordon(&self) {
+        self.cordoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes them again.
+    pub(crate) fn uncordon(&self) {
+        self.cordoned.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it takes no more.
+    pub(crate) fn is_cordoned(&self) -> bool {
+        self.cordoned.load(Ordering::Relaxed)
+    }
+
+    /// The movable applications that this host owns, as far as it is known.
+    pub(crate) fn ours(&self) -> Vec<AppId> {
+        let records = self.house.book.content().records;
+        let is_ours = |app: &App| {
+            let record = records.get(&app.id);
+            record.is_some_and(|record| record.owner == self.house.here)
+        };
+        let movable = self.house.apps.movable().into_iter();
+        movable.filter(is_ours).map(|app| app.id).collect()
+    }
+
+    /// Why nothing moves, if so.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.house.book.broken().map(str::to_owned)
+    }
+
+    /// Those that are on their way here.
+    pub(crate) fn awaited(&self) -> Vec<Awaited> {
+        let coming: Vec<Arc<Coming>> = locked(&self.state).coming.values().cloned().collect();
+        let shown = coming.iter().map(|coming| {
+            // While it is held, its source sends.
+            let arrive = coming.arrive.try_lock().ok();
+            let stage = arrive.as_ref().map(|arrive| arrive.stage());
+            Awaited {
+                app: coming.of.app.clone(),
+                from: coming.from.clone(),
+                stage: stage.unwrap_or(forebay_core::fleet::arrival::Stage::Receiving),
+                why: arrive.and_then(|arrive| arrive.why.clone()),
+            }
+        });
+        shown.collect()
+    }
+
+    /// Room that is promised, as it is published.
+    pub(crate) fn promised(
+        &self,
+    ) -> BTreeMap<forebay_core::app::Class, forebay_core::fleet::choice::Room> {
+        locked(&self.state).promises.by_class()
+    }
+
+    /// Another host asks for room, or for longer.
+    ///
+    /// # Errors
+    /// Why it is not given; nothing is kept then.
+    pub(crate) fn reserve(&self, from: &HostName, wish: &Wish) -> Result<(), Refused> {
+        let house = &self.house;
+        let id = &wish.app;
+        if let Some(why) = house.book.broken() {
+            return Err(Refused::Cannot(format!("{}: {why}", house.here)));
+        }
+        if self.is_cordoned() {
+            let what = format!(
+                "{} is cordoned and takes no apps; `forebay fleet uncordon`",
+                house.here
+            );
+            return Err(Refused::Cannot(what));
+        }
+        if wish.record.owner != *from {
+            let what = format!(
+                "{id} is {}'s, and {from} may not give it away",
+                wish.record.owner
+            );
+            return Err(Refused::Cannot(what));
+        }
+        let app = house.apps.app(id).ok_or_else(|| {
+            Refused::Cannot(format!(
+                "{id} is not configured on {}; write the same [apps.{id}] there",
+                house.here
+            ))
+        })?;
+        let body = body::coming(&app, &house.apps, &house.state_dir)
+            .map_err(|why| Refused::Cannot(format!("{} takes {id} not in: {why}", house.here)))?;
+        let way = app.mobility.as_ref().map(|mobility| mobility.way);
+        if way != Some(wish.way) {
+            let what = format!(
+                "{id} moves by `{}` on {from} and not on {}; give it the same `move.mode` on both",
+                wish.way, house.here
+            );
+            return Err(Refused::Cannot(what));
+        }
+        body.fits(&wish.requires).map_err(Refused::Cannot)?;
+        let of = Attempt {
+            app: id.clone(),
+            epoch: wish.record.epoch,
+        };
+        let content = house.book.content();
+        let leaving = content.departures.get(id).map(|departing| &departing.there);
+        let mut state = locked(&self.state);
+        if let Some(coming) = state.coming.get(id).cloned() {
+            if !coming.is(from, &of) {
+                return Err(Refused::Busy(format!(
+                    "{id} is already on its way from {} to {}; wait until that is over",
+                    coming.from, house.here
+                )));
+            }
+        } else if house.apps.runs(id) != Some(false) {
+            return Err(Refused::Cannot(format!(
+                "processes of {id} are there on {}; end them: `forebay explain {id}` there shows them",
+                house.here
+            )));
+        }
+        let room = house.apps.room(app.class);
+        let asked = (from, wish.class, wish.need);
+        let promise = state.promises.promise(now(), id, asked, room, leaving);
+        promise.map_err(|refusal| match refusal {
+            promises::Refusal::Full { .. } => {
+                Refused::Cannot(format!("{} has no room: {refusal}", house.here))
+            }
+            promises::Refusal::Busy { .. } | promises::Refusal::Underway { .. } => {
+                Refused::Busy(format!("{}: {refusal}", house.here))
+            }
+        })?;
+        let promised = Promised {
+            from: from.clone(),
+            wish: wish.clone(),
+        };
+        state.promised.insert(id.clone(), promised);
+        Ok(())
+    }
+
+    /// The arrival that somebody speaks of; one that room was promised to begins.
+    fn coming(&self, from: &HostName, of: &Attempt) -> Result<Arc<Coming>, Refused> {
+        let unknown = || {
+            Refused::Cannot(format!(
+                "no room is kept for {} from {from} on {}; move it again",
+                of.app, self.house.here
+            ))
+        };
+        let mut state = locked(&self.state);
+        if let Some(coming) = state.coming.get(&of.app).cloned() {
+            let is_it = coming.is(from, of);
+            return is_it.then_some(coming).ok_or_else(unknown);
+        }
+        let promised = state
+            .promised
+            .get(&of.app)
+            .filter(|promised| promised.from == *from && promised.wish.record.epoch == of.epoch);
+        let wish = promised.ok_or_else(unknown)?.wish.clone();
+        let app = self.house.apps.app(&of.app).ok_or_else(unknown)?;
+        let body =
+            body::coming(&app, &self.house.apps, &self.house.state_dir).map_err(Refused::Cannot)?;
+        let house = Arc::clone(&self.house);
+        let arrive = Arrive::begin(house, (wish.app, wish.way, wish.record), body, now())
+            .map_err(Refused::Cannot)?;
+        let coming = Arc::new(Coming::new(arrive));
+        state.coming.insert(of.app.clone(), Arc::clone(&coming));
+        Ok(coming)
+    }
+
+    /// Another host sends.
+    ///
+    /// # Errors
+    /// It is not awaited, or did not come whole.
+    pub(crate) fn take(
+        &self,
+        from: &HostName,
+        of: &Attempt,
+        parcel: (Phase, &Content, u64),
+        bytes: &mut dyn Read,
+    ) -> Result<(), Refused> {
+        let coming = self.coming(from, of)?;
+        self.renew(from, of);
+        let mut arrive = locked(&coming.arrive);
+        arrive.take(parcel, bytes, now()).map_err(Refused::Cannot)
+    }
+
+    /// Keeps the room for longer: its source was heard.
+    fn renew(&self, from: &HostName, of: &Attempt) {
+        let mut state = locked(&self.state);
+        // One that an earlier daemon promised is not known any more.
+        let Some(Promised { wish, .. }) = state.promised.get(&of.app).cloned() else {
+            return;
+        };
+        let room = self.house.apps.room(wish.class);
+        let asked = (from, wish.class, wish.need);
+        let renewed = state.promises.promise(now(), &of.app, asked, room, None);
+        if let Err(refusal) = renewed {
+            tracing::debug!(app = %of.app, %refusal, "its room is not kept longer");
+        }
+    }
+
+    /// All was sent.
+    ///
+    /// # Errors
+    /// No copy stands still, or it is not known whether one does.
+    pub(crate) fn prepare(
+        &self,
+        from: &HostName,
+        of: &Attempt,
+        contents: &[Content],
+    ) -> Result<(), Trouble> {
+        let coming = self.coming(from, of);
+        let coming = coming.map_err(|refused| Trouble::Refused(refused.why().to_owned()))?;
+        self.renew(from, of);
+        let prepared = locked(&coming.arrive).prepare(contents, now());
+        self.ring(&coming);
+        prepared
+    }
+
+    /// Nothing will come of it.
+    pub(crate) fn release(&self, from: &HostName, of: &Attempt) {
+        let coming = {
+            let mut state = locked(&self.state);
+            let is_it = |promised: &Promised| {
+                promised.from == *from && promised.wish.record.epoch == of.epoch
+            };
+            let coming = state.coming.get(&of.app).cloned();
+            if coming.is_none() && state.promised.get(&of.app).is_some_and(is_it) {
+                state.promised.remove(&of.app);
+                state.promises.release(&of.app);
+            }
+            coming
+        };
+        if let Some(coming) = coming {
+            {
+                if coming.is(from, of) {
+                    locked(&coming.arrive).drop_it(of);
+                }
+            }
+            self.ring(&coming);
+        }
+    }
+
+    /// Something is to be done for an arrival at once.
+    fn ring(&self, coming: &Coming) {
+        *locked(&coming.due) = Duration::ZERO;
+        locked(&self.state).is_rung = true;
+        self.bell.notify_all();
+    }
+
+    fn run(&self) {
+        let mut keeper = Keeper::new(Arc::clone(&self.house));
+        let mut looked: Option<Instant> = None;
+        loop {
+            let sleep = self.advance().min(SLEEP_MAX);
+            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
+                keeper.look(&self.moving(), now());
+                looked = Some(Instant::now());
+            }
+            let mut state = locked(&self.state);
+            if !state.is_rung && !state.is_stopping {
+                let idle = |state: &mut State| !state.is_rung && !state.is_stopping;
+                state = match self.bell.wait_timeout_while(state, sleep, idle) {
+                    Ok((state, _)) => state,
+                    Err(poisoned) => poisoned.into_inner().0,
+                };
+            }
+            state.is_rung = false;
+            if state.is_stopping {
+                return;
+            }
+        }
+    }
+
+    /// Those that a move is about.
+    fn moving(&self) -> BTreeSet<AppId> {
+        let state = locked(&self.state);
+        let away = state.away.values().filter(|note| note.end().is_none());
+        let away = away.map(|note| note.app.clone());
+        away.chain(state.coming.keys().cloned()).collect()
+    }
+
+    /// Takes what steps of arrivals are due; how long until the next.
+    fn advance(&self) -> Duration {
+        let at = now();
+        let coming: Vec<(AppId, Arc<Coming>)> = {
+            let mut state = locked(&self.state);
+            // Whoever is here already does not lose room by being late.
+            let is_there: Vec<AppId> = state.coming.keys().cloned().collect();
+            for app in state.promises.expire(at) {
+                if !is_there.contains(&app) {
+                    state.promised.remove(&app);
+                }
+            }
+            let coming = state.coming.iter();
+            coming
+                .map(|(id, one)| (id.clone(), Arc::clone(one)))
+                .collect()
+        };
+        let mut next = SLEEP_MAX;
+        for (app, coming) in coming {
+            self.renew(&coming.from, &coming.of);
+            let due = *locked(&coming.due);
+            if due > at {
+                next = next.min(due - at);
+                continue;
+            }
+            // Whoever holds it is being sent to: its source brings about the next step.
+            let Ok(mut arrive) = coming.arrive.try_lock() else {
+                continue;
+            };
+            let mut last = Turn::Goes;
+            for _ in 0..STEPS_MAX {
+                last = arrive.turn(now());
+                if last != Turn::Goes {
+                    break;
+                }
+            }
+            drop(arrive);
+            match last {
+                Turn::Goes => next = Duration::ZERO,
+                Turn::Rest(time) => {
+                    *locked(&coming.due) = now() + time;
+                    next = next.min(time);
+                }
+                Turn::Over => {
+                    let mut state = locked(&self.state);
+                    state.coming.remove(&app);
+                    state.promised.remove(&app);
+                    state.promises.release(&app);
+                }
+            }
+        }
+        next
+    }
+
+    /// Gives up what can be, and ends the threads; what cannot goes on with the next daemon.
+    pub(crate) fn stop(&self) {
+        for (note, _) in self.away() {
+            note.cancel();
+        }
+        let deadline = Instant::now() + STOP_MAX;
+        let under_way = || self.away().iter().any(|(note, _)| note.end().is_none());
+        while under_way() && Instant::now() < deadline {
+            std::thread::sleep(super::REST_MIN);
+        }
+        let threads = {
+            let mut state = locked(&self.state);
+            state.is_stopping = true;
+            std::mem::take(&mut state.threads)
+        };
+        self.bell.notify_all();
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread that moves an app panicked");
+            }
+        }
+    }
+}
+
+impl Coming {
+    /// Whether this is the attempt that somebody speaks of.
+    fn is(&self, from: &HostName, of: &Attempt) -> bool {
+        (&self.from, &self.of) == (from, of)
+    }
+
+    fn new(arrive: Arrive) -> Self {
+        Self {
+            from: arrive.from().clone(),
+            of: arrive.attempt(),
+            arrive: Mutex::new(arrive),
+            due: Mutex::new(Duration::ZERO),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The applications of this host, as moves need them: asked of the control thread, read off its reports.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{App, AppId, Class};
+use forebay_core::fleet::choice::Room;
+use forebay_core::report::{EventKind, TickReport};
+use forebay_core::snapshot::RunState;
+use forebay_core::units::{Bytes, MilliCpu};
+use forebay_host::{Roots, fence};
+use tokio::sync::{oneshot, watch};
+
+use super::{Apps, Trouble};
+use crate::control::{Command, Deed, Published, TellOf};
+
+/// How long the control thread may take for one thing.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Between two looks whether it answered.
+const POLL: Duration = Duration::from_millis(1);
+
+/// See the module.
+pub(crate) struct Hosted {
+    pub(crate) commands: SyncSender<Command>,
+    pub(crate) reports: watch::Receiver<Option<Arc<Published>>>,
+    /// As they are configured now.
+    pub(crate) apps: watch::Receiver<BTreeMap<AppId, App>>,
+    pub(crate) tell: TellOf,
+    /// The anchor of the groups.
+    pub(crate) anchor: PathBuf,
+    /// All that applications may use here.
+    pub(crate) capacity: Room,
+}
+
+impl std::fmt::Debug for Hosted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hosted")
+            .field("anchor", &self.anchor)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hosted {
+    fn carry_out(&self, id: &AppId, deed: Deed) -> Result<(), Trouble> {
+        let unknown = |why: &str| Trouble::Unknown(format!("{deed:?} {id}: {why}"));
+        let (reply, mut answer) = oneshot::channel();
+        self.commands
+            .try_send(Command::Do(id.clone(), deed, reply))
+            .map_err(|_| unknown("the control thread is busy or stopping"))?;
+        let deadline = Instant::now() + ANSWER_MAX;
+        loop {
+            match answer.try_recv() {
+                Ok(done) => return done.map_err(Trouble::Refused),
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    return Err(unknown("the control thread ended"));
+                }
+                Err(oneshot::error::TryRecvError::Empty) if Instant::now() >= deadline => {
+                    return Err(unknown("the control thread does not answer; see its log"));
+                }
+                Err(oneshot::error::TryRecvError::Empty) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    fn report<T>(&self, look: impl FnOnce(&TickReport) -> Option<T>) -> Option<T> {
+        look(&self.reports.borrow().as_ref()?.report)
+    }
+
+    /// What an application will need at most within the next minutes.
+    pub(crate) fn needs(report: &TickReport, app: &App) -> Room {
+        let known = report.apps.get(&app.id);
+        let demand = known.and_then(|known| known.demand.as_ref());
+        let now = known.map(|known| known.usage).unwrap_or_default();
+        let cpu = demand.map_or(now.cpu.unwrap_or_default(), |demand| demand.cpu.q95);
+        let memory = demand.map(|demand| Bytes::from_f64(demand.memory.q95));
+        Room {
+            cpu: MilliCpu::from_cpus(cpu).max(app.floor.cpu),
+            memory: memory
+                .or(now.memory)
+                .unwrap_or(Bytes(0))
+                .max(app.floor.memory),
+        }
+    }
+}
+
+impl Apps for Hosted {
+    fn app(&self, id: &AppId) -> Option<App> {
+        self.apps.borrow().get(id).cloned()
+    }
+
+    fn movable(&self) -> Vec<App> {
+        let apps = self.apps.borrow();
+        let movable = apps.values().filter(|app| app.mobility.is_some());
+        movable.cloned().collect()
+    }
+
+    fn runs(&self, id: &AppId) -> Option<bool> {
+        self.report(|report| Some(report.apps.get(id)?.state == RunState::Running))
+    }
+
+    fn freeze(&self, id: &AppId) -> Result<(), Trouble> {
+        self.carry_out(id, Deed::Freeze)
+    }
+
+    fn thaw(&self, id: &AppId) -> Result<(), Trouble> {
+        self.carry_out(id, Deed::Thaw)
+    }
+
+    fn end(&self, id: &AppId) -> Result<(), Trouble> {
+        self.carry_out(id, Deed::End)
+    }
+
+    fn start(&self, id: &AppId) -> Result<(), Trouble> {
+        let started = self.carry_out(id, Deed::Start);
+        match started {
+            // An answer before this one was lost.
+            Err(Trouble::Refused(_)) if self.runs(id) == Some(true) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn give(&self, id: &AppId) -> Result<(), Trouble> {
+        fence::give(&Roots::default(), &self.anchor, id)
+            .map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn keep(&self, id: &AppId) -> Result<(), Trouble> {
+        fence::keep(&Roots::default(), &self.anchor, id)
+            .map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn need(&self, id: &AppId) -> Room {
+        let need = |report: &TickReport| {
+            let app = self.app(id)?;
+            Some(Self::needs(report, &app))
+        };
+        self.report(need).unwrap_or_default()
+    }
+
+    fn room(&self, class: Class) -> Room {
+        let apps = self.apps.borrow().clone();
+        let left = |report: &TickReport| {
+            let runs = |app: &&App| {
+                let known = report.apps.get(&app.id);
+                known.is_some_and(|known| known.state == RunState::Running)
+            };
+            let others = apps.values().filter(|app| app.class <= class).filter(runs);
+            let needed: Vec<Room> = others.map(|app| Self::needs(report, app)).collect();
+            let cpu = needed.iter().fold(self.capacity.cpu.0, |left, need| {
+                left.saturating_sub(need.cpu.0)
+            });
+            let memory = needed.iter().fold(self.capacity.memory, |left, need| {
+                left.saturating_sub(need.memory)
+            });
+            Some(Room {
+                cpu: MilliCpu(cpu),
+                memory,
+            })
+        };
+        self.report(left).unwrap_or_default()
+    }
+
+    fn tell(&self, id: &AppId, what: String) {
+        (self.tell)(id, EventKind::Move, what);
+    }
+
+    fn warn(&self, id: &AppId, what: String) {
+        tracing::warn!(app = %id, "{what}");
+        (self.tell)(id, EventKind::Move, what);
+    }
+}

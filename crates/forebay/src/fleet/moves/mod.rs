@@ -1,0 +1,309 @@
+//! Moves of applications between hosts, carried out.
+//!
+//! `forebay_core::fleet` says what happens next, here it is done. Each side has a driver that takes the
+//! steps of its machine one at a time, each bounded in time, and tells the machine how they ended:
+//!
+//! ```text
+//!   source: depart::Depart ── Leaving ──┐           ┌── Coming ── arrive::Arrive :target
+//!                │                      Peer  ──────┘                 │
+//!                ├── Apps (control thread)                     Apps ──┤
+//!                ├── Book (journal on disk)                    Book ──┤
+//!                └────────── Records (the coordinator) ───────────────┘
+//! ```
+//!
+//! - [`Records`], [`Peer`] and [`Apps`] are all that drivers need of the coordinator, of the other host
+//!   and of the control thread. What could not be found out in time is [`Trouble::Unknown`], never a guess.
+//! - [`Leaving`] and [`Coming`] are what moves: [`body::restart`] moves files and starts the program anew.
+//!   Another way to move is another pair of these, chosen in [`body::leaving`] and [`body::coming`].
+//! - [`journal::Book`] has each machine's mark on disk before a step that needs it is taken; a daemon that
+//!   begins anew goes on from there. A damaged one stops moves, and no application.
+//! - [`keeper`] says which applications are this host's to start, and holds those that are not.
+//! - [`desk::Moves`] has them all: the threads, what is asked and what is shown.
+//!
+//! Properties, tested in `tests.rs` with faults at every step: exactly one host owns the application
+//! afterwards and lets it run, no byte of its files is lost, both sides say how it ended.
+
+mod arrive;
+mod body;
+mod depart;
+pub(crate) mod desk;
+pub(crate) mod hosted;
+mod journal;
+mod keeper;
+mod note;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId, Class};
+use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::tenure::Lease;
+use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival};
+use tokio::sync::watch;
+
+/// Why something was not done, or is not known to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is not done, and will not be: what was attempted, why not, and what to do.
+    Refused(String),
+    /// It may be done, or be done later.
+    Unknown(String),
+}
+
+impl Trouble {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(_) => Outcome::Refused,
+            Self::Unknown(_) => Outcome::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Refused(why) | Self::Unknown(why)) = self;
+        f.write_str(why)
+    }
+}
+
+/// How something ended, for a machine.
+fn outcome<T>(result: &Result<T, Trouble>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Done,
+        Err(trouble) => trouble.outcome(),
+    }
+}
+
+/// Refuses with a text.
+fn refuse<T>(why: impl Into<String>) -> Result<T, Trouble> {
+    Err(Trouble::Refused(why.into()))
+}
+
+/// One attempt to move one application: giving up changes the epoch, so that none is taken for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) app: AppId,
+    /// That the record had when it began.
+    pub(crate) epoch: Epoch,
+}
+
+/// When in a move a content is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// While the application runs, in this round, counted from 1.
+    Copy(u32),
+    /// While it stands still.
+    Final,
+}
+
+/// One stream of bytes of what an application consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// Which one. Whoever takes it in must not open it as it is.
+    pub(crate) name: String,
+    /// `file` or `list`.
+    pub(crate) kind: String,
+}
+
+/// What is asked of a target before anything is touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) app: AppId,
+    /// As the source has it.
+    pub(crate) record: Ownership,
+    pub(crate) class: Class,
+    /// What it will need at most within the next minutes.
+    pub(crate) need: Room,
+    pub(crate) way: Way,
+    /// What the target has to have, by name; a name that it does not know is something that it lacks.
+    pub(crate) requires: BTreeSet<String>,
+}
+
+/// Whose applications are.
+pub(crate) trait Records: fmt::Debug + Send + Sync {
+    /// Reads one record; none where nobody ever said.
+    fn read(&self, app: &AppId) -> Result<Option<Ownership>, Trouble>;
+    /// Makes the first one of an application.
+    fn create(&self, app: &AppId, record: &Ownership) -> Result<(), Trouble>;
+    /// Changes one in one transaction, if it has this epoch.
+    fn change(&self, app: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble>;
+    /// What this host holds at the coordinator.
+    fn lease(&self) -> Option<Lease>;
+}
+
+/// The agents of other hosts. Each call is bounded in time.
+pub(crate) trait Peer: fmt::Debug + Send + Sync {
+    /// Asks for room, or for longer.
+    fn reserve(&self, to: &HostName, wish: &Wish) -> Result<(), Trouble>;
+    /// Sends so many bytes.
+    fn send(
+        &self,
+        to: &HostName,
+        of: &Attempt,
+        parcel: (Phase, &Content, u64),
+        from: &mut (dyn Read + Send),
+    ) -> Result<(), Trouble>;
+    /// All was sent: a durable copy that stands still is to be made.
+    fn prepare(&self, to: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble>;
+    /// Nothing will come of it.
+    fn release(&self, to: &HostName, of: &Attempt) -> Result<(), Trouble>;
+}
+
+/// The applications of this host, which the control thread has. Each call is bounded in time.
+pub(crate) trait Apps: fmt::Debug + Send + Sync {
+    /// As it is configured.
+    fn app(&self, id: &AppId) -> Option<App>;
+    /// The movable ones.
+    fn movable(&self) -> Vec<App>;
+    /// Whether any process of it is there, frozen or not; not known before the host was looked at.
+    fn runs(&self, id: &AppId) -> Option<bool>;
+    /// Done when nobody in it runs any more.
+    fn freeze(&self, id: &AppId) -> Result<(), Trouble>;
+    fn thaw(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Ends all its processes.
+    fn end(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Refused only where it certainly did not run.
+    fn start(&self, id: &AppId) -> Result<(), Trouble>;
+    /// From now on whoever lets its frozen processes go ends them before, this daemon alone excepted.
+    fn give(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Takes that back.
+    fn keep(&self, id: &AppId) -> Result<(), Trouble>;
+    /// What it will need at most within the next minutes.
+    fn need(&self, id: &AppId) -> Room;
+    /// What applications of a class find here.
+    fn room(&self, class: Class) -> Room;
+    /// Tells the user.
+    fn tell(&self, id: &AppId, what: String);
+    /// Tells the user of what failed.
+    fn warn(&self, id: &AppId, what: String);
+}
+
+/// What moves, on its source.
+pub(crate) trait Leaving: fmt::Debug + Send {
+    /// Looks whether it can, without touching it; what the target has to have.
+    fn check(&mut self) -> Result<BTreeSet<String>, Trouble>;
+    /// Copies what it has while it runs, until little is left.
+    fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
+    /// Freezes it, and sees that it stands still.
+    fn freeze(&mut self) -> Result<(), Trouble>;
+    /// Sends the rest; done when the target has a durable copy that stands still.
+    fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
+    /// Lets it go on. Nothing of what was sent is needed any more.
+    fn thaw(&mut self) -> Result<(), Trouble>;
+    /// Ends it, while it stands still.
+    fn end(&mut self) -> Result<(), Trouble>;
+}
+
+/// What moves, on its target.
+pub(crate) trait Coming: fmt::Debug + Send {
+    /// Whether this host has what is required.
+    fn fits(&self, requires: &BTreeSet<String>) -> Result<(), String>;
+    /// Takes in so many bytes.
+    fn take(&mut self, parcel: (Phase, &Content, u64), from: &mut dyn Read) -> Result<(), String>;
+    /// Makes a durable copy that stands still.
+    fn prepare(&mut self, contents: &[Content]) -> Result<(), Trouble>;
+    /// Lets it go on. Refused only where it certainly never ran.
+    fn start(&mut self) -> Result<(), Trouble>;
+    /// Removes it, where it never ran.
+    fn discard(&mut self) -> Result<(), Trouble>;
+    /// It runs: what was only needed to come is removed.
+    fn settle(&mut self) -> Result<(), Trouble>;
+    /// Whether a copy is there that never ran, or whose processes are there.
+    fn is_there(&self, mark: arrival::Mark) -> bool;
+}
+
+/// What [`Leaving`] sends by.
+pub(crate) struct Road<'a> {
+    peer: &'a dyn Peer,
+    to: &'a HostName,
+    of: &'a Attempt,
+    note: &'a note::Note,
+}
+
+/// What the drivers of one host share.
+#[derive(Debug)]
+pub(crate) struct House {
+    pub(crate) here: HostName,
+    pub(crate) records: Arc<dyn Records>,
+    pub(crate) peer: Arc<dyn Peer>,
+    pub(crate) apps: Arc<dyn Apps>,
+    pub(crate) book: journal::Book,
+    /// Where what is coming is written down.
+    state_dir: PathBuf,
+    /// Applications that are not this host's to start, for the control thread.
+    elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+}
+
+impl House {
+    /// Reads the journal, and says what is not to be started here, before anything is.
+    pub(crate) fn open(
+        here: HostName,
+        state_dir: &Path,
+        (records, peer, apps): (Arc<dyn Records>, Arc<dyn Peer>, Arc<dyn Apps>),
+        elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+    ) -> Self {
+        let house = Self {
+            here,
+            records,
+            peer,
+            apps,
+            book: journal::Book::open(state_dir),
+            state_dir: state_dir.to_owned(),
+            elsewhere,
+        };
+        house.publish(keeper::now());
+        house
+    }
+
+    /// Reads a record, and remembers it.
+    fn read(&self, app: &AppId) -> Result<Option<Ownership>, Trouble> {
+        let record = self.records.read(app)?;
+        if let Some(record) = &record {
+            self.book.learn(app, record);
+        }
+        Ok(record)
+    }
+
+    /// Changes a record, and remembers what it is then.
+    fn change(&self, app: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble> {
+        let changed = self.records.change(app, epoch, to);
+        if changed.is_ok() {
+            self.book.learn(app, to);
+        }
+        changed
+    }
+}
+
+/// What became of one step of a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The next one is to be taken.
+    Goes,
+    /// The same one is to be tried again, after so long.
+    Rest(Duration),
+    /// It is over.
+    Over,
+}
+
+/// The first rest before a step is tried again; each is twice as long as the one before.
+const REST_MIN: Duration = Duration::from_millis(20);
+/// The longest one.
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// The longest one while clients wait for the other host.
+const REST_WAITING: Duration = Duration::from_millis(100);
+
+/// The rest after so many attempts in a row.
+fn rest(attempts: u32) -> Duration {
+    (REST_MIN * (1 << attempts.saturating_sub(1).min(10))).min(REST_MAX)
+}
+
+pub(crate) use desk::{Awaited, Desk, Refused};
+pub(crate) use note::{Note, Shown};

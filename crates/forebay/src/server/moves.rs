@@ -1,0 +1,150 @@
+//! Moves between hosts: which there are, asking for one, giving one up.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use forebay_api as api;
+use forebay_core::app::AppId;
+use forebay_core::fleet::{arrival, departure};
+
+use super::problem::{Body, Failure, Named};
+use super::routes::Shared;
+use crate::fleet::moves::{Awaited, Desk, Note, Refused, Shown};
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoSuch(why) => Self::not_found(why),
+            Refused::Busy(why) => Self::busy(why),
+            Refused::Cannot(why) => Self::failed(why),
+        }
+    }
+}
+
+const fn stage(stage: departure::Stage) -> &'static str {
+    use departure::{End, Stage};
+    match stage {
+        Stage::Checking => "checking",
+        Stage::Reserving => "reserving",
+        Stage::Copying => "copying",
+        Stage::Freezing => "freezing",
+        Stage::Sending => "sending",
+        Stage::Committing => "committing",
+        Stage::Recalling => "recalling",
+        Stage::Reading => "reading",
+        Stage::Awaiting => "awaiting",
+        Stage::Ending => "ending",
+        Stage::Thawing => "thawing",
+        Stage::CallingOff => "calling_off",
+        Stage::Over(End::Refused) => "refused",
+        Stage::Over(End::Stayed) => "stayed",
+        Stage::Over(End::Moved) => "moved",
+    }
+}
+
+const fn arrival_stage(stage: arrival::Stage) -> &'static str {
+    use arrival::Stage;
+    match stage {
+        Stage::Receiving => "receiving",
+        Stage::Preparing => "preparing",
+        Stage::Waiting => "waiting",
+        Stage::Starting => "starting",
+        Stage::Announcing => "announcing",
+        Stage::Returning => "returning",
+        Stage::Discarding { .. } => "discarding",
+        Stage::Watching => "watching",
+        Stage::Over(_) => "over",
+    }
+}
+
+fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
+    api::Move {
+        app: note.app.to_string(),
+        to: note.there.to_string(),
+        mode: note.way.to_string(),
+        began_unix_ms: note.began_unix_ms,
+        stage: stage(shown.stage).to_owned(),
+        over: matches!(shown.stage, departure::Stage::Over(_)),
+        sent_bytes: shown.sent,
+        total_bytes: shown.total,
+        took_seconds: shown.took.as_secs_f64(),
+        stood_seconds: shown.stood.map(|time| time.as_secs_f64()),
+        left_seconds: shown.left.map(|time| time.as_secs_f64()),
+        why: shown.why.clone(),
+    }
+}
+
+fn coming(awaited: &Awaited) -> api::Arrival {
+    api::Arrival {
+        app: awaited.app.to_string(),
+        from: awaited.from.to_string(),
+        stage: arrival_stage(awaited.stage).to_owned(),
+        why: awaited.why.clone(),
+    }
+}
+
+/// Does what may block, off the runtime.
+async fn off<T: Send + 'static>(
+    server: &Shared,
+    ask: impl FnOnce(Desk) -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Failure> {
+    let desk = server.state.moves.clone().ok_or_else(|| {
+        Failure::failed("this host is in no fleet; configure `[fleet]` and start the daemon again")
+    })?;
+    match tokio::task::spawn_blocking(move || ask(desk)).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(Failure::failed(format!(
+            "the request was given up: {error}"
+        ))),
+    }
+}
+
+pub(super) async fn moves(State(server): State<Shared>) -> Json<api::Moves> {
+    let Some(Desk { moves, .. }) = &server.state.moves else {
+        return Json(api::Moves::default());
+    };
+    Json(api::Moves {
+        host: Some(moves.here().to_string()),
+        away: moves.away().iter().map(away).collect(),
+        coming: moves.awaited().iter().map(coming).collect(),
+        trouble: moves.broken(),
+    })
+}
+
+pub(super) async fn begin(
+    State(server): State<Shared>,
+    Body(request): Body<api::MoveRequest>,
+) -> Result<Json<api::Done>, Failure> {
+    let api::MoveRequest { app, to, dry_run } = request;
+    let id = app.parse::<AppId>().map_err(|_| Failure::no_app(&app))?;
+    let message = off(&server, move |desk| {
+        let to = desk.target(&id, &to)?;
+        if dry_run {
+            desk.moves.try_only(&id, &to)?;
+            return Ok(format!(
+                "{id} can move to {to}: it has room, and all that {id} needs"
+            ));
+        }
+        desk.moves.begin(&id, &to)?;
+        Ok(format!("{id} moves to {to}"))
+    });
+    Ok(Json(api::Done {
+        messages: vec![message.await?],
+    }))
+}
+
+pub(super) async fn cancel(
+    State(server): State<Shared>,
+    Named(app): Named,
+) -> Result<Json<api::Done>, Failure> {
+    let message = off(&server, move |desk| {
+        desk.moves.cancel(&app)?;
+        Ok(format!(
+            "{app} is to stay, if its record was not changed yet; `forebay move` shows it"
+        ))
+    });
+    Ok(Json(api::Done {
+        messages: vec![message.await?],
+    }))
+}
