@@ -33,6 +33,7 @@ mod keeper;
 mod note;
 #[cfg(test)]
 mod tests;
+mod wired;
 
 use std::collections::BTreeSet;
 use std::fmt;
