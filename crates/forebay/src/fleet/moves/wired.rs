@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -43,7 +42,7 @@ const STALL_MAX: Duration = Duration::from_secs(20);
 const CHUNKS_MAX: usize = 4;
 
 /// The agents of other hosts.
-pub(super) struct Wired {
+pub(crate) struct Wired {
     coordinator: Arc<dyn Coordinator>,
     identity: Arc<Identity>,
     runtime: Handle,
@@ -127,9 +126,9 @@ impl From<coordinator::Error> for Trouble {
 
 /// The coordinator as moves see it, with the lease that this host holds there.
 #[derive(Debug)]
-pub(super) struct Coordinated {
-    pub(super) coordinator: Arc<dyn Coordinator>,
-    pub(super) standing: watch::Receiver<Arc<Standing>>,
+pub(crate) struct Coordinated {
+    pub(crate) coordinator: Arc<dyn Coordinator>,
+    pub(crate) standing: watch::Receiver<Arc<Standing>>,
 }
 
 impl Records for Coordinated {
@@ -151,7 +150,7 @@ impl Records for Coordinated {
 }
 
 impl Wired {
-    pub(super) const fn new(
+    pub(crate) const fn new(
         coordinator: Arc<dyn Coordinator>,
         identity: Arc<Identity>,
         runtime: Handle,
@@ -476,18 +475,17 @@ impl Handler for Answers {
     }
 }
 
-/// Listens to other agents and keeps the certificate valid on a thread of its own, until `stopped`; where
-/// it listens.
+/// Listens to other agents and keeps the certificate valid on a thread of its own, until `stopped`.
 ///
 /// # Errors
 /// When the address cannot be listened at.
-pub(super) fn listen(
+pub(crate) fn listen(
     runtime: Runtime,
     identity: Arc<Identity>,
     address: &str,
     moves: Arc<Moves>,
     stopped: oneshot::Receiver<()>,
-) -> Result<(SocketAddr, JoinHandle<()>), String> {
+) -> Result<JoinHandle<()>, String> {
     let authority = match authority::place(identity.dir()).exists() {
         true => {
             let opened = Authority::open(identity.dir()).map_err(|error| error.to_string())?;
@@ -497,7 +495,6 @@ pub(super) fn listen(
     };
     let bound = Listener::bind(Arc::clone(&identity), authority, address);
     let listener = runtime.block_on(bound).map_err(|error| error.to_string())?;
-    let at = listener.address();
     let thread = std::thread::Builder::new()
         .name("fleet-link".to_owned())
         .spawn(move || {
@@ -512,8 +509,7 @@ pub(super) fn listen(
                 }
             });
         });
-    let thread = thread.map_err(|error| {
+    thread.map_err(|error| {
         format!("start the thread that listens to other hosts: {error}; check limits on threads")
-    })?;
-    Ok((at, thread))
+    })
 }
