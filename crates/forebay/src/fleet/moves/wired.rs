@@ -493,8 +493,8 @@ pub(crate) fn listen(
         }
         false => None,
     };
-    let bound = Listener::bind(Arc::clone(&identity), authority, address);
-    let listener = runtime.block_on(bound).map_err(|error| error.to_string())?;
+    let (told, bound) = std::sync::mpsc::sync_channel(1);
+    let address = address.to_owned();
     let thread = std::thread::Builder::new()
         .name("fleet-link".to_owned())
         .spawn(move || {
@@ -503,13 +503,26 @@ pub(crate) fn listen(
                 stopped.await.ok();
             };
             runtime.block_on(async {
+                let bound = Listener::bind(Arc::clone(&identity), authority, &address).await;
+                let (listener, bound) = match bound {
+                    Ok(listener) => (Some(listener), Ok(())),
+                    Err(error) => (None, Err(error.to_string())),
+                };
+                let is_heard = told.send(bound).is_ok();
+                let Some(listener) = listener.filter(|_| is_heard) else {
+                    return;
+                };
                 tokio::select! {
                     () = listener.serve(Arc::new(Answers { moves }), stop) => {}
                     () = renewal::keep(identity, renewal::NEWS_EVERY) => {}
                 }
             });
         });
-    thread.map_err(|error| {
+    let thread = thread.map_err(|error| {
         format!("start the thread that listens to other hosts: {error}; check limits on threads")
-    })
+    })?;
+    match bound.recv() {
+        Ok(bound) => bound.map(|()| thread),
+        Err(_) => Err("the thread that listens to other hosts ended; see its message".to_owned()),
+    }
 }
