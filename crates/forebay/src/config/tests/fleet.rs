@@ -84,7 +84,7 @@ fn what_cannot_be_a_member_is_refused() {
     );
     refuses(
         "[fleet.link]\nkey = \"host.key\"",
-        &["f:3: unknown key `key` in [fleet.link]; known keys: address, listen"],
+        &["f:3: unknown key `key` in [fleet.link]; use listen or address"],
     );
     refuses(
         "[apps.web]\nexec = [\"web\"]\nmove = { mode = \"restart\" }",
