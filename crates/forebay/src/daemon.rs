@@ -3,6 +3,7 @@
 //! The control thread owns the host. Everything else runs on one thread beside it and hears
 //! of it through the watch channel and the command queue only.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::Arc;
@@ -10,13 +11,15 @@ use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_core::app::{Class, OnStop, Policy};
+use forebay_core::app::{App, AppId, Class, OnStop, Policy};
+use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::offering;
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
 use forebay_core::offload::Climb;
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
+use forebay_core::units::MilliCpu;
 use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
@@ -29,6 +32,7 @@ use crate::calibrate;
 use crate::config::{self, Config, FleetConfig, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
+use crate::fleet::agent::{self, Agent};
 use crate::fleet::link;
 use crate::fleet::member::{self, Membership};
 use crate::fronts;
@@ -200,6 +204,7 @@ struct Running {
     imager: Imager,
     fetcher: Fetcher,
     membership: Option<Membership>,
+    agent: Option<Agent>,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -283,12 +288,23 @@ fn begin_on(
     let weights = training.weights();
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
-    let (apps, _) = watch::channel(config.policy.apps.clone());
+    let (apps, configured) = watch::channel(config.policy.apps.clone());
+    let membership = membership(config, &facts, &published, lookout.desk(), &tell)?;
+    // Without a fleet nothing is.
+    let (foreign, elsewhere) = watch::channel(Arc::default());
+    let agent = agent(
+        config,
+        &facts,
+        membership.as_ref(),
+        &commands,
+        &published,
+        configured,
+        foreign,
+    )?;
     let known = Beside {
         outlook: lookout.desk().known(),
         standing_by,
-        // Without a fleet nothing is.
-        elsewhere: watch::channel(Arc::default()).1,
+        elsewhere,
     };
     let policy = config.policy.clone();
     let (teller, listener) = signals::board();
@@ -337,7 +353,9 @@ fn begin_on(
         "check limits on threads",
     ))?;
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
-    let membership = membership(config, &facts, &published, lookout.desk(), &tell)?;
+    let agent = agent.map(agent::Prepared::start).transpose();
+    let agent =
+        agent.map_err(|why| Error::Host(format!("take part in moves of the fleet: {why}")))?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);
     let reload = Reload {
         file: args.config.clone(),
@@ -366,7 +384,7 @@ fn begin_on(
             fronts,
             images: imager.desk(),
             fleet: membership.as_ref().map(Membership::desk),
-            moves: None,
+            moves: agent.as_ref().map(Agent::desk),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -378,8 +396,11 @@ fn begin_on(
         stopped.await.ok();
     }));
     tokio::spawn(record(published.clone(), recorder, lookout.desk()));
-    let fleet = config.daemon.state_dir.join(link::agent::DIR);
-    tokio::spawn(async move { link::agent::renewing(&fleet).await });
+    if agent.is_none() {
+        // The agent's own thread does it.
+        let fleet = config.daemon.state_dir.join(link::agent::DIR);
+        tokio::spawn(async move { link::agent::renewing(&fleet).await });
+    }
     Ok(Running {
         control,
         commands,
@@ -392,6 +413,7 @@ fn begin_on(
         imager,
         fetcher,
         membership,
+        agent,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -450,6 +472,39 @@ fn membership(
     };
     let membership = config.fleet.as_ref().map(start).transpose();
     membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
+}
+
+/// What takes part in moves, where this host listens to others of its fleet.
+fn agent(
+    config: &Config,
+    facts: &HostFacts,
+    membership: Option<&Membership>,
+    commands: &SyncSender<Command>,
+    published: &watch::Receiver<Option<Arc<Published>>>,
+    apps: watch::Receiver<BTreeMap<AppId, App>>,
+    elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+) -> Result<Option<agent::Prepared>, Error> {
+    let listen = config.fleet.as_ref().and_then(|fleet| fleet.link.listen);
+    let (Some(membership), Some(listen)) = (membership, listen) else {
+        return Ok(None);
+    };
+    let prepared = agent::prepare(agent::Beginning {
+        member: membership.desk(),
+        listen,
+        state_dir: &config.daemon.state_dir,
+        anchor: Path::new(&config.daemon.cgroup_root),
+        commands: commands.clone(),
+        reports: published.clone(),
+        apps,
+        tell: control::tell_of(commands),
+        elsewhere,
+        capacity: Room {
+            cpu: MilliCpu::cpus(u64::try_from(facts.cpus).unwrap_or(u64::MAX)),
+            memory: facts.memory.saturating_sub(config.policy.system_memory),
+        },
+    });
+    let prepared = prepared.map_err(|why| Error::Host(format!("take part in moves: {why}")))?;
+    Ok(Some(prepared))
 }
 
 /// Starts the thread that reads metrics and forecasts.
@@ -583,6 +638,11 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        if let Some(agent) = self.agent
+            && let Err(error) = tokio::task::spawn_blocking(move || agent.stop()).await
+        {
+            tracing::error!(%error, "the agent of the fleet was not stopped");
         }
         if let Some(membership) = self.membership
             && let Err(error) = tokio::task::spawn_blocking(move || membership.stop()).await

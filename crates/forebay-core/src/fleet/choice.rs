@@ -14,6 +14,7 @@
 //! name, so that all who look choose the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +133,28 @@ pub enum Reason {
     Second,
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cordoned => f.write_str("takes no more"),
+            Self::Unfit(why) => f.write_str(why),
+            Self::Apart(app) => write!(f, "has {app}, which it must not share a host with"),
+            Self::Full { room, need } => write!(
+                f,
+                "has room for {} CPUs and {}, and it needs {} and {}",
+                room.cpu, room.memory, need.cpu, need.memory
+            ),
+            Self::NoBetter { there, here } => write!(
+                f,
+                "would have {:.0} % left of its scarcest resource, and {:.0} % are left here",
+                there * 100.0,
+                here * 100.0
+            ),
+            Self::Second => f.write_str("another one has more"),
+        }
+    }
+}
+
 /// How much more has to be left of the target than of the source, as a part of all: forecasts are
 /// not better than that, and an app that came must not find a reason to go back.
 pub const BETTER_BY: f64 = 0.15;
@@ -147,6 +170,24 @@ pub fn choose(
         .get(&mover.here)
         .and_then(|offer| offer.left_after(mover.class, Room::default()))
         .unwrap_or(0.0);
+    pick(mover, hosts, Some(here))
+}
+
+/// Where there is most room for it, if anywhere, whether it is better off there or not, and why not
+/// elsewhere: for one that has to leave.
+#[must_use]
+pub fn any(
+    mover: &Mover,
+    hosts: &BTreeMap<HostName, Offer>,
+) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
+    pick(mover, hosts, None)
+}
+
+fn pick(
+    mover: &Mover,
+    hosts: &BTreeMap<HostName, Offer>,
+    here: Option<f64>,
+) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
     let mut reasons = BTreeMap::new();
     let mut best: Option<(&HostName, f64)> = None;
     for (name, offer) in hosts.iter().filter(|(name, _)| **name != mover.here) {
@@ -163,7 +204,7 @@ pub fn choose(
     (best.map(|(name, _)| name.clone()), reasons)
 }
 
-fn judge(mover: &Mover, offer: &Offer, here: f64) -> Result<f64, Reason> {
+fn judge(mover: &Mover, offer: &Offer, here: Option<f64>) -> Result<f64, Reason> {
     if offer.cordoned {
         return Err(Reason::Cordoned);
     }
@@ -179,9 +220,9 @@ fn judge(mover: &Mover, offer: &Offer, here: f64) -> Result<f64, Reason> {
             need: mover.need,
         });
     };
-    match there >= here + BETTER_BY {
-        true => Ok(there),
-        false => Err(Reason::NoBetter { there, here }),
+    match here.filter(|here| there < here + BETTER_BY) {
+        None => Ok(there),
+        Some(here) => Err(Reason::NoBetter { there, here }),
     }
 }
 
@@ -313,6 +354,31 @@ mod tests {
             }
         );
         assert_eq!(reasons[4], Reason::Second);
+    }
+
+    #[test]
+    fn who_has_to_leave_goes_where_it_is_no_better_off() {
+        let hosts = [
+            ("here", offer(room(1, 1), room(0, 0))),
+            ("there", offer(room(5, 9), room(0, 0))),
+        ];
+        let hosts: BTreeMap<HostName, Offer> = hosts
+            .map(|(name, offer)| (name.parse().unwrap(), offer))
+            .into();
+        let mover = mover(Class::Critical, room(1, 1));
+        let (chosen, reasons) = choose(&mover, &hosts);
+        assert_eq!(chosen, None);
+        let why = reasons.values().next().unwrap().to_string();
+        assert!(why.contains("left of its scarcest resource"), "{why}");
+        assert_eq!(any(&mover, &hosts).0, Some("there".parse().unwrap()));
+        let huge = Mover {
+            need: room(4, 1),
+            ..mover
+        };
+        let (chosen, reasons) = any(&huge, &hosts);
+        assert_eq!(chosen, None);
+        let why = reasons.values().next().unwrap().to_string();
+        assert!(why.contains("has room for 3.0 CPUs"), "{why}");
     }
 
     #[test]

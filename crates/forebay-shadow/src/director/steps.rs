@@ -95,8 +95,25 @@ impl Director {
         })
     }
 
+    /// Why an instance can neither be stopped from here nor be replaced while it goes on.
+    fn out_of_reach(&self, slot: Slot) -> Option<String> {
+        let host = self.board.instances().get(slot)?.elsewhere.as_ref()?;
+        // What has no state of its own may go on there: nobody is sent to it any more.
+        self.synchroniser.is_exclusive().then(|| {
+            format!(
+                "stop {}: it runs on {host}, and nobody here can stop it or see that it ended; end it \
+                 there, or hand over once it answers",
+                self.name(slot)
+            )
+        })
+    }
+
     /// Stops the old primary and keeps the next epoch at the same time.
     async fn fence(&mut self, slot: Slot) -> Result<(), String> {
+        // Before a record names another one: whoever begins anew would believe it.
+        if let Some(why) = self.out_of_reach(slot) {
+            return Err(why);
+        }
         let next = self.machine.next();
         let record = next.map(|(to, epoch)| self.record(to, epoch));
         let stood = self.stand(slot);
@@ -222,31 +239,15 @@ impl Director {
     fn stand(&self, slot: Slot) -> impl Future<Output = Result<(), String>> + use<> {
         let member = self.member(slot);
         let instance = self.board.instances().get(slot);
-        let elsewhere = instance.and_then(|instance| instance.elsewhere.as_ref());
-        let out_of_reach = elsewhere.map(|host| {
-            // What has no state of its own may go on there: nobody is sent to it any more.
-            if self.synchroniser.is_exclusive() {
-                Err(format!(
-                    "stop {}: it runs on {host}, and nobody here can stop it or see that it ended; end \
-                     it there, or hand over once it answers",
-                    self.name(slot)
-                ))
-            } else {
-                Ok(())
-            }
-        });
+        let elsewhere = instance.is_some_and(|instance| instance.elsewhere.is_some());
         let stopping = member::stop(
             self.name(slot).to_owned(),
             member.and_then(|member| member.fence.clone()),
             member.map(Member::life),
             self.machine.cause(),
         );
-        async move {
-            match out_of_reach {
-                Some(outcome) => outcome,
-                None => stopping.await,
-            }
-        }
+        // It has no state of its own: see `out_of_reach`.
+        async move { if elsewhere { Ok(()) } else { stopping.await } }
     }
 
     fn unfence(&self, slot: Slot) {

@@ -4,7 +4,7 @@
 //! with real hosts often enough to believe it.
 //!
 //! Approach: discrete events. Hosts, their daemons, the coordinator and the messages between them are
-//! models here; what they decide is decided by the same code as in the agent: who may run
+//! models here; what they decide is decided by the code that is the agent's to use: who may run
 //! ([`tenure`](forebay_core::fleet::tenure)), both sides of a move ([`departure`](forebay_core::fleet::departure),
 //! [`arrival`](forebay_core::fleet::arrival), [`rounds`](forebay_core::fleet::rounds)), who leaves
 //! ([`policy`](forebay_core::fleet::policy)), where to ([`choice`](forebay_core::fleet::choice)), what is

@@ -5,7 +5,7 @@
 //! releases bring; some run a job at fixed times besides. Nothing depends on where it runs, so that
 //! every arm of a comparison has the same load, to the last sample. Parameters are in the range of
 //! public traces of machines and instances (five-minute means: coefficient of variation 0.1 to 1, the
-//! 99 % quantile 1.3 to 5 times the median), and were set before any arm was run on them.
+//! 99 % quantile 1.3 to 5 times the median).
 
 use fastrand::Rng;
 use forebay_core::app::Class;

@@ -107,7 +107,7 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let known_future = known_future(events, calendars, &names, host, findings);
     let is_app = |app: &AppId| places.contains_key(app);
     sources.forecasts = forecasts(root.take("external_forecast"), is_app, findings);
-    let fleet = fleet(root.take("fleet"), &daemon.state_dir, host, findings);
+    let fleet = fleet(root.take("fleet"), host, findings);
     Config {
         policy,
         daemon,

@@ -90,7 +90,9 @@ async fn off<T: Send + 'static>(
     ask: impl FnOnce(Desk) -> Result<T, Refused> + Send + 'static,
 ) -> Result<T, Failure> {
     let desk = server.state.moves.clone().ok_or_else(|| {
-        Failure::failed("this host is in no fleet; configure `[fleet]` and start the daemon again")
+        Failure::failed(
+            "no app changes hosts in this release: `move` and `fleet.link.listen` are refused",
+        )
     })?;
     match tokio::task::spawn_blocking(move || ask(desk)).await {
         Ok(done) => Ok(done?),

@@ -257,6 +257,8 @@ fn who_cannot_be_seen_to_stand_on_another_host_is_not_replaced() {
     assert_eq!(place.json(&["shadow", "handover", "web"])["to"], "b");
     serves("b", Some("a"));
     assert_eq!(redis(port, "SET k moved"), "+OK");
+    let record = || std::fs::read(place.path("state/fronts/web/epoch")).unwrap();
+    let before = record();
     far.cut();
     // Somebody has to want something for a silence to be one.
     let said = redis(port, "SET k lost");
@@ -266,6 +268,8 @@ fn who_cannot_be_seen_to_stand_on_another_host_is_not_replaced() {
         1,
         &["stop b: it runs on host-b", "hand over once it answers"],
     );
+    // A front that began anew would believe it.
+    assert_eq!(record(), before);
     far.mend();
     serves("b", Some("a"));
     let value = redis(port, "SETRANGE k 0 m");

@@ -37,6 +37,8 @@ mod input;
 mod kernel;
 mod lifecycle;
 mod mistakes;
+#[cfg(feature = "etcd")]
+mod moves;
 mod offload;
 mod outlook;
 mod owners;

@@ -63,19 +63,4 @@ const LINK: &[Key] = &[
         Kind::Text,
         "HOST:PORT at which others reach it (default: `listen`, where that is one address)",
     ),
-    key(
-        "ca",
-        Kind::Text,
-        "File with the fleet's certificate (default STATE_DIR/fleet/ca.pem)",
-    ),
-    key(
-        "certificate",
-        Kind::Text,
-        "File with this host's certificate (default STATE_DIR/fleet/host.pem)",
-    ),
-    key(
-        "key",
-        Kind::Text,
-        "File with its key (default STATE_DIR/fleet/host.key)",
-    ),
 ];

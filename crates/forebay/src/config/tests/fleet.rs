@@ -35,19 +35,14 @@ fn without_a_section_a_host_is_alone() {
 }
 
 #[test]
-fn a_host_takes_its_own_name_and_keeps_files_where_its_state_is() {
+fn a_host_takes_its_own_name() {
     let (host, _guard) = host();
     hostname(&host, "node-1\n");
-    let text = "[daemon]\nstate_dir = \"/srv/forebay\"\n[fleet]\n[fleet.link]\nlisten = \"10.0.0.5:9476\"\n";
-    let config = parse(text, "f", &host).unwrap().fleet.unwrap();
+    let config = parse("[fleet]\n", "f", &host).unwrap().fleet.unwrap();
     assert_eq!(config.host.as_str(), "node-1");
     assert_eq!(config.lease, Duration::from_secs(10));
     assert_eq!(config.etcd, None);
-    let link = config.link;
-    assert_eq!(link.address.as_deref(), Some("10.0.0.5:9476"));
-    assert_eq!(link.ca, Path::new("/srv/forebay/fleet/ca.pem"));
-    assert_eq!(link.certificate, Path::new("/srv/forebay/fleet/host.pem"));
-    assert_eq!(link.key, Path::new("/srv/forebay/fleet/host.key"));
+    assert_eq!(config.link.listen, None);
     hostname(&host, "not a name\n");
     let errors = parse("[fleet]\n", "f", &host).unwrap_err().to_string();
     assert_eq!(
@@ -77,17 +72,23 @@ fn what_cannot_be_a_member_is_refused() {
         "[fleet.link]\nlisten = \"0.0.0.0:9476\"",
         &[
             "f:3: fleet.link.listen: nobody can tell from `0.0.0.0:9476` where others reach this host; say so with `address`, such as address = \"10.0.0.5:9476\"",
+            "f:3: fleet.link.listen: agents do not listen to each other in this release; leave it out: the hosts of a fleet see each other without it",
         ],
     );
     refuses(
         "[fleet.link]\nlisten = \"0.0.0.0:9476\"\naddress = \"node-1\"",
         &[
+            "f:3: fleet.link.listen: agents do not listen to each other in this release; leave it out: the hosts of a fleet see each other without it",
             "f:4: fleet.link.address: `node-1` is not a host and a port; write HOST:PORT, such as \"10.0.0.5:9476\"",
         ],
     );
     refuses(
         "[fleet.link]\nkey = \"host.key\"",
-        &["f:3: fleet.link.key: `host.key` is a relative path; write the path from `/` on"],
+        &["f:3: unknown key `key` in [fleet.link]; use listen or address"],
+    );
+    refuses(
+        "[apps.web]\nexec = [\"web\"]\nmove = { mode = \"restart\" }",
+        &["f:4: apps.web.move: no app changes hosts in this release; leave `move` out"],
     );
 }
 

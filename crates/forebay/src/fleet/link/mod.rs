@@ -21,7 +21,6 @@
     not(test),
     expect(
         dead_code,
-        unused_imports,
         reason = "moves ask and send; hosts only join and renew yet"
     )
 )]

@@ -24,12 +24,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use forebay_core::app::{AppId, Class};
+use forebay_core::app::Class;
+use forebay_core::fleet::HostName;
 use forebay_core::fleet::choice::{Offer, Room};
-use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::offering::{self, Ahead};
-use forebay_core::fleet::tenure::{self, Lease, Leave, Takeover};
-use forebay_core::fleet::{HostName, Ownership};
+use forebay_core::fleet::tenure::Lease;
 use forebay_core::report::EventKind;
 use tokio::sync::watch;
 
@@ -100,7 +99,6 @@ pub(crate) struct Lost {
 
 impl Standing {
     /// Whether an application may begin to move, or why not.
-    #[expect(dead_code, reason = "applications do not move yet")]
     pub(crate) fn may_move(&self, now: Duration) -> Result<(), String> {
         if let Some(lost) = &self.lost {
             return Err(format!(
@@ -125,23 +123,10 @@ pub(crate) struct Desk {
     /// How this host stands, whenever that changes.
     pub(crate) standing: watch::Receiver<Arc<Standing>>,
     /// Room that was promised to applications on their way here: published with the offer.
-    #[expect(dead_code, reason = "applications do not move yet")]
     pub(crate) promised: Arc<watch::Sender<BTreeMap<Class, Room>>>,
 }
 
 impl Desk {
-    /// Whether this host may let an application run now. `departure` is what is on disk of a move away.
-    #[expect(dead_code, reason = "applications do not move yet")]
-    pub(crate) fn leave(&self, app: &AppId, departure: Option<Mark>, takeover: Takeover) -> Leave {
-        let standing = Arc::clone(&self.standing.borrow());
-        let record: Option<&Ownership> = standing
-            .records
-            .as_ref()
-            .and_then(|records| records.get(app));
-        let known = (record, departure);
-        tenure::leave(&self.host, known, takeover, standing.tenure, now())
-    }
-
     /// Asks a host of the fleet for something, and waits a while for its answer. Blocks.
     ///
     /// # Errors

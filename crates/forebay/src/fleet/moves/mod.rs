@@ -33,6 +33,7 @@ mod keeper;
 mod note;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wired;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -305,5 +306,7 @@ fn rest(attempts: u32) -> Duration {
     (REST_MIN * (1 << attempts.saturating_sub(1).min(10))).min(REST_MAX)
 }
 
-pub(crate) use desk::{Awaited, Desk, Refused};
+pub(crate) use desk::{Awaited, Choose, Desk, Moves, Refused, Wanted};
+pub(crate) use hosted::Hosted;
 pub(crate) use note::{Note, Shown};
+pub(crate) use wired::{Coordinated, Wired};

@@ -1,0 +1,375 @@
+//! The agent: what makes this host take part in moves.
+//!
+//! ```text
+//!   coordinator ──▶ member ── lease, records, commands ──▶ agent ──▶ moves ◀── link ── agents of others
+//!                                                                       │
+//!                                                                 control thread
+//! ```
+//!
+//! [`prepare`] is called before the control thread begins, so that nothing is started here that another
+//! host may own. Then there are two threads beside those of the moves: one speaks TLS with other agents, one
+//! carries out what was asked of this host by the coordinator, and says which room was promised.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use forebay_core::app::{App, AppId};
+use forebay_core::fleet::HostName;
+use forebay_core::fleet::choice::{self, Mover, Offer, Reason, Room};
+use tokio::runtime::Runtime;
+use tokio::sync::{oneshot, watch};
+
+use super::coordinator::{Command as Asked, CommandId, Completed};
+use super::link::identity::system_clock;
+use super::link::{self, Identity};
+use super::member;
+use super::moves::{
+    Apps, Choose, Coordinated, Desk, Hosted, House, Moves, Refused, Wanted, Wired, wired,
+};
+use crate::control::{Command, Published, TellOf};
+
+/// How often it is looked for what was not told.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What the agent begins with.
+pub(crate) struct Beginning<'a> {
+    pub(crate) member: member::Desk,
+    /// Where others reach this agent.
+    pub(crate) listen: SocketAddr,
+    pub(crate) state_dir: &'a Path,
+    /// The anchor of the groups of apps.
+    pub(crate) anchor: &'a Path,
+    pub(crate) commands: SyncSender<Command>,
+    pub(crate) reports: watch::Receiver<Option<Arc<Published>>>,
+    pub(crate) apps: watch::Receiver<BTreeMap<AppId, App>>,
+    pub(crate) tell: TellOf,
+    /// For the control thread: what is not this host's to start.
+    pub(crate) elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+    pub(crate) capacity: Room,
+}
+
+/// What is there before the control thread begins.
+pub(crate) struct Prepared {
+    member: member::Desk,
+    listen: SocketAddr,
+    runtime: Runtime,
+    identity: Arc<Identity>,
+    house: House,
+    hosted: Arc<Hosted>,
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").finish_non_exhaustive()
+    }
+}
+
+/// Reads what is on disk, and says what is not to be started here.
+///
+/// # Errors
+/// This host cannot be one of the fleet: why, and what to do.
+pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
+    let Beginning {
+        member,
+        listen,
+        state_dir,
+        anchor,
+        commands,
+        reports,
+        apps,
+        tell,
+        elsewhere,
+        capacity,
+    } = beginning;
+    let identity = Identity::load(&state_dir.join(link::agent::DIR), system_clock());
+    let identity = identity.map_err(|error| {
+        format!("{error}; make this host one of the fleet with `forebay fleet join`, or leave `fleet.link` out")
+    })?;
+    let identity = Arc::new(identity);
+    if identity.host() != member.host {
+        return Err(format!(
+            "its certificate is for the host {}, and `fleet.host` is {}: name it like its certificate, or let \
+             it join again",
+            identity.host(),
+            member.host
+        ));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("fleet-blocking")
+        .build()
+        .map_err(|error| format!("start a runtime for its link: {error}; check limits on files"))?;
+    let records = Arc::new(Coordinated {
+        coordinator: Arc::clone(&member.coordinator),
+        standing: member.standing.clone(),
+    });
+    let peer = Arc::new(Wired::new(
+        Arc::clone(&member.coordinator),
+        Arc::clone(&identity),
+        runtime.handle().clone(),
+    ));
+    let hosted = Arc::new(Hosted {
+        commands,
+        reports,
+        apps,
+        tell,
+        anchor: anchor.to_owned(),
+        capacity,
+    });
+    let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;
+    let house = House::open(
+        member.host.clone(),
+        state_dir,
+        (records, peer, apps),
+        elsewhere,
+    );
+    Ok(Prepared {
+        member,
+        listen,
+        runtime,
+        identity,
+        house,
+        hosted,
+    })
+}
+
+/// The threads.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    desk: Desk,
+    /// Dropped to end the threads.
+    stop_link: oneshot::Sender<()>,
+    stop: watch::Sender<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Prepared {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Its address cannot be listened at, or the system starts no threads.
+    pub(crate) fn start(self) -> Result<Agent, String> {
+        let system =
+            |error: std::io::Error| format!("start a thread: {error}; check limits on threads");
+        let (moves, thread) = Moves::start(self.house).map_err(system)?;
+        let mut threads = vec![thread];
+        let (stop_link, link_stopped) = oneshot::channel();
+        let listen = self.listen.to_string();
+        threads.push(wired::listen(
+            self.runtime,
+            self.identity,
+            &listen,
+            Arc::clone(&moves),
+            link_stopped,
+        )?);
+        let desk = Desk {
+            choose: chooser(&self.member, &self.hosted),
+            moves,
+        };
+        let (stop, stopped) = watch::channel(());
+        let job = Job {
+            member: self.member,
+            desk: desk.clone(),
+            leaving: BTreeSet::new(),
+            done: BTreeSet::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(system)?;
+        let thread = std::thread::Builder::new()
+            .name("fleet-agent".to_owned())
+            .spawn(move || job.run(&runtime, stopped))
+            .map_err(system)?;
+        threads.push(thread);
+        Ok(Agent {
+            desk,
+            stop_link,
+            stop,
+            threads,
+        })
+    }
+}
+
+impl Agent {
+    pub(crate) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Gives moves up that can be, and ends the threads. Blocks for some seconds.
+    pub(crate) fn stop(self) {
+        let Self {
+            desk,
+            stop_link,
+            stop,
+            threads,
+        } = self;
+        desk.moves.stop();
+        drop((stop_link, stop));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the fleet's agent panicked; see its message above");
+            }
+        }
+    }
+}
+
+/// Chooses by what all hosts say that they have room for.
+fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
+    let (member, hosted) = (member.clone(), Arc::clone(hosted));
+    Arc::new(move |id, wanted| {
+        let app = hosted
+            .app(id)
+            .ok_or_else(|| format!("no app `{id}`; `forebay apps` lists them"))?;
+        let members = member.coordinator.hosts();
+        let members = members.map_err(|error| error.to_string())?;
+        // Nothing goes where no agent listens.
+        let listening = members.into_iter().filter(|(_, one)| one.address.is_some());
+        let offers: BTreeMap<HostName, Offer> =
+            listening.map(|(name, one)| (name, one.offer)).collect();
+        let mover = Mover {
+            class: app.class,
+            need: hosted.need(id),
+            apart_from: BTreeSet::new(),
+            here: member.host.clone(),
+        };
+        let (chosen, reasons) = match wanted {
+            Wanted::Better => choice::choose(&mover, &offers),
+            Wanted::Other => choice::any(&mover, &offers),
+        };
+        chosen.ok_or_else(|| nowhere(id, &reasons))
+    })
+}
+
+fn nowhere(app: &AppId, reasons: &BTreeMap<HostName, Reason>) -> String {
+    if reasons.is_empty() {
+        return format!("{app} can go nowhere: no other host is a member whose agent listens");
+    }
+    let reasons = reasons.iter().map(|(host, why)| format!("{host}: {why}"));
+    let reasons: Vec<String> = reasons.collect();
+    format!("{app} can go nowhere; {}", reasons.join("; "))
+}
+
+/// The thread that carries out what was asked by the coordinator.
+struct Job {
+    member: member::Desk,
+    desk: Desk,
+    /// Applications that are to leave because the host is drained.
+    leaving: BTreeSet<AppId>,
+    /// Commands that were carried out, whose end may not have been written.
+    done: BTreeSet<CommandId>,
+}
+
+impl Job {
+    fn run(mut self, runtime: &Runtime, mut stopped: watch::Receiver<()>) {
+        let mut standing = self.member.standing.clone();
+        while stopped.has_changed().is_ok() {
+            self.step();
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = stopped.changed() => {}
+                    Ok(()) = standing.changed() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            });
+        }
+    }
+
+    fn step(&mut self) {
+        let standing = Arc::clone(&self.member.standing.borrow());
+        match standing.cordoned {
+            true => self.desk.moves.cordon(),
+            false => self.desk.moves.uncordon(),
+        }
+        let promised = self.desk.moves.promised();
+        self.member.promised.send_if_modified(|told| {
+            let is_news = *told != promised;
+            if is_news {
+                *told = promised;
+            }
+            is_news
+        });
+        self.done.retain(|id| standing.commands.contains_key(id));
+        for (id, command) in standing.commands.iter() {
+            if self.done.contains(id) {
+                continue;
+            }
+            let how = match self.carry_out(command, standing.may_move(super::coordinator::now())) {
+                Ok(what) => Completed::Done { what },
+                Err(why) => Completed::Refused { why },
+            };
+            tracing::info!(%id, ?command, ?how, "asked by the coordinator");
+            let host = &self.member.host;
+            if let Err(error) = self.member.coordinator.complete(host, id, &how) {
+                tracing::warn!(%error, "whoever asked does not hear of it");
+            }
+            self.done.insert(id.clone());
+        }
+        self.leave();
+    }
+
+    fn carry_out(&mut self, command: &Asked, may: Result<(), String>) -> Result<String, String> {
+        match command {
+            Asked::Move { app, to } => {
+                may?;
+                let to = match to {
+                    Some(host) => host.clone(),
+                    None => self.target(app, Wanted::Better)?,
+                };
+                let begun = self.desk.moves.begin(app, &to);
+                begun.map_err(|refused| refused.why().to_owned())?;
+                Ok(format!("{app} moves to {to}"))
+            }
+            Asked::Drain => {
+                let cordoned = self
+                    .member
+                    .coordinator
+                    .post(&self.member.host, &Asked::Cordon);
+                cordoned.map_err(|error| error.to_string())?;
+                self.leaving = self.desk.moves.ours().into_iter().collect();
+                let names: Vec<String> = self.leaving.iter().map(ToString::to_string).collect();
+                Ok(match names.is_empty() {
+                    true => format!("nothing of {} can move", self.member.host),
+                    false => format!("to leave {}: {}", self.member.host, names.join(", ")),
+                })
+            }
+            // The member answers these by itself.
+            Asked::Cordon | Asked::Uncordon | Asked::Other => {
+                Err(format!("nobody here carries out {command:?}; update it"))
+            }
+        }
+    }
+
+    fn target(&self, app: &AppId, wanted: Wanted) -> Result<HostName, String> {
+        (self.desk.choose)(app, wanted)
+    }
+
+    /// Begins to move those that are to leave, as many at a time as may.
+    fn leave(&mut self) {
+        for app in self.leaving.clone() {
+            let to = match self.target(&app, Wanted::Other) {
+                Ok(to) => to,
+                Err(why) => {
+                    tracing::warn!(%app, why, "it is to leave, and stays");
+                    self.leaving.remove(&app);
+                    continue;
+                }
+            };
+            match self.desk.moves.begin(&app, &to) {
+                Ok(_) => _ = self.leaving.remove(&app),
+                // Once there is room for its move.
+                Err(Refused::Busy(_)) => return,
+                Err(refused) => {
+                    tracing::warn!(%app, why = refused.why(), "it is to leave, and stays");
+                    self.leaving.remove(&app);
+                }
+            }
+        }
+    }
+}
