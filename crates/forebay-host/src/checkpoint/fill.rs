@@ -220,12 +220,22 @@ impl Filler {
     /// Fills a piece in, as much as can be now; what is done is missing no more.
     fn fill(&mut self, at: usize, (start, run): (u64, Run)) -> io::Result<()> {
         let context = &mut self.contexts[at];
-        let bytes = self.source.bytes(run)?;
         let page = Range {
             start,
             len: self.page,
         };
-        match context.userfault.copy(start, bytes) {
+        let mut len = run.len;
+        let copied = loop {
+            let bytes = self.source.bytes(Run { len, ..run })?;
+            match context.userfault.copy(start, bytes) {
+                // The kernel copies within one area, and pages of two may be beside each other.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && len > self.page => {
+                    len = (len / 2).next_multiple_of(self.page);
+                }
+                copied => break copied,
+            }
+        };
+        match copied {
             Ok(done) => {
                 context.missing.take(Range { start, len: done });
                 self.filled.bytes = self.filled.bytes.saturating_add(Bytes(done));

@@ -196,10 +196,7 @@ fn run_names(inventory: &[u8]) -> impl Iterator<Item = String> {
 
 /// CRIU takes connections out of the kernel's hands while it reads them, and gives them back only where
 /// it was not ended.
-///
-/// # Errors
-/// When a connection cannot be given back.
-pub fn open_connections(pid: u32) -> Result<(), HostError> {
+fn open_connections(pid: u32) -> Result<(), HostError> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let Some(pidfd) = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
         return Ok(());
