@@ -23,6 +23,9 @@ const NAME_MAX: u64 = 255;
 /// What CRIU wrote counts with the images, its logs do not.
 const IMAGE: &str = "img";
 
+/// What tells the source that it runs at the target, and that its address is there.
+pub(super) const RUNS: &[u8; 1] = b"r";
+
 /// `forebay workload mover`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -161,7 +164,6 @@ fn arrive(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
     let prepared = began.elapsed();
     landed.start().map_err(host)?;
     tell(&json!({ "running": landed.pid() }));
-    say(link)?;
     let filled = landed.settle().map_err(host)?;
     tell(&json!({
         "assembly_mib": size.as_f64() / 1048576.0,
@@ -204,7 +206,6 @@ fn arrive_plain(args: &Args, link: &UnixStream) -> Result<(), Error> {
     restore.args(["restore", "--restore-detached"]);
     by_hand(restore, &args.dir, "restore.log")?;
     tell(&json!({ "running": 0 }));
-    say(link)?;
     tell(&json!({ "prepare_ms": ms(began.elapsed()) }));
     Ok(())
 }
@@ -279,11 +280,7 @@ fn number(from: &mut impl Read) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// One byte says that it runs at the target.
-fn say(mut link: &UnixStream) -> Result<(), Error> {
-    link.write_all(b"r").map_err(broken)
-}
-
+/// Waits for [`RUNS`].
 fn wait_for(mut link: &UnixStream) -> Result<(), Error> {
     link.read_exact(&mut [0]).map_err(broken)
 }

@@ -3,24 +3,29 @@
 //!
 //! The client is here. Source and target are two networks, each behind a cable of its own; the target
 //! also has process numbers of its own, so that the process may have the one that it had. The service
-//! has an address of its own, which moves: the client's route to it is changed when the process runs.
+//! has an address of its own, which moves: the client's route to it is changed when the process runs, and
+//! only then is the source told to end what it has: its kernel would refuse what still came to it.
 
-use std::io::{BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::host;
 use crate::demo::Error;
 use crate::demo::print::line;
 
 const SERVICE: &str = "10.77.9.9";
 const PORT: u16 = 7709;
+/// The client's own address, on none of the cables: it stays whatever becomes of a host.
+const CLIENT: &str = "10.77.0.1";
 /// From one request to the next.
 const PACE: Duration = Duration::from_micros(500);
 /// Before the move, and after it.
@@ -106,10 +111,17 @@ fn one(args: &Args) -> Result<Value, Error> {
     let apart: Vec<&str> = apart.split(' ').collect();
     let mut target = Kept(start(
         &mut command(&apart, &words)?,
-        Stdio::from(OwnedFd::from(far)),
+        Stdio::from(OwnedFd::from(far.try_clone().map_err(Error::system(
+            "share",
+            "a link",
+            "raise the limit on open files",
+        ))?)),
         Stdio::piped(),
     )?);
     let mut route = wire(program.0.id(), target.0.id())?;
+    // The source is a host that stays when the process is gone from it.
+    let path = format!("/proc/{}/ns/net", program.0.id());
+    let source_net = File::open(&path).map_err(Error::system("open", path, "report it"))?;
     let stream = connect()?;
     let stop = AtomicBool::new(false);
     let pid = program.0.id().to_string();
@@ -130,9 +142,12 @@ fn one(args: &Args) -> Result<Value, Error> {
         let moved = source.map(Kept).and_then(|mut source| {
             let mut said = BufReader::new(target.0.stdout.take().expect("it is piped"));
             next(&mut said)?;
-            writeln!(route, "route replace {SERVICE}/32 via 10.77.2.2")
-                .and_then(|()| route.flush())
-                .map_err(Error::system("move", SERVICE, "see what `ip` says"))?;
+            route.change("10.77.2.2")?;
+            (&far).write_all(host::RUNS).map_err(Error::system(
+                "tell",
+                "the source",
+                "see what it said",
+            ))?;
             let mut told = BufReader::new(source.0.stdout.take().expect("it is piped"));
             let source_said = next(&mut told)?;
             let target_said = next(&mut said)?;
@@ -151,6 +166,7 @@ fn one(args: &Args) -> Result<Value, Error> {
             .try_wait()
             .map_err(Error::system("look at", "the source", "report it"))?
             .is_some();
+        drop(source_net);
         Ok(json!({
             "pause_ms": heard.gap.as_secs_f64() * 1e3,
             "requests": heard.requests,
@@ -220,18 +236,65 @@ fn connect() -> Result<TcpStream, Error> {
     }
 }
 
-/// Puts cables between the client and the two hosts; what changes routes is there already then.
-fn wire(source: u32, target: u32) -> Result<ChildStdin, Error> {
+/// What changes the client's route: it is there before it is needed.
+struct Route {
+    ip: Kept,
+    input: ChildStdin,
+    said: BufReader<ChildStdout>,
+}
+
+impl Route {
+    fn ready() -> Result<Self, Error> {
+        let mut ip = Kept(
+            Command::new("ip")
+                .args(["-batch", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(Error::system("run", "ip", "install iproute2"))?,
+        );
+        let (input, said) = (ip.0.stdin.take(), ip.0.stdout.take());
+        match (input, said.map(BufReader::new)) {
+            (Some(input), Some(said)) => Ok(Self { ip, input, said }),
+            _ => Err(Error::part("ip", "it has no input or output")),
+        }
+    }
+
+    /// Changes it, and sees that it did.
+    fn change(&mut self, via: &str) -> Result<(), Error> {
+        let failed = || Error::system::<std::io::Error>("move", SERVICE, "see what `ip` says");
+        writeln!(
+            self.input,
+            "route replace {SERVICE}/32 via {via} src {CLIENT}\nroute show {SERVICE}/32"
+        )
+        .and_then(|()| self.input.flush())
+        .map_err(failed())?;
+        let mut now = String::new();
+        self.said.read_line(&mut now).map_err(failed())?;
+        if now.contains(via) {
+            return Ok(());
+        }
+        let ended = self.ip.0.try_wait();
+        Err(Error::part(
+            "ip",
+            format!("the route is {now:?}; {ended:?}"),
+        ))
+    }
+}
+
+/// Puts cables between the client and the two hosts.
+fn wire(source: u32, target: u32) -> Result<Route, Error> {
     for host in [source, target] {
         await_network(host)?;
     }
     let own = format!(
         "link set lo up\n\
+         address add {CLIENT}/32 dev lo\n\
          link add source type veth peer name cable netns {source}\n\
          link add target type veth peer name cable netns {target}\n\
          address add 10.77.1.1/24 dev source\naddress add 10.77.2.1/24 dev target\n\
          link set source up\nlink set target up\n\
-         route add {SERVICE}/32 via 10.77.1.2\n"
+         route add {SERVICE}/32 via 10.77.1.2 src {CLIENT}\n"
     );
     ip(&[], &own)?;
     for (host, net) in [(source, 1), (target, 2)] {
@@ -244,15 +307,7 @@ fn wire(source: u32, target: u32) -> Result<ChildStdin, Error> {
             &theirs,
         )?;
     }
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(Error::system("run", "ip", "install iproute2"))?;
-    child
-        .stdin
-        .take()
-        .ok_or_else(|| Error::part("ip", "it has no input"))
+    Route::ready()
 }
 
 /// Waits until a process that was started has the network of its own.
