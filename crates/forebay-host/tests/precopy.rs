@@ -309,7 +309,7 @@ fn refuses() {
     eventually("it ended", || process.state() == 'Z');
     let error = tracker.round(&mut io::sink()).unwrap_err().explain();
     assert!(error.contains("it ended"), "{error}");
-    check(4_194_304, "there is none");
+    check(4_194_304, "no such process");
 }
 
 /// Copies a process again and again until it is killed.

@@ -25,6 +25,10 @@ const RATE: u64 = 50;
 const UNPACKED: &str = "/var/cache/forebay-criu/criu";
 /// Where images are: in memory, for both arms.
 const IMAGES: &str = "/dev/shm";
+/// Runs its arguments without descriptors of whoever began this: a file that is open there, or a lock on
+/// it, would have to move along.
+const ALONE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                     [ \"$fd\" -gt 2 ] && eval \"exec $fd>&-\"; done; exec \"$@\"";
 /// What the issue asks for, in milliseconds and as a part of the other arm's.
 const PAUSE_MAX: f64 = 400.0;
 const PART_MAX: f64 = 0.5;
@@ -172,14 +176,15 @@ impl Drop for Images {
     }
 }
 
-/// One move, in a network of its own.
+/// One move, in a network and with process numbers of its own: nothing of it outlives it.
 fn stage(arm: Arm, criu: &Path, memory: u64) -> Result<Value, Error> {
     let images = Images::make()?;
     let program = std::env::current_exe();
     let program = program.map_err(Error::system("find", "this program", "report it"))?;
     let mut command = Command::new("unshare");
     command
-        .args(["--net", "--"])
+        .args(["--net", "--pid", "--fork", "--mount-proc"])
+        .args(["--kill-child", "--", "bash", "-c", ALONE, "bash"])
         .arg(program)
         .args(["workload", "move", "--dir"])
         .arg(&images.0)

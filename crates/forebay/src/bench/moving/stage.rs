@@ -1,5 +1,5 @@
 //! One move of one process between two hosts, with a client that measures: a process of its own, in a
-//! network of its own.
+//! network of its own, and the first of process numbers of its own: so all that it began ends with it.
 //!
 //! The client is here. Source and target are two networks, each behind a cable of its own; the target
 //! also has process numbers of its own, so that the process may have the one that it had. The service
@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,9 @@ use crate::demo::print::line;
 
 const SERVICE: &str = "10.77.9.9";
 const PORT: u16 = 7709;
+/// Where the number of the next process is set, and to what: those at the target begin at 1, and the
+/// process needs one that none has there.
+const LAST_PID: (&str, &str) = ("/proc/sys/kernel/ns_last_pid", "1000");
 /// The client's own address, on none of the cables: it stays whatever becomes of a host.
 const CLIENT: &str = "10.77.0.1";
 /// From one request to the next.
@@ -75,6 +78,8 @@ fn one(args: &Args) -> Result<Value, Error> {
     for dir in [&from, &to] {
         std::fs::create_dir_all(dir).map_err(Error::system("make", dir.display(), "make room"))?;
     }
+    let (path, number) = LAST_PID;
+    std::fs::write(path, number).map_err(Error::system("set", path, "run this as root"))?;
     let (near, far) = UnixStream::pair().map_err(Error::system("make", "a link", "report it"))?;
     let listen = format!("0.0.0.0:{PORT}");
     let memory = args.memory.to_string();
@@ -155,6 +160,10 @@ fn one(args: &Args) -> Result<Value, Error> {
             Ok((source_said, target_said))
         });
         stop.store(true, Ordering::Relaxed);
+        if moved.is_err() {
+            // It waits for an answer that does not come; why is in `moved`.
+            stream.shutdown(Shutdown::Both).ok();
+        }
         let heard = client
             .join()
             .map_err(|_| Error::part("the client", "ended"))?;
