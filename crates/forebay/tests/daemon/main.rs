@@ -28,6 +28,7 @@ mod input;
 mod kernel;
 mod lifecycle;
 mod mistakes;
+mod moves;
 mod outlook;
 mod owners;
 mod place;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::fleet::rounds::{Bounds, Verdict};
 use forebay_core::units::Bytes;
+use forebay_host::checkpoint::preflight::{Speeds, Survey};
 use forebay_host::checkpoint::{Assembly, Criu, Held, Landed, Tracker, runs};
 use serde_json::{Value, json};
 
@@ -20,6 +21,12 @@ use crate::demo::print::line;
 const BUFFER: usize = 256 << 10;
 /// The longest name and the largest file of an image that is taken.
 const NAME_MAX: u64 = 255;
+/// Between two networks of one machine that was busy otherwise; the bounds of rounds come of it.
+const SPEEDS: Speeds = Speeds {
+    fixed: Duration::from_millis(120),
+    each_gib: Duration::from_millis(280),
+    link: 1e9,
+};
 /// What CRIU wrote counts with the images, its logs do not.
 const IMAGE: &str = "img";
 
@@ -102,14 +109,15 @@ fn depart(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
     let pid = args
         .pid
         .ok_or_else(|| Error::part("the source", "no --pid"))?;
+    let tracked = Survey::of(pid, criu).map_err(host)?.tracked;
     let began = Instant::now();
     let mut tracker = Tracker::attach(pid).map_err(host)?;
     let stood = tracker.stood();
     let mut out = BufWriter::with_capacity(BUFFER, link);
     let bounds = Bounds {
-        aim: Duration::from_millis(250),
+        aim: Duration::from_millis(50).saturating_add(SPEEDS.fixed(tracked)),
         most: Duration::from_secs(2),
-        fixed: Duration::from_millis(200),
+        fixed: SPEEDS.fixed(tracked),
     };
     let (rounds, verdict) = tracker.rounds(bounds, &mut out).map_err(host)?;
     let Verdict::Freeze(expected) = verdict else {
