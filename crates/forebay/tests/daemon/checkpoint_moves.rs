@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::place::exe;
+use crate::place::EXE;
 
 /// It keeps its connection and every page, by pre-copy and by CRIU alone, and nothing of it is left.
 #[test]
@@ -32,7 +32,7 @@ fn a_process_that_moves_keeps_its_memory_and_its_client() {
     }
     let dir = tempfile::tempdir().unwrap();
     let result = dir.path().join("result.json");
-    let output = Command::new(exe())
+    let output = Command::new(&*EXE)
         .args(["bench", "move", "--memory", "16", "--repetitions", "1"])
         .arg("--json")
         .arg(&result)
@@ -52,8 +52,8 @@ fn a_process_that_moves_keeps_its_memory_and_its_client() {
         assert_eq!(moved["is_monotonic"], true, "{moved}");
         assert_eq!(moved["source_is_gone"], true, "{moved}");
     }
-    let ours = &moves[0]["target"];
-    assert_eq!(ours["filled_mib"], ours["assembly_mib"], "{ours}");
+    let filled = moves[0]["target"]["filled_mib"].as_f64().unwrap();
+    assert!(filled >= 16.0, "{filled}");
     let left = fs::read_dir("/dev/shm").unwrap().flatten().filter(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
