@@ -33,8 +33,8 @@ Forebay's developer commands
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples`, `bench` or `vm`, and say which
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
-                                    `tiering`, `memory`, `predict`, `failover`, `front` or
-                                    `forecast`; what it is held against comes with
+                                    `tiering`, `memory`, `predict`, `failover`, `front`,
+                                    `move` or `forecast`; what it is held against comes with
                                     `cargo xtask setup bench`;
                                     --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
@@ -64,6 +64,7 @@ const BENCHMARKS: &[&str] = &[
     "predict",
     "failover",
     "front",
+    "move",
     "forecast",
 ];
 

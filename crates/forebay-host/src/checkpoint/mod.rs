@@ -26,17 +26,47 @@
 //! - An image is used for the command that it was taken of, and in the boot that it was taken in.
 //!   One whose program dies within [`TRIAL`] is not used again.
 //!
+//! # Moves
+//!
+//! A program that moves to another host goes on where it stopped, with its memory and its connections:
+//!
+//! ```text
+//!   source                                       target
+//!   preflight::Survey  <── preflight::Place ───  what is there for it
+//!   Tracker::rounds    ─── runs of pages ─────>  Assembly::take        it runs
+//!   Held::freeze                                                       it stands still
+//!   Tracker::last      ─── runs of pages ─────>  Assembly::take
+//!                      ─── CRIU's images ─────>  Landed::prepare       two copies, both still
+//!   Held::end, or thaw <── who owns it ───────>  Landed::start, or discard
+//! ```
+//!
 //! Source: CRIU's manual, criu(8).
 
+mod assemble;
 mod begin;
 mod criu;
+mod fill;
+mod guard;
+mod hold;
+mod land;
+mod message;
+mod nft;
+mod pagemap;
+mod precopy;
+pub mod preflight;
+pub mod runs;
 mod statistics;
 mod store;
 
 use std::time::Duration;
 
+pub use assemble::Assembly;
 pub(crate) use begin::Restoring;
 pub use criu::{Criu, Taken};
+pub use fill::Filled;
+pub use hold::{Held, take_back};
+pub use land::Landed;
+pub use precopy::Tracker;
 pub(crate) use store::is_restore;
 pub use store::{Image, Note, Store};
 

@@ -10,6 +10,7 @@ mod front;
 mod io;
 mod left;
 mod memory;
+pub(crate) mod moving;
 mod placement;
 mod predict;
 mod tiering;
@@ -48,8 +49,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
     /// `failover`: memory that each instance holds, in MiB: the kernel frees it when one is killed
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    memory: u64,
+    /// [default: 256]; `move`: memory of the process that moves [default: 1024]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    memory: Option<u64>,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
@@ -78,6 +80,8 @@ enum Name {
     Failover,
     /// What a request costs through a front, beside haproxy, nginx and pgbouncer
     Front,
+    /// A process that moves to another host under its client: by pre-copy, and by plain CRIU
+    Move,
     /// Forecasts beside the rules of others, and what each member of the ensemble is worth
     Forecast,
 }
@@ -144,6 +148,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Predict => predict::run(args, dir)?,
         Name::Failover => failover::run(args, dir)?,
         Name::Front => front::run(args, dir)?,
+        Name::Move => moving::run(args, dir)?,
         Name::Forecast => return forecast::run(args),
     };
     conclude(args, &targets, result)

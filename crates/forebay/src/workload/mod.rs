@@ -11,7 +11,8 @@
 //! - [`disk_load`]: a critical reader of a block device, and a batch application which saturates it;
 //! - [`heap`]: an application whose working set is known;
 //! - [`orders`]: an HTTP service that writes down what it executed, to be killed;
-//! - [`origin`]: an HTTP service that answers at once, behind a proxy that is measured.
+//! - [`origin`]: an HTTP service that answers at once, behind a proxy that is measured;
+//! - [`pages`]: an application whose memory can be checked after it was moved.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
 //! of fixed width, overwritten ten times a second, read with [`read_count`].
@@ -30,6 +31,8 @@ use rustix::process::{
 use rustix::thread::clock_nanosleep_absolute;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use crate::bench::moving::{host, stage};
+
 mod burn;
 mod churn;
 pub(crate) mod disk_load;
@@ -37,6 +40,7 @@ mod heap;
 mod load;
 mod orders;
 mod origin;
+mod pages;
 mod schedule;
 mod service;
 mod slow_disk;
@@ -64,6 +68,12 @@ pub(crate) enum Workload {
     Orders(orders::Args),
     /// Answer over HTTP at once, with few or many bytes
     Origin(origin::Args),
+    /// Write memory at a given rate, and say over TCP whether all of it is right
+    Pages(pages::Args),
+    /// Move such an application from one host to another, under a client
+    Move(stage::Args),
+    /// Be one host of such a move
+    Mover(host::Args),
 }
 
 /// What every workload takes.
@@ -92,6 +102,9 @@ pub(crate) enum Error {
         reason: &'static str,
         remedy: &'static str,
     },
+    /// A move failed.
+    #[error(transparent)]
+    Move(#[from] crate::demo::Error),
 }
 
 impl Error {
@@ -131,6 +144,9 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::Orders(args) => orders::run(&args),
         Workload::Origin(args) => origin::run(args),
         Workload::Heap(args) => heap::run(args),
+        Workload::Pages(args) => pages::run(&args),
+        Workload::Move(args) => Ok(stage::run(&args)?),
+        Workload::Mover(args) => Ok(host::run(&args)?),
     }
 }
 

@@ -14,6 +14,7 @@ mod apps;
 mod bindings;
 mod calibrate;
 mod certificates;
+mod checkpoint_moves;
 mod cleanup;
 mod client;
 mod container_troubles;

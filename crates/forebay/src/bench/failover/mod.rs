@@ -29,6 +29,8 @@ use super::{Args, Target};
 use crate::demo::print::line;
 use crate::demo::{Error, interruption};
 
+/// Memory of an instance, unless said otherwise.
+const MEMORY_MIB: u64 = 256;
 /// Time without faults before the first and after the last one.
 const CALM: Duration = Duration::from_secs(1);
 /// A request that was sent so long after a fault has nothing to do with it.
@@ -106,12 +108,12 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, Value), Error
     let scene = Scene {
         dir,
         interrupted: interruption()?,
-        memory_mib: args.memory,
+        memory_mib: args.memory.unwrap_or(MEMORY_MIB),
     };
     line(format_args!(
         "{CONNECTIONS} connections, {RATE} requests/s, every fourth an order; instances of {} MiB; {} \
          repetition(s)",
-        args.memory, args.repetitions
+        scene.memory_mib, args.repetitions
     ));
     let arms: &[Arm] = if haproxy::is_installed() {
         &[Arm::Forebay, Arm::Haproxy]

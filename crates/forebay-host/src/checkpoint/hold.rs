@@ -1,0 +1,312 @@
+//! A process that CRIU holds still for a move: let go on, or ended.
+//!
+//! CRIU takes its image as for a restore with lazy pages: all but its private anonymous memory is in
+//! the image, and CRIU waits for somebody to ask for that. Nobody does: [`Tracker`](super::Tracker) has
+//! it. What CRIU is told is how it ends. Whoever dies meanwhile, CRIU waits on, as the other end of its
+//! connection is in its own hands as well.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::criu::{IMAGES_DIR, last_error};
+use super::{Criu, nft};
+use crate::error::HostError;
+
+const LOG: &str = "dump.log";
+/// What CRIU is asked: that all was fetched, and something that it does not know, on which it gives up.
+const CLOSE: u32 = 0x1023;
+const NONSENSE: u32 = 0x7fff;
+/// Bytes of a request, in the version in which it has most.
+const REQUEST: usize = 32;
+/// So long may freezing take, and so long letting go.
+const FREEZE_MAX: Duration = Duration::from_secs(30);
+const RELEASE_MAX: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A process that stands still.
+#[derive(Debug)]
+pub struct Held {
+    criu: Child,
+    /// CRIU waits for a word at its other end.
+    line: UnixStream,
+    pid: u32,
+    images: PathBuf,
+}
+
+impl Held {
+    /// Freezes a process, and has an image made of all but its private anonymous memory.
+    ///
+    /// # Errors
+    /// When CRIU refuses, with the first that it complained of; the process goes on then.
+    pub fn freeze(criu: &Criu, pid: u32, images: &Path) -> Result<Self, HostError> {
+        let fail = |error| HostError::io(format!("freeze process {pid} for a move"), error);
+        let (line, theirs) = UnixStream::pair().map_err(fail)?;
+        let (mut ready, said) = io::pipe().map_err(fail)?;
+        let mut command = Command::new(criu.program());
+        command
+            .arg("dump")
+            .args(["--tree", &pid.to_string()])
+            .arg(IMAGES_DIR)
+            .arg(images)
+            .arg("--lazy-pages")
+            .args(["--ps-socket", &theirs.as_raw_fd().to_string()])
+            .args(["--status-fd", &said.as_raw_fd().to_string()])
+            .args(["--tcp-established", "--network-lock", "nftables"])
+            .args(["--skip-in-flight", "--manage-cgroups=ignore"])
+            .args(["--file-locks", "--log-file", LOG])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let kept = [theirs.as_raw_fd(), line.as_raw_fd(), said.as_raw_fd()];
+        keep(&mut command, kept);
+        let child = command
+            .spawn()
+            .map_err(|e| HostError::file("run", criu.program(), e))?;
+        let mut held = Self {
+            criu: child,
+            line,
+            pid,
+            images: images.to_owned(),
+        };
+        drop((theirs, said));
+        let mut byte = [0];
+        let is_held = readable(ready.as_fd(), FREEZE_MAX).map_err(fail)?
+            && ready.read(&mut byte).map_err(fail)? == 1;
+        if is_held {
+            return Ok(held);
+        }
+        // It is ended only where it takes too long: what it began it takes back by itself.
+        held.wait(RELEASE_MAX).ok();
+        let said = last_error(&held.images.join(LOG));
+        held.give_up()?;
+        Err(HostError::invalid(
+            format!("freeze process {pid} for a move: {said}"),
+            "it goes on where it is; move it by a restart if CRIU cannot take it",
+        ))
+    }
+
+    /// Ends it: it goes on elsewhere.
+    ///
+    /// # Errors
+    /// When CRIU does not end it; it stands still then.
+    pub fn end(mut self) -> Result<(), HostError> {
+        self.say(CLOSE)?;
+        if !self.wait(RELEASE_MAX)? {
+            let said = last_error(&self.images.join(LOG));
+            return Err(HostError::invalid(
+                format!("end process {}, which was moved: {said}", self.pid),
+                "it must not go on: end it by hand",
+            ));
+        }
+        self.unlock()
+    }
+
+    /// Lets it go on here, with its connections.
+    ///
+    /// # Errors
+    /// When CRIU cannot be ended, or a connection stays held up.
+    pub fn thaw(mut self) -> Result<(), HostError> {
+        self.say(NONSENSE)?;
+        self.wait(RELEASE_MAX)?;
+        self.give_up()
+    }
+
+    fn say(&mut self, word: u32) -> Result<(), HostError> {
+        let mut request = [0; REQUEST];
+        request[..4].copy_from_slice(&word.to_ne_bytes());
+        self.line
+            .write_all(&request)
+            .map_err(|e| HostError::io("tell CRIU what becomes of a process", e))
+    }
+
+    /// Waits until CRIU ended; whether it succeeded.
+    fn wait(&mut self, bound: Duration) -> Result<bool, HostError> {
+        let fail = |e| HostError::io("wait for CRIU", e);
+        let until = Instant::now() + bound;
+        loop {
+            if let Some(status) = self.criu.try_wait().map_err(fail)? {
+                return Ok(status.success());
+            }
+            if Instant::now() >= until {
+                return Err(HostError::invalid(
+                    format!("wait for CRIU, which holds process {}", self.pid),
+                    "see its dump.log; end CRIU by hand",
+                ));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Ends CRIU if it is still there, and takes back what it leaves: the kernel lets the process go on
+    /// when CRIU ends, but not its connections.
+    fn give_up(&mut self) -> Result<(), HostError> {
+        let fail = |e| HostError::io("end CRIU", e);
+        if self.criu.try_wait().map_err(fail)?.is_none() {
+            self.criu.kill().map_err(fail)?;
+            self.criu.wait().map_err(fail)?;
+        }
+        take_back(self.pid, &self.images)
+    }
+
+    fn unlock(&self) -> Result<(), HostError> {
+        unlock(self.pid, &self.images)
+    }
+}
+
+/// Gives a process its connections back that CRIU held up before it was ended, as said in these images:
+/// for whoever comes after a mover that ended.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn take_back(pid: u32, images: &Path) -> Result<(), HostError> {
+    open_connections(pid)?;
+    unlock(pid, images)
+}
+
+/// Lets packets of the connections of a process pass again.
+fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
+    let inventory = fs::read(images.join("inventory.img")).unwrap_or_default();
+    for suffix in run_names(&inventory).chain([pid.to_string()]) {
+        let table = format!("CRIU-{suffix}");
+        nft::remove_table(&table)
+            .map_err(|e| HostError::io(format!("remove the table {table} of nftables"), e))?;
+    }
+    Ok(())
+}
+
+/// Names that CRIU gave its runs: 36 letters, written as UUIDs are.
+fn run_names(inventory: &[u8]) -> impl Iterator<Item = String> {
+    inventory.windows(36).filter_map(|text| {
+        let is_name = text.iter().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        });
+        is_name.then(|| String::from_utf8_lossy(text).into_owned())
+    })
+}
+
+/// CRIU takes connections out of the kernel's hands while it reads them, and gives them back only where
+/// it was not ended.
+fn open_connections(pid: u32) -> Result<(), HostError> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let Some(pidfd) = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return Ok(());
+    };
+    let directory = PathBuf::from(format!("/proc/{pid}/fd"));
+    let listed = match fs::read_dir(&directory) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(HostError::file("list", &directory, error)),
+    };
+    for entry in listed.flatten() {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        if !target.to_string_lossy().starts_with("socket:") {
+            continue;
+        }
+        let name = entry.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(socket) = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()) else {
+            continue;
+        };
+        if is_held_up(&socket) {
+            go_on(&socket).map_err(|e| {
+                HostError::io(format!("let connection {fd} of process {pid} go on"), e)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "rustix does not have TCP_REPAIR")]
+fn is_held_up(socket: &OwnedFd) -> bool {
+    let mut value: libc::c_int = 0;
+    let mut length: libc::socklen_t = 4;
+    // SAFETY: the kernel writes one integer, which lives, and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    result == 0 && value != 0
+}
+
+#[expect(unsafe_code, reason = "rustix does not have TCP_REPAIR")]
+fn go_on(socket: &OwnedFd) -> io::Result<()> {
+    let off: libc::c_int = 0;
+    // SAFETY: the kernel reads one integer, which lives.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw const off).cast(),
+            4,
+        )
+    };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Has these descriptors stay open in what a command starts.
+#[expect(unsafe_code, reason = "only the child may let a descriptor stay open")]
+pub(super) fn keep<const N: usize>(command: &mut Command, kept: [RawFd; N]) {
+    let stay = move || {
+        for fd in kept {
+            // SAFETY: fcntl takes plain numbers; a descriptor that is not open is an error.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: `stay` makes plain system calls, allocates nothing and takes no lock, as has to be
+    // between fork and exec.
+    unsafe {
+        command.pre_exec(stay);
+    }
+}
+
+/// Whether something can be read before long.
+pub(super) fn readable(fd: rustix::fd::BorrowedFd<'_>, bound: Duration) -> io::Result<bool> {
+    let until = Instant::now() + bound;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut polled, Some(&left)) {
+            Ok(found) => return Ok(found > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_runs_are_found_in_an_inventory() {
+        let name = "1a2b3c4d-0000-4000-8000-0123456789ab";
+        let inventory = [b"\x00\x19$".as_slice(), name.as_bytes(), b"\x20".as_slice()].concat();
+        assert_eq!(run_names(&inventory).collect::<Vec<_>>(), [name]);
+        assert_eq!(run_names(b"1a2b").count(), 0);
+    }
+}
