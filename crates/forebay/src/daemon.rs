@@ -3,7 +3,8 @@
 //! The control thread owns the host. Everything else runs on one thread beside it and hears
 //! of it through the watch channel and the command queue only.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod joining;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::Arc;
@@ -11,15 +12,12 @@ use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_core::app::{App, AppId, Class, OnStop, Policy};
-use forebay_core::fleet::choice::Room;
-use forebay_core::fleet::offering;
+use forebay_core::app::{Class, OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
 use forebay_core::offload::Climb;
 use forebay_core::report::TickReport;
 use forebay_core::tier::Courtesy;
-use forebay_core::units::MilliCpu;
 use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
@@ -29,12 +27,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
-use crate::config::{self, Config, FleetConfig, HostFacts};
+use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
 use crate::fleet::agent::{self, Agent};
 use crate::fleet::link;
-use crate::fleet::member::{self, Membership};
+use crate::fleet::member::Membership;
 use crate::fronts;
 use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
@@ -289,10 +287,10 @@ fn begin_on(
     let lookout = lookout(config, &facts, history, weights, &foretold, declared)?;
     let (standing, standing_by) = watch::channel(fronts::StandingBy::default());
     let (apps, configured) = watch::channel(config.policy.apps.clone());
-    let membership = membership(config, &facts, &published, lookout.desk(), &tell)?;
+    let membership = joining::membership(config, &facts, &published, lookout.desk(), &tell)?;
     // Without a fleet nothing is.
     let (foreign, elsewhere) = watch::channel(Arc::default());
-    let agent = agent(
+    let agent = joining::agent(
         config,
         &facts,
         membership.as_ref(),
@@ -446,65 +444,6 @@ fn lookout(
         "start the thread that looks ahead",
         "check limits on threads",
     ))
-}
-
-/// Starts the thread of the fleet, where this host is not alone.
-fn membership(
-    config: &Config,
-    facts: &HostFacts,
-    published: &watch::Receiver<Option<Arc<Published>>>,
-    outlook: outlook::Desk,
-    tell: &tiering::Tell,
-) -> Result<Option<Membership>, Error> {
-    let start = |fleet: &FleetConfig| {
-        Membership::start(member::Beginning {
-            config: fleet.clone(),
-            directory: config::fleet_directory(&config.daemon.state_dir),
-            host: offering::Host {
-                cpus: facts.cpus,
-                memory: facts.memory,
-                system_memory: config.policy.system_memory,
-            },
-            reports: published.clone(),
-            outlook,
-            tell: Arc::clone(tell),
-        })
-    };
-    let membership = config.fleet.as_ref().map(start).transpose();
-    membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
-}
-
-/// What takes part in moves, where this host listens to others of its fleet.
-fn agent(
-    config: &Config,
-    facts: &HostFacts,
-    membership: Option<&Membership>,
-    commands: &SyncSender<Command>,
-    published: &watch::Receiver<Option<Arc<Published>>>,
-    apps: watch::Receiver<BTreeMap<AppId, App>>,
-    elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
-) -> Result<Option<agent::Prepared>, Error> {
-    let listen = config.fleet.as_ref().and_then(|fleet| fleet.link.listen);
-    let (Some(membership), Some(listen)) = (membership, listen) else {
-        return Ok(None);
-    };
-    let prepared = agent::prepare(agent::Beginning {
-        member: membership.desk(),
-        listen,
-        state_dir: &config.daemon.state_dir,
-        anchor: Path::new(&config.daemon.cgroup_root),
-        commands: commands.clone(),
-        reports: published.clone(),
-        apps,
-        tell: control::tell_of(commands),
-        elsewhere,
-        capacity: Room {
-            cpu: MilliCpu::cpus(u64::try_from(facts.cpus).unwrap_or(u64::MAX)),
-            memory: facts.memory.saturating_sub(config.policy.system_memory),
-        },
-    });
-    let prepared = prepared.map_err(|why| Error::Host(format!("take part in moves: {why}")))?;
-    Ok(Some(prepared))
 }
 
 /// Starts the thread that reads metrics and forecasts.
