@@ -93,7 +93,7 @@ pub enum Request {
     },
     /// What was counted.
     Counters,
-    /// How long the primary took to answer.
+    /// How long the primary took to answer. Refused while a process before this one serves connections.
     Answers,
     /// Another process is to take this one's place: [`crate::succession`].
     Succeed {

@@ -45,8 +45,8 @@ struct Flight {
     grace: Duration,
     /// It is under way, and nobody waits for a byte of it.
     rests: bool,
-    /// What its answer is, as far as that is known.
-    kind: Kind,
+    /// Its answer is counted already.
+    counted: bool,
 }
 
 /// Who waits for a byte and gives the most reason for doubt.
@@ -158,7 +158,7 @@ impl Flights {
             heard: began,
             grace: Duration::ZERO,
             rests: false,
-            kind: Kind::Answer,
+            counted: false,
         });
         table.counted(slot).flights += 1;
         // Nothing but a load, unless somebody waits for it.
@@ -313,19 +313,24 @@ impl Table {
     /// The time that an answer took.
     fn learn(&mut self, flight: &Flight, now: Instant) {
         let took = now.saturating_duration_since(flight.began);
-        let own = match self.route_mut(flight.route) {
-            Some(route) => {
-                route.latency.add(took);
-                route.own
-            }
-            None => false,
-        };
-        if !own {
-            if self.answers.len() <= flight.slot {
-                self.answers.resize(flight.slot + 1, Answers::default());
-            }
-            self.answers[flight.slot].add(took, flight.kind);
+        if let Some(route) = self.route_mut(flight.route) {
+            route.latency.add(took);
         }
+        if !flight.counted {
+            self.count(flight, took, Kind::Answer);
+        }
+    }
+
+    /// An answer, if it is to a client.
+    fn count(&mut self, flight: &Flight, took: Duration, kind: Kind) {
+        let route = self.route_mut(flight.route);
+        if route.is_some_and(|route| route.own) {
+            return;
+        }
+        if self.answers.len() <= flight.slot {
+            self.answers.resize(flight.slot + 1, Answers::default());
+        }
+        self.answers[flight.slot].add(took, kind);
     }
 
     fn counted(&mut self, slot: Slot) -> &mut Counted {
@@ -379,12 +384,28 @@ impl Ticket<'_> {
         }
     }
 
-    /// The answer is an error of the instance.
-    pub(crate) fn failed(&self) {
+    /// The answer begins, and is counted now: what follows comes as fast as the client reads. It took
+    /// the time since the request was begun, or since the latest byte of it came from the client, if
+    /// one came after that.
+    pub(crate) fn replied(&self, kind: Kind, came: Option<Instant>) {
         let mut table = self.flights.lock();
-        if let Some(Some(flight)) = table.flights.get_mut(self.place) {
-            flight.kind = Kind::Error;
-        }
+        let now = Instant::now();
+        let Some(Some(flight)) = table.flights.get_mut(self.place) else {
+            return;
+        };
+        flight.counted = true;
+        let flight = *flight;
+        let since = came.map_or(flight.began, |came| came.max(flight.began));
+        table.count(&flight, now.saturating_duration_since(since), kind);
+    }
+
+    /// As if it had begun so long ago.
+    #[cfg(test)]
+    pub(crate) fn set_age(&self, age: Duration) {
+        let at = Instant::now().checked_sub(age).unwrap();
+        let mut table = self.flights.lock();
+        let flight = table.flights[self.place].as_mut().unwrap();
+        (flight.began, flight.heard) = (at, at);
     }
 
     /// It is under way, but it is the instance that waits: no byte is due.
@@ -459,7 +480,7 @@ mod tests {
         flights.begin(1, route).answered();
         flights.begin(1, route).complete();
         let failed = flights.begin(1, route);
-        failed.failed();
+        failed.replied(Kind::Error, None);
         failed.answered();
         // Nobody answered that, and nobody asked this.
         drop(flights.begin(1, route));
@@ -469,6 +490,36 @@ mod tests {
             (answers.count(), answers.errors())
         };
         assert_eq!((of(0), of(1), of(2)), ((0, 0), (3, 1), (0, 0)));
+    }
+
+    /// A download took as long as its client read it, and so the instance seemed slow.
+    #[test]
+    fn what_comes_after_its_beginning_is_no_part_of_an_answers_time() {
+        let flights = Flights::default();
+        let route = flights.passing_route("GET /");
+        let hour = Duration::from_secs(3600);
+        for _ in 0..20 {
+            let download = flights.begin(0, route);
+            download.replied(Kind::Answer, None);
+            download.set_age(hour);
+            download.answered();
+        }
+        let answers = flights.answers(0);
+        assert_eq!(answers.count(), 20, "each once");
+        assert!(answers.quantile(1.0).unwrap() < hour / 2);
+        let _waits = flights.begin(0, route);
+        let usual = waiting(&flights, 0).unwrap().usual;
+        assert!(usual.unwrap() >= hour, "detection waits for the end");
+        // An upload takes as long as its client writes it.
+        let upload = flights.begin(1, route);
+        upload.set_age(hour);
+        upload.replied(Kind::Answer, Some(Instant::now()));
+        assert!(flights.answers(1).quantile(1.0).unwrap() < hour / 2);
+        // What had come before says nothing.
+        let small = flights.begin(2, route);
+        small.set_age(hour);
+        small.replied(Kind::Answer, Instant::now().checked_sub(2 * hour));
+        assert!(flights.answers(2).quantile(1.0).unwrap() < hour + hour / 4);
     }
 
     #[test]
@@ -513,16 +564,10 @@ mod tests {
         }
         drop(table);
         let tickets = [long, short].map(|route| flights.begin(0, route));
-        let ago = |time: Duration, ticket: &Ticket<'_>| {
-            let at = Instant::now().checked_sub(time).unwrap();
-            let mut table = flights.lock();
-            let flight = table.flights[ticket.place].as_mut().unwrap();
-            (flight.began, flight.heard) = (at, at);
-        };
         let usual = || waiting(&flights, 0).unwrap().usual;
-        ago(Duration::from_secs(900), &tickets[0]);
+        tickets[0].set_age(Duration::from_secs(900));
         assert_eq!(usual(), None, "it waits for longer than is usual");
-        ago(Duration::from_millis(50), &tickets[1]);
+        tickets[1].set_age(Duration::from_millis(50));
         assert!(usual().is_some(), "so do both, and this one says more");
     }
 

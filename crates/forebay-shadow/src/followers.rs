@@ -153,6 +153,11 @@ impl Followers {
         waiting.min_by_key(|waiting| waiting.suspicion(Duration::ZERO))
     }
 
+    /// A process before this one still serves its connections.
+    pub(crate) fn any(&self) -> bool {
+        !self.links().is_empty()
+    }
+
     /// Adds what was counted in processes before.
     pub(crate) fn add_to(&self, counts: Counts) -> Counts {
         let links = self.links();

@@ -623,6 +623,12 @@ impl Desk {
                 let own = counts(&self.board, &self.plan, &self.room);
                 Answer::Counters(self.board.followers.add_to(own))
             }
+            // It knows what it passed on itself, which would be taken for all.
+            Request::Answers if self.board.followers.any() => {
+                let why = "a process before this one still serves connections, and what it passes on is \
+                           not counted here";
+                Answer::Refused(why.to_owned())
+            }
             Request::Answers => {
                 let primary = self.board.routing().primary;
                 let app = self.plan.instances.get(primary);

@@ -403,3 +403,39 @@ async fn what_could_not_be_ended_is_said_by_the_next_process() {
     assert_eq!(status.await.left, before);
     old.await_end().await;
 }
+
+/// A new process said that its primary answered nobody, while the clients of the one before it were served.
+#[tokio::test]
+async fn what_processes_before_pass_on_is_not_taken_for_nothing() {
+    let fronts = Fronts::new();
+    let mut old = fronts.start(None);
+    for slot in 0..2 {
+        fronts.join(slot, None).await;
+    }
+    fronts.ready().await;
+    let mut client = TcpStream::connect(fronts.listen()).await.unwrap();
+    answer(&mut client).await;
+    let asked = fronts.ask(&Request::Answers, &[]).await;
+    assert!(
+        matches!(&asked, Answer::Answers { answers, .. } if answers.count() > 0),
+        "{asked:?}"
+    );
+    let new = fronts.start(None);
+    let pid = new.0.id();
+    fronts
+        .until("the place is taken", |status| status.about.pid == pid)
+        .await;
+    answer(&mut client).await;
+    let asked = fronts.ask(&Request::Answers, &[]).await;
+    assert!(matches!(asked, Answer::Refused(_)), "{asked:?}");
+    drop(client);
+    old.await_end().await;
+    let deadline = Instant::now() + BOUND;
+    while !matches!(
+        fronts.ask(&Request::Answers, &[]).await,
+        Answer::Answers { .. }
+    ) {
+        assert!(Instant::now() < deadline, "the old process has ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

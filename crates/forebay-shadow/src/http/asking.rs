@@ -14,6 +14,7 @@ use super::exchange::{Download, Ends, Fault, Upload};
 use super::head::{Bad, Request, Response};
 use super::mirror::Print;
 use super::{Next, Shared, downward, pool};
+use crate::answers::Kind;
 use crate::flights::Ticket;
 use crate::stream::{Stream, is_refusal};
 use crate::switchboard::{Assigned, Gate, Routing, count};
@@ -425,9 +426,12 @@ pub(super) async fn exchange(
         }
         found = ends.interim(&response, request).await?;
     };
-    if response.status >= 500 {
-        ticket.failed();
-    }
+    let kind = if response.status >= 500 {
+        Kind::Error
+    } else {
+        Kind::Answer
+    };
+    ticket.replied(kind, ends.upload.came());
     let switched = response.status == 101;
     if switched && !request.upgrade {
         return Err(Fault::AnswerBad(Bad::syntax(

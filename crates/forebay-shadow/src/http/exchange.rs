@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::AsyncWrite;
 
@@ -48,6 +49,8 @@ pub(crate) struct Upload {
     body: Body,
     /// The client has brought nothing since its time for the next byte began.
     waits: bool,
+    /// When the latest of it came, if anything did after its head.
+    came: Option<Instant>,
     /// All of it that came is still in the buffer.
     pub(crate) retained: bool,
     /// The instance takes no more.
@@ -68,6 +71,7 @@ impl Upload {
             sent: 0,
             body,
             waits: false,
+            came: None,
             retained: true,
             stopped: false,
         })
@@ -90,6 +94,11 @@ impl Upload {
     /// Bytes of it that were written, as long as it is retained.
     pub(crate) const fn sent(&self) -> usize {
         self.sent
+    }
+
+    /// When the latest of it came from the client, if anything did after its head.
+    pub(crate) const fn came(&self) -> Option<Instant> {
+        self.came
     }
 
     /// Its bytes in the buffer.
@@ -127,6 +136,7 @@ impl Upload {
         match ready!(read) {
             Ok(0) => Poll::Ready(Err(Fault::Client(io::ErrorKind::UnexpectedEof.into()))),
             Ok(_) => {
+                self.came = Some(Instant::now());
                 let new = client.buffer.get(from..).unwrap_or_default();
                 self.known += self.body.take(new).map_err(Fault::ClientBad)?;
                 Poll::Ready(Ok(()))

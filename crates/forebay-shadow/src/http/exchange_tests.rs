@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -16,6 +18,18 @@ async fn ask(
     head: &str,
     client: UnixStream,
     instance: UnixStream,
+    routing: watch::Receiver<Routing>,
+) -> Result<Done, Fault> {
+    let flights = Flights::default();
+    let ticket = flights.begin(0, flights.route("/"));
+    ask_with(ticket, head, client, instance, routing).await
+}
+
+async fn ask_with(
+    ticket: Ticket<'_>,
+    head: &str,
+    client: UnixStream,
+    instance: UnixStream,
     mut routing: watch::Receiver<Routing>,
 ) -> Result<Done, Fault> {
     let mut client = Client::new(Link::Plain(Stream::Unix(client)), None);
@@ -24,14 +38,12 @@ async fn ask(
     let request = head::request(head.as_bytes(), &mut Vec::new()).unwrap();
     let mut upload = Upload::of(&client, &request).unwrap();
     let mut download = Download::new();
-    let flights = Flights::default();
     let ends = Ends {
         client: &mut client,
         instance: &mut instance,
         upload: &mut upload,
         download: &mut download,
     };
-    let ticket = flights.begin(0, flights.route("/"));
     let terms = Terms {
         assigned: Assigned { slot: 0, epoch: 1 },
         within: None,
@@ -194,4 +206,57 @@ async fn a_client_that_stops_in_a_large_body_is_too_slow() {
     );
     let after = began.elapsed();
     assert!(after >= STEP_BOUND && after < 2 * STEP_BOUND, "{after:?}");
+}
+
+/// A stream of events, or a large answer that a client reads slowly, made its instance seem slow once it
+/// was over, and was no request before.
+#[tokio::test]
+async fn an_answer_is_counted_when_it_begins() {
+    let (mut asker, client) = UnixStream::pair().unwrap();
+    let (mut streams, instance) = UnixStream::pair().unwrap();
+    let (_change, routing) = serves();
+    let flights = Flights::default();
+    let ticket = flights.begin(0, flights.passing_route("/"));
+    let counted = || {
+        let answers = flights.answers(0);
+        (answers.count(), answers.errors())
+    };
+    let asked = ask_with(ticket, REQUEST, client, instance, routing);
+    let story = async {
+        streams.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
+        assert_eq!(counted(), (0, 0));
+        let begun = b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+        streams.write_all(begun).await.unwrap();
+        asker.read_exact(&mut vec![0; begun.len()]).await.unwrap();
+        assert_eq!(counted(), (1, 1));
+        streams.write_all(b"0\r\n\r\n").await.unwrap();
+    };
+    let (asked, ()) = tokio::join!(asked, story);
+    assert!(asked.is_ok(), "{asked:?}");
+    assert_eq!(counted(), (1, 1));
+}
+
+/// An instance cannot answer what a client has not sent yet.
+#[tokio::test]
+async fn the_time_of_an_answer_begins_with_the_end_of_its_request() {
+    let (mut asker, client) = UnixStream::pair().unwrap();
+    let (mut fast, instance) = UnixStream::pair().unwrap();
+    let (_change, routing) = serves();
+    let flights = Flights::default();
+    let ticket = flights.begin(0, flights.passing_route("/"));
+    let hour = Duration::from_secs(3600);
+    ticket.set_age(hour);
+    let head = "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n";
+    let asked = ask_with(ticket, head, client, instance, routing);
+    let story = async {
+        asker.write_all(b"late").await.unwrap();
+        fast.read_exact(&mut vec![0; head.len() + 4]).await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        fast.write_all(answer).await.unwrap();
+        asker.read_exact(&mut vec![0; answer.len()]).await.unwrap();
+    };
+    let (asked, ()) = tokio::join!(asked, story);
+    assert!(asked.is_ok(), "{asked:?}");
+    let took = flights.answers(0).quantile(1.0).unwrap();
+    assert!(took < hour / 2, "{took:?}");
 }

@@ -31,11 +31,10 @@ const PART: f64 = 0.95;
 /// Asks a front for as long as there is one. A front of a release that does not know this goes on
 /// without.
 pub(super) async fn measure(front: &AppId, control: &Path, teller: &Teller) -> Infallible {
-    let mut meter = Meter::default();
     let mut told = None;
     loop {
         let trouble = match connect(control).await {
-            Ok(line) => ask(line, &mut meter, teller).await,
+            Ok(line) => ask(line, teller).await,
             Err(error) => error,
         };
         let trouble = trouble.to_string();
@@ -48,12 +47,15 @@ pub(super) async fn measure(front: &AppId, control: &Path, teller: &Teller) -> I
 }
 
 /// Until the front answers no more.
-async fn ask(mut line: Line, meter: &mut Meter, teller: &Teller) -> io::Error {
+async fn ask(mut line: Line, teller: &Teller) -> io::Error {
+    // Both begin here: times of another conversation have another origin.
+    let mut meter = Meter::default();
     let origin = Instant::now();
     loop {
         let answer = line.ask_within(&Request::Answers, &[], ANSWER_BOUND).await;
         let (app, answers) = match answer {
             Ok(Answer::Answers { app, answers }) => (app, answers),
+            Ok(Answer::Refused(why)) => return io::Error::other(why),
             Ok(other) => return io::Error::other(format!("it answered {other:?}")),
             Err(error) => return error,
         };
@@ -94,7 +96,10 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixListener;
+
     use super::*;
+    use crate::signals::board;
 
     /// Counts as a front sends them: so many answers in the bucket that ends at 50 µs, and so many in
     /// the 79th, which ends at 0.5 s.
@@ -149,5 +154,48 @@ mod tests {
             None,
             "no time has passed"
         );
+    }
+
+    /// The answer before was of another conversation, and its time counted from the beginning of that one.
+    #[tokio::test]
+    async fn another_conversation_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = directory.path().join("control");
+        let socket = UnixListener::bind(&control).unwrap();
+        let (teller, mut board) = board();
+        let [front, web] = ["front", "web"].map(|name| name.parse::<AppId>().unwrap());
+        let accept = async || Line::new(socket.accept().await.unwrap().0);
+        let asked = async |line: &mut Line| {
+            let (request, _) = line.receive::<Request>().await.unwrap().unwrap();
+            assert_eq!(request, Request::Answers);
+        };
+        let answer = async |line: &mut Line, count: u64| {
+            let app = "web".to_owned();
+            let answers = answers(count, 0, 0);
+            let answer = Answer::Answers { app, answers };
+            line.send(&answer, &[]).await.unwrap();
+        };
+        let story = async {
+            let mut line = accept().await;
+            asked(&mut line).await;
+            answer(&mut line, 1000).await;
+            drop(line);
+            let mut line = accept().await;
+            asked(&mut line).await;
+            // It takes longer than in the conversation before.
+            tokio::time::sleep(at(100)).await;
+            answer(&mut line, 2000).await;
+            asked(&mut line).await;
+            // What the answer before says was told before it was asked again.
+            assert_eq!(board.now().of(&web), Signal::default());
+            answer(&mut line, 2090).await;
+            asked(&mut line).await;
+            let requests = board.now().of(&web).requests_per_second.unwrap();
+            assert!(requests > 0.0 && requests <= 90.0, "{requests}");
+        };
+        tokio::select! {
+            never = measure(&front, &control, &teller) => match never {},
+            () = story => {}
+        }
     }
 }
