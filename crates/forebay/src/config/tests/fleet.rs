@@ -87,7 +87,7 @@ fn what_cannot_be_a_member_is_refused() {
         &["f:3: unknown key `key` in [fleet.link]; use listen or address"],
     );
     refuses(
-        "[apps.web]\nexec = [\"web\"]\nmove = { mode = \"restart\" }",
+        "[apps.web]\nexec = [\"sh\"]\nmove = { mode = \"restart\" }",
         &["f:4: apps.web.move: no app changes hosts in this release; leave `move` out"],
     );
 }
