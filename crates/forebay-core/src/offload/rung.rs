@@ -415,7 +415,7 @@ impl Means<'_> {
         })
     }
 
-    /// Half of what batch may take.
+    /// Half of what batch may take of the device where that is least.
     fn divide(seen: &Seen<'_>) -> Result<Offer, Absence> {
         let half = seen.divisible.unwrap_or(0) / 2;
         if half == 0 {
