@@ -2,6 +2,7 @@
 //!
 //! The kernel compacts while the writer waits, a second for each 4 GiB or so, and cannot be
 //! interrupted within a node: a thread of its own writes, node by node, until the time for it is over.
+//! The next request goes on after the node where that was, and a node that fails ends nothing.
 //! Nobody waits for that thread, since there is nothing to put back: it ends by itself.
 //!
 //! How scattered free memory is, is read from /proc/buddyinfo: what of it lies in blocks too small for
@@ -10,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_core::snapshot::{self, Gap, Reading};
@@ -36,6 +37,12 @@ pub(crate) struct Compactor {
     /// The order of the blocks from which on a huge page fits.
     huge_order: usize,
     running: Arc<AtomicBool>,
+    /// The file with which the next request begins.
+    next: Arc<AtomicUsize>,
+    /// How long one request may go on with further nodes.
+    time: Duration,
+    /// Whether the last look said that it runs: the next must not wait to say that it ended.
+    said_running: bool,
     number: u64,
 }
 
@@ -70,25 +77,30 @@ impl Compactor {
             blocks,
             huge_order: huge_order.unwrap_or(HUGE_ORDER),
             running: Arc::default(),
+            next: Arc::default(),
+            time: TIME_MAX,
+            said_running: false,
             number: 0,
         })
     }
 
     /// Whether it is to be looked at in this period.
     pub(crate) fn is_due(&self, period: u64) -> bool {
-        period.is_multiple_of(EVERY) || self.running.load(Ordering::Acquire)
+        let running = || self.running.load(Ordering::Acquire);
+        period.is_multiple_of(EVERY) || self.said_running || running()
     }
 
-    pub(crate) fn look(&self, buffer: &mut Vec<u8>) -> Reading<snapshot::Compaction> {
+    pub(crate) fn look(&mut self, buffer: &mut Vec<u8>) -> Reading<snapshot::Compaction> {
         let text = self.blocks.read(buffer);
         let text = text.map_err(|error| Gap::Failed(format!("read buddyinfo: {error}")))?;
         let scattered = scattered(text, self.huge_order).ok_or_else(|| {
             Gap::Failed("read buddyinfo: it has no free block in a zone of memory".to_owned())
         })?;
+        self.said_running = self.running.load(Ordering::Acquire);
         Ok(snapshot::Compaction {
             scattered,
             number: self.number,
-            running: self.running.load(Ordering::Acquire),
+            running: self.said_running,
         })
     }
 
@@ -101,9 +113,11 @@ impl Compactor {
             ));
         }
         let (files, running) = (self.files.clone(), Arc::clone(&self.running));
+        let (next, time) = (Arc::clone(&self.next), self.time);
         let thread = std::thread::Builder::new().name("compact".to_owned());
         let spawned = thread.spawn(move || {
-            compact(&files);
+            let first = next.load(Ordering::Acquire);
+            next.store(compact(&files, first, time), Ordering::Release);
             running.store(false, Ordering::Release);
         });
         if let Err(error) = spawned {
@@ -115,24 +129,36 @@ impl Compactor {
     }
 }
 
-fn compact(files: &[PathBuf]) {
+/// Writes to every file once, beginning with one of them, until the time is over, but to one at least.
+/// Gives the place of the file that the next request begins with.
+fn compact(files: &[PathBuf], first: usize, time: Duration) -> usize {
     let began = Instant::now();
-    for (done, file) in files.iter().enumerate() {
-        if began.elapsed() >= TIME_MAX {
-            let left = files.len() - done;
-            tracing::info!(
-                left,
-                "the time to compact memory is over before all nodes were"
-            );
-            return;
-        }
+    let (mut tried, mut failed) = (0, 0);
+    let places = (first..files.len()).chain(0..first.min(files.len()));
+    for file in places.filter_map(|place| files.get(place)) {
+        tried += 1;
         if let Err(error) = write_text(file, "1") {
-            tracing::warn!(error = error.explain(), "memory was not compacted");
-            return;
+            failed += 1;
+            let (file, error) = (file.display(), error.explain());
+            tracing::warn!(%file, error, "this part of memory was not compacted");
+        }
+        if began.elapsed() >= time {
+            break;
         }
     }
     let ms = began.elapsed().as_millis();
-    tracing::info!(ms, "memory was compacted");
+    let left = files.len() - tried;
+    if left > 0 {
+        tracing::info!(
+            ms,
+            left,
+            failed,
+            "the time to compact memory was over before all nodes were; the next request goes on"
+        );
+    } else if failed < tried {
+        tracing::info!(ms, failed, "memory was compacted");
+    }
+    (first + tried) % files.len().max(1)
 }
 
 /// What of free memory lies in blocks below an order, in permille; none where nothing is free.
@@ -184,6 +210,58 @@ mod tests {
         check("Node 0, zone   Normal      x      0 \n", 2, None);
     }
 
+    const BLOCKS: &str = "Node 0, zone Normal 1 0 0 0 0 0 0 0 0 1\n";
+
+    /// Waits until no request runs.
+    fn rests(compactor: &mut Compactor) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while compactor.look(&mut Vec::new()).unwrap().running {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_request_goes_on_where_the_last_stopped_and_after_what_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let (proc_root, sys_root) = (dir.path().join("proc"), dir.path().join("sys"));
+        std::fs::create_dir_all(&proc_root).unwrap();
+        std::fs::write(proc_root.join("buddyinfo"), BLOCKS).unwrap();
+        let nodes = [0, 1, 2].map(|node| {
+            let node = sys_root.join(format!("devices/system/node/node{node}"));
+            std::fs::create_dir_all(&node).unwrap();
+            std::fs::write(node.join("compact"), "").unwrap();
+            node.join("compact")
+        });
+        let mut compactor = Compactor::open(&proc_root, &sys_root).unwrap();
+        assert_eq!(compactor.files, nodes);
+        let mut request = |time| {
+            compactor.time = time;
+            compactor.start().unwrap();
+            rests(&mut compactor);
+            // Which were written, and are empty again.
+            [0, 1, 2].map(|node| {
+                let written = std::fs::read_to_string(&nodes[node]);
+                if nodes[node].is_file() {
+                    std::fs::write(&nodes[node], "").unwrap();
+                }
+                written.is_ok_and(|text| text == "1\n")
+            })
+        };
+        // No time for more than one.
+        assert_eq!(request(Duration::ZERO), [true, false, false]);
+        assert_eq!(request(Duration::ZERO), [false, true, false]);
+        assert_eq!(request(Duration::ZERO), [false, false, true]);
+        assert_eq!(request(Duration::ZERO), [true, false, false]);
+        // Time for all of them, of which the first now fails.
+        std::fs::remove_file(&nodes[1]).unwrap();
+        std::fs::create_dir(&nodes[1]).unwrap();
+        assert_eq!(request(Duration::from_secs(60)), [true, false, true]);
+        // One that fails is no place to stay at.
+        assert_eq!(request(Duration::ZERO), [false, false, false]);
+        assert_eq!(request(Duration::ZERO), [false, false, true]);
+    }
+
     #[test]
     fn one_request_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
@@ -192,11 +270,7 @@ mod tests {
         std::fs::create_dir_all(&node).unwrap();
         std::fs::create_dir_all(&proc_root).unwrap();
         assert!(Compactor::open(&proc_root, &sys_root).is_none(), "no files");
-        std::fs::write(
-            proc_root.join("buddyinfo"),
-            "Node 0, zone Normal 1 0 0 0 0 0 0 0 0 1\n",
-        )
-        .unwrap();
+        std::fs::write(proc_root.join("buddyinfo"), BLOCKS).unwrap();
         std::fs::write(node.join("compact"), "").unwrap();
         let mut compactor = Compactor::open(&proc_root, &sys_root).unwrap();
         assert_eq!(compactor.files, [node.join("compact")]);
@@ -205,13 +279,13 @@ mod tests {
         assert!(refused.contains("the kernel is at it"), "{refused}");
         let seen = compactor.look(&mut Vec::new()).unwrap();
         assert_eq!((seen.number, seen.running, seen.scattered), (0, true, 1));
+        // That it ended is told in the next period, and then all is quiet.
         compactor.running.store(false, Ordering::Release);
+        assert!(compactor.is_due(EVERY + 1));
+        assert!(!compactor.look(&mut Vec::new()).unwrap().running);
+        assert!(!compactor.is_due(EVERY + 2) && compactor.is_due(EVERY * 2));
         compactor.start().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while compactor.look(&mut Vec::new()).unwrap().running {
-            assert!(Instant::now() < deadline, "it does not end");
-            std::thread::yield_now();
-        }
+        rests(&mut compactor);
         assert_eq!(
             std::fs::read_to_string(node.join("compact")).unwrap(),
             "1\n"

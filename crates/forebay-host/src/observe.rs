@@ -48,7 +48,7 @@ impl LinuxHost {
         }
         self.scan_when_due(watch);
         let mut host = self.look_at_host();
-        if let Some(compactor) = &self.compactor {
+        if let Some(compactor) = &mut self.compactor {
             host.compaction = if compactor.is_due(watch.period) {
                 compactor.look(&mut self.buffer)
             } else {

@@ -12,12 +12,12 @@ use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_core::app::{Class, OnStop, Policy};
+use forebay_core::app::{OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
 use forebay_core::occasion::Source;
 use forebay_core::offload::Climb;
 use forebay_core::report::TickReport;
-use forebay_core::tier::Courtesy;
+use forebay_core::tier::{self, Courtesy, Waiter};
 use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
 use forebay_host::owner::Addresses;
@@ -565,10 +565,7 @@ impl Running {
         };
         let report = &published.report;
         let waits = self.courtesy.step(report.time.monotonic, waiting(report));
-        // It may wait because its files are on the slow side: a ladder tries that, and measures.
-        let climbs = report.apps.values().filter_map(|app| app.offload.as_ref());
-        let tried = climbs.into_iter().any(Climb::moves_files);
-        self.movers.hold((waits && !tried) || report.paused);
+        self.movers.hold(waits || report.paused);
     }
 
     async fn end(self) -> Result<ExitCode, Error> {
@@ -626,15 +623,14 @@ impl Running {
     }
 }
 
-/// The most that any critical app waits for I/O, as a share of time.
+/// The most that any app waits for I/O that moves of files wait for, as a share of time. One may wait
+/// because its files are on the slow side: its ladder tries that, and measures, for itself alone.
 fn waiting(report: &TickReport) -> Option<f64> {
-    let critical = report
-        .apps
-        .values()
-        .filter(|app| app.class == Class::Critical);
-    critical
-        .filter_map(|app| app.io.stalled)
-        .max_by(f64::total_cmp)
+    tier::waiting(report.apps.values().map(|app| Waiter {
+        class: app.class,
+        stalled: app.io.stalled,
+        moves_files: app.offload.as_ref().is_some_and(Climb::moves_files),
+    }))
 }
 
 /// The control thread goes ahead of everything else on a loaded host.

@@ -190,6 +190,8 @@ pub enum Absence {
     NoTier,
     /// Files move already, whoever waits.
     FilesMove,
+    /// Files do not wait for it.
+    MovesDoNotWait,
     /// There is no fleet.
     NoFleet,
     /// No host of the fleet has room.
@@ -236,6 +238,9 @@ impl fmt::Display for Absence {
             }
             Self::NoTier => "no directory is tiered (`[tiers]`)",
             Self::FilesMove => "files of tiered directories move already although it waits",
+            Self::MovesDoNotWait => {
+                "files of tiered directories wait for critical apps only, and it is none"
+            }
             Self::NoFleet => "no fleet is configured",
             Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
             Self::NoAccelerator => "no accelerator takes its tasks",
@@ -333,7 +338,7 @@ impl Means<'_> {
             Rung::ReclaimOwn => self.reclaim_own(seen),
             Rung::RebalanceIo if self.devices => Self::divide(seen),
             Rung::RebalanceIo => Err(Absence::NoDevice),
-            Rung::PromoteTier => self.promote(),
+            Rung::PromoteTier => self.promote(seen),
             Rung::Move => self.target(seen),
             Rung::Accelerate => Err(Absence::NoAccelerator),
         }
@@ -410,7 +415,7 @@ impl Means<'_> {
         })
     }
 
-    /// Half of what batch may take.
+    /// Half of what batch may take of the device where that is least.
     fn divide(seen: &Seen<'_>) -> Result<Offer, Absence> {
         let half = seen.divisible.unwrap_or(0) / 2;
         if half == 0 {
@@ -424,10 +429,13 @@ impl Means<'_> {
     }
 
     /// Moves of files wait while a critical app waits for I/O, which is wrong where it waits because
-    /// its files are on the slow side.
-    const fn promote(&self) -> Result<Offer, Absence> {
+    /// its files are on the slow side. They do not wait for any other app.
+    fn promote(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
         if !self.tiered {
             return Err(Absence::NoTier);
+        }
+        if seen.app.class != Class::Critical {
+            return Err(Absence::MovesDoNotWait);
         }
         Ok(Offer {
             relief: 0.3,

@@ -646,6 +646,24 @@ fn files_move_although_it_waits_where_that_is_tried() {
 }
 
 #[test]
+fn files_move_for_critical_apps_alone_since_they_wait_for_no_other() {
+    for class in [Class::Critical, Class::Standard, Class::Batch] {
+        let mut case = Case::new("web", class, 0.1);
+        case.demand.io_use.stalled = Some(0.5);
+        let means = Means {
+            tiered: true,
+            ..means(at(0), 0)
+        };
+        let offer = means.offer(&case.seen(), Rung::PromoteTier, 2.0);
+        let expected = match class {
+            Class::Critical => None,
+            _ => Some(Absence::MovesDoNotWait),
+        };
+        assert_eq!(offer.err(), expected, "{class:?}");
+    }
+}
+
+#[test]
 fn errors_among_answers_are_a_constraint() {
     let mut case = Case::new("web", Class::Standard, 1.9);
     case.demand.usage.errors = Some(0.02);

@@ -24,7 +24,7 @@ use crate::app::{App, AppId, Class};
 use crate::idset::{CpuSet, NodeSet};
 use crate::offload;
 use crate::topology::{Cpu, Topology};
-use crate::units::{MilliCpu, Time};
+use crate::units::{Limit, MilliCpu, Time};
 
 /// A smaller set must hold the wanted time with this much to spare before CPUs are given
 /// back, in percent, so that a demand at the edge does not flip.
@@ -203,7 +203,9 @@ struct Need<'a> {
     now: usize,
     /// Whole CPUs for what is wanted by forecast and headroom alone.
     needs: usize,
-    /// What it gets beyond that and the hold.
+    /// What it gets without what is beyond: that, what the hold keeps, and what it had before.
+    without: usize,
+    /// What it gets beyond that.
     beyond: usize,
     had_before: usize,
     /// What it gets: `now`, or more while the hold lasts.
@@ -251,6 +253,13 @@ impl<'a> Need<'a> {
             0 => kept,
             before => before,
         };
+        // Its quota holds for all of them together: what is beyond it could not be used.
+        let most = match app.ceiling.cpu {
+            Limit::At(ceiling) => whole_cores(ceiling.whole_cpus()),
+            Limit::Max => usize::MAX,
+        };
+        let without = keeps.max(had_before.min(most));
+        let beyond = beyond.min(most.saturating_sub(without));
         Self {
             app,
             demand,
@@ -258,9 +267,10 @@ impl<'a> Need<'a> {
             extra,
             now,
             needs,
+            without,
             beyond,
             had_before,
-            gets: keeps.max(had_before) + beyond,
+            gets: without + beyond,
             had,
             needed_at,
         }
@@ -320,7 +330,8 @@ fn share_out(needs: &mut [Need<'_>], available: usize, core: usize) {
         }
         sum -= less;
         most.gets -= less;
-        most.beyond = most.beyond.min(beyond(most));
+        // What is cut is beyond first, and so what is taken back later is only what is left of that.
+        most.beyond = most.beyond.min(most.gets.saturating_sub(most.without));
         // What it does not get, it does not look for on the shared CPUs either.
         let gone = MilliCpu::cpus(most.now.saturating_sub(most.gets).try_into().unwrap_or(0));
         most.now = most.now.min(most.gets);

@@ -52,6 +52,8 @@ pub const FREE: Ppm = Ppm(1_000_000);
 pub const TARGET: Ppm = Ppm(700_000);
 /// What batch gets in any case, all of it together.
 pub const ROOM_MIN: Ppm = Ppm(10_000);
+/// Less than this is not divided: half of it is less than what batch gets in any case.
+const DIVISIBLE_MIN: Ppm = Ppm(2 * ROOM_MIN.0);
 /// A critical app whose forecast use is below this does not use a device.
 const USES: Ppm = Ppm(500);
 /// In what slices the kernel grants a limit.
@@ -309,8 +311,9 @@ const fn of_percent(percent: u32) -> Ppm {
     Ppm(percent.saturating_mul(10_000))
 }
 
-/// The most that batch may take of a device that an app uses, where that is what the apps' use leaves,
-/// and where batch takes some of it: what the app can be left more of.
+/// What an app can be left more of: what batch may take of devices that the app uses and batch, too,
+/// of the device where that is least, since the app is left the same of each. None where nothing of
+/// any of them can be had, since batch is bounded by something else than what the apps' use leaves.
 #[must_use]
 pub(super) fn divisible(
     situation: &Situation<'_>,
@@ -319,11 +322,25 @@ pub(super) fn divisible(
 ) -> Option<Ppm> {
     let used = reasons
         .iter()
-        .filter(|(_, reason)| reason.bound == Bound::Bandwidth && reason.used_by.contains(app));
+        .filter(|(_, reason)| reason.used_by.contains(app));
     let shared = used.filter(|(device, _)| {
         of(situation, Class::Batch).any(|(_, demand)| is_busy(demand, **device))
     });
-    shared.map(|(_, reason)| reason.room).max()
+    // Where batch has hardly anything, it loses nothing.
+    let parts = shared.map(|(_, reason)| (reason.bound, unused(reason)));
+    let parts: Vec<(Bound, Ppm)> = parts.filter(|(_, part)| *part >= DIVISIBLE_MIN).collect();
+    let had = parts.iter().any(|(bound, _)| *bound == Bound::Bandwidth);
+    let least = parts.iter().map(|(_, part)| *part).min();
+    least.filter(|_| had)
+}
+
+/// What the apps' use leaves of a device: what is taken for an app comes out of that, also where
+/// batch has less by now.
+fn unused(reason: &Reason) -> Ppm {
+    match reason.bound {
+        Bound::Free | Bound::Bandwidth => reason.room,
+        Bound::Delay => Ppm(TARGET.0.saturating_sub(reason.critical.0)),
+    }
 }
 
 /// Whether an app does something on a device now, or is expected to.

@@ -3,7 +3,8 @@
 //! # Problem
 //!
 //! While a critical application waits for I/O, moving files beside it makes it wait longer.
-//! But it may wait because its files are on the slow side, which only moving them ends.
+//! But it may wait because its files are on the slow side, which only moving them ends: where that
+//! is tried for an application, moves do not wait for it.
 //!
 //! # Approach
 //!
@@ -14,8 +15,11 @@
 //!
 //! - Nobody waits: nobody is held back.
 //! - Somebody always waits: moves have a sixth of the time, and no less.
+//! - Moves are tried for one application: they wait for every other as before.
 
 use std::time::Duration;
+
+use crate::app::Class;
 
 /// Share of time that a critical application waits for I/O, from which moves wait.
 const HELD_ABOVE: f64 = 0.05;
@@ -26,6 +30,31 @@ const HELD_MAX: Duration = Duration::from_secs(10);
 /// What they then have before they wait again.
 const TURN: Duration = Duration::from_secs(2);
 
+/// What one application has to do with moves.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter {
+    /// Its class: moves wait for critical ones.
+    pub class: Class,
+    /// Share of time that it waits for I/O lately, where that is known.
+    pub stalled: Option<f64>,
+    /// Whether it is tried for it to let files move although it waits.
+    pub moves_files: bool,
+}
+
+/// The most that any application waits for I/O that moves are to wait for, as a share of time; none
+/// where there is none, or nobody can tell.
+pub fn waiting(apps: impl IntoIterator<Item = Waiter>) -> Option<f64> {
+    let mut longest: Option<f64> = None;
+    for app in apps {
+        let counts = app.class == Class::Critical && !app.moves_files;
+        let Some(stalled) = app.stalled.filter(|_| counts) else {
+            continue;
+        };
+        longest = Some(longest.map_or(stalled, |longest| longest.max(stalled)));
+    }
+    longest
+}
+
 /// Who goes first now.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Courtesy {
@@ -34,8 +63,7 @@ pub struct Courtesy {
 }
 
 impl Courtesy {
-    /// Whether moves wait from now on. `waiting` is the most that any critical application
-    /// waits for I/O lately, as a share of time; none where nobody can tell.
+    /// Whether moves wait from now on, by what [`waiting`] tells.
     pub fn step(&mut self, now: Duration, waiting: Option<f64>) -> bool {
         let waiting = waiting.unwrap_or(0.0);
         match self.held_since {
@@ -72,6 +100,34 @@ mod tests {
         let waits: Vec<usize> = (0..held.len()).filter(|tenth| held[*tenth]).collect();
         assert_eq!(waits, (10..50).collect::<Vec<_>>());
         assert!(!Courtesy::default().step(Duration::ZERO, None));
+    }
+
+    #[test]
+    fn what_is_tried_for_one_lets_nobody_else_wait() {
+        let app = |class, stalled, moves_files| Waiter {
+            class,
+            stalled: Some(stalled),
+            moves_files,
+        };
+        let (web, tried) = (
+            app(Class::Critical, 0.3, false),
+            app(Class::Critical, 0.5, true),
+        );
+        let (slow, batch) = (
+            app(Class::Standard, 0.6, true),
+            app(Class::Batch, 0.9, false),
+        );
+        let unknown = Waiter {
+            stalled: None,
+            ..web
+        };
+        assert_eq!(waiting([]), None);
+        assert_eq!(waiting([unknown, slow, batch]), None);
+        assert_eq!(waiting([tried, slow, batch]), None, "all that wait have it");
+        assert_eq!(waiting([web, tried, slow, batch, unknown]), Some(0.3));
+        let mut courtesy = Courtesy::default();
+        assert!(courtesy.step(Duration::ZERO, waiting([web, tried])));
+        assert!(!courtesy.step(Duration::from_millis(100), waiting([tried])));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod heat;
 mod pace;
 mod rest;
 
-pub use courtesy::Courtesy;
+pub use courtesy::{Courtesy, Waiter, waiting};
 pub use decide::{Cause, File, Move, Place, Room, decide};
 pub use heat::{BUCKET, FILES_MAX, FORECASTS_MAX, Heats, Warmth};
 pub use pace::Pace;

@@ -363,18 +363,28 @@ fn a_rung_is_taken_measured_and_kept_where_it_helps() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    eventually("it helped and is kept", || {
-        let said = stage.explained();
-        assert!(!said.contains("taken back"), "{said}");
-        let tried = said.contains("Tried: give it more CPUs (1.00 CPU): it was ");
-        tried && said.contains(" predicted), kept.")
-    });
+    let tried = "Tried: give it more CPUs (1.00 CPU): it was ";
+    eventually("its effect is known", || stage.explained().contains(tried));
     let said = stage.explained();
     println!("{said}");
-    assert!(
-        said.contains("In force for it: give it more CPUs (1.00 CPU)."),
-        "{said}"
+    // Two CPUs that are one core's threads help less than two cores: what was found decides.
+    let (_, found) = said.split_once(tried).unwrap();
+    let (found, _) = found.split_once(" predicted), ").unwrap();
+    let (_, relief) = found.split_once("relief ").unwrap();
+    let (relief, _) = relief.split_once('%').unwrap();
+    let helped = relief.parse::<i32>().unwrap() >= 10;
+    println!(
+        "{}",
+        if helped {
+            "it helped"
+        } else {
+            "it did not help on this machine, and is taken back"
+        }
     );
+    assert_eq!(said.contains(" predicted), kept."), helped, "{said}");
+    assert_eq!(said.contains(" predicted), taken back."), !helped, "{said}");
+    let in_force = said.contains("In force for it: give it more CPUs (1.00 CPU).");
+    assert_eq!(in_force, helped, "{said}");
     drop(load);
     stage.place.stop_well();
 }

@@ -587,6 +587,37 @@ fn a_ladder_takes_half_of_what_batch_may_and_gives_it_back_when_that_did_not_hel
     let web = "web".parse().unwrap();
     assert_eq!(memory.offload.extra_io(&web), 0);
 
+    // On a second disk batch has a tenth: half of that is taken from both, and not all of it.
+    let other = Device {
+        major: 8,
+        minor: 16,
+    };
+    let mut two = case.clone();
+    two.policy.devices.insert(other, disk());
+    two.capabilities.knobs.push(Knob::IoMax(other));
+    for (name, share) in [("web", 0.6), ("batch", 0.0)] {
+        let demand = two.demands.get_mut(&name.parse().unwrap()).unwrap();
+        let used = demand.io_use.devices[&DISK];
+        demand.io_use.devices.insert(other, used);
+        let share = band(share);
+        demand.io.insert(other, IoDemand { share });
+    }
+    let mut memory = Memory::default();
+    let mut rooms = Vec::new();
+    for second in 0..5 {
+        let (plan, after) = two.at(second, &memory);
+        memory = after;
+        rooms.push([DISK, other].map(|device| plan.io[&device].room));
+    }
+    assert_eq!(rooms.first(), Some(&[Ppm(600_000), Ppm(100_000)]));
+    assert_eq!(memory.offload.extra_io(&"web".parse().unwrap()), 5);
+    // The first moved by less than the dead band.
+    assert_eq!(
+        rooms.last(),
+        Some(&[Ppm(600_000), Ppm(50_000)]),
+        "{rooms:?}"
+    );
+
     // Where batch does nothing there, there is nothing to divide.
     let mut alone = case.clone();
     alone.does("batch", Io::default());

@@ -103,6 +103,63 @@ fn one_that_keeps_more_than_it_needs_gets_more_than_it_keeps() {
 }
 
 #[test]
+fn a_core_that_was_cut_is_not_taken_back_once_more() {
+    let mut case = Case::new(Shape {
+        cores: 8,
+        ..small()
+    });
+    case = case.app("web", Class::Critical, 3.0);
+    case = case.app("db", Class::Critical, 1.0);
+    case = case.app("burn", Class::Batch, 1.0);
+    let before = case.plan_at(0, &Memory::default()).1;
+    case.demand("web", 1.2);
+    let mut memory = widened(&mut case, 0);
+    memory.cpus = before.cpus;
+    for second in 1..6 {
+        memory = case.plan_at(second, &memory).1;
+    }
+    let (plan, _) = case.plan_at(6, &memory);
+    assert_eq!((own(&plan, "web").len(), own(&plan, "db").len()), (5, 2));
+    // Three of the seven that critical apps may have: the core beyond goes, and no other.
+    case.demand("db", 2.2);
+    let (plan, mut memory) = case.plan_at(6, &memory);
+    assert_eq!((own(&plan, "web").len(), own(&plan, "db").len()), (4, 3));
+    // The rung is taken back while the hold lasts.
+    memory.offload = crate::offload::Memory::default();
+    let (plan, _) = case.plan_at(7, &memory);
+    assert_eq!((own(&plan, "web").len(), own(&plan, "db").len()), (4, 3));
+}
+
+#[test]
+fn what_is_beyond_a_forecast_stays_within_the_ceiling() {
+    let web: AppId = "web".parse().unwrap();
+    let check = |ceiling, expected: [usize; 3]| {
+        let mut case = Case::new(Shape {
+            cores: 8,
+            ..small()
+        });
+        case = case.app("web", Class::Critical, 2.3);
+        case = case.app("burn", Class::Batch, 1.0);
+        case.policy.apps.get_mut(&web).unwrap().ceiling.cpu = ceiling;
+        let mut memory = widened(&mut case, 0);
+        case.demands.get_mut(&web).unwrap().usage.cpu = Some(2.0);
+        for second in 0..5 {
+            memory = case.plan_at(second, &memory).1;
+        }
+        // Three and one; a rise; and a fall while what came with the rise is held.
+        let got = [2.3, 3.3, 2.3].map(|demand| {
+            case.demand("web", demand);
+            let (plan, after) = case.plan_at(5, &memory);
+            memory = after;
+            own(&plan, "web").len()
+        });
+        assert_eq!(got, expected, "{ceiling:?}");
+    };
+    check(Limit::At(MilliCpu::cpus(4)), [4, 4, 4]);
+    check(Limit::Max, [4, 6, 6]);
+}
+
+#[test]
 fn page_cache_of_an_app_is_not_counted_as_had_and_as_available() {
     let web: AppId = "web".parse().unwrap();
     // It holds 3 GiB, 2 of them page cache that it works with, which the kernel counts among the
