@@ -141,7 +141,7 @@ impl fmt::Display for Reason {
             Self::Apart(app) => write!(f, "has {app}, which it must not share a host with"),
             Self::Full { room, need } => write!(
                 f,
-                "has room for {} CPUs and {}, and it needs {} and {}",
+                "has room for {} and {}, and it needs {} and {}",
                 room.cpu, room.memory, need.cpu, need.memory
             ),
             Self::NoBetter { there, here } => write!(
@@ -378,7 +378,7 @@ mod tests {
         let (chosen, reasons) = any(&huge, &hosts);
         assert_eq!(chosen, None);
         let why = reasons.values().next().unwrap().to_string();
-        assert!(why.contains("has room for 3.0 CPUs"), "{why}");
+        assert!(why.contains("has room for 3.00 CPU and 7.0 GiB"), "{why}");
     }
 
     #[test]
