@@ -297,8 +297,8 @@ impl Shared {
         let ask = |mut client: Client| async move { client.lease_revoke(id).await };
         match self.connection.ask(until, ask).await {
             Ok(_) => Ok(()),
-            // It has ended already.
-            Err(trouble) if trouble.certain => Ok(()),
+            // It has ended already; of one that may not be ended nobody can say so.
+            Err(trouble) if trouble.not_found => Ok(()),
             Err(trouble) => Err(trouble.into()),
         }
     }

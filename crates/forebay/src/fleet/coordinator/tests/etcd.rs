@@ -405,13 +405,23 @@ fn a_user_that_is_not_known_is_refused() {
         .unwrap()
     };
     let record = Ownership::first(host("a"));
-    as_user(Some("right")).create(&app("web"), &record).unwrap();
+    let right = as_user(Some("right"));
+    right.create(&app("web"), &record).unwrap();
+    let ttl = Duration::from_secs(60);
+    let held = right.join(&member("a", "1"), ttl).unwrap();
     for wrong in [Some("wrong"), None] {
         let error = as_user(wrong).create(&app("web"), &record).unwrap_err();
         assert_eq!(error.outcome(), Outcome::Refused, "{wrong:?}: {error}");
         assert!(error.to_string().contains("user"), "{error}");
         assert!(!format!("{:?}", as_user(wrong)).contains("wrong"));
+        // Its lease stands, and nothing else is said.
+        let error = as_user(wrong).leave(&held).unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Refused, "{wrong:?}: {error}");
+        assert!(right.hosts().unwrap().contains_key(&host("a")));
     }
+    right.leave(&held).unwrap();
+    assert!(right.hosts().unwrap().is_empty());
+    right.leave(&held).unwrap();
 }
 
 #[test]
