@@ -256,6 +256,7 @@ impl Coordinator for Local {
         state.leases += 1;
         let held = Held {
             id: state.leases,
+            host: member.host.clone(),
             lease: Lease { renewed_at, ttl },
         };
         let entry = (held.clone(), member.clone());

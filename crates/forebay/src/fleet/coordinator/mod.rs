@@ -84,7 +84,8 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// It cannot be reached, or another agent is a member under this name.
     fn join(&self, member: &Member, ttl: Duration) -> Result<Held, Error>;
 
-    /// Makes the lease begin anew. None: it has ended, and this host is no member any more.
+    /// Makes the lease begin anew. None: this host is no member by it any more, since it has ended,
+    /// or the member was removed or joined under another lease: others go by the member alone.
     ///
     /// # Errors
     /// It cannot be reached; the lease stands for as long as it did.
@@ -176,6 +177,8 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
 pub(crate) struct Held {
     /// The coordinator's name for it.
     pub(crate) id: i64,
+    /// Who is a member by it.
+    pub(crate) host: HostName,
     /// Until when it certainly stands: counted from before the request was sent.
     pub(crate) lease: Lease,
 }

@@ -25,10 +25,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::Class;
-use forebay_core::fleet::HostName;
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::offering::{self, Ahead};
 use forebay_core::fleet::tenure::Lease;
+use forebay_core::fleet::{HostName, Outcome};
 use forebay_core::report::EventKind;
 use tokio::sync::watch;
 
@@ -397,7 +397,7 @@ impl Job {
                 self.held = None;
                 self.standing.tenure = None;
                 self.due.join = now();
-                self.event("the lease of this host has ended; joining the fleet again".to_owned());
+                self.event("this host is no member any more; joining the fleet again".to_owned());
                 Ok(())
             }
             Err(error) => {
@@ -563,8 +563,13 @@ impl Job {
         let member = self.member(offer);
         match self.coordinator.publish(held, &member) {
             Ok(()) => self.published = Some((now(), member.offer)),
-            // The next renewal finds out what it means.
-            Err(error) => tracing::debug!(%error, "the offer was not published"),
+            Err(error) => {
+                tracing::debug!(%error, "the offer was not published");
+                // Others may see this host gone: renewing finds out.
+                if error.outcome() == Outcome::Refused {
+                    self.due.renew = now();
+                }
+            }
         }
     }
 

@@ -225,7 +225,7 @@ impl Shared {
         Ok(self.connection.ask(until, write).await?.succeeded())
     }
 
-    async fn grant(&self, until: Instant, ttl: Duration) -> Result<Held, Failed> {
+    async fn grant(&self, until: Instant, ttl: Duration) -> Result<(i64, Lease), Failed> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
         let ask = |mut client: Client| async move {
             // Before it is sent: etcd counts from when it hears of it, which is later.
@@ -235,33 +235,34 @@ impl Shared {
         let (renewed_at, granted) = self.connection.ask(until, ask).await?;
         // It may grant more than it was asked for.
         let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-        Ok(Held {
-            id: granted.id(),
-            lease: Lease { renewed_at, ttl },
-        })
+        Ok((granted.id(), Lease { renewed_at, ttl }))
     }
 
     async fn join(&self, until: Instant, member: &Member, ttl: Duration) -> Result<Held, Failed> {
         let key = self.host(&member.host);
         let value = encode(member)?;
-        let held = self.grant(until, ttl).await?;
+        let (id, lease) = self.grant(until, ttl).await?;
         for _ in 0..CONTENDED_MAX {
             let found = self.get(until, &key).await?;
             if let Some(found) = &found {
                 let other: Member = decode(found)?;
                 if other.agent != member.agent {
                     // It ends by itself where this does not reach it.
-                    self.revoke(until, held.id).await.ok();
+                    self.revoke(until, id).await.ok();
                     return Err(refused(taken(&other)));
                 }
             }
             let seen = found.map_or(0, |found| found.mod_revision());
-            let leased = PutOptions::new().with_lease(held.id);
+            let leased = PutOptions::new().with_lease(id);
             let txn = Txn::new()
                 .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, seen)])
                 .and_then([TxnOp::put(key.as_str(), value.clone(), Some(leased))]);
             if self.repeat(until, &txn).await? {
-                return Ok(held);
+                return Ok(Held {
+                    id,
+                    host: member.host.clone(),
+                    lease,
+                });
             }
         }
         Err(refused(
@@ -283,13 +284,18 @@ impl Shared {
                 Err(error) => Err(error),
             }
         };
-        let renewed = self.connection.ask(until, ask).await?;
-        Ok(renewed.map(|renewed_at| Held {
-            id,
+        let Some(renewed_at) = self.connection.ask(until, ask).await? else {
+            return Ok(None);
+        };
+        // Others look at the key alone, which somebody may have deleted while the lease goes on, or a
+        // clone of this host put under its own.
+        let key = self.get(until, &self.host(&held.host)).await?;
+        Ok(key.filter(|key| key.lease() == id).map(|_| Held {
             lease: Lease {
                 renewed_at,
                 ..held.lease
             },
+            ..held.clone()
         }))
     }
 
@@ -377,11 +383,11 @@ impl Shared {
         how: &Completed,
     ) -> Result<(), Failed> {
         let asked = format!("{}{id}", self.commands(host));
-        let kept = self.grant(until, COMPLETED_TTL).await?;
+        let (kept, _) = self.grant(until, COMPLETED_TTL).await?;
         let answer = TxnOp::put(
             self.completed(host, id),
             encode(how)?,
-            Some(PutOptions::new().with_lease(kept.id)),
+            Some(PutOptions::new().with_lease(kept)),
         );
         // Where it is not there, it was completed before, and the answer was lost.
         let txn = Txn::new()

@@ -219,6 +219,26 @@ fn a_transaction_that_comes_late_takes_no_effect_after_another() {
 }
 
 #[test]
+fn who_was_removed_by_hand_is_told_so_by_its_renewal() {
+    let Some(server) = server::Etcd::start("who_was_removed_by_hand_is_told_so_by_its_renewal")
+    else {
+        return;
+    };
+    let (a, b) = (client(&[&server.endpoint()]), client(&[&server.endpoint()]));
+    let ttl = Duration::from_secs(60);
+    let (web, first) = (app("web"), Ownership::first(host("a")));
+    a.create(&web, &first).unwrap();
+    let held = a.join(&member("a", "1"), ttl).unwrap();
+    let held = a.renew(&held).unwrap().unwrap();
+    server.delete("/forebay/test/hosts/a");
+    b.take_over(&web, &first, &first.given_to(&host("b")))
+        .unwrap();
+    assert_eq!(a.renew(&held).unwrap(), None);
+    let again = a.join(&member("a", "1"), ttl).unwrap();
+    assert!(a.renew(&again).unwrap().is_some());
+}
+
+#[test]
 fn a_watch_outlives_a_crash_and_misses_nothing() {
     let Some(mut server) = server::Etcd::start("a_watch_outlives_a_crash_and_misses_nothing")
     else {

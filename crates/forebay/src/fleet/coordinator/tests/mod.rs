@@ -178,6 +178,27 @@ fn a_host_is_there_for_as_long_as_its_lease() {
 }
 
 #[test]
+fn a_lease_that_the_host_is_no_member_by_is_not_renewed() {
+    each(
+        "a_lease_that_the_host_is_no_member_by_is_not_renewed",
+        |pair| {
+            let ttl = Duration::from_secs(60);
+            let early = pair.a.join(&member("a", "1"), ttl).unwrap();
+            // The same agent, as a clone of the host would.
+            let late = pair.b.join(&member("a", "1"), ttl).unwrap();
+            assert_eq!(pair.a.renew(&early).unwrap(), None);
+            refused(pair.a.publish(&early, &member("a", "1")), "lease has ended");
+            let renewed = pair.b.renew(&late).unwrap().unwrap();
+            assert_eq!((renewed.id, &renewed.host), (late.id, &host("a")));
+            // What ends the early one is not the late one's.
+            pair.a.leave(&early).unwrap();
+            assert!(pair.b.renew(&late).unwrap().is_some());
+            assert!(pair.a.hosts().unwrap().contains_key(&host("a")));
+        },
+    );
+}
+
+#[test]
 fn others_take_over_from_a_host_that_is_gone_and_from_no_other() {
     each(
         "others_take_over_from_a_host_that_is_gone_and_from_no_other",
