@@ -370,8 +370,15 @@ impl Shared {
             return Err(refused(too_many(host)));
         }
         let id = CommandId::new();
-        let put = TxnOp::put(format!("{prefix}{id}"), encode(command)?, None);
-        self.repeat(until, &Txn::new().and_then([put])).await?;
+        let key = format!("{prefix}{id}");
+        let completed = self.completed(host, &id);
+        let never = |key: &str| Compare::create_revision(key, CompareOp::Equal, 0);
+        let txn = Txn::new()
+            .when([never(&key), never(&completed)])
+            .and_then([TxnOp::put(key.as_str(), encode(command)?, None)]);
+        // Where one of them is there, an earlier attempt put it whose answer was lost: once more, and
+        // its host would carry it out twice.
+        self.repeat(until, &txn).await?;
         Ok(id)
     }
 

@@ -189,6 +189,42 @@ fn a_lost_answer_is_resolved_by_reading() {
 }
 
 #[test]
+fn a_command_whose_answer_was_lost_is_not_asked_for_twice() {
+    let Some(server) =
+        server::Etcd::start("a_command_whose_answer_was_lost_is_not_asked_for_twice")
+    else {
+        return;
+    };
+    let direct = client(&[&server.endpoint()]);
+    let proxy = Proxy::start(server.address(), "\"ask\":\"drain\"", Cut::Answers);
+    let cut_off = client(&[&format!("http://{}", proxy.address), &server.endpoint()]);
+    let a = host("a");
+    let how = |what: &str| Completed::Done {
+        what: what.to_owned(),
+    };
+    let mut view = direct.watch(&a);
+    let id = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| cut_off.post(&a, &Command::Drain));
+        // Carried out before whoever asked tries the next member.
+        let mut seen = || view.borrow_and_update().commands.keys().next().cloned();
+        let mut id = None;
+        eventually("the command is seen", || {
+            id = seen();
+            id.is_some()
+        });
+        let id = id.unwrap();
+        direct.complete(&a, &id, &how("once")).unwrap();
+        assert_eq!(asking.join().unwrap().unwrap(), id);
+        id
+    });
+    assert!(*proxy.state.seen.lock().unwrap(), "an answer was lost");
+    // Of one that waits again this would be the end.
+    direct.complete(&a, &id, &how("twice")).unwrap();
+    assert_eq!(direct.completed(&a, &id).unwrap(), Some(how("once")));
+    drop(cut_off);
+}
+
+#[test]
 fn a_transaction_that_comes_late_takes_no_effect_after_another() {
     let Some(server) =
         server::Etcd::start("a_transaction_that_comes_late_takes_no_effect_after_another")
