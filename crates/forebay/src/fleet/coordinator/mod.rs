@@ -205,6 +205,9 @@ pub(crate) type Members = BTreeMap<HostName, Member>;
 /// Whose everything is.
 pub(crate) type Records = BTreeMap<AppId, Ownership>;
 
+/// What was asked of a host, in the order in which it was, whatever clocks said.
+pub(crate) type Commands = Vec<(CommandId, Command)>;
+
 /// What whoever watches sees.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct View {
@@ -212,29 +215,39 @@ pub(crate) struct View {
     pub(crate) revision: i64,
     /// Whose everything is; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
-    /// What was asked of this host and is not completed, oldest first.
-    pub(crate) commands: Arc<BTreeMap<CommandId, Command>>,
+    /// What was asked of this host and is not completed.
+    pub(crate) commands: Arc<Commands>,
     /// Since when nothing can be heard, by [`now`], and why; none while it can.
     pub(crate) lost: Option<(Duration, String)>,
 }
 
-/// One command's name: those that were asked for later are greater.
+/// One command's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct CommandId(String);
 
 impl CommandId {
-    /// A new one: the time, then what keeps two of one millisecond apart.
+    /// A new one: the time, then what keeps two of one millisecond apart. Clocks differ, so that it
+    /// says nothing of the order.
     fn new() -> Self {
-        let unix = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        Self(format!(
-            "{:013}-{:08x}",
-            unix.as_millis(),
-            fastrand::u32(..)
-        ))
+        Self::of(unix_ms())
     }
+
+    /// A new one that sorts behind this one, wherever the clock was set since.
+    fn after(last: &Self) -> Self {
+        let digits = last.0.split('-').next().unwrap_or_default();
+        let last = digits.parse::<u64>().unwrap_or_default();
+        Self::of(unix_ms().max(last.saturating_add(1)))
+    }
+
+    fn of(ms: u64) -> Self {
+        Self(format!("{ms:013}-{:08x}", fastrand::u32(..)))
+    }
+}
+
+fn unix_ms() -> u64 {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(unix.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl std::str::FromStr for CommandId {

@@ -33,7 +33,7 @@ use forebay_core::report::EventKind;
 use tokio::sync::watch;
 
 use super::coordinator::{
-    Command, CommandId, Completed, Coordinator, Error, Held, Member, Members, Records, View,
+    Command, Commands, Completed, Coordinator, Error, Held, Member, Members, Records, View,
     local::Local, now,
 };
 use crate::config::FleetConfig;
@@ -79,7 +79,7 @@ pub(crate) struct Standing {
     /// Whose everything is, as far as was heard; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
     /// What others asked of this host and it has not completed, without what this thread carries out.
-    pub(crate) commands: Arc<BTreeMap<CommandId, Command>>,
+    pub(crate) commands: Arc<Commands>,
     /// Who is there, as was last looked.
     pub(crate) members: Arc<Members>,
     /// It takes no more applications.
@@ -414,12 +414,13 @@ impl Job {
         if view.revision >= self.read_at && view.records.is_some() {
             self.standing.records.clone_from(&view.records);
         }
-        let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) = (*view.commands)
-            .clone()
-            .into_iter()
-            .partition(|(_, asked)| {
-                matches!(asked, Command::Cordon | Command::Uncordon | Command::Other)
-            });
+        let (own, others): (Commands, Commands) =
+            (*view.commands)
+                .clone()
+                .into_iter()
+                .partition(|(_, asked)| {
+                    matches!(asked, Command::Cordon | Command::Uncordon | Command::Other)
+                });
         if *self.standing.commands != others {
             self.standing.commands = Arc::new(others);
         }

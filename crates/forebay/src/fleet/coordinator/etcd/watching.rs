@@ -107,7 +107,10 @@ async fn listen(
             return Err(refused("etcd answered something else than it was asked"));
         };
         let read = records(found_apps, &apps)?;
-        let waiting = found_commands.iter();
+        // As they were asked for: in their names are the clocks of whoever asked.
+        let mut waiting: Vec<&KeyValue> = found_commands.iter().collect();
+        waiting.sort_by_key(|found| found.create_revision());
+        let waiting = waiting.into_iter();
         let waiting = waiting.map(|found| Ok((name(found, &commands)?, decode(found)?)));
         let waiting = waiting.collect::<Result<_, Failed>>()?;
         let revision = revision(answer.header())?;
@@ -193,9 +196,13 @@ fn take_in(shared: &Shared, host: &HostName, view: &mut View, event: &Event) -> 
     if found.key().starts_with(commands.as_bytes()) {
         let id: CommandId = name(found, &commands)?;
         let known = Arc::make_mut(&mut view.commands);
-        match is_there {
-            true => _ = known.insert(id, decode(found)?),
-            false => _ = known.remove(&id),
+        let at = known.iter().position(|(other, _)| *other == id);
+        match (is_there, at) {
+            (true, Some(at)) => known[at].1 = decode(found)?,
+            // It is heard of in the order in which it was asked for.
+            (true, None) => known.push((id, decode(found)?)),
+            (false, Some(at)) => _ = known.remove(at),
+            (false, None) => {}
         }
     } else {
         let app = name(found, &shared.apps())?;

@@ -206,7 +206,10 @@ fn a_command_whose_answer_was_lost_is_not_asked_for_twice() {
     let id = std::thread::scope(|scope| {
         let asking = scope.spawn(|| cut_off.post(&a, &Command::Drain));
         // Carried out before whoever asked tries the next member.
-        let mut seen = || view.borrow_and_update().commands.keys().next().cloned();
+        let mut seen = || {
+            let view = view.borrow_and_update();
+            view.commands.first().map(|(id, _)| id.clone())
+        };
         let mut id = None;
         eventually("the command is seen", || {
             id = seen();
@@ -222,6 +225,35 @@ fn a_command_whose_answer_was_lost_is_not_asked_for_twice() {
     direct.complete(&a, &id, &how("twice")).unwrap();
     assert_eq!(direct.completed(&a, &id).unwrap(), Some(how("once")));
     drop(cut_off);
+}
+
+#[test]
+fn commands_are_in_the_order_in_which_they_were_asked_for() {
+    let Some(server) =
+        server::Etcd::start("commands_are_in_the_order_in_which_they_were_asked_for")
+    else {
+        return;
+    };
+    let etcd = client(&[&server.endpoint()]);
+    let a = host("a");
+    let late = |etcd: &Etcd| etcd.watch(&a);
+    let mut early = late(&etcd);
+    eventually("it is heard", || early.borrow_and_update().lost.is_none());
+    let by_hand = |digits: &str, ask: &str| {
+        let key = format!("/forebay/test/commands/a/{digits}-00000000");
+        server.put(&key, &format!("{{\"ask\": \"{ask}\"}}"));
+    };
+    // By a clock that is ahead, by a right one, and by one that is behind.
+    by_hand("9999999999999", "cordon");
+    etcd.post(&a, &Command::Uncordon).unwrap();
+    by_hand("0000000000000", "drain");
+    let order = [Command::Cordon, Command::Uncordon, Command::Drain];
+    for view in [&mut early, &mut late(&etcd)] {
+        eventually("all are heard in order", || {
+            let view = view.borrow_and_update();
+            view.commands.iter().map(|(_, asked)| asked).eq(&order)
+        });
+    }
 }
 
 #[test]
@@ -318,7 +350,7 @@ fn a_watch_outlives_a_crash_and_misses_nothing() {
             let records = view.records.as_ref();
             view.lost.is_none()
                 && records.is_some_and(|records| records.get(&web) == Some(&record))
-                && view.commands.contains_key(&id)
+                && asked(&view, &id).is_some()
                 && view.commands.len() == round + 1
         });
     }
