@@ -198,6 +198,8 @@ impl State {
         View {
             revision: self.revision,
             records: Some(Arc::new(self.kept.records.clone())),
+            // The file is read as a whole, or not at all.
+            unreadable: Arc::default(),
             commands: Arc::new(
                 commands
                     .map(|(id, asked)| (id.clone(), asked.clone()))

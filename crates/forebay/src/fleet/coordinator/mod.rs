@@ -115,10 +115,11 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// It cannot be reached, or the record cannot be read.
     fn record(&self, app: &AppId) -> Result<Option<Ownership>, Error>;
 
-    /// Whose all are, and at which revision that is ([`View::revision`]).
+    /// Whose all are, and at which revision that is ([`View::revision`]). Those that cannot be read
+    /// are left out, with a warning: each concerns its application alone.
     ///
     /// # Errors
-    /// It cannot be reached, or a record cannot be read.
+    /// It cannot be reached.
     fn records(&self) -> Result<(i64, Records), Error>;
 
     /// Makes the first record of an application.
@@ -205,6 +206,8 @@ pub(crate) type Members = BTreeMap<HostName, Member>;
 /// Whose everything is.
 pub(crate) type Records = BTreeMap<AppId, Ownership>;
 
+/// Keys of records that cannot be read, and why.
+pub(crate) type Unreadable = BTreeMap<String, String>;
 /// What was asked of a host, in the order in which it was, whatever clocks said.
 pub(crate) type Commands = Vec<(CommandId, Command)>;
 
@@ -215,6 +218,8 @@ pub(crate) struct View {
     pub(crate) revision: i64,
     /// Whose everything is; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
+    /// What is not among the records, although it is there.
+    pub(crate) unreadable: Arc<Unreadable>,
     /// What was asked of this host and is not completed.
     pub(crate) commands: Arc<Commands>,
     /// Since when nothing can be heard, by [`now`], and why; none while it can.
@@ -281,7 +286,7 @@ pub(crate) enum Command {
         /// Where to; where there is most room if none.
         to: Option<HostName>,
     },
-    /// Something that a later release knows.
+    /// Something that a later release knows, or that cannot be read.
     #[serde(other)]
     Other,
 }

@@ -318,7 +318,9 @@ impl Job {
             let mut records = records.values();
             records.any(|record| record.owner == self.beginning.config.host)
         };
-        let owns = self.standing.records.as_ref().is_none_or(own);
+        // One that cannot be read may be this host's.
+        let owns = self.standing.records.as_ref().is_none_or(own)
+            || !self.view.borrow().unreadable.is_empty();
         if let (Some(held), false) = (&self.held, owns)
             && let Err(error) = self.coordinator.leave(held)
         {
@@ -444,7 +446,10 @@ impl Job {
             Command::Uncordon => false,
             _ => {
                 let version = env!("CARGO_PKG_VERSION");
-                let why = format!("Forebay {version} on {host} does not know that command");
+                let why = format!(
+                    "Forebay {version} on {host} does not know that command, or cannot read it; its log \
+                     tells more"
+                );
                 return Completed::Refused { why };
             }
         };

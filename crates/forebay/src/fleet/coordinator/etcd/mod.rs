@@ -32,8 +32,8 @@ use self::connection::{Connection, Trouble, deadline};
 use super::local::other_epoch;
 use super::{
     COMMANDS_MAX, COMPLETED_TTL, Command, CommandId, Completed, Coordinator, Error, ErrorKind,
-    Held, LEASE_ENDED, Member, Members, REQUEST_MAX, Records, VALUE_MAX, View, exists, now,
-    owner_lives, taken, too_many,
+    Held, LEASE_ENDED, Member, Members, REQUEST_MAX, Records, Unreadable, VALUE_MAX, View, exists,
+    now, owner_lives, taken, too_many,
 };
 use crate::config::EtcdConfig;
 
@@ -439,23 +439,54 @@ fn revision(header: Option<&ResponseHeader>) -> Result<i64, Failed> {
 }
 
 /// What a key says after its prefix.
+fn rest(found: &KeyValue, prefix: &str) -> String {
+    let key = String::from_utf8_lossy(found.key());
+    key.strip_prefix(prefix).unwrap_or(&key).to_owned()
+}
+
 fn name<T: std::str::FromStr>(found: &KeyValue, prefix: &str) -> Result<T, Failed>
 where
     T::Err: fmt::Display,
 {
-    let key = String::from_utf8_lossy(found.key());
-    let name = key.strip_prefix(prefix).unwrap_or(&key);
-    name.parse().map_err(|error| {
+    rest(found, prefix).parse().map_err(|error| {
+        let key = String::from_utf8_lossy(found.key());
         refused(format!(
             "the key {key} is not Forebay's: {error}; remove it, or give the fleet another prefix"
         ))
     })
 }
 
-fn records(found: &[KeyValue], prefix: &str) -> Result<Records, Failed> {
-    let each = found.iter();
-    each.map(|found| Ok((name(found, prefix)?, decode(found)?)))
-        .collect()
+/// One record; why it cannot be read otherwise, of which there is a warning.
+fn readable(found: &KeyValue, prefix: &str) -> Result<(AppId, Ownership), String> {
+    let read = || Ok((name(found, prefix)?, decode(found)?));
+    read().map_err(|failed: Failed| {
+        let why = failed.kind.why().to_owned();
+        tracing::warn!(why, "nobody can tell who owns an application");
+        why
+    })
+}
+
+/// Those that can be read: what somebody wrote by mistake, or a later release, must not hide all others.
+fn records(found: &[KeyValue], prefix: &str) -> (Records, Unreadable) {
+    let (mut records, mut unreadable) = (Records::new(), Unreadable::new());
+    for found in found {
+        match readable(found, prefix) {
+            Ok((app, record)) => _ = records.insert(app, record),
+            Err(why) => {
+                let key = String::from_utf8_lossy(found.key());
+                unreadable.insert(key.into_owned(), why);
+            }
+        }
+    }
+    (records, unreadable)
+}
+
+/// A command; one that cannot be read is one that this release does not know, and is refused as such.
+fn command(found: &KeyValue) -> Command {
+    decode(found).unwrap_or_else(|failed| {
+        tracing::warn!(why = failed.kind.why(), "a command is refused");
+        Command::Other
+    })
 }
 
 impl Coordinator for Etcd {
@@ -536,7 +567,7 @@ impl Coordinator for Etcd {
             |shared, until| async move {
                 let prefix = shared.apps();
                 let (revision, found) = shared.list(until, &prefix).await?;
-                Ok((revision, records(&found, &prefix)?))
+                Ok((revision, records(&found, &prefix).0))
             },
         )
     }

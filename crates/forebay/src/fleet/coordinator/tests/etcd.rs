@@ -435,31 +435,64 @@ fn a_member_that_does_not_answer_is_left_for_another() {
 }
 
 #[test]
-fn keys_that_are_not_forebays_are_named() {
-    let Some(server) = server::Etcd::start("keys_that_are_not_forebays_are_named") else {
+fn a_record_that_cannot_be_read_is_named_and_hides_no_other() {
+    let Some(server) =
+        server::Etcd::start("a_record_that_cannot_be_read_is_named_and_hides_no_other")
+    else {
         return;
     };
     let etcd = client(&[&server.endpoint()]);
+    let (web, db) = (app("web"), app("db"));
+    let first = Ownership::first(host("a"));
+    etcd.create(&db, &first).unwrap();
+    let others: Records = [(db.clone(), first.clone())].into();
+    let all: Records = [(db.clone(), first.clone()), (web.clone(), first.clone())].into();
     let check = |key: &str, value: &str, words: &[&str]| {
-        server.put(key, value);
-        let error = etcd.records().unwrap_err();
-        assert_eq!(error.outcome(), Outcome::Refused, "{error}");
-        let error = error.to_string();
-        for word in words {
-            assert!(error.contains(word), "`{word}` is not in: {error}");
-        }
-        let view = etcd.watch(&host("a"));
-        eventually("whoever watches is told", || {
+        etcd.create(&web, &first).unwrap();
+        let before = etcd.watch(&host("a"));
+        let shows = |view: &watch::Receiver<View>, records: &Records, bad: bool| {
             let view = view.borrow();
-            view.lost
-                .as_ref()
-                .is_some_and(|(_, why)| why.contains(words[0]))
-        });
+            let named = view.unreadable.get(key);
+            let named = named.is_some_and(|why| words.iter().all(|word| why.contains(word)));
+            view.lost.is_none() && view.records.as_deref() == Some(records) && named == bad
+        };
+        eventually("all is well", || shows(&before, &all, false));
+        server.put(key, value);
+        let left = match key.ends_with("/web") {
+            true => &others,
+            false => &all,
+        };
+        assert_eq!(etcd.records().unwrap().1, *left);
+        let after = etcd.watch(&host("a"));
+        for view in [&before, &after] {
+            eventually("it is named", || shows(view, left, true));
+        }
+        if key.ends_with("/web") {
+            for asked in [
+                etcd.record(&web).map(drop),
+                etcd.create(&web, &first),
+                etcd.change(&web, 1, &first.recalled()),
+                etcd.take_over(&web, &first, &first.given_to(&host("b"))),
+                etcd.forget(&web, 1),
+            ] {
+                refused(asked, words[0]);
+            }
+        }
+        // Others go on.
+        etcd.change(&db, 1, &first).unwrap();
         server.delete(key);
-        eventually("it is over", || view.borrow().lost.is_none());
+        let left = etcd.records().unwrap().1;
+        for view in [&before, &after] {
+            eventually("it is over", || {
+                shows(view, &left, false) && view.borrow().unreadable.is_empty()
+            });
+        }
+        if left.contains_key(&web) {
+            etcd.forget(&web, 1).unwrap();
+        }
     };
-    let app = "/forebay/test/apps/web";
-    check(app, "{", &["/forebay/test/apps/web", "look who wrote it"]);
+    let key = "/forebay/test/apps/web";
+    check(key, "{", &["/forebay/test/apps/web", "look who wrote it"]);
     check(
         "/forebay/test/apps/a b",
         "{}",
@@ -467,10 +500,44 @@ fn keys_that_are_not_forebays_are_named() {
     );
     let long = format!("\"{}\"", "x".repeat(VALUE_MAX));
     check(
-        app,
+        key,
         &long,
         &["/forebay/test/apps/web", "longer than 262144 bytes"],
     );
+}
+
+#[test]
+fn a_command_that_cannot_be_read_hides_no_other() {
+    let Some(server) = server::Etcd::start("a_command_that_cannot_be_read_hides_no_other") else {
+        return;
+    };
+    let etcd = client(&[&server.endpoint()]);
+    let a = host("a");
+    let before = etcd.watch(&a);
+    eventually("it is heard", || before.borrow().lost.is_none());
+    server.put("/forebay/test/commands/a/1-x", "{");
+    // Of a release that wants to know more.
+    server.put("/forebay/test/commands/a/2-x", r#"{"ask": "move"}"#);
+    let id = etcd.post(&a, &Command::Drain).unwrap();
+    let named = |name: &str| name.parse::<CommandId>().unwrap();
+    let all = [
+        (named("1-x"), Command::Other),
+        (named("2-x"), Command::Other),
+        (id, Command::Drain),
+    ];
+    let after = etcd.watch(&a);
+    for view in [&before, &after] {
+        eventually("all are there", || *view.borrow().commands == all);
+        assert!(view.borrow().lost.is_none());
+    }
+    let how = Completed::Refused {
+        why: "nobody can read it".to_owned(),
+    };
+    etcd.complete(&a, &all[0].0, &how).unwrap();
+    assert_eq!(etcd.completed(&a, &all[0].0).unwrap(), Some(how));
+    for view in [&before, &after] {
+        eventually("it is gone", || view.borrow().commands.len() == 2);
+    }
 }
 
 #[test]
