@@ -6,10 +6,14 @@
 //! Approach: of every app that runs counts the most that its forecasts say of the time to come, by
 //! their 95 % quantiles: of the next control periods, and of the next minutes where enough was seen of
 //! it. What apps may use at all is the host less what it keeps for itself, and less what others than
-//! apps hold of its memory now.
+//! apps hold of its memory now. Others hold what is neither available (`MemAvailable`, which has all
+//! page cache in it that can go, that of apps as well) nor apps' for certain: their anonymous and locked
+//! pages. What the kernel holds for apps counts as others': part of it is in `MemAvailable`, and
+//! nothing must count twice.
 //!
 //! Properties, tested: an app that does not run needs nothing; what was not observed is not taken for
-//! nothing: without a reading the host is taken to have what it has.
+//! nothing: without a reading the host is taken to have what it has, and an app that nothing is known
+//! of may need all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -52,25 +56,26 @@ pub fn offer(
         let apps = report.apps.iter();
         apps.filter(|(_, app)| app.state == RunState::Running)
     };
-    let mut needed: BTreeMap<Class, Room> = BTreeMap::new();
-    for (id, app) in running() {
-        let sum = needed.entry(app.class).or_default();
-        *sum = sum.and(need(app, ahead.get(id)));
-    }
-    let apps: BTreeSet<AppId> = running().map(|(id, _)| id.clone()).collect();
-    let used = running().filter_map(|(_, app)| app.usage.memory);
-    let used = used.fold(Bytes(0), Bytes::saturating_add);
+    let held = running().map(|(_, app)| held(app));
+    let held = held.fold(Bytes(0), Bytes::saturating_add);
     let own = Bytes(host.memory.0.saturating_sub(host.system_memory.0));
     // What neither apps hold nor anybody could have is others'.
     let memory = match &report.host.memory_available {
-        Ok(available) => own.min(available.saturating_add(used)),
+        Ok(available) => own.min(available.saturating_add(held)),
         Err(_) => own,
     };
+    let capacity = Room {
+        cpu: MilliCpu::cpus(host.cpus as u64),
+        memory,
+    };
+    let mut needed: BTreeMap<Class, Room> = BTreeMap::new();
+    for (id, app) in running() {
+        let sum = needed.entry(app.class).or_default();
+        *sum = sum.and(need(app, ahead.get(id), capacity));
+    }
+    let apps: BTreeSet<AppId> = running().map(|(id, _)| id.clone()).collect();
     Offer {
-        capacity: Room {
-            cpu: MilliCpu::cpus(host.cpus as u64),
-            memory,
-        },
+        capacity,
         needed,
         promised,
         apps,
@@ -79,26 +84,38 @@ pub fn offer(
     }
 }
 
-/// The most that any forecast says, or that it uses now.
-fn need(app: &AppReport, ahead: Option<&BTreeMap<Resource, f64>>) -> Room {
+/// What an app certainly holds and the host does not count as available: memory without a file behind
+/// it, and locked one. Where its parts are not known, all that it holds may be page cache.
+fn held(app: &AppReport) -> Bytes {
+    let stat = app.demand.as_ref().and_then(|known| known.memory_now.stat);
+    let held = stat.map(|stat| stat.anon().saturating_add(stat.unevictable));
+    // The parts may have been read when it held more.
+    held.unwrap_or_default()
+        .min(app.usage.memory.unwrap_or_default())
+}
+
+/// The most that any forecast says, or that it uses now; all there is where nothing says anything.
+fn need(app: &AppReport, ahead: Option<&BTreeMap<Resource, f64>>, all: Room) -> Room {
     let far = |resource| ahead.and_then(|ahead| ahead.get(&resource)).copied();
     let near = app.demand.as_ref();
-    let most = |values: [Option<f64>; 3]| values.into_iter().flatten().fold(0.0, f64::max);
+    let most = |values: [Option<f64>; 3]| values.into_iter().flatten().reduce(f64::max);
+    let cpu = most([
+        near.map(|near| near.cpu.q95),
+        far(Resource::Cpu),
+        app.usage.cpu,
+    ]);
+    let memory = most([
+        near.map(|near| near.memory.q95),
+        far(Resource::Memory),
+        // What it holds and does not need is page cache, where that is known.
+        app.usage
+            .memory
+            .filter(|_| near.is_none())
+            .map(Bytes::as_f64),
+    ]);
     Room {
-        cpu: MilliCpu::from_cpus(most([
-            near.map(|near| near.cpu.q95),
-            far(Resource::Cpu),
-            app.usage.cpu,
-        ])),
-        memory: Bytes::from_f64(most([
-            near.map(|near| near.memory.q95),
-            far(Resource::Memory),
-            // What it holds and does not need is page cache, where that is known.
-            app.usage
-                .memory
-                .filter(|_| near.is_none())
-                .map(Bytes::as_f64),
-        ])),
+        cpu: cpu.map_or(all.cpu, MilliCpu::from_cpus),
+        memory: memory.map_or(all.memory, Bytes::from_f64),
     }
 }
 
@@ -112,6 +129,7 @@ mod tests {
     use crate::slice::Slice;
     use crate::snapshot::{Gap, HostSample, Reading};
     use crate::units::Time;
+    use crate::working_set::MemoryStat;
 
     const HOST: Host = Host {
         cpus: 8,
@@ -130,7 +148,8 @@ mod tests {
         }
     }
 
-    /// An app that will need so many CPUs and MiB in the next period, and uses half of them.
+    /// An app that will need so many CPUs and MiB in the next period, and uses half of them; half of
+    /// that memory is page cache.
     fn app(class: Class, state: RunState, cpus: f64, mib: u64) -> AppReport {
         let usage = Usage {
             cpu: Some(cpus / 2.0),
@@ -152,7 +171,17 @@ mod tests {
                 cpu_stalled: 0.0,
                 io_use: IoUse::default(),
                 io: BTreeMap::new(),
-                memory_now: MemoryNow::default(),
+                memory_now: MemoryNow {
+                    stat: Some(MemoryStat {
+                        active_anon: Bytes::mib(mib / 8),
+                        inactive_anon: Bytes::mib(mib / 8 - 10),
+                        active_file: Bytes::mib(mib / 8),
+                        inactive_file: Bytes::mib(mib / 8),
+                        unevictable: Bytes::mib(10),
+                        refaults: None,
+                    }),
+                    ..MemoryNow::default()
+                },
                 usage,
                 response_time: None,
             }),
@@ -235,8 +264,61 @@ mod tests {
     fn memory_that_others_hold_is_not_offered() {
         let offered = |available| check(available, &[]).capacity;
         assert_eq!(offered(Err(Gap::Unsupported)), room(8000, 8000));
-        // 1750 MiB of the apps' own, 3000 that could be had: the rest is somebody's.
-        assert_eq!(offered(Ok(Bytes::mib(3000))), room(8000, 4750));
+        // 874 MiB are the apps' own, and 3000 could be had, with what page cache they hold: the rest is
+        // somebody's.
+        assert_eq!(offered(Ok(Bytes::mib(3000))), room(8000, 3874));
         assert_eq!(offered(Ok(Bytes::mib(7900))), room(8000, 8000));
+    }
+
+    #[test]
+    fn memory_that_may_be_page_cache_is_not_offered_twice() {
+        let offered = |change: &dyn Fn(&mut AppReport)| {
+            let mut report = report(Ok(Bytes::mib(3000)));
+            change(
+                report
+                    .apps
+                    .get_mut(&"web".parse::<AppId>().unwrap())
+                    .unwrap(),
+            );
+            let offer = offer(HOST, &report, &Ahead::new(), BTreeMap::new(), false);
+            offer.capacity.memory
+        };
+        let stat = |app: &mut AppReport, stat| {
+            app.demand.as_mut().unwrap().memory_now.stat = stat;
+        };
+        // The other two hold 624 MiB for certain.
+        assert_eq!(offered(&|web| stat(web, None)), Bytes::mib(3624));
+        let all_file = MemoryStat {
+            inactive_file: Bytes::mib(500),
+            ..MemoryStat::default()
+        };
+        assert_eq!(offered(&|web| stat(web, Some(all_file))), Bytes::mib(3624));
+        // It gave most back since its parts were read.
+        let given_back = |web: &mut AppReport| web.usage.memory = Some(Bytes::mib(50));
+        assert_eq!(offered(&given_back), Bytes::mib(3674));
+    }
+
+    #[test]
+    fn an_app_that_nothing_is_known_of_may_need_all() {
+        let offered = |change: &dyn Fn(&mut AppReport)| {
+            let mut report = report(Err(Gap::NotDue));
+            let crunch = report
+                .apps
+                .get_mut(&"crunch".parse::<AppId>().unwrap())
+                .unwrap();
+            (crunch.demand, crunch.usage) = (None, Usage::default());
+            change(crunch);
+            offer(HOST, &report, &Ahead::new(), BTreeMap::new(), false)
+        };
+        let offer = offered(&|_| {});
+        assert_eq!(offer.needed[&Class::Batch], room(8000, 8000));
+        assert_eq!(offer.room(Class::Batch), room(0, 0));
+        // It makes way for those that matter more.
+        assert_eq!(offer.room(Class::Critical), room(5000, 5000));
+        let memory_read = |app: &mut AppReport| app.usage.memory = Some(Bytes::mib(100));
+        let offer = offered(&memory_read);
+        assert_eq!(offer.needed[&Class::Batch], room(8000, 100));
+        let ended = |app: &mut AppReport| app.state = RunState::Absent;
+        assert!(!offered(&ended).needed.contains_key(&Class::Batch));
     }
 }

@@ -47,6 +47,8 @@ pub(crate) use facts::HostFacts;
 pub(crate) use fleet::EtcdConfig;
 #[cfg(all(test, feature = "etcd"))]
 pub(crate) use fleet::EtcdTls;
+#[cfg(test)]
+pub(crate) use fleet::LinkConfig;
 pub(crate) use fleet::{FleetConfig, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;

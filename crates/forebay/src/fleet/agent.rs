@@ -295,7 +295,8 @@ impl Job {
             }
             is_news
         });
-        self.done.retain(|id| standing.commands.contains_key(id));
+        let waits = |id: &CommandId| standing.commands.iter().any(|(other, _)| other == id);
+        self.done.retain(waits);
         for (id, command) in standing.commands.iter() {
             if self.done.contains(id) {
                 continue;

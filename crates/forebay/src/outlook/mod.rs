@@ -138,6 +138,16 @@ impl Lookout {
 }
 
 impl Desk {
+    /// Of a thread that has ended.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            reports: mpsc::sync_channel(1).0,
+            messages: mpsc::sync_channel(1).0,
+            known: watch::channel(Arc::default()).1,
+        }
+    }
+
     /// Hands over a report; one that finds the queue full is dropped, as a gap of one period.
     pub(crate) fn offer(&self, report: Arc<TickReport>) {
         if let Err(TrySendError::Full(report)) = self.reports.try_send(report) {

@@ -48,6 +48,7 @@ pub(crate) struct Local {
 struct Kept {
     format: u32,
     records: Records,
+    /// Each host's in the order of their names, which is that in which they were asked for.
     commands: BTreeMap<HostName, BTreeMap<CommandId, Command>>,
 }
 
@@ -193,10 +194,17 @@ fn read(file: &Path) -> Result<Kept, String> {
 
 impl State {
     fn view(&self, host: &HostName) -> View {
+        let commands = self.kept.commands.get(host).into_iter().flatten();
         View {
             revision: self.revision,
             records: Some(Arc::new(self.kept.records.clone())),
-            commands: Arc::new(self.kept.commands.get(host).cloned().unwrap_or_default()),
+            // The file is read as a whole, or not at all.
+            unreadable: Arc::default(),
+            commands: Arc::new(
+                commands
+                    .map(|(id, asked)| (id.clone(), asked.clone()))
+                    .collect(),
+            ),
             lost: None,
         }
     }
@@ -256,6 +264,7 @@ impl Coordinator for Local {
         state.leases += 1;
         let held = Held {
             id: state.leases,
+            host: member.host.clone(),
             lease: Lease { renewed_at, ttl },
         };
         let entry = (held.clone(), member.clone());
@@ -356,7 +365,8 @@ impl Coordinator for Local {
         if commands.len() >= COMMANDS_MAX {
             return Err(self.refused(attempt, super::too_many(host)));
         }
-        let id = CommandId::new();
+        let last = commands.last_key_value();
+        let id = last.map_or_else(CommandId::new, |(last, _)| CommandId::after(last));
         commands.insert(id.clone(), command.clone());
         self.keep(&mut state, kept, &attempt)?;
         Ok(id)
@@ -409,8 +419,32 @@ mod tests {
         let record = local.record(&app).unwrap();
         assert_eq!(record, Some(Ownership::first(host.clone())));
         let view = local.watch(&host).borrow().clone();
-        assert_eq!(view.commands.get(&id), Some(&Command::Cordon));
+        assert_eq!(*view.commands, [(id, Command::Cordon)]);
         assert!(local.hosts().unwrap().is_empty());
+    }
+
+    #[test]
+    fn commands_are_in_order_although_the_clock_was_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join(FILE),
+            r#"{"format": 1, "records": {}, "commands":
+                {"a": {"8000000000000-00000000": {"ask": "cordon"}}}}"#,
+        )
+        .unwrap();
+        let host: HostName = "a".parse().unwrap();
+        let local = Local::open(dir.path()).unwrap();
+        for _ in 0..20 {
+            local.post(&host, &Command::Uncordon).unwrap();
+            local.post(&host, &Command::Cordon).unwrap();
+        }
+        let view = local.watch(&host).borrow().clone();
+        let asked: Vec<&Command> = view.commands.iter().map(|(_, asked)| asked).collect();
+        assert_eq!(asked.len(), 41);
+        for pair in asked.chunks(2) {
+            assert_eq!(pair[0], &Command::Cordon, "{asked:?}");
+            assert!(pair.get(1).is_none_or(|next| **next == Command::Uncordon));
+        }
     }
 
     #[test]

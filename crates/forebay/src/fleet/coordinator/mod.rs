@@ -84,7 +84,8 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// It cannot be reached, or another agent is a member under this name.
     fn join(&self, member: &Member, ttl: Duration) -> Result<Held, Error>;
 
-    /// Makes the lease begin anew. None: it has ended, and this host is no member any more.
+    /// Makes the lease begin anew. None: this host is no member by it any more, since it has ended,
+    /// or the member was removed or joined under another lease: others go by the member alone.
     ///
     /// # Errors
     /// It cannot be reached; the lease stands for as long as it did.
@@ -114,10 +115,11 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// It cannot be reached, or the record cannot be read.
     fn record(&self, app: &AppId) -> Result<Option<Ownership>, Error>;
 
-    /// Whose all are, and at which revision that is ([`View::revision`]).
+    /// Whose all are, and at which revision that is ([`View::revision`]). Those that cannot be read
+    /// are left out, with a warning: each concerns its application alone.
     ///
     /// # Errors
-    /// It cannot be reached, or a record cannot be read.
+    /// It cannot be reached.
     fn records(&self) -> Result<(i64, Records), Error>;
 
     /// Makes the first record of an application.
@@ -176,6 +178,8 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
 pub(crate) struct Held {
     /// The coordinator's name for it.
     pub(crate) id: i64,
+    /// Who is a member by it.
+    pub(crate) host: HostName,
     /// Until when it certainly stands: counted from before the request was sent.
     pub(crate) lease: Lease,
 }
@@ -202,6 +206,11 @@ pub(crate) type Members = BTreeMap<HostName, Member>;
 /// Whose everything is.
 pub(crate) type Records = BTreeMap<AppId, Ownership>;
 
+/// Keys of records that cannot be read, and why.
+pub(crate) type Unreadable = BTreeMap<String, String>;
+/// What was asked of a host, in the order in which it was, whatever clocks said.
+pub(crate) type Commands = Vec<(CommandId, Command)>;
+
 /// What whoever watches sees.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct View {
@@ -209,29 +218,41 @@ pub(crate) struct View {
     pub(crate) revision: i64,
     /// Whose everything is; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
-    /// What was asked of this host and is not completed, oldest first.
-    pub(crate) commands: Arc<BTreeMap<CommandId, Command>>,
+    /// What is not among the records, although it is there.
+    pub(crate) unreadable: Arc<Unreadable>,
+    /// What was asked of this host and is not completed.
+    pub(crate) commands: Arc<Commands>,
     /// Since when nothing can be heard, by [`now`], and why; none while it can.
     pub(crate) lost: Option<(Duration, String)>,
 }
 
-/// One command's name: those that were asked for later are greater.
+/// One command's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct CommandId(String);
 
 impl CommandId {
-    /// A new one: the time, then what keeps two of one millisecond apart.
+    /// A new one: the time, then what keeps two of one millisecond apart. Clocks differ, so that it
+    /// says nothing of the order.
     fn new() -> Self {
-        let unix = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        Self(format!(
-            "{:013}-{:08x}",
-            unix.as_millis(),
-            fastrand::u32(..)
-        ))
+        Self::of(unix_ms())
     }
+
+    /// A new one that sorts behind this one, wherever the clock was set since.
+    fn after(last: &Self) -> Self {
+        let digits = last.0.split('-').next().unwrap_or_default();
+        let last = digits.parse::<u64>().unwrap_or_default();
+        Self::of(unix_ms().max(last.saturating_add(1)))
+    }
+
+    fn of(ms: u64) -> Self {
+        Self(format!("{ms:013}-{:08x}", fastrand::u32(..)))
+    }
+}
+
+fn unix_ms() -> u64 {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(unix.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl std::str::FromStr for CommandId {
@@ -265,7 +286,7 @@ pub(crate) enum Command {
         /// Where to; where there is most room if none.
         to: Option<HostName>,
     },
-    /// Something that a later release knows.
+    /// Something that a later release knows, or that cannot be read.
     #[serde(other)]
     Other,
 }

@@ -14,27 +14,30 @@
 //! [`Standing::tenure`] is what [`tenure::leave`] needs: the lease counts only once all records were
 //! read *after* it was granted. What was known before is of a time in which others may have taken
 //! applications over. Whoever freezes goes by the time in it, with a clock of their own: this thread may
-//! wait for an answer for as long as [`super::coordinator::REQUEST_MAX`].
+//! wait for an answer for as long as [`super::coordinator::REQUEST_MAX`]. Before each request it looks
+//! whether the lease is to be renewed, so that no two of them add up.
 
 mod files;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::Class;
-use forebay_core::fleet::HostName;
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::offering::{self, Ahead};
 use forebay_core::fleet::tenure::Lease;
+use forebay_core::fleet::{HostName, Outcome};
 use forebay_core::report::EventKind;
 use tokio::sync::watch;
 
 use super::coordinator::{
-    Command, CommandId, Completed, Coordinator, Error, Held, Member, Members, Records, View,
-    local::Local, now,
+    Command, CommandId, Commands, Completed, Coordinator, Error, Held, Member, Members, Records,
+    View, local::Local, now,
 };
 use crate::config::FleetConfig;
 use crate::control::Published;
@@ -79,7 +82,7 @@ pub(crate) struct Standing {
     /// Whose everything is, as far as was heard; none before that was read once.
     pub(crate) records: Option<Arc<Records>>,
     /// What others asked of this host and it has not completed, without what this thread carries out.
-    pub(crate) commands: Arc<BTreeMap<CommandId, Command>>,
+    pub(crate) commands: Arc<Commands>,
     /// Who is there, as was last looked.
     pub(crate) members: Arc<Members>,
     /// It takes no more applications.
@@ -199,8 +202,12 @@ impl Membership {
     /// # Errors
     /// What cannot be read, made or started, and what to do.
     pub(crate) fn start(beginning: Beginning) -> Result<Self, String> {
-        let files = files::Files::open(&beginning.directory)?;
         let coordinator = open(&beginning.config, &beginning.directory)?;
+        Self::start_with(beginning, coordinator)
+    }
+
+    fn start_with(beginning: Beginning, coordinator: Arc<dyn Coordinator>) -> Result<Self, String> {
+        let files = files::Files::open(&beginning.directory)?;
         let standing = Standing {
             cordoned: files.is_cordoned()?,
             ..Standing::default()
@@ -232,6 +239,7 @@ impl Membership {
             tell,
             held: None,
             read_at: 0,
+            completed: BTreeSet::new(),
             published: None,
             ahead: Ahead::new(),
             due: Due::default(),
@@ -292,6 +300,8 @@ struct Job {
     held: Option<Held>,
     /// At which revision the records were read under the lease.
     read_at: i64,
+    /// Commands that are completed, as long as they are heard of.
+    completed: BTreeSet<CommandId>,
     /// What was published last, and when.
     published: Option<(Duration, Offer)>,
     ahead: Ahead,
@@ -318,7 +328,9 @@ impl Job {
             let mut records = records.values();
             records.any(|record| record.owner == self.beginning.config.host)
         };
-        let owns = self.standing.records.as_ref().is_none_or(own);
+        // One that cannot be read may be this host's.
+        let owns = self.standing.records.as_ref().is_none_or(own)
+            || !self.view.borrow().unreadable.is_empty();
         if let (Some(held), false) = (&self.held, owns)
             && let Err(error) = self.coordinator.leave(held)
         {
@@ -327,26 +339,42 @@ impl Job {
     }
 
     fn step(&mut self, runtime: &tokio::runtime::Runtime) {
-        let mut trouble = None;
-        if self.held.is_none() && now() >= self.due.join {
-            trouble = self.join().err();
-        } else if self.held.is_some() && now() >= self.due.renew {
-            trouble = self.renew().err();
+        let kept = self.keep_up();
+        let (next, heard) = match self.hear() {
+            Ok(next) => (next, Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        self.settle(kept.and(heard).err());
+        if let Some((id, command)) = next {
+            self.answer(id, &command);
         }
-        let heard = self.hear();
-        if let (None, Err(why)) = (&trouble, heard) {
-            trouble = Some(why);
-        }
-        self.settle(trouble);
         if now() >= self.due.ahead {
             self.due.ahead = now() + ASK_AHEAD;
             self.look_ahead(runtime);
         }
-        if let Some(held) = self.held.clone() {
-            self.publish(&held);
-            self.look_around();
-        }
+        self.publish();
+        self.look_around();
         self.show();
+    }
+
+    /// Joins, or renews the lease, where that is due, and tells of it.
+    fn keep_up(&mut self) -> Result<(), String> {
+        let done = match self.held {
+            None if now() >= self.due.join => self.join(),
+            Some(_) if now() >= self.due.renew => self.renew(),
+            _ => return Ok(()),
+        };
+        // Whoever freezes must not have to wait for the requests that follow.
+        self.show();
+        done
+    }
+
+    /// The lease that a request is made under, renewed before if that is due.
+    fn lease(&mut self) -> Option<Held> {
+        if let Err(why) = self.keep_up() {
+            self.settle(Some(why));
+        }
+        self.held.clone()
     }
 
     /// Joins, and reads all records under the new lease.
@@ -397,7 +425,7 @@ impl Job {
                 self.held = None;
                 self.standing.tenure = None;
                 self.due.join = now();
-                self.event("the lease of this host has ended; joining the fleet again".to_owned());
+                self.event("this host is no member any more; joining the fleet again".to_owned());
                 Ok(())
             }
             Err(error) => {
@@ -407,33 +435,42 @@ impl Job {
         }
     }
 
-    /// Takes in what changed, and carries out what this thread is asked for.
-    fn hear(&mut self) -> Result<(), String> {
+    /// Takes in what changed. What this thread is asked for next, if anything.
+    fn hear(&mut self) -> Result<Option<(CommandId, Command)>, String> {
         let view = self.view.borrow_and_update().clone();
         // Older than what was read under the lease, it may be of before another host took over.
         if view.revision >= self.read_at && view.records.is_some() {
             self.standing.records.clone_from(&view.records);
         }
-        let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) = (*view.commands)
-            .clone()
-            .into_iter()
-            .partition(|(_, asked)| {
-                matches!(asked, Command::Cordon | Command::Uncordon | Command::Other)
-            });
+        let (own, others): (Commands, Commands) =
+            (*view.commands)
+                .clone()
+                .into_iter()
+                .partition(|(_, asked)| {
+                    matches!(asked, Command::Cordon | Command::Uncordon | Command::Other)
+                });
         if *self.standing.commands != others {
             self.standing.commands = Arc::new(others);
         }
+        let waits = |id: &CommandId| own.iter().any(|(other, _)| other == id);
+        self.completed.retain(waits);
         // Before anything was heard it is joining that says whether the coordinator is there.
         if let (Some((_, why)), true) = (view.lost, view.revision > 0) {
             return Err(why);
         }
-        for (id, command) in own {
-            let how = self.carry_out(&command);
-            self.coordinator
-                .complete(&self.beginning.config.host, &id, &how)
-                .map_err(|error| error.to_string())?;
+        let is_open = |(id, _): &(CommandId, Command)| !self.completed.contains(id);
+        Ok(own.into_iter().find(is_open))
+    }
+
+    /// Carries a command out, and says how that ended. One in a step: others wait for the next.
+    fn answer(&mut self, id: CommandId, command: &Command) {
+        let how = self.carry_out(command);
+        self.lease();
+        let host = &self.beginning.config.host;
+        match self.coordinator.complete(host, &id, &how) {
+            Ok(()) => _ = self.completed.insert(id),
+            Err(error) => self.settle(Some(error.to_string())),
         }
-        Ok(())
     }
 
     fn carry_out(&mut self, command: &Command) -> Completed {
@@ -443,7 +480,10 @@ impl Job {
             Command::Uncordon => false,
             _ => {
                 let version = env!("CARGO_PKG_VERSION");
-                let why = format!("Forebay {version} on {host} does not know that command");
+                let why = format!(
+                    "Forebay {version} on {host} does not know that command, or cannot read it; its log \
+                     tells more"
+                );
                 return Completed::Refused { why };
             }
         };
@@ -456,9 +496,7 @@ impl Job {
         }
         // Whoever asked looks at what is published.
         self.due.publish = Duration::ZERO;
-        if let Some(held) = self.held.clone() {
-            self.publish(&held);
-        }
+        self.publish();
         let what = match cordoned {
             true => format!("{host} takes no more applications"),
             false => format!("{host} takes applications again"),
@@ -546,8 +584,8 @@ impl Job {
     }
 
     /// Publishes what this host has room for, when that changed and from time to time.
-    fn publish(&mut self, held: &Held) {
-        if now() < self.due.publish {
+    fn publish(&mut self) {
+        if now() < self.due.publish || self.held.is_none() {
             return;
         }
         let offer = self.offer();
@@ -560,17 +598,25 @@ impl Job {
             return;
         }
         self.due.publish = now() + PUBLISH_MIN;
+        let Some(held) = self.lease() else {
+            return;
+        };
         let member = self.member(offer);
-        match self.coordinator.publish(held, &member) {
+        match self.coordinator.publish(&held, &member) {
             Ok(()) => self.published = Some((now(), member.offer)),
-            // The next renewal finds out what it means.
-            Err(error) => tracing::debug!(%error, "the offer was not published"),
+            Err(error) => {
+                tracing::debug!(%error, "the offer was not published");
+                // Others may see this host gone: renewing finds out.
+                if error.outcome() == Outcome::Refused {
+                    self.due.renew = now();
+                }
+            }
         }
     }
 
     /// Looks who is there.
     fn look_around(&mut self) {
-        if now() < self.due.hosts {
+        if now() < self.due.hosts || self.lease().is_none() {
             return;
         }
         match self.coordinator.hosts() {

@@ -64,6 +64,8 @@ pub(super) struct Trouble {
     pub(super) why: String,
     /// etcd said no before it did anything.
     pub(super) certain: bool,
+    /// It said so because there is no such lease.
+    pub(super) not_found: bool,
 }
 
 /// When a request has to be over.
@@ -153,6 +155,7 @@ impl Connection {
             endpoint: self.endpoints[at].clone(),
             why: "no answer in time".to_owned(),
             certain: false,
+            not_found: false,
         }
     }
 
@@ -170,6 +173,7 @@ impl Connection {
                 endpoint: lent.endpoint.clone(),
                 why: "no answer in time".to_owned(),
                 certain: false,
+                not_found: false,
             },
         };
         if !error.certain {
@@ -202,11 +206,12 @@ fn attempt(until: Instant) -> Instant {
 /// gRPC's numbers of what was refused before anything was done. Not among them: `RESOURCE_EXHAUSTED`,
 /// which etcd also answers when it has done a transaction and its disk is full then.
 const CERTAIN: [i32; 4] = [
-    3,  // INVALID_ARGUMENT
-    5,  // NOT_FOUND: the lease
-    7,  // PERMISSION_DENIED
-    16, // UNAUTHENTICATED
+    3,         // INVALID_ARGUMENT
+    NOT_FOUND, // the lease
+    7,         // PERMISSION_DENIED
+    16,        // UNAUTHENTICATED
 ];
+const NOT_FOUND: i32 = 5;
 
 pub(super) fn trouble(endpoint: &str, error: &Error) -> Trouble {
     let (mut why, certain) = match error {
@@ -217,6 +222,8 @@ pub(super) fn trouble(endpoint: &str, error: &Error) -> Trouble {
         Error::InvalidArgs(_) | Error::InvalidUri(_) => (error.to_string(), true),
         other => (other.to_string(), false),
     };
+    let not_found =
+        matches!(error, Error::GRpcStatus(status) if i32::from(status.code()) == NOT_FOUND);
     // What a transport says of itself is `transport error`: the cause is behind it.
     let mut source: Option<&dyn std::error::Error> = match error {
         Error::GRpcStatus(status) => std::error::Error::source(status),
@@ -234,5 +241,6 @@ pub(super) fn trouble(endpoint: &str, error: &Error) -> Trouble {
         endpoint: endpoint.to_owned(),
         why,
         certain,
+        not_found,
     }
 }

@@ -32,8 +32,8 @@ use self::connection::{Connection, Trouble, deadline};
 use super::local::other_epoch;
 use super::{
     COMMANDS_MAX, COMPLETED_TTL, Command, CommandId, Completed, Coordinator, Error, ErrorKind,
-    Held, LEASE_ENDED, Member, Members, REQUEST_MAX, Records, VALUE_MAX, View, exists, now,
-    owner_lives, taken, too_many,
+    Held, LEASE_ENDED, Member, Members, REQUEST_MAX, Records, Unreadable, VALUE_MAX, View, exists,
+    now, owner_lives, taken, too_many,
 };
 use crate::config::EtcdConfig;
 
@@ -225,7 +225,7 @@ impl Shared {
         Ok(self.connection.ask(until, write).await?.succeeded())
     }
 
-    async fn grant(&self, until: Instant, ttl: Duration) -> Result<Held, Failed> {
+    async fn grant(&self, until: Instant, ttl: Duration) -> Result<(i64, Lease), Failed> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
         let ask = |mut client: Client| async move {
             // Before it is sent: etcd counts from when it hears of it, which is later.
@@ -235,33 +235,34 @@ impl Shared {
         let (renewed_at, granted) = self.connection.ask(until, ask).await?;
         // It may grant more than it was asked for.
         let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-        Ok(Held {
-            id: granted.id(),
-            lease: Lease { renewed_at, ttl },
-        })
+        Ok((granted.id(), Lease { renewed_at, ttl }))
     }
 
     async fn join(&self, until: Instant, member: &Member, ttl: Duration) -> Result<Held, Failed> {
         let key = self.host(&member.host);
         let value = encode(member)?;
-        let held = self.grant(until, ttl).await?;
+        let (id, lease) = self.grant(until, ttl).await?;
         for _ in 0..CONTENDED_MAX {
             let found = self.get(until, &key).await?;
             if let Some(found) = &found {
                 let other: Member = decode(found)?;
                 if other.agent != member.agent {
                     // It ends by itself where this does not reach it.
-                    self.revoke(until, held.id).await.ok();
+                    self.revoke(until, id).await.ok();
                     return Err(refused(taken(&other)));
                 }
             }
             let seen = found.map_or(0, |found| found.mod_revision());
-            let leased = PutOptions::new().with_lease(held.id);
+            let leased = PutOptions::new().with_lease(id);
             let txn = Txn::new()
                 .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, seen)])
                 .and_then([TxnOp::put(key.as_str(), value.clone(), Some(leased))]);
             if self.repeat(until, &txn).await? {
-                return Ok(held);
+                return Ok(Held {
+                    id,
+                    host: member.host.clone(),
+                    lease,
+                });
             }
         }
         Err(refused(
@@ -283,13 +284,18 @@ impl Shared {
                 Err(error) => Err(error),
             }
         };
-        let renewed = self.connection.ask(until, ask).await?;
-        Ok(renewed.map(|renewed_at| Held {
-            id,
+        let Some(renewed_at) = self.connection.ask(until, ask).await? else {
+            return Ok(None);
+        };
+        // Others look at the key alone, which somebody may have deleted while the lease goes on, or a
+        // clone of this host put under its own.
+        let key = self.get(until, &self.host(&held.host)).await?;
+        Ok(key.filter(|key| key.lease() == id).map(|_| Held {
             lease: Lease {
                 renewed_at,
                 ..held.lease
             },
+            ..held.clone()
         }))
     }
 
@@ -297,8 +303,8 @@ impl Shared {
         let ask = |mut client: Client| async move { client.lease_revoke(id).await };
         match self.connection.ask(until, ask).await {
             Ok(_) => Ok(()),
-            // It has ended already.
-            Err(trouble) if trouble.certain => Ok(()),
+            // It has ended already; of one that may not be ended nobody can say so.
+            Err(trouble) if trouble.not_found => Ok(()),
             Err(trouble) => Err(trouble.into()),
         }
     }
@@ -364,8 +370,15 @@ impl Shared {
             return Err(refused(too_many(host)));
         }
         let id = CommandId::new();
-        let put = TxnOp::put(format!("{prefix}{id}"), encode(command)?, None);
-        self.repeat(until, &Txn::new().and_then([put])).await?;
+        let key = format!("{prefix}{id}");
+        let completed = self.completed(host, &id);
+        let never = |key: &str| Compare::create_revision(key, CompareOp::Equal, 0);
+        let txn = Txn::new()
+            .when([never(&key), never(&completed)])
+            .and_then([TxnOp::put(key.as_str(), encode(command)?, None)]);
+        // Where one of them is there, an earlier attempt put it whose answer was lost: once more, and
+        // its host would carry it out twice.
+        self.repeat(until, &txn).await?;
         Ok(id)
     }
 
@@ -377,11 +390,11 @@ impl Shared {
         how: &Completed,
     ) -> Result<(), Failed> {
         let asked = format!("{}{id}", self.commands(host));
-        let kept = self.grant(until, COMPLETED_TTL).await?;
+        let (kept, _) = self.grant(until, COMPLETED_TTL).await?;
         let answer = TxnOp::put(
             self.completed(host, id),
             encode(how)?,
-            Some(PutOptions::new().with_lease(kept.id)),
+            Some(PutOptions::new().with_lease(kept)),
         );
         // Where it is not there, it was completed before, and the answer was lost.
         let txn = Txn::new()
@@ -426,23 +439,54 @@ fn revision(header: Option<&ResponseHeader>) -> Result<i64, Failed> {
 }
 
 /// What a key says after its prefix.
+fn rest(found: &KeyValue, prefix: &str) -> String {
+    let key = String::from_utf8_lossy(found.key());
+    key.strip_prefix(prefix).unwrap_or(&key).to_owned()
+}
+
 fn name<T: std::str::FromStr>(found: &KeyValue, prefix: &str) -> Result<T, Failed>
 where
     T::Err: fmt::Display,
 {
-    let key = String::from_utf8_lossy(found.key());
-    let name = key.strip_prefix(prefix).unwrap_or(&key);
-    name.parse().map_err(|error| {
+    rest(found, prefix).parse().map_err(|error| {
+        let key = String::from_utf8_lossy(found.key());
         refused(format!(
             "the key {key} is not Forebay's: {error}; remove it, or give the fleet another prefix"
         ))
     })
 }
 
-fn records(found: &[KeyValue], prefix: &str) -> Result<Records, Failed> {
-    let each = found.iter();
-    each.map(|found| Ok((name(found, prefix)?, decode(found)?)))
-        .collect()
+/// One record; why it cannot be read otherwise, of which there is a warning.
+fn readable(found: &KeyValue, prefix: &str) -> Result<(AppId, Ownership), String> {
+    let read = || Ok((name(found, prefix)?, decode(found)?));
+    read().map_err(|failed: Failed| {
+        let why = failed.kind.why().to_owned();
+        tracing::warn!(why, "nobody can tell who owns an application");
+        why
+    })
+}
+
+/// Those that can be read: what somebody wrote by mistake, or a later release, must not hide all others.
+fn records(found: &[KeyValue], prefix: &str) -> (Records, Unreadable) {
+    let (mut records, mut unreadable) = (Records::new(), Unreadable::new());
+    for found in found {
+        match readable(found, prefix) {
+            Ok((app, record)) => _ = records.insert(app, record),
+            Err(why) => {
+                let key = String::from_utf8_lossy(found.key());
+                unreadable.insert(key.into_owned(), why);
+            }
+        }
+    }
+    (records, unreadable)
+}
+
+/// A command; one that cannot be read is one that this release does not know, and is refused as such.
+fn command(found: &KeyValue) -> Command {
+    decode(found).unwrap_or_else(|failed| {
+        tracing::warn!(why = failed.kind.why(), "a command is refused");
+        Command::Other
+    })
 }
 
 impl Coordinator for Etcd {
@@ -523,7 +567,7 @@ impl Coordinator for Etcd {
             |shared, until| async move {
                 let prefix = shared.apps();
                 let (revision, found) = shared.list(until, &prefix).await?;
-                Ok((revision, records(&found, &prefix)?))
+                Ok((revision, records(&found, &prefix).0))
             },
         )
     }

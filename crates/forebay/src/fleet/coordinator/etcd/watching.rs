@@ -7,13 +7,16 @@ use etcd_client::{
     Client, Event, EventType, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, WatchOptions,
     WatchStream,
 };
+use forebay_core::app::AppId;
 use forebay_core::fleet::HostName;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::super::{CommandId, ErrorKind, REQUEST_MAX, View, now};
 use super::connection::{Lent, deadline, trouble};
-use super::{ANSWER_BYTES_MAX, Failed, Shared, decode, name, records, refused, revision};
+use super::{
+    ANSWER_BYTES_MAX, Failed, Shared, command, name, readable, records, refused, rest, revision,
+};
 
 /// Between two attempts: at first, and at most. Doubles, and is spread, so that a fleet does not come
 /// back all at once.
@@ -106,14 +109,18 @@ async fn listen(
         let [found_apps, found_commands] = &found[..] else {
             return Err(refused("etcd answered something else than it was asked"));
         };
-        let read = records(found_apps, &apps)?;
-        let waiting = found_commands.iter();
-        let waiting = waiting.map(|found| Ok((name(found, &commands)?, decode(found)?)));
-        let waiting = waiting.collect::<Result<_, Failed>>()?;
+        let (read, unreadable) = records(found_apps, &apps);
+        // As they were asked for: in their names are the clocks of whoever asked.
+        let mut waiting: Vec<&KeyValue> = found_commands.iter().collect();
+        waiting.sort_by_key(|found| found.create_revision());
+        let waiting = waiting.into_iter();
+        let waiting = waiting.map(|found| (CommandId(rest(found, &commands)), command(found)));
+        let waiting = waiting.collect();
         let revision = revision(answer.header())?;
         let view = View {
             revision,
             records: Some(Arc::new(read)),
+            unreadable: Arc::new(unreadable),
             commands: Arc::new(waiting),
             lost: tell.borrow().lost.clone(),
         };
@@ -176,36 +183,45 @@ async fn hear(
         }
         let mut view = tell.borrow().clone();
         for event in message.events() {
-            if let Err(failed) = take_in(shared, host, &mut view, event) {
-                return failed;
-            }
+            take_in(shared, host, &mut view, event);
         }
         tell.send_replace(view);
     }
 }
 
-fn take_in(shared: &Shared, host: &HostName, view: &mut View, event: &Event) -> Result<(), Failed> {
+fn take_in(shared: &Shared, host: &HostName, view: &mut View, event: &Event) {
     let Some(found) = event.kv() else {
-        return Ok(());
+        return;
     };
     let is_there = event.event_type() == EventType::Put;
     let commands = shared.commands(host);
     if found.key().starts_with(commands.as_bytes()) {
-        let id: CommandId = name(found, &commands)?;
+        let id = CommandId(rest(found, &commands));
         let known = Arc::make_mut(&mut view.commands);
-        match is_there {
-            true => _ = known.insert(id, decode(found)?),
-            false => _ = known.remove(&id),
+        let at = known.iter().position(|(other, _)| *other == id);
+        match (is_there, at) {
+            (true, Some(at)) => known[at].1 = command(found),
+            // It is heard of in the order in which it was asked for.
+            (true, None) => known.push((id, command(found))),
+            (false, Some(at)) => _ = known.remove(at),
+            (false, None) => {}
         }
     } else {
-        let app = name(found, &shared.apps())?;
+        let apps = shared.apps();
         // Of records alone: the news of commands may be ahead of theirs.
         view.revision = view.revision.max(found.mod_revision());
         let known = Arc::make_mut(view.records.get_or_insert_default());
-        match is_there {
-            true => _ = known.insert(app, decode(found)?),
-            false => _ = known.remove(&app),
+        let unreadable = Arc::make_mut(&mut view.unreadable);
+        let key = String::from_utf8_lossy(found.key());
+        unreadable.remove(&*key);
+        // What was there before is so no longer, whatever is.
+        if let Ok(app) = name::<AppId>(found, &apps) {
+            known.remove(&app);
+        }
+        match is_there.then(|| readable(found, &apps)) {
+            Some(Ok((app, record))) => _ = known.insert(app, record),
+            Some(Err(why)) => _ = unreadable.insert(key.into_owned(), why),
+            None => {}
         }
     }
-    Ok(())
 }

@@ -189,6 +189,74 @@ fn a_lost_answer_is_resolved_by_reading() {
 }
 
 #[test]
+fn a_command_whose_answer_was_lost_is_not_asked_for_twice() {
+    let Some(server) =
+        server::Etcd::start("a_command_whose_answer_was_lost_is_not_asked_for_twice")
+    else {
+        return;
+    };
+    let direct = client(&[&server.endpoint()]);
+    let proxy = Proxy::start(server.address(), "\"ask\":\"drain\"", Cut::Answers);
+    let cut_off = client(&[&format!("http://{}", proxy.address), &server.endpoint()]);
+    let a = host("a");
+    let how = |what: &str| Completed::Done {
+        what: what.to_owned(),
+    };
+    let mut view = direct.watch(&a);
+    let id = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| cut_off.post(&a, &Command::Drain));
+        // Carried out before whoever asked tries the next member.
+        let mut seen = || {
+            let view = view.borrow_and_update();
+            view.commands.first().map(|(id, _)| id.clone())
+        };
+        let mut id = None;
+        eventually("the command is seen", || {
+            id = seen();
+            id.is_some()
+        });
+        let id = id.unwrap();
+        direct.complete(&a, &id, &how("once")).unwrap();
+        assert_eq!(asking.join().unwrap().unwrap(), id);
+        id
+    });
+    assert!(*proxy.state.seen.lock().unwrap(), "an answer was lost");
+    // Of one that waits again this would be the end.
+    direct.complete(&a, &id, &how("twice")).unwrap();
+    assert_eq!(direct.completed(&a, &id).unwrap(), Some(how("once")));
+    drop(cut_off);
+}
+
+#[test]
+fn commands_are_in_the_order_in_which_they_were_asked_for() {
+    let Some(server) =
+        server::Etcd::start("commands_are_in_the_order_in_which_they_were_asked_for")
+    else {
+        return;
+    };
+    let etcd = client(&[&server.endpoint()]);
+    let a = host("a");
+    let late = |etcd: &Etcd| etcd.watch(&a);
+    let mut early = late(&etcd);
+    eventually("it is heard", || early.borrow_and_update().lost.is_none());
+    let by_hand = |digits: &str, ask: &str| {
+        let key = format!("/forebay/test/commands/a/{digits}-00000000");
+        server.put(&key, &format!("{{\"ask\": \"{ask}\"}}"));
+    };
+    // By a clock that is ahead, by a right one, and by one that is behind.
+    by_hand("9999999999999", "cordon");
+    etcd.post(&a, &Command::Uncordon).unwrap();
+    by_hand("0000000000000", "drain");
+    let order = [Command::Cordon, Command::Uncordon, Command::Drain];
+    for view in [&mut early, &mut late(&etcd)] {
+        eventually("all are heard in order", || {
+            let view = view.borrow_and_update();
+            view.commands.iter().map(|(_, asked)| asked).eq(&order)
+        });
+    }
+}
+
+#[test]
 fn a_transaction_that_comes_late_takes_no_effect_after_another() {
     let Some(server) =
         server::Etcd::start("a_transaction_that_comes_late_takes_no_effect_after_another")
@@ -216,6 +284,26 @@ fn a_transaction_that_comes_late_takes_no_effect_after_another() {
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(slow);
+}
+
+#[test]
+fn who_was_removed_by_hand_is_told_so_by_its_renewal() {
+    let Some(server) = server::Etcd::start("who_was_removed_by_hand_is_told_so_by_its_renewal")
+    else {
+        return;
+    };
+    let (a, b) = (client(&[&server.endpoint()]), client(&[&server.endpoint()]));
+    let ttl = Duration::from_secs(60);
+    let (web, first) = (app("web"), Ownership::first(host("a")));
+    a.create(&web, &first).unwrap();
+    let held = a.join(&member("a", "1"), ttl).unwrap();
+    let held = a.renew(&held).unwrap().unwrap();
+    server.delete("/forebay/test/hosts/a");
+    b.take_over(&web, &first, &first.given_to(&host("b")))
+        .unwrap();
+    assert_eq!(a.renew(&held).unwrap(), None);
+    let again = a.join(&member("a", "1"), ttl).unwrap();
+    assert!(a.renew(&again).unwrap().is_some());
 }
 
 #[test]
@@ -262,7 +350,7 @@ fn a_watch_outlives_a_crash_and_misses_nothing() {
             let records = view.records.as_ref();
             view.lost.is_none()
                 && records.is_some_and(|records| records.get(&web) == Some(&record))
-                && view.commands.contains_key(&id)
+                && asked(&view, &id).is_some()
                 && view.commands.len() == round + 1
         });
     }
@@ -347,31 +435,64 @@ fn a_member_that_does_not_answer_is_left_for_another() {
 }
 
 #[test]
-fn keys_that_are_not_forebays_are_named() {
-    let Some(server) = server::Etcd::start("keys_that_are_not_forebays_are_named") else {
+fn a_record_that_cannot_be_read_is_named_and_hides_no_other() {
+    let Some(server) =
+        server::Etcd::start("a_record_that_cannot_be_read_is_named_and_hides_no_other")
+    else {
         return;
     };
     let etcd = client(&[&server.endpoint()]);
+    let (web, db) = (app("web"), app("db"));
+    let first = Ownership::first(host("a"));
+    etcd.create(&db, &first).unwrap();
+    let others: Records = [(db.clone(), first.clone())].into();
+    let all: Records = [(db.clone(), first.clone()), (web.clone(), first.clone())].into();
     let check = |key: &str, value: &str, words: &[&str]| {
-        server.put(key, value);
-        let error = etcd.records().unwrap_err();
-        assert_eq!(error.outcome(), Outcome::Refused, "{error}");
-        let error = error.to_string();
-        for word in words {
-            assert!(error.contains(word), "`{word}` is not in: {error}");
-        }
-        let view = etcd.watch(&host("a"));
-        eventually("whoever watches is told", || {
+        etcd.create(&web, &first).unwrap();
+        let before = etcd.watch(&host("a"));
+        let shows = |view: &watch::Receiver<View>, records: &Records, bad: bool| {
             let view = view.borrow();
-            view.lost
-                .as_ref()
-                .is_some_and(|(_, why)| why.contains(words[0]))
-        });
+            let named = view.unreadable.get(key);
+            let named = named.is_some_and(|why| words.iter().all(|word| why.contains(word)));
+            view.lost.is_none() && view.records.as_deref() == Some(records) && named == bad
+        };
+        eventually("all is well", || shows(&before, &all, false));
+        server.put(key, value);
+        let left = match key.ends_with("/web") {
+            true => &others,
+            false => &all,
+        };
+        assert_eq!(etcd.records().unwrap().1, *left);
+        let after = etcd.watch(&host("a"));
+        for view in [&before, &after] {
+            eventually("it is named", || shows(view, left, true));
+        }
+        if key.ends_with("/web") {
+            for asked in [
+                etcd.record(&web).map(drop),
+                etcd.create(&web, &first),
+                etcd.change(&web, 1, &first.recalled()),
+                etcd.take_over(&web, &first, &first.given_to(&host("b"))),
+                etcd.forget(&web, 1),
+            ] {
+                refused(asked, words[0]);
+            }
+        }
+        // Others go on.
+        etcd.change(&db, 1, &first).unwrap();
         server.delete(key);
-        eventually("it is over", || view.borrow().lost.is_none());
+        let left = etcd.records().unwrap().1;
+        for view in [&before, &after] {
+            eventually("it is over", || {
+                shows(view, &left, false) && view.borrow().unreadable.is_empty()
+            });
+        }
+        if left.contains_key(&web) {
+            etcd.forget(&web, 1).unwrap();
+        }
     };
-    let app = "/forebay/test/apps/web";
-    check(app, "{", &["/forebay/test/apps/web", "look who wrote it"]);
+    let key = "/forebay/test/apps/web";
+    check(key, "{", &["/forebay/test/apps/web", "look who wrote it"]);
     check(
         "/forebay/test/apps/a b",
         "{}",
@@ -379,10 +500,44 @@ fn keys_that_are_not_forebays_are_named() {
     );
     let long = format!("\"{}\"", "x".repeat(VALUE_MAX));
     check(
-        app,
+        key,
         &long,
         &["/forebay/test/apps/web", "longer than 262144 bytes"],
     );
+}
+
+#[test]
+fn a_command_that_cannot_be_read_hides_no_other() {
+    let Some(server) = server::Etcd::start("a_command_that_cannot_be_read_hides_no_other") else {
+        return;
+    };
+    let etcd = client(&[&server.endpoint()]);
+    let a = host("a");
+    let before = etcd.watch(&a);
+    eventually("it is heard", || before.borrow().lost.is_none());
+    server.put("/forebay/test/commands/a/1-x", "{");
+    // Of a release that wants to know more.
+    server.put("/forebay/test/commands/a/2-x", r#"{"ask": "move"}"#);
+    let id = etcd.post(&a, &Command::Drain).unwrap();
+    let named = |name: &str| name.parse::<CommandId>().unwrap();
+    let all = [
+        (named("1-x"), Command::Other),
+        (named("2-x"), Command::Other),
+        (id, Command::Drain),
+    ];
+    let after = etcd.watch(&a);
+    for view in [&before, &after] {
+        eventually("all are there", || *view.borrow().commands == all);
+        assert!(view.borrow().lost.is_none());
+    }
+    let how = Completed::Refused {
+        why: "nobody can read it".to_owned(),
+    };
+    etcd.complete(&a, &all[0].0, &how).unwrap();
+    assert_eq!(etcd.completed(&a, &all[0].0).unwrap(), Some(how));
+    for view in [&before, &after] {
+        eventually("it is gone", || view.borrow().commands.len() == 2);
+    }
 }
 
 #[test]
@@ -405,13 +560,23 @@ fn a_user_that_is_not_known_is_refused() {
         .unwrap()
     };
     let record = Ownership::first(host("a"));
-    as_user(Some("right")).create(&app("web"), &record).unwrap();
+    let right = as_user(Some("right"));
+    right.create(&app("web"), &record).unwrap();
+    let ttl = Duration::from_secs(60);
+    let held = right.join(&member("a", "1"), ttl).unwrap();
     for wrong in [Some("wrong"), None] {
         let error = as_user(wrong).create(&app("web"), &record).unwrap_err();
         assert_eq!(error.outcome(), Outcome::Refused, "{wrong:?}: {error}");
         assert!(error.to_string().contains("user"), "{error}");
         assert!(!format!("{:?}", as_user(wrong)).contains("wrong"));
+        // Its lease stands, and nothing else is said.
+        let error = as_user(wrong).leave(&held).unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Refused, "{wrong:?}: {error}");
+        assert!(right.hosts().unwrap().contains_key(&host("a")));
     }
+    right.leave(&held).unwrap();
+    assert!(right.hosts().unwrap().is_empty());
+    right.leave(&held).unwrap();
 }
 
 #[test]

@@ -1,0 +1,190 @@
+//! The thread before a coordinator that takes its time.
+
+use std::sync::{Condvar, Mutex};
+
+use forebay_core::app::AppId;
+use forebay_core::fleet::{Epoch, Ownership};
+use forebay_core::units::Bytes;
+
+use super::*;
+use crate::config::LinkConfig;
+
+/// How long a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_secs(2);
+/// What a request takes: longer than until a renewal is due.
+const SLOW: Duration = Duration::from_millis(600);
+
+/// The files of one host, behind a slow network: every request that is no renewal takes [`SLOW`].
+#[derive(Debug)]
+struct Slow {
+    local: Local,
+    /// What was asked, in order.
+    asked: Mutex<Vec<&'static str>>,
+    is_news: Condvar,
+}
+
+impl Slow {
+    fn note(&self, what: &'static str) {
+        self.asked.lock().unwrap().push(what);
+        self.is_news.notify_all();
+    }
+
+    fn slowly(&self, what: &'static str) {
+        self.note(what);
+        let until = now() + SLOW;
+        while let Some(left) = until.checked_sub(now()).filter(|left| !left.is_zero()) {
+            std::thread::park_timeout(left);
+        }
+    }
+
+    /// What was asked once so many of a kind were.
+    fn after(&self, count: usize, what: &str) -> Vec<&'static str> {
+        let asked = self.asked.lock().unwrap();
+        let (asked, waited) = self
+            .is_news
+            .wait_timeout_while(asked, PATIENCE, |asked| {
+                asked.iter().filter(|other| **other == what).count() < count
+            })
+            .unwrap();
+        assert!(!waited.timed_out(), "not {count} times {what}: {asked:?}");
+        asked.clone()
+    }
+}
+
+impl Coordinator for Slow {
+    fn place(&self) -> &str {
+        self.local.place()
+    }
+
+    fn join(&self, member: &Member, ttl: Duration) -> Result<Held, Error> {
+        self.note("join");
+        self.local.join(member, ttl)
+    }
+
+    fn renew(&self, held: &Held) -> Result<Option<Held>, Error> {
+        self.note("renew");
+        self.local.renew(held)
+    }
+
+    fn publish(&self, held: &Held, member: &Member) -> Result<(), Error> {
+        self.slowly("publish");
+        self.local.publish(held, member)
+    }
+
+    fn leave(&self, held: &Held) -> Result<(), Error> {
+        self.note("leave");
+        self.local.leave(held)
+    }
+
+    fn hosts(&self) -> Result<Members, Error> {
+        self.slowly("hosts");
+        self.local.hosts()
+    }
+
+    fn record(&self, app: &AppId) -> Result<Option<Ownership>, Error> {
+        self.local.record(app)
+    }
+
+    fn records(&self) -> Result<(i64, Records), Error> {
+        self.local.records()
+    }
+
+    fn create(&self, app: &AppId, record: &Ownership) -> Result<(), Error> {
+        self.local.create(app, record)
+    }
+
+    fn change(&self, app: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Error> {
+        self.local.change(app, epoch, to)
+    }
+
+    fn take_over(&self, app: &AppId, from: &Ownership, to: &Ownership) -> Result<(), Error> {
+        self.local.take_over(app, from, to)
+    }
+
+    fn forget(&self, app: &AppId, epoch: Epoch) -> Result<(), Error> {
+        self.local.forget(app, epoch)
+    }
+
+    fn watch(&self, host: &HostName) -> watch::Receiver<View> {
+        self.local.watch(host)
+    }
+
+    fn post(&self, host: &HostName, command: &Command) -> Result<CommandId, Error> {
+        self.local.post(host, command)
+    }
+
+    fn complete(&self, host: &HostName, id: &CommandId, how: &Completed) -> Result<(), Error> {
+        self.slowly("complete");
+        self.local.complete(host, id, how)
+    }
+
+    fn completed(&self, host: &HostName, id: &CommandId) -> Result<Option<Completed>, Error> {
+        self.local.completed(host, id)
+    }
+}
+
+#[test]
+fn the_lease_is_renewed_between_requests_that_take_long() {
+    let directory = tempfile::tempdir().unwrap();
+    let host: HostName = "a".parse().unwrap();
+    let slow = Arc::new(Slow {
+        local: Local::open(directory.path()).unwrap(),
+        asked: Mutex::new(Vec::new()),
+        is_news: Condvar::new(),
+    });
+    let commands = [
+        Command::Cordon,
+        Command::Uncordon,
+        Command::Other,
+        Command::Cordon,
+    ];
+    let ids = commands.map(|command| slow.post(&host, &command).unwrap());
+    let (_reports, latest) = watch::channel(None);
+    let coordinator: Arc<dyn Coordinator> = Arc::<Slow>::clone(&slow);
+    let membership = Membership::start_with(
+        Beginning {
+            config: FleetConfig {
+                host: host.clone(),
+                lease: LEASE,
+                etcd: None,
+                link: LinkConfig {
+                    listen: None,
+                    address: None,
+                },
+            },
+            directory: directory.path().to_owned(),
+            host: offering::Host {
+                cpus: 1,
+                memory: Bytes::mib(64),
+                system_memory: Bytes(0),
+            },
+            reports: latest,
+            outlook: outlook::Desk::none(),
+            tell: Arc::new(|_, _| {}),
+        },
+        coordinator,
+    )
+    .unwrap();
+    let asked = slow.after(ids.len(), "complete");
+    for pair in asked.windows(2) {
+        let is_slow = |what: &str| what != "join" && what != "renew";
+        assert!(!(is_slow(pair[0]) && is_slow(pair[1])), "{asked:?}");
+    }
+    let deadline = now() + PATIENCE;
+    let completed = |id: &CommandId| slow.completed(&host, id).unwrap();
+    let standing = membership.desk().standing;
+    while completed(&ids[3]).is_none() || !standing.borrow().cordoned {
+        assert!(now() < deadline, "not in time");
+        std::thread::yield_now();
+    }
+    for (id, words) in ids
+        .iter()
+        .zip(["no more", "again", "does not know", "no more"])
+    {
+        let how = completed(id).unwrap();
+        let (Completed::Done { what: said } | Completed::Refused { why: said }) = how;
+        assert!(said.contains(words), "{said}");
+    }
+    membership.stop();
+}
