@@ -4,7 +4,7 @@ use forebay_core::app::{App, AppId, Class, IoProtection};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::idset::CpuSet;
 use forebay_core::plan::{Plan, Shortfall, io};
-use forebay_core::report::TickReport;
+use forebay_core::report::{EventKind, TickReport};
 use forebay_core::slice::{Knob, Setting, Slice};
 use forebay_core::state::State;
 use forebay_core::tick::Inputs;
@@ -47,7 +47,9 @@ pub(super) fn after_tick(
             })
     };
     again.retain(|action| !pending(action));
-    if !inputs.paused {
+    // What a ladder takes or gives back counts in the next plan, which is held against the one after it.
+    let climbs = (report.events.iter()).any(|event| event.kind == EventKind::Offload);
+    if !inputs.paused && !climbs {
         ensure!(
             again.is_empty(),
             "the same situation gives new settings: {}",
