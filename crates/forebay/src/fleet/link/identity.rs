@@ -28,6 +28,7 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 
 use super::authority::{SigningRequest, proof};
+use super::verify;
 
 const FILE: &str = "identity.json";
 const DENIED: &str = "denied.json";
@@ -236,6 +237,8 @@ pub(super) struct Credentials {
     pub(super) pair: Arc<CertifiedKey>,
     pub(super) roots: Arc<RootCertStore>,
     pub(super) denied: BTreeSet<String>,
+    /// Of the host's certificate, in hexadecimal.
+    serial: String,
     pub(super) contents: Contents,
     stamp: Stamp,
 }
@@ -248,6 +251,7 @@ impl Credentials {
         };
         let own = one(&contents.certificate.pem, "the host")?;
         let authority = one(&contents.authority, "the authority")?;
+        let serial = verify::serial(&own).ok_or("the certificate of the host has no number")?;
         let mut roots = RootCertStore::empty();
         roots
             .add(authority.clone())
@@ -263,6 +267,7 @@ impl Credentials {
             pair: Arc::new(pair),
             roots: Arc::new(roots),
             denied,
+            serial,
             contents,
             stamp,
         })
@@ -321,6 +326,11 @@ impl Identity {
     /// Its certificate.
     pub(crate) fn certificate(&self) -> Certificate {
         self.credentials().contents.certificate.clone()
+    }
+
+    /// The serial number of its certificate, in hexadecimal.
+    pub(crate) fn serial(&self) -> String {
+        self.credentials().serial.clone()
     }
 
     /// The host that holds the authority, and where its agent listens, if that is known.

@@ -389,7 +389,7 @@ impl Room {
         let mut body = Body::new(&mut reader, (who.label, &heard), comes, self.patience.stall);
         let answer = match who.has_room {
             true => {
-                self.one(who.peer, request, &mut body, handler, (&heard, within))
+                self.one(who, request, &mut body, handler, (&heard, within))
                     .await
             }
             false => Some(too_many(&who.peer.host)),
@@ -406,15 +406,16 @@ impl Room {
 
     async fn one<H: Handler>(
         &self,
-        peer: &Peer,
+        who: Who<'_>,
         request: Request,
         body: &mut Body<'_>,
         handler: &H,
         (heard, within): (&Heard, Duration),
     ) -> Option<Answer> {
+        let peer = who.peer;
         let answer = async {
             match request {
-                Request::Renew { signing } => self.renew(peer, signing).await,
+                Request::Renew { signing } => self.renew(who, signing).await,
                 Request::Reserve(reserve) if reserve.record.owner != peer.host => {
                     let (of, owner) = (reserve.of(), &reserve.record.owner);
                     let message = format!(
@@ -450,17 +451,19 @@ impl Room {
 
     async fn renew(
         &self,
-        peer: &Peer,
+        who: Who<'_>,
         signing: Option<super::authority::SigningRequest>,
     ) -> Answer {
         let Some(authority) = &self.authority else {
             let message = "this host does not hold the fleet's authority; ask the one that does";
             return refuse(Why::NotAllowed, message);
         };
-        let (authority, host) = (Arc::clone(authority), peer.host.clone());
+        let authority = Arc::clone(authority);
+        let (host, serial) = (who.peer.host.clone(), who.serial.to_owned());
         let now = wire::now(&**self.identity.clock());
-        let renewed =
-            tokio::task::spawn_blocking(move || authority.renew(&host, signing.as_ref(), now));
+        let renewed = tokio::task::spawn_blocking(move || {
+            authority.renew((&host, &serial), signing.as_ref(), now)
+        });
         match renewed.await {
             Ok(Ok(renewed)) => Answer::Renewed(renewed),
             Ok(Err(error)) => refuse(Why::Failed, &error.to_string()),

@@ -58,7 +58,8 @@ pub(crate) async fn renew(
         let identity = Arc::clone(identity);
         let renewed = tokio::task::spawn_blocking(move || {
             let authority = Authority::open(identity.dir())?;
-            authority.renew(&identity.host(), signing.as_ref(), now)
+            let (host, serial) = (identity.host(), identity.serial());
+            authority.renew((&host, &serial), signing.as_ref(), now)
         });
         let renewed = renewed
             .await

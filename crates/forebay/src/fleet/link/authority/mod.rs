@@ -8,11 +8,13 @@
 //! ca/lock             held by whoever changes them: the agent that lets hosts join, or a command
 //! ```
 //!
-//! A host joins with a token, which is good once, for one name and for a short time. It is spent, and that
-//! is durable, before a certificate is made. What is kept of it is a hash, so that the file lets nobody in.
+//! A host joins with a token, which is good once, for one name and for a short time. It is spent in the
+//! same change by which the certificate is kept, and that is durable before the certificate is handed over.
+//! What is kept of it is a hash, so that the file lets nobody in.
 //! A certificate counts from an hour before it is made, so that hosts whose clocks are behind believe it.
 //!
-//! Forgetting a host takes the serial numbers of its certificates back. This host knows at once; others
+//! Forgetting a host takes the serial numbers of its certificates back. No certificate is made for one whose
+//! own is taken back, which is looked at under the same lock. This host knows at once; others
 //! hear of it when they ask for news ([`super::renewal`]), or at the latest when the certificate ends.
 
 mod signing;
@@ -124,6 +126,22 @@ impl State {
             .retain(|issued| issued.not_after_unix_s >= now_unix_s);
         self.denied
             .retain(|denied| denied.not_after_unix_s >= now_unix_s);
+    }
+
+    /// Whether a host may go on by the certificate that has this serial number.
+    fn believes(&self, host: &HostName, serial: &str) -> Result<(), Error> {
+        let is_it = |issued: &Issued| issued.serial == serial && issued.host == *host;
+        let why = if self.denied.iter().any(is_it) {
+            "was taken back"
+        } else if self.issued.iter().any(is_it) {
+            return Ok(());
+        } else {
+            "is none of those that were made here and are still valid"
+        };
+        Err(refused(
+            format!("renew the certificate of {host}: the one that it shows {why}"),
+            "have it join again with a new token if that is wrong: `forebay fleet ca token HOST`",
+        ))
     }
 }
 
@@ -342,19 +360,18 @@ impl Authority {
             return Err(refused(what, ANEW));
         }
         signing::check(host, request)?;
-        let ((), _) = self.change(now, |state| {
+        // Both at once: whoever forgets the host finds the token or the certificate.
+        let (certificate, state) = self.change(now, |state| {
             let before = state.tokens.len();
             state.tokens.retain(|token| token.id != id);
-            match before == state.tokens.len() {
-                true => Err(refused(
-                    format!("let {host} join: its token was used"),
-                    ANEW,
-                )),
-                false => Ok(()),
+            if before == state.tokens.len() {
+                let what = format!(
+                    "let {host} join: its token was used or replaced, or {host} was forgotten"
+                );
+                return Err(refused(what, ANEW));
             }
+            self.sign(state, host, request, now)
         })?;
-        let (certificate, state) =
-            self.change(now, |state| self.sign(state, host, request, now))?;
         Ok(Welcome {
             certificate,
             authority: pem("CERTIFICATE", &self.keys()?.1),
@@ -362,31 +379,43 @@ impl Authority {
         })
     }
 
-    /// Makes a new certificate for a host of the fleet, if it wants one, and says who is not of it.
+    /// Makes a new certificate for a host of the fleet, if it wants one, and says who is not of it. The
+    /// serial number is that of the certificate by which the host shows who it is.
     ///
     /// # Errors
-    /// When the request is none, or the files cannot be written.
+    /// When that one was taken back or was not made here, the request is none, or the files cannot be
+    /// written.
     pub(crate) fn renew(
         &self,
-        host: &HostName,
+        (host, serial): (&HostName, &str),
         request: Option<&SigningRequest>,
         now: SystemTime,
     ) -> Result<Renewed, Error> {
         let Some(request) = request else {
-            let mut state = self.read()?;
-            state.prune(unix_s(now));
-            let denied = serials(&state);
             return Ok(Renewed {
                 certificate: None,
-                denied,
+                denied: self.denied(now)?,
             });
         };
-        let (certificate, state) =
-            self.change(now, |state| self.sign(state, host, request, now))?;
+        let (certificate, state) = self.change(now, |state| {
+            // Under the lock: it may have been forgotten since it was listened to.
+            state.believes(host, serial)?;
+            self.sign(state, host, request, now)
+        })?;
         Ok(Renewed {
             certificate: Some(certificate),
             denied: serials(&state),
         })
+    }
+
+    /// The serial numbers of certificates that were taken back and have not ended yet.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub(crate) fn denied(&self, now: SystemTime) -> Result<Vec<String>, Error> {
+        let mut state = self.read()?;
+        state.prune(unix_s(now));
+        Ok(serials(&state))
     }
 
     /// Takes all certificates of a host back, and its tokens; how many certificates there were.

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::super::authority::Token;
+use super::super::authority::{self, Renewed, SigningRequest, Token};
+use super::super::identity::Key;
 use super::super::{error, join::join, verify};
 use super::*;
 
@@ -326,30 +327,87 @@ fn a_fleet_is_begun_once_and_its_name_is_one() {
 #[test]
 fn a_request_that_is_not_signed_with_its_key_gets_no_certificate() {
     let fleet = Fleet::begin();
-    let (now, key) = (
-        SystemTime::now(),
-        super::super::identity::Key::generate().unwrap(),
-    );
-    let request = key.request(&name("b")).unwrap();
-    fleet
-        .authority
-        .renew(&name("b"), Some(&request), now)
-        .unwrap();
+    let (b, c) = (fleet.host("b"), fleet.host("c"));
+    let request = Key::generate().unwrap().request(&name("b")).unwrap();
+    renewed(&fleet, &b, &request).unwrap();
     // It was signed for another host.
-    let error = fleet
-        .authority
-        .renew(&name("c"), Some(&request), now)
-        .unwrap_err()
-        .to_string();
+    let error = renewed(&fleet, &c, &request).unwrap_err().to_string();
     assert!(error.contains("not signed with its key"), "{error}");
     for (public_key, signature) in [("", ""), ("!", "!"), ("AAAA", request.signature.as_str())] {
-        let request = super::super::authority::SigningRequest {
+        let request = SigningRequest {
             public_key: public_key.to_owned(),
             signature: signature.to_owned(),
         };
-        fleet
-            .authority
-            .renew(&name("b"), Some(&request), now)
-            .unwrap_err();
+        renewed(&fleet, &b, &request).unwrap_err();
+    }
+}
+
+/// What the authority makes for a host that shows the certificate that it has.
+fn renewed(
+    fleet: &Fleet,
+    host: &Identity,
+    request: &SigningRequest,
+) -> Result<Renewed, authority::Error> {
+    let (name, serial) = (host.host(), host.serial());
+    let now = SystemTime::now();
+    fleet.authority.renew((&name, &serial), Some(request), now)
+}
+
+#[test]
+fn a_host_that_was_forgotten_gets_no_certificate_by_one_from_before() {
+    let fleet = Fleet::begin();
+    let (b, now) = (fleet.host("b"), SystemTime::now());
+    let request = Key::generate().unwrap().request(&name("b")).unwrap();
+    renewed(&fleet, &b, &request).unwrap();
+    assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 2);
+    // It asks over a connection that is there.
+    let error = renewed(&fleet, &b, &request).unwrap_err().to_string();
+    assert!(
+        error.contains("certificate of b") && error.contains("was taken back"),
+        "{error}"
+    );
+    // It came back: what it had before is good for nothing still.
+    let token = token(&fleet, "b");
+    let secret = (token.id.as_str(), token.secret.as_str());
+    fleet
+        .authority
+        .admit(secret, &name("b"), &request, now)
+        .unwrap();
+    renewed(&fleet, &b, &request).unwrap_err();
+    // One of another host is none of b's.
+    let c = fleet.host("c").serial();
+    let error = fleet
+        .authority
+        .renew((&name("b"), &c), Some(&request), now)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is none of those"), "{error}");
+    assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 1);
+}
+
+#[test]
+fn a_host_that_is_forgotten_while_it_joins_is_out() {
+    let fleet = Fleet::begin();
+    let (authority, now) = (&fleet.authority, SystemTime::now());
+    let new = name("new");
+    let request = Key::generate().unwrap().request(&new).unwrap();
+    for _ in 0..40 {
+        let token = token(&fleet, "new");
+        let both = std::sync::Barrier::new(2);
+        let (joined, forgotten) = std::thread::scope(|scope| {
+            let joins = scope.spawn(|| {
+                both.wait();
+                authority.admit((&token.id, &token.secret), &new, &request, now)
+            });
+            let forgets = scope.spawn(|| {
+                both.wait();
+                authority.forget(&new, now)
+            });
+            (joins.join().unwrap(), forgets.join().unwrap())
+        });
+        // Whichever came first, there was something to forget, and nothing is left of it.
+        assert_eq!(forgotten.unwrap(), usize::from(joined.is_ok()));
+        let error = authority.forget(&new, now).unwrap_err().to_string();
+        assert!(error.contains("no certificate of this fleet"), "{error}");
     }
 }

@@ -156,8 +156,7 @@ async fn a_host_that_is_forgotten_is_refused_by_all_who_have_heard_of_it() {
     let now = SystemTime::now();
     assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 1);
     let a = fleet.host("a");
-    a.deny(&fleet.authority.renew(&name("a"), None, now).unwrap().denied)
-        .unwrap();
+    a.deny(&fleet.authority.denied(now).unwrap()).unwrap();
     // The authority's agent looks at its files; c has not heard of it yet.
     let error = renew(&b, When::Now).await.unwrap_err();
     check(
