@@ -39,7 +39,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// Certificates that may be taken back at a time.
 pub(super) const DENIED_MAX: usize = 4096;
 /// In the last part of its validity a certificate is renewed.
-const RENEWED_IN_LAST: u32 = 3;
+pub(super) const RENEWED_IN_LAST: u32 = 3;
 
 /// Why this host's place in the fleet cannot be used or kept.
 #[derive(Debug, thiserror::Error)]

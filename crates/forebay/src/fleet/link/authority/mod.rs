@@ -34,7 +34,9 @@ use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::identity::{Certificate, Contents, DENIED_MAX, FileError, Key, make, pem};
+use super::identity::{
+    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, make, pem,
+};
 use super::verify::{fingerprint, hex};
 
 pub(crate) use signing::SigningRequest;
@@ -54,6 +56,9 @@ pub(crate) const VALIDITY: Duration = Duration::from_secs(30 * 86_400);
 pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
 /// Tokens that may be out at a time.
 const TOKENS_MAX: usize = 256;
+/// Certificates of one host that may be in the first two thirds of their validity when it renews. It needs
+/// one; those that are due do not count, so that it never waits when it has to renew.
+const YOUNG_MAX: usize = 8;
 /// Certificates that may be valid at a time.
 const ISSUED_MAX: usize = 16_384;
 const SECRET_BYTES: usize = 32;
@@ -126,6 +131,21 @@ impl State {
             .retain(|issued| issued.not_after_unix_s >= now_unix_s);
         self.denied
             .retain(|denied| denied.not_after_unix_s >= now_unix_s);
+    }
+
+    /// Whether a host has room for one more certificate that it asks for by itself: it takes neither the
+    /// room of others, nor that of the list of those who were forgotten.
+    fn has_room(&self, host: &HostName, now: SystemTime) -> Result<(), Error> {
+        let due_unix_s = unix_s(now + VALIDITY.saturating_add(BACKDATED) / RENEWED_IN_LAST);
+        let is_young =
+            |issued: &&Issued| issued.host == *host && issued.not_after_unix_s > due_unix_s;
+        if self.issued.iter().filter(is_young).count() < YOUNG_MAX {
+            return Ok(());
+        }
+        Err(refused(
+            format!("renew the certificate of {host}: {YOUNG_MAX} that it has are not due yet"),
+            "have it use the newest, or look why it renews so often; if it is not itself, forget it",
+        ))
     }
 
     /// Whether a host may go on by the certificate that has this serial number.
@@ -383,8 +403,8 @@ impl Authority {
     /// serial number is that of the certificate by which the host shows who it is.
     ///
     /// # Errors
-    /// When that one was taken back or was not made here, the request is none, or the files cannot be
-    /// written.
+    /// When that one was taken back or was not made here, the host has many already, the request is none, or
+    /// the files cannot be written.
     pub(crate) fn renew(
         &self,
         (host, serial): (&HostName, &str),
@@ -400,6 +420,7 @@ impl Authority {
         let (certificate, state) = self.change(now, |state| {
             // Under the lock: it may have been forgotten since it was listened to.
             state.believes(host, serial)?;
+            state.has_room(host, now)?;
             self.sign(state, host, request, now)
         })?;
         Ok(Renewed {

@@ -329,16 +329,17 @@ fn a_request_that_is_not_signed_with_its_key_gets_no_certificate() {
     let fleet = Fleet::begin();
     let (b, c) = (fleet.host("b"), fleet.host("c"));
     let request = Key::generate().unwrap().request(&name("b")).unwrap();
-    renewed(&fleet, &b, &request).unwrap();
+    let now = SystemTime::now();
+    renewed(&fleet, &b, &request, now).unwrap();
     // It was signed for another host.
-    let error = renewed(&fleet, &c, &request).unwrap_err().to_string();
+    let error = renewed(&fleet, &c, &request, now).unwrap_err().to_string();
     assert!(error.contains("not signed with its key"), "{error}");
     for (public_key, signature) in [("", ""), ("!", "!"), ("AAAA", request.signature.as_str())] {
         let request = SigningRequest {
             public_key: public_key.to_owned(),
             signature: signature.to_owned(),
         };
-        renewed(&fleet, &b, &request).unwrap_err();
+        renewed(&fleet, &b, &request, now).unwrap_err();
     }
 }
 
@@ -347,9 +348,9 @@ fn renewed(
     fleet: &Fleet,
     host: &Identity,
     request: &SigningRequest,
+    now: SystemTime,
 ) -> Result<Renewed, authority::Error> {
     let (name, serial) = (host.host(), host.serial());
-    let now = SystemTime::now();
     fleet.authority.renew((&name, &serial), Some(request), now)
 }
 
@@ -358,10 +359,10 @@ fn a_host_that_was_forgotten_gets_no_certificate_by_one_from_before() {
     let fleet = Fleet::begin();
     let (b, now) = (fleet.host("b"), SystemTime::now());
     let request = Key::generate().unwrap().request(&name("b")).unwrap();
-    renewed(&fleet, &b, &request).unwrap();
+    renewed(&fleet, &b, &request, now).unwrap();
     assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 2);
     // It asks over a connection that is there.
-    let error = renewed(&fleet, &b, &request).unwrap_err().to_string();
+    let error = renewed(&fleet, &b, &request, now).unwrap_err().to_string();
     assert!(
         error.contains("certificate of b") && error.contains("was taken back"),
         "{error}"
@@ -373,7 +374,7 @@ fn a_host_that_was_forgotten_gets_no_certificate_by_one_from_before() {
         .authority
         .admit(secret, &name("b"), &request, now)
         .unwrap();
-    renewed(&fleet, &b, &request).unwrap_err();
+    renewed(&fleet, &b, &request, now).unwrap_err();
     // One of another host is none of b's.
     let c = fleet.host("c").serial();
     let error = fleet
@@ -410,4 +411,29 @@ fn a_host_that_is_forgotten_while_it_joins_is_out() {
         let error = authority.forget(&new, now).unwrap_err().to_string();
         assert!(error.contains("no certificate of this fleet"), "{error}");
     }
+}
+
+#[test]
+fn a_host_that_renews_in_a_loop_takes_nobodys_room_and_is_not_locked_out() {
+    let fleet = Fleet::begin();
+    let (b, c, now) = (fleet.host("b"), fleet.host("c"), SystemTime::now());
+    let request = |host| Key::generate().unwrap().request(&name(host)).unwrap();
+    let (of_b, of_c) = (request("b"), request("c"));
+    // The one that it began with is the first.
+    for _ in 1..8 {
+        renewed(&fleet, &b, &of_b, now).unwrap();
+    }
+    let error = renewed(&fleet, &b, &of_b, now).unwrap_err().to_string();
+    assert!(
+        error.contains("certificate of b") && error.contains("8 that it has are not due"),
+        "{error}"
+    );
+    renewed(&fleet, &c, &of_c, now).unwrap();
+    // When they are due it gets others.
+    let due = now + Duration::from_secs(20 * 86_400);
+    for _ in 0..8 {
+        renewed(&fleet, &b, &of_b, due).unwrap();
+    }
+    renewed(&fleet, &b, &of_b, due).unwrap_err();
+    assert_eq!(fleet.authority.forget(&name("b"), due).unwrap(), 16);
 }
