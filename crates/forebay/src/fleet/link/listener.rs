@@ -3,7 +3,8 @@
 //! Whoever is not of the fleet hears nothing: who does not begin TLS is hung up on without a word, who
 //! begins it for something else than this as well, and who shows no certificate of the fleet hears an alert
 //! of TLS. Agreeing is bounded in time and in number, by address, so that nobody takes the places of others.
-//! So are connections, by host.
+//! So are connections, by host: one too many keeps its place among those who agree, and is told so if it asks
+//! while it has that.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -186,8 +187,6 @@ struct Who<'a> {
     label: &'a str,
     /// Of its certificate.
     serial: &'a str,
-    /// It has no more connections than it may.
-    has_room: bool,
 }
 
 /// What somebody wants who connects.
@@ -268,14 +267,16 @@ impl Room {
         }
         let greeted = timeout_at(until, self.greet(&mut stream, address)).await;
         let (peer, serial) = greeted.map_err(|_| slow())??;
-        drop(place);
-        let room = self.connections.take(&peer.host);
         let label = format!("{} at {address}", peer.host);
+        let Some(_room) = self.connections.take(&peer.host) else {
+            let told = timeout_at(until, one_too_many(&mut stream, &peer.host, &label)).await;
+            return told.map_err(|_| Error::slow(&label, "ask for something", bound))?;
+        };
+        drop(place);
         let who = Who {
             peer: &peer,
             label: &label,
             serial: &serial,
-            has_room: room.is_some(),
         };
         self.answer(&mut stream, who, handler).await
     }
@@ -387,14 +388,10 @@ impl Room {
         };
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut body = Body::new(&mut reader, (who.label, &heard), comes, self.patience.stall);
-        let answer = match who.has_room {
-            true => {
-                self.one(who, request, &mut body, handler, (&heard, within))
-                    .await
-            }
-            false => Some(too_many(&who.peer.host)),
-        };
-        let goes_on = body.is_over() && who.has_room;
+        let answer = self
+            .one(who, request, &mut body, handler, (&heard, within))
+            .await;
+        let goes_on = body.is_over();
         // Whoever asked does not wait any more, and cannot know whether it was done.
         let answer =
             answer.ok_or_else(|| Error::slow(who.label, "answer what it asked", within))?;
@@ -480,6 +477,21 @@ fn refuse(why: Why, message: &str) -> Answer {
         why,
         message: message.to_owned(),
     })
+}
+
+/// Tells a host that it has no room for another connection. Before it asks it expects no answer.
+async fn one_too_many(
+    stream: &mut TlsStream<TcpStream>,
+    host: &HostName,
+    label: &str,
+) -> Result<(), Error> {
+    let asked: Option<Asked> = wire::receive(stream, label, "hear what it asks").await?;
+    if asked.is_none() {
+        return hang_up(stream, label).await;
+    }
+    let sent = wire::send(stream, &too_many(host)).await;
+    sent.map_err(|error| Error::io(label, "answer it", &error))?;
+    after_early(stream, label).await
 }
 
 fn too_many(host: &HostName) -> Answer {
