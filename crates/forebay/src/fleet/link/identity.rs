@@ -362,11 +362,6 @@ impl Identity {
         Ok(())
     }
 
-    /// Whether the authority took a certificate back, by its serial number in hexadecimal.
-    pub(super) fn is_denied(&self, serial: &str) -> bool {
-        self.credentials().denied.contains(serial)
-    }
-
     /// Keeps a new key with its certificate.
     pub(super) fn renew(&self, key: Key, certificate: Certificate) -> Result<(), FileError> {
         let now = self.credentials();

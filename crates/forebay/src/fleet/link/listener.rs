@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -185,8 +186,7 @@ impl Listener {
 struct Who<'a> {
     peer: &'a Peer,
     label: &'a str,
-    /// Of its certificate.
-    serial: &'a str,
+    certificate: &'a CertificateDer<'static>,
 }
 
 /// What somebody wants who connects.
@@ -266,7 +266,7 @@ impl Room {
             return timeout_at(until, joined).await.map_err(|_| slow())?;
         }
         let greeted = timeout_at(until, self.greet(&mut stream, address)).await;
-        let (peer, serial) = greeted.map_err(|_| slow())??;
+        let (peer, certificate) = greeted.map_err(|_| slow())??;
         let label = format!("{} at {address}", peer.host);
         let Some(_room) = self.connections.take(&peer.host) else {
             let told = timeout_at(until, one_too_many(&mut stream, &peer.host, &label)).await;
@@ -276,7 +276,7 @@ impl Room {
         let who = Who {
             peer: &peer,
             label: &label,
-            serial: &serial,
+            certificate: &certificate,
         };
         self.answer(&mut stream, who, handler).await
     }
@@ -306,13 +306,13 @@ impl Room {
         &self,
         stream: &mut TlsStream<TcpStream>,
         address: SocketAddr,
-    ) -> Result<(Peer, String), Error> {
+    ) -> Result<(Peer, CertificateDer<'static>), Error> {
         let credentials = self.identity.credentials();
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certified = certificates
             .first()
-            .and_then(|own| Some((verify::name(&credentials.fleet, own)?, verify::serial(own)?)));
-        let (certified, serial) = certified.ok_or_else(|| {
+            .and_then(|own| Some((verify::name(&credentials.fleet, own)?, own.clone())));
+        let (certified, certificate) = certified.ok_or_else(|| {
             let what = "greet it: its certificate names no host of this fleet";
             Error::new(
                 Kind::NotOfFleet,
@@ -331,7 +331,7 @@ impl Room {
             address,
             clock_ahead_ms,
         };
-        Ok((peer, serial))
+        Ok((peer, certificate))
     }
 
     /// Answers one question after the other, until the other side has none.
@@ -341,7 +341,7 @@ impl Room {
         who: Who<'_>,
         handler: &H,
     ) -> Result<(), Error> {
-        let Who { label, serial, .. } = who;
+        let label = who.label;
         loop {
             let asked = timeout(
                 self.patience.idle,
@@ -354,15 +354,8 @@ impl Room {
             let Some(Asked { within_ms, request }) = asked? else {
                 return hang_up(stream, label).await;
             };
-            self.identity.look();
-            if self.identity.is_denied(serial) {
-                return Err(Error::new(
-                    Kind::Forgotten,
-                    label,
-                    "answer what it asked: it was forgotten by the fleet",
-                    "have it join again with a new token if that was a mistake: `forebay fleet ca token`",
-                ));
-            }
+            verify::again(&self.identity, who.certificate)
+                .map_err(|error| Error::tls(label, "answer what it asked", &error))?;
             let within = Duration::from_millis(within_ms).min(ANSWER_BOUND);
             if !self
                 .question(stream, who, (request, within), handler)
@@ -456,7 +449,10 @@ impl Room {
             return refuse(Why::NotAllowed, message);
         };
         let authority = Arc::clone(authority);
-        let (host, serial) = (who.peer.host.clone(), who.serial.to_owned());
+        let Some(serial) = verify::serial(who.certificate) else {
+            return refuse(Why::NotAllowed, "its certificate has no number; join anew");
+        };
+        let host = who.peer.host.clone();
         let now = wire::now(&**self.identity.clock());
         let renewed = tokio::task::spawn_blocking(move || {
             authority.renew((&host, &serial), signing.as_ref(), now)

@@ -72,6 +72,7 @@ async fn a_host_of_another_fleet_is_refused_by_both() {
     mixed.authority = Contents::read(&fleet.dir("b")).unwrap().authority;
     mixed.store(&fleet.dir("mixed")).unwrap();
     let mixed = Identity::load(&fleet.dir("mixed"), system_clock()).unwrap();
+    let mixed = Arc::new(mixed);
     let error = Link::connect(&mixed, &name("b"), &there.address, BOUND)
         .await
         .unwrap_err();

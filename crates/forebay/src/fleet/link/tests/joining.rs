@@ -272,6 +272,7 @@ async fn clocks_too_far_apart_are_found_before_the_token_is_spent() {
     let identity = join(&fleet.dir("new"), &door.address, &token, ahead(-590))
         .await
         .unwrap();
+    let identity = Arc::new(identity);
     // Its clock does not make its brand-new certificate one of the future.
     let mut link = Link::connect(&identity, &name("a"), &door.address, BOUND)
         .await

@@ -191,8 +191,57 @@ async fn a_host_that_is_forgotten_is_refused_by_all_who_have_heard_of_it() {
     let b = join::join(&fleet.dir("b"), &door.address, &token, system_clock())
         .await
         .unwrap();
-    let mut link = Link::connect(&b, &name("c"), &there.address, BOUND)
+    let mut link = Link::connect(&Arc::new(b), &name("c"), &there.address, BOUND)
         .await
         .unwrap();
     link.ask(&question(), BOUND).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_ended_or_was_forgotten_is_asked_nothing_more() {
+    let fleet = Fleet::begin();
+    let there = agent(fleet.host("b")).await;
+    fleet.host("c");
+    let clock = Arc::new(Set::default());
+    let c = fleet.host_at("c", clock.clone());
+    let connect = async || Link::connect(&c, &name("b"), &there.address, BOUND).await;
+    let mut link = connect().await.unwrap();
+    link.ask(&question(), BOUND).await.unwrap();
+    assert!(link.is_usable());
+    clock.0.store(40 * DAY, Ordering::Relaxed);
+    assert!(!link.is_usable());
+    let error = link.ask(&question(), BOUND).await.unwrap_err();
+    let words = ["b at", "its certificate ended at", "set both clocks"];
+    check(&error, Kind::Validity, &words);
+
+    clock.0.store(0, Ordering::Relaxed);
+    let mut link = connect().await.unwrap();
+    c.deny(&[fleet.host("b").serial()]).unwrap();
+    assert!(!link.is_usable());
+    let (progress, request) = (Progress::default(), content(None));
+    let mut source = [7_u8; 100].as_slice();
+    let sent = link.send(&request, &mut source, sending(&progress, Compress::Never));
+    let error = sent.await.unwrap_err();
+    check(
+        &error,
+        Kind::Forgotten,
+        &["b at", "was forgotten by the fleet"],
+    );
+    assert_eq!((progress.bytes(), there.keeper.asked()), (0, 1));
+}
+
+#[tokio::test]
+async fn who_has_ended_in_the_middle_is_answered_nothing_more() {
+    let fleet = Fleet::begin();
+    fleet.host("b");
+    let clock = Arc::new(Set::default());
+    let there = agent(fleet.host_at("b", clock.clone())).await;
+    let mut link = Link::connect(&fleet.host("c"), &name("b"), &there.address, BOUND)
+        .await
+        .unwrap();
+    link.ask(&question(), BOUND).await.unwrap();
+    clock.0.store(40 * DAY, Ordering::Relaxed);
+    let error = link.ask(&question(), BOUND).await.unwrap_err();
+    check(&error, Kind::Cut, &["b at"]);
+    assert_eq!(there.keeper.asked(), 1);
 }
