@@ -6,10 +6,14 @@
 //! interrupts nothing.
 //!
 //! `denied.json` beside it has the serial numbers of certificates that the fleet's authority took back.
+//!
+//! The daemon and commands change both. Whoever does holds `lock` and reads again before it writes, so that
+//! none puts something old in the place of what another has written meanwhile.
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +23,7 @@ use base64::engine::general_purpose::STANDARD;
 use forebay_core::fleet::HostName;
 use forebay_host::regular;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey as _};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::ring;
@@ -32,6 +37,7 @@ use super::verify;
 
 const FILE: &str = "identity.json";
 const DENIED: &str = "denied.json";
+const LOCK: &str = "lock";
 /// The format that is written.
 const VERSION: u32 = 1;
 /// Longest file that is read, in bytes.
@@ -164,9 +170,15 @@ impl Contents {
 
     /// Writes it, durable on return.
     pub(super) fn store(&self, dir: &Path) -> Result<(), FileError> {
+        make(dir)?;
+        let _lock = lock(&dir.join(LOCK), MAY_NOT)?;
+        self.write(dir)
+    }
+
+    /// Writes it; whoever calls this holds the lock.
+    fn write(&self, dir: &Path) -> Result<(), FileError> {
         let path = dir.join(FILE);
         let text = serde_json::to_vec_pretty(self).map_err(|error| damaged(&path, &error))?;
-        make(dir)?;
         regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))
     }
 
@@ -203,6 +215,29 @@ impl Contents {
         }
         Ok(contents)
     }
+}
+
+/// What to do where a file of the fleet may not be changed.
+const MAY_NOT: &str = "run it as the user that owns the directory";
+
+/// Waits for others that change files of one directory, which none does for long.
+pub(super) fn lock(path: &Path, remedy: &'static str) -> Result<File, FileError> {
+    let locked = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| {
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        });
+    locked.map_err(|error| FileError {
+        attempt: "lock",
+        path: path.to_owned(),
+        why: error.to_string(),
+        remedy,
+    })
 }
 
 /// Makes a directory that only its owner may look into.
@@ -362,30 +397,42 @@ impl Identity {
         Ok(())
     }
 
-    /// Keeps a new key with its certificate.
-    pub(super) fn renew(&self, key: Key, certificate: Certificate) -> Result<(), FileError> {
-        let now = self.credentials();
-        let contents = Contents {
-            key,
-            certificate,
-            ..now.contents.clone()
-        };
-        // What does not go together is not written.
-        Credentials::new(contents.clone(), now.denied.clone(), now.stamp)
-            .map_err(|why| damaged(&self.dir.join(FILE), &why))?;
-        contents.store(&self.dir)?;
-        self.refresh()
+    /// Keeps a new key with its certificate in place of an old one; whether it did. Where that one is not
+    /// there any more, another process has renewed it or joined anew, and what it has written is used: the
+    /// new one here may be of before the host was forgotten.
+    pub(super) fn renew(
+        &self,
+        old: &Certificate,
+        (key, certificate): (Key, Certificate),
+    ) -> Result<bool, FileError> {
+        let _lock = lock(&self.dir.join(LOCK), MAY_NOT)?;
+        let there = Contents::read(&self.dir)?;
+        let is_old = there.certificate == *old;
+        if is_old {
+            let contents = Contents {
+                key,
+                certificate,
+                ..there
+            };
+            let now = self.credentials();
+            // What does not go together is not written.
+            Credentials::new(contents.clone(), now.denied.clone(), now.stamp)
+                .map_err(|why| damaged(&self.dir.join(FILE), &why))?;
+            contents.write(&self.dir)?;
+        }
+        self.refresh()?;
+        Ok(is_old)
     }
 
     /// Keeps whom the fleet has forgotten: serial numbers in hexadecimal.
     pub(crate) fn deny(&self, denied: &[String]) -> Result<(), FileError> {
         let denied: BTreeSet<String> = denied.iter().take(DENIED_MAX).cloned().collect();
-        if denied == self.credentials().denied {
-            return Ok(());
-        }
         let path = self.dir.join(DENIED);
-        let text = serde_json::to_vec(&denied).map_err(|error| damaged(&path, &error))?;
-        regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))?;
+        let _lock = lock(&self.dir.join(LOCK), MAY_NOT)?;
+        if denied != read_denied(&path)? {
+            let text = serde_json::to_vec(&denied).map_err(|error| damaged(&path, &error))?;
+            regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))?;
+        }
         self.refresh()
     }
 
@@ -408,13 +455,16 @@ fn read(dir: &Path) -> Result<Credentials, FileError> {
     // Before the files: what comes between is looked at once more.
     let stamp = stamp(dir);
     let contents = Contents::read(dir)?;
-    let path = dir.join(DENIED);
-    let denied = match regular::read(&path, BYTES_MAX) {
-        Ok((bytes, _)) => serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
-        Err(error) => return Err(damaged(&path, &error)),
-    };
+    let denied = read_denied(&dir.join(DENIED))?;
     Credentials::new(contents, denied, stamp).map_err(|why| damaged(&dir.join(FILE), &why))
+}
+
+fn read_denied(path: &Path) -> Result<BTreeSet<String>, FileError> {
+    match regular::read(path, BYTES_MAX) {
+        Ok((bytes, _)) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(damaged(path, &error)),
+    }
 }
 
 /// Bytes in PEM (RFC 7468).

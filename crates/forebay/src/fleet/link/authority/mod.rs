@@ -20,22 +20,20 @@
 mod signing;
 mod token;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::fleet::HostName;
 use forebay_host::regular;
 use rcgen::KeyPair;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::identity::{
-    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, make, pem,
+    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, pem,
 };
 use super::verify::{fingerprint, hex};
 
@@ -571,25 +569,9 @@ impl Authority {
 
     /// Waits for others that change something, which none does for long.
     fn lock(&self) -> Result<File, Error> {
-        let path = self.dir.join(LOCK);
-        let locked = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|file| {
-                flock(&file, FlockOperation::LockExclusive)?;
-                Ok(file)
-            });
-        locked.map_err(|error| {
-            Error::File(FileError {
-                attempt: "lock",
-                path,
-                why: error.to_string(),
-                remedy: "do it on the host that holds the authority, as the user that owns the directory",
-            })
-        })
+        const ELSEWHERE: &str =
+            "do it on the host that holds the authority, as the user that owns the directory";
+        Ok(lock(&self.dir.join(LOCK), ELSEWHERE)?)
     }
 }
 

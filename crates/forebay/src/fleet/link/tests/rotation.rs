@@ -245,3 +245,28 @@ async fn who_has_ended_in_the_middle_is_answered_nothing_more() {
     check(&error, Kind::Cut, &["b at"]);
     assert_eq!(there.keeper.asked(), 1);
 }
+
+#[test]
+fn of_many_processes_that_renew_at_a_time_one_does_and_the_others_use_its_own() {
+    let fleet = Fleet::begin();
+    let old = fleet.host("b").certificate();
+    let both = std::sync::Barrier::new(6);
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let renews = || {
+            let (b, key) = (fleet.host("b"), identity::Key::generate().unwrap());
+            let (host, request) = (b.host(), key.request(&b.host()).unwrap());
+            let now = SystemTime::now();
+            let authority = &fleet.authority;
+            let renewed = authority.renew((&host, &b.serial()), Some(&request), now);
+            let certificate = renewed.unwrap().certificate.unwrap();
+            both.wait();
+            let kept = b.renew(&old, (key, certificate)).unwrap();
+            (kept, b)
+        };
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(renews)).collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert_eq!(all.iter().filter(|(kept, _)| *kept).count(), 1);
+    let there = fleet.host("b").certificate();
+    assert!(there != old && all.iter().all(|(_, b)| b.certificate() == there));
+}
