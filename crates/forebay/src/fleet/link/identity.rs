@@ -182,39 +182,56 @@ impl Contents {
         regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))
     }
 
+    /// Reads it.
     pub(super) fn read(dir: &Path) -> Result<Self, FileError> {
+        Self::find(dir)?.ok_or_else(|| FileError {
+            attempt: "read",
+            path: dir.join(FILE),
+            why: "it is not there".to_owned(),
+            remedy: "this host is in no fleet yet: `forebay fleet join`, or `forebay fleet ca init`",
+        })
+    }
+
+    /// Reads it; nothing where this host is in no fleet.
+    pub(super) fn find(dir: &Path) -> Result<Option<Self>, FileError> {
         let path = dir.join(FILE);
-        let (bytes, mode) = regular::read(&path, BYTES_MAX).map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::NotFound => {
-                    "this host is in no fleet yet: `forebay fleet join`, or `forebay fleet ca init`"
-                }
-                _ => "run it as the user that owns the file",
-            };
-            let why = error.to_string();
-            FileError {
-                attempt: "read",
-                path: path.clone(),
-                why,
-                remedy,
+        let (bytes, mode) = match regular::read(&path, BYTES_MAX) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(FileError {
+                    attempt: "read",
+                    path,
+                    why: error.to_string(),
+                    remedy: "run it as the user that owns the file",
+                });
             }
-        })?;
-        if mode & 0o077 != 0 {
-            return Err(FileError {
-                attempt: "use",
-                path,
-                why: "others than its owner may read the key in it".to_owned(),
-                remedy: "chmod 600 it; if somebody read it, join anew and have the host forgotten before",
-            });
-        }
+        };
+        own_only(
+            (&path, mode),
+            "chmod 600 it; if somebody read it, join anew and have the host forgotten before",
+        )?;
         let contents: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?;
         if contents.version != VERSION {
             let why = format!("its version is {}, known is {VERSION}", contents.version);
             return Err(damaged(&path, &why));
         }
-        Ok(contents)
+        Ok(Some(contents))
     }
+}
+
+/// Refuses a file with a key in it that others may read.
+pub(super) fn own_only((path, mode): (&Path, u32), remedy: &'static str) -> Result<(), FileError> {
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(FileError {
+        attempt: "use",
+        path: path.to_owned(),
+        why: "others than its owner may read the key in it".to_owned(),
+        remedy,
+    })
 }
 
 /// What to do where a file of the fleet may not be changed.

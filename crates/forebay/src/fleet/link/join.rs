@@ -91,7 +91,15 @@ async fn joined(
     label: &str,
 ) -> Result<(Contents, Vec<String>), Error> {
     // One that has ended may join again under its own name, in its own fleet.
-    if let Ok(contents) = Contents::read(dir)
+    let there = Contents::find(dir).map_err(|error| {
+        Error::new(
+            Kind::Local,
+            label,
+            format!("join its fleet: {error}"),
+            "it is not written over before",
+        )
+    })?;
+    if let Some(contents) = there
         && (&contents.fleet, &contents.host) != (&token.fleet, &token.host)
     {
         return Err(Error::new(

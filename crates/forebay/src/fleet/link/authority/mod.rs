@@ -33,7 +33,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::identity::{
-    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, pem,
+    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, own_only, pem,
 };
 use super::verify::{fingerprint, hex};
 
@@ -213,7 +213,10 @@ impl Authority {
         let this = Self { dir: place(dir) };
         make(&this.dir)?;
         let lock = this.lock()?;
-        if this.dir.join(STATE).exists() || Contents::read(dir).is_ok() {
+        // One of the two files may be lost: the key of a fleet is not written over for that.
+        let begun = [PEM, STATE].map(|name| exists(&this.dir.join(name)));
+        let [key, state] = begun;
+        if key? || state? || Contents::find(dir)?.is_some() {
             return Err(refused(
                 format!(
                     "begin a fleet in {}: this host is in one already",
@@ -506,7 +509,11 @@ impl Authority {
     /// Its key and its certificate.
     fn keys(&self) -> Result<(KeyPair, CertificateDer<'static>), Error> {
         let path = self.dir.join(PEM);
-        let text = self.text(&path)?;
+        let (text, mode) = self.text(&path)?;
+        own_only(
+            (&path, mode),
+            "chmod 600 it; if somebody read it, begin another fleet: who has it can make any host of this one",
+        )?;
         let pair = Key::from_pem(text.clone()).pair();
         let certificate = CertificateDer::from_pem_slice(text.as_bytes());
         match (pair, certificate) {
@@ -516,8 +523,9 @@ impl Authority {
         }
     }
 
-    fn text(&self, path: &Path) -> Result<String, Error> {
-        let (bytes, _) = regular::read(path, BYTES_MAX).map_err(|error| {
+    /// What a file says, and who may read it.
+    fn text(&self, path: &Path) -> Result<(String, u32), Error> {
+        let (bytes, mode) = regular::read(path, BYTES_MAX).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::NotFound => {
                     "do it on the host that holds the authority of the fleet, or begin one: `forebay fleet ca init`"
@@ -531,12 +539,14 @@ impl Authority {
                 remedy,
             }
         })?;
-        String::from_utf8(bytes).map_err(|_| damaged(path, "it is no text".to_owned()))
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| damaged(path, "it is no text".to_owned()))?;
+        Ok((text, mode))
     }
 
     fn read(&self) -> Result<State, Error> {
         let path = self.dir.join(STATE);
-        let text = self.text(&path)?;
+        let (text, _) = self.text(&path)?;
         let state: State =
             serde_json::from_str(&text).map_err(|error| damaged(&path, error.to_string()))?;
         if state.version != VERSION {
@@ -573,6 +583,15 @@ impl Authority {
             "do it on the host that holds the authority, as the user that owns the directory";
         Ok(lock(&self.dir.join(LOCK), ELSEWHERE)?)
     }
+}
+
+fn exists(path: &Path) -> Result<bool, FileError> {
+    path.try_exists().map_err(|error| FileError {
+        attempt: "look for",
+        path: path.to_owned(),
+        why: error.to_string(),
+        remedy: "run it as the user that owns the directory",
+    })
 }
 
 fn damaged(path: &Path, why: String) -> Error {

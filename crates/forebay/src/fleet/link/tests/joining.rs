@@ -326,6 +326,62 @@ fn a_fleet_is_begun_once_and_its_name_is_one() {
 }
 
 #[test]
+fn a_key_of_a_fleet_that_others_may_read_is_not_used_and_none_is_written_over() {
+    let fleet = Fleet::begin();
+    let (pem, now) = (fleet.dir("a").join("ca/authority.pem"), SystemTime::now());
+    let mode = |mode| std::fs::set_permissions(&pem, std::fs::Permissions::from_mode(mode));
+    for readable in [0o640, 0o604] {
+        mode(readable).unwrap();
+        let error = fleet.authority.token(&name("b"), HOUR, now).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("chmod 600") && error.contains("authority.pem"),
+            "{error}"
+        );
+    }
+    mode(0o600).unwrap();
+    fleet.authority.token(&name("b"), HOUR, now).unwrap();
+
+    // All else was lost.
+    let key = std::fs::read(&pem).unwrap();
+    for file in ["ca/authority.json", "identity.json"] {
+        std::fs::remove_file(fleet.dir("a").join(file)).unwrap();
+    }
+    let beginning = Beginning {
+        fleet: "shop".to_owned(),
+        host: name("a"),
+    };
+    let error = Authority::init(&fleet.dir("a"), beginning, now)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("in one already"), "{error}");
+    assert_eq!(std::fs::read(&pem).unwrap(), key);
+}
+
+#[tokio::test]
+async fn a_place_in_a_fleet_that_cannot_be_read_is_not_written_over() {
+    let fleet = Fleet::begin();
+    let door = door(&fleet, system_clock()).await;
+    let token = token(&fleet, "new");
+    let (dir, file) = (fleet.dir("new"), fleet.dir("new").join("identity.json"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(&file, "{").unwrap();
+    for mode in [0o600, 0o644] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = join(&dir, &door.address, &token, system_clock())
+            .await
+            .unwrap_err();
+        check(&error, Kind::Local, &["identity.json", "a at"]);
+        assert_eq!(std::fs::read(&file).unwrap(), b"{");
+    }
+    // The token was not spent on it.
+    std::fs::remove_file(&file).unwrap();
+    join(&dir, &door.address, &token, system_clock())
+        .await
+        .unwrap();
+}
+
+#[test]
 fn a_request_that_is_not_signed_with_its_key_gets_no_certificate() {
     let fleet = Fleet::begin();
     let (b, c) = (fleet.host("b"), fleet.host("c"));
