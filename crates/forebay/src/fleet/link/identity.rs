@@ -24,7 +24,8 @@ use forebay_core::fleet::HostName;
 use forebay_host::regular;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey as _};
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -68,14 +69,30 @@ impl FileError {
     }
 }
 
+/// The end of the year 9999, in seconds since 1970: no certificate can say a later moment (RFC 5280, 4.1.2.5).
+const LAST_UNIX_S: u64 = 253_402_300_799;
+
+/// Reads a moment, in seconds since 1970. Files and other agents may say any number, and sums with one that
+/// is too great panic.
+pub(super) fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let unix_s = u64::deserialize(from)?;
+    if unix_s > LAST_UNIX_S {
+        let late = format!("{unix_s} s since 1970 is after the year 9999");
+        return Err(D::Error::custom(late));
+    }
+    Ok(unix_s)
+}
+
 /// A certificate as it is handed on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Certificate {
     /// In PEM.
     pub(crate) pem: String,
     /// It begins, in seconds since 1970.
+    #[serde(deserialize_with = "moment")]
     pub(crate) not_before_unix_s: u64,
     /// It ends.
+    #[serde(deserialize_with = "moment")]
     pub(crate) not_after_unix_s: u64,
 }
 
@@ -513,6 +530,25 @@ mod tests {
         assert!(certificate.is_due(at(120)));
         assert!(!certificate.is_over(at(130)));
         assert!(certificate.is_over(at(131)));
+    }
+
+    #[test]
+    fn a_moment_that_no_certificate_can_say_is_refused_where_it_is_read() {
+        let read = |after: u64| -> Result<Certificate, _> {
+            serde_json::from_str(&format!(
+                r#"{{"pem":"","not_before_unix_s":0,"not_after_unix_s":{after}}}"#
+            ))
+        };
+        let last = read(LAST_UNIX_S).unwrap();
+        assert!(!last.is_over(SystemTime::now()) && !last.is_due(SystemTime::now()));
+        assert_eq!(
+            super::super::error::shown(last.ends()),
+            "9999-12-31 23:59:59 UTC"
+        );
+        for late in [LAST_UNIX_S + 1, u64::MAX] {
+            let error = read(late).unwrap_err().to_string();
+            assert!(error.contains("after the year 9999"), "{error}");
+        }
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub(super) const NAME_SUFFIX: &str = ".join.forebay.invalid";
 /// How long all of it may take.
 const BOUND: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What one says who wants to join. It has no `Debug`: nothing shows the secret.
+#[derive(Serialize, Deserialize)]
 struct Knock {
     forebay: String,
     protocol: u32,
@@ -96,7 +97,7 @@ async fn joined(
             Kind::Local,
             label,
             format!("join its fleet: {error}"),
-            "it is not written over before",
+            "then join again: it is not written over before",
         )
     })?;
     if let Some(contents) = there

@@ -33,7 +33,8 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::identity::{
-    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, own_only, pem,
+    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, moment,
+    own_only, pem,
 };
 use super::verify::{fingerprint, hex};
 
@@ -98,6 +99,7 @@ fn refused(what: impl Into<String>, remedy: &'static str) -> Error {
 struct Issued {
     host: HostName,
     serial: String,
+    #[serde(deserialize_with = "moment")]
     not_after_unix_s: u64,
 }
 
@@ -107,6 +109,7 @@ struct Out {
     /// Of the secret, SHA-256.
     hash: String,
     host: HostName,
+    #[serde(deserialize_with = "moment")]
     until_unix_s: u64,
 }
 

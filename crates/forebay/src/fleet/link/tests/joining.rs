@@ -50,6 +50,11 @@ async fn a_host_joins_with_a_token_once() {
     let token = token(&fleet, "new");
     let text = token.text().unwrap();
     assert_eq!(Token::parse(&format!(" {text}\n")).unwrap(), token);
+    let shown = format!("{token:?}");
+    assert!(
+        shown.contains(&token.id) && !shown.contains(&token.secret),
+        "{shown}"
+    );
     let identity = join(&fleet.dir("new"), &door.address, &token, system_clock())
         .await
         .unwrap();
@@ -356,6 +361,23 @@ fn a_key_of_a_fleet_that_others_may_read_is_not_used_and_none_is_written_over() 
         .to_string();
     assert!(error.contains("in one already"), "{error}");
     assert_eq!(std::fs::read(&pem).unwrap(), key);
+}
+
+#[test]
+fn a_list_with_moments_that_nothing_can_say_is_damaged() {
+    let fleet = Fleet::begin();
+    let token = token(&fleet, "b");
+    let file = fleet.dir("a").join("ca/authority.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    list["tokens"][0]["until_unix_s"] = u64::MAX.into();
+    std::fs::write(&file, list.to_string()).unwrap();
+    let error = fleet.authority.expects(&token.id, SystemTime::now());
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("authority.json") && error.contains("after the year 9999"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
