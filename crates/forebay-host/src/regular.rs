@@ -6,8 +6,10 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
 
 /// Reads a file of at most so many bytes, and who may read it, as in the mode bits of a file. Blocks
 /// for as long as its file system does.
@@ -47,7 +49,11 @@ pub struct ReplaceError {
 }
 
 /// Writes a file whole, with this mode, in place of what was there. Durable on return; a crash leaves
-/// the old file or the new one, and a failure nothing beside it.
+/// the old file or the new one, and a failure nothing beside it. Who replaces the same file at the same
+/// time, also in another process, is waited for; the last one stays.
+///
+/// What is written stands beside the file until it is whole, under one name for all: of names of their
+/// own, each crash would leave one that nobody removes.
 ///
 /// # Errors
 /// When something could not be written, replaced or synced.
@@ -55,13 +61,15 @@ pub fn replace(file: &Path, bytes: &[u8], mode: u32) -> Result<(), ReplaceError>
     let mut next = file.as_os_str().to_owned();
     next.push(".next");
     let next = PathBuf::from(next);
-    let written = write(&next, bytes, mode)
+    let held = hold(&next, mode).map_err(refused("write", &next))?;
+    let written = write(&held, bytes, mode)
         .map_err(refused("write", &next))
         .and_then(|()| fs::rename(&next, file).map_err(refused("replace", file)));
     if written.is_err() {
         // On a full disk, what is left of it is room that others need.
         fs::remove_file(&next).ok();
     }
+    drop(held);
     written?;
     let dir = file.parent().unwrap_or(Path::new("."));
     File::open(dir)
@@ -69,17 +77,33 @@ pub fn replace(file: &Path, bytes: &[u8], mode: u32) -> Result<(), ReplaceError>
         .map_err(refused("sync", dir))
 }
 
-fn write(file: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(file)?;
-    // One that a crash left may have another mode.
-    opened.set_permissions(Permissions::from_mode(mode))?;
-    opened.write_all(bytes)?;
-    opened.sync_all()
+/// Opens the file that is to take the place of another, and holds it until it is closed.
+fn hold(file: &Path, mode: u32) -> io::Result<File> {
+    loop {
+        let held = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(mode)
+            .open(file)?;
+        flock(&held, FlockOperation::LockExclusive)?;
+        // Whoever held it before has moved it to its place since, or removed it: then it is another.
+        let own = held.metadata()?;
+        match fs::metadata(file) {
+            Ok(there) if (there.dev(), there.ino()) == (own.dev(), own.ino()) => return Ok(held),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn write(mut held: &File, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // One that a crash left may have another mode, and bytes.
+    held.set_permissions(Permissions::from_mode(mode))?;
+    held.set_len(0)?;
+    held.write_all(bytes)?;
+    held.sync_all()
 }
 
 fn refused(attempt: &'static str, file: &Path) -> impl FnOnce(io::Error) -> ReplaceError {
@@ -134,5 +158,38 @@ mod tests {
         let error = replace(&taken, b"new", 0o600).unwrap_err();
         assert_eq!((error.attempt, &error.file), ("replace", &taken));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_no_part_of_what_comes_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, left) = (dir.path().join("file"), dir.path().join("file.next"));
+        fs::write(&left, "a long rest").unwrap();
+        fs::set_permissions(&left, Permissions::from_mode(0o644)).unwrap();
+        replace(&file, b"new", 0o600).unwrap();
+        let (bytes, mode) = read(&file, 99).unwrap();
+        assert_eq!((bytes.as_slice(), mode & 0o777), (&b"new"[..], 0o600));
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn many_who_replace_a_file_at_a_time_do_not_get_in_each_others_way() {
+        const BYTES: usize = 1 << 16;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::thread::scope(|scope| {
+            for own in 0..4_u8 {
+                let file = &file;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        replace(file, &[own; BYTES], 0o600).unwrap();
+                        let (bytes, _) = read(file, 1 << 20).unwrap();
+                        assert_eq!(bytes.len(), BYTES);
+                        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "of several");
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

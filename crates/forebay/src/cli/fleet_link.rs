@@ -300,7 +300,7 @@ fn authority(command: &CaCommand) -> Result<ExitCode, Failure> {
             let certificates = authority.forget(&args.host, now)?;
             // The agent of this host looks there before it answers anybody.
             let identity = Identity::load(&args.place.dir, system_clock())?;
-            identity.deny(&authority.renew(&identity.host(), None, now)?.denied)?;
+            identity.deny(&authority.denied(now)?)?;
             args.place.show(&Done::Forgotten {
                 host: args.host.clone(),
                 certificates,

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig};
 
 use super::error::{Error, Kind};
 use super::identity::Identity;
@@ -28,6 +28,9 @@ pub(crate) struct Link {
     writer: WriteHalf<TlsStream<TcpStream>>,
     peer: Peer,
     label: String,
+    identity: Arc<Identity>,
+    /// By which it showed who it is.
+    certificate: CertificateDer<'static>,
     /// An answer may still come to what nobody waits for any more.
     is_broken: bool,
 }
@@ -39,7 +42,7 @@ impl Link {
     /// When nobody answers there in time, it is not of the fleet or not that host, or it speaks another
     /// version, or its clock is too far away.
     pub(crate) async fn connect(
-        identity: &Identity,
+        identity: &Arc<Identity>,
         to: &HostName,
         address: &str,
         within: Duration,
@@ -61,10 +64,16 @@ impl Link {
         self.is_broken
     }
 
+    /// Whether something can be asked: nothing went wrong, and the other side is of the fleet still.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.is_broken && verify::again(&self.identity, &self.certificate).is_ok()
+    }
+
     /// Asks, and waits for the answer for so long.
     ///
     /// # Errors
-    /// When no answer came: whether it was done is not known then. The link is broken.
+    /// When the other side's certificate has ended or it was forgotten, and nothing was asked. When no answer
+    /// came: whether it was done is not known then. The link is broken.
     pub(crate) async fn ask(
         &mut self,
         request: &Request,
@@ -86,8 +95,8 @@ impl Link {
     /// Asks for a content to be taken in, and sends its bytes.
     ///
     /// # Errors
-    /// When no answer came, or the content could not be read or sent to its end: whether it came whole is
-    /// not known then. The link is broken.
+    /// As [`Self::ask`], and when the content could not be read or sent to its end: whether it came whole is
+    /// not known then. What has begun goes on to its end, whatever becomes of the certificate.
     pub(crate) async fn send<S: AsyncRead + Unpin + ?Sized>(
         &mut self,
         request: &Request,
@@ -134,7 +143,8 @@ impl Link {
             return Err(Error::cut(&self.label, "ask it again"));
         }
         self.is_broken = true;
-        Ok(())
+        verify::again(&self.identity, &self.certificate)
+            .map_err(|error| Error::tls(&self.label, "ask it", &error))
     }
 }
 
@@ -164,7 +174,7 @@ async fn answer(reader: &mut ReadHalf<TlsStream<TcpStream>>, label: &str) -> Res
 }
 
 async fn connect(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     to: &HostName,
     address: &str,
     label: &str,
@@ -176,6 +186,10 @@ async fn connect(
         .map_err(|error| unusable(label, &error.to_string()))?;
     // No name is sent, and none but the one in the certificate is looked at.
     let (mut stream, at) = tls(address, config, None, label).await?;
+    let shown = stream.get_ref().1.peer_certificates();
+    let certificate = shown.and_then(|shown| shown.first()).cloned();
+    let certificate = certificate
+        .ok_or_else(|| Error::tls(label, "greet it", &rustls::Error::NoCertificatesPresented))?;
     let own = (credentials.host.clone(), &**clock);
     let (hello, clock_ahead_ms) = wire::greet(&mut stream, own, to, label).await?;
     let (reader, writer) = tokio::io::split(stream);
@@ -189,6 +203,8 @@ async fn connect(
             clock_ahead_ms,
         },
         label: label.to_owned(),
+        identity: Arc::clone(identity),
+        certificate,
         is_broken: false,
     })
 }

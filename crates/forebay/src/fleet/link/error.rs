@@ -112,7 +112,8 @@ impl Error {
         )
     }
 
-    fn tls(peer: impl fmt::Display, doing: &str, error: &rustls::Error) -> Self {
+    /// TLS, or the other side's certificate, is not as it has to be.
+    pub(super) fn tls(peer: impl fmt::Display, doing: &str, error: &rustls::Error) -> Self {
         use AlertDescription as Alert;
         let (kind, what, remedy) = match error {
             rustls::Error::InvalidCertificate(error) => refused(error),

@@ -6,10 +6,14 @@
 //! interrupts nothing.
 //!
 //! `denied.json` beside it has the serial numbers of certificates that the fleet's authority took back.
+//!
+//! The daemon and commands change both. Whoever does holds `lock` and reads again before it writes, so that
+//! none puts something old in the place of what another has written meanwhile.
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +23,9 @@ use base64::engine::general_purpose::STANDARD;
 use forebay_core::fleet::HostName;
 use forebay_host::regular;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey as _};
-use serde::{Deserialize, Serialize};
+use rustix::fs::{FlockOperation, flock};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -28,9 +34,11 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 
 use super::authority::{SigningRequest, proof};
+use super::verify;
 
 const FILE: &str = "identity.json";
 const DENIED: &str = "denied.json";
+const LOCK: &str = "lock";
 /// The format that is written.
 const VERSION: u32 = 1;
 /// Longest file that is read, in bytes.
@@ -38,7 +46,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// Certificates that may be taken back at a time.
 pub(super) const DENIED_MAX: usize = 4096;
 /// In the last part of its validity a certificate is renewed.
-const RENEWED_IN_LAST: u32 = 3;
+pub(super) const RENEWED_IN_LAST: u32 = 3;
 
 /// Why this host's place in the fleet cannot be used or kept.
 #[derive(Debug, thiserror::Error)]
@@ -61,14 +69,30 @@ impl FileError {
     }
 }
 
+/// The end of the year 9999, in seconds since 1970: no certificate can say a later moment (RFC 5280, 4.1.2.5).
+const LAST_UNIX_S: u64 = 253_402_300_799;
+
+/// Reads a moment, in seconds since 1970. Files and other agents may say any number, and sums with one that
+/// is too great panic.
+pub(super) fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let unix_s = u64::deserialize(from)?;
+    if unix_s > LAST_UNIX_S {
+        let late = format!("{unix_s} s since 1970 is after the year 9999");
+        return Err(D::Error::custom(late));
+    }
+    Ok(unix_s)
+}
+
 /// A certificate as it is handed on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Certificate {
     /// In PEM.
     pub(crate) pem: String,
     /// It begins, in seconds since 1970.
+    #[serde(deserialize_with = "moment")]
     pub(crate) not_before_unix_s: u64,
     /// It ends.
+    #[serde(deserialize_with = "moment")]
     pub(crate) not_after_unix_s: u64,
 }
 
@@ -163,45 +187,91 @@ impl Contents {
 
     /// Writes it, durable on return.
     pub(super) fn store(&self, dir: &Path) -> Result<(), FileError> {
+        make(dir)?;
+        let _lock = lock(&dir.join(LOCK), MAY_NOT)?;
+        self.write(dir)
+    }
+
+    /// Writes it; whoever calls this holds the lock.
+    fn write(&self, dir: &Path) -> Result<(), FileError> {
         let path = dir.join(FILE);
         let text = serde_json::to_vec_pretty(self).map_err(|error| damaged(&path, &error))?;
-        make(dir)?;
         regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))
     }
 
+    /// Reads it.
     pub(super) fn read(dir: &Path) -> Result<Self, FileError> {
+        Self::find(dir)?.ok_or_else(|| FileError {
+            attempt: "read",
+            path: dir.join(FILE),
+            why: "it is not there".to_owned(),
+            remedy: "this host is in no fleet yet: `forebay fleet join`, or `forebay fleet ca init`",
+        })
+    }
+
+    /// Reads it; nothing where this host is in no fleet.
+    pub(super) fn find(dir: &Path) -> Result<Option<Self>, FileError> {
         let path = dir.join(FILE);
-        let (bytes, mode) = regular::read(&path, BYTES_MAX).map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::NotFound => {
-                    "this host is in no fleet yet: `forebay fleet join`, or `forebay fleet ca init`"
-                }
-                _ => "run it as the user that owns the file",
-            };
-            let why = error.to_string();
-            FileError {
-                attempt: "read",
-                path: path.clone(),
-                why,
-                remedy,
+        let (bytes, mode) = match regular::read(&path, BYTES_MAX) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(FileError {
+                    attempt: "read",
+                    path,
+                    why: error.to_string(),
+                    remedy: "run it as the user that owns the file",
+                });
             }
-        })?;
-        if mode & 0o077 != 0 {
-            return Err(FileError {
-                attempt: "use",
-                path,
-                why: "others than its owner may read the key in it".to_owned(),
-                remedy: "chmod 600 it; if somebody read it, join anew and have the host forgotten before",
-            });
-        }
+        };
+        own_only(
+            (&path, mode),
+            "chmod 600 it; if somebody read it, join anew and have the host forgotten before",
+        )?;
         let contents: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?;
         if contents.version != VERSION {
             let why = format!("its version is {}, known is {VERSION}", contents.version);
             return Err(damaged(&path, &why));
         }
-        Ok(contents)
+        Ok(Some(contents))
     }
+}
+
+/// Refuses a file with a key in it that others may read.
+pub(super) fn own_only((path, mode): (&Path, u32), remedy: &'static str) -> Result<(), FileError> {
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(FileError {
+        attempt: "use",
+        path: path.to_owned(),
+        why: "others than its owner may read the key in it".to_owned(),
+        remedy,
+    })
+}
+
+/// What to do where a file of the fleet may not be changed.
+const MAY_NOT: &str = "run it as the user that owns the directory";
+
+/// Waits for others that change files of one directory, which none does for long.
+pub(super) fn lock(path: &Path, remedy: &'static str) -> Result<File, FileError> {
+    let locked = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| {
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        });
+    locked.map_err(|error| FileError {
+        attempt: "lock",
+        path: path.to_owned(),
+        why: error.to_string(),
+        remedy,
+    })
 }
 
 /// Makes a directory that only its owner may look into.
@@ -236,6 +306,8 @@ pub(super) struct Credentials {
     pub(super) pair: Arc<CertifiedKey>,
     pub(super) roots: Arc<RootCertStore>,
     pub(super) denied: BTreeSet<String>,
+    /// Of the host's certificate, in hexadecimal.
+    serial: String,
     pub(super) contents: Contents,
     stamp: Stamp,
 }
@@ -248,6 +320,7 @@ impl Credentials {
         };
         let own = one(&contents.certificate.pem, "the host")?;
         let authority = one(&contents.authority, "the authority")?;
+        let serial = verify::serial(&own).ok_or("the certificate of the host has no number")?;
         let mut roots = RootCertStore::empty();
         roots
             .add(authority.clone())
@@ -263,6 +336,7 @@ impl Credentials {
             pair: Arc::new(pair),
             roots: Arc::new(roots),
             denied,
+            serial,
             contents,
             stamp,
         })
@@ -323,6 +397,11 @@ impl Identity {
         self.credentials().contents.certificate.clone()
     }
 
+    /// The serial number of its certificate, in hexadecimal.
+    pub(crate) fn serial(&self) -> String {
+        self.credentials().serial.clone()
+    }
+
     /// The host that holds the authority, and where its agent listens, if that is known.
     pub(crate) fn authority(&self) -> (HostName, Option<String>) {
         let now = self.credentials();
@@ -352,35 +431,42 @@ impl Identity {
         Ok(())
     }
 
-    /// Whether the authority took a certificate back, by its serial number in hexadecimal.
-    pub(super) fn is_denied(&self, serial: &str) -> bool {
-        self.credentials().denied.contains(serial)
-    }
-
-    /// Keeps a new key with its certificate.
-    pub(super) fn renew(&self, key: Key, certificate: Certificate) -> Result<(), FileError> {
-        let now = self.credentials();
-        let contents = Contents {
-            key,
-            certificate,
-            ..now.contents.clone()
-        };
-        // What does not go together is not written.
-        Credentials::new(contents.clone(), now.denied.clone(), now.stamp)
-            .map_err(|why| damaged(&self.dir.join(FILE), &why))?;
-        contents.store(&self.dir)?;
-        self.refresh()
+    /// Keeps a new key with its certificate in place of an old one; whether it did. Where that one is not
+    /// there any more, another process has renewed it or joined anew, and what it has written is used: the
+    /// new one here may be of before the host was forgotten.
+    pub(super) fn renew(
+        &self,
+        old: &Certificate,
+        (key, certificate): (Key, Certificate),
+    ) -> Result<bool, FileError> {
+        let _lock = lock(&self.dir.join(LOCK), MAY_NOT)?;
+        let there = Contents::read(&self.dir)?;
+        let is_old = there.certificate == *old;
+        if is_old {
+            let contents = Contents {
+                key,
+                certificate,
+                ..there
+            };
+            let now = self.credentials();
+            // What does not go together is not written.
+            Credentials::new(contents.clone(), now.denied.clone(), now.stamp)
+                .map_err(|why| damaged(&self.dir.join(FILE), &why))?;
+            contents.write(&self.dir)?;
+        }
+        self.refresh()?;
+        Ok(is_old)
     }
 
     /// Keeps whom the fleet has forgotten: serial numbers in hexadecimal.
     pub(crate) fn deny(&self, denied: &[String]) -> Result<(), FileError> {
         let denied: BTreeSet<String> = denied.iter().take(DENIED_MAX).cloned().collect();
-        if denied == self.credentials().denied {
-            return Ok(());
-        }
         let path = self.dir.join(DENIED);
-        let text = serde_json::to_vec(&denied).map_err(|error| damaged(&path, &error))?;
-        regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))?;
+        let _lock = lock(&self.dir.join(LOCK), MAY_NOT)?;
+        if denied != read_denied(&path)? {
+            let text = serde_json::to_vec(&denied).map_err(|error| damaged(&path, &error))?;
+            regular::replace(&path, &text, 0o600).map_err(|error| FileError::of(&error))?;
+        }
         self.refresh()
     }
 
@@ -403,13 +489,16 @@ fn read(dir: &Path) -> Result<Credentials, FileError> {
     // Before the files: what comes between is looked at once more.
     let stamp = stamp(dir);
     let contents = Contents::read(dir)?;
-    let path = dir.join(DENIED);
-    let denied = match regular::read(&path, BYTES_MAX) {
-        Ok((bytes, _)) => serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
-        Err(error) => return Err(damaged(&path, &error)),
-    };
+    let denied = read_denied(&dir.join(DENIED))?;
     Credentials::new(contents, denied, stamp).map_err(|why| damaged(&dir.join(FILE), &why))
+}
+
+fn read_denied(path: &Path) -> Result<BTreeSet<String>, FileError> {
+    match regular::read(path, BYTES_MAX) {
+        Ok((bytes, _)) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(damaged(path, &error)),
+    }
 }
 
 /// Bytes in PEM (RFC 7468).
@@ -441,6 +530,25 @@ mod tests {
         assert!(certificate.is_due(at(120)));
         assert!(!certificate.is_over(at(130)));
         assert!(certificate.is_over(at(131)));
+    }
+
+    #[test]
+    fn a_moment_that_no_certificate_can_say_is_refused_where_it_is_read() {
+        let read = |after: u64| -> Result<Certificate, _> {
+            serde_json::from_str(&format!(
+                r#"{{"pem":"","not_before_unix_s":0,"not_after_unix_s":{after}}}"#
+            ))
+        };
+        let last = read(LAST_UNIX_S).unwrap();
+        assert!(!last.is_over(SystemTime::now()) && !last.is_due(SystemTime::now()));
+        assert_eq!(
+            super::super::error::shown(last.ends()),
+            "9999-12-31 23:59:59 UTC"
+        );
+        for late in [LAST_UNIX_S + 1, u64::MAX] {
+            let error = read(late).unwrap_err().to_string();
+            assert!(error.contains("after the year 9999"), "{error}");
+        }
     }
 
     #[test]

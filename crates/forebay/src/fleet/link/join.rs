@@ -34,7 +34,8 @@ pub(super) const NAME_SUFFIX: &str = ".join.forebay.invalid";
 /// How long all of it may take.
 const BOUND: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What one says who wants to join. It has no `Debug`: nothing shows the secret.
+#[derive(Serialize, Deserialize)]
 struct Knock {
     forebay: String,
     protocol: u32,
@@ -91,7 +92,15 @@ async fn joined(
     label: &str,
 ) -> Result<(Contents, Vec<String>), Error> {
     // One that has ended may join again under its own name, in its own fleet.
-    if let Ok(contents) = Contents::read(dir)
+    let there = Contents::find(dir).map_err(|error| {
+        Error::new(
+            Kind::Local,
+            label,
+            format!("join its fleet: {error}"),
+            "then join again: it is not written over before",
+        )
+    })?;
+    if let Some(contents) = there
         && (&contents.fleet, &contents.host) != (&token.fleet, &token.host)
     {
         return Err(Error::new(

@@ -3,7 +3,8 @@
 //! Whoever is not of the fleet hears nothing: who does not begin TLS is hung up on without a word, who
 //! begins it for something else than this as well, and who shows no certificate of the fleet hears an alert
 //! of TLS. Agreeing is bounded in time and in number, by address, so that nobody takes the places of others.
-//! So are connections, by host.
+//! So are connections, by host: one too many keeps its place among those who agree, and is told so if it asks
+//! while it has that.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -184,10 +186,7 @@ impl Listener {
 struct Who<'a> {
     peer: &'a Peer,
     label: &'a str,
-    /// Of its certificate.
-    serial: &'a str,
-    /// It has no more connections than it may.
-    has_room: bool,
+    certificate: &'a CertificateDer<'static>,
 }
 
 /// What somebody wants who connects.
@@ -267,15 +266,17 @@ impl Room {
             return timeout_at(until, joined).await.map_err(|_| slow())?;
         }
         let greeted = timeout_at(until, self.greet(&mut stream, address)).await;
-        let (peer, serial) = greeted.map_err(|_| slow())??;
-        drop(place);
-        let room = self.connections.take(&peer.host);
+        let (peer, certificate) = greeted.map_err(|_| slow())??;
         let label = format!("{} at {address}", peer.host);
+        let Some(_room) = self.connections.take(&peer.host) else {
+            let told = timeout_at(until, one_too_many(&mut stream, &peer.host, &label)).await;
+            return told.map_err(|_| Error::slow(&label, "ask for something", bound))?;
+        };
+        drop(place);
         let who = Who {
             peer: &peer,
             label: &label,
-            serial: &serial,
-            has_room: room.is_some(),
+            certificate: &certificate,
         };
         self.answer(&mut stream, who, handler).await
     }
@@ -305,13 +306,13 @@ impl Room {
         &self,
         stream: &mut TlsStream<TcpStream>,
         address: SocketAddr,
-    ) -> Result<(Peer, String), Error> {
+    ) -> Result<(Peer, CertificateDer<'static>), Error> {
         let credentials = self.identity.credentials();
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certified = certificates
             .first()
-            .and_then(|own| Some((verify::name(&credentials.fleet, own)?, verify::serial(own)?)));
-        let (certified, serial) = certified.ok_or_else(|| {
+            .and_then(|own| Some((verify::name(&credentials.fleet, own)?, own.clone())));
+        let (certified, certificate) = certified.ok_or_else(|| {
             let what = "greet it: its certificate names no host of this fleet";
             Error::new(
                 Kind::NotOfFleet,
@@ -330,7 +331,7 @@ impl Room {
             address,
             clock_ahead_ms,
         };
-        Ok((peer, serial))
+        Ok((peer, certificate))
     }
 
     /// Answers one question after the other, until the other side has none.
@@ -340,7 +341,7 @@ impl Room {
         who: Who<'_>,
         handler: &H,
     ) -> Result<(), Error> {
-        let Who { label, serial, .. } = who;
+        let label = who.label;
         loop {
             let asked = timeout(
                 self.patience.idle,
@@ -353,15 +354,8 @@ impl Room {
             let Some(Asked { within_ms, request }) = asked? else {
                 return hang_up(stream, label).await;
             };
-            self.identity.look();
-            if self.identity.is_denied(serial) {
-                return Err(Error::new(
-                    Kind::Forgotten,
-                    label,
-                    "answer what it asked: it was forgotten by the fleet",
-                    "have it join again with a new token if that was a mistake: `forebay fleet ca token`",
-                ));
-            }
+            verify::again(&self.identity, who.certificate)
+                .map_err(|error| Error::tls(label, "answer what it asked", &error))?;
             let within = Duration::from_millis(within_ms).min(ANSWER_BOUND);
             if !self
                 .question(stream, who, (request, within), handler)
@@ -387,14 +381,10 @@ impl Room {
         };
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut body = Body::new(&mut reader, (who.label, &heard), comes, self.patience.stall);
-        let answer = match who.has_room {
-            true => {
-                self.one(who.peer, request, &mut body, handler, (&heard, within))
-                    .await
-            }
-            false => Some(too_many(&who.peer.host)),
-        };
-        let goes_on = body.is_over() && who.has_room;
+        let answer = self
+            .one(who, request, &mut body, handler, (&heard, within))
+            .await;
+        let goes_on = body.is_over();
         // Whoever asked does not wait any more, and cannot know whether it was done.
         let answer =
             answer.ok_or_else(|| Error::slow(who.label, "answer what it asked", within))?;
@@ -406,15 +396,16 @@ impl Room {
 
     async fn one<H: Handler>(
         &self,
-        peer: &Peer,
+        who: Who<'_>,
         request: Request,
         body: &mut Body<'_>,
         handler: &H,
         (heard, within): (&Heard, Duration),
     ) -> Option<Answer> {
+        let peer = who.peer;
         let answer = async {
             match request {
-                Request::Renew { signing } => self.renew(peer, signing).await,
+                Request::Renew { signing } => self.renew(who, signing).await,
                 Request::Reserve(reserve) if reserve.record.owner != peer.host => {
                     let (of, owner) = (reserve.of(), &reserve.record.owner);
                     let message = format!(
@@ -450,17 +441,22 @@ impl Room {
 
     async fn renew(
         &self,
-        peer: &Peer,
+        who: Who<'_>,
         signing: Option<super::authority::SigningRequest>,
     ) -> Answer {
         let Some(authority) = &self.authority else {
             let message = "this host does not hold the fleet's authority; ask the one that does";
             return refuse(Why::NotAllowed, message);
         };
-        let (authority, host) = (Arc::clone(authority), peer.host.clone());
+        let authority = Arc::clone(authority);
+        let Some(serial) = verify::serial(who.certificate) else {
+            return refuse(Why::NotAllowed, "its certificate has no number; join anew");
+        };
+        let host = who.peer.host.clone();
         let now = wire::now(&**self.identity.clock());
-        let renewed =
-            tokio::task::spawn_blocking(move || authority.renew(&host, signing.as_ref(), now));
+        let renewed = tokio::task::spawn_blocking(move || {
+            authority.renew((&host, &serial), signing.as_ref(), now)
+        });
         match renewed.await {
             Ok(Ok(renewed)) => Answer::Renewed(renewed),
             Ok(Err(error)) => refuse(Why::Failed, &error.to_string()),
@@ -477,6 +473,21 @@ fn refuse(why: Why, message: &str) -> Answer {
         why,
         message: message.to_owned(),
     })
+}
+
+/// Tells a host that it has no room for another connection. Before it asks it expects no answer.
+async fn one_too_many(
+    stream: &mut TlsStream<TcpStream>,
+    host: &HostName,
+    label: &str,
+) -> Result<(), Error> {
+    let asked: Option<Asked> = wire::receive(stream, label, "hear what it asks").await?;
+    if asked.is_none() {
+        return hang_up(stream, label).await;
+    }
+    let sent = wire::send(stream, &too_many(host)).await;
+    sent.map_err(|error| Error::io(label, "answer it", &error))?;
+    after_early(stream, label).await
 }
 
 fn too_many(host: &HostName) -> Answer {

@@ -45,7 +45,8 @@ pub(crate) async fn renew(
     };
     let local =
         |what: String| Error::new(Kind::Local, &label, what, "look at the files of the fleet");
-    let key = match when == When::Now || identity.certificate().is_due(now) {
+    let old = identity.certificate();
+    let key = match when == When::Now || old.is_due(now) {
         true => {
             let key = Key::generate();
             Some(key.map_err(|error| local(format!("make a key: {error}")))?)
@@ -58,7 +59,8 @@ pub(crate) async fn renew(
         let identity = Arc::clone(identity);
         let renewed = tokio::task::spawn_blocking(move || {
             let authority = Authority::open(identity.dir())?;
-            authority.renew(&identity.host(), signing.as_ref(), now)
+            let (host, serial) = (identity.host(), identity.serial());
+            authority.renew((&host, &serial), signing.as_ref(), now)
         });
         let renewed = renewed
             .await
@@ -96,7 +98,7 @@ pub(crate) async fn renew(
         }
     };
     let identity = Arc::clone(identity);
-    let kept = tokio::task::spawn_blocking(move || keep_it(&identity, key, renewed));
+    let kept = tokio::task::spawn_blocking(move || keep_it(&identity, &old, key, renewed));
     let kept = kept
         .await
         .map_err(|error| local(format!("keep what is new: {error}")))?;
@@ -105,14 +107,15 @@ pub(crate) async fn renew(
 
 fn keep_it(
     identity: &Identity,
+    old: &Certificate,
     key: Option<Key>,
     renewed: Renewed,
 ) -> Result<Option<Certificate>, super::identity::FileError> {
     identity.deny(&renewed.denied)?;
     match (key, renewed.certificate) {
         (Some(key), Some(certificate)) => {
-            identity.renew(key, certificate.clone())?;
-            Ok(Some(certificate))
+            identity.renew(old, (key, certificate))?;
+            Ok(Some(identity.certificate()))
         }
         _ => Ok(None),
     }

@@ -4,7 +4,8 @@
 //! with the letters that names of hosts have here, which those of DNS do not. The chain is verified by
 //! webpki; the name, and whether the authority took it back, here.
 //!
-//! Sessions are not resumed: a resumed one would not show its certificate again.
+//! Sessions are not resumed: a resumed one would not show its certificate again. Connections may last longer
+//! than certificates: both sides look again before each question ([`again`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::error::WrongName;
-use super::identity::Credentials;
+use super::identity::{Credentials, Identity};
 
 /// What agents speak with each other (ALPN, RFC 7301).
 pub(super) const LINK: &[u8] = b"forebay-link/1";
@@ -91,6 +92,18 @@ fn check(
         Some(serial) if !denied.contains(&serial) => Ok(()),
         _ => Err(TlsError::InvalidCertificate(CertificateError::Revoked)),
     }
+}
+
+/// Looks once more at a certificate that was good when its connection began: it may have ended since, or
+/// this host heard that it was taken back.
+pub(super) fn again(identity: &Identity, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+    identity.look();
+    let credentials = identity.credentials();
+    let now = identity.clock().current_time();
+    let now = now.ok_or(TlsError::FailedToGetCurrentTime)?;
+    let provider = ring::default_provider();
+    chain(certificate, &[], &credentials.roots, now, &provider)?;
+    check(&credentials.fleet, certificate, None, &credentials.denied)
 }
 
 /// Whose word is taken for who a host is.

@@ -169,7 +169,7 @@ impl Wired {
 
     /// A connection: the one from before, or a new one.
     fn connect(&self, to: &HostName) -> Result<Link, Trouble> {
-        if let Some(link) = self.links().remove(to).filter(|link| !link.is_broken()) {
+        if let Some(link) = self.links().remove(to).filter(Link::is_usable) {
             return Ok(link);
         }
         let members = self.coordinator.hosts();

@@ -8,31 +8,34 @@
 //! ca/lock             held by whoever changes them: the agent that lets hosts join, or a command
 //! ```
 //!
-//! A host joins with a token, which is good once, for one name and for a short time. It is spent, and that
-//! is durable, before a certificate is made. What is kept of it is a hash, so that the file lets nobody in.
+//! A host joins with a token, which is good once, for one name and for a short time. It is spent in the
+//! same change by which the certificate is kept, and that is durable before the certificate is handed over.
+//! What is kept of it is a hash, so that the file lets nobody in.
 //! A certificate counts from an hour before it is made, so that hosts whose clocks are behind believe it.
 //!
-//! Forgetting a host takes the serial numbers of its certificates back. This host knows at once; others
+//! Forgetting a host takes the serial numbers of its certificates back. No certificate is made for one whose
+//! own is taken back, which is looked at under the same lock. This host knows at once; others
 //! hear of it when they ask for news ([`super::renewal`]), or at the latest when the certificate ends.
 
 mod signing;
 mod token;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::fleet::HostName;
 use forebay_host::regular;
 use rcgen::KeyPair;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::identity::{Certificate, Contents, DENIED_MAX, FileError, Key, make, pem};
+use super::identity::{
+    Certificate, Contents, DENIED_MAX, FileError, Key, RENEWED_IN_LAST, lock, make, moment,
+    own_only, pem,
+};
 use super::verify::{fingerprint, hex};
 
 pub(crate) use signing::SigningRequest;
@@ -52,6 +55,9 @@ pub(crate) const VALIDITY: Duration = Duration::from_secs(30 * 86_400);
 pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
 /// Tokens that may be out at a time.
 const TOKENS_MAX: usize = 256;
+/// Certificates of one host that may be in the first two thirds of their validity when it renews. It needs
+/// one; those that are due do not count, so that it never waits when it has to renew.
+const YOUNG_MAX: usize = 8;
 /// Certificates that may be valid at a time.
 const ISSUED_MAX: usize = 16_384;
 const SECRET_BYTES: usize = 32;
@@ -93,6 +99,7 @@ fn refused(what: impl Into<String>, remedy: &'static str) -> Error {
 struct Issued {
     host: HostName,
     serial: String,
+    #[serde(deserialize_with = "moment")]
     not_after_unix_s: u64,
 }
 
@@ -102,6 +109,7 @@ struct Out {
     /// Of the secret, SHA-256.
     hash: String,
     host: HostName,
+    #[serde(deserialize_with = "moment")]
     until_unix_s: u64,
 }
 
@@ -124,6 +132,37 @@ impl State {
             .retain(|issued| issued.not_after_unix_s >= now_unix_s);
         self.denied
             .retain(|denied| denied.not_after_unix_s >= now_unix_s);
+    }
+
+    /// Whether a host has room for one more certificate that it asks for by itself: it takes neither the
+    /// room of others, nor that of the list of those who were forgotten.
+    fn has_room(&self, host: &HostName, now: SystemTime) -> Result<(), Error> {
+        let due_unix_s = unix_s(now + VALIDITY.saturating_add(BACKDATED) / RENEWED_IN_LAST);
+        let is_young =
+            |issued: &&Issued| issued.host == *host && issued.not_after_unix_s > due_unix_s;
+        if self.issued.iter().filter(is_young).count() < YOUNG_MAX {
+            return Ok(());
+        }
+        Err(refused(
+            format!("renew the certificate of {host}: {YOUNG_MAX} that it has are not due yet"),
+            "have it use the newest, or look why it renews so often; if it is not itself, forget it",
+        ))
+    }
+
+    /// Whether a host may go on by the certificate that has this serial number.
+    fn believes(&self, host: &HostName, serial: &str) -> Result<(), Error> {
+        let is_it = |issued: &Issued| issued.serial == serial && issued.host == *host;
+        let why = if self.denied.iter().any(is_it) {
+            "was taken back"
+        } else if self.issued.iter().any(is_it) {
+            return Ok(());
+        } else {
+            "is none of those that were made here and are still valid"
+        };
+        Err(refused(
+            format!("renew the certificate of {host}: the one that it shows {why}"),
+            "have it join again with a new token if that is wrong: `forebay fleet ca token HOST`",
+        ))
     }
 }
 
@@ -177,7 +216,10 @@ impl Authority {
         let this = Self { dir: place(dir) };
         make(&this.dir)?;
         let lock = this.lock()?;
-        if this.dir.join(STATE).exists() || Contents::read(dir).is_ok() {
+        // One of the two files may be lost: the key of a fleet is not written over for that.
+        let begun = [PEM, STATE].map(|name| exists(&this.dir.join(name)));
+        let [key, state] = begun;
+        if key? || state? || Contents::find(dir)?.is_some() {
             return Err(refused(
                 format!(
                     "begin a fleet in {}: this host is in one already",
@@ -342,19 +384,18 @@ impl Authority {
             return Err(refused(what, ANEW));
         }
         signing::check(host, request)?;
-        let ((), _) = self.change(now, |state| {
+        // Both at once: whoever forgets the host finds the token or the certificate.
+        let (certificate, state) = self.change(now, |state| {
             let before = state.tokens.len();
             state.tokens.retain(|token| token.id != id);
-            match before == state.tokens.len() {
-                true => Err(refused(
-                    format!("let {host} join: its token was used"),
-                    ANEW,
-                )),
-                false => Ok(()),
+            if before == state.tokens.len() {
+                let what = format!(
+                    "let {host} join: its token was used or replaced, or {host} was forgotten"
+                );
+                return Err(refused(what, ANEW));
             }
+            self.sign(state, host, request, now)
         })?;
-        let (certificate, state) =
-            self.change(now, |state| self.sign(state, host, request, now))?;
         Ok(Welcome {
             certificate,
             authority: pem("CERTIFICATE", &self.keys()?.1),
@@ -362,31 +403,44 @@ impl Authority {
         })
     }
 
-    /// Makes a new certificate for a host of the fleet, if it wants one, and says who is not of it.
+    /// Makes a new certificate for a host of the fleet, if it wants one, and says who is not of it. The
+    /// serial number is that of the certificate by which the host shows who it is.
     ///
     /// # Errors
-    /// When the request is none, or the files cannot be written.
+    /// When that one was taken back or was not made here, the host has many already, the request is none, or
+    /// the files cannot be written.
     pub(crate) fn renew(
         &self,
-        host: &HostName,
+        (host, serial): (&HostName, &str),
         request: Option<&SigningRequest>,
         now: SystemTime,
     ) -> Result<Renewed, Error> {
         let Some(request) = request else {
-            let mut state = self.read()?;
-            state.prune(unix_s(now));
-            let denied = serials(&state);
             return Ok(Renewed {
                 certificate: None,
-                denied,
+                denied: self.denied(now)?,
             });
         };
-        let (certificate, state) =
-            self.change(now, |state| self.sign(state, host, request, now))?;
+        let (certificate, state) = self.change(now, |state| {
+            // Under the lock: it may have been forgotten since it was listened to.
+            state.believes(host, serial)?;
+            state.has_room(host, now)?;
+            self.sign(state, host, request, now)
+        })?;
         Ok(Renewed {
             certificate: Some(certificate),
             denied: serials(&state),
         })
+    }
+
+    /// The serial numbers of certificates that were taken back and have not ended yet.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub(crate) fn denied(&self, now: SystemTime) -> Result<Vec<String>, Error> {
+        let mut state = self.read()?;
+        state.prune(unix_s(now));
+        Ok(serials(&state))
     }
 
     /// Takes all certificates of a host back, and its tokens; how many certificates there were.
@@ -458,7 +512,11 @@ impl Authority {
     /// Its key and its certificate.
     fn keys(&self) -> Result<(KeyPair, CertificateDer<'static>), Error> {
         let path = self.dir.join(PEM);
-        let text = self.text(&path)?;
+        let (text, mode) = self.text(&path)?;
+        own_only(
+            (&path, mode),
+            "chmod 600 it; if somebody read it, begin another fleet: who has it can make any host of this one",
+        )?;
         let pair = Key::from_pem(text.clone()).pair();
         let certificate = CertificateDer::from_pem_slice(text.as_bytes());
         match (pair, certificate) {
@@ -468,8 +526,9 @@ impl Authority {
         }
     }
 
-    fn text(&self, path: &Path) -> Result<String, Error> {
-        let (bytes, _) = regular::read(path, BYTES_MAX).map_err(|error| {
+    /// What a file says, and who may read it.
+    fn text(&self, path: &Path) -> Result<(String, u32), Error> {
+        let (bytes, mode) = regular::read(path, BYTES_MAX).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::NotFound => {
                     "do it on the host that holds the authority of the fleet, or begin one: `forebay fleet ca init`"
@@ -483,12 +542,14 @@ impl Authority {
                 remedy,
             }
         })?;
-        String::from_utf8(bytes).map_err(|_| damaged(path, "it is no text".to_owned()))
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| damaged(path, "it is no text".to_owned()))?;
+        Ok((text, mode))
     }
 
     fn read(&self) -> Result<State, Error> {
         let path = self.dir.join(STATE);
-        let text = self.text(&path)?;
+        let (text, _) = self.text(&path)?;
         let state: State =
             serde_json::from_str(&text).map_err(|error| damaged(&path, error.to_string()))?;
         if state.version != VERSION {
@@ -521,26 +582,19 @@ impl Authority {
 
     /// Waits for others that change something, which none does for long.
     fn lock(&self) -> Result<File, Error> {
-        let path = self.dir.join(LOCK);
-        let locked = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|file| {
-                flock(&file, FlockOperation::LockExclusive)?;
-                Ok(file)
-            });
-        locked.map_err(|error| {
-            Error::File(FileError {
-                attempt: "lock",
-                path,
-                why: error.to_string(),
-                remedy: "do it on the host that holds the authority, as the user that owns the directory",
-            })
-        })
+        const ELSEWHERE: &str =
+            "do it on the host that holds the authority, as the user that owns the directory";
+        Ok(lock(&self.dir.join(LOCK), ELSEWHERE)?)
     }
+}
+
+fn exists(path: &Path) -> Result<bool, FileError> {
+    path.try_exists().map_err(|error| FileError {
+        attempt: "look for",
+        path: path.to_owned(),
+        why: error.to_string(),
+        remedy: "run it as the user that owns the directory",
+    })
 }
 
 fn damaged(path: &Path, why: String) -> Error {

@@ -1,5 +1,7 @@
 //! What one who joins is given out of band.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use forebay_core::fleet::HostName;
@@ -12,8 +14,8 @@ const TOKEN_PREFIX: &str = "forebay-join-1.";
 /// Longer texts are no tokens.
 const TOKEN_BYTES_MAX: usize = 1024;
 
-/// Lets one host join, once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Lets one host join, once; no log shows what lets in.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
     /// Which one; the other side learns it before it is trusted.
     pub(in crate::fleet::link) id: String,
@@ -27,6 +29,18 @@ pub(crate) struct Token {
     pub(crate) at: HostName,
     /// Of the authority's certificate, SHA-256: whoever joins knows by it whom it speaks to.
     pub(in crate::fleet::link) authority: String,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("id", &self.id)
+            .field("host", &self.host)
+            .field("fleet", &self.fleet)
+            .field("at", &self.at)
+            .field("authority", &self.authority)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Token {

@@ -72,6 +72,7 @@ async fn a_host_of_another_fleet_is_refused_by_both() {
     mixed.authority = Contents::read(&fleet.dir("b")).unwrap().authority;
     mixed.store(&fleet.dir("mixed")).unwrap();
     let mixed = Identity::load(&fleet.dir("mixed"), system_clock()).unwrap();
+    let mixed = Arc::new(mixed);
     let error = Link::connect(&mixed, &name("b"), &there.address, BOUND)
         .await
         .unwrap_err();
@@ -320,6 +321,53 @@ async fn a_host_takes_no_more_connections_than_it_may() {
         other.ask(&question(), BOUND).await.unwrap(),
         Answer::State(_)
     ));
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_held_no_longer_than_it_may_agree() {
+    let fleet = Fleet::begin();
+    let c = fleet.host("c");
+    let full = async |handshake| {
+        let patience = Patience {
+            handshake,
+            ..Patience::default()
+        };
+        let there = agent_with(fleet.host("b"), None, Keeper::default(), patience).await;
+        let mut links = Vec::new();
+        for _ in 0..16 {
+            let link = Link::connect(&c, &name("b"), &there.address, BOUND).await;
+            links.push(link.unwrap());
+        }
+        for link in &mut links {
+            link.ask(&question(), BOUND).await.unwrap();
+        }
+        (there, links)
+    };
+    let (there, mut links) = full(Duration::from_secs(2)).await;
+    let mut more = greeted(&c, "b", &there.address).await;
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(BOUND, more.read_to_end(&mut heard)).await;
+    ended.expect("it is cut").ok();
+    assert!(heard.is_empty(), "{heard:?}");
+    for link in &mut links {
+        link.ask(&question(), BOUND).await.unwrap();
+    }
+
+    // There are no more of them than may agree at a time.
+    let (there, _links) = full(Duration::from_secs(300)).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(greeted(&c, "b", &there.address).await);
+    }
+    let d = fleet.host("d");
+    let connect = async || Link::connect(&d, &name("b"), &there.address, BOUND).await;
+    let error = connect().await.unwrap_err();
+    check(&error, Kind::Cut, &["b at"]);
+    drop(silent);
+    let began = tokio::time::Instant::now();
+    while connect().await.is_err() {
+        assert!(began.elapsed() < BOUND, "their places are free again");
+    }
 }
 
 #[tokio::test]

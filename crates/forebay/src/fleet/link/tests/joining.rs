@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::super::authority::Token;
+use super::super::authority::{self, Renewed, SigningRequest, Token};
+use super::super::identity::Key;
 use super::super::{error, join::join, verify};
 use super::*;
 
@@ -49,6 +50,11 @@ async fn a_host_joins_with_a_token_once() {
     let token = token(&fleet, "new");
     let text = token.text().unwrap();
     assert_eq!(Token::parse(&format!(" {text}\n")).unwrap(), token);
+    let shown = format!("{token:?}");
+    assert!(
+        shown.contains(&token.id) && !shown.contains(&token.secret),
+        "{shown}"
+    );
     let identity = join(&fleet.dir("new"), &door.address, &token, system_clock())
         .await
         .unwrap();
@@ -271,6 +277,7 @@ async fn clocks_too_far_apart_are_found_before_the_token_is_spent() {
     let identity = join(&fleet.dir("new"), &door.address, &token, ahead(-590))
         .await
         .unwrap();
+    let identity = Arc::new(identity);
     // Its clock does not make its brand-new certificate one of the future.
     let mut link = Link::connect(&identity, &name("a"), &door.address, BOUND)
         .await
@@ -324,32 +331,188 @@ fn a_fleet_is_begun_once_and_its_name_is_one() {
 }
 
 #[test]
-fn a_request_that_is_not_signed_with_its_key_gets_no_certificate() {
+fn a_key_of_a_fleet_that_others_may_read_is_not_used_and_none_is_written_over() {
     let fleet = Fleet::begin();
-    let (now, key) = (
-        SystemTime::now(),
-        super::super::identity::Key::generate().unwrap(),
-    );
-    let request = key.request(&name("b")).unwrap();
-    fleet
-        .authority
-        .renew(&name("b"), Some(&request), now)
-        .unwrap();
-    // It was signed for another host.
-    let error = fleet
-        .authority
-        .renew(&name("c"), Some(&request), now)
+    let (pem, now) = (fleet.dir("a").join("ca/authority.pem"), SystemTime::now());
+    let mode = |mode| std::fs::set_permissions(&pem, std::fs::Permissions::from_mode(mode));
+    for readable in [0o640, 0o604] {
+        mode(readable).unwrap();
+        let error = fleet.authority.token(&name("b"), HOUR, now).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("chmod 600") && error.contains("authority.pem"),
+            "{error}"
+        );
+    }
+    mode(0o600).unwrap();
+    fleet.authority.token(&name("b"), HOUR, now).unwrap();
+
+    // All else was lost.
+    let key = std::fs::read(&pem).unwrap();
+    for file in ["ca/authority.json", "identity.json"] {
+        std::fs::remove_file(fleet.dir("a").join(file)).unwrap();
+    }
+    let beginning = Beginning {
+        fleet: "shop".to_owned(),
+        host: name("a"),
+    };
+    let error = Authority::init(&fleet.dir("a"), beginning, now)
         .unwrap_err()
         .to_string();
+    assert!(error.contains("in one already"), "{error}");
+    assert_eq!(std::fs::read(&pem).unwrap(), key);
+}
+
+#[test]
+fn a_list_with_moments_that_nothing_can_say_is_damaged() {
+    let fleet = Fleet::begin();
+    let token = token(&fleet, "b");
+    let file = fleet.dir("a").join("ca/authority.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    list["tokens"][0]["until_unix_s"] = u64::MAX.into();
+    std::fs::write(&file, list.to_string()).unwrap();
+    let error = fleet.authority.expects(&token.id, SystemTime::now());
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("authority.json") && error.contains("after the year 9999"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_place_in_a_fleet_that_cannot_be_read_is_not_written_over() {
+    let fleet = Fleet::begin();
+    let door = door(&fleet, system_clock()).await;
+    let token = token(&fleet, "new");
+    let (dir, file) = (fleet.dir("new"), fleet.dir("new").join("identity.json"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(&file, "{").unwrap();
+    for mode in [0o600, 0o644] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = join(&dir, &door.address, &token, system_clock())
+            .await
+            .unwrap_err();
+        check(&error, Kind::Local, &["identity.json", "a at"]);
+        assert_eq!(std::fs::read(&file).unwrap(), b"{");
+    }
+    // The token was not spent on it.
+    std::fs::remove_file(&file).unwrap();
+    join(&dir, &door.address, &token, system_clock())
+        .await
+        .unwrap();
+}
+
+#[test]
+fn a_request_that_is_not_signed_with_its_key_gets_no_certificate() {
+    let fleet = Fleet::begin();
+    let (b, c) = (fleet.host("b"), fleet.host("c"));
+    let request = Key::generate().unwrap().request(&name("b")).unwrap();
+    let now = SystemTime::now();
+    renewed(&fleet, &b, &request, now).unwrap();
+    // It was signed for another host.
+    let error = renewed(&fleet, &c, &request, now).unwrap_err().to_string();
     assert!(error.contains("not signed with its key"), "{error}");
     for (public_key, signature) in [("", ""), ("!", "!"), ("AAAA", request.signature.as_str())] {
-        let request = super::super::authority::SigningRequest {
+        let request = SigningRequest {
             public_key: public_key.to_owned(),
             signature: signature.to_owned(),
         };
-        fleet
-            .authority
-            .renew(&name("b"), Some(&request), now)
-            .unwrap_err();
+        renewed(&fleet, &b, &request, now).unwrap_err();
     }
+}
+
+/// What the authority makes for a host that shows the certificate that it has.
+fn renewed(
+    fleet: &Fleet,
+    host: &Identity,
+    request: &SigningRequest,
+    now: SystemTime,
+) -> Result<Renewed, authority::Error> {
+    let (name, serial) = (host.host(), host.serial());
+    fleet.authority.renew((&name, &serial), Some(request), now)
+}
+
+#[test]
+fn a_host_that_was_forgotten_gets_no_certificate_by_one_from_before() {
+    let fleet = Fleet::begin();
+    let (b, now) = (fleet.host("b"), SystemTime::now());
+    let request = Key::generate().unwrap().request(&name("b")).unwrap();
+    renewed(&fleet, &b, &request, now).unwrap();
+    assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 2);
+    // It asks over a connection that is there.
+    let error = renewed(&fleet, &b, &request, now).unwrap_err().to_string();
+    assert!(
+        error.contains("certificate of b") && error.contains("was taken back"),
+        "{error}"
+    );
+    // It came back: what it had before is good for nothing still.
+    let token = token(&fleet, "b");
+    let secret = (token.id.as_str(), token.secret.as_str());
+    fleet
+        .authority
+        .admit(secret, &name("b"), &request, now)
+        .unwrap();
+    renewed(&fleet, &b, &request, now).unwrap_err();
+    // One of another host is none of b's.
+    let c = fleet.host("c").serial();
+    let error = fleet
+        .authority
+        .renew((&name("b"), &c), Some(&request), now)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is none of those"), "{error}");
+    assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 1);
+}
+
+#[test]
+fn a_host_that_is_forgotten_while_it_joins_is_out() {
+    let fleet = Fleet::begin();
+    let (authority, now) = (&fleet.authority, SystemTime::now());
+    let new = name("new");
+    let request = Key::generate().unwrap().request(&new).unwrap();
+    for _ in 0..40 {
+        let token = token(&fleet, "new");
+        let both = std::sync::Barrier::new(2);
+        let (joined, forgotten) = std::thread::scope(|scope| {
+            let joins = scope.spawn(|| {
+                both.wait();
+                authority.admit((&token.id, &token.secret), &new, &request, now)
+            });
+            let forgets = scope.spawn(|| {
+                both.wait();
+                authority.forget(&new, now)
+            });
+            (joins.join().unwrap(), forgets.join().unwrap())
+        });
+        // Whichever came first, there was something to forget, and nothing is left of it.
+        assert_eq!(forgotten.unwrap(), usize::from(joined.is_ok()));
+        let error = authority.forget(&new, now).unwrap_err().to_string();
+        assert!(error.contains("no certificate of this fleet"), "{error}");
+    }
+}
+
+#[test]
+fn a_host_that_renews_in_a_loop_takes_nobodys_room_and_is_not_locked_out() {
+    let fleet = Fleet::begin();
+    let (b, c, now) = (fleet.host("b"), fleet.host("c"), SystemTime::now());
+    let request = |host| Key::generate().unwrap().request(&name(host)).unwrap();
+    let (of_b, of_c) = (request("b"), request("c"));
+    // The one that it began with is the first.
+    for _ in 1..8 {
+        renewed(&fleet, &b, &of_b, now).unwrap();
+    }
+    let error = renewed(&fleet, &b, &of_b, now).unwrap_err().to_string();
+    assert!(
+        error.contains("certificate of b") && error.contains("8 that it has are not due"),
+        "{error}"
+    );
+    renewed(&fleet, &c, &of_c, now).unwrap();
+    // When they are due it gets others.
+    let due = now + Duration::from_secs(20 * 86_400);
+    for _ in 0..8 {
+        renewed(&fleet, &b, &of_b, due).unwrap();
+    }
+    renewed(&fleet, &b, &of_b, due).unwrap_err();
+    assert_eq!(fleet.authority.forget(&name("b"), due).unwrap(), 16);
 }

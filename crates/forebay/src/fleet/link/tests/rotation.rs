@@ -156,8 +156,7 @@ async fn a_host_that_is_forgotten_is_refused_by_all_who_have_heard_of_it() {
     let now = SystemTime::now();
     assert_eq!(fleet.authority.forget(&name("b"), now).unwrap(), 1);
     let a = fleet.host("a");
-    a.deny(&fleet.authority.renew(&name("a"), None, now).unwrap().denied)
-        .unwrap();
+    a.deny(&fleet.authority.denied(now).unwrap()).unwrap();
     // The authority's agent looks at its files; c has not heard of it yet.
     let error = renew(&b, When::Now).await.unwrap_err();
     check(
@@ -192,8 +191,82 @@ async fn a_host_that_is_forgotten_is_refused_by_all_who_have_heard_of_it() {
     let b = join::join(&fleet.dir("b"), &door.address, &token, system_clock())
         .await
         .unwrap();
-    let mut link = Link::connect(&b, &name("c"), &there.address, BOUND)
+    let mut link = Link::connect(&Arc::new(b), &name("c"), &there.address, BOUND)
         .await
         .unwrap();
     link.ask(&question(), BOUND).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_ended_or_was_forgotten_is_asked_nothing_more() {
+    let fleet = Fleet::begin();
+    let there = agent(fleet.host("b")).await;
+    fleet.host("c");
+    let clock = Arc::new(Set::default());
+    let c = fleet.host_at("c", clock.clone());
+    let connect = async || Link::connect(&c, &name("b"), &there.address, BOUND).await;
+    let mut link = connect().await.unwrap();
+    link.ask(&question(), BOUND).await.unwrap();
+    assert!(link.is_usable());
+    clock.0.store(40 * DAY, Ordering::Relaxed);
+    assert!(!link.is_usable());
+    let error = link.ask(&question(), BOUND).await.unwrap_err();
+    let words = ["b at", "its certificate ended at", "set both clocks"];
+    check(&error, Kind::Validity, &words);
+
+    clock.0.store(0, Ordering::Relaxed);
+    let mut link = connect().await.unwrap();
+    c.deny(&[fleet.host("b").serial()]).unwrap();
+    assert!(!link.is_usable());
+    let (progress, request) = (Progress::default(), content(None));
+    let mut source = [7_u8; 100].as_slice();
+    let sent = link.send(&request, &mut source, sending(&progress, Compress::Never));
+    let error = sent.await.unwrap_err();
+    check(
+        &error,
+        Kind::Forgotten,
+        &["b at", "was forgotten by the fleet"],
+    );
+    assert_eq!((progress.bytes(), there.keeper.asked()), (0, 1));
+}
+
+#[tokio::test]
+async fn who_has_ended_in_the_middle_is_answered_nothing_more() {
+    let fleet = Fleet::begin();
+    fleet.host("b");
+    let clock = Arc::new(Set::default());
+    let there = agent(fleet.host_at("b", clock.clone())).await;
+    let mut link = Link::connect(&fleet.host("c"), &name("b"), &there.address, BOUND)
+        .await
+        .unwrap();
+    link.ask(&question(), BOUND).await.unwrap();
+    clock.0.store(40 * DAY, Ordering::Relaxed);
+    let error = link.ask(&question(), BOUND).await.unwrap_err();
+    check(&error, Kind::Cut, &["b at"]);
+    assert_eq!(there.keeper.asked(), 1);
+}
+
+#[test]
+fn of_many_processes_that_renew_at_a_time_one_does_and_the_others_use_its_own() {
+    let fleet = Fleet::begin();
+    let old = fleet.host("b").certificate();
+    let both = std::sync::Barrier::new(6);
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let renews = || {
+            let (b, key) = (fleet.host("b"), identity::Key::generate().unwrap());
+            let (host, request) = (b.host(), key.request(&b.host()).unwrap());
+            let now = SystemTime::now();
+            let authority = &fleet.authority;
+            let renewed = authority.renew((&host, &b.serial()), Some(&request), now);
+            let certificate = renewed.unwrap().certificate.unwrap();
+            both.wait();
+            let kept = b.renew(&old, (key, certificate)).unwrap();
+            (kept, b)
+        };
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(renews)).collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert_eq!(all.iter().filter(|(kept, _)| *kept).count(), 1);
+    let there = fleet.host("b").certificate();
+    assert!(there != old && all.iter().all(|(_, b)| b.certificate() == there));
 }
