@@ -14,21 +14,13 @@ use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::{Known, Mobility, elsewhere};
 use forebay_core::fleet::tenure::{Leave, leave};
 
+pub(super) use crate::fleet::coordinator::now;
+
 use super::depart::marks;
 use super::{House, Trouble};
 
 /// Where nobody owns an application, a host on which it does not run waits so long for one where it does.
 const CLAIM_AFTER: Duration = Duration::from_secs(3);
-
-/// The clock that leases are told by: it goes on while the host is suspended.
-pub(super) fn now() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    // Neither is negative: the kernel counts from the boot on.
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or_default(),
-        u32::try_from(time.tv_nsec).unwrap_or_default(),
-    )
-}
 
 /// See the module.
 #[derive(Debug)]
