@@ -304,17 +304,24 @@ mod tests {
         assert_eq!(again.records[&app()], record.recalled());
     }
 
-    /// A daemon or a host that dies while it is written leaves what was before, or what is after.
+    /// A daemon or a host that dies while it is written leaves a part of it beside, which is in nobody's way.
     #[test]
-    fn a_write_that_was_cut_short_changes_nothing() {
+    fn a_write_that_was_cut_short_is_no_obstacle() {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::open(dir.path());
         book.depart(&app(), Some(departing(departure::Mark::Begun)))
             .unwrap();
         let whole = fs::read(dir.path().join(FILE)).unwrap();
-        for length in 0..whole.len() {
-            fs::write(dir.path().join("moves.json.new"), &whole[..length]).unwrap();
-            assert_eq!(Book::open(dir.path()).content(), book.content());
+        let marks = [departure::Mark::Begun, departure::Mark::Frozen];
+        for length in 0..=2 * whole.len() {
+            let left = [whole.clone(), whole.clone()].concat();
+            fs::write(dir.path().join("moves.json.new"), &left[..length]).unwrap();
+            let book = Book::open(dir.path());
+            let mark = marks[length % 2];
+            book.depart(&app(), Some(departing(mark))).unwrap();
+            let again = Book::open(dir.path());
+            assert_eq!(again.broken(), None);
+            assert_eq!(again.content().departures[&app()].mark, mark);
         }
     }
 
