@@ -38,6 +38,14 @@ use push::PushArgs;
 /// The variable that names the socket, unless `--socket` does.
 pub(crate) const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
 
+/// The daemon's socket: the one that is named, or the variable names, or the usual one.
+pub(crate) fn socket(named: Option<&Path>) -> PathBuf {
+    named
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(api::SOCKET))
+}
+
 /// How to reach the daemon, and how to print what it says.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
@@ -53,10 +61,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// The socket to ask at.
     pub(crate) fn socket(&self) -> PathBuf {
-        let named = self.socket.clone();
-        named
-            .or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
-            .unwrap_or_else(|| PathBuf::from(api::SOCKET))
+        socket(self.socket.as_deref())
     }
 
     /// For whom to print.

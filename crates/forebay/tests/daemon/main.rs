@@ -19,6 +19,7 @@ mod cleanup;
 mod client;
 mod container_troubles;
 mod containers;
+mod dashboard;
 mod disk;
 #[cfg(feature = "etcd")]
 #[expect(
