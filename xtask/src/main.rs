@@ -9,6 +9,7 @@
 )]
 
 mod criu;
+mod dist;
 mod examples;
 mod fuzz;
 mod json;
@@ -34,6 +35,7 @@ Forebay's developer commands
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples`, `bench`, `web` or `vm`, and say which
+  cargo xtask dist                  the Debian package, in target/dist
   cargo xtask web                   make the dashboard's page with its charts, by npm
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
@@ -120,6 +122,10 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
         Some("chaos") => forebay(&["chaos"], arguments),
         Some("sim") => sim(arguments),
         Some("fuzz") => fuzz::run(arguments),
+        Some("dist") if arguments.is_empty() => {
+            dist::run(build_forebay)?;
+            Ok(())
+        }
         Some("web") if arguments.is_empty() => Ok(web::build()?),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");

@@ -52,7 +52,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, String> {
             let entry = entry.map_err(fail)?;
             let kind = entry.file_type().map_err(fail)?;
             let name = entry.file_name();
-            let built = ["target", "node_modules", "dist"]
+            let built = ["target", "node_modules"]
                 .iter()
                 .any(|built| name == *built);
             let skipped = built || name.as_encoded_bytes().starts_with(b".");
