@@ -36,9 +36,17 @@ pub(crate) struct Vitals {
 #[derive(Debug, Default)]
 struct Threads {
     asked: Option<Instant>,
-    /// How long each has waited for a CPU since it began.
-    waited: BTreeMap<u32, Duration>,
+    /// What each has had of the CPUs since it began.
+    turns: BTreeMap<u32, Turns>,
     keeps: Keeps,
+}
+
+/// What a thread has had of the CPUs since it began, as schedstat tells it. A wait is counted once it is
+/// over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Turns {
+    ran: Duration,
+    waited: Duration,
 }
 
 /// What keeps a process, if anything does.
@@ -91,25 +99,31 @@ impl Vitals {
 impl Threads {
     fn ask(&mut self, pid: u32, now: Instant) {
         let since = self.asked.map(|asked| now.saturating_duration_since(asked));
-        let mut waited = BTreeMap::new();
+        let mut turns = BTreeMap::new();
         let mut keeps = Keeps::default();
         for thread in threads(pid).into_iter().flatten().take(THREADS_MAX) {
             let of = |file| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/{file}"));
-            keeps.blocked |= of("stat").ok().and_then(|text| parse(&text)) == Some(Life::Blocked);
-            let Some(wait) = of("schedstat").ok().and_then(|text| parse_wait(&text)) else {
+            let stat = of("stat").unwrap_or_default();
+            keeps.blocked |= parse(&stat) == Some(Life::Blocked);
+            let Some(turn) = of("schedstat").ok().and_then(|text| parse_turns(&text)) else {
                 continue;
             };
-            waited.insert(thread, wait);
-            let (Some(before), Some(since)) = (self.waited.get(&thread), since) else {
+            turns.insert(thread, turn);
+            let (Some(before), Some(since)) = (self.turns.get(&thread), since) else {
                 continue;
             };
-            let share = wait.saturating_sub(*before).as_secs_f64() / since.as_secs_f64();
-            let share = share.clamp(0.0, 1.0);
+            let share = if turn == *before && is_runnable(&stat) {
+                // It has waited all the time, and still does.
+                1.0
+            } else {
+                let waited = turn.waited.saturating_sub(before.waited);
+                (waited.as_secs_f64() / since.as_secs_f64()).clamp(0.0, 1.0)
+            };
             keeps.starved = Some(keeps.starved.map_or(share, |most| most.max(share)));
         }
         *self = Self {
             asked: Some(now),
-            waited,
+            turns,
             keeps,
         };
     }
@@ -132,10 +146,20 @@ fn of_threads(pid: u32) -> Life {
     others.next().unwrap_or(Life::Ending)
 }
 
-/// Time that a thread waited for a CPU, in nanoseconds: the second number.
-fn parse_wait(schedstat: &str) -> Option<Duration> {
-    let waited = schedstat.split_whitespace().nth(1)?.parse().ok()?;
-    Some(Duration::from_nanos(waited))
+/// Nanoseconds on a CPU, and waiting for one: the first two numbers.
+fn parse_turns(schedstat: &str) -> Option<Turns> {
+    let mut numbers = schedstat.split_whitespace();
+    let mut next = || Some(Duration::from_nanos(numbers.next()?.parse().ok()?));
+    Some(Turns {
+        ran: next()?,
+        waited: next()?,
+    })
+}
+
+/// Whether a thread runs, or waits for nothing but a CPU: field 3 of proc(5).
+fn is_runnable(stat: &str) -> bool {
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| state.starts_with('R'))
 }
 
 fn read(file: &File) -> Option<String> {
@@ -309,6 +333,66 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(keeps.blocked, "{keeps:?}");
+    }
+
+    /// The kernel counts a wait once it is over, so that one that lasted was none.
+    #[test]
+    fn a_thread_that_still_waits_for_a_cpu_counts() {
+        let name = "a_thread_that_still_waits_for_a_cpu_counts";
+        let mut busy = Vec::new();
+        // On one CPU, one in the normal class leaves next to nothing to one in the idle class.
+        for class in ["--other", "--idle"] {
+            let mut command = Command::new("taskset");
+            command.args([
+                "--cpu-list",
+                "0",
+                "chrt",
+                class,
+                "0",
+                "sh",
+                "-c",
+                "while :; do :; done",
+            ]);
+            match command.stdin(Stdio::null()).spawn() {
+                Ok(child) => busy.push(Ended(child)),
+                Err(error) => {
+                    println!("SKIPPED: {name}: taskset: {error}; install util-linux");
+                    return;
+                }
+            }
+        }
+        let pid = busy[1].0.id();
+        let begun = || {
+            let class = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            class.contains("(sh)")
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !begun() {
+            assert!(Instant::now() < deadline, "it does not begin");
+            std::thread::yield_now();
+        }
+        let (mut vitals, _) = Vitals::of(pid).unwrap();
+        let (mut asked, mut starved) = (0, 0);
+        let mut latest = None;
+        while asked < 50 && Instant::now() < deadline {
+            let keeps = vitals.keeps(Instant::now());
+            if vitals.threads.asked != latest {
+                latest = vitals.threads.asked;
+                asked += 1;
+                starved += u32::from(keeps.starved >= Some(0.5));
+            }
+        }
+        assert!(starved * 2 > asked, "{starved} of {asked}");
+    }
+
+    /// A process that is ended with the test.
+    struct Ended(Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
     }
 
     #[test]
