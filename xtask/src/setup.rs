@@ -108,6 +108,12 @@ const PACKAGES: &[Package] = &[
         why: "a client of HTTP/2 and of TLS for the tests of fronts",
     },
     Package {
+        name: "nghttp2-client",
+        groups: &[Group::Build],
+        sign: Sign::Program("h2load"),
+        why: "a load in HTTP/2 for the tests of fronts",
+    },
+    Package {
         name: "openssl",
         groups: &[Group::Build],
         sign: Sign::Program("openssl"),
