@@ -107,7 +107,6 @@ pub(crate) enum ClientCommand {
     /// Show images of programs, or take one
     Image(image::ImageArgs),
     /// Move an app to another host of the fleet, or show moves
-    #[command(hide = true)]
     Move(moves::MoveArgs),
     /// Leave every slice as it is and only observe
     Pause,

@@ -40,6 +40,8 @@ mod kernel;
 mod lifecycle;
 mod mistakes;
 #[cfg(feature = "etcd")]
+mod move_kills;
+#[cfg(feature = "etcd")]
 mod moves;
 mod offload;
 mod outlook;
