@@ -21,7 +21,7 @@ use super::precopy::userfault::Userfault;
 const DONE: u8 = b'd';
 
 /// Between two looks whether the memory of a child is gone.
-const LOOK: rustix::thread::Timespec = rustix::thread::Timespec {
+const LOOK: rustix::event::Timespec = rustix::event::Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
@@ -126,7 +126,7 @@ fn watch(process: &OwnedFd, waits: BorrowedFd<'_>, (kept, child): (&[RawFd], Opt
     if let Some(child) = child {
         while !child.is_over() {
             // It may be woken before; then it looks before.
-            drop(rustix::thread::nanosleep(&LOOK));
+            rustix::event::poll(&mut [], Some(&LOOK)).ok();
         }
         return;
     }
@@ -188,14 +188,35 @@ mod tests {
 
     use super::*;
 
-    fn sleeps() -> std::process::Child {
-        Command::new("sleep").arg("600").spawn().unwrap()
+    /// A process that sleeps, gone with this.
+    struct Sleeps(std::process::Child);
+
+    impl Sleeps {
+        /// In a group of its own, in another one's, or in that of the test.
+        fn begin(group: Option<i32>) -> Self {
+            use std::os::unix::process::CommandExt as _;
+            let mut command = Command::new("sleep");
+            command.arg("600").stdout(std::process::Stdio::null());
+            if let Some(group) = group {
+                command.process_group(group);
+            }
+            Self(command.spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeps {
+        fn drop(&mut self) {
+            // It may have ended.
+            self.0.kill().ok();
+            self.0.wait().unwrap();
+        }
     }
 
     #[test]
     fn a_process_ends_with_its_guard_unless_that_is_dismissed() {
         let check = |is_dismissed: bool| {
-            let mut process = sleeps();
+            let mut sleeps = Sleeps::begin(None);
+            let process = &mut sleeps.0;
             let guard = Guard::new(process.id(), &[]).unwrap();
             if is_dismissed {
                 guard.dismiss().unwrap();
@@ -214,7 +235,6 @@ mod tests {
     /// A child is ended with the group of its parent; one that left that group stands, and does not read on.
     #[test]
     fn a_child_ends_with_its_parent_or_is_held() {
-        use std::os::unix::process::CommandExt as _;
         let version = rustix::system::uname();
         let version = version.release().to_string_lossy().into_owned();
         let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
@@ -223,27 +243,29 @@ mod tests {
             println!("SKIPPED: a_child_ends_with_its_parent_or_is_held: needs root and Linux 6.9");
             return;
         }
-        let mut parent = Command::new("sleep")
-            .arg("600")
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let group = i32::try_from(parent.id()).unwrap();
-        let mut child = Command::new("sleep")
-            .arg("600")
-            .process_group(group)
-            .spawn()
-            .unwrap();
-        let mut strange = sleeps();
-        let pid = Pid::from_child(&strange);
+        let mut parent = Sleeps::begin(Some(0));
+        let mut child = Sleeps::begin(i32::try_from(parent.0.id()).ok());
+        let mut strange = Sleeps::begin(None);
+        let pid = Pid::from_child(&strange.0);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        let fetched = super::super::precopy::fetch(pid.as_raw_nonzero().get(), pidfd.as_fd());
+        let number = pid.as_raw_nonzero().get();
+        // It is started before it is made.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let is_made = || {
+            let maps = std::fs::read_to_string(format!("/proc/{number}/maps")).unwrap();
+            maps.contains("/sleep") && maps.contains("[vdso]") && maps.contains("libc")
+        };
+        while !is_made() {
+            assert!(std::time::Instant::now() < until, "it is not made");
+            std::thread::yield_now();
+        }
+        let fetched = super::super::precopy::fetch(number, pidfd.as_fd());
         let userfault = Userfault::tracking(fetched.unwrap()).unwrap();
-        let guard = Guard::of_child(parent.id(), &userfault).unwrap();
+        let guard = Guard::of_child(parent.0.id(), &userfault).unwrap();
         let held = pidfd_open(guard.pid, PidfdFlags::empty()).unwrap();
         drop(guard);
         for ended in [&mut parent, &mut child] {
-            assert_eq!(ended.wait().unwrap().signal(), Some(libc::SIGKILL));
+            assert_eq!(ended.0.wait().unwrap().signal(), Some(libc::SIGKILL));
         }
         let is_over = |most: i64| {
             let mut polled = [rustix::event::PollFd::new(
@@ -257,9 +279,9 @@ mod tests {
             rustix::event::poll(&mut polled, Some(&most)).unwrap() > 0
         };
         assert!(!is_over(0), "somebody has the memory");
-        assert!(strange.try_wait().unwrap().is_none());
-        strange.kill().unwrap();
-        strange.wait().unwrap();
+        assert!(strange.0.try_wait().unwrap().is_none());
+        strange.0.kill().unwrap();
+        strange.0.wait().unwrap();
         assert!(is_over(20), "nobody has");
     }
 }
