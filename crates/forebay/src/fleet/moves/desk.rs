@@ -529,7 +529,7 @@ impl Moves {
         let coming = self.coming(from, of)?;
         self.renew(from, of);
         let mut arrive = locked(&coming.arrive);
-        arrive.take(parcel, bytes, now()).map_err(Refused::Cannot)
+        arrive.take(parcel, bytes, now).map_err(Refused::Cannot)
     }
 
     /// Keeps the room for longer: its source was heard.
@@ -560,7 +560,7 @@ impl Moves {
         let coming = self.coming(from, of);
         let coming = coming.map_err(|refused| Trouble::Refused(refused.why().to_owned()))?;
         self.renew(from, of);
-        let prepared = locked(&coming.arrive).prepare(contents, now());
+        let prepared = locked(&coming.arrive).prepare(contents, now);
         self.ring(&coming);
         prepared
     }

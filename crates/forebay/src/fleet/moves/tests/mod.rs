@@ -6,6 +6,7 @@
 
 mod desk;
 mod models;
+mod slow;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
