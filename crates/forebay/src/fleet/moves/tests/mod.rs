@@ -5,6 +5,7 @@
 //! checked after every event.
 
 mod desk;
+mod fits;
 mod models;
 mod slow;
 
