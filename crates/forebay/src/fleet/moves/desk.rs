@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
+use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::{HostName, HostNameError};
 
@@ -98,6 +99,7 @@ pub(crate) type Choose = Arc<dyn Fn(&AppId, Wanted) -> Result<HostName, String> 
 pub(crate) struct Desk {
     pub(crate) moves: Arc<Moves>,
     pub(crate) choose: Choose,
+    pub(crate) drain: Arc<super::Drain>,
 }
 
 impl std::fmt::Debug for Desk {
@@ -461,7 +463,7 @@ impl Moves {
                     coming.from, house.here
                 )));
             }
-        } else if house.apps.runs(id) != Some(false) {
+        } else if wish.way != Way::Handoff && house.apps.runs(id) != Some(false) {
             return Err(Refused::Cannot(format!(
                 "processes of {id} are there on {}; end them: `forebay explain {id}` there shows them",
                 house.here
