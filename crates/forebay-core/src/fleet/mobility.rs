@@ -72,7 +72,9 @@ pub fn elsewhere<'a>(
     let away = |app: &AppId, mobility: &Mobility| {
         let read = (known.records.get(app), known.departures.get(app).copied());
         let leave = leave(known.here, read, mobility.takeover, known.lease, known.now);
-        !matches!(leave, Leave::Run { .. }) || known.arriving.contains(app)
+        // Of what is handed over an instance runs on every host, and a front says which one serves.
+        mobility.way != Way::Handoff
+            && (!matches!(leave, Leave::Run { .. }) || known.arriving.contains(app))
     };
     movable
         .into_iter()

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::Ownership;
 use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::{Known, Mobility, elsewhere};
 use forebay_core::fleet::tenure::{Leave, leave};
+use forebay_core::fleet::{HostName, Ownership};
 
 pub(super) use crate::fleet::coordinator::now;
 
 use super::depart::marks;
+use super::service::{Stand, is_handed_over};
 use super::{House, Trouble};
 
 /// Where nobody owns an application, a host on which it does not run waits so long for one where it does.
@@ -31,6 +32,8 @@ pub(super) struct Keeper {
     /// Since when nobody owns what is configured here.
     unowned: BTreeMap<AppId, Duration>,
     told: BTreeMap<AppId, String>,
+    /// The hosts that were seen to serve what is handed over.
+    served: BTreeMap<AppId, HostName>,
 }
 
 impl House {
@@ -67,6 +70,7 @@ impl Keeper {
             freed: BTreeSet::new(),
             unowned: BTreeMap::new(),
             told: BTreeMap::new(),
+            served: BTreeMap::new(),
         }
     }
 
@@ -75,13 +79,18 @@ impl Keeper {
     pub(super) fn look(&mut self, moving: &BTreeSet<AppId>, now: Duration) {
         let movable = self.house.apps.movable();
         for app in &movable {
-            if let Err(trouble) = self.refresh(&app.id, now) {
+            let refreshed = match is_handed_over(app) {
+                true => self.follow(&app.id, moving),
+                false => self.refresh(&app.id, now),
+            };
+            if let Err(trouble) = refreshed {
                 tracing::debug!(app = %app.id, why = %trouble, "its record is not known anew");
             }
         }
         self.house.publish(now);
         for app in &movable {
             if let Some(mobility) = &app.mobility
+                && !is_handed_over(app)
                 && !moving.contains(&app.id)
             {
                 self.hold(&app.id, mobility, now);
@@ -101,6 +110,39 @@ impl Keeper {
             self.house.records.create(app, &first)?;
             self.house.book.learn(app, &first);
         }
+        Ok(())
+    }
+
+    /// Has the record say which host serves, where a front of this one handed over by itself, or was asked to
+    /// by hand. Only what it was seen to leave, or what is this host's, may it change: another host may have
+    /// a front of its own.
+    fn follow(&mut self, app: &AppId, moving: &BTreeSet<AppId>) -> Result<(), Trouble> {
+        let house = &self.house;
+        let stand = house.apps.service().map(|service| service.stand(app));
+        let stand = stand.transpose()?.flatten();
+        let record = house.read(app)?;
+        let Some(Stand { serves, .. }) = stand.filter(|_| !moving.contains(app)) else {
+            return Ok(());
+        };
+        let before = self.served.insert(app.clone(), serves.clone());
+        let Some(record) = record else {
+            let first = Ownership::first(serves);
+            house.records.create(app, &first)?;
+            house.book.learn(app, &first);
+            return Ok(());
+        };
+        let is_ours = record.owner == house.here || before.as_ref() == Some(&record.owner);
+        if record.owner == serves || !is_ours {
+            return Ok(());
+        }
+        let to = record.given_to(&serves).running();
+        if let Err(trouble) = house.change(app, record.epoch, &to) {
+            // What it left is not forgotten before the record says so.
+            self.served.insert(app.clone(), record.owner);
+            return Err(trouble);
+        }
+        let what = format!("is served from {serves}, since its front handed over");
+        house.apps.tell(app, what);
         Ok(())
     }
 
