@@ -80,7 +80,10 @@ pub fn elsewhere<'a>(
     let away = |app: &AppId, mobility: &Mobility| {
         let read = (known.records.get(app), known.departures.get(app).copied());
         let leave = leave(known.here, read, mobility.takeover, known.lease, known.now);
-        !matches!(leave, Leave::Run { .. }) || known.arriving.contains(app) || comes_by_move(app)
+        // Of what is handed over an instance runs on every host, and a front says which one serves.
+        let may_run = matches!(leave, Leave::Run { .. });
+        mobility.way != Way::Handoff
+            && (!may_run || known.arriving.contains(app) || comes_by_move(app))
     };
     movable
         .into_iter()

@@ -29,6 +29,20 @@ pub(crate) enum FleetCommand {
         /// The host
         host: HostName,
     },
+    /// Have a host take no more applications, and move away all that can, one after the other
+    ///
+    /// Goes on when this command is interrupted, and when the daemon is started again. Asked for once more it
+    /// goes on with those that could not leave; `uncordon` ends it.
+    Drain {
+        /// The host; this one unless given
+        host: Option<HostName>,
+        /// Begin it and do not wait for its end
+        #[arg(long)]
+        detach: bool,
+        /// Only show how far this host is left
+        #[arg(long, conflicts_with_all = ["host", "detach"])]
+        show: bool,
+    },
     #[command(flatten)]
     Link(LinkCommand),
 }
@@ -49,6 +63,10 @@ pub(super) async fn run(
         }
         FleetCommand::Cordon { host } => ask(client, output, &host, "cordon").await?,
         FleetCommand::Uncordon { host } => ask(client, output, &host, "uncordon").await?,
+        FleetCommand::Drain { show: true, .. } => super::drain::show(client, output).await?,
+        FleetCommand::Drain { host, detach, .. } => {
+            super::drain::run(client, output, host.as_ref(), detach).await?;
+        }
         FleetCommand::Link(_) => unreachable!("it was carried out without the daemon"),
     }
     Ok(())

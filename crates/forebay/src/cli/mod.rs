@@ -4,6 +4,7 @@
 //! them the options of a [`Connection`], and hand both to [`run`]. They are no options of the
 //! binary, because for the demo and the benchmarks `--json` names a file.
 
+mod drain;
 mod exit;
 mod explain;
 mod explain_io;

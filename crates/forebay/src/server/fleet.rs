@@ -96,9 +96,18 @@ pub(super) async fn ask(
     let command = match what.as_str() {
         "cordon" => Command::Cordon,
         "uncordon" => Command::Uncordon,
+        "drain" => {
+            if server.state.moves.is_none() && host == desk.host.as_str() {
+                return Err(Failure::failed(
+                    "no app changes hosts here: give this host a place in a fleet with `fleet.link.listen`, \
+                     or `cordon` it alone",
+                ));
+            }
+            Command::Drain
+        }
         other => {
             return Err(Failure::not_found(format!(
-                "a host cannot be asked to `{other}`; ask it to `cordon` or `uncordon`"
+                "a host cannot be asked to `{other}`; ask it to `cordon`, `uncordon` or `drain`"
             )));
         }
     };

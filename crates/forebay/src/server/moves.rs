@@ -10,7 +10,7 @@ use forebay_core::fleet::{arrival, departure};
 
 use super::problem::{Body, Failure, Named};
 use super::routes::Shared;
-use crate::fleet::moves::{Awaited, Desk, Moves, Note, Refused, Shown};
+use crate::fleet::moves::{Awaited, Desk, Leaver, Moves, Note, Place, Refused, Shown};
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
@@ -168,4 +168,34 @@ pub(super) async fn cancel(
     Ok(Json(api::Done {
         messages: vec![message.await?],
     }))
+}
+
+fn leaver(one: &Leaver) -> api::DrainedApp {
+    let (state, to, why) = match &one.place {
+        Place::Waits(why) => ("waits", None, why.clone()),
+        Place::Moves(to) => ("moves", Some(to), None),
+        Place::Left(to) => ("left", to.as_ref(), None),
+        Place::Stays(why) => ("stays", None, Some(why.clone())),
+    };
+    api::DrainedApp {
+        app: one.app.to_string(),
+        movable: one.movable,
+        state: state.to_owned(),
+        to: to.map(ToString::to_string),
+        why,
+    }
+}
+
+pub(super) async fn drain(State(server): State<Shared>) -> Result<Json<api::Drain>, Failure> {
+    let shown = off(&server, |desk| {
+        let drained = desk.drain.shown();
+        Ok(api::Drain {
+            host: desk.moves.here().to_string(),
+            draining: drained.goes_on,
+            over: drained.is_over(),
+            apps: drained.apps.iter().map(leaver).collect(),
+            trouble: drained.trouble,
+        })
+    });
+    Ok(Json(shown.await?))
 }

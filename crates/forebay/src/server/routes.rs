@@ -209,10 +209,16 @@ pub(super) fn routes() -> Vec<Route> {
         .answers(of::<api::FleetHosts>),
         change(
             "/v1/fleet/hosts/{host}/{what}",
-            "Ask a host to take no more applications (`cordon`), or to take them again (`uncordon`)",
+            "Ask a host to take no more applications (`cordon`), to take them again (`uncordon`), or to give away those that can move (`drain`)",
             post(fleet::ask),
         )
         .answers(of::<api::Done>),
+        look(
+            "/v1/fleet/drain",
+            "How far this host is left by the apps that can move",
+            get(moves::drain),
+        )
+        .answers(of::<api::Drain>),
         look(
             "/v1/images",
             "Images of programs that keep their state in memory",

@@ -37,6 +37,8 @@ mod images;
 mod imitation;
 mod input;
 mod kernel;
+#[cfg(feature = "etcd")]
+mod leaving;
 mod lifecycle;
 mod mistakes;
 #[cfg(feature = "etcd")]

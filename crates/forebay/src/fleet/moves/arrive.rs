@@ -153,18 +153,23 @@ impl Arrive {
         &mut self,
         parcel: (Phase, &Content, u64),
         from: &mut dyn Read,
-        now: Duration,
+        now: impl Fn() -> Duration,
     ) -> Result<(), String> {
         if self.stage() != Stage::Receiving {
             return Err(format!("{} is not awaited here any more", self.app));
         }
         let taken = self.body.take(parcel, from);
-        self.heard_at = now;
+        // One content may take longer than a source may be silent.
+        self.heard_at = now();
         taken
     }
 
     /// The source sent all: a durable copy is made that stands still.
-    pub(crate) fn prepare(&mut self, contents: &[Content], now: Duration) -> Result<(), Trouble> {
+    pub(crate) fn prepare(
+        &mut self,
+        contents: &[Content],
+        now: impl Fn() -> Duration,
+    ) -> Result<(), Trouble> {
         match self.stage() {
             Stage::Receiving => {}
             // The answer was lost.
@@ -179,7 +184,7 @@ impl Arrive {
         let prepared = self.body.prepare(contents);
         self.note(&prepared);
         self.input(Input::Ended(outcome(&prepared)));
-        self.heard_at = now;
+        self.heard_at = now();
         prepared?;
         // Before that is on disk a daemon that begins anew would drop the copy.
         self.marked().map_err(|why| {

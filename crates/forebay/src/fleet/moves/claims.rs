@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding};
-use forebay_core::fleet::Ownership;
 use forebay_core::fleet::tenure::Takeover;
+use forebay_core::fleet::{HostName, Ownership};
 
+use super::service::{Stand, is_handed_over};
 use super::{House, Trouble};
 
 /// Where nobody owns an application, a host on which it does not run waits so long at least for one where it
@@ -31,6 +32,8 @@ pub(super) struct Claims {
     /// Since when nobody owns what is configured here.
     unowned: BTreeMap<AppId, Duration>,
     told: BTreeMap<AppId, String>,
+    /// The hosts that were seen to serve what is handed over.
+    served: BTreeMap<AppId, HostName>,
 }
 
 impl Claims {
@@ -39,13 +42,18 @@ impl Claims {
             house,
             unowned: BTreeMap::new(),
             told: BTreeMap::new(),
+            served: BTreeMap::new(),
         }
     }
 
     /// Reads the record of every application that can move.
     pub(super) fn read(&mut self, now: Duration) {
         for app in self.house.apps.movable() {
-            match self.refresh(&app, now) {
+            let refreshed = match is_handed_over(&app) {
+                true => self.follow(&app.id).map(|()| None),
+                false => self.refresh(&app, now),
+            };
+            match refreshed {
                 Ok(None) => _ = self.told.remove(&app.id),
                 Ok(Some(what)) => {
                     if self.told.get(&app.id) != Some(&what) {
@@ -77,6 +85,42 @@ impl Claims {
                 Ok(self.stray(id, &record))
             }
         }
+    }
+
+    /// Has the record say which host serves, where a front of this one handed over by itself, or was asked to
+    /// by hand. Only what it was seen to leave, or what is this host's, may it change: another host may have
+    /// a front of its own.
+    fn follow(&mut self, app: &AppId) -> Result<(), Trouble> {
+        let house = &self.house;
+        let stand = house.apps.service().map(|service| service.stand(app));
+        let stand = stand.transpose()?.flatten();
+        let record = house.records.read(app)?;
+        if let Some(record) = &record {
+            house.book.learn(app, record);
+        }
+        let Some(Stand { serves, .. }) = stand.filter(|_| !self.is_moving(app)) else {
+            return Ok(());
+        };
+        let before = self.served.insert(app.clone(), serves.clone());
+        let Some(record) = record else {
+            let first = Ownership::first(serves);
+            house.records.create(app, &first)?;
+            house.book.learn(app, &first);
+            return Ok(());
+        };
+        let is_ours = record.owner == house.here || before.as_ref() == Some(&record.owner);
+        if record.owner == serves || !is_ours {
+            return Ok(());
+        }
+        let to = record.given_to(&serves).running();
+        if let Err(trouble) = house.change(app, record.epoch, &to) {
+            // What it left is not forgotten before the record says so.
+            self.served.insert(app.clone(), record.owner);
+            return Err(trouble);
+        }
+        let what = format!("is served from {serves}, since its front handed over");
+        house.apps.tell(app, what);
+        Ok(())
     }
 
     fn is_moving(&self, app: &AppId) -> bool {

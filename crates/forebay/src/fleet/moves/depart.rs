@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::departure::{Departure, End, Input, Mark, Stage, Step};
+use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 use forebay_core::fleet::{HostName, Ownership};
 
@@ -62,9 +63,10 @@ impl Depart {
         house: Arc<House>,
         note: Arc<Note>,
         record: Ownership,
-        body: Box<dyn Leaving>,
+        mut body: Box<dyn Leaving>,
         (machine, steps): (Departure, Vec<Step>),
     ) -> Self {
+        body.goes_to(&note.there);
         note.at(machine.stage());
         Self {
             there: note.there.clone(),
@@ -262,7 +264,7 @@ impl Depart {
 
     fn change(&mut self, epoch: u64, to: &Ownership) -> Result<(), Trouble> {
         let app = &self.note.app;
-        if self.machine.stage() == Stage::Committing {
+        if self.machine.stage() == Stage::Committing && self.note.way != Way::Handoff {
             // From here on another may let it run: whoever finds it frozen must not let it go.
             self.house.apps.give(app)?;
         }

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
+use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::{HostName, HostNameError};
 
@@ -101,6 +102,7 @@ pub(crate) type Choose = Arc<dyn Fn(&AppId, Wanted) -> Result<HostName, String> 
 pub(crate) struct Desk {
     pub(crate) moves: Arc<Moves>,
     pub(crate) choose: Choose,
+    pub(crate) drain: Arc<super::Drain>,
 }
 
 impl std::fmt::Debug for Desk {
@@ -518,7 +520,7 @@ impl Moves {
                     coming.from, house.here
                 )));
             }
-        } else if house.apps.runs(id) != Some(false) {
+        } else if wish.way != Way::Handoff && house.apps.runs(id) != Some(false) {
             return Err(Refused::Cannot(format!(
                 "processes of {id} are there on {}; end them: `forebay explain {id}` there shows them",
                 house.here
@@ -586,7 +588,7 @@ impl Moves {
         let coming = self.coming(from, of)?;
         self.renew(from, of);
         let mut arrive = locked(&coming.arrive);
-        arrive.take(parcel, bytes, now()).map_err(Refused::Cannot)
+        arrive.take(parcel, bytes, now).map_err(Refused::Cannot)
     }
 
     /// Keeps the room for longer: its source was heard.
@@ -617,7 +619,7 @@ impl Moves {
         let coming = self.coming(from, of);
         let coming = coming.map_err(|refused| Trouble::Refused(refused.why().to_owned()))?;
         self.renew(from, of);
-        let prepared = locked(&coming.arrive).prepare(contents, now());
+        let prepared = locked(&coming.arrive).prepare(contents, now);
         self.ring(&coming);
         prepared
     }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Class};
@@ -15,6 +15,7 @@ use forebay_host::checkpoint::Store;
 use forebay_host::{Roots, fence};
 use tokio::sync::{oneshot, watch};
 
+use super::service::{Fronts, Service, is_handed_over};
 use super::{Apps, Trouble};
 use crate::control::{Command, Deed, Published, TellOf};
 
@@ -36,6 +37,8 @@ pub(crate) struct Hosted {
     pub(crate) state_dir: PathBuf,
     /// All that applications may use here.
     pub(crate) capacity: Room,
+    /// Once they are known.
+    pub(crate) fronts: OnceLock<Arc<Fronts>>,
 }
 
 impl std::fmt::Debug for Hosted {
@@ -154,7 +157,8 @@ impl Apps for Hosted {
 
     fn need(&self, id: &AppId) -> Room {
         let need = |report: &TickReport| {
-            let app = self.app(id)?;
+            // The instance of it that is on the target has its part of that host already.
+            let app = self.app(id).filter(|app| !is_handed_over(app))?;
             Some(Self::needs(report, &app))
         };
         self.report(need).unwrap_or_default()
@@ -181,6 +185,11 @@ impl Apps for Hosted {
             })
         };
         self.report(left).unwrap_or_default()
+    }
+
+    fn service(&self) -> Option<Arc<dyn Service>> {
+        let fronts = self.fronts.get().cloned()?;
+        Some(fronts)
     }
 
     fn tell(&self, id: &AppId, what: String) {

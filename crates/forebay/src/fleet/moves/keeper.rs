@@ -19,6 +19,7 @@ use forebay_core::fleet::tenure::{Leave, leave};
 pub(super) use crate::fleet::coordinator::now;
 
 use super::depart::marks;
+use super::service::is_handed_over;
 use super::{House, Trouble};
 
 /// See the module.
@@ -84,7 +85,8 @@ impl Keeper {
         let movable = self.house.apps.movable();
         for holds in [true, false] {
             for app in &movable {
-                if let Some(mobility) = &app.mobility {
+                // Of what is handed over an instance runs on every host.
+                if let Some(mobility) = app.mobility.as_ref().filter(|_| !is_handed_over(app)) {
                     self.care(&app.id, mobility, holds);
                 }
             }

@@ -29,10 +29,12 @@ mod body;
 mod claims;
 mod depart;
 pub(crate) mod desk;
+pub(crate) mod drain;
 pub(crate) mod hosted;
 mod journal;
 mod keeper;
 mod note;
+pub(crate) mod service;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wired;
@@ -186,6 +188,10 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn need(&self, id: &AppId) -> Room;
     /// What applications of a class find here.
     fn room(&self, class: Class) -> Room;
+    /// The fronts of this host; none before they are known.
+    fn service(&self) -> Option<Arc<dyn service::Service>> {
+        None
+    }
     /// Tells the user.
     fn tell(&self, id: &AppId, what: String);
     /// Tells the user of what failed.
@@ -194,6 +200,8 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
 
 /// What moves, on its source.
 pub(crate) trait Leaving: fmt::Debug + Send {
+    /// Hears where it moves to, before anything else is asked of it.
+    fn goes_to(&mut self, _: &HostName) {}
     /// Looks whether it can, without touching it; what the target has to have.
     fn check(&mut self) -> Result<BTreeSet<String>, Trouble>;
     /// Copies what it has while it runs, until little is left.
@@ -321,6 +329,7 @@ fn rest(attempts: u32) -> Duration {
 }
 
 pub(crate) use desk::{Awaited, Choose, Desk, Moves, Refused, Wanted};
+pub(crate) use drain::{Drain, Found, Leaver, Place};
 pub(crate) use hosted::Hosted;
 pub(crate) use note::{Note, Shown};
 pub(crate) use wired::{Coordinated, Wired};

@@ -5,7 +5,9 @@
 //! checked after every event.
 
 mod desk;
+mod fits;
 mod models;
+mod slow;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

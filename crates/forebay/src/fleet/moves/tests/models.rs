@@ -540,14 +540,14 @@ impl Peer for ModelPeer {
             target.with(of, |arrive, at| {
                 let parcel = (phase, &content, whole.max(bytes.min(whole)));
                 arrive
-                    .take(parcel, &mut data.as_slice(), at)
+                    .take(parcel, &mut data.as_slice(), || at)
                     .map_err(Trouble::Refused)
             })
         })
     }
 
     fn prepare(&self, _: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble> {
-        self.ask(|target| target.with(of, |arrive, at| arrive.prepare(contents, at)))
+        self.ask(|target| target.with(of, |arrive, at| arrive.prepare(contents, || at)))
     }
 
     fn release(&self, _: &HostName, of: &Attempt) -> Result<(), Trouble> {
