@@ -132,6 +132,19 @@ impl Fleet {
         &found.unwrap().1
     }
 
+    /// Puts so many bytes beside what the app counts, which go along.
+    pub(crate) fn load(&self, name: &str, bytes: usize) -> Vec<u8> {
+        let mut content = vec![0; bytes];
+        fastrand::Rng::new().fill(&mut content);
+        fs::write(self.place(name).path("srv/orders/load"), &content).unwrap();
+        content
+    }
+
+    /// What a host has of that.
+    pub(crate) fn loaded(&self, name: &str) -> Vec<u8> {
+        fs::read(self.place(name).path("srv/orders/load")).unwrap_or_default()
+    }
+
     pub(crate) fn index(&self, name: &str) -> usize {
         self.hosts
             .iter()
