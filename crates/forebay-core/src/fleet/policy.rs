@@ -515,6 +515,7 @@ mod tests {
         let offer = Offer {
             capacity: Room::default(),
             needed: BTreeMap::new(),
+            used: None,
             promised: BTreeMap::new(),
             apps: BTreeSet::new(),
             cordoned: false,

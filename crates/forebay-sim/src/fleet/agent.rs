@@ -361,6 +361,7 @@ impl World {
         Offer {
             capacity: of.capacity,
             needed: together(needs),
+            used: None,
             promised: of.promises.by_class(),
             apps: BTreeSet::new(),
             cordoned: false,
