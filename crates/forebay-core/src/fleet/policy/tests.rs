@@ -280,7 +280,7 @@ fn whatever_the_load_nothing_wanders() {
                 app(&format!("app-{n}"), class, 1.0, 1.0, rng.u64(1..4096))
             })
             .collect();
-        let mut begun: Vec<Duration> = Vec::new();
+        let mut begun: Vec<(Duration, Cause)> = Vec::new();
         let mut last: BTreeMap<AppId, Duration> = BTreeMap::new();
         let mut short_for = 0;
         for step in 0..2_000_u32 {
