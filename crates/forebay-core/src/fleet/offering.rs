@@ -308,9 +308,9 @@ mod tests {
     fn what_apps_use_now_is_said_beside_what_they_will_need() {
         let offer = check(Err(Gap::NotDue), &[("web", Resource::Cpu, 6.0)]);
         let used = offer.used.clone().unwrap();
-        assert_eq!(used[&Class::Critical], room(3000, 3000));
+        assert_eq!(used[&Class::Critical], room(1500, 1500));
         assert_eq!(offer.needed[&Class::Critical], room(7000, 3000));
-        assert_eq!(offer.room_now(Class::Critical), Some(room(5000, 5000)));
+        assert_eq!(offer.room_now(Class::Critical), Some(room(6500, 6500)));
         let unseen = {
             let mut report = report(Err(Gap::NotDue));
             for app in report.apps.values_mut() {
