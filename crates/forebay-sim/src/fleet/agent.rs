@@ -527,26 +527,35 @@ impl World {
         let may = owned.filter(|app| self.apps[**app].takeover == Takeover::AfterLease);
         let mut found = Vec::new();
         for app in may.take(ORPHANS_MAX) {
-            let of = &self.apps[*app];
-            let need = self.request(*app);
-            let mover = Mover {
-                class: of.class,
-                need,
-                apart_from: BTreeSet::new(),
-                here: self.hosts[lost].name.clone(),
-            };
-            let Some(target) = choice::choose(&mover, &offers).0 else {
+            let Some(target) = self.home_for(*app, lost, &offers).0 else {
                 continue;
             };
+            let (class, need) = (self.apps[*app].class, self.request(*app));
             // The next one finds so much less.
             if let Some(offer) = offers.get_mut(&target) {
-                let sum = offer.promised.entry(of.class).or_default();
+                let sum = offer.promised.entry(class).or_default();
                 sum.cpu = MilliCpu(sum.cpu.0 + need.cpu.0);
                 sum.memory = sum.memory.saturating_add(need.memory);
             }
             found.push((*app, self.coordinator.records[*app].epoch, target));
         }
         found
+    }
+
+    /// Where one of a lost host could go, and why nowhere else. It stands still: anywhere is better.
+    pub(super) fn home_for(
+        &self,
+        app: usize,
+        lost: usize,
+        offers: &BTreeMap<HostName, Offer>,
+    ) -> (Option<HostName>, BTreeMap<HostName, choice::Reason>) {
+        let mover = Mover {
+            class: self.apps[app].class,
+            need: self.request(app),
+            apart_from: BTreeSet::new(),
+            here: self.hosts[lost].name.clone(),
+        };
+        choice::any(&mover, offers)
     }
 
     /// What is known of an application whose host cannot be asked.

@@ -46,12 +46,16 @@ fn nothing_breaks_whatever_fails() {
         seen.lease_freezes += totals.lease_freezes;
         seen.leases_ended += totals.leases_ended;
         seen.lost += totals.lost;
+        seen.homeless += totals.homeless;
         seen.faults += totals.faults;
     }
     // Enough went wrong for that to say something.
     assert!(seen.moved > 40 && seen.stayed > 5, "{seen:?}");
     assert!(seen.taken_over > 20 && seen.leases_ended > 20, "{seen:?}");
     assert!(seen.lease_freezes > 50 && seen.faults > 500, "{seen:?}");
+    // Of those that others may take over next to none waits for room.
+    println!("{seen:?}");
+    assert!(seen.homeless * 10 <= seen.taken_over, "{seen:?}");
 }
 
 #[test]

@@ -411,8 +411,15 @@ impl World {
                 continue;
             }
             let host = &self.hosts[owner];
+            let (home, reasons) = self.home_for(app, owner, &self.coordinator.offers);
+            let is_orphan = host.gone && of.takeover == Takeover::AfterLease;
+            // No host has room for what it asks for: it waits for that.
+            if is_orphan && home.is_none() {
+                self.totals.homeless += 1;
+                continue;
+            }
             let what = format!(
-                "{} does not run, {record:?}: copy {:?}, {:?}, {:?}, lease {:?}, record there {:?}",
+                "{} could go to {home:?} and does not run, others {reasons:?}, {record:?}: copy {:?}, {:?}, {:?}, lease {:?}, record there {:?}",
                 of.id,
                 host.local.get(&app).map(|local| local.copy),
                 host.leaving.get(&app).map(|of| of.machine.stage()),
