@@ -7,7 +7,12 @@
 //! class and of those that matter more; what is left of its capacity is the room that an app of that
 //! class finds, since those that matter less make way. The target is the host that has the most left
 //! of its scarcest resource after the app has come. Room that was promised to others is taken off
-//! before, and a move has to leave the app clearly better off than it is, or it is none.
+//! before, and a move has to leave the app clearly better off than it is, or it is none. What is
+//! missing at the source counts as less than nothing left.
+//!
+//! An app that lacks something at this moment cannot wait for a host that has room for a quarter of an
+//! hour to come: where there is none, one that has it now will do ([`choose_now`]), and of several the
+//! one that will be least full.
 //!
 //! Properties, tested: no host is chosen that lacks room, is cordoned, is unfit, or has an instance
 //! that must not share a host with this one; every host that is not chosen has a reason; equals go by
@@ -58,6 +63,9 @@ pub struct Offer {
     pub capacity: Room,
     /// What apps of each class will need at most within the next minutes.
     pub needed: BTreeMap<Class, Room>,
+    /// What apps of each class use now; none where the host does not say.
+    #[serde(default)]
+    pub used: Option<BTreeMap<Class, Room>>,
     /// What was promised to apps that are on their way, by class.
     pub promised: BTreeMap<Class, Room>,
     /// The apps that are there.
@@ -73,23 +81,40 @@ impl Offer {
     /// or more.
     #[must_use]
     pub fn room(&self, class: Class) -> Room {
-        [&self.needed, &self.promised]
-            .into_iter()
-            .flatten()
-            .filter(|(other, _)| **other <= class)
-            .fold(self.capacity, |left, (_, room)| left.less(*room))
+        self.left_of(&self.needed, class)
     }
 
-    /// How much of the scarcer resource is left after so much was taken, as a part of all; none where
-    /// it does not fit.
-    fn left_after(&self, class: Class, need: Room) -> Option<f64> {
-        let room = self.room(class);
-        let left = room.less(need);
-        let part = |left: f64, all: f64| if all > 0.0 { left / all } else { 0.0 };
-        room.holds(need).then(|| {
-            part(left.cpu.as_cpus(), self.capacity.cpu.as_cpus())
-                .min(part(left.memory.as_f64(), self.capacity.memory.as_f64()))
-        })
+    /// The same by what is used now; none where the host does not say.
+    #[must_use]
+    pub fn room_now(&self, class: Class) -> Option<Room> {
+        let used = self.used.as_ref()?;
+        Some(self.left_of(used, class))
+    }
+
+    fn left_of(&self, taken: &BTreeMap<Class, Room>, class: Class) -> Room {
+        self.taken(taken, class)
+            .fold(self.capacity, |left, room| left.less(room))
+    }
+
+    fn taken<'a>(
+        &'a self,
+        by: &'a BTreeMap<Class, Room>,
+        class: Class,
+    ) -> impl Iterator<Item = Room> + 'a {
+        let all = by.iter().chain(&self.promised);
+        let counts = all.filter(move |(other, _)| **other <= class);
+        counts.map(|(_, room)| *room)
+    }
+
+    /// How much of the scarcer resource is left after so much was taken, as a part of all; below zero
+    /// where more is taken than there is.
+    fn left_after(&self, by: &BTreeMap<Class, Room>, class: Class, need: Room) -> f64 {
+        let taken = self.taken(by, class).fold(need, Room::and);
+        let part = |taken: f64, all: f64| {
+            if all > 0.0 { 1.0 - taken / all } else { 0.0 }
+        };
+        part(taken.cpu.as_cpus(), self.capacity.cpu.as_cpus())
+            .min(part(taken.memory.as_f64(), self.capacity.memory.as_f64()))
     }
 }
 
@@ -129,6 +154,8 @@ pub enum Reason {
         /// Here.
         here: f64,
     },
+    /// It does not say what it uses now.
+    Silent,
     /// Another one has more.
     Second,
 }
@@ -150,6 +177,7 @@ impl fmt::Display for Reason {
                 there * 100.0,
                 here * 100.0
             ),
+            Self::Silent => f.write_str("does not say what it uses now; its version may be older"),
             Self::Second => f.write_str("another one has more"),
         }
     }
@@ -165,12 +193,22 @@ pub fn choose(
     mover: &Mover,
     hosts: &BTreeMap<HostName, Offer>,
 ) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
-    // What it needs is part of what its host needs already.
-    let here = hosts
-        .get(&mover.here)
-        .and_then(|offer| offer.left_after(mover.class, Room::default()))
-        .unwrap_or(0.0);
-    pick(mover, hosts, Some(here))
+    pick(mover, hosts, By::Ahead(better_than(mover, hosts)))
+}
+
+/// The same by what hosts use now, for one that lacks something now and finds no host that will have
+/// room: `mover.need` is what it needs now.
+#[must_use]
+pub fn choose_now(
+    mover: &Mover,
+    hosts: &BTreeMap<HostName, Offer>,
+) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
+    let here = hosts.get(&mover.here);
+    let used = here.and_then(|offer| Some((offer, offer.used.as_ref()?)));
+    let left = used.map_or(0.0, |(offer, used)| {
+        offer.left_after(used, mover.class, Room::default())
+    });
+    pick(mover, hosts, By::Now(left))
 }
 
 /// Where there is most room for it, if anywhere, whether it is better off there or not, and why not
@@ -180,18 +218,34 @@ pub fn any(
     mover: &Mover,
     hosts: &BTreeMap<HostName, Offer>,
 ) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
-    pick(mover, hosts, None)
+    pick(mover, hosts, By::Ahead(None))
+}
+
+/// What is left where it is: what it needs is part of what its host needs already.
+fn better_than(mover: &Mover, hosts: &BTreeMap<HostName, Offer>) -> Option<f64> {
+    let here = hosts.get(&mover.here);
+    let left = here.map(|offer| offer.left_after(&offer.needed, mover.class, Room::default()));
+    Some(left.unwrap_or(0.0))
+}
+
+/// By which room hosts are judged, and what is left where it is.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// What will be needed; whether it is better off or not, where nothing is said of here.
+    Ahead(Option<f64>),
+    /// What is used now.
+    Now(f64),
 }
 
 fn pick(
     mover: &Mover,
     hosts: &BTreeMap<HostName, Offer>,
-    here: Option<f64>,
+    by: By,
 ) -> (Option<HostName>, BTreeMap<HostName, Reason>) {
     let mut reasons = BTreeMap::new();
     let mut best: Option<(&HostName, f64)> = None;
     for (name, offer) in hosts.iter().filter(|(name, _)| **name != mover.here) {
-        match judge(mover, offer, here) {
+        match judge(mover, offer, by) {
             Err(reason) => _ = reasons.insert(name.clone(), reason),
             Ok(left) if best.is_none_or(|(_, most)| left > most) => {
                 if let Some((second, _)) = best.replace((name, left)) {
@@ -204,7 +258,8 @@ fn pick(
     (best.map(|(name, _)| name.clone()), reasons)
 }
 
-fn judge(mover: &Mover, offer: &Offer, here: Option<f64>) -> Result<f64, Reason> {
+/// How good a host is: what will be left there.
+fn judge(mover: &Mover, offer: &Offer, by: By) -> Result<f64, Reason> {
     if offer.cordoned {
         return Err(Reason::Cordoned);
     }
@@ -214,14 +269,18 @@ fn judge(mover: &Mover, offer: &Offer, here: Option<f64>) -> Result<f64, Reason>
     if let Some(app) = mover.apart_from.intersection(&offer.apps).next() {
         return Err(Reason::Apart(app.clone()));
     }
-    let Some(there) = offer.left_after(mover.class, mover.need) else {
-        return Err(Reason::Full {
-            room: offer.room(mover.class),
-            need: mover.need,
-        });
+    let (class, need) = (mover.class, mover.need);
+    let (taken, here) = match by {
+        By::Ahead(here) => (&offer.needed, here),
+        By::Now(here) => (offer.used.as_ref().ok_or(Reason::Silent)?, Some(here)),
     };
+    let room = offer.left_of(taken, class);
+    if !room.holds(need) {
+        return Err(Reason::Full { room, need });
+    }
+    let there = offer.left_after(taken, class, need);
     match here.filter(|here| there < here + BETTER_BY) {
-        None => Ok(there),
+        None => Ok(offer.left_after(&offer.needed, class, need)),
         Some(here) => Err(Reason::NoBetter { there, here }),
     }
 }
@@ -242,6 +301,7 @@ mod tests {
         Offer {
             capacity: room(8, 16),
             needed: BTreeMap::from([(Class::Critical, critical), (Class::Batch, batch)]),
+            used: None,
             promised: BTreeMap::new(),
             apps: BTreeSet::new(),
             cordoned: false,
@@ -379,6 +439,76 @@ mod tests {
         assert_eq!(chosen, None);
         let why = reasons.values().next().unwrap().to_string();
         assert!(why.contains("has room for 3.00 CPU and 7.0 GiB"), "{why}");
+    }
+
+    #[test]
+    fn what_is_missing_here_counts_as_less_than_nothing() {
+        // 8 CPUs, of which 10 will be needed; there, one of ten is left once it has come.
+        let here = ("here", offer(room(10, 4), room(0, 0)));
+        let there = ("there", offer(room(6, 4), room(0, 0)));
+        let mover = mover(Class::Critical, room(1, 1));
+        let (chosen, reasons) = check(&mover, &[here, there.clone()]);
+        assert_eq!(chosen.as_deref(), Some("there"), "{reasons:?}");
+        let full = ("here", offer(room(8, 4), room(0, 0)));
+        let (chosen, reasons) = check(&mover, &[full, there]);
+        assert_eq!(chosen, None, "{reasons:?}");
+    }
+
+    #[test]
+    fn who_lacks_something_now_goes_where_there_is_room_now() {
+        let using = |needed: u64, used: u64| Offer {
+            used: Some(BTreeMap::from([(Class::Critical, room(used, 4))])),
+            ..offer(room(needed, 4), room(0, 0))
+        };
+        let hosts = |offers: &[(&str, Offer)]| -> BTreeMap<HostName, Offer> {
+            let offers = offers.iter();
+            offers
+                .map(|(name, offer)| (name.parse().unwrap(), offer.clone()))
+                .collect()
+        };
+        let mover = mover(Class::Critical, room(2, 1));
+        let now = |offers: &[(&str, Offer)]| {
+            let (chosen, reasons) = choose_now(&mover, &hosts(offers));
+            (chosen.map(|name| name.to_string()), reasons)
+        };
+        let offers = [
+            ("here", using(9, 8)),
+            ("full", using(7, 7)),
+            ("later", using(10, 3)),
+            ("soon", using(8, 4)),
+        ];
+        assert_eq!(choose(&mover, &hosts(&offers)).0, None);
+        let (chosen, reasons) = now(&offers);
+        assert_eq!(
+            chosen.as_deref(),
+            Some("soon"),
+            "that will be fuller: {reasons:?}"
+        );
+        assert_eq!(
+            reasons[&"later".parse::<HostName>().unwrap()],
+            Reason::Second
+        );
+        assert!(
+            matches!(
+                reasons[&"full".parse::<HostName>().unwrap()],
+                Reason::Full { .. }
+            ),
+            "{reasons:?}"
+        );
+        // One that does not say what it uses is no host that uses nothing.
+        let silent = [
+            ("here", using(9, 8)),
+            ("silent", offer(room(0, 0), room(0, 0))),
+        ];
+        let (chosen, reasons) = now(&silent);
+        assert_eq!(chosen, None);
+        assert_eq!(
+            reasons[&"silent".parse::<HostName>().unwrap()],
+            Reason::Silent
+        );
+        // And it has to be better off.
+        let (chosen, _) = now(&[("here", using(8, 7)), ("there", using(8, 5))]);
+        assert_eq!(chosen, None);
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //! nine of ten cases. It remembers long enough to find a day. Of several, the expected values are added,
 //! and their distances to the bounds as if those were independent: as the root of the sum of squares.
 //!
+//! What an application wants while it waits for more than it gets nobody sees: a host knows what it uses, and
+//! that it waits. It is taken to want [`WAITS_FOR`] times that ([`Use::wanted`]), which is a guess.
+//!
 //! Properties, tested: several never need less than is expected of them, nor more than the sum of their
 //! bounds; before anything is learnt, present use is what is known; a clock that is set back begins a
 //! new bucket, nothing else, and one that leaps ahead leaves a gap.
@@ -30,6 +33,30 @@ pub const BUCKET: Duration = Duration::from_secs(2 * 60);
 const AHEAD_BUCKETS: usize = 8;
 /// Almost three days: a period is found that fits twice.
 const HISTORY_MAX: usize = 2048;
+
+/// What one that waits is taken to want, as a multiple of what it gets.
+pub const WAITS_FOR: f64 = 1.25;
+
+/// What a host sees of an application now.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Use {
+    /// CPUs that it gets.
+    pub cpus: f64,
+    /// Whether it waits for more.
+    pub waits: bool,
+}
+
+impl Use {
+    /// What it is taken to want, in CPUs.
+    #[must_use]
+    pub fn wanted(self) -> f64 {
+        if self.waits {
+            self.cpus * WAITS_FOR
+        } else {
+            self.cpus
+        }
+    }
+}
 
 /// Processor time that is needed, in CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -180,6 +207,15 @@ impl Pool {
             most: self.expected + self.square.sqrt(),
         }
     }
+
+    /// The same without one of those that were added.
+    pub(super) fn without(self, need: Need) -> Self {
+        let beyond = (need.most - need.expected).max(0.0);
+        Self {
+            expected: self.expected - need.expected,
+            square: (self.square - beyond * beyond).max(0.0),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +261,12 @@ mod tests {
         foresight.record(now, f64::NAN);
         let need = foresight.need(2.0);
         assert!(need.expected <= 2.1 && need.most < 4.1, "{need:?}");
+    }
+
+    #[test]
+    fn one_that_waits_is_taken_to_want_more_than_it_gets() {
+        let seen = |waits| Use { cpus: 2.0, waits };
+        assert_eq!((seen(false).wanted(), seen(true).wanted()), (2.0, 2.5));
     }
 
     proptest! {

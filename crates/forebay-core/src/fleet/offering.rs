@@ -15,10 +15,11 @@
 //! nothing: without a reading the host is taken to have what it has, and an app that nothing is known
 //! of may need all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::choice::{Offer, Room};
+use super::need::{Need, together};
 use crate::app::{AppId, Class};
 use crate::outlook::Resource;
 use crate::report::{AppReport, TickReport};
@@ -31,6 +32,47 @@ pub const AHEAD: Duration = Duration::from_secs(15 * 60);
 /// What apps will stay below within [`AHEAD`] in 95 of 100 cases: CPUs, and bytes of memory. Without
 /// those that too little was seen of.
 pub type Ahead = BTreeMap<AppId, BTreeMap<Resource, f64>>;
+
+/// An app that runs, as its host sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing<'a> {
+    /// Which.
+    pub app: &'a AppId,
+    /// How much it matters.
+    pub class: Class,
+    /// Processor time that it will need.
+    pub need: Need,
+    /// Memory that it will need.
+    pub memory: Bytes,
+    /// What it uses now.
+    pub used: Room,
+}
+
+/// What a host with so much for apps has room for, by what is seen of those that run there.
+#[must_use]
+pub fn of<'a>(
+    capacity: Room,
+    standing: impl Iterator<Item = Standing<'a>> + Clone,
+    promised: BTreeMap<Class, Room>,
+    cordoned: bool,
+) -> Offer {
+    let needs = standing.clone();
+    let needs = needs.map(|app| (app.class, app.need, app.memory));
+    let mut used: BTreeMap<Class, Room> = BTreeMap::new();
+    for app in standing.clone() {
+        let sum = used.entry(app.class).or_default();
+        *sum = sum.and(app.used);
+    }
+    Offer {
+        capacity,
+        needed: together(needs),
+        used: Some(used),
+        promised,
+        apps: standing.map(|app| app.app.clone()).collect(),
+        cordoned,
+        unfit: None,
+    }
+}
 
 /// The host, as its period saw it.
 #[derive(Debug, Clone, Copy)]
@@ -68,20 +110,22 @@ pub fn offer(
         cpu: MilliCpu::cpus(host.cpus as u64),
         memory,
     };
-    let mut needed: BTreeMap<Class, Room> = BTreeMap::new();
-    for (id, app) in running() {
-        let sum = needed.entry(app.class).or_default();
-        *sum = sum.and(need(app, ahead.get(id), capacity));
-    }
-    let apps: BTreeSet<AppId> = running().map(|(id, _)| id.clone()).collect();
-    Offer {
-        capacity,
-        needed,
-        promised,
-        apps,
-        cordoned,
-        unfit: None,
-    }
+    let standing = running().map(|(id, app)| {
+        let need = need(app, ahead.get(id), capacity);
+        Standing {
+            app: id,
+            class: app.class,
+            // The bounds are added as they are: of what is far ahead only the bound is known, and many rise
+            // together within a quarter of an hour.
+            need: Need::just(need.cpu.as_cpus()),
+            memory: need.memory,
+            used: Room {
+                cpu: app.usage.cpu.map_or(need.cpu, MilliCpu::from_cpus),
+                memory: app.usage.memory.unwrap_or(need.memory),
+            },
+        }
+    });
+    of(capacity, standing, promised, cordoned)
 }
 
 /// What an app certainly holds and the host does not count as available: memory without a file behind
@@ -258,6 +302,28 @@ mod tests {
         );
         assert_eq!(offer.needed[&Class::Critical], room(4500, 3500));
         assert_eq!(offer.needed[&Class::Batch], room(4000, 500));
+    }
+
+    #[test]
+    fn what_apps_use_now_is_said_beside_what_they_will_need() {
+        let offer = check(Err(Gap::NotDue), &[("web", Resource::Cpu, 6.0)]);
+        let used = offer.used.clone().unwrap();
+        assert_eq!(used[&Class::Critical], room(1500, 1500));
+        assert_eq!(offer.needed[&Class::Critical], room(7000, 3000));
+        assert_eq!(offer.room_now(Class::Critical), Some(room(6500, 6500)));
+        let unseen = {
+            let mut report = report(Err(Gap::NotDue));
+            for app in report.apps.values_mut() {
+                app.usage = Usage::default();
+            }
+            offer_of(&report)
+        };
+        // What was not observed is not taken for nothing.
+        assert_eq!(unseen.used, Some(unseen.needed));
+    }
+
+    fn offer_of(report: &TickReport) -> Offer {
+        offer(HOST, report, &Ahead::new(), BTreeMap::new(), false)
     }
 
     #[test]

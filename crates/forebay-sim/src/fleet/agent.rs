@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use forebay_core::app::Class;
 use forebay_core::fleet::choice::{self, Mover, Offer, Room};
-use forebay_core::fleet::need::{Need, together};
-use forebay_core::fleet::policy::{self, Homes, Resident, Shed};
+use forebay_core::fleet::need::{Foresight, Need};
+use forebay_core::fleet::offering::{self, Standing};
+use forebay_core::fleet::policy::{self, Homes, Look, Resident, Shed};
 use forebay_core::fleet::tenure::{Lease, Leave, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, departure, takeover};
 use forebay_core::units::MilliCpu;
@@ -296,9 +297,9 @@ impl World {
     /// What was given to this host while nobody runs it, or was elsewhere since it stood still here,
     /// begins from what all hosts reach.
     fn take_up(&mut self, host: usize, app: usize, record: &Ownership) {
-        let reached = self.apps[app].reached;
+        let stored = self.apps[app].store.at();
         let fresh = Local {
-            copy: Copy::Files(reached),
+            copy: Copy::Files(stored),
             homes: Homes::default(),
             epoch: record.epoch,
         };
@@ -313,6 +314,10 @@ impl World {
                 self.hosts[host].promises.release(&id);
                 self.totals.taken_over += 1;
                 self.apps[app].moves.clear();
+                // What was foreseen of it was known to the host that is lost.
+                if let Some(foresight) = &mut self.apps[app].foresight {
+                    *foresight = Foresight::new();
+                }
             }
         }
     }
@@ -333,18 +338,21 @@ impl World {
     pub(super) fn need(&self, app: usize) -> Need {
         let of = &self.apps[app];
         match &of.foresight {
-            Some(foresight) => foresight.need(of.wants),
-            None => Need::just(of.wants),
+            Some(foresight) => foresight.need(of.uses.wanted()),
+            None => Need::just(of.uses.wanted()),
         }
     }
 
-    /// What a class finds here before promises are taken off.
-    pub(super) fn room(&self, host: usize, class: Class) -> Room {
+    /// What a class finds here before promises are taken off, by what will be needed or is used.
+    pub(super) fn room(&self, host: usize, class: Class, look: Look) -> Room {
         let offer = Offer {
             promised: BTreeMap::new(),
             ..self.offer(host)
         };
-        offer.room(class)
+        match look {
+            Look::Ahead => offer.room(class),
+            Look::Present => offer.room_now(class).unwrap_or_default(),
+        }
     }
 
     /// What a host has to offer.
@@ -354,18 +362,17 @@ impl World {
         let is_promised = |app: &usize| of.promises.holds(&self.apps[*app].id);
         let here = of.local.keys();
         let here = here.filter(|app| !(of.coming.contains_key(*app) && is_promised(app)));
-        let needs = here.map(|app| {
+        let standing = here.map(|app| {
             let known = &self.apps[*app];
-            (known.class, self.need(*app), known.memory)
+            Standing {
+                app: &known.id,
+                class: known.class,
+                need: self.need(*app),
+                memory: known.memory,
+                used: Need::just(known.uses.wanted()).room(known.memory),
+            }
         });
-        Offer {
-            capacity: of.capacity,
-            needed: together(needs),
-            promised: of.promises.by_class(),
-            apps: BTreeSet::new(),
-            cordoned: false,
-            unfit: None,
-        }
+        offering::of(of.capacity, standing, of.promises.by_class(), false)
     }
 
     /// Publishes what is offered, if that is news.
@@ -378,13 +385,18 @@ impl World {
         let all = of.capacity.cpu.as_cpus() * NEWS_PART;
         let news = match &of.published {
             Some((at, before)) => {
-                let room = |offer: &Offer, class| offer.room(class).cpu.as_cpus();
+                let rooms = |offer: &Offer, class| {
+                    let now = offer.room_now(class).unwrap_or_default();
+                    [offer.room(class), now].map(|room| room.cpu.as_cpus())
+                };
+                let differs = |class| {
+                    let pairs = rooms(before, class).into_iter().zip(rooms(&offer, class));
+                    pairs.into_iter().any(|(a, b)| (a - b).abs() > all)
+                };
                 let classes = [Class::Critical, Class::Standard, Class::Batch];
                 self.now - at >= NEWS_AGE
                     || before.promised != offer.promised
-                    || classes
-                        .iter()
-                        .any(|class| (room(before, *class) - room(&offer, *class)).abs() > all)
+                    || classes.into_iter().any(differs)
             }
             None => true,
         };
@@ -435,7 +447,7 @@ impl World {
                 Resident {
                     app: &known.id,
                     class: known.class,
-                    now: known.wants,
+                    uses: known.uses,
                     need: self.need(*app),
                     memory: known.memory,
                     movable: known.movable && matches!(local.copy, Copy::Runs { .. }),
@@ -449,18 +461,12 @@ impl World {
     }
 
     /// Where one would go, by what is published when the question arrives.
-    pub(super) fn target(&self, host: usize, app: usize, shed: &Shed) -> Option<HostName> {
+    pub(super) fn target(&self, host: usize, app: usize, shed: &Shed) -> Option<(HostName, Look)> {
         let of = &self.hosts[host];
         let homes = &of.local.get(&app)?.homes;
-        let mover = Mover {
-            class: self.apps[app].class,
-            need: shed.need,
-            apart_from: BTreeSet::new(),
-            here: of.name.clone(),
-        };
-        let offers = &self.coordinator.offers;
-        let open = policy::open_to(homes, &self.rules, of.boot_clock(self.now), offers);
-        choice::choose(&mover, open.as_ref().unwrap_or(offers)).0
+        let clock = of.boot_clock(self.now);
+        let here = (&of.name, homes);
+        policy::target(&self.rules, clock, shed, here, &self.coordinator.offers)
     }
 
     fn expire(&mut self, host: usize) {
@@ -521,26 +527,35 @@ impl World {
         let may = owned.filter(|app| self.apps[**app].takeover == Takeover::AfterLease);
         let mut found = Vec::new();
         for app in may.take(ORPHANS_MAX) {
-            let of = &self.apps[*app];
-            let need = self.request(*app);
-            let mover = Mover {
-                class: of.class,
-                need,
-                apart_from: BTreeSet::new(),
-                here: self.hosts[lost].name.clone(),
-            };
-            let Some(target) = choice::choose(&mover, &offers).0 else {
+            let Some(target) = self.home_for(*app, lost, &offers).0 else {
                 continue;
             };
+            let (class, need) = (self.apps[*app].class, self.request(*app));
             // The next one finds so much less.
             if let Some(offer) = offers.get_mut(&target) {
-                let sum = offer.promised.entry(of.class).or_default();
+                let sum = offer.promised.entry(class).or_default();
                 sum.cpu = MilliCpu(sum.cpu.0 + need.cpu.0);
                 sum.memory = sum.memory.saturating_add(need.memory);
             }
             found.push((*app, self.coordinator.records[*app].epoch, target));
         }
         found
+    }
+
+    /// Where one of a lost host could go, and why nowhere else. It stands still: anywhere is better.
+    pub(super) fn home_for(
+        &self,
+        app: usize,
+        lost: usize,
+        offers: &BTreeMap<HostName, Offer>,
+    ) -> (Option<HostName>, BTreeMap<HostName, choice::Reason>) {
+        let mover = Mover {
+            class: self.apps[app].class,
+            need: self.request(app),
+            apart_from: BTreeSet::new(),
+            here: self.hosts[lost].name.clone(),
+        };
+        choice::any(&mover, offers)
     }
 
     /// What is known of an application whose host cannot be asked.
@@ -562,15 +577,21 @@ impl World {
         };
         let need = self.request(app);
         let name = self.hosts[keeper].name.clone();
-        if self.promise(host, app, &name, need) {
+        if self.promise(host, app, &name, (need, Look::Ahead)) {
             self.tell(host, keeper, Message::Promised { lost, app, epoch });
         }
     }
 
     /// Promises room, and checks what is promised.
-    pub(super) fn promise(&mut self, host: usize, app: usize, to: &HostName, need: Room) -> bool {
+    pub(super) fn promise(
+        &mut self,
+        host: usize,
+        app: usize,
+        to: &HostName,
+        (need, look): (Room, Look),
+    ) -> bool {
         let (class, id) = (self.apps[app].class, self.apps[app].id.clone());
-        let room = self.room(host, class);
+        let room = self.room(host, class, look);
         let of = &mut self.hosts[host];
         let clock = of.boot_clock(self.now);
         let leaving = of.disk.departures.get(&app).map(|(_, there, _)| *there);

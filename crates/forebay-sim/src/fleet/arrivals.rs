@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use forebay_core::fleet::arrival::{self, Arrival};
-use forebay_core::fleet::policy::Homes;
+use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::policy::{Homes, Look};
 use forebay_core::fleet::tenure::Leave;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership};
 
@@ -23,7 +24,7 @@ impl World {
         host: usize,
         turn: Turn,
         record: Ownership,
-        (need, ages): (forebay_core::fleet::choice::Room, Vec<(HostName, Duration)>),
+        (need, ages): ((Room, Look), Vec<(HostName, Duration)>),
     ) -> Outcome {
         let app = turn.app;
         let of = &self.hosts[host];

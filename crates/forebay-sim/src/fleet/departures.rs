@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::departure::{self, Departure};
-use forebay_core::fleet::policy::Shed;
+use forebay_core::fleet::policy::{Cause, Look, Shed};
 use forebay_core::fleet::rounds::{self, Bounds, Round, Verdict};
 use forebay_core::fleet::tenure::Leave;
 use forebay_core::fleet::{HostName, Outcome, Ownership};
@@ -56,13 +57,24 @@ impl World {
     }
 
     /// A target was found for one that has to leave, or none.
-    pub(super) fn found(&mut self, host: usize, app: usize, shed: &Shed, target: Option<HostName>) {
+    pub(super) fn found(
+        &mut self,
+        host: usize,
+        app: usize,
+        shed: &Shed,
+        target: Option<(HostName, Look)>,
+    ) {
         let rules = self.rules;
         let of = &mut self.hosts[host];
         let clock = of.boot_clock(self.now);
-        let Some(target) = target else {
+        let cause = shed.why.cause();
+        let Some((target, look)) = target else {
             self.totals.no_target += 1;
-            return of.policy.found_none(&rules, clock, &shed.app);
+            return of.policy.found_none(&rules, clock, (&shed.app, cause));
+        };
+        let need = match look {
+            Look::Ahead => shed.need,
+            Look::Present => shed.now,
         };
         let runs = |local: &Local| matches!(local.copy, Copy::Runs { .. });
         let is_here = of.local.get(&app).is_some_and(runs);
@@ -79,7 +91,8 @@ impl World {
         self.totals.begun += 1;
         let there = self.host_of(&target);
         let (machine, steps) = Departure::begin(record.clone(), target);
-        self.leave_with(host, app, (machine, steps), (there, record, shed.need));
+        let wants = ((need, look), cause);
+        self.leave_with(host, app, (machine, steps), (there, record, wants));
     }
 
     fn leave_with(
@@ -87,7 +100,7 @@ impl World {
         host: usize,
         app: usize,
         (machine, steps): (Departure, Vec<departure::Step>),
-        (there, record, need): (usize, Ownership, forebay_core::fleet::choice::Room),
+        (there, record, (need, cause)): (usize, Ownership, ((Room, Look), Cause)),
     ) {
         let ticket = self.next_ticket();
         let leaving = Leaving {
@@ -95,6 +108,7 @@ impl World {
             there,
             record,
             need,
+            cause,
             ticket,
             again: 0,
             left: 0.0,
@@ -118,7 +132,9 @@ impl World {
         };
         let name = self.hosts[there].name.clone();
         let begun = Departure::resume(record.clone(), name, mark);
-        self.leave_with(host, app, begun, (there, record, Default::default()));
+        // What it was to need is not on disk, nor why it was to go.
+        let wants = ((Room::default(), Look::Ahead), Cause::Short);
+        self.leave_with(host, app, begun, (there, record, wants));
     }
 
     /// The source's machine hears something.
@@ -205,9 +221,10 @@ impl World {
             }
             departure::End::Stayed | departure::End::Refused => {
                 self.totals.stayed += 1;
+                let cause = leaving.cause;
                 match leaving.reserved {
-                    true => of.policy.stayed(&rules, clock, &id),
-                    false => of.policy.refused(&rules, clock),
+                    true => of.policy.stayed(&rules, clock, (&id, cause)),
+                    false => of.policy.refused(&rules, clock, cause),
                 }
                 self.let_run(host);
             }
@@ -257,7 +274,8 @@ impl World {
             }
             Step::Copy => {
                 let clock = self.hosts[host].boot_clock(self.now);
-                self.hosts[host].policy.began(clock);
+                let cause = leaving.cause;
+                self.hosts[host].policy.began(clock, cause);
                 if let Some(leaving) = self.hosts[host].leaving.get_mut(&app) {
                     leaving.reserved = true;
                 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use forebay_core::fleet::arrival::{self, Arrival};
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::departure::{self, Departure};
-use forebay_core::fleet::policy::{Homes, Memory};
+use forebay_core::fleet::policy::{Cause, Homes, Look, Memory};
 use forebay_core::fleet::promises::Promises;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
@@ -51,7 +51,8 @@ pub(super) struct Leaving {
     pub(super) machine: Departure,
     pub(super) there: usize,
     pub(super) record: Ownership,
-    pub(super) need: Room,
+    pub(super) need: (Room, Look),
+    pub(super) cause: Cause,
     /// Of the step that is waited for: whatever ends an earlier one comes too late.
     pub(super) ticket: u64,
     /// How often the same stage was come to again.

@@ -31,6 +31,7 @@ mod queue;
 mod report;
 mod share;
 mod start;
+mod store;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use forebay_core::fleet::choice::{Offer, Room};
-use forebay_core::fleet::policy::Shed;
+use forebay_core::fleet::policy::{Look, Shed};
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 
 use super::Micros;
@@ -74,7 +74,7 @@ pub(super) enum Answer {
     Gone,
     Record(Ownership),
     Records(Vec<(usize, Ownership)>),
-    Target(Option<HostName>),
+    Target(Option<(HostName, Look)>),
     Orphans(Vec<(usize, Epoch, HostName)>),
 }
 
@@ -91,18 +91,18 @@ pub(super) struct Request {
 /// What hosts say to each other.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
-    /// Room for one, and how long ago it left which host.
+    /// Room for one, by what is to be judged whether there is, and how long ago it left which host.
     Reserve {
         turn: Turn,
         record: Ownership,
-        need: Room,
+        need: (Room, Look),
         ages: Vec<(HostName, std::time::Duration)>,
     },
     /// The same again.
     Renew {
         app: usize,
         record: Ownership,
-        need: Room,
+        need: (Room, Look),
     },
     /// The rest of one, which stands still there.
     Sent {

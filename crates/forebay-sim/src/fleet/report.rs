@@ -46,6 +46,8 @@ pub struct Totals {
     pub faults: u64,
     /// Applications that are lost with their host, which alone could give them away.
     pub lost: u64,
+    /// Applications of lost hosts that others may take and for which no host has room in the end.
+    pub homeless: u64,
     /// Steps of machines.
     pub tickets: u64,
 }
@@ -212,6 +214,7 @@ fn object(report: &Report, took: Duration) -> String {
         ("taken_over", totals.taken_over.to_string()),
         ("leases_ended", totals.leases_ended.to_string()),
         ("lost_with_their_host", totals.lost.to_string()),
+        ("without_a_home", totals.homeless.to_string()),
         ("breakages", totals.faults.to_string()),
         ("requests", report.requests.to_string()),
         ("record_changes", report.changes.to_string()),

@@ -18,18 +18,35 @@ pub(super) struct Want {
 /// Less than this part missing is none.
 const TOLERANCE: f64 = 1e-9;
 
-/// Which of them get less than they want of so much.
-pub(super) fn lacking(capacity: f64, wants: &[Want], lacks: &mut Vec<usize>) {
-    lacks.clear();
+/// What one gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Gets {
+    pub(super) app: usize,
+    pub(super) class: Class,
+    pub(super) cpus: f64,
+    /// That is less than it wants.
+    pub(super) lacks: bool,
+}
+
+/// What each of them gets of so much.
+pub(super) fn divide(capacity: f64, wants: &[Want], gets: &mut Vec<Gets>) {
+    gets.clear();
+    let got = |want: &Want, cpus: f64| Gets {
+        app: want.app,
+        class: want.class,
+        cpus,
+        lacks: cpus < want.wants * (1.0 - TOLERANCE),
+    };
     let all: f64 = wants.iter().map(|want| want.wants).sum();
     if all <= capacity {
-        return;
+        return gets.extend(wants.iter().map(|want| got(want, want.wants)));
     }
     let mut left = capacity.max(0.0);
     for class in [Class::Critical, Class::Standard, Class::Batch] {
         let of = || wants.iter().filter(|want| want.class == class);
         let sum: f64 = of().map(|want| want.wants).sum();
         if sum <= left {
+            gets.extend(of().map(|want| got(want, want.wants)));
             left -= sum;
             continue;
         }
@@ -39,11 +56,9 @@ pub(super) fn lacking(capacity: f64, wants: &[Want], lacks: &mut Vec<usize>) {
         let mut weights: f64 = open.iter().map(|want| want.weight).sum();
         for want in open {
             let part = left * want.weight / weights.max(f64::MIN_POSITIVE);
-            let gets = want.wants.min(part);
-            if gets < want.wants * (1.0 - TOLERANCE) {
-                lacks.push(want.app);
-            }
-            left -= gets;
+            let cpus = want.wants.min(part);
+            gets.push(got(want, cpus));
+            left -= cpus;
             weights -= want.weight;
         }
         left = left.max(0.0);
@@ -65,8 +80,14 @@ mod tests {
                 weight: 1.0,
             })
             .collect();
-        let mut lacks = Vec::new();
-        lacking(capacity, &wants, &mut lacks);
+        let mut gets = Vec::new();
+        divide(capacity, &wants, &mut gets);
+        assert_eq!(gets.len(), wants.len());
+        let sum: f64 = gets.iter().map(|of| of.cpus).sum();
+        let all: f64 = wants.iter().map(|want| want.wants).sum();
+        assert!((sum - all.min(capacity)).abs() < 1e-9, "{gets:?}");
+        let lacks = gets.iter().filter(|of| of.lacks);
+        let mut lacks: Vec<usize> = lacks.map(|of| of.app).collect();
         lacks.sort_unstable();
         assert_eq!(lacks, expected, "{wants:?}");
     }

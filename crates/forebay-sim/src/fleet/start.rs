@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use fastrand::Rng;
 use forebay_core::fleet::choice::Room;
-use forebay_core::fleet::need::Foresight;
+use forebay_core::fleet::need::{Foresight, Use};
 use forebay_core::fleet::policy::{Homes, Look, Rules};
 use forebay_core::fleet::promises::Promises;
 use forebay_core::fleet::tenure::Takeover;
@@ -15,6 +15,7 @@ use super::coordinator::{BEAT, Coordinator};
 use super::host::{Copy, Disk, Host, Local};
 use super::queue::{Event, Queue};
 use super::report::Totals;
+use super::store::Store;
 use super::trace::{STEP_S, Trace};
 use super::world::{App, Fares, World};
 use super::{Arm, MINUTE, Micros, Options, SECOND};
@@ -66,7 +67,7 @@ pub(super) fn begin(options: Options) -> World {
         totals: Totals::default(),
         broken: None,
         wants: Vec::new(),
-        lacks: Vec::new(),
+        gets: Vec::new(),
         trace: trace.clone(),
         step: steps_before,
         options,
@@ -143,8 +144,10 @@ fn app(number: usize, options: &Options, trace: &Trace, rng: &mut Rng) -> App {
         writes: 1e6 * (rng.f64() * 2.0 * std::f64::consts::LN_10).exp(),
         request: load.request,
         wants: 0.0,
+        uses: Use::default(),
         foresight: (options.arm == Arm::Forecast).then(Foresight::new),
         reached: 0,
+        store: Store::default(),
         running: None,
         fares: Fares::Down,
         since: 0,

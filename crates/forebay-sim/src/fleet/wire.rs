@@ -135,7 +135,7 @@ impl World {
         }
     }
 
-    fn change_record(&mut self, app: usize, epoch: Epoch, to: &Ownership) -> Outcome {
+    pub(super) fn change_record(&mut self, app: usize, epoch: Epoch, to: &Ownership) -> Outcome {
         self.coordinator.load.changes += 1;
         let by_name = &self.by_name;
         let changed = self
@@ -144,6 +144,12 @@ impl World {
         let Some(owners) = changed else {
             return Outcome::Refused;
         };
+        // Whoever gives it away or was overtaken has stopped it before.
+        if owners[0] != owners[1] && self.apps[app].running == Some(owners[0]) {
+            let (id, from) = (&self.apps[app].id, &self.hosts[owners[0]].name);
+            let what = format!("{id} is given to {}, and {from} runs it", to.owner);
+            self.breaks(what);
+        }
         for (place, host) in owners.into_iter().enumerate() {
             if place == 1 && owners[0] == host {
                 continue;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use forebay_core::app::{AppId, Class};
 use forebay_core::fleet::HostName;
-use forebay_core::fleet::need::Foresight;
+use forebay_core::fleet::need::{Foresight, Use};
 use forebay_core::fleet::policy::Rules;
 use forebay_core::fleet::tenure::{self, Leave, Takeover};
 use forebay_core::units::Bytes;
@@ -15,7 +15,8 @@ use super::coordinator::Coordinator;
 use super::host::{Copy, Host, Local};
 use super::queue::{Event, Queue};
 use super::report::Totals;
-use super::share::{Want, lacking};
+use super::share::{Gets, Want, divide};
+use super::store::Store;
 use super::trace::{STEP_S, Trace};
 use super::{MINUTE, Micros, Options, REQUESTS_PER_MINUTE_MAX, SECOND};
 
@@ -48,9 +49,13 @@ pub(super) struct App {
     pub(super) writes: f64,
     pub(super) request: f64,
     pub(super) wants: f64,
+    /// What its host sees of it: what it gets, and whether it waits.
+    pub(super) uses: Use,
     pub(super) foresight: Option<Foresight>,
     /// How far its state got, and was said to whoever asked it.
     pub(super) reached: u64,
+    /// Where all hosts reach what one keeps that others may take over.
+    pub(super) store: Store,
     pub(super) running: Option<usize>,
     pub(super) fares: Fares,
     pub(super) since: Micros,
@@ -81,7 +86,7 @@ pub(super) struct World {
     pub(super) totals: Totals,
     pub(super) broken: Option<String>,
     pub(super) wants: Vec<Want>,
-    pub(super) lacks: Vec<usize>,
+    pub(super) gets: Vec<Gets>,
 }
 
 /// The world's wall clock when it begins, in milliseconds since 1970.
@@ -141,13 +146,18 @@ impl World {
         let Some(local) = self.hosts[host].local.get_mut(&app) else {
             return;
         };
-        let from = match local.copy {
-            Copy::Runs { .. } => return,
+        let (shared, epoch) = (self.apps[app].takeover == Takeover::AfterLease, local.epoch);
+        let stored = match (local.copy, shared) {
+            (Copy::Runs { .. }, _) => return,
+            (_, true) => self.apps[app].store.open(epoch),
+            (_, false) => None,
+        };
+        let from = match (local.copy, stored) {
+            // A newer owner has it: checked below.
+            (_, None) if shared => u64::MAX,
             // What others may take over has its state where all hosts reach it.
-            Copy::Files(_) if self.apps[app].takeover == Takeover::AfterLease => {
-                self.apps[app].reached
-            }
-            Copy::Stands(at) | Copy::Suspended(at) | Copy::Files(at) => at,
+            (Copy::Files(_), Some(at)) => at,
+            (copy, _) => copy.position(self.now),
         };
         local.copy = Copy::Runs {
             since: self.now,
@@ -186,8 +196,14 @@ impl World {
         };
         let ran = matches!(local.copy, Copy::Runs { .. });
         let position = local.copy.position(now);
+        let epoch = local.epoch;
         local.copy = into(position);
         if ran {
+            let of = &mut self.apps[app];
+            if of.takeover == Takeover::AfterLease && !of.store.write(epoch, position) {
+                let what = format!("{} ran by epoch {epoch}, and a newer owner has it", of.id);
+                self.breaks(what);
+            }
             let of = &mut self.apps[app];
             of.reached = of.reached.max(position);
             of.running = None;
@@ -247,7 +263,7 @@ impl World {
     /// Divides a host among those that run there.
     pub(super) fn share_out(&mut self, host: usize) {
         let mut wants = std::mem::take(&mut self.wants);
-        let mut lacks = std::mem::take(&mut self.lacks);
+        let mut gets = std::mem::take(&mut self.gets);
         wants.clear();
         let of = &self.hosts[host];
         for (app, local) in &of.local {
@@ -263,21 +279,25 @@ impl World {
         }
         let streams = u32::try_from(of.streams()).unwrap_or(u32::MAX);
         let capacity = of.capacity.cpu.as_cpus() - STREAM_CPUS * f64::from(streams);
-        lacking(capacity, &wants, &mut lacks);
+        divide(capacity, &wants, &mut gets);
         let mut is_short = false;
-        for want in &wants {
-            let fares = if lacks.contains(&want.app) {
-                is_short |= want.class != Class::Batch;
+        for got in &gets {
+            let fares = if got.lacks {
+                is_short |= got.class != Class::Batch;
                 Fares::Lacks
             } else {
                 Fares::Well
             };
-            if self.apps[want.app].fares != fares {
-                self.fares(want.app, fares);
+            self.apps[got.app].uses = Use {
+                cpus: got.cpus,
+                waits: got.lacks,
+            };
+            if self.apps[got.app].fares != fares {
+                self.fares(got.app, fares);
             }
         }
         self.hosts[host].is_short = is_short;
-        (self.wants, self.lacks) = (wants, lacks);
+        (self.wants, self.gets) = (wants, gets);
     }
 
     /// The next sample of every load.
@@ -292,17 +312,18 @@ impl World {
             if !of.works(self.now) {
                 continue;
             }
+            self.share_out(host);
+            let of = &self.hosts[host];
             if of.daemon {
                 let wall = of.wall_clock(unix_ms);
                 for (app, local) in &of.local {
                     let known = &mut self.apps[*app];
                     let runs = matches!(local.copy, Copy::Runs { .. });
                     if let Some(foresight) = known.foresight.as_mut().filter(|_| runs) {
-                        foresight.record(wall, known.wants);
+                        foresight.record(wall, known.uses.wanted());
                     }
                 }
             }
-            self.share_out(host);
             if self.hosts[host].is_short {
                 self.look_soon(host);
             }
@@ -390,8 +411,15 @@ impl World {
                 continue;
             }
             let host = &self.hosts[owner];
+            let (home, reasons) = self.home_for(app, owner, &self.coordinator.offers);
+            let is_orphan = host.gone && of.takeover == Takeover::AfterLease;
+            // No host has room for what it asks for: it waits for that.
+            if is_orphan && home.is_none() {
+                self.totals.homeless += 1;
+                continue;
+            }
             let what = format!(
-                "{} does not run, {record:?}: copy {:?}, {:?}, {:?}, lease {:?}, record there {:?}",
+                "{} could go to {home:?} and does not run, others {reasons:?}, {record:?}: copy {:?}, {:?}, {:?}, lease {:?}, record there {:?}",
                 of.id,
                 host.local.get(&app).map(|local| local.copy),
                 host.leaving.get(&app).map(|of| of.machine.stage()),

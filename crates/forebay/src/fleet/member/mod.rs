@@ -564,6 +564,7 @@ impl Job {
             None => Offer {
                 capacity: Room::default(),
                 needed: BTreeMap::new(),
+                used: None,
                 promised,
                 apps: std::collections::BTreeSet::new(),
                 cordoned,
@@ -661,6 +662,10 @@ fn differs(old: &Offer, new: &Offer) -> bool {
     };
     !(room(old.capacity, new.capacity)
         && rooms(&old.needed, &new.needed)
+        && match (&old.used, &new.used) {
+            (Some(old), Some(new)) => rooms(old, new),
+            (old, new) => old == new,
+        }
         && old.promised == new.promised
         && old.apps == new.apps
         && old.cordoned == new.cordoned

@@ -64,6 +64,7 @@ fn member(name: &str, agent: &str) -> Member {
         offer: Offer {
             capacity: room,
             needed: [(forebay_core::app::Class::Batch, room)].into(),
+            used: Some([(forebay_core::app::Class::Batch, room)].into()),
             promised: BTreeMap::new(),
             apps: BTreeSet::from([app("web")]),
             cordoned: false,
