@@ -1,6 +1,7 @@
 //! A kernel: what is computed, on the CPU always and on devices where there is a source for them.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +132,9 @@ pub struct Sources {
     pub cuda: Option<Cow<'static, str>>,
     /// WGSL, for Vulkan.
     pub wgsl: Option<Cow<'static, str>>,
+    /// A file with the program as an OpenCL device has it, for those that take no source (FPGAs). Its
+    /// entry points are those of `opencl`.
+    pub opencl_binary: Option<PathBuf>,
 }
 
 /// How far a result may be from that of the CPU.
@@ -141,6 +145,9 @@ pub enum Tolerance {
     Exact,
     /// Of floats: `|device - cpu| <= absolute + relative * |cpu|`. Two that are not numbers are equal.
     Close { relative: f64, absolute: f64 },
+    /// Of floats: `|device - cpu| <= relative * m`, where m is the greatest magnitude among those of
+    /// the buffer that are finite. For sums: what cancels keeps the error of its largest terms.
+    Scaled { relative: f64 },
 }
 
 /// The mandatory implementation.

@@ -6,6 +6,7 @@
 //! Invariants: a device lives in a process of its own that can be killed, and never writes to
 //! memory of a client; every task is answered exactly once; every size is checked before a launch.
 
+pub mod agree;
 pub mod backends;
 pub mod device;
 pub mod kernel;
