@@ -11,4 +11,5 @@ pub mod backends;
 pub mod device;
 pub mod kernel;
 pub mod kernels;
+pub mod measure;
 pub mod task;

@@ -17,6 +17,7 @@ mod crc32;
 mod fft;
 mod histogram;
 mod kmeans;
+pub mod library;
 mod lstm;
 mod matmul;
 mod reduce;
