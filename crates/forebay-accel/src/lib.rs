@@ -20,6 +20,7 @@ pub mod device;
 pub mod dispatch;
 pub mod kernel;
 pub mod kernels;
+pub mod measure;
 mod memory;
 pub mod process;
 mod scratch;

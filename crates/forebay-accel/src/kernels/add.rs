@@ -1,47 +1,30 @@
-//! `add`: the sum of two vectors, element by element.
+//! `add`: the sum of two vectors, element by element. Buffers `a`, `b`, `sum`; scalar `count`.
 
-use std::borrow::Cow;
-
+use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
 use crate::kernel::{
-    Access, Arguments, Check, Cpu, Element, Kernel, Launches, Parameter, ScalarParameter,
-    Signature, Sources, Tolerance,
+    Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Sources, Tolerance,
 };
-use crate::task::{Grid, Launch, Scalar, ScalarType, Shape};
+use crate::task::{Launch, ScalarType, Shape};
 
-const OPENCL: &str = "
-__kernel void add(__global const float *a, __global const float *b, __global float *sum,
-                  const uint count) {
-    const size_t i = get_global_id(0);
-    if (i < count) {
-        sum[i] = a[i] + b[i];
-    }
-}
-";
+/// Groups at most: items take more than one element each beyond that.
+const GROUPS_MAX: u32 = 4096;
 
 pub(super) fn kernel() -> Kernel {
-    let parameter = |name, access| Parameter {
-        name: Cow::Borrowed(name),
-        access,
-        element: Element::F32,
-    };
     Kernel {
         name: "add".into(),
         signature: Signature {
             buffers: vec![
-                parameter("a", Access::Read),
-                parameter("b", Access::Read),
-                parameter("sum", Access::Write),
+                reads("a", Element::F32),
+                reads("b", Element::F32),
+                writes("sum", Element::F32),
             ],
-            scalars: vec![ScalarParameter {
-                name: "count".into(),
-                kind: ScalarType::U32,
-            }],
+            scalars: scalars(ScalarType::U32, &["count"]),
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
         sources: Sources {
-            opencl: Some(OPENCL.into()),
-            ..Sources::default()
+            wgsl: Some(include_str!("source/add.wgsl").into()),
+            ..shared_source(in_dialect!("add.c"))
         },
         // One addition is rounded the same way everywhere.
         tolerance: Tolerance::Exact,
@@ -50,30 +33,17 @@ pub(super) fn kernel() -> Kernel {
 }
 
 fn check(shape: &Shape<'_>) -> Result<(), String> {
-    let [Scalar::U32(count)] = shape.scalars else {
-        return Err("add takes the count of elements".to_owned());
-    };
-    if shape.elements.iter().all(|held| *held == *count as usize) && *count > 0 {
-        Ok(())
-    } else {
-        Err(format!(
-            "add: all buffers are to hold count = {count} elements, and at least one; they hold {:?}",
-            shape.elements
-        ))
-    }
+    let [count] = sizes::counts(shape.scalars)?;
+    let count = count as usize;
+    sizes::hold(shape, &[("a", count), ("b", count), ("sum", count)])
 }
 
 fn launches(shape: &Shape<'_>) -> Vec<Launch> {
-    let Some(Scalar::U32(count)) = shape.scalars.first() else {
+    let Ok([count]) = sizes::counts(shape.scalars) else {
         return Vec::new();
     };
-    vec![Launch {
-        entry: "add".into(),
-        grid: Grid::line(*count),
-        local: None,
-        scratch: Vec::new(),
-        scalars: shape.scalars.to_vec(),
-    }]
+    let items = count.min(GROUPS_MAX * 256);
+    vec![sizes::line("add", items, 256, shape.scalars.to_vec())]
 }
 
 fn compute(arguments: &mut Arguments<'_, '_>) -> Result<(), String> {
