@@ -116,6 +116,8 @@ pub fn run(argument: &str) -> io::Result<()> {
     // With the broker its devices end, even in the middle of a kernel.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
+    // It was started by another name than its own.
+    rustix::thread::set_name(c"accel-device")?;
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

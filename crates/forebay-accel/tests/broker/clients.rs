@@ -75,7 +75,10 @@ fn a_task_of_a_built_in_kernel_is_answered() {
 #[test]
 fn an_app_s_own_kernel_runs_in_the_client_and_on_devices() {
     let fake = Fake::new("made-up:0");
-    let stage = Stage::new(|options| options.verify_one_in = 1, std::slice::from_ref(&fake));
+    let stage = Stage::new(
+        |options| options.verify_one_in = 1,
+        std::slice::from_ref(&fake),
+    );
     let client = stage.client();
     let computed = Arc::new(AtomicU32::new(0));
     register(&client, "good", &computed);
@@ -230,7 +233,10 @@ fn held_here() -> (usize, usize) {
 #[test]
 fn a_client_that_dies_leaves_nothing() {
     let fake = Fake::new("made-up:0");
-    let stage = Stage::new(|options| options.run_max = BOUND, std::slice::from_ref(&fake));
+    let stage = Stage::new(
+        |options| options.run_max = BOUND,
+        std::slice::from_ref(&fake),
+    );
     let watcher = stage.client();
     for round in 0..20 {
         let held = Held::new(&stage);
