@@ -315,6 +315,10 @@ impl Client {
     /// # Errors
     /// When the broker is gone, or that is no price.
     pub fn set_price(&self, cpu: f64) -> Result<(), Error> {
+        if !cpu.is_finite() {
+            let why = format!("a price of {cpu} is none; name one from 1 to 100");
+            return Err(Error::Refused(why));
+        }
         self.done(&Request::Price { cpu }, &[])
     }
 

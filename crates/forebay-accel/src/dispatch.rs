@@ -61,10 +61,11 @@ struct Recent {
 }
 
 impl Recent {
+    /// The median; of an even number the lesser, since what gets in the way of a run makes it longer.
     fn expected_us(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.runs_us.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 }
 

@@ -203,6 +203,9 @@ impl Kernel {
             Check::Function(check) => check(shape),
             Check::PerItem(per_item) => {
                 let items = shape.grid.items();
+                if items == 0 {
+                    return Err(format!("kernel {}: its grid has no items", self.name));
+                }
                 for ((elements, needed), parameter) in
                     shape.elements.iter().zip(per_item).zip(buffers)
                 {

@@ -31,8 +31,35 @@ pub enum Scalar {
     U32(u32),
     I32(i32),
     U64(u64),
+    #[serde(rename = "f32_bits", with = "f32_bits")]
     F32(f32),
+    #[serde(rename = "f64_bits", with = "f64_bits")]
     F64(f64),
+}
+
+/// Floats travel as their bits: JSON has none that are no numbers, and rounds.
+mod f32_bits {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f32, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(value.to_bits())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
+        u32::deserialize(from).map(f32::from_bits)
+    }
+}
+
+mod f64_bits {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(value.to_bits())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        u64::deserialize(from).map(f64::from_bits)
+    }
 }
 
 /// What a [`Scalar`] is.
@@ -128,5 +155,28 @@ impl View<'_> {
     pub fn slice_mut<T: AnyBitPattern + NoUninit>(&mut self) -> Result<&mut [T], String> {
         let bytes = self.bytes_mut().ok_or("a buffer is only read")?;
         bytemuck::try_cast_slice_mut(bytes).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_same_after_they_travelled() {
+        let check = |scalar: Scalar, wanted: &str| {
+            let text = serde_json::to_string(&scalar).unwrap();
+            assert_eq!(text, wanted);
+            let back: Scalar = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&back).unwrap(), wanted);
+        };
+        check(Scalar::U64(u64::MAX), r#"{"u64":18446744073709551615}"#);
+        check(Scalar::I32(-1), r#"{"i32":-1}"#);
+        check(Scalar::F32(f32::NAN), r#"{"f32_bits":2143289344}"#);
+        check(Scalar::F32(0.1), r#"{"f32_bits":1036831949}"#);
+        check(
+            Scalar::F64(f64::NEG_INFINITY),
+            r#"{"f64_bits":18442240474082181120}"#,
+        );
     }
 }

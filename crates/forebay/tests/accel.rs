@@ -300,3 +300,23 @@ fn processes_of_devices_end_with_their_worker() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_client_of_another_language_is_served() {
+    let mut worker = Worker::new(&[]);
+    worker.client();
+    let python = Command::new("python3")
+        .arg("-B")
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../examples/accel/forebay_accel.py"
+        ))
+        .arg(&worker.socket)
+        .output();
+    let Ok(output) = python else {
+        println!("SKIPPED: a client of another language: no python3");
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("1024 sums on cpu"), "{output:?}");
+}

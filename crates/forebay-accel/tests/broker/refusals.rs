@@ -1,7 +1,7 @@
 //! What is wrong is refused, in words that help, and harms nobody else.
 
 use forebay_accel::client::Error;
-use forebay_accel::task::Scalar;
+use forebay_accel::task::{Grid, Scalar};
 
 use super::Stage;
 
@@ -30,7 +30,7 @@ fn tasks_that_do_not_fit_are_refused() {
     let full = add(&client).input(&a).input(&a).output(&mut b);
     check(wait(full.scalar(Scalar::F32(1.0))), "count is to be U32");
     let full = add(&client).input(&a).input(&a).output(&mut b);
-    check(wait(full.scalar(Scalar::U32(17))), "count = 17");
+    check(wait(full.scalar(Scalar::U32(17))), "17 elements");
     let out = add(&client).input_part(&a, 0..128).input(&a).output(&mut b);
     check(wait(out.scalar(count)), "not in its memory of 64 bytes");
     let odd = add(&client).input_part(&a, 2..62).input(&a).output(&mut b);
@@ -66,6 +66,15 @@ fn kernels_that_are_wrong_are_refused() {
     );
     register(|_| ()).unwrap();
     check(register(|_| ()), "registered already");
+    let mut memory = client.memory(4).unwrap();
+    let mut submit = |grid: [u32; 3]| {
+        let task = client.task("doubling").output(&mut memory).grid(Grid(grid));
+        task.scalar(Scalar::U32(1)).submit().unwrap().wait()
+    };
+    check(submit([0, 1, 1]), "no items");
+    check(submit([2, 1, 1]), "too few for 2 items");
+    check(submit([u32::MAX; 3]), "too few for");
+    submit([1, 1, 1]).unwrap();
 }
 
 #[test]
