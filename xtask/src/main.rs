@@ -34,8 +34,8 @@ Forebay's developer commands
                                     `examples`, `bench` or `vm`, and say which
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
-                                    `move` or `forecast`; what it is held against comes with
-                                    `cargo xtask setup bench`;
+                                    `move`, `forecast` or `accel`; what it is held against comes
+                                    with `cargo xtask setup bench`;
                                     --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
@@ -66,6 +66,7 @@ const BENCHMARKS: &[&str] = &[
     "front",
     "move",
     "forecast",
+    "accel",
 ];
 
 /// How a command ended, when it did not succeed.

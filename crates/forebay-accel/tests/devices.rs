@@ -50,7 +50,8 @@ fn show(text: &str) {
     for line in text.lines() {
         for word in ["SKIPPED:", "device "] {
             if let Some(at) = line.find(word) {
-                println!("{}", &line[at..]);
+                // On a line of its own: the harness may have begun one.
+                println!("\n{}", &line[at..]);
                 break;
             }
         }
