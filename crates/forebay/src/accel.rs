@@ -309,7 +309,10 @@ fn bench(whom: &Whom) -> Result<(), Error> {
         return Ok(output.show(&measure(&Client::connect(worker)?)?, show_measured)?);
     }
     let directory = std::env::temp_dir().join(format!("forebay-accel-{}", std::process::id()));
-    std::fs::create_dir(&directory)?;
+    let failed = |what: &str, error: io::Error| {
+        Error::Worker(format!("{what} {}: {error}", directory.display()))
+    };
+    std::fs::create_dir(&directory).map_err(|error| failed("make", error))?;
     let socket = directory.join("worker.sock");
     let started = broker::start(
         Options::new(socket.clone()),
@@ -328,7 +331,7 @@ fn bench(whom: &Whom) -> Result<(), Error> {
             broker.stop();
             measured
         });
-    std::fs::remove_dir_all(&directory)?;
+    std::fs::remove_dir_all(&directory).map_err(|error| failed("remove", error))?;
     Ok(output.show(&measured?, show_measured)?)
 }
 
