@@ -72,3 +72,33 @@ pub struct Arrival {
     /// What turned it back, or holds it up.
     pub why: Option<String>,
 }
+
+/// How far a host is left: every app that can move away does, one after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Drain {
+    /// The host.
+    pub host: String,
+    /// It was begun, and nobody ended it with `uncordon`.
+    pub draining: bool,
+    /// Nothing is to leave any more.
+    pub over: bool,
+    /// In the order in which they leave; those that are pinned come last.
+    pub apps: Vec<DrainedApp>,
+    /// What keeps it from going on after a new start of the daemon, if so.
+    pub trouble: Option<String>,
+}
+
+/// An app of a host that is left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainedApp {
+    /// The app.
+    pub app: String,
+    /// Whether it can move at all.
+    pub movable: bool,
+    /// `waits`, `moves`, `left` or `stays`.
+    pub state: String,
+    /// The host that it moves or moved to.
+    pub to: Option<String>,
+    /// Why it waits or stays.
+    pub why: Option<String>,
+}

@@ -30,7 +30,7 @@ use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Beside, Command, Published};
 use crate::fetch::{Fetcher, Foretold};
-use crate::fleet::agent::{self, Agent};
+use crate::fleet::agent::Agent;
 use crate::fleet::link;
 use crate::fleet::member::Membership;
 use crate::fronts;
@@ -351,7 +351,10 @@ fn begin_on(
         "check limits on threads",
     ))?;
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
-    let agent = agent.map(agent::Prepared::start).transpose();
+    let main = tokio::runtime::Handle::current();
+    let agent = agent
+        .map(|agent| agent.start(fronts.clone(), main))
+        .transpose();
     let agent =
         agent.map_err(|why| Error::Host(format!("take part in moves of the fleet: {why}")))?;
     let (stopping, on_stop) = watch::channel(config.policy.on_stop);

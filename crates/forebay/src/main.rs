@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod control;
 mod daemon;
+mod dashboard;
 mod demo;
 mod fetch;
 mod fleet;
@@ -53,6 +54,7 @@ enum Command {
     #[command(flatten)]
     Client(cli::ClientCommand),
     Daemon(daemon::Args),
+    Dashboard(dashboard::Args),
     Adopt(adopt::Args),
     Calibrate(calibrate::Args),
     Backtest(backtest::Args),
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         }
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Dashboard(args) => dashboard::run(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),
         Command::Accel(args) => accel::run(&args).map_err(Into::into),

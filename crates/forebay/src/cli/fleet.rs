@@ -29,6 +29,20 @@ pub(crate) enum FleetCommand {
         /// The host
         host: HostName,
     },
+    /// Have a host take no more applications, and move away all that can, one after the other
+    ///
+    /// Goes on when this command is interrupted, and when the daemon is started again. Asked for once more it
+    /// goes on with those that could not leave; `uncordon` ends it.
+    Drain {
+        /// The host; this one unless given
+        host: Option<HostName>,
+        /// Begin it and do not wait for its end
+        #[arg(long)]
+        detach: bool,
+        /// Only show how far this host is left
+        #[arg(long, conflicts_with_all = ["host", "detach"])]
+        show: bool,
+    },
     #[command(flatten)]
     Link(LinkCommand),
 }
@@ -49,6 +63,10 @@ pub(super) async fn run(
         }
         FleetCommand::Cordon { host } => ask(client, output, &host, "cordon").await?,
         FleetCommand::Uncordon { host } => ask(client, output, &host, "uncordon").await?,
+        FleetCommand::Drain { show: true, .. } => super::drain::show(client, output).await?,
+        FleetCommand::Drain { host, detach, .. } => {
+            super::drain::run(client, output, host.as_ref(), detach).await?;
+        }
         FleetCommand::Link(_) => unreachable!("it was carried out without the daemon"),
     }
     Ok(())
@@ -104,7 +122,33 @@ fn status(fleet: &api::Fleet) -> String {
     for (name, value) in lines {
         writeln!(text, "{name:<12} {value}").ok();
     }
+    if !fleet.apps.is_empty() {
+        let rows: Vec<[String; 5]> = fleet.apps.iter().map(owned).collect();
+        let columns = [
+            words("APP"),
+            words("HOST"),
+            numbers("EPOCH"),
+            words("STATE"),
+            words("MOVES"),
+        ];
+        write!(text, "\n{}", table(columns, &rows)).ok();
+    }
     text
+}
+
+fn owned(app: &api::FleetApp) -> [String; 5] {
+    let state = if app.runs {
+        "was let run"
+    } else {
+        "given, not begun"
+    };
+    [
+        app.app.clone(),
+        app.owner.clone(),
+        app.epoch.to_string(),
+        state.to_owned(),
+        app.moves.clone().unwrap_or_default(),
+    ]
 }
 
 fn list(hosts: &api::FleetHosts, now_unix_ms: u64) -> String {
@@ -176,6 +220,15 @@ mod tests {
             cordoned: true,
             hosts: 2,
             owns: vec!["web".to_owned()],
+            apps: [("web", true, None), ("shop", false, Some("to b: awaiting"))]
+                .map(|(app, runs, moves)| api::FleetApp {
+                    app: app.to_owned(),
+                    owner: if runs { "a" } else { "b" }.to_owned(),
+                    epoch: 4,
+                    runs,
+                    moves: moves.map(str::to_owned),
+                })
+                .into(),
         };
         assert_eq!(
             status(&fleet),
@@ -184,7 +237,10 @@ mod tests {
              http://127.0.0.1:2379: no answer in time\n\
              coordinator  etcd at http://127.0.0.1:2379\n\
              hosts        2\n\
-             owns         web\n"
+             owns         web\n\n\
+             APP   HOST  EPOCH  STATE             MOVES\n\
+             web   a         4  was let run\n\
+             shop  b         4  given, not begun  to b: awaiting\n"
         );
     }
 

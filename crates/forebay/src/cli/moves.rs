@@ -126,7 +126,7 @@ fn rate(one: &api::Move) -> f64 {
     mib(one.sent_bytes) / one.took_seconds.max(0.001)
 }
 
-fn bar(one: &api::Move) -> String {
+pub(super) fn bar(one: &api::Move) -> String {
     let part = mib(one.sent_bytes) / mib(one.total_bytes).max(f64::MIN_POSITIVE);
     #[expect(
         clippy::cast_possible_truncation,
@@ -138,13 +138,20 @@ fn bar(one: &api::Move) -> String {
         Some(left) if one.stage == "copying" => format!(", about {left:.0} s left"),
         _ => String::new(),
     };
-    format!(
-        "[{}{}] {} {:.1} of {:.1} MiB, {:.1} MiB/s{left}",
+    let bar = format!(
+        "[{}{}] {}",
         "#".repeat(full),
         "-".repeat(BAR - full),
-        one.stage,
+        one.stage
+    );
+    if one.total_bytes == 0 {
+        return bar;
+    }
+    format!(
+        "{bar} {:.1} of {:.1} MiB ({:.0} %), {:.1} MiB/s{left}",
         mib(one.sent_bytes),
         mib(one.total_bytes),
+        part * 100.0,
         rate(one),
     )
 }
@@ -155,16 +162,15 @@ fn one(one: &api::Move) -> String {
         "stayed" | "refused" => format!("{} stays, and did not move to {}", one.app, one.to),
         stage => format!("{} moves to {}: {stage}", one.app, one.to),
     };
-    write!(
-        text,
-        " ({}): {:.1} MiB in {:.1} s",
-        one.mode,
-        mib(one.sent_bytes),
-        one.took_seconds
-    )
-    .ok();
-    if let Some(stood) = one.stood_seconds {
-        write!(text, ", stood still for {:.0} ms", stood * 1000.0).ok();
+    // An instance on each host stands still for nobody, and nothing is sent.
+    if one.mode == "handoff" {
+        write!(text, " (handoff) in {:.1} s", one.took_seconds).ok();
+    } else {
+        let (mode, sent, took) = (&one.mode, mib(one.sent_bytes), one.took_seconds);
+        write!(text, " ({mode}): {sent:.1} MiB in {took:.1} s").ok();
+        if let Some(stood) = one.stood_seconds {
+            write!(text, ", stood still for {:.0} ms", stood * 1000.0).ok();
+        }
     }
     if let Some(why) = one.why.as_ref().filter(|_| one.stage != "moved") {
         write!(text, "\n{why}").ok();
@@ -174,7 +180,7 @@ fn one(one: &api::Move) -> String {
 
 fn list(moves: &api::Moves) -> String {
     let Some(host) = &moves.host else {
-        return "no app changes hosts in this release".to_owned();
+        return "no app changes hosts here: this host has no `fleet.link.listen`".to_owned();
     };
     let away = moves.away.iter().map(|one| {
         [
@@ -214,4 +220,71 @@ fn list(moves: &api::Moves) -> String {
         write!(text, "\n{trouble}").ok();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copying() -> api::Move {
+        api::Move {
+            app: "shop".to_owned(),
+            to: "b".to_owned(),
+            mode: "restart".to_owned(),
+            stage: "copying".to_owned(),
+            sent_bytes: 30 << 20,
+            total_bytes: 120 << 20,
+            took_seconds: 3.0,
+            left_seconds: Some(9.0),
+            ..api::Move::default()
+        }
+    }
+
+    #[test]
+    fn a_terminal_shows_how_far_it_is_and_how_long_it_takes() {
+        let shown = bar(&copying());
+        assert_eq!(
+            shown,
+            "[######------------------] copying 30.0 of 120.0 MiB (25 %), 10.0 MiB/s, about 9 s left"
+        );
+        let nothing = api::Move {
+            sent_bytes: 0,
+            total_bytes: 0,
+            left_seconds: None,
+            stage: "checking".to_owned(),
+            ..copying()
+        };
+        assert_eq!(bar(&nothing), "[------------------------] checking");
+    }
+
+    #[test]
+    fn its_end_says_what_became_of_it() {
+        let moved = api::Move {
+            stage: "moved".to_owned(),
+            over: true,
+            stood_seconds: Some(0.08),
+            why: Some("of an earlier attempt".to_owned()),
+            ..copying()
+        };
+        assert_eq!(
+            one(&moved),
+            "shop moved to b (restart): 30.0 MiB in 3.0 s, stood still for 80 ms"
+        );
+        let handed = api::Move {
+            mode: "handoff".to_owned(),
+            sent_bytes: 0,
+            ..moved.clone()
+        };
+        assert_eq!(one(&handed), "shop moved to b (handoff) in 3.0 s");
+        let stayed = api::Move {
+            stage: "stayed".to_owned(),
+            why: Some("b has no room".to_owned()),
+            stood_seconds: None,
+            ..moved
+        };
+        assert_eq!(
+            one(&stayed),
+            "shop stays, and did not move to b (restart): 30.0 MiB in 3.0 s\nb has no room"
+        );
+    }
 }

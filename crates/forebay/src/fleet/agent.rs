@@ -14,25 +14,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId};
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::choice::{self, Mover, Offer, Reason, Room};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use super::coordinator::{Command as Asked, CommandId, Completed};
 use super::link::identity::system_clock;
 use super::link::{self, Identity};
 use super::member;
+use super::moves::service::{Fronts, Stand, is_handed_over};
 use super::moves::{
-    Apps, Choose, Coordinated, Desk, Hosted, House, Moves, Refused, Wanted, Wired, wired,
+    Apps, Choose, Coordinated, Desk, Drain, Found, Hosted, House, Moves, Wanted, Wired, wired,
 };
 use crate::control::{Command, Published, TellOf};
+use crate::fronts;
 
 /// How often it is looked for what was not told.
 const LOOK: Duration = Duration::from_millis(250);
@@ -62,6 +64,7 @@ pub(crate) struct Prepared {
     identity: Arc<Identity>,
     house: House,
     hosted: Arc<Hosted>,
+    drain: Arc<Drain>,
 }
 
 impl fmt::Debug for Prepared {
@@ -106,6 +109,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         .build()
         .map_err(|error| format!("start a runtime for its link: {error}; check limits on files"))?;
     let records = Arc::new(Coordinated {
+        here: member.host.clone(),
         coordinator: Arc::clone(&member.coordinator),
         standing: member.standing.clone(),
     });
@@ -120,7 +124,9 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         apps,
         tell,
         anchor: anchor.to_owned(),
+        state_dir: state_dir.to_owned(),
         capacity,
+        fronts: OnceLock::new(),
     });
     let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;
     let house = House::open(
@@ -136,6 +142,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         identity,
         house,
         hosted,
+        drain: Arc::new(Drain::open(&state_dir.join(link::agent::DIR))),
     })
 }
 
@@ -154,7 +161,15 @@ impl Prepared {
     ///
     /// # Errors
     /// Its address cannot be listened at, or the system starts no threads.
-    pub(crate) fn start(self) -> Result<Agent, String> {
+    pub(crate) fn start(self, fronts: fronts::Desk, main: Handle) -> Result<Agent, String> {
+        // Nobody else knows it yet, and there is nothing in it.
+        self.hosted.fronts.get_or_init(|| {
+            Arc::new(Fronts {
+                here: self.member.host.clone(),
+                desk: fronts,
+                runtime: main,
+            })
+        });
         let system =
             |error: std::io::Error| format!("start a thread: {error}; check limits on threads");
         let (moves, thread) = Moves::start(self.house).map_err(system)?;
@@ -171,12 +186,13 @@ impl Prepared {
         let desk = Desk {
             choose: chooser(&self.member, &self.hosted),
             moves,
+            drain: self.drain,
         };
         let (stop, stopped) = watch::channel(());
         let job = Job {
             member: self.member,
             desk: desk.clone(),
-            leaving: BTreeSet::new(),
+            hosted: self.hosted,
             done: BTreeSet::new(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -231,8 +247,13 @@ fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
         let members = members.map_err(|error| error.to_string())?;
         // Nothing goes where no agent listens.
         let listening = members.into_iter().filter(|(_, one)| one.address.is_some());
-        let offers: BTreeMap<HostName, Offer> =
+        let mut offers: BTreeMap<HostName, Offer> =
             listening.map(|(name, one)| (name, one.offer)).collect();
+        let service = hosted.service().filter(|_| is_handed_over(&app));
+        let stand = service.map(|service| service.stand(id)).transpose();
+        if let Some(stand) = stand.map_err(|trouble| trouble.to_string())?.flatten() {
+            unfit(&app.id, &stand, &mut offers);
+        }
         let mover = Mover {
             class: app.class,
             need: hosted.need(id),
@@ -245,6 +266,15 @@ fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
         };
         chosen.ok_or_else(|| nowhere(id, &reasons))
     })
+}
+
+/// Hosts without an instance that could take over from the one here are none to choose from.
+fn unfit(app: &AppId, stand: &Stand, offers: &mut BTreeMap<HostName, Offer>) {
+    for (host, offer) in offers {
+        if let Err(why) = stand.can_take(app, host) {
+            offer.unfit.get_or_insert(why);
+        }
+    }
 }
 
 fn nowhere(app: &AppId, reasons: &BTreeMap<HostName, Reason>) -> String {
@@ -260,8 +290,7 @@ fn nowhere(app: &AppId, reasons: &BTreeMap<HostName, Reason>) -> String {
 struct Job {
     member: member::Desk,
     desk: Desk,
-    /// Applications that are to leave because the host is drained.
-    leaving: BTreeSet<AppId>,
+    hosted: Arc<Hosted>,
     /// Commands that were carried out, whose end may not have been written.
     done: BTreeSet<CommandId>,
 }
@@ -287,6 +316,7 @@ impl Job {
             true => self.desk.moves.cordon(),
             false => self.desk.moves.uncordon(),
         }
+        self.desk.drain.hear(standing.cordoned);
         let promised = self.desk.moves.promised();
         self.member.promised.send_if_modified(|told| {
             let is_news = *told != promised;
@@ -312,7 +342,26 @@ impl Job {
             }
             self.done.insert(id.clone());
         }
-        self.leave();
+        let may = standing.may_move(super::coordinator::now());
+        // Whose everything is has to be known before it is known what leaves.
+        if may.is_ok() && standing.cordoned && self.desk.drain.is_to_resume() {
+            self.desk.drain.begin(&self.found());
+        }
+        self.desk
+            .drain
+            .step(&self.desk.moves, &self.desk.choose, may);
+    }
+
+    /// What is here, for a host that is to be left.
+    fn found(&self) -> Found {
+        let apps = self.hosted.apps.borrow().clone();
+        let is_pinned =
+            |app: &&App| app.mobility.is_none() && self.hosted.runs(&app.id) == Some(true);
+        let pinned = apps.values().filter(is_pinned);
+        Found {
+            pinned: pinned.map(|app| app.id.clone()).collect(),
+            movable: self.desk.moves.ours(),
+        }
     }
 
     fn carry_out(&mut self, command: &Asked, may: Result<(), String>) -> Result<String, String> {
@@ -333,11 +382,13 @@ impl Job {
                     .coordinator
                     .post(&self.member.host, &Asked::Cordon);
                 cordoned.map_err(|error| error.to_string())?;
-                self.leaving = self.desk.moves.ours().into_iter().collect();
-                let names: Vec<String> = self.leaving.iter().map(ToString::to_string).collect();
+                let found = self.found();
+                self.desk.drain.begin(&found);
+                let names: Vec<&str> = found.movable.iter().map(AppId::as_str).collect();
+                let host = &self.member.host;
                 Ok(match names.is_empty() {
-                    true => format!("nothing of {} can move", self.member.host),
-                    false => format!("to leave {}: {}", self.member.host, names.join(", ")),
+                    true => format!("{host} takes no more; nothing of it can move"),
+                    false => format!("{host} takes no more; to leave it: {}", names.join(", ")),
                 })
             }
             // The member answers these by itself.
@@ -349,28 +400,5 @@ impl Job {
 
     fn target(&self, app: &AppId, wanted: Wanted) -> Result<HostName, String> {
         (self.desk.choose)(app, wanted)
-    }
-
-    /// Begins to move those that are to leave, as many at a time as may.
-    fn leave(&mut self) {
-        for app in self.leaving.clone() {
-            let to = match self.target(&app, Wanted::Other) {
-                Ok(to) => to,
-                Err(why) => {
-                    tracing::warn!(%app, why, "it is to leave, and stays");
-                    self.leaving.remove(&app);
-                    continue;
-                }
-            };
-            match self.desk.moves.begin(&app, &to) {
-                Ok(_) => _ = self.leaving.remove(&app),
-                // Once there is room for its move.
-                Err(Refused::Busy(_)) => return,
-                Err(refused) => {
-                    tracing::warn!(%app, why = refused.why(), "it is to leave, and stays");
-                    self.leaving.remove(&app);
-                }
-            }
-        }
     }
 }

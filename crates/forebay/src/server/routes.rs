@@ -209,10 +209,16 @@ pub(super) fn routes() -> Vec<Route> {
         .answers(of::<api::FleetHosts>),
         change(
             "/v1/fleet/hosts/{host}/{what}",
-            "Ask a host to take no more applications (`cordon`), or to take them again (`uncordon`)",
+            "Ask a host to take no more applications (`cordon`), to take them again (`uncordon`), or to give away those that can move (`drain`)",
             post(fleet::ask),
         )
         .answers(of::<api::Done>),
+        look(
+            "/v1/fleet/drain",
+            "How far this host is left by the apps that can move",
+            get(moves::drain),
+        )
+        .answers(of::<api::Drain>),
         look(
             "/v1/images",
             "Images of programs that keep their state in memory",
@@ -333,7 +339,8 @@ async fn bounded(request: Request, next: Next) -> Response {
     }
 }
 
-fn names_loopback(request: &Request) -> bool {
+/// Whether the host that is asked for is this one, by a name that no other site can have.
+pub(crate) fn names_loopback(request: &Request) -> bool {
     let host = request.headers().get(header::HOST);
     host.and_then(|host| host.to_str().ok())
         .is_some_and(|host| {

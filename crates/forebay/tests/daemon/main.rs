@@ -19,6 +19,7 @@ mod cleanup;
 mod client;
 mod container_troubles;
 mod containers;
+mod dashboard;
 mod disk;
 #[cfg(feature = "etcd")]
 #[expect(
@@ -36,8 +37,12 @@ mod images;
 mod imitation;
 mod input;
 mod kernel;
+#[cfg(feature = "etcd")]
+mod leaving;
 mod lifecycle;
 mod mistakes;
+#[cfg(feature = "etcd")]
+mod move_kills;
 #[cfg(feature = "etcd")]
 mod moves;
 mod offload;

@@ -10,10 +10,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// Files, directories and links of one application at most.
@@ -91,16 +94,30 @@ pub(super) struct Scan {
 }
 
 /// Looks at everything below these paths. A path that is not there holds nothing; sockets are left out,
-/// since their servers make them.
+/// since their servers make them. One that is a link itself is refused: what it points to would stay behind.
 ///
 /// # Errors
 /// What cannot go along, and why.
 pub(super) fn scan(paths: &[PathBuf]) -> Result<Scan, String> {
     let mut scan = Scan::default();
     for path in paths {
+        no_link(path)?;
         visit(path, 0, &mut scan)?;
     }
     Ok(scan)
+}
+
+/// Refuses a declared path that is a link.
+pub(super) fn no_link(path: &Path) -> Result<(), String> {
+    match fs::read_link(path) {
+        Ok(to) => Err(format!(
+            "{} is a link to {}, which would stay behind; write the path that it leads to in `move.files`",
+            path.display(),
+            to.display()
+        )),
+        // It is no link, or is not there.
+        Err(_) => Ok(()),
+    }
 }
 
 fn visit(path: &Path, depth: usize, scan: &mut Scan) -> Result<(), String> {
@@ -192,25 +209,43 @@ pub(super) struct Opened {
     pub(super) bytes: u64,
 }
 
-/// Opens a file to send it; none where it is gone, or is no file any more.
-pub(super) fn open(name: &str) -> Result<Option<Opened>, String> {
-    let failed = |attempt: &str, error: &io::Error| format!("{attempt} {name}: {error}");
-    let no_link = rustix::fs::OFlags::NOFOLLOW.bits();
-    let flags = i32::try_from(no_link).unwrap_or_default();
-    let opened = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(name);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("open", &error)),
+/// Opens what stands at a path below a declared one without following a link on the way: whoever may write
+/// there could put one in between, and have somebody else's file sent. A pipe is not waited for.
+fn open_below(root: &Path, path: &Path) -> Result<OwnedFd, Errno> {
+    let fixed = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fixed | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let directory = fixed | OFlags::PATH | OFlags::DIRECTORY;
+    let below = path.strip_prefix(root).unwrap_or_else(|_| Path::new(""));
+    let mut parts: Vec<_> = below.components().collect();
+    let Some(last) = parts.pop() else {
+        return rustix::fs::open(root, file, Mode::empty());
     };
-    file.sync_data().map_err(|error| failed("sync", &error))?;
+    let mut at = rustix::fs::open(root, directory, Mode::empty())?;
+    for part in parts {
+        at = rustix::fs::openat(&at, part.as_os_str(), directory, Mode::empty())?;
+    }
+    rustix::fs::openat(&at, last.as_os_str(), file, Mode::empty())
+}
+
+/// Opens a file below one of the declared paths to send it; none where it is gone, or is no file any more.
+pub(super) fn open(roots: &[PathBuf], name: &str) -> Result<Option<Opened>, String> {
+    let failed = |attempt: &str, error: &io::Error| format!("{attempt} {name}: {error}");
+    let path = Path::new(name);
+    let Some(root) = roots.iter().find(|root| path.starts_with(root)) else {
+        return Err(format!("{name} is in none of the app's `move.files`"));
+    };
+    let file = match open_below(root, path) {
+        Ok(file) => File::from(file),
+        // It is gone, or a link or a socket is in its place.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(failed("open", &error.into())),
+    };
     let found = file.metadata().map_err(|error| failed("look at", &error))?;
     if !found.is_file() {
         return Ok(None);
     }
+    file.sync_data().map_err(|error| failed("sync", &error))?;
+    let found = file.metadata().map_err(|error| failed("look at", &error))?;
     Ok(Some(Opened {
         stamp: Stamp::of(&found),
         bytes: found.len(),
@@ -225,8 +260,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     /// Makes a copy of it old enough that ticks do not matter.
-    fn sent(name: &str) -> Stamp {
-        let mut stamp = open(name).unwrap().unwrap().stamp;
+    fn sent(paths: &[PathBuf], name: &str) -> Stamp {
+        let mut stamp = open(paths, name).unwrap().unwrap().stamp;
         stamp.at_ns += 2 * TICK_NS;
         stamp
     }
@@ -251,7 +286,7 @@ mod tests {
 
         let mut known = BTreeMap::new();
         for file in ["d/a", "d/b"] {
-            known.insert(name(file), sent(&name(file)));
+            known.insert(name(file), sent(&paths, &name(file)));
         }
         assert_eq!(scan(&paths).news(&known), []);
         // As long as before, and of the same name.
@@ -259,7 +294,7 @@ mod tests {
         fs::rename(path("new"), path("d/b")).unwrap();
         assert_eq!(scan(&paths).news(&known), [(name("d/b"), 3)]);
         // One whose copy is as young as its last change.
-        let young = open(&name("d/a")).unwrap().unwrap().stamp;
+        let young = open(&paths, &name("d/a")).unwrap().unwrap().stamp;
         known.insert(
             name("d/a"),
             Stamp {
@@ -280,6 +315,49 @@ mod tests {
         .unwrap();
         let error = super::scan(&paths).unwrap_err();
         assert!(error.contains("d/p is a device or a pipe"), "{error}");
-        assert!(open(&name("d/l")).is_err(), "links are not followed");
+    }
+
+    /// What a move finds where a file was when it was looked at: not read, and not waited for.
+    #[test]
+    fn what_came_in_place_of_a_file_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("d/in")).unwrap();
+        fs::create_dir(path("other")).unwrap();
+        fs::write(path("other/secret"), "not the app's").unwrap();
+        fs::write(path("d/in/secret"), "its own").unwrap();
+        let opens = |below: &str| {
+            let (roots, name) = ([path("d")], path(below));
+            let (said, heard) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let opened = open(&roots, name.to_str().unwrap());
+                said.send(opened.unwrap().is_some()).unwrap();
+            });
+            let opened = heard.recv_timeout(std::time::Duration::from_secs(30));
+            opened.expect("nobody waits for the other end of a pipe")
+        };
+        assert!(opens("d/in/secret"));
+        symlink(path("other/secret"), path("d/link")).unwrap();
+        assert!(!opens("d/link"), "a link");
+        fs::rename(path("d/in"), path("d/before")).unwrap();
+        symlink(path("other"), path("d/in")).unwrap();
+        assert!(!opens("d/in/secret"), "a link on the way");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, path("d/pipe"), kind, mode, 0).unwrap();
+        assert!(!opens("d/pipe"), "a pipe");
+        let _socket = UnixListener::bind(path("d/socket")).unwrap();
+        assert!(!opens("d/socket"), "a socket");
+    }
+
+    #[test]
+    fn a_declared_path_that_is_a_link_does_not_move_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, link) = (dir.path().join("data"), dir.path().join("link"));
+        fs::create_dir(&data).unwrap();
+        symlink(&data, &link).unwrap();
+        super::scan(std::slice::from_ref(&data)).unwrap();
+        let error = super::scan(&[link]).unwrap_err();
+        assert!(error.contains("is a link to"), "{error}");
+        assert!(error.contains(data.to_str().unwrap()), "{error}");
     }
 }

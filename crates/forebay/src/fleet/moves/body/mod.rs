@@ -1,6 +1,7 @@
 //! What moves. Each way to move is a [`Leaving`] on the source and a [`Coming`] on the target.
 
 mod files;
+mod handoff;
 pub(super) mod restart;
 mod staged;
 
@@ -24,7 +25,11 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
             mobility.files.clone(),
             Arc::clone(apps),
         ))),
-        Way::Checkpoint | Way::Handoff => Err(not_here(app, way)),
+        Way::Handoff => Ok(Box::new(handoff::Leaves::new(
+            app.id.clone(),
+            Arc::clone(apps),
+        ))),
+        Way::Checkpoint => Err(not_here(app, way)),
     }
 }
 
@@ -45,7 +50,11 @@ pub(super) fn coming(
             Arc::clone(apps),
             state_dir,
         ))),
-        Way::Checkpoint | Way::Handoff => Err(not_here(app, way)),
+        Way::Handoff => Ok(Box::new(handoff::Comes::new(
+            app.id.clone(),
+            Arc::clone(apps),
+        ))),
+        Way::Checkpoint => Err(not_here(app, way)),
     }
 }
 

@@ -7,14 +7,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{App, AppId, Binding};
+use forebay_core::app::{App, AppId, Binding, Exec};
 use forebay_core::fleet::arrival::Mark;
 use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge};
 use forebay_core::units::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::files::{self, Entries, Scan, Stamp};
 use super::staged::{LIST_BYTES_MAX, Staged};
@@ -40,6 +42,26 @@ const LIST: &str = "entries";
 /// What a target has to have.
 fn requirement(kind: &str, path: &Path) -> String {
     format!("{kind}:{}", path.display())
+}
+
+/// What starts the program, which has to be the same on both hosts. What is only here and there different by
+/// right (its environment, where its output goes, when it is started again) is not compared.
+fn started(exec: &Exec) -> [String; 4] {
+    // Arguments may be longer than what one host says to another.
+    let mut words = Sha256::new();
+    for word in &exec.command {
+        words.update(word.len().to_le_bytes());
+        words.update(word);
+    }
+    let words = words.finalize();
+    let words: String = words.iter().map(|byte| format!("{byte:02x}")).collect();
+    let directory = exec.directory.as_deref().unwrap_or(Path::new("/"));
+    [
+        format!("command:{words}"),
+        format!("user:{}", exec.user.as_deref().unwrap_or_default()),
+        format!("group:{}", exec.group.as_deref().unwrap_or_default()),
+        requirement("works-in", directory),
+    ]
 }
 
 /// On the source.
@@ -76,7 +98,7 @@ impl Leaves {
             if road.note.is_cancelled() && matches!(phase, Phase::Copy(_)) {
                 return refuse(format!("move {}: it was cancelled", self.app));
             }
-            let Some(opened) = files::open(&name).map_err(Trouble::Refused)? else {
+            let Some(opened) = files::open(&self.files, &name).map_err(Trouble::Refused)? else {
                 continue;
             };
             let content = Content {
@@ -118,6 +140,7 @@ impl Leaving for Leaves {
         if let Some(program) = exec.command.first() {
             requires.insert(requirement("program", Path::new(program)));
         }
+        requires.extend(started(exec));
         if let Some(directory) = &exec.directory {
             requires.insert(requirement("directory", directory));
         }
@@ -236,41 +259,83 @@ impl Comes {
         }
     }
 
-    fn has(&self, kind: &str, path: &Path) -> Result<(), String> {
-        let shown = path.display();
+    fn has(&self, kind: &str, what: &str, own: &[String]) -> Result<(), String> {
+        let path = Path::new(what);
         let host = "on the target";
         match kind {
             "program" if !path.is_file() => Err(format!(
-                "the program {shown} is missing {host}; install it there"
+                "the program {what} is missing {host}; install it there"
             )),
             "directory" if !path.is_dir() => Err(format!(
-                "the directory {shown} is missing {host}; make it there"
+                "the directory {what} is missing {host}; make it there"
             )),
             "moves" if !self.files.iter().any(|file| file == path) => Err(format!(
-                "{shown} is not among the `move.files` of {} {host}; give it the same on all hosts",
+                "{what} is not among the `move.files` of {} {host}; give it the same on all hosts",
                 self.app
             )),
-            "program" | "directory" | "moves" => Ok(()),
+            "moves" => self.takes_place_of(path),
+            "command" | "user" | "group" | "works-in" => {
+                let is_own = |own: &&String| own.split_once(':') == Some((kind, what));
+                let key = match kind {
+                    "command" => "exec",
+                    "works-in" => "directory",
+                    other => other,
+                };
+                own.iter().find(is_own).map(|_| ()).ok_or_else(|| {
+                    format!(
+                        "{} has another `{key}` {host}; write the same [apps.{0}] on all hosts",
+                        self.app
+                    )
+                })
+            }
+            "program" | "directory" => Ok(()),
             _ => Err(format!(
-                "`{kind}:{shown}` is asked for, which this release does not know {host}; update it"
+                "`{kind}:{what}` is asked for, which this release does not know {host}; update it"
             )),
+        }
+    }
+
+    /// Whether what comes can take the place of what is there, by a rename.
+    fn takes_place_of(&self, path: &Path) -> Result<(), String> {
+        files::no_link(path).map_err(|why| format!("on the target, {why}"))?;
+        let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
+        let (own, parent) = (device(path), path.parent().and_then(device));
+        match own.is_some() && own != parent {
+            true => Err(format!(
+                "{} is a file system of its own on the target, which nothing can take the place of; name what \
+                 is in it in the `move.files` of {}",
+                path.display(),
+                self.app
+            )),
+            false => Ok(()),
         }
     }
 }
 
 impl Coming for Comes {
     fn fits(&self, requires: &BTreeSet<String>) -> Result<(), String> {
-        if !matches!(self.binding, Binding::Exec(_)) {
+        let Binding::Exec(exec) = &self.binding else {
             return Err(format!(
                 "{} is not started by Forebay on the target; bind it with `exec` there, too",
                 self.app
             ));
-        }
+        };
+        let own = started(exec);
         for required in requires {
-            let (kind, path) = required.split_once(':').unwrap_or((required, ""));
-            self.has(kind, Path::new(path))?;
+            let (kind, what) = required.split_once(':').unwrap_or((required, ""));
+            self.has(kind, what, &own)?;
         }
-        Ok(())
+        // What only this host counts among its files would be removed, as something that the source has not.
+        let moves = |file: &&PathBuf| !requires.contains(&requirement("moves", file));
+        match self.files.iter().find(moves) {
+            None => Ok(()),
+            Some(more) => Err(format!(
+                "{} is among the `move.files` of {} on the target and not on the source; give it the same on \
+                 all hosts",
+                more.display(),
+                self.app
+            )),
+        }
     }
 
     fn take(

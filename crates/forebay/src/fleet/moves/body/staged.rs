@@ -62,6 +62,11 @@ fn comes(root: &Path) -> PathBuf {
     beside(root, "comes")
 }
 
+/// What is coming in of one file, on the same file system.
+fn part(root: &Path) -> PathBuf {
+    beside(root, "part")
+}
+
 /// What was there.
 fn before(root: &Path) -> PathBuf {
     beside(root, "before")
@@ -111,9 +116,12 @@ impl Staged {
     fn place(&self, name: &str) -> Result<PathBuf, String> {
         let path = Path::new(name);
         let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        // Two ways to write one path would be two entries at one place.
+        let parts: PathBuf = path.components().collect();
+        let is_one_way = parts.as_os_str() == path.as_os_str();
         let root = self.roots.iter().find(|root| path.starts_with(root));
         match root {
-            Some(root) if path.components().all(is_plain) => {
+            Some(root) if is_one_way && path.components().all(is_plain) => {
                 let below = path.strip_prefix(root).unwrap_or(Path::new(""));
                 // An empty path would add a slash.
                 Ok(match below.as_os_str().is_empty() {
@@ -131,23 +139,63 @@ impl Staged {
     /// Makes room for what comes; what an earlier attempt left is removed.
     pub(super) fn clear(&self) -> Result<(), String> {
         remove(&self.list)?;
-        self.roots.iter().try_for_each(|root| remove(&comes(root)))
+        self.roots.iter().try_for_each(|root| {
+            remove(&part(root))?;
+            remove(&comes(root))
+        })
+    }
+
+    /// The declared path that a name is at or below.
+    fn root(&self, name: &str) -> Option<&PathBuf> {
+        self.roots
+            .iter()
+            .find(|root| Path::new(name).starts_with(root))
+    }
+
+    /// Makes the directories above something that comes. What stands there and is no directory (a file, of a
+    /// round before) makes way: nothing is written through a link.
+    fn room_for(&self, name: &str) -> Result<PathBuf, String> {
+        let place = self.place(name)?;
+        let top = self.root(name).map(|root| comes(root));
+        let mut above: Vec<&Path> = place.ancestors().skip(1).collect();
+        above.retain(|dir| top.as_ref().is_some_and(|top| dir.starts_with(top)));
+        for dir in above.into_iter().rev() {
+            if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                remove(dir)?;
+                // Nobody but root looks in before all is there.
+                let made = DirBuilder::new().mode(0o700).create(dir);
+                made.map_err(failed("make", dir))?;
+            }
+        }
+        if place.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            remove(&place)?;
+        }
+        Ok(place)
+    }
+
+    /// Refuses a list in which something stands in what is no directory of it: what comes would be written
+    /// wherever a link leads.
+    fn is_sound(&self, entries: &Entries) -> Result<(), String> {
+        for name in entries.keys() {
+            self.place(name)?;
+            let path = Path::new(name);
+            let above = path.parent().and_then(Path::to_str);
+            let above = above.and_then(|above| entries.get(above));
+            let is_within = above.is_some_and(|above| above.what == What::Directory);
+            if !is_within && !self.roots.iter().any(|root| root == path) {
+                return Err(format!(
+                    "{name} is in no directory of the list that came with {}; update the source",
+                    self.app
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Takes in one file, which replaces what came of it before when it is whole.
     pub(super) fn take(&self, name: &str, bytes: u64, from: &mut dyn Read) -> Result<(), String> {
-        let place = self.place(name)?;
-        if let Some(dir) = place.parent()
-            && !is_there(dir)
-        {
-            // Within what is gathered: nobody but root looks in before all is there.
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(failed("make", dir))?;
-        }
-        let part = beside(&place, "part");
+        let place = self.room_for(name)?;
+        let part = part(self.root(name).unwrap_or(&place));
         remove(&part)?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -168,6 +216,7 @@ impl Staged {
 
     /// Makes what came what the list says, and durable.
     pub(super) fn complete(&self, entries: &Entries) -> Result<(), String> {
+        self.is_sound(entries)?;
         for root in &self.roots {
             self.prune(&comes(root), entries)?;
         }
@@ -376,4 +425,146 @@ fn dress(place: &Path, entry: &Entry) -> Result<(), String> {
     )
     .map_err(|error| failed("set the time of", place)(error.into()))?;
     if is_link { Ok(()) } else { sync(place) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    struct Stage {
+        dir: tempfile::TempDir,
+        staged: Staged,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["srv", "state", "outside"] {
+                fs::create_dir(dir.path().join(name)).unwrap();
+            }
+            fs::write(dir.path().join("outside/file"), "theirs").unwrap();
+            let app = "web".parse().unwrap();
+            let staged = Staged::new(
+                &app,
+                &[dir.path().join("srv/data")],
+                &dir.path().join("state"),
+            );
+            Self { dir, staged }
+        }
+
+        fn name(&self, name: &str) -> String {
+            format!("{}/{name}", self.dir.path().display())
+        }
+
+        fn take(&self, name: &str, text: &str) -> Result<(), String> {
+            let bytes = u64::try_from(text.len()).unwrap();
+            self.staged
+                .take(&self.name(name), bytes, &mut text.as_bytes())
+        }
+
+        fn entry(&self, name: &str, what: What, mode: u32) -> (String, Entry) {
+            let own = self.dir.path().metadata().unwrap();
+            let entry = Entry {
+                what,
+                mode,
+                uid: own.uid(),
+                gid: own.gid(),
+                modified_ns: 1_000_000_000,
+            };
+            (self.name(name), entry)
+        }
+
+        fn list(&self, entries: &[(&str, What)]) -> Entries {
+            let entries = entries.iter();
+            entries
+                .map(|(name, what)| self.entry(name, what.clone(), 0o777))
+                .collect()
+        }
+
+        /// What is outside is as it was.
+        #[track_caller]
+        fn is_untouched(&self) {
+            let outside = self.dir.path().join("outside");
+            let names: Vec<_> = fs::read_dir(&outside)
+                .unwrap()
+                .map(|one| one.unwrap().file_name())
+                .collect();
+            assert_eq!(names, ["file"]);
+            let file = outside.join("file");
+            assert_ne!(
+                file.metadata().unwrap().mode() & 0o777,
+                0o777,
+                "its mode was changed"
+            );
+            assert_eq!(fs::read_to_string(file).unwrap(), "theirs");
+        }
+    }
+
+    #[test]
+    fn a_list_with_something_below_a_link_is_refused() {
+        let check = |between: &[(&str, What)]| {
+            let stage = Stage::new();
+            stage.take("srv/data/fixed", "x").unwrap();
+            let to = stage.name("outside");
+            let mut entries = vec![
+                ("srv/data", What::Directory),
+                ("srv/data/l", What::Link { to }),
+                ("srv/data/l/file", What::File { bytes: 6 }),
+            ];
+            entries.extend_from_slice(between);
+            let refused = stage.staged.complete(&stage.list(&entries)).unwrap_err();
+            assert!(refused.contains("srv/data"), "{refused}");
+            stage.is_untouched();
+            assert!(!stage.staged.is_whole());
+        };
+        check(&[]);
+        check(&[("srv/data/l/new", What::Directory)]);
+        // One place under two names, of which one is a directory.
+        check(&[
+            ("srv/data//l", What::Directory),
+            ("srv/data//l/file", What::File { bytes: 6 }),
+        ]);
+        check(&[("srv/data/./l", What::Directory)]);
+    }
+
+    #[test]
+    fn no_file_is_taken_in_through_a_link() {
+        let stage = Stage::new();
+        stage.take("srv/data/fixed", "x").unwrap();
+        let place = stage.staged.place(&stage.name("srv/data/l")).unwrap();
+        symlink(stage.name("outside"), &place).unwrap();
+        stage.take("srv/data/l/new", "y").unwrap();
+        stage.is_untouched();
+        assert!(place.symlink_metadata().unwrap().is_dir());
+    }
+
+    /// Between two rounds the application may put a directory where a file was, and the other way round.
+    #[test]
+    fn what_becomes_another_kind_between_rounds_comes_as_it_is_last() {
+        let stage = Stage::new();
+        stage.take("srv/data/a", "a file").unwrap();
+        stage.take("srv/data/b/in", "in a directory").unwrap();
+        stage.take("srv/data/a/in", "now").unwrap();
+        stage.take("srv/data/b", "a file").unwrap();
+        let entries = stage.list(&[
+            ("srv/data", What::Directory),
+            ("srv/data/a", What::Directory),
+            ("srv/data/a/in", What::File { bytes: 3 }),
+            ("srv/data/b", What::File { bytes: 6 }),
+        ]);
+        stage.staged.complete(&entries).unwrap();
+        stage.staged.place_all().unwrap();
+        stage.staged.settle().unwrap();
+        let read = |name: &str| fs::read_to_string(stage.name(name)).unwrap();
+        assert_eq!(
+            (read("srv/data/a/in"), read("srv/data/b")),
+            ("now".into(), "a file".into())
+        );
+        let left: Vec<_> = fs::read_dir(stage.name("srv"))
+            .unwrap()
+            .map(|one| one.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["data"], "nothing is left beside it");
+    }
 }
