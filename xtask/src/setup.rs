@@ -114,12 +114,6 @@ const PACKAGES: &[Package] = &[
         why: "finds what there is of OpenCL",
     },
     Package {
-        name: "mesa-vulkan-drivers",
-        groups: &[Group::Build],
-        sign: Sign::File("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json"),
-        why: "an accelerator that is a CPU, for the tests of Vulkan",
-    },
-    Package {
         name: "curl",
         groups: &[Group::Build],
         sign: Sign::Program("curl"),

@@ -169,24 +169,6 @@ const STEPS: &[Step] = &[
             "2",
         ]),
     },
-    // Nothing else is built with this feature: its library takes minutes to compile.
-    Step {
-        name: "vulkan",
-        when: When::Full,
-        work: Work::Cargo(&[
-            "test",
-            "--package",
-            "forebay-accel",
-            "--features",
-            "vulkan",
-            "--test",
-            "devices",
-            "--",
-            "--exact",
-            "vulkan_devices_compute_what_the_cpu_does",
-            "--nocapture",
-        ]),
-    },
     Step {
         name: "fuzz",
         when: When::Full,

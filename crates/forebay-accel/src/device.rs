@@ -58,7 +58,6 @@ pub struct DeviceInfo {
 pub enum Backend {
     Opencl,
     Cuda,
-    Vulkan,
 }
 
 impl fmt::Display for Backend {
@@ -66,7 +65,6 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Opencl => "opencl",
             Self::Cuda => "cuda",
-            Self::Vulkan => "vulkan",
         })
     }
 }

@@ -130,8 +130,6 @@ pub struct Sources {
     pub opencl: Option<Cow<'static, str>>,
     /// CUDA C++, compiled at run time.
     pub cuda: Option<Cow<'static, str>>,
-    /// WGSL, for Vulkan.
-    pub wgsl: Option<Cow<'static, str>>,
     /// A file with the program as an OpenCL device has it, for those that take no source (FPGAs). Its
     /// entry points are those of `opencl`.
     pub opencl_binary: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! The task broker: compute tasks of one app go to the device that is expected to end them first.
 //!
 //! Read [`kernel`] first: what can be computed, with the mandatory implementation on the CPU; then
-//! [`device`], the one seam behind which OpenCL, CUDA and Vulkan are; then [`broker`].
+//! [`device`], the one seam behind which OpenCL and CUDA are; then [`broker`].
 //!
 //! ```text
 //! client ----tasks----> broker ----orders----> process of a device

@@ -5,8 +5,6 @@
 
 mod cuda;
 mod opencl;
-#[cfg(feature = "vulkan")]
-mod vulkan;
 
 use crate::device::{Backend, Device, DeviceInfo};
 
@@ -27,7 +25,6 @@ pub fn find() -> Found {
     for (backend, devices) in [
         (Backend::Opencl, opencl::find()),
         (Backend::Cuda, cuda::find()),
-        (Backend::Vulkan, find_vulkan()),
     ] {
         match devices {
             Ok(devices) => found.devices.extend(devices),
@@ -45,31 +42,8 @@ pub fn open(id: &str) -> Result<Box<dyn Device>, String> {
     match id.split_once(':') {
         Some(("opencl", _)) => opencl::open(id),
         Some(("cuda", _)) => cuda::open(id),
-        Some(("vulkan", _)) => open_vulkan(id),
         _ => Err(unknown(id)),
     }
-}
-
-#[cfg(feature = "vulkan")]
-fn find_vulkan() -> Result<Vec<DeviceInfo>, String> {
-    vulkan::find()
-}
-
-#[cfg(feature = "vulkan")]
-fn open_vulkan(id: &str) -> Result<Box<dyn Device>, String> {
-    vulkan::open(id)
-}
-
-#[cfg(not(feature = "vulkan"))]
-fn find_vulkan() -> Result<Vec<DeviceInfo>, String> {
-    Err("it is not in this build; build with --features vulkan".to_owned())
-}
-
-#[cfg(not(feature = "vulkan"))]
-fn open_vulkan(id: &str) -> Result<Box<dyn Device>, String> {
-    Err(format!(
-        "open {id}: Vulkan is not in this build; build with --features vulkan"
-    ))
 }
 
 fn unknown(id: &str) -> String {

@@ -255,12 +255,11 @@ impl Known {
         match backend {
             Backend::Opencl => sources.opencl.is_some() || sources.opencl_binary.is_some(),
             Backend::Cuda => sources.cuda.is_some(),
-            Backend::Vulkan => sources.wgsl.is_some(),
         }
     }
 
     fn status(&self) -> KernelStatus {
-        let all = [Backend::Opencl, Backend::Cuda, Backend::Vulkan].into_iter();
+        let all = [Backend::Opencl, Backend::Cuda].into_iter();
         KernelStatus {
             name: self.kernel.name.to_string(),
             signature: self.kernel.signature.clone(),

@@ -1,9 +1,7 @@
 //! `add`: the sum of two vectors, element by element. Buffers `a`, `b`, `sum`; scalar `count`.
 
 use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
-use crate::kernel::{
-    Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Sources, Tolerance,
-};
+use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, ScalarType, Shape};
 
 /// Groups at most: items take more than one element each beyond that.
@@ -22,10 +20,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: Sources {
-            wgsl: Some(include_str!("source/add.wgsl").into()),
-            ..shared_source(in_dialect!("add.c"))
-        },
+        sources: shared_source(in_dialect!("add.c")),
         // One addition is rounded the same way everywhere.
         tolerance: Tolerance::Exact,
         cpu: Cpu::Native(compute),

@@ -4,9 +4,7 @@
 //! On the CPU by `matrixmultiply`, which chooses instructions at run time.
 
 use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
-use crate::kernel::{
-    Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Sources, Tolerance,
-};
+use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Grid, Launch, ScalarType, Shape};
 
 /// Rows and columns of a tile, one group each.
@@ -27,10 +25,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: Sources {
-            wgsl: Some(include_str!("source/matmul.wgsl").into()),
-            ..shared_source(in_dialect!("matmul.c"))
-        },
+        sources: shared_source(in_dialect!("matmul.c")),
         // Sums in another order: what cancels keeps the error of its largest terms.
         tolerance: Tolerance::Scaled { relative: 1e-4 },
         cpu: Cpu::Native(compute),

@@ -2,8 +2,7 @@
 //!
 //! Each has a module: what it takes, which sizes it refuses, what is started on a device, and the
 //! implementation on the CPU, by a library that is known to be fast where there is one. Texts for
-//! devices are in `source`: one for OpenCL and CUDA, with the words of `dialect.h`, and for some one
-//! in WGSL.
+//! devices are in `source`: one for OpenCL and CUDA, with the words of `dialect.h`.
 //!
 //! Sizes are held to [`sizes::ELEMENTS_MAX`] so that devices count in 32 bits.
 

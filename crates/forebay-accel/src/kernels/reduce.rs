@@ -4,9 +4,7 @@
 //! least nor greatest.
 
 use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
-use crate::kernel::{
-    Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Sources, Tolerance,
-};
+use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, Scalar, ScalarType, Shape};
 
 /// Groups at most: one item of the second launch for each.
@@ -28,10 +26,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: Sources {
-            wgsl: Some(include_str!("source/reduce.wgsl").into()),
-            ..shared_source(in_dialect!("reduce.c"))
-        },
+        sources: shared_source(in_dialect!("reduce.c")),
         // The scale is the sum of magnitudes.
         tolerance: Tolerance::Scaled { relative: 1e-5 },
         cpu: Cpu::Native(compute),

@@ -1,7 +1,7 @@
 //! Built-in kernels on the CPU and on devices: transfer, compute, and what the CPU takes for the same.
 //!
 //! Each size of each kernel is computed by the implementation on the CPU, by the library that is known
-//! for it alone, and by every device, in turn. A device that is a CPU (PoCL, lavapipe) shows what the way
+//! for it alone, and by every device, in turn. A device that is a CPU (PoCL) shows what the way
 //! to a device costs, and nothing of what a GPU is worth.
 //!
 //! Devices are opened in a process of its own, whose caches are in a folder that is removed.
