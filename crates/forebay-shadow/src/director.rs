@@ -550,6 +550,7 @@ impl Director {
             progress: flights.heard,
             unread: None,
             ping: None,
+            unanswered: Duration::ZERO,
             starved: None,
             late: now.saturating_duration_since(due),
             grace: flights.grace,
@@ -561,7 +562,10 @@ impl Director {
             // What another host's process leaves unread is not seen from here.
             let elsewhere = instance.is_some_and(|instance| instance.elsewhere.is_some());
             if elsewhere || self.synchroniser.witness() == Witness::Ping {
-                seen.ping = self.ping.out(&self.board, &self.synchroniser, primary, now);
+                let silence = self
+                    .ping
+                    .look(&self.board, &self.synchroniser, primary, now);
+                (seen.ping, seen.unanswered) = (silence.out, silence.in_vain);
             } else if let Address::Tcp(address) = self.board.address(primary) {
                 match self.unread.look(*address, bound, now) {
                     Ok(unread) => seen.unread = unread,

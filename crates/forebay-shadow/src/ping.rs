@@ -16,6 +16,11 @@ const LATE_MIN: Duration = Duration::from_millis(100);
 const LATE_FACTOR: u32 = 4;
 /// How soon after one ping another is sent.
 const PAUSE: Duration = Duration::from_millis(20);
+/// One that failed sooner had an answer that was no good, or was refused; later, it was given up.
+const GIVEN_UP_MIN: Duration = Duration::from_secs(1);
+/// Those that were given up are counted together while the next look is no later than this: clients that
+/// gave up come again.
+const SERIES_PAUSE: Duration = Duration::from_secs(60);
 
 /// The pings of one front, one at a time.
 #[derive(Debug, Default)]
@@ -24,13 +29,45 @@ pub(crate) struct Ping {
     /// What the slowest that was answered took lately, in milliseconds; it fades with each that is
     /// faster.
     usual: Arc<AtomicU64>,
+    /// For how many milliseconds those were out that were given up, since one was answered.
+    in_vain: Arc<AtomicU64>,
+    looked: Option<Instant>,
+}
+
+/// What became of pings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Silence {
+    /// For how long one has been out that should have been answered.
+    pub(crate) out: Option<Duration>,
+    /// For how long those were out, in all, that were given up since one was answered.
+    pub(crate) in_vain: Duration,
 }
 
 impl Ping {
-    /// For how long a ping has been out that should have been answered; sends one where none is.
+    /// What became of the pings of an instance; sends one where none is out.
     ///
     /// One that was sent when the primary was silent before, and is still out, counts as well.
-    pub(crate) fn out(
+    pub(crate) fn look(
+        &mut self,
+        board: &Arc<Switchboard>,
+        synchroniser: &Arc<dyn Synchroniser>,
+        slot: Slot,
+        now: Instant,
+    ) -> Silence {
+        let is_other = self.out.as_ref().is_some_and(|(of, ..)| *of != slot);
+        let before = self.looked.replace(now);
+        let pause = before.map(|before| now.saturating_duration_since(before));
+        if is_other || pause.is_some_and(|pause| pause > SERIES_PAUSE) {
+            // What is still out counts in its own series.
+            self.in_vain = Arc::default();
+        }
+        Silence {
+            out: self.out(board, synchroniser, slot, now),
+            in_vain: Duration::from_millis(self.in_vain.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn out(
         &mut self,
         board: &Arc<Switchboard>,
         synchroniser: &Arc<dyn Synchroniser>,
@@ -50,14 +87,22 @@ impl Ping {
         }
         let (board, synchroniser) = (Arc::clone(board), Arc::clone(synchroniser));
         let usual = Arc::clone(&self.usual);
+        let in_vain = Arc::clone(&self.in_vain);
         let task = tokio::spawn(async move {
             let Some(instance) = board.instances().get(slot) else {
                 return;
             };
-            let began = Instant::now();
-            match synchroniser.ping(instance).await {
+            let began = tokio::time::Instant::now();
+            let answer = synchroniser.ping(instance).await;
+            let time = began.elapsed();
+            let took = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            if answer.is_err() && time >= GIVEN_UP_MIN {
+                in_vain.fetch_add(took, Ordering::Relaxed);
+            } else {
+                in_vain.store(0, Ordering::Relaxed);
+            }
+            match answer {
                 Ok(()) => {
-                    let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     let before = usual.load(Ordering::Relaxed);
                     usual.store(took.max(before - before / 8), Ordering::Relaxed);
                 }
@@ -73,13 +118,18 @@ impl Ping {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use crate::switchboard::Instance;
     use crate::synchronise::{Pending, Standing};
 
-    /// Answers pings of the first instance only.
-    #[derive(Debug)]
-    struct First;
+    /// Answers pings of the first instance; those of a third are given up after a second and a half, or
+    /// refused.
+    #[derive(Debug, Default)]
+    struct First {
+        refuses: AtomicBool,
+    }
 
     impl Synchroniser for First {
         fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
@@ -103,30 +153,80 @@ mod tests {
                 if instance.app == "a" {
                     return Ok(());
                 }
+                if self.refuses.load(Ordering::Relaxed) {
+                    return Err("refused".to_owned());
+                }
+                if instance.app == "c" {
+                    tokio::time::sleep(Duration::from_millis(1500)).await;
+                    return Err("no answer".to_owned());
+                }
                 std::future::pending().await
             })
         }
     }
 
-    #[tokio::test]
-    async fn only_a_ping_that_is_out_for_long_speaks_for_a_loss() {
+    fn board() -> Arc<Switchboard> {
         let instance = |app: &str| Instance {
             app: app.to_owned(),
             address: format!("/run/{app}").parse().unwrap(),
             elsewhere: None,
         };
-        let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
-        let board = Arc::new(board);
-        let synchroniser: Arc<dyn Synchroniser> = Arc::new(First);
+        let instances = vec![instance("a"), instance("b"), instance("c")];
+        Arc::new(Switchboard::new(instances, 0, 0))
+    }
+
+    /// What was in vain after a ping more, that is out until it is given up.
+    async fn in_vain(ping: &mut Ping, first: &Arc<First>, slot: Slot, now: Instant) -> Duration {
+        let synchroniser: Arc<dyn Synchroniser> = Arc::<First>::clone(first);
+        let board = board();
+        ping.look(&board, &synchroniser, slot, now);
+        let (_, _, task) = ping.out.as_mut().unwrap();
+        task.await.unwrap();
+        // Too soon for another one.
+        let silence = ping.look(&board, &synchroniser, slot, now);
+        assert_eq!(silence.out, None);
+        silence.in_vain
+    }
+
+    /// No ping is out for longer than an answer may take: only all of them tell that it never came.
+    #[tokio::test(start_paused = true)]
+    async fn pings_in_vain_are_counted_together() {
+        let first = Arc::new(First::default());
+        let mut ping = Ping::default();
+        let ms = Duration::from_millis;
+        let mut now = Instant::now();
+        for count in 1..4 {
+            now += ms(1500);
+            let sum = in_vain(&mut ping, &first, 2, now).await;
+            assert!(sum >= ms(1500) * count && sum < ms(1600) * count, "{sum:?}");
+        }
+        now += SERIES_PAUSE;
+        let sum = in_vain(&mut ping, &first, 2, now).await;
+        assert!(sum >= ms(6000), "clients come again: {sum:?}");
+        now += SERIES_PAUSE + ms(1);
+        let sum = in_vain(&mut ping, &first, 2, now).await;
+        assert!(sum < ms(1600), "that was long ago: {sum:?}");
+        first.refuses.store(true, Ordering::Relaxed);
+        now += ms(1500);
+        let sum = in_vain(&mut ping, &first, 2, now).await;
+        assert_eq!(sum, Duration::ZERO, "it was refused, which is an answer");
+        first.refuses.store(false, Ordering::Relaxed);
+        now += ms(1500);
+        assert!(in_vain(&mut ping, &first, 2, now).await >= ms(1500));
+        now += ms(1500);
+        let sum = in_vain(&mut ping, &first, 0, now).await;
+        assert_eq!(sum, Duration::ZERO, "another one is asked");
+    }
+
+    #[tokio::test]
+    async fn only_a_ping_that_is_out_for_long_speaks_for_a_loss() {
+        let board = board();
+        let synchroniser: Arc<dyn Synchroniser> = Arc::new(First::default());
         let mut ping = Ping::default();
         let began = Instant::now();
         let mut look = |slot, ms| {
-            ping.out(
-                &board,
-                &synchroniser,
-                slot,
-                began + Duration::from_millis(ms),
-            )
+            let now = began + Duration::from_millis(ms);
+            ping.look(&board, &synchroniser, slot, now).out
         };
         assert_eq!(look(0, 0), None);
         tokio::task::yield_now().await;

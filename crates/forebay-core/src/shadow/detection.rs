@@ -9,10 +9,11 @@
 //! needs a second, independent witness that the application has stopped taking its input: bytes
 //! that lie unread in its sockets, or a ping that nobody answers. Processor use that stands still
 //! strengthens neither: a service that waits for another one uses none either. What explains the
-//! silence otherwise is a veto.
+//! silence otherwise is a veto. Load ends: that tasks wait for a disk or a CPU explains no silence in
+//! which, for 10 s, nobody got a byte and the witness stood.
 //!
 //! Properties: no evidence, no loss; whatever is vetoed is no stall; silence without a witness is
-//! no stall; a certain loss is never vetoed.
+//! no stall; a certain loss is never vetoed; no wait for a disk or a CPU vetoes for ever.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,6 +32,11 @@ pub const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// Share of the time looked at that a task may wait for a CPU before that explains its silence.
 pub const STARVED_MIN: f64 = 0.5;
+
+/// A wait for a disk or a CPU excuses no silence that lasts longer than this: a disk that died keeps tasks
+/// waiting for ever, and one thread that writes much waits at most looks. Load holds up single answers for
+/// a second or two, not all of them and each ping for so long.
+pub const EXCUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Stopped tasks are let go on at once by some debuggers and profilers.
 pub const STOPPED_MIN: Duration = Duration::from_millis(5);
@@ -63,6 +69,8 @@ pub struct Observation {
     pub unread: Option<Duration>,
     /// A ping has been without an answer for so long; none while no ping is out.
     pub ping: Option<Duration>,
+    /// For so long, in all, pings were out that were given up since the latest that was answered.
+    pub unanswered: Duration,
     /// Share of the time since the last look in which its tasks waited for a CPU, 0 to 1.
     pub starved: Option<f64>,
     /// How late the observer itself was.
@@ -184,15 +192,25 @@ fn veto(seen: &Observation, waiting: Duration, bound: Duration) -> Option<Veto> 
     if seen.late > LATE_MAX {
         return Some(Veto::Late);
     }
-    if seen.starved.is_some_and(|share| share >= STARVED_MIN) {
-        return Some(Veto::Starved);
-    }
-    if seen.life == Life::Blocked {
-        return Some(Veto::Blocked);
+    if !has_lapsed(seen) {
+        if seen.starved.is_some_and(|share| share >= STARVED_MIN) {
+            return Some(Veto::Starved);
+        }
+        if seen.life == Life::Blocked {
+            return Some(Veto::Blocked);
+        }
     }
     // An answer to somebody who asked later than the one who waits.
     let recent = seen.progress.is_some_and(|ago| ago < bound.min(waiting));
     recent.then_some(Veto::Progress)
+}
+
+/// Whether it has been silent to everybody, and before a witness, for longer than load explains. Those who
+/// wait may be others than those who waited first: clients give up, too.
+fn has_lapsed(seen: &Observation) -> bool {
+    let is_long = |time: Duration| time >= EXCUSE_MAX;
+    seen.progress.is_none_or(is_long)
+        && (is_long(seen.unanswered) || seen.unread.is_some_and(is_long))
 }
 
 #[cfg(test)]
@@ -211,6 +229,7 @@ mod tests {
         progress: None,
         unread: None,
         ping: None,
+        unanswered: Duration::ZERO,
         starved: None,
         late: Duration::ZERO,
         grace: Duration::ZERO,
@@ -377,18 +396,126 @@ mod tests {
         }
     }
 
+    /// A disk that died kept the processes of a database waiting, and that excused them for ever.
+    #[test]
+    fn no_excuse_lasts_for_ever() {
+        let pinged = Observation {
+            waiting: Some(ms(20_000)),
+            usual: Some(ms(1)),
+            progress: Some(ms(10_000)),
+            ping: Some(ms(100)),
+            unanswered: ms(10_000),
+            ..WELL
+        };
+        let unread = Observation {
+            ping: None,
+            unanswered: Duration::ZERO,
+            unread: Some(ms(10_000)),
+            ..pinged
+        };
+        let excuses = [
+            (Life::Blocked, None, Veto::Blocked),
+            (Life::Alive, Some(1.0), Veto::Starved),
+            (Life::Blocked, Some(1.0), Veto::Starved),
+        ];
+        for (life, starved, veto) in excuses {
+            let excused = |seen: Observation| Observation {
+                life,
+                starved,
+                ..seen
+            };
+            let waited = Evidence::Silent(ms(20_000));
+            let lost = |second| Verdict::Lost(vec![waited, second]);
+            let spared = Verdict::Excused(veto);
+            let cases = [
+                ("pings in vain", pinged, lost(Evidence::Ping(ms(100)))),
+                (
+                    "nothing was ever heard",
+                    Observation {
+                        progress: None,
+                        ..pinged
+                    },
+                    lost(Evidence::Ping(ms(100))),
+                ),
+                (
+                    "who waited first gave up",
+                    Observation {
+                        waiting: Some(ms(50)),
+                        ..pinged
+                    },
+                    Verdict::Lost(vec![Evidence::Silent(ms(50)), Evidence::Ping(ms(100))]),
+                ),
+                ("unread", unread, lost(Evidence::Unread(ms(10_000)))),
+                (
+                    "pings not in vain for long",
+                    Observation {
+                        unanswered: ms(9_999),
+                        ..pinged
+                    },
+                    spared.clone(),
+                ),
+                (
+                    "one ping that is out for long",
+                    Observation {
+                        unanswered: Duration::ZERO,
+                        ping: Some(ms(900)),
+                        ..pinged
+                    },
+                    spared.clone(),
+                ),
+                (
+                    "not unread for long",
+                    Observation {
+                        unread: Some(ms(9_999)),
+                        ..unread
+                    },
+                    spared.clone(),
+                ),
+                (
+                    "somebody got a byte",
+                    Observation {
+                        progress: Some(ms(9_999)),
+                        ..pinged
+                    },
+                    spared,
+                ),
+                (
+                    "the next ping is just out",
+                    Observation {
+                        ping: None,
+                        ..pinged
+                    },
+                    Verdict::Suspect(waited),
+                ),
+                (
+                    "a late observer",
+                    Observation {
+                        late: ms(21),
+                        ..pinged
+                    },
+                    Verdict::Excused(Veto::Late),
+                ),
+            ];
+            for (name, seen, verdict) in cases {
+                assert_eq!(judge(&excused(seen)), verdict, "{veto:?}: {name}");
+            }
+        }
+    }
+
     fn times() -> impl Strategy<Value = Option<Duration>> {
-        proptest::option::of((0_u64..400).prop_map(ms))
+        proptest::option::of(prop_oneof![3 => 0_u64..400, 1 => 9_000_u64..12_000].prop_map(ms))
     }
 
     prop_compose! {
         fn observations()(
             life in prop_oneof![Just(Life::Alive), Just(Life::Blocked), Just(Life::Stopped)],
             waiting in times(), usual in times(), progress in times(), unread in times(), ping in times(),
+            unanswered in times(),
             starved in proptest::option::of(0.0..1.0_f64), late in (0_u64..40).prop_map(ms),
             grace in (0_u64..200).prop_map(ms),
         ) -> Observation {
-            Observation { life, waiting, usual, progress, unread, ping, starved, late, grace }
+            let unanswered = unanswered.unwrap_or_default();
+            Observation { life, waiting, usual, progress, unread, ping, unanswered, starved, late, grace }
         }
     }
 
@@ -399,7 +526,12 @@ mod tests {
             prop_assert!(seen.waiting.is_some());
             if seen.life != Life::Stopped || evidence != [Evidence::Stopped] {
                 prop_assert!(evidence.len() > 1);
-                prop_assert!(seen.late <= LATE_MAX && seen.life != Life::Blocked);
+                prop_assert!(seen.late <= LATE_MAX);
+                let starved = seen.starved.is_some_and(|share| share >= STARVED_MIN);
+                if starved || seen.life == Life::Blocked {
+                    prop_assert!(seen.progress.is_none_or(|ago| ago >= EXCUSE_MAX));
+                    prop_assert!(seen.unread.unwrap_or_default().max(seen.unanswered) >= EXCUSE_MAX);
+                }
                 prop_assert!(seen.waiting >= Some(silence_max(seen.usual, seen.grace)));
             }
         }

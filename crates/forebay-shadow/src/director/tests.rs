@@ -42,7 +42,10 @@ impl Synchroniser for Slow {
     }
 }
 
-fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
+fn director<S: Synchroniser + 'static>(
+    synchroniser: &Arc<S>,
+    directory: &std::path::Path,
+) -> Director {
     let instance = |app: &str| Instance {
         app: app.to_owned(),
         address: format!("/run/{app}").parse().unwrap(),
@@ -51,7 +54,7 @@ fn director(synchroniser: &Arc<Slow>, directory: &std::path::Path) -> Director {
     let board = Switchboard::new(vec![instance("a"), instance("b")], 0, 0);
     Director::new(Parts {
         board: Arc::new(board),
-        synchroniser: Arc::<Slow>::clone(synchroniser),
+        synchroniser: Arc::<S>::clone(synchroniser),
         epochs: EpochFile::open(&directory.join("epoch")).unwrap(),
         orders: mpsc::channel(1).1,
         status: watch::channel(Status::default()).0,
@@ -457,4 +460,98 @@ async fn who_cannot_be_stopped_goes_on_without_waiting_for_the_disk() {
         let waited = what.contains("write epoch");
         assert_eq!(waited, exclusive, "{what}");
     }
+}
+
+/// Each ping is given up after a second, as those of servers are.
+#[derive(Debug)]
+struct Deaf;
+
+impl Synchroniser for Deaf {
+    fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn follow<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn standing<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Standing> {
+        Box::pin(async { Standing::Ready { lag: None } })
+    }
+
+    fn witness(&self) -> Witness {
+        Witness::Ping
+    }
+
+    fn ping<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err("no answer".to_owned())
+        })
+    }
+}
+
+/// A process that stands like one that waits for a disk, until it is dropped.
+struct Blocked {
+    child: std::process::Child,
+    fifo: std::path::PathBuf,
+}
+
+impl Blocked {
+    fn new(directory: &std::path::Path) -> Self {
+        let fifo = directory.join("fifo");
+        let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        // Who starts a program waits until that has begun, and this one opens a pipe first that nobody
+        // writes to.
+        let script = "import os, sys\n\
+                      opening = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n\
+                      os.posix_spawn('/bin/true', ['true'], {}, file_actions=opening)\n";
+        let mut command = std::process::Command::new("python3");
+        let child = command.args(["-c", script]).arg(&fifo).spawn().unwrap();
+        Self { child, fifo }
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // Whoever opens it for both waits for nobody.
+        let opened = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&self.fifo);
+        if opened.is_err() {
+            self.child.kill().ok();
+        }
+        self.child.wait().ok();
+    }
+}
+
+/// A disk that died excused a primary for ever.
+#[tokio::test]
+async fn who_waits_for_a_disk_is_not_excused_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut director = director(&Arc::new(Deaf), directory.path());
+    let blocked = Blocked::new(directory.path());
+    director.join(0, blocked.child.id(), None).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while director.member(0).unwrap().life() != Life::Blocked {
+        assert!(Instant::now() < deadline, "it does not stand");
+        tokio::task::yield_now().await;
+    }
+    director.stands(1, Standing::Ready { lag: None }).await;
+    let board = Arc::clone(&director.board);
+    let _waits = board.flights.begin(0, board.flights.route("a"));
+    let began = Instant::now();
+    let deadline = began + Duration::from_secs(60);
+    let mut looks = tokio::time::interval(Duration::from_millis(2));
+    // It cannot be fenced here, so that what was begun stays to be seen.
+    while director.running.is_none() {
+        assert!(Instant::now() < deadline, "it is excused");
+        looks.tick().await;
+        director.look(Instant::now()).await;
+    }
+    let excused = began.elapsed();
+    assert!(excused >= detection::EXCUSE_MAX, "only for {excused:?}");
+    assert_eq!(director.running.as_ref().unwrap().cause, "stall");
 }

@@ -13,9 +13,11 @@ use crate::moves::{Fleet, status};
 use crate::place::{eventually, signal};
 
 /// How often, where nobody says.
-const KILLS: u32 = 12;
-/// A move takes about so long here: what is lost is lost within.
-const MOVE: u64 = 900;
+const KILLS: u32 = 8;
+/// When something is lost, at the latest, in percent of what an undisturbed move took: some are over by then.
+const LATEST: u32 = 115;
+/// Bytes that go along beside what the app counts, so that there is something to be in the middle of.
+const LOAD: usize = 4 << 20;
 /// For how long at most, in milliseconds. A host that is lost for longer than its lease is no member any more.
 const LOST: u64 = 2_500;
 const LOST_LONG: u64 = 7_000;
@@ -45,6 +47,19 @@ const ALL: [Lost; 6] = [
 struct Campaign {
     fleet: Fleet,
     rng: Rng,
+    /// How long a move takes when nothing is lost.
+    takes: Duration,
+    /// What is in the files that go along.
+    load: Vec<u8>,
+}
+
+/// How one move ended in the middle of which something was to be lost.
+struct Ended {
+    lost: Vec<Lost>,
+    /// It was under way then.
+    is_amid: bool,
+    said: String,
+    owner: String,
 }
 
 fn until(moment: Instant) {
@@ -84,11 +99,20 @@ impl Campaign {
         }
     }
 
-    /// One move in the middle of which something is lost; who owns the app, and what was told of it.
-    fn kill(&mut self, from: &str) -> (String, String) {
-        let to = if from == "a" { "b" } else { "a" };
-        let ends = [from, to];
-        let fleet = &self.fleet;
+    /// A move that nothing disturbs, of files that nobody has seen before; who owns it then.
+    fn undisturbed(&mut self, from: &str) -> String {
+        let to = other(from);
+        self.ready(from);
+        let moved = self.fleet.place(from).json(&["move", "counts", "--to", to]);
+        assert_eq!(moved["stage"], "moved", "{moved}");
+        self.takes = took(&moved);
+        println!("undisturbed: {moved}");
+        self.settled(0)
+    }
+
+    /// Waits until it could move, and gives it other files; what it counted by then.
+    fn ready(&mut self, from: &str) -> u64 {
+        let (fleet, to) = (&self.fleet, other(from));
         eventually("it could move", || {
             let asked = fleet
                 .place(from)
@@ -96,6 +120,16 @@ impl Campaign {
             asked.status.success()
         });
         let before = fleet.await_owner(from);
+        self.load = fleet.load(from, LOAD);
+        before
+    }
+
+    /// One move in the middle of which something is lost.
+    fn kill(&mut self, from: &str) -> Ended {
+        let to = other(from);
+        let ends = [from, to];
+        let before = self.ready(from);
+        let fleet = &self.fleet;
         let what = ALL[self.rng.usize(..ALL.len())];
         let more = ALL[self.rng.usize(..ALL.len())];
         // Two ways to lose one host are one.
@@ -107,23 +141,25 @@ impl Campaign {
                     | (Lost::Target, Lost::TargetParted)
                     | (Lost::Etcd, Lost::EtcdParted)
             );
-        let at = self.rng.u64(..MOVE);
+        let at = self.takes * self.rng.u32(..LATEST) / 100;
         let longest = if self.rng.u8(..5) == 0 {
             LOST_LONG
         } else {
             LOST
         };
         let lost_for = self.rng.u64(..longest);
+        let asked_at = Instant::now();
         let asked = fleet
             .place(from)
             .ask(&["move", "counts", "--to", to, "--detach"]);
         assert!(asked.status.success(), "{asked:?}");
-        let began = Instant::now();
-        until(began + Duration::from_millis(at));
+        until(Instant::now() + at);
         let lost: Vec<Lost> = [Some(what), both.then_some(more)]
             .into_iter()
             .flatten()
             .collect();
+        // Not earlier than the move's own clock has it.
+        let lost_at = asked_at.elapsed();
         for one in &lost {
             self.lose(*one, ends);
         }
@@ -136,10 +172,18 @@ impl Campaign {
         }
         self.fleet.await_rest();
         let owner = self.settled(before);
-        let said = self.told(from, &owner);
-        let told = format!("{lost:?} at {at} ms for {lost_for} ms: {said}, at {owner}");
-        println!("{told}");
-        (owner, said)
+        let (said, is_amid) = self.told(from, &owner, &lost, lost_at);
+        println!(
+            "{lost:?} {}, at {} ms for {lost_for} ms: {said}, owned by {owner}",
+            when(is_amid),
+            at.as_millis()
+        );
+        Ended {
+            lost,
+            is_amid,
+            said,
+            owner,
+        }
     }
 
     /// One host owns it and runs it, and nothing is lost.
@@ -156,16 +200,19 @@ impl Campaign {
         // What was written for all to see is in its file, and nothing twice.
         let seen = fleet.witnessed();
         assert!(fleet.counted(&owner) >= seen, "{seen} is not in its file");
+        assert!(fleet.loaded(&owner) == self.load, "its files are others");
         owner
     }
 
-    /// What the source says of the move, which is what came of it.
-    fn told(&self, from: &str, owner: &str) -> String {
+    /// What the source says of the move, which is what came of it, and whether it was under way when
+    /// something was lost.
+    fn told(&self, from: &str, owner: &str, lost: &[Lost], lost_at: Duration) -> (String, bool) {
         let moves: Value = self.fleet.place(from).json(&["move"]);
         let away = moves["away"].as_array().unwrap();
         let Some(told) = away.iter().find(|one| one["app"] == "counts") else {
-            // It was over when its daemon was lost.
-            return "of before".to_owned();
+            // It was over when its daemon was lost, or had not begun to touch anything.
+            assert!(lost.contains(&Lost::Source), "{moves}");
+            return ("not remembered".to_owned(), false);
         };
         let stage = told["stage"].as_str().unwrap().to_owned();
         match stage.as_str() {
@@ -179,8 +226,22 @@ impl Campaign {
             }
             _ => panic!("{told}"),
         }
-        stage
+        // A daemon that begins anew remembers those that are not over.
+        let is_amid = lost.contains(&Lost::Source) || took(told) > lost_at;
+        (stage, is_amid)
     }
+}
+
+fn took(shown: &Value) -> Duration {
+    Duration::try_from_secs_f64(shown["took_seconds"].as_f64().unwrap()).unwrap()
+}
+
+fn other(host: &str) -> &'static str {
+    if host == "a" { "b" } else { "a" }
+}
+
+const fn when(is_amid: bool) -> &'static str {
+    if is_amid { "amid" } else { "before or after" }
 }
 
 #[test]
@@ -201,24 +262,27 @@ fn whatever_is_lost_at_any_moment_one_host_owns_it() {
     let mut campaign = Campaign {
         fleet,
         rng: Rng::with_seed(seed),
+        takes: Duration::ZERO,
+        load: Vec::new(),
     };
+    owner = campaign.undisturbed(&owner);
+    let mut amid = 0;
     let mut ends: BTreeMap<String, u32> = BTreeMap::new();
     for _ in 0..kills {
-        let (now, said) = campaign.kill(&owner);
-        *ends.entry(said).or_default() += 1;
-        owner = now;
+        let ended = campaign.kill(&owner);
+        amid += u32::from(ended.is_amid);
+        let told = format!("{:?} {}: {}", ended.lost, when(ended.is_amid), ended.said);
+        *ends.entry(told).or_default() += 1;
+        owner = ended.owner;
     }
-    println!("{kills} kills: {ends:?}");
-    let fleet = &campaign.fleet;
-    let to = if owner == "a" { "b" } else { "a" };
-    eventually("it could move", || {
-        let asked = fleet
-            .place(&owner)
-            .ask(&["move", "counts", "--to", to, "--dry-run"]);
-        asked.status.success()
-    });
-    let moved = fleet.place(&owner).json(&["move", "counts", "--to", to]);
-    assert_eq!(moved["stage"], "moved", "{moved}");
-    fleet.await_owner(to);
-    fleet.witnessed();
+    println!("{kills} kills, {amid} in the middle of a move:");
+    for (told, times) in ends {
+        println!("{times} x {told}");
+    }
+    assert!(
+        kills < u64::from(KILLS) || amid > 0,
+        "nothing was lost in the middle"
+    );
+    campaign.undisturbed(&owner);
+    campaign.fleet.witnessed();
 }

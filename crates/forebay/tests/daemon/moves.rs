@@ -5,11 +5,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::etcd::Etcd;
 use crate::fronts::free_port;
-use crate::place::{EXE, Place, eventually, processes};
+use crate::place::{EXE, Place, eventually, processes, signal};
 
 /// Counts on from the last line of its file, some ten milliseconds a line, with the host's name. What all hosts
 /// see of it is written after its own line: a number that is twice in it was counted twice.
@@ -30,6 +31,15 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn start(test: &str, names: &[&'static str]) -> Option<Self> {
+        Self::start_with(test, names, |_| String::new())
+    }
+
+    /// With more in the configuration of every host, made of the first one's place.
+    fn start_with(
+        test: &str,
+        names: &[&'static str],
+        more: impl FnOnce(&Place) -> String,
+    ) -> Option<Self> {
         let mut hosts = Vec::new();
         for name in names {
             hosts.push((*name, Place::new(test)?));
@@ -46,11 +56,12 @@ impl Fleet {
             _dir: dir,
         };
         fleet.certify();
+        let more = more(&fleet.hosts[0].1);
         for index in 0..fleet.hosts.len() {
             let (name, place) = &fleet.hosts[index];
             fs::create_dir(place.path("srv")).unwrap();
             fs::write(place.path("srv/name"), name).unwrap();
-            fleet.configure(index, "");
+            fleet.configure(index, &more);
             fleet.begin(index);
         }
         Some(fleet)
@@ -130,6 +141,19 @@ impl Fleet {
     pub(crate) fn place(&self, name: &str) -> &Place {
         let found = self.hosts.iter().find(|(host, _)| *host == name);
         &found.unwrap().1
+    }
+
+    /// Puts so many bytes beside what the app counts, which go along.
+    pub(crate) fn load(&self, name: &str, bytes: usize) -> Vec<u8> {
+        let mut content = vec![0; bytes];
+        fastrand::Rng::new().fill(&mut content);
+        fs::write(self.place(name).path("srv/orders/load"), &content).unwrap();
+        content
+    }
+
+    /// What a host has of that.
+    pub(crate) fn loaded(&self, name: &str) -> Vec<u8> {
+        fs::read(self.place(name).path("srv/orders/load")).unwrap_or_default()
     }
 
     pub(crate) fn index(&self, name: &str) -> usize {
@@ -352,4 +376,40 @@ fn a_source_that_is_killed_in_the_middle_leaves_one_owner() {
     let other = if owner == "a" { "b" } else { "a" };
     let moved = fleet.place(&owner).json(&["move", "counts", "--to", other]);
     assert_eq!(moved["stage"], "moved", "{moved}");
+}
+
+/// The program ended and left a process: that is the app as well, and nothing of it stays at the source.
+#[test]
+fn what_a_program_left_behind_ends_where_it_was() {
+    let mut words = Vec::new();
+    let started = Fleet::start_with("what a program left behind", &["a", "b"], |place| {
+        words.extend([place.seconds(5), place.seconds(6)]);
+        let [child, main] = [&words[0], &words[1]];
+        format!(
+            "[apps.leaves]\nrestart = \"never\"\nmove = {{ mode = \"restart\" }}\n\
+             exec = [\"/bin/sh\", \"-c\", \"sleep {child} & exec sleep {main}\"]\n"
+        )
+    });
+    let Some(fleet) = started else { return };
+    let sleeping = |n: usize| processes(|said| said == ["sleep".to_owned(), words[n].clone()]);
+    eventually("it runs", || {
+        sleeping(0).len() == 1 && sleeping(1).len() == 1
+    });
+    let owns = |name: &str| {
+        let owns = &status(fleet.place(name))["owns"];
+        owns.as_array().unwrap().contains(&"leaves".into())
+    };
+    eventually("its owner knows", || owns("a") != owns("b"));
+    let [from, to] = if owns("a") { ["a", "b"] } else { ["b", "a"] };
+    let left = sleeping(0);
+    signal(sleeping(1)[0], Signal::KILL);
+    fleet
+        .place(from)
+        .await_app("leaves", "ended", |app| app["state"] != "running");
+    let moved = fleet.place(from).json(&["move", "leaves", "--to", to]);
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    eventually("it runs there", || {
+        sleeping(0).len() == 1 && sleeping(1).len() == 1
+    });
+    assert_ne!(sleeping(0), left, "it was left to run");
 }
