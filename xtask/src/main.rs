@@ -39,8 +39,8 @@ Forebay's developer commands
   cargo xtask web                   make the dashboard's page with its charts, by npm
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
-                                    `move` or `forecast`; what it is held against comes with
-                                    `cargo xtask setup bench`;
+                                    `move`, `forecast` or `accel`; what it is held against comes
+                                    with `cargo xtask setup bench`;
                                     --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
   cargo xtask examples [NAME...]    try the example configurations with their servers and
@@ -71,6 +71,7 @@ const BENCHMARKS: &[&str] = &[
     "front",
     "move",
     "forecast",
+    "accel",
 ];
 
 /// How a command ended, when it did not succeed.

@@ -102,6 +102,18 @@ const PACKAGES: &[Package] = &[
         why: "the servers behind the fronts of the redis tests, and of the redis examples",
     },
     Package {
+        name: "pocl-opencl-icd",
+        groups: &[Group::Build, Group::Bench],
+        sign: Sign::File("/etc/OpenCL/vendors/pocl.icd"),
+        why: "an accelerator that is a CPU, for the tests of OpenCL",
+    },
+    Package {
+        name: "ocl-icd-libopencl1",
+        groups: &[Group::Build, Group::Bench],
+        sign: Sign::File("/usr/lib/x86_64-linux-gnu/libOpenCL.so.1"),
+        why: "finds what there is of OpenCL",
+    },
+    Package {
         name: "curl",
         groups: &[Group::Build],
         sign: Sign::Program("curl"),

@@ -1,5 +1,6 @@
 //! Forecasts, partitions and protects the applications of a Linux host.
 
+mod accel;
 mod adopt;
 mod backing;
 mod backtest;
@@ -61,6 +62,7 @@ enum Command {
     Restore(local::RestoreArgs),
     Doctor(local::DoctorArgs),
     Tier(tier::Args),
+    Accel(accel::Args),
     Completions(local::CompletionsArgs),
     /// Print the manual page
     Man,
@@ -70,6 +72,10 @@ enum Command {
     Front(front::Args),
     #[command(hide = true)]
     Instance(instance::Args),
+    #[command(hide = true)]
+    AccelWorker(accel::WorkerArgs),
+    #[command(hide = true)]
+    AccelDevice(accel::DeviceArgs),
     #[command(hide = true)]
     Bench(bench::Args),
     #[command(hide = true)]
@@ -96,6 +102,9 @@ fn main() -> ExitCode {
         Command::Dashboard(args) => dashboard::run(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),
+        Command::Accel(args) => accel::run(&args).map_err(Into::into),
+        Command::AccelWorker(args) => accel::work(&args).map_err(Into::into),
+        Command::AccelDevice(args) => accel::drive(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
         Command::Backtest(args) => backtest::run(&args).map_err(Into::into),
         Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),
@@ -228,6 +237,18 @@ mod tests {
         check("forebay fleet join db1:7346 forebay-join-1.x", true);
         check("forebay fleet join db1:7346", false);
         check("forebay fleet renew --dir /tmp/f", true);
+        check("forebay accel devices --json", true);
+        check("forebay accel devices --worker /run/w.sock", true);
+        check("forebay accel stats", false);
+        check("forebay accel bench --json", true);
+        check("forebay accel", false);
+        check(
+            "forebay accel-worker /run/w.sock --deny opencl:0:0 --threads 2",
+            true,
+        );
+        check("forebay accel-worker /run/w.sock --threads 0", false);
+        check("forebay accel-worker", false);
+        check("forebay accel-device --list", true);
         check("forebay nonsense", false);
     }
 }

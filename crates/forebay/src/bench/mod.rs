@@ -1,6 +1,7 @@
 //! Measurements that hold promises: each prints its targets beside its figures and fails
 //! when one is missed.
 
+mod accel;
 mod agent;
 pub(crate) mod chaos;
 mod colocation;
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// [default: 256]; `move`: memory of the process that moves [default: 1024]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
     memory: Option<u64>,
+    /// `accel`: devices, by kind (`cpu`, `gpu`, `accelerator`) or by id
+    #[arg(long, value_name = "KIND|ID", default_value = "all")]
+    device: String,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
@@ -84,6 +88,8 @@ enum Name {
     Move,
     /// Forecasts beside the rules of others, and what each member of the ensemble is worth
     Forecast,
+    /// Built-in kernels on the CPU and on every device: transfer and compute
+    Accel,
 }
 
 /// A figure with its target.
@@ -123,9 +129,11 @@ impl Target {
 /// # Errors
 /// When it lacks rights, a part fails, or a signal ends it.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    if args.name == Name::Forecast {
-        // Nothing on the host is touched, so there is nothing to sweep.
-        return forecast::run(args);
+    // Nothing on the host is touched by these, so there is nothing to sweep.
+    match args.name {
+        Name::Forecast => return forecast::run(args),
+        Name::Accel => return accel::run(args),
+        _ => {}
     }
     let is_outer = args.inner.is_none();
     if is_outer {
@@ -150,6 +158,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Front => front::run(args, dir)?,
         Name::Move => moving::run(args, dir)?,
         Name::Forecast => return forecast::run(args),
+        Name::Accel => return accel::run(args),
     };
     conclude(args, &targets, result)
 }

@@ -1,0 +1,125 @@
+//! The seam behind which devices are.
+//!
+//! A device is only ever opened in a process of its own, by one thread. What it cannot survive
+//! (a kernel that leaves its buffers, a driver that aborts) ends that process and nothing else.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Kernel;
+use crate::task::{Launch, Scalar, View};
+
+/// One device, in the process that drives it.
+pub trait Device {
+    fn info(&self) -> &DeviceInfo;
+
+    /// Makes a kernel ready. Called once for each kernel before it runs.
+    ///
+    /// # Errors
+    /// When it has no source for this device, or the source does not compile.
+    fn build(&mut self, kernel: &Kernel) -> Result<(), BuildError>;
+
+    /// Runs all launches and brings back what was written. `scalars` are those of the task, for
+    /// backends that need them beside those of the launches.
+    ///
+    /// # Errors
+    /// When nothing of the buffers may be believed.
+    fn run(
+        &mut self,
+        kernel: &Kernel,
+        buffers: &mut [View<'_>],
+        scalars: &[Scalar],
+        launches: &[Launch],
+    ) -> Result<Timing, DeviceError>;
+}
+
+/// What is known of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Unique on the host and the same after a restart, e.g. `opencl:0:1`.
+    pub id: String,
+    pub backend: Backend,
+    /// The platform that brings the driver, e.g. `Portable Computing Language`.
+    pub platform: String,
+    pub vendor: String,
+    pub name: String,
+    pub driver: String,
+    pub memory_bytes: u64,
+    /// The largest single buffer.
+    pub buffer_bytes_max: u64,
+    pub kind: DeviceKind,
+}
+
+/// Through what a device is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    Opencl,
+    Cuda,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Opencl => "opencl",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    Cpu,
+    Gpu,
+    /// An FPGA, or another card.
+    Accelerator,
+}
+
+/// How long the parts of a run took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    pub transfer_in: Duration,
+    pub compute: Duration,
+    pub transfer_out: Duration,
+}
+
+impl Timing {
+    #[must_use]
+    pub fn total(self) -> Duration {
+        self.transfer_in + self.compute + self.transfer_out
+    }
+}
+
+/// Why a kernel cannot run on a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildError {
+    /// There is no source for it.
+    #[error("it has no source for {0}")]
+    NoSource(Backend),
+    /// What the compiler said.
+    #[error("it does not compile: {0}")]
+    Compile(String),
+    /// The driver failed otherwise.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why a device gave no result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceError {
+    #[error("its memory does not suffice")]
+    OutOfMemory,
+    /// It is gone, or its process is.
+    #[error("the device is gone: {0}")]
+    Lost(String),
+    #[error("it did not end in time")]
+    Timeout,
+    #[error("{0}")]
+    Failed(String),
+}

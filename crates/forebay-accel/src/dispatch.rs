@@ -1,0 +1,228 @@
+//! Where a task runs: pure, of what was measured.
+//!
+//! Problem: a task runs on the CPU or on one of a few devices. How long it takes there, transfers
+//! included, is learnt only by running it, and a run on the wrong place is what was to be avoided.
+//!
+//! Approach: the time of a (kernel, place, size) is the median of its latest runs, sizes by powers
+//! of two. A task goes where it is expected to end first, after what is queued there; time of the
+//! CPU counts by a price, which the offload manager raises for a slice that lacks CPU. A place that
+//! was hardly tried, or not for long, is tried now and then ("explore first", Auer et al. 2002,
+//! bounded as in "budgeted" bandits): tries are bounded in number, and what tries of known places
+//! lose is bounded in time.
+//!
+//! Properties: the CPU comes first; at most one call in [`CALLS_PER_TRY`] of a (kernel, size) is a
+//! try; no try is made of tasks that the CPU ends at once; a place is known by its driver, so that
+//! what was learnt holds after a restart on the same host and not for another driver.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// One call in so many may be a try: 5 %.
+pub const CALLS_PER_TRY: u64 = 20;
+/// What the CPU ends in so short a time goes nowhere else, in microseconds: a device is asked
+/// through a process.
+pub const SMALL_US: f64 = 100.0;
+/// So many runs make a place known.
+const KNOWN_RUNS: usize = 3;
+/// Runs that are remembered.
+const MEMORY: usize = 9;
+/// Of the time of all calls, this part may be lost by trying places that are known to be slower.
+const LOSS: f64 = 0.02;
+/// (kernel, size) that are remembered; the one not used for longest is forgotten.
+const KEPT_MAX: usize = 4096;
+
+/// The place that always is there.
+pub const CPU: &str = "cpu";
+
+/// What was learnt.
+#[derive(Debug, Default)]
+pub struct Model {
+    cells: BTreeMap<(Arc<str>, u8), Cell>,
+    calls: u64,
+    tries: u64,
+}
+
+/// Of one kernel and size.
+#[derive(Debug, Default)]
+struct Cell {
+    places: BTreeMap<Arc<str>, Recent>,
+    calls: u64,
+    tries: u64,
+    spent_us: f64,
+    lost_us: f64,
+    used: u64,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    runs_us: VecDeque<f64>,
+    /// The call of the cell at which it ran last.
+    at: u64,
+}
+
+impl Recent {
+    /// The median; of an even number the lesser, since what gets in the way of a run makes it longer.
+    fn expected_us(&self) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.runs_us.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+    }
+}
+
+/// A place that a task could go to now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// [`CPU`], or platform, driver and name of a device.
+    pub key: Arc<str>,
+    /// What is queued there, in microseconds.
+    pub wait_us: f64,
+}
+
+/// Where a task goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// Index of the place.
+    pub place: usize,
+    /// It goes there to learn.
+    pub tried: bool,
+    /// How long it is expected to run there.
+    pub expected_us: Option<f64>,
+}
+
+/// The size of a task, by powers of two of its bytes and items.
+#[must_use]
+pub fn bucket(bytes: u64) -> u8 {
+    u8::try_from(64 - bytes.leading_zeros()).unwrap_or(u8::MAX)
+}
+
+impl Model {
+    /// Where a task goes. The first place is the CPU; `price` is what its time counts, 1 or more.
+    ///
+    /// # Panics
+    /// Without places.
+    pub fn choose(&mut self, kernel: &Arc<str>, size: u8, places: &[Place], price: f64) -> Choice {
+        assert!(!places.is_empty(), "the CPU is a place always");
+        self.calls += 1;
+        let now = self.calls;
+        self.make_room(kernel, size);
+        let cell = self.cells.entry((Arc::clone(kernel), size)).or_default();
+        cell.calls += 1;
+        cell.used = now;
+        let expected: Vec<Option<f64>> = places
+            .iter()
+            .map(|place| cell.places.get(&place.key).and_then(Recent::expected_us))
+            .collect();
+        let chosen = |place: usize, tried| Choice {
+            place,
+            tried,
+            expected_us: expected[place],
+        };
+        let Some(on_cpu) = expected[0] else {
+            return chosen(0, false);
+        };
+        // Priced alone, since waiting for a CPU takes nothing of it.
+        let cost = |index: usize| {
+            let run = expected[index]?;
+            let weight = if index == 0 { price.max(1.0) } else { 1.0 };
+            Some(places[index].wait_us + run * weight)
+        };
+        if on_cpu * price.max(1.0) < SMALL_US {
+            return chosen(0, false);
+        }
+        let best = (0..places.len())
+            .filter_map(|index| Some((index, cost(index)?)))
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or(0, |(index, _)| index);
+        if (cell.tries + 1) * CALLS_PER_TRY <= cell.calls
+            && let Some(index) = cell.worth_a_try(places, &expected, best)
+        {
+            cell.tries += 1;
+            self.tries += 1;
+            return chosen(index, true);
+        }
+        chosen(best, false)
+    }
+
+    /// A task ran. What failed is not told: a device that fails is not slow.
+    pub fn record(&mut self, kernel: &Arc<str>, size: u8, place: &Arc<str>, took_us: f64) {
+        let Some(cell) = self.cells.get_mut(&(Arc::clone(kernel), size)) else {
+            return;
+        };
+        let calls = cell.calls;
+        let others = cell.places.iter().filter(|(key, _)| *key != place);
+        let best = others
+            .filter_map(|(_, recent)| recent.expected_us())
+            .min_by(f64::total_cmp);
+        cell.spent_us += took_us;
+        if let Some(best) = best {
+            cell.lost_us += (took_us - best).max(0.0);
+        }
+        let recent = cell.places.entry(Arc::clone(place)).or_default();
+        recent.at = calls;
+        recent.runs_us.push_back(took_us);
+        if recent.runs_us.len() > MEMORY {
+            recent.runs_us.pop_front();
+        }
+    }
+
+    /// How long a task is expected to run somewhere.
+    #[must_use]
+    pub fn expected_us(&self, kernel: &Arc<str>, size: u8, place: &str) -> Option<f64> {
+        let cell = self.cells.get(&(Arc::clone(kernel), size))?;
+        cell.places.get(place)?.expected_us()
+    }
+
+    /// Calls, and how many of them were tries.
+    #[must_use]
+    pub const fn tries(&self) -> (u64, u64) {
+        (self.calls, self.tries)
+    }
+
+    fn make_room(&mut self, kernel: &Arc<str>, size: u8) {
+        if self.cells.len() < KEPT_MAX || self.cells.contains_key(&(Arc::clone(kernel), size)) {
+            return;
+        }
+        let oldest = self.cells.iter().min_by_key(|(_, cell)| cell.used);
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            self.cells.remove(&key);
+        }
+    }
+}
+
+impl Cell {
+    /// A place that is not known yet; else the one not tried for longest, where the loss that is
+    /// to be expected is within what may be lost.
+    fn worth_a_try(
+        &self,
+        places: &[Place],
+        expected: &[Option<f64>],
+        best: usize,
+    ) -> Option<usize> {
+        let recent = |index: usize| self.places.get(&places[index].key);
+        let others = || (0..places.len()).filter(|index| *index != best);
+        let runs = |index: &usize| recent(*index).map_or(0, |recent| recent.runs_us.len());
+        let unknown = others().filter(|index| runs(index) < KNOWN_RUNS);
+        // One that lost badly at its first runs is known well enough; a single run may have met
+        // something else that got in its way.
+        let hopeless = |index: &usize| {
+            let times = if runs(index) < 2 { 12.0 } else { 3.0 };
+            let pair = expected[*index].zip(expected[best]);
+            pair.is_some_and(|(run, best)| run > best * times)
+        };
+        if let Some(index) = unknown.filter(|index| !hopeless(index)).min_by_key(runs) {
+            return Some(index);
+        }
+        let affordable = |index: &usize| {
+            let pair = expected[*index].zip(expected[best]);
+            pair.is_some_and(|(run, best)| {
+                self.lost_us + (run - best).max(0.0) <= self.spent_us * LOSS
+            })
+        };
+        others()
+            .filter(affordable)
+            .min_by_key(|index| recent(*index).map_or(0, |recent| recent.at))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Memory that a client shares: a memfd that can become no shorter.
+//!
+//! A client that could truncate its memory would end the broker with SIGBUS in the middle of a
+//! kernel, so a descriptor is taken only with the seals that forbid it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// What a file of tmpfs says of its file system: memory that the kernel finds when it is touched.
+/// Huge pages of the other kind of memfd may not be there then.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Which memory it is, whichever descriptor it came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// Shared memory, mapped.
+#[derive(Debug)]
+pub(crate) struct Region {
+    file: OwnedFd,
+    identity: Identity,
+    start: NonNull<u8>,
+    length: usize,
+    writable: bool,
+}
+
+// SAFETY: a region owns its mapping, which is no thread's own; who may touch which bytes of it at
+// which time is decided by the broker, which never runs two tasks that conflict. No safe type
+// shares a mapping of a file.
+#[expect(unsafe_code, reason = "a mapping is an address")]
+unsafe impl Send for Region {}
+// SAFETY: as above; every access through a shared region is `unsafe` itself.
+#[expect(unsafe_code, reason = "a mapping is an address")]
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Memory of this length, sealed against becoming shorter or longer.
+    ///
+    /// # Errors
+    /// What the system refused, and what to do.
+    pub(crate) fn new(length: usize) -> Result<Self, String> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let make = || {
+            let file = rustix::fs::memfd_create("forebay-accel", flags)?;
+            rustix::fs::ftruncate(&file, length as u64)?;
+            fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+            Ok(file)
+        };
+        let file = make().map_err(|error: rustix::io::Errno| {
+            format!("make shared memory of {length} bytes: {error}; check limits on memory")
+        })?;
+        Self::map(file, length)
+    }
+
+    /// Maps what somebody else made, once it was checked.
+    ///
+    /// # Errors
+    /// Why it cannot be used, and what to do.
+    pub(crate) fn map(file: OwnedFd, length: usize) -> Result<Self, String> {
+        let seals = fcntl_get_seals(&file).map_err(|_| {
+            "the descriptor is no memfd; make it with memfd_create(MFD_ALLOW_SEALING)".to_owned()
+        })?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err("the memfd may become shorter; add F_SEAL_SHRINK to it first".to_owned());
+        }
+        let system = fstatfs(&file).map_err(|error| format!("look at the memfd: {error}"))?;
+        #[expect(
+            clippy::useless_conversion,
+            reason = "the type differs between architectures"
+        )]
+        if i64::from(system.f_type) != TMPFS {
+            return Err("the memfd has huge pages (MFD_HUGETLB); make it without".to_owned());
+        }
+        let stat = fstat(&file).map_err(|error| format!("look at the memfd: {error}"))?;
+        let held = u64::try_from(stat.st_size).unwrap_or(0);
+        if length == 0 || held < length as u64 {
+            return Err(format!(
+                "the memfd holds {held} bytes, and {length} are named; name what it holds, and \
+                 more than nothing"
+            ));
+        }
+        let sealed = seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
+        let (start, writable) = map_file(&file, length, !sealed)
+            .map_err(|error| format!("map {length} bytes of a memfd: {error}; check limits"))?;
+        Ok(Self {
+            file,
+            identity: Identity {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            },
+            start,
+            length,
+            writable,
+        })
+    }
+
+    pub(crate) const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub(crate) const fn length(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) const fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// A part to read.
+    ///
+    /// # Safety
+    /// Nobody in this process writes to these bytes while the slice lives. (The client may, against
+    /// the agreement; it owns this process's user and harms only its own results.)
+    ///
+    /// # Panics
+    /// When the part is not in the region.
+    #[expect(unsafe_code, reason = "a mapping is an address")]
+    pub(crate) unsafe fn bytes(&self, offset: usize, length: usize) -> &[u8] {
+        let start = self.at(offset, length);
+        // SAFETY: `at` checked the range against the mapping, which lives as long as `self`; the
+        // caller promises that nobody writes. A mapping has no safe accessor.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), length) }
+    }
+
+    /// A part to write to.
+    ///
+    /// # Safety
+    /// Nobody in this process reads or writes these bytes by another way while the slice lives.
+    ///
+    /// # Panics
+    /// When the part is not in the region, or the region is only read.
+    #[expect(unsafe_code, reason = "a mapping is an address")]
+    #[expect(clippy::mut_from_ref, reason = "the caller promises to be alone")]
+    pub(crate) unsafe fn bytes_mut(&self, offset: usize, length: usize) -> &mut [u8] {
+        assert!(self.writable, "a region that is only read is written");
+        let start = self.at(offset, length);
+        // SAFETY: `at` checked the range against the mapping, which is writable and lives as long
+        // as `self`; the caller promises to be alone. A mapping has no safe accessor.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), length) }
+    }
+
+    #[expect(unsafe_code, reason = "a mapping is an address")]
+    fn at(&self, offset: usize, length: usize) -> NonNull<u8> {
+        let end = offset.checked_add(length);
+        assert!(
+            end.is_some_and(|end| end <= self.length),
+            "a part leaves its region"
+        );
+        // SAFETY: the assertion above keeps it in the mapping.
+        unsafe { self.start.add(offset) }
+    }
+}
+
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Region {
+    #[expect(unsafe_code, reason = "a mapping is an address")]
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this region's own, and no slice of it outlives the region.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+        assert!(unmapped.is_ok(), "a mapping of this process is none");
+    }
+}
+
+/// For writing too where that is allowed.
+#[expect(unsafe_code, reason = "a file can be mapped in no safe way")]
+fn map_file(
+    file: &OwnedFd,
+    length: usize,
+    try_write: bool,
+) -> rustix::io::Result<(NonNull<u8>, bool)> {
+    let map = |protection| {
+        // SAFETY: the kernel chooses an address that is free. That the file cannot become shorter
+        // under the mapping was checked by its seals.
+        unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        }
+    };
+    let mapped = |start: *mut std::ffi::c_void, writable| {
+        NonNull::new(start.cast::<u8>())
+            .map(|start| (start, writable))
+            .ok_or(rustix::io::Errno::NOMEM)
+    };
+    if try_write {
+        match map(ProtFlags::READ | ProtFlags::WRITE) {
+            Ok(start) => return mapped(start, true),
+            // The descriptor is only for reading.
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    mapped(map(ProtFlags::READ)?, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(file: impl Into<OwnedFd>, length: usize, wanted: &str) {
+        let error = Region::map(file.into(), length).unwrap_err();
+        assert!(error.contains(wanted), "{error}");
+    }
+
+    #[test]
+    fn forged_descriptors_are_refused() {
+        check(tempfile::tempfile().unwrap(), 1, "no memfd");
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        check(read, 1, "no memfd");
+        let open = |flags| rustix::fs::memfd_create("test", flags).unwrap();
+        check(open(MemfdFlags::ALLOW_SEALING), 1, "F_SEAL_SHRINK");
+        let short = open(MemfdFlags::ALLOW_SEALING);
+        rustix::fs::ftruncate(&short, 10).unwrap();
+        fcntl_add_seals(&short, SealFlags::SHRINK).unwrap();
+        check(short.try_clone().unwrap(), 11, "holds 10 bytes");
+        check(short.try_clone().unwrap(), 0, "more than nothing");
+        check(short, usize::MAX, "holds 10 bytes");
+    }
+
+    #[test]
+    fn memory_that_is_sealed_against_writing_is_only_read() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&file, 10).unwrap();
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
+        assert!(!Region::map(file, 10).unwrap().writable());
+    }
+}

@@ -1,0 +1,172 @@
+//! A device in a thread of this process, that computes as the CPU does unless it is told to fail.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use forebay_accel::device::{
+    Backend, BuildError, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
+};
+use forebay_accel::kernel::{Arguments, Cpu, Kernel};
+use forebay_accel::process::{self, Launcher, Process};
+use forebay_accel::task::{Grid, Launch, Scalar, View};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fault {
+    Wrong,
+    Hang,
+    Vanish,
+    OutOfMemory,
+}
+
+/// A device that can be started many times. The next fault is used by the next run.
+#[derive(Debug, Clone)]
+pub(crate) struct Fake {
+    pub(crate) info: DeviceInfo,
+    pub(crate) faults: Arc<Mutex<VecDeque<Option<Fault>>>>,
+    /// Runs that began.
+    pub(crate) runs: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Fake {
+    pub(crate) fn new(id: &str) -> Self {
+        Self {
+            info: DeviceInfo {
+                id: id.to_owned(),
+                backend: Backend::Opencl,
+                platform: "made up".to_owned(),
+                vendor: "a test".to_owned(),
+                name: id.to_owned(),
+                driver: "1".to_owned(),
+                memory_bytes: 1 << 30,
+                buffer_bytes_max: 1 << 30,
+                kind: DeviceKind::Gpu,
+            },
+            faults: Arc::default(),
+            runs: Arc::default(),
+        }
+    }
+}
+
+/// Starts threads where a broker starts processes.
+#[derive(Debug)]
+pub(crate) struct Threads(pub(crate) Vec<Fake>);
+
+impl Launcher for Threads {
+    fn launch(&self, device: &str) -> io::Result<Process> {
+        let fake = self.0.iter().find(|fake| fake.info.id == device);
+        let fake = fake.ok_or(io::ErrorKind::NotFound)?.clone();
+        let (ours, theirs) = process::pair()?;
+        let (end, ended) = channel();
+        let mut thread = Some(std::thread::spawn(move || {
+            let mut device = Running { fake, ended };
+            // It ends as the socket does, or by a fault.
+            process::serve(&theirs, &mut device).ok();
+        }));
+        let socket = ours.try_clone()?;
+        let kill = move || kill(&end, &socket, thread.take());
+        Ok(Process {
+            socket: ours,
+            end: Box::new(kill),
+        })
+    }
+}
+
+fn kill(
+    end: &Sender<()>,
+    socket: &std::os::fd::OwnedFd,
+    thread: Option<std::thread::JoinHandle<()>>,
+) {
+    // One that ended hears nothing.
+    end.send(()).ok();
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).ok();
+    if let Some(thread) = thread {
+        // One that vanished panicked.
+        thread.join().ok();
+    }
+}
+
+struct Running {
+    fake: Fake,
+    ended: Receiver<()>,
+}
+
+/// What a thread that vanishes unwinds with; its panic is no message.
+struct Vanished;
+
+impl Device for Running {
+    fn info(&self) -> &DeviceInfo {
+        &self.fake.info
+    }
+
+    fn build(&mut self, kernel: &Kernel) -> Result<(), BuildError> {
+        match &kernel.sources.opencl {
+            None => Err(BuildError::NoSource(Backend::Opencl)),
+            Some(source) if source.contains("#error") => {
+                Err(BuildError::Compile("1:1: #error".to_owned()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn run(
+        &mut self,
+        kernel: &Kernel,
+        buffers: &mut [View<'_>],
+        scalars: &[Scalar],
+        launches: &[Launch],
+    ) -> Result<Timing, DeviceError> {
+        assert!(!launches.is_empty(), "nothing is launched");
+        let runs = &self.fake.runs;
+        runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let fault = self.fake.faults.lock().unwrap().pop_front().flatten();
+        match fault {
+            Some(Fault::OutOfMemory) => return Err(DeviceError::OutOfMemory),
+            Some(Fault::Hang) => {
+                // Half of a result is there when it is ended.
+                scribble(buffers);
+                self.ended.recv().ok();
+                std::panic::resume_unwind(Box::new(Vanished));
+            }
+            Some(Fault::Vanish) => {
+                scribble(buffers);
+                std::panic::resume_unwind(Box::new(Vanished));
+            }
+            Some(Fault::Wrong) | None => {}
+        }
+        match kernel.cpu {
+            Cpu::Native(compute) => {
+                let grid = Grid::line(1);
+                let mut arguments = Arguments {
+                    buffers,
+                    scalars,
+                    grid,
+                };
+                compute(&mut arguments).map_err(DeviceError::Failed)?;
+            }
+            Cpu::Client => double(buffers),
+        }
+        if fault == Some(Fault::Wrong) {
+            scribble(buffers);
+        }
+        Ok(Timing::default())
+    }
+}
+
+/// The one kernel of an app that this device knows: each number twice.
+fn double(buffers: &mut [View<'_>]) {
+    for buffer in buffers {
+        if let View::ReadWrite(_) = buffer {
+            for number in buffer.slice_mut::<u32>().unwrap() {
+                *number = number.wrapping_mul(2);
+            }
+        }
+    }
+}
+
+fn scribble(buffers: &mut [View<'_>]) {
+    for byte in buffers.iter_mut().filter_map(View::bytes_mut).flatten() {
+        *byte ^= 0x55;
+    }
+}

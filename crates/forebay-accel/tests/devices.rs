@@ -1,0 +1,381 @@
+//! Every built-in kernel on every device that this host has, against the CPU. PoCL stands in
+//! for accelerators (`cargo xtask setup`); it is a CPU, and the path to it is that to GPUs.
+//!
+//! Devices are looked for in one process of a test's own, so that their caches are in a folder that is
+//! removed, and what a driver does to the process harms no other test.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test that fails stops, and says which devices it tried"
+)]
+
+use std::path::Path;
+use std::process::Command;
+
+use forebay_accel::backends::{self, Found};
+use forebay_accel::device::{Backend, BuildError, Device, DeviceError, DeviceInfo};
+use forebay_accel::kernel::{Kernel, Sources};
+use forebay_accel::kernels::built_in;
+use forebay_accel::kernels::sample::{Sample, Sizes};
+use forebay_accel::task::{Grid, Launch, Scalar, Shape};
+
+/// Says which part a process of ours is to play.
+const PART: &str = "FOREBAY_TEST_DEVICES";
+
+/// Runs one test of this file in a process of its own, where [`PART`] is set, and returns its output.
+fn play(test: &str, variables: &[(&str, &str)]) -> String {
+    let cache = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(PART, test)
+        .env("POCL_CACHE_DIR", cache.path())
+        .env("XDG_CACHE_HOME", cache.path())
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test}: {}\n{text}", output.status);
+    text
+}
+
+fn is_played(test: &str) -> bool {
+    std::env::var(PART).is_ok_and(|part| part == test)
+}
+
+/// Shows what the played test says of itself; one that was skipped is then counted. The first line
+/// follows the name of the test.
+fn show(text: &str) {
+    for line in text.lines() {
+        for word in ["SKIPPED:", "device "] {
+            if let Some(at) = line.find(word) {
+                // On a line of its own: the harness may have begun one.
+                println!("\n{}", &line[at..]);
+                break;
+            }
+        }
+    }
+}
+
+fn kernel(name: &str) -> Kernel {
+    let mut kernels = built_in().into_iter();
+    kernels.find(|kernel| kernel.name == name).unwrap()
+}
+
+/// Opens every device; says so if there is none.
+fn devices(test: &str, backend: Backend) -> Vec<Box<dyn Device>> {
+    let Found { devices, absent } = backends::find();
+    let of_backend = devices.iter().filter(|info| info.backend == backend);
+    let opened: Vec<_> = of_backend
+        .map(|info| {
+            println!("device {} is {} ({})", info.id, info.name, info.driver);
+            assert!(
+                info.memory_bytes > 0 && info.buffer_bytes_max > 0,
+                "{info:?}"
+            );
+            let device = backends::open(&info.id).unwrap();
+            assert_eq!(device.info(), info);
+            device
+        })
+        .collect();
+    if opened.is_empty() {
+        println!("SKIPPED: {test}: no {backend} device: {absent:?}");
+    }
+    opened
+}
+
+fn launches(kernel: &Kernel, sample: &Sample) -> Vec<Launch> {
+    let elements = sample.elements(&kernel.signature);
+    let shape = Shape {
+        elements: &elements,
+        scalars: &sample.scalars,
+        grid: Grid::line(1),
+    };
+    kernel.check(&shape).unwrap();
+    kernel.launches(&shape)
+}
+
+fn run(
+    device: &mut dyn Device,
+    kernel: &Kernel,
+    sample: &mut Sample,
+    launches: &[Launch],
+) -> Result<forebay_accel::device::Timing, DeviceError> {
+    let scalars = sample.scalars.clone();
+    let mut views = sample.views(&kernel.signature);
+    device.run(kernel, &mut views, &scalars, launches)
+}
+
+fn compare(device: &mut dyn Device, kernel: &Kernel, scale: u32, sizes: Sizes, seed: u64) {
+    let mut on_cpu = Sample::of(kernel, scale, sizes, seed).unwrap();
+    let mut on_device = on_cpu.clone();
+    on_cpu.compute(kernel).unwrap();
+    let launches = launches(kernel, &on_device);
+    let place = format!(
+        "{} on {} with {:?}, seed {seed}",
+        kernel.name,
+        device.info().id,
+        on_device.scalars
+    );
+    let timing = run(device, kernel, &mut on_device, &launches);
+    let timing = timing.unwrap_or_else(|error| panic!("{place}: {error}"));
+    assert!(
+        timing.compute.as_nanos() > 0 && timing.total() >= timing.compute,
+        "{place}"
+    );
+    if let Err((buffer, difference)) = on_cpu.agrees(kernel, &on_device) {
+        panic!("{place}: {buffer}: {difference}");
+    }
+}
+
+/// All kernels that have a source for the device, with sizes of every kind.
+fn try_all(device: &mut dyn Device) -> usize {
+    let mut tried = 0;
+    for kernel in built_in() {
+        match device.build(&kernel) {
+            Ok(()) => tried += 1,
+            Err(BuildError::NoSource(_)) => continue,
+            Err(error) => panic!("{} on {}: {error}", kernel.name, device.info().id),
+        }
+        let first = fastrand::u64(..);
+        compare(device, &kernel, 1, Sizes::Round, first);
+        for seed in 0..6 {
+            compare(
+                device,
+                &kernel,
+                3000,
+                Sizes::Ragged,
+                first.wrapping_add(seed),
+            );
+        }
+        compare(device, &kernel, 150_000, Sizes::Ragged, first);
+        compare(device, &kernel, 65_536, Sizes::Round, first);
+    }
+    tried
+}
+
+#[test]
+fn opencl_devices_compute_what_the_cpu_does() {
+    const TEST: &str = "opencl_devices_compute_what_the_cpu_does";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    for mut device in devices(TEST, Backend::Opencl) {
+        assert_eq!(try_all(device.as_mut()), built_in().len());
+    }
+}
+
+#[test]
+fn cuda_devices_compute_what_the_cpu_does() {
+    const TEST: &str = "cuda_devices_compute_what_the_cpu_does";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    for mut device in devices(TEST, Backend::Cuda) {
+        assert_eq!(try_all(device.as_mut()), built_in().len());
+    }
+}
+
+/// `add` with other sources.
+fn with(sources: Sources) -> Kernel {
+    Kernel {
+        sources,
+        ..kernel("add")
+    }
+}
+
+fn opencl(source: &str) -> Kernel {
+    with(Sources {
+        opencl: Some(source.to_owned().into()),
+        ..Sources::default()
+    })
+}
+
+const SHIFTED: &str = "__kernel void add(__global const float *a, __global const float *b, \
+     __global float *sum, uint count) { \
+     size_t i = get_global_id(0); if (i < count) { sum[i] = a[i] + b[i] + 1; } }";
+
+#[test]
+fn what_an_opencl_device_cannot_do_is_an_answer() {
+    const TEST: &str = "what_an_opencl_device_cannot_do_is_an_answer";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    for mut device in devices(TEST, Backend::Opencl) {
+        let device = device.as_mut();
+        let broken = device.build(&opencl("__kernel void add(float x) { y = nonsense; }"));
+        let Err(BuildError::Compile(text)) = broken else {
+            panic!("{broken:?}");
+        };
+        assert!(text.contains("nonsense"), "{text}");
+        let nothing = device.build(&with(Sources::default()));
+        assert_eq!(nothing, Err(BuildError::NoSource(Backend::Opencl)));
+        let no_file = device.build(&with(Sources {
+            opencl_binary: Some("/nonexistent/program.aocx".into()),
+            ..Sources::default()
+        }));
+        assert!(
+            matches!(&no_file, Err(BuildError::Failed(text)) if text.contains("program.aocx")),
+            "{no_file:?}"
+        );
+
+        let kernel = opencl(SHIFTED);
+        let mut sample = Sample::of(&kernel, 100, Sizes::Round, 1).unwrap();
+        let sound = launches(&kernel, &sample);
+        let mut fails = |launch: Launch| run(device, &kernel, &mut sample, &[launch]).unwrap_err();
+        let unbuilt = fails(sound[0].clone()).to_string();
+        assert!(unbuilt.contains("was not built"), "{unbuilt}");
+        device.build(&kernel).unwrap();
+        let mut fails = |launch: Launch| run(device, &kernel, &mut sample, &[launch]).unwrap_err();
+        let entry = fails(Launch {
+            entry: "multiply".into(),
+            ..sound[0].clone()
+        });
+        assert!(
+            entry.to_string().contains("no entry point multiply"),
+            "{entry}"
+        );
+        let arguments = fails(Launch {
+            scalars: vec![Scalar::U32(1); 2],
+            ..sound[0].clone()
+        });
+        assert!(
+            arguments.to_string().contains("takes 4 arguments"),
+            "{arguments}"
+        );
+        let large = fails(Launch {
+            scratch: vec![usize::MAX / 2],
+            ..sound[0].clone()
+        });
+        assert_eq!(large, DeviceError::OutOfMemory);
+
+        // After all of that it computes, and a wrong result is seen.
+        let mut on_cpu = sample.clone();
+        on_cpu.compute(&kernel).unwrap();
+        run(device, &kernel, &mut sample, &sound).unwrap();
+        assert!(on_cpu.agrees(&kernel, &sample).is_err());
+    }
+}
+
+/// FPGAs are given what their vendor's tools compiled. Any device takes its own binary, so the path is
+/// tried with that.
+#[test]
+fn an_opencl_program_from_a_file_runs() {
+    const TEST: &str = "an_opencl_program_from_a_file_runs";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for mut device in devices(TEST, Backend::Opencl) {
+        let file = folder.path().join("add.bin");
+        std::fs::write(&file, binary(device.info(), SHIFTED)).unwrap();
+        let from_file = |file: &Path| {
+            with(Sources {
+                opencl_binary: Some(file.to_owned()),
+                ..Sources::default()
+            })
+        };
+        let kernel = from_file(&file);
+        device.build(&kernel).unwrap();
+        let mut sample = Sample::of(&kernel, 100, Sizes::Round, 1).unwrap();
+        let launches = launches(&kernel, &sample);
+        run(device.as_mut(), &kernel, &mut sample, &launches).unwrap();
+        let floats = |at: usize| -> &[f32] { bytemuck::cast_slice(sample.buffers[at].bytes()) };
+        assert_eq!(floats(2)[7], floats(0)[7] + floats(1)[7] + 1.0);
+
+        let rubbish = folder.path().join("rubbish.bin");
+        std::fs::write(&rubbish, "no program").unwrap();
+        let error = device.build(&from_file(&rubbish)).unwrap_err();
+        assert!(matches!(error, BuildError::Failed(_)), "{error:?}");
+    }
+}
+
+/// What the device's driver makes of a source.
+fn binary(info: &DeviceInfo, source: &str) -> Vec<u8> {
+    let mut numbers = info
+        .id
+        .split(':')
+        .skip(1)
+        .map(|part| part.parse::<usize>().unwrap());
+    let platforms = opencl3::platform::get_platforms().unwrap();
+    let ids = platforms[numbers.next().unwrap()]
+        .get_devices(opencl3::device::CL_DEVICE_TYPE_ALL)
+        .unwrap();
+    let device = opencl3::device::Device::new(ids[numbers.next().unwrap()]);
+    let context = opencl3::context::Context::from_device(&device).unwrap();
+    let program =
+        opencl3::program::Program::create_and_build_from_source(&context, source, "").unwrap();
+    program.get_binaries().unwrap().remove(0)
+}
+
+#[test]
+fn every_backend_has_devices_or_a_reason() {
+    const TEST: &str = "every_backend_has_devices_or_a_reason";
+    if !is_played(TEST) {
+        play(TEST, &[]);
+        return;
+    }
+    let found = backends::find();
+    for backend in [Backend::Opencl, Backend::Cuda] {
+        let devices = found.devices.iter().filter(|info| info.backend == backend);
+        let reasons = found.absent.iter().filter(|(of, _)| *of == backend);
+        assert_eq!(devices.count() == 0, reasons.count() == 1, "{found:?}");
+    }
+    for id in [
+        "",
+        "opencl",
+        "tpu:0",
+        "opencl:999:0",
+        "opencl:x:y",
+        "cuda:99",
+        "cuda:-1",
+        "cuda:x",
+    ] {
+        let error = backends::open(id).err().unwrap();
+        assert!(error.contains("forebay accel devices"), "{id}: {error}");
+    }
+}
+
+#[test]
+fn without_a_loader_there_is_a_reason() {
+    const TEST: &str = "without_a_loader_there_is_a_reason";
+    if !is_played(TEST) {
+        // A file that is no library is found first.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("libOpenCL.so.1"), "").unwrap();
+        play(
+            TEST,
+            &[("LD_LIBRARY_PATH", folder.path().to_str().unwrap())],
+        );
+        return;
+    }
+    says(Backend::Opencl, "loader is not installed");
+}
+
+#[test]
+fn without_a_driver_there_is_a_reason() {
+    const TEST: &str = "without_a_driver_there_is_a_reason";
+    if !is_played(TEST) {
+        play(TEST, &[("OCL_ICD_VENDORS", "/nonexistent")]);
+        return;
+    }
+    let found = backends::find();
+    if found
+        .absent
+        .iter()
+        .any(|(_, why)| why.contains("loader is not installed"))
+    {
+        return;
+    }
+    says(Backend::Opencl, "no driver is installed");
+}
+
+fn says(backend: Backend, words: &str) {
+    let found = backends::find();
+    let reason = found.absent.iter().find(|(of, _)| *of == backend);
+    let reason = reason
+        .map(|(_, reason)| reason.as_str())
+        .unwrap_or_default();
+    assert!(reason.contains(words), "{found:?}");
+}

@@ -1,0 +1,328 @@
+//! `forebay accel-worker` from outside, with the OpenCL device of this host, whichever it is: PoCL
+//! does for a machine without accelerators.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test, whose functions clippy does not see as such"
+)]
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use forebay_accel::client::{Client, Memory, Task};
+use forebay_accel::device::Backend;
+use forebay_accel::kernel::{
+    Access, Arguments, Element, Kernel, Parameter, ScalarParameter, Signature, Sources, Tolerance,
+};
+use forebay_accel::kernels::built_in;
+use forebay_accel::kernels::sample::{Sample, Sizes};
+use forebay_accel::task::{Grid, Scalar, ScalarType};
+use forebay_accel::wire::{Definition, DeviceStatus, Run, Wish};
+
+/// Nothing that a test waits for takes longer, however busy the machine is.
+const BOUND: Duration = Duration::from_secs(240);
+
+/// A worker, as a process.
+struct Worker {
+    process: Child,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Worker {
+    fn new(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("accel.sock");
+        let process = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .arg("accel-worker")
+            .arg(&socket)
+            .args(options)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            process,
+            socket,
+            _directory: directory,
+        }
+    }
+
+    fn client(&mut self) -> Client {
+        let end = Instant::now() + BOUND;
+        loop {
+            match Client::connect(&self.socket) {
+                Ok(client) => return client,
+                Err(error) => {
+                    assert!(Instant::now() < end, "{error}");
+                    assert!(self.process.try_wait().unwrap().is_none(), "it ended");
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// A client, and the first device; says so where there is none.
+    fn with_device(&mut self, test: &str) -> Option<(Client, String)> {
+        let client = self.client();
+        let Some(device) = opencl(&client) else {
+            println!("SKIPPED: {test}: no OpenCL device; install pocl-opencl-icd");
+            return None;
+        };
+        println!("{test}: {} ({})", device.info.name, device.info.platform);
+        let id = device.info.id.clone();
+        Some((client, id))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// The first OpenCL device of the worker, which all tests use.
+fn opencl(client: &Client) -> Option<DeviceStatus> {
+    let mut devices = client.devices().unwrap().into_iter();
+    devices.find(|device| device.info.backend == Backend::Opencl)
+}
+
+fn status(client: &Client) -> DeviceStatus {
+    opencl(client).unwrap()
+}
+
+fn memories(client: &Client, sample: &Sample) -> Vec<Memory> {
+    let each = sample.buffers.iter().map(|buffer| {
+        let mut memory = client.memory(buffer.bytes().len()).unwrap();
+        let bytes = memory.slice_mut::<u8>().unwrap();
+        bytes.copy_from_slice(buffer.bytes());
+        memory
+    });
+    each.collect()
+}
+
+fn task<'a>(
+    client: &'a Client,
+    kernel: &Kernel,
+    sample: &Sample,
+    memories: &'a mut [Memory],
+) -> Task<'a> {
+    let mut task = client.task(&kernel.name);
+    for (memory, parameter) in memories.iter_mut().zip(&kernel.signature.buffers) {
+        task = if parameter.access.writes() {
+            task.output(memory)
+        } else {
+            task.input(memory)
+        };
+    }
+    for scalar in &sample.scalars {
+        task = task.scalar(*scalar);
+    }
+    task
+}
+
+/// The first run on the device: it is the CPU's as long as the device builds the kernel.
+fn run_there(device: &str, mut submit: impl FnMut(Wish) -> Run) -> Run {
+    let end = Instant::now() + BOUND;
+    loop {
+        let run = submit(Wish::Device(device.to_owned()));
+        if run.place == device || run.retries > 0 {
+            return run;
+        }
+        assert!(Instant::now() < end, "it never ran on {device}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn every_built_in_kernel_runs_on_a_device_as_on_the_cpu() {
+    let mut worker = Worker::new(&["--verify-one-in", "1"]);
+    let Some((client, device)) = worker.with_device("built-in kernels") else {
+        return;
+    };
+    for kernel in built_in() {
+        for (scale, seed) in [(5000, 1), (70_000, 2)] {
+            let sample = Sample::of(&kernel, scale, Sizes::Ragged, seed).unwrap();
+            let mut wanted = sample.clone();
+            wanted.compute(&kernel).unwrap();
+            let mut there = sample.clone();
+            let run = run_there(&device, |wish| {
+                let mut memories = memories(&client, &sample);
+                let task = task(&client, &kernel, &sample, &mut memories).place(wish);
+                let run = task.submit().unwrap().wait().unwrap();
+                for (buffer, memory) in there.buffers.iter_mut().zip(&memories) {
+                    let bytes = memory.slice::<u8>().unwrap();
+                    buffer.bytes_mut().copy_from_slice(bytes);
+                }
+                run
+            });
+            let device = status(&client);
+            assert_eq!(run.retries, 0, "{}: {:?}", kernel.name, device.quarantine);
+            let agrees = wanted.agrees(&kernel, &there);
+            assert!(agrees.is_ok(), "{}: {agrees:?}", kernel.name);
+        }
+    }
+    let device = status(&client);
+    assert_eq!((device.faults, device.verified), (0, device.tasks));
+    assert!(device.tasks >= 2 * u64::try_from(built_in().len()).unwrap());
+}
+
+/// An app's own kernel that sets each number to 7, and what it does on devices instead.
+fn own(name: &str, body: &str) -> Definition {
+    let source = format!(
+        "__kernel void {name}(__global uint *numbers, const uint count) {{\n\
+         const size_t i = get_global_id(0);\n{body}\n}}\n"
+    );
+    Definition {
+        name: name.to_owned(),
+        signature: Signature {
+            buffers: vec![Parameter {
+                name: "numbers".into(),
+                access: Access::ReadWrite,
+                element: Element::U32,
+            }],
+            scalars: vec![ScalarParameter {
+                name: "count".into(),
+                kind: ScalarType::U32,
+            }],
+        },
+        per_item: vec![1],
+        sources: Sources {
+            opencl: Some(source.into()),
+            ..Sources::default()
+        },
+        tolerance: Tolerance::Exact,
+    }
+}
+
+const ITEMS: u32 = 1000;
+
+/// Has a kernel run on the device; 7 is what is there then, whoever computed it.
+fn run_own(client: &Client, device: &str, name: &str, body: &str) -> Run {
+    let compute = |arguments: &mut Arguments<'_, '_>| {
+        arguments.buffers[0].slice_mut::<u32>()?.fill(7);
+        Ok(())
+    };
+    let builds = client.register(own(name, body), Box::new(compute)).unwrap();
+    let build = builds.iter().find(|build| build.device == device).unwrap();
+    assert_eq!(build.error, None);
+    let mut memory = client.memory(ITEMS as usize * 4).unwrap();
+    let run = run_there(device, |wish| {
+        memory.slice_mut::<u32>().unwrap().fill(1);
+        let task = client.task(name).output(&mut memory).place(wish);
+        let task = task.scalar(Scalar::U32(ITEMS)).grid(Grid::line(ITEMS));
+        task.submit().unwrap().wait().unwrap()
+    });
+    let numbers = memory.slice::<u32>().unwrap();
+    assert!(numbers.iter().all(|number| *number == 7), "{name}");
+    run
+}
+
+/// A device is used again after its quarantine.
+fn wait_for_the_device(client: &Client) {
+    let end = Instant::now() + BOUND;
+    while status(client).quarantine.is_some() {
+        assert!(Instant::now() < end, "{:?}", status(client).quarantine);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn kernels_that_crash_hang_or_are_wrong_harm_only_their_device_for_a_while() {
+    let limits = ["--run-max-seconds", "3", "--quarantine-seconds", "5"];
+    let mut worker = Worker::new(&limits);
+    let Some((client, device)) = worker.with_device("kernels that fail") else {
+        return;
+    };
+    let good = "if (i < count) numbers[i] = 7;";
+    let fault = |name: &str, body: &str, wanted: &str| {
+        let run = run_own(&client, &device, name, body);
+        assert_eq!((run.place.as_str(), run.retries), ("cpu", 1), "{name}");
+        let why = status(&client).quarantine.unwrap();
+        assert!(why.contains(wanted), "{name}: {why}");
+        wait_for_the_device(&client);
+        let run = run_own(&client, &device, &format!("after_{name}"), good);
+        assert_eq!(run.place, device, "after {name}");
+    };
+    fault(
+        "wrong",
+        "if (i < count) numbers[i] = 8;",
+        "computed wrong wrongly",
+    );
+    fault(
+        "crash",
+        "numbers[i + 0x100000000000ul] = 1;",
+        "process ended",
+    );
+    let endless = "volatile __global uint *watched = numbers; while (*watched != 77u) {}";
+    fault("hang", endless, "taken to hang");
+    assert_eq!(status(&client).faults, 3);
+}
+
+#[test]
+fn what_does_not_compile_is_told_in_the_compiler_s_words() {
+    let mut worker = Worker::new(&[]);
+    let Some((client, device)) = worker.with_device("compile errors") else {
+        return;
+    };
+    let definition = own("broken", "numbers[i] = undeclared_thing;");
+    let builds = client.register(definition, Box::new(|_| Ok(()))).unwrap();
+    let build = builds.iter().find(|build| build.device == device).unwrap();
+    let error = build.error.clone().unwrap().to_string();
+    assert!(error.contains("undeclared_thing"), "{error}");
+    assert_eq!(status(&client).faults, 0);
+}
+
+#[test]
+fn processes_of_devices_end_with_their_worker() {
+    let mut worker = Worker::new(&[]);
+    let Some((client, device)) = worker.with_device("the end of a worker") else {
+        return;
+    };
+    let good = "if (i < count) numbers[i] = 7;";
+    run_own(&client, &device, "seven", good);
+    // A thread's children are listed by that thread: those of all are asked for.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.process.id())).unwrap();
+    let children: String = tasks
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap())
+        .collect();
+    let children: Vec<&str> = children.split_whitespace().collect();
+    assert!(!children.is_empty(), "the device has no process");
+    drop(worker);
+    let end = Instant::now() + BOUND;
+    let alive = |child: &&str| {
+        let status = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        // One that ended and that nobody waited for yet is dead.
+        let state = status
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    };
+    while children.iter().any(alive) {
+        assert!(Instant::now() < end, "{children:?} are alive");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_client_of_another_language_is_served() {
+    let mut worker = Worker::new(&[]);
+    worker.client();
+    let python = Command::new("python3")
+        .arg("-B")
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../examples/accel/forebay_accel.py"
+        ))
+        .arg(&worker.socket)
+        .output();
+    let Ok(output) = python else {
+        println!("SKIPPED: a client of another language: no python3");
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("1024 sums on cpu"), "{output:?}");
+}
