@@ -94,6 +94,17 @@ pub enum Mark {
     Dropped,
 }
 
+/// What a daemon that begins anew finds of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing. Files that it could be made of again do not count where it may have run.
+    Nothing,
+    /// A copy that certainly never ran.
+    Fresh,
+    /// A copy that runs, or may have run.
+    Started,
+}
+
 /// The machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
@@ -123,15 +134,21 @@ impl Arrival {
         (machine, vec![Step::Receive])
     }
 
-    /// Goes on after the daemon ended, from what it had made durable, and whether the copy is there:
-    /// its processes, standing still or running. Files that it could be made of again do not count,
-    /// since it may have run. Where the host went down between the mark and the start, an application
-    /// is lost that never ran: nobody can tell that from one that did.
+    /// Goes on after the daemon ended, from what it had made durable, and what is there of the copy. Where the
+    /// host went down between the mark and the start, an application is lost that never ran: nobody can
+    /// tell that from one that did.
     #[must_use]
-    pub fn resume(record: Ownership, here: HostName, mark: Mark, copy: bool) -> (Self, Vec<Step>) {
+    pub fn resume(
+        record: Ownership,
+        here: HostName,
+        mark: Mark,
+        found: Found,
+    ) -> (Self, Vec<Step>) {
         let (mut machine, _) = Self::begin(record, here);
         machine.mark = Some(mark);
-        let steps = match (mark, copy) {
+        machine.may_have_run = mark == Mark::Starting && found == Found::Started;
+        let is_there = found != Found::Nothing;
+        let steps = match (mark, is_there) {
             (Mark::Receiving, _) => machine.discard(false),
             (Mark::Prepared, true) => machine.go(Stage::Waiting, Step::Read),
             (Mark::Starting, true) => machine.go(Stage::Starting, Step::Start),

@@ -66,6 +66,8 @@ pub enum Input {
     Ended(Outcome),
     /// What the record says.
     Read(Ownership),
+    /// There is no record.
+    Gone,
     /// Somebody does not want the move any more.
     Cancel,
     /// The mark of the steps that came out last cannot be made durable: they were not taken.
@@ -122,6 +124,10 @@ pub struct Departure {
     is_off: bool,
     /// As a target gave it back whose copy never ran: it is to say that it runs here.
     back: Option<Ownership>,
+    /// The commit was refused when it was asked for, so that it never took effect.
+    is_refused: bool,
+    /// What is on disk while it is called off, where that is not known to be written yet.
+    written: Option<Mark>,
 }
 
 impl Departure {
@@ -136,6 +142,8 @@ impl Departure {
             mark: None,
             is_off: false,
             back: None,
+            is_refused: false,
+            written: None,
         };
         (machine, vec![Step::Check])
     }
@@ -172,6 +180,7 @@ impl Departure {
             Input::Cancel => return self.cancel(),
             Input::Unmarked => return self.unmarked(),
             Input::Read(record) => return self.read(&record),
+            Input::Gone => return self.put_back(),
             Input::Ended(outcome) => outcome,
         };
         match (self.stage, ended) {
@@ -192,9 +201,11 @@ impl Departure {
             (Stage::Freezing | Stage::Sending, Refused | Unknown) => self.thaw(),
             (Stage::Committing, Done) => self.go(Stage::Awaiting, self.mark, Step::Read),
             (Stage::Committing, Unknown) => self.recall(),
-            (Stage::Committing | Stage::Recalling, Refused) => {
+            (Stage::Committing, Refused) => {
+                self.is_refused = true;
                 self.go(Stage::Reading, self.mark, Step::Read)
             }
+            (Stage::Recalling, Refused) => self.go(Stage::Reading, self.mark, Step::Read),
             // Whichever of the two took effect, the commit cannot any more once the epoch went on.
             (Stage::Recalling, Unknown) => self.recall(),
             (Stage::Recalling, Done) => {
@@ -222,6 +233,9 @@ impl Departure {
         if !matches!(self.stage, Stage::Reading | Stage::Awaiting) {
             return Vec::new();
         }
+        if record.epoch < self.record.epoch {
+            return self.put_back();
+        }
         let given = self.record.epoch + 1;
         match (record.owner == self.here, record.epoch) {
             // Recalled, or given back by a target whose copy never ran.
@@ -235,6 +249,17 @@ impl Departure {
                 self.go(Stage::Ending, self.mark, Step::End)
             }
             (false, _) => self.go(Stage::Awaiting, self.mark, Step::Read),
+        }
+    }
+
+    /// The record was put back to before this move, or is gone: it says nothing of what was asked since, and
+    /// whoever has it by that is no reason to end what stands here.
+    fn put_back(&mut self) -> Vec<Step> {
+        match self.stage {
+            // Nobody else was given it.
+            Stage::Reading if self.is_refused => self.thaw(),
+            Stage::Reading | Stage::Awaiting => vec![Step::Read],
+            _ => Vec::new(),
         }
     }
 
@@ -262,6 +287,14 @@ impl Departure {
                 self.mark = Some(Mark::Frozen);
                 self.thaw()
             }
+            // It runs, whatever the disk says: that the record says so must not wait for room.
+            Stage::CallingOff => match self.written.take() {
+                Some(mark) => {
+                    let change = Step::Change(self.record.epoch, self.record.recalled());
+                    self.go(Stage::CallingOff, Some(mark), change)
+                }
+                None => Vec::new(),
+            },
             _ => Vec::new(),
         }
     }
@@ -283,6 +316,9 @@ impl Departure {
 
     fn call_off(&mut self) -> Vec<Step> {
         let change = Step::Change(self.record.epoch, self.record.recalled());
+        if self.mark != Some(Mark::Begun) {
+            self.written = self.mark;
+        }
         // It runs: whoever begins anew from here has nothing to thaw.
         self.go(Stage::CallingOff, Some(Mark::Begun), change)
     }

@@ -18,6 +18,11 @@ enum Copy {
     Stands(u64),
 }
 
+/// Older records than the one that moves begin with.
+const FIRST: Epoch = 5;
+/// A source that goes on without a rest takes so many steps at most.
+const RESTLESS_MAX: u32 = 24;
+
 /// A transaction that was sent and of which nobody heard: it may still take effect.
 type Late = (Epoch, Ownership);
 
@@ -67,6 +72,19 @@ struct World {
     arrival_mark: Option<arrival::Mark>,
     /// What happened, for the one who reads a failure.
     story: Vec<String>,
+    /// What the coordinator says instead of the record, since it was put back to an earlier state.
+    put_back: Option<Option<Ownership>>,
+    /// The disk of the source and of the target takes nothing more.
+    full: [bool; 2],
+    /// Steps of the source since its latest rest.
+    restless: u32,
+}
+
+fn first() -> Ownership {
+    Ownership {
+        epoch: FIRST,
+        ..Ownership::first(source())
+    }
 }
 
 fn source() -> HostName {
@@ -79,7 +97,7 @@ fn target() -> HostName {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let record = Ownership::first(source());
+        let record = first();
         let mut world = Self {
             rng: Rng::with_seed(seed),
             faults: true,
@@ -97,6 +115,9 @@ impl World {
             arrival: Side::none(),
             arrival_mark: None,
             story: Vec::new(),
+            put_back: None,
+            full: [false; 2],
+            restless: 0,
         };
         world.mark();
         world
@@ -104,11 +125,94 @@ impl World {
 
     /// What the daemons make durable before they take a step.
     fn mark(&mut self) {
-        if let Some(machine) = &self.departure.machine {
-            self.departure_mark = machine.mark();
+        self.is_departure_marked();
+        self.is_arrival_marked();
+    }
+
+    /// Whether the source may take its steps; where its disk is full it turns back, if it can.
+    fn is_departure_marked(&mut self) -> bool {
+        use departure::{Input, Stage};
+        let Some(machine) = &mut self.departure.machine else {
+            return true;
+        };
+        if machine.mark() == self.departure_mark {
+            return true;
         }
-        if let Some(machine) = &self.arrival.machine {
+        if !self.full[0] {
+            self.departure_mark = machine.mark();
+            return true;
+        }
+        if !matches!(machine.stage(), Stage::Over(_)) {
+            let steps = machine.step(Input::Unmarked);
+            if !steps.is_empty() || matches!(machine.stage(), Stage::Over(_)) {
+                self.story
+                    .push(format!("the source's disk is full: {:?}", machine.stage()));
+                self.departure.steps = steps.into();
+            }
+        }
+        machine.mark() == self.departure_mark
+    }
+
+    /// Whether the target may take its steps; where its disk is full it turns back, if it can.
+    fn is_arrival_marked(&mut self) -> bool {
+        use arrival::{Input, Stage};
+        let Some(machine) = &mut self.arrival.machine else {
+            return true;
+        };
+        if machine.mark() == self.arrival_mark {
+            return true;
+        }
+        if !self.full[1] {
             self.arrival_mark = machine.mark();
+            return true;
+        }
+        if !matches!(machine.stage(), Stage::Over(_)) {
+            let steps = machine.step(Input::Unmarked);
+            if !steps.is_empty() {
+                self.story
+                    .push(format!("the target's disk is full: {:?}", machine.stage()));
+                self.arrival.steps = steps.into();
+            }
+        }
+        machine.mark() == self.arrival_mark
+    }
+
+    /// What whoever reads the record is told.
+    fn shown(&self) -> Option<Ownership> {
+        let record = Some(self.record.clone());
+        self.put_back.clone().unwrap_or(record)
+    }
+
+    /// The coordinator is put back to before the first attempt, or loses everything.
+    fn put_back(&mut self) {
+        // Not while it was given back and does not say yet that it runs: such a one stays as it is, since
+        // the source takes the refusal for an answer, and its owner's claims make no record that runs of it.
+        if !self.record.runs && self.record.owner == source() {
+            return;
+        }
+        let epoch = FIRST - 1 - self.rng.u64(0..3);
+        let owner = [source(), target(), "other".parse().unwrap()][self.rng.usize(0..3)].clone();
+        let older = Ownership {
+            epoch,
+            owner,
+            runs: self.rng.bool(),
+        };
+        let older = (self.rng.u8(0..3) > 0).then_some(older);
+        self.story
+            .push(format!("the record is put back: {older:?}"));
+        self.put_back = Some(older);
+    }
+
+    /// Its latest state is found again, or the owner says so again where no move is about it.
+    fn put_right(&mut self) {
+        use departure::{End, Stage};
+        if self.put_back.take().is_some() {
+            self.story.push("the record is put right".into());
+            let stage = self.departure.machine.as_ref().map(Departure::stage);
+            let is_over = matches!(stage, None | Some(Stage::Over(End::Stayed)));
+            if is_over && self.departure_mark.is_none() && self.record.owner == source() {
+                self.record = self.record.recalled();
+            }
         }
     }
 
@@ -125,7 +229,7 @@ impl World {
     }
 
     fn apply(&mut self, (epoch, to): &Late) -> bool {
-        let fits = self.record.epoch == *epoch;
+        let fits = self.record.epoch == *epoch && self.put_back.is_none();
         if fits {
             self.record = to.clone();
         }
@@ -151,11 +255,14 @@ impl World {
 
     fn departure_step(&mut self) {
         use departure::{Input, Step};
+        if !self.is_departure_marked() {
+            return;
+        }
         let Some(step) = self.departure.steps.pop_front() else {
             return;
         };
         self.story.push(format!("source {step:?}"));
-        let input = match step {
+        let input = match step.clone() {
             Step::Check | Step::Copy => Input::Ended(self.own()),
             Step::Reserve => {
                 let outcome = self.own();
@@ -164,7 +271,7 @@ impl World {
                     Some(machine) => matches!(machine.stage(), arrival::Stage::Over(_)),
                     None => self.arrival_mark.is_none(),
                 };
-                if outcome == Outcome::Done && is_free {
+                if outcome == Outcome::Done && is_free && !self.full[1] {
                     self.received = self.began.clone();
                     self.arrival = Side::new(Arrival::begin(self.began.clone(), target()));
                     Input::Ended(outcome)
@@ -184,9 +291,10 @@ impl World {
             }
             Step::Send => Input::Ended(self.send()),
             Step::Change(epoch, to) => Input::Ended(self.change(epoch, to)),
-            Step::Read => match self.chance(4) {
-                true => Input::Ended(Outcome::Unknown),
-                false => Input::Read(self.record.clone()),
+            Step::Read => match (self.chance(4), self.shown()) {
+                (true, _) => Input::Ended(Outcome::Unknown),
+                (false, Some(record)) => Input::Read(record),
+                (false, None) => Input::Gone,
             },
             Step::Thaw => {
                 let outcome = self.own();
@@ -214,8 +322,14 @@ impl World {
             }
         };
         if let Some(machine) = &mut self.departure.machine {
-            self.departure.steps.extend(machine.step(input));
+            let next = machine.step(input);
+            self.restless = match next == [step] {
+                true => 0,
+                false => self.restless + 1,
+            };
+            self.departure.steps.extend(next);
         }
+        assert!(self.restless < RESTLESS_MAX, "the source takes no rest");
     }
 
     /// The rest of the copy goes to the target, which says that it has it, or not.
@@ -262,6 +376,9 @@ impl World {
 
     fn arrival_step(&mut self) {
         use arrival::{Input, Step};
+        if !self.is_arrival_marked() {
+            return;
+        }
         let Some(step) = self.arrival.steps.front().cloned() else {
             return;
         };
@@ -282,9 +399,9 @@ impl World {
                     Input::Ended(Outcome::Refused)
                 }
             }
-            Step::Read => match self.chance(4) {
-                true => Input::Ended(Outcome::Unknown),
-                false => Input::Read(self.record.clone()),
+            Step::Read => match (self.chance(4), self.shown()) {
+                (false, Some(record)) => Input::Read(record),
+                (true, _) | (false, None) => Input::Ended(Outcome::Unknown),
             },
             Step::Start => match (self.target, self.own()) {
                 (Some(Copy::Stands(n)), Outcome::Done) => {
@@ -298,6 +415,8 @@ impl World {
                 (Some(Copy::Runs(_)), _) => Input::Ended(Outcome::Done),
                 _ => Input::Ended(Outcome::Refused),
             },
+            // What becomes of one that is refused by a record of before is for the claims of its host.
+            Step::Change(..) if self.put_back.is_some() => Input::Ended(Outcome::Unknown),
             Step::Change(epoch, to) => Input::Ended(self.change(epoch, to)),
             Step::Discard => {
                 let outcome = self.own();
@@ -337,6 +456,7 @@ impl World {
 
     fn resume(&mut self) {
         let first = self.began.clone();
+        self.restless = 0;
         if self.departure.machine.is_none()
             && let Some(mark) = self.departure_mark
         {
@@ -347,18 +467,27 @@ impl World {
             && let Some(mark) = self.arrival_mark
         {
             self.story.push(format!("the target resumes from {mark:?}"));
-            let copy = self.target.is_some();
-            self.arrival = Side::new(Arrival::resume(self.received.clone(), target(), mark, copy));
+            let found = match self.target {
+                None => arrival::Found::Nothing,
+                Some(Copy::Stands(_)) => arrival::Found::Fresh,
+                Some(Copy::Runs(_)) => arrival::Found::Started,
+            };
+            let received = self.received.clone();
+            self.arrival = Side::new(Arrival::resume(received, target(), mark, found));
         }
     }
 
     /// Another attempt, after one that was given up.
     fn try_again(&mut self) {
         let stage = self.departure.machine.as_ref().map(Departure::stage);
-        if stage == Some(departure::Stage::Over(departure::End::Stayed)) && self.attempts > 0 {
+        let is_over = stage == Some(departure::Stage::Over(departure::End::Stayed))
+            && self.departure_mark.is_none();
+        // Nobody begins from a record of before.
+        if is_over && self.attempts > 0 && self.put_back.is_none() {
             self.attempts -= 1;
             self.story.push("the source tries again".into());
             self.began = self.record.clone();
+            self.restless = 0;
             self.departure = Side::new(Departure::begin(self.began.clone(), target()));
         }
     }
@@ -423,7 +552,18 @@ impl World {
                     self.apply(&change);
                 }
             }
-            5 => self.resume(),
+            5 => {
+                self.resume();
+                if self.faults && self.rng.u8(0..6) == 0 {
+                    let side = self.rng.usize(0..2);
+                    self.full[side] = !self.full[side];
+                }
+                match self.rng.u8(0..12) {
+                    0 if self.faults => self.put_back(),
+                    1..=3 if self.faults => self.put_right(),
+                    _ => {}
+                }
+            }
             6 => {
                 self.try_again();
                 if self.rng.bool()
@@ -443,6 +583,17 @@ impl World {
     /// How it ends once nothing goes wrong any more.
     fn settle(&mut self) {
         self.faults = false;
+        for _ in 0..400 {
+            self.event();
+        }
+        let stage = self.departure.machine.as_ref().map(Departure::stage);
+        assert!(
+            stage != Some(departure::Stage::CallingOff) || self.departure_mark.is_none(),
+            "it runs, and the record does not say so"
+        );
+        self.full = [false; 2];
+        self.mark();
+        self.put_right();
         for _ in 0..400 {
             self.event();
         }
@@ -495,8 +646,11 @@ fn play(seed: u64) -> [&'static str; 2] {
         );
     }
     let moved = world.source.is_none();
-    let back =
-        world.story.iter().any(|line| line.contains("Change(2")) && world.record.owner == source();
+    let back = world
+        .story
+        .iter()
+        .any(|line| line.contains(&format!("Change({}", FIRST + 1)))
+        && world.record.owner == source();
     [
         if moved { "moved" } else { "stayed" },
         if back { "given back" } else { "" },
@@ -530,7 +684,7 @@ fn without_faults_it_moves() {
         "{:?}",
         world.story
     );
-    assert_eq!(world.record.epoch, 2);
+    assert_eq!(world.record.epoch, FIRST + 1);
     assert!(world.record.runs);
 }
 
@@ -561,6 +715,68 @@ fn a_source_whose_disk_is_full_turns_back_before_it_asks() {
     check(5, Stage::Thawing, Some(Mark::Frozen), Some(Step::Thaw));
     // It was: only the record says now whose it is.
     check(6, Stage::Awaiting, Some(Mark::Committing), None);
+
+    // It goes on, and the disk still says that it may stand still: the record waits for no room.
+    let mut inputs = vec![done.clone(); 3];
+    inputs.extend([Input::Ended(Outcome::Refused), done]);
+    let (mut machine, steps) = departing(&inputs);
+    assert_eq!(
+        (machine.stage(), machine.mark()),
+        (Stage::CallingOff, Some(Mark::Begun))
+    );
+    assert_eq!(machine.step(Input::Unmarked), steps);
+    assert_eq!(machine.mark(), Some(Mark::Frozen));
+    // What is on disk already cannot fail to be there.
+    assert_eq!(machine.step(Input::Unmarked), []);
+    machine.step(Input::Ended(Outcome::Done));
+    assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+}
+
+/// A source that was asked for this many steps from a record that is not the first, and reads.
+fn asked(commit: Outcome) -> Departure {
+    use departure::{Input, Stage};
+    let (mut machine, _) = Departure::begin(first(), target());
+    for _ in 0..5 {
+        machine.step(Input::Ended(Outcome::Done));
+    }
+    machine.step(Input::Ended(commit));
+    if commit == Outcome::Unknown {
+        machine.step(Input::Ended(Outcome::Refused));
+    }
+    assert_eq!(machine.stage(), Stage::Reading);
+    machine
+}
+
+#[test]
+fn a_record_of_before_ends_nothing_and_gives_a_rest() {
+    use departure::{End, Input, Stage, Step};
+    let before = |owner: HostName| {
+        Input::Read(Ownership {
+            epoch: FIRST - 2,
+            ..Ownership::first(owner)
+        })
+    };
+    let done = Input::Ended(Outcome::Done);
+    for read in [
+        before(source()),
+        before("other".parse().unwrap()),
+        Input::Gone,
+    ] {
+        // Somebody else may have been given it: it stands until that is known.
+        let mut machine = asked(Outcome::Unknown);
+        assert_eq!(machine.step(read.clone()), [Step::Read]);
+        assert_eq!(machine.stage(), Stage::Reading);
+        machine.step(Input::Read(first().given_to(&target())));
+        assert_eq!(machine.step(read.clone()), [Step::Read]);
+        assert_eq!(machine.stage(), Stage::Awaiting);
+
+        // Nobody was.
+        let mut machine = asked(Outcome::Refused);
+        assert_eq!(machine.step(read), [Step::Thaw]);
+        machine.step(done.clone());
+        machine.step(Input::Ended(Outcome::Refused));
+        assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+    }
 }
 
 #[test]
@@ -624,6 +840,21 @@ fn what_may_have_run_is_not_given_back() {
     machine.step(Input::Read(given));
     machine.step(Input::Ended(Outcome::Refused));
     assert_eq!(machine.stage(), Stage::Returning);
+}
+
+/// The daemon ended between the start and what it had to say of it, and the program ends by itself.
+#[test]
+fn what_ran_before_the_daemon_ended_is_not_given_back() {
+    use arrival::{Found, Input, Mark, Stage};
+    for (found, stage) in [
+        (Found::Started, Stage::Announcing),
+        (Found::Fresh, Stage::Returning),
+    ] {
+        let record = Ownership::first(source());
+        let (mut machine, _) = Arrival::resume(record, target(), Mark::Starting, found);
+        machine.step(Input::Ended(Outcome::Refused));
+        assert_eq!(machine.stage(), stage);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_core::fleet::arrival::{self, Arrival};
+use forebay_core::fleet::arrival::{self, Arrival, Found};
 use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::policy::{Homes, Look};
 use forebay_core::fleet::tenure::Leave;
@@ -82,9 +82,13 @@ impl World {
             return;
         };
         let copy = self.hosts[host].local.get(&app).map(|local| local.copy);
-        let processes = copy.is_some_and(|copy| !matches!(copy, Copy::Files(_)));
+        let found = match copy {
+            None | Some(Copy::Files(_)) => Found::Nothing,
+            Some(Copy::Stands(_)) => Found::Fresh,
+            Some(Copy::Runs { .. } | Copy::Suspended(_)) => Found::Started,
+        };
         let name = self.hosts[host].name.clone();
-        let begun = Arrival::resume(record.clone(), name, mark, processes);
+        let begun = Arrival::resume(record.clone(), name, mark, found);
         let homes = self.hosts[host].local.get(&app).map(|local| &local.homes);
         let clock = self.hosts[host].boot_clock(self.now);
         let ages = homes.map_or_else(Vec::new, |homes| homes.ages(clock));

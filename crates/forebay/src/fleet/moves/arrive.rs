@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::arrival::{Arrival, End, Input, Stage, Step};
+use forebay_core::fleet::arrival::{Arrival, End, Found, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::PROMISE_TTL;
 use forebay_core::fleet::{HostName, Ownership};
@@ -40,6 +40,8 @@ pub(crate) struct Arrive {
     /// What turned it back, or holds it up.
     pub(crate) why: Option<String>,
     is_finished: bool,
+    /// A start of it may have taken effect.
+    is_started: bool,
 }
 
 impl Arrive {
@@ -68,9 +70,10 @@ impl Arrive {
         now: Duration,
     ) -> Self {
         let record = from.record.clone();
-        let is_there = body.is_there(from.mark);
-        let begun = Arrival::resume(record.clone(), house.here.clone(), from.mark, is_there);
+        let found = body.found(from.mark);
+        let begun = Arrival::resume(record.clone(), house.here.clone(), from.mark, found);
         let mut arrive = Self::with(house, (app, from.way, record), body, begun, now);
+        arrive.is_started = found == Found::Started;
         arrive.why = Some("the daemon began anew".to_owned());
         arrive
     }
@@ -95,6 +98,7 @@ impl Arrive {
             heard_at: now,
             why: None,
             is_finished: false,
+            is_started: false,
         }
     }
 
@@ -269,16 +273,13 @@ impl Arrive {
             Step::Read => match self.house.read(&self.app) {
                 Ok(Some(record)) => return Input::Read(record),
                 Ok(None) => Err(Trouble::Unknown(format!(
-                    "nobody has a record of {}; make one with `forebay fleet`",
-                    self.app
+                    "nobody has a record of {0}; its owner makes one once no move is about it (`forebay move \
+                     {0}` on {1} shows whether one is)",
+                    self.app, self.record.owner
                 ))),
                 Err(trouble) => Err(trouble),
             },
-            // Images of it are of before its files went away and came back.
-            Step::Start => {
-                let forgotten = self.house.apps.forget_images(&self.app);
-                forgotten.and_then(|()| self.body.start())
-            }
+            Step::Start => self.start(),
             Step::Change(epoch, to) => self.house.change(&self.app, *epoch, to),
             Step::Discard => self.body.discard(),
             // The source brings these about.
@@ -286,6 +287,20 @@ impl Arrive {
         };
         self.note(&done);
         Input::Ended(outcome(&done))
+    }
+
+    fn start(&mut self) -> Result<(), Trouble> {
+        let is_there = match self.house.apps.runs(&self.app) {
+            Some(runs) => runs,
+            None => self.is_started,
+        };
+        // Images of it are of before its files went away and came back; those of what runs are its own.
+        if !is_there {
+            self.house.apps.forget_images(&self.app)?;
+        }
+        let started = self.body.start();
+        self.is_started |= !matches!(started, Err(Trouble::Refused(_)));
+        started
     }
 
     /// It is over: what is left of it is removed, and how it ended is told.

@@ -148,14 +148,17 @@ impl Claims {
         record: &Ownership,
     ) -> Result<Option<String>, Trouble> {
         let (id, here) = (&app.id, &self.house.here);
-        if self.is_moving(id) {
-            return Ok(None);
-        }
         let older = format!(
             "its record at the coordinator is older than what is known here ({} of {} after {} of {}): it was put \
              back to an earlier state",
             known.epoch, known.owner, record.epoch, record.owner
         );
+        if self.is_moving(id) {
+            return Ok(Some(format!(
+                "{older}; a move of it is not over, and its record is left alone meanwhile (`forebay move {id}` \
+                 shows how far it is)"
+            )));
+        }
         let takeover = app.mobility.as_ref().map(|mobility| mobility.takeover);
         if known.owner != *here {
             let owner = &known.owner;
@@ -182,7 +185,13 @@ impl Claims {
         let (id, here) = (&app.id, &self.house.here);
         let since = *self.unowned.entry(id.clone()).or_insert(now);
         let record = match known {
-            Some(_) if self.is_moving(id) => return Ok(None),
+            Some(known) if self.is_moving(id) => {
+                return Ok(Some(format!(
+                    "nobody has a record of it at the coordinator any more ({} of {} is known here); a move of it \
+                     is not over, and none is made meanwhile (`forebay move {id}` shows how far it is)",
+                    known.epoch, known.owner
+                )));
+            }
             Some(known) if known.owner != *here => {
                 return Ok(Some(format!(
                     "nobody has a record of it at the coordinator any more; it was {}'s, whose agent makes one \
@@ -190,20 +199,22 @@ impl Claims {
                     known.owner
                 )));
             }
-            Some(known) => known.recalled(),
-            None if self.house.apps.runs(id) == Some(true) => Ownership::first(here.clone()),
-            None => {
+            known => {
+                // As the owner it may have been given away since what is known here.
+                let own =
+                    known.map_or_else(|| Ownership::first(here.clone()), |known| known.recalled());
+                let runs = self.house.apps.runs(id);
                 let lease = self.house.records.lease();
                 let wait = lease.map(|lease| lease.ttl.max(CLAIM_AFTER));
                 let is_time = wait.is_some_and(|wait| now.saturating_sub(since) >= wait);
-                let runs = self.house.apps.runs(id);
-                if !is_time || runs.is_none() || !has_program(app) {
+                let is_idle = runs != Some(true);
+                if is_idle && (!is_time || runs.is_none() || !has_program(app)) {
                     return Ok(None);
                 }
-                if self.house.records.is_at_another(id)? {
+                if is_idle && self.house.records.is_at_another(id)? {
                     return Ok(None);
                 }
-                Ownership::first(here.clone())
+                own
             }
         };
         self.house.records.create(id, &record)?;

@@ -1,10 +1,9 @@
 //! The source's side of a move: the steps of [`Departure`], carried out one at a time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use forebay_core::app::AppId;
-use forebay_core::fleet::departure::{Departure, End, Input, Mark, Stage, Step};
+use forebay_core::fleet::departure::{Departure, End, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 use forebay_core::fleet::{HostName, Ownership};
@@ -92,7 +91,8 @@ impl Depart {
 
     /// Takes the next step, as far as it is durable that it may be taken.
     pub(super) fn turn(&mut self) -> Turn {
-        if self.note.hear() {
+        // At its end there is nothing to give up, and a last word to the target that must not be lost.
+        if !matches!(self.machine.stage(), Stage::Over(_)) && self.note.hear() {
             let steps = self.machine.step(Input::Cancel);
             if !steps.is_empty() || matches!(self.machine.stage(), Stage::Over(_)) {
                 self.steps = steps.into();
@@ -178,7 +178,19 @@ impl Depart {
         });
         // Whoever holds applications looks whether one leaves and then lets it go on: not in between.
         let _held = self.house.hold();
-        self.house.book.depart(&self.note.app, state)
+        // It goes on for good, which a full disk keeps from being written down.
+        let is_let_go = matches!(
+            self.machine.stage(),
+            Stage::CallingOff | Stage::Over(End::Stayed)
+        );
+        if is_let_go {
+            self.house.goes_on().insert(self.note.app.clone());
+        }
+        let written = self.house.book.depart(&self.note.app, state);
+        if !is_let_go || (written.is_ok() && self.machine.mark().is_none()) {
+            self.house.goes_on().remove(&self.note.app);
+        }
+        written
     }
 
     /// Takes one step; none where nobody waits for how it ended.
@@ -209,12 +221,25 @@ impl Depart {
             }
             Step::Change(epoch, to) => self.change(*epoch, to),
             Step::Read => match self.house.read(&self.note.app) {
-                Ok(Some(record)) => return Some(Input::Read(record)),
-                // Nobody removes a record while it moves; whoever does it by force puts another there.
-                Ok(None) => Err(Trouble::Unknown(format!(
-                    "nobody has a record of {}; make one with `forebay fleet`",
-                    self.note.app
-                ))),
+                Ok(Some(record)) => {
+                    if record.epoch < self.record.epoch {
+                        self.note.trouble(format!(
+                            "the coordinator was put back to before this move; put its latest data back there \
+                             (`forebay explain {0}` on {1} shows whether it runs there)",
+                            self.note.app, self.there
+                        ));
+                    }
+                    return Some(Input::Read(record));
+                }
+                // Nobody removes a record while it moves: the coordinator lost it.
+                Ok(None) => {
+                    self.note.trouble(format!(
+                        "the coordinator has no record of {0} any more; put its latest data back there (`forebay \
+                         explain {0}` on {1} shows whether it runs there)",
+                        self.note.app, self.there
+                    ));
+                    return Some(Input::Gone);
+                }
                 Err(trouble) => Err(trouble),
             },
             Step::Thaw => self.thaw(),
@@ -286,7 +311,8 @@ impl Depart {
             Leave::Run { .. } => {}
             Leave::NotOurs => {
                 return refuse(format!(
-                    "{app} stays frozen: {} took it over meanwhile; end it here with `forebay fleet`",
+                    "{app} stays frozen: {} took it over meanwhile; end its processes here (`forebay explain {app}` \
+                     shows them)",
                     record.owner
                 ));
             }
@@ -359,12 +385,4 @@ impl Depart {
     pub(super) const fn stage(&self) -> Stage {
         self.machine.stage()
     }
-}
-
-/// What of a mark matters to who may run it.
-pub(super) fn marks(content: &super::journal::Content) -> BTreeMap<AppId, Mark> {
-    let departures = content.departures.iter();
-    departures
-        .map(|(app, departing)| (app.clone(), departing.mark))
-        .collect()
 }

@@ -356,7 +356,7 @@ impl Moves {
                 format!("a move of {id} is not over, and cannot go on: see `forebay events`");
             return Err(Refused::Busy(what));
         }
-        let record = match house.read(id) {
+        let record = match house.read_latest(id) {
             Ok(Some(record)) => record,
             Ok(None) => {
                 let what = format!("{id} is nobody's yet; try again in a few seconds");

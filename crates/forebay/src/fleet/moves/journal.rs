@@ -78,6 +78,15 @@ pub(crate) enum Error {
     },
 }
 
+const SYNC_DIRECTORY: &str = "sync the directory of";
+
+impl Error {
+    /// The new content took its place, and may be gone again after a crash of the host.
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::File { attempt, .. } if *attempt == SYNC_DIRECTORY)
+    }
+}
+
 /// An error with its cause.
 pub(super) fn said(error: &Error) -> String {
     match std::error::Error::source(error) {
@@ -115,7 +124,7 @@ fn write(file: &Path, content: &Content) -> Result<(), Error> {
     let dir = file.parent().unwrap_or_else(|| Path::new("/"));
     File::open(dir)
         .and_then(|dir| dir.sync_all())
-        .map_err(failed("sync the directory of", file))
+        .map_err(failed(SYNC_DIRECTORY, file))
 }
 
 fn read(file: &Path) -> Result<Content, Error> {
@@ -159,6 +168,8 @@ struct Inner {
     content: Content,
     /// The latest records are not on disk.
     is_behind: bool,
+    /// A new content may be on disk, or not: it took its place, and that was not made durable.
+    is_unknown: bool,
 }
 
 impl Book {
@@ -178,6 +189,7 @@ impl Book {
             inner: Mutex::new(Inner {
                 content,
                 is_behind: false,
+                is_unknown: false,
             }),
         }
     }
@@ -223,9 +235,11 @@ impl Book {
     pub(crate) fn learn(&self, app: &AppId, record: &Ownership) {
         let mut inner = self.inner();
         let known = inner.content.records.get(app);
-        // An answer that was late says nothing new.
+        // An answer that was late says nothing new. What runs does not become what never ran.
         let is_news = known.is_none_or(|known| {
-            known.epoch < record.epoch || (known.epoch == record.epoch && known != record)
+            let is_late = known.owner == record.owner && known.runs;
+            known.epoch < record.epoch
+                || (known.epoch == record.epoch && known != record && !is_late)
         });
         if is_news {
             inner.content.records.insert(app.clone(), record.clone());
@@ -233,8 +247,14 @@ impl Book {
         }
         if inner.is_behind && self.broken.is_none() {
             match self.write(&inner.content) {
-                Ok(()) => inner.is_behind = false,
-                Err(error) => tracing::warn!(%error, %app, "a record is not on disk"),
+                Ok(()) => {
+                    inner.is_behind = false;
+                    inner.is_unknown = false;
+                }
+                Err(error) => {
+                    inner.is_unknown |= error.is_unknown();
+                    tracing::warn!(%error, %app, "a record is not on disk");
+                }
             }
         }
     }
@@ -244,17 +264,22 @@ impl Book {
         let mut inner = self.inner();
         let mut content = inner.content.clone();
         change(&mut content);
-        if content == inner.content {
+        // While it is not known what is there, what is to be there is written again.
+        if content == inner.content && !inner.is_unknown {
             // Marks are on disk; records may follow.
             if inner.is_behind && self.write(&content).is_ok() {
                 inner.is_behind = false;
             }
             return Ok(());
         }
-        self.write(&content)?;
+        if let Err(error) = self.write(&content) {
+            inner.is_unknown |= error.is_unknown();
+            return Err(error);
+        }
         *inner = Inner {
             content,
             is_behind: false,
+            is_unknown: false,
         };
         Ok(())
     }
@@ -306,6 +331,11 @@ mod tests {
         let again = Book::open(dir.path()).content();
         assert!(again.departures.is_empty());
         assert_eq!(again.records[&app()], record.recalled());
+        // An answer that was late does not make what runs one that never ran.
+        let given = record.recalled().given_to(&record.owner);
+        book.learn(&app(), &given.running());
+        book.learn(&app(), &given);
+        assert_eq!(book.record(&app()), Some(given.running()));
     }
 
     /// A daemon or a host that dies while it is written leaves a part of it beside, which is in nobody's way.

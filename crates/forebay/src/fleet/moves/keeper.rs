@@ -18,7 +18,6 @@ use forebay_core::fleet::tenure::{Leave, leave};
 
 pub(super) use crate::fleet::coordinator::now;
 
-use super::depart::marks;
 use super::service::is_handed_over;
 use super::{House, Trouble};
 
@@ -57,7 +56,7 @@ impl House {
         let known = Known {
             here: &self.here,
             records: &content.records,
-            departures: &marks(&content),
+            departures: &self.marks(&content),
             arriving: &content.arrivals.keys().cloned().collect(),
             lease: self.records.lease(),
             now,
@@ -123,7 +122,7 @@ impl Keeper {
     fn judge(&self, app: &AppId, mobility: &Mobility) -> Option<Care> {
         let house = &self.house;
         let content = house.book.content();
-        let mark = content.departures.get(app).map(|departing| departing.mark);
+        let mark = house.marks(&content).get(app).copied();
         // Its move lets it stand and go on.
         if content.arrivals.contains_key(app) || mark.is_some_and(|mark| mark != Mark::Begun) {
             return None;

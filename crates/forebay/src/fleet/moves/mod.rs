@@ -39,7 +39,7 @@ pub(crate) mod service;
 mod tests;
 pub(crate) mod wired;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ use forebay_core::app::{App, AppId, Class};
 use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::tenure::Lease;
-use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival};
+use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 use tokio::sync::watch;
 
 /// Why something was not done, or is not known to be.
@@ -230,8 +230,8 @@ pub(crate) trait Coming: fmt::Debug + Send {
     fn discard(&mut self) -> Result<(), Trouble>;
     /// It runs: what was only needed to come is removed.
     fn settle(&mut self) -> Result<(), Trouble>;
-    /// Whether a copy is there that never ran, or whose processes are there.
-    fn is_there(&self, mark: arrival::Mark) -> bool;
+    /// What is there of a copy, after an earlier daemon marked this.
+    fn found(&self, mark: arrival::Mark) -> arrival::Found;
 }
 
 /// What [`Leaving`] sends by.
@@ -257,6 +257,8 @@ pub(crate) struct House {
     /// Taken by whoever lets an application go on because no move is about it, and by moves that mark
     /// that there is one.
     holding: Mutex<()>,
+    /// Those that their moves let go on for good, whatever a full disk says of them still.
+    goes_on: Mutex<BTreeSet<AppId>>,
 }
 
 impl House {
@@ -276,6 +278,7 @@ impl House {
             state_dir: state_dir.to_owned(),
             elsewhere,
             holding: Mutex::default(),
+            goes_on: Mutex::default(),
         };
         house.publish(keeper::now());
         house
@@ -283,6 +286,39 @@ impl House {
 
     fn hold(&self) -> MutexGuard<'_, ()> {
         self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn goes_on(&self) -> MutexGuard<'_, BTreeSet<AppId>> {
+        self.goes_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What of marks matters to who may run something.
+    fn marks(&self, content: &journal::Content) -> BTreeMap<AppId, departure::Mark> {
+        let goes_on = self.goes_on();
+        let departures = content.departures.iter();
+        departures
+            .map(|(app, departing)| match goes_on.contains(app) {
+                true => (app.clone(), departure::Mark::Begun),
+                false => (app.clone(), departing.mark),
+            })
+            .collect()
+    }
+
+    /// Reads a record for whoever begins something from it: one of before what is known here is none.
+    fn read_latest(&self, app: &AppId) -> Result<Option<Ownership>, Trouble> {
+        // In this order: what is read later is not older by having been read earlier.
+        let known = self.book.record(app);
+        let record = self.read(app)?;
+        if let (Some(record), Some(known)) = (&record, &known)
+            && known.epoch > record.epoch
+        {
+            return Err(Trouble::Unknown(format!(
+                "the coordinator was put back to an earlier state: its record of {app} is {} of {}, and {} of {} \
+                 is known here; wait until it says that again (`forebay events`)",
+                record.epoch, record.owner, known.epoch, known.owner
+            )));
+        }
+        Ok(record)
     }
 
     /// Reads a record, and remembers it.

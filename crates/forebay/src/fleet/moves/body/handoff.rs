@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::HostName;
-use forebay_core::fleet::arrival::Mark;
+use forebay_core::fleet::arrival::{Found, Mark};
 
 use crate::fleet::moves::service::{Service, Stand};
 use crate::fleet::moves::{Apps, Coming, Content, Leaving, Phase, Road, Trouble, refuse};
@@ -190,7 +190,8 @@ impl Coming for Comes {
         Ok(())
     }
 
-    fn is_there(&self, _: Mark) -> bool {
-        true
+    fn found(&self, _: Mark) -> Found {
+        // Instances are on both, and a start that is refused was looked at: the front says who serves.
+        Found::Fresh
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, Exec};
-use forebay_core::fleet::arrival::Mark;
+use forebay_core::fleet::arrival::{Found, Mark};
 use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge};
 use forebay_core::units::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -396,10 +396,15 @@ impl Coming for Comes {
         self.staged.settle().map_err(Trouble::Refused)
     }
 
-    fn is_there(&self, mark: Mark) -> bool {
-        match mark {
-            Mark::Starting => self.apps.runs(&self.app) == Some(true) || self.staged.is_whole(),
+    fn found(&self, mark: Mark) -> Found {
+        let is_fresh = match mark {
+            Mark::Starting if self.apps.runs(&self.app) == Some(true) => return Found::Started,
+            Mark::Starting => self.staged.is_whole(),
             Mark::Receiving | Mark::Prepared | Mark::Dropped => self.staged.is_complete(),
+        };
+        match is_fresh {
+            true => Found::Fresh,
+            false => Found::Nothing,
         }
     }
 }

@@ -392,6 +392,13 @@ fn a_full_disk_lets_it_go_on_where_it_is() {
     assert_eq!(pair.source.apps.process(), Process::Runs);
     let why = note.shown().why.unwrap();
     assert!(why.contains("moves.json.new"), "{why}");
+    // Neither the record nor supervision waits for room.
+    let epoch = || pair.kept.lock().unwrap().record.clone().unwrap().epoch;
+    eventually("its record says that it stays", || epoch() == 2);
+    eventually("supervision has it again", || {
+        !pair.source.elsewhere.borrow().contains(&web())
+    });
+    assert_eq!(note.end(), None);
     make_room(pair.dir.path(), "source");
     eventually("it is over", || note.end() == Some(End::Stayed));
     assert_eq!(pair.kept.lock().unwrap().owner(), "source");
@@ -582,6 +589,14 @@ fn nobody_claims_what_may_run_elsewhere() {
         claimed(Process::Runs, Some(ours.clone()), none, Duration::ZERO),
         Some(ours.recalled())
     );
+    // Where it does not run, another host may.
+    let none = (None, false);
+    let unknown = claimed(Process::None, Some(ours.clone()), none.clone(), short);
+    assert_eq!(unknown, None);
+    let there = claimed(Process::None, Some(ours.clone()), (None, true), long);
+    assert_eq!(there, None);
+    let again = claimed(Process::None, Some(ours.clone()), none, long);
+    assert_eq!(again, Some(ours.recalled()));
     // It was put back to before it was given away, and before it came.
     let before = Ownership {
         epoch: 2,
@@ -605,4 +620,46 @@ fn nobody_claims_what_may_run_elsewhere() {
         long,
     );
     assert_eq!(kept, Some(ours.recalled()));
+}
+
+#[test]
+fn nothing_begins_from_a_record_of_before() {
+    let known = Ownership {
+        epoch: 5,
+        ..Ownership::first(host("here"))
+    };
+    let before = Ownership {
+        epoch: 3,
+        ..known.clone()
+    };
+    let (apps, house, _dir) = alone(Process::Runs, |book| book.learn(&web(), &known));
+    let kept = Arc::new(Mutex::new(Kept {
+        record: Some(before),
+        ..Kept::default()
+    }));
+    let luck = Arc::new(Mutex::new(Luck::none(1)));
+    let house = House {
+        records: Arc::new(ModelRecords::new("here", luck, Arc::clone(&kept))),
+        ..Arc::try_unwrap(house).unwrap()
+    };
+    let why = house.read_latest(&web()).unwrap_err().to_string();
+    assert!(why.contains("put back to an earlier state"), "{why}");
+
+    // Whoever waits for a move that is not over hears it, with the record gone as well.
+    let departing = journal::Departing {
+        record: known.clone(),
+        there: host("there"),
+        way: Way::Restart,
+        mark: forebay_core::fleet::departure::Mark::Committing,
+    };
+    house.book.depart(&web(), Some(departing)).unwrap();
+    let mut claims = claims::Claims::new(Arc::new(house));
+    claims.read(Duration::ZERO);
+    kept.lock().unwrap().record = None;
+    claims.read(Duration::ZERO);
+    let told = apps.told.lock().unwrap().clone();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for told in told {
+        assert!(told.contains("a move of it is not over"), "{told}");
+    }
 }

@@ -192,7 +192,7 @@ impl World {
             Some(house) if self.depart.is_none() && self.attempts > 0 => Arc::clone(house),
             _ => return,
         };
-        let Ok(Some(record)) = house.read(&web()) else {
+        let Ok(Some(record)) = house.read_latest(&web()) else {
             return;
         };
         let app = house.apps.app(&web()).unwrap();
@@ -469,4 +469,28 @@ fn what_does_not_move_is_not_touched_and_says_why() {
         &|world| *world.target.apps.process.lock().unwrap() = Process::Runs,
         "it is there already",
     );
+}
+
+#[test]
+fn a_cancel_at_the_end_keeps_no_word_from_the_target() {
+    use forebay_core::fleet::departure::Stage;
+    let mut world = World::new(3);
+    world.luck.lock().unwrap().faults = false;
+    world.begin();
+    let stage = |world: &World| world.depart.as_ref().unwrap().stage();
+    while stage(&world) != Stage::Copying {
+        world.turn_source();
+    }
+    world.luck.lock().unwrap().network_is_lost = true;
+    while !matches!(stage(&world), Stage::Over(_)) {
+        world.turn_source();
+    }
+    world.luck.lock().unwrap().network_is_lost = false;
+    world.depart.as_ref().unwrap().note.cancel();
+    while world.depart.is_some() {
+        world.turn_source();
+    }
+    let arrive = world.link.arrive.lock().unwrap();
+    let why = arrive.as_ref().unwrap().why.clone().unwrap();
+    assert!(why.contains("gave it up"), "{why}");
 }

@@ -380,6 +380,12 @@ impl Apps for ModelApps {
     }
 
     fn forget_images(&self, _: &AppId) -> Result<(), Trouble> {
+        let process = self.process();
+        assert_eq!(
+            process,
+            Process::None,
+            "images of what is there were removed"
+        );
         *self.has_images.lock().unwrap() = false;
         Ok(())
     }
