@@ -49,3 +49,4 @@ mod runtime_imitation;
 mod signals;
 mod standby;
 mod survival;
+mod update;
