@@ -212,7 +212,7 @@ fn a_command_that_fails_is_undone_by_what_was_declared() {
     let undone = place.path("undone");
     let rollback = append(&undone);
     let run = |arguments: &[&str]| {
-        let output = place.ask(&[&["update", "run"], arguments].concat());
+        let output = place.ask(&[&["update", "run"][..], arguments].concat());
         (output.status.code(), last(&place))
     };
     let (code, receipt) = run(&["--rollback", &rollback, "--", "false"]);
