@@ -421,11 +421,13 @@ impl Runner {
                     }
                     self.hold(&mut hold, began.elapsed(), id).await?;
                 }
-                Standing::Unknown if began.elapsed() >= START_MAX => {
-                    break errand::forbid(file, step)
-                        .map_err(|error| format!("write {}: {error}", file.display()))?;
+                Standing::Unknown => {
+                    // On a host that is full its process may be there long before it gets to run.
+                    if began.elapsed() >= START_MAX && !self.runs(id).await? {
+                        break errand::forbid(file, step)
+                            .map_err(|error| format!("write {}: {error}", file.display()))?;
+                    }
                 }
-                Standing::Unknown => {}
             }
             tokio::time::sleep(LOOK).await;
         };
@@ -438,6 +440,12 @@ impl Runner {
         entry.held_times += times;
         entry.held_ms += u64::try_from(stood.as_millis()).unwrap_or(u64::MAX);
         Ok(ending)
+    }
+
+    async fn runs(&self, id: &AppId) -> Result<bool, String> {
+        let published = self.report().await?;
+        let seen = published.report.apps.get(id);
+        Ok(seen.is_some_and(|app| app.state == RunState::Running))
     }
 
     async fn hold(&self, hold: &mut Hold, now: Duration, id: &AppId) -> Result<(), String> {
