@@ -9,6 +9,7 @@
 )]
 
 mod criu;
+mod dist;
 mod examples;
 mod fuzz;
 mod json;
@@ -18,6 +19,7 @@ mod tally;
 mod test;
 mod tidy;
 mod vm;
+mod web;
 mod workspace;
 
 use std::path::PathBuf;
@@ -29,9 +31,12 @@ Forebay's developer commands
   cargo xtask demo [ARGS...]        build, then run `forebay demo ARGS...`
   cargo xtask test [--quick]        everything a change must pass; --quick leaves
                                     out the long checks (and names them as skipped)
+  cargo xtask test web              only the dashboard, in a real browser
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
-                                    `examples`, `bench` or `vm`, and say which
+                                    `examples`, `bench`, `web` or `vm`, and say which
+  cargo xtask dist                  the Debian package, in target/dist
+  cargo xtask web                   make the dashboard's page with its charts, by npm
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
                                     `move` or `forecast`; what it is held against comes with
@@ -117,6 +122,11 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
         Some("chaos") => forebay(&["chaos"], arguments),
         Some("sim") => sim(arguments),
         Some("fuzz") => fuzz::run(arguments),
+        Some("dist") if arguments.is_empty() => {
+            dist::run(build_forebay)?;
+            Ok(())
+        }
+        Some("web") if arguments.is_empty() => Ok(web::build()?),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

@@ -14,6 +14,8 @@ pub(crate) enum Group {
     Examples,
     /// What fronts are held against in the benchmarks.
     Bench,
+    /// Making the dashboard's page, and trying it in a browser.
+    Web,
     /// Virtual machines to test on.
     Vm,
     /// Container runtimes to test with.
@@ -26,6 +28,7 @@ impl Group {
             "build" => Some(Self::Build),
             "examples" => Some(Self::Examples),
             "bench" => Some(Self::Bench),
+            "web" => Some(Self::Web),
             "vm" => Some(Self::Vm),
             "containers" => Some(Self::Containers),
             _ => None,
@@ -105,6 +108,12 @@ const PACKAGES: &[Package] = &[
         why: "a client of HTTP/2 and of TLS for the tests of fronts",
     },
     Package {
+        name: "nghttp2-client",
+        groups: &[Group::Build],
+        sign: Sign::Program("h2load"),
+        why: "a load in HTTP/2 for the tests of fronts",
+    },
+    Package {
         name: "openssl",
         groups: &[Group::Build],
         sign: Sign::Program("openssl"),
@@ -151,6 +160,24 @@ const PACKAGES: &[Package] = &[
         groups: &[Group::Bench],
         sign: Sign::Program("pgbouncer"),
         why: "what fronts of mode postgres are held against",
+    },
+    Package {
+        name: "nodejs",
+        groups: &[Group::Web],
+        sign: Sign::Program("node"),
+        why: "makes the dashboard's page and drives the browser",
+    },
+    Package {
+        name: "npm",
+        groups: &[Group::Web],
+        sign: Sign::Program("npm"),
+        why: "the page's charting library",
+    },
+    Package {
+        name: "chromium",
+        groups: &[Group::Web],
+        sign: Sign::Program("chromium"),
+        why: "the browser that the page is tried in",
     },
     Package {
         name: "podman",

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tally::{Counts, Dialect, Names, Show, Tally};
-use crate::{Failure, criu, fuzz, process, setup, tidy, vm};
+use crate::{Failure, criu, fuzz, process, setup, tidy, vm, web};
 
 struct Step {
     name: &'static str,
@@ -26,6 +26,8 @@ enum When {
 enum Work {
     /// The system packages of the build.
     Setup,
+    /// The dashboard's page.
+    Web,
     /// The house rules.
     Tidy,
     /// `cargo ARGS...`: passes with exit status 0; is skipped when it prints a
@@ -57,6 +59,12 @@ const STEPS: &[Step] = &[
         name: "setup",
         when: When::Always,
         work: Work::Setup,
+    },
+    // Before anything is compiled: the program has the page in it.
+    Step {
+        name: "web",
+        when: When::Always,
+        work: Work::Web,
     },
     Step {
         name: "fmt",
@@ -223,14 +231,17 @@ impl Outcome {
 pub(crate) enum Extent {
     Quick,
     Full,
+    /// Only the dashboard's page, in a browser.
+    Web,
 }
 
 pub(crate) fn parse(arguments: &[String]) -> Result<Extent, Failure> {
     match arguments {
         [] => Ok(Extent::Full),
         [flag] if flag == "--quick" => Ok(Extent::Quick),
+        [part] if part == "web" => Ok(Extent::Web),
         other => Err(Failure::Usage(format!(
-            "test takes only --quick, not `{}`",
+            "test takes only --quick or web, not `{}`",
             other.join(" ")
         ))),
     }
@@ -240,7 +251,7 @@ pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut total = Counts::default();
     let mut names = Names::default();
-    for step in STEPS {
+    for step in STEPS.iter().filter(|step| is_part(step, extent)) {
         println!("== {}", step.name);
         let start = Instant::now();
         let outcome = perform(step, extent);
@@ -271,6 +282,11 @@ pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
     }
 }
 
+/// Whether a step is run, or named as left out.
+fn is_part(step: &Step, extent: Extent) -> bool {
+    extent != Extent::Web || matches!(step.work, Work::Setup | Work::Web | Work::Tests)
+}
+
 fn perform(step: &Step, extent: Extent) -> Outcome {
     if step.when == When::Full && extent == Extent::Quick {
         return Outcome::skipped(step, "left out by --quick");
@@ -283,6 +299,10 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
             setup::say_which_test_runner();
             Outcome::of_check(&result)
         }
+        Work::Web => match web::build() {
+            Ok(()) => Outcome::of_check(&Ok(())),
+            Err(text) => Outcome::skipped(step, &text),
+        },
         Work::Tidy => {
             Outcome::of_check(&tidy::check(&process::repository()).and_then(|findings| {
                 if findings.is_empty() {
@@ -299,7 +319,13 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         Work::Component(name, arguments) => {
             read_cargo(Dialect::Check, &[&[name], arguments].concat())
         }
-        Work::Tests if setup::has_cargo_command("nextest") => read_cargo(Dialect::Nextest, NEXTEST),
+        Work::Tests if setup::has_cargo_command("nextest") => {
+            let only: &[&str] = match extent {
+                Extent::Web => &["-E", "test(dashboard)"],
+                Extent::Quick | Extent::Full => &[],
+            };
+            read_cargo(Dialect::Nextest, &[NEXTEST, only].concat())
+        }
         Work::Tests => read_cargo(Dialect::Libtest, LIBTEST),
         Work::DocTests => read_cargo(Dialect::Libtest, DOC_TESTS),
         Work::Fuzz => match fuzz::step() {
@@ -403,6 +429,7 @@ mod tests {
     fn only_quick_is_an_option() {
         assert!(matches!(parse(&[]), Ok(Extent::Full)));
         assert!(matches!(parse(&["--quick".into()]), Ok(Extent::Quick)));
+        assert!(matches!(parse(&["web".into()]), Ok(Extent::Web)));
         assert!(matches!(parse(&["--fast".into()]), Err(Failure::Usage(_))));
     }
 

@@ -52,7 +52,10 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, String> {
             let entry = entry.map_err(fail)?;
             let kind = entry.file_type().map_err(fail)?;
             let name = entry.file_name();
-            let skipped = name == "target" || name.as_encoded_bytes().starts_with(b".");
+            let built = ["target", "node_modules"]
+                .iter()
+                .any(|built| name == *built);
+            let skipped = built || name.as_encoded_bytes().starts_with(b".");
             if kind.is_dir() && !skipped {
                 directories.push(entry.path());
             } else if kind.is_file() && name != ".git" {

@@ -22,6 +22,23 @@ pub struct Fleet {
     pub hosts: u64,
     /// Applications that can move and are this host's.
     pub owns: Vec<String>,
+    /// Whose applications are, as far as this host heard.
+    pub apps: Vec<FleetApp>,
+}
+
+/// Whose an application is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetApp {
+    /// Its name.
+    pub app: String,
+    /// The host that it is at.
+    pub owner: String,
+    /// How often that changed, from 1 on.
+    pub epoch: u64,
+    /// It was let run there; false while it is on its way.
+    pub runs: bool,
+    /// What this host does to have it move: `to b: copying` or `from b: receiving`; `null` where it does not.
+    pub moves: Option<String>,
 }
 
 /// The hosts that are members now.

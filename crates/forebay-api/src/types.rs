@@ -333,6 +333,12 @@ pub struct Cpu {
     pub busy: Option<f64>,
     /// The app whose own it is; `null` when it is shared.
     pub owner: Option<String>,
+    /// The NUMA node it belongs to; `null` for one that came since the daemon started.
+    #[serde(default)]
+    pub node: Option<u32>,
+    /// The last-level cache that it shares with others, by number; `null` as above.
+    #[serde(default)]
+    pub l3: Option<u32>,
 }
 
 /// The host now.

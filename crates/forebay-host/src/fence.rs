@@ -129,6 +129,13 @@ pub fn keep(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> 
     }
 }
 
+/// Whether any process is in the group of an app, frozen or not.
+#[must_use]
+pub fn is_populated(roots: &Roots, anchor: &Path, app: &AppId) -> bool {
+    let found = standing(roots, &groups::of_app(anchor, app));
+    found.is_ok_and(|(_, dir)| !groups::members(&dir).is_empty())
+}
+
 /// The directory by which a group is frozen.
 fn standing(roots: &Roots, group: &Path) -> Result<(Version, PathBuf), HostError> {
     let hierarchies = Hierarchies::read(&roots.proc)?;

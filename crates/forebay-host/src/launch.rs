@@ -21,8 +21,12 @@ impl LinuxHost {
             .get(&app.id)
             .and_then(|entry| entry.main.as_ref());
         if let Some(main) = running {
+            if procs::is_alive(&self.options.roots.proc, main.process) {
+                // Whoever asks again did not hear that it was done.
+                return Ok(());
+            }
             return Err(Refusal::Failed(format!(
-                "start {}: it runs already as process {}",
+                "start {}: that process {} ended is not settled yet; it is tried again",
                 app.id, main.process.pid
             )));
         }

@@ -15,7 +15,8 @@ use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt as _;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_core::fleet::rounds::{Bounds, Verdict};
@@ -24,13 +25,15 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PAGE: usize = 4096;
+/// The bits of an entry of `pagemap` that are the number of a page.
+const NUMBER: u64 = (1 << 55) - 1;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Runs of each kind in an ordinary run.
 const RUNS: u64 = 4;
 
 type Trial = (&'static str, fn());
 
-const TRIALS: [Trial; 4] = [
+const TRIALS: [Trial; 6] = [
     ("what_was_copied_is_what_it_has", copies),
     ("giving_up_leaves_the_process_as_it_was", gives_up),
     (
@@ -38,9 +41,9 @@ const TRIALS: [Trial; 4] = [
         is_killed,
     ),
     ("what_cannot_be_tracked_is_refused", refuses),
+    ("one_that_does_not_stop_is_refused", does_not_stop),
+    ("an_old_mark_of_a_neighbour_says_nothing", neighbours),
 ];
-
-const KNOWN_WRONG: &str = "what_was_copied_is_what_it_has";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -55,6 +58,8 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some("restless") => restless(arguments[2].parse().unwrap()),
         Some("mover") => mover(arguments[2].parse().unwrap()),
+        Some("waiting") => waiting(),
+        Some("swapping") => swapping(),
         _ => {
             let named = |name: &str| arguments.iter().any(|argument| argument == name);
             let is_any = TRIALS.iter().any(|(name, _)| named(name));
@@ -63,13 +68,6 @@ fn main() {
                     continue;
                 }
                 println!("{name}");
-                // A defect that is known: `docs/checkpoint-moves.md`.
-                if name == KNOWN_WRONG && std::env::var_os("FOREBAY_PRECOPY").is_none() {
-                    println!(
-                        "SKIPPED: {name}: a page in some runs is another; set FOREBAY_PRECOPY to see"
-                    );
-                    continue;
-                }
                 trial();
             }
         }
@@ -77,26 +75,41 @@ fn main() {
 }
 
 /// A process that was started, gone with this.
-struct Started(Child);
+struct Started {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
 
 impl Started {
     /// Starts this program in another part, and waits until it says that it is at work.
     fn new(part: &str, argument: &str) -> Self {
         let mut child = Command::new("/proc/self/exe")
             .args([part, argument])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        let mut started = Self { child, said };
+        started.hear();
+        started
+    }
+
+    fn hear(&mut self) {
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        self.said.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self(child)
+    }
+
+    /// Has it do what it does next, and waits until it has.
+    fn step(&mut self) {
+        let input = self.child.stdin.as_mut().unwrap();
+        input.write_all(b"\n").unwrap();
+        self.hear();
     }
 
     fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     fn signal(&self, signal: Signal) {
@@ -105,14 +118,17 @@ impl Started {
     }
 
     fn state(&self) -> char {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let (_, rest) = stat.rsplit_once(") ").unwrap();
-        rest.chars().next().unwrap()
+        state(&PathBuf::from(format!("/proc/{}", self.pid())))
     }
 
     fn stop(&self) {
         self.signal(Signal::STOP);
-        eventually("it stands still", || self.state() == 'T');
+        // Its threads stop one after another.
+        eventually("it stands still", || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            let states: Vec<char> = tasks.map(|task| state(&task.unwrap().path())).collect();
+            states.iter().all(|state| *state == 'T')
+        });
     }
 
     /// What a tracker would leave: descriptors, and areas that the kernel still watches.
@@ -150,9 +166,16 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         // It may have ended by itself.
-        self.0.kill().ok();
-        self.0.wait().unwrap();
+        self.child.kill().ok();
+        self.child.wait().unwrap();
     }
+}
+
+/// The state of a process or thread, as its directory says.
+fn state(of: &Path) -> char {
+    let stat = fs::read_to_string(of.join("stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(") ").unwrap();
+    rest.chars().next().unwrap()
 }
 
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
@@ -211,12 +234,44 @@ impl Write for Pages {
     }
 }
 
+/// What `pagemap` says of a page.
+fn entry(pagemap: &File, at: u64) -> u64 {
+    let mut entry = [0; 8];
+    pagemap
+        .read_exact_at(&mut entry, at / PAGE as u64 * 8)
+        .unwrap();
+    u64::from_ne_bytes(entry)
+}
+
+/// The number of the kernel's page of zeros, which is behind memory that was read and never written. It goes
+/// where that memory goes, so that it may come to where something else was that was copied. No image
+/// has it, and who is made anew from one reads zeros there, whatever was copied.
+fn page_of_zeros() -> u64 {
+    let flags = (ProtFlags::READ, MapFlags::PRIVATE);
+    // SAFETY: a new mapping at an address that the kernel chooses, which is only read.
+    let (start, first) = unsafe {
+        let start =
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), PAGE, flags.0, flags.1).unwrap();
+        (start, start.cast::<u8>().read_volatile())
+    };
+    assert_eq!(first, 0);
+    let number = entry(
+        &File::open("/proc/self/pagemap").unwrap(),
+        start.addr() as u64,
+    ) & NUMBER;
+    assert_ne!(number, 0, "numbers of pages are told to root alone");
+    // SAFETY: the mapping is this one's alone.
+    unsafe { rustix::mm::munmap(start, PAGE) }.unwrap();
+    number
+}
+
 /// Compares all private anonymous memory that a process has with what was copied; how many pages.
 fn compare(process: &Started, copied: &Pages) -> usize {
     let pid = process.pid();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    let zeros = page_of_zeros();
     let mut pages = 0;
     for line in maps.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -227,20 +282,16 @@ fn compare(process: &Started, copied: &Pages) -> usize {
         let (start, end) = words[0].split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         for at in (number(start)..number(end)).step_by(PAGE) {
-            let mut entry = [0; 8];
-            pagemap
-                .read_exact_at(&mut entry, at / PAGE as u64 * 8)
-                .unwrap();
-            // Neither in memory nor swapped out.
-            if u64::from_le_bytes(entry) >> 62 == 0 {
+            let entry = entry(&pagemap, at);
+            // Neither in memory nor swapped out, or never written.
+            if entry >> 62 == 0 || (entry >> 62 == 2 && entry & NUMBER == zeros) {
                 continue;
             }
             let mut page = vec![0; PAGE];
             memory.read_exact_at(&mut page, at).unwrap();
             match copied.pages.get(&at) {
                 Some(found) => assert!(*found == page, "page {at:x} of {line} is another"),
-                // The kernel's page of zeros is not copied.
-                None => assert!(page.iter().all(|byte| *byte == 0), "{at:x} of {line}"),
+                None => panic!("page {at:x} of {line} was not copied"),
             }
             pages += 1;
         }
@@ -323,6 +374,39 @@ fn refuses() {
     check(4_194_304, "no such process");
 }
 
+/// A thread that waits for a device does not stop, and neither does one whose child borrows its place.
+fn does_not_stop() {
+    let process = Started::new("waiting", "");
+    eventually("it waits", || process.state() == 'D');
+    let began = Instant::now();
+    let error = Tracker::attach(process.pid()).unwrap_err().explain();
+    assert!(error.contains("does not stop"), "{error}");
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    assert!(status.contains("TracerPid:\t0"), "{status}");
+    let children = format!("/proc/{0}/task/{0}/children", process.pid());
+    let child = fs::read_to_string(children).unwrap();
+    let child = Pid::from_raw(child.trim().parse().unwrap()).unwrap();
+    kill_process(child, Signal::KILL).unwrap();
+    // And it goes on as if nobody had asked.
+    eventually("it goes on", || process.state() == 'S');
+}
+
+/// A part of an area goes away and comes back, by which the rest is not tracked any more, and keeps its marks;
+/// then it is written.
+fn neighbours() {
+    let mut process = Started::new("swapping", "");
+    let mut tracker = Tracker::attach(process.pid()).unwrap();
+    let mut copied = Pages::default();
+    for _ in 0..3 {
+        tracker.round(&mut copied).unwrap();
+        process.step();
+    }
+    process.stop();
+    tracker.last(&mut copied).unwrap();
+    assert!(compare(&process, &copied) > 20);
+}
+
 /// Copies a process again and again until it is killed.
 fn mover(pid: u32) {
     let mut tracker = Tracker::attach(pid).unwrap();
@@ -330,6 +414,51 @@ fn mover(pid: u32) {
     println!("ready");
     loop {
         tracker.round(&mut io::sink()).unwrap();
+    }
+}
+
+/// A process that waits for a child which never does what it waits for.
+fn waiting() {
+    println!("ready");
+    let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: a copy of this process as fork makes it, which does nothing but wait.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    assert_ne!(child, -1);
+    // The child by its nature, this process when that has ended.
+    loop {
+        // SAFETY: it waits for a signal.
+        unsafe { libc::pause() };
+    }
+}
+
+/// A process that moves a part of its memory away, moves it back and writes beside it, and writes there again: one
+/// step for each line that it reads.
+fn swapping() {
+    let part = 10 * PAGE;
+    let mut area = Area::new(20);
+    let elsewhere = Area::new(10);
+    // SAFETY: within the mapping.
+    let second = unsafe { area.start.add(part) };
+    let shift = |from: *mut c_void, to: *mut c_void| {
+        let flags = MremapFlags::MAYMOVE;
+        // SAFETY: both are of mappings of this process's own, in which nobody has a reference.
+        unsafe { rustix::mm::mremap_fixed(from, part, part, flags, to) }.unwrap();
+    };
+    let mut lines = io::stdin().lines();
+    let mut next = || {
+        println!("ready");
+        lines.next().unwrap().unwrap();
+    };
+    next();
+    shift(second, elsewhere.start);
+    next();
+    shift(elsewhere.start, second);
+    area.set(5, 2);
+    next();
+    area.set(5, 3);
+    println!("ready");
+    loop {
+        std::thread::park();
     }
 }
 
@@ -416,12 +545,20 @@ impl Area {
     /// Somewhere else perhaps, and larger.
     fn grow(&mut self, pages: usize) {
         let (old, new) = (self.pages * PAGE, (self.pages + pages) * PAGE);
-        // SAFETY: the mapping is this one's alone, and its old address is not used any more.
-        let start = unsafe { rustix::mm::mremap(self.start, old, new, MremapFlags::MAYMOVE) };
-        match start {
-            Ok(start) => (self.start, self.pages) = (start, self.pages + pages),
-            // Registered while a part of it was protected: `docs/checkpoint-moves.md`.
-            Err(error) => assert_eq!(error, rustix::io::Errno::FAULT),
+        let until = Instant::now() + PATIENCE;
+        loop {
+            // SAFETY: the mapping is this one's alone, and its old address is not used any more.
+            match unsafe { rustix::mm::mremap(self.start, old, new, MremapFlags::MAYMOVE) } {
+                Ok(start) => {
+                    (self.start, self.pages) = (start, self.pages + pages);
+                    return;
+                }
+                // For a moment a part of it alone is tracked: `docs/checkpoint-moves.md`.
+                Err(error) => {
+                    assert_eq!(error, rustix::io::Errno::FAULT);
+                    assert!(Instant::now() < until, "it stays in two");
+                }
+            }
         }
     }
 

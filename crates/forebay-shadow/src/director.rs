@@ -21,6 +21,7 @@ use crate::succession::{Outcome, Successor, Testament};
 use crate::switchboard::Switchboard;
 use crate::synchronise::{Renewal, Standing, Synchroniser, Witness};
 use crate::unread::Unread;
+use crate::vitals::Whose;
 
 /// Waits shorter than this are not looked into.
 const WAIT_MIN: Duration = Duration::from_millis(2);
@@ -568,7 +569,11 @@ impl Director {
                 }
             }
             if let Some(member) = self.members.get_mut(primary).and_then(Option::as_mut) {
-                let keeps = member.keeps(now);
+                let whose = match self.synchroniser.witness() {
+                    Witness::Unread => Whose::Own,
+                    Witness::Ping => Whose::Family,
+                };
+                let keeps = member.keeps(whose, now);
                 seen.starved = keeps.starved;
                 if keeps.blocked && seen.life == Life::Alive {
                     seen.life = Life::Blocked;

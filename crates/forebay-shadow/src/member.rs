@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::fence::Fence;
-use crate::vitals::{Keeps, Vitals};
+use crate::vitals::{Keeps, Vitals, Whose};
 
 /// How long a fence may take to hold.
 const FENCE_BOUND: Duration = Duration::from_millis(200);
@@ -66,8 +66,8 @@ impl Member {
     }
 
     /// What keeps its threads.
-    pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
-        self.vitals.keeps(now)
+    pub(crate) fn keeps(&mut self, whose: Whose, now: Instant) -> Keeps {
+        self.vitals.keeps(whose, now)
     }
 }
 

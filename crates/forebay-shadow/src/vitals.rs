@@ -18,8 +18,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// The process has begun to exit (include/linux/sched.h).
 const PF_EXITING: u64 = 0x0000_0004;
 
-/// Threads that are asked what keeps them.
-const THREADS_MAX: usize = 64;
+/// Threads that are asked what keeps them: a question takes some 20 us for each.
+const THREADS_MAX: usize = 128;
 /// How often they are asked.
 const THREADS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -36,9 +36,26 @@ pub(crate) struct Vitals {
 #[derive(Debug, Default)]
 struct Threads {
     asked: Option<Instant>,
-    /// How long each has waited for a CPU since it began.
-    waited: BTreeMap<u32, Duration>,
+    /// What each has had of the CPUs since it began.
+    turns: BTreeMap<u32, Turns>,
     keeps: Keeps,
+}
+
+/// What a thread has had of the CPUs since it began, as schedstat tells it. A wait is counted once it is
+/// over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Turns {
+    ran: Duration,
+    waited: Duration,
+}
+
+/// Whose threads are asked what keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The main process's. A child of it may be busy with something of its own.
+    Own,
+    /// Those of the processes that it started, too, of which each serves a connection.
+    Family,
 }
 
 /// What keeps a process, if anything does.
@@ -78,38 +95,52 @@ impl Vitals {
     }
 
     /// What keeps its threads; they are asked now and then.
-    pub(crate) fn keeps(&mut self, now: Instant) -> Keeps {
+    pub(crate) fn keeps(&mut self, whose: Whose, now: Instant) -> Keeps {
         let threads = &mut self.threads;
         let due = |asked| now.saturating_duration_since(asked) >= THREADS_PAUSE;
         if threads.asked.is_none_or(due) {
-            threads.ask(self.pid, now);
+            threads.ask(self.pid, whose, now);
         }
         threads.keeps
     }
 }
 
 impl Threads {
-    fn ask(&mut self, pid: u32, now: Instant) {
+    fn ask(&mut self, pid: u32, whose: Whose, now: Instant) {
         let since = self.asked.map(|asked| now.saturating_duration_since(asked));
-        let mut waited = BTreeMap::new();
+        let mut turns = BTreeMap::new();
         let mut keeps = Keeps::default();
-        for thread in threads(pid).into_iter().flatten().take(THREADS_MAX) {
+        let processes = match whose {
+            Whose::Own => vec![pid],
+            Whose::Family => family(pid),
+        };
+        let threads = processes.into_iter().flat_map(|pid| {
+            let threads = threads(pid).into_iter().flatten();
+            threads.map(move |thread| (pid, thread))
+        });
+        for (pid, thread) in threads.take(THREADS_MAX) {
             let of = |file| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/{file}"));
-            keeps.blocked |= of("stat").ok().and_then(|text| parse(&text)) == Some(Life::Blocked);
-            let Some(wait) = of("schedstat").ok().and_then(|text| parse_wait(&text)) else {
+            let stat = of("stat").unwrap_or_default();
+            keeps.blocked |= parse(&stat) == Some(Life::Blocked);
+            let Some(turn) = of("schedstat").ok().and_then(|text| parse_turns(&text)) else {
                 continue;
             };
-            waited.insert(thread, wait);
-            let (Some(before), Some(since)) = (self.waited.get(&thread), since) else {
+            turns.insert(thread, turn);
+            let (Some(before), Some(since)) = (self.turns.get(&thread), since) else {
                 continue;
             };
-            let share = wait.saturating_sub(*before).as_secs_f64() / since.as_secs_f64();
-            let share = share.clamp(0.0, 1.0);
+            let share = if turn == *before && is_runnable(&stat) {
+                // It has waited all the time, and still does.
+                1.0
+            } else {
+                let waited = turn.waited.saturating_sub(before.waited);
+                (waited.as_secs_f64() / since.as_secs_f64()).clamp(0.0, 1.0)
+            };
             keeps.starved = Some(keeps.starved.map_or(share, |most| most.max(share)));
         }
         *self = Self {
             asked: Some(now),
-            waited,
+            turns,
             keeps,
         };
     }
@@ -119,6 +150,21 @@ impl Threads {
 fn threads(pid: u32) -> io::Result<impl Iterator<Item = u32>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task"))?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// A process and those that came of it, the youngest of each before the older ones. Where the kernel does
+/// not tell, those that came of it are left out.
+fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut asked = 0;
+    while let Some(parent) = family.get(asked).filter(|_| family.len() < THREADS_MAX) {
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        let children = children.unwrap_or_default();
+        let children = children.split_whitespace().rev();
+        family.extend(children.filter_map(|child| child.parse::<u32>().ok()));
+        asked += 1;
+    }
+    family
 }
 
 /// Of a process whose main thread is ending: all others may still serve.
@@ -132,10 +178,20 @@ fn of_threads(pid: u32) -> Life {
     others.next().unwrap_or(Life::Ending)
 }
 
-/// Time that a thread waited for a CPU, in nanoseconds: the second number.
-fn parse_wait(schedstat: &str) -> Option<Duration> {
-    let waited = schedstat.split_whitespace().nth(1)?.parse().ok()?;
-    Some(Duration::from_nanos(waited))
+/// Nanoseconds on a CPU, and waiting for one: the first two numbers.
+fn parse_turns(schedstat: &str) -> Option<Turns> {
+    let mut numbers = schedstat.split_whitespace();
+    let mut next = || Some(Duration::from_nanos(numbers.next()?.parse().ok()?));
+    Some(Turns {
+        ran: next()?,
+        waited: next()?,
+    })
+}
+
+/// Whether a thread runs, or waits for nothing but a CPU: field 3 of proc(5).
+fn is_runnable(stat: &str) -> bool {
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| state.starts_with('R'))
 }
 
 fn read(file: &File) -> Option<String> {
@@ -271,8 +327,10 @@ mod tests {
             }
             let (mut vitals, _) = Vitals::of(std::process::id()).unwrap();
             let deadline = Instant::now() + Duration::from_secs(30);
-            while vitals.keeps(Instant::now()).starved < Some(0.5) && Instant::now() < deadline {}
-            let keeps = vitals.keeps(Instant::now());
+            while vitals.keeps(Whose::Own, Instant::now()).starved < Some(0.5)
+                && Instant::now() < deadline
+            {}
+            let keeps = vitals.keeps(Whose::Own, Instant::now());
             done.store(true, ordering);
             assert!(keeps.starved >= Some(0.5), "{keeps:?}");
         });
@@ -300,15 +358,104 @@ mod tests {
         let mut child = command.spawn().unwrap();
         let (mut vitals, _) = Vitals::of(child.id()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !vitals.keeps(Instant::now()).blocked && Instant::now() < deadline {
+        while !vitals.keeps(Whose::Own, Instant::now()).blocked && Instant::now() < deadline {
             std::thread::yield_now();
         }
-        let keeps = vitals.keeps(Instant::now());
+        let keeps = vitals.keeps(Whose::Own, Instant::now());
         // The program begins, and ends.
         drop(File::options().write(true).open(&fifo).unwrap());
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(keeps.blocked, "{keeps:?}");
+    }
+
+    /// A server of PostgreSQL whose commits waited for a busy disk was taken for one that hangs: its main
+    /// process waits for nothing.
+    #[test]
+    fn a_child_that_waits_for_a_disk_counts_where_children_serve() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        let script = "import os, sys\n\
+                      opening = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n\
+                      os.posix_spawn('/bin/true', ['true'], {}, file_actions=opening)\n";
+        let mut command = Command::new("sh");
+        command.args(["-c", "python3 -c \"$1\" \"$2\" & wait", "sh", script]);
+        let mut child = command.arg(&fifo).stdin(Stdio::null()).spawn().unwrap();
+        let (mut own, _) = Vitals::of(child.id()).unwrap();
+        let (mut family, _) = Vitals::of(child.id()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !family.keeps(Whose::Family, Instant::now()).blocked && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let keeps = family.keeps(Whose::Family, Instant::now());
+        let main = own.keeps(Whose::Own, Instant::now());
+        // The program begins, and all of them end.
+        drop(File::options().write(true).open(&fifo).unwrap());
+        child.wait().unwrap();
+        assert!(keeps.blocked, "{keeps:?}");
+        assert!(!main.blocked, "{main:?}");
+    }
+
+    /// The kernel counts a wait once it is over, so that one that lasted was none.
+    #[test]
+    fn a_thread_that_still_waits_for_a_cpu_counts() {
+        let name = "a_thread_that_still_waits_for_a_cpu_counts";
+        let mut busy = Vec::new();
+        // On one CPU, one in the normal class leaves next to nothing to one in the idle class.
+        for class in ["--other", "--idle"] {
+            let mut command = Command::new("taskset");
+            command.args([
+                "--cpu-list",
+                "0",
+                "chrt",
+                class,
+                "0",
+                "sh",
+                "-c",
+                "while :; do :; done",
+            ]);
+            match command.stdin(Stdio::null()).spawn() {
+                Ok(child) => busy.push(Ended(child)),
+                Err(error) => {
+                    println!("SKIPPED: {name}: taskset: {error}; install util-linux");
+                    return;
+                }
+            }
+        }
+        let pid = busy[1].0.id();
+        let begun = || {
+            let class = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            class.contains("(sh)")
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !begun() {
+            assert!(Instant::now() < deadline, "it does not begin");
+            std::thread::yield_now();
+        }
+        let (mut vitals, _) = Vitals::of(pid).unwrap();
+        let (mut asked, mut starved) = (0, 0);
+        let mut latest = None;
+        while asked < 50 && Instant::now() < deadline {
+            let keeps = vitals.keeps(Whose::Own, Instant::now());
+            if vitals.threads.asked != latest {
+                latest = vitals.threads.asked;
+                asked += 1;
+                starved += u32::from(keeps.starved >= Some(0.5));
+            }
+        }
+        assert!(starved * 2 > asked, "{starved} of {asked}");
+    }
+
+    /// A process that is ended with the test.
+    struct Ended(Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
     }
 
     #[test]

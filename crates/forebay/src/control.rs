@@ -17,6 +17,7 @@ use forebay_core::report::{Event, EventKind, TickReport};
 use forebay_core::shadow;
 use forebay_core::state::State;
 use forebay_core::tick::{Inputs, tick};
+use forebay_core::topology::Topology;
 use forebay_core::units::Time;
 use forebay_forecast::{Forecast, ModelScore};
 use tokio::sync::{oneshot, watch};
@@ -92,6 +93,8 @@ pub(crate) struct Near {
 pub(crate) struct Published {
     pub(crate) report: TickReport,
     pub(crate) timing: Timing,
+    /// Where the host's CPUs are, as it was when the daemon started.
+    pub(crate) topology: Arc<Topology>,
 }
 
 /// How punctual the control thread is, and what it costs.
@@ -145,6 +148,7 @@ pub(crate) fn run(
     let mut clock = Clock::start();
     let mut jitter = Jitter::default();
     let mut own_place = None;
+    let topology = Arc::new(host.topology().clone());
     loop {
         let began = Instant::now();
         let late = began.saturating_duration_since(clock.due);
@@ -173,7 +177,12 @@ pub(crate) fn run(
             jitter_p99: jitter.p99(),
             overruns,
         };
-        reports.send_replace(Some(Arc::new(Published { report, timing })));
+        let topology = Arc::clone(&topology);
+        reports.send_replace(Some(Arc::new(Published {
+            report,
+            timing,
+            topology,
+        })));
 
         loop {
             let wait = clock.due.saturating_duration_since(Instant::now());

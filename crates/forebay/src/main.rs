@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod control;
 mod daemon;
+mod dashboard;
 mod demo;
 mod durable;
 mod fetch;
@@ -54,6 +55,7 @@ enum Command {
     #[command(flatten)]
     Client(cli::ClientCommand),
     Daemon(daemon::Args),
+    Dashboard(dashboard::Args),
     Adopt(adopt::Args),
     Calibrate(calibrate::Args),
     Backtest(backtest::Args),
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         }
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
+        Command::Dashboard(args) => dashboard::run(&args).map_err(Into::into),
         Command::Errand(args) => update::run_errand(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),

@@ -59,6 +59,8 @@ pub enum Input {
     Dropped(Epoch),
     /// The copy has stood still for as long as it may take room.
     Impatient,
+    /// The mark of the steps that came out last cannot be made durable: they were not taken.
+    Unmarked,
 }
 
 /// What has to be done next.
@@ -100,6 +102,10 @@ pub struct Arrival {
     record: Ownership,
     stage: Stage,
     mark: Option<Mark>,
+    /// A start of it ended so that nobody knows whether it ran.
+    may_have_run: bool,
+    /// What is on disk says that its copy never ran, and nothing else could be written since.
+    is_unmarked: bool,
 }
 
 impl Arrival {
@@ -111,6 +117,8 @@ impl Arrival {
             record,
             stage: Stage::Receiving,
             mark: Some(Mark::Receiving),
+            may_have_run: false,
+            is_unmarked: false,
         };
         (machine, vec![Step::Receive])
     }
@@ -152,8 +160,8 @@ impl Arrival {
         let ended = match input {
             Input::Read(record) => return self.read(&record),
             Input::Dropped(epoch) if epoch != self.record.epoch => return Vec::new(),
-            Input::Dropped(_) => return self.dropped(false),
-            Input::Impatient => return self.dropped(true),
+            Input::Dropped(_) | Input::Impatient => return self.dropped(),
+            Input::Unmarked => return self.unmarked(),
             Input::Ended(outcome) => outcome,
         };
         match (self.stage, ended) {
@@ -164,8 +172,13 @@ impl Arrival {
                 self.go(Stage::Waiting, Step::Read)
             }
             (Stage::Starting, Done) => self.announce(),
+            // One before this may have taken effect: it must not be begun from before that elsewhere.
+            (Stage::Starting, Refused) if self.may_have_run => self.announce(),
             (Stage::Starting, Refused) => self.give_back(),
-            (Stage::Starting, Unknown) => vec![Step::Start],
+            (Stage::Starting, Unknown) => {
+                self.may_have_run = true;
+                vec![Step::Start]
+            }
             // Refused, the record is another's by force: whoever watches who may run sees that.
             (Stage::Announcing, Done | Refused) => self.over(End::Runs),
             (Stage::Announcing, Unknown) => self.announce(),
@@ -199,12 +212,30 @@ impl Arrival {
         }
     }
 
-    fn dropped(&mut self, watch: bool) -> Vec<Step> {
+    /// The source's word is no proof where a copy is whole: it may be of another question that it asked,
+    /// or be late. So the record is watched until that says it.
+    fn dropped(&mut self) -> Vec<Step> {
         match self.stage {
             Stage::Receiving | Stage::Preparing => self.discard(false),
-            Stage::Waiting => self.discard(watch),
-            Stage::Watching if !watch => self.over(End::Dropped),
+            Stage::Waiting => self.discard(true),
             // It is ours already, or on its way out.
+            _ => Vec::new(),
+        }
+    }
+
+    /// Turns back where that needs nothing on disk: a full one must not keep the source standing.
+    fn unmarked(&mut self) -> Vec<Step> {
+        match self.stage {
+            // The source was not told that a copy is there.
+            Stage::Waiting => {
+                self.mark = Some(Mark::Receiving);
+                self.go(Stage::Discarding { watch: false }, Step::Discard)
+            }
+            Stage::Starting if !self.may_have_run => {
+                self.is_unmarked = true;
+                self.mark = Some(Mark::Prepared);
+                self.give_back()
+            }
             _ => Vec::new(),
         }
     }
@@ -219,7 +250,10 @@ impl Arrival {
 
     fn give_back(&mut self) -> Vec<Step> {
         let given = self.record.given_to(&self.here);
-        self.mark = Some(Mark::Dropped);
+        // Where that cannot be written, the record says the same to whoever begins anew.
+        if !self.is_unmarked {
+            self.mark = Some(Mark::Dropped);
+        }
         self.go(
             Stage::Returning,
             Step::Change(given.epoch, given.given_to(&self.record.owner)),

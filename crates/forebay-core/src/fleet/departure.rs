@@ -68,6 +68,8 @@ pub enum Input {
     Read(Ownership),
     /// Somebody does not want the move any more.
     Cancel,
+    /// The mark of the steps that came out last cannot be made durable: they were not taken.
+    Unmarked,
 }
 
 /// What has to be done next.
@@ -118,6 +120,8 @@ pub struct Departure {
     mark: Option<Mark>,
     /// Nothing that was asked of the record with its epoch can take effect any more.
     is_off: bool,
+    /// As a target gave it back whose copy never ran: it is to say that it runs here.
+    back: Option<Ownership>,
 }
 
 impl Departure {
@@ -131,6 +135,7 @@ impl Departure {
             stage: Stage::Checking,
             mark: None,
             is_off: false,
+            back: None,
         };
         (machine, vec![Step::Check])
     }
@@ -165,6 +170,7 @@ impl Departure {
         use Outcome::{Done, Refused, Unknown};
         let ended = match input {
             Input::Cancel => return self.cancel(),
+            Input::Unmarked => return self.unmarked(),
             Input::Read(record) => return self.read(&record),
             Input::Ended(outcome) => outcome,
         };
@@ -198,11 +204,15 @@ impl Departure {
             (Stage::Reading | Stage::Awaiting, Refused | Unknown) => vec![Step::Read],
             (Stage::Ending, Done) => self.over(End::Moved),
             (Stage::Ending, Refused | Unknown) => vec![Step::End],
-            (Stage::Thawing, Done) if self.is_off => self.over(End::Stayed),
-            (Stage::Thawing, Done) => self.call_off(),
+            (Stage::Thawing, Done) => match (&self.back, self.is_off) {
+                (Some(_), _) => self.confirm(),
+                (None, true) => self.over(End::Stayed),
+                (None, false) => self.call_off(),
+            },
             (Stage::Thawing, Refused | Unknown) => vec![Step::Thaw],
             // Refused, an earlier one took effect.
             (Stage::CallingOff, Done | Refused) => self.over(End::Stayed),
+            (Stage::CallingOff, Unknown) if self.back.is_some() => self.confirm(),
             (Stage::CallingOff, Unknown) => self.call_off(),
             (Stage::Reading | Stage::Awaiting, Done) | (Stage::Over(_), _) => Vec::new(),
         }
@@ -217,6 +227,7 @@ impl Departure {
             // Recalled, or given back by a target whose copy never ran.
             (true, epoch) if epoch >= given => {
                 self.is_off = true;
+                self.back = (!record.runs).then(|| record.clone());
                 self.thaw()
             }
             (true, _) => self.recall(),
@@ -238,6 +249,31 @@ impl Departure {
             // The record is being changed: it is the target's to say now.
             _ => Vec::new(),
         }
+    }
+
+    /// Turns back where that needs nothing on disk: a full one must not keep it standing.
+    fn unmarked(&mut self) -> Vec<Step> {
+        match self.stage {
+            Stage::Reserving => self.over(End::Refused),
+            // Nothing was frozen.
+            Stage::Freezing => self.call_off(),
+            // Nobody was asked to change the record; what is on disk is that it may stand still.
+            Stage::Committing => {
+                self.mark = Some(Mark::Frozen);
+                self.thaw()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// It runs here again, which the record is to say: what never ran where it was given to is started by
+    /// nobody. The mark stays, so that a daemon that begins anew reads the record once more.
+    fn confirm(&mut self) -> Vec<Step> {
+        let Some(back) = &self.back else {
+            return self.over(End::Stayed);
+        };
+        let change = Step::Change(back.epoch, back.running());
+        self.go(Stage::CallingOff, self.mark, change)
     }
 
     fn recall(&mut self) -> Vec<Step> {

@@ -69,10 +69,18 @@ pub fn elsewhere<'a>(
     movable: impl IntoIterator<Item = (&'a AppId, &'a Mobility)>,
     known: Known<'_>,
 ) -> BTreeSet<AppId> {
+    let comes_by_move = |app: &AppId| {
+        // What stands still while it leaves is let go on by its move: if it dies, nobody begins it anew
+        // beside what was sent of it.
+        let stands = known.departures.get(app) == Some(&Mark::Frozen);
+        // It was given to this host and never ran here: what is here of it is of before.
+        let never_ran = known.records.get(app).is_some_and(|record| !record.runs);
+        stands || never_ran
+    };
     let away = |app: &AppId, mobility: &Mobility| {
         let read = (known.records.get(app), known.departures.get(app).copied());
         let leave = leave(known.here, read, mobility.takeover, known.lease, known.now);
-        !matches!(leave, Leave::Run { .. }) || known.arriving.contains(app)
+        !matches!(leave, Leave::Run { .. }) || known.arriving.contains(app) || comes_by_move(app)
     };
     movable
         .into_iter()
@@ -93,9 +101,11 @@ mod tests {
             files: Vec::new(),
             takeover: Takeover::Never,
         };
-        let apps: Vec<AppId> = ["ours", "theirs", "unknown", "leaving", "begun", "comes"]
-            .map(|name| name.parse().unwrap())
-            .to_vec();
+        let apps: Vec<AppId> = [
+            "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given",
+        ]
+        .map(|name| name.parse().unwrap())
+        .to_vec();
         let ours = Ownership::first(here.clone());
         let theirs = Ownership::first("b".parse().unwrap());
         let records = BTreeMap::from([
@@ -103,11 +113,15 @@ mod tests {
             (apps[1].clone(), theirs),
             (apps[3].clone(), ours.clone()),
             (apps[4].clone(), ours.clone()),
-            (apps[5].clone(), ours),
+            (apps[5].clone(), ours.clone()),
+            (apps[6].clone(), ours.clone()),
+            // Its move is not known here any more, and nothing of it is.
+            (apps[7].clone(), ours.given_to(&here)),
         ]);
         let departures = BTreeMap::from([
             (apps[3].clone(), Mark::Committing),
             (apps[4].clone(), Mark::Begun),
+            (apps[6].clone(), Mark::Frozen),
         ]);
         let known = Known {
             here: &here,
@@ -118,7 +132,7 @@ mod tests {
             now: Duration::ZERO,
         };
         let away = elsewhere(apps.iter().map(|app| (app, &mobility)), known);
-        let expected = [1, 2, 3, 5].map(|index: usize| apps[index].clone());
+        let expected = [1, 2, 3, 5, 6, 7].map(|index: usize| apps[index].clone());
         assert_eq!(away, BTreeSet::from(expected));
         assert!(elsewhere([], known).is_empty());
     }

@@ -466,6 +466,7 @@ impl World {
             matches!(runs, ["runs", "is gone"] | ["is gone", "runs"]),
             "{runs:?}"
         );
+        assert!(self.record.runs, "nobody may start it again");
         assert_eq!(self.departure_mark, None, "the source is not done");
         assert_eq!(self.arrival_mark, None, "the target is not done");
     }
@@ -531,4 +532,115 @@ fn without_faults_it_moves() {
     );
     assert_eq!(world.record.epoch, 2);
     assert!(world.record.runs);
+}
+
+/// A departure that was driven to a stage by what its steps ended with.
+fn departing(inputs: &[departure::Input]) -> (Departure, Vec<departure::Step>) {
+    let (mut machine, mut steps) = Departure::begin(Ownership::first(source()), target());
+    for input in inputs {
+        steps = machine.step(input.clone());
+    }
+    (machine, steps)
+}
+
+#[test]
+fn a_source_whose_disk_is_full_turns_back_before_it_asks() {
+    use departure::{End, Input, Mark, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let check = |count: usize, stage, mark, first: Option<Step>| {
+        let mut inputs = vec![done.clone(); count];
+        inputs.push(Input::Unmarked);
+        let (machine, steps) = departing(&inputs);
+        assert_eq!((machine.stage(), machine.mark()), (stage, mark));
+        assert_eq!(steps.first().cloned(), first);
+    };
+    check(1, Stage::Over(End::Refused), None, None);
+    let recalled = Step::Change(1, Ownership::first(source()).recalled());
+    check(3, Stage::CallingOff, Some(Mark::Begun), Some(recalled));
+    // Frozen, and all is sent: the record was not asked for yet.
+    check(5, Stage::Thawing, Some(Mark::Frozen), Some(Step::Thaw));
+    // It was: only the record says now whose it is.
+    check(6, Stage::Awaiting, Some(Mark::Committing), None);
+}
+
+#[test]
+fn what_is_given_back_says_again_that_it_runs() {
+    use departure::{End, Input, Mark, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let back = Ownership::first(source())
+        .given_to(&target())
+        .given_to(&source());
+    let mut inputs = vec![done.clone(); 6];
+    inputs.extend([Input::Read(back.clone()), done.clone()]);
+    let (mut machine, steps) = departing(&inputs);
+    let expected = [Step::Change(back.epoch, back.running())];
+    assert_eq!(steps, expected);
+    // A daemon that begins anew finds the record once more.
+    assert_eq!(machine.mark(), Some(Mark::Committing));
+    assert_eq!(machine.step(Input::Ended(Outcome::Unknown)), expected);
+    machine.step(done);
+    assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+}
+
+/// An arrival whose copy is whole.
+fn waiting() -> Arrival {
+    let (mut machine, _) = Arrival::begin(Ownership::first(source()), target());
+    machine.step(arrival::Input::Ended(Outcome::Done));
+    machine.step(arrival::Input::Ended(Outcome::Done));
+    assert_eq!(machine.stage(), arrival::Stage::Waiting);
+    machine
+}
+
+#[test]
+fn a_target_goes_by_the_record_and_not_by_the_sources_word() {
+    use arrival::{End, Input, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    assert_eq!(machine.step(Input::Dropped(1)), [Step::Discard]);
+    machine.step(done.clone());
+    assert_eq!(machine.step(Input::Dropped(1)), []);
+    let back = Step::Change(given.epoch, given.given_to(&source()));
+    assert_eq!(machine.step(Input::Read(given)), [back]);
+
+    let mut machine = waiting();
+    machine.step(Input::Dropped(1));
+    machine.step(done);
+    machine.step(Input::Read(Ownership::first(source()).recalled()));
+    assert_eq!(machine.stage(), Stage::Over(End::Dropped));
+}
+
+#[test]
+fn what_may_have_run_is_not_given_back() {
+    use arrival::{Input, Stage, Step};
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    machine.step(Input::Read(given.clone()));
+    machine.step(Input::Ended(Outcome::Unknown));
+    let runs = Step::Change(given.epoch, given.running());
+    assert_eq!(machine.step(Input::Ended(Outcome::Refused)), [runs]);
+
+    let mut machine = waiting();
+    machine.step(Input::Read(given));
+    machine.step(Input::Ended(Outcome::Refused));
+    assert_eq!(machine.stage(), Stage::Returning);
+}
+
+#[test]
+fn a_target_whose_disk_is_full_gives_it_back() {
+    use arrival::{Input, Mark, Stage, Step};
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    machine.step(Input::Read(given.clone()));
+    let back = [Step::Change(given.epoch, given.given_to(&source()))];
+    assert_eq!(machine.step(Input::Unmarked), back);
+    // What is on disk stays true: nothing of it ran.
+    assert_eq!(machine.mark(), Some(Mark::Prepared));
+    assert_eq!(machine.step(Input::Ended(Outcome::Unknown)), back);
+    assert_eq!(machine.mark(), Some(Mark::Prepared));
+
+    // It was not said that the copy is whole.
+    let mut machine = waiting();
+    assert_eq!(machine.step(Input::Unmarked), [Step::Discard]);
+    assert_eq!(machine.stage(), Stage::Discarding { watch: false });
 }

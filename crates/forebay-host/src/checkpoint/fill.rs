@@ -63,7 +63,7 @@ struct Context {
     pid: u32,
     userfault: Userfault,
     missing: Missing,
-    /// Nobody guards one that came of a fork: its number is not told.
+    /// Since it may run: before that, it cannot read anything.
     guard: Option<Guard>,
 }
 
@@ -128,6 +128,9 @@ impl Filler {
     /// Fills in all that is missing. If that fails, or this ends before it is done, the process ends.
     pub(super) fn finish(mut self) -> io::Result<Filled> {
         for context in &mut self.contexts {
+            if context.guard.is_some() {
+                continue;
+            }
             let fds = [context.userfault.as_fd()];
             context.guard = Some(Guard::new(context.pid, &fds)?);
         }
@@ -198,11 +201,12 @@ impl Filler {
                 Ok(())
             }
             Event::Fork(fd) => {
+                let userfault = Userfault::ready(adopt(fd));
                 let child = Context {
                     pid: context.pid,
-                    userfault: Userfault::ready(adopt(fd)),
+                    guard: Some(Guard::of_child(context.pid, &userfault)?),
+                    userfault,
                     missing: context.missing.clone(),
-                    guard: None,
                 };
                 if self.contexts.len() >= CONTEXTS_MAX {
                     return Err(io::Error::other("it forks without end"));

@@ -175,6 +175,19 @@ impl Store {
             })
     }
 
+    /// Removes every image of an app, and what is known of how its program was begun.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn forget(&self, app: &AppId) -> Result<(), HostError> {
+        match fs::remove_dir_all(self.of(app)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(HostError::file("remove images", &self.of(app), error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// The directory of an app, made where it is missing: what a program has in memory is for nobody
     /// else.
     fn home(&self, app: &AppId) -> Result<PathBuf, HostError> {
@@ -455,6 +468,21 @@ mod tests {
         let died = Note::Failed("it died".to_owned());
         assert_eq!(store.take_notes(&app).unwrap(), [died]);
         assert_eq!(store.take_notes(&app).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_begun_from_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let app: AppId = "web".parse().unwrap();
+        store.forget(&app).unwrap();
+        let (number, part) = store.begin(&app).unwrap();
+        store
+            .finish(&app, &part, &image(number, "sh", "b"))
+            .unwrap();
+        assert!(store.newest(&app).unwrap().is_some());
+        store.forget(&app).unwrap();
+        assert_eq!(store.newest(&app).unwrap(), None);
     }
 
     #[test]

@@ -187,11 +187,12 @@ impl Director {
         });
     }
 
-    /// Makes it durable that an epoch that was begun is the old primary's: whoever begins anew must
-    /// not take for the primary what did not become it.
+    /// Keeps, as well as the record that it takes the place of, that an epoch that was begun is the old
+    /// primary's: whoever begins anew must not take for the primary what did not become it. Requests wait
+    /// meanwhile.
     async fn stay(&mut self, slot: Slot, epoch: Epoch) -> Result<(), String> {
         let still = self.record(slot, epoch);
-        self.keep(still.clone(), Durability::Host).await?;
+        self.keep(still.clone(), self.durability(epoch)).await?;
         self.kept = Some(still);
         Ok(())
     }

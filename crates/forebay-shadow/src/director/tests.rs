@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::steps::Durability;
 use super::*;
-use crate::switchboard::Instance;
+use crate::switchboard::{Gate, Instance};
 use crate::synchronise::Pending;
 
 /// Answers questions when the test says so.
@@ -428,4 +428,33 @@ async fn a_record_of_a_hand_over_that_is_not_durable_is_taken_back() {
         2,
         "the second is the old primary's"
     );
+}
+
+/// A stall on a busy host, of an instance that cannot be stopped, kept all requests back until the disk
+/// had written that nothing came of it: longer than they could wait.
+#[tokio::test]
+async fn who_cannot_be_stopped_goes_on_without_waiting_for_the_disk() {
+    for exclusive in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let slow = Arc::new(Slow::default());
+        *slow.exclusive.lock().unwrap() = exclusive;
+        let mut director = director(&slow, directory.path());
+        director.stands(0, Standing::Ready { lag: None }).await;
+        director.join(0, std::process::id(), None).unwrap();
+        director.stands(0, Standing::Ready { lag: None }).await;
+        director.stands(1, Standing::Ready { lag: None }).await;
+        director.reserved = 2;
+        // It takes what is written, and nothing of it can be made durable.
+        director.epochs = Arc::new(EpochFile::open("/dev/zero".as_ref()).unwrap());
+        director.begin(Cause::Stall, &[]);
+        director.drive(Input::Lost(Cause::Stall)).await;
+        assert_eq!(director.machine.stage(), Stage::Warm);
+        assert_eq!(director.board.routing().gate, Gate::Open);
+        let failures: Vec<&str> = director.failures.iter().map(|f| &*f.what).collect();
+        let [what] = failures.as_slice() else {
+            panic!("{failures:?}");
+        };
+        let waited = what.contains("write epoch");
+        assert_eq!(waited, exclusive, "{what}");
+    }
 }

@@ -1,5 +1,7 @@
 //! The same fronts, asked in HTTP/2.
 
+mod tools;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
@@ -23,6 +23,9 @@ pub(crate) struct Instance {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
     group: Option<PathBuf>,
+    /// It is a test for its harness, which says after a minute that it goes on, and ends it where
+    /// nobody can hear that.
+    _words: BufReader<ChildStdout>,
 }
 
 impl Instance {
@@ -36,8 +39,10 @@ impl Instance {
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address = lines
+        let mut words = BufReader::new(child.stdout.take().unwrap());
+        let address = words
+            .by_ref()
+            .lines()
             .map(Result::unwrap)
             .find_map(|line| {
                 line.split_once("LISTENING ")
@@ -52,6 +57,7 @@ impl Instance {
             child,
             address,
             group,
+            _words: words,
         }
     }
 

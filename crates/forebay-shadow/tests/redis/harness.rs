@@ -56,7 +56,7 @@ impl Group {
             .map(Path::new)
             .find(|root| root.join("cgroup.procs").exists());
         let root = root.ok_or_else(|| io::Error::other("no hierarchy of v2 is mounted"))?;
-        let name = format!("forebay-shadow-test-{}-{number}", std::process::id());
+        let name = format!("forebay-redis-test-{}-{number}", std::process::id());
         let path = root.join(name);
         std::fs::create_dir(&path)?;
         let group = Self { path };

@@ -104,7 +104,33 @@ fn status(fleet: &api::Fleet) -> String {
     for (name, value) in lines {
         writeln!(text, "{name:<12} {value}").ok();
     }
+    if !fleet.apps.is_empty() {
+        let rows: Vec<[String; 5]> = fleet.apps.iter().map(owned).collect();
+        let columns = [
+            words("APP"),
+            words("HOST"),
+            numbers("EPOCH"),
+            words("STATE"),
+            words("MOVES"),
+        ];
+        write!(text, "\n{}", table(columns, &rows)).ok();
+    }
     text
+}
+
+fn owned(app: &api::FleetApp) -> [String; 5] {
+    let state = if app.runs {
+        "was let run"
+    } else {
+        "given, not begun"
+    };
+    [
+        app.app.clone(),
+        app.owner.clone(),
+        app.epoch.to_string(),
+        state.to_owned(),
+        app.moves.clone().unwrap_or_default(),
+    ]
 }
 
 fn list(hosts: &api::FleetHosts, now_unix_ms: u64) -> String {
@@ -176,6 +202,15 @@ mod tests {
             cordoned: true,
             hosts: 2,
             owns: vec!["web".to_owned()],
+            apps: [("web", true, None), ("shop", false, Some("to b: awaiting"))]
+                .map(|(app, runs, moves)| api::FleetApp {
+                    app: app.to_owned(),
+                    owner: if runs { "a" } else { "b" }.to_owned(),
+                    epoch: 4,
+                    runs,
+                    moves: moves.map(str::to_owned),
+                })
+                .into(),
         };
         assert_eq!(
             status(&fleet),
@@ -184,7 +219,10 @@ mod tests {
              http://127.0.0.1:2379: no answer in time\n\
              coordinator  etcd at http://127.0.0.1:2379\n\
              hosts        2\n\
-             owns         web\n"
+             owns         web\n\n\
+             APP   HOST  EPOCH  STATE             MOVES\n\
+             web   a         4  was let run\n\
+             shop  b         4  given, not begun  to b: awaiting\n"
         );
     }
 

@@ -39,6 +39,14 @@ use push::PushArgs;
 /// The variable that names the socket, unless `--socket` does.
 pub(crate) const SOCKET_VARIABLE: &str = "FOREBAY_SOCKET";
 
+/// The daemon's socket: the one that is named, or the variable names, or the usual one.
+pub(crate) fn socket(named: Option<&Path>) -> PathBuf {
+    named
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(api::SOCKET))
+}
+
 /// How to reach the daemon, and how to print what it says.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
@@ -54,10 +62,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// The socket to ask at.
     pub(crate) fn socket(&self) -> PathBuf {
-        let named = self.socket.clone();
-        named
-            .or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
-            .unwrap_or_else(|| PathBuf::from(api::SOCKET))
+        socket(self.socket.as_deref())
     }
 
     /// For whom to print.
@@ -103,7 +108,6 @@ pub(crate) enum ClientCommand {
     /// Show images of programs, or take one
     Image(image::ImageArgs),
     /// Move an app to another host of the fleet, or show moves
-    #[command(hide = true)]
     Move(moves::MoveArgs),
     /// Update the operating system with critical apps protected from it
     #[command(subcommand)]

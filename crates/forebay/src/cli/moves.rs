@@ -174,7 +174,7 @@ fn one(one: &api::Move) -> String {
 
 fn list(moves: &api::Moves) -> String {
     let Some(host) = &moves.host else {
-        return "no app changes hosts in this release".to_owned();
+        return "no app changes hosts here: this host has no `fleet.link.listen`".to_owned();
     };
     let away = moves.away.iter().map(|one| {
         [

@@ -153,13 +153,7 @@ fn images(section: &mut Section, findings: &mut Findings<'_>) -> Option<Images> 
 
 /// How it changes hosts; none where it stays.
 fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobility> {
-    let key = section.key("move");
-    let At { value, at } = section.take::<Section>("move")?;
-    let mut movable = value;
-    if !super::fleet::MOVES {
-        let problem = Problem::new("no app changes hosts in this release", "leave `move` out");
-        findings.add(at, key, problem);
-    }
+    let mut movable = section.take::<Section>("move")?.value;
     let way = match movable.take::<&str>("mode").map(|word| word.value) {
         Some("restart") => Some(Way::Restart),
         Some("checkpoint") => Some(Way::Checkpoint),

@@ -27,10 +27,6 @@ const PREFIX_LEN_MAX: usize = 128;
 /// A longer bundle of certificates is none.
 const CA_BYTES_MAX: u64 = 1 << 20;
 
-/// Whether apps change hosts in this release. What does so is there and tested against models of its
-/// surroundings; findings of a review are to be mended before anybody's app is given to it.
-pub(super) const MOVES: bool = false;
-
 /// Who this host is among others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FleetConfig {
@@ -376,13 +372,6 @@ fn link(mut section: Section, findings: &mut Findings<'_>) -> LinkConfig {
         let problem = Problem::new(
             format!("nobody can tell from `{value}` where others reach this host"),
             "say so with `address`, such as address = \"10.0.0.5:9476\"",
-        );
-        findings.add(*at, section.key("listen"), problem);
-    }
-    if let (Some(At { at, .. }), false) = (&listen, MOVES) {
-        let problem = Problem::new(
-            "agents do not listen to each other in this release",
-            "leave it out: the hosts of a fleet see each other without it",
         );
         findings.add(*at, section.key("listen"), problem);
     }

@@ -106,6 +106,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         .build()
         .map_err(|error| format!("start a runtime for its link: {error}; check limits on files"))?;
     let records = Arc::new(Coordinated {
+        here: member.host.clone(),
         coordinator: Arc::clone(&member.coordinator),
         standing: member.standing.clone(),
     });
@@ -120,6 +121,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         apps,
         tell,
         anchor: anchor.to_owned(),
+        state_dir: state_dir.to_owned(),
         capacity,
     });
     let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;

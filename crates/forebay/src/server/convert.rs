@@ -60,6 +60,8 @@ fn host(view: &View) -> api::Host {
         });
         owner.map(|(name, _)| name.to_string())
     };
+    let known = view.published.topology.cpus();
+    let place = |id: usize| known.iter().find(|cpu| cpu.id == id);
     api::Host {
         cpus: all_cpus(view)
             .iter()
@@ -68,6 +70,8 @@ fn host(view: &View) -> api::Host {
                     id: u32::try_from(id).ok()?,
                     busy: view.busy.get(&id).copied(),
                     owner: owned(id),
+                    node: place(id).and_then(|cpu| u32::try_from(cpu.node).ok()),
+                    l3: place(id).and_then(|cpu| u32::try_from(cpu.l3).ok()),
                 })
             })
             .collect(),

@@ -42,7 +42,13 @@ fn desk(server: &Shared) -> Result<Desk, Failure> {
 }
 
 pub(super) async fn status(State(server): State<Shared>) -> Answer<api::Fleet> {
-    Ok(Json(shown(&desk(&server)?)))
+    let mut shown = shown(&desk(&server)?);
+    if let Some(moving) = &server.state.moves {
+        for app in &mut shown.apps {
+            app.moves = super::moves::on_its_way(&moving.moves, &app.app);
+        }
+    }
+    Ok(Json(shown))
 }
 
 /// How this host stands.
@@ -53,7 +59,14 @@ pub(super) fn shown(desk: &Desk) -> api::Fleet {
     let own = |(app, record): (_, &forebay_core::fleet::Ownership)| {
         (record.owner == desk.host).then(|| ToString::to_string(app))
     };
-    let records = standing.records.iter().flat_map(|records| records.iter());
+    let records = || standing.records.iter().flat_map(|records| records.iter());
+    let app = |(app, record): (_, &forebay_core::fleet::Ownership)| api::FleetApp {
+        app: ToString::to_string(app),
+        owner: record.owner.to_string(),
+        epoch: record.epoch,
+        runs: record.runs,
+        moves: None,
+    };
     api::Fleet {
         host: desk.host.to_string(),
         coordinator: desk.coordinator.place().to_owned(),
@@ -62,7 +75,8 @@ pub(super) fn shown(desk: &Desk) -> api::Fleet {
         lost: standing.lost.as_ref().map(|lost| lost.why.clone()),
         cordoned: standing.cordoned,
         hosts: standing.members.len() as u64,
-        owns: records.filter_map(own).collect(),
+        owns: records().filter_map(own).collect(),
+        apps: records().map(app).collect(),
     }
 }
 

@@ -534,4 +534,47 @@ mod tests {
         let text = render(None, &Totals::default(), AgentUse::default(), &[]).unwrap();
         assert!(text.contains("forebay_agent_resident_bytes 0.0"), "{text}");
     }
+
+    #[test]
+    fn what_is_drawn_and_warned_of_elsewhere_has_names_that_exist() {
+        let view = View {
+            published: Arc::new(published(7)),
+            busy: BTreeMap::from([(0, 0.25)]),
+        };
+        let tier = api::Tier::default();
+        let (totals, agent) = (Totals::default(), AgentUse::default());
+        let text = render(Some(&view), &totals, agent, &[tier]).unwrap();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names: std::collections::BTreeSet<String> = types
+            .map(|line| match line.split_once(' ') {
+                Some((name, "counter")) => format!("{name}_total"),
+                Some((name, _)) => name.to_owned(),
+                None => line.to_owned(),
+            })
+            .collect();
+        assert!(names.contains("forebay_events_total"), "{names:?}");
+        for (file, content) in [
+            (
+                "grafana",
+                include_str!("../../../../dist/grafana/forebay.json"),
+            ),
+            (
+                "alerts",
+                include_str!("../../../../dist/prometheus/alerts.yml"),
+            ),
+        ] {
+            let parts = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+            let used = content
+                .split(parts)
+                .filter(|word| word.starts_with("forebay_"));
+            let used: Vec<_> = used.collect();
+            assert!(used.len() > 5, "{file}: {used:?}");
+            for name in used {
+                assert!(
+                    names.contains(name),
+                    "{file} has {name}; there are {names:?}"
+                );
+            }
+        }
+    }
 }

@@ -36,6 +36,8 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use connections::{Listeners, serve};
 pub(crate) use peer::{Readers, Rules, group_number};
+pub(crate) use problem::Failure;
+pub(crate) use routes::names_loopback;
 pub(crate) use socket::{ListenError, Socket, bind_loopback};
 
 use crate::control::{Command, Published};
@@ -44,8 +46,6 @@ use crate::signals::Teller;
 use crate::tiering::Desk;
 use crate::training;
 use feed::{Feed, View};
-use problem::Failure;
-
 /// Reads the configuration anew and puts it in force; what changed, or all that is wrong.
 pub(crate) type Reload = Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>;
 /// Makes an app of a request.

@@ -10,7 +10,7 @@ use forebay_core::fleet::{arrival, departure};
 
 use super::problem::{Body, Failure, Named};
 use super::routes::Shared;
-use crate::fleet::moves::{Awaited, Desk, Note, Refused, Shown};
+use crate::fleet::moves::{Awaited, Desk, Moves, Note, Refused, Shown};
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
@@ -84,6 +84,25 @@ fn coming(awaited: &Awaited) -> api::Arrival {
     }
 }
 
+/// What this host does to have an application move.
+pub(super) fn on_its_way(moves: &Moves, app: &str) -> Option<String> {
+    let away = moves.away().into_iter().find_map(|(note, shown)| {
+        let is_it = note.app.as_str() == app && note.end().is_none();
+        is_it.then(|| format!("to {}: {}", note.there, stage(shown.stage)))
+    });
+    away.or_else(|| {
+        let coming = moves
+            .awaited()
+            .into_iter()
+            .find(|one| one.app.as_str() == app)?;
+        Some(format!(
+            "from {}: {}",
+            coming.from,
+            arrival_stage(coming.stage)
+        ))
+    })
+}
+
 /// Does what may block, off the runtime.
 async fn off<T: Send + 'static>(
     server: &Shared,
@@ -91,7 +110,7 @@ async fn off<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let desk = server.state.moves.clone().ok_or_else(|| {
         Failure::failed(
-            "no app changes hosts in this release: `move` and `fleet.link.listen` are refused",
+            "no app changes hosts here: give this host a place in a fleet with `fleet.link.listen`",
         )
     })?;
     match tokio::task::spawn_blocking(move || ask(desk)).await {

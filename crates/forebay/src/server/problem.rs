@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     status: StatusCode,
     refusal: Refusal,
     message: String,
@@ -30,8 +30,18 @@ impl Failure {
         )
     }
 
-    pub(super) fn not_allowed(message: impl Into<String>) -> Self {
+    pub(crate) fn not_allowed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, Refusal::NotAllowed, message)
+    }
+
+    /// It is not known who asks.
+    pub(crate) fn no_token(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Refusal::NotAllowed, message)
+    }
+
+    /// Nobody answers at the daemon's socket.
+    pub(crate) fn no_daemon(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, Refusal::Failed, message)
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Self {
@@ -46,7 +56,7 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Busy, message)
     }
 
-    pub(super) fn timeout(message: impl Into<String>) -> Self {
+    pub(crate) fn timeout(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, Refusal::Timeout, message)
     }
 

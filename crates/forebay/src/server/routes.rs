@@ -362,7 +362,8 @@ async fn bounded(request: Request, next: Next) -> Response {
     }
 }
 
-fn names_loopback(request: &Request) -> bool {
+/// Whether the host that is asked for is this one, by a name that no other site can have.
+pub(crate) fn names_loopback(request: &Request) -> bool {
     let host = request.headers().get(header::HOST);
     host.and_then(|host| host.to_str().ok())
         .is_some_and(|host| {

@@ -17,6 +17,7 @@ use forebay_core::plan::{Plan, Reason};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{Gap, HostSample, RunState, Traffic};
+use forebay_core::topology::{Shape, Topology};
 use forebay_core::units::{Limit, MilliCpu, Time};
 use forebay_forecast::lstm::Weights;
 use forebay_forecast::{ModelScore, Target};
@@ -121,7 +122,15 @@ pub(super) fn published(period: u64) -> Published {
         page_move: None,
         offload: None,
     };
+    let shape = Shape {
+        nodes: 2,
+        l3s: 1,
+        cores: 1,
+        threads: 1,
+        memory: Bytes::mib(4096),
+    };
     Published {
+        topology: Arc::new(Topology::regular(shape)),
         report: TickReport {
             period,
             time,
@@ -400,6 +409,9 @@ async fn readers_see_what_was_published() {
     assert_eq!(status.host.shared_cpus, "0");
     assert_eq!(status.host.cpus[0].owner, None);
     assert_eq!(status.host.cpus[1].owner.as_deref(), Some("web"));
+    let places = status.host.cpus.iter().map(|cpu| (cpu.node, cpu.l3));
+    let places: Vec<_> = places.collect();
+    assert_eq!(places, [(Some(0), Some(0)), (Some(1), Some(1))]);
     assert_eq!(status.agent.resident_bytes, 20 << 20);
 
     let apps: api::Apps = client.get("/v1/apps").await.unwrap();

@@ -166,6 +166,8 @@ fn large_hosts_and_small_screens_are_shown_as_far_as_they_fit() {
             id,
             busy: None,
             owner: None,
+            node: None,
+            l3: None,
         })
         .collect();
     let mut state = State::default();

@@ -19,6 +19,7 @@ mod cleanup;
 mod client;
 mod container_troubles;
 mod containers;
+mod dashboard;
 mod disk;
 #[cfg(feature = "etcd")]
 #[expect(
@@ -38,6 +39,8 @@ mod input;
 mod kernel;
 mod lifecycle;
 mod mistakes;
+#[cfg(feature = "etcd")]
+mod move_kills;
 #[cfg(feature = "etcd")]
 mod moves;
 mod offload;

@@ -47,6 +47,7 @@ mod machine {
 mod machine {
     use std::fs;
     use std::os::unix::fs::FileExt as _;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::checkpoint::precopy::maps;
@@ -63,6 +64,10 @@ mod machine {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     /// Stops that are passed on before the one that was asked for, at most.
     const STOPS_MAX: u32 = 64;
+    /// How long a thread may take to stop for the first time.
+    const STOP_MAX: Duration = Duration::from_secs(2);
+    /// Between two looks whether it did.
+    const LOOK: Duration = Duration::from_micros(50);
 
     /// A thread that stands still, with what it has to get back.
     #[derive(Debug)]
@@ -89,7 +94,8 @@ mod machine {
     }
 
     impl Stopped {
-        /// Stops the first thread of a process.
+        /// Stops the first thread of a process. One that does not stop is let go of when the thread ends that
+        /// asked for it: until then nobody can take that back.
         pub(crate) fn stop(pid: i32) -> Result<Self, HostError> {
             let instruction = syscall_instruction(pid)?;
             let options = if is_filtered(pid) {
@@ -107,7 +113,11 @@ mod machine {
                 is_changed: false,
                 is_attached: true,
             };
-            stopped.interrupt(None)?;
+            let until = Instant::now() + STOP_MAX;
+            if let Err(error) = stopped.interrupt(None, Some(until)) {
+                stopped.is_attached = stopped.is_attached && Instant::now() < until;
+                return Err(error);
+            }
             stopped.registers = registers(pid)?;
             stopped.signals = signal_mask(pid)?;
             // Signals wait, so that nothing of the program runs meanwhile.
@@ -131,14 +141,14 @@ mod machine {
             set_registers(self.pid, &registers)?;
             for _ in ["the beginning", "the end"] {
                 trace(libc::PTRACE_SYSCALL, self.pid, 0)?;
-                match wait(self.pid)? {
+                match wait(self.pid, None)? {
                     Stop::Call => {}
                     _ => return Err(io::Error::other("it stopped elsewhere")),
                 }
             }
             let answer = read_registers(self.pid)?.rax.cast_signed();
             // It goes back to where signals are delivered without an instruction of its own.
-            self.interrupt(Some(libc::PTRACE_CONT))
+            self.interrupt(Some(libc::PTRACE_CONT), None)
                 .map_err(io::Error::other)?;
             match i32::try_from(answer) {
                 Ok(code @ -4095..0) => Err(io::Error::from_raw_os_error(-code)),
@@ -164,15 +174,28 @@ mod machine {
             trace(libc::PTRACE_DETACH, self.pid, 0)
         }
 
-        /// Asks it to stop, and waits for that; signals that come first are passed on.
-        fn interrupt(&mut self, go_on: Option<libc::c_uint>) -> Result<(), HostError> {
+        /// Asks it to stop, and waits for that; signals that come first are passed on. Without a bound where it
+        /// cannot be left as it is.
+        fn interrupt(
+            &mut self,
+            go_on: Option<libc::c_uint>,
+            until: Option<Instant>,
+        ) -> Result<(), HostError> {
             let fail = |e| HostError::io(attempt("stop", self.pid), e);
             trace(libc::PTRACE_INTERRUPT, self.pid, 0).map_err(fail)?;
             if let Some(request) = go_on {
                 trace(request, self.pid, 0).map_err(fail)?;
             }
             for _ in 0..STOPS_MAX {
-                match wait(self.pid).map_err(fail)? {
+                let stop = wait(self.pid, until);
+                if let Err(error) = &stop
+                    && error.kind() == io::ErrorKind::TimedOut
+                {
+                    let why =
+                        "its first thread waits for a device, or is frozen, and does not stop";
+                    return Err(refused(self.pid, why));
+                }
+                match stop.map_err(fail)? {
                     Stop::Asked => return Ok(()),
                     Stop::Group => return Err(refused(self.pid, "it was stopped by a signal")),
                     Stop::Call => trace(libc::PTRACE_CONT, self.pid, 0).map_err(fail)?,
@@ -283,15 +306,24 @@ mod machine {
         Ok(())
     }
 
+    /// How it stopped; `TimedOut` where it did not by then.
     #[expect(unsafe_code, reason = "rustix tells no events of ptrace")]
-    fn wait(pid: libc::pid_t) -> io::Result<Stop> {
+    fn wait(pid: libc::pid_t, until: Option<Instant>) -> io::Result<Stop> {
         const EVENT_STOP: i32 = 128;
+        let at_once = until.map_or(0, |_| libc::WNOHANG);
         let mut status = 0;
         loop {
             // SAFETY: waitpid writes one integer, which lives.
-            let found = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+            let found = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL | at_once) };
             if found == pid {
                 break;
+            }
+            if found == 0 {
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                std::thread::sleep(LOOK);
+                continue;
             }
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {

@@ -17,11 +17,22 @@
 //! Areas that came meanwhile, or took the place of others, are not tracked, and the kernel refuses to
 //! scan them: then all of them is copied, and they are tracked from then on.
 //!
+//! An area that is moved (mremap) is not tracked any more where it went, and where the kernel joins it
+//! with a neighbour, neither is that one. But the marks of the neighbour stay, and say nothing any more: it
+//! is written without taking them out. So of whatever begins to be tracked, be it for the first time or
+//! anew, all marks are taken out before any is made. Nobody but this begins to track, hence a mark that is
+//! found later was made here, and the area was tracked all the time since.
+//!
 //! # Properties
 //!
 //! - The process runs all the time but for the one stop, and nothing of it changes: when the descriptor
 //!   closes, for whatever reason, the kernel takes its marks out.
 //! - Every page that was written after it was last sent is sent by a later round.
+//! - So after the last round, while the process stands, every page that is there and not the kernel's page
+//!   of zeros was sent as it is. Of the others it may be that something older was sent: whoever makes
+//!   the process anew goes by what is there now, as CRIU's image does.
+//! - Known not to be seen: what a device writes past the page tables, into memory that it was given
+//!   before a round (direct I/O that is under way when the page is marked and ends after it was read).
 //! - Memory used here: one batch, and a few words for every run of pages of one area.
 //!
 //! Source: the kernel's admin-guide/mm/userfaultfd and admin-guide/mm/pagemap; for the rounds,
@@ -50,7 +61,7 @@ use crate::error::HostError;
 
 /// Descriptors by which only faults of user code would be told; everybody may open one.
 const USER_MODE_ONLY: u64 = 1;
-/// Areas that changed while they were looked at are looked at again so often.
+/// Areas that change while they are looked at are looked at so often.
 const TRIES: u32 = 8;
 
 /// Tracks what a process writes.
@@ -98,7 +109,7 @@ impl Tracker {
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|e| fail("watch", e.into()))?;
         let (pagemap, memory) = (open("pagemap")?, open("mem")?);
         let began = Instant::now();
-        let fd = fetch(pid, pidfd.as_fd())?;
+        let fd = fetch_apart(pid, pidfd.as_fd())?;
         let stood = began.elapsed();
         let userfault = Userfault::tracking(fd).map_err(|error| {
             fail("track writes of", error).advise("that needs Linux 6.7 or newer")
@@ -215,24 +226,30 @@ impl Tracker {
             Err(error) => return Err(self.refused(area, error)),
         }
         // It is new, or part of it is, and what was marked before that was found is lost.
+        let mut known: Vec<Range> = Vec::new();
+        let mut failed = None;
+        runs.clear();
         for _ in 0..TRIES {
-            let parts = parts(self.pid, area)?;
-            let mut all = Ok(());
-            runs.clear();
-            for part in &parts {
-                all = self.begin(*part, &mut runs);
-                if all.is_err() {
-                    break;
-                }
+            // Whole areas: one that is tracked in part is two to the kernel, and the process cannot move it.
+            let mut areas = touching(self.pid, area)?;
+            if areas.iter().all(|now| known.contains(now)) {
+                return Ok(runs);
             }
-            match all {
-                Ok(()) => return Ok(runs),
-                // It changed meanwhile.
-                Err(_) if parts != self::parts(self.pid, area)? => {}
-                Err(error) => return Err(self.refused(area, error)),
-            }
+            failed = None;
+            areas.retain(|now| {
+                let begun = match known.contains(now) {
+                    true => Ok(()),
+                    false => self.begin(*now, &mut runs),
+                };
+                begun.map_err(|error| failed = Some((*now, error))).is_ok()
+            });
+            known = areas;
         }
-        Err(self.refused(area, io::Error::other("it changes all the time")))
+        match failed {
+            Some((at, error)) => Err(self.refused(at, error)),
+            // What came last is not tracked, so that the next round finds it.
+            None => Ok(runs),
+        }
     }
 
     /// Begins to track an area, and finds all that is there.
@@ -242,6 +259,7 @@ impl Tracker {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
             tracked => tracked?,
         }
+        self.userfault.unmark(area)?;
         scan(&self.pagemap, area, (Which::There, Doing::Mark), |run| {
             runs.push(run);
         })
@@ -305,25 +323,39 @@ impl Tracker {
     }
 }
 
-/// What of a range is memory of a process now that is tracked.
-fn parts(pid: i32, range: Range) -> Result<Vec<Range>, HostError> {
+/// The areas of a process now that can be tracked and have a part in a range.
+fn touching(pid: i32, range: Range) -> Result<Vec<Range>, HostError> {
     let end = range.start + range.len;
     let areas = maps::read(pid)?;
-    let within = areas
+    let touching = areas
         .iter()
-        .filter(|area| area.is_lazy())
-        .filter_map(|area| {
-            let (start, end) = (area.start.max(range.start), area.end.min(end));
-            (start < end).then(|| Range {
-                start,
-                len: end - start,
-            })
+        .filter(|area| area.is_lazy() && area.start < end && range.start < area.end)
+        .map(|area| Range {
+            start: area.start,
+            len: area.end - area.start,
         });
-    Ok(within.collect())
+    Ok(touching.collect())
+}
+
+/// [`fetch`] on a thread of its own: where that gives up on a process that does not stop, its end takes back
+/// that it was asked to.
+fn fetch_apart(pid: i32, pidfd: rustix::fd::BorrowedFd<'_>) -> Result<OwnedFd, HostError> {
+    let fetched = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("tracer".to_owned());
+        let thread = thread.spawn_scoped(scope, || fetch(pid, pidfd));
+        thread.map(std::thread::ScopedJoinHandle::join)
+    });
+    let ended = || io::Error::other("its thread ended");
+    fetched
+        .and_then(|joined| joined.map_err(|_| ended()))
+        .unwrap_or_else(|error| Err(HostError::io(format!("stop process {pid}"), error)))
 }
 
 /// Has the process open the descriptor, takes it, and has the process close its own.
-fn fetch(pid: i32, pidfd: rustix::fd::BorrowedFd<'_>) -> Result<OwnedFd, HostError> {
+pub(in crate::checkpoint) fn fetch(
+    pid: i32,
+    pidfd: rustix::fd::BorrowedFd<'_>,
+) -> Result<OwnedFd, HostError> {
     let fail = |what: &str, error: io::Error| HostError::io(format!("{what} process {pid}"), error);
     let mut stopped = Stopped::stop(pid)?;
     let flags = u64::from(OPEN_FLAGS) | USER_MODE_ONLY;

@@ -8,6 +8,7 @@ const REGISTER: libc::c_ulong = 0xc020_aa00;
 const WAKE: libc::c_ulong = 0x8010_aa02;
 const COPY: libc::c_ulong = 0xc028_aa03;
 const ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+const WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
 const VERSION: u64 = 0xaa;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
@@ -48,6 +49,21 @@ impl Userfault {
     /// Begins to note what is written in a range.
     pub(crate) fn track(&self, range: Range) -> io::Result<()> {
         self.ask(REGISTER, &mut [range.start, range.len, MODE_WP, 0])
+    }
+
+    /// Takes all marks out of a range that is tracked, so that all of it counts as written.
+    pub(crate) fn unmark(&self, range: Range) -> io::Result<()> {
+        self.ask(WRITEPROTECT, &mut [range.start, range.len, 0])
+    }
+
+    /// Whether the memory that this is about is gone, with all who had it.
+    pub(crate) fn is_over(&self) -> bool {
+        // The kernel says so before it looks whether the range is tracked, which nothing is so far below.
+        let asked = self.unmark(Range {
+            start: 1 << 20,
+            len: super::page_size(),
+        });
+        asked.is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
     }
 
     /// Fills missing pages with what lies at an address of this process, and wakes who waits for them.

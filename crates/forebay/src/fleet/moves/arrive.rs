@@ -136,13 +136,16 @@ impl Arrive {
         Ok(())
     }
 
-    fn input(&mut self, input: Input) {
+    /// Whether that changes what is to be done.
+    fn input(&mut self, input: Input) -> bool {
         let steps = self.machine.step(input);
-        if !steps.is_empty() || matches!(self.machine.stage(), Stage::Over(_)) {
+        let is_news = !steps.is_empty() || matches!(self.machine.stage(), Stage::Over(_));
+        if is_news {
             // What was to be done before is not any more.
             self.steps = steps.into();
             self.is_marked = false;
         }
+        is_news
     }
 
     /// The source sends.
@@ -165,7 +168,7 @@ impl Arrive {
         match self.stage() {
             Stage::Receiving => {}
             // The answer was lost.
-            Stage::Waiting => return Ok(()),
+            Stage::Waiting => return self.marked().map_err(Trouble::Refused),
             _ => {
                 let what = format!("{} is not awaited here any more", self.app);
                 return Err(Trouble::Refused(what));
@@ -179,7 +182,11 @@ impl Arrive {
         self.heard_at = now;
         prepared?;
         // Before that is on disk a daemon that begins anew would drop the copy.
-        self.marked().map_err(Trouble::Refused)
+        self.marked().map_err(|why| {
+            self.why = Some(why.clone());
+            self.input(Input::Unmarked);
+            Trouble::Refused(why)
+        })
     }
 
     /// The source says that nothing will come of it.
@@ -213,7 +220,11 @@ impl Arrive {
         }
         if let Err(why) = self.marked() {
             self.why = Some(why);
-            return self.again();
+            let is_over = matches!(self.stage(), Stage::Over(_));
+            return match !is_over && self.input(Input::Unmarked) {
+                true => Turn::Goes,
+                false => self.again(),
+            };
         }
         let step = match self.steps.pop_front() {
             Some(step) => step,
@@ -258,7 +269,11 @@ impl Arrive {
                 ))),
                 Err(trouble) => Err(trouble),
             },
-            Step::Start => self.body.start(),
+            // Images of it are of before its files went away and came back.
+            Step::Start => {
+                let forgotten = self.house.apps.forget_images(&self.app);
+                forgotten.and_then(|()| self.body.start())
+            }
             Step::Change(epoch, to) => self.house.change(&self.app, *epoch, to),
             Step::Discard => self.body.discard(),
             // The source brings these about.

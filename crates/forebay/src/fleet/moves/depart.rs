@@ -99,15 +99,22 @@ impl Depart {
             }
         }
         if !self.is_marked {
-            // Before it is forgotten: whoever dies in between says it once more.
-            if matches!(self.machine.stage(), Stage::Over(_)) && !self.is_told {
-                self.note.at(self.machine.stage());
-                self.tell_end();
-                self.is_told = true;
+            match self.machine.stage() {
+                // Before it is forgotten: whoever dies in between says it once more.
+                Stage::Over(_) if !self.is_told => {
+                    self.tell_end();
+                    self.is_told = true;
+                }
+                // It is not over for others before it is forgotten: they may begin another one.
+                Stage::Over(_) => {}
+                stage => self.note.at(stage),
             }
             if let Err(error) = self.mark() {
                 self.note.trouble(super::journal::said(&error));
-                return self.again();
+                return match self.turn_back() {
+                    true => Turn::Goes,
+                    false => self.again(),
+                };
             }
             self.is_marked = true;
             // Before its end is carried out, nobody may start it again here.
@@ -137,6 +144,20 @@ impl Depart {
         }
     }
 
+    /// Turns back to where nothing new has to be on disk, if that can be.
+    fn turn_back(&mut self) -> bool {
+        let is_over = |machine: &Departure| matches!(machine.stage(), Stage::Over(_));
+        if is_over(&self.machine) {
+            return false;
+        }
+        let steps = self.machine.step(Input::Unmarked);
+        let turned = !steps.is_empty() || is_over(&self.machine);
+        if turned {
+            self.steps = steps.into();
+        }
+        turned
+    }
+
     fn again(&mut self) -> Turn {
         self.attempts = self.attempts.saturating_add(1);
         let longest = match self.machine.stage() {
@@ -153,6 +174,8 @@ impl Depart {
             way: self.note.way,
             mark,
         });
+        // Whoever holds applications looks whether one leaves and then lets it go on: not in between.
+        let _held = self.house.hold();
         self.house.book.depart(&self.note.app, state)
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! API ── begin, cancel ──▶ a thread for each move away, AWAY_MAX at most
 //! other hosts ── reserve, take, prepare, release ──▶ Arrive, on the thread of their connection
-//! the thread of moves: arrivals, promises, keeper
+//! the thread of moves: arrivals, promises; a thread for the keeper and one for records
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,7 @@ use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::{HostName, HostNameError};
 
 use super::arrive::Arrive;
+use super::claims::Claims;
 use super::depart::Depart;
 use super::keeper::{Keeper, now};
 use super::note::{Note, Shown};
@@ -25,8 +26,10 @@ use super::{Attempt, Content, House, Phase, Trouble, Turn, Wish, body};
 
 /// Moves away at a time: each is a stream that others have to make room for.
 const AWAY_MAX: usize = 4;
-/// How often the keeper looks.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often records are read.
+const READ: Duration = Duration::from_millis(500);
+/// How often it is looked whether what runs may: a small part of the time in which it is to be frozen.
+const HOLD: Duration = Duration::from_millis(100);
 /// The longest the thread of moves sleeps.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 /// Steps of one arrival in a row, so that none holds up the others.
@@ -132,6 +135,8 @@ struct State {
     coming: BTreeMap<AppId, Arc<Coming>>,
     promises: Promises,
     promised: BTreeMap<AppId, Promised>,
+    /// Of which it is being asked whether they could move.
+    tried: BTreeSet<AppId>,
     is_stopping: bool,
     /// Something is to be done before the thread of moves looks by itself.
     is_rung: bool,
@@ -164,11 +169,39 @@ impl Moves {
             cordoned: AtomicBool::new(false),
         });
         moves.resume()?;
-        let own = Arc::clone(&moves);
+        // What has to be frozen waits for nobody's answer, and what comes for no record.
+        let (own, mut keeper) = (Arc::clone(&moves), Keeper::new(Arc::clone(&moves.house)));
+        moves.repeat("moves-keep", HOLD, move || keeper.look())?;
+        let mut claims = Claims::new(Arc::clone(&moves.house));
+        moves.repeat("moves-records", READ, move || claims.read(now()))?;
         let thread = std::thread::Builder::new()
             .name("moves".to_owned())
             .spawn(move || own.run())?;
         Ok((moves, thread))
+    }
+
+    /// Does something again and again on a thread of its own, until it ends.
+    fn repeat(
+        self: &Arc<Self>,
+        name: &str,
+        every: Duration,
+        mut once: impl FnMut() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let own = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread.spawn(move || {
+            loop {
+                once();
+                let state = locked(&own.state);
+                let idle = |state: &mut State| !state.is_stopping;
+                let waited = own.bell.wait_timeout_while(state, every, idle);
+                if waited.unwrap_or_else(PoisonError::into_inner).0.is_stopping {
+                    return;
+                }
+            }
+        })?;
+        locked(&self.state).threads.push(thread);
+        Ok(())
     }
 
     fn resume(self: &Arc<Self>) -> std::io::Result<()> {
@@ -252,6 +285,11 @@ impl Moves {
                     "{app} is on its way already; `forebay move` shows how far"
                 )));
             }
+            if state.tried.contains(app) {
+                return Err(Refused::Busy(format!(
+                    "another one asks whether {app} could move; try again"
+                )));
+            }
             if state.is_stopping {
                 return Err(Refused::Busy("the daemon is stopping".to_owned()));
             }
@@ -271,7 +309,19 @@ impl Moves {
     /// # Errors
     /// Why it would be refused.
     pub(crate) fn try_only(&self, app: &AppId, to: &HostName) -> Result<(), Refused> {
-        let tried = self.prepared(app, to)?.try_only();
+        // It ends with giving the room back, which must be nobody else's.
+        let mut tried = self.prepared(app, to)?;
+        {
+            let mut state = locked(&self.state);
+            let under_way = |note: &Arc<Note>| note.end().is_none();
+            if state.away.get(app).is_some_and(under_way) || !state.tried.insert(app.clone()) {
+                return Err(Refused::Busy(format!(
+                    "{app} is on its way, or is about to be; `forebay move` shows how far"
+                )));
+            }
+        }
+        let tried = tried.try_only();
+        locked(&self.state).tried.remove(app);
         tried.map_err(|trouble| Refused::Cannot(trouble.to_string()))
     }
 
@@ -295,6 +345,13 @@ impl Moves {
         if let Some(coming) = locked(&self.state).coming.get(id).cloned() {
             let from = &coming.from;
             let what = format!("{id} is on its way here from {from}; wait until that is over");
+            return Err(Refused::Busy(what));
+        }
+        let under_way = |note: &Arc<Note>| note.end().is_none();
+        let driven = locked(&self.state).away.get(id).is_some_and(under_way);
+        if !driven && house.book.content().departures.contains_key(id) {
+            let what =
+                format!("a move of {id} is not over, and cannot go on: see `forebay events`");
             return Err(Refused::Busy(what));
         }
         let record = match house.read(id) {
@@ -597,14 +654,8 @@ impl Moves {
     }
 
     fn run(&self) {
-        let mut keeper = Keeper::new(Arc::clone(&self.house));
-        let mut looked: Option<Instant> = None;
         loop {
             let sleep = self.advance().min(SLEEP_MAX);
-            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
-                keeper.look(&self.moving(), now());
-                looked = Some(Instant::now());
-            }
             let mut state = locked(&self.state);
             if !state.is_rung && !state.is_stopping {
                 let idle = |state: &mut State| !state.is_rung && !state.is_stopping;
@@ -618,14 +669,6 @@ impl Moves {
                 return;
             }
         }
-    }
-
-    /// Those that a move is about.
-    fn moving(&self) -> BTreeSet<AppId> {
-        let state = locked(&self.state);
-        let away = state.away.values().filter(|note| note.end().is_none());
-        let away = away.map(|note| note.app.clone());
-        away.chain(state.coming.keys().cloned()).collect()
     }
 
     /// Takes what steps of arrivals are due; how long until the next.

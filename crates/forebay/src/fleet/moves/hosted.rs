@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Class};
@@ -11,6 +11,7 @@ use forebay_core::fleet::choice::Room;
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_core::units::{Bytes, MilliCpu};
+use forebay_host::checkpoint::Store;
 use forebay_host::{Roots, fence};
 use tokio::sync::{oneshot, watch};
 
@@ -31,6 +32,8 @@ pub(crate) struct Hosted {
     pub(crate) tell: TellOf,
     /// The anchor of the groups.
     pub(crate) anchor: PathBuf,
+    /// Where images of programs are.
+    pub(crate) state_dir: PathBuf,
     /// All that applications may use here.
     pub(crate) capacity: Room,
 }
@@ -47,10 +50,23 @@ impl Hosted {
     fn carry_out(&self, id: &AppId, deed: Deed) -> Result<(), Trouble> {
         let unknown = |why: &str| Trouble::Unknown(format!("{deed:?} {id}: {why}"));
         let (reply, mut answer) = oneshot::channel();
-        self.commands
-            .try_send(Command::Do(id.clone(), deed, reply))
-            .map_err(|_| unknown("the control thread is busy or stopping"))?;
         let deadline = Instant::now() + ANSWER_MAX;
+        let mut command = Command::Do(id.clone(), deed, reply);
+        loop {
+            match self.commands.try_send(command) {
+                Ok(()) => break,
+                Err(TrySendError::Disconnected(_)) => {
+                    return Err(unknown("the control thread ended"));
+                }
+                // It was never asked, so that it is certain that it is not done.
+                Err(TrySendError::Full(_)) if Instant::now() >= deadline => {
+                    let why = format!("{deed:?} {id}: the control thread is busy; see its log");
+                    return Err(Trouble::Refused(why));
+                }
+                Err(TrySendError::Full(back)) => command = back,
+            }
+            std::thread::sleep(POLL);
+        }
         loop {
             match answer.try_recv() {
                 Ok(done) => return done.map_err(Trouble::Refused),
@@ -98,7 +114,9 @@ impl Apps for Hosted {
     }
 
     fn runs(&self, id: &AppId) -> Option<bool> {
-        self.report(|report| Some(report.apps.get(id)?.state == RunState::Running))
+        let main = self.report(|report| Some(report.apps.get(id)?.state == RunState::Running))?;
+        // What its program left behind is a part of it.
+        Some(main || fence::is_populated(&Roots::default(), &self.anchor, id))
     }
 
     fn freeze(&self, id: &AppId) -> Result<(), Trouble> {
@@ -114,12 +132,14 @@ impl Apps for Hosted {
     }
 
     fn start(&self, id: &AppId) -> Result<(), Trouble> {
-        let started = self.carry_out(id, Deed::Start);
-        match started {
-            // An answer before this one was lost.
-            Err(Trouble::Refused(_)) if self.runs(id) == Some(true) => Ok(()),
-            other => other,
-        }
+        // Of one that runs already, since an answer was lost, that is done.
+        self.carry_out(id, Deed::Start)
+    }
+
+    fn forget_images(&self, id: &AppId) -> Result<(), Trouble> {
+        Store::new(&self.state_dir)
+            .forget(id)
+            .map_err(|error| Trouble::Refused(error.explain()))
     }
 
     fn give(&self, id: &AppId) -> Result<(), Trouble> {

@@ -193,7 +193,11 @@ impl Book {
         let mut inner = self.inner();
         let mut content = inner.content.clone();
         change(&mut content);
-        if content == inner.content && !inner.is_behind {
+        if content == inner.content {
+            // Marks are on disk; records may follow.
+            if inner.is_behind && self.write(&content).is_ok() {
+                inner.is_behind = false;
+            }
             return Ok(());
         }
         self.write(&content)?;

@@ -1,15 +1,17 @@
-//! Which applications are this host's to run, by what the coordinator says and what is on disk.
+//! Holds applications that are not this host's to run, by what the coordinator said last and what is on disk.
 //!
 //! Supervision starts none that is elsewhere. One that runs here although it is another's, or may be, is
 //! frozen; it goes on when it is this host's again. What nobody was asked of yet is left as it is: a
-//! daemon that begins anew without the coordinator stops nothing.
+//! daemon that begins anew without the coordinator stops nothing. What a move is about is the move's.
+//!
+//! Nobody is asked here who may not answer, so that what others may take over is frozen in time: that is
+//! done on a thread of its own, by a clock that is read for each application.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::Ownership;
 use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::{Known, Mobility, elsewhere};
 use forebay_core::fleet::tenure::{Leave, leave};
@@ -19,23 +21,37 @@ pub(super) use crate::fleet::coordinator::now;
 use super::depart::marks;
 use super::{House, Trouble};
 
-/// Where nobody owns an application, a host on which it does not run waits so long for one where it does.
-const CLAIM_AFTER: Duration = Duration::from_secs(3);
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Keeper {
     house: Arc<House>,
     /// Those that were found to be this host's, and let go on, since this daemon runs.
     freed: BTreeSet<AppId>,
-    /// Since when nobody owns what is configured here.
-    unowned: BTreeMap<AppId, Duration>,
     told: BTreeMap<AppId, String>,
+}
+
+/// What is to be done with one.
+enum Care {
+    /// It is another's, or may be: why, for the user.
+    Hold(String),
+    LetGo,
 }
 
 impl House {
     /// Says which applications are not this host's to start, by all that is known.
     pub(super) fn publish(&self, now: Duration) {
+        // Looked up within: what one thread knew before another one marked something must not come after.
+        self.elsewhere.send_if_modified(|told| {
+            let away = self.away(now);
+            let news = **told != away;
+            if news {
+                *told = Arc::new(away);
+            }
+            news
+        });
+    }
+
+    fn away(&self, now: Duration) -> BTreeSet<AppId> {
         let content = self.book.content();
         let known = Known {
             here: &self.here,
@@ -49,14 +65,7 @@ impl House {
         let movable = movable
             .iter()
             .filter_map(|app| Some((&app.id, app.mobility.as_ref()?)));
-        let away = elsewhere(movable, known);
-        self.elsewhere.send_if_modified(|told| {
-            let news = **told != away;
-            if news {
-                *told = Arc::new(away);
-            }
-            news
-        });
+        elsewhere(movable, known)
     }
 }
 
@@ -65,94 +74,95 @@ impl Keeper {
         Self {
             house,
             freed: BTreeSet::new(),
-            unowned: BTreeMap::new(),
             told: BTreeMap::new(),
         }
     }
 
-    /// Looks at all once: reads their records, and holds or frees them. `moving` are those that a move is
-    /// about, which nobody else may freeze or let go on.
-    pub(super) fn look(&mut self, moving: &BTreeSet<AppId>, now: Duration) {
+    /// Looks at all once. Those that must not run come first.
+    pub(super) fn look(&mut self) {
+        self.house.publish(now());
         let movable = self.house.apps.movable();
-        for app in &movable {
-            if let Err(trouble) = self.refresh(&app.id, now) {
-                tracing::debug!(app = %app.id, why = %trouble, "its record is not known anew");
-            }
-        }
-        self.house.publish(now);
-        for app in &movable {
-            if let Some(mobility) = &app.mobility
-                && !moving.contains(&app.id)
-            {
-                self.hold(&app.id, mobility, now);
+        for holds in [true, false] {
+            for app in &movable {
+                if let Some(mobility) = &app.mobility {
+                    self.care(&app.id, mobility, holds);
+                }
             }
         }
     }
 
-    fn refresh(&mut self, app: &AppId, now: Duration) -> Result<(), Trouble> {
-        if self.house.read(app)?.is_some() {
-            self.unowned.remove(app);
-            return Ok(());
-        }
-        let since = *self.unowned.entry(app.clone()).or_insert(now);
-        let runs = self.house.apps.runs(app);
-        if runs == Some(true) || (runs.is_some() && now.saturating_sub(since) >= CLAIM_AFTER) {
-            let first = Ownership::first(self.house.here.clone());
-            self.house.records.create(app, &first)?;
-            self.house.book.learn(app, &first);
-        }
-        Ok(())
-    }
-
-    fn hold(&mut self, app: &AppId, mobility: &Mobility, now: Duration) {
-        let house = &self.house;
-        let content = house.book.content();
-        let mark: Option<Mark> = content.departures.get(app).map(|departing| departing.mark);
-        let record = content.records.get(app);
-        let lease = house.records.lease();
-        let may = leave(&house.here, (record, mark), mobility.takeover, lease, now);
+    fn care(&mut self, app: &AppId, mobility: &Mobility, holds: bool) {
+        let house = Arc::clone(&self.house);
+        // No move that begins meanwhile marks that it froze it.
+        let _held = house.hold();
         if house.apps.runs(app) != Some(true) {
             self.freed.remove(app);
             return;
         }
-        let (done, what) = match (may, record) {
-            // Nobody knows whether a move was about it: it stays as it is.
-            (Leave::Run { .. }, _) if self.freed.contains(app) || house.book.broken().is_some() => {
-                return;
+        match self.judge(app, mobility) {
+            Some(Care::Hold(what)) if holds => {
+                // Marked first: whoever lets it go on after this daemon ends it, although it was not frozen
+                // yet when that died.
+                let done = house.apps.give(app).and_then(|()| house.apps.freeze(app));
+                self.freed.remove(app);
+                self.settle(app, &done, Some(what));
             }
-            (Leave::Run { .. }, _) => (house.apps.thaw(app), None),
-            (Leave::NotOurs, Some(record)) => {
-                let what = format!(
-                    "is frozen: it belongs to {}; end it here, or take it back with `forebay fleet`",
-                    record.owner
-                );
-                (house.apps.freeze(app), Some(what))
+            Some(Care::LetGo) if !holds && !self.freed.contains(app) => {
+                let done = house.apps.keep(app).and_then(|()| house.apps.thaw(app));
+                if done.is_ok() {
+                    self.freed.insert(app.clone());
+                }
+                self.settle(app, &done, None);
             }
-            (Leave::LeaseEnds, _) => {
-                let what =
-                    "is frozen: others may take it over, since the coordinator does not know \
-                            of this host any more; it goes on when it does"
-                        .to_owned();
-                (house.apps.freeze(app), Some(what))
+            _ => {}
+        }
+    }
+
+    fn judge(&self, app: &AppId, mobility: &Mobility) -> Option<Care> {
+        let house = &self.house;
+        let content = house.book.content();
+        let mark = content.departures.get(app).map(|departing| departing.mark);
+        // Its move lets it stand and go on.
+        if content.arrivals.contains_key(app) || mark.is_some_and(|mark| mark != Mark::Begun) {
+            return None;
+        }
+        let record = content.records.get(app);
+        let lease = house.records.lease();
+        match leave(&house.here, (record, mark), mobility.takeover, lease, now()) {
+            // Nobody knows whether a move was about it, or it was given to this host and nothing came: it stays
+            // as it is.
+            Leave::Run { .. } if house.book.broken().is_some() => None,
+            Leave::Run { .. } if record.is_some_and(|record| !record.runs) => None,
+            Leave::Run { .. } => Some(Care::LetGo),
+            Leave::NotOurs => {
+                let owner = &record?.owner;
+                Some(Care::Hold(format!(
+                    "is frozen: it belongs to {owner}, and this is what is here of before; end its processes \
+                     (`forebay explain {app}` shows them)"
+                )))
             }
-            (Leave::NotKnown | Leave::Leaves | Leave::NotOurs, _) => return,
-        };
+            Leave::LeaseEnds => Some(Care::Hold(
+                "is frozen: others may take it over, since the coordinator does not know of this host any \
+                 more; it goes on when it does"
+                    .to_owned(),
+            )),
+            Leave::NotKnown | Leave::Leaves => None,
+        }
+    }
+
+    /// Tells of it once.
+    fn settle(&mut self, app: &AppId, done: &Result<(), Trouble>, what: Option<String>) {
+        let apps = &self.house.apps;
         match (done, what) {
-            (Err(trouble), _) => {
-                tracing::warn!(%app, why = %trouble, "not held or let go");
-            }
+            (Err(trouble), _) => tracing::warn!(%app, why = %trouble, "not held or let go"),
             (Ok(()), None) => {
-                self.freed.insert(app.clone());
                 if self.told.remove(app).is_some() {
-                    house
-                        .apps
-                        .tell(app, "goes on: it is this host's".to_owned());
+                    apps.tell(app, "goes on: it is this host's".to_owned());
                 }
             }
             (Ok(()), Some(what)) => {
-                self.freed.remove(app);
                 if self.told.get(app) != Some(&what) {
-                    house.apps.warn(app, what.clone());
+                    apps.warn(app, what.clone());
                     self.told.insert(app.clone(), what);
                 }
             }

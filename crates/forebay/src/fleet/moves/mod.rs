@@ -17,7 +17,8 @@
 //!   Another way to move is another pair of these, chosen in [`body::leaving`] and [`body::coming`].
 //! - [`journal::Book`] has each machine's mark on disk before a step that needs it is taken; a daemon that
 //!   begins anew goes on from there. A damaged one stops moves, and no application.
-//! - [`keeper`] says which applications are this host's to start, and holds those that are not.
+//! - [`keeper`] says which applications are this host's to start, and holds those that are not; [`claims`]
+//!   reads whose they are.
 //! - [`desk::Moves`] has them all: the threads, what is asked and what is shown.
 //!
 //! Properties, tested in `tests.rs` with faults at every step: exactly one host owns the application
@@ -25,6 +26,7 @@
 
 mod arrive;
 mod body;
+mod claims;
 mod depart;
 pub(crate) mod desk;
 pub(crate) mod hosted;
@@ -39,7 +41,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Class};
@@ -135,8 +137,10 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
     fn create(&self, app: &AppId, record: &Ownership) -> Result<(), Trouble>;
     /// Changes one in one transaction, if it has this epoch.
     fn change(&self, app: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble>;
-    /// What this host holds at the coordinator.
+    /// What this host holds at the coordinator. Asks nobody.
     fn lease(&self) -> Option<Lease>;
+    /// Whether another member says that an application is there.
+    fn is_at_another(&self, app: &AppId) -> Result<bool, Trouble>;
 }
 
 /// The agents of other hosts. Each call is bounded in time.
@@ -172,6 +176,8 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn end(&self, id: &AppId) -> Result<(), Trouble>;
     /// Refused only where it certainly did not run.
     fn start(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Removes images of its program: it is never begun from them any more.
+    fn forget_images(&self, id: &AppId) -> Result<(), Trouble>;
     /// From now on whoever lets its frozen processes go ends them before, this daemon alone excepted.
     fn give(&self, id: &AppId) -> Result<(), Trouble>;
     /// Takes that back.
@@ -240,6 +246,9 @@ pub(crate) struct House {
     state_dir: PathBuf,
     /// Applications that are not this host's to start, for the control thread.
     elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+    /// Taken by whoever lets an application go on because no move is about it, and by moves that mark
+    /// that there is one.
+    holding: Mutex<()>,
 }
 
 impl House {
@@ -258,9 +267,14 @@ impl House {
             book: journal::Book::open(state_dir),
             state_dir: state_dir.to_owned(),
             elsewhere,
+            holding: Mutex::default(),
         };
         house.publish(keeper::now());
         house
+    }
+
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads a record, and remembers it.

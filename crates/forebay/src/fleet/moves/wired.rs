@@ -127,6 +127,7 @@ impl From<coordinator::Error> for Trouble {
 /// The coordinator as moves see it, with the lease that this host holds there.
 #[derive(Debug)]
 pub(crate) struct Coordinated {
+    pub(crate) here: HostName,
     pub(crate) coordinator: Arc<dyn Coordinator>,
     pub(crate) standing: watch::Receiver<Arc<Standing>>,
 }
@@ -146,6 +147,12 @@ impl Records for Coordinated {
 
     fn lease(&self) -> Option<Lease> {
         self.standing.borrow().tenure
+    }
+
+    fn is_at_another(&self, app: &AppId) -> Result<bool, Trouble> {
+        let members = self.coordinator.hosts()?;
+        let mut others = members.iter().filter(|(host, _)| **host != self.here);
+        Ok(others.any(|(_, member)| member.offer.apps.contains(app)))
     }
 }
 

@@ -19,6 +19,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Direct {
     hosts: OnceLock<[(HostName, Weak<Moves>, String); 2]>,
     here: OnceLock<HostName>,
+    /// Done once, before and after a target is asked for a copy that stands still.
+    before_prepare: Hook,
+    after_prepare: Hook,
+}
+
+#[derive(Default)]
+struct Hook(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hook").finish_non_exhaustive()
+    }
+}
+
+impl Hook {
+    fn set(&self, what: impl FnOnce() + Send + 'static) {
+        *self.0.lock().unwrap() = Some(Box::new(what));
+    }
+
+    fn pull(&self) {
+        if let Some(what) = self.0.lock().unwrap().take() {
+            what();
+        }
+    }
 }
 
 impl Direct {
@@ -83,7 +107,10 @@ impl Peer for Direct {
 
     fn prepare(&self, to: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble> {
         let (moves, _) = self.there(to)?;
-        moves.prepare(self.here.get().unwrap(), of, contents)
+        self.before_prepare.pull();
+        let prepared = moves.prepare(self.here.get().unwrap(), of, contents);
+        self.after_prepare.pull();
+        prepared
     }
 
     fn release(&self, to: &HostName, of: &Attempt) -> Result<(), Trouble> {
@@ -112,6 +139,8 @@ impl Drop for Host {
 struct Pair {
     source: Host,
     target: Host,
+    /// From the source.
+    link: Arc<Direct>,
     luck: Arc<Mutex<Luck>>,
     kept: Arc<Mutex<Kept>>,
     dir: tempfile::TempDir,
@@ -184,6 +213,7 @@ impl Pair {
         Self {
             source,
             target,
+            link: Arc::clone(&peers[0]),
             luck,
             kept,
             dir,
@@ -298,4 +328,281 @@ fn a_damaged_journal_stops_moves_and_no_app() {
     let is_away = || pair.source.elsewhere.borrow().contains(&web());
     eventually("the coordinator says whose it is", || !is_away());
     assert_eq!(pair.source.apps.process(), Process::Runs);
+}
+
+#[test]
+fn a_question_does_not_touch_a_move() {
+    let pair = Pair::new();
+    let source = Arc::downgrade(&pair.source.moves);
+    let asked = Arc::new(Mutex::new(None));
+    let answer = Arc::clone(&asked);
+    pair.link.before_prepare.set(move || {
+        let tried = source.upgrade().unwrap().try_only(&web(), &host("target"));
+        *answer.lock().unwrap() = Some(tried);
+    });
+    assert_eq!(pair.moves().unwrap().0, End::Moved);
+    let asked = asked.lock().unwrap().take().unwrap();
+    assert!(asked.unwrap_err().why().contains("is on its way"));
+    eventually("it runs there", || {
+        pair.target.apps.process() == Process::Runs
+    });
+}
+
+/// The word of an attempt that is given up comes when the copy is whole, and is not true.
+#[test]
+fn a_word_of_the_source_that_is_not_true_loses_nothing() {
+    let pair = Pair::new();
+    let target = Arc::downgrade(&pair.target.moves);
+    pair.link.after_prepare.set(move || {
+        let of = Attempt {
+            app: web(),
+            epoch: 1,
+        };
+        target.upgrade().unwrap().release(&host("source"), &of);
+    });
+    assert_eq!(pair.moves().unwrap().0, End::Stayed);
+    assert_eq!(pair.source.apps.process(), Process::Runs);
+    assert_eq!(pair.target.apps.process(), Process::None);
+    let record = pair.kept.lock().unwrap().record.clone().unwrap();
+    assert_eq!((record.owner.as_str(), record.runs), ("source", true));
+    assert_eq!(pair.moves().unwrap().0, End::Moved);
+}
+
+/// A directory stands where the journal's next content is to be written.
+fn fill(dir: &Path, side: &str) {
+    std::fs::create_dir(dir.join(side).join("state/moves.json.new")).unwrap();
+}
+
+fn make_room(dir: &Path, side: &str) {
+    std::fs::remove_dir(dir.join(side).join("state/moves.json.new")).unwrap();
+}
+
+#[test]
+fn a_full_disk_lets_it_go_on_where_it_is() {
+    let pair = Pair::new();
+    eventually("its record is on disk", || {
+        let state = pair.dir.path().join("source/state");
+        journal::Book::open(&state).record(&web()).is_some()
+    });
+    let dir = pair.dir.path().to_owned();
+    pair.link.after_prepare.set(move || fill(&dir, "source"));
+    let note = pair.source.moves.begin(&web(), &host("target")).unwrap();
+    let is_off = forebay_core::fleet::departure::Stage::CallingOff;
+    eventually("it goes on", || note.shown().stage == is_off);
+    assert_eq!(pair.source.apps.process(), Process::Runs);
+    let why = note.shown().why.unwrap();
+    assert!(why.contains("moves.json.new"), "{why}");
+    make_room(pair.dir.path(), "source");
+    eventually("it is over", || note.end() == Some(End::Stayed));
+    assert_eq!(pair.kept.lock().unwrap().owner(), "source");
+    eventually("nothing waits for it", || {
+        pair.target.moves.awaited().is_empty()
+    });
+    assert_eq!(pair.moves().unwrap().0, End::Moved);
+}
+
+#[test]
+fn a_full_disk_at_the_target_gives_it_back() {
+    let pair = Pair::new();
+    let dir = pair.dir.path().to_owned();
+    pair.link.after_prepare.set(move || fill(&dir, "target"));
+    assert_eq!(pair.moves().unwrap().0, End::Stayed);
+    assert_eq!(pair.source.apps.process(), Process::Runs);
+    assert_eq!(pair.target.apps.process(), Process::None);
+    let record = pair.kept.lock().unwrap().record.clone().unwrap();
+    assert_eq!((record.owner.as_str(), record.runs), ("source", true));
+    make_room(pair.dir.path(), "target");
+    eventually("nothing of it is left", || {
+        pair.target.moves.awaited().is_empty()
+    });
+    assert_eq!(pair.moves().unwrap().0, End::Moved);
+}
+
+#[test]
+fn what_others_may_take_is_frozen_although_the_coordinator_hangs() {
+    let pair = Pair::new();
+    *pair.source.apps.takeover.lock().unwrap() = forebay_core::fleet::tenure::Takeover::AfterLease;
+    let lease = |ttl| Lease {
+        renewed_at: keeper::now(),
+        ttl,
+    };
+    pair.kept.lock().unwrap().lease = Some(lease(Duration::from_secs(600)));
+    eventually("it runs", || {
+        pair.source.moves.ours() == [web()] && pair.source.apps.process() == Process::Runs
+    });
+    pair.luck.lock().unwrap().coordinator_hangs = true;
+    pair.kept.lock().unwrap().lease = Some(lease(Duration::from_millis(600)));
+    // Whoever lets it go on after this daemon died ends it.
+    let frozen = Process::Stands { given: true };
+    eventually("it stands still", || pair.source.apps.process() == frozen);
+    pair.luck.lock().unwrap().coordinator_hangs = false;
+    pair.kept.lock().unwrap().lease = Some(lease(Duration::from_secs(600)));
+    eventually("it goes on", || pair.source.apps.process() == Process::Runs);
+}
+
+#[test]
+fn what_is_anothers_stands_still_and_is_nobodys_to_let_go() {
+    let pair = Pair::new();
+    let owned = |owner: &str, epoch| Ownership {
+        epoch,
+        ..Ownership::first(host(owner))
+    };
+    pair.kept.lock().unwrap().record = Some(owned("elsewhere", 7));
+    let frozen = Process::Stands { given: true };
+    eventually("it stands still", || pair.source.apps.process() == frozen);
+    pair.kept.lock().unwrap().record = Some(owned("source", 8));
+    eventually("it goes on", || pair.source.apps.process() == Process::Runs);
+}
+
+/// A keeper that looks once, at a host whose journal was left by an earlier daemon.
+fn alone(
+    process: Process,
+    write: impl FnOnce(&journal::Book),
+) -> (Arc<ModelApps>, Arc<House>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let luck = Arc::new(Mutex::new(Luck::none(1)));
+    let kept = Arc::new(Mutex::new(Kept::default()));
+    let apps = Arc::new(ModelApps::new(
+        "here",
+        dir.path().join("data"),
+        Arc::clone(&luck),
+        process,
+        Arc::default(),
+    ));
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    let records = Arc::new(ModelRecords::new("here", luck, kept));
+    let all: (Arc<dyn Records>, Arc<dyn Peer>, Arc<dyn Apps>) = (
+        records,
+        Arc::new(Direct::default()),
+        Arc::clone(&apps) as Arc<dyn Apps>,
+    );
+    let house = House::open(
+        host("here"),
+        dir.path(),
+        all,
+        watch::channel(Arc::default()).0,
+    );
+    write(&house.book);
+    (apps, Arc::new(house), dir)
+}
+
+#[test]
+fn what_a_move_froze_is_not_let_go_by_the_keeper() {
+    let record = Ownership::first(host("here"));
+    for mark in [
+        forebay_core::fleet::departure::Mark::Frozen,
+        forebay_core::fleet::departure::Mark::Committing,
+    ] {
+        let stands = Process::Stands { given: false };
+        let (apps, house, _dir) = alone(stands, |book| {
+            book.learn(&web(), &record);
+            let departing = journal::Departing {
+                record: record.clone(),
+                there: host("there"),
+                way: Way::Restart,
+                mark,
+            };
+            book.depart(&web(), Some(departing)).unwrap();
+        });
+        keeper::Keeper::new(Arc::clone(&house)).look();
+        assert_eq!(apps.process(), stands, "{mark:?}");
+        house.book.depart(&web(), None).unwrap();
+        keeper::Keeper::new(house).look();
+        assert_eq!(apps.process(), Process::Runs);
+    }
+}
+
+/// What a host makes of what the coordinator says, after so long; what is on record then.
+fn claimed(
+    process: Process,
+    known: Option<Ownership>,
+    (record, is_at_another): (Option<Ownership>, bool),
+    after: Duration,
+) -> Option<Ownership> {
+    let luck = Arc::new(Mutex::new(Luck::none(1)));
+    let lease = Lease {
+        renewed_at: Duration::ZERO,
+        ttl: Duration::from_secs(10),
+    };
+    let kept = Arc::new(Mutex::new(Kept {
+        record,
+        is_at_another,
+        lease: Some(lease),
+        ..Kept::default()
+    }));
+    let (apps, house, _dir) = alone(process, |book| {
+        if let Some(known) = &known {
+            book.learn(&web(), known);
+        }
+    });
+    let records = Arc::new(ModelRecords::new("here", luck, Arc::clone(&kept)));
+    let house = House {
+        records,
+        ..Arc::try_unwrap(house).unwrap()
+    };
+    let mut claims = claims::Claims::new(Arc::new(house));
+    claims.read(Duration::ZERO);
+    claims.read(after);
+    assert_eq!(apps.process(), process);
+    let record = kept.lock().unwrap().record.clone();
+    record
+}
+
+#[test]
+fn nobody_claims_what_may_run_elsewhere() {
+    let first = Some(Ownership::first(host("here")));
+    let (short, long) = (Duration::from_secs(4), Duration::from_secs(11));
+    let none = (None, false);
+    assert_eq!(
+        claimed(Process::Runs, None, none.clone(), Duration::ZERO),
+        first
+    );
+    // One that runs it may become a member yet.
+    assert_eq!(claimed(Process::None, None, none.clone(), short), None);
+    assert_eq!(claimed(Process::None, None, none.clone(), long), first);
+    assert_eq!(claimed(Process::None, None, (None, true), long), None);
+    // The coordinator lost what it knew.
+    let theirs = Ownership {
+        epoch: 4,
+        ..Ownership::first(host("there"))
+    };
+    let ours = Ownership {
+        epoch: 4,
+        ..Ownership::first(host("here"))
+    };
+    assert_eq!(
+        claimed(Process::None, Some(theirs.clone()), none.clone(), long),
+        None
+    );
+    assert_eq!(
+        claimed(Process::Runs, Some(theirs.clone()), none.clone(), long),
+        None
+    );
+    assert_eq!(
+        claimed(Process::Runs, Some(ours.clone()), none, Duration::ZERO),
+        Some(ours.recalled())
+    );
+    // It was put back to before it was given away, and before it came.
+    let before = Ownership {
+        epoch: 2,
+        ..Ownership::first(host("here"))
+    };
+    let kept = claimed(
+        Process::None,
+        Some(theirs),
+        (Some(before.clone()), false),
+        long,
+    );
+    assert_eq!(kept, Some(before));
+    let before = Ownership {
+        epoch: 2,
+        ..Ownership::first(host("there"))
+    };
+    let kept = claimed(
+        Process::Runs,
+        Some(ours.clone()),
+        (Some(before), false),
+        long,
+    );
+    assert_eq!(kept, Some(ours.recalled()));
 }

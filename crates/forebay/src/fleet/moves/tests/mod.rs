@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::arrive::Arrive;
+use super::claims::Claims;
 use super::depart::Depart;
 use super::journal::Book;
 use super::keeper::{Keeper, now};
@@ -25,7 +26,7 @@ struct Side {
     apps: Arc<ModelApps>,
     state_dir: PathBuf,
     house: Option<Arc<House>>,
-    keeper: Option<Keeper>,
+    keeper: Option<(Claims, Keeper)>,
     elsewhere: watch::Receiver<Arc<BTreeSet<AppId>>>,
 }
 
@@ -133,7 +134,11 @@ impl World {
         let house = Arc::new(House::open(host(name), &side.state_dir, all, elsewhere));
         assert_eq!(house.book.broken(), None);
         side.elsewhere = known;
-        side.keeper = Some(Keeper::new(Arc::clone(&house)));
+        let keepers = (
+            Claims::new(Arc::clone(&house)),
+            Keeper::new(Arc::clone(&house)),
+        );
+        side.keeper = Some(keepers);
         side.house = Some(Arc::clone(&house));
         let content = house.book.content();
         let app = house.apps.app(&web()).unwrap();
@@ -227,14 +232,10 @@ impl World {
 
     /// What the thread of moves and supervision do beside the drivers.
     fn look(&mut self, name: &'static str) {
-        let is_moving = match name {
-            "source" => self.depart.is_some(),
-            _ => self.link.arrive.lock().unwrap().is_some(),
-        };
-        let moving = is_moving.then(web).into_iter().collect();
         let side = self.side(name);
-        if let Some(keeper) = &mut side.keeper {
-            keeper.look(&moving, now());
+        if let Some((claims, keeper)) = &mut side.keeper {
+            claims.read(now());
+            keeper.look();
         }
         let is_away = side.elsewhere.borrow().contains(&web());
         if side.house.is_some() && !is_away && side.apps.process() == Process::None {

@@ -34,6 +34,8 @@ pub(super) struct Luck {
     /// The daemon that dies in the middle of what it does.
     pub(super) dying: Option<&'static str>,
     pub(super) coordinator_is_lost: bool,
+    /// Who asks it waits.
+    pub(super) coordinator_hangs: bool,
     pub(super) network_is_lost: bool,
 }
 
@@ -45,6 +47,7 @@ impl Luck {
             faults: false,
             dying: None,
             coordinator_is_lost: false,
+            coordinator_hangs: false,
             network_is_lost: false,
         }
     }
@@ -68,6 +71,9 @@ impl Luck {
 
 pub(super) type Shared<T> = Arc<Mutex<T>>;
 
+/// No test waits longer for one that hangs.
+const HANGS_MAX: Duration = Duration::from_secs(90);
+
 /// The coordinator, as one host sees it.
 #[derive(Debug)]
 pub(super) struct ModelRecords {
@@ -81,6 +87,10 @@ pub(super) struct Kept {
     pub(super) record: Option<Ownership>,
     /// Transactions that were sent and of which nobody heard.
     pub(super) late: Vec<(Epoch, Ownership)>,
+    /// What hosts hold there.
+    pub(super) lease: Option<Lease>,
+    /// Another member says that the application is there.
+    pub(super) is_at_another: bool,
 }
 
 impl ModelRecords {
@@ -93,7 +103,7 @@ impl Kept {
     pub(super) fn first(owner: &str) -> Self {
         Self {
             record: Some(Ownership::first(host(owner))),
-            late: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -116,6 +126,10 @@ pub(super) fn lost() -> Trouble {
 
 impl Records for ModelRecords {
     fn read(&self, _: &AppId) -> Result<Option<Ownership>, Trouble> {
+        let began = std::time::Instant::now();
+        while self.luck.lock().unwrap().coordinator_hangs && began.elapsed() < HANGS_MAX {
+            std::thread::yield_now();
+        }
         let mut luck = self.luck.lock().unwrap();
         if luck.is_dead(self.name) || luck.coordinator_is_lost || luck.one_in(5) {
             return Err(lost());
@@ -123,8 +137,15 @@ impl Records for ModelRecords {
         Ok(self.kept.lock().unwrap().record.clone())
     }
 
-    fn create(&self, _: &AppId, _: &Ownership) -> Result<(), Trouble> {
-        panic!("the record is there from the beginning");
+    fn create(&self, _: &AppId, record: &Ownership) -> Result<(), Trouble> {
+        let mut kept = self.kept.lock().unwrap();
+        match kept.record.is_some() {
+            true => refuse("there is one"),
+            false => {
+                kept.record = Some(record.clone());
+                Ok(())
+            }
+        }
     }
 
     fn change(&self, _: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble> {
@@ -154,7 +175,11 @@ impl Records for ModelRecords {
     }
 
     fn lease(&self) -> Option<Lease> {
-        None
+        self.kept.lock().unwrap().lease
+    }
+
+    fn is_at_another(&self, _: &AppId) -> Result<bool, Trouble> {
+        Ok(self.kept.lock().unwrap().is_at_another)
     }
 }
 
@@ -165,11 +190,16 @@ pub(super) struct ModelApps {
     pub(super) data: PathBuf,
     pub(super) luck: Shared<Luck>,
     pub(super) process: Mutex<Process>,
+    /// Its group is marked as one that is given away.
+    pub(super) is_given: Mutex<bool>,
     /// What the user was told.
     pub(super) told: Mutex<Vec<String>>,
     pub(super) reached: Shared<u64>,
     pub(super) way: Mutex<Way>,
+    pub(super) takeover: Mutex<Takeover>,
     pub(super) room: Mutex<Room>,
+    /// There are images of its program.
+    pub(super) has_images: Mutex<bool>,
 }
 
 /// What there is on every host.
@@ -206,10 +236,13 @@ impl ModelApps {
             data,
             luck,
             process: Mutex::new(process),
+            is_given: Mutex::new(false),
             told: Mutex::new(Vec::new()),
             reached,
             way: Mutex::new(Way::Restart),
+            takeover: Mutex::new(Takeover::Never),
             room: Mutex::new(ROOM),
+            has_images: Mutex::new(true),
         }
     }
 
@@ -292,7 +325,7 @@ impl Apps for ModelApps {
         app.mobility = Some(Mobility {
             way: *self.way.lock().unwrap(),
             files: vec![self.data.clone()],
-            takeover: Takeover::Never,
+            takeover: *self.takeover.lock().unwrap(),
         });
         Some(app)
     }
@@ -311,7 +344,8 @@ impl Apps for ModelApps {
     fn freeze(&self, _: &AppId) -> Result<(), Trouble> {
         self.own(|process| {
             if *process == Process::Runs {
-                *process = Process::Stands { given: false };
+                let given = *self.is_given.lock().unwrap();
+                *process = Process::Stands { given };
             }
         })
     }
@@ -333,6 +367,10 @@ impl Apps for ModelApps {
     }
 
     fn start(&self, _: &AppId) -> Result<(), Trouble> {
+        assert!(
+            !*self.has_images.lock().unwrap(),
+            "begun from an image of before it came"
+        );
         let mut begins = false;
         let done = self.own(|process| begins = *process == Process::None);
         if begins {
@@ -341,8 +379,14 @@ impl Apps for ModelApps {
         done
     }
 
+    fn forget_images(&self, _: &AppId) -> Result<(), Trouble> {
+        *self.has_images.lock().unwrap() = false;
+        Ok(())
+    }
+
     fn give(&self, _: &AppId) -> Result<(), Trouble> {
         self.own(|process| {
+            *self.is_given.lock().unwrap() = true;
             if let Process::Stands { given } = process {
                 *given = true;
             }
@@ -351,6 +395,7 @@ impl Apps for ModelApps {
 
     fn keep(&self, _: &AppId) -> Result<(), Trouble> {
         self.own(|process| {
+            *self.is_given.lock().unwrap() = false;
             if let Process::Stands { given } = process {
                 *given = false;
             }

@@ -1,0 +1,20 @@
+// Asks before something is done, and says what it will do.
+
+import { fill, h } from "./dom.js";
+
+/** Whether the reader wants it. `text` is text, or nodes. */
+export function confirmed(title, text) {
+  const dialog = document.getElementById("dialog");
+  return new Promise((answer) => {
+    const end = (yes) => () => {
+      dialog.close();
+      answer(yes);
+    };
+    fill(dialog, h("h2", { id: "dialog-title" }, title), h("div", {}, text),
+      h("div", { class: "buttons" },
+        h("button", { class: "strong", id: "dialog-yes", onclick: end(true) }, "Do it"),
+        h("button", { onclick: end(false) }, "Leave it")));
+    dialog.oncancel = () => answer(false);
+    dialog.showModal();
+  });
+}

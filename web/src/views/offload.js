@@ -1,0 +1,62 @@
+// What constrains apps beyond their slices and what is tried about it, and moves between hosts.
+
+import { change, get } from "../ask.js";
+import { fill, h, table } from "../dom.js";
+import { bytes, clock, milliseconds, percent, seconds } from "../format.js";
+import { poll } from "../poll.js";
+import { bar, named } from "../slices.js";
+
+const EVERY_MS = 1000;
+/** Apps whose ladders are asked for at a time: those that wait most for a CPU. */
+const LADDERS_MAX = 12;
+
+export function show(place, page) {
+  const ladders = h("section", {}, h("h2", {}, "Ladders"), h("p", { class: "dim" }, "Asking…"));
+  const moves = h("section", {}, h("h2", {}, "Moves"), h("p", { class: "dim" }, "Asking…"));
+  place.append(ladders, moves);
+  const ending = new AbortController();
+  let timer;
+
+  async function climb() {
+    const running = (page.tick?.apps ?? []).filter((app) => app.state === "running");
+    running.sort((a, b) => (b.usage.cpu_stalled ?? 0) - (a.usage.cpu_stalled ?? 0));
+    try {
+      const told = await Promise.all(running.slice(0, LADDERS_MAX).map((app) =>
+        get(`/v1/apps/${encodeURIComponent(app.name)}`, ending.signal)));
+      const climbing = told.filter((one) => one.offload.length > 0);
+      fill(ladders, ladders.firstChild, climbing.length
+        ? climbing.map((one) => [h("h3", {}, named(one.app.name)), h("ul", {}, one.offload.map((line) => h("li", {}, line)))])
+        : h("p", { class: "dim" }, "No app is constrained beyond its slice."));
+    } catch (error) {
+      if (!ending.signal.aborted) fill(ladders, ladders.firstChild, h("p", { class: "dim" }, error.message));
+    }
+    if (!ending.signal.aborted) timer = setTimeout(climb, EVERY_MS);
+  }
+  climb();
+  const end = poll("/v1/moves", EVERY_MS, (told) => {
+    fill(moves, moves.firstChild, told.trouble ? h("p", { class: "bad" }, told.trouble) : null,
+      told.away.length ? table("From here", ["App", "To", "Mode", "Began", "Stage", "Sent", "#Stood still", "Why", "Ask"],
+        told.away.map((move) => away(move, page))) : h("p", { class: "dim" }, "Nothing was moved from here."),
+      told.coming.length ? table("On their way here", ["App", "From", "Stage", "Why"],
+        told.coming.map((one) => [named(one.app), one.from, one.stage, h("pre", {}, one.why ?? "")])) : null);
+  }, (error) => fill(moves, moves.firstChild, h("p", { class: "dim" }, error.message)));
+  return {
+    end() {
+      ending.abort();
+      clearTimeout(timer);
+      end();
+    },
+  };
+}
+
+function away(move, page) {
+  const share = move.total_bytes > 0 ? move.sent_bytes / move.total_bytes : 0;
+  const words = `${bytes(move.sent_bytes)} of ${bytes(move.total_bytes)}, ${percent(share)}, `
+    + `${move.left_seconds === null ? "" : `${seconds(move.left_seconds)} left, `}${seconds(move.took_seconds)} so far`;
+  return [named(move.app), move.to, move.mode, clock(move.began_unix_ms), move.stage,
+    h("div", {}, bar(share, null, words), words), milliseconds(move.stood_seconds === null ? null : move.stood_seconds * 1000),
+    h("pre", {}, move.why ?? ""),
+    move.over ? "" : h("button", { onclick: () => page.act(`Have ${move.app} stay?`,
+      "The move is called off as long as that is possible, and the app goes on here.",
+      () => change("POST", `/v1/moves/${encodeURIComponent(move.app)}/cancel`)) }, "Call off…")];
+}
