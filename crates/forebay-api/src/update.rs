@@ -24,6 +24,9 @@ pub struct UpdateRequest {
     /// It is complete only after the host began anew.
     #[serde(default)]
     pub reboot: bool,
+    /// The way that it is to go, by the names that a plan shows; the least disruptive when absent.
+    #[serde(default)]
+    pub rung: Option<String>,
     /// Go on where critical apps were slower while the slice of the update was full of work.
     #[serde(default)]
     pub unproved: bool,
@@ -34,8 +37,21 @@ pub struct UpdateRequest {
 pub struct UpdatePlan {
     /// The apps by name.
     pub apps: Vec<UpdateChoice>,
+    /// All ways that there are, the least disruptive first.
+    pub rungs: Vec<UpdateRung>,
     /// Why it would not begin.
     pub refused: Vec<String>,
+}
+
+/// A way to update a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateRung {
+    /// `userspace`, `soft-reboot`, `other-host`, `checkpoint`, `cooperative` or `reboot`.
+    pub rung: String,
+    /// Whether it can be asked for.
+    pub offered: bool,
+    /// What it comes to, or why it is not offered.
+    pub reason: String,
 }
 
 /// How an app is carried through an update.

@@ -47,7 +47,7 @@ use crate::units::Bytes;
 
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
-pub use rung::{Choice, Front, Rung, Subject, choose};
+pub use rung::{Choice, Front, Rung, Subject, Way, choose, ends_the_host};
 
 /// Rollbacks of one update.
 pub const ROLLBACKS_MAX: u32 = 2;

@@ -16,6 +16,110 @@ pub enum Rung {
     Reboot,
 }
 
+/// The ways to update a host, the least disruptive first: also those that are not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The command runs beside the apps; what runs outdated code afterwards is replaced behind its front.
+    Userspace,
+    /// All of userspace begins anew, but for the slices of critical apps.
+    SoftReboot,
+    /// Apps move to another host of the fleet, and back.
+    OtherHost,
+    /// Apps are written down, the host begins anew, and they go on where they were.
+    Checkpoint,
+    /// Apps are told, save what they need, end, and begin again.
+    Cooperative,
+    /// Apps end with the host, and begin with it.
+    Reboot,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Userspace,
+        Self::SoftReboot,
+        Self::OtherHost,
+        Self::Checkpoint,
+        Self::Cooperative,
+        Self::Reboot,
+    ];
+
+    /// What it is asked for by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::SoftReboot => "soft-reboot",
+            Self::OtherHost => "other-host",
+            Self::Checkpoint => "checkpoint",
+            Self::Cooperative => "cooperative",
+            Self::Reboot => "reboot",
+        }
+    }
+
+    /// The way of that name.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|way| way.name() == name)
+    }
+
+    /// Whether it can be asked for.
+    #[must_use]
+    pub const fn is_offered(self) -> bool {
+        matches!(self, Self::Userspace | Self::Reboot)
+    }
+
+    /// What it comes to, or why it is not offered and what to do instead.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Userspace => {
+                "the command runs in a small slice beside the apps, and programs are replaced behind their fronts"
+            }
+            Self::SoftReboot => {
+                "this release has no slice that survives `systemctl soft-reboot`: use --reboot"
+            }
+            Self::OtherHost => {
+                "this release moves no apps for an update: move them first with `forebay move APP --to HOST`"
+            }
+            Self::Checkpoint => {
+                "this release keeps no images of apps over a boot for an update: use --reboot"
+            }
+            Self::Cooperative => {
+                "this release has no protocol to tell apps of an update: have the command stop and start them"
+            }
+            Self::Reboot => {
+                "with --reboot: the update waits until somebody reboots the host, and goes on by itself afterwards"
+            }
+        }
+    }
+}
+
+/// Programs that end the host's boot: run as an update they would end it behind the apps' back.
+const ENDERS: [&str; 7] = [
+    "reboot", "shutdown", "poweroff", "halt", "kexec", "init", "telinit",
+];
+/// The same as words for `systemctl`.
+const ENDING: [&str; 6] = [
+    "reboot",
+    "soft-reboot",
+    "kexec",
+    "poweroff",
+    "halt",
+    "isolate",
+];
+
+/// Whether a command is plainly one that ends the host. A script that does so is not seen.
+#[must_use]
+pub fn ends_the_host(command: &[String]) -> bool {
+    let Some((program, words)) = command.split_first() else {
+        return false;
+    };
+    let program = program.rsplit('/').next().unwrap_or_default();
+    ENDERS.contains(&program)
+        || program == "systemctl" && words.iter().any(|word| ENDING.contains(&word.as_str()))
+}
+
 /// What decides about one app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subject {
@@ -57,16 +161,11 @@ pub struct Choice {
 pub fn choose(subject: &Subject) -> Choice {
     let nothing = Some((0.0, 0.0));
     if subject.reboot {
-        let mut refused = vec![
-            "soft reboot with surviving slices: not in this release".to_owned(),
-            "checkpoint, kexec and restore: not in this release".to_owned(),
-        ];
-        refused.push("hand-over to another host for an update: not in this release; `forebay move` moves single apps".to_owned());
         return Choice {
             rung: Rung::Reboot,
             reason: "the host begins anew, and so does it".to_owned(),
             pause_ms: None,
-            refused,
+            refused: Vec::new(),
         };
     }
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
@@ -145,7 +244,39 @@ mod tests {
         check(took, true, true, false, Rung::Userspace, Some((3.0, 9.0)));
         let choice = check(None, false, true, false, Rung::Userspace, none);
         assert!(choice.refused[0].contains("its manager owns it"));
-        let choice = check(took, true, false, true, Rung::Reboot, None);
-        assert_eq!(choice.refused.len(), 3);
+        check(took, true, false, true, Rung::Reboot, None);
+    }
+
+    #[test]
+    fn every_way_has_a_name_and_a_reason() {
+        for way in Way::ALL {
+            assert_eq!(Way::of(way.name()), Some(way));
+            assert!(!way.reason().is_empty());
+        }
+        assert_eq!(Way::of("telepathy"), None);
+    }
+
+    #[test]
+    fn a_command_that_ends_the_host_is_known() {
+        let ends = |words: &str| {
+            let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+            ends_the_host(&words)
+        };
+        for words in [
+            "reboot",
+            "/sbin/shutdown -r now",
+            "systemctl --force reboot",
+            "kexec -e",
+        ] {
+            assert!(ends(words), "{words}");
+        }
+        for words in [
+            "",
+            "apt-get -y upgrade",
+            "systemctl restart web",
+            "echo reboot",
+        ] {
+            assert!(!ends(words), "{words}");
+        }
     }
 }

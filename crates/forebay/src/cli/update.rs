@@ -60,6 +60,10 @@ pub(crate) struct OrderArgs {
     #[arg(long)]
     reboot: bool,
 
+    /// The way that it is to go, by the names that `plan` shows; the least disruptive unless given
+    #[arg(long, value_name = "RUNG")]
+    rung: Option<String>,
+
     /// Go on where critical apps were slower while the slice of the update was full of work
     #[arg(long)]
     unproved: bool,
@@ -228,6 +232,7 @@ fn request(args: OrderArgs) -> Result<api::UpdateRequest, Failure> {
         limit_seconds: args.limit,
         restart: args.restart,
         reboot: args.reboot,
+        rung: args.rung,
         unproved: args.unproved,
     })
 }
@@ -339,11 +344,16 @@ fn planned(plan: &api::UpdatePlan) -> String {
         words("WHY"),
     ];
     let mut text = table(columns, &rows);
-    for app in &plan.apps {
-        for refused in &app.refused {
-            write!(text, "\n{}: not done: {refused}", app.app).ok();
-        }
-    }
+    let rungs: Vec<[String; 3]> = plan
+        .rungs
+        .iter()
+        .map(|rung| {
+            let offered = if rung.offered { "yes" } else { "no" };
+            [rung.rung.clone(), offered.to_owned(), rung.reason.clone()]
+        })
+        .collect();
+    let columns = [words("RUNG"), words("OFFERED"), words("WHY")];
+    write!(text, "\n{}", table(columns, &rungs)).ok();
     for refused in &plan.refused {
         write!(text, "\nit would not begin: {refused}").ok();
     }
@@ -430,11 +440,13 @@ fn one(receipt: &api::UpdateReceipt) -> String {
             ms(planned.pause_p99_ms),
         )
         .ok();
-        if app.p99_loaded_ms.is_some() || app.exclusive_cpus.is_some() {
+        if let Some(cpus) = &app.exclusive_cpus {
+            write!(text, "; own CPUs {cpus}").ok();
+        }
+        if app.p99_loaded_ms.is_some() {
             write!(
                 text,
-                "; own CPUs {}, p99 {} with the slice of the update full of work, {} before",
-                app.exclusive_cpus.as_deref().unwrap_or("none"),
+                "; p99 {} with the slice of the update full of work, {} before",
                 ms(app.p99_loaded_ms),
                 ms(app.p99_before_ms),
             )

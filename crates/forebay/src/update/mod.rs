@@ -5,7 +5,7 @@
 //!                                    │ edits and deeds    ▲ reports
 //!                                    ▼                    │
 //!                               control thread ───────────┘
-//!                                    │ starts in a slice of its own, batch and bounded
+//!                                    │ starts in a slice of its own, bounded
 //!                                    ▼
 //!                               forebay errand (`errand.rs`): runs the command once
 //! ```
@@ -34,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Policy, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
-use forebay_core::update::{Order, Record, Stage, Step};
+use forebay_core::update::{Order, Record, Stage, Step, Way};
 use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -50,6 +50,9 @@ const PREFIX: &str = "os-update.";
 /// What an update may take unless it says so.
 const LIMIT_USUAL: Duration = Duration::from_secs(3600);
 const LIMIT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Its share of the CPUs beside others: half of what a standard app has, and a hundredth of a critical
+/// one's. Not the idle class: on a host that is full a package manager would hold its locks for minutes.
+const CPU_WEIGHT: u32 = 50;
 /// Its share of the disk beside others.
 const IO_WEIGHT: u32 = 10;
 const PIDS_MAX: u64 = 4096;
@@ -81,7 +84,7 @@ impl Place {
         self.dir().join(format!("{update}.{run}.output"))
     }
 
-    /// The app that runs a command: batch, with little of everything.
+    /// The app that runs a command, with little of everything.
     fn app(&self, step: &Step, order: &Order, command: &[String]) -> Option<App> {
         let id: AppId = format!("{PREFIX}{}.{}", step.update, step.run)
             .parse()
@@ -116,8 +119,9 @@ impl Place {
                 pids: Limit::At(PIDS_MAX),
                 ..Ceiling::default()
             },
+            cpu_weight: Some(CPU_WEIGHT),
             io_weight: Some(IO_WEIGHT),
-            ..App::new(id, Class::Batch, Binding::Exec(exec))
+            ..App::new(id, Class::Standard, Binding::Exec(exec))
         })
     }
 }
@@ -265,14 +269,17 @@ impl Desk {
         request: api::UpdateRequest,
     ) -> Result<api::UpdatePlan, Refused> {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
+        let way = way(&request)?;
         let order = order(request, &policy)?;
         let choices = plan::choices(&policy, &order, &self.0.fronts);
+        let cannot = plan::cannot(way, &order, &choices);
         Ok(api::UpdatePlan {
             apps: choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
-            refused: self.obstacle().into_iter().collect(),
+            rungs: plan::rungs(),
+            refused: cannot.into_iter().chain(self.obstacle()).collect(),
         })
     }
 
@@ -298,11 +305,15 @@ impl Desk {
     /// Why it does not begin.
     pub(crate) async fn begin(&self, request: api::UpdateRequest) -> Result<u64, Refused> {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
+        let way = way(&request)?;
         let order = order(request, &policy)?;
-        if let Some(why) = self.obstacle() {
+        let plan = plan::choices(&policy, &order, &self.0.fronts);
+        let mut refused = plan::cannot(way, &order, &plan)
+            .into_iter()
+            .chain(self.obstacle());
+        if let Some(why) = refused.next() {
             return Err(Refused::Cannot(why));
         }
-        let plan = plan::choices(&policy, &order, &self.0.fronts);
         let boot = self.0.place.boot.clone();
         let mut begun = None;
         let written = self.0.book.amend(|content| {
@@ -343,6 +354,11 @@ impl Desk {
                 )));
             }
             format!("the command of update {number} is asked to end")
+        } else if stage == Stage::RebootPending {
+            return Err(Refused::Cannot(format!(
+                "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
+                 without by `forebay update resume`"
+            )));
         } else {
             return Err(Refused::Cannot(format!(
                 "update {number} is {}: its command is over, and it goes on to its end by itself",
@@ -430,6 +446,22 @@ pub(crate) fn without_daemon(state_dir: &Path) -> Result<api::Updates, String> {
     })
 }
 
+/// Which way it is to go, where the request says so.
+fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
+    let Some(name) = &request.rung else {
+        return Ok(None);
+    };
+    match Way::of(name) {
+        None => Err(Refused::Mistake(format!(
+            "rung {name}: there is none of that name; `forebay update plan -- COMMAND` shows all"
+        ))),
+        Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
+            "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),
+        )),
+        way => Ok(way),
+    }
+}
+
 /// What is asked for, as far as it makes sense.
 fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused> {
     let check = |what: &str, command: &[String]| {
@@ -452,9 +484,10 @@ fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused>
         .limit_seconds
         .map_or(LIMIT_USUAL, Duration::from_secs);
     if limit.is_zero() || limit > LIMIT_MAX {
-        return Err(Refused::Mistake(
-            "limit: between a second and a day".to_owned(),
-        ));
+        return Err(Refused::Mistake(format!(
+            "limit of {} s: give one between a second and a day",
+            limit.as_secs()
+        )));
     }
     let restart = request.restart.iter().map(|name| {
         let id = name.parse::<AppId>().ok();
@@ -477,7 +510,7 @@ fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused>
         rollback: request.rollback,
         limit,
         restart: restart.collect::<Result<_, _>>()?,
-        reboot: request.reboot,
+        reboot: request.reboot || request.rung.as_deref() == Some(Way::Reboot.name()),
         unproved: request.unproved,
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forebay_api as api;
 use forebay_core::app::{AppId, Binding, Policy};
-use forebay_core::update::{Choice, Front, Order, Rung, Subject, choose};
+use forebay_core::update::{Choice, Front, Order, Rung, Subject, Way, choose, ends_the_host};
 use forebay_shadow::status::Transition;
 
 use crate::fronts::{Desk, Known};
@@ -56,6 +56,43 @@ fn took(transitions: &[Transition]) -> Option<(Duration, Duration)> {
 /// How long a change took, all its steps together.
 pub(super) fn pause(transition: &Transition) -> Duration {
     transition.steps.iter().map(|(_, took)| *took).sum()
+}
+
+/// What is asked for and cannot be done: then nothing of it is.
+pub(super) fn cannot(
+    way: Option<Way>,
+    order: &Order,
+    choices: &BTreeMap<AppId, Choice>,
+) -> Vec<String> {
+    let mut refused = Vec::new();
+    if let Some(way) = way.filter(|way| !way.is_offered()) {
+        refused.push(format!(
+            "rung {} is not offered: {}; `forebay update plan -- COMMAND` shows all",
+            way.name(),
+            way.reason()
+        ));
+    }
+    if ends_the_host(&order.command) {
+        refused.push(format!(
+            "update ({}): it would end the host behind the apps' back; give --reboot with the command that \
+             changes the system, and reboot when `forebay update status` says so",
+            order.command.join(" ")
+        ));
+    }
+    for (app, choice) in choices {
+        let said = choice.refused.iter().map(|why| format!("{app}: {why}"));
+        refused.extend(said);
+    }
+    refused
+}
+
+pub(super) fn rungs() -> Vec<api::UpdateRung> {
+    let shown = |way: Way| api::UpdateRung {
+        rung: way.name().to_owned(),
+        offered: way.is_offered(),
+        reason: way.reason().to_owned(),
+    };
+    Way::ALL.map(shown).into()
 }
 
 pub(super) const fn rung(rung: Rung) -> &'static str {

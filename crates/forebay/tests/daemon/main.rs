@@ -53,3 +53,4 @@ mod signals;
 mod standby;
 mod survival;
 mod update;
+mod update_kills;

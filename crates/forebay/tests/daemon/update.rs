@@ -15,15 +15,15 @@ use crate::fronts::{Stage, request};
 use crate::place::{EXE, PATIENCE, Place, eventually, processes, sleepers, text};
 
 /// A client that asks one request after the other until it is told to end.
-struct Client {
+pub(crate) struct Client {
     ends: Arc<AtomicBool>,
     thread: JoinHandle<Seen>,
 }
 
 /// What a client saw.
 #[derive(Debug, Default)]
-struct Seen {
-    failed: usize,
+pub(crate) struct Seen {
+    pub(crate) failed: usize,
     took: Vec<(Instant, Duration)>,
 }
 
@@ -38,7 +38,7 @@ impl Seen {
 }
 
 impl Client {
-    fn start(port: u16) -> Self {
+    pub(crate) fn start(port: u16) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
         let thread = std::thread::spawn(move || {
@@ -65,7 +65,7 @@ impl Client {
         Self { ends, thread }
     }
 
-    fn end(self) -> Seen {
+    pub(crate) fn end(self) -> Seen {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
@@ -100,14 +100,14 @@ fn package(place: &Place) -> (PathBuf, PathBuf) {
 }
 
 /// The receipt of the latest update.
-fn last(place: &Place) -> Value {
+pub(crate) fn last(place: &Place) -> Value {
     let updates = place.json(&["update", "status"]);
     let history = updates["history"].as_array().unwrap();
     history.last().cloned().unwrap_or(Value::Null)
 }
 
 #[track_caller]
-fn assert_nothing_of_it_is_left(place: &Place) {
+pub(crate) fn assert_nothing_of_it_is_left(place: &Place) {
     let apps = place.json(&["apps"]);
     let apps = apps["apps"].as_array().unwrap();
     let left: Vec<&Value> = apps
@@ -190,7 +190,7 @@ fn a_package_is_installed_under_load_and_services_are_replaced_behind_their_fron
 }
 
 /// A daemon with one app that may be restarted.
-fn alone(test: &str) -> Option<Place> {
+pub(crate) fn alone(test: &str) -> Option<Place> {
     let place = Place::new(test)?;
     place.configure(&format!(
         "[apps.web]\nclass = \"critical\"\nexec = [\"sleep\", \"{}\"]\n",
@@ -199,7 +199,7 @@ fn alone(test: &str) -> Option<Place> {
     Some(place)
 }
 
-fn append(file: &Path) -> String {
+pub(crate) fn append(file: &Path) -> String {
     format!("echo x >> {}", file.display())
 }
 
@@ -324,72 +324,144 @@ fn a_command_that_fills_the_disk_holds_the_update_up_and_loses_nothing() {
     place.stop_well();
 }
 
-/// The daemon is killed before and after each write of the journal, enumerated until none is left.
 #[test]
-fn a_daemon_that_dies_at_any_write_leaves_an_update_that_ends_well() {
-    let name = "a_daemon_that_dies_at_any_write_leaves_an_update_that_ends_well";
+fn a_plan_names_every_way_and_a_run_refuses_what_is_not_offered() {
+    let name = "a_plan_names_every_way_and_a_run_refuses_what_is_not_offered";
     let Some(mut place) = alone(name) else {
         return;
     };
     place.start();
-    let mut updates = 0;
-    for moment in 1_u64.. {
-        let count = place.path(&format!("count-{moment}"));
-        place.stop();
-        let mut command = place.daemon_command();
-        command.env("FOREBAY_UPDATE_DIES_AT", moment.to_string());
-        place.start_with(command);
-        let old = place.await_pid("web");
-        let line = append(&count);
-        let begun = place.ask(&[
-            "update",
-            "run",
-            "--detach",
-            "--restart",
-            "web",
-            "--",
-            "sh",
-            "-c",
-            &line,
-        ]);
-        // Before the first write nothing was promised.
-        let is_promised = moment > 1;
-        updates += usize::from(is_promised);
-        let daemon = place.daemon_pid();
-        let ended = || {
-            let updates_now = place.ask(&["update", "status", "--json"]);
-            let status = serde_json::from_slice::<Value>(&updates_now.stdout);
-            status.is_ok_and(|status| {
-                status["history"].as_array().map_or(0, Vec::len) == updates
-                    && status["current"].is_null()
-            })
-        };
-        let mut is_dead = false;
-        eventually("the daemon dies or the update is over", || {
-            let stat = text(Path::new(&format!("/proc/{daemon}/stat")));
-            is_dead = stat.contains(") Z ");
-            is_dead || (is_promised && ended())
-        });
-        if !is_dead {
-            println!("{} moments", moment - 1);
-            assert!(begun.status.success(), "{begun:?}");
-            assert!(moment > 15, "{moment}");
-            break;
-        }
-        place.crash();
-        place.start();
-        if !is_promised {
-            assert_eq!(place.json(&["update", "status"])["current"], Value::Null);
-            continue;
-        }
-        eventually("the update is over", || last(&place)["number"] == updates);
-        let receipt = last(&place);
-        assert_eq!(receipt["outcome"], "committed", "{moment}: {receipt:#}");
-        assert_eq!(text(&count), "x\n", "{moment}: it ran once");
-        assert_ne!(place.await_pid("web"), old, "{moment}: it was restarted");
-        assert_eq!(sleepers(&place.seconds(1)).len(), 1, "{moment}: one owner");
-        assert_nothing_of_it_is_left(&place);
+    let plan = place.json(&["update", "plan", "--", "true"]);
+    let rungs = plan["rungs"].as_array().unwrap().iter();
+    let rungs: Vec<(&str, bool)> = rungs
+        .map(|rung| {
+            assert!(!rung["reason"].as_str().unwrap().is_empty(), "{plan}");
+            let name = rung["rung"].as_str().unwrap();
+            (name, rung["offered"].as_bool().unwrap())
+        })
+        .collect();
+    let expected = [
+        ("userspace", true),
+        ("soft-reboot", false),
+        ("other-host", false),
+        ("checkpoint", false),
+        ("cooperative", false),
+        ("reboot", true),
+    ];
+    assert_eq!(rungs, expected);
+    assert_eq!(plan["refused"], serde_json::json!([]));
+    let ran = place.path("ran");
+    let command = append(&ran);
+    for (rung, _) in expected.iter().filter(|(_, offered)| !offered) {
+        let order = ["--rung", rung, "--", "sh", "-c", &command];
+        let said = format!("rung {rung} is not offered");
+        let plan = place.json(&[&["update", "plan"][..], &order].concat());
+        let refused = plan["refused"][0].as_str().unwrap();
+        assert!(refused.contains(&said), "{refused}");
+        place.fails(
+            &[&["update", "run"][..], &order].concat(),
+            1,
+            &[&said, "`forebay update plan"],
+        );
     }
+    place.fails(
+        &["update", "run", "--", "systemctl", "reboot"],
+        1,
+        &["systemctl reboot", "--reboot", "`forebay update status`"],
+    );
+    let output = place.ask(&["update", "run", "--rung", "telepathy", "--", "true"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && said.contains("rung telepathy: there is none"),
+        "{said}"
+    );
+    let updates = place.json(&["update", "status"]);
+    assert_eq!(updates["current"], Value::Null, "nothing began");
+    assert_eq!(updates["history"], serde_json::json!([]));
+    assert!(!ran.exists());
+    place.stop_well();
+}
+
+#[test]
+fn an_update_is_called_off_or_waits_for_a_reboot_until_somebody_says_so() {
+    let name = "an_update_is_called_off_or_waits_for_a_reboot_until_somebody_says_so";
+    let Some(mut place) = alone(name) else {
+        return;
+    };
+    place.start();
+    let ran = place.path("ran");
+    let command = append(&ran);
+    place.json(&["update", "run", "--detach", "--", "sh", "-c", &command]);
+    let said = place.json(&["update", "abort"]);
+    assert!(said.to_string().contains("is called off"), "{said}");
+    eventually("it is over", || last(&place)["outcome"] == "rolled_back");
+    let said = last(&place)["troubles"].to_string();
+    assert!(said.contains("called off before anything"), "{said}");
+    assert!(!ran.exists());
+    assert_nothing_of_it_is_left(&place);
+    place.json(&[
+        "update", "run", "--detach", "--reboot", "--", "sh", "-c", &command,
+    ]);
+    let is_waiting = |place: &Place| {
+        let status = place.json(&["update", "status"]);
+        status["current"]["stage"] == "reboot_pending"
+    };
+    eventually("it waits", || is_waiting(&place));
+    place.fails(
+        &["update", "abort"],
+        1,
+        &["update 2", "`forebay update resume`"],
+    );
+    // It waits on in the next daemon, and does nothing twice.
+    place.crash();
+    place.start();
+    assert!(is_waiting(&place));
+    place.json(&["update", "resume"]);
+    eventually("it is over", || last(&place)["outcome"] == "committed");
+    assert_eq!(text(&ran), "x\n");
+    assert_nothing_of_it_is_left(&place);
+    place.stop_well();
+}
+
+/// A command that succeeds and leaves a program that does not start again.
+#[test]
+fn apps_that_are_not_well_afterwards_have_the_update_undone() {
+    let name = "apps_that_are_not_well_afterwards_have_the_update_undone";
+    let Some(mut place) = Place::new(name) else {
+        return;
+    };
+    let program = place.path("web");
+    let seconds = place.seconds(1);
+    fs::copy("/bin/sleep", &program).unwrap();
+    place.configure(&format!(
+        "[apps.web]\nclass = \"critical\"\nrestart = \"always\"\nexec = [{}, \"{seconds}\"]\n",
+        place.quoted("web"),
+    ));
+    place.start();
+    place.await_pid("web");
+    let away = format!("mv {0} {0}.away", program.display());
+    let back = format!("mv {0}.away {0}", program.display());
+    let output = place.ask(&[
+        "update",
+        "run",
+        "--restart",
+        "web",
+        "--rollback",
+        &back,
+        "--",
+        "sh",
+        "-c",
+        &away,
+    ]);
+    let receipt = last(&place);
+    println!("{}", String::from_utf8(output.stdout).unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(receipt["outcome"], "rolled_back", "{receipt:#}");
+    let said = receipt["troubles"].to_string();
+    assert!(said.contains("web: "), "{said}");
+    place.await_pid("web");
+    assert_eq!(sleepers(&seconds).len(), 1);
+    assert_nothing_of_it_is_left(&place);
     place.stop_well();
 }
 
