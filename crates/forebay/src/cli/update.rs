@@ -440,13 +440,14 @@ fn one(receipt: &api::UpdateReceipt) -> String {
             ms(planned.pause_p99_ms),
         )
         .ok();
-        if let Some(cpus) = &app.exclusive_cpus {
+        if app.p99_loaded_ms.is_some() || app.exclusive_cpus.is_some() {
+            let cpus = app.exclusive_cpus.as_deref().unwrap_or("none");
             write!(text, "; own CPUs {cpus}").ok();
         }
         if app.p99_loaded_ms.is_some() {
             write!(
                 text,
-                "; p99 {} with the slice of the update full of work, {} before",
+                ", p99 {} with the slice of the update full of work, {} before",
                 ms(app.p99_loaded_ms),
                 ms(app.p99_before_ms),
             )

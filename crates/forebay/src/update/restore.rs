@@ -107,6 +107,7 @@ impl Runner {
     ) -> Result<(), String> {
         let name = &known.config.name;
         for _ in 0..ROUNDS_MAX {
+            let primary = self.heard(name).await?;
             let report = self.report().await?;
             let old = own.iter().filter_map(|app| {
                 let life = entry.record.old.get(app)?;
@@ -116,7 +117,6 @@ impl Runner {
             if old.is_empty() {
                 return Ok(());
             }
-            let primary = self.primary(name)?;
             if let Some((app, life)) = old.iter().find(|(app, _)| *app != primary) {
                 self.replace(app, life).await?;
                 self.in_step(name, app).await?;
@@ -152,6 +152,17 @@ impl Runner {
         ))
     }
 
+    /// Who serves; a daemon that has just begun has not asked its fronts yet.
+    async fn heard(&self, front: &AppId) -> Result<AppId, String> {
+        let deadline = Instant::now() + READY_MAX;
+        loop {
+            match self.primary(front) {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+                heard => return heard,
+            }
+        }
+    }
+
     fn primary(&self, front: &AppId) -> Result<AppId, String> {
         let fronts = self.shared.fronts.all();
         let known = fronts.get(front).ok_or("it is gone")?;
@@ -166,7 +177,7 @@ impl Runner {
     /// Waits until the daemon has heard of a hand-over.
     async fn no_more_primary(&self, front: &AppId, before: &AppId) -> Result<(), String> {
         let deadline = Instant::now() + READY_MAX;
-        while self.primary(front)? == *before {
+        while self.heard(front).await? == *before {
             if Instant::now() >= deadline {
                 return Err(format!("{before} still serves after a hand-over"));
             }
