@@ -255,6 +255,10 @@ fn there_is_one_at_a_time_and_it_says_where_it_stands_without_a_daemon() {
     eventually("the command runs", || sleepers(&seconds).len() == 1);
     let status = place.json(&["update", "status"]);
     assert_eq!(status["current"]["stage"], "updating", "{status}");
+    place.await_app("os-update.1.1", "bounded", |app| {
+        let slice = &app["slice"];
+        app["class"] == "standard" && slice["cpu_weight"] == 50 && slice["cpu_max_cores"].is_f64()
+    });
     place.fails(
         &["update", "run", "--", "true"],
         1,
