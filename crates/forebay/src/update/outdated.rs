@@ -71,11 +71,12 @@ mod tests {
 
     #[test]
     fn code_that_was_replaced_is_told_from_other_memory() {
-        let check = |line, expected: Option<&str>| {
+        let check = |line: &str, expected: Option<&str>| {
             assert_eq!(replaced_file(line).as_deref(), expected, "{line}");
         };
         let at = "7f2e1c000000-7f2e1c021000";
-        let line = |access, file| format!("{at} {access} 00000000 fe:01 1234       {file}");
+        let line =
+            |access: &str, file: &str| format!("{at} {access} 00000000 fe:01 1234       {file}");
         check(
             &line("r-xp", "/usr/lib/libc.so.6 (deleted)"),
             Some("/usr/lib/libc.so.6"),
