@@ -15,6 +15,7 @@ mod moves;
 mod problem;
 mod tiers;
 mod types;
+mod update;
 mod usage;
 
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
@@ -27,6 +28,7 @@ pub use moves::*;
 pub use problem::*;
 pub use tiers::*;
 pub use types::*;
+pub use update::*;
 pub use usage::*;
 
 /// The version in every path.

@@ -245,6 +245,10 @@ pub struct App {
     pub request: Option<MilliCpu>,
     /// How its tasks count when frequencies are chosen.
     pub uclamp: Uclamp,
+    /// CPU weight among its siblings, 1 to 10,000; by class when absent. Not for batch, which the kernel
+    /// gives what nobody else wants.
+    #[serde(default)]
+    pub cpu_weight: Option<u32>,
     /// I/O weight among its siblings, 1 to 10,000; by class when absent.
     pub io_weight: Option<u32>,
     /// Limits for block devices, by `major:minor`.
@@ -277,6 +281,7 @@ impl App {
             ceiling: Ceiling::default(),
             request: None,
             uclamp: Uclamp::default(),
+            cpu_weight: None,
             io_weight: None,
             io_max: BTreeMap::new(),
             images: None,

@@ -29,4 +29,5 @@ pub mod tick;
 pub mod tier;
 pub mod topology;
 pub mod units;
+pub mod update;
 pub mod working_set;

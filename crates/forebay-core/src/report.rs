@@ -62,6 +62,8 @@ pub enum EventKind {
     Fleet,
     /// An app moves between hosts, moved, or stays.
     Move,
+    /// An update of the operating system went on, ended, or harms somebody.
+    Update,
 }
 
 /// One app in one period.

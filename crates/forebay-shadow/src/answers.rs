@@ -47,6 +47,19 @@ impl Answers {
         })
     }
 
+    /// These and others.
+    #[must_use]
+    pub fn and(mut self, others: &Self) -> Self {
+        if self.times.len() < others.times.len() {
+            self.times.resize(others.times.len(), 0);
+        }
+        for (count, more) in self.times.iter_mut().zip(&others.times) {
+            *count = count.saturating_add(*more);
+        }
+        self.errors = self.errors.saturating_add(others.errors);
+        self
+    }
+
     /// All of them.
     #[must_use]
     pub fn count(&self) -> u64 {

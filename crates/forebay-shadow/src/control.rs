@@ -124,6 +124,9 @@ pub enum Answer {
         app: String,
         /// Since this process of the front began.
         answers: Answers,
+        /// All instances together, over the same time; absent from a front of an older release.
+        #[serde(default)]
+        all: Option<Answers>,
     },
     /// What a successor gets; the descriptors that are named in it follow.
     Inheritance(Box<Inheritance>),

@@ -241,6 +241,13 @@ impl Flights {
         table.answers.get(slot).cloned().unwrap_or_default()
     }
 
+    /// What all instances together have answered to clients since the front began.
+    #[must_use]
+    pub fn answers_of_all(&self) -> Answers {
+        let table = self.lock();
+        table.answers.iter().fold(Answers::default(), Answers::and)
+    }
+
     /// A table is consistent between any two statements under its lock.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)

@@ -635,6 +635,7 @@ impl Desk {
                 Answer::Answers {
                     app: app.map_or_else(String::new, |instance| instance.app.clone()),
                     answers: self.board.flights.answers(primary),
+                    all: Some(self.board.flights.answers_of_all()),
                 }
             }
             Request::Certificate(pem) => done(self.service.renew(&pem)),

@@ -50,6 +50,7 @@ impl Run {
                 },
                 request: None,
                 uclamp: forebay_core::app::Uclamp::default(),
+                cpu_weight: None,
                 io_weight: None,
                 io_max: BTreeMap::new(),
                 images: None,

@@ -44,6 +44,8 @@ pub(crate) struct Reload {
     pub(crate) declared: watch::Sender<Vec<Source>>,
     /// The apps that images are taken of.
     pub(crate) imaged: watch::Sender<BTreeMap<AppId, images::Wanted>>,
+    /// The apps of an update that is under way: they stand in no file.
+    pub(crate) update: crate::update::Kept,
     /// All apps, for moves between hosts.
     pub(crate) apps: watch::Sender<BTreeMap<AppId, App>>,
 }
@@ -74,6 +76,7 @@ impl Reload {
         }
         config.policy.apps.extend(self.fronts.clone());
         let apps = config.policy.apps.len();
+        config.policy.apps.extend(self.update.apps());
         let on_stop = config.policy.on_stop;
         let imaged = images::wanted(&config.policy.apps);
         let known = config.policy.apps.clone();
@@ -131,6 +134,7 @@ pub(crate) struct Desks {
     pub(crate) images: images::Desk,
     pub(crate) fleet: Option<member::Desk>,
     pub(crate) moves: Option<moves::Desk>,
+    pub(crate) update: crate::update::Desk,
     pub(crate) teller: Teller,
     pub(crate) foretold: Foretold,
     pub(crate) training: server::ReadTraining,
@@ -151,6 +155,7 @@ pub(crate) fn state(
         images,
         fleet,
         moves,
+        update,
         teller,
         foretold,
         training,
@@ -197,6 +202,7 @@ pub(crate) fn state(
         images,
         fleet,
         moves,
+        update: Some(update),
         teller,
         beliefs: Arc::new(move |app| foretold.explain(app)),
         training,

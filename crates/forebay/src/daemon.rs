@@ -41,6 +41,7 @@ use crate::signals::{self, Teller};
 use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
 use crate::training::{Training, TrainingConfig};
+use crate::update::{Opened, Updater};
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
@@ -200,6 +201,7 @@ struct Running {
     lookout: Lookout,
     training: Training,
     imager: Imager,
+    updater: Updater,
     fetcher: Fetcher,
     membership: Option<Membership>,
     agent: Option<Agent>,
@@ -263,7 +265,11 @@ fn begin_on(
     };
     fronts::write_plans(config).map_err(Error::Host)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
-    release_unknown(&mut host, &config.policy, &config.daemon.state_dir);
+    let update = Opened::open(&config.daemon.state_dir, &facts).map_err(Error::Host)?;
+    let mut policy = config.policy.clone();
+    // The command of an update outlives a daemon, as all that was started does.
+    policy.apps.extend(update.kept().apps());
+    release_unknown(&mut host, &policy, &config.daemon.state_dir);
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
@@ -304,7 +310,6 @@ fn begin_on(
         standing_by,
         elsewhere,
     };
-    let policy = config.policy.clone();
     let (teller, listener) = signals::board();
     let control = std::thread::Builder::new()
         .name("control".to_owned())
@@ -368,9 +373,15 @@ fn begin_on(
         declared: declare,
         imaged,
         apps,
+        update: update.kept(),
         fronts: fronts::apps(config),
         desk: fronts.clone(),
     };
+    let updater = Updater::start(update, commands.clone(), published.clone(), fronts.clone());
+    let updater = updater.map_err(system(
+        "start the thread that carries out updates",
+        "check limits on threads",
+    ))?;
     let state = backing::state(
         config,
         reload.clone(),
@@ -386,6 +397,7 @@ fn begin_on(
             images: imager.desk(),
             fleet: membership.as_ref().map(Membership::desk),
             moves: agent.as_ref().map(Agent::desk),
+            update: updater.desk(),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -412,6 +424,7 @@ fn begin_on(
         lookout,
         training,
         imager,
+        updater,
         fetcher,
         membership,
         agent,
@@ -591,6 +604,10 @@ impl Running {
         let fetcher = self.fetcher;
         if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {
             tracing::error!(%error, "the thread that reads metrics was not stopped");
+        }
+        let updater = self.updater;
+        if let Err(error) = tokio::task::spawn_blocking(move || updater.stop()).await {
+            tracing::error!(%error, "the thread that carries out updates was not stopped");
         }
         let imager = self.imager;
         if let Err(error) = tokio::task::spawn_blocking(move || imager.stop()).await {

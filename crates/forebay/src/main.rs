@@ -12,6 +12,7 @@ mod control;
 mod daemon;
 mod dashboard;
 mod demo;
+mod durable;
 mod fetch;
 mod fleet;
 mod front;
@@ -28,6 +29,7 @@ mod tier;
 mod tiering;
 mod top;
 mod training;
+mod update;
 mod workload;
 
 use std::process::ExitCode;
@@ -69,6 +71,8 @@ enum Command {
     #[command(hide = true)]
     Guardian(local::GuardianArgs),
     #[command(hide = true)]
+    Errand(update::ErrandArgs),
+    #[command(hide = true)]
     Front(front::Args),
     #[command(hide = true)]
     Instance(instance::Args),
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
         Command::Client(command) => return ask(command, &matches),
         Command::Daemon(args) => daemon::run(&args).map_err(Into::into),
         Command::Dashboard(args) => dashboard::run(&args).map_err(Into::into),
+        Command::Errand(args) => update::run_errand(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),
         Command::Accel(args) => accel::run(&args).map_err(Into::into),
@@ -236,6 +241,19 @@ mod tests {
         check("forebay fleet ca issue db2", false);
         check("forebay fleet join db1:7346 forebay-join-1.x", true);
         check("forebay fleet join db1:7346", false);
+        check(
+            "forebay update run --restart a --restart b -- apt-get upgrade -y",
+            true,
+        );
+        check("forebay update run apt-get upgrade", false);
+        check("forebay update plan --json --rollback false -- true", true);
+        check(
+            "forebay update hooks install --root /tmp/r --fail closed",
+            true,
+        );
+        check("forebay update hook pre --fail open", true);
+        check("forebay update status --json", true);
+        check("forebay update", false);
         check("forebay fleet renew --dir /tmp/f", true);
         check("forebay accel devices --json", true);
         check("forebay accel devices --worker /run/w.sock", true);

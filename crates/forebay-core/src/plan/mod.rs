@@ -331,7 +331,8 @@ fn cpu_settings(situation: &Situation<'_>, app: &App, share: &cpu::Share, slice:
     // The kernel refuses a weight on an idle group, and an idle group needs none.
     slice.set(Setting::CpuIdle(idle));
     if !(idle && situation.capabilities.offers(&app.id, Knob::CpuIdle)) {
-        slice.set(Setting::CpuWeight(weight));
+        let own = app.cpu_weight.filter(|_| !idle);
+        slice.set(Setting::CpuWeight(own.unwrap_or(weight)));
     }
     slice.set(Setting::CpuMax(app.ceiling.cpu));
     if let Some(min) = app.uclamp.min {

@@ -241,6 +241,7 @@ impl Scenario {
             ceiling,
             uclamp,
             request: self.rng.bool().then(|| MilliCpu(self.rng.u64(0..4000))),
+            cpu_weight: None,
             io_weight: self.rng.bool().then(|| self.rng.u32(1..=10_000)),
             io_max,
             images: None,

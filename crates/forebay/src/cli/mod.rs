@@ -16,6 +16,7 @@ mod moves;
 mod push;
 mod render;
 mod shadow;
+mod update;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -109,6 +110,9 @@ pub(crate) enum ClientCommand {
     Image(image::ImageArgs),
     /// Move an app to another host of the fleet, or show moves
     Move(moves::MoveArgs),
+    /// Update the operating system with critical apps protected from it
+    #[command(subcommand)]
+    Update(update::UpdateCommand),
     /// Leave every slice as it is and only observe
     Pause,
     /// Act again after a pause
@@ -292,6 +296,11 @@ pub(crate) struct SetArgs {
 
 /// Runs one command to its end; says on standard error what went wrong.
 pub(crate) fn run(command: ClientCommand, connection: &Connection) -> ExitCode {
+    let command = match command {
+        // It says where an update stands without a daemon, too.
+        ClientCommand::Update(command) => return update::run(command, connection),
+        other => other,
+    };
     asking(connection, async |client, output| {
         execute(command, client, output).await
     })
@@ -412,6 +421,11 @@ async fn execute(
         ClientCommand::Fleet(command) => fleet::run(command, client, output).await?,
         ClientCommand::Image(args) => image::run(args, client, output).await?,
         ClientCommand::Move(args) => moves::run(args, client, output).await?,
+        ClientCommand::Update(_) => {
+            return Err(Failure::Usage(
+                "an update is asked for by itself".to_owned(),
+            ));
+        }
         ClientCommand::Pause => done(client.post("/v1/pause", &()).await?, output)?,
         ClientCommand::Resume => done(client.post("/v1/resume", &()).await?, output)?,
         ClientCommand::Reload => done(client.post("/v1/reload", &()).await?, output)?,

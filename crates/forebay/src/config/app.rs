@@ -123,6 +123,7 @@ pub(super) fn resolve_app(
         ceiling,
         request: request.map(|v| v.value),
         uclamp,
+        cpu_weight: None,
         io_weight: io_weight.and_then(|weight| u32::try_from(weight.value).ok()),
         io_max,
         images,

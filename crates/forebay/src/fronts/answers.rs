@@ -54,7 +54,7 @@ async fn ask(mut line: Line, teller: &Teller) -> io::Error {
     loop {
         let answer = line.ask_within(&Request::Answers, &[], ANSWER_BOUND).await;
         let (app, answers) = match answer {
-            Ok(Answer::Answers { app, answers }) => (app, answers),
+            Ok(Answer::Answers { app, answers, .. }) => (app, answers),
             Ok(Answer::Refused(why)) => return io::Error::other(why),
             Ok(other) => return io::Error::other(format!("it answered {other:?}")),
             Err(error) => return error,
@@ -172,7 +172,8 @@ mod tests {
         let answer = async |line: &mut Line, count: u64| {
             let app = "web".to_owned();
             let answers = answers(count, 0, 0);
-            let answer = Answer::Answers { app, answers };
+            let all = None;
+            let answer = Answer::Answers { app, answers, all };
             line.send(&answer, &[]).await.unwrap();
         };
         let story = async {

@@ -19,6 +19,7 @@ use forebay_host::fence;
 use forebay_host::groups;
 use forebay_host::mounts::Version;
 use forebay_host::regular;
+use forebay_shadow::answers::Answers;
 use forebay_shadow::control::{
     ANSWER_BOUND, Answer, CHANGE_BOUND, Counts, Line, Request, STATUS_BOUND,
 };
@@ -146,6 +147,17 @@ impl Desk {
     pub(crate) async fn counts(&self, front: &str) -> Result<Counts, Refused> {
         match self.ask(front, &Request::Counters, ANSWER_BOUND).await? {
             Answer::Counters(counts) => Ok(counts),
+            other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
+        }
+    }
+
+    /// How long all instances behind a front took to answer, since the process of the front began.
+    ///
+    /// # Errors
+    /// When there is no such front, or it cannot tell.
+    pub(crate) async fn answered(&self, front: &str) -> Result<Answers, Refused> {
+        match self.ask(front, &Request::Answers, ANSWER_BOUND).await? {
+            Answer::Answers { all: Some(all), .. } => Ok(all),
             other => Err(Refused::Busy(format!("front {front} answered {other:?}"))),
         }
     }

@@ -404,6 +404,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Shadow => "shadow",
         EventKind::Fleet => "fleet",
         EventKind::Move => "move",
+        EventKind::Update => "update",
     }
 }
 

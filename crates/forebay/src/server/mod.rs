@@ -23,6 +23,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tiers;
+mod update;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -94,6 +95,8 @@ pub(crate) struct ServerState {
     pub(crate) fleet: Option<crate::fleet::member::Desk>,
     /// For `/v1/moves`; none on a host that is in no fleet.
     pub(crate) moves: Option<crate::fleet::moves::Desk>,
+    /// For `/v1/update`.
+    pub(crate) update: Option<crate::update::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

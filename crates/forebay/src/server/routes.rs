@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::{fleet, fronts, images, moves, tiers};
+use super::{fleet, fronts, images, moves, tiers, update};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -219,6 +219,35 @@ pub(super) fn routes() -> Vec<Route> {
             get(moves::drain),
         )
         .answers(of::<api::Drain>),
+        look(
+            "/v1/update",
+            "The update of the operating system under way, and what came of those before it",
+            get(update::updates),
+        )
+        .answers(of::<api::Updates>),
+        change(
+            "/v1/update",
+            "Begin an update of the operating system",
+            post(update::begin),
+        )
+        .with_body(of::<api::UpdateRequest>)
+        .answers(of::<api::UpdateBegun>),
+        Route {
+            access: Access::Read,
+            ..change(
+                "/v1/update/plan",
+                "What an update would do to each app; nothing is touched",
+                post(update::plan),
+            )
+            .with_body(of::<api::UpdateRequest>)
+            .answers(of::<api::UpdatePlan>)
+        },
+        change(
+            "/v1/update/{what}",
+            "Go on without the reboot that an update waits for (`resume`), or call it off (`abort`)",
+            post(update::steer),
+        )
+        .answers(of::<api::Done>),
         look(
             "/v1/images",
             "Images of programs that keep their state in memory",

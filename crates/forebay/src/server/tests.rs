@@ -279,6 +279,7 @@ impl Fixture {
             images: crate::images::Desk::none(),
             fleet: None,
             moves: None,
+            update: None,
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);

@@ -54,3 +54,5 @@ mod runtime_imitation;
 mod signals;
 mod standby;
 mod survival;
+mod update;
+mod update_kills;

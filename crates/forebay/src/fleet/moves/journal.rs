@@ -1,8 +1,7 @@
 //! What must survive the daemon: how far moves are, and whose applications are.
 //!
-//! One small file in the state directory, replaced as a whole: written beside, synced, renamed, and the
-//! directory synced. It is written when a mark changes or a record was read that is news, a few times
-//! for each move.
+//! One small file in the state directory ([`durable`]). It is written when a mark changes or a record was
+//! read that is news, a few times for each move.
 //!
 //! ```text
 //! forebay moves 1 CHECKSUM
@@ -10,8 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,11 +18,12 @@ use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::{HostName, Ownership, arrival, departure};
 use serde::{Deserialize, Serialize};
 
+use crate::durable;
+pub(super) use crate::durable::said;
+
 /// The file's name in the state directory.
 pub(crate) const FILE: &str = "moves.json";
 const HEADING: &str = "forebay moves 1 ";
-/// A longer one is not read: it is none of ours.
-const BYTES_MAX: u64 = 16 << 20;
 
 /// A move away that is not over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,80 +77,28 @@ pub(crate) enum Error {
     },
 }
 
-const SYNC_DIRECTORY: &str = "sync the directory of";
-
 impl Error {
     /// The new content took its place, and may be gone again after a crash of the host.
     fn is_unknown(&self) -> bool {
-        matches!(self, Self::File { attempt, .. } if *attempt == SYNC_DIRECTORY)
+        matches!(self, Self::File { attempt, .. } if *attempt == durable::SYNC_DIRECTORY)
     }
 }
 
-/// An error with its cause.
-pub(super) fn said(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+impl From<durable::Error> for Error {
+    fn from(error: durable::Error) -> Self {
+        match error {
+            durable::Error::Damaged { file, what } => Self::Damaged { file, what },
+            durable::Error::File {
+                attempt,
+                file,
+                source,
+            } => Self::File {
+                attempt,
+                file,
+                source,
+            },
+        }
     }
-}
-
-fn failed(attempt: &'static str, file: &Path) -> impl FnOnce(io::Error) -> Error {
-    let file = file.display().to_string();
-    move |source| Error::File {
-        attempt,
-        file,
-        source,
-    }
-}
-
-/// FNV-1a of 64 bits: it tells a damaged file from a whole one, and nothing more is asked of it.
-fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-fn write(file: &Path, content: &Content) -> Result<(), Error> {
-    let json = serde_json::to_string(content)
-        .map_err(|error| failed("write", file)(io::Error::other(error)))?;
-    let text = format!("{HEADING}{:016x}\n{json}\n", checksum(&json));
-    let beside = file.with_extension("json.new");
-    let mut new = File::create(&beside).map_err(failed("create", &beside))?;
-    new.write_all(text.as_bytes())
-        .and_then(|()| new.sync_all())
-        .map_err(failed("write", &beside))?;
-    fs::rename(&beside, file).map_err(failed("replace", file))?;
-    let dir = file.parent().unwrap_or_else(|| Path::new("/"));
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed(SYNC_DIRECTORY, file))
-}
-
-fn read(file: &Path) -> Result<Content, Error> {
-    let damaged = |what: &str| Error::Damaged {
-        file: file.display().to_string(),
-        what: what.to_owned(),
-    };
-    match fs::metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
-        Ok(found) if found.len() > BYTES_MAX => return Err(damaged("it is far too long")),
-        Ok(_) | Err(_) => {}
-    }
-    let bytes = fs::read(file).map_err(failed("read", file))?;
-    let text = String::from_utf8(bytes).map_err(|_| damaged("it is no text"))?;
-    let (heading, json) = text
-        .split_once('\n')
-        .ok_or_else(|| damaged("it ends in its first line"))?;
-    let expected = heading
-        .strip_prefix(HEADING)
-        .ok_or_else(|| damaged("it does not begin as a journal of moves does"))?;
-    let json = json
-        .strip_suffix('\n')
-        .ok_or_else(|| damaged("its end is missing"))?;
-    if format!("{:016x}", checksum(json)) != expected {
-        return Err(damaged("its checksum differs"));
-    }
-    serde_json::from_str(json).map_err(|error| damaged(&error.to_string()))
 }
 
 /// The file, and what is in it.
@@ -176,7 +123,7 @@ impl Book {
     /// Reads it; one that is not there is empty, one that is damaged is left alone.
     pub(crate) fn open(state_dir: &Path) -> Self {
         let file = state_dir.join(FILE);
-        let (content, broken) = match read(&file) {
+        let (content, broken) = match durable::read(&file, HEADING).map_err(Error::from) {
             Ok(content) => (content, None),
             Err(error) => {
                 tracing::error!(%error, "nothing moves");
@@ -202,7 +149,7 @@ impl Book {
     fn write(&self, content: &Content) -> Result<(), Error> {
         match &self.broken {
             Some(why) => Err(Error::Broken(why.clone())),
-            None => write(&self.file, content),
+            None => Ok(durable::write(&self.file, HEADING, content)?),
         }
     }
 
@@ -294,6 +241,8 @@ fn put<T>(map: &mut BTreeMap<AppId, T>, app: &AppId, state: Option<T>) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn app() -> AppId {

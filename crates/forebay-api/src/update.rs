@@ -1,0 +1,194 @@
+//! Updates of the operating system on the wire.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Asks for an update, or for what one would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// What updates: a program and its arguments.
+    pub command: Vec<String>,
+    /// Where it runs; `/` when absent.
+    #[serde(default)]
+    pub directory: Option<String>,
+    /// What undoes it, if something does.
+    #[serde(default)]
+    pub rollback: Option<Vec<String>>,
+    /// How long it may take, in seconds; an hour when absent.
+    #[serde(default)]
+    pub limit_seconds: Option<u64>,
+    /// Apps that are restarted whether they run outdated code or not.
+    #[serde(default)]
+    pub restart: Vec<String>,
+    /// It is complete only after the host began anew.
+    #[serde(default)]
+    pub reboot: bool,
+    /// The way that it is to go, by the names that a plan shows; the least disruptive when absent.
+    #[serde(default)]
+    pub rung: Option<String>,
+    /// Go on where critical apps were slower while the slice of the update was full of work.
+    #[serde(default)]
+    pub unproved: bool,
+}
+
+/// What an update would do to each app.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdatePlan {
+    /// The apps by name.
+    pub apps: Vec<UpdateChoice>,
+    /// All ways that there are, the least disruptive first.
+    pub rungs: Vec<UpdateRung>,
+    /// Why it would not begin.
+    pub refused: Vec<String>,
+}
+
+/// A way to update a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateRung {
+    /// `userspace`, `soft-reboot`, `other-host`, `checkpoint`, `cooperative` or `reboot`.
+    pub rung: String,
+    /// Whether it can be asked for.
+    pub offered: bool,
+    /// What it comes to, or why it is not offered.
+    pub reason: String,
+}
+
+/// How an app is carried through an update.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateChoice {
+    /// The app.
+    pub app: String,
+    /// `userspace`, `restart` or `reboot`.
+    pub rung: String,
+    /// Why.
+    pub reason: String,
+    /// The median of the pause that its clients are expected to see; absent where nothing is known.
+    pub pause_p50_ms: Option<f64>,
+    /// What one in a hundred exceeds.
+    pub pause_p99_ms: Option<f64>,
+    /// What is not done to it, and why.
+    pub refused: Vec<String>,
+}
+
+/// Updates of this host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Updates {
+    /// The one under way.
+    pub current: Option<Update>,
+    /// Those that are over, the latest last.
+    pub history: Vec<UpdateReceipt>,
+    /// Why none can begin, if so.
+    pub trouble: Option<String>,
+    /// Apps that run code that was replaced since they began.
+    #[serde(default)]
+    pub outdated: Vec<String>,
+}
+
+/// An update that began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateBegun {
+    /// Its number.
+    pub number: u64,
+}
+
+/// An update under way.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Update {
+    /// Its number.
+    pub number: u64,
+    /// What updates.
+    pub command: Vec<String>,
+    /// When it was asked for, in milliseconds since 1970.
+    pub began_unix_ms: u64,
+    /// `planned`, `locked`, `isolated`, `synced`, `updating`, `reboot_pending`, `undoing`, `restoring`,
+    /// `verifying` or `closing`.
+    pub stage: String,
+    /// What it does now, and what to type next if that is somebody's turn.
+    pub next: String,
+    /// Where the command writes to.
+    pub output: Option<String>,
+    /// Whether it stands still because a critical app suffers, and which.
+    pub held: Option<String>,
+    /// What went wrong so far.
+    pub troubles: Vec<String>,
+}
+
+/// What came of an update.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateReceipt {
+    /// Its number.
+    pub number: u64,
+    /// What updated.
+    pub command: Vec<String>,
+    /// `committed`, `rolled_back` or `alarmed`.
+    pub outcome: String,
+    /// When it was asked for, in milliseconds since 1970.
+    pub began_unix_ms: u64,
+    /// When it was over.
+    pub ended_unix_ms: u64,
+    /// How often it stood still because a critical app suffered.
+    pub held_times: u32,
+    /// How long it did.
+    pub held_ms: u64,
+    /// What clients saw, by front.
+    pub fronts: Vec<UpdateFront>,
+    /// What was done to apps.
+    pub apps: Vec<UpdateApp>,
+    /// What went wrong.
+    pub troubles: Vec<String>,
+}
+
+/// What clients of a front saw of an update.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateFront {
+    /// The front.
+    pub front: String,
+    /// Before anything began.
+    pub before: UpdatePace,
+    /// From the first command until the apps were found well, or not.
+    pub during: UpdatePace,
+    /// Requests that waited for a hand-over.
+    pub held: u64,
+    /// Requests that got no answer and surely were not executed.
+    pub failed: u64,
+    /// Requests that got no answer and of which nobody knows.
+    pub unknown: u64,
+    /// Hand-overs for it, with how long each took.
+    pub hand_overs: Vec<String>,
+    /// The longest time that new requests waited for a hand-over; absent without one.
+    pub pause_ms: Option<f64>,
+}
+
+/// Response times over some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdatePace {
+    /// Answers.
+    pub answers: u64,
+    /// Of these, errors.
+    pub errors: u64,
+    /// The median; absent without answers.
+    pub p50_ms: Option<f64>,
+    /// What one in a hundred exceeds.
+    pub p99_ms: Option<f64>,
+    /// The slowest.
+    pub max_ms: Option<f64>,
+}
+
+/// What an update did to an app, beside what was planned.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateApp {
+    /// What was planned.
+    #[serde(flatten)]
+    pub planned: UpdateChoice,
+    /// It was restarted.
+    pub restarted: bool,
+    /// CPUs that were its own and not the update's, as the kernel had them.
+    pub exclusive_cpus: Option<String>,
+    /// Memory that was never taken away.
+    pub memory_floor_bytes: Option<u64>,
+    /// One answer in a hundred took so long before the isolation was tried.
+    pub p99_before_ms: Option<f64>,
+    /// The same while the slice of the update was full of work.
+    pub p99_loaded_ms: Option<f64>,
+}

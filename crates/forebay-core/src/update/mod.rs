@@ -1,0 +1,445 @@
+//! An update of the operating system: its stages, and what follows which.
+//!
+//! # Problem
+//! A command changes the system under applications that matter. It may fail, hang or hurt them, and
+//! the daemon or the host may die at any moment of it.
+//!
+//! # Approach
+//! A [`Record`] says how far an update is. The stage names what is being done; [`Record::deed`] is that,
+//! and [`Record::after`] is the record once it was done. Whoever carries an update out loops:
+//!
+//! ```text
+//! deed = record.deed();  fact = do it;  record = record.after(fact);  make the record durable
+//!
+//! planned ─▶ locked ─▶ isolated ─▶ synced ─▶ updating ─▶ [reboot_pending] ─▶ restoring ─▶ verifying
+//!    │          │          │          │          │ fails        ▲                        sick │ │ well
+//!    └──────────┴──────────┴──────────┴─────┐    └──▶ undoing ──┴◀────────────────────────────┘ │
+//!                                           ▼     (rollback command, at most twice)             │
+//!                                        closing ◀──────────────────────────────────────────────┘
+//!                                           ▼
+//!                                  committed, rolled_back or alarmed
+//! ```
+//!
+//! # Properties
+//! - A crash repeats the deed of the stage that is on disk and no other; deeds are idempotent by their
+//!   [`Step`], which names the update, the deed, the run and the boot.
+//! - The command begins at most once, and each rollback as well: there are at most two.
+//! - Every path ends in `closing`, which takes away what the update put up.
+//!
+//! The tests enumerate every crash of every path.
+
+mod health;
+mod hold;
+mod rung;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::AppId;
+use crate::idset::CpuSet;
+use crate::units::Bytes;
+
+pub use health::{ANSWERS_MIN, Looked, judge};
+pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
+pub use rung::{Choice, Front, Rung, Subject, Way, choose, ends_the_host};
+
+/// Rollbacks of one update.
+pub const ROLLBACKS_MAX: u32 = 2;
+/// Troubles that are remembered of one update.
+pub const TROUBLES_MAX: usize = 32;
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// What updates: a program and its arguments, never empty.
+    pub command: Vec<String>,
+    /// Where it runs.
+    pub directory: PathBuf,
+    /// What undoes it, where something does.
+    pub rollback: Option<Vec<String>>,
+    /// How long it, and what undoes it, may take.
+    pub limit: Duration,
+    /// Apps that are restarted whether they run outdated code or not.
+    pub restart: BTreeSet<AppId>,
+    /// It is complete only after the host began anew.
+    pub reboot: bool,
+    /// It goes on where the slice could not be shown to protect critical apps.
+    pub unproved: bool,
+}
+
+/// One life of a program: the number of its process and when that began, as the kernel counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// The process.
+    pub pid: u32,
+    /// Field 22 of /proc/PID/stat.
+    pub began_ticks: u64,
+}
+
+/// Response times that clients of an app saw over some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Answers.
+    pub answers: u64,
+    /// Of these, errors.
+    pub errors: u64,
+    /// The median, in milliseconds; absent without answers.
+    pub p50_ms: Option<f64>,
+    /// What one in a hundred exceeds.
+    pub p99_ms: Option<f64>,
+    /// The slowest.
+    pub max_ms: Option<f64>,
+}
+
+/// What was measured of one critical app before "isolated" was believed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AppProof {
+    /// CPUs that are in force and nobody else's.
+    pub exclusive: CpuSet,
+    /// Memory that is in force as never taken away.
+    pub memory_floor: Option<Bytes>,
+    /// Before the load.
+    pub before: Pace,
+    /// While the slice of the update was full of work.
+    pub loaded: Pace,
+}
+
+/// What is known of the system so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum System {
+    /// Nothing ran.
+    Untouched,
+    /// The command did what it was to do.
+    Updated,
+    /// It, or what was to undo it, failed.
+    Broken,
+    /// It was undone.
+    Undone,
+}
+
+/// How an update ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The system is updated and the apps are well.
+    Committed,
+    /// The system is as it was, as far as the declared rollback makes it, and the apps are well.
+    RolledBack,
+    /// Neither: somebody has to look.
+    Alarmed,
+}
+
+/// How far an update is: what is being done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It is written down.
+    Planned,
+    /// No other one begins; the isolation is measured.
+    Locked,
+    /// It is measured; shadows are waited for.
+    Isolated,
+    /// All that is needed stands by; the command is to begin.
+    Synced,
+    /// The command may run.
+    Updating,
+    /// The host is to begin anew.
+    RebootPending,
+    /// What undoes it may run.
+    Undoing,
+    /// Programs that run outdated code are replaced.
+    Restoring,
+    /// Apps are compared with their past.
+    Verifying,
+    /// What was put up for the update is taken away.
+    Closing(Outcome),
+    /// Over.
+    Over(Outcome),
+}
+
+/// What is to be done in a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// See that no other update is under way.
+    Lock,
+    /// Measure the isolation under load.
+    Prove,
+    /// See that every front that is to hand over has a shadow in step.
+    Sync,
+    /// Nothing but to note that the command begins.
+    Begin,
+    /// Run the command, unless this step ran; wait for its end.
+    Update,
+    /// Wait for another boot.
+    AwaitBoot,
+    /// Run the rollback, unless this step ran; wait for its end.
+    Undo,
+    /// Replace the old programs, one after the other, through their fronts.
+    Restore,
+    /// Look how the apps are.
+    Verify,
+    /// Let go of what was put up.
+    Close,
+}
+
+/// What came of a deed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// It is done.
+    Done,
+    /// The isolation was measured.
+    Proved(BTreeMap<AppId, AppProof>),
+    /// It cannot be done: before the command began.
+    Refused(String),
+    /// Somebody does not want it any more: before the command began.
+    Aborted,
+    /// A command ended, and these programs are outdated since.
+    Ran(Ending, BTreeMap<AppId, Life>),
+    /// Outdated programs were replaced, apart from these troubles.
+    Restored(Vec<String>),
+    /// Apps are well, or why they are not.
+    Judged(Result<(), String>),
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// By itself.
+    Status(i32),
+    /// By a signal.
+    Signal(i32),
+    /// It took too long, and was ended.
+    TimedOut,
+    /// Somebody wanted it to end.
+    Stopped,
+    /// It never began.
+    NotStarted(String),
+    /// It, or the host, was ended from outside: nobody knows how far it came.
+    Lost,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "ended with status {status}"),
+            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::TimedOut => f.write_str("took longer than its limit, and was ended"),
+            Self::Stopped => f.write_str("was ended because somebody asked for it"),
+            Self::NotStarted(why) => write!(f, "could not be started: {why}"),
+            Self::Lost => f.write_str("was cut off; nobody knows how far it came"),
+        }
+    }
+}
+
+/// What makes a step of an update happen once: the same key names the same step for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// The update.
+    pub update: u64,
+    /// Commands that were begun by it, this one included.
+    pub run: u32,
+    /// The boot that it was first tried in.
+    pub boot: String,
+}
+
+/// One update, as it is on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Counts from 1.
+    pub number: u64,
+    /// When it was asked for.
+    pub began_unix_ms: u64,
+    /// The boot that it was asked for in.
+    pub boot: String,
+    /// What is wanted.
+    pub order: Order,
+    /// What was said of each app.
+    pub plan: BTreeMap<AppId, Choice>,
+    /// How far it is.
+    pub stage: Stage,
+    /// What is known of the system.
+    pub system: System,
+    /// Commands that were begun: the update's, and those that undo it.
+    pub runs: u32,
+    /// Of these, those that undo it.
+    pub rollbacks: u32,
+    /// What was measured.
+    pub proof: BTreeMap<AppId, AppProof>,
+    /// Programs that are to be replaced, as they were.
+    pub old: BTreeMap<AppId, Life>,
+    /// What went wrong, the latest last.
+    pub troubles: Vec<String>,
+}
+
+impl Record {
+    /// An update that was asked for.
+    #[must_use]
+    pub const fn new(number: u64, began_unix_ms: u64, boot: String, order: Order) -> Self {
+        Self {
+            number,
+            began_unix_ms,
+            boot,
+            order,
+            plan: BTreeMap::new(),
+            stage: Stage::Planned,
+            system: System::Untouched,
+            runs: 0,
+            rollbacks: 0,
+            proof: BTreeMap::new(),
+            old: BTreeMap::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    /// What is to be done now; none when it is over.
+    #[must_use]
+    pub const fn deed(&self) -> Option<Deed> {
+        Some(match self.stage {
+            Stage::Planned => Deed::Lock,
+            Stage::Locked => Deed::Prove,
+            Stage::Isolated => Deed::Sync,
+            Stage::Synced => Deed::Begin,
+            Stage::Updating => Deed::Update,
+            Stage::RebootPending => Deed::AwaitBoot,
+            Stage::Undoing => Deed::Undo,
+            Stage::Restoring => Deed::Restore,
+            Stage::Verifying => Deed::Verify,
+            Stage::Closing(_) => Deed::Close,
+            Stage::Over(_) => return None,
+        })
+    }
+
+    /// The key of the command that runs now, or ran last.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        Step {
+            update: self.number,
+            run: self.runs,
+            boot: self.boot.clone(),
+        }
+    }
+
+    /// Whether nothing of the system was touched yet, so that it can be called off.
+    #[must_use]
+    pub const fn can_be_called_off(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Planned | Stage::Locked | Stage::Isolated | Stage::Synced
+        )
+    }
+
+    /// The record once the deed of its stage came to this.
+    ///
+    /// # Panics
+    /// When the fact is none that the deed can come to.
+    #[must_use]
+    pub fn after(mut self, fact: Fact) -> Self {
+        self.stage = match (self.stage, fact) {
+            (Stage::Planned, Fact::Done) => Stage::Locked,
+            (Stage::Locked, Fact::Proved(proof)) => {
+                self.proof = proof;
+                Stage::Isolated
+            }
+            (Stage::Isolated, Fact::Done) => Stage::Synced,
+            (Stage::Synced, Fact::Done) => {
+                self.runs = 1;
+                Stage::Updating
+            }
+            (_, Fact::Refused(why)) if self.can_be_called_off() => {
+                self.trouble(why);
+                Stage::Closing(Outcome::RolledBack)
+            }
+            (_, Fact::Aborted) if self.can_be_called_off() => {
+                self.trouble("called off before anything was changed".to_owned());
+                Stage::Closing(Outcome::RolledBack)
+            }
+            (Stage::Updating, Fact::Ran(ending, old)) => self.updated(&ending, old),
+            (Stage::Undoing, Fact::Ran(ending, old)) => self.undone(&ending, old),
+            (Stage::RebootPending, Fact::Done) => {
+                // Whatever ran before the host began anew is gone.
+                self.old.clear();
+                Stage::Restoring
+            }
+            (Stage::Restoring, Fact::Restored(troubles)) => {
+                troubles.into_iter().for_each(|why| self.trouble(why));
+                Stage::Verifying
+            }
+            (Stage::Verifying, Fact::Judged(judged)) => self.judged(judged),
+            (Stage::Closing(outcome), Fact::Done) => Stage::Over(outcome),
+            (stage, fact) => panic!("{stage:?} does not come to {fact:?}"),
+        };
+        self
+    }
+
+    fn updated(&mut self, ending: &Ending, old: BTreeMap<AppId, Life>) -> Stage {
+        if let Ending::NotStarted(_) = ending {
+            self.trouble(format!("the command {ending}"));
+            return Stage::Closing(Outcome::RolledBack);
+        }
+        self.old = old;
+        if *ending == Ending::Status(0) {
+            self.system = System::Updated;
+            return match self.order.reboot {
+                true => Stage::RebootPending,
+                false => Stage::Restoring,
+            };
+        }
+        self.system = System::Broken;
+        self.trouble(format!("the command {ending}"));
+        self.undo_or(Stage::Restoring)
+    }
+
+    fn undone(&mut self, ending: &Ending, old: BTreeMap<AppId, Life>) -> Stage {
+        self.old.extend(old);
+        if *ending == Ending::Status(0) {
+            self.system = System::Undone;
+            return Stage::Restoring;
+        }
+        self.system = System::Broken;
+        self.trouble(format!("rollback {} {ending}", self.rollbacks));
+        self.undo_or(Stage::Restoring)
+    }
+
+    fn judged(&mut self, judged: Result<(), String>) -> Stage {
+        match judged {
+            Ok(()) => Stage::Closing(match self.system {
+                System::Updated => Outcome::Committed,
+                System::Undone | System::Untouched => Outcome::RolledBack,
+                System::Broken => Outcome::Alarmed,
+            }),
+            Err(why) => {
+                self.trouble(why);
+                self.undo_or(Stage::Closing(Outcome::Alarmed))
+            }
+        }
+    }
+
+    /// Undoes it where that is declared and was not tried often enough.
+    fn undo_or(&mut self, otherwise: Stage) -> Stage {
+        if self.order.rollback.is_none() || self.rollbacks == ROLLBACKS_MAX {
+            return otherwise;
+        }
+        self.rollbacks += 1;
+        self.runs += 1;
+        Stage::Undoing
+    }
+
+    /// Remembers what went wrong.
+    pub fn trouble(&mut self, why: String) {
+        if self.troubles.len() == TROUBLES_MAX {
+            self.troubles.remove(0);
+        }
+        self.troubles.push(why);
+    }
+}

@@ -1,0 +1,282 @@
+//! How each app is carried through an update: the least disruptive way there is for it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One step of the ladder of updates, the least disruptive first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// It runs on; where it runs outdated code afterwards, its front hands over to a new process.
+    Userspace,
+    /// It is stopped and started again, in order.
+    Restart,
+    /// It ends with the host, and begins with it.
+    Reboot,
+}
+
+/// The ways to update a host, the least disruptive first: also those that are not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The command runs beside the apps; what runs outdated code afterwards is replaced behind its front.
+    Userspace,
+    /// All of userspace begins anew, but for the slices of critical apps.
+    SoftReboot,
+    /// Apps move to another host of the fleet, and back.
+    OtherHost,
+    /// Apps are written down, the host begins anew, and they go on where they were.
+    Checkpoint,
+    /// Apps are told, save what they need, end, and begin again.
+    Cooperative,
+    /// Apps end with the host, and begin with it.
+    Reboot,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Userspace,
+        Self::SoftReboot,
+        Self::OtherHost,
+        Self::Checkpoint,
+        Self::Cooperative,
+        Self::Reboot,
+    ];
+
+    /// What it is asked for by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::SoftReboot => "soft-reboot",
+            Self::OtherHost => "other-host",
+            Self::Checkpoint => "checkpoint",
+            Self::Cooperative => "cooperative",
+            Self::Reboot => "reboot",
+        }
+    }
+
+    /// The way of that name.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|way| way.name() == name)
+    }
+
+    /// Whether it can be asked for.
+    #[must_use]
+    pub const fn is_offered(self) -> bool {
+        matches!(self, Self::Userspace | Self::Reboot)
+    }
+
+    /// What it comes to, or why it is not offered and what to do instead.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Userspace => {
+                "the command runs in a small slice beside the apps, and programs are replaced behind their fronts"
+            }
+            Self::SoftReboot => {
+                "this release has no slice that survives `systemctl soft-reboot`: use --reboot"
+            }
+            Self::OtherHost => {
+                "this release moves no apps for an update: move them first with `forebay move APP --to HOST`"
+            }
+            Self::Checkpoint => {
+                "this release keeps no images of apps over a boot for an update: use --reboot"
+            }
+            Self::Cooperative => {
+                "this release has no protocol to tell apps of an update: have the command stop and start them"
+            }
+            Self::Reboot => {
+                "with --reboot: the update waits until somebody reboots the host, and goes on by itself afterwards"
+            }
+        }
+    }
+}
+
+/// Programs that end the host's boot: run as an update they would end it behind the apps' back.
+const ENDERS: [&str; 7] = [
+    "reboot", "shutdown", "poweroff", "halt", "kexec", "init", "telinit",
+];
+/// The same as words for `systemctl`.
+const ENDING: [&str; 6] = [
+    "reboot",
+    "soft-reboot",
+    "kexec",
+    "poweroff",
+    "halt",
+    "isolate",
+];
+
+/// Whether a command is plainly one that ends the host. A script that does so is not seen.
+#[must_use]
+pub fn ends_the_host(command: &[String]) -> bool {
+    let Some((program, words)) = command.split_first() else {
+        return false;
+    };
+    let program = program.rsplit('/').next().unwrap_or_default();
+    ENDERS.contains(&program)
+        || program == "systemctl" && words.iter().any(|word| ENDING.contains(&word.as_str()))
+}
+
+/// What decides about one app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject {
+    /// Its place behind a front, if it has one.
+    pub front: Option<Front>,
+    /// Forebay starts it.
+    pub is_started: bool,
+    /// The user wants it restarted.
+    pub restart: bool,
+    /// The host begins anew.
+    pub reboot: bool,
+}
+
+/// What stands behind a front besides the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Front {
+    /// Another instance on this host could take over.
+    pub shadow: bool,
+    /// What planned hand-overs of it took: the median and the longest, where there were any.
+    pub took: Option<(Duration, Duration)>,
+}
+
+/// How an app is carried through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The way.
+    pub rung: Rung,
+    /// Why this one.
+    pub reason: String,
+    /// The pause that clients are expected to see, in milliseconds: the median and what one in a hundred
+    /// exceeds. Absent where nothing was measured that it could be predicted by.
+    pub pause_ms: Option<(f64, f64)>,
+    /// What is not done to this app, and why.
+    pub refused: Vec<String>,
+}
+
+/// Chooses for one app.
+#[must_use]
+pub fn choose(subject: &Subject) -> Choice {
+    let nothing = Some((0.0, 0.0));
+    if subject.reboot {
+        return Choice {
+            rung: Rung::Reboot,
+            reason: "the host begins anew, and so does it".to_owned(),
+            pause_ms: None,
+            refused: Vec::new(),
+        };
+    }
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    match subject.front {
+        Some(Front { shadow: true, took }) => Choice {
+            rung: Rung::Userspace,
+            reason: match subject.restart {
+                true => "it is restarted behind its front: the shadow takes over in order first",
+                false => "it runs on; should it need a restart, its shadow takes over in order first",
+            }
+            .to_owned(),
+            pause_ms: match took {
+                Some((median, longest)) => Some((ms(median), ms(longest))),
+                None if subject.restart => None,
+                None => nothing,
+            },
+            refused: Vec::new(),
+        },
+        _ if subject.restart && subject.is_started => Choice {
+            rung: Rung::Restart,
+            reason: "it is to be restarted, and no shadow could serve meanwhile".to_owned(),
+            pause_ms: None,
+            refused: Vec::new(),
+        },
+        _ if subject.restart => Choice {
+            rung: Rung::Userspace,
+            reason: "it runs on".to_owned(),
+            pause_ms: nothing,
+            refused: vec![
+                "restart: its manager owns it (systemd, a container runtime or its user); restart it there"
+                    .to_owned(),
+            ],
+        },
+        _ => Choice {
+            rung: Rung::Userspace,
+            reason: "it runs on; should it run outdated code afterwards, the receipt says so, and \
+                     `--restart` restarts it"
+                .to_owned(),
+            pause_ms: nothing,
+            refused: Vec::new(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_disruptive_way_is_chosen() {
+        const MS: Duration = Duration::from_millis(1);
+        let shadow = |took| Some(Front { shadow: true, took });
+        let alone = Some(Front {
+            shadow: false,
+            took: None,
+        });
+        let check = |front, is_started, restart, reboot, expected: Rung, pause| {
+            let choice = choose(&Subject {
+                front,
+                is_started,
+                restart,
+                reboot,
+            });
+            assert_eq!(choice.rung, expected, "{choice:?}");
+            assert_eq!(choice.pause_ms, pause, "{choice:?}");
+            assert!(!choice.reason.is_empty());
+            choice
+        };
+        let none = Some((0.0, 0.0));
+        check(None, true, false, false, Rung::Userspace, none);
+        check(alone, true, false, false, Rung::Userspace, none);
+        check(alone, true, true, false, Rung::Restart, None);
+        check(shadow(None), true, false, false, Rung::Userspace, none);
+        check(shadow(None), true, true, false, Rung::Userspace, None);
+        let took = shadow(Some((MS * 3, MS * 9)));
+        check(took, true, true, false, Rung::Userspace, Some((3.0, 9.0)));
+        let choice = check(None, false, true, false, Rung::Userspace, none);
+        assert!(choice.refused[0].contains("its manager owns it"));
+        check(took, true, false, true, Rung::Reboot, None);
+    }
+
+    #[test]
+    fn every_way_has_a_name_and_a_reason() {
+        for way in Way::ALL {
+            assert_eq!(Way::of(way.name()), Some(way));
+            assert!(!way.reason().is_empty());
+        }
+        assert_eq!(Way::of("telepathy"), None);
+    }
+
+    #[test]
+    fn a_command_that_ends_the_host_is_known() {
+        let ends = |words: &str| {
+            let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+            ends_the_host(&words)
+        };
+        for words in [
+            "reboot",
+            "/sbin/shutdown -r now",
+            "systemctl --force reboot",
+            "kexec -e",
+        ] {
+            assert!(ends(words), "{words}");
+        }
+        for words in [
+            "",
+            "apt-get -y upgrade",
+            "systemctl restart web",
+            "echo reboot",
+        ] {
+            assert!(!ends(words), "{words}");
+        }
+    }
+}

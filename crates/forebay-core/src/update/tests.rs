@@ -1,0 +1,369 @@
+//! Every path of an update, with a crash at every moment of it.
+//!
+//! The world below is what outlives a daemon: what is on disk, commands that run, programs, who serves.
+//! Deeds are carried out in small effects; before each effect and before and after each write the daemon
+//! may die, and then everything of it but the world is lost. Each path is run once without a crash, to
+//! count its moments, and once with a crash at each of them, and with a second one at each moment after.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// What the surroundings answer on one path.
+#[derive(Debug, Clone)]
+struct Path {
+    name: &'static str,
+    proof: Result<(), &'static str>,
+    sync: Result<(), &'static str>,
+    /// How the command and its rollbacks end, in order.
+    endings: Vec<Ending>,
+    /// What the looks after it say, in order.
+    looks: Vec<bool>,
+    has_rollback: bool,
+    reboot: bool,
+    ends: Outcome,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    disk: Option<Record>,
+    /// Starts of each run.
+    begun: BTreeMap<u32, u32>,
+    ended: BTreeMap<u32, Ending>,
+    slice: bool,
+    frozen: bool,
+    primary: &'static str,
+    lives: BTreeMap<AppId, Life>,
+    /// Moments so far, and those at which the daemon dies.
+    moments: u32,
+    deaths: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Died;
+
+impl World {
+    fn moment(&mut self) -> Result<(), Died> {
+        self.moments += 1;
+        match self.deaths.contains(&self.moments) {
+            true => Err(Died),
+            false => Ok(()),
+        }
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), Died> {
+        self.moment()?;
+        self.disk = Some(record.clone());
+        self.moment()
+    }
+
+    fn owners(&self) -> usize {
+        ["a", "b"]
+            .iter()
+            .filter(|app| **app == self.primary)
+            .count()
+    }
+
+    fn run(&mut self, record: &Record, path: &Path) -> Result<Fact, Died> {
+        let run = record.runs;
+        self.moment()?;
+        self.slice = true;
+        // What makes a step happen once is on disk before the command begins.
+        if !self.begun.contains_key(&run) {
+            self.moment()?;
+            *self.begun.entry(run).or_default() += 1;
+        }
+        self.moment()?;
+        self.frozen = true;
+        self.moment()?;
+        self.frozen = false;
+        self.moment()?;
+        let ending = path.endings[run as usize - 1].clone();
+        self.ended.insert(run, ending.clone());
+        self.moment()?;
+        let old = match ending {
+            Ending::NotStarted(_) => BTreeMap::new(),
+            _ => self.lives.clone(),
+        };
+        Ok(Fact::Ran(ending, old))
+    }
+
+    fn restore(&mut self, record: &Record) -> Result<Fact, Died> {
+        for (app, old) in &record.old {
+            self.moment()?;
+            if self.lives[app] != *old {
+                continue;
+            }
+            if self.primary == app.as_str() {
+                self.primary = if self.primary == "a" { "b" } else { "a" };
+                self.moment()?;
+            }
+            let next = Life {
+                pid: old.pid + 10,
+                began_ticks: old.began_ticks + 1,
+            };
+            self.lives.insert(app.clone(), next);
+        }
+        self.moment()?;
+        Ok(Fact::Restored(Vec::new()))
+    }
+
+    fn carry_out(&mut self, record: &Record, path: &Path) -> Result<Fact, Died> {
+        let Some(deed) = record.deed() else {
+            unreachable!("it is over")
+        };
+        Ok(match deed {
+            Deed::Lock | Deed::Begin => Fact::Done,
+            Deed::Prove => {
+                self.slice = true;
+                self.moment()?;
+                match path.proof {
+                    Ok(()) => Fact::Proved(BTreeMap::new()),
+                    Err(why) => Fact::Refused(why.to_owned()),
+                }
+            }
+            Deed::Sync => match path.sync {
+                Ok(()) => Fact::Done,
+                Err(why) => Fact::Refused(why.to_owned()),
+            },
+            Deed::Update | Deed::Undo => return self.run(record, path),
+            Deed::AwaitBoot => {
+                // It may begin anew any number of times.
+                Fact::Done
+            }
+            Deed::Restore => return self.restore(record),
+            Deed::Verify => match path.looks[record.rollbacks as usize] {
+                true => Fact::Judged(Ok(())),
+                false => Fact::Judged(Err("sick".to_owned())),
+            },
+            Deed::Close => {
+                self.slice = false;
+                self.frozen = false;
+                self.moment()?;
+                Fact::Done
+            }
+        })
+    }
+
+    /// One daemon's life: from what is on disk to the end, or to its death.
+    fn live(&mut self, path: &Path) -> Result<(), Died> {
+        let mut record = match self.disk.clone() {
+            Some(record) => record,
+            None => {
+                let record = Record::new(1, 0, "boot".to_owned(), order(path));
+                self.write(&record)?;
+                record
+            }
+        };
+        // Whoever comes first lets go of what an earlier one held.
+        self.frozen = false;
+        while record.deed().is_some() {
+            let fact = self.carry_out(&record, path)?;
+            record = record.after(fact);
+            self.write(&record)?;
+        }
+        Ok(())
+    }
+}
+
+fn order(path: &Path) -> Order {
+    Order {
+        command: vec!["update".to_owned()],
+        directory: PathBuf::from("/"),
+        rollback: path.has_rollback.then(|| vec!["undo".to_owned()]),
+        limit: Duration::from_secs(60),
+        restart: BTreeSet::new(),
+        reboot: path.reboot,
+        unproved: false,
+    }
+}
+
+/// Runs a path with deaths at these moments; how many moments it had.
+fn check(path: &Path, deaths: &[u32]) -> u32 {
+    let lives = [("a", 1), ("b", 2)].map(|(app, pid)| {
+        let life = Life {
+            pid,
+            began_ticks: 100,
+        };
+        (app.parse().unwrap(), life)
+    });
+    let mut world = World {
+        primary: "a",
+        lives: lives.into_iter().collect(),
+        deaths: deaths.to_vec(),
+        ..World::default()
+    };
+    let mut daemons = 0;
+    while world.live(path).is_err() {
+        daemons += 1;
+        assert!(daemons <= deaths.len(), "more deaths than were planned");
+    }
+    let said = format!("{} with deaths at {deaths:?}", path.name);
+    // A death before the first write leaves nothing, and nothing was promised.
+    let Some(record) = &world.disk else {
+        panic!("{said}: nothing on disk")
+    };
+    assert_eq!(record.stage, Stage::Over(path.ends), "{said}: {record:?}");
+    assert_eq!(world.owners(), 1, "{said}");
+    assert!(!world.slice && !world.frozen, "{said}: {world:?}");
+    for (run, starts) in &world.begun {
+        assert_eq!(*starts, 1, "{said}: run {run}");
+    }
+    assert!(
+        u32::try_from(world.begun.len()).unwrap() <= 1 + ROLLBACKS_MAX,
+        "{said}"
+    );
+    for (app, life) in &world.lives {
+        let is_new = life.began_ticks > 100;
+        assert_eq!(is_new, !record.old.is_empty(), "{said}: {app} {life:?}");
+    }
+    world.moments
+}
+
+fn paths() -> Vec<Path> {
+    use Outcome::{Alarmed, Committed, RolledBack};
+    let ok = || Ending::Status(0);
+    let bad = || Ending::Status(100);
+    let path = |name, endings: Vec<Ending>, looks: &[bool], has_rollback, ends| Path {
+        name,
+        proof: Ok(()),
+        sync: Ok(()),
+        endings,
+        looks: looks.to_vec(),
+        has_rollback,
+        reboot: false,
+        ends,
+    };
+    let mut all = vec![
+        path("well", vec![ok()], &[true], false, Committed),
+        path("fails", vec![bad()], &[true], false, Alarmed),
+        path("undone", vec![bad(), ok()], &[true, true], true, RolledBack),
+        path(
+            "undone twice",
+            vec![bad(), bad(), ok()],
+            &[true; 3],
+            true,
+            RolledBack,
+        ),
+        path(
+            "cannot be undone",
+            vec![bad(), bad(), bad()],
+            &[true; 3],
+            true,
+            Alarmed,
+        ),
+        path("sick", vec![ok()], &[false], false, Alarmed),
+        path(
+            "sick, undone",
+            vec![ok(), ok()],
+            &[false, true],
+            true,
+            RolledBack,
+        ),
+        path(
+            "sick for good",
+            vec![ok(), ok(), ok()],
+            &[false; 3],
+            true,
+            Alarmed,
+        ),
+        path(
+            "sick, then not undone",
+            vec![ok(), bad(), ok()],
+            &[false, true, true],
+            true,
+            RolledBack,
+        ),
+        path(
+            "cut off",
+            vec![Ending::Lost, ok()],
+            &[true; 2],
+            true,
+            RolledBack,
+        ),
+        path("too long", vec![Ending::TimedOut], &[true], false, Alarmed),
+        path("killed", vec![Ending::Signal(9)], &[true], false, Alarmed),
+        path(
+            "stopped",
+            vec![Ending::Stopped, ok()],
+            &[true; 2],
+            true,
+            RolledBack,
+        ),
+        path(
+            "no such program",
+            vec![Ending::NotStarted("x".to_owned())],
+            &[],
+            true,
+            RolledBack,
+        ),
+    ];
+    let mut reboots = path("reboots", vec![ok()], &[true], false, Committed);
+    reboots.reboot = true;
+    let mut unproved = path("not isolated", vec![], &[], false, RolledBack);
+    unproved.proof = Err("no");
+    let mut behind = path("no shadow", vec![], &[], false, RolledBack);
+    behind.sync = Err("no");
+    all.extend([reboots, unproved, behind]);
+    all
+}
+
+#[test]
+fn no_crash_leaves_an_update_half_done() {
+    let mut runs = 0;
+    for path in paths() {
+        // After a reboot nobody restarts what began anew: lives are those of before in this world.
+        let moments = check(&path, &[]);
+        for first in 1..=moments {
+            let moments = check(&path, &[first]);
+            runs += 1;
+            for second in first + 1..=moments {
+                check(&path, &[first, second]);
+                runs += 1;
+            }
+        }
+    }
+    assert!(runs > 5000, "{runs}");
+}
+
+#[test]
+fn it_can_be_called_off_until_the_command_begins() {
+    let mut record = Record::new(1, 0, "boot".to_owned(), order(&paths()[0]));
+    let facts = [
+        Fact::Done,
+        Fact::Proved(BTreeMap::new()),
+        Fact::Done,
+        Fact::Done,
+    ];
+    for fact in facts {
+        assert!(record.can_be_called_off());
+        let off = record.clone().after(Fact::Aborted);
+        assert_eq!(off.stage, Stage::Closing(Outcome::RolledBack));
+        assert_eq!(off.runs, 0);
+        record = record.after(fact);
+    }
+    assert_eq!(record.stage, Stage::Updating);
+    assert!(!record.can_be_called_off());
+    assert_eq!(record.step().run, 1);
+}
+
+#[test]
+fn troubles_have_a_bound() {
+    let mut record = Record::new(1, 0, "boot".to_owned(), order(&paths()[0]));
+    for n in 0..TROUBLES_MAX + 5 {
+        record.trouble(n.to_string());
+    }
+    assert_eq!(record.troubles.len(), TROUBLES_MAX);
+    assert_eq!(record.troubles[0], "5");
+}
+
+#[test]
+fn a_record_is_read_as_it_was_written() {
+    let mut record = Record::new(7, 3, "boot".to_owned(), order(&paths()[2]));
+    record.stage = Stage::Closing(Outcome::Alarmed);
+    record
+        .proof
+        .insert("web".parse().unwrap(), AppProof::default());
+    let text = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+}

@@ -1,0 +1,461 @@
+//! `forebay update`: updates of the operating system.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use forebay_api as api;
+use forebay_api::Client;
+
+use super::{Connection, Exit, Failure};
+use crate::output::{Output, numbers, table, words};
+use crate::update::{hooks, without_daemon};
+
+/// Between two looks at how far it is.
+const LOOK: Duration = Duration::from_millis(200);
+/// Where the daemon keeps its state unless told otherwise.
+const STATE_DIR: &str = "/var/lib/forebay";
+
+/// Updates of the operating system.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UpdateCommand {
+    /// Show what an update would do to each app, and change nothing
+    Plan(OrderArgs),
+    /// Run a command that updates this host, with critical apps protected from it
+    Run(RunArgs),
+    /// Show how far an update is, and what to type next; works without the daemon
+    Status(StatusArgs),
+    /// Go on without the reboot that an update waits for
+    Resume,
+    /// Call an update off, or ask its command to end
+    Abort,
+    /// Show what came of updates
+    History,
+    /// Have package managers ask before they begin, and say afterwards what runs outdated code
+    Hooks(HooksArgs),
+    /// What a package manager runs
+    #[command(hide = true)]
+    Hook(HookArgs),
+}
+
+/// What is wanted.
+#[derive(Debug, Args)]
+pub(crate) struct OrderArgs {
+    /// What undoes it, for the shell
+    #[arg(long, value_name = "COMMAND")]
+    rollback: Option<String>,
+
+    /// How long it may take, in seconds; an hour unless given
+    #[arg(long, value_name = "S")]
+    limit: Option<u64>,
+
+    /// Restart this app, whether it runs outdated code or not; may be given several times
+    #[arg(long, value_name = "APP")]
+    restart: Vec<String>,
+
+    /// It is complete only after a reboot
+    #[arg(long)]
+    reboot: bool,
+
+    /// The way that it is to go, by the names that `plan` shows; the least disruptive unless given
+    #[arg(long, value_name = "RUNG")]
+    rung: Option<String>,
+
+    /// Go on where critical apps were slower while the slice of the update was full of work
+    #[arg(long)]
+    unproved: bool,
+
+    /// The command that updates, and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What is wanted, and whether to wait for it.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+
+    /// Begin it and do not wait for its end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Where to look when no daemon runs.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The daemon's state directory, for when it does not run
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+/// What to do with hooks.
+#[derive(Debug, Args)]
+pub(crate) struct HooksArgs {
+    #[arg(value_enum, default_value = "status")]
+    action: HooksAction,
+
+    /// What they do where nobody can say whether an update is under way
+    #[arg(long, value_enum, default_value = "open")]
+    fail: hooks::Fail,
+
+    /// The root of the system that they are for
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HooksAction {
+    /// Write them for the package managers that are there
+    Install,
+    /// Take them away again
+    Remove,
+    /// Say which are there
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HookArgs {
+    #[arg(value_enum)]
+    moment: Moment,
+
+    #[arg(long, value_enum, default_value = "open")]
+    fail: hooks::Fail,
+
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Moment {
+    Pre,
+    Post,
+}
+
+/// Runs one command to its end; says on standard error what went wrong.
+pub(super) fn run(command: UpdateCommand, connection: &Connection) -> ExitCode {
+    let mut output = Output::stdout(connection.format());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(execute(command, &connection.socket(), &mut output)),
+        Err(cause) => Err(Failure::Io {
+            doing: "start",
+            cause,
+        }),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            let exit = failure.exit();
+            if exit != Exit::Ok {
+                // Without standard error there is nobody to tell.
+                writeln!(std::io::stderr(), "forebay: {failure}").ok();
+            }
+            exit.into()
+        }
+    }
+}
+
+async fn execute(
+    command: UpdateCommand,
+    socket: &Path,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let client = async || Client::connect(socket).await;
+    match command {
+        UpdateCommand::Hooks(args) => hook_files(&args, output)?,
+        UpdateCommand::Hook(args) => return hook(&args, socket).await,
+        UpdateCommand::Status(args) => {
+            let updates = updates(socket, &args.state_dir).await?;
+            output.show(&updates, status)?;
+        }
+        UpdateCommand::Plan(args) => {
+            let request = request(args)?;
+            let plan: api::UpdatePlan = client().await?.post("/v1/update/plan", &request).await?;
+            output.show(&plan, planned)?;
+        }
+        UpdateCommand::Run(args) => {
+            let request = request(args.order)?;
+            let client = client().await?;
+            let begun: api::UpdateBegun = client.post("/v1/update", &request).await?;
+            if args.detach {
+                output.show(&begun, |begun| {
+                    format!(
+                        "update {} begins; `forebay update status` shows it",
+                        begun.number
+                    )
+                })?;
+                return Ok(Exit::Ok);
+            }
+            let receipt = follow(&client, begun.number).await?;
+            output.show(&receipt, one)?;
+            if receipt.outcome != "committed" {
+                return Ok(Exit::Failed);
+            }
+        }
+        UpdateCommand::Resume => {
+            super::done(
+                client().await?.post("/v1/update/resume", &()).await?,
+                output,
+            )?;
+        }
+        UpdateCommand::Abort => {
+            super::done(client().await?.post("/v1/update/abort", &()).await?, output)?;
+        }
+        UpdateCommand::History => {
+            let updates: api::Updates = client().await?.get("/v1/update").await?;
+            output.show(&updates.history, |all| match all.is_empty() {
+                true => "no update was run".to_owned(),
+                false => all.iter().map(one).collect::<Vec<_>>().join("\n\n"),
+            })?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn request(args: OrderArgs) -> Result<api::UpdateRequest, Failure> {
+    let directory = std::env::current_dir().map_err(|cause| Failure::Io {
+        doing: "find the working directory",
+        cause,
+    })?;
+    Ok(api::UpdateRequest {
+        command: args.command,
+        directory: Some(directory.display().to_string()),
+        rollback: args
+            .rollback
+            .map(|text| ["sh", "-c", &text].map(str::to_owned).to_vec()),
+        limit_seconds: args.limit,
+        restart: args.restart,
+        reboot: args.reboot,
+        rung: args.rung,
+        unproved: args.unproved,
+    })
+}
+
+/// What the daemon says, or what it wrote down where there is none.
+async fn updates(socket: &Path, state_dir: &Path) -> Result<api::Updates, Failure> {
+    match Client::connect(socket).await {
+        Ok(client) => Ok(client.get("/v1/update").await?),
+        Err(error @ api::Error::Connect { .. }) => {
+            let found = without_daemon(state_dir).map_err(Failure::Failed)?;
+            match found.current.is_some() || !found.history.is_empty() {
+                true => Ok(found),
+                false => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn follow(client: &Client, number: u64) -> Result<api::UpdateReceipt, Failure> {
+    loop {
+        let updates: api::Updates = client.get("/v1/update").await?;
+        let receipt = updates.history.into_iter().find(|one| one.number == number);
+        if let Some(receipt) = receipt {
+            return Ok(receipt);
+        }
+        if updates
+            .current
+            .is_none_or(|current| current.number != number)
+        {
+            return Err(Failure::Failed(format!(
+                "update {number} is neither under way nor in the history"
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn hook_files(args: &HooksArgs, output: &mut Output) -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(|cause| Failure::Io {
+        doing: "find this program",
+        cause,
+    })?;
+    let messages = match args.action {
+        HooksAction::Install => hooks::install(&args.root, &program, args.fail),
+        HooksAction::Remove => hooks::remove(&args.root, &program),
+        HooksAction::Status => hooks::status(&args.root, &program),
+    };
+    let messages = messages.map_err(Failure::Failed)?;
+    super::done(api::Done { messages }, output)
+}
+
+/// What a package manager hears, on standard error, which is where it shows it.
+async fn hook(args: &HookArgs, socket: &Path) -> Result<Exit, Failure> {
+    let inside = std::env::var_os("FOREBAY_UPDATE").is_some();
+    let known = updates(socket, &args.state_dir).await;
+    let known = known.map_err(|error| error.to_string());
+    let mut screen = std::io::stderr();
+    if args.moment == Moment::Post {
+        if let Ok(updates) = &known
+            && !inside
+            && !updates.outdated.is_empty()
+        {
+            // A package manager without a terminal has nobody to tell.
+            writeln!(
+                screen,
+                "forebay: outdated code runs in {}; `forebay update run -- true` restarts it behind its \
+                 fronts",
+                updates.outdated.join(", ")
+            )
+            .ok();
+        }
+        return Ok(Exit::Ok);
+    }
+    let known = known.as_ref().map_err(String::as_str);
+    let (said, goes_on) = hooks::before(inside, known, args.fail);
+    if let Some(said) = said {
+        writeln!(screen, "forebay: {said}").ok();
+    }
+    Ok(match goes_on {
+        true => Exit::Ok,
+        false => Exit::Failed,
+    })
+}
+
+fn ms(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
+}
+
+fn planned(plan: &api::UpdatePlan) -> String {
+    let rows: Vec<[String; 5]> = plan
+        .apps
+        .iter()
+        .map(|app| {
+            [
+                app.app.clone(),
+                app.rung.clone(),
+                ms(app.pause_p50_ms),
+                ms(app.pause_p99_ms),
+                app.reason.clone(),
+            ]
+        })
+        .collect();
+    let columns = [
+        words("APP"),
+        words("RUNG"),
+        numbers("PAUSE P50"),
+        numbers("P99"),
+        words("WHY"),
+    ];
+    let mut text = table(columns, &rows);
+    let rungs: Vec<[String; 3]> = plan
+        .rungs
+        .iter()
+        .map(|rung| {
+            let offered = if rung.offered { "yes" } else { "no" };
+            [rung.rung.clone(), offered.to_owned(), rung.reason.clone()]
+        })
+        .collect();
+    let columns = [words("RUNG"), words("OFFERED"), words("WHY")];
+    write!(text, "\n{}", table(columns, &rungs)).ok();
+    for refused in &plan.refused {
+        write!(text, "\nit would not begin: {refused}").ok();
+    }
+    text
+}
+
+fn status(updates: &api::Updates) -> String {
+    let mut text = match (&updates.current, updates.history.last()) {
+        (Some(current), _) => {
+            let mut text = format!(
+                "update {} ({}): {}\n{}",
+                current.number,
+                current.command.join(" "),
+                current.stage,
+                current.next
+            );
+            if let Some(held) = &current.held {
+                write!(text, "\nit stands still: {held}").ok();
+            }
+            if let Some(output) = &current.output {
+                write!(text, "\nits output is in {output}").ok();
+            }
+            for trouble in &current.troubles {
+                write!(text, "\n{trouble}").ok();
+            }
+            text
+        }
+        (None, Some(last)) => format!("no update is under way; the last one:\n{}", one(last)),
+        (None, None) => "no update was run".to_owned(),
+    };
+    if let Some(trouble) = &updates.trouble {
+        write!(text, "\n{trouble}").ok();
+    }
+    if !updates.outdated.is_empty() {
+        write!(
+            text,
+            "\noutdated code runs in {}",
+            updates.outdated.join(", ")
+        )
+        .ok();
+    }
+    text
+}
+
+fn one(receipt: &api::UpdateReceipt) -> String {
+    let took = receipt.ended_unix_ms.saturating_sub(receipt.began_unix_ms) as f64 / 1000.0;
+    let mut text = format!(
+        "update {} ({}): {} after {took:.1} s; it stood still {} time(s), {} ms",
+        receipt.number,
+        receipt.command.join(" "),
+        receipt.outcome,
+        receipt.held_times,
+        receipt.held_ms
+    );
+    for front in &receipt.fronts {
+        let during = &front.during;
+        write!(
+            text,
+            "\nfront {}: {} answers, {} errors, {} failed, {} of unknown outcome, {} held; p99 {} (before {}), \
+             slowest {}",
+            front.front,
+            during.answers,
+            during.errors,
+            front.failed,
+            front.unknown,
+            front.held,
+            ms(during.p99_ms),
+            ms(front.before.p99_ms),
+            ms(during.max_ms),
+        )
+        .ok();
+        for hand_over in &front.hand_overs {
+            write!(text, "\n  {hand_over}").ok();
+        }
+    }
+    for app in &receipt.apps {
+        let planned = &app.planned;
+        write!(
+            text,
+            "\n{}: {}{}, pause planned {}",
+            planned.app,
+            planned.rung,
+            if app.restarted { ", restarted" } else { "" },
+            ms(planned.pause_p99_ms),
+        )
+        .ok();
+        if app.p99_loaded_ms.is_some() || app.exclusive_cpus.is_some() {
+            let cpus = app.exclusive_cpus.as_deref().unwrap_or("none");
+            write!(text, "; own CPUs {cpus}").ok();
+        }
+        if app.p99_loaded_ms.is_some() {
+            write!(
+                text,
+                ", p99 {} with the slice of the update full of work, {} before",
+                ms(app.p99_loaded_ms),
+                ms(app.p99_before_ms),
+            )
+            .ok();
+        }
+    }
+    for trouble in &receipt.troubles {
+        write!(text, "\n{trouble}").ok();
+    }
+    text
+}

@@ -1,0 +1,78 @@
+//! Updates of the operating system: how far one is, and asking for one.
+
+use axum::extract::{Path, State};
+use axum::{Extension, Json};
+use forebay_api as api;
+
+use super::peer::Peer;
+use super::problem::{Body, Failure};
+use super::routes::Shared;
+use crate::update::{Desk, Refused};
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Mistake(why) => Self::bad_request(why),
+            Refused::Cannot(why) => Self::failed(why),
+        }
+    }
+}
+
+fn desk(server: &Shared) -> Result<&Desk, Failure> {
+    let desk = server.state.update.as_ref();
+    desk.ok_or_else(|| Failure::failed("this daemon carries out no updates"))
+}
+
+/// What changes the system is root's to run, whoever may partition the host.
+fn root_only(peer: &Peer) -> Result<(), Failure> {
+    match peer {
+        Peer::Process { uid: 0, .. } => Ok(()),
+        Peer::Process { .. } | Peer::Loopback => Err(Failure::not_allowed(
+            "an update of the operating system is root's; try it with sudo",
+        )),
+    }
+}
+
+pub(super) async fn updates(State(server): State<Shared>) -> Answer<api::Updates> {
+    Ok(Json(desk(&server)?.updates().await))
+}
+
+pub(super) async fn plan(
+    State(server): State<Shared>,
+    Body(request): Body<api::UpdateRequest>,
+) -> Answer<api::UpdatePlan> {
+    Ok(Json(desk(&server)?.plan(request).await?))
+}
+
+pub(super) async fn begin(
+    State(server): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Body(request): Body<api::UpdateRequest>,
+) -> Answer<api::UpdateBegun> {
+    root_only(&peer)?;
+    let number = desk(&server)?.begin(request).await?;
+    Ok(Json(api::UpdateBegun { number }))
+}
+
+pub(super) async fn steer(
+    State(server): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(what): Path<String>,
+) -> Answer<api::Done> {
+    root_only(&peer)?;
+    let desk = desk(&server)?;
+    let said = match what.as_str() {
+        "resume" => desk.resume()?,
+        "abort" => desk.abort()?,
+        other => {
+            return Err(Failure::bad_request(format!(
+                "`{other}` is nothing to do with an update; use resume or abort"
+            )));
+        }
+    };
+    Ok(Json(api::Done {
+        messages: vec![said],
+    }))
+}

@@ -1,0 +1,591 @@
+//! Updates of the operating system: who asks, what is kept, who carries them out.
+//!
+//! ```text
+//! API ──order──▶ journal ──wake──▶ thread: deed, fact, journal, and so on (`run.rs`)
+//!                                    │ edits and deeds    ▲ reports
+//!                                    ▼                    │
+//!                               control thread ───────────┘
+//!                                    │ starts in a slice of its own, bounded
+//!                                    ▼
+//!                               forebay errand (`errand.rs`): runs the command once
+//! ```
+//!
+//! The rules are `forebay_core::update`; its page says what a crash leaves. The thread is dropped where it
+//! stands when the daemon stops: that is no other than a crash.
+
+mod errand;
+pub(crate) mod hooks;
+mod journal;
+mod measure;
+mod outdated;
+mod plan;
+mod receipt;
+mod restore;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use forebay_api as api;
+use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Policy, Restart, Sink};
+use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::update::{Order, Record, Stage, Step, Way};
+use forebay_host::Roots;
+use tokio::sync::{Notify, oneshot, watch};
+
+pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
+use journal::{Book, Entry};
+
+use crate::config::HostFacts;
+use crate::control::{Command, Published};
+use crate::fronts;
+
+/// The apps of updates are named by it; no other app may be.
+const PREFIX: &str = "os-update.";
+/// What an update may take unless it says so.
+const LIMIT_USUAL: Duration = Duration::from_secs(3600);
+const LIMIT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Its share of the CPUs beside others: half of what a standard app has, and a hundredth of a critical
+/// one's. Not the idle class: on a host that is full a package manager would hold its locks for minutes.
+const CPU_WEIGHT: u32 = 50;
+/// Its share of the disk beside others.
+const IO_WEIGHT: u32 = 10;
+const PIDS_MAX: u64 = 4096;
+/// The least memory that a package manager is known to need.
+const MEMORY_MIN: u64 = 512 << 20;
+/// Words of a command, all together.
+const COMMAND_BYTES_MAX: usize = 16 << 10;
+
+/// What an update needs to know of the host.
+#[derive(Debug, Clone)]
+struct Place {
+    state_dir: PathBuf,
+    executable: PathBuf,
+    boot: String,
+    cpus: usize,
+    memory: u64,
+}
+
+impl Place {
+    fn dir(&self) -> PathBuf {
+        self.state_dir.join("update")
+    }
+
+    fn errand(&self, update: u64, run: u32) -> PathBuf {
+        self.dir().join(format!("{update}.{run}.errand"))
+    }
+
+    fn output(&self, update: u64, run: u32) -> PathBuf {
+        self.dir().join(format!("{update}.{run}.output"))
+    }
+
+    /// The app that runs a command, with little of everything.
+    fn app(&self, step: &Step, order: &Order, command: &[String]) -> Option<App> {
+        let id: AppId = format!("{PREFIX}{}.{}", step.update, step.run)
+            .parse()
+            .ok()?;
+        let output = self.output(step.update, step.run);
+        let words = [
+            self.executable.display().to_string(),
+            "errand".to_owned(),
+            "--file".to_owned(),
+            self.errand(step.update, step.run).display().to_string(),
+            "--step".to_owned(),
+            serde_json::to_string(step).ok()?,
+            "--output".to_owned(),
+            output.display().to_string(),
+            "--limit-ms".to_owned(),
+            order.limit.as_millis().to_string(),
+            "--".to_owned(),
+        ];
+        let exec = Exec {
+            directory: Some(order.directory.clone()),
+            environment: BTreeMap::from([("FOREBAY_UPDATE".to_owned(), step.update.to_string())]),
+            stdout: Some(Sink::File(output.clone())),
+            stderr: Some(Sink::File(output)),
+            restart: Restart::Never,
+            ..Exec::of(words.into_iter().chain(command.iter().cloned()).collect())
+        };
+        let cpus = (self.cpus as f64 / 4.0).max(0.5);
+        Some(App {
+            ceiling: Ceiling {
+                cpu: Limit::At(MilliCpu::from_cpus(cpus)),
+                memory: Limit::At(Bytes((self.memory / 4).max(MEMORY_MIN))),
+                pids: Limit::At(PIDS_MAX),
+                ..Ceiling::default()
+            },
+            cpu_weight: Some(CPU_WEIGHT),
+            io_weight: Some(IO_WEIGHT),
+            ..App::new(id, Class::Standard, Binding::Exec(exec))
+        })
+    }
+}
+
+/// The app that runs the command of an update's stage, where one does.
+fn running(place: &Place, record: &Record) -> Option<App> {
+    let command = match record.stage {
+        Stage::Updating => &record.order.command,
+        Stage::Undoing => record.order.rollback.as_ref()?,
+        _ => return None,
+    };
+    place.app(&record.step(), &record.order, command)
+}
+
+type Apps = Arc<Mutex<BTreeMap<AppId, App>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The apps of the update under way, which stand in no configuration and which a reload leaves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kept(Apps);
+
+impl Kept {
+    pub(crate) fn apps(&self) -> BTreeMap<AppId, App> {
+        locked(&self.0).clone()
+    }
+}
+
+/// What is known before anything runs.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    book: Arc<Book>,
+    place: Place,
+    kept: Kept,
+}
+
+impl Opened {
+    /// Reads how far an update is.
+    ///
+    /// # Errors
+    /// When the directory of updates cannot be made, or /proc is not there.
+    pub(crate) fn open(state_dir: &Path, facts: &HostFacts) -> Result<Self, String> {
+        let place = Place {
+            state_dir: state_dir.to_owned(),
+            executable: facts.executable.clone(),
+            boot: Roots::default()
+                .boot_id()
+                .map_err(|error| error.explain())?,
+            cpus: facts.cpus,
+            memory: facts.memory.0,
+        };
+        let dir = place.dir();
+        std::fs::create_dir_all(&dir)
+            .map_err(|error| format!("make {}: {error}", dir.display()))?;
+        let book = Arc::new(Book::open(state_dir));
+        let kept = Kept::default();
+        if let Some(app) = book
+            .current()
+            .and_then(|entry| running(&place, &entry.record))
+        {
+            locked(&kept.0).insert(app.id.clone(), app);
+        }
+        Ok(Self { book, place, kept })
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        self.kept.clone()
+    }
+}
+
+/// What others want of the update under way.
+#[derive(Debug, Default)]
+struct Wishes {
+    abort: AtomicBool,
+    resume: AtomicBool,
+}
+
+/// What all parts of an update share.
+#[derive(Debug)]
+struct Shared {
+    book: Arc<Book>,
+    place: Place,
+    kept: Kept,
+    wake: Notify,
+    wishes: Wishes,
+    /// Why it stands still now, if it does.
+    held: Mutex<Option<String>>,
+    /// Why it cannot go on now.
+    stuck: Mutex<Option<String>>,
+    commands: SyncSender<Command>,
+    reports: watch::Receiver<Option<Arc<Published>>>,
+    fronts: fronts::Desk,
+}
+
+impl Shared {
+    /// Asks the control thread.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, String> {
+        let (reply, answer) = oneshot::channel();
+        let mut command = command(reply);
+        loop {
+            match self.commands.try_send(command) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) => command = back,
+                Err(TrySendError::Disconnected(_)) => {
+                    return Err("the daemon is stopping".to_owned());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        answer
+            .await
+            .map_err(|_| "the daemon is stopping".to_owned())
+    }
+
+    async fn policy(&self) -> Result<Policy, String> {
+        self.ask(Command::Policy).await
+    }
+}
+
+/// Why something is not done.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It makes no sense.
+    Mistake(String),
+    /// Not now, or not here.
+    Cannot(String),
+}
+
+/// Where updates are asked for and shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk(Arc<Shared>);
+
+impl Desk {
+    /// What an update would do; nothing is touched.
+    ///
+    /// # Errors
+    /// When the request makes no sense.
+    pub(crate) async fn plan(
+        &self,
+        request: api::UpdateRequest,
+    ) -> Result<api::UpdatePlan, Refused> {
+        let policy = self.0.policy().await.map_err(Refused::Cannot)?;
+        let way = way(&request)?;
+        let order = order(request, &policy)?;
+        let choices = plan::choices(&policy, &order, &self.0.fronts);
+        let cannot = plan::cannot(way, &order, &choices);
+        Ok(api::UpdatePlan {
+            apps: choices
+                .iter()
+                .map(|(app, choice)| plan::shown(app, choice))
+                .collect(),
+            rungs: plan::rungs(),
+            refused: cannot.into_iter().chain(self.obstacle()).collect(),
+        })
+    }
+
+    /// Why none can begin now.
+    fn obstacle(&self) -> Option<String> {
+        if let Some(why) = self.0.book.broken() {
+            return Some(why.to_owned());
+        }
+        if let Some(entry) = self.0.book.current() {
+            let number = entry.record.number;
+            return Some(format!(
+                "update {number} is under way ({}): there is one at a time; `forebay update status` shows it",
+                receipt::stage(entry.record.stage)
+            ));
+        }
+        outdated::package_lock(Path::new("/proc"))
+            .map(|lock| format!("a package manager is at work (it holds {lock}): wait for its end"))
+    }
+
+    /// Begins one; its number.
+    ///
+    /// # Errors
+    /// Why it does not begin.
+    pub(crate) async fn begin(&self, request: api::UpdateRequest) -> Result<u64, Refused> {
+        let policy = self.0.policy().await.map_err(Refused::Cannot)?;
+        let way = way(&request)?;
+        let order = order(request, &policy)?;
+        let plan = plan::choices(&policy, &order, &self.0.fronts);
+        let mut refused = plan::cannot(way, &order, &plan)
+            .into_iter()
+            .chain(self.obstacle());
+        if let Some(why) = refused.next() {
+            return Err(Refused::Cannot(why));
+        }
+        let boot = self.0.place.boot.clone();
+        let mut begun = None;
+        let written = self.0.book.amend(|content| {
+            // Two that came at the same time were both told that there is none.
+            if content.current.is_none() {
+                content.updates += 1;
+                let mut record = Record::new(content.updates, unix_ms(), boot, order);
+                record.plan = plan;
+                begun = Some(content.updates);
+                content.current = Some(Entry::new(record));
+            }
+        });
+        written.map_err(Refused::Cannot)?;
+        self.0.wishes.abort.store(false, Ordering::Relaxed);
+        self.0.wishes.resume.store(false, Ordering::Relaxed);
+        self.0.wake.notify_one();
+        begun.ok_or_else(|| {
+            Refused::Cannot(
+                "another update began at the same time: there is one at a time".to_owned(),
+            )
+        })
+    }
+
+    /// Calls it off, or ends its command.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn abort(&self) -> Result<String, Refused> {
+        let entry = self.current()?;
+        let (number, stage) = (entry.record.number, entry.record.stage);
+        let said = if entry.record.can_be_called_off() {
+            format!("update {number} is called off: nothing was changed")
+        } else if stage == Stage::Updating {
+            if let Some(lock) = outdated::package_lock(Path::new("/proc")) {
+                return Err(Refused::Cannot(format!(
+                    "update {number}: a package manager is at work (it holds {lock}), and ended now it \
+                     would leave packages half configured; try again when it is done"
+                )));
+            }
+            format!("the command of update {number} is asked to end")
+        } else if stage == Stage::RebootPending {
+            return Err(Refused::Cannot(format!(
+                "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
+                 without by `forebay update resume`"
+            )));
+        } else {
+            return Err(Refused::Cannot(format!(
+                "update {number} is {}: its command is over, and it goes on to its end by itself",
+                receipt::stage(stage)
+            )));
+        };
+        self.0.wishes.abort.store(true, Ordering::Relaxed);
+        self.0.wake.notify_one();
+        Ok(said)
+    }
+
+    /// Goes on without the reboot that it waits for.
+    ///
+    /// # Errors
+    /// When it waits for none.
+    pub(crate) fn resume(&self) -> Result<String, Refused> {
+        let entry = self.current()?;
+        let number = entry.record.number;
+        if entry.record.stage != Stage::RebootPending {
+            return Err(Refused::Cannot(format!(
+                "update {number} is {} and goes on by itself; `forebay update status` shows it",
+                receipt::stage(entry.record.stage)
+            )));
+        }
+        self.0.wishes.resume.store(true, Ordering::Relaxed);
+        self.0.wake.notify_one();
+        Ok(format!("update {number} goes on without a reboot"))
+    }
+
+    fn current(&self) -> Result<Entry, Refused> {
+        self.0.book.current().ok_or_else(|| {
+            Refused::Cannot(
+                "no update is under way; `forebay update history` shows those that are over"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// The one under way, and those before it.
+    pub(crate) async fn updates(&self) -> api::Updates {
+        let outdated = self.outdated().await;
+        let content = self.0.book.content();
+        let held = locked(&self.0.held).clone();
+        let stuck = locked(&self.0.stuck).clone();
+        api::Updates {
+            current: content.current.map(|entry| {
+                let output = self.0.place.output(entry.record.number, entry.record.runs);
+                receipt::current(&entry, &output, held, stuck)
+            }),
+            history: content.history,
+            trouble: self.0.book.broken().map(str::to_owned),
+            outdated,
+        }
+    }
+
+    async fn outdated(&self) -> Vec<String> {
+        let policy = self.0.policy().await.unwrap_or_default();
+        let published = self.0.reports.borrow().clone();
+        let report = published.as_ref().map(|published| &published.report);
+        let old = report.map(|report| run::old(&policy, report, &Default::default()));
+        let old = old.unwrap_or_default().into_keys();
+        old.map(|app| app.to_string()).collect()
+    }
+}
+
+/// What the journal says while no daemon runs.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn without_daemon(state_dir: &Path) -> Result<api::Updates, String> {
+    let content = journal::read(state_dir)?;
+    Ok(api::Updates {
+        current: content.current.map(|entry| {
+            let (number, runs) = (entry.record.number, entry.record.runs);
+            let output = state_dir.join(format!("update/{number}.{runs}.output"));
+            api::Update {
+                next: "no daemon runs: start it (`systemctl start forebay`), and the update goes on from \
+                       here by itself"
+                    .to_owned(),
+                ..receipt::current(&entry, &output, None, None)
+            }
+        }),
+        history: content.history,
+        ..api::Updates::default()
+    })
+}
+
+/// Which way it is to go, where the request says so.
+fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
+    let Some(name) = &request.rung else {
+        return Ok(None);
+    };
+    match Way::of(name) {
+        None => Err(Refused::Mistake(format!(
+            "rung {name}: there is none of that name; `forebay update plan -- COMMAND` shows all"
+        ))),
+        Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
+            "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),
+        )),
+        way => Ok(way),
+    }
+}
+
+/// What is asked for, as far as it makes sense.
+fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused> {
+    let check = |what: &str, command: &[String]| {
+        let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
+        if command.first().is_none_or(String::is_empty) {
+            return Err(Refused::Mistake(format!("{what}: there is no command")));
+        }
+        if bytes > COMMAND_BYTES_MAX || command.iter().any(|word| word.contains('\0')) {
+            return Err(Refused::Mistake(format!(
+                "{what}: at most {COMMAND_BYTES_MAX} bytes without NUL; put it in a script"
+            )));
+        }
+        Ok(())
+    };
+    check("update", &request.command)?;
+    if let Some(rollback) = &request.rollback {
+        check("rollback", rollback)?;
+    }
+    let limit = request
+        .limit_seconds
+        .map_or(LIMIT_USUAL, Duration::from_secs);
+    if limit.is_zero() || limit > LIMIT_MAX {
+        return Err(Refused::Mistake(format!(
+            "limit of {} s: give one between a second and a day",
+            limit.as_secs()
+        )));
+    }
+    let restart = request.restart.iter().map(|name| {
+        let id = name.parse::<AppId>().ok();
+        id.filter(|id| policy.apps.contains_key(id)).ok_or_else(|| {
+            Refused::Mistake(format!(
+                "restart {name}: no such app; `forebay apps` lists them"
+            ))
+        })
+    });
+    let directory = PathBuf::from(request.directory.unwrap_or_else(|| "/".to_owned()));
+    if !directory.is_absolute() {
+        return Err(Refused::Mistake(format!(
+            "directory {}: give it from the root on",
+            directory.display()
+        )));
+    }
+    Ok(Order {
+        command: request.command,
+        directory,
+        rollback: request.rollback,
+        limit,
+        restart: restart.collect::<Result<_, _>>()?,
+        reboot: request.reboot || request.rung.as_deref() == Some(Way::Reboot.name()),
+        unproved: request.unproved,
+    })
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The thread that carries updates out.
+#[derive(Debug)]
+pub(crate) struct Updater {
+    desk: Desk,
+    /// Dropped to end the thread.
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Updater {
+    /// Starts it; an update that was under way goes on.
+    ///
+    /// # Errors
+    /// When the system starts none.
+    pub(crate) fn start(
+        opened: Opened,
+        commands: SyncSender<Command>,
+        reports: watch::Receiver<Option<Arc<Published>>>,
+        fronts: fronts::Desk,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            book: opened.book,
+            place: opened.place,
+            kept: opened.kept,
+            wake: Notify::new(),
+            wishes: Wishes::default(),
+            held: Mutex::default(),
+            stuck: Mutex::default(),
+            commands,
+            reports,
+            fronts,
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let runner = run::Runner::new(Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("update".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = runner.run() => {}
+                        _ = stopped => {}
+                    }
+                });
+            })?;
+        Ok(Self {
+            desk: Desk(shared),
+            stop,
+            thread,
+        })
+    }
+
+    pub(crate) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Ends it where it stands; the journal says how to go on.
+    pub(crate) fn stop(self) {
+        let Self { desk, stop, thread } = self;
+        drop((desk, stop));
+        if thread.join().is_err() {
+            tracing::error!("the thread that carries out updates panicked");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the kernel says of running programs: which run code that was replaced, and whether a package
+//! manager is at work.
+
+use std::fs;
+use std::os::linux::fs::MetadataExt as _;
+use std::path::Path;
+
+use forebay_core::idset::CpuSet;
+use forebay_core::update::Life;
+
+/// Locks that package managers hold while packages are half installed.
+const PACKAGE_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock"];
+/// Where code comes from that packages replace.
+const CODE: [&str; 6] = ["/usr/", "/lib", "/bin/", "/sbin/", "/opt/", "/srv/"];
+const DELETED: &str = " (deleted)";
+
+/// The life of a process; none when it is gone.
+pub(super) fn life(proc: &Path, pid: u32) -> Option<Life> {
+    let stat = fs::read_to_string(proc.join(format!("{pid}/stat"))).ok()?;
+    // The name in parentheses may have any character in it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let began_ticks = rest.split_whitespace().nth(19)?.parse().ok()?;
+    Some(Life { pid, began_ticks })
+}
+
+/// A file whose code a process runs and that was replaced or removed since.
+pub(super) fn replaced(proc: &Path, pid: u32) -> Option<String> {
+    let maps = fs::read_to_string(proc.join(format!("{pid}/maps"))).ok()?;
+    maps.lines().find_map(replaced_file)
+}
+
+fn replaced_file(line: &str) -> Option<String> {
+    let mut fields = line.splitn(6, ' ');
+    let access = fields.nth(1)?;
+    let file = fields.nth(3)?.trim_start().strip_suffix(DELETED)?;
+    let is_code = access.contains('x') && CODE.iter().any(|dir| file.starts_with(dir));
+    is_code.then(|| file.to_owned())
+}
+
+/// The lock that a package manager holds while packages are half installed, if one does.
+pub(super) fn package_lock(proc: &Path) -> Option<&'static str> {
+    let locks = fs::read_to_string(proc.join("locks")).ok()?;
+    PACKAGE_LOCKS.into_iter().find(|file| {
+        let Ok(found) = fs::metadata(file) else {
+            return false;
+        };
+        let (device, inode) = (found.st_dev(), found.st_ino());
+        let name = format!(
+            "{:02x}:{:02x}:{inode}",
+            rustix::fs::major(device),
+            rustix::fs::minor(device)
+        );
+        locks
+            .lines()
+            .any(|line| line.split_whitespace().any(|word| word == name))
+    })
+}
+
+/// The CPUs that a process may use, as the kernel has them.
+pub(super) fn cpus(proc: &Path, pid: u32) -> Option<CpuSet> {
+    let status = fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    list.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_was_replaced_is_told_from_other_memory() {
+        let check = |line: &str, expected: Option<&str>| {
+            assert_eq!(replaced_file(line).as_deref(), expected, "{line}");
+        };
+        let at = "7f2e1c000000-7f2e1c021000";
+        let line =
+            |access: &str, file: &str| format!("{at} {access} 00000000 fe:01 1234       {file}");
+        check(
+            &line("r-xp", "/usr/lib/libc.so.6 (deleted)"),
+            Some("/usr/lib/libc.so.6"),
+        );
+        check(&line("r-xp", "/usr/lib/libc.so.6"), None);
+        check(&line("r--p", "/usr/lib/libc.so.6 (deleted)"), None);
+        check(&line("r-xp", "/memfd:jit (deleted)"), None);
+        check(&line("rw-s", "/dev/zero (deleted)"), None);
+        check(
+            &line("r-xp", "/opt/my app/bin (deleted)"),
+            Some("/opt/my app/bin"),
+        );
+        check("", None);
+    }
+
+    #[test]
+    fn this_process_has_a_life_and_cpus() {
+        let proc = Path::new("/proc");
+        let own = std::process::id();
+        let one = life(proc, own).unwrap();
+        assert_eq!(one.pid, own);
+        assert_eq!(life(proc, own), Some(one));
+        assert!(!cpus(proc, own).unwrap().is_empty());
+        assert_eq!(life(proc, u32::MAX), None);
+    }
+
+    /// A file that this process runs code of and that is removed meanwhile is found.
+    #[test]
+    fn a_program_that_was_removed_under_a_process_is_found() {
+        let dir = tempfile::Builder::new().tempdir_in("/usr/local").ok();
+        let Some(dir) = dir else {
+            println!("SKIPPED: a_program_that_was_removed: /usr/local cannot be written");
+            return;
+        };
+        let program = dir.path().join("sleeper");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .arg("1000000009")
+            .spawn()
+            .unwrap();
+        let proc = Path::new("/proc");
+        assert_eq!(replaced(proc, child.id()), None);
+        fs::remove_file(&program).unwrap();
+        let found = replaced(proc, child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.as_deref(), program.to_str());
+    }
+}

@@ -1,0 +1,115 @@
+//! What would be done to each app, from what is configured and what fronts remember.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forebay_api as api;
+use forebay_core::app::{AppId, Binding, Policy};
+use forebay_core::update::{Choice, Front, Order, Rung, Subject, Way, choose, ends_the_host};
+use forebay_shadow::status::Transition;
+
+use crate::fronts::{Desk, Known};
+
+/// Chooses for all apps.
+pub(super) fn choices(policy: &Policy, order: &Order, fronts: &Desk) -> BTreeMap<AppId, Choice> {
+    let fronts = fronts.all();
+    let choose = |id: &AppId, binding: &Binding| {
+        let known = fronts.values().find(|known| serves(known, id));
+        choose(&Subject {
+            front: known.map(|known| front(known, id)),
+            is_started: matches!(binding, Binding::Exec(_)),
+            restart: order.restart.contains(id),
+            reboot: order.reboot,
+        })
+    };
+    let apps = policy.apps.iter();
+    let apps = apps.filter(|(id, _)| !id.as_str().starts_with(super::PREFIX));
+    apps.map(|(id, app)| (id.clone(), choose(id, &app.binding)))
+        .collect()
+}
+
+/// Whether an app is an instance behind a front.
+pub(super) fn serves(known: &Known, id: &AppId) -> bool {
+    known.config.instances.iter().any(|(app, _)| app == id)
+}
+
+fn front(known: &Known, id: &AppId) -> Front {
+    let mut others = known.config.instances.iter().filter(|(app, _)| app != id);
+    let transitions = known
+        .status
+        .as_ref()
+        .map_or(&[][..], |status| &status.transitions);
+    Front {
+        shadow: others.any(|(app, _)| !known.config.elsewhere.contains_key(app)),
+        took: took(transitions),
+    }
+}
+
+/// The median and the longest of planned hand-overs.
+fn took(transitions: &[Transition]) -> Option<(Duration, Duration)> {
+    let planned = transitions.iter().filter(|one| one.cause == "planned");
+    let mut times: Vec<Duration> = planned.map(pause).collect();
+    times.sort_unstable();
+    Some((*times.get(times.len() / 2)?, *times.last()?))
+}
+
+/// How long a change took, all its steps together.
+pub(super) fn pause(transition: &Transition) -> Duration {
+    transition.steps.iter().map(|(_, took)| *took).sum()
+}
+
+/// What is asked for and cannot be done: then nothing of it is.
+pub(super) fn cannot(
+    way: Option<Way>,
+    order: &Order,
+    choices: &BTreeMap<AppId, Choice>,
+) -> Vec<String> {
+    let mut refused = Vec::new();
+    if let Some(way) = way.filter(|way| !way.is_offered()) {
+        refused.push(format!(
+            "rung {} is not offered: {}; `forebay update plan -- COMMAND` shows all",
+            way.name(),
+            way.reason()
+        ));
+    }
+    if ends_the_host(&order.command) {
+        refused.push(format!(
+            "update ({}): it would end the host behind the apps' back; give --reboot with the command that \
+             changes the system, and reboot when `forebay update status` says so",
+            order.command.join(" ")
+        ));
+    }
+    for (app, choice) in choices {
+        let said = choice.refused.iter().map(|why| format!("{app}: {why}"));
+        refused.extend(said);
+    }
+    refused
+}
+
+pub(super) fn rungs() -> Vec<api::UpdateRung> {
+    let shown = |way: Way| api::UpdateRung {
+        rung: way.name().to_owned(),
+        offered: way.is_offered(),
+        reason: way.reason().to_owned(),
+    };
+    Way::ALL.map(shown).into()
+}
+
+pub(super) const fn rung(rung: Rung) -> &'static str {
+    match rung {
+        Rung::Userspace => "userspace",
+        Rung::Restart => "restart",
+        Rung::Reboot => "reboot",
+    }
+}
+
+pub(super) fn shown(app: &AppId, choice: &Choice) -> api::UpdateChoice {
+    api::UpdateChoice {
+        app: app.to_string(),
+        rung: rung(choice.rung).to_owned(),
+        reason: choice.reason.clone(),
+        pause_p50_ms: choice.pause_ms.map(|(median, _)| median),
+        pause_p99_ms: choice.pause_ms.map(|(_, most)| most),
+        refused: choice.refused.clone(),
+    }
+}

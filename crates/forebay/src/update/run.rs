@@ -1,0 +1,625 @@
+//! Carries an update out: one deed after the other, each from what is on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use forebay_core::app::{App, AppId, Binding, Class, Policy};
+use forebay_core::report::{AppReport, EventKind, TickReport};
+use forebay_core::slice::{Knob, Setting};
+use forebay_core::snapshot::RunState;
+use forebay_core::units::Bytes;
+use forebay_core::update::{
+    AppProof, Deed, Ending, Fact, Hold, Life, Looked, Outcome, Stage, Step, Turn, judge, suffers,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::errand::{self, Standing};
+use super::journal::Entry;
+use super::{PREFIX, Shared, locked, measure, outdated, receipt, restore, unix_ms};
+use crate::control::{Command, Deed as AppDeed, Published};
+
+/// Between two looks at the command.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long clients are watched before the load, under it, and after the update.
+const WINDOW: Duration = Duration::from_secs(2);
+/// How long the load lasts: the window and what its start takes.
+const LOAD_SECONDS: u64 = 8;
+/// How long a command has to begin.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long a shadow has to be in step.
+const SYNC_MAX: Duration = Duration::from_secs(30);
+/// How long apps have to be well again.
+const WELL_MAX: Duration = Duration::from_secs(60);
+/// How long an app of an update has to be gone.
+const GONE_MAX: Duration = Duration::from_secs(10);
+/// Before a write that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+const PROC: &str = "/proc";
+/// Runs of commands are counted from 1: this one is the load.
+const LOAD_RUN: u32 = 0;
+
+/// The one who carries updates out.
+#[derive(Debug)]
+pub(super) struct Runner {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Runner {
+    pub(super) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// For as long as there is a daemon.
+    pub(super) async fn run(self) {
+        loop {
+            match self.shared.book.current() {
+                Some(entry) => {
+                    if let Err(why) = self.advance(entry).await {
+                        self.wait_out(why).await;
+                    }
+                    *locked(&self.shared.stuck) = None;
+                }
+                None => self.shared.wake.notified().await,
+            }
+        }
+    }
+
+    /// Says why it cannot go on, and waits until it is to be tried again.
+    async fn wait_out(&self, why: String) {
+        let before = locked(&self.shared.stuck).replace(why.clone());
+        if before.as_ref() != Some(&why) {
+            tracing::error!(why, "the update cannot go on, and tries again");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+
+    /// One deed, and the record of it.
+    async fn advance(&self, mut entry: Entry) -> Result<(), String> {
+        let Some(deed) = entry.record.deed() else {
+            return self.keep(&entry).await;
+        };
+        let called_off =
+            entry.record.can_be_called_off() && self.shared.wishes.abort.load(Ordering::Relaxed);
+        let fact = match called_off {
+            true => Fact::Aborted,
+            false => self.carry_out(deed, &mut entry).await?,
+        };
+        let before = entry.record.stage;
+        let told = entry.record.troubles.len();
+        entry.record = entry.record.after(fact);
+        let after = entry.record.stage;
+        self.keep(&entry).await?;
+        let mut said = format!(
+            "update {}: {} after {}",
+            entry.record.number,
+            receipt::stage(after),
+            receipt::stage(before)
+        );
+        for trouble in entry.record.troubles.iter().skip(told) {
+            said += &format!("; {trouble}");
+        }
+        match after {
+            Stage::Over(Outcome::Alarmed) => tracing::error!(said, "somebody has to look"),
+            _ => tracing::info!(said, "the update goes on"),
+        }
+        self.tell(said);
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, said: String) {
+        let told = Command::Tell(EventKind::Update, said);
+        if self.shared.commands.try_send(told).is_err() {
+            tracing::warn!("an event was not told");
+        }
+    }
+
+    /// Makes an update durable, however long that takes: nothing goes on before.
+    pub(super) async fn keep(&self, entry: &Entry) -> Result<(), String> {
+        let over = matches!(entry.record.stage, Stage::Over(_));
+        loop {
+            let kept = self.shared.book.amend(|content| {
+                if over {
+                    let restarted = restarted(entry);
+                    let receipt = receipt::receipt(entry, unix_ms(), &restarted);
+                    content.current = None;
+                    content.history.push(receipt);
+                    let many = content
+                        .history
+                        .len()
+                        .saturating_sub(super::journal::HISTORY_MAX);
+                    content.history.drain(..many);
+                } else {
+                    content.current = Some(entry.clone());
+                }
+            });
+            match kept {
+                Ok(()) => {
+                    *locked(&self.shared.stuck) = None;
+                    return Ok(());
+                }
+                Err(why) => self.wait_out(why).await,
+            }
+        }
+    }
+
+    async fn carry_out(&self, deed: Deed, entry: &mut Entry) -> Result<Fact, String> {
+        match deed {
+            Deed::Lock => Ok(lock()),
+            Deed::Prove => self.prove(entry).await,
+            Deed::Sync => self.sync(entry).await,
+            Deed::Begin => {
+                entry.counted = measure::counted(&self.shared.fronts).await;
+                Ok(Fact::Done)
+            }
+            Deed::Update => {
+                let command = entry.record.order.command.clone();
+                self.command(entry, &command).await
+            }
+            Deed::Undo => {
+                let command = entry.record.order.rollback.clone().unwrap_or_default();
+                self.command(entry, &command).await
+            }
+            Deed::AwaitBoot => Ok(self.await_boot(entry).await),
+            Deed::Restore => self.restore(entry).await,
+            Deed::Verify => self.verify(entry).await,
+            Deed::Close => self.close(entry).await,
+        }
+    }
+
+    /// The latest report; waits for the first.
+    pub(super) async fn report(&self) -> Result<Arc<Published>, String> {
+        let mut reports = self.shared.reports.clone();
+        let found = reports.wait_for(Option::is_some).await;
+        let found = found.map_err(|_| "the daemon is stopping".to_owned())?;
+        found.clone().ok_or_else(|| "there is no report".to_owned())
+    }
+
+    /// The report of the next period.
+    pub(super) async fn next_report(&self) -> Result<Arc<Published>, String> {
+        let mut reports = self.shared.reports.clone();
+        reports.mark_unchanged();
+        let changed = reports.changed().await;
+        changed.map_err(|_| "the daemon is stopping".to_owned())?;
+        self.report().await
+    }
+
+    /// Adds an app of the update to those that are planned for.
+    async fn add(&self, app: App) -> Result<(), String> {
+        locked(&self.shared.kept.0).insert(app.id.clone(), app.clone());
+        let edit = Box::new(move |policy: &mut Policy| {
+            policy.apps.entry(app.id.clone()).or_insert(app);
+            Ok(())
+        });
+        self.shared.ask(|reply| Command::Edit(edit, reply)).await?
+    }
+
+    /// Takes it away; what it still runs goes on outside.
+    async fn remove(&self, id: &AppId) -> Result<(), String> {
+        locked(&self.shared.kept.0).remove(id);
+        let gone = id.clone();
+        let edit = Box::new(move |policy: &mut Policy| {
+            policy.apps.remove(&gone);
+            Ok(())
+        });
+        self.shared
+            .ask(|reply| Command::Edit(edit, reply))
+            .await??;
+        let deadline = Instant::now() + GONE_MAX;
+        while self.next_report().await?.report.apps.contains_key(id) {
+            if Instant::now() >= deadline {
+                return Err(format!("take away the slice of {id}: it is still there"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn act(&self, id: &AppId, deed: AppDeed) -> Result<(), String> {
+        self.shared
+            .ask(|reply| Command::Do(id.clone(), deed, reply))
+            .await?
+    }
+
+    async fn prove(&self, entry: &mut Entry) -> Result<Fact, String> {
+        let number = entry.record.number;
+        let fronts = &self.shared.fronts;
+        let step = Step {
+            update: number,
+            run: LOAD_RUN,
+            boot: self.shared.place.boot.clone(),
+        };
+        // What an attempt before this one left: a load may be repeated.
+        let file = self.shared.place.errand(number, LOAD_RUN);
+        let burn = self.load(number);
+        let app = self.shared.place.app(&step, &entry.record.order, &burn);
+        let app = app.ok_or("the load has no name")?;
+        let id = app.id.clone();
+        self.end(&id).await?;
+        forget(&file)?;
+        let report = self.report().await?;
+        entry.was = measure::look(fronts, &report.report).await;
+        entry.before = measure::paces(fronts, WINDOW).await;
+        self.add(app).await?;
+        let begun = self.await_load(&file).await;
+        let loaded = measure::paces(fronts, WINDOW).await;
+        let report = self.report().await?;
+        let policy = self.shared.policy().await?;
+        let worker = begun.as_ref().ok().copied();
+        let proof = self.proof(&policy, &report.report, worker, &entry.before, &loaded);
+        self.end(&id).await?;
+        forget(&file)?;
+        if let Err(why) = begun {
+            return Ok(Fact::Refused(format!("measure the isolation: {why}")));
+        }
+        for (app, found) in &proof {
+            let past = Looked {
+                runs: true,
+                port: None,
+                pace: found.before,
+            };
+            let now = Looked {
+                pace: found.loaded,
+                ..past
+            };
+            let bound = policy.apps.get(app).and_then(|app| app.response_time_max);
+            if let Err(why) = judge(&past, &now, bound)
+                && !entry.record.order.unproved
+            {
+                return Ok(Fact::Refused(format!(
+                    "{app} is not isolated from the update: while its slice was full of work, {why}; give \
+                     {app} a floor, or go on all the same with --unproved"
+                )));
+            }
+        }
+        Ok(Fact::Proved(proof))
+    }
+
+    /// Work on all CPUs that the slice may use.
+    fn load(&self, number: u64) -> Vec<String> {
+        let count = self.shared.place.dir().join(format!("{number}.load"));
+        [
+            &self.shared.place.executable.display().to_string(),
+            "workload",
+            "burn",
+            "--count-file",
+            &count.display().to_string(),
+            "--seconds",
+            &LOAD_SECONDS.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    /// Waits until the load runs; its process.
+    async fn await_load(&self, file: &Path) -> Result<u32, String> {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            let standing = errand::look(file).map_err(|error| error.to_string())?;
+            match standing {
+                Standing::Runs(pid) => return Ok(pid),
+                Standing::Ended(ending) => return Err(format!("the load {ending}")),
+                Standing::Unknown if Instant::now() < deadline => {}
+                Standing::Unknown => return Err("the load was not started".to_owned()),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn proof(
+        &self,
+        policy: &Policy,
+        report: &TickReport,
+        worker: Option<u32>,
+        before: &BTreeMap<AppId, forebay_core::update::Pace>,
+        loaded: &BTreeMap<AppId, forebay_core::update::Pace>,
+    ) -> BTreeMap<AppId, AppProof> {
+        let proc = Path::new(PROC);
+        let others = worker.and_then(|pid| outdated::cpus(proc, pid));
+        let critical = policy
+            .apps
+            .values()
+            .filter(|app| app.class == Class::Critical);
+        let prove = |app: &App| {
+            let seen = report.apps.get(&app.id)?;
+            let own = seen.main_pid.and_then(|pid| outdated::cpus(proc, pid));
+            let front = measure::front_of(&self.shared.fronts, &app.id);
+            let of = |paces: &BTreeMap<AppId, _>| {
+                let pace = front.as_ref().and_then(|front| paces.get(front));
+                pace.copied().unwrap_or_default()
+            };
+            let proof = AppProof {
+                exclusive: match (own, others) {
+                    (Some(own), Some(others)) => own.difference(&others),
+                    _ => Default::default(),
+                },
+                memory_floor: floor(seen),
+                before: of(before),
+                loaded: of(loaded),
+            };
+            Some((app.id.clone(), proof))
+        };
+        critical.filter_map(prove).collect()
+    }
+
+    /// Ends what an app of the update runs, and takes the app away.
+    async fn end(&self, id: &AppId) -> Result<(), String> {
+        let is_known = self.report().await?.report.apps.contains_key(id);
+        if is_known && let Err(why) = self.act(id, AppDeed::End).await {
+            tracing::info!(%id, why, "nothing of it is ended");
+        }
+        self.remove(id).await
+    }
+
+    async fn sync(&self, entry: &Entry) -> Result<Fact, String> {
+        let deadline = Instant::now() + SYNC_MAX;
+        loop {
+            let behind = restore::behind(&self.shared.fronts, &entry.record.order.restart);
+            let Some(why) = behind else {
+                return Ok(Fact::Done);
+            };
+            if Instant::now() >= deadline {
+                return Ok(Fact::Refused(why));
+            }
+            if self.shared.wishes.abort.load(Ordering::Relaxed) {
+                return Ok(Fact::Aborted);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Runs a command of the update to its end, once, and finds what runs outdated code since.
+    async fn command(&self, entry: &mut Entry, command: &[String]) -> Result<Fact, String> {
+        let step = entry.record.step();
+        let place = &self.shared.place;
+        let app = place.app(&step, &entry.record.order, command);
+        let app = app.ok_or("the command has no name")?;
+        let id = app.id.clone();
+        let file = place.errand(step.update, step.run);
+        if !matches!(errand::look(&file), Ok(Standing::Ended(_))) {
+            self.add(app).await?;
+        }
+        let ending = self.attend(entry, &id, &file, &step).await?;
+        let policy = self.shared.policy().await?;
+        match &ending {
+            Ending::Status(_) | Ending::Signal(_) | Ending::NotStarted(_) => {
+                self.remove(&id).await?;
+            }
+            // Nothing of it may go on beside what undoes it.
+            Ending::TimedOut | Ending::Stopped | Ending::Lost => self.end(&id).await?,
+        }
+        let report = self.report().await?;
+        let old = old(&policy, &report.report, &entry.record.order.restart);
+        Ok(Fact::Ran(ending, old))
+    }
+
+    /// Waits for the end of a command, which stands still while a critical app suffers.
+    async fn attend(
+        &self,
+        entry: &mut Entry,
+        id: &AppId,
+        file: &Path,
+        step: &Step,
+    ) -> Result<Ending, String> {
+        let began = Instant::now();
+        let mut hold = Hold::default();
+        // A daemon before this one may have left it frozen.
+        if let Err(why) = self.act(id, AppDeed::Thaw).await {
+            tracing::debug!(%id, why, "nothing to thaw");
+        }
+        let mut is_told = false;
+        let ending = loop {
+            let standing = errand::look(file)
+                .map_err(|error| format!("look at {}: {error}", file.display()))?;
+            match standing {
+                Standing::Ended(ending) => break ending,
+                Standing::Runs(pid) => {
+                    if !is_told && self.shared.wishes.abort.load(Ordering::Relaxed) {
+                        is_told = true;
+                        ask_to_end(pid)?;
+                    }
+                    self.hold(&mut hold, began.elapsed(), id).await?;
+                }
+                Standing::Unknown => {
+                    // On a host that is full its process may be there long before it gets to run.
+                    if began.elapsed() >= START_MAX && !self.runs(id).await? {
+                        break errand::forbid(file, step)
+                            .map_err(|error| format!("write {}: {error}", file.display()))?;
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        if hold.is_frozen() {
+            hold.step(began.elapsed(), false, true);
+            self.act(id, AppDeed::Thaw).await?;
+        }
+        *locked(&self.shared.held) = None;
+        let (times, stood) = hold.stood();
+        entry.held_times += times;
+        entry.held_ms += u64::try_from(stood.as_millis()).unwrap_or(u64::MAX);
+        Ok(ending)
+    }
+
+    async fn runs(&self, id: &AppId) -> Result<bool, String> {
+        let published = self.report().await?;
+        let seen = published.report.apps.get(id);
+        Ok(seen.is_some_and(|app| app.state == RunState::Running))
+    }
+
+    async fn hold(&self, hold: &mut Hold, now: Duration, id: &AppId) -> Result<(), String> {
+        let policy = self.shared.policy().await?;
+        let report = self.report().await?;
+        let why = suffering(&policy, &report.report);
+        let is_safe = outdated::package_lock(Path::new(PROC)).is_none();
+        match hold.step(now, why.is_some(), is_safe) {
+            Some(Turn::Freeze) => {
+                self.act(id, AppDeed::Freeze).await?;
+                let why = why.unwrap_or_default();
+                self.tell(format!("the update stands still: {why}"));
+                *locked(&self.shared.held) = Some(why);
+            }
+            Some(Turn::Thaw) => {
+                self.act(id, AppDeed::Thaw).await?;
+                *locked(&self.shared.held) = None;
+                self.tell("the update goes on".to_owned());
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn await_boot(&self, entry: &Entry) -> Fact {
+        loop {
+            let is_another = self.shared.place.boot != entry.record.boot;
+            if is_another || self.shared.wishes.resume.load(Ordering::Relaxed) {
+                return Fact::Done;
+            }
+            self.shared.wake.notified().await;
+        }
+    }
+
+    async fn verify(&self, entry: &mut Entry) -> Result<Fact, String> {
+        let deadline = Instant::now() + WELL_MAX;
+        let judged = loop {
+            let paces = measure::paces(&self.shared.fronts, WINDOW).await;
+            let report = self.report().await?;
+            let policy = self.shared.policy().await?;
+            let now = measure::look(&self.shared.fronts, &report.report).await;
+            let mut sick = Vec::new();
+            for (id, was) in &entry.was {
+                let Some(app) = policy.apps.get(id) else {
+                    continue;
+                };
+                let front = measure::front_of(&self.shared.fronts, id);
+                let pace = |paces: &BTreeMap<AppId, forebay_core::update::Pace>| {
+                    let pace = front.as_ref().and_then(|front| paces.get(front));
+                    pace.copied().unwrap_or_default()
+                };
+                let past = was.looked(pace(&entry.before));
+                let now = now.get(id).copied().unwrap_or_default();
+                let now = now.looked(pace(&paces));
+                if let Err(why) = judge(&past, &now, app.response_time_max) {
+                    sick.push(format!("{id}: {why}"));
+                }
+            }
+            if sick.is_empty() {
+                break Ok(());
+            }
+            if Instant::now() >= deadline {
+                break Err(sick.join("; "));
+            }
+        };
+        let counted = measure::counted(&self.shared.fronts).await;
+        entry.during = receipt::since(entry, &counted);
+        Ok(Fact::Judged(judged))
+    }
+
+    async fn close(&self, entry: &Entry) -> Result<Fact, String> {
+        let policy = self.shared.policy().await?;
+        let own = policy
+            .apps
+            .keys()
+            .filter(|id| id.as_str().starts_with(PREFIX));
+        for id in own {
+            self.remove(id).await?;
+        }
+        let number = entry.record.number;
+        for run in 0..=entry.record.runs {
+            forget(&self.shared.place.errand(number, run))?;
+        }
+        forget(&self.shared.place.dir().join(format!("{number}.load")))?;
+        forget(&self.shared.place.output(number, LOAD_RUN))?;
+        Ok(Fact::Done)
+    }
+}
+
+/// A package manager at work would be a second update.
+fn lock() -> Fact {
+    match outdated::package_lock(Path::new(PROC)) {
+        Some(lock) => Fact::Refused(format!(
+            "a package manager is at work (it holds {lock}): wait for its end"
+        )),
+        None => Fact::Done,
+    }
+}
+
+/// What a critical app has in force as never taken away.
+fn floor(seen: &AppReport) -> Option<Bytes> {
+    [Knob::MemoryMin, Knob::MemoryLow]
+        .into_iter()
+        .find_map(|knob| match seen.slice.get(knob) {
+            Some(Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes)) => Some(*bytes),
+            _ => None,
+        })
+}
+
+/// Which critical app suffers, and why.
+fn suffering(policy: &Policy, report: &TickReport) -> Option<String> {
+    let mut critical = policy
+        .apps
+        .values()
+        .filter(|app| app.class == Class::Critical);
+    critical.find_map(|app| {
+        let seen = report.apps.get(&app.id)?;
+        let bound = app
+            .response_time_max
+            .unwrap_or(policy.offload.response_time);
+        let why = suffers(&seen.usage, &seen.io, bound)?;
+        Some(format!("{}: {why}", app.id))
+    })
+}
+
+/// Programs that run code that was replaced, and those that are to be restarted anyway.
+pub(super) fn old(
+    policy: &Policy,
+    report: &TickReport,
+    restart: &BTreeSet<AppId>,
+) -> BTreeMap<AppId, Life> {
+    let proc = Path::new(PROC);
+    let programs = policy.apps.values().filter_map(|app| {
+        let own = !app.id.as_str().starts_with(PREFIX);
+        let is_ours = matches!(app.binding, Binding::Exec(_)) && own;
+        let pid = report.apps.get(&app.id).filter(|_| is_ours)?.main_pid?;
+        let wanted = restart.contains(&app.id) || outdated::replaced(proc, pid).is_some();
+        let life = outdated::life(proc, pid).filter(|_| wanted)?;
+        Some((app.id.clone(), life))
+    });
+    programs.collect()
+}
+
+/// Old programs that are no more.
+fn restarted(entry: &Entry) -> BTreeSet<AppId> {
+    let proc = Path::new(PROC);
+    let old = entry.record.old.iter();
+    old.filter(|(_, life)| outdated::life(proc, life.pid) != Some(**life))
+        .map(|(app, _)| app.clone())
+        .collect()
+}
+
+fn ask_to_end(pid: u32) -> Result<(), String> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or("the command has no process")?;
+    kill_process(pid, Signal::TERM).map_err(|error| format!("ask the command to end: {error}"))
+}
+
+fn forget(file: &Path) -> Result<(), String> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", file.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether an app runs as another life than this.
+pub(super) fn is_new(app: Option<&AppReport>, old: &Life) -> bool {
+    app.is_some_and(|app| {
+        app.state == RunState::Running
+            && app
+                .main_pid
+                .and_then(|pid| outdated::life(Path::new(PROC), pid))
+                .is_some_and(|life| life != *old)
+    })
+}
