@@ -12,6 +12,7 @@ import * as fleet from "./views/fleet.js";
 import * as host from "./views/host.js";
 import * as offload from "./views/offload.js";
 import * as shadows from "./views/shadows.js";
+import * as updates from "./views/updates.js";
 
 /** In the order of their keys. */
 const VIEWS = [
@@ -19,6 +20,7 @@ const VIEWS = [
   { path: "apps", title: "Apps", view: apps },
   { path: "shadows", title: "Shadows", view: shadows },
   { path: "offload", title: "Offload", view: offload },
+  { path: "updates", title: "Updates", view: updates },
   { path: "fleet", title: "Fleet", view: fleet },
   { path: "events", title: "Events", view: events },
 ];

@@ -18,6 +18,7 @@ const VIEWS = [
   ["apps/web", "canvas"],
   ["shadows", "text=Hand over…"],
   ["offload", "text=/Moves/"],
+  ["updates", "text=forebay update plan"],
   ["fleet", "text=/fleet/i"],
   ["events", "td:has-text('started')"],
 ];

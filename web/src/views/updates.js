@@ -1,0 +1,65 @@
+// Updates of the operating system: the one under way, and what clients saw of those that are over.
+
+import { change } from "../ask.js";
+import { facts, fill, h, table } from "../dom.js";
+import { bytes, clock, count, milliseconds, NONE, seconds } from "../format.js";
+import { poll } from "../poll.js";
+import { named } from "../slices.js";
+
+const EVERY_MS = 1000;
+/** Those that are over: the latest. */
+const RECEIPTS_MAX = 10;
+/** Where an update goes through, in order; see `forebay update status`. */
+const STAGES = ["planned", "locked", "isolated", "synced", "updating", "reboot_pending", "undoing", "restoring", "verifying", "closing"];
+
+export function show(place, page) {
+  const now = h("section", {}, h("h2", {}, "Under way"), h("p", { class: "dim" }, "Asking…"));
+  const past = h("div", { class: "columns" });
+  place.append(now, past);
+  let before = "";
+  const end = poll("/v1/update", EVERY_MS, (told) => {
+    const text = JSON.stringify(told);
+    if (text === before) return;
+    before = text;
+    fill(now, now.firstChild, told.trouble ? h("p", { class: "bad" }, told.trouble) : null,
+      told.current ? current(told.current, page)
+        : h("p", { class: "dim" }, "None. `forebay update plan -- COMMAND` says what one would do, `forebay update run -- COMMAND` begins it."),
+      told.outdated.length ? h("p", {}, "Run code that was replaced since they began: ", told.outdated.map((app) => [named(app), " "])) : null);
+    fill(past, told.history.slice(-RECEIPTS_MAX).reverse().map(receipt));
+  }, (error) => {
+    before = "";
+    fill(now, now.firstChild, h("p", { class: "dim" }, error.message));
+  });
+  return { end };
+}
+
+function current(update, page) {
+  const at = STAGES.indexOf(update.stage);
+  return [
+    facts([["Number", count(update.number)], ["Command", update.command.join(" ")], ["Asked for", clock(update.began_unix_ms)]]),
+    h("ol", { class: "stages" }, STAGES.map((stage, index) => h("li", {
+      class: index < at ? "good" : index > at ? "dim" : null, "aria-current": index === at ? "step" : null,
+    }, stage.replaceAll("_", " ")))),
+    h("p", {}, update.next),
+    update.held ? h("p", { class: "bad" }, update.held) : null,
+    update.troubles.map((line) => h("p", { class: "bad" }, line)),
+    update.output ? h("p", { class: "dim" }, `It writes to ${update.output}`) : null,
+    h("div", { class: "buttons" }, h("button", { onclick: () => page.act(`Call update ${update.number} off?`,
+      "What was done is undone where that can be; the apps go on as they were.", () => change("POST", "/v1/update/abort")) }, "Call off…")),
+  ];
+}
+
+function receipt(one) {
+  return h("section", {},
+    h("h2", {}, `Update ${one.number} `, h("span", { class: one.outcome === "committed" ? "good" : "bad" }, one.outcome.replaceAll("_", " "))),
+    facts([["Command", one.command.join(" ")], ["Asked for", clock(one.began_unix_ms)],
+      ["Took", seconds((one.ended_unix_ms - one.began_unix_ms) / 1000)],
+      ["Stood still for others", one.held_times ? `${count(one.held_times)} times, ${seconds(one.held_ms / 1000)}` : "never"]]),
+    one.troubles.map((line) => h("p", { class: "bad" }, line)),
+    one.fronts.length ? table("What clients saw", ["Front", "#p99 before", "#p99 meanwhile", "#Slowest", "#Held", "#Failed", "#Unknown", "#Pause"],
+      one.fronts.map((front) => [front.front, milliseconds(front.before.p99_ms), milliseconds(front.during.p99_ms),
+        milliseconds(front.during.max_ms), count(front.held), count(front.failed), count(front.unknown), milliseconds(front.pause_ms)])) : null,
+    one.apps.length ? table("What was done, beside what was planned", ["App", "Rung", "Restarted", "Own CPUs", "#Memory kept", "#Planned pause (p99)"],
+      one.apps.map((app) => [named(app.app), app.rung, app.restarted ? "yes" : "no", app.exclusive_cpus ?? NONE,
+        bytes(app.memory_floor_bytes), milliseconds(app.pause_p99_ms)])) : null);
+}
