@@ -551,8 +551,8 @@ fn claimed(
     claims.read(Duration::ZERO);
     claims.read(after);
     assert_eq!(apps.process(), process);
-    let record = kept.lock().unwrap().record.clone();
-    record
+    let kept = kept.lock().unwrap();
+    kept.record.clone()
 }
 
 #[test]

@@ -1,0 +1,191 @@
+//! One machine by itself, step by step.
+
+use super::*;
+
+/// A departure that was driven to a stage by what its steps ended with.
+fn departing(inputs: &[departure::Input]) -> (Departure, Vec<departure::Step>) {
+    let (mut machine, mut steps) = Departure::begin(Ownership::first(source()), target());
+    for input in inputs {
+        steps = machine.step(input.clone());
+    }
+    (machine, steps)
+}
+
+#[test]
+fn a_source_whose_disk_is_full_turns_back_before_it_asks() {
+    use departure::{End, Input, Mark, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let check = |count: usize, stage, mark, first: Option<Step>| {
+        let mut inputs = vec![done.clone(); count];
+        inputs.push(Input::Unmarked);
+        let (machine, steps) = departing(&inputs);
+        assert_eq!((machine.stage(), machine.mark()), (stage, mark));
+        assert_eq!(steps.first().cloned(), first);
+    };
+    check(1, Stage::Over(End::Refused), None, None);
+    let recalled = Step::Change(1, Ownership::first(source()).recalled());
+    check(3, Stage::CallingOff, Some(Mark::Begun), Some(recalled));
+    // Frozen, and all is sent: the record was not asked for yet.
+    check(5, Stage::Thawing, Some(Mark::Frozen), Some(Step::Thaw));
+    // It was: only the record says now whose it is.
+    check(6, Stage::Awaiting, Some(Mark::Committing), None);
+
+    // It goes on, and the disk still says that it may stand still: the record waits for no room.
+    let mut inputs = vec![done.clone(); 3];
+    inputs.extend([Input::Ended(Outcome::Refused), done]);
+    let (mut machine, steps) = departing(&inputs);
+    assert_eq!(
+        (machine.stage(), machine.mark()),
+        (Stage::CallingOff, Some(Mark::Begun))
+    );
+    assert_eq!(machine.step(Input::Unmarked), steps);
+    assert_eq!(machine.mark(), Some(Mark::Frozen));
+    // What is on disk already cannot fail to be there.
+    assert_eq!(machine.step(Input::Unmarked), []);
+    machine.step(Input::Ended(Outcome::Done));
+    assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+}
+
+/// A source that was asked for this many steps from a record that is not the first, and reads.
+fn asked(commit: Outcome) -> Departure {
+    use departure::{Input, Stage};
+    let (mut machine, _) = Departure::begin(first(), target());
+    for _ in 0..5 {
+        machine.step(Input::Ended(Outcome::Done));
+    }
+    machine.step(Input::Ended(commit));
+    if commit == Outcome::Unknown {
+        machine.step(Input::Ended(Outcome::Refused));
+    }
+    assert_eq!(machine.stage(), Stage::Reading);
+    machine
+}
+
+#[test]
+fn a_record_of_before_ends_nothing_and_gives_a_rest() {
+    use departure::{End, Input, Stage, Step};
+    let before = |owner: HostName| {
+        Input::Read(Ownership {
+            epoch: FIRST - 2,
+            ..Ownership::first(owner)
+        })
+    };
+    let done = Input::Ended(Outcome::Done);
+    for read in [
+        before(source()),
+        before("other".parse().unwrap()),
+        Input::Gone,
+    ] {
+        // Somebody else may have been given it: it stands until that is known.
+        let mut machine = asked(Outcome::Unknown);
+        assert_eq!(machine.step(read.clone()), [Step::Read]);
+        assert_eq!(machine.stage(), Stage::Reading);
+        machine.step(Input::Read(first().given_to(&target())));
+        assert_eq!(machine.step(read.clone()), [Step::Read]);
+        assert_eq!(machine.stage(), Stage::Awaiting);
+
+        // Nobody was.
+        let mut machine = asked(Outcome::Refused);
+        assert_eq!(machine.step(read), [Step::Thaw]);
+        machine.step(done.clone());
+        machine.step(Input::Ended(Outcome::Refused));
+        assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+    }
+}
+
+#[test]
+fn what_is_given_back_says_again_that_it_runs() {
+    use departure::{End, Input, Mark, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let back = Ownership::first(source())
+        .given_to(&target())
+        .given_to(&source());
+    let mut inputs = vec![done.clone(); 6];
+    inputs.extend([Input::Read(back.clone()), done.clone()]);
+    let (mut machine, steps) = departing(&inputs);
+    let expected = [Step::Change(back.epoch, back.running())];
+    assert_eq!(steps, expected);
+    // A daemon that begins anew finds the record once more.
+    assert_eq!(machine.mark(), Some(Mark::Committing));
+    assert_eq!(machine.step(Input::Ended(Outcome::Unknown)), expected);
+    machine.step(done);
+    assert_eq!(machine.stage(), Stage::Over(End::Stayed));
+}
+
+/// An arrival whose copy is whole.
+fn waiting() -> Arrival {
+    let (mut machine, _) = Arrival::begin(Ownership::first(source()), target());
+    machine.step(arrival::Input::Ended(Outcome::Done));
+    machine.step(arrival::Input::Ended(Outcome::Done));
+    assert_eq!(machine.stage(), arrival::Stage::Waiting);
+    machine
+}
+
+#[test]
+fn a_target_goes_by_the_record_and_not_by_the_sources_word() {
+    use arrival::{End, Input, Stage, Step};
+    let done = Input::Ended(Outcome::Done);
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    assert_eq!(machine.step(Input::Dropped(1)), [Step::Discard]);
+    machine.step(done.clone());
+    assert_eq!(machine.step(Input::Dropped(1)), []);
+    let back = Step::Change(given.epoch, given.given_to(&source()));
+    assert_eq!(machine.step(Input::Read(given)), [back]);
+
+    let mut machine = waiting();
+    machine.step(Input::Dropped(1));
+    machine.step(done);
+    machine.step(Input::Read(Ownership::first(source()).recalled()));
+    assert_eq!(machine.stage(), Stage::Over(End::Dropped));
+}
+
+#[test]
+fn what_may_have_run_is_not_given_back() {
+    use arrival::{Input, Stage, Step};
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    machine.step(Input::Read(given.clone()));
+    machine.step(Input::Ended(Outcome::Unknown));
+    let runs = Step::Change(given.epoch, given.running());
+    assert_eq!(machine.step(Input::Ended(Outcome::Refused)), [runs]);
+
+    let mut machine = waiting();
+    machine.step(Input::Read(given));
+    machine.step(Input::Ended(Outcome::Refused));
+    assert_eq!(machine.stage(), Stage::Returning);
+}
+
+/// The daemon ended between the start and what it had to say of it, and the program ends by itself.
+#[test]
+fn what_ran_before_the_daemon_ended_is_not_given_back() {
+    use arrival::{Found, Input, Mark, Stage};
+    for (found, stage) in [
+        (Found::Started, Stage::Announcing),
+        (Found::Fresh, Stage::Returning),
+    ] {
+        let record = Ownership::first(source());
+        let (mut machine, _) = Arrival::resume(record, target(), Mark::Starting, found);
+        machine.step(Input::Ended(Outcome::Refused));
+        assert_eq!(machine.stage(), stage);
+    }
+}
+
+#[test]
+fn a_target_whose_disk_is_full_gives_it_back() {
+    use arrival::{Input, Mark, Stage, Step};
+    let given = Ownership::first(source()).given_to(&target());
+    let mut machine = waiting();
+    machine.step(Input::Read(given.clone()));
+    let back = [Step::Change(given.epoch, given.given_to(&source()))];
+    assert_eq!(machine.step(Input::Unmarked), back);
+    // What is on disk stays true: nothing of it ran.
+    assert_eq!(machine.mark(), Some(Mark::Prepared));
+    assert_eq!(machine.step(Input::Ended(Outcome::Unknown)), back);
+    assert_eq!(machine.mark(), Some(Mark::Prepared));
+
+    // It was not said that the copy is whole.
+    let mut machine = waiting();
+    assert_eq!(machine.step(Input::Unmarked), [Step::Discard]);
+    assert_eq!(machine.stage(), Stage::Discarding { watch: false });
+}
