@@ -2,7 +2,8 @@
 //! broker of one app, with the processes of its devices.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use forebay_accel::process::{self, OwnProgram};
 use forebay_accel::task::Scalar;
 use forebay_accel::wire::{DeviceStatus, KernelStatus, Stats, Wish};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::output::{Format, Output, numbers, table, words};
 
@@ -495,10 +498,36 @@ pub(crate) fn work(args: &WorkerArgs) -> Result<ExitCode, Error> {
         path: args.socket.clone(),
         source,
     })?;
+    end_when_asked(&args.socket)
+        .map_err(|error| Error::Worker(format!("wait for signals: {error}")))?;
     broker.serve();
     Err(Error::Worker(
         "clients are not heard any more; start the worker again".to_owned(),
     ))
+}
+
+/// Takes the socket away when this process is asked to end, if it is still the same. The processes of
+/// devices end with it.
+fn end_when_asked(socket: &Path) -> io::Result<()> {
+    let identity = |socket: &Path| {
+        let metadata = std::fs::symlink_metadata(socket)?;
+        io::Result::Ok((metadata.dev(), metadata.ino()))
+    };
+    let own = identity(socket)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let socket = socket.to_owned();
+    let wait = move || {
+        let asked = signals.forever().next();
+        if identity(&socket).is_ok_and(|now| now == own)
+            && let Err(error) = std::fs::remove_file(&socket)
+        {
+            tracing::warn!(socket = %socket.display(), %error, "socket left behind");
+        }
+        tracing::info!(?asked, "the worker ends");
+        std::process::exit(0);
+    };
+    let thread = std::thread::Builder::new().name("ends".to_owned());
+    thread.spawn(wait).map(|_| ())
 }
 
 /// Is the process of a device.

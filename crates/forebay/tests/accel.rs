@@ -326,3 +326,27 @@ fn a_client_of_another_language_is_served() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.starts_with("1024 sums on cpu"), "{output:?}");
 }
+
+#[test]
+fn a_worker_that_is_asked_to_end_takes_its_socket_away_and_no_file_of_others() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let mut worker = Worker::new(&[]);
+    worker.client();
+    let id = i32::try_from(worker.process.id()).unwrap();
+    kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+    let status = worker.process.wait().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(!worker.socket.exists());
+
+    std::fs::write(&worker.socket, "precious").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .arg("accel-worker")
+        .arg(&worker.socket)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("is no socket"), "{said}");
+    assert_eq!(std::fs::read(&worker.socket).unwrap(), b"precious");
+}

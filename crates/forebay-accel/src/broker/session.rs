@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -50,6 +51,13 @@ pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
                     format!("another worker listens on {path}; end it, or name another socket"),
+                ));
+            }
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                let path = path.display();
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!("{path} is no socket; move it away, or name another socket"),
                 ));
             }
             std::fs::remove_file(path)?;

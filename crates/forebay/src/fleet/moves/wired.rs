@@ -174,11 +174,18 @@ impl Wired {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The connection from before, if it seems to be whole.
+    fn kept(&self, to: &HostName) -> Option<Link> {
+        self.links().remove(to).filter(Link::is_usable)
+    }
+
     /// A connection: the one from before, or a new one.
     fn connect(&self, to: &HostName) -> Result<Link, Trouble> {
-        if let Some(link) = self.links().remove(to).filter(Link::is_usable) {
-            return Ok(link);
-        }
+        self.kept(to).map_or_else(|| self.reach(to), Ok)
+    }
+
+    /// A new connection.
+    fn reach(&self, to: &HostName) -> Result<Link, Trouble> {
         let members = self.coordinator.hosts();
         let members = members.map_err(|error| Trouble::Refused(error.to_string()))?;
         let Some(member) = members.get(to) else {
@@ -198,7 +205,19 @@ impl Wired {
     }
 
     fn ask(&self, to: &HostName, request: &Request, within: Duration) -> Result<Answer, Trouble> {
-        let mut link = self.connect(to)?;
+        // One from before may lead to an agent that ended since. Nothing was asked of the one that is there
+        // now, and what is asked twice is answered as once.
+        if let Some(mut link) = self.kept(to) {
+            let answer = self.runtime.block_on(link.ask(request, within));
+            match answer {
+                Err(Error {
+                    kind: Kind::Cut | Kind::Unreachable,
+                    ..
+                }) => tracing::debug!(host = %to, "the connection from before had ended"),
+                answer => return self.keep(to, link, answer),
+            }
+        }
+        let mut link = self.reach(to)?;
         let answer = self.runtime.block_on(link.ask(request, within));
         self.keep(to, link, answer)
     }
