@@ -5,6 +5,8 @@ import { build } from "esbuild";
 
 await rm("dist", { recursive: true, force: true });
 await mkdir("dist");
+// It stays where nothing is built: cargo takes a directory that is not there for one that changed.
+await writeFile("dist/.keep", "");
 const common = { bundle: true, minify: true, format: "esm", target: "es2022", logLevel: "warning" };
 await build({ ...common, entryPoints: ["src/main.js"], outfile: "dist/main.js", external: ["./uplot.js"] });
 await build({ ...common, stdin: { contents: 'export { default } from "uplot";', resolveDir: "." }, outfile: "dist/uplot.js" });

@@ -17,6 +17,7 @@ fn main() {
     let (built, source) = (here.join(WEB).join("dist"), here.join(WEB).join("src"));
     println!("cargo::rerun-if-changed={}", source.display());
     println!("cargo::rerun-if-changed={}", built.display());
+    // `dist` is there without a build, too: what is not there counts as changed each time.
     let root = if built.join("index.html").exists() {
         built
     } else {
@@ -41,6 +42,9 @@ fn collect(root: &Path, directory: &Path, files: &mut Vec<(String, String)>) {
         let path = entry.expect("a directory lists its files").path();
         if path.is_dir() {
             collect(root, &path, files);
+            continue;
+        }
+        if path.file_name().is_some_and(|name| name == ".keep") {
             continue;
         }
         let name = path.strip_prefix(root).expect("it is below it");
