@@ -241,7 +241,7 @@ impl fmt::Display for Absence {
             Self::MovesDoNotWait => {
                 "files of tiered directories wait for critical apps only, and it is none"
             }
-            Self::NoFleet => "no fleet is configured",
+            Self::NoFleet => "no other host is asked by itself yet; `forebay move` does it",
             Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
             Self::NoAccelerator => "no accelerator takes its tasks",
         })

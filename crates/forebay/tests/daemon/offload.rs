@@ -434,7 +434,7 @@ fn a_rung_that_does_not_help_is_taken_back_and_what_is_absent_is_named() {
             " predicted), taken back.",
             "Not taken: place its threads one by one: ",
             "Not taken: give it more CPUs: it did not help when it was tried last",
-            "Not taken: move it to another host: no fleet is configured.",
+            "Not taken: move it to another host: no other host is asked by itself yet; `forebay move` does it.",
             "Not taken: send its tasks to an accelerator: no accelerator takes its tasks.",
         ];
         parts.iter().all(|part| said.contains(part))
