@@ -52,19 +52,26 @@ let drawn = false;
 /** Asks whether to do something, does it, and says what came of it. */
 async function act(title, text, doing) {
   if (!(await confirmed(title, text))) return;
+  line("done", "");
   try {
     const done = await doing();
     trouble("");
-    say(document.getElementById("footer"), (done.messages ?? ["done"]).join(" "));
+    // It stays until the reader acts again or looks elsewhere.
+    line("done", (done.messages ?? ["Done."]).join(" "));
   } catch (error) {
     trouble(error.message);
   }
 }
 
 function trouble(text) {
-  const line = document.getElementById("trouble");
-  line.hidden = !text;
-  say(line, text);
+  line("trouble", text);
+}
+
+/** Sets a line above the view; without a text there is none. */
+function line(id, text) {
+  const element = document.getElementById(id);
+  element.hidden = !text;
+  say(element, text);
 }
 
 /** Shows the view that the address names. */
@@ -73,6 +80,7 @@ function route() {
   const named = VIEWS.find((one) => one.path === path) ?? VIEWS[0];
   const view = named.path === "apps" && name ? app : named.view;
   shown?.end?.();
+  line("done", "");
   fill(place);
   shown = view.show(place, page, name) ?? null;
   for (const link of document.querySelectorAll("nav a")) {

@@ -82,7 +82,7 @@ test("each view of a real host, and what may be done there", { skip: PAGE ? fals
     await page.click("text=What would change?");
     await page.click("#set");
     await page.click("#dialog-yes");
-    await page.waitForSelector("footer:has-text('web')");
+    await page.waitForSelector("#done:has-text('web')");
     await page.getByLabel("Key").fill("no.such.key");
     await page.click("text=What would change?");
     await page.waitForSelector(".bad:has-text('no.such.key')");
@@ -94,7 +94,7 @@ test("each view of a real host, and what may be done there", { skip: PAGE ? fals
     await page.waitForSelector("dialog >> text=Nothing fails");
     await page.click("#dialog-yes");
     await page.waitForFunction((was) => document.querySelector("[data-front=shop] dl")?.textContent !== was, before);
-    await page.waitForSelector("footer:has-text('serves now')");
+    await page.waitForSelector("#done:has-text('serves now')");
     assert.deepEqual(faults, []);
     console.log(`views ${VIEWS.length}, bytes of the answers with a length ${bytes}`);
   }));

@@ -118,6 +118,14 @@ mod tests {
             .spawn()
             .unwrap();
         let proc = Path::new("/proc");
+        // `spawn` comes back in the middle of execve, before the file is mapped.
+        let maps = proc.join(format!("{}/maps", child.id()));
+        while !fs::read_to_string(&maps)
+            .unwrap()
+            .contains(program.to_str().unwrap())
+        {
+            std::thread::yield_now();
+        }
         assert_eq!(replaced(proc, child.id()), None);
         fs::remove_file(&program).unwrap();
         let found = replaced(proc, child.id());
