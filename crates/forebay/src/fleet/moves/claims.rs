@@ -32,8 +32,8 @@ pub(super) struct Claims {
     /// Since when nobody owns what is configured here.
     unowned: BTreeMap<AppId, Duration>,
     told: BTreeMap<AppId, String>,
-    /// The hosts that were seen to serve what is handed over.
-    served: BTreeMap<AppId, HostName>,
+    /// The hosts that were seen to serve what is handed over, and the epoch of the front at that time.
+    served: BTreeMap<AppId, (HostName, u64)>,
 }
 
 impl Claims {
@@ -94,28 +94,31 @@ impl Claims {
         let house = &self.house;
         let stand = house.apps.service().map(|service| service.stand(app));
         let stand = stand.transpose()?.flatten();
+        let known = house.book.record(app);
         let record = house.records.read(app)?;
         if let Some(record) = &record {
             house.book.learn(app, record);
         }
-        let Some(Stand { serves, .. }) = stand.filter(|_| !self.is_moving(app)) else {
+        let Some(stand) = stand.filter(|_| !self.is_moving(app)) else {
             return Ok(());
         };
-        let before = self.served.insert(app.clone(), serves.clone());
+        let (serves, now) = (stand.serves.clone(), (stand.serves.clone(), stand.epoch));
+        let before = self.served.insert(app.clone(), now);
         let Some(record) = record else {
             let first = Ownership::first(serves);
             house.records.create(app, &first)?;
             house.book.learn(app, &first);
             return Ok(());
         };
-        let is_ours = record.owner == house.here || before.as_ref() == Some(&record.owner);
+        let is_ours = record.owner == house.here
+            || was_left(&record, &stand, before.as_ref(), known.as_ref());
         if record.owner == serves || !is_ours {
             return Ok(());
         }
         let to = record.given_to(&serves).running();
         if let Err(trouble) = house.change(app, record.epoch, &to) {
             // What it left is not forgotten before the record says so.
-            self.served.insert(app.clone(), record.owner);
+            self.served.insert(app.clone(), (record.owner, stand.epoch));
             return Err(trouble);
         }
         let what = format!("is served from {serves}, since its front handed over");
@@ -223,6 +226,22 @@ impl Claims {
     }
 }
 
+/// Whether a front handed over from the owner that the record names, since it was looked at `before`: what
+/// it did in between, twice or more, it says itself. After a start of the daemon nothing was looked at
+/// before; then its last change counts, if nobody wrote the record since it was `known`.
+fn was_left(
+    record: &Ownership,
+    stand: &Stand,
+    before: Option<&(HostName, u64)>,
+    known: Option<&Ownership>,
+) -> bool {
+    let left = stand.left.get(&record.owner);
+    match before {
+        Some((host, epoch)) => *host == record.owner || left.is_some_and(|left| left > epoch),
+        None => known == Some(record) && left == Some(&stand.epoch),
+    }
+}
+
 /// Whether what it is started by is here.
 fn has_program(app: &App) -> bool {
     let Binding::Exec(exec) = &app.binding else {
@@ -230,4 +249,48 @@ fn has_program(app: &App) -> bool {
     };
     let program = exec.command.first().map(Path::new);
     program.is_some_and(|program| !program.is_absolute() || program.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A front whose hosts are a and b, that handed over from these at these epochs.
+    fn stand(serves: &str, epoch: u64, left: &[(&str, u64)]) -> Stand {
+        let host = |name: &str| name.parse::<HostName>().unwrap();
+        Stand {
+            front: "web".parse().unwrap(),
+            serves: host(serves),
+            epoch,
+            left: left.iter().map(|(name, at)| (host(name), *at)).collect(),
+            others: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_record_follows_a_front_that_went_there_and_back_between_two_looks() {
+        let host = |name: &str| name.parse::<HostName>().unwrap();
+        let of_b = Ownership::first(host("b")).running();
+        let before = (host("a"), 7);
+        let check = |stand: &Stand, before: Option<&(HostName, u64)>, expected: bool| {
+            let known = Some(&of_b);
+            assert_eq!(was_left(&of_b, stand, before, known), expected, "{stand:?}");
+        };
+        // It was moved to b and handed back since.
+        check(&stand("a", 9, &[("a", 8), ("b", 9)]), Some(&before), true);
+        // It was seen to serve.
+        check(&stand("a", 9, &[]), Some(&(host("b"), 8)), true);
+        // Another front gave it to b; this one left b long ago.
+        check(&stand("a", 7, &[("a", 4), ("b", 5)]), Some(&before), false);
+        check(&stand("a", 7, &[]), Some(&before), false);
+        // The daemon is new.
+        check(&stand("a", 9, &[("a", 8), ("b", 9)]), None, true);
+        check(&stand("a", 10, &[("a", 8), ("b", 9)]), None, false);
+        let later = of_b.given_to(&host("b"));
+        let now = stand("a", 9, &[("b", 9)]);
+        assert!(
+            !was_left(&later, &now, None, Some(&of_b)),
+            "somebody wrote it since"
+        );
+    }
 }

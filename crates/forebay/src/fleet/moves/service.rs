@@ -42,6 +42,10 @@ pub(crate) struct Stand {
     pub(crate) front: AppId,
     /// The host whose instance serves.
     pub(crate) serves: HostName,
+    /// The front's epoch, which each of its changes makes greater.
+    pub(crate) epoch: u64,
+    /// The hosts that it handed over from, and the epoch that began with that, as far as it remembers.
+    pub(crate) left: BTreeMap<HostName, u64>,
     /// The hosts with an instance, and why that one could not take over now.
     pub(crate) others: BTreeMap<HostName, Result<(), String>>,
 }
@@ -101,9 +105,20 @@ fn stand(front: &AppId, status: &Status, here: &HostName) -> Option<Stand> {
             *known = can;
         }
     }
+    let of = |app: &str| status.members.iter().find(|member| member.app == app);
+    let mut left = BTreeMap::new();
+    for change in &status.transitions {
+        let from = of(&change.from).and_then(host);
+        let to = change.to.as_deref().and_then(of).and_then(host);
+        if let Some(from) = from.filter(|from| to.as_ref() != Some(from)) {
+            left.insert(from, change.epoch);
+        }
+    }
     Some(Stand {
         front: front.clone(),
         serves,
+        epoch: status.epoch,
+        left,
         others,
     })
 }
