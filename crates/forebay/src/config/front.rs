@@ -314,7 +314,9 @@ fn resolve(
     let mode = mode.map(|mode| with_programs(mode, &instances, apps));
     if let (Some(Mode::Postgres(options)), true) = (&mode, is_complete) {
         let key = format!("{}.data", section.key("postgres"));
-        check_data(options, &instances, (at, &key), findings);
+        let here = instances.iter().map(|(app, _)| app);
+        let here: Vec<&AppId> = here.filter(|app| !elsewhere.contains_key(*app)).collect();
+        check_data(options, &here, (at, &key), findings);
     }
     let patience = bounded(&mut section, "patience", patience, findings);
     let grace = bounded(&mut section, "grace", grace, findings);
@@ -364,30 +366,31 @@ fn with_programs(mode: Mode, instances: &[(AppId, Address)], apps: &BTreeMap<App
     Mode::Postgres(options)
 }
 
+/// `here` is the instances of this host: data of others are theirs.
 fn check_data(
     options: &forebay_shadow::postgres::Options,
-    instances: &[(AppId, Address)],
+    here: &[&AppId],
     (at, key): (usize, &str),
     findings: &mut Findings<'_>,
 ) {
     if options.data.is_empty() {
         return;
     }
-    let is_instance = |name: &String| instances.iter().any(|(app, _)| app.as_str() == name);
-    for name in options.data.keys().filter(|name| !is_instance(name)) {
+    let is_here = |name: &String| here.iter().any(|app| app.as_str() == name);
+    for name in options.data.keys().filter(|name| !is_here(name)) {
         let problem = Problem::new(
-            format!("`{name}` is not one of the instances"),
-            "name the instances, and no others",
+            format!("`{name}` is not one of the instances of this host"),
+            "name those, and no others",
         );
         findings.add(at, format!("{key}.{name}"), problem);
     }
-    for (app, _) in instances
+    for app in here
         .iter()
-        .filter(|(app, _)| !options.data.contains_key(app.as_str()))
+        .filter(|app| !options.data.contains_key(app.as_str()))
     {
         let problem = Problem::new(
             format!("the data directory of `{app}` is not given"),
-            "give those of all instances: any of them may have to follow another",
+            "give those of all instances of this host: any of them may have to follow another",
         );
         findings.add(at, key.to_owned(), problem);
     }

@@ -17,14 +17,14 @@ use crate::fronts::{free_port, kill, request};
 use crate::place::{EXE, PATIENCE, Place, eventually, processes};
 
 /// Hosts of one fleet.
-struct Hosts {
+pub(crate) struct Hosts {
     hosts: Vec<(&'static str, Place)>,
     links: Vec<u16>,
     etcd: Etcd,
 }
 
 impl Hosts {
-    fn new(test: &str, names: &[&'static str]) -> Option<Self> {
+    pub(crate) fn new(test: &str, names: &[&'static str]) -> Option<Self> {
         let mut hosts = Vec::new();
         for name in names {
             hosts.push((*name, Place::new(test)?));
@@ -50,7 +50,7 @@ impl Hosts {
         Some(fleet)
     }
 
-    fn start(&mut self, name: &str, apps: &str) {
+    pub(crate) fn start(&mut self, name: &str, apps: &str) {
         let index = self
             .hosts
             .iter()
@@ -85,18 +85,18 @@ impl Hosts {
         self.hosts[index].1.start();
     }
 
-    fn place(&self, name: &str) -> &Place {
+    pub(crate) fn place(&self, name: &str) -> &Place {
         let found = self.hosts.iter().find(|(host, _)| *host == name);
         &found.unwrap().1
     }
 
     /// What a host owns.
-    fn owns(&self, name: &str) -> Vec<String> {
+    pub(crate) fn owns(&self, name: &str) -> Vec<String> {
         let owns = fleet(self.place(name), &["status"])["owns"].clone();
         serde_json::from_value(owns).unwrap()
     }
 
-    fn await_members(&self) {
+    pub(crate) fn await_members(&self) {
         eventually("all are members", || {
             let hosts = |(_, place): &(&str, Place)| fleet(place, &["hosts"])["hosts"].clone();
             let all = |hosts: Value| hosts.as_array().unwrap().len() == self.hosts.len();
@@ -327,8 +327,11 @@ fn front(mode: &str, port: u16, [a, b]: [u16; 2]) -> String {
     )
 }
 
+/// What a client does on its connection.
+pub(crate) type Ask = fn(&mut TcpStream);
+
 /// Clients that ask one after the other, each on one connection for all the time.
-struct Load {
+pub(crate) struct Load {
     ends: Arc<AtomicBool>,
     /// How long the longest request took since that was taken last, in microseconds.
     longest: Arc<AtomicU64>,
@@ -337,13 +340,14 @@ struct Load {
 }
 
 impl Load {
-    fn start(port: u16, clients: usize, ask: fn(&mut TcpStream)) -> Self {
+    pub(crate) fn start(port: u16, clients: usize, (open, ask): (Ask, Ask)) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let longest = Arc::new(AtomicU64::new(0));
         let client = move |ends: Arc<AtomicBool>, longest: Arc<AtomicU64>| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_nodelay(true).unwrap();
+            open(&mut stream);
             let mut took = Vec::new();
             while !ends.load(Ordering::Relaxed) {
                 let began = Instant::now();
@@ -368,18 +372,18 @@ impl Load {
     }
 
     /// Forgets what was before a hand-over.
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.longest.store(0, Ordering::Relaxed);
     }
 
     /// A hand-over is over: the longest that a client waited since it was asked for.
-    fn note(&mut self) {
+    pub(crate) fn note(&mut self) {
         let micros = self.longest.swap(0, Ordering::Relaxed);
         self.gaps.push(Duration::from_micros(micros));
     }
 
     /// Ends it, and says what it saw: a client panics at the first request that failed.
-    fn end(self, what: &str) {
+    pub(crate) fn end(self, what: &str) {
         self.ends.store(true, Ordering::Relaxed);
         let ended = self.threads.into_iter().map(|one| one.join().unwrap());
         let mut took: Vec<Duration> = ended.flatten().collect();
@@ -414,7 +418,7 @@ fn set_and_get(stream: &mut TcpStream) {
 }
 
 /// Who serves, as the front and the record say.
-fn await_served(hosts: &Hosts, by: &str) {
+pub(crate) fn await_served(hosts: &Hosts, by: &str) {
     let instance = if by == "a" { "shop" } else { "shop-b" };
     eventually("the front says so, and the other one is in step", || {
         let front = hosts.place("a").json(&["shadow", "status", "web"]);
@@ -426,12 +430,7 @@ fn await_served(hosts: &Hosts, by: &str) {
     });
 }
 
-fn moves_there_and_back(
-    test: &str,
-    mode: &str,
-    exec: fn(&Place, u16) -> String,
-    ask: fn(&mut TcpStream),
-) {
+fn moves_there_and_back(test: &str, mode: &str, exec: fn(&Place, u16) -> String, ask: Ask) {
     let Some(mut hosts) = Hosts::new(test, &["a", "b"]) else {
         return;
     };
@@ -460,7 +459,7 @@ fn moves_there_and_back(
     hosts.await_members();
     await_served(&hosts, "a");
     let pid = hosts.place("a").await_pid("shop");
-    let mut load = Load::start(port, 4, ask);
+    let mut load = Load::start(port, 4, (|_| (), ask));
     for _ in 0..3 {
         load.begin();
         let moved = hosts.place("a").json(&["move", "shop", "--to", "b"]);

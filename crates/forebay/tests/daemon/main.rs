@@ -39,6 +39,7 @@ mod input;
 mod kernel;
 #[cfg(feature = "etcd")]
 mod leaving;
+mod leaving_postgres;
 mod lifecycle;
 mod mistakes;
 #[cfg(feature = "etcd")]

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::place::{Place, eventually, is_running, signal};
 
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+pub(crate) const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 
 /// A front `db` before `pg-a`, which has a cluster, and `pg-b`, which has nothing.
 struct Stage {
@@ -26,7 +26,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-fn as_postgres(program: &str) -> Command {
+pub(crate) fn as_postgres(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args([
         "--reuid",
@@ -40,7 +40,7 @@ fn as_postgres(program: &str) -> Command {
 }
 
 #[track_caller]
-fn succeed(command: &mut Command) -> Output {
+pub(crate) fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");

@@ -389,8 +389,8 @@ fn instances_with_data_are_made_to_follow_before_they_begin() {
     check(
         &front("data = { a = \"/a\", c = \"/a\" }\nrebuild = [\"x\"]\n"),
         &[
-            "f:6: fronts.w.postgres.data.c: `c` is not one of the instances; name the instances, and no others",
-            "f:6: fronts.w.postgres.data: the data directory of `b` is not given; give those of all instances: any of them may have to follow another",
+            "f:6: fronts.w.postgres.data.c: `c` is not one of the instances of this host; name those, and no others",
+            "f:6: fronts.w.postgres.data: the data directory of `b` is not given; give those of all instances of this host: any of them may have to follow another",
             "f:6: fronts.w.postgres.data.c: two instances have the same data directory; give each one of its own",
             "f:12: fronts.w.postgres.data: with `data`, no `rebuild` is run; leave out one of them",
         ],
