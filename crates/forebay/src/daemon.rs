@@ -41,7 +41,7 @@ use crate::signals::{self, Teller};
 use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
 use crate::training::{Training, TrainingConfig};
-use crate::update::{Opened, Updater};
+use crate::update::{self, Opened, Updater};
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
@@ -377,7 +377,18 @@ fn begin_on(
         fronts: fronts::apps(config),
         desk: fronts.clone(),
     };
-    let updater = Updater::start(update, commands.clone(), published.clone(), fronts.clone());
+    let fleet = agent.as_ref().zip(membership.as_ref());
+    let fleet = fleet.map(|(agent, membership)| update::Fleet {
+        member: membership.desk(),
+        moves: agent.desk(),
+    });
+    let updater = Updater::start(
+        update,
+        commands.clone(),
+        published.clone(),
+        fronts.clone(),
+        fleet,
+    );
     let updater = updater.map_err(system(
         "start the thread that carries out updates",
         "check limits on threads",

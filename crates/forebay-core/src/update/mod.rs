@@ -11,11 +11,13 @@
 //! ```text
 //! deed = record.deed();  fact = do it;  record = record.after(fact);  make the record durable
 //!
-//! planned ─▶ locked ─▶ isolated ─▶ synced ─▶ updating ─▶ [reboot_pending] ─▶ restoring ─▶ verifying
-//!    │          │          │          │          │ fails        ▲                        sick │ │ well
-//!    └──────────┴──────────┴──────────┴─────┐    └──▶ undoing ──┴◀────────────────────────────┘ │
-//!                                           ▼     (rollback command, at most twice)             │
-//!                                        closing ◀──────────────────────────────────────────────┘
+//! planned ─▶ locked ─▶ isolated ─▶ [leaving] ─▶ synced ─▶ updating ─▶ [reboot_pending] ─▶ restoring ─▶ verifying
+//!    │          │          │           │           │          │ fails        ▲                        sick │ │ well
+//!    │          │          │           │           │          └──▶ undoing ──┴◀────────────────────────────┘ │
+//!    │          │          │           └───────────┴─────┐     (rollback command, at most twice)             │
+//!    └──────────┴──────────┴────────────────┐            ▼                                                   │
+//!                                           ▼◀─── [returning] ◀──────────────────────────────────────────────┘
+//!                                        closing
 //!                                           ▼
 //!                                  committed, rolled_back or alarmed
 //! ```
@@ -24,7 +26,8 @@
 //! - A crash repeats the deed of the stage that is on disk and no other; deeds are idempotent by their
 //!   [`Step`], which names the update, the deed, the run and the boot.
 //! - The command begins at most once, and each rollback as well: there are at most two.
-//! - Every path ends in `closing`, which takes away what the update put up.
+//! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
+//!   other hosts comes through `returning`.
 //!
 //! The tests enumerate every crash of every path.
 
@@ -72,6 +75,9 @@ pub struct Order {
     pub reboot: bool,
     /// It goes on where the slice could not be shown to protect critical apps.
     pub unproved: bool,
+    /// Apps that can move are on other hosts meanwhile.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// One life of a program: the number of its process and when that began, as the kernel counts.
@@ -147,6 +153,8 @@ pub enum Stage {
     Locked,
     /// It is measured; shadows are waited for.
     Isolated,
+    /// Apps that can move go to other hosts.
+    Leaving,
     /// All that is needed stands by; the command is to begin.
     Synced,
     /// The command may run.
@@ -159,6 +167,8 @@ pub enum Stage {
     Restoring,
     /// Apps are compared with their past.
     Verifying,
+    /// Apps that went to other hosts come back.
+    Returning(Outcome),
     /// What was put up for the update is taken away.
     Closing(Outcome),
     /// Over.
@@ -174,6 +184,8 @@ pub enum Deed {
     Prove,
     /// See that every front that is to hand over has a shadow in step.
     Sync,
+    /// Have those that can move go to other hosts, and this one take no more.
+    Leave,
     /// Nothing but to note that the command begins.
     Begin,
     /// Run the command, unless this step ran; wait for its end.
@@ -186,6 +198,8 @@ pub enum Deed {
     Restore,
     /// Look how the apps are.
     Verify,
+    /// Have this host take applications again, and those that went come back.
+    Return,
     /// Let go of what was put up.
     Close,
 }
@@ -203,8 +217,12 @@ pub enum Fact {
     Aborted,
     /// A command ended, and these programs are outdated since.
     Ran(Ending, BTreeMap<AppId, Life>),
+    /// Those that could go to other hosts are there, apart from these troubles.
+    Left(Vec<String>),
     /// Outdated programs were replaced, apart from these troubles.
     Restored(Vec<String>),
+    /// Those that went are back, apart from these troubles.
+    Returned(Vec<String>),
     /// Apps are well, or why they are not.
     Judged(Result<(), String>),
 }
@@ -278,6 +296,9 @@ pub struct Record {
     pub proof: BTreeMap<AppId, AppProof>,
     /// Programs that are to be replaced, as they were.
     pub old: BTreeMap<AppId, Life>,
+    /// Those that were to go to other hosts: on disk before the first one does.
+    #[serde(default)]
+    pub away: BTreeSet<AppId>,
     /// What went wrong, the latest last.
     pub troubles: Vec<String>,
 }
@@ -298,6 +319,7 @@ impl Record {
             rollbacks: 0,
             proof: BTreeMap::new(),
             old: BTreeMap::new(),
+            away: BTreeSet::new(),
             troubles: Vec::new(),
         }
     }
@@ -309,12 +331,14 @@ impl Record {
             Stage::Planned => Deed::Lock,
             Stage::Locked => Deed::Prove,
             Stage::Isolated => Deed::Sync,
+            Stage::Leaving => Deed::Leave,
             Stage::Synced => Deed::Begin,
             Stage::Updating => Deed::Update,
             Stage::RebootPending => Deed::AwaitBoot,
             Stage::Undoing => Deed::Undo,
             Stage::Restoring => Deed::Restore,
             Stage::Verifying => Deed::Verify,
+            Stage::Returning(_) => Deed::Return,
             Stage::Closing(_) => Deed::Close,
             Stage::Over(_) => return None,
         })
@@ -335,8 +359,17 @@ impl Record {
     pub const fn can_be_called_off(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Planned | Stage::Locked | Stage::Isolated | Stage::Synced
+            Stage::Planned | Stage::Locked | Stage::Isolated | Stage::Leaving | Stage::Synced
         )
+    }
+
+    /// What comes last, from the stage of now: whoever may have gone comes back first.
+    const fn end(&self, outcome: Outcome) -> Stage {
+        match self.stage {
+            Stage::Planned | Stage::Locked | Stage::Isolated => Stage::Closing(outcome),
+            _ if self.order.elsewhere => Stage::Returning(outcome),
+            _ => Stage::Closing(outcome),
+        }
     }
 
     /// The record once the deed of its stage came to this.
@@ -351,18 +384,23 @@ impl Record {
                 self.proof = proof;
                 Stage::Isolated
             }
+            (Stage::Isolated, Fact::Done) if self.order.elsewhere => Stage::Leaving,
             (Stage::Isolated, Fact::Done) => Stage::Synced,
+            (Stage::Leaving, Fact::Left(troubles)) => {
+                troubles.into_iter().for_each(|why| self.trouble(why));
+                Stage::Synced
+            }
             (Stage::Synced, Fact::Done) => {
                 self.runs = 1;
                 Stage::Updating
             }
             (_, Fact::Refused(why)) if self.can_be_called_off() => {
                 self.trouble(why);
-                Stage::Closing(Outcome::RolledBack)
+                self.end(Outcome::RolledBack)
             }
             (_, Fact::Aborted) if self.can_be_called_off() => {
                 self.trouble("called off before anything was changed".to_owned());
-                Stage::Closing(Outcome::RolledBack)
+                self.end(Outcome::RolledBack)
             }
             (Stage::Updating, Fact::Ran(ending, old)) => self.updated(&ending, old),
             (Stage::Undoing, Fact::Ran(ending, old)) => self.undone(&ending, old),
@@ -376,6 +414,10 @@ impl Record {
                 Stage::Verifying
             }
             (Stage::Verifying, Fact::Judged(judged)) => self.judged(judged),
+            (Stage::Returning(outcome), Fact::Returned(troubles)) => {
+                troubles.into_iter().for_each(|why| self.trouble(why));
+                Stage::Closing(outcome)
+            }
             (Stage::Closing(outcome), Fact::Done) => Stage::Over(outcome),
             (stage, fact) => panic!("{stage:?} does not come to {fact:?}"),
         };
@@ -385,7 +427,7 @@ impl Record {
     fn updated(&mut self, ending: &Ending, old: BTreeMap<AppId, Life>) -> Stage {
         if let Ending::NotStarted(_) = ending {
             self.trouble(format!("the command {ending}"));
-            return Stage::Closing(Outcome::RolledBack);
+            return self.end(Outcome::RolledBack);
         }
         self.old = old;
         if *ending == Ending::Status(0) {
@@ -413,14 +455,15 @@ impl Record {
 
     fn judged(&mut self, judged: Result<(), String>) -> Stage {
         match judged {
-            Ok(()) => Stage::Closing(match self.system {
+            Ok(()) => self.end(match self.system {
                 System::Updated => Outcome::Committed,
                 System::Undone | System::Untouched => Outcome::RolledBack,
                 System::Broken => Outcome::Alarmed,
             }),
             Err(why) => {
                 self.trouble(why);
-                self.undo_or(Stage::Closing(Outcome::Alarmed))
+                let otherwise = self.end(Outcome::Alarmed);
+                self.undo_or(otherwise)
             }
         }
     }

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Rung {
     /// It runs on; where it runs outdated code afterwards, its front hands over to a new process.
     Userspace,
+    /// It is on another host of the fleet meanwhile.
+    OtherHost,
     /// It is stopped and started again, in order.
     Restart,
     /// It ends with the host, and begins with it.
@@ -63,15 +65,19 @@ impl Way {
         Self::ALL.into_iter().find(|way| way.name() == name)
     }
 
-    /// Whether it can be asked for.
+    /// Whether it can be asked for; `fleet`: others may take apps of this host.
     #[must_use]
-    pub const fn is_offered(self) -> bool {
-        matches!(self, Self::Userspace | Self::Reboot)
+    pub const fn is_offered(self, fleet: bool) -> bool {
+        match self {
+            Self::Userspace | Self::Reboot => true,
+            Self::OtherHost => fleet,
+            Self::SoftReboot | Self::Checkpoint | Self::Cooperative => false,
+        }
     }
 
     /// What it comes to, or why it is not offered and what to do instead.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub const fn reason(self, fleet: bool) -> &'static str {
         match self {
             Self::Userspace => {
                 "the command runs in a small slice beside the apps, and programs are replaced behind their fronts"
@@ -79,8 +85,12 @@ impl Way {
             Self::SoftReboot => {
                 "this release has no slice that survives `systemctl soft-reboot`: use --reboot"
             }
+            Self::OtherHost if fleet => {
+                "apps with `move` go to other hosts before the command begins, and come back when it is over; \
+                 with --reboot it is taken by itself"
+            }
             Self::OtherHost => {
-                "this release moves no apps for an update: move them first with `forebay move APP --to HOST`"
+                "no other host takes apps of this one: give it a place in a fleet with `fleet.link.listen`"
             }
             Self::Checkpoint => {
                 "this release keeps no images of apps over a boot for an update: use --reboot"
@@ -131,6 +141,8 @@ pub struct Subject {
     pub restart: bool,
     /// The host begins anew.
     pub reboot: bool,
+    /// It goes to another host meanwhile.
+    pub leaves: bool,
 }
 
 /// What stands behind a front besides the app.
@@ -160,6 +172,15 @@ pub struct Choice {
 #[must_use]
 pub fn choose(subject: &Subject) -> Choice {
     let nothing = Some((0.0, 0.0));
+    if subject.leaves {
+        return Choice {
+            rung: Rung::OtherHost,
+            reason: "it moves to another host before the command begins, and back when it is over"
+                .to_owned(),
+            pause_ms: None,
+            refused: Vec::new(),
+        };
+    }
     if subject.reboot {
         return Choice {
             rung: Rung::Reboot,
@@ -228,6 +249,7 @@ mod tests {
                 is_started,
                 restart,
                 reboot,
+                leaves: false,
             });
             assert_eq!(choice.rung, expected, "{choice:?}");
             assert_eq!(choice.pause_ms, pause, "{choice:?}");
@@ -245,13 +267,21 @@ mod tests {
         let choice = check(None, false, true, false, Rung::Userspace, none);
         assert!(choice.refused[0].contains("its manager owns it"));
         check(took, true, false, true, Rung::Reboot, None);
+        let leaves = choose(&Subject {
+            front: took,
+            is_started: true,
+            restart: false,
+            reboot: true,
+            leaves: true,
+        });
+        assert_eq!(leaves.rung, Rung::OtherHost);
     }
 
     #[test]
     fn every_way_has_a_name_and_a_reason() {
         for way in Way::ALL {
             assert_eq!(Way::of(way.name()), Some(way));
-            assert!(!way.reason().is_empty());
+            assert!(!way.reason(false).is_empty() && !way.reason(true).is_empty());
         }
         assert_eq!(Way::of("telepathy"), None);
     }

@@ -21,6 +21,8 @@ struct Path {
     looks: Vec<bool>,
     has_rollback: bool,
     reboot: bool,
+    /// Whether apps go to other hosts, and what they meet there.
+    elsewhere: Option<Result<(), &'static str>>,
     ends: Outcome,
 }
 
@@ -32,6 +34,10 @@ struct World {
     ended: BTreeMap<u32, Ending>,
     slice: bool,
     frozen: bool,
+    /// The host takes no more applications.
+    cordoned: bool,
+    /// Apps that are on another host.
+    away: BTreeSet<AppId>,
     primary: &'static str,
     lives: BTreeMap<AppId, Life>,
     /// Moments so far, and those at which the daemon dies.
@@ -88,6 +94,35 @@ impl World {
         Ok(Fact::Ran(ending, old))
     }
 
+    /// What goes is on disk before the first one does.
+    fn leave(&mut self, record: &mut Record, path: &Path) -> Result<Fact, Died> {
+        let all: BTreeSet<AppId> = self.lives.keys().cloned().collect();
+        record.away = all.clone();
+        self.write(record)?;
+        self.cordoned = true;
+        self.moment()?;
+        for app in all {
+            if let Some(Err(why)) = path.elsewhere
+                && app.as_str() == "b"
+            {
+                return Ok(Fact::Refused(why.to_owned()));
+            }
+            self.away.insert(app);
+            self.moment()?;
+        }
+        Ok(Fact::Left(Vec::new()))
+    }
+
+    fn come_back(&mut self, record: &Record) -> Result<Fact, Died> {
+        self.cordoned = false;
+        self.moment()?;
+        for app in &record.away {
+            self.away.remove(app);
+            self.moment()?;
+        }
+        Ok(Fact::Returned(Vec::new()))
+    }
+
     fn restore(&mut self, record: &Record) -> Result<Fact, Died> {
         for (app, old) in &record.old {
             self.moment()?;
@@ -108,7 +143,7 @@ impl World {
         Ok(Fact::Restored(Vec::new()))
     }
 
-    fn carry_out(&mut self, record: &Record, path: &Path) -> Result<Fact, Died> {
+    fn carry_out(&mut self, record: &mut Record, path: &Path) -> Result<Fact, Died> {
         let Some(deed) = record.deed() else {
             unreachable!("it is over")
         };
@@ -126,7 +161,12 @@ impl World {
                 Ok(()) => Fact::Done,
                 Err(why) => Fact::Refused(why.to_owned()),
             },
-            Deed::Update | Deed::Undo => return self.run(record, path),
+            Deed::Leave => return self.leave(record, path),
+            Deed::Return => return self.come_back(record),
+            Deed::Update | Deed::Undo => {
+                assert_eq!(self.cordoned, path.elsewhere.is_some());
+                return self.run(record, path);
+            }
             Deed::AwaitBoot => {
                 // It may begin anew any number of times.
                 Fact::Done
@@ -158,7 +198,7 @@ impl World {
         // Whoever comes first lets go of what an earlier one held.
         self.frozen = false;
         while record.deed().is_some() {
-            let fact = self.carry_out(&record, path)?;
+            let fact = self.carry_out(&mut record, path)?;
             record = record.after(fact);
             self.write(&record)?;
         }
@@ -175,6 +215,7 @@ fn order(path: &Path) -> Order {
         restart: BTreeSet::new(),
         reboot: path.reboot,
         unproved: false,
+        elsewhere: path.elsewhere.is_some(),
     }
 }
 
@@ -206,6 +247,10 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
     assert_eq!(record.stage, Stage::Over(path.ends), "{said}: {record:?}");
     assert_eq!(world.owners(), 1, "{said}");
     assert!(!world.slice && !world.frozen, "{said}: {world:?}");
+    assert!(
+        !world.cordoned && world.away.is_empty(),
+        "{said}: {world:?}"
+    );
     for (run, starts) in &world.begun {
         assert_eq!(*starts, 1, "{said}: run {run}");
     }
@@ -232,6 +277,7 @@ fn paths() -> Vec<Path> {
         looks: looks.to_vec(),
         has_rollback,
         reboot: false,
+        elsewhere: None,
         ends,
     };
     let mut all = vec![
@@ -304,7 +350,18 @@ fn paths() -> Vec<Path> {
     unproved.proof = Err("no");
     let mut behind = path("no shadow", vec![], &[], false, RolledBack);
     behind.sync = Err("no");
-    all.extend([reboots, unproved, behind]);
+    let mut unmoved = path("no room elsewhere", vec![], &[], false, RolledBack);
+    unmoved.elsewhere = Some(Err("no"));
+    // Whatever comes of the command, those that went come back.
+    let moved = all.iter().chain([&reboots, &unproved, &behind]).cloned();
+    let moved: Vec<Path> = moved
+        .map(|path| Path {
+            elsewhere: Some(Ok(())),
+            ..path
+        })
+        .collect();
+    all.extend([reboots, unproved, behind, unmoved]);
+    all.extend(moved);
     all
 }
 

@@ -210,6 +210,7 @@ mod tests {
             limit: Duration::from_secs(1),
             restart: BTreeSet::new(),
             reboot: false,
+            elsewhere: true,
             unproved: false,
         };
         let mut entry = Entry::new(Record::new(1, 2, "boot".to_owned(), order));

@@ -13,6 +13,7 @@
 //! The rules are `forebay_core::update`; its page says what a crash leaves. The thread is dropped where it
 //! stands when the daemon stops: that is no other than a crash.
 
+mod elsewhere;
 mod errand;
 pub(crate) mod hooks;
 mod journal;
@@ -38,6 +39,7 @@ use forebay_core::update::{Order, Record, Stage, Step, Way};
 use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
+pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
 
@@ -216,6 +218,8 @@ struct Shared {
     commands: SyncSender<Command>,
     reports: watch::Receiver<Option<Arc<Published>>>,
     fronts: fronts::Desk,
+    /// Where apps of this host may be meanwhile, if it has a place in a fleet.
+    fleet: Option<Fleet>,
 }
 
 impl Shared {
@@ -270,15 +274,16 @@ impl Desk {
     ) -> Result<api::UpdatePlan, Refused> {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
         let way = way(&request)?;
-        let order = order(request, &policy)?;
-        let choices = plan::choices(&policy, &order, &self.0.fronts);
-        let cannot = plan::cannot(way, &order, &choices);
+        let fleet = self.0.fleet.as_ref();
+        let order = order(request, &policy, fleet)?;
+        let choices = plan::choices(&policy, &order, (&self.0.fronts, fleet));
+        let cannot = plan::cannot(way, &order, &choices, fleet);
         Ok(api::UpdatePlan {
             apps: choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
-            rungs: plan::rungs(),
+            rungs: plan::rungs(fleet.is_some()),
             refused: cannot.into_iter().chain(self.obstacle()).collect(),
         })
     }
@@ -306,9 +311,10 @@ impl Desk {
     pub(crate) async fn begin(&self, request: api::UpdateRequest) -> Result<u64, Refused> {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
         let way = way(&request)?;
-        let order = order(request, &policy)?;
-        let plan = plan::choices(&policy, &order, &self.0.fronts);
-        let mut refused = plan::cannot(way, &order, &plan)
+        let fleet = self.0.fleet.as_ref();
+        let order = order(request, &policy, fleet)?;
+        let plan = plan::choices(&policy, &order, (&self.0.fronts, fleet));
+        let mut refused = plan::cannot(way, &order, &plan, fleet)
             .into_iter()
             .chain(self.obstacle());
         if let Some(why) = refused.next() {
@@ -463,7 +469,11 @@ fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
 }
 
 /// What is asked for, as far as it makes sense.
-fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused> {
+fn order(
+    request: api::UpdateRequest,
+    policy: &Policy,
+    fleet: Option<&Fleet>,
+) -> Result<Order, Refused> {
     let check = |what: &str, command: &[String]| {
         let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
         if command.first().is_none_or(String::is_empty) {
@@ -504,7 +514,16 @@ fn order(request: api::UpdateRequest, policy: &Policy) -> Result<Order, Refused>
             directory.display()
         )));
     }
+    // Of what is not asked for by name the least disruptive is taken.
+    let elsewhere = match request.rung.as_deref().and_then(Way::of) {
+        Some(way) => way == Way::OtherHost,
+        None => {
+            let can_leave = |app: &App| fleet.is_some_and(|fleet| fleet.can_leave(app));
+            request.reboot && policy.apps.values().any(can_leave)
+        }
+    };
     Ok(Order {
+        elsewhere,
         command: request.command,
         directory,
         rollback: request.rollback,
@@ -541,6 +560,7 @@ impl Updater {
         commands: SyncSender<Command>,
         reports: watch::Receiver<Option<Arc<Published>>>,
         fronts: fronts::Desk,
+        fleet: Option<Fleet>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             book: opened.book,
@@ -553,6 +573,7 @@ impl Updater {
             commands,
             reports,
             fronts,
+            fleet,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -4,27 +4,33 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_api as api;
-use forebay_core::app::{AppId, Binding, Policy};
+use forebay_core::app::{App, AppId, Binding, Policy};
 use forebay_core::update::{Choice, Front, Order, Rung, Subject, Way, choose, ends_the_host};
 use forebay_shadow::status::Transition;
 
+use super::Fleet;
 use crate::fronts::{Desk, Known};
 
 /// Chooses for all apps.
-pub(super) fn choices(policy: &Policy, order: &Order, fronts: &Desk) -> BTreeMap<AppId, Choice> {
+pub(super) fn choices(
+    policy: &Policy,
+    order: &Order,
+    (fronts, fleet): (&Desk, Option<&Fleet>),
+) -> BTreeMap<AppId, Choice> {
     let fronts = fronts.all();
-    let choose = |id: &AppId, binding: &Binding| {
+    let choose = |id: &AppId, app: &App| {
         let known = fronts.values().find(|known| serves(known, id));
         choose(&Subject {
             front: known.map(|known| front(known, id)),
-            is_started: matches!(binding, Binding::Exec(_)),
+            is_started: matches!(app.binding, Binding::Exec(_)),
             restart: order.restart.contains(id),
             reboot: order.reboot,
+            leaves: order.elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app)),
         })
     };
     let apps = policy.apps.iter();
     let apps = apps.filter(|(id, _)| !id.as_str().starts_with(super::PREFIX));
-    apps.map(|(id, app)| (id.clone(), choose(id, &app.binding)))
+    apps.map(|(id, app)| (id.clone(), choose(id, app)))
         .collect()
 }
 
@@ -63,14 +69,27 @@ pub(super) fn cannot(
     way: Option<Way>,
     order: &Order,
     choices: &BTreeMap<AppId, Choice>,
+    fleet: Option<&Fleet>,
 ) -> Vec<String> {
     let mut refused = Vec::new();
-    if let Some(way) = way.filter(|way| !way.is_offered()) {
+    let has_fleet = fleet.is_some();
+    if let Some(way) = way.filter(|way| !way.is_offered(has_fleet)) {
         refused.push(format!(
             "rung {} is not offered: {}; `forebay update plan -- COMMAND` shows all",
             way.name(),
-            way.reason()
+            way.reason(has_fleet)
         ));
+    }
+    if order.elsewhere
+        && let Some(fleet) = fleet
+    {
+        if !choices.values().any(|one| one.rung == Rung::OtherHost) {
+            refused.push(format!(
+                "rung {}: no app of this host can leave it: give those that may `move`, or take another rung",
+                Way::OtherHost.name()
+            ));
+        }
+        refused.extend(fleet.obstacle());
     }
     if ends_the_host(&order.command) {
         refused.push(format!(
@@ -86,11 +105,11 @@ pub(super) fn cannot(
     refused
 }
 
-pub(super) fn rungs() -> Vec<api::UpdateRung> {
+pub(super) fn rungs(fleet: bool) -> Vec<api::UpdateRung> {
     let shown = |way: Way| api::UpdateRung {
         rung: way.name().to_owned(),
-        offered: way.is_offered(),
-        reason: way.reason().to_owned(),
+        offered: way.is_offered(fleet),
+        reason: way.reason(fleet).to_owned(),
     };
     Way::ALL.map(shown).into()
 }
@@ -98,6 +117,7 @@ pub(super) fn rungs() -> Vec<api::UpdateRung> {
 pub(super) const fn rung(rung: Rung) -> &'static str {
     match rung {
         Rung::Userspace => "userspace",
+        Rung::OtherHost => "other-host",
         Rung::Restart => "restart",
         Rung::Reboot => "reboot",
     }

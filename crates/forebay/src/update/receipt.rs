@@ -15,12 +15,14 @@ pub(super) const fn stage(stage: Stage) -> &'static str {
         Stage::Planned => "planned",
         Stage::Locked => "locked",
         Stage::Isolated => "isolated",
+        Stage::Leaving => "leaving",
         Stage::Synced => "synced",
         Stage::Updating => "updating",
         Stage::RebootPending => "reboot_pending",
         Stage::Undoing => "undoing",
         Stage::Restoring => "restoring",
         Stage::Verifying => "verifying",
+        Stage::Returning(_) => "returning",
         Stage::Closing(_) => "closing",
         Stage::Over(outcome) => self::outcome(outcome),
     }
@@ -42,6 +44,9 @@ const fn next(stage: Stage) -> &'static str {
         Stage::Isolated | Stage::Synced => {
             "shadows are waited for; `forebay update abort` calls it off"
         }
+        Stage::Leaving => {
+            "apps go to other hosts (`forebay fleet drain --show`); `forebay update abort` calls it off"
+        }
         Stage::Updating => "the command runs; `forebay update abort` asks it to end",
         Stage::RebootPending => {
             "reboot the host, and it goes on by itself; or go on without: `forebay update resume`"
@@ -49,6 +54,7 @@ const fn next(stage: Stage) -> &'static str {
         Stage::Undoing => "the rollback runs; it goes on by itself",
         Stage::Restoring => "programs that run outdated code are replaced; it goes on by itself",
         Stage::Verifying => "apps are compared with their past; it goes on by itself",
+        Stage::Returning(_) => "apps come back from other hosts; it goes on by itself",
         Stage::Closing(_) | Stage::Over(_) => "it is almost over",
     }
 }

@@ -150,6 +150,8 @@ impl Runner {
             Deed::Lock => Ok(lock()),
             Deed::Prove => self.prove(entry).await,
             Deed::Sync => self.sync(entry).await,
+            Deed::Leave => self.leave(entry).await,
+            Deed::Return => self.come_back(entry).await,
             Deed::Begin => {
                 entry.counted = measure::counted(&self.shared.fronts).await;
                 Ok(Fact::Done)
@@ -489,7 +491,7 @@ impl Runner {
             let now = measure::look(&self.shared.fronts, &report.report).await;
             let mut sick = Vec::new();
             for (id, was) in &entry.was {
-                let Some(app) = policy.apps.get(id) else {
+                let Some(app) = policy.apps.get(id).filter(|_| self.is_here(entry, id)) else {
                     continue;
                 };
                 let front = measure::front_of(&self.shared.fronts, id);
@@ -514,6 +516,13 @@ impl Runner {
         let counted = measure::counted(&self.shared.fronts).await;
         entry.during = receipt::since(entry, &counted);
         Ok(Fact::Judged(judged))
+    }
+
+    /// Whether an app is to be well here: on another host it is that one's.
+    fn is_here(&self, entry: &Entry, app: &AppId) -> bool {
+        let fleet = self.shared.fleet.as_ref();
+        let is_away = |fleet: &super::Fleet| !fleet.moves.moves.ours().contains(app);
+        !(entry.record.away.contains(app) && fleet.is_some_and(is_away))
     }
 
     async fn close(&self, entry: &Entry) -> Result<Fact, String> {

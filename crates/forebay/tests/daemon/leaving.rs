@@ -75,7 +75,7 @@ impl Hosts {
         self.start(name, apps);
     }
 
-    fn restart(&mut self, name: &str) {
+    pub(crate) fn restart(&mut self, name: &str) {
         let index = self
             .hosts
             .iter()
@@ -117,7 +117,7 @@ fn fleet_ends(place: &Place, arguments: &[&str]) -> (i32, Value) {
     (output.status.code().unwrap(), said)
 }
 
-fn fleet(place: &Place, arguments: &[&str]) -> Value {
+pub(crate) fn fleet(place: &Place, arguments: &[&str]) -> Value {
     let (code, said) = fleet_ends(place, arguments);
     assert_eq!(code, 0, "{arguments:?}: {said}");
     said

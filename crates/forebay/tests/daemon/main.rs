@@ -56,4 +56,5 @@ mod signals;
 mod standby;
 mod survival;
 mod update;
+mod update_elsewhere;
 mod update_kills;

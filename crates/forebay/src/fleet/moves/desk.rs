@@ -436,6 +436,16 @@ impl Moves {
         movable.filter(is_ours).map(|app| app.id).collect()
     }
 
+    /// Whose an application is, as the coordinator says now. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be read: why.
+    pub(crate) fn owner(&self, app: &AppId) -> Result<Option<HostName>, String> {
+        let record = self.house.read_latest(app);
+        let record = record.map_err(|trouble| trouble.to_string())?;
+        Ok(record.map(|record| record.owner))
+    }
+
     /// Why nothing moves, if so.
     pub(crate) fn broken(&self) -> Option<String> {
         self.house.book.broken().map(str::to_owned)
