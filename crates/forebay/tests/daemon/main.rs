@@ -55,6 +55,7 @@ mod runtime_imitation;
 mod signals;
 mod standby;
 mod survival;
+mod tutorial;
 mod update;
 mod update_elsewhere;
 mod update_kills;
