@@ -35,7 +35,7 @@ impl Fleet {
     }
 
     /// With more in the configuration of every host, made of the first one's place.
-    fn start_with(
+    pub(crate) fn start_with(
         test: &str,
         names: &[&'static str],
         more: impl FnOnce(&Place) -> String,
