@@ -57,6 +57,7 @@ pub mod restore;
 mod slow;
 mod succeed;
 mod supervise;
+pub mod tenure;
 pub mod tier;
 pub mod timers;
 pub mod topology;

@@ -55,6 +55,8 @@ mod runtime_imitation;
 mod signals;
 mod standby;
 mod survival;
+#[cfg(feature = "etcd")]
+mod takeovers;
 mod tutorial;
 mod update;
 mod update_elsewhere;

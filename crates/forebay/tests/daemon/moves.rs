@@ -35,7 +35,7 @@ impl Fleet {
     }
 
     /// With more in the configuration of every host, made of the first one's place.
-    fn start_with(
+    pub(crate) fn start_with(
         test: &str,
         names: &[&'static str],
         more: impl FnOnce(&Place) -> String,
@@ -177,7 +177,15 @@ impl Fleet {
     /// The processes of the app that are there.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let file = self.file().display().to_string();
-        processes(|words| words.contains(&file) && words.contains(&"counts".to_owned()))
+        let found =
+            processes(|words| words.contains(&file) && words.contains(&"counts".to_owned()));
+        // A shell that is about to begin another program has its own words until it does.
+        let is_forked = |pid: &u32| parent(*pid).is_some_and(|parent| found.contains(&parent));
+        found
+            .iter()
+            .copied()
+            .filter(|pid| !is_forked(pid))
+            .collect()
     }
 
     /// No number was counted twice, by two at once or from files of before; the last one.
@@ -307,6 +315,12 @@ fn an_app_moves_with_its_file_and_counts_on() {
     fleet.begin(index);
     fleet.await_owner(others[1]);
     assert_eq!(fleet.owner(), others[1]);
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 /// That of a line.

@@ -9,16 +9,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_core::app::AppId;
+use forebay_core::fleet::choice::Offer;
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::PROMISE_TTL;
-use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desk::{Moves, Refused};
-use super::{Attempt, Content, Peer, Phase, Records, Trouble, Wish};
+use super::{Attempt, Content, Heard, Owners, Peer, Phase, Records, Trouble, Wish};
 use crate::fleet::coordinator::{self, Coordinator};
 use crate::fleet::link::authority::{self, Authority};
 use crate::fleet::link::messages::{
@@ -145,8 +145,29 @@ impl Records for Coordinated {
         Ok(self.coordinator.change(app, epoch, to)?)
     }
 
-    fn lease(&self) -> Option<Lease> {
-        self.standing.borrow().tenure
+    fn take_over(&self, app: &AppId, from: &Ownership, to: &Ownership) -> Result<(), Trouble> {
+        Ok(self.coordinator.take_over(app, from, to)?)
+    }
+
+    fn members(&self) -> BTreeMap<HostName, Offer> {
+        let members = Arc::clone(&self.standing.borrow().members);
+        let members = members.iter();
+        members
+            .map(|(host, member)| (host.clone(), member.offer.clone()))
+            .collect()
+    }
+
+    fn all(&self) -> Result<Owners, Trouble> {
+        Ok(self.coordinator.records()?.1)
+    }
+
+    fn heard(&self) -> Heard {
+        let standing = self.standing.borrow();
+        Heard {
+            lease: standing.tenure,
+            records: standing.records.clone(),
+            is_in_reach: standing.lost.is_none(),
+        }
     }
 
     fn is_at_another(&self, app: &AppId) -> Result<bool, Trouble> {
@@ -374,7 +395,7 @@ fn failed(message: impl Into<String>) -> Answer {
 }
 
 impl Answers {
-    async fn off(&self, ask: impl FnOnce(&Moves) -> Answer + Send + 'static) -> Answer {
+    async fn off(&self, ask: impl FnOnce(&Arc<Moves>) -> Answer + Send + 'static) -> Answer {
         let moves = Arc::clone(&self.moves);
         let answered = tokio::task::spawn_blocking(move || ask(&moves)).await;
         answered.unwrap_or_else(|error| failed(format!("the request was given up: {error}")))
