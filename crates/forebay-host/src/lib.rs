@@ -50,6 +50,7 @@ pub mod owner;
 mod pages;
 mod partition;
 pub mod procs;
+pub mod rdma;
 mod reclaim;
 pub mod regular;
 mod resctrl;

@@ -71,6 +71,11 @@ fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
         took_seconds: shown.took.as_secs_f64(),
         stood_seconds: shown.stood.map(|time| time.as_secs_f64()),
         left_seconds: shown.left.map(|time| time.as_secs_f64()),
+        transport: shown.carried.as_ref().map(|carried| carried.by.to_string()),
+        transport_why: shown
+            .carried
+            .as_ref()
+            .and_then(|carried| carried.why.clone()),
         why: shown.why.clone(),
     }
 }

@@ -50,6 +50,7 @@ mod offload;
 mod outlook;
 mod owners;
 mod place;
+mod rdma;
 mod runtime;
 mod runtime_imitation;
 mod signals;

@@ -40,6 +40,16 @@ impl Fleet {
         names: &[&'static str],
         more: impl FnOnce(&Place) -> String,
     ) -> Option<Self> {
+        Self::start_at(test, names, ("127.0.0.1", "5s"), more)
+    }
+
+    /// With agents that listen at this address, and with this lease.
+    pub(crate) fn start_at(
+        test: &str,
+        names: &[&'static str],
+        link: (&str, &str),
+        more: impl FnOnce(&Place) -> String,
+    ) -> Option<Self> {
         let mut hosts = Vec::new();
         for name in names {
             hosts.push((*name, Place::new(test)?));
@@ -61,7 +71,7 @@ impl Fleet {
             let (name, place) = &fleet.hosts[index];
             fs::create_dir(place.path("srv")).unwrap();
             fs::write(place.path("srv/name"), name).unwrap();
-            fleet.configure(index, &more);
+            fleet.configure(index, link, &more);
             fleet.begin(index);
         }
         Some(fleet)
@@ -94,12 +104,12 @@ impl Fleet {
         self.shared.join("orders/numbers")
     }
 
-    fn configure(&self, index: usize, more: &str) {
+    fn configure(&self, index: usize, (address, lease): (&str, &str), more: &str) {
         let (name, place) = &self.hosts[index];
         place.configure(&format!(
             "[policy]\non_stop = \"kill\"\n\
-             [fleet]\nhost = \"{name}\"\nlease = \"5s\"\n\
-             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"127.0.0.1:{}\"\n\
+             [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
+             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
              [apps.counts]\nrestart = \"always\"\n\
              exec = [\"/bin/sh\", \"-c\", '{COUNTS}', \"counts\", \"{}\", \"{}\", \"{}\"]\n\
              move = {{ mode = \"restart\", files = [\"{}\"] }}\n\

@@ -256,6 +256,11 @@ impl Depart {
                 return None;
             }
         };
+        if matches!(step, Step::Copy | Step::Send)
+            && let Some(carried) = self.house.peer.carried(&self.there)
+        {
+            self.note.carried(carried);
+        }
         if let Err(trouble) = &done {
             self.note.trouble(trouble.to_string());
         }
@@ -362,8 +367,10 @@ impl Depart {
         match end {
             End::Moved => {
                 let stood = shown.stood.unwrap_or_default();
+                let by = shown.carried.map(|carried| format!(" over {}", carried.by));
+                let by = by.unwrap_or_default();
                 let what = format!(
-                    "moved to {there}: {} bytes in {:.1?}, of which it stood still for {stood:.1?}",
+                    "moved to {there}: {} bytes{by} in {:.1?}, of which it stood still for {stood:.1?}",
                     shown.sent, shown.took
                 );
                 self.house.apps.tell(app, what);

@@ -56,6 +56,8 @@ use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 use tokio::sync::watch;
 
+use crate::fleet::link::rdma::Carried;
+
 /// Why something was not done, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -180,6 +182,10 @@ pub(crate) trait Peer: fmt::Debug + Send + Sync {
         parcel: (Phase, &Content, u64),
         from: &mut (dyn Read + Send),
     ) -> Result<(), Trouble>;
+    /// What the last content to a host went by; none where none did, or nobody knows.
+    fn carried(&self, _: &HostName) -> Option<Carried> {
+        None
+    }
     /// All was sent: a durable copy that stands still is to be made.
     fn prepare(&self, to: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble>;
     /// Nothing will come of it.

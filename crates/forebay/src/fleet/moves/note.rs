@@ -10,6 +10,8 @@ use forebay_core::fleet::HostName;
 use forebay_core::fleet::departure::{End, Stage};
 use forebay_core::fleet::mobility::Way;
 
+use crate::fleet::link::rdma::Carried;
+
 /// One move away, shared by its driver and whoever looks.
 #[derive(Debug)]
 pub(crate) struct Note {
@@ -32,6 +34,8 @@ struct State {
     took: Option<Duration>,
     froze: Option<Instant>,
     stood: Option<Duration>,
+    /// What was sent went by this, last.
+    carried: Option<Carried>,
     /// The driver knows that it is not wanted.
     heard: bool,
 }
@@ -50,6 +54,8 @@ pub(crate) struct Shown {
     pub(crate) stood: Option<Duration>,
     /// What is left of copying at the speed so far; none where none is known.
     pub(crate) left: Option<Duration>,
+    /// What was sent went by this, last.
+    pub(crate) carried: Option<Carried>,
     /// What turned it back, or holds it up.
     pub(crate) why: Option<String>,
 }
@@ -74,6 +80,7 @@ impl Note {
                 took: None,
                 froze: None,
                 stood: None,
+                carried: None,
                 heard: false,
             }),
             changed: Condvar::new(),
@@ -133,6 +140,10 @@ impl Note {
         self.state().why = Some(why);
     }
 
+    pub(super) fn carried(&self, carried: Carried) {
+        self.state().carried = Some(carried);
+    }
+
     /// So many bytes more are to be sent.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
@@ -166,6 +177,7 @@ impl Note {
                 .stood
                 .or_else(|| state.froze.map(|froze| froze.elapsed())),
             left,
+            carried: state.carried,
             why: state.why,
         }
     }
