@@ -20,6 +20,7 @@ mod apply;
 mod blkstat;
 pub mod checkpoint;
 mod compaction;
+pub mod companion;
 pub mod cost;
 mod damon;
 pub mod discover;
@@ -69,7 +70,7 @@ pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};
 pub use procs::{OwnUse, daemon_use, own_use};
 pub use restore::{Report, restore};
-pub use supervise::{Identity, identity};
+pub use supervise::{Identity, identity, identity_of};
 
 /// Where the kernel's file systems are. Tests point them at captured trees.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and says on standard output when it is skipped"
 )]
 
+mod accel;
 mod activation;
 mod apps;
 mod bindings;
