@@ -10,7 +10,7 @@ use crate::host::{Action, Outcome};
 use crate::idset::CpuSet;
 use crate::io_history::IoUse;
 use crate::network::NetworkRates;
-use crate::offload::Climb;
+use crate::offload::{Climb, Mode};
 use crate::plan::reclaim::GiveBack;
 use crate::plan::{Reason, Shortfall, io};
 use crate::slice::Slice;
@@ -110,6 +110,8 @@ pub struct TickReport {
     pub time: Time,
     /// Whether only observing.
     pub paused: bool,
+    /// What is done about constraints.
+    pub offload: Mode,
     /// The host.
     pub host: HostSample,
     /// CPUs that are nobody's own.

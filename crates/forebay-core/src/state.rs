@@ -462,6 +462,7 @@ impl State {
             period: self.period,
             time: inputs.time,
             paused: inputs.paused,
+            offload: inputs.policy.offload.mode,
             host: snapshot.host,
             shared: plan.shared,
             io: plan.io,
@@ -524,6 +525,7 @@ impl State {
             demands: &demands,
             host: self.host_memory,
             placed: &self.placed(),
+            away: inputs.away,
         };
         let (plan, _) = plan::plan(&situation, &self.planner);
         let actions = self.settings(inputs, &plan);

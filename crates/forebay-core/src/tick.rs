@@ -1,8 +1,9 @@
 //! The control period: the one function on which everything hangs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::app::{AppId, Policy};
+use crate::fleet::policy::Away;
 use crate::host::{Action, Host, Outcome};
 use crate::outlook::{self, Outlook};
 use crate::plan;
@@ -24,6 +25,8 @@ pub struct Inputs<'a> {
     pub signals: &'a Signals,
     /// Apps that are not this host's to start.
     pub elsewhere: &'a BTreeSet<AppId>,
+    /// Where apps could move to; none without a fleet.
+    pub away: Option<&'a BTreeMap<AppId, Away>>,
     /// Observe and forecast, but change nothing.
     pub paused: bool,
 }
@@ -41,6 +44,7 @@ impl<'a> Inputs<'a> {
             outlook: &outlook::NOTHING,
             signals: &signals::NONE,
             elsewhere: &NOWHERE,
+            away: None,
             paused: false,
         }
     }
@@ -60,6 +64,7 @@ pub fn tick(state: &mut State, host: &mut impl Host, inputs: &Inputs<'_>) -> Tic
         demands: &demands,
         host: state.host_memory(),
         placed: &state.placed(),
+        away: inputs.away,
     };
     let (plan, memory) = plan::plan(&situation, state.planner());
     let actions = state.actions(inputs, &plan, &snapshot);

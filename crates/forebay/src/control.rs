@@ -3,13 +3,14 @@
 //! Reports go out through a watch channel and nothing else is shared. A period that overruns
 //! is skipped and counted, never piled up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::{AppId, Policy};
 use forebay_core::demand::History;
+use forebay_core::fleet::policy::Away;
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::outlook::{Outlook, Resource};
 use forebay_core::plan::Plan;
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Do(AppId, Deed, oneshot::Sender<Result<(), String>>),
     /// Start an app's program beside the one that runs, which it replaces by itself.
     Succeed(AppId, oneshot::Sender<Result<(), String>>),
+    /// An app did not get to another host, for which its ladder had it leave.
+    Stayed(AppId),
     /// The end of an app's program is wanted, so that it starts again at once.
     Excuse(AppId),
     /// The latest events, oldest first, at most so many.
@@ -132,6 +135,8 @@ pub(crate) struct Beside {
     pub(crate) standing_by: watch::Receiver<Arc<BTreeSet<AppId>>>,
     /// Apps that are not this host's to start.
     pub(crate) elsewhere: watch::Receiver<Arc<BTreeSet<AppId>>>,
+    /// Where apps could move to; none without a fleet.
+    pub(crate) away: watch::Receiver<Option<Arc<BTreeMap<AppId, Away>>>>,
 }
 
 /// Runs periods until told to stop. Leaves the host as it is: whoever owns it closes it.
@@ -155,9 +160,11 @@ pub(crate) fn run(
         let outlook = Arc::clone(&known.outlook.borrow());
         let standing_by = Arc::clone(&known.standing_by.borrow());
         let elsewhere = Arc::clone(&known.elsewhere.borrow());
+        let away = known.away.borrow().clone();
         let planned = shadow::planned(&policy, &standing_by);
         let inputs = Inputs {
             paused,
+            away: away.as_deref(),
             outlook: &outlook,
             signals: signals.now(),
             elsewhere: &elsewhere,
@@ -250,6 +257,7 @@ fn answer(command: Command, state: &mut State, host: &mut impl Host, asked: Aske
         Command::Succeed(id, reply) => {
             reply.send(succeed(&id, host, asked.policy)).ok();
         }
+        Command::Stayed(id) => state.refuse_move(asked.time, &id),
         Command::Excuse(id) => state.excuse(asked.time, &id),
         Command::Events(limit, reply) => {
             let skip = state.events().count().saturating_sub(limit);

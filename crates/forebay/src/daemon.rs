@@ -298,19 +298,23 @@ fn begin_on(
     let membership = joining::membership(config, &facts, &published, lookout.desk(), &tell)?;
     // Without a fleet nothing is.
     let (foreign, elsewhere) = watch::channel(Arc::default());
+    let (abroad, away) = watch::channel(None);
     let agent = joining::agent(
         config,
-        &facts,
         membership.as_ref(),
         &commands,
         &published,
         configured,
-        foreign,
+        joining::Told {
+            elsewhere: foreign,
+            away: abroad,
+        },
     )?;
     let known = Beside {
         outlook: lookout.desk().known(),
         standing_by,
         elsewhere,
+        away,
     };
     let (teller, listener) = signals::board();
     let control = std::thread::Builder::new()

@@ -94,6 +94,17 @@ pub fn offer(
     promised: BTreeMap<Class, Room>,
     cordoned: bool,
 ) -> Offer {
+    let (capacity, standing) = standing(host, report, ahead);
+    of(capacity, standing.iter().copied(), promised, cordoned)
+}
+
+/// What apps may use of a host, and those that run there.
+#[must_use]
+pub fn standing<'a>(
+    host: Host,
+    report: &'a TickReport,
+    ahead: &Ahead,
+) -> (Room, Vec<Standing<'a>>) {
     let running = || {
         let apps = report.apps.iter();
         apps.filter(|(_, app)| app.state == RunState::Running)
@@ -125,7 +136,7 @@ pub fn offer(
             },
         }
     });
-    of(capacity, standing, promised, cordoned)
+    (capacity, standing.collect())
 }
 
 /// What an app certainly holds and the host does not count as available: memory without a file behind
@@ -169,6 +180,7 @@ mod tests {
     use crate::demand::{Band, Demand, MemoryNow, Usage};
     use crate::idset::CpuSet;
     use crate::io_history::IoUse;
+    use crate::offload::Mode;
     use crate::plan::reclaim::GiveBack;
     use crate::slice::Slice;
     use crate::snapshot::{Gap, HostSample, Reading};
@@ -248,6 +260,7 @@ mod tests {
             period: 1,
             time: Time::default(),
             paused: false,
+            offload: Mode::Watch,
             host: HostSample {
                 cpu_busy: Err(Gap::NotDue),
                 steal: Err(Gap::NotDue),

@@ -23,17 +23,24 @@
 //! what is not movable stays; an application rests between two moves; an hour has so many moves, and so
 //! many of them by forecast.
 
+mod stays;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::HostName;
 use super::choice::{self, Mover, Offer, Room};
 use super::need::{Need, Pool, Use};
 use crate::app::{AppId, Class};
 use crate::units::{Bytes, MilliCpu};
+pub use stays::{Away, Stays};
 
 /// What is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Look {
     /// What is wanted now alone.
     Present,
@@ -102,15 +109,23 @@ impl Homes {
     /// `from` just now.
     #[must_use]
     pub fn arrived(now: Duration, ages: &[(HostName, Duration)], from: HostName) -> Self {
+        let mut homes = Self::remembered(now, ages);
+        homes.0.push_back((from, now));
+        homes.bound()
+    }
+
+    /// Those of which it is known how long ago they were left, the longest ago first.
+    #[must_use]
+    pub fn remembered(now: Duration, ages: &[(HostName, Duration)]) -> Self {
         let left = ages.iter();
-        let mut homes: VecDeque<_> = left
-            .map(|(host, age)| (host.clone(), now.saturating_sub(*age)))
-            .collect();
-        homes.push_back((from, now));
-        while homes.len() > HOMES_MAX {
-            homes.pop_front();
-        }
-        Self(homes)
+        let homes = left.map(|(host, age)| (host.clone(), now.saturating_sub(*age)));
+        Self(homes.collect()).bound()
+    }
+
+    fn bound(mut self) -> Self {
+        let beyond = self.0.len().saturating_sub(HOMES_MAX);
+        self.0.drain(..beyond);
+        self
     }
 
     /// How long ago which host was left.
@@ -131,8 +146,7 @@ impl Homes {
     }
 
     fn rests(&self, rules: &Rules, now: Duration) -> bool {
-        let last = self.0.back();
-        last.is_some_and(|(_, left)| now.saturating_sub(*left) < rules.rest)
+        self.rest_left(rules, now).is_some()
     }
 }
 
@@ -253,6 +267,25 @@ pub enum Why {
         /// What there is.
         capacity: f64,
     },
+    /// It is constrained itself, and nothing that was tried here helped: whatever its host publishes, nothing
+    /// is left for it.
+    Constrained,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short { wanted, capacity } => write!(
+                f,
+                "{wanted:.2} CPUs are wanted here, and there are {capacity:.2}"
+            ),
+            Self::Foreseen { needed, capacity } => write!(
+                f,
+                "{needed:.2} CPUs will be needed here within the next minutes, and there are {capacity:.2}"
+            ),
+            Self::Constrained => f.write_str("it is constrained, and nothing here helped"),
+        }
+    }
 }
 
 impl Why {
@@ -260,7 +293,7 @@ impl Why {
     #[must_use]
     pub const fn cause(self) -> Cause {
         match self {
-            Self::Short { .. } => Cause::Short,
+            Self::Short { .. } | Self::Constrained => Cause::Short,
             Self::Foreseen { .. } => Cause::Foreseen,
         }
     }
@@ -279,6 +312,20 @@ pub struct Shed {
     pub now: Room,
     /// Why.
     pub why: Why,
+}
+
+impl Shed {
+    /// One that is here.
+    #[must_use]
+    pub fn of(resident: &Resident<'_>, why: Why) -> Self {
+        Self {
+            app: resident.app.clone(),
+            class: resident.class,
+            need: resident.need.room(resident.memory),
+            now: Need::just(resident.uses.wanted()).room(resident.memory),
+            why,
+        }
+    }
 }
 
 /// One that leaves takes away this part of what is too much at least: less helps nobody.
@@ -337,9 +384,9 @@ pub fn decide(
     {
         return None;
     }
-    let (excess, relief): (f64, &dyn Fn(&Resident<'_>) -> f64) = match why {
-        Why::Short { .. } => (wanted - clear, &|of| of.uses.wanted()),
-        Why::Foreseen { .. } => (needed - clear, &|of| {
+    let (excess, relief): (f64, &dyn Fn(&Resident<'_>) -> f64) = match cause {
+        Cause::Short => (wanted - clear, &|of| of.uses.wanted()),
+        Cause::Foreseen => (needed - clear, &|of| {
             needed - pool.without(of.need).need().most
         }),
     };
@@ -364,13 +411,7 @@ pub fn decide(
     let enough = enough.min_by(|a, b| cost(a).total_cmp(&cost(b)));
     let most = || candidates().max_by(|a, b| relief(a).total_cmp(&relief(b)));
     let chosen = enough.or_else(most)?;
-    Some(Shed {
-        app: chosen.app.clone(),
-        class: chosen.class,
-        need: chosen.need.room(chosen.memory),
-        now: Need::just(chosen.uses.wanted()).room(chosen.memory),
-        why,
-    })
+    Some(Shed::of(chosen, why))
 }
 
 /// Where one that leaves goes, by what hosts publish, and by what the room there is judged.
@@ -382,7 +423,10 @@ pub fn target(
     (here, homes): (&HostName, &Homes),
     offers: &BTreeMap<HostName, Offer>,
 ) -> Option<(HostName, Look)> {
-    let open = open_to(homes, rules, now, offers);
+    let held = homes.held(rules, now);
+    // Of a host that says nothing of itself, nothing is left.
+    let here_too = matches!(shed.why, Why::Constrained).then_some(here);
+    let open = without(held.chain(here_too).collect(), offers);
     let offers = open.as_ref().unwrap_or(offers);
     let mut mover = Mover {
         class: shed.class,
@@ -401,19 +445,16 @@ pub fn target(
     host.map(|host| (host, Look::Present))
 }
 
-/// The offers of hosts to which one may go that left some of them lately.
+/// The offers of other hosts than these, where any of these offers something.
 #[must_use]
-fn open_to(
-    homes: &Homes,
-    rules: &Rules,
-    now: Duration,
+fn without(
+    closed: BTreeSet<&HostName>,
     offers: &BTreeMap<HostName, Offer>,
 ) -> Option<BTreeMap<HostName, Offer>> {
-    let held: BTreeSet<&HostName> = homes.held(rules, now).collect();
-    if held.iter().all(|host| !offers.contains_key(*host)) {
+    if closed.iter().all(|host| !offers.contains_key(*host)) {
         return None;
     }
-    let open = offers.iter().filter(|(host, _)| !held.contains(host));
+    let open = offers.iter().filter(|(host, _)| !closed.contains(host));
     Some(
         open.map(|(host, offer)| (host.clone(), offer.clone()))
             .collect(),

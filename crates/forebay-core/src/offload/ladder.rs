@@ -25,8 +25,8 @@
 //!
 //! Properties, tested on random sequences: one rung settles at a time; what is undone was taken, and
 //! only once; a rung that did not help is not taken again before its bar is over, and bars double;
-//! the moves of an hour have a bound, an app rests between two of its own, and does not go back
-//! where it came from; everything that is remembered has a bound.
+//! everything that is remembered has a bound. How often apps change hosts is not said here: whoever offers
+//! that rung knows it, see [`policy`](crate::fleet::policy).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -35,7 +35,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::relief::Learned;
-use super::rung::{Absence, Effect, Offer, RETURN_AFTER, Rung};
+use super::rung::{Absence, Effect, Offer, Rung};
 use super::trigger::{RELEASE, Reading, Watched};
 use super::{Bottleneck, Rules};
 use crate::app::AppId;
@@ -58,8 +58,6 @@ pub const DESCENT_MAX: Duration = Duration::from_secs(3600);
 pub const REPEATS_MAX: usize = 4;
 /// What was tried last, of one app.
 pub const TRIED_MAX: usize = 16;
-/// An app is not moved within so long of its last move.
-pub const MOVE_REST: Duration = Duration::from_secs(900);
 
 /// What constrains an app worst.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -162,16 +160,6 @@ pub enum Skip {
         /// What it costs.
         cost: f64,
     },
-    /// Its moves of this hour are used up.
-    MovesUsedUp {
-        /// How many there may be.
-        most: u32,
-    },
-    /// It was moved a short while ago.
-    JustMoved {
-        /// How much longer it stays.
-        left: Duration,
-    },
 }
 
 impl fmt::Display for Skip {
@@ -190,58 +178,7 @@ impl fmt::Display for Skip {
                 relief * 100.0,
                 cost * 100.0
             ),
-            Self::MovesUsedUp { most } => {
-                write!(f, "the {most} moves that an hour may have are used up")
-            }
-            Self::JustMoved { left } => write!(
-                f,
-                "it was moved a short while ago, and stays for {} s more",
-                left.as_secs()
-            ),
         }
-    }
-}
-
-/// The moves that were begun here lately.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Moves {
-    begun: VecDeque<(Time, AppId)>,
-}
-
-/// The time in which moves are counted.
-const HOUR: Duration = Duration::from_secs(3600);
-
-impl Moves {
-    /// Whether an app may be moved now that arrived here at a time, if it did.
-    fn allow(
-        &self,
-        now: Time,
-        app: &AppId,
-        arrived: Option<Time>,
-        rules: &Rules,
-    ) -> Result<(), Skip> {
-        let own = self.begun.iter().filter(|(_, moved)| moved == app);
-        let last = own.map(|(at, _)| *at).chain(arrived);
-        if let Some(last) = last.max_by_key(|at| at.monotonic) {
-            let left = MOVE_REST.saturating_sub(now.since(last));
-            if !left.is_zero() {
-                return Err(Skip::JustMoved { left });
-            }
-        }
-        let within = self.begun.iter().filter(|(at, _)| now.since(*at) < HOUR);
-        let most = rules.moves_per_hour;
-        if within.count() >= most as usize {
-            return Err(Skip::MovesUsedUp { most });
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, now: Time, app: &AppId) {
-        let old = |(at, _): &(Time, AppId)| now.since(*at) >= HOUR.max(MOVE_REST).max(RETURN_AFTER);
-        while self.begun.front().is_some_and(old) {
-            self.begun.pop_front();
-        }
-        self.begun.push_back((now, app.clone()));
     }
 }
 
@@ -318,7 +255,8 @@ pub(super) struct Round<'a> {
     pub(super) now: Time,
     pub(super) rules: &'a Rules,
     pub(super) app: &'a AppId,
-    pub(super) arrived: Option<Time>,
+    /// Whether it is on its way to another host.
+    pub(super) leaves: bool,
     /// What it lacks and what of that is known to be so now, the worst first; one for each lack.
     pub(super) strains: &'a [Strain],
     /// What it lacks by any constraint, also by one that is not known at this moment.
@@ -335,10 +273,14 @@ impl Ascent {
         round: &Round<'_>,
         offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
         learned: &mut Learned,
-        moves: &mut Moves,
     ) -> Option<Turn> {
         self.wake(round);
         if let Stage::Settling(settling) = &mut self.stage {
+            if settling.rung == Rung::Move && round.leaves {
+                // Once it is there nobody asks any more; where it stays, what it then lacks shows.
+                settling.begin_anew(round.now);
+                return None;
+            }
             settling.measure(round);
             if round.now.since(settling.at) < settling.time {
                 return None;
@@ -356,10 +298,7 @@ impl Ascent {
         if let Some(turn) = self.come_down(round) {
             return Some(turn);
         }
-        let (strain, rung, found, predicted) = self.seek(round, offer, learned, moves)?;
-        if rung == Rung::Move {
-            moves.begin(round.now, round.app);
-        }
+        let (strain, rung, found, predicted) = self.seek(round, offer, learned)?;
         self.stage = Stage::Settling(Settling {
             rung,
             effect: found.effect.clone(),
@@ -382,12 +321,11 @@ impl Ascent {
         round: &Round<'_>,
         offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
         learned: &Learned,
-        moves: &Moves,
     ) -> Option<(Strain, Rung, Offer, f64)> {
         self.skipped.clear();
         for strain in round.strains {
             for rung in Rung::ladder(strain.bottleneck) {
-                match self.consider(round, *strain, *rung, offer, learned, moves) {
+                match self.consider(round, *strain, *rung, offer, learned) {
                     Ok((offer, predicted)) => return Some((*strain, *rung, offer, predicted)),
                     // A rung that is on several ladders is named once, against the worst.
                     Err(_) if self.skipped.iter().any(|(named, _)| named == rung) => {}
@@ -405,7 +343,6 @@ impl Ascent {
         rung: Rung,
         offer: &dyn Fn(Rung, f64) -> Result<Offer, Absence>,
         learned: &Learned,
-        moves: &Moves,
     ) -> Result<(Offer, f64), Skip> {
         let found = offer(rung, strain.severity).map_err(Skip::Absent)?;
         if let Some(bar) = self.bars.get(&rung) {
@@ -426,9 +363,6 @@ impl Ascent {
                 relief: relief.max(0.0),
                 cost: found.cost,
             });
-        }
-        if rung == Rung::Move {
-            moves.allow(round.now, round.app, round.arrived, round.rules)?;
         }
         Ok((found, predicted))
     }
@@ -461,7 +395,7 @@ impl Ascent {
         } = settled;
         if helped {
             self.bars.remove(&rung);
-            // Moves have a budget of their own.
+            // Moves have a budget of their own, and what moved is not here.
             if rung != Rung::Move {
                 self.kept.push(Kept {
                     rung,
@@ -489,6 +423,11 @@ impl Ascent {
         self.stage = Stage::Seeking;
         self.note(&refused, None, None, Verdict::Refused);
         self.bar(now, refused.rung);
+    }
+
+    /// The app did not get to another host.
+    pub(super) fn refuse_move(&mut self, now: Time) {
+        self.refuse(now, |effect| matches!(effect, Effect::Move(_)));
     }
 
     /// The host did not do what a rung that was taken in this period asked of it.
@@ -625,6 +564,11 @@ impl Ascent {
 }
 
 impl Settling {
+    /// What was read so far says nothing.
+    const fn begin_anew(&mut self, now: Time) {
+        (self.at, self.sum, self.count) = (now, 0.0, 0);
+    }
+
     /// Takes in a reading in the second half of the settling time.
     fn measure(&mut self, round: &Round<'_>) {
         if round.now.since(self.at) * 2 < self.time {

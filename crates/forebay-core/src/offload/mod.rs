@@ -32,10 +32,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{App, AppId, Class};
 use crate::demand::Demand;
+use crate::fleet::HostName;
+use crate::fleet::policy::Away;
 use crate::units::{Bytes, MilliCpu, Time};
-use ladder::{Ascent, Moves, Round, Skip, Strain, Tried, Turn};
+use ladder::{Ascent, Round, Skip, Strain, Tried, Turn};
 use relief::Learned;
-pub use rung::{Absence, Arrival, Cold, Effect, Headroom, Means, Offer, Rung};
+pub use rung::{Absence, Cold, Effect, Means, Offer, Rung};
 use trigger::{Constraint, Reading, Trigger, Watched, When};
 
 /// What an app has too little of.
@@ -111,8 +113,6 @@ pub struct Rules {
     pub cool_down: Duration,
     /// How long the effect of the quickest rungs is waited for.
     pub settling: Duration,
-    /// How many moves to other hosts may begin within an hour.
-    pub moves_per_hour: u32,
 }
 
 impl Default for Rules {
@@ -132,7 +132,6 @@ impl Default for Rules {
             persistence: Duration::from_secs(3),
             cool_down: Duration::from_secs(30),
             settling: Duration::from_secs(5),
-            moves_per_hour: 4,
         }
     }
 }
@@ -168,8 +167,6 @@ pub struct Seen<'a> {
     pub divisible: Option<u32>,
     /// Share of errors among its answers, 0 to 1; none where nobody tells.
     pub errors: Option<f64>,
-    /// Where it came from, where it was moved here.
-    pub arrival: Option<Arrival<'a>>,
 }
 
 /// Everything that is looked at in one period.
@@ -192,7 +189,6 @@ pub struct View<'a> {
 pub struct Memory {
     apps: BTreeMap<AppId, Held>,
     learned: Learned,
-    moves: Moves,
 }
 
 /// What is remembered of one app.
@@ -249,6 +245,13 @@ impl Memory {
     pub fn refused_memory(&mut self, now: Time, giver: &AppId) {
         for held in self.apps.values_mut() {
             held.ascent.refuse_giver(now, giver);
+        }
+    }
+
+    /// An app did not get to another host, for which it was to leave.
+    pub fn refused_move(&mut self, now: Time, app: &AppId) {
+        if let Some(held) = self.apps.get_mut(app) {
+            held.ascent.refuse_move(now);
         }
     }
 
@@ -539,7 +542,7 @@ fn climb(
         now: view.time,
         rules: view.rules,
         app: &seen.app.id,
-        arrived: seen.arrival.map(|arrival| arrival.at),
+        leaves: leaves(means, &seen.app.id),
         strains: &standing.strains,
         lacks: &lacks,
         unknown: standing.constraints.iter().any(unknown),
@@ -555,10 +558,10 @@ fn climb(
     };
     if view.rules.mode != Mode::Act {
         *ascent = Ascent::default();
-        let found = ascent.seek(&round, &offer, &after.learned, &after.moves);
+        let found = ascent.seek(&round, &offer, &after.learned);
         return found.map(|(_, rung, offer, _)| (rung, offer.effect));
     }
-    let turn = ascent.advance(&round, &offer, &mut after.learned, &mut after.moves)?;
+    let turn = ascent.advance(&round, &offer, &mut after.learned)?;
     let (rung, effect, turn) = match turn {
         Turn::Take(rung, effect) => (rung, effect, Direction::Take),
         Turn::Undo(rung, effect) => (rung, effect, Direction::Undo),
@@ -575,6 +578,11 @@ fn climb(
     None
 }
 
+fn leaves(means: &Means<'_>, app: &AppId) -> bool {
+    let away = means.away.and_then(|away| away.get(app));
+    matches!(away, Some(Away::Leaves))
+}
+
 impl Climb {
     fn of(ascent: &Ascent, constraints: Vec<Constraint>, could: Option<(Rung, Effect)>) -> Self {
         let in_force = ascent.in_force();
@@ -588,6 +596,26 @@ impl Climb {
             skipped: ascent.skipped().to_vec(),
             tried: ascent.tried().cloned().collect(),
         }
+    }
+
+    /// Where it is to move to, since nothing that was tried here helped.
+    #[must_use]
+    pub fn moves_to(&self) -> Option<&HostName> {
+        self.in_force.iter().find_map(|(_, effect)| match effect {
+            Effect::Move(host) => Some(host),
+            _ => None,
+        })
+    }
+
+    /// Whether it lacks processor time at this moment, and going to another host is no way out.
+    #[must_use]
+    pub fn waits_here(&self) -> bool {
+        let lacks = |of: &Constraint| {
+            of.bottleneck == Some(Bottleneck::Cpu) && of.watched.when == When::Now
+        };
+        self.settling.is_none()
+            && self.constraints.iter().any(lacks)
+            && self.skipped.iter().any(|(rung, _)| *rung == Rung::Move)
     }
 
     /// Whether files of tiered directories are to move although the app waits for I/O.

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Bottleneck, MemoryBound, Seen};
 use crate::app::{AppId, Class};
+use crate::fleet::HostName;
+use crate::fleet::policy::{Away, Stays};
 use crate::snapshot::Compaction;
-use crate::units::{Bytes, Limit, MilliCpu, Time};
+use crate::units::{Bytes, Limit, MilliCpu};
 
 /// The most that is taken back from one app in one step, so that its effect is seen before the next.
 const RECLAIM_MAX: Bytes = Bytes::mib(256);
@@ -17,11 +18,6 @@ const RECLAIM_MAX: Bytes = Bytes::mib(256);
 const RECLAIM_MIN: Bytes = Bytes::mib(4);
 /// Free memory of which less lies in small pieces is not compacted, in permille.
 const SCATTERED_MIN: u32 = 500;
-/// A target must hold what an app is expected to need, and so much more, in percent: a host that
-/// would be full at once is none.
-const TARGET_SPARE_PERCENT: u64 = 20;
-/// An app is not moved back to where it came from for so long.
-pub const RETURN_AFTER: Duration = Duration::from_secs(3600);
 
 /// One step of a ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -124,7 +120,7 @@ pub enum Effect {
     /// So much memory of each of these.
     Reclaim(BTreeMap<AppId, Bytes>),
     /// To this host.
-    Move(String),
+    Move(HostName),
 }
 
 impl fmt::Display for Effect {
@@ -194,8 +190,8 @@ pub enum Absence {
     MovesDoNotWait,
     /// There is no fleet.
     NoFleet,
-    /// No host of the fleet has room.
-    NoTarget,
+    /// It stays on this host.
+    Stays(Stays),
     /// No worker takes its tasks, or none answers.
     NoAccelerator,
     /// Its worker has no device that takes tasks now.
@@ -247,8 +243,8 @@ impl fmt::Display for Absence {
             Self::MovesDoNotWait => {
                 "files of tiered directories wait for critical apps only, and it is none"
             }
-            Self::NoFleet => "no other host is asked by itself yet; `forebay move` does it",
-            Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
+            Self::NoFleet => "this host takes no part in moves of a fleet (`fleet.link.listen`)",
+            Self::Stays(why) => return why.fmt(f),
             Self::NoAccelerator => {
                 "no worker takes tasks of it (`accelerators`), or it does not answer"
             }
@@ -262,15 +258,6 @@ impl fmt::Display for Absence {
             }
         })
     }
-}
-
-/// What another host has left, as forecast.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Headroom {
-    /// Processor time.
-    pub cpu: MilliCpu,
-    /// Memory.
-    pub memory: Bytes,
 }
 
 /// Memory of one app that is not in use and can go.
@@ -302,20 +289,9 @@ impl Cold {
     }
 }
 
-/// Where an app came from, and when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arrival<'a> {
-    /// The host that it left.
-    pub from: &'a str,
-    /// When it arrived here.
-    pub at: Time,
-}
-
 /// What the host can do in this period. What one app is promised is gone for the next.
 #[derive(Debug, Clone, Default)]
 pub struct Means<'a> {
-    /// Now, to tell what was just left.
-    pub now: Time,
     /// CPUs that critical apps could still have.
     pub spare_cpus: usize,
     /// CPUs of one core.
@@ -334,8 +310,8 @@ pub struct Means<'a> {
     pub tiered: bool,
     /// How free memory lies, where the kernel can be asked to bring it together.
     pub compaction: Option<Compaction>,
-    /// The other hosts, where there is a fleet.
-    pub fleet: Option<&'a BTreeMap<String, Headroom>>,
+    /// Where apps could move to, as [`policy`](crate::fleet::policy) says; none without a fleet.
+    pub away: Option<&'a BTreeMap<AppId, Away>>,
 }
 
 impl Means<'_> {
@@ -355,7 +331,7 @@ impl Means<'_> {
             Rung::RebalanceIo if self.devices => Self::divide(seen),
             Rung::RebalanceIo => Err(Absence::NoDevice),
             Rung::PromoteTier => self.promote(seen),
-            Rung::Move => self.target(seen),
+            Rung::Move => self.elsewhere(seen),
             Rung::Accelerate => Self::accelerate(seen),
         }
     }
@@ -518,33 +494,21 @@ impl Means<'_> {
         })
     }
 
-    /// The host that will have most left with the app on it, of the resource of which that is
-    /// least; not the one that the app came from, for a while.
-    fn target(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
-        let fleet = self.fleet.ok_or(Absence::NoFleet)?;
-        let with_spare = |amount: u64| {
-            let spare = u128::from(amount) * u128::from(100 + TARGET_SPARE_PERCENT) / 100;
-            u64::try_from(spare).unwrap_or(u64::MAX).max(1)
+    /// The host that was chosen for it, and reserved nothing yet: it may still refuse.
+    fn elsewhere(&self, seen: &Seen<'_>) -> Result<Offer, Absence> {
+        let away = self.away.ok_or(Absence::NoFleet)?;
+        let stays = match away.get(&seen.app.id) {
+            Some(Away::To(host)) => {
+                return Ok(Offer {
+                    relief: 0.9,
+                    cost: 0.2,
+                    effect: Effect::Move(host.clone()),
+                });
+            }
+            Some(Away::Leaves) => Stays::Leaves,
+            Some(Away::Stays(why)) => *why,
+            None => Stays::Unseen,
         };
-        let cpu = MilliCpu(with_spare(seen.demand.cpu_planned().0));
-        let memory = Bytes(with_spare(seen.demand.memory_planned().0));
-        let just_left = |host: &String| {
-            let arrival = seen.arrival.filter(|arrival| arrival.from == host);
-            arrival.is_some_and(|arrival| self.now.since(arrival.at) < RETURN_AFTER)
-        };
-        let room = |headroom: &Headroom| {
-            let cpus = headroom.cpu.as_cpus() / cpu.as_cpus();
-            cpus.min(headroom.memory.as_f64() / memory.as_f64())
-        };
-        let hosts = fleet.iter().filter(|(host, headroom)| {
-            headroom.cpu >= cpu && headroom.memory >= memory && !just_left(host)
-        });
-        let best = hosts.max_by(|a, b| room(a.1).total_cmp(&room(b.1)));
-        let (host, _) = best.ok_or(Absence::NoTarget)?;
-        Ok(Offer {
-            relief: 0.9,
-            cost: 0.2,
-            effect: Effect::Move(host.clone()),
-        })
+        Err(Absence::Stays(stays))
     }
 }

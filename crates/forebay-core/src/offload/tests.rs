@@ -1,8 +1,8 @@
-//! Who is served, by what, and what no fleet of hosts may do to an app.
+//! Who is served, and by what.
 
 mod accelerate;
-use super::ladder::MOVE_REST;
-use super::rung::RETURN_AFTER;
+mod fleet;
+
 use super::trigger::Sign;
 use super::*;
 use crate::app::{Binding, Device, Match};
@@ -10,7 +10,6 @@ use crate::demand::{Band, MemoryNow, Usage};
 use crate::io::IoRates;
 use crate::io_history::{DeviceUse, IoDemand, IoUse};
 use crate::snapshot::Compaction;
-use proptest::prelude::*;
 
 /// One app and what it does.
 struct Case {
@@ -19,7 +18,6 @@ struct Case {
     cpus: f64,
     cold: Cold,
     divisible: Option<u32>,
-    arrival: Option<(String, Time)>,
 }
 
 fn band(value: f64) -> Band {
@@ -64,12 +62,10 @@ impl Case {
             cpus: 2.0,
             cold: Cold::default(),
             divisible: None,
-            arrival: None,
         }
     }
 
     fn seen(&self) -> Seen<'_> {
-        let arrival = self.arrival.as_ref();
         Seen {
             app: &self.app,
             demand: &self.demand,
@@ -80,7 +76,6 @@ impl Case {
             cold: self.cold,
             divisible: self.divisible,
             errors: self.demand.usage.errors,
-            arrival: arrival.map(|(from, at)| Arrival { from, at: *at }),
         }
     }
 }
@@ -101,9 +96,8 @@ fn acting() -> Rules {
 }
 
 /// A host with so many CPUs left.
-fn means(time: Time, spare_cpus: usize) -> Means<'static> {
+fn means(spare_cpus: usize) -> Means<'static> {
     Means {
-        now: time,
         spare_cpus,
         core: 1,
         reclaim: true,
@@ -128,7 +122,7 @@ fn run(
             rules,
             horizon: Duration::from_secs(1),
             apps: cases.iter().map(Case::seen).collect(),
-            means: means(time, spare_cpus),
+            means: means(spare_cpus),
         };
         let (decision, after) = decide(&view, memory);
         *memory = after;
@@ -386,7 +380,7 @@ fn memory_is_asked_of_batch_and_of_nobody_twice() {
             apps: cases.iter().map(Case::seen).collect(),
             means: Means {
                 cold_batch: [(burn, page_cache(300))].into(),
-                ..means(time, 0)
+                ..means(0)
             },
         };
         let (decision, after) = decide(&view, &memory);
@@ -451,7 +445,7 @@ fn asked_for(
             means: Means {
                 cold_batch: cold_batch.clone(),
                 swap: Bytes::mib(swap_mib),
-                ..means(time, 0)
+                ..means(0)
             },
         };
         let (decision, after) = decide(&view, &memory);
@@ -555,7 +549,7 @@ fn scattered_free_memory_is_compacted_once_for_all() {
                 apps: cases.iter().map(Case::seen).collect(),
                 means: Means {
                     compaction: Some(compaction).filter(|_| can),
-                    ..means(time, 0)
+                    ..means(0)
                 },
             };
             (decision, memory) = decide(&view, &memory);
@@ -613,10 +607,7 @@ fn files_move_although_it_waits_where_that_is_tried() {
                 rules: &rules,
                 horizon: Duration::from_secs(1),
                 apps: cases.iter().map(Case::seen).collect(),
-                means: Means {
-                    tiered,
-                    ..means(time, 0)
-                },
+                means: Means { tiered, ..means(0) },
             };
             if period > 10 {
                 view.apps[0].demand = &helped;
@@ -652,7 +643,7 @@ fn files_move_for_critical_apps_alone_since_they_wait_for_no_other() {
         case.demand.io_use.stalled = Some(0.5);
         let means = Means {
             tiered: true,
-            ..means(at(0), 0)
+            ..means(0)
         };
         let offer = means.offer(&case.seen(), Rung::PromoteTier, 2.0);
         let expected = match class {
@@ -698,102 +689,4 @@ fn nothing_is_remembered_of_those_who_are_well() {
     let mut memory = Memory::default();
     run(&cases, &acting(), &mut memory, 0, 100, 4);
     assert_eq!(memory, Memory::default());
-}
-
-/// What happened to one app in a fleet.
-#[derive(Debug)]
-struct Journey {
-    at_host: usize,
-    arrival: Option<(usize, u64)>,
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// Three hosts, each with a memory of its own, and loads and headrooms that change at random:
-    /// no app goes straight back, none moves twice within the rest, no host begins more moves in
-    /// an hour than it may.
-    #[test]
-    fn no_fleet_throws_an_app_to_and_fro(
-        loads in prop::collection::vec(prop::collection::vec(0.1..2.0_f64, 4), 1..80),
-        rooms in prop::collection::vec(prop::collection::vec(0..6_u64, 3), 1..80),
-    ) {
-        const TICK: u64 = 10;
-        let rules = Rules {
-            persistence: Duration::from_secs(TICK),
-            cool_down: Duration::from_secs(TICK),
-            settling: Duration::from_secs(TICK),
-            ..acting()
-        };
-        let names = ["h0", "h1", "h2"];
-        let mut memories = vec![Memory::default(); 3];
-        let mut journeys: Vec<Journey> = (0..4)
-            .map(|app| Journey { at_host: app % 3, arrival: None })
-            .collect();
-        let mut moves: Vec<(u64, usize, usize, usize)> = Vec::new();
-        for tick in 0..900_u64 {
-            let second = tick * TICK;
-            let epoch = usize::try_from(tick / 9).unwrap();
-            let load = &loads[epoch % loads.len()];
-            let room = &rooms[epoch % rooms.len()];
-            for (host, memory) in memories.iter_mut().enumerate() {
-                let here: Vec<usize> = (0..4).filter(|app| journeys[*app].at_host == host).collect();
-                let cases: Vec<Case> = here
-                    .iter()
-                    .map(|app| Case {
-                        arrival: journeys[*app]
-                            .arrival
-                            .map(|(from, at_s)| (names[from].to_owned(), at(at_s * 1000))),
-                        ..Case::new(&format!("app{app}"), Class::Critical, load[*app])
-                    })
-                    .collect();
-                let fleet: BTreeMap<String, Headroom> = (0..3)
-                    .filter(|other| *other != host)
-                    .map(|other| {
-                        let headroom = Headroom {
-                            cpu: MilliCpu::cpus(room[other]),
-                            memory: Bytes::mib(4096),
-                        };
-                        (names[other].to_owned(), headroom)
-                    })
-                    .collect();
-                let time = at(second * 1000);
-                let view = View {
-                    time,
-                    rules: &rules,
-                    horizon: Duration::from_secs(1),
-                    apps: cases.iter().map(Case::seen).collect(),
-                    means: Means {
-                        fleet: Some(&fleet),
-                        ..means(time, 0)
-                    },
-                };
-                let (decision, after) = decide(&view, memory);
-                *memory = after;
-                for step in &decision.steps {
-                    let Effect::Move(to) = &step.effect else { continue };
-                    let to = names.iter().position(|name| name == to).unwrap();
-                    let app = here.iter().find(|app| format!("app{app}") == step.app.as_str());
-                    let app = *app.unwrap();
-                    moves.push((second, app, host, to));
-                    journeys[app] = Journey {
-                        at_host: to,
-                        arrival: Some((host, second)),
-                    };
-                }
-            }
-        }
-        for (place, (second, app, from, to)) in moves.iter().enumerate() {
-            let later = || moves[place + 1..].iter().filter(move |other| other.0 - second < 3600);
-            let next = moves[place + 1..].iter().find(|other| other.1 == *app);
-            if let Some((again, _, _, back)) = next {
-                let since = Duration::from_secs(again - second);
-                prop_assert!(since >= MOVE_REST, "app{app} moved again after {since:?}");
-                prop_assert!(back != from || since >= RETURN_AFTER, "app{app} went straight back");
-            }
-            let begun = 1 + later().filter(|other| other.2 == *from).count();
-            prop_assert!(begun <= rules.moves_per_hour as usize, "host {from} began {begun}");
-            prop_assert!(from != to);
-        }
-    }
 }

@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{App, AppId, Class, Device, IoMax, IoProtection, Partition, Policy};
 use crate::demand::Demand;
+use crate::fleet::policy::Away;
 use crate::host::Capabilities;
 use crate::idset::CpuSet;
 use crate::io::CostModel;
@@ -58,6 +59,8 @@ pub struct Situation<'a> {
     pub host: HostMemory,
     /// Where the apps run at this moment, whatever was planned for them.
     pub placed: &'a BTreeMap<AppId, Placed>,
+    /// Where apps could move to; none without a fleet.
+    pub away: Option<&'a BTreeMap<AppId, Away>>,
 }
 
 /// Where one app runs at this moment.

@@ -48,7 +48,6 @@ pub(super) fn decide(
         horizon: policy.horizon,
         apps: apps.collect(),
         means: Means {
-            now: situation.time,
             spare_cpus,
             core: situation.topology.threads_per_core(),
             reclaim: situation.capabilities.reclaim,
@@ -61,7 +60,7 @@ pub(super) fn decide(
                 .host
                 .compaction
                 .filter(|_| situation.capabilities.compact),
-            fleet: None,
+            away: situation.away,
         },
     };
     offload::decide(&view, before)
@@ -99,7 +98,6 @@ fn seen<'a>(
         },
         divisible: divisible.map(|room| room.0 / 10_000),
         errors: demand.usage.errors,
-        arrival: None,
     }
 }
 

@@ -421,6 +421,7 @@ mod tests {
                 demands: &self.demands,
                 host: self.host,
                 placed: &BTreeMap::new(),
+                away: None,
             };
             decide(&situation, held)
         }

@@ -108,6 +108,7 @@ impl Case {
             demands: &self.demands,
             host: self.host,
             placed: &self.placed,
+            away: None,
         };
         plan(&situation, memory)
     }

@@ -10,6 +10,7 @@ use crate::plan::Placed;
 use crate::report::EventKind;
 use crate::slice::{Knob, Setting};
 use crate::tick::Inputs;
+use crate::units::Time;
 
 impl State {
     /// Where the apps run at this moment.
@@ -39,6 +40,11 @@ impl State {
         if refused && setting.knob() == Knob::Cpus {
             self.planner.offload.refused_cpus(inputs.time, app);
         }
+    }
+
+    /// An app did not get to another host.
+    pub fn refuse_move(&mut self, time: Time, app: &AppId) {
+        self.planner.offload.refused_move(time, app);
     }
 
     /// Where the kernel was not asked, nothing is to be learned of compaction.

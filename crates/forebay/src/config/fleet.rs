@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_core::fleet::HostName;
+use forebay_core::fleet::policy::Rules;
 use forebay_host::regular;
 use forebay_shadow::secret::Secret;
 use forebay_shadow::tls::Pem;
@@ -20,6 +21,21 @@ use super::text::{At, Section};
 const LEASE: Bounds = Bounds {
     min: Duration::from_secs(5),
     max: Duration::from_secs(300),
+};
+/// How long an application may be left where it came to.
+const REST: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(24 * 3600),
+};
+/// How long it may be kept from where it was.
+const HOLD: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(7 * 24 * 3600),
+};
+/// How long a shortage may have to be foreseen.
+const FORESEEN: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(3600),
 };
 /// Members of etcd at most: it works with seven at most.
 const ENDPOINTS_MAX: usize = 16;
@@ -38,6 +54,8 @@ pub(crate) struct FleetConfig {
     pub(crate) etcd: Option<EtcdConfig>,
     /// How agents reach each other.
     pub(crate) link: LinkConfig,
+    /// What moves without being asked for.
+    pub(crate) moves: MovesConfig,
 }
 
 /// How etcd is reached.
@@ -60,6 +78,15 @@ pub(crate) struct EtcdTls {
     pub(crate) ca: String,
     /// What this host shows of itself.
     pub(crate) own: Option<Pem>,
+}
+
+/// What moves without being asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MovesConfig {
+    /// Whether anything does.
+    pub(crate) by_itself: bool,
+    /// How readily.
+    pub(crate) rules: Rules,
 }
 
 /// How agents reach each other.
@@ -102,6 +129,7 @@ pub(super) fn fleet(
     let etcd = section.take::<Section>("etcd");
     let etcd = etcd.map(|etcd| resolve_etcd(etcd.value, host, findings));
     let link = link(section.take_section("link"), findings);
+    let moves = moves(section.take_section("moves"), findings);
     Some(FleetConfig {
         host: name?,
         lease: lease.unwrap_or(Duration::from_secs(10)),
@@ -110,7 +138,30 @@ pub(super) fn fleet(
             None => None,
         },
         link,
+        moves,
     })
+}
+
+fn moves(mut section: Section, findings: &mut Findings<'_>) -> MovesConfig {
+    let defaults = Rules::default();
+    let by_itself = section.take::<bool>("by_itself");
+    let per_hour = section.take::<u64>("per_hour");
+    let per_hour = per_hour.and_then(|set| u32::try_from(set.value).ok());
+    let per_hour = per_hour.unwrap_or(defaults.moves_per_hour);
+    let mut time =
+        |key, bounds, default| bounded(&mut section, key, bounds, findings).unwrap_or(default);
+    MovesConfig {
+        by_itself: by_itself.is_none_or(|set| set.value),
+        rules: Rules {
+            moves_per_hour: per_hour,
+            // The rest is for those that lack something already.
+            ahead_per_hour: per_hour - per_hour / 3,
+            rest: time("rest", REST, defaults.rest),
+            hold: time("hold", HOLD, defaults.hold),
+            persistence_ahead: time("foreseen_for", FORESEEN, defaults.persistence_ahead),
+            ..defaults
+        },
+    }
 }
 
 fn name(section: &mut Section, host: &HostFacts, findings: &mut Findings<'_>) -> Option<HostName> {

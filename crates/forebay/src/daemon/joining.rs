@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use forebay_core::app::{App, AppId};
-use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::offering;
-use forebay_core::units::MilliCpu;
+use forebay_core::fleet::policy::Away;
 use tokio::sync::watch;
 
 use super::Error;
@@ -44,19 +43,27 @@ pub(super) fn membership(
     membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
 }
 
+/// What the control thread is told of the fleet.
+pub(super) struct Told {
+    /// Apps that are not this host's to start.
+    pub(super) elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+    /// Where apps could move to.
+    pub(super) away: watch::Sender<Option<Arc<BTreeMap<AppId, Away>>>>,
+}
+
 /// What takes part in moves, where this host listens to others of its fleet.
 pub(super) fn agent(
     config: &Config,
-    facts: &HostFacts,
     membership: Option<&Membership>,
     commands: &SyncSender<Command>,
     published: &watch::Receiver<Option<Arc<Published>>>,
     apps: watch::Receiver<BTreeMap<AppId, App>>,
-    elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
+    told: Told,
 ) -> Result<Option<agent::Prepared>, Error> {
-    let link = config.fleet.as_ref().map(|fleet| &fleet.link);
-    let listen = link.and_then(|link| Some((link.listen?, link.rdma)));
-    let (Some(membership), Some((listen, rdma))) = (membership, listen) else {
+    let fleet = config.fleet.as_ref();
+    let listening =
+        fleet.and_then(|fleet| Some((fleet.link.listen?, fleet.link.rdma, fleet.moves)));
+    let (Some(membership), Some((listen, rdma, own))) = (membership, listening) else {
         return Ok(None);
     };
     let prepared = agent::prepare(agent::Beginning {
@@ -69,11 +76,9 @@ pub(super) fn agent(
         reports: published.clone(),
         apps,
         tell: control::tell_of(commands),
-        elsewhere,
-        capacity: Room {
-            cpu: MilliCpu::cpus(u64::try_from(facts.cpus).unwrap_or(u64::MAX)),
-            memory: facts.memory.saturating_sub(config.policy.system_memory),
-        },
+        elsewhere: told.elsewhere,
+        away: told.away,
+        own,
     });
     let prepared = prepared.map_err(|why| Error::Host(format!("take part in moves: {why}")))?;
     Ok(Some(prepared))

@@ -10,6 +10,7 @@
 //! host may own. Then there are two threads beside those of the moves: one speaks TLS with other agents, one
 //! carries out what was asked of this host by the coordinator, and says which room was promised.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,20 +22,22 @@ use std::time::Duration;
 
 use forebay_core::app::{App, AppId};
 use forebay_core::fleet::HostName;
-use forebay_core::fleet::choice::{self, Mover, Offer, Reason, Room};
+use forebay_core::fleet::choice::{self, Mover, Offer, Reason};
+use forebay_core::fleet::policy::{Away, Look};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
-use super::coordinator::{Command as Asked, CommandId, Completed};
+use super::coordinator::{Command as Asked, CommandId, Completed, Members};
 use super::link::identity::system_clock;
 use super::link::rdma::Choice;
 use super::link::{self, Identity};
 use super::member;
-use super::moves::service::{Fronts, Stand, is_handed_over};
+use super::moves::service::{Fronts, fit};
 use super::moves::{
-    Apps, Choose, Coordinated, Desk, Drain, Found, Hosted, House, Moves, Wanted, Wired, wired,
+    Apps, Around, Choose, Coordinated, Desk, Drain, Found, Hosted, House, Initiative, Moves,
+    Wanted, Wired, wired,
 };
-use crate::config::Rdma;
+use crate::config::{MovesConfig, Rdma};
 use crate::control::{Command, Published, TellOf};
 use crate::fronts;
 
@@ -57,7 +60,10 @@ pub(crate) struct Beginning<'a> {
     pub(crate) tell: TellOf,
     /// For the control thread: what is not this host's to start.
     pub(crate) elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
-    pub(crate) capacity: Room,
+    /// For the control thread: where apps could move to.
+    pub(crate) away: watch::Sender<Option<Arc<BTreeMap<AppId, Away>>>>,
+    /// What moves without being asked for.
+    pub(crate) own: MovesConfig,
 }
 
 /// What is there before the control thread begins.
@@ -70,6 +76,7 @@ pub(crate) struct Prepared {
     house: House,
     hosted: Arc<Hosted>,
     drain: Arc<Drain>,
+    initiative: Initiative,
 }
 
 impl fmt::Debug for Prepared {
@@ -94,7 +101,8 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         apps,
         tell,
         elsewhere,
-        capacity,
+        away,
+        own,
     } = beginning;
     let identity = Identity::load(&state_dir.join(link::agent::DIR), system_clock());
     let identity = identity.map_err(|error| {
@@ -133,7 +141,8 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         tell,
         anchor: anchor.to_owned(),
         state_dir: state_dir.to_owned(),
-        capacity,
+        size: member.size,
+        ahead: member.ahead.clone(),
         fronts: OnceLock::new(),
     });
     let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;
@@ -151,6 +160,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         identity,
         house,
         hosted,
+        initiative: Initiative::new(own, away),
         drain: Arc::new(Drain::open(&state_dir.join(link::agent::DIR))),
     })
 }
@@ -201,6 +211,7 @@ impl Prepared {
             member: self.member,
             desk: desk.clone(),
             hosted: self.hosted,
+            initiative: self.initiative,
             done: BTreeSet::new(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -257,14 +268,10 @@ fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
         let listening = members.into_iter().filter(|(_, one)| one.address.is_some());
         let mut offers: BTreeMap<HostName, Offer> =
             listening.map(|(name, one)| (name, one.offer)).collect();
-        let service = hosted.service().filter(|_| is_handed_over(&app));
-        let stand = service.map(|service| service.stand(id)).transpose();
-        if let Some(stand) = stand.map_err(|trouble| trouble.to_string())?.flatten() {
-            unfit(&app.id, &stand, &mut offers);
-        }
+        fit(&app, &*hosted, &mut offers).map_err(|trouble| trouble.to_string())?;
         let mover = Mover {
             class: app.class,
-            need: hosted.need(id),
+            need: hosted.need(id, Look::Ahead),
             apart_from: BTreeSet::new(),
             here: member.host.clone(),
         };
@@ -274,15 +281,6 @@ fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
         };
         chosen.ok_or_else(|| nowhere(id, &reasons))
     })
-}
-
-/// Hosts without an instance that could take over from the one here are none to choose from.
-fn unfit(app: &AppId, stand: &Stand, offers: &mut BTreeMap<HostName, Offer>) {
-    for (host, offer) in offers {
-        if let Err(why) = stand.can_take(app, host) {
-            offer.unfit.get_or_insert(why);
-        }
-    }
 }
 
 fn nowhere(app: &AppId, reasons: &BTreeMap<HostName, Reason>) -> String {
@@ -299,6 +297,7 @@ struct Job {
     member: member::Desk,
     desk: Desk,
     hosted: Arc<Hosted>,
+    initiative: Initiative,
     /// Commands that were carried out, whose end may not have been written.
     done: BTreeSet<CommandId>,
 }
@@ -357,7 +356,20 @@ impl Job {
         }
         self.desk
             .drain
-            .step(&self.desk.moves, &self.desk.choose, may);
+            .step(&self.desk.moves, &self.desk.choose, may.clone());
+        let now: &dyn Fn() -> Arc<Members> = &|| match self.member.coordinator.hosts() {
+            Ok(members) => Arc::new(members),
+            Err(error) => {
+                tracing::debug!(%error, "who is there is as it was looked last");
+                Arc::clone(&standing.members)
+            }
+        };
+        self.initiative.step(&Around {
+            desk: &self.desk,
+            hosted: &self.hosted,
+            members: &LazyCell::new(now),
+            may: may.is_ok(),
+        });
     }
 
     /// What is here, for a host that is to be left.
@@ -376,11 +388,11 @@ impl Job {
         match command {
             Asked::Move { app, to } => {
                 may?;
-                let to = match to {
-                    Some(host) => host.clone(),
-                    None => self.target(app, Wanted::Better)?,
+                let (to, look) = match to {
+                    Some(host) => (host.clone(), Look::Present),
+                    None => (self.target(app, Wanted::Better)?, Look::Ahead),
                 };
-                let begun = self.desk.moves.begin(app, &to);
+                let begun = self.desk.moves.begin(app, &to, look);
                 begun.map_err(|refused| refused.why().to_owned())?;
                 Ok(format!("{app} moves to {to}"))
             }

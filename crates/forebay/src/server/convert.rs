@@ -1,5 +1,7 @@
 //! From the domain to the wire, by hand: neither freezes the other.
 
+use std::time::Duration;
+
 use forebay_api as api;
 use forebay_core::accel;
 use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
@@ -11,7 +13,7 @@ use forebay_core::plan::{Plan, Reason, io};
 use forebay_core::report::{AppReport, Event, EventKind, TickReport};
 use forebay_core::slice::{Setting, Slice};
 use forebay_core::snapshot::{PageMove, PageMoveState, Reclaim, ReclaimState, RunState, Traffic};
-use forebay_core::units::{Bytes, Limit, MilliCpu};
+use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_core::working_set::Witness;
 use forebay_forecast::{Forecast, ModelScore, Target};
 
@@ -134,6 +136,26 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         page_move: report.page_move.map(page_move),
         accelerator: report.usage.accelerator.map(accelerator),
     }
+}
+
+/// What moves of an app did lately, the latest last: also of one that is not here any more.
+pub(super) fn moves_lately(events: &[Event], app: &AppId, now: Time) -> Vec<String> {
+    /// Older ones are in `forebay events`.
+    const LATELY: Duration = Duration::from_secs(3600);
+    const MOST: usize = 4;
+    let is_of = |event: &&Event| {
+        event.kind == EventKind::Move
+            && event.app.as_ref() == Some(app)
+            && now.since(event.time) < LATELY
+    };
+    let latest = events.iter().rev().filter(is_of).take(MOST);
+    let said = latest.map(|event| {
+        let ago = now.since(event.time).as_secs();
+        format!("{ago} s ago it {}.", event.message)
+    });
+    let mut said: Vec<String> = said.collect();
+    said.reverse();
+    said
 }
 
 /// What constrains an app beyond its slice, and what was tried about that.

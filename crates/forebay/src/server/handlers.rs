@@ -70,7 +70,12 @@ pub(super) async fn explain(
     let models = server
         .ask(|reply| Command::Models(name.clone(), reply))
         .await?;
+    let events = server
+        .ask(|reply| Command::Events(usize::MAX, reply))
+        .await?;
     let report = &view.published.report;
+    let offload = convert::offload(report.apps.get(&name));
+    let moves = convert::moves_lately(&events, &name, report.time);
     Ok(Json(api::Explanation {
         app: match report.apps.get(&name) {
             Some(seen) => convert::app(&name, seen),
@@ -82,7 +87,7 @@ pub(super) async fn explain(
         host_cpus: convert::all_cpus(&view).len() as u64,
         devices: convert::devices(report, &policy),
         external_forecasts: (server.state.beliefs)(&name),
-        offload: convert::offload(report.apps.get(&name)),
+        offload: offload.into_iter().chain(moves).collect(),
         paused: report.paused,
         shortfalls: report.shortfalls.iter().map(ToString::to_string).collect(),
     }))

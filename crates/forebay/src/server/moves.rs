@@ -145,14 +145,14 @@ pub(super) async fn begin(
     let api::MoveRequest { app, to, dry_run } = request;
     let id = app.parse::<AppId>().map_err(|_| Failure::no_app(&app))?;
     let message = off(&server, move |desk| {
-        let to = desk.target(&id, &to)?;
+        let (to, look) = desk.target(&id, &to)?;
         if dry_run {
-            desk.moves.try_only(&id, &to)?;
+            desk.moves.try_only(&id, &to, look)?;
             return Ok(format!(
                 "{id} can move to {to}: it has room, and all that {id} needs"
             ));
         }
-        desk.moves.begin(&id, &to)?;
+        desk.moves.begin(&id, &to, look)?;
         Ok(format!("{id} moves to {to}"))
     });
     Ok(Json(api::Done {

@@ -142,6 +142,7 @@ pub(super) fn published(period: u64) -> Published {
             period,
             time,
             paused: false,
+            offload: forebay_core::offload::Mode::Watch,
             host: HostSample {
                 cpu_busy: Ok(BTreeMap::from([(0, time.monotonic), (1, Duration::ZERO)])),
                 steal: Err(Gap::Unsupported),
@@ -243,7 +244,7 @@ fn control(
                     reply.send(models).unwrap();
                 }
                 Command::Tell(..) | Command::TellOf(..) => unreachable!("nobody tells"),
-                Command::Do(..) => unreachable!("there is no fleet"),
+                Command::Stayed(..) | Command::Do(..) => unreachable!("there is no fleet"),
                 Command::Succeed(..) | Command::Excuse(..) => unreachable!("there are no fronts"),
                 Command::Stop => break,
             }

@@ -40,6 +40,7 @@ pub(super) fn report_at(ms: u64) -> TickReport {
             unix_ms: EPOCH_MS + ms,
         },
         paused: false,
+        offload: forebay_core::offload::Mode::Watch,
         host: HostSample {
             cpu_busy: Err(Gap::Unsupported),
             steal: Err(Gap::Unsupported),

@@ -47,6 +47,8 @@ mod mistakes;
 mod move_kills;
 #[cfg(feature = "etcd")]
 mod moves;
+#[cfg(feature = "etcd")]
+mod moves_by_itself;
 mod offload;
 mod outlook;
 mod owners;

@@ -355,7 +355,61 @@ fn a_host_that_was_just_left_is_not_offered() {
     let host = |name: &str| name.parse::<HostName>().unwrap();
     let offers = BTreeMap::from([(host("a"), offer.clone()), (host("b"), offer)]);
     let homes = Homes::arrived(Duration::from_secs(100), &[], host("a"));
-    let at = |s| open_to(&homes, &rules, Duration::from_secs(s), &offers);
+    let at = |s| {
+        without(
+            homes.held(&rules, Duration::from_secs(s)).collect(),
+            &offers,
+        )
+    };
     assert_eq!(at(200).unwrap().keys().collect::<Vec<_>>(), [&host("b")]);
     assert_eq!(at(3_700), None);
+}
+
+#[test]
+fn one_that_is_constrained_goes_where_room_is_whatever_its_host_says_of_itself() {
+    let room = |cpus| Room {
+        cpu: MilliCpu::cpus(cpus),
+        memory: Bytes::mib(8192),
+    };
+    let offer = |used: u64| Offer {
+        capacity: room(8),
+        needed: BTreeMap::from([(Class::Standard, room(used))]),
+        used: Some(BTreeMap::from([(Class::Standard, room(used))])),
+        promised: BTreeMap::new(),
+        apps: BTreeSet::new(),
+        cordoned: false,
+        unfit: None,
+    };
+    let name = |name: &str| -> HostName { name.parse().unwrap() };
+    // Here hardly anything is needed, by what is published: who takes the rest is nobody's app.
+    let offers = BTreeMap::from([(name("a"), offer(1)), (name("b"), offer(2))]);
+    let offers = offers
+        .into_iter()
+        .map(|(name, mut offer)| {
+            for room in offer.needed.values_mut() {
+                room.memory = Bytes::mib(64);
+            }
+            for room in offer.used.iter_mut().flat_map(BTreeMap::values_mut) {
+                room.memory = Bytes::mib(64);
+            }
+            (name, offer)
+        })
+        .collect();
+    let web = app("web", Class::Standard, 1.0, 1.0, 64);
+    let apps = [web];
+    let resident = &residents(&apps)[0];
+    let to = |why, homes: &Homes| {
+        let shed = Shed::of(resident, why);
+        let now = Duration::from_secs(10_000);
+        target(&Rules::default(), now, &shed, (&name("a"), homes), &offers)
+    };
+    let short = Why::Short {
+        wanted: 1.0,
+        capacity: 8.0,
+    };
+    assert_eq!(to(short, &Homes::default()), None);
+    let there = Some((name("b"), Look::Ahead));
+    assert_eq!(to(Why::Constrained, &Homes::default()), there);
+    let left_b = Homes::arrived(Duration::from_secs(9_000), &[], name("b"));
+    assert_eq!(to(Why::Constrained, &left_b), None);
 }

@@ -15,7 +15,8 @@ const CPU_USE: Watched = Watched {
 struct Bench {
     ascent: Ascent,
     learned: Learned,
-    moves: Moves,
+    /// Whether it is on its way to another host.
+    leaves: bool,
     rules: Rules,
     app: AppId,
     bottleneck: Bottleneck,
@@ -34,7 +35,7 @@ impl Bench {
         Self {
             ascent: Ascent::default(),
             learned: Learned::default(),
-            moves: Moves::default(),
+            leaves: false,
             rules: Rules::default(),
             app: "web".parse().unwrap(),
             bottleneck,
@@ -77,7 +78,7 @@ impl Bench {
             now: self.now(),
             rules: &self.rules,
             app: &self.app,
-            arrived: None,
+            leaves: self.leaves,
             strains: &strains,
             lacks: &strains.iter().map(|strain| strain.bottleneck).collect(),
             unknown: self.unknown,
@@ -85,8 +86,7 @@ impl Bench {
         };
         let offers = &self.offers;
         let find = |rung: Rung, _| offers.get(&rung).cloned().ok_or(Absence::NoFleet);
-        let (learned, moves) = (&mut self.learned, &mut self.moves);
-        self.ascent.advance(&round, &find, learned, moves)
+        self.ascent.advance(&round, &find, &mut self.learned)
     }
 
     /// So many seconds of the same; what was done in them, and when.
@@ -108,7 +108,7 @@ fn effect(rung: Rung) -> Effect {
     match rung {
         Rung::WidenSlice => Effect::Widen(MilliCpu::cpus(1)),
         Rung::ReclaimBatch => Effect::Reclaim([("burn".parse().unwrap(), Bytes::mib(8))].into()),
-        Rung::Move => Effect::Move("b".to_owned()),
+        Rung::Move => Effect::Move("b".parse().unwrap()),
         _ => Effect::Whole,
     }
 }
@@ -378,40 +378,37 @@ fn what_leaves_nothing_to_take_back_counts_as_well_until_the_lack_is_over() {
 }
 
 #[test]
-fn moves_have_a_budget_and_an_app_rests_between_its_own() {
-    let mut moves = Moves::default();
-    let rules = Rules {
-        moves_per_hour: 2,
-        ..Rules::default()
-    };
-    let app = |name: &str| -> AppId { name.parse().unwrap() };
-    let at = |second| Time {
-        monotonic: Duration::from_secs(second),
-        unix_ms: 0,
-    };
-    let allow = |moves: &Moves, second, name: &str, arrived| {
-        moves.allow(at(second), &app(name), arrived, &rules)
-    };
-    moves.begin(at(0), &app("a"));
-    let left = Duration::from_secs(600);
-    assert_eq!(allow(&moves, 300, "a", None), Err(Skip::JustMoved { left }));
-    // One that another host sent here rests as well.
+fn a_move_is_measured_once_it_is_over_and_one_that_did_not_get_there_is_barred() {
+    let mut bench = Bench::new(Bottleneck::Cpu, &[Move]);
+    bench.offers.insert(Move, offer(Move, 0.9, 0.2));
+    assert_eq!(bench.step(Some(2.0)), Some(take(Move)));
+    bench.leaves = true;
+    assert_eq!(bench.steps(600, Some(2.0)), []);
     assert_eq!(
-        allow(&moves, 300, "b", Some(at(0))),
-        Err(Skip::JustMoved { left })
+        bench.ascent.settling(),
+        Some(Move),
+        "it takes as long as it takes"
     );
-    assert_eq!(allow(&moves, 300, "b", None), Ok(()));
-    moves.begin(at(300), &app("b"));
-    let used_up = Err(Skip::MovesUsedUp { most: 2 });
-    assert_eq!(allow(&moves, 1200, "c", None), used_up);
-    assert_eq!(allow(&moves, 3599, "a", None), used_up);
-    assert_eq!(allow(&moves, 3600, "a", None), Ok(()));
-    moves.begin(at(3900), &app("c"));
-    assert_eq!(
-        moves.begun.len(),
-        1,
-        "what is older than an hour is forgotten"
-    );
+    bench.leaves = false;
+    let settles = u64::from(Move.slowness()) * bench.rules.settling.as_secs();
+    assert_eq!(bench.steps(settles - 1, Some(2.0)), []);
+    assert_eq!(bench.ascent.settling(), Some(Move));
+    assert_eq!(bench.steps(BAR_MIN.as_secs(), Some(2.0)), []);
+    assert_eq!(bench.last().verdict, Verdict::Spent);
+
+    // After the bar it is tried again, and does not get there.
+    let again = bench.steps(10, Some(2.0));
+    assert_eq!(again.len(), 1, "{again:?}");
+    bench.ascent.refuse_move(bench.now());
+    assert_eq!(bench.last().verdict, Verdict::Refused);
+    assert_eq!(bench.ascent.settling(), None);
+    assert_eq!(bench.steps(2 * BAR_MIN.as_secs() - 1, Some(2.0)), []);
+    assert_eq!(bench.steps(2, Some(2.0)).len(), 1);
+    // Another rung is not meant.
+    let mut other = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+    other.step(Some(2.0));
+    other.ascent.refuse_move(other.now());
+    assert_eq!(other.ascent.settling(), Some(WidenSlice));
 }
 
 #[test]
@@ -514,7 +511,6 @@ proptest! {
             prop_assert_eq!(&now, &in_force);
             prop_assert!(bench.ascent.tried.len() <= TRIED_MAX);
             prop_assert!(bench.ascent.kept.len() <= REPEATS_MAX * ladder.len());
-            prop_assert!(bench.moves.begun.len() <= bench.rules.moves_per_hour as usize);
         }
         for (place, (second, turn)) in turns.iter().enumerate() {
             let within = |seconds: u64, other: &Turn| {
@@ -525,10 +521,6 @@ proptest! {
                     .count()
             };
             match turn {
-                Turn::Take(Rung::Move, _) => {
-                    prop_assert_eq!(within(MOVE_REST.as_secs(), turn), 0, "it rests");
-                    prop_assert!(within(3600, turn) < bench.rules.moves_per_hour as usize);
-                }
                 // A bar or a descent is between, and both double when it comes soon again.
                 Turn::Undo(rung, effect) => {
                     let again = within(3600, &Turn::Take(*rung, effect.clone()));

@@ -24,7 +24,7 @@ fn with_worker(cpu: f64, used: Option<Use>) -> Case {
 fn a_worker_with_a_device_and_a_kernel_for_it_is_a_rung_and_nothing_less_is() {
     let offer = |used| {
         let case = with_worker(1.9, used);
-        let means = means(at(0), 0);
+        let means = means(0);
         let offer = means.offer(&case.seen(), Rung::Accelerate, 1.2);
         offer.map(|offer| offer.effect)
     };
@@ -57,7 +57,7 @@ fn climbed(helps: bool, periods: u64) -> (Vec<(u64, Direction)>, Memory) {
             rules: &rules,
             horizon: Duration::from_secs(1),
             apps: vec![case.seen()],
-            means: means(time, 0),
+            means: means(0),
         };
         let (decision, after) = decide(&view, &memory);
         memory = after;

@@ -142,6 +142,7 @@ impl Case {
             demands: &self.demands,
             host: HostMemory::default(),
             placed: &BTreeMap::new(),
+            away: None,
         };
         plan(&situation, memory)
     }

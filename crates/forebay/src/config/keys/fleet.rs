@@ -20,6 +20,11 @@ pub(super) const FLEET: &[Key] = &[
         "The etcd cluster that the hosts share; without this section the host is a fleet of its own",
     ),
     key("link", Kind::Section(LINK), "How agents reach each other"),
+    key(
+        "moves",
+        Kind::Section(MOVES),
+        "What moves to another host without being asked for; only where `offload.mode` is \"act\"",
+    ),
 ];
 
 const ETCD: &[Key] = &[
@@ -50,6 +55,34 @@ const ETCD: &[Key] = &[
         "File with this host's certificate for etcd, in PEM, where etcd wants one",
     ),
     key("key", Kind::Text, "File with its key, for its owner alone"),
+];
+
+const MOVES: &[Key] = &[
+    key(
+        "by_itself",
+        Kind::Bool,
+        "Whether applications with a `move` leave this host because they are constrained, or because a shortage of processor time is foreseen (default true)",
+    ),
+    key(
+        "per_hour",
+        Kind::Count { min: 1, max: 60 },
+        "How many moves by itself this host begins within an hour; two thirds of them because of what is foreseen (default 6)",
+    ),
+    key(
+        "rest",
+        Kind::Duration,
+        "How long an application stays after a move, 1s to 1d (default 15m)",
+    ),
+    key(
+        "hold",
+        Kind::Duration,
+        "How long it does not go back to a host that it left, 1s to 7d (default 1h)",
+    ),
+    key(
+        "foreseen_for",
+        Kind::Duration,
+        "How long a shortage must be foreseen before something is done about it, 1s to 1h (default 60s)",
+    ),
 ];
 
 const LINK: &[Key] = &[

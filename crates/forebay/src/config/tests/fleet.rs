@@ -52,6 +52,34 @@ fn a_host_takes_its_own_name() {
 }
 
 #[test]
+fn what_moves_by_itself_can_be_bounded_and_ended() {
+    let (host, _guard) = host();
+    hostname(&host, "node-1\n");
+    let moves = |keys: &str| {
+        let text = format!("[fleet]\n{keys}");
+        parse(&text, "f", &host).unwrap().fleet.unwrap().moves
+    };
+    let defaults = moves("");
+    assert!(defaults.by_itself);
+    assert_eq!(
+        defaults.rules,
+        forebay_core::fleet::policy::Rules::default()
+    );
+    let set = moves(
+        "[fleet.moves]\nby_itself = false\nper_hour = 3\nrest = \"1m\"\nhold = \"2h\"\nforeseen_for = \"90s\"",
+    );
+    assert!(!set.by_itself);
+    let rules = set.rules;
+    assert_eq!((rules.moves_per_hour, rules.ahead_per_hour), (3, 2));
+    let times = [rules.rest, rules.hold, rules.persistence_ahead];
+    assert_eq!(times.map(|time| time.as_secs()), [60, 7200, 90]);
+    refuses(
+        "[fleet.moves]\nrest = \"0s\"",
+        &["f:3: fleet.moves.rest: 0ns is out of bounds; use 1s to 86400s"],
+    );
+}
+
+#[test]
 fn what_cannot_be_a_member_is_refused() {
     refuses("host = \"db-1\"\nlease = \"30s\"", &[]);
     refuses(

@@ -30,6 +30,7 @@ use std::fmt;
 
 use forebay_core::app::{AppId, Class};
 use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use serde::{Deserialize, Serialize};
 
@@ -144,6 +145,26 @@ pub(crate) struct Reserve {
     /// What the target has to have, by name: `criu-4`, `cpu-avx2`. A name that the target does not know
     /// is something that it lacks.
     pub(crate) requires: BTreeSet<String>,
+    /// By which room it was chosen, and is judged.
+    #[serde(default = "ahead")]
+    pub(crate) look: Look,
+    /// The hosts that it left, the longest ago first.
+    #[serde(default)]
+    pub(crate) homes: Vec<Home>,
+}
+
+/// What those that do not say so look at.
+const fn ahead() -> Look {
+    Look::Ahead
+}
+
+/// A host that an application left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Home {
+    /// Which.
+    pub(crate) host: HostName,
+    /// How long ago, in milliseconds: clocks of hosts differ.
+    pub(crate) left_ms_ago: u64,
 }
 
 impl Reserve {
@@ -250,4 +271,33 @@ pub(crate) enum Stage {
     Runs,
     /// It is removed, or given back.
     Dropping,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_does_not_know_of_homes_is_heard_and_one_that_does_keeps_them() {
+        let reserve = Reserve {
+            app: "web".parse().unwrap(),
+            record: Ownership::first("a".parse().unwrap()),
+            class: Class::Standard,
+            need: Room::default(),
+            manner: Manner::Restart,
+            requires: BTreeSet::new(),
+            look: Look::Present,
+            homes: vec![Home {
+                host: "z".parse().unwrap(),
+                left_ms_ago: 12,
+            }],
+        };
+        let mut json = serde_json::to_value(&reserve).unwrap();
+        let read: Reserve = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(read, reserve);
+        let fields = json.as_object_mut().unwrap();
+        assert!(fields.remove("look").is_some() && fields.remove("homes").is_some());
+        let before: Reserve = serde_json::from_value(json).unwrap();
+        assert_eq!((before.look, before.homes), (Look::Ahead, Vec::new()));
+    }
 }

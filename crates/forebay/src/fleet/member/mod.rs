@@ -127,6 +127,10 @@ pub(crate) struct Desk {
     pub(crate) standing: watch::Receiver<Arc<Standing>>,
     /// Room that was promised to applications on their way here: published with the offer.
     pub(crate) promised: Arc<watch::Sender<BTreeMap<Class, Room>>>,
+    /// What the offer is made of beside the report.
+    pub(crate) size: offering::Host,
+    /// See [`size`](Self::size).
+    pub(crate) ahead: watch::Receiver<Arc<Ahead>>,
 }
 
 impl Desk {
@@ -214,12 +218,15 @@ impl Membership {
         };
         let (tell, told) = watch::channel(Arc::new(standing.clone()));
         let (promised, promises) = watch::channel(BTreeMap::new());
+        let (ahead, asked_ahead) = watch::channel(Arc::default());
         let (stop, stopped) = watch::channel(());
         let desk = Desk {
             host: beginning.config.host.clone(),
             coordinator: Arc::clone(&coordinator),
             standing: told,
             promised: Arc::new(promised),
+            size: beginning.host,
+            ahead: asked_ahead,
         };
         let failed = |error: std::io::Error| {
             format!("start the thread of the fleet: {error}; check limits on threads")
@@ -241,7 +248,7 @@ impl Membership {
             read_at: 0,
             completed: BTreeSet::new(),
             published: None,
-            ahead: Ahead::new(),
+            ahead,
             due: Due::default(),
             pause: JOIN_PAUSE_MIN,
         };
@@ -304,7 +311,7 @@ struct Job {
     completed: BTreeSet<CommandId>,
     /// What was published last, and when.
     published: Option<(Duration, Offer)>,
-    ahead: Ahead,
+    ahead: watch::Sender<Arc<Ahead>>,
     due: Due,
     /// Before the next attempt to join.
     pause: Duration,
@@ -543,7 +550,7 @@ impl Job {
         let asked = self.beginning.outlook.ask_needs(offering::AHEAD);
         let answer = runtime.block_on(async { tokio::time::timeout(AHEAD_WAIT, asked).await });
         match answer {
-            Ok(Ok(ahead)) => self.ahead = ahead,
+            Ok(Ok(ahead)) => _ = self.ahead.send_replace(Arc::new(ahead)),
             Ok(Err(why)) => tracing::debug!(why, "the offer goes by what was forecast before"),
             Err(_) => tracing::debug!("the offer goes by what was forecast before"),
         }
@@ -556,7 +563,7 @@ impl Job {
             Some(published) => offering::offer(
                 self.beginning.host,
                 &published.report,
-                &self.ahead,
+                &self.ahead.borrow(),
                 promised,
                 cordoned,
             ),

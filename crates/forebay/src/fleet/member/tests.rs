@@ -3,11 +3,12 @@
 use std::sync::{Condvar, Mutex};
 
 use forebay_core::app::AppId;
+use forebay_core::fleet::policy::Rules;
 use forebay_core::fleet::{Epoch, Ownership};
 use forebay_core::units::Bytes;
 
 use super::*;
-use crate::config::{LinkConfig, Rdma};
+use crate::config::{LinkConfig, MovesConfig, Rdma};
 
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,6 +153,10 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
                     listen: None,
                     address: None,
                     rdma: Rdma::Off,
+                },
+                moves: MovesConfig {
+                    by_itself: true,
+                    rules: Rules::default(),
                 },
             },
             directory: directory.path().to_owned(),

@@ -320,6 +320,9 @@ impl Arrive {
                     let what = format!("runs here, and something is left of its move: {trouble}");
                     self.house.apps.warn(&self.app, what);
                 }
+                self.house
+                    .past
+                    .arrived(&self.app, from, super::keeper::now());
                 let what = format!("came from {from} by {}", self.way);
                 self.house.apps.tell(&self.app, what);
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use forebay_core::fleet::departure::{Departure, End, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 use forebay_core::fleet::{HostName, Ownership};
 
@@ -26,6 +27,8 @@ pub(crate) struct Depart {
     there: HostName,
     body: Box<dyn Leaving>,
     requires: BTreeSet<String>,
+    /// By which room its target was chosen.
+    pub(super) look: Look,
     /// Whether the mark of the steps to come is on disk.
     is_marked: bool,
     /// How often the step was tried that is to be tried again.
@@ -76,6 +79,7 @@ impl Depart {
             record,
             body,
             requires: BTreeSet::new(),
+            look: Look::Present,
             is_marked: false,
             attempts: 0,
             is_told: false,
@@ -290,9 +294,11 @@ impl Depart {
             app: app.clone(),
             record: self.record.clone(),
             class,
-            need: self.house.apps.need(app),
+            need: self.house.apps.need(app, self.look),
             way: self.note.way,
             requires: self.requires.clone(),
+            look: self.look,
+            homes: self.house.past.ages(app, super::keeper::now()),
         })
     }
 

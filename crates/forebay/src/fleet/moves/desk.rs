@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
 use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::policy::{Homes, Look};
 use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::{HostName, HostNameError};
 
@@ -109,20 +110,24 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    /// The host that is meant: a name, `auto`, or [`ANYWHERE`].
+    /// The host that is meant: a name, `auto`, or [`ANYWHERE`]; and the room there by which it is judged. Who
+    /// names one knows best what is to come.
     ///
     /// # Errors
     /// It is no name, or no host has room.
-    pub(crate) fn target(&self, app: &AppId, to: &str) -> Result<HostName, Refused> {
+    pub(crate) fn target(&self, app: &AppId, to: &str) -> Result<(HostName, Look), Refused> {
         let wanted = match to {
             "auto" => Wanted::Better,
             ANYWHERE => Wanted::Other,
             name => {
                 let parsed = name.parse();
-                return parsed.map_err(|error: HostNameError| Refused::Cannot(error.to_string()));
+                let parsed =
+                    parsed.map_err(|error: HostNameError| Refused::Cannot(error.to_string()));
+                return Ok((parsed?, Look::Present));
             }
         };
-        (self.choose)(app, wanted).map_err(Refused::Cannot)
+        let chosen = (self.choose)(app, wanted).map_err(Refused::Cannot);
+        Ok((chosen?, Look::Ahead))
     }
 }
 
@@ -222,8 +227,10 @@ impl Moves {
         self: &Arc<Self>,
         app: &AppId,
         to: &HostName,
+        look: Look,
     ) -> Result<Arc<Note>, Refused> {
-        let depart = self.prepared(app, to)?;
+        let mut depart = self.prepared(app, to)?;
+        depart.look = look;
         let note = Arc::clone(&depart.note);
         let mut state = locked(&self.state);
         {
@@ -256,9 +263,10 @@ impl Moves {
     ///
     /// # Errors
     /// Why it would be refused.
-    pub(crate) fn try_only(&self, app: &AppId, to: &HostName) -> Result<(), Refused> {
+    pub(crate) fn try_only(&self, app: &AppId, to: &HostName, look: Look) -> Result<(), Refused> {
         // It ends with giving the room back, which must be nobody else's.
         let mut tried = self.prepared(app, to)?;
+        tried.look = look;
         {
             let mut state = locked(&self.state);
             let under_way = |note: &Arc<Note>| note.end().is_none();
@@ -349,6 +357,11 @@ impl Moves {
                 (note, shown)
             })
             .collect()
+    }
+
+    /// Where an application of this host was before.
+    pub(crate) fn homes(&self, app: &AppId) -> Homes {
+        self.house.past.homes(app)
     }
 
     /// This host.
@@ -482,7 +495,7 @@ impl Moves {
                 house.here
             )));
         }
-        let room = house.apps.room(app.class);
+        let room = house.apps.room(app.class, wish.look);
         let asked = (from, wish.class, wish.need);
         let promise = state.promises.promise(now(), id, asked, room, leaving);
         promise.map_err(|refusal| match refusal {
@@ -498,6 +511,7 @@ impl Moves {
             wish: wish.clone(),
         };
         state.promised.insert(id.clone(), promised);
+        house.past.comes(id, &wish.homes);
         Ok(())
     }
 
@@ -568,7 +582,7 @@ impl Moves {
         let Some(Promised { wish, .. }) = state.promised.get(&of.app).cloned() else {
             return;
         };
-        let room = self.house.apps.room(wish.class);
+        let room = self.house.apps.room(wish.class, wish.look);
         let asked = (from, wish.class, wish.need);
         let renewed = state.promises.promise(now(), &of.app, asked, room, None);
         if let Err(refusal) = renewed {

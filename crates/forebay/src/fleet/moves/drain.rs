@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use forebay_core::app::AppId;
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::departure::End;
+use forebay_core::fleet::policy::Look;
 use forebay_host::regular;
 
 use super::desk::{Choose, Moves, Refused, Wanted};
@@ -185,7 +186,7 @@ impl Drain {
             Ok(()) if !moves.ours().contains(app) => Place::Left(None),
             Ok(()) => match choose(app, Wanted::Other) {
                 Err(why) => Place::Stays(why),
-                Ok(to) => match moves.begin(app, &to) {
+                Ok(to) => match moves.begin(app, &to, Look::Ahead) {
                     Ok(_) => Place::Moves(to),
                     Err(Refused::Busy(why)) => Place::Waits(Some(why)),
                     Err(refused) => Place::Stays(refused.why().to_owned()),

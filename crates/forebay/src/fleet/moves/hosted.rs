@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Class};
 use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::offering::{self, Ahead};
+use forebay_core::fleet::policy::Look;
 use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
-use forebay_core::units::{Bytes, MilliCpu};
 use forebay_host::checkpoint::Store;
 use forebay_host::error::HostError;
 use forebay_host::tenure::Tenure;
@@ -37,8 +38,10 @@ pub(crate) struct Hosted {
     pub(crate) anchor: PathBuf,
     /// Where images of programs are.
     pub(crate) state_dir: PathBuf,
-    /// All that applications may use here.
-    pub(crate) capacity: Room,
+    /// What this host offers is made of this, beside its reports.
+    pub(crate) size: offering::Host,
+    /// See [`size`](Self::size).
+    pub(crate) ahead: watch::Receiver<Arc<Ahead>>,
     /// Once they are known.
     pub(crate) fronts: OnceLock<Arc<Fronts>>,
 }
@@ -89,21 +92,13 @@ impl Hosted {
     fn report<T>(&self, look: impl FnOnce(&TickReport) -> Option<T>) -> Option<T> {
         look(&self.reports.borrow().as_ref()?.report)
     }
+}
 
-    /// What an application will need at most within the next minutes.
-    pub(crate) fn needs(report: &TickReport, app: &App) -> Room {
-        let known = report.apps.get(&app.id);
-        let demand = known.and_then(|known| known.demand.as_ref());
-        let now = known.map(|known| known.usage).unwrap_or_default();
-        let cpu = demand.map_or(now.cpu.unwrap_or_default(), |demand| demand.cpu.q95);
-        let memory = demand.map(|demand| Bytes::from_f64(demand.memory.q95));
-        Room {
-            cpu: MilliCpu::from_cpus(cpu).max(app.floor.cpu),
-            memory: memory
-                .or(now.memory)
-                .unwrap_or(Bytes(0))
-                .max(app.floor.memory),
-        }
+/// What was needed at least is needed elsewhere as well.
+pub(super) fn with_floor(room: Room, app: &App) -> Room {
+    Room {
+        cpu: room.cpu.max(app.floor.cpu),
+        memory: room.memory.max(app.floor.memory),
     }
 }
 
@@ -172,36 +167,33 @@ impl Apps for Hosted {
         tenure.write(&self.state_dir).map_err(refused)
     }
 
-    fn need(&self, id: &AppId) -> Room {
-        let need = |report: &TickReport| {
-            // The instance of it that is on the target has its part of that host already.
-            let app = self.app(id).filter(|app| !is_handed_over(app))?;
-            Some(Self::needs(report, &app))
+    fn need(&self, id: &AppId, look: Look) -> Room {
+        // The instance of it that is on the target has its part of that host already.
+        let Some(app) = self.app(id).filter(|app| !is_handed_over(app)) else {
+            return Room::default();
         };
-        self.report(need).unwrap_or_default()
-    }
-
-    fn room(&self, class: Class) -> Room {
-        let apps = self.apps.borrow().clone();
-        let left = |report: &TickReport| {
-            let runs = |app: &&App| {
-                let known = report.apps.get(&app.id);
-                known.is_some_and(|known| known.state == RunState::Running)
-            };
-            let others = apps.values().filter(|app| app.class <= class).filter(runs);
-            let needed: Vec<Room> = others.map(|app| Self::needs(report, app)).collect();
-            let cpu = needed.iter().fold(self.capacity.cpu.0, |left, need| {
-                left.saturating_sub(need.cpu.0)
-            });
-            let memory = needed.iter().fold(self.capacity.memory, |left, need| {
-                left.saturating_sub(need.memory)
-            });
-            Some(Room {
-                cpu: MilliCpu(cpu),
-                memory,
+        let ahead = Arc::clone(&self.ahead.borrow());
+        let need = |report: &TickReport| {
+            let (_, standing) = offering::standing(self.size, report, &ahead);
+            let known = standing.iter().find(|known| known.app == id)?;
+            Some(match look {
+                Look::Ahead => known.need.room(known.memory),
+                Look::Present => known.used,
             })
         };
-        self.report(left).unwrap_or_default()
+        with_floor(self.report(need).unwrap_or_default(), &app)
+    }
+
+    fn room(&self, class: Class, look: Look) -> Room {
+        let ahead = Arc::clone(&self.ahead.borrow());
+        let room = |report: &TickReport| {
+            let offer = offering::offer(self.size, report, &ahead, BTreeMap::new(), false);
+            match look {
+                Look::Ahead => Some(offer.room(class)),
+                Look::Present => offer.room_now(class),
+            }
+        };
+        self.report(room).unwrap_or_default()
     }
 
     fn service(&self) -> Option<Arc<dyn Service>> {

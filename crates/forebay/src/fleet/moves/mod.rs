@@ -32,10 +32,12 @@ pub(crate) mod desk;
 pub(crate) mod drain;
 mod guard;
 pub(crate) mod hosted;
+pub(crate) mod initiative;
 mod journal;
 mod keeper;
 mod note;
 mod orphans;
+mod past;
 pub(crate) mod service;
 #[cfg(test)]
 mod tests;
@@ -52,6 +54,7 @@ use std::time::Duration;
 use forebay_core::app::{App, AppId, Class};
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 use tokio::sync::watch;
@@ -129,11 +132,15 @@ pub(crate) struct Wish {
     /// As the source has it.
     pub(crate) record: Ownership,
     pub(crate) class: Class,
-    /// What it will need at most within the next minutes.
+    /// What it will need at most within the next minutes, or needs now.
     pub(crate) need: Room,
     pub(crate) way: Way,
     /// What the target has to have, by name; a name that it does not know is something that it lacks.
     pub(crate) requires: BTreeSet<String>,
+    /// By which room the target was chosen.
+    pub(crate) look: Look,
+    /// The hosts that it left, and how long ago.
+    pub(crate) homes: Vec<(HostName, Duration)>,
 }
 
 /// Records, by application.
@@ -218,10 +225,11 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     /// Writes down which applications others may take over, and until when those may run, by the clock of leases:
     /// the guardian freezes them then.
     fn may_run(&self, until: Duration, apps: &BTreeSet<AppId>) -> Result<(), Trouble>;
-    /// What it will need at most within the next minutes.
-    fn need(&self, id: &AppId) -> Room;
-    /// What applications of a class find here.
-    fn room(&self, class: Class) -> Room;
+    /// What it will need at most within the next minutes, or needs now.
+    fn need(&self, id: &AppId, look: Look) -> Room;
+    /// What applications of a class will find here, or find now, as this host publishes it; without what
+    /// was promised.
+    fn room(&self, class: Class, look: Look) -> Room;
     /// The fronts of this host; none before they are known.
     fn service(&self) -> Option<Arc<dyn service::Service>> {
         None
@@ -284,6 +292,8 @@ pub(crate) struct House {
     pub(crate) peer: Arc<dyn Peer>,
     pub(crate) apps: Arc<dyn Apps>,
     pub(crate) book: journal::Book,
+    /// Where applications were before.
+    pub(crate) past: past::Past,
     /// Where what is coming is written down.
     state_dir: PathBuf,
     /// Applications that are not this host's to start, for the control thread.
@@ -311,6 +321,7 @@ impl House {
             peer,
             apps,
             book: journal::Book::open(state_dir),
+            past: past::Past::open(state_dir, keeper::now()),
             state_dir: state_dir.to_owned(),
             elsewhere,
             holding: Mutex::default(),
@@ -445,5 +456,6 @@ fn rest(attempts: u32) -> Duration {
 pub(crate) use desk::{Awaited, Choose, Desk, Moves, Refused, Wanted};
 pub(crate) use drain::{Drain, Found, Leaver, Place};
 pub(crate) use hosted::Hosted;
+pub(crate) use initiative::{Around, Initiative};
 pub(crate) use note::{Note, Shown};
 pub(crate) use wired::{Coordinated, Wired};

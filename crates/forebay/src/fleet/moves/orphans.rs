@@ -14,6 +14,7 @@ use std::time::Duration;
 use forebay_core::app::{App, AppId, Class};
 use forebay_core::fleet::choice::{Mover, Offer, Reason, Room};
 use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::takeover::{change, turn};
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::fleet::{HostName, Ownership};
@@ -174,7 +175,7 @@ impl Orphans {
         }
         let mover = Mover {
             class: app.class,
-            need: house.apps.need(id),
+            need: house.apps.need(id, Look::Ahead),
             apart_from: std::collections::BTreeSet::new(),
             here: record.owner.clone(),
         };
@@ -207,7 +208,8 @@ impl Orphans {
         let to = to.running();
         house.records.take_over(id, record, &to)?;
         house.book.learn(id, &to);
-        self.taken.push((now, app.class, house.apps.need(id)));
+        self.taken
+            .push((now, app.class, house.apps.need(id, Look::Ahead)));
         let what = format!(
             "is started here: its host {} is lost, and its lease has ended",
             record.owner

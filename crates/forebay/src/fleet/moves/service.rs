@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
 use forebay_core::fleet::HostName;
+use forebay_core::fleet::choice::Offer;
 use forebay_core::fleet::mobility::Way;
 use forebay_shadow::status::{MemberStatus, Status};
 use forebay_shadow::synchronise::Standing;
 use tokio::runtime::Handle;
 
-use super::Trouble;
+use super::{Apps, Trouble};
 use crate::fronts;
 
 /// How long a front may take to say who serves after it handed over.
@@ -72,6 +73,28 @@ impl Stand {
             }
         }
     }
+}
+
+/// Of one that is handed over, hosts without an instance that could take over are none to choose from.
+///
+/// # Errors
+/// Its front does not say how it stands.
+pub(crate) fn fit(
+    app: &App,
+    apps: &dyn Apps,
+    offers: &mut BTreeMap<HostName, Offer>,
+) -> Result<(), Trouble> {
+    let service = apps.service().filter(|_| is_handed_over(app));
+    let stand = service.map(|service| service.stand(&app.id)).transpose()?;
+    let Some(stand) = stand.flatten() else {
+        return Ok(());
+    };
+    for (host, offer) in offers {
+        if let Err(why) = stand.can_take(&app.id, host) {
+            offer.unfit.get_or_insert(why);
+        }
+    }
+    Ok(())
 }
 
 /// How a front stands by what it says. The hosts of its instances are those of its plan; `here` is that of

@@ -23,7 +23,8 @@ use super::{Attempt, Content, Heard, Owners, Peer, Phase, Records, Trouble, Wish
 use crate::fleet::coordinator::{self, Coordinator};
 use crate::fleet::link::authority::{self, Authority};
 use crate::fleet::link::messages::{
-    Content as WireContent, Manner, Move, Phase as WirePhase, Refused as WireRefused, Reserve, Why,
+    Content as WireContent, Home, Manner, Move, Phase as WirePhase, Refused as WireRefused,
+    Reserve, Why,
 };
 use crate::fleet::link::rdma::{Carried, Choice, Door};
 use crate::fleet::link::{
@@ -90,6 +91,17 @@ const fn way(manner: Manner) -> Way {
         Manner::Checkpoint => Way::Checkpoint,
         Manner::Handoff => Way::Handoff,
     }
+}
+
+fn home((host, ago): &(HostName, Duration)) -> Home {
+    Home {
+        host: host.clone(),
+        left_ms_ago: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn left(home: Home) -> (HostName, Duration) {
+    (home.host, Duration::from_millis(home.left_ms_ago))
 }
 
 fn of(attempt: &Attempt) -> Move {
@@ -306,6 +318,8 @@ impl Peer for Wired {
             need: wish.need,
             manner: manner(wish.way),
             requires: wish.requires.clone(),
+            look: wish.look,
+            homes: wish.homes.iter().map(home).collect(),
         });
         Self::expect(to, self.ask(to, &request, ANSWER_MAX), "promised")
     }
@@ -472,6 +486,8 @@ impl Handler for Answers {
                     need: reserve.need,
                     way: way(reserve.manner),
                     requires: reserve.requires,
+                    look: reserve.look,
+                    homes: reserve.homes.into_iter().map(left).collect(),
                 };
                 self.off(move |moves| match moves.reserve(&from, &wish) {
                     Ok(()) => Answer::Promised {

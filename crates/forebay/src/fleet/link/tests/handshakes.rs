@@ -488,6 +488,8 @@ async fn only_its_owner_asks_for_room_for_an_application() {
             need: forebay_core::fleet::choice::Room::default(),
             manner: messages::Manner::Checkpoint,
             requires: ["criu-4".to_owned()].into(),
+            look: forebay_core::fleet::policy::Look::Ahead,
+            homes: Vec::new(),
         })
     };
     let Answer::Refused(refused) = link.ask(&reserve("d"), BOUND).await.unwrap() else {

@@ -203,7 +203,10 @@ impl Pair {
 
     /// Asks for a move and waits for its end.
     fn moves(&self) -> Result<(End, Option<String>), Refused> {
-        let note = self.source.moves.begin(&web(), &host("target"))?;
+        let note = self
+            .source
+            .moves
+            .begin(&web(), &host("target"), Look::Ahead)?;
         eventually("the move is over", || note.end().is_some());
         Ok((note.end().unwrap(), note.shown().why))
     }
@@ -244,7 +247,10 @@ fn it_moves_and_only_its_owner_may_start_it() {
     eventually("each knows whose it is", || {
         !is_away(&pair.source) && is_away(&pair.target)
     });
-    pair.source.moves.try_only(&web(), &host("target")).unwrap();
+    pair.source
+        .moves
+        .try_only(&web(), &host("target"), Look::Ahead)
+        .unwrap();
     assert!(pair.target.moves.awaited().is_empty());
     assert_eq!(pair.moves().unwrap().0, End::Moved);
     eventually("each knows whose it is now", || {
@@ -262,9 +268,35 @@ fn it_moves_and_only_its_owner_may_start_it() {
     let refused = pair
         .source
         .moves
-        .begin(&web(), &host("target"))
+        .begin(&web(), &host("target"), Look::Ahead)
         .unwrap_err();
     assert!(refused.why().contains("is at target"), "{refused:?}");
+}
+
+#[test]
+fn where_it_was_goes_along() {
+    let pair = Pair::new();
+    let left = |host: &Host| {
+        let ages = host.moves.homes(&web()).ages(keeper::now());
+        let names = ages.into_iter().map(|(host, _)| host.to_string());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(left(&pair.source), [""; 0]);
+    assert_eq!(pair.moves().unwrap().0, End::Moved);
+    eventually("the target knows where it was", || {
+        left(&pair.target) == ["source"]
+    });
+    eventually("it knows whose it is", || {
+        let home = host("source");
+        let back = pair.target.moves.begin(&web(), &home, Look::Present);
+        back.is_ok_and(|back| {
+            eventually("that is over", || back.end().is_some());
+            back.end() == Some(End::Moved)
+        })
+    });
+    eventually("and the source where it was before", || {
+        left(&pair.source) == ["source", "target"]
+    });
 }
 
 #[test]
@@ -286,9 +318,16 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     pair.refuses(&["the directory", "is missing on the target", "make it there"]);
     std::fs::create_dir_all(pair.dir.path().join("target/srv")).unwrap();
 
-    let nowhere = pair.source.moves.begin(&web(), &host("source"));
+    let nowhere = pair
+        .source
+        .moves
+        .begin(&web(), &host("source"), Look::Ahead);
     assert!(nowhere.unwrap_err().why().contains("where it is"));
-    let note = pair.source.moves.begin(&web(), &host("z")).unwrap();
+    let note = pair
+        .source
+        .moves
+        .begin(&web(), &host("z"), Look::Ahead)
+        .unwrap();
     eventually("it is refused", || {
         note.end() == Some(End::Refused) || note.end() == Some(End::Stayed)
     });
@@ -318,7 +357,10 @@ fn a_question_does_not_touch_a_move() {
     let asked = Arc::new(Mutex::new(None));
     let answer = Arc::clone(&asked);
     pair.link.before_prepare.set(move || {
-        let tried = source.upgrade().unwrap().try_only(&web(), &host("target"));
+        let tried = source
+            .upgrade()
+            .unwrap()
+            .try_only(&web(), &host("target"), Look::Ahead);
         *answer.lock().unwrap() = Some(tried);
     });
     assert_eq!(pair.moves().unwrap().0, End::Moved);
@@ -367,7 +409,11 @@ fn a_full_disk_lets_it_go_on_where_it_is() {
     });
     let dir = pair.dir.path().to_owned();
     pair.link.after_prepare.set(move || fill(&dir, "source"));
-    let note = pair.source.moves.begin(&web(), &host("target")).unwrap();
+    let note = pair
+        .source
+        .moves
+        .begin(&web(), &host("target"), Look::Ahead)
+        .unwrap();
     let is_off = forebay_core::fleet::departure::Stage::CallingOff;
     eventually("it goes on", || note.shown().stage == is_off);
     assert_eq!(pair.source.apps.process(), Process::Runs);

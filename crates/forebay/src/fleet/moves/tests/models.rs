@@ -10,6 +10,7 @@ use fastrand::Rng;
 use forebay_core::app::{App, AppId, Binding, Class, Exec};
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Lease, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use forebay_core::units::{Bytes, MilliCpu};
@@ -515,14 +516,14 @@ impl Apps for ModelApps {
         Ok(())
     }
 
-    fn need(&self, _: &AppId) -> Room {
+    fn need(&self, _: &AppId, _: Look) -> Room {
         Room {
             cpu: MilliCpu(100),
             memory: Bytes::mib(1),
         }
     }
 
-    fn room(&self, _: Class) -> Room {
+    fn room(&self, _: Class, _: Look) -> Room {
         *self.room.lock().unwrap()
     }
 

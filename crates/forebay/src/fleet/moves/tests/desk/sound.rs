@@ -70,7 +70,11 @@ fn a_slow_step_of_one_move_holds_up_no_other() {
         waits.recv().unwrap();
         Ok(())
     });
-    let note = pair.source.moves.begin(&web(), &host("target")).unwrap();
+    let note = pair
+        .source
+        .moves
+        .begin(&web(), &host("target"), Look::Ahead)
+        .unwrap();
     eventually("its target has it", || {
         note.shown().stage == departure::Stage::Awaiting
     });
@@ -85,9 +89,11 @@ fn a_slow_step_of_one_move_holds_up_no_other() {
         app: second(),
         record: record.clone(),
         class: app.class,
-        need: apps.need(&second()),
+        need: apps.need(&second(), Look::Ahead),
         way: Way::Restart,
         requires: body::leaving(&app, &apps).unwrap().check().unwrap(),
+        look: Look::Ahead,
+        homes: Vec::new(),
     };
     let of = Attempt {
         app: second(),
