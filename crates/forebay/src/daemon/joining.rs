@@ -62,6 +62,7 @@ pub(super) fn agent(
         member: membership.desk(),
         listen,
         state_dir: &config.daemon.state_dir,
+        criu: config.daemon.criu.clone(),
         anchor: Path::new(&config.daemon.cgroup_root),
         commands: commands.clone(),
         reports: published.clone(),

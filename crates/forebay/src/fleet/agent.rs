@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -45,6 +45,8 @@ pub(crate) struct Beginning<'a> {
     /// Where others reach this agent.
     pub(crate) listen: SocketAddr,
     pub(crate) state_dir: &'a Path,
+    /// CRIU, where its place is configured.
+    pub(crate) criu: Option<PathBuf>,
     /// The anchor of the groups of apps.
     pub(crate) anchor: &'a Path,
     pub(crate) commands: SyncSender<Command>,
@@ -82,6 +84,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         member,
         listen,
         state_dir,
+        criu,
         anchor,
         commands,
         reports,
@@ -126,6 +129,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         anchor: anchor.to_owned(),
         state_dir: state_dir.to_owned(),
         capacity,
+        criu,
         fronts: OnceLock::new(),
     });
     let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;

@@ -32,6 +32,7 @@ struct State {
     took: Option<Duration>,
     froze: Option<Instant>,
     stood: Option<Duration>,
+    foreseen: Option<Duration>,
     /// The driver knows that it is not wanted.
     heard: bool,
 }
@@ -48,6 +49,8 @@ pub(crate) struct Shown {
     pub(crate) took: Duration,
     /// How long the application stood still, so far.
     pub(crate) stood: Option<Duration>,
+    /// How long it was expected to stand still before anything was touched, where that is known.
+    pub(crate) foreseen: Option<Duration>,
     /// What is left of copying at the speed so far; none where none is known.
     pub(crate) left: Option<Duration>,
     /// What turned it back, or holds it up.
@@ -74,6 +77,7 @@ impl Note {
                 took: None,
                 froze: None,
                 stood: None,
+                foreseen: None,
                 heard: false,
             }),
             changed: Condvar::new(),
@@ -133,6 +137,11 @@ impl Note {
         self.state().why = Some(why);
     }
 
+    /// It would stand still for so long.
+    pub(super) fn foresee(&self, pause: Option<Duration>) {
+        self.state().foreseen = pause;
+    }
+
     /// So many bytes more are to be sent.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
@@ -165,6 +174,7 @@ impl Note {
             stood: state
                 .stood
                 .or_else(|| state.froze.map(|froze| froze.elapsed())),
+            foreseen: state.foreseen,
             left,
             why: state.why,
         }

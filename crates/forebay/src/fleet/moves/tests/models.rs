@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use forebay_core::app::{App, AppId, Binding, Class, Exec};
 use forebay_core::fleet::choice::Room;
-use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Mobility, Way};
 use forebay_core::fleet::tenure::{Lease, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use forebay_core::units::{Bytes, MilliCpu};
@@ -326,6 +326,7 @@ impl Apps for ModelApps {
             way: *self.way.lock().unwrap(),
             files: vec![self.data.clone()],
             takeover: *self.takeover.lock().unwrap(),
+            connections: Connections::Refuse,
         });
         Some(app)
     }
