@@ -120,7 +120,7 @@ fn control(version: &str, architecture: &str, kib: &str) -> String {
          Maintainer: The Forebay authors <maintainers@forebay.invalid>\n\
          Installed-Size: {kib}\n\
          Depends: libc6, libgcc-s1, passwd\n\
-         Suggests: criu\n\
+         Suggests: criu, ibverbs-providers, librdmacm1\n\
          Section: admin\n\
          Priority: optional\n\
          Description: forecasts, partitions and protects the applications of a host\n \

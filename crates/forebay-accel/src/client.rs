@@ -20,26 +20,35 @@
 //! # Ok::<(), forebay_accel::client::Error>(())
 //! ```
 
+mod link;
+mod memory;
+mod task;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use bytemuck::{AnyBitPattern, NoUninit};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-
 use crate::kernel::{Access, Arguments};
 use crate::memory::Region;
-use crate::task::{Grid, Scalar, View};
+use crate::task::Grid;
 use crate::wire::{
-    Build, Definition, DeviceStatus, KernelStatus, Outcome, Piece, Reader, Reply, Request, Run,
-    Stats, Task as WireTask, VERSION, Wish, send,
+    Build, Definition, DeviceStatus, KernelStatus, Reply, Request, Stats, Task as WireTask, Wish,
+    send,
 };
+use link::{Job, Link, Said, Waiting};
+pub use memory::Memory;
+use memory::Shared;
+use task::Ticket;
+pub use task::{Handle, Task};
+
+/// The variable by which a program that Forebay started finds its worker.
+pub const SOCKET_VARIABLE: &str = "FOREBAY_ACCEL_SOCKET";
 
 /// A broker answers what is no task, and no build of a kernel, in so long a time.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
@@ -67,6 +76,9 @@ pub enum Error {
     Memory(String),
 }
 
+/// A question is asked so often at most, where another worker is waited for.
+const ATTEMPTS_MAX: u32 = 3;
+
 /// Computes a kernel of an app on the CPU.
 pub type Compute = Box<dyn Fn(&mut Arguments<'_, '_>) -> Result<(), String> + Send + Sync>;
 
@@ -82,13 +94,24 @@ impl fmt::Debug for Client {
 }
 
 struct Inner {
-    socket: OwnedFd,
+    path: PathBuf,
+    /// How long another worker is waited for when one is gone; none is, where it is absent.
+    patience: Option<Duration>,
+    link: Mutex<Link>,
+    /// It is connected again, or never will be.
+    linked: Condvar,
+    /// Whoever submits holds it: what is sent again is sent once.
+    submitting: Mutex<()>,
+    /// Whoever computes for the broker holds it: memory is written by one at a time.
+    computing: Mutex<()>,
     /// One question at a time.
-    replies: Mutex<Receiver<Reply>>,
+    replies: Mutex<Receiver<Said>>,
     pending: Mutex<Pending>,
     kernels: Mutex<BTreeMap<String, Arc<Own>>>,
+    memories: Mutex<BTreeMap<u32, Weak<Shared>>>,
     next_task: AtomicU64,
     next_memory: AtomicU32,
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -97,36 +120,10 @@ struct Pending {
     lost: Option<String>,
 }
 
-struct Waiting {
-    ticket: Arc<Ticket>,
-    job: Arc<Job>,
-}
-
-/// What is needed to compute a task here, and what keeps its memory from being touched.
-struct Job {
-    kernel: String,
-    buffers: Vec<Part>,
-    scalars: Vec<Scalar>,
-    grid: Grid,
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        for part in &self.buffers {
-            part.shared.busy.fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
 struct Own {
+    definition: Definition,
     access: Vec<Access>,
     compute: Compute,
-}
-
-#[derive(Default)]
-struct Ticket {
-    outcome: Mutex<Option<Result<Outcome, String>>>,
-    ready: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,53 +131,64 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Client {
-    /// Connects to the broker that listens there.
+    /// Connects to the broker that listens there. When that is gone, its tasks are answered as lost.
     ///
     /// # Errors
     /// When nobody listens, or the broker refuses.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let failed = |source: io::Error| Error::Connect {
-            path: path.display().to_string(),
-            source,
-        };
-        let open = || {
-            let socket = socket_with(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )?;
-            connect(&socket, &SocketAddrUnix::new(path)?)?;
-            Ok::<_, rustix::io::Errno>(socket)
-        };
-        let socket = open().map_err(|error| failed(error.into()))?;
+        Self::open(path.as_ref(), None)
+    }
+
+    /// As [`connect`](Self::connect), for longer than one worker lives: when it is gone, another one is
+    /// waited for at the same place, and is given the memory, the kernels and all tasks that are not
+    /// answered yet. What a task reads and writes is copied before it is sent, to begin it again from
+    /// that. Whoever moved to another host finds the worker there in the same way.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn lasting(path: impl AsRef<Path>, patience: Duration) -> Result<Self, Error> {
+        Self::open(path.as_ref(), Some(patience))
+    }
+
+    fn open(path: &Path, patience: Option<Duration>) -> Result<Self, Error> {
+        let socket = link::greet(path, ANSWER_BOUND)?;
         let (reply, replies) = channel();
         let inner = Arc::new(Inner {
-            socket,
+            path: path.to_owned(),
+            patience,
+            link: Mutex::new(Link::new(socket)),
+            linked: Condvar::new(),
+            submitting: Mutex::default(),
+            computing: Mutex::default(),
             replies: Mutex::new(replies),
             pending: Mutex::default(),
             kernels: Mutex::default(),
+            memories: Mutex::default(),
             next_task: AtomicU64::new(1),
             next_memory: AtomicU32::new(1),
+            closed: AtomicBool::new(false),
         });
         let (order, orders) = channel();
         // Threads know of the connection no longer than somebody uses it.
         let (read, computed) = (Arc::clone(&inner), Arc::downgrade(&inner));
+        let client = Self { inner };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned());
+            let failed = |source| Error::Connect {
+                path: path.display().to_string(),
+                source,
+            };
             thread.spawn(run).map(drop).map_err(failed)
         };
-        spawn("accel-read", Box::new(move || hear(&read, &reply, &order)))?;
+        spawn(
+            "accel-read",
+            Box::new(move || link::hear(&read, &reply, &order)),
+        )?;
         spawn(
             "accel-compute",
-            Box::new(move || compute_all(&computed, &orders)),
+            Box::new(move || link::compute_all(&computed, &orders)),
         )?;
-        let client = Self { inner };
-        match client.ask(&Request::Hello { version: VERSION }, &[], ANSWER_BOUND)? {
-            Reply::Welcome { .. } => Ok(client),
-            other => Err(unexpected(&other)),
-        }
+        Ok(client)
     }
 
     /// Shares new memory with the broker; it holds zeros.
@@ -194,16 +202,16 @@ impl Client {
             memory: number,
             bytes: bytes as u64,
         };
-        self.done(&request, &[region.as_fd()])?;
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             region,
             number,
             busy: AtomicUsize::new(0),
             client: Arc::downgrade(&self.inner),
-        };
-        Ok(Memory {
-            shared: Arc::new(shared),
-        })
+        });
+        self.done(&request, &[shared.region.as_fd()])?;
+        let weak = Arc::downgrade(&shared);
+        lock(&self.inner.memories).insert(number, weak);
+        Ok(Memory { shared })
     }
 
     /// Registers a kernel of the app's own, and how it is computed on the CPU: what devices made
@@ -215,10 +223,14 @@ impl Client {
         let name = definition.name.clone();
         let buffers = definition.signature.buffers.iter();
         let access = buffers.map(|buffer| buffer.access).collect();
-        let request = Request::Register(definition);
+        let request = Request::Register(definition.clone());
         match self.ask(&request, &[], BUILD_BOUND)? {
             Reply::Registered { builds } => {
-                let own = Arc::new(Own { access, compute });
+                let own = Arc::new(Own {
+                    definition,
+                    access,
+                    compute,
+                });
                 lock(&self.inner.kernels).insert(name, own);
                 Ok(builds)
             }
@@ -242,39 +254,61 @@ impl Client {
     /// Submits several tasks at once.
     ///
     /// # Errors
-    /// When the broker is gone.
+    /// When the broker is gone; over a [lasting](Self::lasting) connection also when one writes to memory
+    /// that a task before it writes to and that is not answered.
     pub fn submit(&self, tasks: Vec<Task<'_>>) -> Result<Vec<Handle>, Error> {
-        let mut handles = Vec::with_capacity(tasks.len());
-        let mut wires = Vec::with_capacity(tasks.len());
+        let guard = lock(&self.inner.submitting);
         let mut pending = lock(&self.inner.pending);
         if let Some(why) = &pending.lost {
             return Err(Error::Lost(why.clone()));
         }
+        let lasting = self.inner.patience.is_some();
+        let mut parts: Vec<(WireTask, Job)> = Vec::with_capacity(tasks.len());
         for task in tasks {
             let number = self.inner.next_task.fetch_add(1, Ordering::Relaxed);
             let (wire, job) = task.into_parts(number);
+            let mut before = pending.tasks.values().map(Waiting::job);
+            let mut beside = parts.iter().map(|(_, job)| job);
+            if lasting
+                && (before.any(|other| job.rewrites(other))
+                    || beside.any(|other| job.rewrites(other)))
+            {
+                let why = "a task that is not answered writes to the same memory, and could not be begun \
+                           again after this one; wait for it first";
+                return Err(Error::Memory(why.to_owned()));
+            }
+            parts.push((wire, job));
+        }
+        let mut handles = Vec::with_capacity(parts.len());
+        let mut wires = Vec::with_capacity(parts.len());
+        for (wire, job) in parts {
+            let number = wire.task;
             let ticket = Arc::new(Ticket::default());
-            let waiting = Waiting {
-                ticket: Arc::clone(&ticket),
-                job: Arc::new(job),
-            };
+            let again = lasting.then(|| link::Again::of(&wire, &job));
+            let waiting = Waiting::new(Arc::clone(&ticket), job, again);
             pending.tasks.insert(number, waiting);
             wires.push(wire);
-            handles.push(Handle {
-                number,
-                ticket,
-                client: Arc::downgrade(&self.inner),
-            });
+            handles.push(Handle::new(number, ticket, Arc::downgrade(&self.inner)));
         }
         drop(pending);
-        if let Err(error) = send(&self.inner.socket, &Request::Submit(wires), &[]) {
-            let mut pending = lock(&self.inner.pending);
-            for handle in &handles {
-                pending.tasks.remove(&handle.number);
+        // Without a connection they are sent once there is one.
+        let socket = lock(&self.inner.link).socket();
+        let sent = match &socket {
+            Some(socket) => send(socket, &Request::Submit(wires), &[]),
+            None => Ok(()),
+        };
+        drop(guard);
+        match sent {
+            Err(error) if !lasting => {
+                let mut pending = lock(&self.inner.pending);
+                for handle in &handles {
+                    pending.tasks.remove(&handle.number());
+                }
+                Err(Error::Lost(error.to_string()))
             }
-            return Err(Error::Lost(error.to_string()));
+            // Whoever reads finds out, too, and sends them again.
+            Err(_) | Ok(()) => Ok(handles),
         }
-        Ok(handles)
     }
 
     /// Devices as the broker sees them.
@@ -322,6 +356,30 @@ impl Client {
         self.done(&Request::Price { cpu }, &[])
     }
 
+    /// Bounds the part of a device's time that tasks take, above 0 and up to 1.
+    ///
+    /// # Errors
+    /// When the broker is gone, has no such device, or that is no part.
+    pub fn set_limit(&self, device: &str, part: f64) -> Result<(), Error> {
+        let device = device.to_owned();
+        if !part.is_finite() {
+            return Err(Error::Refused(format!("a part of {part} is none")));
+        }
+        self.done(&Request::Limit { device, part }, &[])
+    }
+
+    /// The process that listens at the other end, and its user.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn peer(&self) -> io::Result<(u32, u32)> {
+        let link = lock(&self.inner.link).socket();
+        let socket = link.ok_or(io::ErrorKind::NotConnected)?;
+        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        let pid = u32::try_from(peer.pid.as_raw_nonzero().get()).map_err(io::Error::other)?;
+        Ok((pid, peer.uid.as_raw()))
+    }
+
     fn done(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
         match self.ask(request, descriptors, ANSWER_BOUND)? {
             Reply::Done => Ok(()),
@@ -347,18 +405,57 @@ impl Inner {
         within: Duration,
     ) -> Result<Reply, Error> {
         let replies = lock(&self.replies);
-        let lost = |why: String| Error::Lost(why);
-        send(&self.socket, request, descriptors).map_err(|error| lost(error.to_string()))?;
-        match replies.recv_timeout(within) {
-            Ok(Reply::Refused { why }) => Err(Error::Refused(why)),
-            Ok(reply) => Ok(reply),
-            Err(_) => {
-                // A reply that came now would be taken for that to another question.
-                leave(&self.socket);
-                let why = lock(&self.pending).lost.clone();
-                Err(lost(why.unwrap_or_else(|| "it does not answer".to_owned())))
+        let mut left = ATTEMPTS_MAX;
+        loop {
+            left -= 1;
+            let (socket, generation) = self.connected()?;
+            let answer = ask_there(
+                &socket,
+                generation,
+                &replies,
+                (request, descriptors),
+                within,
+            );
+            match answer {
+                Ok(reply) => return reply,
+                // Everything that is asked may be asked again.
+                Err(_) if self.patience.is_some() && left > 0 => self.await_other(generation)?,
+                Err(why) => {
+                    let known = lock(&self.pending).lost.clone();
+                    return Err(Error::Lost(known.unwrap_or(why)));
+                }
             }
         }
+    }
+}
+
+/// Asks over one connection: what was replied, or why nothing is.
+fn ask_there(
+    socket: &OwnedFd,
+    generation: u64,
+    replies: &Receiver<Said>,
+    (request, descriptors): (&Request, &[BorrowedFd<'_>]),
+    within: Duration,
+) -> Result<Result<Reply, Error>, String> {
+    let end = Instant::now() + within;
+    let failed = |why: String| {
+        // A reply that came now would be taken for that to another question.
+        leave(socket);
+        why
+    };
+    send(socket, request, descriptors).map_err(|error| failed(error.to_string()))?;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let said = replies.recv_timeout(left);
+        let said = said.map_err(|_| failed("it does not answer".to_owned()))?;
+        if said.generation != generation {
+            continue;
+        }
+        return match said.reply {
+            Ok(Reply::Refused { why }) => Ok(Err(Error::Refused(why))),
+            Ok(reply) => Ok(Ok(reply)),
+            Err(why) => Err(why),
+        };
     }
 }
 
@@ -373,383 +470,6 @@ fn leave(socket: &OwnedFd) {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        leave(&self.inner.socket);
+        self.inner.close();
     }
-}
-
-/// Memory that is shared with the broker. It is forgotten there when this is dropped.
-pub struct Memory {
-    shared: Arc<Shared>,
-}
-
-impl fmt::Debug for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory")
-            .field("bytes", &self.shared.region.length())
-            .finish_non_exhaustive()
-    }
-}
-
-struct Shared {
-    region: Region,
-    number: u32,
-    /// Tasks that are not answered and use it.
-    busy: AtomicUsize,
-    client: Weak<Inner>,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let Some(client) = self.shared.client.upgrade() {
-            let memory = self.shared.number;
-            let forgotten = client.ask(&Request::Forget { memory }, &[], ANSWER_BOUND);
-            if let Err(error) = forgotten {
-                tracing::debug!(%error, "memory is forgotten with the connection");
-            }
-        }
-    }
-}
-
-impl Memory {
-    /// In bytes.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.shared.region.length()
-    }
-
-    /// What it holds.
-    ///
-    /// # Errors
-    /// While a task uses it, or where it is not a whole number of these.
-    pub fn slice<T: AnyBitPattern>(&self) -> Result<&[T], Error> {
-        self.idle()?;
-        // SAFETY: no task uses it, and none that writes to it can begin while the slice lives: a
-        // task borrows what it writes alone until it is submitted, and the broker refuses to write
-        // to what a task was given to read.
-        #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-        let bytes = unsafe { self.shared.region.bytes(0, self.length()) };
-        bytemuck::try_cast_slice(bytes).map_err(|error| Error::Memory(error.to_string()))
-    }
-
-    /// What it holds, to write to.
-    ///
-    /// # Errors
-    /// While a task uses it, or where it is not a whole number of these.
-    pub fn slice_mut<T: AnyBitPattern + NoUninit>(&mut self) -> Result<&mut [T], Error> {
-        self.idle()?;
-        // SAFETY: no task uses it, and none can begin to: a task borrows the memory until it is
-        // submitted, and this slice borrows it alone.
-        #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-        let bytes = unsafe { self.shared.region.bytes_mut(0, self.length()) };
-        bytemuck::try_cast_slice_mut(bytes).map_err(|error| Error::Memory(error.to_string()))
-    }
-
-    fn idle(&self) -> Result<(), Error> {
-        if self.shared.busy.load(Ordering::Acquire) == 0 {
-            Ok(())
-        } else {
-            let why = "a task that is not answered uses this memory; wait for it first";
-            Err(Error::Memory(why.to_owned()))
-        }
-    }
-}
-
-/// A part of memory that a task uses.
-struct Part {
-    shared: Arc<Shared>,
-    offset: usize,
-    length: usize,
-    write: bool,
-}
-
-/// A task that is described; it borrows its memory until it is submitted.
-#[must_use = "a task does nothing until it is submitted"]
-pub struct Task<'a> {
-    client: &'a Client,
-    kernel: String,
-    buffers: Vec<(&'a Arc<Shared>, std::ops::Range<usize>, bool)>,
-    scalars: Vec<Scalar>,
-    grid: Grid,
-    deadline: Option<Duration>,
-    wish: Wish,
-}
-
-impl fmt::Debug for Task<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task")
-            .field("kernel", &self.kernel)
-            .field("scalars", &self.scalars)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<'a> Task<'a> {
-    /// The next buffer of the kernel, which it reads: all of this memory.
-    pub fn input(self, memory: &'a Memory) -> Self {
-        let all = 0..memory.length();
-        self.input_part(memory, all)
-    }
-
-    /// As [`input`](Self::input), of a part, in bytes.
-    pub fn input_part(mut self, memory: &'a Memory, part: std::ops::Range<usize>) -> Self {
-        self.buffers.push((&memory.shared, part, false));
-        self
-    }
-
-    /// The next buffer of the kernel, which it writes (and perhaps reads): all of this memory.
-    pub fn output(self, memory: &'a mut Memory) -> Self {
-        let all = 0..memory.length();
-        self.output_part(memory, all)
-    }
-
-    /// As [`output`](Self::output), of a part, in bytes.
-    pub fn output_part(mut self, memory: &'a mut Memory, part: std::ops::Range<usize>) -> Self {
-        self.buffers.push((&memory.shared, part, true));
-        self
-    }
-
-    /// The next number of the kernel.
-    pub fn scalar(mut self, scalar: Scalar) -> Self {
-        self.scalars.push(scalar);
-        self
-    }
-
-    /// For how many items a kernel of the app's own runs.
-    pub const fn grid(mut self, grid: Grid) -> Self {
-        self.grid = grid;
-        self
-    }
-
-    /// It begins within so long a time, or not at all.
-    pub const fn deadline(mut self, within: Duration) -> Self {
-        self.deadline = Some(within);
-        self
-    }
-
-    /// Where it runs, whatever would be better.
-    pub fn place(mut self, wish: Wish) -> Self {
-        self.wish = wish;
-        self
-    }
-
-    /// Sends it.
-    ///
-    /// # Errors
-    /// When the broker is gone.
-    pub fn submit(self) -> Result<Handle, Error> {
-        let mut handles = self.client.submit(vec![self])?;
-        let gone = || Error::Lost("no task was submitted".to_owned());
-        handles.pop().ok_or_else(gone)
-    }
-
-    fn into_parts(self, number: u64) -> (WireTask, Job) {
-        let pieces = self.buffers.iter().map(|(shared, part, write)| Piece {
-            memory: shared.number,
-            offset: part.start as u64,
-            length: part.len() as u64,
-            write: *write,
-        });
-        let wire = WireTask {
-            task: number,
-            kernel: self.kernel.clone(),
-            buffers: pieces.collect(),
-            scalars: self.scalars.clone(),
-            grid: self.grid,
-            deadline_us: self
-                .deadline
-                .map(|within| u64::try_from(within.as_micros()).unwrap_or(u64::MAX)),
-            place: self.wish,
-        };
-        let parts = self.buffers.into_iter().map(|(shared, part, write)| {
-            shared.busy.fetch_add(1, Ordering::Acquire);
-            Part {
-                shared: Arc::clone(shared),
-                offset: part.start,
-                length: part.len(),
-                write,
-            }
-        });
-        let job = Job {
-            kernel: self.kernel,
-            buffers: parts.collect(),
-            scalars: self.scalars,
-            grid: self.grid,
-        };
-        (wire, job)
-    }
-}
-
-/// A task that was submitted. It goes on when this is dropped.
-#[must_use = "the result is there once the task was waited for"]
-pub struct Handle {
-    number: u64,
-    ticket: Arc<Ticket>,
-    client: Weak<Inner>,
-}
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle")
-            .field("number", &self.number)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Handle {
-    /// Waits for the answer.
-    ///
-    /// # Errors
-    /// When there is no result.
-    pub fn wait(self) -> Result<Run, Error> {
-        let mut outcome = lock(&self.ticket.outcome);
-        loop {
-            if let Some(outcome) = outcome.take() {
-                return to_run(outcome);
-            }
-            let woken = self.ticket.ready.wait(outcome);
-            outcome = woken.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Waits for the answer for so long; the handle back where there is none.
-    ///
-    /// # Errors
-    /// When there is no result.
-    pub fn wait_within(self, within: Duration) -> Result<Result<Run, Error>, Self> {
-        let end = Instant::now() + within;
-        let mut outcome = lock(&self.ticket.outcome);
-        loop {
-            if let Some(outcome) = outcome.take() {
-                return Ok(to_run(outcome));
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                drop(outcome);
-                return Err(self);
-            }
-            let woken = self.ticket.ready.wait_timeout(outcome, left);
-            outcome = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Has it not run if it did not begin; it is waited for all the same.
-    pub fn cancel(&self) {
-        if let Some(client) = self.client.upgrade() {
-            let request = Request::Cancel { task: self.number };
-            if let Err(error) = send(&client.socket, &request, &[]) {
-                tracing::debug!(%error, "a task is cancelled with the connection");
-            }
-        }
-    }
-}
-
-fn to_run(outcome: Result<Outcome, String>) -> Result<Run, Error> {
-    Err(match outcome {
-        Ok(Outcome::Done(run)) => return Ok(run),
-        Ok(Outcome::Failed(why)) => Error::Failed(why),
-        Ok(Outcome::Refused(why)) => Error::Refused(why),
-        Ok(Outcome::Busy) => Error::Busy,
-        Ok(Outcome::Cancelled) => Error::Cancelled,
-        Ok(Outcome::Late) => Error::Late,
-        Err(why) => Error::Lost(why),
-    })
-}
-
-/// Reads what the broker says until it is gone.
-fn hear(inner: &Inner, replies: &Sender<Reply>, orders: &Sender<(u64, u64)>) {
-    let mut reader = Reader::default();
-    let why = loop {
-        match reader.receive::<Reply>(&inner.socket) {
-            Ok(Some((Reply::Answer { task, outcome }, _))) => {
-                let waiting = lock(&inner.pending).tasks.remove(&task);
-                if let Some(waiting) = waiting {
-                    waiting.end(Ok(outcome));
-                }
-            }
-            Ok(Some((Reply::Compute { ticket, task }, _))) => {
-                if orders.send((ticket, task)).is_err() {
-                    break "the thread that computes ended".to_owned();
-                }
-            }
-            Ok(Some((reply, _))) => {
-                if replies.send(reply).is_err() {
-                    break "the connection is closed".to_owned();
-                }
-            }
-            Ok(None) => break "it closed the connection".to_owned(),
-            Err(error) => break error.to_string(),
-        }
-    };
-    let mut pending = lock(&inner.pending);
-    pending.lost = Some(why.clone());
-    let tasks = std::mem::take(&mut pending.tasks);
-    drop(pending);
-    leave(&inner.socket);
-    for waiting in tasks.into_values() {
-        waiting.end(Err(why.clone()));
-    }
-}
-
-impl Waiting {
-    /// The memory is free before anybody is told.
-    fn end(self, outcome: Result<Outcome, String>) {
-        let Self { ticket, job } = self;
-        drop(job);
-        *lock(&ticket.outcome) = Some(outcome);
-        ticket.ready.notify_all();
-    }
-}
-
-/// Computes what the broker asks this client to.
-fn compute_all(inner: &Weak<Inner>, orders: &Receiver<(u64, u64)>) {
-    for (ticket, task) in orders {
-        let Some(inner) = inner.upgrade() else {
-            return;
-        };
-        let job = lock(&inner.pending)
-            .tasks
-            .get(&task)
-            .map(|waiting| Arc::clone(&waiting.job));
-        let Some(job) = job else {
-            continue;
-        };
-        let own = lock(&inner.kernels).get(&job.kernel).cloned();
-        let error = own
-            .ok_or_else(|| format!("this client has no kernel {}", job.kernel))
-            .and_then(|own| compute_one(&own, &job))
-            .err();
-        // The memory is free before the broker hears of it, and so before anybody is told.
-        drop(job);
-        if send(&inner.socket, &Request::Computed { ticket, error }, &[]).is_err() {
-            return;
-        }
-    }
-}
-
-fn compute_one(own: &Own, job: &Job) -> Result<(), String> {
-    let mut views = Vec::new();
-    for (part, access) in job.buffers.iter().zip(&own.access) {
-        let Part { offset, length, .. } = *part;
-        if access.writes() && !part.write {
-            return Err("a buffer that the kernel writes was given to read".to_owned());
-        }
-        // SAFETY: the job keeps everybody of this process from the memory, and the broker asked
-        // for it to be computed here: it checked the parts, runs no task that conflicts, and
-        // touches nothing of it until it is told. Memory that is shared has no safe accessor.
-        #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-        views.push(unsafe {
-            match access {
-                Access::Read => View::Read(part.shared.region.bytes(offset, length)),
-                Access::Write => View::Write(part.shared.region.bytes_mut(offset, length)),
-                Access::ReadWrite => View::ReadWrite(part.shared.region.bytes_mut(offset, length)),
-            }
-        });
-    }
-    let mut arguments = Arguments {
-        buffers: &mut views,
-        scalars: &job.scalars,
-        grid: job.grid,
-    };
-    let compute = std::panic::AssertUnwindSafe(|| (own.compute)(&mut arguments));
-    std::panic::catch_unwind(compute).unwrap_or_else(|_| Err("it panicked".to_owned()))
 }

@@ -25,4 +25,5 @@ mod memory;
 pub mod process;
 mod scratch;
 pub mod task;
+pub mod trial;
 pub mod wire;

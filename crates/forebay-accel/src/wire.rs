@@ -66,6 +66,12 @@ pub enum Request {
     Price {
         cpu: f64,
     },
+    /// The part of a device's time that tasks may take from now on, above 0 and up to 1; never more
+    /// than the worker was started with.
+    Limit {
+        device: String,
+        part: f64,
+    },
 }
 
 /// A kernel of an app.
@@ -198,6 +204,48 @@ pub struct DeviceStatus {
     pub faults: u64,
     /// Of the time since the broker began, 0 to 1.
     pub utilisation: f64,
+    /// Time that it took for tasks since then, in microseconds.
+    #[serde(default)]
+    pub busy_us: u64,
+    /// The part of its time that tasks may take.
+    #[serde(default)]
+    pub part: f64,
+    /// The kernels that were asked of it.
+    #[serde(default)]
+    pub kernels: Vec<KernelThere>,
+}
+
+impl DeviceStatus {
+    /// Kernels that it computes now; none while it is left alone.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        let ready = self.kernels.iter().filter(|one| one.state == There::Ready);
+        if self.quarantine.is_some() {
+            0
+        } else {
+            ready.count()
+        }
+    }
+}
+
+/// A kernel on a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelThere {
+    pub name: String,
+    pub state: There,
+}
+
+/// Whether a device computes a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum There {
+    /// It is being built.
+    Builds,
+    Ready,
+    /// It cannot be built.
+    Never(String),
+    /// It crashed, hung or was wrong there, and is not computed there for a while.
+    Quarantined(String),
 }
 
 /// A kernel as the broker knows it.

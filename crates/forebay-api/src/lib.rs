@@ -5,6 +5,7 @@
 //! `null`, and "no limit" is the text `"max"`. Within a version, fields are added and never
 //! taken away or changed; readers ignore those they do not know.
 
+mod accelerators;
 mod client;
 mod devices;
 mod fleet;
@@ -18,6 +19,7 @@ mod types;
 mod update;
 mod usage;
 
+pub use accelerators::*;
 pub use client::{Client, Error, RESPONSE_BYTES_MAX, STREAM_LINE_BYTES_MAX, Ticks};
 pub use devices::*;
 pub use fleet::*;

@@ -58,6 +58,12 @@ pub struct Move {
     pub expected_pause_seconds: Option<f64>,
     /// What is left of sending at the speed so far, in seconds.
     pub left_seconds: Option<f64>,
+    /// What was sent went over `tcp` or `rdma`, the last of it; absent before that.
+    #[serde(default)]
+    pub transport: Option<String>,
+    /// Why it was not RDMA, where that was wanted.
+    #[serde(default)]
+    pub transport_why: Option<String>,
     /// What turned it back, or holds it up.
     pub why: Option<String>,
 }

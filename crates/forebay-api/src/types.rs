@@ -5,6 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::accelerators::Accelerator;
 use crate::devices::{DevicePlan, Io, IoLatency, IoMax};
 use crate::fleet::Fleet;
 use crate::fronts::Front;
@@ -315,6 +316,9 @@ pub struct App {
     /// How far the last move of its pages between NUMA nodes is.
     #[serde(default)]
     pub page_move: Option<PageMove>,
+    /// What it does with accelerators, where its worker says so.
+    #[serde(default)]
+    pub accelerator: Option<Accelerator>,
 }
 
 /// All apps now.
@@ -542,11 +546,13 @@ pub enum Resource {
     Requests,
     /// Time until a request is answered, in milliseconds.
     ResponseTime,
+    /// Time of accelerators, in devices.
+    Accelerator,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Cpu,
         Self::CpuStalled,
         Self::Io,
@@ -555,6 +561,7 @@ impl Resource {
         Self::Sent,
         Self::Requests,
         Self::ResponseTime,
+        Self::Accelerator,
     ];
 
     /// As on the wire and on the command line.
@@ -569,6 +576,7 @@ impl Resource {
             Self::Sent => "sent",
             Self::Requests => "requests",
             Self::ResponseTime => "response_time",
+            Self::Accelerator => "accelerator",
         }
     }
 }

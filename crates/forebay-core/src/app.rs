@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::accel::Accelerators;
 use crate::fleet::mobility::Mobility;
 use crate::io::DeviceCapability;
 use crate::offload;
@@ -260,6 +261,9 @@ pub struct App {
     pub response_time_max: Option<Duration>,
     /// How it changes hosts; it stays where it is when absent. For `exec` apps.
     pub mobility: Option<Mobility>,
+    /// What it may have of accelerators; without it, it has no worker. For `exec` apps.
+    #[serde(default)]
+    pub accelerators: Option<Accelerators>,
 }
 
 /// When images of a program are taken.
@@ -287,6 +291,7 @@ impl App {
             images: None,
             response_time_max: None,
             mobility: None,
+            accelerators: None,
         }
     }
 }

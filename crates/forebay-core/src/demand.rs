@@ -6,6 +6,7 @@ use std::time::Duration;
 use forebay_forecast::{Forecast, Series, SeriesOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::accel;
 use crate::app::{App, AppId, Device, Foresight, Policy};
 use crate::io::DeviceCapability;
 use crate::io_history::{IoDemand, IoHistory, IoUse};
@@ -251,6 +252,9 @@ pub struct Usage {
     /// Share of errors among answers, 0 to 1; absent where nobody tells.
     #[serde(default)]
     pub errors: Option<f64>,
+    /// What its worker says of accelerators; absent where it has none, or nobody answers.
+    #[serde(default)]
+    pub accelerator: Option<accel::Use>,
 }
 
 /// What an app that declares nothing probably needs: as others of its class.
@@ -335,14 +339,14 @@ impl History {
     }
 
     /// Takes in one sample. A missing reading is a gap in the series, not a zero.
-    /// `devices` are those of which it is known what they can do; `signal` is what the kernel
+    /// `devices` are those of which it is known what they can do; the rest is what the kernel
     /// does not know.
     pub fn record(
         &mut self,
         time: Time,
         sample: &AppSample,
         devices: &BTreeMap<Device, DeviceCapability>,
-        signal: Signal,
+        (signal, accelerator): (Signal, Option<accel::Use>),
     ) {
         self.io.record(time, sample, devices);
         let network = self.network.record(time, &sample.traffic);
@@ -368,6 +372,7 @@ impl History {
             requests: signal.requests_per_second,
             response_time: signal.response_time_ms,
             errors: signal.errors,
+            accelerator,
         };
         self.last = Some(counters);
         if let Some(stalled) = self.usage.cpu_stalled {
@@ -678,7 +683,7 @@ mod tests {
                 monotonic: Duration::from_millis(ms),
                 unix_ms: ms,
             };
-            history.record(time, &sample, &BTreeMap::new(), Signal::default());
+            history.record(time, &sample, &BTreeMap::new(), (Signal::default(), None));
             history.memory_now.stalled
         };
         let ms = Duration::from_millis;

@@ -3,6 +3,7 @@
 //! Read [`tick`] first. Nothing here does I/O, reads a clock or draws a random number:
 //! every effect is a call of [`host::Host`], and time is an argument.
 
+pub mod accel;
 pub mod app;
 pub mod calendar;
 pub mod demand;

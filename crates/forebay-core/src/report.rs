@@ -56,6 +56,8 @@ pub enum EventKind {
     Offload,
     /// What forecasts are made by changed.
     Forecast,
+    /// A worker of accelerators was started, ended or does not answer.
+    Accelerator,
     /// An instance took over from another one, or could not.
     Shadow,
     /// This host joined others, lost them, or was asked for something by them.

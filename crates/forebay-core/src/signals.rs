@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use forebay_forecast::is_plausible;
 
+use crate::accel;
 use crate::app::AppId;
 
 /// How long a value stands that an app told of itself.
@@ -42,11 +43,14 @@ pub enum Source {
 pub struct Signals {
     /// By app.
     pub apps: BTreeMap<AppId, Signal>,
+    /// What the workers of apps say of accelerators.
+    pub accelerators: BTreeMap<AppId, accel::Use>,
 }
 
 /// Nobody tells anything.
 pub static NONE: Signals = Signals {
     apps: BTreeMap::new(),
+    accelerators: BTreeMap::new(),
 };
 
 impl Signals {
@@ -61,6 +65,13 @@ impl Signals {
             response_time_ms: plausible(signal.response_time_ms),
             errors: plausible(signal.errors).filter(|share| *share <= 1.0),
         }
+    }
+
+    /// What an app's worker says; nothing where that cannot be.
+    #[must_use]
+    pub fn accelerator(&self, app: &AppId) -> Option<accel::Use> {
+        let told = self.accelerators.get(app).copied();
+        told.filter(accel::Use::is_plausible)
     }
 }
 
@@ -105,6 +116,7 @@ pub struct Board {
 struct Standing {
     by_app: Values,
     by_front: Values,
+    accelerator: Option<(accel::Use, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -124,14 +136,10 @@ impl Board {
     /// Takes in what is told of an app at `now`: each value takes the place of the one before
     /// it and stands for `stands`; what is not told stays as it is. Says whether there was room.
     pub fn tell(&mut self, now: Duration, stands: Duration, app: &AppId, told: Told) -> bool {
-        if self.apps.len() >= APPS_MAX && !self.apps.contains_key(app) {
-            self.apps.retain(|_, standing| !standing.is_over(now));
-            if self.apps.len() >= APPS_MAX {
-                return false;
-            }
-        }
         let until = now.saturating_add(stands);
-        let standing = self.apps.entry(app.clone()).or_default();
+        let Some(standing) = self.standing(now, app) else {
+            return false;
+        };
         let Told { by, signal } = told;
         let values = match by {
             Source::App => &mut standing.by_app,
@@ -148,24 +156,58 @@ impl Board {
         true
     }
 
+    /// As [`tell`](Self::tell), of what its worker says of accelerators.
+    pub fn tell_accelerator(
+        &mut self,
+        now: Duration,
+        stands: Duration,
+        app: &AppId,
+        used: accel::Use,
+    ) -> bool {
+        let until = now.saturating_add(stands);
+        let standing = self.standing(now, app);
+        standing.is_some_and(|standing| {
+            standing.accelerator = Some((used, until));
+            true
+        })
+    }
+
+    /// The place of an app; none where there is no room.
+    fn standing(&mut self, now: Duration, app: &AppId) -> Option<&mut Standing> {
+        if self.apps.len() >= APPS_MAX && !self.apps.contains_key(app) {
+            self.apps.retain(|_, standing| !standing.is_over(now));
+            if self.apps.len() >= APPS_MAX {
+                return None;
+            }
+        }
+        Some(self.apps.entry(app.clone()).or_default())
+    }
+
     /// What stands at `now`.
     #[must_use]
     pub fn at(&self, now: Duration) -> Signals {
-        let apps = self
-            .apps
-            .iter()
-            .filter(|(_, standing)| !standing.is_over(now));
+        let signals = self.apps.iter();
+        let signals = signals.map(|(app, standing)| (app, standing.at(now)));
+        let used = self.apps.iter();
+        let used = used.filter_map(|(app, standing)| Some((app.clone(), standing.used(now)?)));
         Signals {
-            apps: apps
-                .map(|(app, standing)| (app.clone(), standing.at(now)))
+            apps: signals
+                .filter(|(_, signal)| *signal != Signal::default())
+                .map(|(app, signal)| (app.clone(), signal))
                 .collect(),
+            accelerators: used.collect(),
         }
     }
 }
 
 impl Standing {
     fn is_over(&self, now: Duration) -> bool {
-        self.at(now) == Signal::default()
+        self.at(now) == Signal::default() && self.used(now).is_none()
+    }
+
+    fn used(&self, now: Duration) -> Option<accel::Use> {
+        let (used, until) = self.accelerator?;
+        (now < until).then_some(used)
     }
 
     fn at(&self, now: Duration) -> Signal {
@@ -245,6 +287,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_worker_said_stands_by_itself_and_ends() {
+        let mut board = Board::default();
+        let web = id("web");
+        let used = accel::Use {
+            devices: 1,
+            price: 1.0,
+            ..accel::Use::default()
+        };
+        assert!(board.tell_accelerator(at(0), at(2000), &web, used));
+        board.tell(at(0), at(1000), &web, by_app(Some(5.0), None));
+        assert_eq!(board.at(at(500)).accelerator(&web), Some(used));
+        let later = board.at(at(1500));
+        assert_eq!(
+            (later.accelerator(&web), later.of(&web)),
+            (Some(used), Signal::default())
+        );
+        assert_eq!(board.at(at(2000)), NONE);
+        // Any process of the app's user may be that worker.
+        let wrong = accel::Use {
+            busy: f64::NAN,
+            ..used
+        };
+        board.tell_accelerator(at(0), at(2000), &web, wrong);
+        assert_eq!(board.at(at(1)).accelerator(&web), None);
+    }
+
+    #[test]
     fn a_board_has_a_bound_and_makes_room() {
         let mut board = Board::default();
         let some = by_app(Some(1.0), None);
@@ -265,11 +334,13 @@ mod tests {
         };
         let signals = Signals {
             apps: BTreeMap::from([(id("web"), more_than_all)]),
+            ..Signals::default()
         };
         assert_eq!(signals.of(&id("web")).errors, None);
         let check = |value: f64, expected: Option<f64>| {
             let signals = Signals {
                 apps: BTreeMap::from([(id("web"), signal(Some(value), Some(value)))]),
+                ..Signals::default()
             };
             assert_eq!(
                 signals.of(&id("web")),

@@ -171,10 +171,10 @@ impl State {
                 troubles: BTreeSet::new(),
                 told_lacks: BTreeSet::new(),
             });
-            let signal = inputs.signals.of(id);
+            let told = (inputs.signals.of(id), inputs.signals.accelerator(id));
             known
                 .history
-                .record(inputs.time, sample, &inputs.policy.devices, signal);
+                .record(inputs.time, sample, &inputs.policy.devices, told);
             known.unsettled.clone_from(&sample.unsettled);
             let home = match inputs.elsewhere.contains(id) {
                 true => Home::Elsewhere,

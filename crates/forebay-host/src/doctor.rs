@@ -16,6 +16,7 @@ use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::network;
 use crate::owner::{self, Addresses, Answering};
 use crate::procs;
+use crate::rdma;
 use crate::reclaim::{self, Means, ReclaimWay};
 use crate::topology::{host_topology, kib_after};
 
@@ -43,6 +44,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(controllers(&hierarchies));
     features.extend(knobs(roots, &hierarchies, group));
     features.push(network(&hierarchies));
+    features.push(rdma(roots));
     features.push(systemd());
     features.extend(container_runtimes());
     features.push(cost_models(&hierarchies));
@@ -215,6 +217,19 @@ fn network(hierarchies: &Hierarchies) -> Feature {
             Err(error) => error.explain(),
         },
         lack_costs: knob_lack_costs(Knob::EgressMax),
+    }
+}
+
+fn rdma(roots: &Roots) -> Feature {
+    let found = rdma::find(&roots.sys);
+    Feature {
+        name: "RDMA".to_owned(),
+        present: found.is_ok(),
+        detail: match found {
+            Ok(devices) => format!("{}, by librdmacm", devices.join(", ")),
+            Err(why) => why,
+        },
+        lack_costs: "what moves between hosts goes over TCP",
     }
 }
 

@@ -118,6 +118,16 @@ pub fn give(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> 
     freeze::mark_given(&dir)
 }
 
+/// Does what [`give`] does, and stops whoever is in the group, for whoever is not the daemon.
+///
+/// # Errors
+/// Like [`give`], or when the group cannot be frozen.
+pub fn hold(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> {
+    let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
+    freeze::mark_given(&dir)?;
+    freeze::ask(&dir)
+}
+
 /// Takes back what [`give`] did. Nothing is to be done where the group is gone.
 ///
 /// # Errors
@@ -127,6 +137,13 @@ pub fn keep(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> 
         Ok((_, dir)) => freeze::unmark_given(&dir),
         Err(_) => Ok(()),
     }
+}
+
+/// Whether the group of an app is marked by [`give`], and all that is in it stands still.
+#[must_use]
+pub fn is_given(roots: &Roots, anchor: &Path, app: &AppId) -> bool {
+    let found = standing(roots, &groups::of_app(anchor, app));
+    found.is_ok_and(|(_, dir)| freeze::is_given(&dir) && freeze::stands(&dir))
 }
 
 /// Whether any process is in the group of an app, frozen or not.

@@ -118,6 +118,20 @@ pub(crate) fn is_frozen(dirs: &[&Path]) -> bool {
         })
 }
 
+/// Asks a group to freeze, and waits for nobody.
+pub(crate) fn ask(dir: &Path) -> Result<(), HostError> {
+    match Freezer::at(dir) {
+        Some(freezer) if freezer.is_asked()? => Ok(()),
+        Some(freezer) => write_text(&freezer.file, freezer.frozen()),
+        None => Ok(()),
+    }
+}
+
+/// Whether nobody in a group runs.
+pub(crate) fn stands(dir: &Path) -> bool {
+    Freezer::at(dir).is_some_and(|freezer| freezer.stands().unwrap_or(false))
+}
+
 /// The mark of a group that a front may fence.
 const FENCED_BY_FRONT: &str = "user.forebay.fence";
 
@@ -146,10 +160,18 @@ pub(crate) fn unmark_given(dir: &Path) -> Result<(), HostError> {
     }
 }
 
+fn has(dir: &Path, mark: &str) -> bool {
+    rustix::fs::getxattr(dir, mark, &mut [0_u8; 1][..]).is_ok()
+}
+
+/// Whether a group is marked as one whose app is given to another host.
+pub(crate) fn is_given(dir: &Path) -> bool {
+    has(dir, GIVEN_AWAY)
+}
+
 /// Whether whoever is in a group was fenced by a front, or may run on another host.
 fn is_fenced(dir: &Path) -> bool {
-    let has = |mark| rustix::fs::getxattr(dir, mark, &mut [0_u8; 1][..]).is_ok();
-    let marked = has(FENCED_BY_FRONT) || has(GIVEN_AWAY);
+    let marked = has(dir, FENCED_BY_FRONT) || is_given(dir);
     marked && Freezer::at(dir).is_some_and(|freezer| freezer.is_asked().unwrap_or(true))
 }
 

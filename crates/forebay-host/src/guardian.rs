@@ -2,7 +2,8 @@
 //!
 //! The guardian is a process of its own, started by the daemon, with nothing to do but wait
 //! on a pidfd. When the daemon dies it gives a new one the time of a lease to come back; the
-//! new one has a guardian of its own, and this one goes. Otherwise it restores.
+//! new one has a guardian of its own, and this one goes. Otherwise it restores. Whether the daemon is there or
+//! hangs, the guardian freezes in time what other hosts may take over ([`crate::tenure`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,9 +19,12 @@ use crate::ledger::{self, Process};
 use crate::lock::{Role, holder};
 use crate::procs;
 use crate::restore::{Report, restore};
+use crate::tenure;
 
 /// How often it is seen whether another daemon came.
 const POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether what others may take over has time left.
+const TENURE_POLL: Duration = Duration::from_secs(1);
 /// How often what the kernel refused is tried again.
 const RESTORES_MAX: u32 = 20;
 const RESTORE_PAUSE: Duration = Duration::from_secs(1);
@@ -69,12 +73,15 @@ pub fn guard(watched: &Watched) -> Result<Guarded, HostError> {
         if is_restored(watched) {
             return Ok(Guarded::Stopped);
         }
+        tenure::hold(&watched.roots, &watched.state_dir, false);
         let left = lease_end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
         std::thread::sleep(POLL.min(left));
     }
+    // Nobody is there any more who would freeze it later: it is ended as what others may run.
+    tenure::hold(&watched.roots, &watched.state_dir, true);
     put_back(watched)
 }
 
@@ -138,8 +145,15 @@ fn wait_for_end(watched: &Watched) -> Result<Option<Process>, HostError> {
         return Ok(recorded);
     }
     loop {
+        let left = tenure::hold(&watched.roots, &watched.state_dir, false);
+        let wait = left.unwrap_or(TENURE_POLL).min(TENURE_POLL);
+        let wait = rustix::event::Timespec {
+            tv_sec: wait.as_secs().try_into().unwrap_or(1),
+            tv_nsec: wait.subsec_nanos().into(),
+        };
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        match poll(&mut fds, None) {
+        match poll(&mut fds, Some(&wait)) {
+            Ok(0) => {}
             Ok(_) => return Ok(recorded.or(now)),
             Err(Errno::INTR) => {}
             Err(error) => {

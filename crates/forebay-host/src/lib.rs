@@ -21,6 +21,7 @@ mod apply;
 mod blkstat;
 pub mod checkpoint;
 mod compaction;
+pub mod companion;
 pub mod cost;
 mod damon;
 pub mod discover;
@@ -51,6 +52,7 @@ pub mod owner;
 mod pages;
 mod partition;
 pub mod procs;
+pub mod rdma;
 mod reclaim;
 pub mod regular;
 mod resctrl;
@@ -58,6 +60,7 @@ pub mod restore;
 mod slow;
 mod succeed;
 mod supervise;
+pub mod tenure;
 pub mod tier;
 pub mod timers;
 pub mod topology;
@@ -68,7 +71,7 @@ pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};
 pub use procs::{OwnUse, daemon_use, own_use};
 pub use restore::{Report, restore};
-pub use supervise::{Identity, identity};
+pub use supervise::{Identity, identity, identity_of};
 
 /// Where the kernel's file systems are. Tests point them at captured trees.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,6 @@
 //! Only system calls are made there. Everything that can be wrong with the request (unknown
 //! user, missing program) is found out before the fork.
 
-use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use forebay_core::app::{AppId, Exec, Restart, Sink};
+use forebay_core::app::{AppId, Exec, Sink};
 use forebay_core::snapshot::Ending;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -110,19 +109,21 @@ pub struct Identity {
 /// When there is no user of that name.
 pub fn identity(user: &str) -> Result<Identity, HostError> {
     let exec = Exec {
-        command: Vec::new(),
         user: Some(user.to_owned()),
-        group: None,
-        directory: None,
-        environment: BTreeMap::new(),
-        stdout: None,
-        stderr: None,
-        restart: Restart::Never,
+        ..Exec::of(Vec::new())
     };
+    let identity = identity_of(&exec)?;
+    identity.ok_or_else(|| HostError::invalid(format!("run as `{user}`"), "name a user"))
+}
+
+/// The identity that a program is started with; none where it has the daemon's own.
+///
+/// # Errors
+/// When there is no such user or group.
+pub fn identity_of(exec: &Exec) -> Result<Option<Identity>, HostError> {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let group = fs::read_to_string("/etc/group").unwrap_or_default();
-    let (identity, _) = resolve_identity(&exec, &passwd, &group)?;
-    identity.ok_or_else(|| HostError::invalid(format!("run as `{user}`"), "name a user"))
+    Ok(resolve_identity(exec, &passwd, &group)?.0)
 }
 
 /// Checks a request: the program exists, the user and group are known, the directory is there.
@@ -522,6 +523,11 @@ impl Main {
         let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         Some(Self { process, pidfd })
+    }
+
+    /// What can be waited on for its end.
+    pub(crate) const fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
     }
 
     /// How it ended, if it did. Reaps it when it is a child of ours.

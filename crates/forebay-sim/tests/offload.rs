@@ -80,6 +80,7 @@ impl World {
         };
         let signals = Signals {
             apps: [(self.web.clone(), signal)].into(),
+            ..Signals::default()
         };
         let inputs = Inputs {
             signals: &signals,

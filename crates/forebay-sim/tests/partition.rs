@@ -56,6 +56,7 @@ impl Run {
                 images: None,
                 response_time_max: None,
                 mobility: None,
+                accelerators: None,
             };
             policy.apps.insert(id, app);
         }

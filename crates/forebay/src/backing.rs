@@ -254,6 +254,7 @@ fn history(
                 api::Resource::Sent => store::Resource::Sent,
                 api::Resource::Requests => store::Resource::Requests,
                 api::Resource::ResponseTime => store::Resource::ResponseTime,
+                api::Resource::Accelerator => store::Resource::Accelerator,
             },
             since_unix_ms: query.since_unix_ms.unwrap_or(0),
             until_unix_ms: u64::MAX,

@@ -42,6 +42,7 @@ use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
 use crate::training::{Training, TrainingConfig};
 use crate::update::{self, Opened, Updater};
+use crate::workers::Workers;
 
 /// Commands that may wait for the control thread.
 const COMMANDS_MAX: usize = 64;
@@ -205,6 +206,7 @@ struct Running {
     fetcher: Fetcher,
     membership: Option<Membership>,
     agent: Option<Agent>,
+    workers: Workers,
     courtesy: Courtesy,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -355,6 +357,8 @@ fn begin_on(
         "start the thread that takes images",
         "check limits on threads",
     ))?;
+    let told = (teller.clone(), Arc::clone(&tell_of));
+    let workers = Workers::of(config, &facts.executable, told, apps.subscribe());
     let fetcher = fetcher(config, tell_of, &teller, &foretold)?;
     let main = tokio::runtime::Handle::current();
     let agent = agent
@@ -439,6 +443,7 @@ fn begin_on(
         fetcher,
         membership,
         agent,
+        workers,
         courtesy: Courtesy::default(),
         stop_api,
         api,
@@ -577,7 +582,7 @@ impl Running {
                 }
                 _ = check.tick() => guardian.keep(config),
                 changed = self.published.changed() => match changed {
-                    Ok(()) => self.hold_moves(),
+                    Ok(()) => self.pass_on(),
                     Err(_) => break,
                 },
             }
@@ -585,14 +590,16 @@ impl Running {
         self.end().await
     }
 
-    /// Lets files move only while it hurts no critical app, and Forebay is to act.
-    fn hold_moves(&mut self) {
+    /// Lets files move only while it hurts no critical app, and Forebay is to act; tells workers of
+    /// accelerators what was decided.
+    fn pass_on(&mut self) {
         let Some(published) = self.published.borrow_and_update().clone() else {
             return;
         };
         let report = &published.report;
         let waits = self.courtesy.step(report.time.monotonic, waiting(report));
         self.movers.hold(waits || report.paused);
+        self.workers.heed(report);
     }
 
     async fn end(self) -> Result<ExitCode, Error> {
@@ -611,6 +618,10 @@ impl Running {
             && let Err(error) = tokio::task::spawn_blocking(move || membership.stop()).await
         {
             tracing::error!(%error, "the thread of the fleet was not stopped");
+        }
+        let workers = self.workers;
+        if let Err(error) = tokio::task::spawn_blocking(move || workers.stop()).await {
+            tracing::error!(%error, "the workers of accelerators were not stopped");
         }
         let fetcher = self.fetcher;
         if let Err(error) = tokio::task::spawn_blocking(move || fetcher.stop()).await {

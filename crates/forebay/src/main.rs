@@ -31,6 +31,7 @@ mod tiering;
 mod top;
 mod training;
 mod update;
+mod workers;
 mod workload;
 
 use std::process::ExitCode;

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use forebay_core::accel;
 use forebay_core::app::AppId;
 use forebay_core::signals::{Board, Signals, Told};
 
@@ -41,6 +42,14 @@ impl Teller {
     pub(crate) fn tell(&self, stands: Duration, app: &AppId, told: Told) -> bool {
         let mut board = self.0.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.tell(self.0.origin.elapsed(), stands, app, told)
+    }
+}
+
+impl Teller {
+    /// As [`tell`](Self::tell), of what the worker of an app says of accelerators.
+    pub(crate) fn tell_accelerator(&self, stands: Duration, app: &AppId, used: accel::Use) -> bool {
+        let mut board = self.0.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.tell_accelerator(self.0.origin.elapsed(), stands, app, used)
     }
 }
 

@@ -19,7 +19,7 @@ use forebay_accel::kernel::{
 use forebay_accel::kernels::built_in;
 use forebay_accel::kernels::sample::{Sample, Sizes};
 use forebay_accel::task::{Grid, Scalar, ScalarType};
-use forebay_accel::wire::{Definition, DeviceStatus, Run, Wish};
+use forebay_accel::wire::{Definition, DeviceStatus, Run, There, Wish};
 
 /// Nothing that a test waits for takes longer, however busy the machine is.
 const BOUND: Duration = Duration::from_secs(240);
@@ -220,17 +220,18 @@ fn run_own(client: &Client, device: &str, name: &str, body: &str) -> Run {
     run
 }
 
-/// A device is used again after its quarantine.
-fn wait_for_the_device(client: &Client) {
-    let end = Instant::now() + BOUND;
-    while status(client).quarantine.is_some() {
-        assert!(Instant::now() < end, "{:?}", status(client).quarantine);
-        std::thread::yield_now();
-    }
+/// Why a kernel is left alone on the device now.
+fn left_alone(client: &Client, kernel: &str) -> Option<String> {
+    let kernels = status(client).kernels.into_iter();
+    let mut named = kernels.filter(|one| one.name.starts_with(&format!("{kernel}#")));
+    named.find_map(|one| match one.state {
+        There::Quarantined(why) => Some(why),
+        _ => None,
+    })
 }
 
 #[test]
-fn kernels_that_crash_hang_or_are_wrong_harm_only_their_device_for_a_while() {
+fn kernels_that_crash_hang_or_are_wrong_harm_no_other_kernel() {
     let limits = ["--run-max-seconds", "3", "--quarantine-seconds", "5"];
     let mut worker = Worker::new(&limits);
     let Some((client, device)) = worker.with_device("kernels that fail") else {
@@ -240,11 +241,20 @@ fn kernels_that_crash_hang_or_are_wrong_harm_only_their_device_for_a_while() {
     let fault = |name: &str, body: &str, wanted: &str| {
         let run = run_own(&client, &device, name, body);
         assert_eq!((run.place.as_str(), run.retries), ("cpu", 1), "{name}");
-        let why = status(&client).quarantine.unwrap();
+        let why = left_alone(&client, name).unwrap();
         assert!(why.contains(wanted), "{name}: {why}");
-        wait_for_the_device(&client);
+        assert_eq!(status(&client).quarantine, None, "{name}");
         let run = run_own(&client, &device, &format!("after_{name}"), good);
-        assert_eq!(run.place, device, "after {name}");
+        assert_eq!(
+            (run.place, run.retries),
+            (device.clone(), 0),
+            "after {name}"
+        );
+        let end = Instant::now() + BOUND;
+        while left_alone(&client, name).is_some() {
+            assert!(Instant::now() < end, "{name} is left alone for ever");
+            std::thread::yield_now();
+        }
     };
     fault(
         "wrong",

@@ -20,9 +20,11 @@ mirror=$("$here/mirror.sh")
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,e2fsprogs,numactl,python3-minimal
 # Runtimes of containers, and all that is in the containers.
 packages+=,podman,crun,docker.io,docker-cli,runc,busybox-static
+# What loads RDMA at run time finds, and what several hosts share.
+packages+=,librdmacm1,ibverbs-providers,etcd-server
 
 # What of the kernel's modules a guest can use; the rest drives hardware that QEMU does not show.
-modules='^kernel/(arch|block|crypto|fs|lib|mm|net/(9p|core|ipv4|ipv6|sched|netfilter|unix)|drivers/(block|md|virtio|char|net/[^/]*\.ko|nvme))'
+modules='^kernel/(arch|block|crypto|fs|lib|mm|net/(9p|core|ipv4|ipv6|sched|netfilter|unix)|drivers/(block|md|virtio|char|infiniband/(core|sw)|net/[^/]*\.ko|nvme))'
 
 # What has to be loaded before the root can be mounted.
 early='virtio_pci virtio_blk virtio_console virtio_rng ext4 9pnet_virtio 9p'
@@ -113,7 +115,7 @@ root() { # KIND...
     systemd-timesyncd.service getty@tty1.service systemd-networkd.service systemd-resolved.service \
     systemd-journal-flush.service systemd-journal-catalog-update.service \
     docker.service docker.socket containerd.service podman.service podman.socket podman-restart.service \
-    podman-auto-update.service podman-auto-update.timer podman-clean-transient.service; do
+    podman-auto-update.service podman-auto-update.timer podman-clean-transient.service etcd.service; do
     ln -sf /dev/null "$tree/etc/systemd/system/$unit"
   done
   truncate -s 2G "$work/root.ext4"

@@ -13,12 +13,17 @@ const LADDERS_MAX = 12;
 export function show(place, page) {
   const ladders = h("section", {}, h("h2", {}, "Ladders"), h("p", { class: "dim" }, "Asking…"));
   const moves = h("section", {}, h("h2", {}, "Moves"), h("p", { class: "dim" }, "Asking…"));
-  place.append(ladders, moves);
+  const accelerators = h("section", {}, h("h2", {}, "Accelerators"));
+  place.append(ladders, accelerators, moves);
   const ending = new AbortController();
   let timer;
 
   async function climb() {
     const running = (page.tick?.apps ?? []).filter((app) => app.state === "running");
+    const working = running.filter((app) => app.accelerator);
+    fill(accelerators, accelerators.firstChild, working.length
+      ? table("Compute tasks", ["App", "#Devices", "#Kernels there", "#Busy", "#Tasks/s there", "#Tasks/s on CPUs", "#CPU counts as"], working.map(accelerated))
+      : h("p", { class: "dim" }, "No app has a worker that answers."));
     running.sort((a, b) => (b.usage.cpu_stalled ?? 0) - (a.usage.cpu_stalled ?? 0));
     try {
       const told = await Promise.all(running.slice(0, LADDERS_MAX).map((app) =>
@@ -47,6 +52,12 @@ export function show(place, page) {
       end();
     },
   };
+}
+
+function accelerated(app) {
+  const used = app.accelerator;
+  return [named(app.name), used.devices, used.kernels, percent(used.devices > 0 ? used.busy / used.devices : 0),
+    used.on_devices_per_second.toFixed(1), used.on_cpu_per_second.toFixed(1), `${used.cpu_price.toFixed(0)} ×`];
 }
 
 function away(move, page) {

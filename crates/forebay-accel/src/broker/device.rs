@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use super::standing::Blamed;
 use super::take::{Begun, compute, micros};
 use super::{Buffer, Built, Job, Known, Outbox, Shared, Work, say, say_all};
 use crate::agree::agree;
@@ -22,8 +23,6 @@ use crate::scratch::Scratch;
 use crate::task::View;
 use crate::wire::{self, Build, Order, Outcome, Reader, Reply, Report, Run, Source};
 
-/// The longest that a device is left alone.
-const QUARANTINE_MAX: Duration = Duration::from_secs(3600);
 /// A run is a hang after so many times what was expected, but not before [`HANG_MIN`].
 const HANG_TIMES: f64 = 50.0;
 const HANG_MIN: Duration = Duration::from_secs(2);
@@ -87,8 +86,10 @@ struct Live {
 
 /// Why a device gave no result.
 enum Trouble {
-    /// It is not to be used for a while.
+    /// This kernel is not to be computed there for a while.
     Fault(String),
+    /// It is not to be used for a while: it does not even begin.
+    Broken(String),
     OutOfMemory,
     NotBuilt(BuildError),
 }
@@ -123,8 +124,18 @@ impl Driver<'_> {
             Err(Trouble::NotBuilt(error)) => Err(error),
             // A kernel that ends the compiler does so again.
             Err(Trouble::Fault(why)) => {
-                self.quarantine(&why, &mut outbox);
+                self.quarantine(&known.history, Blamed::Kernel, &why, &mut outbox);
+                self.live = None;
                 Err(BuildError::Failed(why))
+            }
+            // It has not seen the kernel: that is built once it runs again.
+            Err(Trouble::Broken(why)) => {
+                self.quarantine(&known.history, Blamed::Device, &why, &mut outbox);
+                let mut state = self.shared.lock();
+                state.devices[self.index].built.remove(&known.history);
+                drop(state);
+                say_all(outbox);
+                return Err(BuildError::Failed(why));
             }
             Err(Trouble::OutOfMemory) => Err(BuildError::Failed("out of memory".to_owned())),
         };
@@ -142,7 +153,7 @@ impl Driver<'_> {
 
     fn built(&mut self, known: &Known) -> Result<(), Trouble> {
         let within = self.shared.options.build_max;
-        let live = self.open().map_err(Trouble::Fault)?;
+        let live = self.open().map_err(Trouble::Broken)?;
         if live.built.contains(&known.history) {
             return Ok(());
         }
@@ -166,7 +177,11 @@ impl Driver<'_> {
         let device = &state.devices[self.index];
         let one_in = self.shared.options.verify_one_in.max(1);
         // After a fault, what comes first is looked at.
-        let verify = device.faults_in_row > 0 || device.tasks.is_multiple_of(one_in);
+        let suspect = match &begun {
+            Begun::Runs(work, _) => device.standing.is_suspect(&work.known.history),
+            Begun::Late | Begun::Gone => false,
+        };
+        let verify = suspect || device.tasks.is_multiple_of(one_in);
         let key = &self.shared.slots[self.index].key;
         let expected_us = match &begun {
             Begun::Runs(work, _) => {
@@ -187,7 +202,11 @@ impl Driver<'_> {
         });
         let ran = self.run_there(&work, within);
         let took = began.elapsed();
-        self.shared.lock().devices[self.index].busy += took;
+        let mut state = self.shared.lock();
+        let device = &mut state.devices[self.index];
+        device.busy += took;
+        device.standing.charge(took, Instant::now());
+        drop(state);
         match ran {
             Ok(offsets) if verify => self.verify(ticket, &work, &offsets, began, took),
             Ok(offsets) => {
@@ -207,7 +226,7 @@ impl Driver<'_> {
     /// Runs a task in the process: where the results are in the memory that it writes.
     fn run_there(&mut self, work: &Work, within: Duration) -> Result<Vec<Option<usize>>, Trouble> {
         self.built(&work.known)?;
-        let live = self.open().map_err(Trouble::Fault)?;
+        let live = self.open().map_err(Trouble::Broken)?;
         let mut regions: Vec<&Region> = Vec::new();
         let mut sources = Vec::new();
         let mut length = 0_usize;
@@ -267,8 +286,7 @@ impl Driver<'_> {
         state.model.record(history, size, &slot.key, micros(took));
         let device = &mut state.devices[self.index];
         device.tasks += 1;
-        device.faults_in_row = 0;
-        device.quarantine = None;
+        device.standing.good(history);
         let retries = state.tasks.get(&ticket).map_or(0, |entry| entry.retries);
         let run = Run {
             place: slot.info.id.clone(),
@@ -333,7 +351,8 @@ impl Driver<'_> {
     fn was_wrong(&mut self, ticket: u64, work: &Work, began: Instant, why: &str) {
         let mut outbox = Outbox::new();
         let name = &work.known.kernel.name;
-        self.quarantine(&format!("it computed {name} wrongly: {why}"), &mut outbox);
+        let why = format!("it computed {name} wrongly: {why}");
+        self.quarantine(&work.known.history, Blamed::Kernel, &why, &mut outbox);
         let mut state = self.shared.lock();
         state.stats.rerun += 1;
         let retries = state.tasks.get_mut(&ticket).map_or(0, |entry| {
@@ -360,7 +379,11 @@ impl Driver<'_> {
         let slot = &self.shared.slots[self.index];
         let ended = match trouble {
             Trouble::Fault(why) => {
-                self.quarantine(&why, &mut outbox);
+                self.quarantine(history, Blamed::Kernel, &why, &mut outbox);
+                self.live.take()
+            }
+            Trouble::Broken(why) => {
+                self.quarantine(history, Blamed::Device, &why, &mut outbox);
                 self.live.take()
             }
             Trouble::OutOfMemory => {
@@ -395,43 +418,42 @@ impl Driver<'_> {
         drop(ended);
     }
 
-    /// Leaves the device alone for a while; what is queued for it runs on the CPU.
-    fn quarantine(&self, why: &str, outbox: &mut Outbox) {
+    /// Leaves a kernel alone on this device for a while, or the device; what is queued of that runs on the
+    /// CPU.
+    fn quarantine(&self, kernel: &Arc<str>, blamed: Blamed, why: &str, outbox: &mut Outbox) {
         let id = &self.shared.slots[self.index].info.id;
+        let (first, now) = (self.shared.options.quarantine, Instant::now());
         let mut state = self.shared.lock();
         let device = &mut state.devices[self.index];
         device.faults += 1;
-        let doublings = device.faults_in_row.min(16);
-        device.faults_in_row = device.faults_in_row.saturating_add(1);
-        let lasts = self
-            .shared
-            .options
-            .quarantine
-            .saturating_mul(1 << doublings);
-        let lasts = lasts.min(QUARANTINE_MAX);
-        tracing::warn!(
-            device = id,
-            why,
-            seconds = lasts.as_secs(),
-            "a device is quarantined"
-        );
-        device.quarantine = Some((Instant::now() + lasts, why.to_owned()));
-        let queued: Vec<u64> = {
-            let mut tickets = Vec::new();
-            device.queue.retain(|job| match job {
-                Job::Run(ticket) => {
-                    tickets.push(*ticket);
-                    false
-                }
-                Job::Build(..) => true,
-            });
-            tickets
+        let (blamed, lasts) = match blamed {
+            Blamed::Kernel => device.standing.fault(kernel, why, first, now),
+            Blamed::Device => {
+                let lasts = device.standing.device_fault(why, first, now);
+                (Blamed::Device, lasts)
+            }
         };
-        for ticket in queued {
+        let seconds = lasts.as_secs();
+        match blamed {
+            Blamed::Kernel => {
+                tracing::warn!(device = id, kernel = &**kernel, why, seconds, "left alone");
+            }
+            Blamed::Device => tracing::warn!(device = id, why, seconds, "a device is left alone"),
+        }
+        let queue = std::mem::take(&mut state.devices[self.index].queue);
+        for job in queue {
+            let Job::Run(ticket) = job else {
+                state.devices[self.index].queue.push_back(job);
+                continue;
+            };
             let Some(entry) = state.tasks.get(&ticket) else {
                 continue;
             };
             let (phase, work) = (entry.phase, Arc::clone(&entry.work));
+            if blamed == Blamed::Kernel && work.known.history != *kernel {
+                state.devices[self.index].queue.push_back(Job::Run(ticket));
+                continue;
+            }
             state.left_queue(phase);
             let on_cpu = state.model.expected_us(&work.known.history, work.size, CPU);
             let expected = on_cpu.unwrap_or(0.0);

@@ -25,9 +25,11 @@ use crate::wire::{Build, Definition, KernelStatus, Outcome, Reply, Stats, Wish};
 mod device;
 mod place;
 mod session;
+mod standing;
 mod take;
 
 pub(crate) use session::check_kernel;
+use standing::Standing;
 
 /// Tasks of one client that are not answered yet, at most.
 pub const CLIENT_TASKS_MAX: usize = 64;
@@ -54,9 +56,13 @@ pub struct Options {
     pub run_max: Duration,
     /// The longest that a device may take to open, or to build a kernel.
     pub build_max: Duration,
-    /// How long a device is left alone after its first fault; each further one doubles it, up to
-    /// an hour.
+    /// How long a kernel, or a device, is left alone after its first fault; each further one doubles
+    /// it, up to an hour.
     pub quarantine: Duration,
+    /// The part of each device's time that tasks may take, above 0 and up to 1.
+    pub device_part: f64,
+    /// The most that the buffers of one task may take of a device's memory, in bytes.
+    pub device_bytes_max: u64,
     /// Memory of one client that may be mapped.
     pub client_bytes_max: u64,
 }
@@ -72,6 +78,8 @@ impl Options {
             run_max: Duration::from_secs(30),
             build_max: Duration::from_secs(60),
             quarantine: Duration::from_secs(10),
+            device_part: 1.0,
+            device_bytes_max: u64::MAX,
             client_bytes_max: 64 << 30,
         }
     }
@@ -286,6 +294,8 @@ struct Work {
     size: u8,
     buffers: Vec<Buffer>,
     elements: Vec<usize>,
+    /// Of all buffers.
+    bytes: u64,
     scalars: Vec<Scalar>,
     grid: Grid,
     submitted: Instant,
@@ -380,18 +390,31 @@ enum Phase {
     AtClient,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct DeviceState {
     queue: VecDeque<Job>,
     wait_us: f64,
-    /// Until when it gets no tasks, and why.
-    quarantine: Option<(Instant, String)>,
-    faults_in_row: u32,
+    standing: Standing,
     built: BTreeMap<Arc<str>, Built>,
     tasks: u64,
     verified: u64,
     faults: u64,
     busy: Duration,
+}
+
+impl DeviceState {
+    fn new(part: f64) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            wait_us: 0.0,
+            standing: Standing::new(part, Instant::now()),
+            built: BTreeMap::new(),
+            tasks: 0,
+            verified: 0,
+            faults: 0,
+            busy: Duration::ZERO,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -449,7 +472,10 @@ fn say_all(outbox: Outbox) {
 impl Shared {
     fn new(options: Options, slots: Vec<Slot>) -> Self {
         let state = State {
-            devices: slots.iter().map(|_| DeviceState::default()).collect(),
+            devices: slots
+                .iter()
+                .map(|_| DeviceState::new(options.device_part))
+                .collect(),
             price: 1.0,
             ..State::default()
         };

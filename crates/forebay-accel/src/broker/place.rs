@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Built, Job, Known, Outbox, Phase, Registration, Shared, State};
+use super::{Built, Job, Known, Outbox, Phase, Registration, Shared, State, Work};
 use crate::dispatch::{CPU, Place};
 use crate::kernel::Cpu;
 use crate::wire::{Outcome, Reply, Wish};
@@ -24,7 +24,7 @@ impl Shared {
         self.build_everywhere(state, &work.known, None);
         let cpu = (CPU.into(), None);
         let mut candidates: Vec<(Arc<str>, Option<usize>)> = vec![cpu];
-        let usable = (0..self.slots.len()).filter(|index| self.usable(state, *index, &work.known));
+        let usable = (0..self.slots.len()).filter(|index| self.usable(state, *index, &work));
         candidates.extend(usable.map(|index| (Arc::clone(&self.slots[index].key), Some(index))));
         let device = match &work.wish {
             Wish::Cpu => None,
@@ -135,11 +135,13 @@ impl Shared {
         }
     }
 
-    fn usable(&self, state: &State, index: usize, known: &Known) -> bool {
+    fn usable(&self, state: &State, index: usize, work: &Work) -> bool {
         let device = &state.devices[index];
-        let quarantined = device.quarantine.as_ref();
-        device.built.get(&known.history) == Some(&Built::Ready)
-            && quarantined.is_none_or(|(until, _)| *until <= Instant::now())
+        let kernel = &work.known.history;
+        let standing = &device.standing;
+        device.built.get(kernel) == Some(&Built::Ready)
+            && work.bytes <= self.options.device_bytes_max
+            && standing.takes(kernel, device.wait_us, Instant::now())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "threads are few")]

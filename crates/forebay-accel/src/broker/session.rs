@@ -15,16 +15,17 @@ use rustix::net::{
 
 use super::place::INLINE_US;
 use super::{
-    Buffer, CLIENT_KERNELS_MAX, CLIENT_REGIONS_MAX, CLIENT_TASKS_MAX, CLIENTS_MAX, Entry, Known,
-    Outbox, Phase, Registration, SEND_BOUND, Session, Shared, State, Work, leave, say, say_all,
+    Buffer, Built, CLIENT_KERNELS_MAX, CLIENT_REGIONS_MAX, CLIENT_TASKS_MAX, CLIENTS_MAX, Entry,
+    Known, Outbox, Phase, Registration, SEND_BOUND, Session, Shared, State, Work, leave, say,
+    say_all,
 };
 use crate::dispatch::bucket;
 use crate::kernel::{BUFFERS_MAX, Check, Cpu, Kernel, Launches, NAME_MAX, SCALARS_MAX};
 use crate::memory::Region;
 use crate::task::Shape;
 use crate::wire::{
-    self, Definition, DeviceStatus, KernelStatus, Outcome, Piece, Reader, Reply, Request,
-    SOURCE_MAX, Task, VERSION,
+    self, Definition, DeviceStatus, KernelStatus, KernelThere, Outcome, Piece, Reader, Reply,
+    Request, SOURCE_MAX, Task, There, VERSION,
 };
 
 /// Clients that wait to be accepted.
@@ -214,7 +215,24 @@ impl Shared {
                     Err(format!("a price of {cpu} is none; name one from 1 to 100"))
                 });
             }
+            Request::Limit { device, part } => done(self.limit(&device, part)),
         }
+    }
+
+    /// Bounds what tasks take of a device's time, within what this worker was started with.
+    fn limit(&self, device: &str, part: f64) -> Result<(), String> {
+        if !(part > 0.0 && part <= 1.0) {
+            return Err(format!(
+                "a part of {part} is none; name one above 0 and up to 1"
+            ));
+        }
+        let mut slots = self.slots.iter();
+        let index = slots.position(|slot| slot.info.id == device);
+        let index = index.ok_or_else(|| format!("there is no device {device}"))?;
+        let part = part.min(self.options.device_part);
+        let standing = &mut self.lock().devices[index].standing;
+        standing.set_part(part, Instant::now());
+        Ok(())
     }
 
     fn share(
@@ -469,6 +487,7 @@ impl Shared {
             size: bucket(bytes),
             buffers,
             elements,
+            bytes,
             scalars: task.scalars,
             grid: task.grid,
             submitted: now,
@@ -549,18 +568,26 @@ impl Shared {
         let since = self.began.elapsed().as_secs_f64().max(1e-9);
         let pairs = self.slots.iter().zip(&state.devices);
         let status = pairs.map(|(slot, device)| {
-            let quarantine = device.quarantine.as_ref();
-            let lasts = quarantine.filter(|(until, _)| *until > now);
+            let standing = &device.standing;
+            let kernels = device.built.iter().map(|(kernel, built)| KernelThere {
+                name: kernel.to_string(),
+                state: match (built, standing.of_kernel(kernel, now)) {
+                    (_, Some(left)) => There::Quarantined(left.told(now)),
+                    (Built::Asked, None) => There::Builds,
+                    (Built::Ready, None) => There::Ready,
+                    (Built::Never(why), None) => There::Never(why.to_string()),
+                },
+            });
             DeviceStatus {
                 info: slot.info.clone(),
-                quarantine: lasts.map(|(until, why)| {
-                    let left = until.saturating_duration_since(now).as_secs();
-                    format!("{why}; tried again in {left} s")
-                }),
+                quarantine: standing.quarantine(now).map(|left| left.told(now)),
                 tasks: device.tasks,
                 verified: device.verified,
                 faults: device.faults,
                 utilisation: (device.busy.as_secs_f64() / since).min(1.0),
+                busy_us: u64::try_from(device.busy.as_micros()).unwrap_or(u64::MAX),
+                part: standing.part(),
+                kernels: kernels.collect(),
             }
         });
         status.collect()

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use forebay_accel::client::{Client, Error};
+use forebay_accel::client::{Client, Error, Memory, Task};
 use forebay_accel::kernel::{
     Access, Element, Parameter, ScalarParameter, Signature, Sources, Tolerance,
 };
 use forebay_accel::task::{Grid, Scalar, ScalarType};
-use forebay_accel::wire::{Definition, Wish};
+use forebay_accel::wire::{Definition, There, Wish};
 
 use super::fake::Fake;
 use super::{BOUND, Stage, wait_until};
@@ -40,7 +40,7 @@ pub(crate) fn doubling(source: &'static str) -> Definition {
     }
 }
 
-fn register(client: &Client, source: &'static str, computed: &Arc<AtomicU32>) {
+pub(crate) fn register(client: &Client, source: &'static str, computed: &Arc<AtomicU32>) {
     let computed = Arc::clone(computed);
     let compute = Box::new(
         move |arguments: &mut forebay_accel::kernel::Arguments<'_, '_>| {
@@ -52,6 +52,18 @@ fn register(client: &Client, source: &'static str, computed: &Arc<AtomicU32>) {
         },
     );
     client.register(doubling(source), compute).unwrap();
+}
+
+/// The source of that kernel, as the device of a test knows it.
+pub(crate) const DOUBLE: &str = "good";
+
+/// A task that doubles all numbers of a memory.
+pub(crate) fn double<'a>(client: &'a Client, memory: &'a mut Memory, count: Scalar) -> Task<'a> {
+    let Scalar::U32(items) = count else {
+        panic!("{count:?}");
+    };
+    let task = client.task("doubling").output(memory);
+    task.grid(Grid::line(items)).scalar(count)
 }
 
 #[test]
@@ -106,7 +118,10 @@ fn an_app_s_own_kernel_runs_in_the_client_and_on_devices() {
     let there = Wish::Device("made-up:0".to_owned());
     assert_eq!(run(there), ("cpu".to_owned(), 8));
     let device = &client.devices().unwrap()[0];
-    let why = device.quarantine.clone().unwrap();
+    assert_eq!((&device.quarantine, device.ready()), (&None, 0));
+    let There::Quarantined(why) = &device.kernels[0].state else {
+        panic!("{:?}", device.kernels);
+    };
     assert!(why.contains("computed doubling wrongly"), "{why}");
 }
 

@@ -18,6 +18,45 @@ const AT_ONCE: usize = 8;
 const HANG: Duration = Duration::from_millis(4);
 
 #[test]
+fn quotas_send_tasks_to_the_cpu() {
+    let fakes = [Fake::new("made-up:0")];
+    let id = fakes[0].info.id.clone();
+    let change = |options: &mut forebay_accel::broker::Options| {
+        options.device_part = 0.5;
+        options.device_bytes_max = 3 * 4096;
+    };
+    let stage = Stage::new(change, &fakes);
+    let client = stage.client();
+    let run = |bytes: usize| {
+        let [a, b, mut sum] = [(); 3].map(|()| client.memory(bytes).unwrap());
+        let task = client.task("add").input(&a).input(&b).output(&mut sum);
+        let count = Scalar::U32(u32::try_from(bytes / 4).unwrap());
+        let wish = Wish::Device(id.clone());
+        task.scalar(count)
+            .place(wish)
+            .submit()
+            .unwrap()
+            .wait()
+            .unwrap()
+            .place
+    };
+    super::wait_until("the device has built it", || run(4096) == id);
+    assert_eq!(run(4100), "cpu", "more memory than it may take");
+    assert_eq!(client.devices().unwrap()[0].part, 0.5);
+    // Within its quota; nobody raises that.
+    client.set_limit(&id, 1.0).unwrap();
+    assert_eq!(client.devices().unwrap()[0].part, 0.5);
+    client.set_limit(&id, 1e-9).unwrap();
+    super::wait_until("its time is used up", || run(4096) == "cpu");
+    client.set_limit(&id, 0.5).unwrap();
+    super::wait_until("it has time again", || run(4096) == id);
+    for part in [0.0, -1.0, 1.1] {
+        assert!(client.set_limit(&id, part).is_err(), "{part}");
+    }
+    assert!(client.set_limit("another", 0.5).is_err());
+}
+
+#[test]
 fn ten_thousand_faults_lose_no_task_and_falsify_none() {
     let fakes = [Fake::new("made-up:0"), Fake::new("made-up:1")];
     let mut random = fastrand::Rng::with_seed(7);

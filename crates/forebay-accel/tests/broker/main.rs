@@ -8,6 +8,7 @@
 mod clients;
 mod fake;
 mod faults;
+mod lasting;
 mod overhead;
 mod refusals;
 
@@ -25,6 +26,7 @@ const BOUND: Duration = Duration::from_secs(60);
 struct Stage {
     broker: Option<Broker>,
     path: PathBuf,
+    options: Options,
     _directory: tempfile::TempDir,
 }
 
@@ -37,8 +39,10 @@ impl Stage {
         change(&mut options);
         let infos = devices.iter().map(|device| device.info.clone()).collect();
         let launcher = Arc::new(fake::Threads(devices.to_vec()));
+        let kept = options.clone();
         Self {
             broker: Some(broker::start(options, infos, launcher).unwrap()),
+            options: kept,
             path,
             _directory: directory,
         }

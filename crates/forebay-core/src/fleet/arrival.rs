@@ -55,6 +55,8 @@ pub enum Input {
     Ended(Outcome),
     /// What the record says.
     Read(Ownership),
+    /// There is no record.
+    Gone,
     /// The source says that nothing will come of what began with this epoch.
     Dropped(Epoch),
     /// The copy has stood still for as long as it may take room.
@@ -117,6 +119,8 @@ pub struct Arrival {
     may_have_run: bool,
     /// What is on disk says that its copy never ran, and nothing else could be written since.
     is_unmarked: bool,
+    /// The mark before [`Mark::Dropped`], which is on disk where that cannot be written.
+    before: Option<Mark>,
 }
 
 impl Arrival {
@@ -130,6 +134,7 @@ impl Arrival {
             mark: Some(Mark::Receiving),
             may_have_run: false,
             is_unmarked: false,
+            before: None,
         };
         (machine, vec![Step::Receive])
     }
@@ -150,7 +155,11 @@ impl Arrival {
         let is_there = found != Found::Nothing;
         let steps = match (mark, is_there) {
             (Mark::Receiving, _) => machine.discard(false),
+            // One that never ran may have been given back, which a full disk kept from being written down.
             (Mark::Prepared, true) => machine.go(Stage::Waiting, Step::Read),
+            (Mark::Starting, true) if !machine.may_have_run => {
+                machine.go(Stage::Waiting, Step::Read)
+            }
             (Mark::Starting, true) => machine.go(Stage::Starting, Step::Start),
             // What may have run must not be begun again from before that.
             (Mark::Starting, false) => machine.announce(),
@@ -171,11 +180,20 @@ impl Arrival {
         self.mark
     }
 
+    /// The record as this host knows it from now on, whatever a coordinator says that was put back meanwhile: that
+    /// it was let run here. To be durable before the last mark is taken away.
+    #[must_use]
+    pub fn known(&self) -> Option<Ownership> {
+        let is_let_run = self.stage == Stage::Over(End::Runs);
+        is_let_run.then(|| self.record.given_to(&self.here).running())
+    }
+
     /// Takes in what happened. What makes no sense where the machine stands changes nothing.
     pub fn step(&mut self, input: Input) -> Vec<Step> {
         use Outcome::{Done, Refused, Unknown};
         let ended = match input {
             Input::Read(record) => return self.read(&record),
+            Input::Gone => return self.gone(),
             Input::Dropped(epoch) if epoch != self.record.epoch => return Vec::new(),
             Input::Dropped(_) | Input::Impatient => return self.dropped(),
             Input::Unmarked => return self.unmarked(),
@@ -188,7 +206,10 @@ impl Arrival {
                 self.mark = Some(Mark::Prepared);
                 self.go(Stage::Waiting, Step::Read)
             }
-            (Stage::Starting, Done) => self.announce(),
+            (Stage::Starting, Done) => {
+                self.may_have_run = true;
+                self.announce()
+            }
             // One before this may have taken effect: it must not be begun from before that elsewhere.
             (Stage::Starting, Refused) if self.may_have_run => self.announce(),
             (Stage::Starting, Refused) => self.give_back(),
@@ -196,12 +217,12 @@ impl Arrival {
                 self.may_have_run = true;
                 vec![Step::Start]
             }
-            // Refused, the record is another's by force: whoever watches who may run sees that.
-            (Stage::Announcing, Done | Refused) => self.over(End::Runs),
+            (Stage::Announcing, Done) => self.over(End::Runs),
             (Stage::Announcing, Unknown) => self.announce(),
-            // Refused, an earlier one took effect.
-            (Stage::Returning, Done | Refused) => self.discard(false),
+            (Stage::Returning, Done) => self.discard(false),
             (Stage::Returning, Unknown) => self.give_back(),
+            // An earlier one took effect, or the record was put back to before: that says which.
+            (Stage::Announcing | Stage::Returning, Refused) => vec![Step::Read],
             (Stage::Discarding { watch: false }, Done) => self.over(End::Dropped),
             (Stage::Discarding { watch: true }, Done) => self.go(Stage::Watching, Step::Read),
             (Stage::Discarding { .. }, Refused | Unknown) => vec![Step::Discard],
@@ -211,21 +232,40 @@ impl Arrival {
     }
 
     fn read(&mut self, record: &Ownership) -> Vec<Step> {
-        let copy = match self.stage {
-            Stage::Waiting => true,
-            Stage::Watching => false,
-            _ => return Vec::new(),
-        };
         let given = self.record.epoch + 1;
-        match (record.owner == self.here && record.epoch == given, copy) {
-            (true, true) => {
+        let is_ours = record.owner == self.here && record.epoch == given;
+        let is_before = record.epoch < given;
+        match self.stage {
+            Stage::Waiting if is_ours => {
                 self.mark = Some(Mark::Starting);
                 self.go(Stage::Starting, Step::Start)
             }
-            (true, false) => self.give_back(),
-            (false, _) if record.epoch < given => vec![Step::Read],
-            (false, true) => self.discard(false),
-            (false, false) => self.over(End::Dropped),
+            Stage::Watching if is_ours => self.give_back(),
+            Stage::Waiting | Stage::Watching if is_before => vec![Step::Read],
+            Stage::Waiting => self.discard(false),
+            Stage::Watching => self.over(End::Dropped),
+            Stage::Announcing if is_ours && !record.runs => self.announce(),
+            // Put back to before, it is said again by its owner, once no move is about it: this host.
+            Stage::Announcing if is_ours || self.may_have_run => self.over(End::Runs),
+            // Of what is not here any more, it may be that it was given back, which a full disk kept from being
+            // written down.
+            Stage::Announcing if is_before => vec![Step::Read],
+            Stage::Announcing => self.over(End::Dropped),
+            Stage::Returning if is_ours => self.give_back(),
+            // It is this host's by all that it knows, and so it says again what became of it.
+            Stage::Returning if is_before => self.give_back_from(record.epoch),
+            Stage::Returning => self.discard(false),
+            _ => Vec::new(),
+        }
+    }
+
+    fn gone(&mut self) -> Vec<Step> {
+        match self.stage {
+            Stage::Announcing if self.may_have_run => self.over(End::Runs),
+            Stage::Waiting | Stage::Watching | Stage::Announcing | Stage::Returning => {
+                vec![Step::Read]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -253,6 +293,18 @@ impl Arrival {
                 self.mark = Some(Mark::Prepared);
                 self.give_back()
             }
+            // What is on disk is of before, and has a daemon that begins anew ask whose it is.
+            Stage::Discarding { watch: true } | Stage::Returning => match self.before.take() {
+                Some(before) => {
+                    self.is_unmarked = true;
+                    self.mark = Some(before);
+                    match self.stage {
+                        Stage::Returning => self.give_back(),
+                        stage => self.go(stage, Step::Discard),
+                    }
+                }
+                None => Vec::new(),
+            },
             _ => Vec::new(),
         }
     }
@@ -266,22 +318,33 @@ impl Arrival {
     }
 
     fn give_back(&mut self) -> Vec<Step> {
+        self.give_back_from(self.record.epoch + 1)
+    }
+
+    /// Gives it back, whatever the record was put back to.
+    fn give_back_from(&mut self, epoch: Epoch) -> Vec<Step> {
         let given = self.record.given_to(&self.here);
         // Where that cannot be written, the record says the same to whoever begins anew.
         if !self.is_unmarked {
-            self.mark = Some(Mark::Dropped);
+            self.drop_mark();
         }
         self.go(
             Stage::Returning,
-            Step::Change(given.epoch, given.given_to(&self.record.owner)),
+            Step::Change(epoch, given.given_to(&self.record.owner)),
         )
     }
 
     fn discard(&mut self, watch: bool) -> Vec<Step> {
         if watch {
-            self.mark = Some(Mark::Dropped);
+            self.drop_mark();
         }
         self.go(Stage::Discarding { watch }, Step::Discard)
+    }
+
+    fn drop_mark(&mut self) {
+        if self.mark != Some(Mark::Dropped) {
+            self.before = self.mark.replace(Mark::Dropped);
+        }
     }
 
     fn go(&mut self, stage: Stage, step: Step) -> Vec<Step> {

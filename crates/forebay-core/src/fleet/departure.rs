@@ -173,6 +173,18 @@ impl Departure {
         self.mark
     }
 
+    /// The record as its host knows it from now on, whatever a coordinator says that was put back meanwhile: that it
+    /// runs again, or that nothing asked of the record before counts any more. To be durable before the last mark is
+    /// taken away.
+    #[must_use]
+    pub fn known(&self) -> Option<Ownership> {
+        match (self.stage, &self.back) {
+            (Stage::CallingOff | Stage::Over(End::Stayed), Some(back)) => Some(back.running()),
+            (Stage::Over(End::Stayed), None) if !self.is_off => Some(self.record.recalled()),
+            _ => None,
+        }
+    }
+
     /// Takes in what happened. What makes no sense where the machine stands changes nothing.
     pub fn step(&mut self, input: Input) -> Vec<Step> {
         use Outcome::{Done, Refused, Unknown};
@@ -221,7 +233,8 @@ impl Departure {
                 (None, false) => self.call_off(),
             },
             (Stage::Thawing, Refused | Unknown) => vec![Step::Thaw],
-            // Refused, an earlier one took effect.
+            // Refused, an earlier one took effect, or the record was put back to before: what its host knows of it
+            // is said again once no move is about it.
             (Stage::CallingOff, Done | Refused) => self.over(End::Stayed),
             (Stage::CallingOff, Unknown) if self.back.is_some() => self.confirm(),
             (Stage::CallingOff, Unknown) => self.call_off(),
@@ -245,10 +258,13 @@ impl Departure {
                 self.thaw()
             }
             (true, _) => self.recall(),
-            (false, epoch) if epoch > given || record.runs => {
-                self.go(Stage::Ending, self.mark, Step::End)
-            }
-            (false, _) => self.go(Stage::Awaiting, self.mark, Step::Read),
+            (false, epoch) if epoch > given => self.go(Stage::Ending, self.mark, Step::End),
+            (false, epoch) if epoch == given && record.owner == self.there => match record.runs {
+                true => self.go(Stage::Ending, self.mark, Step::End),
+                false => self.go(Stage::Awaiting, self.mark, Step::Read),
+            },
+            // Two were made owners of one epoch: it stands until a later one says who is.
+            (false, _) => vec![Step::Read],
         }
     }
 

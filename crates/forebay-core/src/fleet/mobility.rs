@@ -67,6 +67,8 @@ pub struct Known<'a> {
     pub here: &'a HostName,
     /// The records that were read last, or kept on disk.
     pub records: &'a BTreeMap<AppId, Ownership>,
+    /// Those of which two hosts were made owners at one epoch: nobody runs them.
+    pub disputed: &'a BTreeSet<AppId>,
     /// The moves away that are not over.
     pub departures: &'a BTreeMap<AppId, Mark>,
     /// Those that are on their way here: their move starts them, from what came.
@@ -97,8 +99,9 @@ pub fn elsewhere<'a>(
         let leave = leave(known.here, read, mobility.takeover, known.lease, known.now);
         // Of what is handed over an instance runs on every host, and a front says which one serves.
         let may_run = matches!(leave, Leave::Run { .. });
+        let is_disputed = known.disputed.contains(app);
         mobility.way != Way::Handoff
-            && (!may_run || known.arriving.contains(app) || comes_by_move(app))
+            && (!may_run || is_disputed || known.arriving.contains(app) || comes_by_move(app))
     };
     movable
         .into_iter()
@@ -121,7 +124,7 @@ mod tests {
             connections: Connections::Refuse,
         };
         let apps: Vec<AppId> = [
-            "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given",
+            "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given", "disputed",
         ]
         .map(|name| name.parse().unwrap())
         .to_vec();
@@ -136,6 +139,7 @@ mod tests {
             (apps[6].clone(), ours.clone()),
             // Its move is not known here any more, and nothing of it is.
             (apps[7].clone(), ours.given_to(&here)),
+            (apps[8].clone(), ours.clone()),
         ]);
         let departures = BTreeMap::from([
             (apps[3].clone(), Mark::Committing),
@@ -145,13 +149,14 @@ mod tests {
         let known = Known {
             here: &here,
             records: &records,
+            disputed: &BTreeSet::from([apps[8].clone()]),
             departures: &departures,
             arriving: &BTreeSet::from([apps[5].clone()]),
             lease: None,
             now: Duration::ZERO,
         };
         let away = elsewhere(apps.iter().map(|app| (app, &mobility)), known);
-        let expected = [1, 2, 3, 5, 6, 7].map(|index: usize| apps[index].clone());
+        let expected = [1, 2, 3, 5, 6, 7, 8].map(|index: usize| apps[index].clone());
         assert_eq!(away, BTreeSet::from(expected));
         assert!(elsewhere([], known).is_empty());
     }

@@ -49,7 +49,7 @@ pub mod tenure;
 #[cfg(test)]
 mod tests;
 
-pub use ownership::{Epoch, HostName, HostNameError, Ownership};
+pub use ownership::{Epoch, HostName, HostNameError, News, Ownership};
 
 /// How something that was asked for ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,6 +111,50 @@ impl Ownership {
     }
 }
 
+/// What a record says to whoever knows an earlier one, or a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It says more than what is known.
+    Later,
+    /// It says the same, or less: an answer that was late, or a coordinator that was put back.
+    None,
+    /// Two hosts were made owners of one epoch, as a coordinator that was put back can do: none of them is
+    /// believed before a later record says who is.
+    Conflict,
+}
+
+impl Ownership {
+    /// What a record says beyond this one, which is known.
+    #[must_use]
+    pub fn news(&self, record: &Self) -> News {
+        if self.epoch != record.epoch {
+            return match self.epoch < record.epoch {
+                true => News::Later,
+                false => News::None,
+            };
+        }
+        match (self.owner == record.owner, record.runs && !self.runs) {
+            (false, _) => News::Conflict,
+            // What runs does not become what never ran.
+            (true, true) => News::Later,
+            (true, false) => News::None,
+        }
+    }
+
+    /// What its owner, who knows this record, makes of one that says less: the epoch that is replaced, and what is
+    /// said again. A coordinator that was put back says less, or one that did not hear the owner's last word.
+    #[must_use]
+    pub fn again(&self, record: &Self) -> Option<(Epoch, Self)> {
+        match self.epoch.cmp(&record.epoch) {
+            std::cmp::Ordering::Greater => Some((record.epoch, self.recalled())),
+            std::cmp::Ordering::Equal if self.runs && !record.runs => {
+                (self.owner == record.owner).then(|| (record.epoch, self.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,5 +168,32 @@ mod tests {
             let error = bad.parse::<HostName>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{bad}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn two_owners_of_one_epoch_are_no_news() {
+        let [a, b] = ["a", "b"].map(|name| Ownership::first(name.parse().unwrap()));
+        assert_eq!(a.news(&b), News::Conflict);
+        assert_eq!(a.news(&b.recalled()), News::Later);
+        assert_eq!(a.recalled().news(&b), News::None);
+        let given = a.given_to(&b.owner);
+        assert_eq!(given.news(&given.running()), News::Later);
+        assert_eq!(given.running().news(&given), News::None);
+        assert_eq!(
+            a.again(&b),
+            None,
+            "nobody overrules another one of his epoch"
+        );
+    }
+
+    #[test]
+    fn an_owner_says_again_what_was_lost_of_it() {
+        let a = Ownership::first("a".parse().unwrap());
+        let later = a.recalled();
+        assert_eq!(later.again(&a), Some((1, later.recalled())));
+        assert_eq!(a.again(&later), None);
+        let back = later.given_to(&a.owner);
+        assert_eq!(back.running().again(&back), Some((3, back.running())));
+        assert_eq!(back.again(&back.running()), None);
     }
 }

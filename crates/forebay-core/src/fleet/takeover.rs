@@ -10,11 +10,16 @@
 //! too, the next one keeps both. Two that both think they are the keeper do no harm: one transaction
 //! takes effect.
 //!
+//! Where only those hosts know of an application that are configured for it, there is no keeper that knows of all.
+//! Each of them takes it for itself when its turn comes ([`turn`]): the order is that in which a target would be
+//! chosen, so that the best one that can is the one.
+//!
 //! Properties, tested: whoever sees the same members names the same keeper; nobody keeps itself; what
 //! only its owner gives away is left alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::choice::{Mover, Offer, Reason, any};
 use super::tenure::Takeover;
 use super::{Epoch, HostName, Ownership};
 
@@ -40,6 +45,34 @@ pub fn change(
 ) -> Option<(Epoch, Ownership)> {
     let may = takeover == Takeover::AfterLease && record.owner == *lost && target != lost;
     may.then(|| (record.epoch, record.given_to(target)))
+}
+
+/// Later turns than this one are at the same time.
+pub const TURNS_MAX: u32 = 8;
+
+/// When it is the turn of a host to take an application of a lost one over, counted from zero: after so many others
+/// that would be chosen before it.
+///
+/// # Errors
+/// It is not to be chosen: why none of those that are left is.
+pub fn turn(
+    mover: &Mover,
+    here: &HostName,
+    offers: &BTreeMap<HostName, Offer>,
+) -> Result<u32, BTreeMap<HostName, Reason>> {
+    let mut left = offers.clone();
+    for turn in 0..TURNS_MAX {
+        match any(mover, &left) {
+            (Some(chosen), _) if chosen == *here => return Ok(turn),
+            (Some(chosen), _) => _ = left.remove(&chosen),
+            (None, reasons) => return Err(reasons),
+        }
+    }
+    let own: BTreeMap<_, _> = left.remove_entry(here).into_iter().collect();
+    match any(mover, &own) {
+        (Some(_), _) => Ok(TURNS_MAX),
+        (None, reasons) => Err(reasons),
+    }
 }
 
 #[cfg(test)]
@@ -78,5 +111,48 @@ mod tests {
             None
         );
         assert_eq!(change(&record, (&lost, Takeover::AfterLease), &lost), None);
+    }
+
+    #[test]
+    fn turns_go_by_room_and_whoever_has_none_has_no_turn() {
+        use crate::app::Class;
+        use crate::fleet::choice::Room;
+        use crate::units::{Bytes, MilliCpu};
+        let room = |cpu, gib: u64| Room {
+            cpu: MilliCpu(cpu),
+            memory: Bytes::mib(1024 * gib),
+        };
+        let offer = |cpu, gib| Offer {
+            capacity: room(cpu, gib),
+            needed: BTreeMap::new(),
+            used: None,
+            promised: BTreeMap::new(),
+            apps: BTreeSet::new(),
+            cordoned: false,
+            unfit: None,
+        };
+        let mut offers = BTreeMap::from([
+            (host("a"), offer(8000, 64)),
+            (host("b"), offer(4000, 32)),
+            (host("c"), offer(500, 32)),
+        ]);
+        let mover = Mover {
+            class: Class::Standard,
+            need: room(1000, 1),
+            apart_from: BTreeSet::new(),
+            here: host("lost"),
+        };
+        assert_eq!(turn(&mover, &host("a"), &offers), Ok(0));
+        assert_eq!(turn(&mover, &host("b"), &offers), Ok(1));
+        assert!(
+            turn(&mover, &host("c"), &offers)
+                .unwrap_err()
+                .contains_key(&host("c"))
+        );
+        for number in 0..20 {
+            offers.insert(host(&format!("a{number}")), offer(8000, 64));
+        }
+        assert_eq!(turn(&mover, &host("b"), &offers), Ok(TURNS_MAX));
+        assert!(turn(&mover, &host("c"), &offers).is_err());
     }
 }

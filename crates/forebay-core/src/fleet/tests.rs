@@ -76,6 +76,9 @@ struct World {
     story: Vec<String>,
     /// What the coordinator says instead of the record, since it was put back to an earlier state.
     put_back: Option<Option<Ownership>>,
+    /// What the source and the target know of the record, and what of that is on their disks.
+    known: [Ownership; 2],
+    kept: [Ownership; 2],
     /// The disk of the source and of the target takes nothing more.
     full: [bool; 2],
     /// Steps of the source since its latest rest.
@@ -118,6 +121,8 @@ impl World {
             arrival_mark: None,
             story: Vec::new(),
             put_back: None,
+            known: [first(), first()],
+            kept: [first(), first()],
             full: [false; 2],
             restless: 0,
         };
@@ -131,9 +136,67 @@ impl World {
         self.is_arrival_marked();
     }
 
+    /// What a side knows of the record from now on, as far as that is news.
+    fn learn(&mut self, side: usize, record: &Ownership) {
+        match self.known[side].news(record) {
+            News::Later => self.known[side] = record.clone(),
+            News::None => {}
+            News::Conflict => panic!("two owners of one epoch: {record:?}"),
+        }
+        if !self.full[side] {
+            self.kept[side] = self.known[side].clone();
+        }
+    }
+
+    /// What a side makes of what the coordinator says, where no move is about it there.
+    fn claim(&mut self, side: usize) {
+        let is_moving = match side {
+            0 => self.departure_mark.is_some() || self.departs(),
+            _ => self.arrival_mark.is_some() || self.arrives(),
+        };
+        if is_moving || self.chance(4) {
+            return;
+        }
+        let is_owner = self.known[side].owner == [source(), target()][side];
+        let Some(shown) = self.shown() else {
+            if is_owner {
+                let again = self.known[side].recalled();
+                self.story.push(format!("{} makes {again:?}", again.owner));
+                (self.record, self.put_back) = (again.clone(), None);
+                self.learn(side, &again);
+            }
+            return;
+        };
+        match self.known[side].again(&shown).filter(|_| is_owner) {
+            Some((epoch, again)) => {
+                self.story
+                    .push(format!("{} says again: {again:?}", again.owner));
+                if self.change(epoch, again.clone()) == Outcome::Done {
+                    self.learn(side, &again);
+                }
+            }
+            None if self.known[side].epoch <= shown.epoch => self.learn(side, &shown),
+            None => {}
+        }
+    }
+
+    fn departs(&self) -> bool {
+        let stage = self.departure.machine.as_ref().map(Departure::stage);
+        stage.is_some_and(|stage| !matches!(stage, departure::Stage::Over(_)))
+    }
+
+    fn arrives(&self) -> bool {
+        let stage = self.arrival.machine.as_ref().map(Arrival::stage);
+        stage.is_some_and(|stage| !matches!(stage, arrival::Stage::Over(_)))
+    }
+
     /// Whether the source may take its steps; where its disk is full it turns back, if it can.
     fn is_departure_marked(&mut self) -> bool {
         use departure::{Input, Stage};
+        let known = self.departure.machine.as_ref().and_then(Departure::known);
+        if let Some(known) = known {
+            self.learn(0, &known);
+        }
         let Some(machine) = &mut self.departure.machine else {
             return true;
         };
@@ -158,6 +221,10 @@ impl World {
     /// Whether the target may take its steps; where its disk is full it turns back, if it can.
     fn is_arrival_marked(&mut self) -> bool {
         use arrival::{Input, Stage};
+        let known = self.arrival.machine.as_ref().and_then(Arrival::known);
+        if let Some(known) = known {
+            self.learn(1, &known);
+        }
         let Some(machine) = &mut self.arrival.machine else {
             return true;
         };
@@ -187,11 +254,6 @@ impl World {
 
     /// The coordinator is put back to before the first attempt, or loses everything.
     fn put_back(&mut self) {
-        // Not while it was given back and does not say yet that it runs: such a one stays as it is, since
-        // the source takes the refusal for an answer, and its owner's claims make no record that runs of it.
-        if !self.record.runs && self.record.owner == source() {
-            return;
-        }
         let epoch = FIRST - 1 - self.rng.u64(0..3);
         let owner = [source(), target(), "other".parse().unwrap()][self.rng.usize(0..3)].clone();
         let older = Ownership {
@@ -205,16 +267,10 @@ impl World {
         self.put_back = Some(older);
     }
 
-    /// Its latest state is found again, or the owner says so again where no move is about it.
+    /// Its latest state is found again.
     fn put_right(&mut self) {
-        use departure::{End, Stage};
         if self.put_back.take().is_some() {
             self.story.push("the record is put right".into());
-            let stage = self.departure.machine.as_ref().map(Departure::stage);
-            let is_over = matches!(stage, None | Some(Stage::Over(End::Stayed)));
-            if is_over && self.departure_mark.is_none() && self.record.owner == source() {
-                self.record = self.record.recalled();
-            }
         }
     }
 
@@ -231,9 +287,9 @@ impl World {
     }
 
     fn apply(&mut self, (epoch, to): &Late) -> bool {
-        let fits = self.record.epoch == *epoch && self.put_back.is_none();
+        let fits = self.shown().is_some_and(|shown| shown.epoch == *epoch);
         if fits {
-            self.record = to.clone();
+            (self.record, self.put_back) = (to.clone(), None);
         }
         fits
     }
@@ -253,6 +309,14 @@ impl World {
             true => Outcome::Done,
             false => Outcome::Refused,
         }
+    }
+
+    fn changed_by(&mut self, side: usize, epoch: Epoch, to: &Ownership) -> Outcome {
+        let outcome = self.change(epoch, to.clone());
+        if outcome == Outcome::Done {
+            self.learn(side, to);
+        }
+        outcome
     }
 
     fn departure_step(&mut self) {
@@ -292,10 +356,13 @@ impl World {
                 Input::Ended(outcome)
             }
             Step::Send => Input::Ended(self.send()),
-            Step::Change(epoch, to) => Input::Ended(self.change(epoch, to)),
+            Step::Change(epoch, to) => Input::Ended(self.changed_by(0, epoch, &to)),
             Step::Read => match (self.chance(4), self.shown()) {
                 (true, _) => Input::Ended(Outcome::Unknown),
-                (false, Some(record)) => Input::Read(record),
+                (false, Some(record)) => {
+                    self.learn(0, &record);
+                    Input::Read(record)
+                }
                 (false, None) => Input::Gone,
             },
             Step::Thaw => {
@@ -402,8 +469,12 @@ impl World {
                 }
             }
             Step::Read => match (self.chance(4), self.shown()) {
-                (false, Some(record)) => Input::Read(record),
-                (true, _) | (false, None) => Input::Ended(Outcome::Unknown),
+                (true, _) => Input::Ended(Outcome::Unknown),
+                (false, Some(record)) => {
+                    self.learn(1, &record);
+                    Input::Read(record)
+                }
+                (false, None) => Input::Gone,
             },
             Step::Start => match (self.target, self.own()) {
                 (Some(Copy::Stands(n)), Outcome::Done) => {
@@ -417,9 +488,7 @@ impl World {
                 (Some(Copy::Runs(_)), _) => Input::Ended(Outcome::Done),
                 _ => Input::Ended(Outcome::Refused),
             },
-            // What becomes of one that is refused by a record of before is for the claims of its host.
-            Step::Change(..) if self.put_back.is_some() => Input::Ended(Outcome::Unknown),
-            Step::Change(epoch, to) => Input::Ended(self.change(epoch, to)),
+            Step::Change(epoch, to) => Input::Ended(self.changed_by(1, epoch, &to)),
             Step::Discard => {
                 let outcome = self.own();
                 if outcome == Outcome::Done {
@@ -443,9 +512,11 @@ impl World {
         if self.rng.bool() {
             self.story.push("the source's daemon ends".into());
             self.departure = Side::none();
+            self.known[0] = self.kept[0].clone();
         } else {
             self.story.push("the target's daemon ends".into());
             self.arrival = Side::none();
+            self.known[1] = self.kept[1].clone();
             if self.rng.u8(0..4) == 0 && matches!(self.target, Some(Copy::Stands(_))) {
                 self.story.push("the target's copy is lost".into());
                 // Not where it may have run: that is an application that was lost, and no move.
@@ -484,11 +555,15 @@ impl World {
         let stage = self.departure.machine.as_ref().map(Departure::stage);
         let is_over = stage == Some(departure::Stage::Over(departure::End::Stayed))
             && self.departure_mark.is_none();
-        // Nobody begins from a record of before.
-        if is_over && self.attempts > 0 && self.put_back.is_none() {
+        // Nobody begins from a record of before, or while another one has it.
+        let shown = self.shown();
+        let is_known = shown.is_some_and(|shown| self.known[0].epoch <= shown.epoch);
+        if is_over && self.attempts > 0 && is_known && self.record.owner == source() {
             self.attempts -= 1;
             self.story.push("the source tries again".into());
-            self.began = self.record.clone();
+            let record = self.record.clone();
+            self.learn(0, &record);
+            self.began = self.known[0].clone();
             self.restless = 0;
             self.departure = Side::new(Departure::begin(self.began.clone(), target()));
         }
@@ -574,7 +649,11 @@ impl World {
                     self.arrival_input(&arrival::Input::Dropped(epoch));
                 }
             }
-            7..=12 => self.departure_step(),
+            7 => {
+                let side = self.rng.usize(0..2);
+                self.claim(side);
+            }
+            8..=12 => self.departure_step(),
             _ => self.arrival_step(),
         }
         self.mark();
@@ -593,6 +672,13 @@ impl World {
             stage != Some(departure::Stage::CallingOff) || self.departure_mark.is_none(),
             "it runs, and the record does not say so"
         );
+        if self.put_back.is_none() {
+            let runs = |copy: &Option<Copy>| matches!(copy, Some(Copy::Runs(_)));
+            assert!(
+                [self.source, self.target].iter().any(runs),
+                "it stands still until there is room on a disk"
+            );
+        }
         self.full = [false; 2];
         self.mark();
         self.put_right();

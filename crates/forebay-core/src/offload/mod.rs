@@ -392,7 +392,10 @@ pub fn decide(view: &View<'_>, before: &Memory) -> (Decision, Memory) {
         let Standing {
             held, constraints, ..
         } = standing;
-        if !constraints.is_empty() || held.ascent.tried().next().is_some() {
+        let ascent = &held.ascent;
+        // What is in force is told while it is, also where it has helped already and is still measured.
+        let climbs = ascent.tried().next().is_some() || ascent.in_force().next().is_some();
+        if climbs || !constraints.is_empty() {
             let climb = Climb::of(&held.ascent, constraints, could);
             decision.climbs.insert(id.clone(), climb);
         }
@@ -544,8 +547,10 @@ fn climb(
     };
     let ascent = &mut standing.held.ascent;
     let promotes = ascent.in_force().any(|(rung, _)| rung == Rung::PromoteTier);
+    let accelerates = ascent.in_force().any(|(rung, _)| rung == Rung::Accelerate);
     let offer = |rung, severity| match rung {
         Rung::PromoteTier if promotes => Err(Absence::FilesMove),
+        Rung::Accelerate if accelerates => Err(Absence::Accelerated),
         _ => means.offer(seen, rung, severity),
     };
     if view.rules.mode != Mode::Act {
@@ -590,6 +595,13 @@ impl Climb {
     pub fn moves_files(&self) -> bool {
         let mut in_force = self.in_force.iter();
         in_force.any(|(rung, _)| *rung == Rung::PromoteTier)
+    }
+
+    /// Whether time of CPUs is scarce for its tasks, so that they are to go to accelerators.
+    #[must_use]
+    pub fn accelerates(&self) -> bool {
+        let mut in_force = self.in_force.iter();
+        in_force.any(|(rung, _)| *rung == Rung::Accelerate)
     }
 
     /// What an operator is told, in sentences.

@@ -196,8 +196,14 @@ pub enum Absence {
     NoFleet,
     /// No host of the fleet has room.
     NoTarget,
-    /// Nothing takes tasks.
+    /// No worker takes its tasks, or none answers.
     NoAccelerator,
+    /// Its worker has no device that takes tasks now.
+    NoAcceleratorFree,
+    /// Its worker computes nothing that a device could.
+    NoKernels,
+    /// They go there already.
+    Accelerated,
 }
 
 impl fmt::Display for Absence {
@@ -243,7 +249,17 @@ impl fmt::Display for Absence {
             }
             Self::NoFleet => "no other host is asked by itself yet; `forebay move` does it",
             Self::NoTarget => "no host of the fleet has room for it that it did not just leave",
-            Self::NoAccelerator => "no accelerator takes its tasks",
+            Self::NoAccelerator => {
+                "no worker takes tasks of it (`accelerators`), or it does not answer"
+            }
+            Self::NoAcceleratorFree => {
+                "its worker has no accelerator that takes tasks now, see `forebay accel devices`"
+            }
+            Self::NoKernels => "it has handed its worker no task that an accelerator can compute",
+            Self::Accelerated => {
+                "its tasks go to an accelerator already where that takes less than \
+                                  the CPUs are worth"
+            }
         })
     }
 }
@@ -340,7 +356,7 @@ impl Means<'_> {
             Rung::RebalanceIo => Err(Absence::NoDevice),
             Rung::PromoteTier => self.promote(seen),
             Rung::Move => self.target(seen),
-            Rung::Accelerate => Err(Absence::NoAccelerator),
+            Rung::Accelerate => Self::accelerate(seen),
         }
     }
 
@@ -440,6 +456,23 @@ impl Means<'_> {
         Ok(Offer {
             relief: 0.3,
             cost: 0.06,
+            effect: Effect::Whole,
+        })
+    }
+
+    /// How much of its work its tasks are is not known before it is tried.
+    fn accelerate(seen: &Seen<'_>) -> Result<Offer, Absence> {
+        let used = seen.demand.usage.accelerator;
+        let used = used.ok_or(Absence::NoAccelerator)?;
+        if used.devices == 0 {
+            return Err(Absence::NoAcceleratorFree);
+        }
+        if used.kernels == 0 {
+            return Err(Absence::NoKernels);
+        }
+        Ok(Offer {
+            relief: 0.5,
+            cost: 0.05,
             effect: Effect::Whole,
         })
     }

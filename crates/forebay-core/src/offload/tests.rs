@@ -1,7 +1,6 @@
 //! Who is served, by what, and what no fleet of hosts may do to an app.
 
-use proptest::prelude::*;
-
+mod accelerate;
 use super::ladder::MOVE_REST;
 use super::rung::RETURN_AFTER;
 use super::trigger::Sign;
@@ -11,6 +10,7 @@ use crate::demand::{Band, MemoryNow, Usage};
 use crate::io::IoRates;
 use crate::io_history::{DeviceUse, IoDemand, IoUse};
 use crate::snapshot::Compaction;
+use proptest::prelude::*;
 
 /// One app and what it does.
 struct Case {

@@ -247,6 +247,7 @@ impl Scenario {
             images: None,
             response_time_max: None,
             mobility: None,
+            accelerators: None,
         }
     }
 

@@ -21,6 +21,7 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         }
         _ => paragraphs.push("It has no slice: only apps that run get one.".to_owned()),
     }
+    paragraphs.extend(accelerator(app));
     paragraphs.extend(offload(explanation));
     for forecast in &explanation.external_forecasts {
         paragraphs.push(format!("A forecast of others: {forecast}."));
@@ -37,6 +38,27 @@ pub(crate) fn explain(explanation: &api::Explanation) -> String {
         paragraphs.push(format!("A promise cannot be kept: {shortfall}."));
     }
     paragraphs.join("\n\n") + "\n"
+}
+
+/// Where its compute tasks go; nothing where it has no worker that answers.
+fn accelerator(app: &api::App) -> Option<String> {
+    let used = app.accelerator.as_ref()?;
+    let scarce = match used.cpu_price > 1.0 {
+        true => format!(
+            " A second of a CPU counts as {:.0} of an accelerator, since CPUs are scarce for it.",
+            used.cpu_price
+        ),
+        false => String::new(),
+    };
+    Some(format!(
+        "Of its compute tasks {:.1}/s end on accelerators and {:.1}/s on CPUs; {} accelerator(s) take \
+         them, {} of its kernels run there, and they are busy with it for {:.0}% of their time.{scarce}",
+        used.on_devices_per_second,
+        used.on_cpu_per_second,
+        used.devices,
+        used.kernels,
+        100.0 * used.busy / f64::from(used.devices.max(1)),
+    ))
 }
 
 /// What constrains it beyond its slice; nothing where nothing does and nothing was tried lately.

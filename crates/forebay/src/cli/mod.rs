@@ -204,6 +204,7 @@ enum ResourceArg {
     Requests,
     #[value(name = "response_time")]
     ResponseTime,
+    Accelerator,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -481,6 +482,7 @@ async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Re
         ResourceArg::Sent => api::Resource::Sent,
         ResourceArg::Requests => api::Resource::Requests,
         ResourceArg::ResponseTime => api::Resource::ResponseTime,
+        ResourceArg::Accelerator => api::Resource::Accelerator,
     };
     let step = args.step.map(|step| match step {
         StepArg::TenSeconds => api::Step::TenSeconds,

@@ -167,7 +167,9 @@ fn one(one: &api::Move) -> String {
         write!(text, " (handoff) in {:.1} s", one.took_seconds).ok();
     } else {
         let (mode, sent, took) = (&one.mode, mib(one.sent_bytes), one.took_seconds);
-        write!(text, " ({mode}): {sent:.1} MiB in {took:.1} s").ok();
+        let over = one.transport.as_ref().map(|by| format!(" over {by}"));
+        let over = over.unwrap_or_default();
+        write!(text, " ({mode}): {sent:.1} MiB{over} in {took:.1} s").ok();
         if let Some(stood) = one.stood_seconds {
             write!(text, ", stood still for {:.0} ms", stood * 1000.0).ok();
         }

@@ -237,7 +237,7 @@ pub(super) fn history(history: &api::History) -> String {
         );
     }
     let show = |value: f64| match history.resource {
-        api::Resource::Cpu => cores(value),
+        api::Resource::Cpu | api::Resource::Accelerator => cores(value),
         api::Resource::CpuStalled => percent(value),
         api::Resource::Io | api::Resource::Received | api::Resource::Sent => per_second(value),
         api::Resource::Memory => memory_f64(value),

@@ -63,6 +63,7 @@ pub(crate) fn web() -> api::App {
         }),
         reclaim: None,
         page_move: None,
+        accelerator: None,
     }
 }
 
@@ -83,6 +84,7 @@ pub(crate) fn crunch() -> api::App {
         reason: None,
         reclaim: None,
         page_move: None,
+        accelerator: None,
     }
 }
 

@@ -12,6 +12,7 @@ use forebay_core::fleet::mobility::{Connections, Mobility, Way};
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
+use super::accel::accelerators;
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::offload::RESPONSE_TIME;
@@ -29,7 +30,7 @@ const IMAGES_EVERY_MIN: Duration = Duration::from_secs(1);
 const IMAGES_EVERY_MAX: Duration = Duration::from_secs(86_400);
 
 /// The keys that say how Forebay starts a program.
-const EXEC_ONLY: [&str; 9] = [
+const EXEC_ONLY: [&str; 10] = [
     "user",
     "group",
     "directory",
@@ -39,6 +40,7 @@ const EXEC_ONLY: [&str; 9] = [
     "restart",
     "images",
     "move",
+    "accelerators",
 ];
 
 /// The keys of which an app has one: which processes are its own.
@@ -68,6 +70,10 @@ pub(super) fn resolve_app(
     let binding = binding(&mut section, host, findings);
     let images = images(&mut section, findings);
     let mobility = mobility(&mut section, findings);
+    let with_memory = mobility
+        .as_ref()
+        .is_some_and(|mobility| mobility.way == Way::Checkpoint);
+    let accelerators = accelerators(&mut section, images.is_some() || with_memory, findings);
 
     let mut floor = section.take_section("floor");
     let mut ceiling = section.take_section("ceiling");
@@ -129,6 +135,7 @@ pub(super) fn resolve_app(
         images,
         response_time_max,
         mobility,
+        accelerators,
     });
     Resolved {
         floor,

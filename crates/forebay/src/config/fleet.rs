@@ -69,6 +69,20 @@ pub(crate) struct LinkConfig {
     pub(crate) listen: Option<SocketAddr>,
     /// Where others reach it: `HOST:PORT`.
     pub(crate) address: Option<String>,
+    /// Whether contents go over RDMA.
+    pub(crate) rdma: Rdma,
+}
+
+/// Whether contents of moves go over RDMA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Rdma {
+    /// Where both hosts have it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always: what cannot does not move.
+    Require,
 }
 
 /// The directory in the state directory that the fleet's files are in.
@@ -380,5 +394,12 @@ fn link(mut section: Section, findings: &mut Findings<'_>) -> LinkConfig {
             .map(|address| address.value)
             .or_else(|| listen.map(|listen| listen.value.to_string())),
         listen: listen.map(|listen| listen.value),
+        rdma: match section.take::<&str>("rdma") {
+            Some(At { value: "off", .. }) => Rdma::Off,
+            Some(At {
+                value: "require", ..
+            }) => Rdma::Require,
+            _ => Rdma::Auto,
+        },
     }
 }

@@ -16,7 +16,7 @@ use event::{CALENDAR, EVENT};
 use fleet::FLEET;
 use front::FRONT;
 use offload::OFFLOAD;
-use program::{IMAGES, MOVE};
+use program::{ACCELERATORS, IMAGES, MOVE};
 
 use super::quantity::{
     BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
@@ -407,6 +407,11 @@ pub(super) const APP: &[Key] = &[
         "move",
         Kind::Section(MOVE),
         "With exec: whether and how it changes hosts",
+    ),
+    key(
+        "accelerators",
+        Kind::Section(ACCELERATORS),
+        "With exec: a worker beside it, which gives its compute tasks to accelerators or to the CPU; it finds it by FOREBAY_ACCEL_SOCKET",
     ),
     key(
         "response_time_max",

@@ -5,6 +5,7 @@
 //! check them against each other and against the host. All mistakes are reported at once, each
 //! with its file, line, key and fix, and a text with a mistake resolves into nothing.
 
+mod accel;
 mod app;
 mod certificate;
 mod edit;
@@ -37,6 +38,7 @@ use forebay_host::tier::TierPlace;
 
 use crate::training::TrainingConfig;
 
+pub(crate) use accel::workers_directory;
 pub(crate) use app::is_container_name;
 pub(crate) use certificate::read as read_certificate;
 pub(crate) use edit::{AppArgs, app_from_args, set};
@@ -49,7 +51,7 @@ pub(crate) use fleet::EtcdConfig;
 pub(crate) use fleet::EtcdTls;
 #[cfg(test)]
 pub(crate) use fleet::LinkConfig;
-pub(crate) use fleet::{FleetConfig, directory as fleet_directory};
+pub(crate) use fleet::{FleetConfig, Rdma, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
 

@@ -11,6 +11,7 @@ use forebay_core::app::{
 };
 use forebay_core::units::{Bytes, MilliCpu};
 
+use super::accel;
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::error::{Findings, Problem};
 use super::event::known_future;
@@ -55,7 +56,12 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
                     .extend(metrics.map(|metrics| (id.clone(), metrics)));
                 floors.insert(id.clone(), floor);
                 places.insert(id.clone(), (at, key));
-                if let Some(app) = app {
+                if let Some(mut app) = app {
+                    let workers = accel::workers_directory(&daemon.socket);
+                    if let Err(problem) = accel::tell_program(&mut app, &workers) {
+                        let (at, key) = &places[&id];
+                        findings.add(*at, format!("{key}.accelerators"), problem);
+                    }
                     policy.apps.insert(id, app);
                 }
             }

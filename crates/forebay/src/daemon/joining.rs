@@ -54,13 +54,15 @@ pub(super) fn agent(
     apps: watch::Receiver<BTreeMap<AppId, App>>,
     elsewhere: watch::Sender<Arc<BTreeSet<AppId>>>,
 ) -> Result<Option<agent::Prepared>, Error> {
-    let listen = config.fleet.as_ref().and_then(|fleet| fleet.link.listen);
-    let (Some(membership), Some(listen)) = (membership, listen) else {
+    let link = config.fleet.as_ref().map(|fleet| &fleet.link);
+    let listen = link.and_then(|link| Some((link.listen?, link.rdma)));
+    let (Some(membership), Some((listen, rdma))) = (membership, listen) else {
         return Ok(None);
     };
     let prepared = agent::prepare(agent::Beginning {
         member: membership.desk(),
         listen,
+        rdma,
         state_dir: &config.daemon.state_dir,
         criu: config.daemon.criu.clone(),
         anchor: Path::new(&config.daemon.cgroup_root),

@@ -7,6 +7,7 @@
 //! Two processes, so that nothing is left whatever dies: the outer one waits and sweeps, the
 //! inner one works and is told to end when the outer one is gone.
 
+mod accel;
 mod arm;
 pub(crate) mod print;
 mod simulated;
@@ -60,6 +61,8 @@ enum Show {
     Colocation,
     /// A service that is killed and stopped under its clients, and its shadow that takes over
     Failover,
+    /// A slice that is too small for its compute tasks, which go to an accelerator and back
+    Accel,
 }
 
 /// Why the demo did not come to its end.
@@ -154,6 +157,13 @@ pub(crate) fn interruption() -> Result<Arc<AtomicBool>, Error> {
 fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
     if args.show == Show::Failover {
         let result = failover::show(dir, Duration::from_secs(args.seconds))?;
+        return args
+            .json
+            .as_deref()
+            .map_or(Ok(()), |file| write(file, &result));
+    }
+    if args.show == Show::Accel {
+        let result = accel::show(dir)?;
         return args
             .json
             .as_deref()

@@ -27,12 +27,14 @@ use tokio::sync::{oneshot, watch};
 
 use super::coordinator::{Command as Asked, CommandId, Completed};
 use super::link::identity::system_clock;
+use super::link::rdma::Choice;
 use super::link::{self, Identity};
 use super::member;
 use super::moves::service::{Fronts, Stand, is_handed_over};
 use super::moves::{
     Apps, Choose, Coordinated, Desk, Drain, Found, Hosted, House, Moves, Wanted, Wired, wired,
 };
+use crate::config::Rdma;
 use crate::control::{Command, Published, TellOf};
 use crate::fronts;
 
@@ -44,6 +46,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) member: member::Desk,
     /// Where others reach this agent.
     pub(crate) listen: SocketAddr,
+    /// Whether what moves goes over RDMA.
+    pub(crate) rdma: Rdma,
     pub(crate) state_dir: &'a Path,
     /// CRIU, where its place is configured.
     pub(crate) criu: Option<PathBuf>,
@@ -62,6 +66,7 @@ pub(crate) struct Beginning<'a> {
 pub(crate) struct Prepared {
     member: member::Desk,
     listen: SocketAddr,
+    rdma: Choice,
     runtime: Runtime,
     identity: Arc<Identity>,
     house: House,
@@ -83,6 +88,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
     let Beginning {
         member,
         listen,
+        rdma,
         state_dir,
         criu,
         anchor,
@@ -116,10 +122,12 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         coordinator: Arc::clone(&member.coordinator),
         standing: member.standing.clone(),
     });
+    let rdma = Choice::new(rdma);
     let peer = Arc::new(Wired::new(
         Arc::clone(&member.coordinator),
         Arc::clone(&identity),
         runtime.handle().clone(),
+        rdma.clone(),
     ));
     let hosted = Arc::new(Hosted {
         commands,
@@ -142,6 +150,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
     Ok(Prepared {
         member,
         listen,
+        rdma,
         runtime,
         identity,
         house,
@@ -179,11 +188,10 @@ impl Prepared {
         let (moves, thread) = Moves::start(self.house).map_err(system)?;
         let mut threads = vec![thread];
         let (stop_link, link_stopped) = oneshot::channel();
-        let listen = self.listen.to_string();
         threads.push(wired::listen(
             self.runtime,
             self.identity,
-            &listen,
+            (self.listen, self.rdma),
             Arc::clone(&moves),
             link_stopped,
         )?);

@@ -1,6 +1,7 @@
 //! From the domain to the wire, by hand: neither freezes the other.
 
 use forebay_api as api;
+use forebay_core::accel;
 use forebay_core::app::{App, AppId, Binding, Class, Device, Policy};
 use forebay_core::demand::{Band, Demand};
 use forebay_core::host::Action;
@@ -131,6 +132,7 @@ pub(super) fn app(id: &AppId, report: &AppReport) -> api::App {
         reason: report.reason.as_ref().map(reason),
         reclaim: report.reclaim.map(reclaim),
         page_move: report.page_move.map(page_move),
+        accelerator: report.usage.accelerator.map(accelerator),
     }
 }
 
@@ -157,6 +159,19 @@ pub(super) fn unseen(app: &App) -> api::App {
         reason: None,
         reclaim: None,
         page_move: None,
+        accelerator: None,
+    }
+}
+
+const fn accelerator(used: accel::Use) -> api::Accelerator {
+    api::Accelerator {
+        devices: used.devices,
+        kernels: used.kernels,
+        busy: used.busy,
+        on_cpu_per_second: used.on_cpu,
+        on_devices_per_second: used.on_devices,
+        shared_bytes: used.shared.0,
+        cpu_price: used.price,
     }
 }
 
@@ -401,6 +416,7 @@ pub(super) const fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Tier => "tier",
         EventKind::Offload => "offload",
         EventKind::Forecast => "forecast",
+        EventKind::Accelerator => "accelerator",
         EventKind::Shadow => "shadow",
         EventKind::Fleet => "fleet",
         EventKind::Move => "move",

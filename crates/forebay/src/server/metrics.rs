@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use forebay_api as api;
+use forebay_core::accel::Use;
 use forebay_core::app::AppId;
 use forebay_core::demand::Band;
 use forebay_core::io_history::DeviceUse;
@@ -303,12 +304,48 @@ fn apps(registry: &mut Registry, view: &View) {
         }),
     );
     traffic(registry, apps);
+    accelerators(registry, apps);
     let starts: Family<Labels, Counter> = Family::default();
     for (id, app) in apps {
         let labels = labels(id, app);
         starts.get_or_create(&labels).inc_by(u64::from(app.starts));
     }
     registry.register("app_starts", "Starts of the app's program", starts);
+}
+
+/// What apps do with accelerators: one value of each for each app, however many devices there are.
+fn accelerators(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
+    let each = |value: fn(&Use) -> f64| {
+        gauges(
+            apps.iter()
+                .filter_map(|(id, app)| Some((labels(id, app), value(&app.usage.accelerator?)))),
+        )
+    };
+    registry.register(
+        "app_accelerator_devices",
+        "Accelerators that take tasks of the app now",
+        each(|used| f64::from(used.devices)),
+    );
+    registry.register(
+        "app_accelerator_busy_devices",
+        "Time of accelerators that the app takes, in devices",
+        each(|used| used.busy),
+    );
+    registry.register(
+        "app_accelerator_tasks_per_second",
+        "Compute tasks of the app that ended on an accelerator, per second",
+        each(|used| used.on_devices),
+    );
+    registry.register(
+        "app_cpu_tasks_per_second",
+        "Compute tasks of the app that its worker computed on CPUs, per second",
+        each(|used| used.on_cpu),
+    );
+    registry.register(
+        "app_accelerator_cpu_price_ratio",
+        "What a second of a CPU counts beside one of an accelerator; above 1 where CPUs are scarce for the app",
+        each(|used| used.price),
+    );
 }
 
 fn traffic(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
@@ -514,6 +551,9 @@ mod tests {
             "forebay_app_demand_cpu_cores{app=\"web\",class=\"critical\",quantile=\"0.5\"} 0.4",
             "forebay_app_network_sent_bytes_total{app=\"web\",class=\"critical\"} 3000",
             "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",
+            "forebay_app_accelerator_busy_devices{app=\"web\",class=\"critical\"} 0.25",
+            "forebay_app_accelerator_tasks_per_second{app=\"web\",class=\"critical\"} 12.0",
+            "forebay_app_accelerator_cpu_price_ratio{app=\"web\",class=\"critical\"} 8.0",
             "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",
             "forebay_tier_bytes{tier=\"data\",side=\"fast\"} 4096.0",
             "forebay_tier_moved_bytes_total{tier=\"data\",side=\"slow\"} 512",

@@ -72,6 +72,11 @@ fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
         stood_seconds: shown.stood.map(|time| time.as_secs_f64()),
         expected_pause_seconds: shown.foreseen.map(|time| time.as_secs_f64()),
         left_seconds: shown.left.map(|time| time.as_secs_f64()),
+        transport: shown.carried.as_ref().map(|carried| carried.by.to_string()),
+        transport_why: shown
+            .carried
+            .as_ref()
+            .and_then(|carried| carried.why.clone()),
         why: shown.why.clone(),
     }
 }

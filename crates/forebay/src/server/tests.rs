@@ -83,6 +83,13 @@ pub(super) fn published(period: u64) -> Published {
             memory: Some(Bytes::mib(100)),
             requests: Some(120.0),
             response_time: Some(3.5),
+            accelerator: Some(forebay_core::accel::Use {
+                devices: 1,
+                busy: 0.25,
+                on_devices: 12.0,
+                price: 8.0,
+                ..forebay_core::accel::Use::default()
+            }),
             ..Usage::default()
         },
         io: IoUse::default(),

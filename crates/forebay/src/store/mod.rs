@@ -135,11 +135,13 @@ pub(crate) enum Resource {
     Requests,
     /// Milliseconds until an app answers a request.
     ResponseTime,
+    /// Time of accelerators that an app takes, in devices.
+    Accelerator,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Cpu,
         Self::CpuStalled,
         Self::Io,
@@ -149,6 +151,7 @@ impl Resource {
         Self::Sent,
         Self::Requests,
         Self::ResponseTime,
+        Self::Accelerator,
     ];
 
     /// Its name in the file and on the command line.
@@ -163,6 +166,7 @@ impl Resource {
             Self::Sent => "sent",
             Self::Requests => "requests",
             Self::ResponseTime => "response_time",
+            Self::Accelerator => "accelerator",
         }
     }
 }

@@ -60,7 +60,7 @@ impl Summary {
 type AppSummaries = [Summary; APP_RESOURCES.len()];
 
 /// What is recorded of an app.
-const APP_RESOURCES: [Resource; 8] = [
+const APP_RESOURCES: [Resource; 9] = [
     Resource::Cpu,
     Resource::CpuStalled,
     Resource::Io,
@@ -69,6 +69,7 @@ const APP_RESOURCES: [Resource; 8] = [
     Resource::Sent,
     Resource::Requests,
     Resource::ResponseTime,
+    Resource::Accelerator,
 ];
 
 /// What is recorded of the host.
@@ -148,7 +149,17 @@ fn add_apps(bucket: &mut Bucket, report: &TickReport) {
         let Some(summaries) = bucket.apps.get_mut(id) else {
             continue;
         };
-        let [cpu, stalled, io, memory, received, sent, requests, response] = summaries;
+        let [
+            cpu,
+            stalled,
+            io,
+            memory,
+            received,
+            sent,
+            requests,
+            response,
+            accelerator,
+        ] = summaries;
         let (usage, demand) = (&app.usage, app.demand.as_ref());
         cpu.add(usage.cpu, demand.map(|demand| demand.cpu.q95));
         stalled.add(usage.cpu_stalled, None);
@@ -161,6 +172,7 @@ fn add_apps(bucket: &mut Bucket, report: &TickReport) {
         sent.add(usage.sent, None);
         requests.add(usage.requests, None);
         response.add(usage.response_time, None);
+        accelerator.add(usage.accelerator.map(|used| used.busy), None);
     }
 }
 

@@ -21,6 +21,8 @@ const BAR: usize = 6;
 const CPUS_SHARE: u16 = 3;
 /// Lines of events, without their title.
 const EVENTS_LINES: u16 = 5;
+/// Where the time of accelerators stands among the columns of apps: beside that of CPUs.
+const ACCELERATOR_COLUMN: usize = 4;
 /// Lines of fronts at most, without their title.
 const FRONTS_LINES: u16 = 4;
 
@@ -194,7 +196,7 @@ fn fraction(n: usize) -> f64 {
 }
 
 fn draw_apps(frame: &mut Frame<'_>, area: Rect, apps: &[api::App], state: &State) {
-    let titles = [
+    let mut titles = vec![
         "APP",
         "CLASS",
         "STATE",
@@ -206,7 +208,7 @@ fn draw_apps(frame: &mut Frame<'_>, area: Rect, apps: &[api::App], state: &State
         " LOW",
         "HIGH",
     ];
-    let widths = [
+    let mut widths = vec![
         Constraint::Min(9),
         Constraint::Length(8),
         Constraint::Length(7),
@@ -218,7 +220,27 @@ fn draw_apps(frame: &mut Frame<'_>, area: Rect, apps: &[api::App], state: &State
         Constraint::Length(5),
         Constraint::Length(5),
     ];
-    let table = Table::new(apps.iter().map(app_row), widths)
+    let mut rows: Vec<Vec<String>> = apps.iter().map(app_cells).collect();
+    // There is room for it where it says something.
+    if apps.iter().any(|app| app.accelerator.is_some()) {
+        titles.insert(ACCELERATOR_COLUMN, " ACC");
+        widths.insert(ACCELERATOR_COLUMN, Constraint::Length(5));
+        for (row, app) in rows.iter_mut().zip(apps) {
+            let busy = app.accelerator.as_ref().map(|used| cores(used.busy));
+            let cell = busy.unwrap_or_else(|| "-".to_owned());
+            row.insert(ACCELERATOR_COLUMN, format!("{cell:>5}"));
+        }
+    }
+    let rows = rows.into_iter().zip(apps).map(|(cells, app)| {
+        let row = Row::new(cells);
+        match app.state {
+            api::RunState::Running => row,
+            api::RunState::Absent | api::RunState::Ended => {
+                row.style(Style::new().fg(Color::DarkGray))
+            }
+        }
+    });
+    let table = Table::new(rows, widths)
         .header(Row::new(titles).style(Style::new().add_modifier(Modifier::BOLD)))
         .block(Block::new().borders(Borders::TOP).title(" Apps "))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
@@ -227,7 +249,7 @@ fn draw_apps(frame: &mut Frame<'_>, area: Rect, apps: &[api::App], state: &State
     frame.render_stateful_widget(table, area, &mut place);
 }
 
-fn app_row(app: &api::App) -> Row<'static> {
+fn app_cells(app: &api::App) -> Vec<String> {
     let slice = &app.slice;
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let weight = match slice.cpu_idle {
@@ -239,7 +261,7 @@ fn app_row(app: &api::App) -> Row<'static> {
         api::Limit::Max(_) => "max".to_owned(),
     });
     let band = app.demand.as_ref().map(|d| Band(&d.cpu).to_string());
-    let row = Row::new([
+    vec![
         app.name.clone(),
         app.class.to_string(),
         app.state.to_string(),
@@ -250,11 +272,7 @@ fn app_row(app: &api::App) -> Row<'static> {
         format!("{:>5}", or_dash(app.usage.memory_bytes.map(short))),
         format!("{:>5}", or_dash(slice.memory_low_bytes.map(short))),
         format!("{:>5}", or_dash(high)),
-    ]);
-    match app.state {
-        api::RunState::Running => row,
-        api::RunState::Absent | api::RunState::Ended => row.style(Style::new().fg(Color::DarkGray)),
-    }
+    ]
 }
 
 /// An amount of memory in five columns.

@@ -12,6 +12,7 @@
 //! - [`heap`]: an application whose working set is known;
 //! - [`orders`]: an HTTP service that writes down what it executed, to be killed;
 //! - [`origin`]: an HTTP service that answers at once, behind a proxy that is measured;
+//! - [`tasks`]: a service that hands compute tasks to the worker beside it;
 //! - [`pages`]: an application whose memory can be checked after it was moved.
 //!
 //! The batch applications say how much they got done through a *count file*: one decimal number
@@ -44,6 +45,7 @@ mod pages;
 mod schedule;
 mod service;
 mod slow_disk;
+pub(crate) mod tasks;
 
 /// The programs under `forebay workload`.
 #[derive(Debug, clap::Subcommand)]
@@ -68,6 +70,8 @@ pub(crate) enum Workload {
     Orders(orders::Args),
     /// Answer over HTTP at once, with few or many bytes
     Origin(origin::Args),
+    /// Hand compute tasks to the worker beside it, and check the results
+    Tasks(tasks::Args),
     /// Write memory at a given rate, and say over TCP whether all of it is right
     Pages(pages::Args),
     /// Move such an application from one host to another, under a client
@@ -144,6 +148,7 @@ pub(crate) fn run(workload: Workload) -> Result<(), Error> {
         Workload::Orders(args) => orders::run(&args),
         Workload::Origin(args) => origin::run(args),
         Workload::Heap(args) => heap::run(args),
+        Workload::Tasks(args) => tasks::run(&args),
         Workload::Pages(args) => pages::run(&args),
         Workload::Move(args) => Ok(stage::run(&args)?),
         Workload::Mover(args) => Ok(host::run(&args)?),

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and says on standard output when it is skipped"
 )]
 
+mod accel;
 mod activation;
 mod apps;
 mod bindings;
@@ -51,11 +52,14 @@ mod offload;
 mod outlook;
 mod owners;
 mod place;
+mod rdma;
 mod runtime;
 mod runtime_imitation;
 mod signals;
 mod standby;
 mod survival;
+#[cfg(feature = "etcd")]
+mod takeovers;
 mod tutorial;
 mod update;
 mod update_elsewhere;

@@ -35,9 +35,19 @@ impl Fleet {
     }
 
     /// With more in the configuration of every host, made of the first one's place.
-    fn start_with(
+    pub(crate) fn start_with(
         test: &str,
         names: &[&'static str],
+        more: impl FnOnce(&Place) -> String,
+    ) -> Option<Self> {
+        Self::start_at(test, names, ("127.0.0.1", "5s"), more)
+    }
+
+    /// With agents that listen at this address, and with this lease.
+    pub(crate) fn start_at(
+        test: &str,
+        names: &[&'static str],
+        link: (&str, &str),
         more: impl FnOnce(&Place) -> String,
     ) -> Option<Self> {
         let mut hosts = Vec::new();
@@ -61,7 +71,7 @@ impl Fleet {
             let (name, place) = &fleet.hosts[index];
             fs::create_dir(place.path("srv")).unwrap();
             fs::write(place.path("srv/name"), name).unwrap();
-            fleet.configure(index, &more);
+            fleet.configure(index, link, &more);
             fleet.begin(index);
         }
         Some(fleet)
@@ -71,12 +81,12 @@ impl Fleet {
         self.shared.join("orders/numbers")
     }
 
-    fn configure(&self, index: usize, more: &str) {
+    fn configure(&self, index: usize, (address, lease): (&str, &str), more: &str) {
         let (name, place) = &self.hosts[index];
         place.configure(&format!(
             "[policy]\non_stop = \"kill\"\n\
-             [fleet]\nhost = \"{name}\"\nlease = \"5s\"\n\
-             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"127.0.0.1:{}\"\n\
+             [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
+             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
              [apps.counts]\nrestart = \"always\"\n\
              exec = [\"/bin/sh\", \"-c\", '{COUNTS}', \"counts\", \"{}\", \"{}\", \"{}\"]\n\
              move = {{ mode = \"restart\", files = [\"{}\"] }}\n\
@@ -154,7 +164,15 @@ impl Fleet {
     /// The processes of the app that are there.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let file = self.file().display().to_string();
-        processes(|words| words.contains(&file) && words.contains(&"counts".to_owned()))
+        let found =
+            processes(|words| words.contains(&file) && words.contains(&"counts".to_owned()));
+        // A shell that is about to begin another program has its own words until it does.
+        let is_forked = |pid: &u32| parent(*pid).is_some_and(|parent| found.contains(&parent));
+        found
+            .iter()
+            .copied()
+            .filter(|pid| !is_forked(pid))
+            .collect()
     }
 
     /// No number was counted twice, by two at once or from files of before; the last one.
@@ -307,6 +325,12 @@ pub(crate) fn certify(hosts: &[(&'static str, Place)]) {
         fs::create_dir_all(out.parent().unwrap()).unwrap();
         run(&["ca", "issue", name, "--out", out.to_str().unwrap()]);
     }
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 /// That of a line.

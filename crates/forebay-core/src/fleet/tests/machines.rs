@@ -165,7 +165,9 @@ fn what_ran_before_the_daemon_ended_is_not_given_back() {
         (Found::Fresh, Stage::Returning),
     ] {
         let record = Ownership::first(source());
+        let given = record.given_to(&target());
         let (mut machine, _) = Arrival::resume(record, target(), Mark::Starting, found);
+        machine.step(Input::Read(given));
         machine.step(Input::Ended(Outcome::Refused));
         assert_eq!(machine.stage(), stage);
     }
@@ -188,4 +190,122 @@ fn a_target_whose_disk_is_full_gives_it_back() {
     let mut machine = waiting();
     assert_eq!(machine.step(Input::Unmarked), [Step::Discard]);
     assert_eq!(machine.stage(), Stage::Discarding { watch: false });
+}
+
+/// It could not be started, and the disk takes nothing more: nobody waits for room on it.
+#[test]
+fn a_target_whose_disk_is_full_when_it_could_not_start_gives_it_back() {
+    use arrival::{End, Found, Input, Mark, Stage, Step};
+    let given = Ownership::first(source()).given_to(&target());
+    let back = given.given_to(&source());
+    let mut machine = waiting();
+    machine.step(Input::Read(given.clone()));
+    let asked = [Step::Change(given.epoch, back.clone())];
+    assert_eq!(machine.step(Input::Ended(Outcome::Refused)), asked);
+    assert_eq!(machine.mark(), Some(Mark::Dropped));
+    assert_eq!(machine.step(Input::Unmarked), asked);
+    assert_eq!(
+        machine.mark(),
+        Some(Mark::Starting),
+        "that is on disk already"
+    );
+    assert_eq!(machine.step(Input::Unmarked), []);
+
+    // A daemon that begins anew asks whose it is before it starts what was given back.
+    for found in [Found::Fresh, Found::Nothing] {
+        let record = Ownership::first(source());
+        let (mut machine, steps) = Arrival::resume(record, target(), Mark::Starting, found);
+        if found == Found::Fresh {
+            assert_eq!(steps, [Step::Read]);
+            assert_eq!(machine.step(Input::Read(back.clone())), [Step::Discard]);
+            machine.step(Input::Ended(Outcome::Done));
+        } else {
+            assert_eq!(steps, [Step::Change(given.epoch, given.running())]);
+            assert_eq!(machine.step(Input::Ended(Outcome::Refused)), [Step::Read]);
+            // Of before it says nothing of whether it was given back.
+            let before = Ownership::first(source());
+            assert_eq!(machine.step(Input::Read(before)), [Step::Read]);
+            machine.step(Input::Read(back.clone()));
+        }
+        assert_eq!(machine.stage(), Stage::Over(End::Dropped));
+        assert_eq!(machine.known(), None);
+    }
+}
+
+/// Refused by a record of before, nothing is thrown away that nobody else has.
+#[test]
+fn what_is_given_back_is_kept_until_the_record_says_so() {
+    use arrival::{Input, Stage, Step};
+    let given = first().given_to(&target());
+    let back = given.given_to(&source());
+    let (mut machine, _) = Arrival::begin(first(), target());
+    machine.step(Input::Ended(Outcome::Done));
+    machine.step(Input::Ended(Outcome::Done));
+    machine.step(Input::Read(given));
+    machine.step(Input::Ended(Outcome::Refused));
+    assert_eq!(machine.step(Input::Ended(Outcome::Refused)), [Step::Read]);
+    assert_eq!(machine.step(Input::Gone), [Step::Read]);
+    let before = Ownership {
+        epoch: FIRST - 2,
+        ..first()
+    };
+    let again = [Step::Change(FIRST - 2, back.clone())];
+    assert_eq!(machine.step(Input::Read(before)), again);
+    machine.step(Input::Ended(Outcome::Refused));
+    assert_eq!(machine.step(Input::Read(back)), [Step::Discard]);
+    assert_eq!(machine.stage(), Stage::Discarding { watch: false });
+}
+
+/// What ran is nobody else's by a record of before: its host says so once no move is about it.
+#[test]
+fn what_runs_is_known_to_run_although_its_record_was_put_back() {
+    use arrival::{End, Input, Stage, Step};
+    let given = first().given_to(&target());
+    for read in [Some(first().recalled()), Some(first()), None] {
+        let (mut machine, _) = Arrival::begin(first(), target());
+        machine.step(Input::Ended(Outcome::Done));
+        machine.step(Input::Ended(Outcome::Done));
+        machine.step(Input::Read(given.clone()));
+        machine.step(Input::Ended(Outcome::Done));
+        assert_eq!(machine.step(Input::Ended(Outcome::Refused)), [Step::Read]);
+        machine.step(read.map_or(Input::Gone, Input::Read));
+        assert_eq!(machine.stage(), Stage::Over(End::Runs));
+        assert_eq!(machine.known(), Some(given.running()));
+    }
+
+    let back = given.given_to(&source());
+    let mut machine = asked(Outcome::Unknown);
+    machine.step(departure::Input::Read(back.clone()));
+    assert_eq!(machine.known(), None, "it stands still");
+    machine.step(departure::Input::Ended(Outcome::Done));
+    machine.step(departure::Input::Ended(Outcome::Refused));
+    assert_eq!(
+        machine.stage(),
+        departure::Stage::Over(departure::End::Stayed)
+    );
+    assert_eq!(machine.known(), Some(back.running()));
+}
+
+/// Two owners of one epoch: what stands here is ended for none of them.
+#[test]
+fn a_conflict_ends_nothing() {
+    use departure::{Input, Stage, Step};
+    let other: HostName = "other".parse().unwrap();
+    for record in [
+        Ownership {
+            owner: other.clone(),
+            ..first()
+        },
+        first().given_to(&other).running(),
+        first().given_to(&other),
+    ] {
+        let mut machine = asked(Outcome::Unknown);
+        assert_eq!(machine.step(Input::Read(record.clone())), [Step::Read]);
+        machine.step(Input::Read(first().given_to(&target())));
+        assert_eq!(machine.stage(), Stage::Awaiting);
+        assert_eq!(machine.step(Input::Read(record)), [Step::Read]);
+        // A later one says who has it.
+        let later = first().given_to(&target()).given_to(&other);
+        assert_eq!(machine.step(Input::Read(later)), [Step::End]);
+    }
 }

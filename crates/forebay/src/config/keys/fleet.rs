@@ -63,4 +63,12 @@ const LINK: &[Key] = &[
         Kind::Text,
         "HOST:PORT at which others reach it (default: `listen`, where that is one address)",
     ),
+    key(
+        "rdma",
+        Kind::Choice {
+            noun: "use of RDMA",
+            words: &["auto", "off", "require"],
+        },
+        "Whether what moves goes over RDMA: \"auto\" where both hosts have it, over TCP otherwise; \"require\" moves nothing otherwise (default \"auto\")",
+    ),
 ];

@@ -9,6 +9,34 @@ pub(super) const IMAGES: &[Key] = &[key(
     "From the end of one image to the beginning of the next, 1s to 1 day (default 1min)",
 )];
 
+/// What an app may have of accelerators.
+pub(super) const ACCELERATORS: &[Key] = &[
+    key(
+        "allow",
+        Kind::Texts,
+        "The devices that its worker uses, as `forebay accel devices` names them (default: all)",
+    ),
+    key("deny", Kind::Texts, "Devices that its worker does not use"),
+    key(
+        "time",
+        Kind::Percent,
+        "Part of the time of each device that its tasks may take, 1% to 100% (default 100%)",
+    ),
+    key(
+        "memory",
+        Kind::OrMax(&Kind::Bytes),
+        "Memory of a device that its tasks may take (default \"max\")",
+    ),
+    key(
+        "priority",
+        Kind::Choice {
+            noun: "priority",
+            words: &["low", "normal", "high"],
+        },
+        "Beside other apps that use the same device at the same time; they get time as 1 to 4 to 16 (default: low for batch, high for critical apps)",
+    ),
+];
+
 /// How an app changes hosts.
 pub(super) const MOVE: &[Key] = &[
     key(

@@ -82,7 +82,7 @@ fn what_cannot_be_a_member_is_refused() {
     );
     refuses(
         "[fleet.link]\nkey = \"host.key\"",
-        &["f:3: unknown key `key` in [fleet.link]; use listen or address"],
+        &["f:3: unknown key `key` in [fleet.link]; use listen, address or rdma"],
     );
     refuses(
         "[apps.web]\nexec = [\"sh\"]\nmove = { mode = \"restart\" }\n[fleet.link]\nlisten = \"127.0.0.1:9476\"",

@@ -1,3 +1,4 @@
+mod accel;
 mod apps;
 mod events;
 mod fleet;

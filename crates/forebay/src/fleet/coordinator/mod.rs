@@ -24,10 +24,7 @@
 
 #![cfg_attr(
     not(test),
-    expect(
-        dead_code,
-        reason = "nobody takes over or forgets in the product yet, and tests do"
-    )
+    expect(dead_code, reason = "nobody forgets in the product yet, and tests do")
 )]
 
 #[cfg(feature = "etcd")]

@@ -16,8 +16,9 @@ use tokio_rustls::rustls::{self, ClientConfig};
 use super::error::{Error, Kind};
 use super::identity::Identity;
 use super::messages::{Answer, Request};
+use super::rdma::{Carried, Choice, Exported, Next, Outgoing, Transport};
 use super::stream::{self, Sending};
-use super::wire::{self, Asked};
+use super::wire::{self, Asked, Hello};
 use super::{Peer, verify};
 
 /// A connection to the agent of another host. One thing is asked at a time; several at a time need several
@@ -29,6 +30,8 @@ pub(crate) struct Link {
     peer: Peer,
     label: String,
     identity: Arc<Identity>,
+    /// What contents go by.
+    outgoing: Outgoing,
     /// By which it showed who it is.
     certificate: CertificateDer<'static>,
     /// An answer may still come to what nobody waits for any more.
@@ -59,6 +62,17 @@ impl Link {
         &self.peer
     }
 
+    /// Sends contents by RDMA where that is wanted and can be.
+    pub(crate) fn prefer(mut self, choice: Choice) -> Self {
+        self.outgoing.prefer(choice);
+        self
+    }
+
+    /// What contents go by; none where they do not go.
+    pub(crate) fn carried(&self) -> Option<Carried> {
+        self.outgoing.carried()
+    }
+
     /// Whether something went wrong that makes it useless.
     pub(crate) const fn is_broken(&self) -> bool {
         self.is_broken
@@ -82,7 +96,7 @@ impl Link {
         self.begin()?;
         let (label, peer) = (&self.label, &mut self.reader);
         let asked = timeout(within, async {
-            put(&mut self.writer, request, within, label).await?;
+            put(&mut self.writer, request, (within, Transport::Tcp), label).await?;
             answer(peer, label).await
         });
         let answered = asked
@@ -104,13 +118,24 @@ impl Link {
         sending: Sending<'_>,
     ) -> Result<Answer, Error> {
         self.begin()?;
+        let by = self.choose().await?;
         let (label, reader, writer) = (&self.label, &mut self.reader, &mut self.writer);
-        put(writer, request, sending.answer, label).await?;
+        put(writer, request, (sending.answer, by), label).await?;
+        let stream = match by {
+            Transport::Rdma => self.outgoing.stream(),
+            Transport::Tcp => None,
+        };
+        let sends = async {
+            match stream {
+                Some(stream) => stream::send(stream, source, sending, label).await,
+                None => stream::send(writer, source, sending, label).await,
+            }
+        };
         // Whoever cannot take it in says so before its end.
         let mut answered = Box::pin(answer(reader, label));
         let sent = tokio::select! {
             biased;
-            sent = stream::send(writer, source, sending, label) => sent,
+            sent = sends => sent,
             early = &mut answered => return early,
         };
         let answered = match sent {
@@ -128,6 +153,45 @@ impl Link {
         };
         self.is_broken = false;
         Ok(answered)
+    }
+
+    /// What the next content goes by.
+    ///
+    /// # Errors
+    /// It has to be RDMA and cannot be, or the link broke.
+    async fn choose(&mut self) -> Result<Transport, Error> {
+        let next = match self.outgoing.next() {
+            Next::Ask => {
+                let (label, reader) = (&self.label, &mut self.reader);
+                let asked = timeout(OFFER_MAX, async {
+                    let writer = &mut self.writer;
+                    put(writer, &Request::Rdma, (OFFER_MAX, Transport::Tcp), label).await?;
+                    answer(reader, label).await
+                });
+                let offered = asked
+                    .await
+                    .unwrap_or_else(|_| Err(Error::slow(label, "offer RDMA", OFFER_MAX)))?;
+                let offered = match offered {
+                    Answer::Rdma(offered) => Ok(offered),
+                    Answer::Refused(refused) => Err(refused.message),
+                    _ => {
+                        Err("the other host answers otherwise than is known here; update it".into())
+                    }
+                };
+                self.outgoing.asked(offered).await
+            }
+            next => next,
+        };
+        match next {
+            Next::Stream => Ok(Transport::Rdma),
+            Next::Ask | Next::Tcp => Ok(Transport::Tcp),
+            Next::Not(why) => Err(Error::new(
+                Kind::Refused,
+                &self.label,
+                format!("send it by RDMA, as `fleet.link.rdma = \"require\"` wants: {why}"),
+                "mend that, or set it to \"auto\"",
+            )),
+        }
     }
 
     /// Ends it, and says so to the other side.
@@ -148,18 +212,21 @@ impl Link {
     }
 }
 
+/// How long a stream over RDMA may take to be offered.
+const OFFER_MAX: Duration = Duration::from_secs(5);
 /// How long the last word of somebody who goes away is waited for.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 async fn put(
     writer: &mut WriteHalf<TlsStream<TcpStream>>,
     request: &Request,
-    within: Duration,
+    (within, by): (Duration, Transport),
     label: &str,
 ) -> Result<(), Error> {
     let asked = Asked {
         within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
         request: request.clone(),
+        by,
     };
     let sent = timeout(within, wire::send(writer, &asked)).await;
     match sent {
@@ -190,8 +257,10 @@ async fn connect(
     let certificate = shown.and_then(|shown| shown.first()).cloned();
     let certificate = certificate
         .ok_or_else(|| Error::tls(label, "greet it", &rustls::Error::NoCertificatesPresented))?;
-    let own = (credentials.host.clone(), &**clock);
-    let (hello, clock_ahead_ms) = wire::greet(&mut stream, own, to, label).await?;
+    let own = Hello::new(credentials.host.clone(), &**clock);
+    let (hello, clock_ahead_ms) = wire::greet(&mut stream, (own, &**clock), to, label).await?;
+    let exported = Exported::of(stream.get_ref().1);
+    let exported = exported.map_err(|error| Error::tls(label, "greet it", &error))?;
     let (reader, writer) = tokio::io::split(stream);
     Ok(Link {
         reader,
@@ -204,6 +273,7 @@ async fn connect(
         },
         label: label.to_owned(),
         identity: Arc::clone(identity),
+        outgoing: Outgoing::new(exported, hello.rdma),
         certificate,
         is_broken: false,
     })

@@ -26,8 +26,9 @@ use super::error::{Error, Kind};
 use super::identity::Identity;
 use super::messages::{Answer, CONTENTS_MAX, Refused, Request, Why};
 use super::places::{Bounds, Place, Places};
-use super::stream::{Body, Heard};
-use super::wire::{self, Asked};
+use super::rdma::{Door, Exported, Incoming, Transport};
+use super::stream::{Body, Heard, Source};
+use super::wire::{self, Asked, Hello};
 use super::{Handler, Peer, join, verify};
 
 /// How long others are waited for.
@@ -72,7 +73,7 @@ const HANDSHAKE: u8 = 0x16;
 pub(crate) struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    room: Arc<Room>,
+    room: Box<Room>,
 }
 
 /// What all connections share.
@@ -83,6 +84,8 @@ struct Room {
     patience: Patience,
     handshakes: Arc<Places<IpAddr>>,
     connections: Arc<Places<HostName>>,
+    /// Where streams over RDMA are let in.
+    door: Option<Door>,
     refusals: Mutex<Refusals>,
 }
 
@@ -125,12 +128,13 @@ impl Listener {
         Ok(Self {
             socket,
             address,
-            room: Arc::new(Room {
+            room: Box::new(Room {
                 identity,
                 authority,
                 patience,
                 handshakes: Places::new(HANDSHAKES),
                 connections: Places::new(CONNECTIONS),
+                door: None,
                 refusals: Mutex::new(Refusals::default()),
             }),
         })
@@ -141,8 +145,15 @@ impl Listener {
         self.address
     }
 
+    /// Lets streams over RDMA in as well.
+    pub(crate) fn with_door(mut self, door: Option<Door>) -> Self {
+        self.room.door = door;
+        self
+    }
+
     /// Answers until `end`, and then hangs up.
     pub(crate) async fn serve<H: Handler>(self, handler: Arc<H>, end: impl Future<Output = ()>) {
+        let room: Arc<Room> = self.room.into();
         let mut tasks = JoinSet::new();
         tokio::pin!(end);
         loop {
@@ -160,17 +171,17 @@ impl Listener {
                 }
             };
             // Who finds no place is hung up on at once, so that there are never more than that.
-            let Some(place) = self.room.handshakes.take(&address.ip()) else {
+            let Some(place) = room.handshakes.take(&address.ip()) else {
                 let busy = Error::new(
                     Kind::Slow,
                     address,
                     "agree on TLS: as many do already as may",
                     "look who connects from there",
                 );
-                self.room.refused(&busy);
+                room.refused(&busy);
                 continue;
             };
-            let (room, handler) = (Arc::clone(&self.room), Arc::clone(&handler));
+            let (room, handler) = (Arc::clone(&room), Arc::clone(&handler));
             tasks.spawn(async move {
                 if let Err(error) = room.connection((socket, address), place, &*handler).await {
                     room.refused(&error);
@@ -323,8 +334,12 @@ impl Room {
         })?;
         let label = format!("{certified} at {address}");
         let clock = &**self.identity.clock();
-        let own = (credentials.host.clone(), clock);
-        let (hello, clock_ahead_ms) = wire::greet(stream, own, &certified, &label).await?;
+        let ours = Hello {
+            rdma: self.door.as_ref().is_some_and(Door::is_open),
+            ..Hello::new(credentials.host.clone(), clock)
+        };
+        let (hello, clock_ahead_ms) =
+            wire::greet(stream, (ours, clock), &certified, &label).await?;
         let peer = Peer {
             host: certified,
             version: hello.forebay,
@@ -342,6 +357,12 @@ impl Room {
         handler: &H,
     ) -> Result<(), Error> {
         let label = who.label;
+        let (socket, tls) = stream.get_ref();
+        let here = socket
+            .local_addr()
+            .map_err(|error| Error::io(label, "answer it", &error))?;
+        let exported = Exported::of(tls).map_err(|error| Error::tls(label, "answer it", &error))?;
+        let mut streams = (Incoming::new(exported), here.ip());
         loop {
             let asked = timeout(
                 self.patience.idle,
@@ -351,14 +372,13 @@ impl Room {
             let Ok(asked) = asked else {
                 return hang_up(stream, label).await;
             };
-            let Some(Asked { within_ms, request }) = asked? else {
+            let Some(asked) = asked? else {
                 return hang_up(stream, label).await;
             };
             verify::again(&self.identity, who.certificate)
                 .map_err(|error| Error::tls(label, "answer what it asked", &error))?;
-            let within = Duration::from_millis(within_ms).min(ANSWER_BOUND);
             if !self
-                .question(stream, who, (request, within), handler)
+                .question(stream, who, asked, (&mut streams, handler))
                 .await?
             {
                 return after_early(stream, label).await;
@@ -371,16 +391,47 @@ impl Room {
         &self,
         stream: &mut TlsStream<TcpStream>,
         who: Who<'_>,
-        (request, within): (Request, Duration),
-        handler: &H,
+        asked: Asked,
+        ((incoming, here), handler): (&mut (Incoming, IpAddr), &H),
     ) -> Result<bool, Error> {
+        let Asked {
+            within_ms,
+            request,
+            by,
+        } = asked;
+        let within = Duration::from_millis(within_ms).min(ANSWER_BOUND);
+        if request == Request::Rdma {
+            let answer = match incoming.offer(self.door.as_ref(), *here) {
+                Ok(offered) => Answer::Rdma(offered),
+                Err(why) => refuse(Why::Failed, &why),
+            };
+            let sent = wire::send(stream, &answer).await;
+            sent.map_err(|error| Error::io(who.label, "answer it", &error))?;
+            return Ok(true);
+        }
         let heard = Heard::now();
         let comes = match &request {
             Request::Content { bytes, .. } => Some(*bytes),
             _ => None,
         };
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut body = Body::new(&mut reader, (who.label, &heard), comes, self.patience.stall);
+        let source = match (comes, by) {
+            (Some(_), by) => match self.source(by, incoming).await {
+                Ok(Some(stream)) => Ok(Source::Rdma(stream)),
+                Ok(None) => Ok(Source::Link(&mut reader)),
+                Err(why) => Err(why),
+            },
+            (None, _) => Ok(Source::Link(&mut reader)),
+        };
+        let source = match source {
+            Ok(source) => source,
+            Err(why) => {
+                let sent = wire::send(&mut writer, &refuse(Why::NotAllowed, &why)).await;
+                sent.map_err(|error| Error::io(who.label, "answer it", &error))?;
+                return Ok(false);
+            }
+        };
+        let mut body = Body::new(source, (who.label, &heard), comes, self.patience.stall);
         let answer = self
             .one(who, request, &mut body, handler, (&heard, within))
             .await;
@@ -392,6 +443,21 @@ impl Room {
             .await
             .map_err(|error| Error::io(who.label, "answer it", &error))?;
         Ok(goes_on)
+    }
+
+    /// The stream that a content comes over; none where that is the connection.
+    async fn source<'a>(
+        &self,
+        by: Transport,
+        incoming: &'a mut Incoming,
+    ) -> Result<Option<&'a mut super::rdma::stream::Receiver>, String> {
+        if let Some(why) = self.door.as_ref().and_then(|door| door.refuses(by)) {
+            return Err(why);
+        }
+        match by {
+            Transport::Tcp => Ok(None),
+            Transport::Rdma => incoming.stream().await.map(Some),
+        }
     }
 
     async fn one<H: Handler>(

@@ -124,6 +124,8 @@ pub(crate) enum Request {
         /// For this key; none where only the names of those who were forgotten are wanted.
         signing: Option<super::authority::SigningRequest>,
     },
+    /// Let a stream in over RDMA, for contents. Asked only of whoever says in its greeting that it has that.
+    Rdma,
 }
 
 /// Asks for room.
@@ -178,6 +180,8 @@ pub(crate) enum Answer {
     State(Progressed),
     /// A new certificate, and those who are not of the fleet any more.
     Renewed(super::authority::Renewed),
+    /// Where a stream is let in, once and soon.
+    Rdma(super::rdma::Offered),
 }
 
 /// Why something is refused.

@@ -10,7 +10,8 @@
 //!
 //! Then both greet each other ([`wire`]), which finds versions and clocks that do not go together. After
 //! that one side asks ([`client`]) and the other answers ([`listener`]), one thing at a time, in frames of
-//! bounded length ([`frame`]): [`messages`], and contents in checksummed chunks ([`stream`]).
+//! bounded length ([`frame`]): [`messages`], and contents in checksummed chunks ([`stream`]), over the same
+//! connection or, where both hosts have it, over RDMA ([`rdma`]).
 //!
 //! Properties, tested on sockets: whoever is not of the fleet hears nothing; whoever is slow is cut, and
 //! takes nobody's place; no frame makes room beyond its bound; a content that came whole is what was sent;
@@ -35,6 +36,7 @@ pub(crate) mod join;
 pub(crate) mod listener;
 pub(crate) mod messages;
 mod places;
+pub(crate) mod rdma;
 pub(crate) mod renewal;
 pub(crate) mod stream;
 #[cfg(test)]

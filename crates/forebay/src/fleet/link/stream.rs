@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 
 use super::error::{Error, Kind};
 use super::frame::{self, ABORT_MAX, CHUNK_HEAD, CHUNK_MAX, FrameKind, Total};
-use super::wire;
+use super::rdma;
+use super::wire::{self, Frames};
 
 /// Room that reading to an end wants beyond it, without which the buffer is moved.
 const SPARE: usize = 64;
@@ -102,7 +103,7 @@ pub(super) async fn send<W, S>(
     peer: &str,
 ) -> Result<Total, Error>
 where
-    W: AsyncWrite + Unpin,
+    W: Frames,
     S: AsyncRead + Unpin + ?Sized,
 {
     let mut chooser = Chooser::default();
@@ -121,14 +122,13 @@ where
             Compress::Never => false,
             Compress::Always => true,
         };
-        let write = wire::write(writer, FrameKind::Chunk, &ready_now.payload);
+        let wire_bytes = ready_now.payload.len();
+        let write = writer.put(FrameKind::Chunk, ready_now.payload);
         let write = timed(within(sending.stall, "send a chunk", peer, write));
         let read = timed(ready(source, compress, sending.stall, peer));
         let ((written, wire), (read, prepared)) = tokio::join!(write, read);
         written?;
-        sending
-            .progress
-            .add(ready_now.bytes, ready_now.payload.len());
+        sending.progress.add(ready_now.bytes, wire_bytes);
         total.bytes += u64::try_from(ready_now.bytes).unwrap_or(u64::MAX);
         total.chunks += 1;
         if let Ok(Some(read)) = &read {
@@ -136,7 +136,7 @@ where
                 chooser.compressed(compressed);
             }
             chooser.sent(Sent {
-                wire_bytes: u64::try_from(ready_now.payload.len()).unwrap_or(u64::MAX),
+                wire_bytes: u64::try_from(wire_bytes).unwrap_or(u64::MAX),
                 wire,
                 prepared,
             });
@@ -144,8 +144,8 @@ where
         next = read;
     }
     let ends = async {
-        wire::write(writer, FrameKind::End, &frame::end(total)).await?;
-        writer.flush().await
+        writer.put(FrameKind::End, frame::end(total)).await?;
+        writer.finish().await
     };
     within(sending.stall, "send the end of a content", peer, ends).await?;
     Ok(total)
@@ -161,7 +161,7 @@ fn local(peer: &str, doing: &str, error: &io::Error) -> Error {
 }
 
 /// Tells the other side that there will be no end.
-async fn abort<W: AsyncWrite + Unpin>(writer: &mut W, error: Error, bound: Duration) -> Error {
+async fn abort<W: Frames>(writer: &mut W, error: Error, bound: Duration) -> Error {
     let mut why = error.what.clone();
     why.truncate(
         (0..=ABORT_MAX)
@@ -170,8 +170,8 @@ async fn abort<W: AsyncWrite + Unpin>(writer: &mut W, error: Error, bound: Durat
             .unwrap_or(0),
     );
     let told = timeout(bound, async {
-        wire::write(writer, FrameKind::Abort, why.as_bytes()).await?;
-        writer.flush().await
+        writer.put(FrameKind::Abort, why.into_bytes()).await?;
+        writer.finish().await
     });
     // It would see the end of the connection instead.
     if let Ok(Err(untold)) = told.await {
@@ -278,9 +278,26 @@ enum Stands {
     Broken,
 }
 
+/// Where the frames of a content come from.
+pub(super) enum Source<'a> {
+    /// From the connection by which it was announced.
+    Link(&'a mut (dyn AsyncRead + Unpin + Send)),
+    /// From a stream beside it.
+    Rdma(&'a mut rdma::stream::Receiver),
+}
+
+impl Source<'_> {
+    async fn next(&mut self) -> Result<Option<(FrameKind, Vec<u8>)>, wire::Broken> {
+        match self {
+            Self::Link(reader) => wire::read(reader).await,
+            Self::Rdma(stream) => stream.next().await,
+        }
+    }
+}
+
 /// The bytes that come with a request.
 pub(crate) struct Body<'a> {
-    reader: &'a mut (dyn AsyncRead + Unpin + Send),
+    source: Source<'a>,
     peer: &'a str,
     heard: &'a Heard,
     expected: Option<u64>,
@@ -302,13 +319,13 @@ impl std::fmt::Debug for Body<'_> {
 
 impl<'a> Body<'a> {
     pub(super) fn new(
-        reader: &'a mut (dyn AsyncRead + Unpin + Send),
+        source: Source<'a>,
         (peer, heard): (&'a str, &'a Heard),
         comes: Option<Option<u64>>,
         stall: Duration,
     ) -> Self {
         Self {
-            reader,
+            source,
             peer,
             heard,
             expected: comes.flatten(),
@@ -376,7 +393,7 @@ impl<'a> Body<'a> {
     async fn chunk(&mut self) -> Result<Option<Vec<u8>>, Error> {
         const DOING: &str = "take a content in";
         let peer = self.peer;
-        let frame = timeout(self.stall, wire::read(&mut self.reader)).await;
+        let frame = timeout(self.stall, self.source.next()).await;
         let frame = frame.map_err(|_| Error::slow(peer, "wait for the next chunk", self.stall))?;
         let (kind, payload) = match frame {
             Ok(Some(frame)) => frame,

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::time_provider::TimeProvider;
 use super::error::{Error, Kind, shown};
 use super::frame::{self, FrameError, FrameKind, HEAD, MESSAGE_MAX};
 use super::messages::Request;
+use super::rdma::Transport;
 
 /// The version of what is said after the greeting.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -32,6 +33,9 @@ pub(super) struct Hello {
     pub(super) protocol: u32,
     pub(super) host: HostName,
     pub(super) clock_unix_ms: u64,
+    /// Whoever says so can be asked for [`Request::Rdma`].
+    #[serde(default)]
+    pub(super) rdma: bool,
 }
 
 impl Hello {
@@ -41,6 +45,7 @@ impl Hello {
             protocol: PROTOCOL,
             host,
             clock_unix_ms: unix_ms(now(clock)),
+            rdma: false,
         }
     }
 }
@@ -50,6 +55,9 @@ impl Hello {
 pub(super) struct Asked {
     pub(super) within_ms: u64,
     pub(super) request: Request,
+    /// What the content comes by that follows, if one does.
+    #[serde(default)]
+    pub(super) by: Transport,
 }
 
 /// What a clock says.
@@ -71,12 +79,11 @@ pub(super) fn unix_ms(time: SystemTime) -> u64 {
 /// away, or does not answer as it has to.
 pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    (own, clock): (HostName, &dyn TimeProvider),
+    (ours, clock): (Hello, &dyn TimeProvider),
     certified: &HostName,
     peer: &str,
 ) -> Result<(Hello, i64), Error> {
     const DOING: &str = "greet it";
-    let ours = Hello::new(own, clock);
     let said = send(stream, &ours).await;
     let heard = receive(stream, peer, DOING).await;
     // Whoever refuses a certificate says so and hangs up, on what was said meanwhile as well.
@@ -169,6 +176,29 @@ impl Broken {
             ),
         };
         Error::new(kind, peer, format!("{doing}: {error}"), remedy)
+    }
+}
+
+/// Where frames of a content go.
+pub(super) trait Frames {
+    /// Sends a frame, or has it ready to be sent.
+    fn put(
+        &mut self,
+        kind: FrameKind,
+        payload: Vec<u8>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Sends what is ready.
+    fn finish(&mut self) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+impl<W: AsyncWrite + Unpin + Send> Frames for W {
+    async fn put(&mut self, kind: FrameKind, payload: Vec<u8>) -> io::Result<()> {
+        write(self, kind, &payload).await
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        self.flush().await
     }
 }
 

@@ -7,7 +7,7 @@ use forebay_core::fleet::{Epoch, Ownership};
 use forebay_core::units::Bytes;
 
 use super::*;
-use crate::config::LinkConfig;
+use crate::config::{LinkConfig, Rdma};
 
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -151,6 +151,7 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
                 link: LinkConfig {
                     listen: None,
                     address: None,
+                    rdma: Rdma::Off,
                 },
             },
             directory: directory.path().to_owned(),

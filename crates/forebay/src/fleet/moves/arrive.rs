@@ -132,6 +132,10 @@ impl Arrive {
                 way: self.way,
                 mark,
             });
+            // With the mark, or before it: whoever finds the record of before knows better.
+            if let Some(known) = self.machine.known() {
+                self.house.book.learn(&self.app, &known);
+            }
             let written = self.house.book.arrive(&self.app, state);
             written.map_err(|error| super::journal::said(&error))?;
             self.is_marked = true;
@@ -272,11 +276,14 @@ impl Arrive {
         let done = match step {
             Step::Read => match self.house.read(&self.app) {
                 Ok(Some(record)) => return Input::Read(record),
-                Ok(None) => Err(Trouble::Unknown(format!(
-                    "nobody has a record of {0}; its owner makes one once no move is about it (`forebay move \
-                     {0}` on {1} shows whether one is)",
-                    self.app, self.record.owner
-                ))),
+                Ok(None) => {
+                    self.why = Some(format!(
+                        "nobody has a record of {0}; its owner makes one once no move is about it (`forebay move \
+                         {0}` on {1} shows whether one is)",
+                        self.app, self.record.owner
+                    ));
+                    return Input::Gone;
+                }
                 Err(trouble) => Err(trouble),
             },
             Step::Start => self.start(),

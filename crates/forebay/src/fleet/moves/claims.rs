@@ -16,14 +16,21 @@ use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Binding};
 use forebay_core::fleet::tenure::Takeover;
-use forebay_core::fleet::{HostName, Ownership};
+use forebay_core::fleet::{Epoch, HostName, Ownership};
 
+use super::guard::guarded;
+use super::journal::Content;
 use super::service::{Stand, is_handed_over};
-use super::{House, Trouble};
+use super::{House, Owners, Trouble};
 
 /// Where nobody owns an application, a host on which it does not run waits so long at least for one where it
 /// does.
 const CLAIM_AFTER: Duration = Duration::from_secs(3);
+
+/// More records than so many are read at once.
+const SINGLE_MAX: usize = 4;
+/// What was read is not read again before, where nothing was heard of it since.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
@@ -34,6 +41,17 @@ pub(super) struct Claims {
     told: BTreeMap<AppId, String>,
     /// The hosts that were seen to serve what is handed over, and the epoch of the front at that time.
     served: BTreeMap<AppId, (HostName, u64)>,
+    /// What was read last.
+    asked: Option<Asked>,
+}
+
+/// What was read, since it was not settled.
+#[derive(Debug)]
+struct Asked {
+    at: Duration,
+    open: Vec<AppId>,
+    /// What was heard by then.
+    heard: Option<Arc<Owners>>,
 }
 
 impl Claims {
@@ -43,59 +61,175 @@ impl Claims {
             unowned: BTreeMap::new(),
             told: BTreeMap::new(),
             served: BTreeMap::new(),
+            asked: None,
         }
     }
 
-    /// Reads the record of every application that can move.
+    /// Looks whose every application is that can move. What was heard of the coordinator and agrees with what is
+    /// known is asked of nobody: requests are for what does not, and are as many, however many apps there are.
     pub(super) fn read(&mut self, now: Duration) {
-        for app in self.house.apps.movable() {
-            let refreshed = match is_handed_over(&app) {
-                true => self.follow(&app.id).map(|()| None),
-                false => self.refresh(&app, now),
-            };
-            match refreshed {
-                Ok(None) => _ = self.told.remove(&app.id),
-                Ok(Some(what)) => {
-                    if self.told.get(&app.id) != Some(&what) {
-                        self.house.apps.warn(&app.id, what.clone());
-                        self.told.insert(app.id.clone(), what);
-                    }
-                }
-                Err(trouble) => {
-                    tracing::debug!(app = %app.id, why = %trouble, "its record is not known anew");
-                }
-            }
+        let heard = self.house.hear();
+        let records = heard.records.filter(|_| heard.is_in_reach);
+        let movable = self.house.apps.movable();
+        let (settled, open): (Vec<App>, Vec<App>) = movable
+            .into_iter()
+            .partition(|app| self.is_settled(app, records.as_deref()));
+        for app in settled {
+            self.unowned.remove(&app.id);
+            self.told.remove(&app.id);
+        }
+        if self.is_due(&open, records, now) {
+            self.ask(&open, now);
         }
         self.house.publish(super::keeper::now());
     }
 
-    /// What the user is to hear of it, if anything.
-    fn refresh(&mut self, app: &App, now: Duration) -> Result<Option<String>, Trouble> {
+    /// Whether what was heard of an application is what is known, and nothing is to be said of it.
+    fn is_settled(&self, app: &App, heard: Option<&Owners>) -> bool {
         let id = &app.id;
-        // In this order: what is read later is not older by having been read earlier.
+        let Some(record) = heard.and_then(|heard| heard.get(id)) else {
+            return false;
+        };
         let known = self.house.book.record(id);
-        let Some(record) = self.house.records.read(id)? else {
+        if known.as_ref() != Some(record) || self.house.book.dispute(id).is_some() {
+            return false;
+        }
+        if !is_handed_over(app) {
+            return self.stray(id, record).is_none();
+        }
+        match self.stand(id) {
+            Ok(Some(stand)) => {
+                let now = (record.owner.clone(), stand.epoch);
+                stand.serves == record.owner && self.served.get(id) == Some(&now)
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// What was asked for a moment ago, and of which nothing was heard since, waits.
+    fn is_due(&mut self, open: &[App], heard: Option<Arc<Owners>>, now: Duration) -> bool {
+        let ids: Vec<AppId> = open.iter().map(|app| app.id.clone()).collect();
+        let is_same = match (&self.asked, &heard) {
+            (Some(asked), Some(heard)) => {
+                let before = asked.heard.as_ref();
+                asked.open == ids && before.is_some_and(|before| Arc::ptr_eq(before, heard))
+            }
+            _ => false,
+        };
+        let at = self.asked.as_ref().map(|asked| asked.at);
+        let is_early = at.is_some_and(|at| now.saturating_sub(at) < ASK_AGAIN);
+        let waits = is_same && is_early;
+        let is_due = !open.is_empty() && !waits;
+        if is_due || open.is_empty() {
+            self.asked = is_due.then_some(Asked {
+                at: now,
+                open: ids,
+                heard,
+            });
+        }
+        is_due
+    }
+
+    /// Reads what is not settled: one by one, or all at once where that is less.
+    fn ask(&mut self, open: &[App], now: Duration) {
+        // Before: what is read later is not older by having been read earlier.
+        let known: BTreeMap<&AppId, Option<Ownership>> = open
+            .iter()
+            .map(|app| (&app.id, self.house.book.record(&app.id)))
+            .collect();
+        let all = match open.len() > SINGLE_MAX {
+            false => None,
+            true => match self.house.records.all() {
+                Ok(all) => Some(all),
+                Err(trouble) => {
+                    tracing::debug!(why = %trouble, "no record is known anew");
+                    return;
+                }
+            },
+        };
+        for app in open {
+            let id = &app.id;
+            let looked = guarded(|| {
+                let record = match &all {
+                    Some(all) => all.get(id).cloned(),
+                    None => self.house.records.read(id)?,
+                };
+                match is_handed_over(app) {
+                    true => self.follow(id, (known[id].clone(), record)).map(|()| None),
+                    false => self.refresh(app, (known[id].clone(), record), now),
+                }
+            });
+            let looked = looked.unwrap_or_else(|why| {
+                tracing::error!(app = %id, why, "looking whose it is ended in an error");
+                Ok(Some(format!(
+                    "whose it is cannot be looked at: an error in Forebay ({why}); what is known of it stands: \
+                     start the daemon again, and report it"
+                )))
+            });
+            match looked {
+                Ok(None) => _ = self.told.remove(id),
+                Ok(Some(what)) => {
+                    if self.told.get(id) != Some(&what) {
+                        self.house.apps.warn(id, what.clone());
+                        self.told.insert(id.clone(), what);
+                    }
+                }
+                Err(trouble) => {
+                    tracing::debug!(app = %id, why = %trouble, "its record is not known anew");
+                }
+            }
+        }
+    }
+
+    /// What the user is to hear of it, if anything.
+    fn refresh(
+        &mut self,
+        app: &App,
+        (known, record): (Option<Ownership>, Option<Ownership>),
+        now: Duration,
+    ) -> Result<Option<String>, Trouble> {
+        let id = &app.id;
+        if let Some(record) = &record {
+            self.house.book.learn(id, record);
+        }
+        if let Some(why) = self.house.disputed(id) {
+            return Ok(Some(why));
+        }
+        let Some(record) = record else {
             return self.claim(app, known, now);
         };
         self.unowned.remove(id);
-        match known {
-            Some(known) if known.epoch > record.epoch => self.restore(app, &known, &record),
-            _ => {
-                self.house.book.learn(id, &record);
-                Ok(self.stray(id, &record))
+        let known = known.unwrap_or_else(|| record.clone());
+        match known.again(&record) {
+            Some((epoch, again)) if known.epoch > record.epoch => {
+                self.restore(app, (&known, again), (epoch, &record))
             }
+            // It was let run, and the record was not heard to say so.
+            Some((epoch, again)) if known.owner == self.house.here && !self.is_moving(id) => {
+                self.house.change(id, epoch, &again)?;
+                Ok(None)
+            }
+            _ => Ok(self.stray(id, &record)),
         }
+    }
+
+    /// Who serves an application that is handed over, as its front says.
+    fn stand(&self, app: &AppId) -> Result<Option<Stand>, Trouble> {
+        let stand = self.house.apps.service().map(|service| service.stand(app));
+        Ok(stand.transpose()?.flatten())
     }
 
     /// Has the record say which host serves, where a front of this one handed over by itself, or was asked to
     /// by hand. Only what it was seen to leave, or what is this host's, may it change: another host may have
     /// a front of its own.
-    fn follow(&mut self, app: &AppId) -> Result<(), Trouble> {
+    fn follow(
+        &mut self,
+        app: &AppId,
+        (known, record): (Option<Ownership>, Option<Ownership>),
+    ) -> Result<(), Trouble> {
+        let stand = self.stand(app)?;
         let house = &self.house;
-        let stand = house.apps.service().map(|service| service.stand(app));
-        let stand = stand.transpose()?.flatten();
-        let known = house.book.record(app);
-        let record = house.records.read(app)?;
         if let Some(record) = &record {
             house.book.learn(app, record);
         }
@@ -127,8 +261,10 @@ impl Claims {
     }
 
     fn is_moving(&self, app: &AppId) -> bool {
-        let content = self.house.book.content();
-        content.departures.contains_key(app) || content.arrivals.contains_key(app)
+        let moves = |content: &Content| {
+            content.departures.contains_key(app) || content.arrivals.contains_key(app)
+        };
+        self.house.book.look(moves)
     }
 
     /// One that was given to this host, of which nothing is here: nobody runs it.
@@ -147,8 +283,8 @@ impl Claims {
     fn restore(
         &self,
         app: &App,
-        known: &Ownership,
-        record: &Ownership,
+        (known, again): (&Ownership, Ownership),
+        (epoch, record): (Epoch, &Ownership),
     ) -> Result<Option<String>, Trouble> {
         let (id, here) = (&app.id, &self.house.here);
         let older = format!(
@@ -175,7 +311,7 @@ impl Claims {
                 "{older}; start it here if it runs nowhere else, so that it is this host's again"
             )));
         }
-        self.house.change(id, record.epoch, &known.recalled())?;
+        self.house.change(id, epoch, &again)?;
         Ok(Some(format!("{older}; it says again that it is {here}'s")))
     }
 
@@ -207,7 +343,7 @@ impl Claims {
                 let own =
                     known.map_or_else(|| Ownership::first(here.clone()), |known| known.recalled());
                 let runs = self.house.apps.runs(id);
-                let lease = self.house.records.lease();
+                let lease = self.house.lease();
                 let wait = lease.map(|lease| lease.ttl.max(CLAIM_AFTER));
                 let is_time = wait.is_some_and(|wait| now.saturating_sub(since) >= wait);
                 let is_idle = runs != Some(true);
@@ -243,7 +379,7 @@ fn was_left(
 }
 
 /// Whether what it is started by is here.
-fn has_program(app: &App) -> bool {
+pub(super) fn has_program(app: &App) -> bool {
     let Binding::Exec(exec) = &app.binding else {
         return true;
     };

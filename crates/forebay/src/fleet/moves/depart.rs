@@ -187,6 +187,10 @@ impl Depart {
         if is_let_go {
             self.house.goes_on().insert(self.note.app.clone());
         }
+        // With the mark, or before it: supervision has it, and whoever finds the record of before knows better.
+        if let Some(known) = self.machine.known() {
+            self.house.book.learn(&self.note.app, &known);
+        }
         let written = self.house.book.depart(&self.note.app, state);
         if !is_let_go || (written.is_ok() && self.machine.mark().is_none()) {
             self.house.goes_on().remove(&self.note.app);
@@ -253,6 +257,11 @@ impl Depart {
                 return None;
             }
         };
+        if matches!(step, Step::Copy | Step::Send)
+            && let Some(carried) = self.house.peer.carried(&self.there)
+        {
+            self.note.carried(carried);
+        }
         if let Err(trouble) = &done {
             self.note.trouble(trouble.to_string());
         }
@@ -300,6 +309,10 @@ impl Depart {
 
     fn thaw(&mut self) -> Result<(), Trouble> {
         let (house, app) = (&self.house, &self.note.app);
+        let lease = house.lease();
+        if let Some(why) = house.disputed(app) {
+            return refuse(format!("{app} stays frozen: {why}"));
+        }
         // What was asked of the record cannot take effect any more, or was not asked: the mark says nothing.
         let record = house
             .book
@@ -309,7 +322,7 @@ impl Depart {
         let takeover = mobility.map_or(Takeover::Never, |mobility| mobility.takeover);
         let now = super::keeper::now();
         let known = (Some(&record), None);
-        match leave(&house.here, known, takeover, house.records.lease(), now) {
+        match leave(&house.here, known, takeover, lease, now) {
             Leave::Run { .. } => {}
             Leave::NotOurs => {
                 return refuse(format!(
@@ -356,8 +369,10 @@ impl Depart {
         match end {
             End::Moved => {
                 let stood = shown.stood.unwrap_or_default();
+                let by = shown.carried.map(|carried| format!(" over {}", carried.by));
+                let by = by.unwrap_or_default();
                 let what = format!(
-                    "moved to {there}: {} bytes in {:.1?}, of which it stood still for {stood:.1?}",
+                    "moved to {there}: {} bytes{by} in {:.1?}, of which it stood still for {stood:.1?}",
                     shown.sent, shown.took
                 );
                 self.house.apps.tell(app, what);

@@ -3,8 +3,10 @@
 //! ```text
 //! API ── begin, cancel ──▶ a thread for each move away, AWAY_MAX at most
 //! other hosts ── reserve, take, prepare, release ──▶ Arrive, on the thread of their connection
-//! the thread of moves: arrivals, promises; a thread for the keeper and one for records
+//! a thread for each move to here, which takes its other steps; one for promises, the keeper, and records each
 //! ```
+//!
+//! The threads are in [`super::threads`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -19,22 +21,16 @@ use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::{HostName, HostNameError};
 
 use super::arrive::Arrive;
-use super::claims::Claims;
 use super::depart::Depart;
-use super::keeper::{Keeper, now};
+use super::guard::guarded;
+use super::keeper::now;
 use super::note::{Note, Shown};
-use super::{Attempt, Content, House, Phase, Trouble, Turn, Wish, body};
+use super::{Attempt, Content, House, Phase, Trouble, Wish, body};
 
 /// Moves away at a time: each is a stream that others have to make room for.
 const AWAY_MAX: usize = 4;
-/// How often records are read.
-const READ: Duration = Duration::from_millis(500);
-/// How often it is looked whether what runs may: a small part of the time in which it is to be frozen.
-const HOLD: Duration = Duration::from_millis(100);
-/// The longest the thread of moves sleeps.
-const SLEEP_MAX: Duration = Duration::from_millis(250);
-/// Steps of one arrival in a row, so that none holds up the others.
-const STEPS_MAX: usize = 8;
+/// Moves to here at a time. Promises bound them as well; what an earlier daemon left comes in beside.
+const COMING_MAX: usize = 8;
 /// How long moves that can still be given up have for that when the daemon ends.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
@@ -67,19 +63,20 @@ pub(crate) struct Awaited {
 
 /// What a target is asked before it touches anything.
 #[derive(Debug, Clone)]
-struct Promised {
+pub(super) struct Promised {
     from: HostName,
     wish: Wish,
 }
 
+/// One move to here.
 #[derive(Debug)]
-struct Coming {
-    from: HostName,
-    of: Attempt,
+pub(super) struct Coming {
+    pub(super) from: HostName,
+    pub(super) of: Attempt,
     /// Held for as long as its source sends one content: nobody waits for it with other locks held.
-    arrive: Mutex<Arrive>,
+    pub(super) arrive: Mutex<Arrive>,
     /// Not before this, by [`now`].
-    due: Mutex<Duration>,
+    pub(super) due: Mutex<Duration>,
 }
 
 /// What host is looked for.
@@ -130,31 +127,30 @@ impl Desk {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// The latest of each application.
-    away: BTreeMap<AppId, Arc<Note>>,
-    threads: Vec<JoinHandle<()>>,
-    coming: BTreeMap<AppId, Arc<Coming>>,
-    promises: Promises,
-    promised: BTreeMap<AppId, Promised>,
+    pub(super) away: BTreeMap<AppId, Arc<Note>>,
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) coming: BTreeMap<AppId, Arc<Coming>>,
+    pub(super) promises: Promises,
+    pub(super) promised: BTreeMap<AppId, Promised>,
     /// Of which it is being asked whether they could move.
     tried: BTreeSet<AppId>,
-    is_stopping: bool,
-    /// Something is to be done before the thread of moves looks by itself.
-    is_rung: bool,
+    pub(super) is_stopping: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Moves {
-    house: Arc<House>,
-    state: Mutex<State>,
-    bell: Condvar,
+    pub(super) house: Arc<House>,
+    pub(super) state: Mutex<State>,
+    /// Something is to be done before whoever sleeps looks by itself.
+    pub(super) bell: Condvar,
     /// It takes no more.
     cordoned: AtomicBool,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -171,39 +167,8 @@ impl Moves {
             cordoned: AtomicBool::new(false),
         });
         moves.resume()?;
-        // What has to be frozen waits for nobody's answer, and what comes for no record.
-        let (own, mut keeper) = (Arc::clone(&moves), Keeper::new(Arc::clone(&moves.house)));
-        moves.repeat("moves-keep", HOLD, move || keeper.look())?;
-        let mut claims = Claims::new(Arc::clone(&moves.house));
-        moves.repeat("moves-records", READ, move || claims.read(now()))?;
-        let thread = std::thread::Builder::new()
-            .name("moves".to_owned())
-            .spawn(move || own.run())?;
+        let thread = moves.attend_all()?;
         Ok((moves, thread))
-    }
-
-    /// Does something again and again on a thread of its own, until it ends.
-    fn repeat(
-        self: &Arc<Self>,
-        name: &str,
-        every: Duration,
-        mut once: impl FnMut() + Send + 'static,
-    ) -> std::io::Result<()> {
-        let own = Arc::clone(self);
-        let thread = std::thread::Builder::new().name(name.to_owned());
-        let thread = thread.spawn(move || {
-            loop {
-                once();
-                let state = locked(&own.state);
-                let idle = |state: &mut State| !state.is_stopping;
-                let waited = own.bell.wait_timeout_while(state, every, idle);
-                if waited.unwrap_or_else(PoisonError::into_inner).0.is_stopping {
-                    return;
-                }
-            }
-        })?;
-        locked(&self.state).threads.push(thread);
-        Ok(())
     }
 
     fn resume(self: &Arc<Self>) -> std::io::Result<()> {
@@ -223,16 +188,18 @@ impl Moves {
             let body = |app: &App| body::coming(app, &house.apps, &house.state_dir);
             if let Some(body) = self.body_of(app, body) {
                 let arrive = Arrive::resume(Arc::clone(&house), app.clone(), arriving, body, now());
-                locked(&self.state)
-                    .coming
-                    .insert(app.clone(), Arc::new(Coming::new(arrive)));
+                self.attend(&mut locked(&self.state), &Arc::new(Coming::new(arrive)))?;
             }
         }
         Ok(())
     }
 
     /// What moves of an application that was moving when the daemon ended.
-    fn body_of<T>(&self, id: &AppId, make: impl FnOnce(&App) -> Result<T, String>) -> Option<T> {
+    pub(super) fn body_of<T>(
+        &self,
+        id: &AppId,
+        make: impl FnOnce(&App) -> Result<T, String>,
+    ) -> Option<T> {
         let app = self.house.apps.app(id);
         let made = app
             .ok_or_else(|| "it is not configured any more; configure it again".to_owned())
@@ -245,27 +212,6 @@ impl Moves {
             format!("its move that is not over cannot go on: {why}, and start the daemon again");
         self.house.apps.warn(id, what);
         None
-    }
-
-    /// Runs a move away on a thread of its own.
-    fn drive(self: &Arc<Self>, state: &mut State, mut depart: Depart) -> std::io::Result<()> {
-        let note = Arc::clone(&depart.note);
-        state.threads.retain(|thread| !thread.is_finished());
-        let own = Arc::clone(self);
-        let thread = std::thread::Builder::new()
-            .name("move".to_owned())
-            .spawn(move || {
-                while !locked(&own.state).is_stopping {
-                    match depart.turn() {
-                        Turn::Goes => {}
-                        Turn::Rest(time) => depart.note.rest(time),
-                        Turn::Over => return,
-                    }
-                }
-            })?;
-        state.threads.push(thread);
-        state.away.insert(note.app.clone(), note);
-        Ok(())
     }
 
     /// Begins a move away.
@@ -556,7 +502,7 @@ impl Moves {
     }
 
     /// The arrival that somebody speaks of; one that room was promised to begins.
-    fn coming(&self, from: &HostName, of: &Attempt) -> Result<Arc<Coming>, Refused> {
+    fn coming(self: &Arc<Self>, from: &HostName, of: &Attempt) -> Result<Arc<Coming>, Refused> {
         let unknown = || {
             Refused::Cannot(format!(
                 "no room is kept for {} from {from} on {}; move it again",
@@ -573,6 +519,12 @@ impl Moves {
             .get(&of.app)
             .filter(|promised| promised.from == *from && promised.wish.record.epoch == of.epoch);
         let wish = promised.ok_or_else(unknown)?.wish.clone();
+        if state.coming.len() >= COMING_MAX {
+            return Err(Refused::Busy(format!(
+                "{COMING_MAX} apps are on their way to {}; try again when one is there",
+                self.house.here
+            )));
+        }
         let app = self.house.apps.app(&of.app).ok_or_else(unknown)?;
         let body =
             body::coming(&app, &self.house.apps, &self.house.state_dir).map_err(Refused::Cannot)?;
@@ -580,7 +532,12 @@ impl Moves {
         let arrive = Arrive::begin(house, (wish.app, wish.way, wish.record), body, now())
             .map_err(Refused::Cannot)?;
         let coming = Arc::new(Coming::new(arrive));
-        state.coming.insert(of.app.clone(), Arc::clone(&coming));
+        self.attend(&mut state, &coming).map_err(|error| {
+            Refused::Busy(format!(
+                "start a thread that takes {} in: {error}; check limits on threads",
+                of.app
+            ))
+        })?;
         Ok(coming)
     }
 
@@ -589,7 +546,7 @@ impl Moves {
     /// # Errors
     /// It is not awaited, or did not come whole.
     pub(crate) fn take(
-        &self,
+        self: &Arc<Self>,
         from: &HostName,
         of: &Attempt,
         parcel: (Phase, &Content, u64),
@@ -598,11 +555,14 @@ impl Moves {
         let coming = self.coming(from, of)?;
         self.renew(from, of);
         let mut arrive = locked(&coming.arrive);
-        arrive.take(parcel, bytes, now).map_err(Refused::Cannot)
+        let taken = guarded(|| arrive.take(parcel, bytes, now));
+        taken
+            .unwrap_or_else(|why| Err(self.relieve(&of.app, &mut arrive, &why)))
+            .map_err(Refused::Cannot)
     }
 
     /// Keeps the room for longer: its source was heard.
-    fn renew(&self, from: &HostName, of: &Attempt) {
+    pub(super) fn renew(&self, from: &HostName, of: &Attempt) {
         let mut state = locked(&self.state);
         // One that an earlier daemon promised is not known any more.
         let Some(Promised { wish, .. }) = state.promised.get(&of.app).cloned() else {
@@ -621,7 +581,7 @@ impl Moves {
     /// # Errors
     /// No copy stands still, or it is not known whether one does.
     pub(crate) fn prepare(
-        &self,
+        self: &Arc<Self>,
         from: &HostName,
         of: &Attempt,
         contents: &[Content],
@@ -629,7 +589,12 @@ impl Moves {
         let coming = self.coming(from, of);
         let coming = coming.map_err(|refused| Trouble::Refused(refused.why().to_owned()))?;
         self.renew(from, of);
-        let prepared = locked(&coming.arrive).prepare(contents, now);
+        let mut arrive = locked(&coming.arrive);
+        let prepared = guarded(|| arrive.prepare(contents, now)).unwrap_or_else(|why| {
+            let why = self.relieve(&of.app, &mut arrive, &why);
+            Err(Trouble::Refused(why))
+        });
+        drop(arrive);
         self.ring(&coming);
         prepared
     }
@@ -658,85 +623,6 @@ impl Moves {
         }
     }
 
-    /// Something is to be done for an arrival at once.
-    fn ring(&self, coming: &Coming) {
-        *locked(&coming.due) = Duration::ZERO;
-        locked(&self.state).is_rung = true;
-        self.bell.notify_all();
-    }
-
-    fn run(&self) {
-        loop {
-            let sleep = self.advance().min(SLEEP_MAX);
-            let mut state = locked(&self.state);
-            if !state.is_rung && !state.is_stopping {
-                let idle = |state: &mut State| !state.is_rung && !state.is_stopping;
-                state = match self.bell.wait_timeout_while(state, sleep, idle) {
-                    Ok((state, _)) => state,
-                    Err(poisoned) => poisoned.into_inner().0,
-                };
-            }
-            state.is_rung = false;
-            if state.is_stopping {
-                return;
-            }
-        }
-    }
-
-    /// Takes what steps of arrivals are due; how long until the next.
-    fn advance(&self) -> Duration {
-        let at = now();
-        let coming: Vec<(AppId, Arc<Coming>)> = {
-            let mut state = locked(&self.state);
-            // Whoever is here already does not lose room by being late.
-            let is_there: Vec<AppId> = state.coming.keys().cloned().collect();
-            for app in state.promises.expire(at) {
-                if !is_there.contains(&app) {
-                    state.promised.remove(&app);
-                }
-            }
-            let coming = state.coming.iter();
-            coming
-                .map(|(id, one)| (id.clone(), Arc::clone(one)))
-                .collect()
-        };
-        let mut next = SLEEP_MAX;
-        for (app, coming) in coming {
-            self.renew(&coming.from, &coming.of);
-            let due = *locked(&coming.due);
-            if due > at {
-                next = next.min(due - at);
-                continue;
-            }
-            // Whoever holds it is being sent to: its source brings about the next step.
-            let Ok(mut arrive) = coming.arrive.try_lock() else {
-                continue;
-            };
-            let mut last = Turn::Goes;
-            for _ in 0..STEPS_MAX {
-                last = arrive.turn(now());
-                if last != Turn::Goes {
-                    break;
-                }
-            }
-            drop(arrive);
-            match last {
-                Turn::Goes => next = Duration::ZERO,
-                Turn::Rest(time) => {
-                    *locked(&coming.due) = now() + time;
-                    next = next.min(time);
-                }
-                Turn::Over => {
-                    let mut state = locked(&self.state);
-                    state.coming.remove(&app);
-                    state.promised.remove(&app);
-                    state.promises.release(&app);
-                }
-            }
-        }
-        next
-    }
-
     /// Gives up what can be, and ends the threads; what cannot goes on with the next daemon.
     pub(crate) fn stop(&self) {
         for (note, _) in self.away() {
@@ -758,6 +644,7 @@ impl Moves {
                 tracing::error!("a thread that moves an app panicked");
             }
         }
+        self.house.hold_what_others_may_take();
     }
 }
 

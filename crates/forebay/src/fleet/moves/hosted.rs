@@ -1,6 +1,6 @@
 //! The applications of this host, as moves need them: asked of the control thread, read off its reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,9 @@ use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_core::units::{Bytes, MilliCpu};
 use forebay_host::checkpoint::Store;
+use forebay_host::error::HostError;
 use forebay_host::ledger::Process;
+use forebay_host::tenure::Tenure;
 use forebay_host::{Roots, fence};
 use tokio::sync::{oneshot, watch};
 
@@ -133,6 +135,10 @@ impl Apps for Hosted {
         self.carry_out(id, Deed::Thaw)
     }
 
+    fn is_given(&self, id: &AppId) -> bool {
+        fence::is_given(&Roots::default(), &self.anchor, id)
+    }
+
     fn end(&self, id: &AppId) -> Result<(), Trouble> {
         self.carry_out(id, Deed::End)
     }
@@ -156,6 +162,17 @@ impl Apps for Hosted {
     fn keep(&self, id: &AppId) -> Result<(), Trouble> {
         fence::keep(&Roots::default(), &self.anchor, id)
             .map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn may_run(&self, until: Duration, apps: &BTreeSet<AppId>) -> Result<(), Trouble> {
+        let refused = |error: HostError| Trouble::Refused(error.explain());
+        let tenure = Tenure {
+            boot: Roots::default().boot_id().map_err(refused)?,
+            until_ms: u64::try_from(until.as_millis()).unwrap_or(u64::MAX),
+            anchor: self.anchor.clone(),
+            apps: apps.clone(),
+        };
+        tenure.write(&self.state_dir).map_err(refused)
     }
 
     fn need(&self, id: &AppId) -> Room {

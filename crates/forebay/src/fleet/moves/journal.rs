@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::mobility::Way;
-use forebay_core::fleet::{HostName, Ownership, arrival, departure};
+use forebay_core::fleet::{HostName, News, Ownership, arrival, departure};
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
@@ -52,8 +52,33 @@ pub(crate) struct Arriving {
 pub(crate) struct Content {
     /// What the coordinator said last.
     pub(crate) records: BTreeMap<AppId, Ownership>,
+    /// What it said of another owner at the epoch of that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) disputes: BTreeMap<AppId, Ownership>,
     pub(crate) departures: BTreeMap<AppId, Departing>,
     pub(crate) arrivals: BTreeMap<AppId, Arriving>,
+}
+
+impl Content {
+    /// Takes in what the coordinator says of an application; whether that is news. An answer that was late says
+    /// nothing new, and a second owner of one epoch is none: that stands until a later record says who is.
+    fn learn(&mut self, app: &AppId, record: &Ownership) -> bool {
+        let known = self.records.get(app);
+        match known.map_or(News::Later, |known| known.news(record)) {
+            News::None => false,
+            News::Later => {
+                let is_settled = |other: &Ownership| other.epoch < record.epoch;
+                if self.disputes.get(app).is_some_and(is_settled) {
+                    self.disputes.remove(app);
+                }
+                self.records.insert(app.clone(), record.clone());
+                true
+            }
+            News::Conflict => {
+                self.disputes.insert(app.clone(), record.clone()).as_ref() != Some(record)
+            }
+        }
+    }
 }
 
 /// Why the file cannot be used.
@@ -177,20 +202,30 @@ impl Book {
         self.amend(|content| put(&mut content.arrivals, app, state))
     }
 
+    /// Looks at what is in it.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Content) -> T) -> T {
+        look(&self.inner().content)
+    }
+
+    /// What the coordinator said of another owner at the epoch of the record that is known, if it did.
+    pub(crate) fn dispute(&self, app: &AppId) -> Option<Ownership> {
+        self.look(|content| content.disputes.get(app).cloned())
+    }
+
     /// Remembers what the coordinator said. Where that cannot be written it is the next time: an older
     /// record on disk makes nobody start what is not his, since marks say what was asked for since.
     pub(crate) fn learn(&self, app: &AppId, record: &Ownership) {
+        self.learn_all([(app, record)]);
+    }
+
+    /// The same of several, which are written at once.
+    pub(crate) fn learn_all<'a>(
+        &self,
+        records: impl IntoIterator<Item = (&'a AppId, &'a Ownership)>,
+    ) {
         let mut inner = self.inner();
-        let known = inner.content.records.get(app);
-        // An answer that was late says nothing new. What runs does not become what never ran.
-        let is_news = known.is_none_or(|known| {
-            let is_late = known.owner == record.owner && known.runs;
-            known.epoch < record.epoch
-                || (known.epoch == record.epoch && known != record && !is_late)
-        });
-        if is_news {
-            inner.content.records.insert(app.clone(), record.clone());
-            inner.is_behind = true;
+        for (app, record) in records {
+            inner.is_behind |= inner.content.learn(app, record);
         }
         if inner.is_behind && self.broken.is_none() {
             match self.write(&inner.content) {
@@ -200,7 +235,7 @@ impl Book {
                 }
                 Err(error) => {
                     inner.is_unknown |= error.is_unknown();
-                    tracing::warn!(%error, %app, "a record is not on disk");
+                    tracing::warn!(%error, "what the coordinator said is not on disk");
                 }
             }
         }
@@ -285,6 +320,27 @@ mod tests {
         book.learn(&app(), &given.running());
         book.learn(&app(), &given);
         assert_eq!(book.record(&app()), Some(given.running()));
+    }
+
+    #[test]
+    fn a_second_owner_of_one_epoch_is_no_news_and_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = Book::open(dir.path());
+        let [known, other] = ["a", "b"].map(|name| Ownership::first(name.parse().unwrap()));
+        book.learn(&app(), &known);
+        assert_eq!(book.dispute(&app()), None);
+        book.learn(&app(), &other);
+        let again = Book::open(dir.path());
+        for book in [&book, &again] {
+            assert_eq!(book.record(&app()), Some(known.clone()));
+            assert_eq!(book.dispute(&app()), Some(other.clone()));
+        }
+        // The first one says nothing more; a later one does.
+        book.learn(&app(), &known.running());
+        assert_eq!(book.dispute(&app()), Some(other.clone()));
+        book.learn(&app(), &other.recalled());
+        assert_eq!(book.record(&app()), Some(other.recalled()));
+        assert_eq!(Book::open(dir.path()).dispute(&app()), None);
     }
 
     /// A daemon or a host that dies while it is written leaves a part of it beside, which is in nobody's way.

@@ -5,19 +5,25 @@
 //! daemon that begins anew without the coordinator stops nothing. What a move is about is the move's.
 //!
 //! Nobody is asked here who may not answer, so that what others may take over is frozen in time: that is
-//! done on a thread of its own, by a clock that is read for each application.
+//! done on a thread of its own, by a clock that is read for each application. What stands still already, and is
+//! marked as what it is, is left alone.
+//!
+//! An error in here that nobody foresaw concerns one application and one look: it is said, whatever others may
+//! take over is frozen, and the next look begins with nothing remembered. What stands is let go by nobody
+//! meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_core::app::AppId;
+use forebay_core::app::{App, AppId};
 use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::{Known, Mobility, elsewhere};
-use forebay_core::fleet::tenure::{Leave, leave};
+use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 
 pub(super) use crate::fleet::coordinator::now;
 
+use super::guard::guarded;
 use super::service::is_handed_over;
 use super::{House, Trouble};
 
@@ -28,6 +34,10 @@ pub(super) struct Keeper {
     /// Those that were found to be this host's, and let go on, since this daemon runs.
     freed: BTreeSet<AppId>,
     told: BTreeMap<AppId, String>,
+    /// What an error was said of.
+    failed: BTreeMap<AppId, String>,
+    /// What the guardian goes by.
+    tenure: Option<(Duration, BTreeSet<AppId>)>,
 }
 
 /// What is to be done with one.
@@ -40,6 +50,8 @@ enum Care {
 impl House {
     /// Says which applications are not this host's to start, by all that is known.
     pub(super) fn publish(&self, now: Duration) {
+        // Before: what is news of it is written down, and whoever looks waits for nothing of the kind.
+        self.hear();
         // Looked up within: what one thread knew before another one marked something must not come after.
         self.elsewhere.send_if_modified(|told| {
             let away = self.away(now);
@@ -52,13 +64,16 @@ impl House {
     }
 
     fn away(&self, now: Duration) -> BTreeSet<AppId> {
+        // In this order: what is known under a lease is not older than it.
+        let lease = self.lease();
         let content = self.book.content();
         let known = Known {
             here: &self.here,
             records: &content.records,
+            disputed: &content.disputes.keys().cloned().collect(),
             departures: &self.marks(&content),
             arriving: &content.arrivals.keys().cloned().collect(),
-            lease: self.records.lease(),
+            lease,
             now,
         };
         let movable = self.apps.movable();
@@ -69,12 +84,37 @@ impl House {
     }
 }
 
+impl House {
+    /// The daemon ends, and nobody keeps the lease alive: others may take over what they may. Whoever puts this host
+    /// back ends it.
+    pub(super) fn hold_what_others_may_take(&self) {
+        for app in self.apps.movable() {
+            let (id, mobility) = (&app.id, app.mobility.as_ref());
+            let may = mobility.is_some_and(|mobility| mobility.takeover != Takeover::Never);
+            if !may || is_handed_over(&app) || self.apps.runs(id) != Some(true) {
+                continue;
+            }
+            match self.apps.give(id).and_then(|()| self.apps.freeze(id)) {
+                Ok(()) => {
+                    let what = "ends with the daemon: others may take it over";
+                    self.apps.tell(id, what.to_owned());
+                }
+                Err(trouble) => {
+                    tracing::error!(app = %id, why = %trouble, "others may take over what runs on here");
+                }
+            }
+        }
+    }
+}
+
 impl Keeper {
     pub(super) const fn new(house: Arc<House>) -> Self {
         Self {
             house,
             freed: BTreeSet::new(),
             told: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            tenure: None,
         }
     }
 
@@ -82,17 +122,79 @@ impl Keeper {
     pub(super) fn look(&mut self) {
         self.house.publish(now());
         let movable = self.house.apps.movable();
+        let is_covered = self.cover(&movable);
         for holds in [true, false] {
             for app in &movable {
                 // Of what is handed over an instance runs on every host.
                 if let Some(mobility) = app.mobility.as_ref().filter(|_| !is_handed_over(app)) {
-                    self.care(&app.id, mobility, holds);
+                    match guarded(|| self.care(&app.id, mobility, (holds, is_covered))) {
+                        Ok(()) if holds => {}
+                        Ok(()) => _ = self.failed.remove(&app.id),
+                        Err(why) => self.fail(&app.id, mobility, &why),
+                    }
                 }
             }
         }
     }
 
-    fn care(&mut self, app: &AppId, mobility: &Mobility, holds: bool) {
+    /// Tells the guardian until when others cannot have taken over what they may; whether it knows.
+    fn cover(&mut self, movable: &[App]) -> bool {
+        let may = |app: &&App| {
+            let mobility = app.mobility.as_ref().filter(|_| !is_handed_over(app));
+            mobility.is_some_and(|mobility| mobility.takeover != Takeover::Never)
+        };
+        let apps: BTreeSet<AppId> = movable
+            .iter()
+            .filter(may)
+            .map(|app| app.id.clone())
+            .collect();
+        let lease = self.house.lease();
+        let until = lease.map_or(Duration::ZERO, |lease| lease.run_until());
+        let tenure = Some((until, apps)).filter(|(_, apps)| !apps.is_empty());
+        if self.tenure == tenure || (tenure.is_none() && self.tenure.is_none()) {
+            return true;
+        }
+        let (until, apps) = tenure.clone().unwrap_or_default();
+        match self.house.apps.may_run(until, &apps) {
+            Ok(()) => self.tenure = tenure,
+            Err(trouble) => {
+                tracing::error!(why = %trouble, "the guardian does not know until when apps may run");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// It is not known whether it may run.
+    fn fail(&mut self, app: &AppId, mobility: &Mobility, why: &str) {
+        self.freed.remove(app);
+        let apps = &self.house.apps;
+        let may_be_anothers = mobility.takeover != Takeover::Never;
+        let becomes = match may_be_anothers {
+            true => "it is frozen meanwhile, since others may take it over",
+            false => "it stays as it is",
+        };
+        let what = format!(
+            "whether it may run here is not known, and {becomes}: an error in Forebay ({why}); start the daemon \
+             again, and report it"
+        );
+        if self.failed.get(app) != Some(&what) {
+            tracing::error!(%app, "{what}");
+            apps.warn(app, what.clone());
+            self.failed.insert(app.clone(), what);
+        }
+        if may_be_anothers && !apps.is_given(app) {
+            let held = guarded(|| apps.give(app).and_then(|()| apps.freeze(app)));
+            let refused = match held {
+                Ok(Ok(())) => return,
+                Ok(Err(trouble)) => trouble.to_string(),
+                Err(why) => why,
+            };
+            tracing::error!(%app, why = refused, "it is not frozen");
+        }
+    }
+
+    fn care(&mut self, app: &AppId, mobility: &Mobility, (holds, is_covered): (bool, bool)) {
         let house = Arc::clone(&self.house);
         // No move that begins meanwhile marks that it froze it.
         let _held = house.hold();
@@ -100,7 +202,12 @@ impl Keeper {
             self.freed.remove(app);
             return;
         }
+        let may_be_taken = mobility.takeover != Takeover::Never;
         match self.judge(app, mobility) {
+            Some(Care::Hold(what)) if holds && house.apps.is_given(app) => {
+                self.freed.remove(app);
+                self.settle(app, &Ok(()), Some(what));
+            }
             Some(Care::Hold(what)) if holds => {
                 // Marked first: whoever lets it go on after this daemon ends it, although it was not frozen
                 // yet when that died.
@@ -108,7 +215,14 @@ impl Keeper {
                 self.freed.remove(app);
                 self.settle(app, &done, Some(what));
             }
-            Some(Care::LetGo) if !holds && !self.freed.contains(app) => {
+            // The guardian would not freeze it in time.
+            Some(Care::LetGo) if may_be_taken && !is_covered => {}
+            // The guardian may have frozen it meanwhile.
+            Some(Care::LetGo)
+                if !holds
+                    && (!self.freed.contains(app)
+                        || (may_be_taken && house.apps.is_given(app))) =>
+            {
                 let done = house.apps.keep(app).and_then(|()| house.apps.thaw(app));
                 if done.is_ok() {
                     self.freed.insert(app.clone());
@@ -121,14 +235,25 @@ impl Keeper {
 
     fn judge(&self, app: &AppId, mobility: &Mobility) -> Option<Care> {
         let house = &self.house;
-        let content = house.book.content();
-        let mark = house.marks(&content).get(app).copied();
+        // In this order: what is known under a lease is not older than it.
+        let lease = house.lease();
+        let (record, departs, arrives) = house.book.look(|content| {
+            (
+                content.records.get(app).cloned(),
+                content.departures.get(app).map(|departing| departing.mark),
+                content.arrivals.contains_key(app),
+            )
+        });
+        let goes_on = house.goes_on().contains(app);
+        let mark = departs.map(|mark| if goes_on { Mark::Begun } else { mark });
         // Its move lets it stand and go on.
-        if content.arrivals.contains_key(app) || mark.is_some_and(|mark| mark != Mark::Begun) {
+        if arrives || mark.is_some_and(|mark| mark != Mark::Begun) {
             return None;
         }
-        let record = content.records.get(app);
-        let lease = house.records.lease();
+        if let Some(why) = house.disputed(app) {
+            return Some(Care::Hold(format!("is frozen: {why}")));
+        }
+        let record = record.as_ref();
         match leave(&house.here, (record, mark), mobility.takeover, lease, now()) {
             // Nobody knows whether a move was about it, or it was given to this host and nothing came: it stays
             // as it is.

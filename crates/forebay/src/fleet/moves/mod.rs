@@ -20,7 +20,7 @@
 //!   begins anew goes on from there. A damaged one stops moves, and no application.
 //! - [`keeper`] says which applications are this host's to start, and holds those that are not; [`claims`]
 //!   reads whose they are.
-//! - [`desk::Moves`] has them all: the threads, what is asked and what is shown.
+//! - [`desk::Moves`] has them all: what is asked and what is shown; [`threads`] are what carries it out.
 //!
 //! Properties, tested in `tests.rs` with faults at every step: exactly one host owns the application
 //! afterwards and lets it run, no byte of its files is lost, both sides say how it ended.
@@ -31,13 +31,16 @@ mod claims;
 mod depart;
 pub(crate) mod desk;
 pub(crate) mod drain;
+mod guard;
 pub(crate) mod hosted;
 mod journal;
 mod keeper;
 mod note;
+mod orphans;
 pub(crate) mod service;
 #[cfg(test)]
 mod tests;
+mod threads;
 pub(crate) mod wired;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,12 +51,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_core::app::{App, AppId, Class};
-use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 use forebay_host::ledger::Process;
 use tokio::sync::watch;
+
+use crate::fleet::link::rdma::Carried;
 
 /// Why something was not done, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +138,20 @@ pub(crate) struct Wish {
     pub(crate) requires: BTreeSet<String>,
 }
 
+/// Records, by application.
+pub(crate) type Owners = BTreeMap<AppId, Ownership>;
+
+/// What was heard of the coordinator.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard {
+    /// What this host holds there.
+    pub(crate) lease: Option<Lease>,
+    /// All records, no older than what was read under that lease.
+    pub(crate) records: Option<Arc<Owners>>,
+    /// It is in reach, so that these are the latest.
+    pub(crate) is_in_reach: bool,
+}
+
 /// Whose applications are.
 pub(crate) trait Records: fmt::Debug + Send + Sync {
     /// Reads one record; none where nobody ever said.
@@ -141,8 +160,14 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
     fn create(&self, app: &AppId, record: &Ownership) -> Result<(), Trouble>;
     /// Changes one in one transaction, if it has this epoch.
     fn change(&self, app: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble>;
-    /// What this host holds at the coordinator. Asks nobody.
-    fn lease(&self) -> Option<Lease>;
+    /// Changes one whose owner is no member, which the same transaction looks at.
+    fn take_over(&self, app: &AppId, from: &Ownership, to: &Ownership) -> Result<(), Trouble>;
+    /// Who is there, as was looked last. Asks nobody.
+    fn members(&self) -> BTreeMap<HostName, Offer>;
+    /// Reads all.
+    fn all(&self) -> Result<Owners, Trouble>;
+    /// What was heard of the coordinator. Asks nobody.
+    fn heard(&self) -> Heard;
     /// Whether another member says that an application is there.
     fn is_at_another(&self, app: &AppId) -> Result<bool, Trouble>;
 }
@@ -159,6 +184,10 @@ pub(crate) trait Peer: fmt::Debug + Send + Sync {
         parcel: (Phase, &Content, u64),
         from: &mut (dyn Read + Send),
     ) -> Result<(), Trouble>;
+    /// What the last content to a host went by; none where none did, or nobody knows.
+    fn carried(&self, _: &HostName) -> Option<Carried> {
+        None
+    }
     /// All was sent: a durable copy that stands still is to be made.
     fn prepare(&self, to: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble>;
     /// Nothing will come of it.
@@ -176,6 +205,8 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     /// Done when nobody in it runs any more.
     fn freeze(&self, id: &AppId) -> Result<(), Trouble>;
     fn thaw(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Whether it stands still by [`Apps::freeze`], and is marked by [`Apps::give`]. Asks nobody.
+    fn is_given(&self, id: &AppId) -> bool;
     /// Ends all its processes.
     fn end(&self, id: &AppId) -> Result<(), Trouble>;
     /// Refused only where it certainly did not run.
@@ -186,6 +217,9 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn give(&self, id: &AppId) -> Result<(), Trouble>;
     /// Takes that back.
     fn keep(&self, id: &AppId) -> Result<(), Trouble>;
+    /// Writes down which applications others may take over, and until when those may run, by the clock of leases:
+    /// the guardian freezes them then.
+    fn may_run(&self, until: Duration, apps: &BTreeSet<AppId>) -> Result<(), Trouble>;
     /// What it will need at most within the next minutes.
     fn need(&self, id: &AppId) -> Room;
     /// What applications of a class find here.
@@ -294,6 +328,8 @@ pub(crate) struct House {
     holding: Mutex<()>,
     /// Those that their moves let go on for good, whatever a full disk says of them still.
     goes_on: Mutex<BTreeSet<AppId>>,
+    /// What was heard of records last, which is in the book.
+    heard: Mutex<Option<Arc<Owners>>>,
 }
 
 impl House {
@@ -314,6 +350,7 @@ impl House {
             elsewhere,
             holding: Mutex::default(),
             goes_on: Mutex::default(),
+            heard: Mutex::default(),
         };
         house.publish(keeper::now());
         house
@@ -339,6 +376,43 @@ impl House {
             .collect()
     }
 
+    /// What this host holds at the coordinator. What was heard of records by then is known by whoever goes by it:
+    /// under a lease that began anew others may have taken over what was this host's before.
+    fn lease(&self) -> Option<Lease> {
+        self.hear().lease
+    }
+
+    /// Takes in what was heard of records.
+    fn hear(&self) -> Heard {
+        let heard = self.records.heard();
+        if let Some(records) = &heard.records {
+            // Held for as long as it is written down: nobody goes by it before.
+            let mut before = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_same = |before: &Arc<Owners>| Arc::ptr_eq(before, records);
+            if !before.as_ref().is_some_and(is_same) {
+                let movable = self.apps.movable();
+                // What is handed over follows its front, which has to see what is news of its record.
+                let known = movable.iter().filter(|app| !service::is_handed_over(app));
+                let known = known.filter_map(|app| records.get_key_value(&app.id));
+                self.book.learn_all(known);
+                *before = Some(Arc::clone(records));
+            }
+        }
+        heard
+    }
+
+    /// Why nobody may run an application of which two hosts are owners.
+    fn disputed(&self, app: &AppId) -> Option<String> {
+        let other = self.book.dispute(app)?;
+        let known = self.book.record(app)?;
+        Some(format!(
+            "two hosts were made owners of it at epoch {}: {} by what is known on {}, and {} by the coordinator, \
+             which was put back to an earlier state; it is held, and nothing of it moves: see on which of them its \
+             latest files are, and write its record anew with a greater epoch for that one (`docs/moves.md`)",
+            known.epoch, known.owner, self.here, other.owner
+        ))
+    }
+
     /// Reads a record for whoever begins something from it: one of before what is known here is none.
     fn read_latest(&self, app: &AppId) -> Result<Option<Ownership>, Trouble> {
         // In this order: what is read later is not older by having been read earlier.
@@ -353,7 +427,8 @@ impl House {
                 record.epoch, record.owner, known.epoch, known.owner
             )));
         }
-        Ok(record)
+        // That it runs may be known here and not be said yet.
+        Ok(record.and_then(|_| self.book.record(app)))
     }
 
     /// Reads a record, and remembers it.
@@ -361,6 +436,9 @@ impl House {
         let record = self.records.read(app)?;
         if let Some(record) = &record {
             self.book.learn(app, record);
+            if let Some(why) = self.disputed(app) {
+                return Err(Trouble::Unknown(format!("{app}: {why}")));
+            }
         }
         Ok(record)
     }

@@ -10,6 +10,8 @@ use forebay_core::fleet::HostName;
 use forebay_core::fleet::departure::{End, Stage};
 use forebay_core::fleet::mobility::Way;
 
+use crate::fleet::link::rdma::Carried;
+
 /// One move away, shared by its driver and whoever looks.
 #[derive(Debug)]
 pub(crate) struct Note {
@@ -33,6 +35,8 @@ struct State {
     froze: Option<Instant>,
     stood: Option<Duration>,
     foreseen: Option<Duration>,
+    /// What was sent went by this, last.
+    carried: Option<Carried>,
     /// The driver knows that it is not wanted.
     heard: bool,
 }
@@ -53,6 +57,8 @@ pub(crate) struct Shown {
     pub(crate) foreseen: Option<Duration>,
     /// What is left of copying at the speed so far; none where none is known.
     pub(crate) left: Option<Duration>,
+    /// What was sent went by this, last.
+    pub(crate) carried: Option<Carried>,
     /// What turned it back, or holds it up.
     pub(crate) why: Option<String>,
 }
@@ -78,6 +84,7 @@ impl Note {
                 froze: None,
                 stood: None,
                 foreseen: None,
+                carried: None,
                 heard: false,
             }),
             changed: Condvar::new(),
@@ -142,6 +149,10 @@ impl Note {
         self.state().foreseen = pause;
     }
 
+    pub(super) fn carried(&self, carried: Carried) {
+        self.state().carried = Some(carried);
+    }
+
     /// So many bytes more are to be sent.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
@@ -176,6 +187,7 @@ impl Note {
                 .or_else(|| state.froze.map(|froze| froze.elapsed())),
             foreseen: state.foreseen,
             left,
+            carried: state.carried,
             why: state.why,
         }
     }

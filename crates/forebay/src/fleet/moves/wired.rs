@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -9,21 +10,22 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_core::app::AppId;
+use forebay_core::fleet::choice::Offer;
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::PROMISE_TTL;
-use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desk::{Moves, Refused};
-use super::{Attempt, Content, Peer, Phase, Records, Trouble, Wish};
+use super::{Attempt, Content, Heard, Owners, Peer, Phase, Records, Trouble, Wish};
 use crate::fleet::coordinator::{self, Coordinator};
 use crate::fleet::link::authority::{self, Authority};
 use crate::fleet::link::messages::{
     Content as WireContent, Manner, Move, Phase as WirePhase, Refused as WireRefused, Reserve, Why,
 };
+use crate::fleet::link::rdma::{Carried, Choice, Door};
 use crate::fleet::link::{
     Answer, Body, Compress, Error, Handler, Identity, Kind, Link, Listener, Peer as Other,
     Progress, Request, Sending, renewal,
@@ -46,8 +48,11 @@ pub(crate) struct Wired {
     coordinator: Arc<dyn Coordinator>,
     identity: Arc<Identity>,
     runtime: Handle,
+    rdma: Choice,
     /// One connection to each, while it is good.
     links: Mutex<BTreeMap<HostName, Link>>,
+    /// What the last content to each went by.
+    carried: Mutex<BTreeMap<HostName, Carried>>,
 }
 
 impl std::fmt::Debug for Wired {
@@ -145,8 +150,29 @@ impl Records for Coordinated {
         Ok(self.coordinator.change(app, epoch, to)?)
     }
 
-    fn lease(&self) -> Option<Lease> {
-        self.standing.borrow().tenure
+    fn take_over(&self, app: &AppId, from: &Ownership, to: &Ownership) -> Result<(), Trouble> {
+        Ok(self.coordinator.take_over(app, from, to)?)
+    }
+
+    fn members(&self) -> BTreeMap<HostName, Offer> {
+        let members = Arc::clone(&self.standing.borrow().members);
+        let members = members.iter();
+        members
+            .map(|(host, member)| (host.clone(), member.offer.clone()))
+            .collect()
+    }
+
+    fn all(&self) -> Result<Owners, Trouble> {
+        Ok(self.coordinator.records()?.1)
+    }
+
+    fn heard(&self) -> Heard {
+        let standing = self.standing.borrow();
+        Heard {
+            lease: standing.tenure,
+            records: standing.records.clone(),
+            is_in_reach: standing.lost.is_none(),
+        }
     }
 
     fn is_at_another(&self, app: &AppId) -> Result<bool, Trouble> {
@@ -161,12 +187,15 @@ impl Wired {
         coordinator: Arc<dyn Coordinator>,
         identity: Arc<Identity>,
         runtime: Handle,
+        rdma: Choice,
     ) -> Self {
         Self {
             coordinator,
             identity,
             runtime,
+            rdma,
             links: Mutex::new(BTreeMap::new()),
+            carried: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -201,7 +230,13 @@ impl Wired {
             )));
         };
         let link = Link::connect(&self.identity, to, address, CONNECT_MAX);
-        self.runtime.block_on(link).map_err(|error| trouble(&error))
+        let link = self.runtime.block_on(link);
+        let link = link.map_err(|error| trouble(&error))?;
+        Ok(link.prefer(self.rdma.clone()))
+    }
+
+    fn carries(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, Carried>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask(&self, to: &HostName, request: &Request, within: Duration) -> Result<Answer, Trouble> {
@@ -305,7 +340,14 @@ impl Peer for Wired {
         let answer = self
             .runtime
             .block_on(link.send(&request, &mut source, sending));
+        if let Some(carried) = link.carried() {
+            self.carries().insert(to.clone(), carried);
+        }
         Self::expect(to, self.keep(to, link, answer), "taken")
+    }
+
+    fn carried(&self, to: &HostName) -> Option<Carried> {
+        self.carries().get(to).cloned()
     }
 
     fn prepare(
@@ -374,7 +416,7 @@ fn failed(message: impl Into<String>) -> Answer {
 }
 
 impl Answers {
-    async fn off(&self, ask: impl FnOnce(&Moves) -> Answer + Send + 'static) -> Answer {
+    async fn off(&self, ask: impl FnOnce(&Arc<Moves>) -> Answer + Send + 'static) -> Answer {
         let moves = Arc::clone(&self.moves);
         let answered = tokio::task::spawn_blocking(move || ask(&moves)).await;
         answered.unwrap_or_else(|error| failed(format!("the request was given up: {error}")))
@@ -497,6 +539,8 @@ impl Handler for Answers {
             )),
             // The listener answers this where this host holds the authority.
             Request::Renew { .. } => failed("this host does not hold the fleet's authority"),
+            // So it does this.
+            Request::Rdma => failed("this host takes nothing by RDMA"),
         }
     }
 }
@@ -508,10 +552,14 @@ impl Handler for Answers {
 pub(crate) fn listen(
     runtime: Runtime,
     identity: Arc<Identity>,
-    address: &str,
+    (address, rdma): (SocketAddr, Choice),
     moves: Arc<Moves>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<JoinHandle<()>, String> {
+    let door = Door::open(rdma, address.ip());
+    let door = door.map_err(|error| {
+        format!("start the thread that lets RDMA in: {error}; check limits on threads")
+    })?;
     let authority = match authority::place(identity.dir()).exists() {
         true => {
             let opened = Authority::open(identity.dir()).map_err(|error| error.to_string())?;
@@ -520,7 +568,7 @@ pub(crate) fn listen(
         false => None,
     };
     let (told, bound) = std::sync::mpsc::sync_channel(1);
-    let address = address.to_owned();
+    let address = address.to_string();
     let thread = std::thread::Builder::new()
         .name("fleet-link".to_owned())
         .spawn(move || {
@@ -531,7 +579,7 @@ pub(crate) fn listen(
             runtime.block_on(async {
                 let bound = Listener::bind(Arc::clone(&identity), authority, &address).await;
                 let (listener, bound) = match bound {
-                    Ok(listener) => (Some(listener), Ok(())),
+                    Ok(listener) => (Some(listener.with_door(door)), Ok(())),
                     Err(error) => (None, Err(error.to_string())),
                 };
                 let is_heard = told.send(bound).is_ok();

@@ -28,8 +28,9 @@ pub(super) async fn knock(identity: &Identity, to: &str, address: &str) -> Tls {
 /// Greets as a host does.
 pub(super) async fn greeted(identity: &Identity, to: &str, address: &str) -> Tls {
     let mut stream = knock(identity, to, address).await;
-    let own = (identity.host(), &**identity.clock());
-    wire::greet(&mut stream, own, &name(to), "test")
+    let clock = &**identity.clock();
+    let ours = Hello::new(identity.host(), clock);
+    wire::greet(&mut stream, (ours, clock), &name(to), "test")
         .await
         .unwrap();
     stream
@@ -145,6 +146,7 @@ async fn a_host_that_calls_itself_another_is_hung_up_on() {
         &wire::Asked {
             within_ms: 1000,
             request: question(),
+            by: Transport::Tcp,
         },
     )
     .await
@@ -418,6 +420,7 @@ async fn another_version_is_refused_with_both() {
     let asked = wire::Asked {
         within_ms: 1000,
         request: question(),
+        by: Transport::Tcp,
     };
     wire::send(&mut stream, &asked).await.ok();
     let answer = wire::receive::<Answer, _>(&mut stream, "b", "answer").await;

@@ -3,6 +3,7 @@
 mod handshakes;
 mod joining;
 mod measured;
+mod over_rdma;
 mod rotation;
 mod streams;
 
@@ -20,6 +21,7 @@ use super::authority::{Authority, Beginning};
 use super::identity::{Clock, system_clock};
 use super::listener::Patience;
 use super::messages::{Content, Move, Phase, Progressed, Refused, Stage, Why};
+use super::rdma::Transport;
 use super::*;
 
 /// Nothing here takes longer on the slowest machine.

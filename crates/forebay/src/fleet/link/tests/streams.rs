@@ -134,6 +134,7 @@ async fn check_frames(frames: &[(FrameKind, Vec<u8>)], expected: Kind, words: &[
     let asked = wire::Asked {
         within_ms: 10_000,
         request: content(Some(2000)),
+        by: Transport::Tcp,
     };
     wire::send(&mut stream, &asked).await.unwrap();
     for (kind, payload) in frames {
@@ -353,6 +354,7 @@ async fn a_sender_that_stalls_is_cut() {
     let asked = wire::Asked {
         within_ms: 10_000,
         request: content(Some(2000)),
+        by: Transport::Tcp,
     };
     wire::send(&mut stream, &asked).await.unwrap();
     until("it was judged", || {

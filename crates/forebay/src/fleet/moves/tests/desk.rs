@@ -1,5 +1,7 @@
 //! Two hosts with all their threads: what is asked of [`Moves`], and what it refuses.
 
+mod sound;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -8,7 +10,7 @@ use std::time::Instant;
 
 use forebay_core::fleet::departure::End;
 
-use super::models::{self, Kept, Luck, ModelApps, ModelRecords, Process, host, web};
+use super::models::{self, Hook, Kept, Luck, ModelApps, ModelRecords, Process, host, web};
 use crate::fleet::moves::desk::Moves;
 use crate::fleet::moves::*;
 
@@ -22,27 +24,6 @@ struct Direct {
     /// Done once, before and after a target is asked for a copy that stands still.
     before_prepare: Hook,
     after_prepare: Hook,
-}
-
-#[derive(Default)]
-struct Hook(Mutex<Option<Box<dyn FnOnce() + Send>>>);
-
-impl std::fmt::Debug for Hook {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hook").finish_non_exhaustive()
-    }
-}
-
-impl Hook {
-    fn set(&self, what: impl FnOnce() + Send + 'static) {
-        *self.0.lock().unwrap() = Some(Box::new(what));
-    }
-
-    fn pull(&self) {
-        if let Some(what) = self.0.lock().unwrap().take() {
-            what();
-        }
-    }
 }
 
 impl Direct {

@@ -1,5 +1,6 @@
 //! The models around the drivers: coordinator, control thread and link, with what goes wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use forebay_core::app::{App, AppId, Binding, Class, Exec};
-use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::mobility::{Connections, Mobility, Way};
 use forebay_core::fleet::tenure::{Lease, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Ownership};
@@ -15,7 +16,7 @@ use forebay_core::units::{Bytes, MilliCpu};
 
 use crate::fleet::moves::arrive::Arrive;
 use crate::fleet::moves::{
-    Apps, Attempt, Content, House, Peer, Phase, Records, Trouble, Wish, body, refuse,
+    Apps, Attempt, Content, Heard, House, Owners, Peer, Phase, Records, Trouble, Wish, body, refuse,
 };
 
 pub(super) fn web() -> AppId {
@@ -91,6 +92,12 @@ pub(super) struct Kept {
     pub(super) lease: Option<Lease>,
     /// Another member says that the application is there.
     pub(super) is_at_another: bool,
+    /// Further applications, whose records say the same.
+    pub(super) more: Vec<AppId>,
+    /// Requests so far.
+    pub(super) asked: u64,
+    /// Who is there.
+    pub(super) members: BTreeMap<HostName, Offer>,
 }
 
 impl ModelRecords {
@@ -131,10 +138,43 @@ impl Records for ModelRecords {
             std::thread::yield_now();
         }
         let mut luck = self.luck.lock().unwrap();
+        self.kept.lock().unwrap().asked += 1;
         if luck.is_dead(self.name) || luck.coordinator_is_lost || luck.one_in(5) {
             return Err(lost());
         }
         Ok(self.kept.lock().unwrap().record.clone())
+    }
+
+    fn take_over(&self, app: &AppId, from: &Ownership, to: &Ownership) -> Result<(), Trouble> {
+        if self.kept.lock().unwrap().members.contains_key(&from.owner) {
+            return refuse("it is a member");
+        }
+        self.change(app, from.epoch, to)
+    }
+
+    fn members(&self) -> BTreeMap<HostName, Offer> {
+        self.kept.lock().unwrap().members.clone()
+    }
+
+    fn all(&self) -> Result<Owners, Trouble> {
+        let record = self.read(&web())?;
+        let more = self.kept.lock().unwrap().more.clone();
+        let names = more.into_iter().chain([web()]);
+        Ok(names
+            .filter_map(|name| Some((name, record.clone()?)))
+            .collect())
+    }
+
+    fn heard(&self) -> Heard {
+        let mut luck = self.luck.lock().unwrap();
+        let kept = self.kept.lock().unwrap();
+        let names = kept.more.iter().cloned().chain([web()]);
+        let records = names.filter_map(|name| Some((name, kept.record.clone()?)));
+        Heard {
+            lease: kept.lease,
+            records: Some(Arc::new(records.collect())).filter(|_| !luck.coordinator_is_lost),
+            is_in_reach: !luck.coordinator_is_lost && !luck.one_in(2),
+        }
     }
 
     fn create(&self, _: &AppId, record: &Ownership) -> Result<(), Trouble> {
@@ -150,6 +190,7 @@ impl Records for ModelRecords {
 
     fn change(&self, _: &AppId, epoch: Epoch, to: &Ownership) -> Result<(), Trouble> {
         let mut luck = self.luck.lock().unwrap();
+        self.kept.lock().unwrap().asked += 1;
         if luck.is_dead(self.name) || luck.coordinator_is_lost {
             return Err(lost());
         }
@@ -174,10 +215,6 @@ impl Records for ModelRecords {
         }
     }
 
-    fn lease(&self) -> Option<Lease> {
-        self.kept.lock().unwrap().lease
-    }
-
     fn is_at_another(&self, _: &AppId) -> Result<bool, Trouble> {
         Ok(self.kept.lock().unwrap().is_at_another)
     }
@@ -200,6 +237,46 @@ pub(super) struct ModelApps {
     pub(super) room: Mutex<Room>,
     /// There are images of its program.
     pub(super) has_images: Mutex<bool>,
+    /// Further applications, which are like the first one.
+    pub(super) more: Mutex<Vec<AppId>>,
+    /// How often it was frozen.
+    pub(super) froze: Mutex<u32>,
+    /// Done before the next start, which may be refused by that.
+    pub(super) at_start: Hook<Result<(), Trouble>>,
+    /// Done before the next freeze.
+    pub(super) at_freeze: Hook<()>,
+    /// Its files go along.
+    pub(super) has_files: Mutex<bool>,
+    /// What the guardian was told.
+    pub(super) may_run: Mutex<(Duration, BTreeSet<AppId>)>,
+    /// Whoever looks at this one panics.
+    pub(super) confuses: Mutex<Option<AppId>>,
+}
+
+/// Something that is done once.
+pub(super) struct Hook<T = ()>(Mutex<Option<Box<dyn FnOnce() -> T + Send>>>);
+
+impl<T> Default for Hook<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T> std::fmt::Debug for Hook<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hook").finish_non_exhaustive()
+    }
+}
+
+impl<T> Hook<T> {
+    pub(super) fn set(&self, what: impl FnOnce() -> T + Send + 'static) {
+        *self.0.lock().unwrap() = Some(Box::new(what));
+    }
+
+    pub(super) fn pull(&self) -> Option<T> {
+        let what = self.0.lock().unwrap().take();
+        what.map(|what| what())
+    }
 }
 
 /// What there is on every host.
@@ -224,7 +301,7 @@ pub(super) fn last_number(data: &Path) -> u64 {
 }
 
 impl ModelApps {
-    pub(super) const fn new(
+    pub(super) fn new(
         name: &'static str,
         data: PathBuf,
         luck: Shared<Luck>,
@@ -243,6 +320,13 @@ impl ModelApps {
             takeover: Mutex::new(Takeover::Never),
             room: Mutex::new(ROOM),
             has_images: Mutex::new(true),
+            more: Mutex::default(),
+            froze: Mutex::default(),
+            at_start: Hook::default(),
+            at_freeze: Hook::default(),
+            has_files: Mutex::new(true),
+            may_run: Mutex::default(),
+            confuses: Mutex::default(),
         }
     }
 
@@ -319,12 +403,17 @@ impl ModelApps {
 }
 
 impl Apps for ModelApps {
-    fn app(&self, _: &AppId) -> Option<App> {
+    fn app(&self, id: &AppId) -> Option<App> {
         let exec = Exec::of(vec!["/bin/true".to_owned()]);
-        let mut app = App::new(web(), Class::Standard, Binding::Exec(exec));
+        let data = match *id == web() {
+            true => self.data.clone(),
+            false => self.data.with_file_name(id.as_str()),
+        };
+        let has_files = *self.has_files.lock().unwrap();
+        let mut app = App::new(id.clone(), Class::Standard, Binding::Exec(exec));
         app.mobility = Some(Mobility {
             way: *self.way.lock().unwrap(),
-            files: vec![self.data.clone()],
+            files: Vec::from_iter(has_files.then_some(data)),
             takeover: *self.takeover.lock().unwrap(),
             connections: Connections::Refuse,
         });
@@ -332,10 +421,14 @@ impl Apps for ModelApps {
     }
 
     fn movable(&self) -> Vec<App> {
-        self.app(&web()).into_iter().collect()
+        let more = self.more.lock().unwrap().clone();
+        let names = more.iter().chain([&web()]).cloned().collect::<Vec<_>>();
+        names.iter().filter_map(|name| self.app(name)).collect()
     }
 
-    fn runs(&self, _: &AppId) -> Option<bool> {
+    fn runs(&self, id: &AppId) -> Option<bool> {
+        let is_confused = self.confuses.lock().unwrap().as_ref() == Some(id);
+        assert!(!is_confused, "nobody foresaw this");
         match self.luck.lock().unwrap().one_in(20) {
             true => None,
             false => Some(self.process() != Process::None),
@@ -343,6 +436,8 @@ impl Apps for ModelApps {
     }
 
     fn freeze(&self, _: &AppId) -> Result<(), Trouble> {
+        self.at_freeze.pull();
+        *self.froze.lock().unwrap() += 1;
         self.own(|process| {
             if *process == Process::Runs {
                 let given = *self.is_given.lock().unwrap();
@@ -360,6 +455,10 @@ impl Apps for ModelApps {
         })
     }
 
+    fn is_given(&self, _: &AppId) -> bool {
+        self.process() == Process::Stands { given: true }
+    }
+
     fn end(&self, _: &AppId) -> Result<(), Trouble> {
         self.own(|process| {
             assert_ne!(*process, Process::Runs, "ended while it ran");
@@ -372,6 +471,9 @@ impl Apps for ModelApps {
             !*self.has_images.lock().unwrap(),
             "begun from an image of before it came"
         );
+        if let Some(refused @ Err(_)) = self.at_start.pull() {
+            return refused;
+        }
         let mut begins = false;
         let done = self.own(|process| begins = *process == Process::None);
         if begins {
@@ -407,6 +509,11 @@ impl Apps for ModelApps {
                 *given = false;
             }
         })
+    }
+
+    fn may_run(&self, until: Duration, apps: &BTreeSet<AppId>) -> Result<(), Trouble> {
+        *self.may_run.lock().unwrap() = (until, apps.clone());
+        Ok(())
     }
 
     fn need(&self, _: &AppId) -> Room {

@@ -1,0 +1,108 @@
+//! Clients that outlive a worker: what was not answered is sent to the next one, and answered once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use forebay_accel::broker;
+use forebay_accel::client::{Client, Error};
+use forebay_accel::task::Scalar;
+use forebay_accel::wire::Wish;
+
+use super::clients::{self, DOUBLE};
+use super::fake::{Fake, Fault, Threads};
+use super::{BOUND, Stage};
+
+const ELEMENTS: usize = 256;
+/// So long a broker that is ended waits for a device that hangs.
+const HANG: Duration = Duration::from_secs(1);
+
+impl Stage {
+    /// Ends the broker, and has another one begin at the same place, which knows nothing of its clients.
+    fn replace(&mut self, devices: &[Fake]) {
+        let options = self.options.clone();
+        if let Some(broker) = self.broker.take() {
+            broker.stop();
+        }
+        std::fs::remove_file(&self.path).unwrap();
+        let infos = devices.iter().map(|device| device.info.clone()).collect();
+        let launcher = Arc::new(Threads(devices.to_vec()));
+        self.broker = Some(broker::start(options, infos, launcher).unwrap());
+    }
+}
+
+#[test]
+fn tasks_that_a_worker_took_along_are_answered_once_by_the_next() {
+    let fakes = [Fake::new("made-up:0")];
+    let change = |options: &mut broker::Options| {
+        options.verify_one_in = 1;
+        options.run_max = HANG;
+    };
+    let mut stage = Stage::new(change, &fakes);
+    let client = Client::lasting(&stage.path, BOUND).unwrap();
+    let computed = Arc::new(AtomicU32::new(0));
+    clients::register(&client, DOUBLE, &computed);
+    let mut memories: Vec<_> = (0..8)
+        .map(|_| client.memory(ELEMENTS * 4).unwrap())
+        .collect();
+    let count = Scalar::U32(u32::try_from(ELEMENTS).unwrap());
+    for round in 1..=3_u32 {
+        // One of them hangs there while the worker goes, the others wait behind it.
+        *fakes[0].faults.lock().unwrap() = [Some(Fault::Hang)].into();
+        let runs = fakes[0].runs.load(Ordering::SeqCst);
+        let mut handles = Vec::new();
+        for (number, memory) in (0_u32..).zip(&mut memories) {
+            memory
+                .slice_mut::<u32>()
+                .unwrap()
+                .fill(round * 100 + number);
+            let task = clients::double(&client, memory, count);
+            let task = task.place(Wish::Device(fakes[0].info.id.clone()));
+            handles.push(task.submit().unwrap());
+        }
+        super::wait_until("one of them runs", || {
+            fakes[0].runs.load(Ordering::SeqCst) > runs
+        });
+        stage.replace(&fakes);
+        for handle in handles {
+            handle.wait().unwrap();
+        }
+        for (number, memory) in (0_u32..).zip(&memories) {
+            let doubled = 2 * (round * 100 + number);
+            let numbers = memory.slice::<u32>().unwrap();
+            assert!(
+                numbers.iter().all(|found| *found == doubled),
+                "{number}: {}",
+                numbers[0]
+            );
+        }
+        // Questions go on, too.
+        let stats = client.stats().unwrap();
+        assert_eq!((stats.failed, stats.queued), (0, 0));
+    }
+}
+
+#[test]
+fn what_would_be_begun_twice_is_refused_and_a_worker_that_never_comes_is_told() {
+    let fakes = [Fake::new("made-up:0")];
+    let mut stage = Stage::new(|options| options.run_max = HANG, &fakes);
+    let client = Client::lasting(&stage.path, Duration::from_millis(100)).unwrap();
+    let computed = Arc::new(AtomicU32::new(0));
+    clients::register(&client, DOUBLE, &computed);
+    let mut memory = client.memory(ELEMENTS * 4).unwrap();
+    let count = Scalar::U32(u32::try_from(ELEMENTS).unwrap());
+    let device = Wish::Device(fakes[0].info.id.clone());
+    *fakes[0].faults.lock().unwrap() = [Some(Fault::Hang)].into();
+    let task = clients::double(&client, &mut memory, count).place(device);
+    let first = task.submit().unwrap();
+    let second = clients::double(&client, &mut memory, count).submit();
+    assert!(matches!(second, Err(Error::Memory(_))), "{second:?}");
+    stage.broker.take().unwrap().stop();
+    std::fs::remove_file(&stage.path).unwrap();
+    let lost = first.wait();
+    assert!(matches!(lost, Err(Error::Lost(_))), "{lost:?}");
+    let asked = client.stats();
+    assert!(matches!(asked, Err(Error::Lost(_))), "{asked:?}");
+    // The memory is this process's own, whoever is lost.
+    assert_eq!(memory.slice::<u32>().unwrap().len(), ELEMENTS);
+}
