@@ -53,6 +53,9 @@ pub struct Move {
     pub took_seconds: f64,
     /// How long the app stood still so far, in seconds.
     pub stood_seconds: Option<f64>,
+    /// How long the app was expected to stand still before anything was touched, in seconds, where that can
+    /// be known.
+    pub expected_pause_seconds: Option<f64>,
     /// What is left of sending at the speed so far, in seconds.
     pub left_seconds: Option<f64>,
     /// What was sent went over `tcp` or `rdma`, the last of it; absent before that.

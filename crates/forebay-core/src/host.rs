@@ -42,7 +42,17 @@ pub enum Action {
         /// The app.
         app: Box<App>,
     },
-    /// Move processes into an app's slice.
+    /// Take a process that came from another host, and stands still in its slice, up as an `exec` app's
+    /// program. It is let go on by whoever asked. Done as well when it is that already.
+    Adopt {
+        /// The app.
+        app: Box<App>,
+        /// The process.
+        pid: u32,
+        /// When it was made, in clock ticks since boot: a later one of its number is another.
+        start_time: u64,
+    },
+    /// Move processes into an app's slice; without any, only make the slice.
     Enter {
         /// The app.
         app: AppId,
@@ -123,7 +133,7 @@ impl Action {
             | Self::CostModel { .. }
             | Self::WatchMemory { .. }
             | Self::Compact => return None,
-            Self::Start { app } | Self::Succeed { app } => &app.id,
+            Self::Start { app } | Self::Succeed { app } | Self::Adopt { app, .. } => &app.id,
             Self::Enter { app, .. }
             | Self::Set { app, .. }
             | Self::Reclaim { app, .. }
@@ -140,6 +150,7 @@ impl fmt::Display for Action {
         match self {
             Self::Start { app } => write!(f, "start {}", app.id),
             Self::Succeed { app } => write!(f, "start a successor of {}", app.id),
+            Self::Adopt { app, pid, .. } => write!(f, "take process {pid} up as {}", app.id),
             Self::Enter { app, pids } => write!(f, "move {} process(es) into {app}", pids.len()),
             Self::Set { app, setting } => write!(f, "{app}: {setting}"),
             Self::Reclaim { app, bytes } => write!(f, "reclaim {bytes} of {app}"),

@@ -23,7 +23,7 @@ use crate::files::{read_text, write_text};
 use crate::groups;
 use crate::host::LinuxHost;
 use crate::knobs::{self, PERIOD_US_DEFAULT, Way};
-use crate::ledger::{AppRecord, Record, Spot};
+use crate::ledger::{AppRecord, Process, Record, Spot};
 use crate::owner::book::Managers;
 use crate::procs;
 use crate::reclaim::{self, Lowering, Means};
@@ -56,7 +56,7 @@ impl LinuxHost {
         self.hear_owners();
         for action in actions {
             // Whoever is started or entered in this batch may be set in it before that.
-            if let Action::Start { .. } | Action::Enter { .. } = action
+            if let Action::Start { .. } | Action::Enter { .. } | Action::Adopt { .. } = action
                 && let Some(app) = action.app()
             {
                 self.entries.entry(app.clone()).or_default();
@@ -131,6 +131,11 @@ impl LinuxHost {
                 self.bind(app);
                 self.announce_group(&app.id)?;
                 Ok(Some(program))
+            }
+            Action::Adopt { app, .. } => {
+                self.bind(app);
+                self.announce_group(&app.id)?;
+                Ok(None)
             }
             Action::Enter { app, pids } => {
                 self.find_bound_group(app);
@@ -329,6 +334,17 @@ impl LinuxHost {
                 Some(program) => self.succeed(&app.id, &program),
                 None => Err(Refusal::Unsupported),
             },
+            Action::Adopt {
+                app,
+                pid,
+                start_time,
+            } => self.adopt_process(
+                app,
+                Process {
+                    pid: *pid,
+                    start_time: *start_time,
+                },
+            ),
             Action::Enter { app, pids } => self.enter(app, pids),
             Action::Set { app, setting } => self.set(app, setting),
             Action::Reclaim { app, bytes } => self.reclaim(app, *bytes),
@@ -372,7 +388,7 @@ impl LinuxHost {
         Ok(())
     }
 
-    fn enter(&mut self, app: &AppId, pids: &[u32]) -> Result<(), Refusal> {
+    pub(crate) fn enter(&mut self, app: &AppId, pids: &[u32]) -> Result<(), Refusal> {
         self.ensure_group(app)?;
         self.open_nodes(app, pids)?;
         let Some(group) = self.entries.get(app).and_then(|e| e.group.as_ref()) else {

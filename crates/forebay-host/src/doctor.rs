@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use forebay_core::slice::Knob;
 
 use crate::Roots;
+use crate::checkpoint::Criu;
 use crate::cost;
 use crate::damon;
 use crate::error::HostError;
@@ -51,6 +52,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(unified(&hierarchies, group));
     features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
+    features.push(checkpoint());
     Ok(features)
 }
 
@@ -66,6 +68,23 @@ fn privilege() -> Feature {
         }
         .to_owned(),
         lack_costs: "nothing can be controlled, except in a delegated group",
+    }
+}
+
+/// Where programs usually are: what a daemon is told to use it finds by itself.
+fn checkpoint() -> Feature {
+    let found = Criu::find(None);
+    Feature {
+        name: "criu".to_owned(),
+        present: found.is_ok(),
+        detail: match &found {
+            Ok(criu) => {
+                let (major, minor) = criu.version();
+                format!("{major}.{minor} at {}", criu.program().display())
+            }
+            Err(error) => error.explain(),
+        },
+        lack_costs: "no images of apps, and none moves with its memory",
     }
 }
 

@@ -77,6 +77,16 @@ impl HostError {
         }
     }
 
+    /// What another part of this program said, advice included.
+    pub(crate) fn told(text: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Other,
+            attempt: text.into(),
+            advice: None,
+            source: None,
+        }
+    }
+
     /// The same trouble with better advice.
     pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());

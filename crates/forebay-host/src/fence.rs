@@ -149,8 +149,25 @@ pub fn is_given(roots: &Roots, anchor: &Path, app: &AppId) -> bool {
 /// Whether any process is in the group of an app, frozen or not.
 #[must_use]
 pub fn is_populated(roots: &Roots, anchor: &Path, app: &AppId) -> bool {
+    !members(roots, anchor, app).is_empty()
+}
+
+/// The processes in the group of an app, frozen or not.
+#[must_use]
+pub fn members(roots: &Roots, anchor: &Path, app: &AppId) -> Vec<u32> {
     let found = standing(roots, &groups::of_app(anchor, app));
-    found.is_ok_and(|(_, dir)| !groups::members(&dir).is_empty())
+    found.map_or_else(|_| Vec::new(), |(_, dir)| groups::members(&dir))
+}
+
+/// The directories of an app's group that are there, one in each hierarchy: whoever is to be in it enters all.
+///
+/// # Errors
+/// When the kernel does not say where control groups are.
+pub fn dirs(roots: &Roots, anchor: &Path, app: &AppId) -> Result<Vec<PathBuf>, HostError> {
+    let hierarchies = Hierarchies::read(&roots.proc)?;
+    let group = groups::of_app(anchor, app);
+    let dirs = groups::placed(&hierarchies).map(|(_, hierarchy)| hierarchy.dir(&group));
+    Ok(dirs.filter(|dir| dir.is_dir()).collect())
 }
 
 /// The directory by which a group is frozen.

@@ -15,6 +15,7 @@ use forebay_core::app::Device;
 use crate::error::HostError;
 
 pub mod activation;
+mod adopt;
 mod app_meters;
 mod apply;
 mod blkstat;

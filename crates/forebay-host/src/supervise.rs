@@ -532,6 +532,11 @@ impl Main {
 
     /// How it ended, if it did. Reaps it when it is a child of ours.
     pub(crate) fn ended(&self) -> Option<Ending> {
+        // While a thread of this process traces it to move it, a wait would be told of its stops, and that thread
+        // would not.
+        if !has_ended(&self.pidfd) {
+            return None;
+        }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
             Ok(None) => None,
@@ -541,7 +546,7 @@ impl Main {
                 (None, None) => Ending::Unknown,
             }),
             // A child of an earlier daemon: its status went elsewhere.
-            Err(_) => has_ended(&self.pidfd).then_some(Ending::Unknown),
+            Err(_) => Some(Ending::Unknown),
         }
     }
 }

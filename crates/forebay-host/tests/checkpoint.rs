@@ -11,6 +11,7 @@
 )]
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,13 +19,27 @@ use std::time::{Duration, Instant};
 
 use forebay_core::fleet::rounds::{Bounds, Verdict};
 use forebay_core::units::Bytes;
-use forebay_host::checkpoint::preflight::Survey;
-use forebay_host::checkpoint::{Assembly, Criu, Held, Landed, Tracker, runs, take_back};
+use forebay_host::checkpoint::preflight::{self, Survey};
+use forebay_host::checkpoint::{
+    Assembly, Criu, Freezing, Held, Landed, Landing, Orphaned, Tcp, Tracker, runs, take_back,
+};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 const PAGE: usize = 4096;
+const STANDS: Freezing = Freezing {
+    tcp: Tcp::Keep,
+    orphaned: Orphaned::Stands,
+};
+const GOES_ON: Freezing = Freezing {
+    orphaned: Orphaned::GoesOn,
+    ..STANDS
+};
+const HERE: Landing = Landing {
+    tcp: Tcp::Keep,
+    groups: Vec::new(),
+};
 /// Pages that the process has.
 const PAGES: usize = 16 << 10;
 /// Where `cargo xtask setup` puts it.
@@ -33,14 +48,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 type Trial = (&'static str, fn(&Criu));
 
-const TRIALS: [Trial; 7] = [
+const TRIALS: [Trial; 9] = [
     ("it_goes_on_where_it_stood", moves),
     ("it_goes_on_where_it_was_when_it_is_let_go", is_let_go),
     ("it_goes_on_where_it_was_when_its_mover_ended", mover_ends),
     ("its_group_holds_it_when_nobody_else_does", group_holds),
+    ("its_group_alone_holds_it_when_its_mover_ended", group_alone),
     ("of_two_that_stand_one_goes_on", one_of_two),
     ("a_child_finds_all_while_memory_comes_in", forks),
     ("it_ends_when_who_fills_it_in_does", filler_ends),
+    ("its_connections_are_refused_or_closed", connections),
 ];
 
 fn main() {
@@ -56,7 +73,9 @@ fn main() {
     let dir = || PathBuf::from(&arguments[2]);
     match arguments.get(1).map(String::as_str) {
         Some("program") => return program(&dir()),
-        Some("freezer") => return freezer(&dir(), arguments[3].parse().unwrap()),
+        Some("freezer") => return freezer(&dir(), arguments[3].parse().unwrap(), STANDS),
+        Some("passer") => return freezer(&dir(), arguments[3].parse().unwrap(), GOES_ON),
+        Some("talker") => return talker(&dir()),
         Some("target") => return target(&dir(), arguments[3].parse().unwrap()),
         Some("carrier") => return carrier(&dir(), arguments[3].parse().unwrap()),
         _ => {}
@@ -149,8 +168,8 @@ impl Program {
     }
 
     /// A mover freezes it, and is there until it is ended.
-    fn frozen_by_another(&self) -> Child {
-        let mover = start("freezer", self.dir.path(), self.pid());
+    fn frozen_by_another(&self, part: &str) -> Child {
+        let mover = start(part, self.dir.path(), self.pid());
         let frozen = self.dir.path().join("frozen");
         eventually("it is frozen", || frozen.exists());
         mover
@@ -216,13 +235,17 @@ const BOUNDS: Bounds = Bounds {
 
 /// Copies a process while it runs and freezes it.
 fn freeze(criu: &Criu, pid: u32, images: &Path) -> (Held, Tracker, Vec<u8>) {
+    freeze_so(criu, pid, images, STANDS)
+}
+
+fn freeze_so(criu: &Criu, pid: u32, images: &Path, freezing: Freezing) -> (Held, Tracker, Vec<u8>) {
     let survey = Survey::of(pid, criu).unwrap();
     assert_eq!(survey.obstacles, [""; 0]);
     let mut tracker = Tracker::attach(pid).unwrap();
     let mut sent = Vec::new();
     let (_, verdict) = tracker.rounds(BOUNDS, &mut sent).unwrap();
     assert!(matches!(verdict, Verdict::Freeze(_)), "{verdict:?}");
-    let held = Held::freeze(criu, pid, images).unwrap();
+    let held = Held::freeze(criu, pid, images, freezing).unwrap();
     (held, tracker, sent)
 }
 
@@ -245,7 +268,7 @@ fn land(criu: &Criu, mut program: Option<&mut Program>, images: &Path, pid: u32)
     }
     let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
     assembly.take(&mut sent.as_slice()).unwrap();
-    Landed::prepare(criu, images, assembly).unwrap()
+    Landed::prepare(criu, images, assembly, &HERE).unwrap()
 }
 
 fn moves(criu: &Criu) {
@@ -339,7 +362,7 @@ fn group_holds(criu: &Criu) {
     };
     let mut program = Program::start();
     group.write("cgroup.procs", &program.pid().to_string());
-    let mut mover = program.frozen_by_another();
+    let mut mover = program.frozen_by_another("freezer");
     group.write("cgroup.freeze", "1");
     eventually("its group stands", || group.is_frozen());
     mover.kill().unwrap();
@@ -356,6 +379,38 @@ fn group_holds(criu: &Criu) {
     eventually("its group stands", || group.is_frozen());
     held.end().unwrap();
     program.reap();
+}
+
+/// CRIU lets it go by itself when its mover ends: it goes on, unless its group holds it, and then it goes on when that
+/// is let go.
+fn group_alone(_: &Criu) {
+    let Some(group) = Group::new() else {
+        println!("SKIPPED: its_group_alone_holds_it_when_its_mover_ended: no group that freezes");
+        return;
+    };
+    let program = Program::start();
+    group.write("cgroup.procs", &program.pid().to_string());
+    let is_held = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+        !status.contains("TracerPid:\t0\n")
+    };
+    for is_frozen in [false, true] {
+        let mut mover = program.frozen_by_another("passer");
+        program.stands();
+        if is_frozen {
+            group.write("cgroup.freeze", "1");
+            eventually("its group stands", || group.is_frozen());
+        }
+        mover.kill().unwrap();
+        mover.wait().unwrap();
+        eventually("CRIU let it go", || !is_held());
+        if is_frozen {
+            program.stands();
+            group.write("cgroup.freeze", "0");
+        }
+        program.counts();
+        fs::remove_file(program.dir.path().join("frozen")).unwrap();
+    }
 }
 
 /// It stands still at its source and, in a room of process numbers of its own, at its target; whichever of them is
@@ -412,7 +467,7 @@ fn target(dir: &Path, pid: u32) {
     let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
     let mut pages = File::open(dir.join("pages")).unwrap();
     assembly.take(&mut pages).unwrap();
-    let landed = Landed::prepare(&criu, &dir.join("images"), assembly).unwrap();
+    let landed = Landed::prepare(&criu, &dir.join("images"), assembly, &HERE).unwrap();
     File::create(dir.join("prepared")).unwrap();
     let (go, drop) = (dir.join("go"), dir.join("drop"));
     eventually("it is told", || go.exists() || drop.exists());
@@ -472,10 +527,75 @@ fn filler_ends(_: &Criu) {
 }
 
 /// Freezes a process, and waits to be ended.
-fn freezer(dir: &Path, pid: u32) {
+fn freezer(dir: &Path, pid: u32, freezing: Freezing) {
     let criu = criu().unwrap();
-    let _held = freeze(&criu, pid, &dir.join("images"));
+    let _held = freeze_so(&criu, pid, &dir.join("images"), freezing);
     File::create(dir.join("frozen")).unwrap();
+    wait()
+}
+
+/// One that has a connection is not taken where that is refused, and goes on; where it is closed it goes on without.
+fn connections(criu: &Criu) {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let mut talker = start("talker", dir.path(), 0);
+    let pid = talker.id();
+    let said = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    let mut client = None;
+    eventually("it listens", || {
+        let port: Option<u16> = said("port").trim().parse().ok();
+        client = port.and_then(|port| std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        client.is_some()
+    });
+    let mut client = client.unwrap();
+    eventually("it is connected", || said("state") == "connected");
+    assert_eq!(preflight::connections(pid).unwrap(), 1);
+
+    let freezing = |tcp| Freezing {
+        tcp,
+        orphaned: Orphaned::Stands,
+    };
+    let refused = Held::freeze(criu, pid, &images, freezing(Tcp::Refuse));
+    assert!(refused.is_err(), "it has a connection");
+    // It answers by it.
+    client.write_all(b"a").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+
+    let (held, mut tracker, mut sent) = freeze_so(criu, pid, &images, freezing(Tcp::Close));
+    tracker.last(&mut sent).unwrap();
+    runs::end(&mut sent).unwrap();
+    drop(tracker);
+    held.end().unwrap();
+    talker.wait().unwrap();
+    let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
+    assembly.take(&mut sent.as_slice()).unwrap();
+    let landing = Landing {
+        tcp: Tcp::Close,
+        groups: Vec::new(),
+    };
+    let landed = Landed::prepare(criu, &images, assembly, &landing).unwrap();
+    landed.start().unwrap();
+    eventually("it goes on without", || said("state") == "closed");
+    assert_eq!(preflight::connections(pid).unwrap(), 0);
+    landed.settle().unwrap();
+    let number = Pid::from_raw(pid.cast_signed()).unwrap();
+    kill_process(number, Signal::KILL).unwrap();
+    waitpid(Some(number), WaitOptions::empty()).unwrap();
+}
+
+/// Answers to one client, and says how its connection is.
+fn talker(dir: &Path) {
+    let say = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    say("port", &listener.local_addr().unwrap().port().to_string());
+    let (mut stream, _) = listener.accept().unwrap();
+    say("state", "connected");
+    let mut byte = [0];
+    while matches!(stream.read(&mut byte), Ok(1)) {
+        stream.write_all(&byte).unwrap();
+    }
+    say("state", "closed");
     wait()
 }
 

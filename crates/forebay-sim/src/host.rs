@@ -1,5 +1,7 @@
 //! The simulated host: what tests and scenarios do to it, and what Forebay does.
 
+mod adopt;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -382,6 +384,7 @@ impl SimHost {
             match action {
                 Action::Start { app } => self.start(app),
                 Action::Succeed { app } => self.succeed(app),
+                Action::Adopt { app, pid, .. } => self.adopt(app, *pid),
                 Action::Enter { app, pids } => self.enter(app, pids),
                 Action::Set { app, setting } => self.set(app, *setting),
                 Action::Reclaim { app, bytes } => self.ask_for_memory(app, *bytes),

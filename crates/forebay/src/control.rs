@@ -21,6 +21,7 @@ use forebay_core::tick::{Inputs, tick};
 use forebay_core::topology::Topology;
 use forebay_core::units::Time;
 use forebay_forecast::{Forecast, ModelScore};
+use forebay_host::ledger::Process;
 use tokio::sync::{oneshot, watch};
 
 use crate::signals::Listener;
@@ -72,6 +73,10 @@ pub(crate) enum Deed {
     End,
     /// Start its program.
     Start,
+    /// Make its slice.
+    Slice,
+    /// Take a process that came, and stands still, up as its program.
+    Adopt(Process),
 }
 
 /// How well each model of an app's two series did lately, and what they say of the next periods.
@@ -291,6 +296,20 @@ fn carry_out(
         Deed::Freeze => Action::Freeze { app: id.clone() },
         Deed::Thaw => Action::Thaw { app: id.clone() },
         Deed::End => Action::Kill { app: id.clone() },
+        Deed::Slice => Action::Enter {
+            app: id.clone(),
+            pids: Vec::new(),
+        },
+        Deed::Adopt(process) => {
+            let app = asked.policy.apps.get(id);
+            let app =
+                app.ok_or_else(|| format!("take a process up as {id}: there is no such app"))?;
+            Action::Adopt {
+                app: Box::new(app.clone()),
+                pid: process.pid,
+                start_time: process.start_time,
+            }
+        }
         Deed::Start => {
             let app = asked.policy.apps.get(id);
             let app = app.ok_or_else(|| format!("start {id}: there is no such app"))?;
@@ -302,6 +321,9 @@ fn carry_out(
     let outcome = host.apply(std::slice::from_ref(&action)).pop();
     if let (Deed::Start, Some(outcome)) = (deed, &outcome) {
         state.started(asked.time, id, outcome);
+    }
+    if let (Deed::Adopt(_), Some(Outcome::Done)) = (deed, &outcome) {
+        state.came(asked.time, id);
     }
     match outcome {
         Some(Outcome::Done) => Ok(()),

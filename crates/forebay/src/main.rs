@@ -22,6 +22,7 @@ mod instance;
 mod local;
 mod outlook;
 mod output;
+mod porter;
 mod server;
 mod signals;
 mod store;
@@ -78,6 +79,8 @@ enum Command {
     #[command(hide = true)]
     Instance(instance::Args),
     #[command(hide = true)]
+    Porter(porter::Args),
+    #[command(hide = true)]
     AccelWorker(accel::WorkerArgs),
     #[command(hide = true)]
     AccelDevice(accel::DeviceArgs),
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Command::Errand(args) => update::run_errand(&args).map_err(Into::into),
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),
+        Command::Porter(args) => porter::run(&args).map_err(Into::into),
         Command::Accel(args) => accel::run(&args).map_err(Into::into),
         Command::AccelWorker(args) => accel::work(&args).map_err(Into::into),
         Command::AccelDevice(args) => accel::drive(&args).map_err(Into::into),

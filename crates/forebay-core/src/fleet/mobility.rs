@@ -21,6 +21,21 @@ pub struct Mobility {
     pub files: Vec<PathBuf>,
     /// Whether others may take it over when its host is lost.
     pub takeover: Takeover,
+    /// Of what goes along with its memory: its TCP connections.
+    #[serde(default)]
+    pub connections: Connections,
+}
+
+/// What becomes of the TCP connections of processes that go along with their memory. Their addresses stay
+/// at the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Connections {
+    /// While one is established it stays where it is.
+    #[default]
+    Refuse,
+    /// They are closed: whoever is at the other end connects anew.
+    Close,
 }
 
 /// What becomes of the processes of an application that changes hosts.
@@ -106,6 +121,7 @@ mod tests {
             way: Way::Restart,
             files: Vec::new(),
             takeover: Takeover::Never,
+            connections: Connections::Refuse,
         };
         let apps: Vec<AppId> = [
             "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given", "disputed",

@@ -47,6 +47,7 @@ impl State {
                     self.note_failure(inputs, action, outcome);
                 }
                 Action::Enter { .. }
+                | Action::Adopt { .. }
                 | Action::Succeed { .. }
                 | Action::Freeze { .. }
                 | Action::Thaw { .. }
@@ -133,6 +134,15 @@ impl State {
             Outcome::Failed(why) => (EventKind::Failed, why.clone()),
         };
         self.note(time, Some(id), kind, message);
+    }
+
+    /// Takes in that an app's program came from another host.
+    pub fn came(&mut self, time: Time, id: &AppId) {
+        if let Some(known) = self.apps.get_mut(id) {
+            known.lives.started(time);
+        }
+        let message = "goes on here with its memory".to_owned();
+        self.note(time, Some(id), EventKind::Started, message);
     }
 
     fn settle_interrupts(&mut self, inputs: &Inputs<'_>, action: &Action, outcome: &Outcome) {

@@ -37,6 +37,33 @@ pub struct Criu {
     time_max: Duration,
 }
 
+/// What becomes of established TCP connections when a process moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tcp {
+    /// They go along: their addresses have to, too.
+    Keep,
+    /// They are closed.
+    Close,
+    /// CRIU refuses a process that has some.
+    Refuse,
+}
+
+impl Tcp {
+    pub(super) const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Keep => &[
+                "--tcp-established",
+                "--network-lock",
+                "nftables",
+                "--skip-in-flight",
+            ],
+            Self::Close => &["--tcp-close", "--network-lock", "skip", "--skip-in-flight"],
+            Self::Refuse => &["--network-lock", "skip", "--skip-in-flight"],
+        }
+    }
+}
+
 /// An image that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {

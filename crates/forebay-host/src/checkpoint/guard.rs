@@ -155,7 +155,7 @@ fn end_group(process: &OwnedFd) {
 
 /// Closes descriptors from one to another.
 #[expect(unsafe_code, reason = "rustix does not have close_range")]
-fn close(first: RawFd, last: RawFd) {
+pub(super) fn close(first: RawFd, last: RawFd) {
     if first > last {
         return;
     }
@@ -168,7 +168,7 @@ fn close(first: RawFd, last: RawFd) {
     unsafe_code,
     reason = "a child of its own memory is made in no safe way"
 )]
-fn fork(work: impl FnOnce()) -> io::Result<Pid> {
+pub(super) fn fork(work: impl FnOnce()) -> io::Result<Pid> {
     // SAFETY: the child makes plain system calls, allocates nothing, takes no lock, and ends by _exit.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),

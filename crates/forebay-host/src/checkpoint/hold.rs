@@ -18,8 +18,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::criu::{IMAGES_DIR, last_error};
-use super::{Criu, nft};
+use super::release::Release;
+use super::{Criu, Tcp, nft};
 use crate::error::HostError;
+use crate::groups;
 
 const LOG: &str = "dump.log";
 /// What CRIU is asked: that all was fetched, and something that it does not know, on which it gives up.
@@ -32,6 +34,24 @@ const FREEZE_MAX: Duration = Duration::from_secs(30);
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
 
+/// How a process is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freezing {
+    /// What becomes of its TCP connections where it is made anew.
+    pub tcp: Tcp,
+    /// What becomes of it when whoever froze it ends.
+    pub orphaned: Orphaned,
+}
+
+/// What becomes of a frozen process when whoever froze it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphaned {
+    /// CRIU holds it until it is ended.
+    Stands,
+    /// CRIU lets it go: for whoever has its group hold it before another copy may run.
+    GoesOn,
+}
+
 /// A process that stands still.
 #[derive(Debug)]
 pub struct Held {
@@ -40,6 +60,7 @@ pub struct Held {
     line: UnixStream,
     pid: u32,
     images: PathBuf,
+    _release: Option<Release>,
 }
 
 impl Held {
@@ -47,10 +68,20 @@ impl Held {
     ///
     /// # Errors
     /// When CRIU refuses, with the first that it complained of; the process goes on then.
-    pub fn freeze(criu: &Criu, pid: u32, images: &Path) -> Result<Self, HostError> {
+    pub fn freeze(
+        criu: &Criu,
+        pid: u32,
+        images: &Path,
+        freezing: Freezing,
+    ) -> Result<Self, HostError> {
         let fail = |error| HostError::io(format!("freeze process {pid} for a move"), error);
         let (line, theirs) = UnixStream::pair().map_err(fail)?;
         let (mut ready, said) = io::pipe().map_err(fail)?;
+        // Before CRIU is: it reads that when it has done its part, whoever is there by then.
+        let release = match freezing.orphaned {
+            Orphaned::Stands => None,
+            Orphaned::GoesOn => Some(Release::new(line.as_fd(), &request(NONSENSE)).map_err(fail)?),
+        };
         let mut command = Command::new(criu.program());
         command
             .arg("dump")
@@ -60,8 +91,8 @@ impl Held {
             .arg("--lazy-pages")
             .args(["--ps-socket", &theirs.as_raw_fd().to_string()])
             .args(["--status-fd", &said.as_raw_fd().to_string()])
-            .args(["--tcp-established", "--network-lock", "nftables"])
-            .args(["--skip-in-flight", "--manage-cgroups=ignore"])
+            .args(freezing.tcp.arguments())
+            .arg("--manage-cgroups=ignore")
             .args(["--file-locks", "--log-file", LOG])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -76,6 +107,7 @@ impl Held {
             line,
             pid,
             images: images.to_owned(),
+            _release: release,
         };
         drop((theirs, said));
         let mut byte = [0];
@@ -121,10 +153,8 @@ impl Held {
     }
 
     fn say(&mut self, word: u32) -> Result<(), HostError> {
-        let mut request = [0; REQUEST];
-        request[..4].copy_from_slice(&word.to_ne_bytes());
         self.line
-            .write_all(&request)
+            .write_all(&request(word))
             .map_err(|e| HostError::io("tell CRIU what becomes of a process", e))
     }
 
@@ -162,6 +192,12 @@ impl Held {
     }
 }
 
+fn request(word: u32) -> [u8; REQUEST] {
+    let mut request = [0; REQUEST];
+    request[..4].copy_from_slice(&word.to_ne_bytes());
+    request
+}
+
 /// Gives a process its connections back that CRIU held up before it was ended, as said in these images:
 /// for whoever comes after a mover that ended.
 ///
@@ -170,6 +206,47 @@ impl Held {
 pub fn take_back(pid: u32, images: &Path) -> Result<(), HostError> {
     open_connections(pid)?;
     unlock(pid, images)
+}
+
+/// Has a process be held by no CRIU any more that an earlier mover began, and gives it its connections back:
+/// waits until CRIU let it go by itself, and ends it where it does not.
+///
+/// # Errors
+/// When somebody else holds it, or the kernel refuses.
+pub fn let_go(pid: u32, images: &Path) -> Result<(), HostError> {
+    let until = Instant::now() + RELEASE_MAX;
+    while let Some(tracer) = tracer(pid) {
+        if Instant::now() >= until {
+            end_criu(pid, tracer)?;
+        }
+        std::thread::sleep(LOOK);
+    }
+    take_back(pid, images)
+}
+
+/// Who holds a process.
+fn tracer(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
+/// Ends a CRIU that waits for nobody.
+fn end_criu(pid: u32, tracer: u32) -> Result<(), HostError> {
+    let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+    if name.trim() != "criu" {
+        return Err(HostError::invalid(
+            format!(
+                "let process {pid} go on: process {tracer} ({}) holds it",
+                name.trim()
+            ),
+            "end that",
+        ));
+    }
+    groups::signal(tracer, rustix::process::Signal::KILL);
+    Ok(())
 }
 
 /// Lets packets of the connections of a process pass again.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -16,8 +17,17 @@ use super::assemble::Assembly;
 use super::criu::{IMAGES_DIR, RESTORE_LOG, last_error};
 use super::fill::{Filled, Filler};
 use super::precopy::page_size;
-use super::{Criu, pagemap};
+use super::{Criu, Tcp, pagemap};
 use crate::error::HostError;
+
+/// How a process is made that comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landing {
+    /// As it was frozen.
+    pub tcp: Tcp,
+    /// The directories of the control groups that it is made in; without any, it is in those of this program.
+    pub groups: Vec<PathBuf>,
+}
 
 /// Where CRIU asks for memory, within its directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -38,7 +48,12 @@ impl Landed {
     ///
     /// # Errors
     /// When memory is missing, or CRIU refuses; nothing of the process is left then.
-    pub fn prepare(criu: &Criu, images: &Path, assembly: Assembly) -> Result<Self, HostError> {
+    pub fn prepare(
+        criu: &Criu,
+        images: &Path,
+        assembly: Assembly,
+        landing: &Landing,
+    ) -> Result<Self, HostError> {
         let mut wanted = BTreeMap::new();
         for (pid, ranges) in pagemap::wanted(images, page_size())? {
             let runs = assembly.find(&ranges).map_err(|at| {
@@ -53,7 +68,7 @@ impl Landed {
         let filler = Filler::new(assembly.into_file(), wanted).map_err(fail)?;
         let listener = listen(images).map_err(fail)?;
         remove(&images.join(PID_FILE))?;
-        let mut child = restore(criu, images)?;
+        let mut child = restore(criu, images, landing)?;
         match accept(&listener, &mut child)? {
             Some(line) => Self::fill(filler, line, child, images),
             None => Err(refused(images, &mut child)),
@@ -166,21 +181,44 @@ fn listen(images: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn restore(criu: &Criu, images: &Path) -> Result<Child, HostError> {
-    Command::new(criu.program())
+fn restore(criu: &Criu, images: &Path, landing: &Landing) -> Result<Child, HostError> {
+    let mut command = Command::new(criu.program());
+    enter(&mut command, &landing.groups)?;
+    command
         .arg("restore")
         .arg(IMAGES_DIR)
         .arg(images)
         .args(["--lazy-pages", "--leave-stopped", "--restore-detached"])
         .args(["--pidfile", PID_FILE])
-        .args(["--tcp-established", "--network-lock", "nftables"])
-        .args(["--skip-in-flight", "--manage-cgroups=ignore"])
+        .args(landing.tcp.arguments())
+        .arg("--manage-cgroups=ignore")
         .args(["--file-locks", "--log-file", RESTORE_LOG])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .map_err(|e| HostError::file("run", criu.program(), e))
+}
+
+/// Has what a command starts be in these groups: what CRIU makes is where CRIU is.
+#[expect(
+    unsafe_code,
+    reason = "only the child may enter groups of v1 before it runs"
+)]
+fn enter(command: &mut Command, groups: &[PathBuf]) -> Result<(), HostError> {
+    let mut doors = Vec::new();
+    for dir in groups {
+        let file = dir.join("cgroup.procs");
+        let door = File::options().write(true).open(&file);
+        doors.push(door.map_err(|e| HostError::file("open", &file, e))?);
+    }
+    let enter = move || doors.iter().try_for_each(|mut door| door.write_all(b"0\n"));
+    // SAFETY: `enter` makes plain system calls, allocates nothing and takes no lock, as has to be between
+    // fork and exec; the descriptors were opened before.
+    unsafe {
+        command.pre_exec(enter);
+    }
+    Ok(())
 }
 
 /// CRIU's connection; none when it ended, or takes too long.

@@ -4,7 +4,7 @@
 //! against the move, and how long the process would stand. Only what CRIU is known to refuse, or what
 //! would be lost, stands against it; what CRIU refuses beyond that is told when it freezes the process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -45,8 +45,8 @@ pub struct Survey {
     pub features: BTreeSet<String>,
     /// CRIU's version.
     pub criu: (u32, u32),
-    /// Files that it has mapped or open by name.
-    pub files: BTreeSet<PathBuf>,
+    /// Files that it has mapped or open by name; the bytes of what is mapped, which has to be the same.
+    pub files: BTreeMap<PathBuf, Option<u64>>,
     /// What of itself stands against a move.
     pub obstacles: Vec<String>,
 }
@@ -88,6 +88,13 @@ pub struct Speeds {
 }
 
 impl Speeds {
+    /// Between two networks of one machine that was busy otherwise.
+    pub const MEASURED: Self = Self {
+        fixed: Duration::from_millis(120),
+        each_gib: Duration::from_millis(280),
+        link: 1e9,
+    };
+
     /// What CRIU needs for so much memory that was copied before.
     #[must_use]
     pub fn fixed(&self, tracked: Bytes) -> Duration {
@@ -119,7 +126,7 @@ impl Survey {
                 "it has {children} child process(es), and one alone can be copied while it runs"
             ));
         }
-        let mut files = BTreeSet::new();
+        let mut files = BTreeMap::new();
         of_descriptors(&root, &mut obstacles, &mut files)?;
         let (tracked, untracked) = of_memory(pid, &root, &mut obstacles, &mut files)?;
         Ok(Self {
@@ -138,7 +145,13 @@ impl Survey {
     /// # Errors
     /// When the kernel does not say.
     pub fn place(&self, room: Bytes, criu: &Criu) -> Result<Place, HostError> {
-        let missing = self.files.iter().filter(|file| !file.exists()).cloned();
+        let is_there = |file: &Path, bytes: Option<u64>| {
+            let found = fs::metadata(file).ok();
+            found.is_some_and(|found| bytes.is_none_or(|bytes| found.len() == bytes))
+        };
+        let files = self.files.iter();
+        let missing = files.filter(|(file, bytes)| !is_there(file, **bytes));
+        let missing = missing.map(|(file, _)| file.clone());
         Ok(Place {
             room,
             features: features(&read(Path::new("/proc/cpuinfo"))?),
@@ -180,7 +193,7 @@ impl Survey {
         }
         for file in &place.missing {
             obstacles.push(format!(
-                "{} is not at the target: put it there",
+                "{} is not at the target, or is another file there: put it there",
                 file.display()
             ));
         }
@@ -228,11 +241,52 @@ fn of_status(status: &str, own: &str) -> Vec<String> {
     obstacles
 }
 
+/// How many TCP connections of a process are established, on whatever address.
+///
+/// # Errors
+/// When it may not be looked at.
+pub fn connections(pid: u32) -> Result<usize, HostError> {
+    let root = PathBuf::from(format!("/proc/{pid}"));
+    let directory = root.join("fd");
+    let listed = fs::read_dir(&directory).map_err(|e| HostError::file("list", &directory, e))?;
+    // It may have closed some meanwhile.
+    let links = listed
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok());
+    let own: BTreeSet<String> = links.filter_map(|link| socket(&link)).collect();
+    let mut found = 0;
+    for table in ["net/tcp", "net/tcp6"] {
+        // A kernel without IPv6 has no table of it.
+        let text = fs::read_to_string(root.join(table)).unwrap_or_default();
+        found += text
+            .lines()
+            .filter(|line| is_established(line, &own))
+            .count();
+    }
+    Ok(found)
+}
+
+/// The number of a socket, as descriptors name it.
+fn socket(link: &Path) -> Option<String> {
+    let name = link.to_str()?;
+    let number = name.strip_prefix("socket:[")?.strip_suffix(']')?;
+    Some(number.to_owned())
+}
+
+/// Whether a line of the kernel's table is of an established connection of one of these sockets. Those that
+/// are being closed have something to send still.
+fn is_established(line: &str, own: &BTreeSet<String>) -> bool {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_whitespace();
+    let (state, inode) = (fields.nth(3), fields.nth(5));
+    state != Some(LISTEN) && inode.is_some_and(|inode| own.contains(inode))
+}
+
 /// What it has open.
 fn of_descriptors(
     root: &Path,
     obstacles: &mut Vec<String>,
-    files: &mut BTreeSet<PathBuf>,
+    files: &mut BTreeMap<PathBuf, Option<u64>>,
 ) -> Result<(), HostError> {
     let directory = root.join("fd");
     let listed = fs::read_dir(&directory).map_err(|e| HostError::file("list", &directory, e))?;
@@ -243,6 +297,15 @@ fn of_descriptors(
             continue;
         };
         let name = target.to_string_lossy();
+        if is_daemons(&target) {
+            let number = entry.file_name();
+            obstacles.push(format!(
+                "its descriptor {} leads to where this daemon's output goes: name files as its `stdout` and \
+                 `stderr`, /dev/null for none",
+                number.to_string_lossy()
+            ));
+            continue;
+        }
         if let Some((_, what)) = KERNELS.iter().find(|(start, _)| name.starts_with(start)) {
             obstacles.push(format!("it has {what} open, which no image holds"));
             continue;
@@ -261,11 +324,19 @@ fn of_descriptors(
             if name.ends_with(" (deleted)") {
                 obstacles.push(format!("it has a file open that was removed, {name}"));
             } else {
-                files.insert(target);
+                files.entry(target).or_default();
             }
         }
     }
     Ok(())
+}
+
+/// Whether it is a pipe or a socket that this program has as its output or error.
+fn is_daemons(target: &Path) -> bool {
+    let name = target.to_string_lossy();
+    let is_shared = name.starts_with("pipe:") || name.starts_with("socket:");
+    let own = ["1", "2"].map(|fd| fs::read_link(Path::new("/proc/self/fd").join(fd)).ok());
+    is_shared && own.iter().flatten().any(|own| own == target)
 }
 
 /// Its memory: what can be tracked, and what cannot.
@@ -273,7 +344,7 @@ fn of_memory(
     pid: u32,
     root: &Path,
     obstacles: &mut Vec<String>,
-    files: &mut BTreeSet<PathBuf>,
+    files: &mut BTreeMap<PathBuf, Option<u64>>,
 ) -> Result<(Bytes, Bytes), HostError> {
     let number = i32::try_from(pid).unwrap_or(0);
     for area in maps::read(number)? {
@@ -289,7 +360,9 @@ fn of_memory(
             && !name.starts_with("/memfd:")
             && !name.ends_with(" (deleted)")
         {
-            files.insert(name.into());
+            // CRIU refuses another one under its name.
+            let bytes = fs::metadata(name).ok().map(|found| found.len());
+            files.insert(name.into(), bytes);
         }
     }
     let rollup = read(&root.join("smaps_rollup"))?;
@@ -336,7 +409,7 @@ mod tests {
             untracked: Bytes(100_000_000),
             features: ["avx2", "sse2"].map(str::to_owned).into(),
             criu: (4, 2),
-            files: BTreeSet::new(),
+            files: BTreeMap::new(),
             obstacles: Vec::new(),
         }
     }
@@ -418,6 +491,34 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_counted_by_the_sockets_of_the_process() {
+        let own = BTreeSet::from(["77".to_owned()]);
+        let line = |state: &str, inode: &str| {
+            format!(
+                "0: 0100007F:1F90 0100007F:C350 {state} 0:0 00:0 00000000 0 0 {inode} 1 0 20 4 30"
+            )
+        };
+        let check = |state: &str, inode: &str, expected: bool| {
+            assert_eq!(
+                is_established(&line(state, inode), &own),
+                expected,
+                "{state} {inode}"
+            );
+        };
+        check("01", "77", true);
+        check("01", "78", false);
+        check("0A", "77", false);
+        check("08", "77", true);
+        assert!(!is_established("  sl  local_address rem_address", &own));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = connections(std::process::id()).unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let after = connections(std::process::id()).unwrap();
+        assert!(after > before, "{before} to {after}");
+        drop(stream);
+    }
+
+    #[test]
     fn features_are_those_of_all_cpus() {
         let text = "processor\t: 0\nflags\t\t: a b c\n\nprocessor\t: 1\nflags\t\t: b c d\n";
         assert_eq!(features(text), ["b", "c"].map(str::to_owned).into());
@@ -437,7 +538,7 @@ mod tests {
         link("3", "anon_inode:[io_uring]");
         link("4", "/proc/self/exe");
         link("5", "/dev/tty0");
-        let (mut obstacles, mut files) = (Vec::new(), BTreeSet::new());
+        let (mut obstacles, mut files) = (Vec::new(), BTreeMap::new());
         of_descriptors(directory.path(), &mut obstacles, &mut files).unwrap();
         assert!(
             obstacles.iter().any(|o| o.contains("io_uring")),
@@ -447,6 +548,6 @@ mod tests {
             !obstacles.iter().any(|o| o.contains("/dev/null")),
             "{obstacles:?}"
         );
-        assert_eq!(files, [PathBuf::from("/proc/self/exe")].into());
+        assert_eq!(files, [(PathBuf::from("/proc/self/exe"), None)].into());
     }
 }

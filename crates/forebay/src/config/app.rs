@@ -8,7 +8,7 @@ use forebay_core::app::{
     App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, Images, IoMax, Match, Restart, Sink,
     Uclamp,
 };
-use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Mobility, Way};
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
@@ -172,6 +172,10 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
         Some("after-lease") => Takeover::AfterLease,
         _ => Takeover::Never,
     };
+    let connections = match movable.take::<&str>("connections").map(|word| word.value) {
+        Some("close") => Connections::Close,
+        _ => Connections::Refuse,
+    };
     let files = movable.take::<Vec<String>>("files");
     let at = files.as_ref().map_or(movable.at, |files| files.at);
     let files: Vec<PathBuf> = files
@@ -182,10 +186,21 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
     for problem in check_moved(&files) {
         findings.add(at, movable.key("files"), problem);
     }
+    if way == Some(Way::Checkpoint) && !files.is_empty() {
+        findings.add(
+            at,
+            movable.key("files"),
+            Problem::new(
+                "an app that goes along with its memory takes no files with it in this release",
+                "put them on storage that the hosts share and leave `files` out, or use mode = \"restart\"",
+            ),
+        );
+    }
     Some(Mobility {
         way: way?,
         files,
         takeover,
+        connections,
     })
 }
 

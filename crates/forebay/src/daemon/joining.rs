@@ -71,6 +71,7 @@ pub(super) fn agent(
         listen,
         rdma,
         state_dir: &config.daemon.state_dir,
+        criu: config.daemon.criu.clone(),
         anchor: Path::new(&config.daemon.cgroup_root),
         commands: commands.clone(),
         reports: published.clone(),

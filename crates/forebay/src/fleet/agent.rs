@@ -14,7 +14,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -52,6 +52,8 @@ pub(crate) struct Beginning<'a> {
     /// Whether what moves goes over RDMA.
     pub(crate) rdma: Rdma,
     pub(crate) state_dir: &'a Path,
+    /// CRIU, where its place is configured.
+    pub(crate) criu: Option<PathBuf>,
     /// The anchor of the groups of apps.
     pub(crate) anchor: &'a Path,
     pub(crate) commands: SyncSender<Command>,
@@ -95,6 +97,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         listen,
         rdma,
         state_dir,
+        criu,
         anchor,
         commands,
         reports,
@@ -143,6 +146,7 @@ pub(crate) fn prepare(beginning: Beginning<'_>) -> Result<Prepared, String> {
         state_dir: state_dir.to_owned(),
         size: member.size,
         ahead: member.ahead.clone(),
+        criu,
         fronts: OnceLock::new(),
     });
     let apps: Arc<dyn Apps> = Arc::clone(&hosted) as Arc<dyn Apps>;

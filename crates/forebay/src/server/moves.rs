@@ -70,6 +70,7 @@ fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
         total_bytes: shown.total,
         took_seconds: shown.took.as_secs_f64(),
         stood_seconds: shown.stood.map(|time| time.as_secs_f64()),
+        expected_pause_seconds: shown.foreseen.map(|time| time.as_secs_f64()),
         left_seconds: shown.left.map(|time| time.as_secs_f64()),
         transport: shown.carried.as_ref().map(|carried| carried.by.to_string()),
         transport_why: shown
@@ -147,9 +148,13 @@ pub(super) async fn begin(
     let message = off(&server, move |desk| {
         let (to, look) = desk.target(&id, &to)?;
         if dry_run {
-            desk.moves.try_only(&id, &to, look)?;
+            let pause = desk.moves.try_only(&id, &to, look)?;
+            let pause = pause.map_or_else(String::new, |pause| {
+                let ms = pause.as_millis();
+                format!("; it would stand still for about {ms} ms")
+            });
             return Ok(format!(
-                "{id} can move to {to}: it has room, and all that {id} needs"
+                "{id} can move to {to}: it has room, and all that {id} needs{pause}"
             ));
         }
         desk.moves.begin(&id, &to, look)?;

@@ -3,11 +3,15 @@
 //!
 //! A page that was lost, or is one of earlier, does not agree with the count, which is elsewhere. Clients
 //! ask over TCP, one letter for each request: `p` for the count, `c` for the count after all pages were
-//! looked at, or the largest number if they do not agree. It keeps nothing open but its socket, is a
+//! looked at, or the largest number if they do not agree. Or it says so by itself: with a witness it adds a line
+//! with the count and the time to a file again and again, or `wrong`. It keeps nothing open but its socket, is a
 //! session of its own, and has no files: so it can be moved.
 
+use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +23,8 @@ const WORDS: usize = 512;
 const MIB_PAGES: usize = 256;
 /// How often pages are written.
 const PERIOD: Duration = Duration::from_millis(1);
+/// From one line of a witness to the next.
+const LINES: Duration = Duration::from_millis(10);
 /// Pages are written in an order that jumps: the next one is so many further on.
 const STRIDE: usize = 7919;
 
@@ -32,8 +38,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=65536))]
     rate: u32,
     /// Where clients ask
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: SocketAddr,
+    #[arg(long, value_name = "ADDRESS:PORT", required_unless_present = "witness")]
+    listen: Option<SocketAddr>,
+    /// A file that a line is added to again and again
+    #[arg(long, value_name = "FILE")]
+    witness: Option<PathBuf>,
+    /// All pages are looked at for every so many lines; for none without
+    #[arg(long, value_name = "LINES", requires = "witness")]
+    check_every: Option<NonZeroU64>,
 }
 
 type Page = [u64; WORDS];
@@ -48,26 +60,47 @@ struct Memory {
 /// Works until it is killed.
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
     // A session of another would have to move along.
-    rustix::process::setsid().map_err(Error::system(
-        "make a session for",
-        "this process",
-        "start it as a child of another",
-    ))?;
+    if !leads_session() {
+        rustix::process::setsid().map_err(Error::system(
+            "make a session for",
+            "this process",
+            "start it as a child of another",
+        ))?;
+    }
     let memory = Mutex::new(Memory::new(args.memory as usize * MIB_PAGES));
-    let listener = TcpListener::bind(args.listen).map_err(Error::system(
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_on(&memory, args.rate));
+        if let Some(witness) = &args.witness {
+            scope.spawn(|| bear_witness(&memory, witness, args.check_every));
+        }
+        match args.listen {
+            Some(address) => listen(address, &memory),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Whether it is a session already. The kernel names no leader that is in another room of process numbers.
+fn leads_session() -> bool {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let session = rest.split_whitespace().nth(3);
+    session == Some(std::process::id().to_string().as_str())
+}
+
+fn listen(address: SocketAddr, memory: &Mutex<Memory>) -> Result<(), Error> {
+    let listener = TcpListener::bind(address).map_err(Error::system(
         "listen on",
-        args.listen,
+        address,
         "choose an address of this host",
     ))?;
     std::thread::scope(|scope| {
-        scope.spawn(|| write_on(&memory, args.rate));
         for stream in listener.incoming() {
             let stream = stream.map_err(Error::system(
                 "take a client at",
-                args.listen,
+                address,
                 "raise the limit on open files",
             ))?;
-            let memory = &memory;
             scope.spawn(move || {
                 // A client that is gone is nobody's loss.
                 serve(&stream, memory).ok();
@@ -75,6 +108,28 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         }
         Ok(())
     })
+}
+
+fn bear_witness(memory: &Mutex<Memory>, file: &Path, check_every: Option<NonZeroU64>) {
+    let mut at = now(ClockId::Monotonic);
+    for line in 0_u64.. {
+        let is_checked = check_every.is_some_and(|every| line.is_multiple_of(every.get()));
+        let count = match is_checked {
+            true => lock(memory).checked(),
+            false => Some(lock(memory).count),
+        };
+        let count = count.map_or_else(|| "wrong".to_owned(), |count| count.to_string());
+        let ms = now(ClockId::Realtime).as_millis();
+        // Whoever reads it misses what could not be written.
+        let opened = OpenOptions::new().append(true).create(true).open(file);
+        opened
+            .and_then(|mut file| file.write_all(format!("{count} {ms}\n").as_bytes()))
+            .ok();
+        at = (at + LINES).max(now(ClockId::Monotonic));
+        if sleep_until(at).is_err() {
+            return;
+        }
+    }
 }
 
 fn write_on(memory: &Mutex<Memory>, rate: u32) {

@@ -15,7 +15,7 @@ use crate::place::{PATIENCE, Place, eventually, is_running, signal};
 const UNPACKED: &str = "/var/cache/forebay-criu/criu";
 
 /// A CRIU that works here, or none and why.
-fn criu(test: &str) -> Option<PathBuf> {
+pub(crate) fn criu(test: &str) -> Option<PathBuf> {
     let usual = ["/usr/sbin/criu", "/usr/local/sbin/criu", UNPACKED];
     let works = |program: &PathBuf| {
         let check = Command::new(program).arg("check").output();

@@ -42,6 +42,7 @@ mod kernel;
 mod leaving;
 mod leaving_postgres;
 mod lifecycle;
+mod memory_moves;
 mod mistakes;
 #[cfg(feature = "etcd")]
 mod move_kills;

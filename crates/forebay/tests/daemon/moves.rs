@@ -65,7 +65,7 @@ impl Fleet {
             etcd,
             _dir: dir,
         };
-        fleet.certify();
+        certify(&fleet.hosts);
         let more = more(&fleet.hosts[0].1);
         for index in 0..fleet.hosts.len() {
             let (name, place) = &fleet.hosts[index];
@@ -75,29 +75,6 @@ impl Fleet {
             fleet.begin(index);
         }
         Some(fleet)
-    }
-
-    /// Makes every host one of the fleet.
-    fn certify(&self) {
-        let (first, holder) = &self.hosts[0];
-        let own = holder.path("state").join("fleet");
-        let run = |arguments: &[&str]| {
-            let output = Command::new(EXE.as_str())
-                .arg("fleet")
-                .args(arguments)
-                .arg("--dir")
-                .arg(&own)
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{arguments:?}: {output:?}");
-        };
-        fs::create_dir_all(own.parent().unwrap()).unwrap();
-        run(&["ca", "init", "--fleet", "t", "--host", first]);
-        for (name, place) in &self.hosts[1..] {
-            let out = place.path("state").join("fleet");
-            fs::create_dir_all(out.parent().unwrap()).unwrap();
-            run(&["ca", "issue", name, "--out", out.to_str().unwrap()]);
-        }
     }
 
     fn file(&self) -> PathBuf {
@@ -325,6 +302,29 @@ fn an_app_moves_with_its_file_and_counts_on() {
     fleet.begin(index);
     fleet.await_owner(others[1]);
     assert_eq!(fleet.owner(), others[1]);
+}
+
+/// Makes every host one of a fleet.
+pub(crate) fn certify(hosts: &[(&'static str, Place)]) {
+    let (first, holder) = &hosts[0];
+    let own = holder.path("state").join("fleet");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(EXE.as_str())
+            .arg("fleet")
+            .args(arguments)
+            .arg("--dir")
+            .arg(&own)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    run(&["ca", "init", "--fleet", "t", "--host", first]);
+    for (name, place) in &hosts[1..] {
+        let out = place.path("state").join("fleet");
+        fs::create_dir_all(out.parent().unwrap()).unwrap();
+        run(&["ca", "issue", name, "--out", out.to_str().unwrap()]);
+    }
 }
 
 fn parent(pid: u32) -> Option<u32> {

@@ -1,8 +1,8 @@
 //! One of the two hosts of a move, as a process of its own: the source takes a process apart, the target
 //! puts it together. Their link is standard input.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::fs;
+use std::io::{self, BufReader, BufWriter, Read as _, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use forebay_core::fleet::rounds::{Bounds, Verdict};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{Speeds, Survey};
-use forebay_host::checkpoint::{Assembly, Criu, Held, Landed, Tracker, runs};
+use forebay_host::checkpoint::{
+    Assembly, Criu, Freezing, Held, Landed, Landing, Orphaned, Tcp, Tracker, pack, runs,
+};
 use serde_json::{Value, json};
 
 use crate::demo::Error;
@@ -19,16 +21,6 @@ use crate::demo::print::line;
 
 /// What is buffered on the way.
 const BUFFER: usize = 256 << 10;
-/// The longest name and the largest file of an image that is taken.
-const NAME_MAX: u64 = 255;
-/// Between two networks of one machine that was busy otherwise; the bounds of rounds come of it.
-const SPEEDS: Speeds = Speeds {
-    fixed: Duration::from_millis(120),
-    each_gib: Duration::from_millis(280),
-    link: 1e9,
-};
-/// What CRIU wrote counts with the images, its logs do not.
-const IMAGE: &str = "img";
 
 /// What tells the source that it runs at the target, and that its address is there.
 pub(super) const RUNS: &[u8; 1] = b"r";
@@ -115,9 +107,9 @@ fn depart(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
     let stood = tracker.stood();
     let mut out = BufWriter::with_capacity(BUFFER, link);
     let bounds = Bounds {
-        aim: Duration::from_millis(50).saturating_add(SPEEDS.fixed(tracked)),
+        aim: Duration::from_millis(50).saturating_add(Speeds::MEASURED.fixed(tracked)),
         most: Duration::from_secs(2),
-        fixed: SPEEDS.fixed(tracked),
+        fixed: Speeds::MEASURED.fixed(tracked),
     };
     let (rounds, verdict) = tracker.rounds(bounds, &mut out).map_err(host)?;
     let Verdict::Freeze(expected) = verdict else {
@@ -125,12 +117,16 @@ fn depart(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
     };
     let copied = began.elapsed();
     let freezing = Instant::now();
-    let held = Held::freeze(criu, pid, &args.dir).map_err(host)?;
+    let freezing_by = Freezing {
+        tcp: Tcp::Keep,
+        orphaned: Orphaned::Stands,
+    };
+    let held = Held::freeze(criu, pid, &args.dir, freezing_by).map_err(host)?;
     let frozen = freezing.elapsed();
     let last = tracker.last(&mut out).map_err(host)?;
     runs::end(&mut out).map_err(broken)?;
     let rest = freezing.elapsed() - frozen;
-    send_images(&args.dir, &mut out).map_err(broken)?;
+    send_images(&args.dir, &mut out)?;
     let sent = freezing.elapsed();
     drop(out);
     wait_for(link)?;
@@ -166,9 +162,13 @@ fn arrive(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
     let mut assembly = Assembly::new(Bytes::mib(64 << 10)).map_err(host)?;
     assembly.take(&mut from).map_err(host)?;
     let size = assembly.size();
-    take_images(&args.dir, &mut from).map_err(broken)?;
+    pack::unpack(&args.dir, &mut from).map_err(host)?;
     let began = Instant::now();
-    let landed = Landed::prepare(criu, &args.dir, assembly).map_err(host)?;
+    let landing = Landing {
+        tcp: Tcp::Keep,
+        groups: Vec::new(),
+    };
+    let landed = Landed::prepare(criu, &args.dir, assembly, &landing).map_err(host)?;
     let prepared = began.elapsed();
     landed.start().map_err(host)?;
     tell(&json!({ "running": landed.pid() }));
@@ -194,7 +194,7 @@ fn depart_plain(args: &Args, link: &UnixStream) -> Result<(), Error> {
     by_hand(dump, &args.dir, "dump.log")?;
     let dumped = began.elapsed();
     let mut out = BufWriter::with_capacity(BUFFER, link);
-    send_images(&args.dir, &mut out).map_err(broken)?;
+    send_images(&args.dir, &mut out)?;
     drop(out);
     let sent = began.elapsed();
     wait_for(link)?;
@@ -208,7 +208,7 @@ fn depart_plain(args: &Args, link: &UnixStream) -> Result<(), Error> {
 
 fn arrive_plain(args: &Args, link: &UnixStream) -> Result<(), Error> {
     let mut from = BufReader::with_capacity(BUFFER, link);
-    take_images(&args.dir, &mut from).map_err(broken)?;
+    pack::unpack(&args.dir, &mut from).map_err(host)?;
     let began = Instant::now();
     let mut restore = Command::new(&args.criu);
     restore.args(["restore", "--restore-detached"]);
@@ -240,52 +240,11 @@ fn by_hand(mut criu: Command, dir: &Path, log: &str) -> Result<(), Error> {
     Err(Error::part("criu", said.join(" | ")))
 }
 
-/// Files of an image: how many, then the name and the content of each behind their lengths.
-fn send_images(dir: &Path, to: &mut impl Write) -> io::Result<()> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == IMAGE) {
-            files.push(path);
-        }
-    }
-    to.write_all(&(files.len() as u64).to_le_bytes())?;
-    for path in files {
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let mut file = File::open(&path)?;
-        to.write_all(&(name.len() as u64).to_le_bytes())?;
-        to.write_all(name)?;
-        to.write_all(&file.metadata()?.len().to_le_bytes())?;
-        io::copy(&mut file, to)?;
-    }
-    to.flush()
-}
-
-fn take_images(dir: &Path, from: &mut impl Read) -> io::Result<()> {
-    for _ in 0..number(from)? {
-        let length = number(from)?;
-        if length > NAME_MAX {
-            return Err(io::Error::other("a name is too long"));
-        }
-        let mut name = vec![0; usize::try_from(length).unwrap_or_default()];
-        from.read_exact(&mut name)?;
-        let name = String::from_utf8_lossy(&name).into_owned();
-        if name.contains('/') {
-            return Err(io::Error::other("a name is a path"));
-        }
-        let length = number(from)?;
-        let mut file = File::create(dir.join(name))?;
-        if io::copy(&mut from.take(length), &mut file)? != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
-}
-
-fn number(from: &mut impl Read) -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    from.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
+fn send_images(dir: &Path, to: &mut impl Write) -> Result<(), Error> {
+    let (_, mut from) = pack::pack(dir).map_err(host)?;
+    io::copy(&mut from, to)
+        .and_then(|_| to.flush())
+        .map_err(broken)
 }
 
 /// Waits for [`RUNS`].

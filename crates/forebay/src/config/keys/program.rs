@@ -53,6 +53,14 @@ pub(super) const MOVE: &[Key] = &[
         "Absolute paths of the files and directories that go along; all hosts of the fleet name the same",
     ),
     key(
+        "connections",
+        Kind::Choice {
+            noun: "connections",
+            words: &["refuse", "close"],
+        },
+        "What becomes of established TCP connections when it goes along with its memory (checkpoint): it stays while there are any (refuse), or they are closed (default \"refuse\")",
+    ),
+    key(
         "takeover",
         Kind::Choice {
             noun: "takeover",

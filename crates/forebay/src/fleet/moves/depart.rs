@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_core::fleet::departure::{Departure, End, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
@@ -273,6 +274,7 @@ impl Depart {
 
     fn check(&mut self) -> Result<(), Trouble> {
         self.requires = self.body.check()?;
+        self.note.foresee(self.body.foresees());
         Ok(())
     }
 
@@ -393,12 +395,13 @@ impl Depart {
     }
 
     /// Whether it may be asked for, before anything is touched: what it needs of the target is found out,
-    /// room is asked for and given back.
-    pub(super) fn try_only(&mut self) -> Result<(), Trouble> {
+    /// room is asked for and given back. How long it would stand still, where that is known.
+    pub(super) fn try_only(&mut self) -> Result<Option<Duration>, Trouble> {
         self.check()?;
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
-        self.house.peer.release(&self.there, &self.attempt())
+        self.house.peer.release(&self.there, &self.attempt())?;
+        Ok(self.body.foresees())
     }
 
     /// Where it stands.

@@ -259,11 +259,16 @@ impl Moves {
         Ok(note)
     }
 
-    /// What a move would find, without one.
+    /// What a move would find, without one; how long the application would stand still, where that is known.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub(crate) fn try_only(&self, app: &AppId, to: &HostName, look: Look) -> Result<(), Refused> {
+    pub(crate) fn try_only(
+        &self,
+        app: &AppId,
+        to: &HostName,
+        look: Look,
+    ) -> Result<Option<Duration>, Refused> {
         // It ends with giving the room back, which must be nobody else's.
         let mut tried = self.prepared(app, to)?;
         tried.look = look;

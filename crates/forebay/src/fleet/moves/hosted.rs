@@ -14,12 +14,13 @@ use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_host::checkpoint::Store;
 use forebay_host::error::HostError;
+use forebay_host::ledger::Process;
 use forebay_host::tenure::Tenure;
 use forebay_host::{Roots, fence};
 use tokio::sync::{oneshot, watch};
 
 use super::service::{Fronts, Service, is_handed_over};
-use super::{Apps, Trouble};
+use super::{Apps, Ground, Trouble};
 use crate::control::{Command, Deed, Published, TellOf};
 
 /// How long the control thread may take for one thing.
@@ -42,6 +43,8 @@ pub(crate) struct Hosted {
     pub(crate) size: offering::Host,
     /// See [`size`](Self::size).
     pub(crate) ahead: watch::Receiver<Arc<Ahead>>,
+    /// CRIU, where its place is configured.
+    pub(crate) criu: Option<PathBuf>,
     /// Once they are known.
     pub(crate) fronts: OnceLock<Arc<Fronts>>,
 }
@@ -194,6 +197,31 @@ impl Apps for Hosted {
             }
         };
         self.report(room).unwrap_or_default()
+    }
+
+    fn main_process(&self, id: &AppId) -> Option<u32> {
+        self.report(|report| report.apps.get(id)?.main_pid)
+    }
+
+    fn processes(&self, id: &AppId) -> Vec<u32> {
+        fence::members(&Roots::default(), &self.anchor, id)
+    }
+
+    fn ground(&self) -> Option<Ground> {
+        Some(Ground {
+            criu: self.criu.clone(),
+            state_dir: self.state_dir.clone(),
+        })
+    }
+
+    fn slice(&self, id: &AppId) -> Result<Vec<PathBuf>, Trouble> {
+        self.carry_out(id, Deed::Slice)?;
+        fence::dirs(&Roots::default(), &self.anchor, id)
+            .map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn adopt(&self, id: &AppId, process: Process) -> Result<(), Trouble> {
+        self.carry_out(id, Deed::Adopt(process))
     }
 
     fn service(&self) -> Option<Arc<dyn Service>> {

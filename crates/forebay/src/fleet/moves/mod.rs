@@ -13,7 +13,8 @@
 //!
 //! - [`Records`], [`Peer`] and [`Apps`] are all that drivers need of the coordinator, of the other host
 //!   and of the control thread. What could not be found out in time is [`Trouble::Unknown`], never a guess.
-//! - [`Leaving`] and [`Coming`] are what moves: [`body::restart`] moves files and starts the program anew.
+//! - [`Leaving`] and [`Coming`] are what moves: [`body::restart`] moves files and starts the program anew,
+//!   [`body::checkpoint`] moves its process with its memory.
 //!   Another way to move is another pair of these, chosen in [`body::leaving`] and [`body::coming`].
 //! - [`journal::Book`] has each machine's mark on disk before a step that needs it is taken; a daemon that
 //!   begins anew goes on from there. A damaged one stops moves, and no application.
@@ -57,6 +58,7 @@ use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
+use forebay_host::ledger::Process;
 use tokio::sync::watch;
 
 use crate::fleet::link::rdma::Carried;
@@ -230,6 +232,26 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     /// What applications of a class will find here, or find now, as this host publishes it; without what
     /// was promised.
     fn room(&self, class: Class, look: Look) -> Room;
+    /// The process of its program; none where there is none, or it was not looked at yet.
+    fn main_process(&self, _: &AppId) -> Option<u32> {
+        None
+    }
+    /// All of its processes.
+    fn processes(&self, _: &AppId) -> Vec<u32> {
+        Vec::new()
+    }
+    /// What moving processes with their memory needs of this host; none where nobody said.
+    fn ground(&self) -> Option<Ground> {
+        None
+    }
+    /// Makes the control groups of its slice; their directories.
+    fn slice(&self, id: &AppId) -> Result<Vec<PathBuf>, Trouble> {
+        refuse(format!("make a slice of {id}: nobody does that here"))
+    }
+    /// Takes a process that came, and stands still, up as its program.
+    fn adopt(&self, id: &AppId, _: Process) -> Result<(), Trouble> {
+        refuse(format!("take a process up as {id}: nobody does that here"))
+    }
     /// The fronts of this host; none before they are known.
     fn service(&self) -> Option<Arc<dyn service::Service>> {
         None
@@ -240,12 +262,25 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn warn(&self, id: &AppId, what: String);
 }
 
+/// What moving processes with their memory needs of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ground {
+    /// CRIU, where its place is configured.
+    pub(crate) criu: Option<PathBuf>,
+    /// Where their images are.
+    pub(crate) state_dir: PathBuf,
+}
+
 /// What moves, on its source.
 pub(crate) trait Leaving: fmt::Debug + Send {
     /// Hears where it moves to, before anything else is asked of it.
     fn goes_to(&mut self, _: &HostName) {}
     /// Looks whether it can, without touching it; what the target has to have.
     fn check(&mut self) -> Result<BTreeSet<String>, Trouble>;
+    /// How long it would stand still, as far as that is known once it was looked at.
+    fn foresees(&self) -> Option<Duration> {
+        None
+    }
     /// Copies what it has while it runs, until little is left.
     fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
     /// Freezes it, and sees that it stands still.

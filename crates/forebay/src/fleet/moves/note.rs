@@ -34,6 +34,7 @@ struct State {
     took: Option<Duration>,
     froze: Option<Instant>,
     stood: Option<Duration>,
+    foreseen: Option<Duration>,
     /// What was sent went by this, last.
     carried: Option<Carried>,
     /// The driver knows that it is not wanted.
@@ -52,6 +53,8 @@ pub(crate) struct Shown {
     pub(crate) took: Duration,
     /// How long the application stood still, so far.
     pub(crate) stood: Option<Duration>,
+    /// How long it was expected to stand still before anything was touched, where that is known.
+    pub(crate) foreseen: Option<Duration>,
     /// What is left of copying at the speed so far; none where none is known.
     pub(crate) left: Option<Duration>,
     /// What was sent went by this, last.
@@ -80,6 +83,7 @@ impl Note {
                 took: None,
                 froze: None,
                 stood: None,
+                foreseen: None,
                 carried: None,
                 heard: false,
             }),
@@ -140,6 +144,11 @@ impl Note {
         self.state().why = Some(why);
     }
 
+    /// It would stand still for so long.
+    pub(super) fn foresee(&self, pause: Option<Duration>) {
+        self.state().foreseen = pause;
+    }
+
     pub(super) fn carried(&self, carried: Carried) {
         self.state().carried = Some(carried);
     }
@@ -176,6 +185,7 @@ impl Note {
             stood: state
                 .stood
                 .or_else(|| state.froze.map(|froze| froze.elapsed())),
+            foreseen: state.foreseen,
             left,
             carried: state.carried,
             why: state.why,

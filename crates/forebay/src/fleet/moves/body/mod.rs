@@ -1,5 +1,6 @@
 //! What moves. Each way to move is a [`Leaving`] on the source and a [`Coming`] on the target.
 
+pub(super) mod checkpoint;
 mod files;
 mod handoff;
 pub(super) mod restart;
@@ -29,7 +30,11 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
             app.id.clone(),
             Arc::clone(apps),
         ))),
-        Way::Checkpoint => Err(not_here(app, way)),
+        Way::Checkpoint => Ok(Box::new(checkpoint::leaves::Leaves::new(
+            app.id.clone(),
+            mobility.connections,
+            Arc::clone(apps),
+        ))),
     }
 }
 
@@ -54,7 +59,11 @@ pub(super) fn coming(
             app.id.clone(),
             Arc::clone(apps),
         ))),
-        Way::Checkpoint => Err(not_here(app, way)),
+        Way::Checkpoint => Ok(Box::new(checkpoint::comes::Comes::new(
+            app,
+            mobility.connections,
+            Arc::clone(apps),
+        ))),
     }
 }
 
@@ -67,11 +76,4 @@ fn way(app: &App) -> Result<(&forebay_core::fleet::mobility::Mobility, Way), Str
         )
     })?;
     Ok((mobility, mobility.way))
-}
-
-fn not_here(app: &App, way: Way) -> String {
-    format!(
-        "{}: this Forebay does not move by `{way}`; use mode = \"restart\", or another release",
-        app.id
-    )
 }

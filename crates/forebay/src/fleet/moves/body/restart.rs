@@ -64,6 +64,85 @@ fn started(exec: &Exec) -> [String; 4] {
     ]
 }
 
+/// What a target has to have of a program.
+pub(super) fn needs(exec: &Exec) -> BTreeSet<String> {
+    let mut requires = BTreeSet::new();
+    if let Some(program) = exec.command.first() {
+        requires.insert(requirement("program", Path::new(program)));
+    }
+    requires.extend(started(exec));
+    if let Some(directory) = &exec.directory {
+        requires.insert(requirement("directory", directory));
+    }
+    requires
+}
+
+/// Whether a target has what is needed of a program; none where it is no need of one.
+pub(super) fn has(
+    app: &AppId,
+    exec: &Exec,
+    (kind, what): (&str, &str),
+) -> Option<Result<(), String>> {
+    let path = Path::new(what);
+    let host = "on the target";
+    Some(match kind {
+        "program" if !path.is_file() => Err(format!(
+            "the program {what} is missing {host}; install it there"
+        )),
+        "directory" if !path.is_dir() => Err(format!(
+            "the directory {what} is missing {host}; make it there"
+        )),
+        "program" | "directory" => Ok(()),
+        "command" | "user" | "group" | "works-in" => {
+            let own = started(exec);
+            let is_own = |own: &&String| own.split_once(':') == Some((kind, what));
+            let key = match kind {
+                "command" => "exec",
+                "works-in" => "directory",
+                other => other,
+            };
+            own.iter().find(is_own).map(|_| ()).ok_or_else(|| {
+                format!(
+                    "{app} has another `{key}` {host}; write the same [apps.{app}] on all hosts"
+                )
+            })
+        }
+        _ => return None,
+    })
+}
+
+/// What is said of a need that this release does not know.
+pub(super) fn unknown(required: &str) -> String {
+    format!("`{required}` is asked for, which this release does not know on the target; update it")
+}
+
+/// Freezes an application, and waits until it stands.
+pub(super) fn stand_still(apps: &dyn Apps, app: &AppId) -> Result<(), Trouble> {
+    let deadline = Instant::now() + FREEZE_MAX;
+    loop {
+        match apps.freeze(app) {
+            Ok(()) => return Ok(()),
+            Err(trouble) if Instant::now() >= deadline => return Err(trouble),
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// Ends an application, and waits until no process of it is left.
+pub(super) fn end(apps: &dyn Apps, app: &AppId) -> Result<(), Trouble> {
+    apps.end(app)?;
+    let deadline = Instant::now() + END_MAX;
+    while apps.runs(app) != Some(false) {
+        if Instant::now() >= deadline {
+            return Err(Trouble::Unknown(format!(
+                "end {app}: some of its processes are still there; see `forebay explain {app}`"
+            )));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 /// On the source.
 #[derive(Debug)]
 pub(crate) struct Leaves {
@@ -136,14 +215,7 @@ impl Leaving for Leaves {
             ));
         }
         self.scan()?;
-        let mut requires = BTreeSet::new();
-        if let Some(program) = exec.command.first() {
-            requires.insert(requirement("program", Path::new(program)));
-        }
-        requires.extend(started(exec));
-        if let Some(directory) = &exec.directory {
-            requires.insert(requirement("directory", directory));
-        }
+        let mut requires = needs(exec);
         for file in &self.files {
             requires.insert(requirement("moves", file));
             if let Some(parent) = file.parent() {
@@ -186,14 +258,7 @@ impl Leaving for Leaves {
     }
 
     fn freeze(&mut self) -> Result<(), Trouble> {
-        let deadline = Instant::now() + FREEZE_MAX;
-        loop {
-            match self.apps.freeze(&self.app) {
-                Ok(()) => return Ok(()),
-                Err(trouble) if Instant::now() >= deadline => return Err(trouble),
-                Err(_) => std::thread::sleep(POLL),
-            }
-        }
+        stand_still(&*self.apps, &self.app)
     }
 
     fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
@@ -218,18 +283,7 @@ impl Leaving for Leaves {
     }
 
     fn end(&mut self) -> Result<(), Trouble> {
-        self.apps.end(&self.app)?;
-        let deadline = Instant::now() + END_MAX;
-        while self.apps.runs(&self.app) != Some(false) {
-            if Instant::now() >= deadline {
-                return Err(Trouble::Unknown(format!(
-                    "end {}: some of its processes are still there; see `forebay explain {0}`",
-                    self.app
-                )));
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(())
+        end(&*self.apps, &self.app)
     }
 }
 
@@ -259,39 +313,16 @@ impl Comes {
         }
     }
 
-    fn has(&self, kind: &str, what: &str, own: &[String]) -> Result<(), String> {
+    fn has(&self, exec: &Exec, required: &str) -> Result<(), String> {
+        let (kind, what) = required.split_once(':').unwrap_or((required, ""));
         let path = Path::new(what);
-        let host = "on the target";
         match kind {
-            "program" if !path.is_file() => Err(format!(
-                "the program {what} is missing {host}; install it there"
-            )),
-            "directory" if !path.is_dir() => Err(format!(
-                "the directory {what} is missing {host}; make it there"
-            )),
             "moves" if !self.files.iter().any(|file| file == path) => Err(format!(
-                "{what} is not among the `move.files` of {} {host}; give it the same on all hosts",
+                "{what} is not among the `move.files` of {} on the target; give it the same on all hosts",
                 self.app
             )),
             "moves" => self.takes_place_of(path),
-            "command" | "user" | "group" | "works-in" => {
-                let is_own = |own: &&String| own.split_once(':') == Some((kind, what));
-                let key = match kind {
-                    "command" => "exec",
-                    "works-in" => "directory",
-                    other => other,
-                };
-                own.iter().find(is_own).map(|_| ()).ok_or_else(|| {
-                    format!(
-                        "{} has another `{key}` {host}; write the same [apps.{0}] on all hosts",
-                        self.app
-                    )
-                })
-            }
-            "program" | "directory" => Ok(()),
-            _ => Err(format!(
-                "`{kind}:{what}` is asked for, which this release does not know {host}; update it"
-            )),
+            _ => has(&self.app, exec, (kind, what)).unwrap_or_else(|| Err(unknown(required))),
         }
     }
 
@@ -320,10 +351,8 @@ impl Coming for Comes {
                 self.app
             ));
         };
-        let own = started(exec);
         for required in requires {
-            let (kind, what) = required.split_once(':').unwrap_or((required, ""));
-            self.has(kind, what, &own)?;
+            self.has(exec, required)?;
         }
         // What only this host counts among its files would be removed, as something that the source has not.
         let moves = |file: &&PathBuf| !requires.contains(&requirement("moves", file));

@@ -307,7 +307,7 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     pair.target.moves.uncordon();
 
     pair.target.apps.takes(Way::Checkpoint);
-    pair.refuses(&["does not move by `checkpoint`"]);
+    pair.refuses(&["moves by `restart` on source", "the same `move.mode`"]);
     pair.target.apps.takes(Way::Restart);
 
     pair.target.apps.has_room(Room::default());

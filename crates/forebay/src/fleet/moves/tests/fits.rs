@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use forebay_core::app::{App, Binding, Class, Exec};
-use forebay_core::fleet::mobility::{Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Mobility, Way};
 use forebay_core::fleet::tenure::Takeover;
 
 use super::models::{Luck, ModelApps, Process, web};
@@ -16,6 +16,7 @@ fn app(files: &[PathBuf], exec: Exec) -> App {
         way: Way::Restart,
         files: files.to_vec(),
         takeover: Takeover::Never,
+        connections: Connections::Refuse,
     });
     app
 }

@@ -1,0 +1,269 @@
+//! On the source.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_core::app::{AppId, Binding};
+use forebay_core::fleet::mobility::Connections;
+use forebay_core::fleet::rounds::{Bounds, Verdict, judge};
+use forebay_core::units::Bytes;
+use forebay_host::checkpoint::preflight::{Speeds, Survey, connections};
+use forebay_host::checkpoint::{Criu, Freezing, Held, Orphaned, Tracker, let_go, pack};
+
+use super::parcels::Parcels;
+use super::{CONNECTIONS, IMAGES, SURVEY, clear, criu, place, remove, tcp, word};
+use crate::fleet::moves::body::restart;
+use crate::fleet::moves::note::Counted;
+use crate::fleet::moves::{Apps, Content, Ground, Leaving, Phase, Road, Trouble, refuse};
+
+/// The rest that sending may take while it stands, beside what CRIU takes anyhow.
+const AIM: Duration = Duration::from_millis(50);
+/// It stays where it would stand for longer.
+const MOST: Duration = Duration::from_secs(5);
+
+/// A process that was looked at and may move.
+#[derive(Debug)]
+struct Fit {
+    pid: u32,
+    criu: Criu,
+    tracked: Bytes,
+    pause: Duration,
+}
+
+/// See the module above.
+#[derive(Debug)]
+pub(in crate::fleet::moves) struct Leaves {
+    app: AppId,
+    connections: Connections,
+    apps: Arc<dyn Apps>,
+    fit: Option<Fit>,
+    tracker: Option<Tracker>,
+    held: Option<Held>,
+}
+
+impl Leaves {
+    pub(in crate::fleet::moves) fn new(
+        app: AppId,
+        connections: Connections,
+        apps: Arc<dyn Apps>,
+    ) -> Self {
+        Self {
+            app,
+            connections,
+            apps,
+            fit: None,
+            tracker: None,
+            held: None,
+        }
+    }
+
+    fn ground(&self) -> Result<Ground, Trouble> {
+        let ground = self.apps.ground();
+        ground.ok_or_else(|| {
+            Trouble::Refused(format!("{}: processes do not go along from here", self.app))
+        })
+    }
+
+    fn images(&self) -> Result<PathBuf, Trouble> {
+        Ok(place(&self.ground()?, &self.app, "leaves"))
+    }
+
+    fn fit(&self) -> Result<&Fit, Trouble> {
+        let fit = self.fit.as_ref();
+        fit.ok_or_else(|| {
+            Trouble::Refused(format!("{} was not looked at; move it again", self.app))
+        })
+    }
+
+    /// Looks at its process; all that stands against a move at once.
+    fn survey(&self, pid: u32, criu: &Criu) -> Result<Survey, Trouble> {
+        let seen = |error: forebay_host::Error| Trouble::Refused(error.explain());
+        let mut survey = Survey::of(pid, criu).map_err(seen)?;
+        let others = self.apps.processes(&self.app).len().saturating_sub(1);
+        if others > 0 && survey.obstacles.is_empty() {
+            let what = format!("{others} more process(es) are in its slice, and one alone moves");
+            survey.obstacles.push(what);
+        }
+        if self.connections == Connections::Refuse {
+            let open = connections(pid).map_err(seen)?;
+            if open > 0 {
+                survey.obstacles.push(format!(
+                    "{open} TCP connection(s) are established, whose addresses stay here: say `move.connections = \
+                     \"close\"` if whoever is at their other ends connects anew"
+                ));
+            }
+        }
+        match survey.obstacles.is_empty() {
+            true => Ok(survey),
+            false => refuse(format!(
+                "{} cannot go along with its memory: {}",
+                self.app,
+                survey.obstacles.join("; ")
+            )),
+        }
+    }
+
+    /// Sends what CRIU wrote of it.
+    fn send_images(&self, road: &Road<'_>) -> Result<Content, Trouble> {
+        let packed = pack::pack(&self.images()?);
+        let (bytes, images) = packed.map_err(|error| Trouble::Refused(error.explain()))?;
+        let content = Content {
+            name: IMAGES.to_owned(),
+            kind: IMAGES.to_owned(),
+        };
+        let mut from = Counted {
+            from: images,
+            note: road.note,
+        };
+        let parcel = (Phase::Final, &content, bytes);
+        road.peer.send(road.to, road.of, parcel, &mut from)?;
+        Ok(content)
+    }
+
+    /// CRIU holds it no more; its group may.
+    fn let_go(&mut self) -> Result<(), Trouble> {
+        let let_go = match (self.held.take(), self.apps.main_process(&self.app)) {
+            (Some(held), _) => held.thaw(),
+            // A daemon before this one had it held.
+            (None, Some(pid)) => let_go(pid, &self.images()?),
+            (None, None) => Ok(()),
+        };
+        let_go.map_err(|error| Trouble::Refused(error.explain()))
+    }
+}
+
+impl Leaving for Leaves {
+    fn check(&mut self) -> Result<BTreeSet<String>, Trouble> {
+        let app = self.apps.app(&self.app);
+        let app = app.ok_or_else(|| Trouble::Refused(format!("there is no app {}", self.app)))?;
+        let Binding::Exec(exec) = &app.binding else {
+            return refuse(format!(
+                "{} is not started by Forebay, so that it would not be known elsewhere; bind it with `exec`",
+                self.app
+            ));
+        };
+        let pid = match (self.apps.runs(&self.app), self.apps.main_process(&self.app)) {
+            (Some(true), Some(pid)) => pid,
+            _ => {
+                return refuse(format!(
+                    "{} does not run here; `forebay explain {0}` says why",
+                    self.app
+                ));
+            }
+        };
+        let criu = criu(&self.ground()?).map_err(Trouble::Refused)?;
+        let survey = self.survey(pid, &criu)?;
+        let here = survey.place(Bytes(u64::MAX), &criu);
+        let here = here.map_err(|error| Trouble::Refused(error.explain()))?;
+        let text = serde_json::to_string(&survey)
+            .map_err(|error| Trouble::Refused(format!("say what {} is: {error}", self.app)))?;
+        let mut requires = restart::needs(exec);
+        requires.insert(format!("{SURVEY}:{text}"));
+        requires.insert(format!("{CONNECTIONS}:{}", word(self.connections)));
+        self.fit = Some(Fit {
+            pid,
+            tracked: survey.tracked,
+            pause: survey.judge(&here, Speeds::MEASURED).pause,
+            criu,
+        });
+        Ok(requires)
+    }
+
+    fn foresees(&self) -> Option<Duration> {
+        self.fit.as_ref().map(|fit| fit.pause)
+    }
+
+    fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
+        let fit = self.fit()?;
+        let fixed = Speeds::MEASURED.fixed(fit.tracked);
+        let bounds = Bounds {
+            aim: fixed.saturating_add(AIM),
+            most: MOST,
+            fixed,
+        };
+        let failed = |error: forebay_host::Error| error.explain();
+        road.note.expect(fit.tracked.0);
+        let tracker = Tracker::attach(fit.pid).map_err(|error| Trouble::Refused(failed(error)))?;
+        let tracker = self.tracker.insert(tracker);
+        let mut rounds = Vec::new();
+        loop {
+            let number = u32::try_from(rounds.len() + 1).unwrap_or(u32::MAX);
+            let mut parcels = Parcels::new(road, Phase::Copy(number));
+            let copied = tracker.round(&mut parcels).map_err(failed);
+            let round = parcels.finish(copied)?;
+            road.note.expect(round.left.0);
+            rounds.push(round);
+            if road.note.is_cancelled() {
+                return refuse(format!("move {}: it was cancelled", self.app));
+            }
+            match judge(bounds, &rounds) {
+                Verdict::Again => {}
+                Verdict::Freeze(_) => return Ok(()),
+                Verdict::Stay(pause) => {
+                    let pause = pause.map_or_else(String::new, |pause| {
+                        format!(", so that it would stand still for {pause:.1?}")
+                    });
+                    return refuse(format!(
+                        "{} writes its memory faster than it can be sent{pause}; move it when it does less",
+                        self.app
+                    ));
+                }
+            }
+        }
+    }
+
+    fn freeze(&mut self) -> Result<(), Trouble> {
+        let images = self.images()?;
+        clear(&images).map_err(Trouble::Refused)?;
+        let fit = self.fit()?;
+        let freezing = Freezing {
+            tcp: tcp(self.connections),
+            orphaned: Orphaned::GoesOn,
+        };
+        let held = Held::freeze(&fit.criu, fit.pid, &images, freezing);
+        self.held = Some(held.map_err(|error| Trouble::Refused(error.explain()))?);
+        // From here on it stands whatever becomes of CRIU and of this daemon.
+        restart::stand_still(&*self.apps, &self.app)
+    }
+
+    fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
+        let mut parcels = Parcels::new(road, Phase::Final);
+        let tracker = self.tracker.as_mut().ok_or_else(|| {
+            Trouble::Refused(format!("{} was not copied; move it again", self.app))
+        })?;
+        let last = tracker.last(&mut parcels).map_err(|error| error.explain());
+        parcels.finish(last)?;
+        let content = self.send_images(road)?;
+        road.peer.prepare(road.to, road.of, &[content])
+    }
+
+    fn thaw(&mut self) -> Result<(), Trouble> {
+        self.tracker = None;
+        self.apps.thaw(&self.app)?;
+        self.let_go()?;
+        remove(&self.images()?).map_err(Trouble::Refused)
+    }
+
+    fn end(&mut self) -> Result<(), Trouble> {
+        self.tracker = None;
+        // Its group holds it, and is ended whether or not CRIU was let go.
+        if let Err(trouble) = self.let_go() {
+            tracing::warn!(app = %self.app, why = %trouble, "ended while CRIU holds it");
+        }
+        restart::end(&*self.apps, &self.app)?;
+        remove(&self.images()?).map_err(Trouble::Refused)
+    }
+}
+
+impl Drop for Leaves {
+    /// The daemon ends: CRIU goes with it, and the group says whether it goes on.
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Err(error) = held.thaw()
+        {
+            tracing::warn!(app = %self.app, reason = error.explain(), "CRIU holds it on");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The way `checkpoint`: the process goes along with its memory.
+//!
+//! ```text
+//!   source                                    target
+//!   check    Survey ── requires ────────────▶ fits      what is there for it
+//!   copy     Tracker::round ── memory ──────▶ take      a porter has it; the process runs
+//!   freeze   CRIU holds it, then its group
+//!   send     Tracker::last ── memory ───────▶ take
+//!            CRIU's images ── images ───────▶ take
+//!            prepare ───────────────────────▶ prepare   it stands at both
+//!            {source, n} ─▶ {target, n + 1}
+//!                                             start     the ledger names it, and it goes on
+//!   end      its group is ended
+//! ```
+//!
+//! Why this order is sound:
+//!
+//! - Before the record is changed the source holds it by its group, which the ledger of its host knows, and CRIU
+//!   only beside that: if the daemon ends, CRIU lets it go, and the group alone says whether it goes on.
+//! - The copy at the target needs no daemon: it is a stopped process in the slice of its app, with a porter beside it
+//!   that fills its memory in. Who it is is on disk before the source hears that it is prepared.
+//! - It goes on only after the ledger there names it as the app's program: a daemon that ends at any moment
+//!   after that is followed by one that finds it, and starts no other.
+//! - The source's copy is ended only after the record says that the target's runs.
+
+pub(in crate::fleet::moves) mod comes;
+pub(in crate::fleet::moves) mod leaves;
+mod parcels;
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use forebay_core::app::AppId;
+use forebay_core::fleet::mobility::Connections;
+use forebay_host::checkpoint::{Criu, Tcp};
+
+use crate::fleet::moves::Ground;
+
+/// Where images of processes that move are, in the state directory.
+const DIR: &str = "moves";
+/// Kinds of contents.
+const MEMORY: &str = "memory";
+const IMAGES: &str = "images";
+/// What a target has to have: room and all else for a process that was looked at.
+const SURVEY: &str = "checkpoint";
+/// And the same that becomes of connections.
+const CONNECTIONS: &str = "connections";
+
+const fn tcp(connections: Connections) -> Tcp {
+    match connections {
+        Connections::Refuse => Tcp::Refuse,
+        Connections::Close => Tcp::Close,
+    }
+}
+
+/// As the configuration has it.
+const fn word(connections: Connections) -> &'static str {
+    match connections {
+        Connections::Refuse => "refuse",
+        Connections::Close => "close",
+    }
+}
+
+fn criu(ground: &Ground) -> Result<Criu, String> {
+    Criu::find(ground.criu.as_deref()).map_err(|error| error.explain())
+}
+
+/// Where images of an app are, on their way from or to this host.
+fn place(ground: &Ground, app: &AppId, side: &str) -> PathBuf {
+    ground.state_dir.join(DIR).join(format!("{app}.{side}"))
+}
+
+/// Makes a directory anew, for nobody but root.
+fn clear(dir: &Path) -> Result<(), String> {
+    remove(dir)?;
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(dir);
+    made.map_err(|error| format!("make {}: {error}; check the disk", dir.display()))
+}
+
+fn remove(dir: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}; check the disk", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

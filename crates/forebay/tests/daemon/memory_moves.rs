@@ -1,0 +1,509 @@
+//! Processes that move between daemons with their memory: hosts with process numbers, mounts, state directories
+//! and groups of their own on one machine, a real etcd, a real CRIU, and a program that keeps nothing but in memory.
+//!
+//! `FOREBAY_TEST_MEMORY` says how many MiB that is where its pause is measured.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::etcd::Etcd;
+use crate::fronts::free_port;
+use crate::images::criu;
+use crate::moves::{certify, status};
+use crate::place::{EXE, PATIENCE, Place, eventually, is_running, signal};
+
+/// Memory of the program in MiB, and what of it is written in a second.
+const MEMORY: u32 = 24;
+const RATE: u32 = 10;
+/// Its pages are all looked at for every so many lines.
+const CHECK_EVERY: u32 = 20;
+
+/// Runs its arguments without descriptors of whoever began the test: they are of other mounts, and what a daemon has
+/// open its programs have.
+const ALONE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
+                     [ \"$fd\" -gt 2 ] && eval \"exec $fd>&-\"; done; exec \"$@\"";
+
+/// A room of process numbers and mounts, which stays when its daemon ends.
+struct Machine {
+    unshare: Child,
+    /// The first of its processes, by the numbers of the test.
+    init: u32,
+}
+
+impl Machine {
+    /// Its next process has this number: those of two hosts do not meet.
+    fn start(next: u32) -> Option<Self> {
+        let mut command = Command::new("setpriv");
+        let unshare = command
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid"])
+            .args(["--fork", "--mount-proc", "--kill-child", "--", "sh", "-c"])
+            // It reaps what its daemons leave.
+            .arg("echo \"$1\" > /proc/sys/kernel/ns_last_pid; sleep infinity & wait")
+            .args(["sh", &next.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut machine = Self { unshare, init: 0 };
+        eventually("its first process sleeps", || {
+            let ended = machine.unshare.try_wait().unwrap();
+            let [init] = children(machine.unshare.id())[..] else {
+                return ended.is_some();
+            };
+            machine.init = init;
+            !children(init).is_empty()
+        });
+        (machine.init != 0).then_some(machine)
+    }
+
+    /// Runs something in it.
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg("--target")
+            .arg(self.init.to_string())
+            .args(["--mount", "--pid", "--", "bash", "-c", ALONE, "bash"]);
+        command
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All that is in it ends with its first process.
+        signal(self.init, Signal::KILL);
+        self.unshare.wait().unwrap();
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+/// Hosts of one fleet, whose apps move with their memory.
+struct Fleet {
+    hosts: Vec<(&'static str, Place)>,
+    machines: Vec<Machine>,
+    criu: PathBuf,
+    /// What the program says, on whatever host.
+    witness: PathBuf,
+    etcd: Etcd,
+    dir: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, MEMORY, "")
+    }
+
+    /// The longest time from one line of the witness to the next, in milliseconds.
+    fn longest_silence(&self) -> u64 {
+        let lines = self.witnessed();
+        let pairs = lines.windows(2);
+        let silences = pairs.map(|pair| pair[1].1.saturating_sub(pair[0].1));
+        silences.max().unwrap_or(0)
+    }
+
+    /// With more in the configuration of every host.
+    fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
+        let criu = criu(test)?;
+        let names = ["a", "b"];
+        let mut hosts = Vec::new();
+        let mut machines = Vec::new();
+        for (index, name) in (1..).zip(names) {
+            hosts.push((name, Place::new(test)?));
+            let Some(machine) = Machine::start(index * 10_000) else {
+                println!("SKIPPED: {test}: no process numbers of its own");
+                return None;
+            };
+            machines.push(machine);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut fleet = Self {
+            hosts,
+            machines,
+            criu,
+            witness: dir.path().join("witness"),
+            etcd: Etcd::start(test)?,
+            dir,
+        };
+        certify(&fleet.hosts);
+        for index in 0..names.len() {
+            let criu = fleet.criu.clone();
+            fleet.configure(index, &criu, memory, more);
+            fleet.begin(index);
+        }
+        fleet.await_owner();
+        Some(fleet)
+    }
+
+    fn configure(&self, index: usize, criu: &Path, memory: u32, more: &str) {
+        let (name, place) = &self.hosts[index];
+        place.configure_daemon(
+            &format!("criu = \"{}\"", criu.display()),
+            &format!(
+                "[policy]\non_stop = \"kill\"\n\
+                 [fleet]\nhost = \"{name}\"\nlease = \"5s\"\n\
+                 [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"127.0.0.1:{}\"\n\
+                 [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
+                 exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{RATE}\", \
+                 \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"]\n\
+                 move = {{ mode = \"checkpoint\" }}\n{more}",
+                self.etcd.endpoint(),
+                free_port(),
+                EXE.as_str(),
+                self.witness.display(),
+            ),
+        );
+    }
+
+    fn begin(&mut self, index: usize) {
+        let (_, place) = &mut self.hosts[index];
+        let mut command = self.machines[index].enter();
+        command
+            .arg(EXE.as_str())
+            .arg("daemon")
+            .arg("--config")
+            .arg(place.path("forebay.toml"));
+        place.start_with(command);
+    }
+
+    /// The daemon itself, by the numbers of the test.
+    fn daemon(&self, index: usize) -> u32 {
+        let [daemon] = children(self.hosts[index].1.daemon_pid())[..] else {
+            panic!("{} has no daemon", self.hosts[index].0);
+        };
+        daemon
+    }
+
+    /// Its daemon ends as a crash would have it.
+    fn crash(&mut self, index: usize) {
+        let daemon = self.daemon(index);
+        signal(daemon, Signal::KILL);
+        eventually("the daemon ended", || !is_running(daemon));
+        self.hosts[index].1.crash();
+    }
+
+    fn place(&self, name: &str) -> &Place {
+        &self.hosts[index(name)].1
+    }
+
+    /// Lines of the witness so far: what was counted, and when. One program at a time counted, it never went back,
+    /// and all of its pages are as it left them.
+    #[track_caller]
+    fn witnessed(&self) -> Vec<(u64, u64)> {
+        let text = fs::read_to_string(&self.witness).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let line = |line: &str| {
+            let (count, at) = line.split_once(' ').unwrap();
+            let count = count.parse();
+            (
+                count.unwrap_or_else(|_| panic!("a page is lost: {line}")),
+                at.parse().unwrap(),
+            )
+        };
+        let lines: Vec<(u64, u64)> = whole.lines().map(line).collect();
+        for pair in lines.windows(2) {
+            assert!(pair[0].0 <= pair[1].0, "it went back: {pair:?}");
+        }
+        lines
+    }
+
+    /// It goes on, for long enough that all of its pages are looked at.
+    #[track_caller]
+    fn goes_on(&self) {
+        let lines = CHECK_EVERY as usize * 2;
+        let before = self.witnessed().len();
+        eventually("it goes on", || self.witnessed().len() > before + lines);
+    }
+
+    /// Waits until one host owns the program and runs it, and no other one does.
+    #[track_caller]
+    fn await_owner(&self) -> &'static str {
+        let owners = || -> Vec<&'static str> {
+            let owns = |place: &Place| {
+                let owns = &status(place)["owns"];
+                owns.as_array().unwrap().contains(&"pages".into())
+            };
+            let hosts = self.hosts.iter().filter(|(_, place)| owns(place));
+            hosts.map(|(name, _)| *name).collect()
+        };
+        let running = || -> Vec<&'static str> {
+            let runs = |place: &Place| place.app("pages")["state"] == "running";
+            let hosts = self.hosts.iter().filter(|(_, place)| runs(place));
+            hosts.map(|(name, _)| *name).collect()
+        };
+        eventually("one host owns it and runs it", || {
+            let owners = owners();
+            owners.len() == 1 && owners == running()
+        });
+        self.goes_on();
+        owners()[0]
+    }
+
+    #[track_caller]
+    fn await_rest(&self) {
+        eventually("all moves are over", || {
+            self.hosts.iter().all(|(_, place)| {
+                let moves = place.json(&["move"]);
+                let over = |one: &Value| one["over"] == true;
+                moves["away"].as_array().unwrap().iter().all(over)
+                    && moves["coming"].as_array().unwrap().is_empty()
+            })
+        });
+    }
+
+    /// Nothing of a move is left on any host: neither images nor whoever carried it.
+    #[track_caller]
+    fn await_clean(&self) {
+        eventually("nothing of a move is left", || {
+            let is_empty = |(_, place): &(&str, Place)| {
+                let moves = fs::read_dir(place.path("state/moves"));
+                moves.is_ok_and(|mut left| left.next().is_none())
+            };
+            let porters = crate::place::processes(|words| {
+                words.get(1).is_some_and(|word| word == "porter")
+                    && words.iter().any(|word| {
+                        let mut hosts = self.hosts.iter();
+                        hosts.any(|(_, place)| Path::new(word).starts_with(place.path("state")))
+                    })
+            });
+            self.hosts.iter().all(is_empty) && porters.is_empty()
+        });
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // What `nsenter` is told it does not pass on.
+        for (_, place) in &self.hosts {
+            for daemon in children(place.daemon_pid()) {
+                signal(daemon, Signal::TERM);
+                eventually("the daemon stops", || !is_running(daemon));
+            }
+        }
+    }
+}
+
+fn index(name: &str) -> usize {
+    usize::from(name == "b")
+}
+
+fn other(name: &str) -> &'static str {
+    if name == "a" { "b" } else { "a" }
+}
+
+#[test]
+fn a_process_moves_with_its_memory_to_another_daemon() {
+    let asked = std::env::var("FOREBAY_TEST_MEMORY").ok();
+    let memory = asked.map_or(MEMORY, |text| text.parse().unwrap());
+    let Some(mut fleet) = Fleet::start_with("a process moves with its memory", memory, "") else {
+        return;
+    };
+    let from = fleet.await_owner();
+    let to = other(from);
+    let pid = fleet.place(from).await_pid("pages");
+
+    // A question does not touch it, and says how long it would stand.
+    let asked = fleet
+        .place(from)
+        .ask(&["move", "pages", "--to", to, "--dry-run"]);
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(asked.status.success(), "{asked:?}");
+    assert!(said.contains("it would stand still for about"), "{said}");
+    assert_eq!(fleet.place(from).await_pid("pages"), pid);
+
+    let before = fleet.longest_silence();
+    let moved = fleet.place(from).json(&["move", "pages", "--to", to]);
+    println!("{moved}");
+    fleet.goes_on();
+    let after = fleet.longest_silence();
+    println!("it was silent for {after} ms at most, {before} ms before it moved");
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    assert!(
+        moved["expected_pause_seconds"].as_f64().unwrap() > 0.0,
+        "{moved}"
+    );
+    assert!(
+        moved["sent_bytes"].as_u64().unwrap() >= u64::from(memory) << 20,
+        "{moved}"
+    );
+    assert_eq!(fleet.await_owner(), to);
+    assert_eq!(
+        fleet.place(to).await_pid("pages"),
+        pid,
+        "it is the same process"
+    );
+    let told = fleet.place(to).await_event("pages", "move");
+    assert!(told.contains(&format!("came from {from}")), "{told}");
+    fleet.await_clean();
+
+    // The daemon that took it in ends, and the next one knows it: it goes on, and no other is started.
+    fleet.crash(index(to));
+    fleet.begin(index(to));
+    assert_eq!(fleet.await_owner(), to);
+    assert_eq!(fleet.place(to).await_pid("pages"), pid);
+
+    // And back, where its number is free again.
+    let moved = fleet.place(to).json(&["move", "pages", "--to", from]);
+    println!("{moved}");
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    assert_eq!(fleet.await_owner(), from);
+    assert_eq!(fleet.place(from).await_pid("pages"), pid);
+    fleet.await_clean();
+
+    // It is the app's program: where it ends, its policy has it started again.
+    let daemon = fleet.daemon(index(from));
+    let own = |pid: &u32| {
+        let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains("--witness")
+    };
+    let programs: Vec<u32> = children(daemon).into_iter().filter(own).collect();
+    let [program] = programs[..] else {
+        panic!("{programs:?}");
+    };
+    fs::remove_file(&fleet.witness).unwrap();
+    signal(program, Signal::KILL);
+    fleet
+        .place(from)
+        .await_app("pages", "started again", |app| {
+            app["state"] == "running" && app["main_pid"] != pid
+        });
+}
+
+/// Kills a daemon at a stage of a move; who owns the program in the end.
+fn killed_at(fleet: &mut Fleet, from: &'static str, kills: &str, stage: &str) -> &'static str {
+    let to = other(from);
+    fleet.goes_on();
+    let place = fleet.place(from);
+    eventually("it could move", || {
+        let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
+        asked.status.success()
+    });
+    let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
+    assert!(asked.status.success(), "{asked:?}");
+    // Looked at as often as can be: some stages are short.
+    let until = Instant::now() + PATIENCE;
+    let is_there = |now: &Value| now["stage"] == stage || now["over"] == true;
+    while !is_there(&place.json(&["move", "pages"])) {
+        assert!(Instant::now() < until, "it comes to no end");
+    }
+    fleet.crash(index(kills));
+    fleet.begin(index(kills));
+    fleet.await_rest();
+    let owner = fleet.await_owner();
+    println!("{kills} killed, {from} to {to} {stage}: {owner}");
+    owner
+}
+
+/// Whatever daemon ends, one process goes on from where it stood.
+#[test]
+fn a_daemon_that_is_killed_while_memory_moves_leaves_one_process() {
+    let Some(mut fleet) = Fleet::start("a daemon is killed while memory moves") else {
+        return;
+    };
+    let mut owner = fleet.await_owner();
+    let stages = ["copying", "freezing", "sending", "committing", "awaiting"];
+    for stage in stages {
+        for is_source in [true, false] {
+            let kills = if is_source { owner } else { other(owner) };
+            owner = killed_at(&mut fleet, owner, kills, stage);
+        }
+    }
+    let to = other(owner);
+    let moved = fleet.place(owner).json(&["move", "pages", "--to", to]);
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    assert_eq!(fleet.await_owner(), to);
+    fleet.await_clean();
+}
+
+/// A target that cannot make it leaves it where it is, and it goes on.
+#[test]
+fn a_process_that_its_target_cannot_make_goes_on_where_it_was() {
+    let Some(mut fleet) = Fleet::start("a target cannot make a process") else {
+        return;
+    };
+    let from = fleet.await_owner();
+    let to = other(from);
+    let pid = fleet.place(from).await_pid("pages");
+    let broken = fleet.dir.path().join("criu");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = restore ] && exit 1\nexec \"{}\" \"$@\"\n",
+        fleet.criu.display()
+    );
+    fs::write(&broken, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&broken, mode).unwrap();
+    fleet.configure(index(to), &broken, MEMORY, "");
+    fleet.crash(index(to));
+    fleet.begin(index(to));
+    eventually("it could move", || {
+        let asked = fleet
+            .place(from)
+            .ask(&["move", "pages", "--to", to, "--dry-run"]);
+        asked.status.success()
+    });
+    fleet
+        .place(from)
+        .fails(&["move", "pages", "--to", to], 1, &["stays", "restore"]);
+    assert_eq!(fleet.await_owner(), from);
+    assert_eq!(fleet.place(from).await_pid("pages"), pid);
+    fleet.await_rest();
+    fleet.await_clean();
+}
+
+/// What stands against a move is told, all of it, before anything is touched.
+#[test]
+fn a_process_that_cannot_go_along_is_refused_before_it_is_touched() {
+    let port = free_port();
+    let exe = EXE.as_str();
+    let quiet = "stdout = \"/dev/null\"\nstderr = \"/dev/null\"\nmove = { mode = \"checkpoint\" }";
+    let more = format!(
+        "[apps.family]\nexec = [\"/bin/sh\", \"-c\", \"sleep 100000 & wait\"]\n{quiet}\n\
+         [apps.talks]\nexec = [\"{exe}\", \"workload\", \"pages\", \"--memory\", \"1\", \"--rate\", \"0\", \"--listen\", \
+         \"127.0.0.1:{port}\"]\n{quiet}\n"
+    );
+    let Some(fleet) = Fleet::start_with("a process that cannot go along", MEMORY, &more) else {
+        return;
+    };
+    let owner = |app: &str| {
+        let owns = |name: &&'static str| {
+            let owns = &status(fleet.place(name))["owns"];
+            let is_owned = owns.as_array().unwrap().contains(&app.into());
+            is_owned && fleet.place(name).app(app)["state"] == "running"
+        };
+        let mut found = None;
+        eventually("somebody runs it", || {
+            found = ["a", "b"].into_iter().find(owns);
+            found.is_some()
+        });
+        found.unwrap()
+    };
+    let refused = |app: &str, words: &[&str]| {
+        let from = owner(app);
+        let place = fleet.place(from);
+        let pid = place.await_pid(app);
+        for way in [&["--dry-run"][..], &[]] {
+            let words: Vec<&str> = words.iter().copied().chain([app]).collect();
+            let mut asked = vec!["move", app, "--to", other(from)];
+            asked.extend(way);
+            place.fails(&asked, 1, &words);
+        }
+        assert_eq!(place.await_pid(app), pid);
+    };
+    refused("family", &["1 child process(es)"]);
+    let mut client = None;
+    eventually("it listens", || {
+        client = std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        client.is_some()
+    });
+    refused("talks", &["1 TCP connection(s)", "move.connections"]);
+}
