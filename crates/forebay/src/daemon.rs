@@ -3,6 +3,7 @@
 //! The control thread owns the host. Everything else runs on one thread beside it and hears
 //! of it through the watch channel and the command queue only.
 
+mod error;
 mod joining;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ use forebay_host::owner::Addresses;
 use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+
+pub(crate) use error::Error;
+use error::system;
 
 use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
@@ -60,38 +64,6 @@ pub(crate) struct Args {
     /// End as soon as the thread that started this process ends
     #[arg(long, hide = true)]
     parent_death: bool,
-}
-
-/// Why the daemon did not start or did not end well.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The configuration has mistakes.
-    #[error("{0}")]
-    Config(config::Errors),
-    /// The host refused something.
-    #[error("{0}")]
-    Host(String),
-    /// The API cannot be reached.
-    #[error("{0}")]
-    Listen(String),
-    /// The system refused something.
-    #[error("{attempt}; {remedy}")]
-    System {
-        attempt: &'static str,
-        remedy: &'static str,
-        source: std::io::Error,
-    },
-    /// Some things could not be put back.
-    #[error("not everything was put back: {0}; run `forebay restore`")]
-    Farewell(String),
-}
-
-fn system(attempt: &'static str, remedy: &'static str) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::System {
-        attempt,
-        remedy,
-        source,
-    }
 }
 
 /// Runs until SIGTERM or SIGINT; then puts everything back.

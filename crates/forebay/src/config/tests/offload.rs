@@ -45,7 +45,6 @@ fn every_key_of_offload_arrives() {
         persistence: Duration::from_millis(500),
         cool_down: Duration::from_secs(60),
         settling: Duration::from_secs(2),
-        ..Rules::default()
     };
     assert_eq!(config.policy.offload, expected);
     let web: AppId = "web".parse().unwrap();
