@@ -44,7 +44,7 @@ pub(super) fn all() -> Result<Vec<Scenario>, String> {
     Ok(scenarios)
 }
 
-/// Reads `# about: TEXT`, `# kernels: K...`, `# routine: K...` (all of them where it is left out),
+/// Reads `# about: TEXT`, `# kernels: K...`, `# routine: K...` (all of them where it is left out, `none` for none),
 /// `# machine: OPTIONS` and `# seconds: N`.
 fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     let field = |key: &str| {
@@ -63,7 +63,11 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     };
     let about = field("about").ok_or("the header lacks `# about: TEXT`")?;
     let kernels = words(field("kernels").ok_or("the header lacks `# kernels: stable old`")?);
-    let routine = field("routine").map_or_else(|| kernels.clone(), words);
+    let routine = match field("routine") {
+        None => kernels.clone(),
+        Some("none") => Vec::new(),
+        Some(text) => words(text),
+    };
     if let Some(other) = routine.iter().find(|kernel| !kernels.contains(kernel)) {
         return Err(format!("`# routine: {other}` is none of `# kernels:`"));
     }
@@ -106,6 +110,8 @@ mod tests {
         assert_eq!(scenario.routine, ["stable", "old"]);
         let fewer = format!("{text}# routine: old\n");
         assert_eq!(parse("name", &fewer).unwrap().routine, ["old"]);
+        let never = format!("{text}# routine: none\n");
+        assert!(parse("name", &never).unwrap().routine.is_empty());
         assert_eq!(scenario.bound, Duration::from_secs(9));
         assert_eq!(scenario.machine.cpus, 4);
     }
