@@ -434,8 +434,8 @@ fn a_rung_that_does_not_help_is_taken_back_and_what_is_absent_is_named() {
             " predicted), taken back.",
             "Not taken: place its threads one by one: ",
             "Not taken: give it more CPUs: it did not help when it was tried last",
-            "Not taken: move it to another host: no other host is asked by itself yet; `forebay move` does it.",
-            "Not taken: send its tasks to an accelerator: no accelerator takes its tasks.",
+            "Not taken: move it to another host: this host takes no part in moves of a fleet (`fleet.link.listen`).",
+            "Not taken: send its tasks to an accelerator: no worker takes tasks of it (`accelerators`), or it does not",
         ];
         parts.iter().all(|part| said.contains(part))
     });
