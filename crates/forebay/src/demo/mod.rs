@@ -164,19 +164,14 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
     if args.show == Show::Fleet && !args.apart {
         return fleet::apart();
     }
-    if args.show != Show::Colocation {
-        let length = Duration::from_secs(args.seconds);
-        let result = match args.show {
-            Show::Fleet => fleet::show(dir, length)?,
-            _ => failover::show(dir, length)?,
-        };
-        return args
-            .json
-            .as_deref()
-            .map_or(Ok(()), |file| write(file, &result));
-    }
-    if args.show == Show::Accel {
-        let result = accel::show(dir)?;
+    let length = Duration::from_secs(args.seconds);
+    let result = match args.show {
+        Show::Colocation => None,
+        Show::Failover => Some(failover::show(dir, length)?),
+        Show::Accel => Some(accel::show(dir)?),
+        Show::Fleet => Some(fleet::show(dir, length)?),
+    };
+    if let Some(result) = result {
         return args
             .json
             .as_deref()

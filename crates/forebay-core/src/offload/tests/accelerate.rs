@@ -82,11 +82,9 @@ fn what_does_not_help_is_taken_back_and_left_alone_for_a_while() {
 
 #[test]
 fn what_helped_is_kept_and_let_go_a_minute_after_it_is_not_needed() {
-    let (steps, _) = climbed(true, 700);
-    assert_eq!(steps[0], (10, Direction::Take));
-    let (undone, turn) = steps[1];
-    assert_eq!(turn, Direction::Undo);
-    assert!((610..680).contains(&undone), "{undone}");
+    let (steps, _) = climbed(true, 720);
+    // Measured until 11 s, and not needed for a minute from there on.
+    assert_eq!(steps, [(10, Direction::Take), (711, Direction::Undo)]);
 }
 
 #[test]

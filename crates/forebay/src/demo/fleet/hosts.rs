@@ -17,8 +17,6 @@ use crate::demo::{Error, terminate};
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Those with an instance of the service. The front is on the first, and hands over from or to that host.
 const SERVING: [&str; 2] = ["a", "b"];
-/// What the other one has to do meanwhile, so that it offers less room.
-const BULK_CPUS: f64 = 0.5;
 /// Where etcd and the clients are.
 const CENTRE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 254);
 const ETCD_PORT: u16 = 2379;
@@ -91,6 +89,10 @@ impl Hosts {
                 fleet.ask(name, &["status", "--json"])
             })?;
         }
+        // It has no instance of the service, which its offer does not say.
+        stage.until("a host that takes no more", || {
+            fleet.ask(NAMES[0], &["fleet", "cordon", NAMES[2], "--json"])
+        })?;
         Ok(fleet)
     }
 
@@ -305,21 +307,14 @@ fn configuration(program: &Path, dir: &Path, name: &str, address: Ipv4Addr) -> S
         quoted(&dir.join(STATE_DIR)),
         std::process::id(),
     );
-    text += &if SERVING.contains(&name) {
-        format!(
+    if SERVING.contains(&name) {
+        text += &format!(
             "[apps.shop]\nrestart = \"always\"\nmove = {{ mode = \"handoff\" }}\n\
              exec = [{}, \"workload\", \"service\", \"--address\", \"0.0.0.0\", \"--port\", \
              \"{SERVICE_PORT}\", \"--work-us\", \"{WORK_US}\"]\n",
             quoted(program)
-        )
-    } else {
-        format!(
-            "[apps.bulk]\nrestart = \"always\"\nceiling = {{ cpu = {BULK_CPUS} }}\n\
-             exec = [{}, \"workload\", \"burn\", \"--threads\", \"1\", \"--count-file\", {}]\n",
-            quoted(program),
-            quoted(&dir.join("bulk"))
-        )
-    };
+        );
+    }
     if name == NAMES[0] {
         let each = SERVING.into_iter().enumerate();
         let each = each.map(|(index, host)| {

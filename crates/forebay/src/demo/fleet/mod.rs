@@ -2,7 +2,7 @@
 //!
 //! Three hosts are three networks of one machine, each with a daemon, a directory and control groups of its
 //! own, on one bridge; etcd is a real one beside them. The service stands behind a front on the first
-//! host, with an instance on two of them; the third has work of its own. A critical hog begins on the host whose instance serves: that
+//! host, with an instance on two of them; the third is cordoned. A critical hog begins on the host whose instance serves: that
 //! one is constrained, its ladder finds nothing on its host that helps, and it leaves. Nobody says
 //! `forebay move`. Then the same again where it came to.
 //!
