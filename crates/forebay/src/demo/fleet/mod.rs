@@ -193,7 +193,7 @@ impl Stage<'_> {
             to,
             after: moved - hogged,
             calm: clients.between(began, hogged)?,
-            hogged: clients.between(hogged, moved.checked_sub(AROUND).unwrap_or(hogged))?,
+            hogged: clients.between(hogged, moved)?,
             around: clients.between(moved.checked_sub(AROUND).unwrap_or(hogged), moved + AROUND)?,
             owners,
         })
