@@ -9,6 +9,7 @@
 
 mod accel;
 mod arm;
+mod fleet;
 pub(crate) mod print;
 mod simulated;
 mod sweep;
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,
+    /// The inner process is in a network of its own
+    #[arg(long, hide = true)]
+    apart: bool,
 }
 
 /// What can be shown.
@@ -63,6 +67,8 @@ enum Show {
     Failover,
     /// A slice that is too small for its compute tasks, which go to an accelerator and back
     Accel,
+    /// A service that moves between three hosts by itself when one of them is hogged, under its clients
+    Fleet,
 }
 
 /// Why the demo did not come to its end.
@@ -155,15 +161,17 @@ pub(crate) fn interruption() -> Result<Arc<AtomicBool>, Error> {
 }
 
 fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
-    if args.show == Show::Failover {
-        let result = failover::show(dir, Duration::from_secs(args.seconds))?;
-        return args
-            .json
-            .as_deref()
-            .map_or(Ok(()), |file| write(file, &result));
+    if args.show == Show::Fleet && !args.apart {
+        return fleet::apart();
     }
-    if args.show == Show::Accel {
-        let result = accel::show(dir)?;
+    let length = Duration::from_secs(args.seconds);
+    let result = match args.show {
+        Show::Colocation => None,
+        Show::Failover => Some(failover::show(dir, length)?),
+        Show::Accel => Some(accel::show(dir)?),
+        Show::Fleet => Some(fleet::show(dir, length)?),
+    };
+    if let Some(result) = result {
         return args
             .json
             .as_deref()

@@ -121,14 +121,22 @@ fn sweep(dir: &Path) -> Result<(), Error> {
     for pid in children() {
         kill_process(pid, Signal::TERM).ok();
     }
-    let state = dir.join(STATE_DIR);
-    let put = put_back(&state);
+    let states = states(dir);
+    let put: Result<(), Error> = states.iter().try_for_each(|state| put_back(state));
     end_children()?;
     if put.is_err() {
         // Whoever was in the way has ended by now.
-        put_back(&state)?;
+        states.iter().try_for_each(|state| put_back(state))?;
     }
     fs::remove_dir_all(dir).map_err(Error::system("remove", dir.display(), "remove it by hand"))
+}
+
+/// Where daemons kept their ledgers: here, or one for each of several hosts.
+fn states(dir: &Path) -> Vec<PathBuf> {
+    let hosts = fs::read_dir(dir).into_iter().flatten().flatten();
+    let hosts = hosts.map(|entry| entry.path().join(STATE_DIR));
+    let hosts = hosts.filter(|state| state.is_dir());
+    std::iter::once(dir.join(STATE_DIR)).chain(hosts).collect()
 }
 
 fn put_back(state: &Path) -> Result<(), Error> {

@@ -41,7 +41,10 @@ const CALIBRATION_ROUNDS: usize = 5;
 /// `forebay workload service`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Port on 127.0.0.1; 0 takes a free one
+    /// Address to listen at
+    #[arg(long, value_name = "IP", default_value_t = Ipv4Addr::LOCALHOST)]
+    address: Ipv4Addr,
+    /// Port there; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
     /// File which receives the port once the service listens
@@ -79,9 +82,9 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
     if args.calibrate {
         return print_line(&calibration_json(&args, iterations).to_string());
     }
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, args.port)).map_err(Error::system(
+    let listener = TcpListener::bind((args.address, args.port)).map_err(Error::system(
         "listen on",
-        format!("127.0.0.1:{}", args.port),
+        format!("{}:{}", args.address, args.port),
         "use another --port; 0 takes a free one",
     ))?;
     if let Some(port_file) = &args.port_file {

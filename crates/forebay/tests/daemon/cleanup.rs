@@ -225,6 +225,36 @@ fn a_demo_of_failover_shows_all_there_is_and_leaves_nothing() {
     demo.assert_nothing_left();
 }
 
+/// A service moves twice by itself, and no request of its clients fails.
+#[test]
+fn a_demo_of_the_fleet_moves_a_service_by_itself_and_leaves_nothing() {
+    let test = "a_demo_of_the_fleet_moves_a_service_by_itself_and_leaves_nothing";
+    for program in ["etcd", "unshare", "ip"] {
+        let word = if program == "ip" { "-V" } else { "--version" };
+        if Command::new(program).arg(word).output().is_err() {
+            println!("SKIPPED: {test}: there is no {program}");
+            return;
+        }
+    }
+    let words = ["demo", "fleet", "--seconds", "12"];
+    let Some(mut demo) = Demo::begin(test, &words, "forebay-demo") else {
+        return;
+    };
+    assert_eq!(demo.end(), Some(0), "{}", demo.log());
+    let text = fs::read_to_string(demo.temp.path().join("result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let moves = result["moves"].as_array().unwrap();
+    assert_eq!(moves.len(), 2, "{result}");
+    for one in moves {
+        assert_ne!(one["from"], one["to"], "{one}");
+        assert_eq!(one["owners"], 1, "{one}");
+        assert!(one["why"].as_str().unwrap().contains("by itself"), "{one}");
+    }
+    assert_eq!(result["all"]["failed"], 0, "{result}");
+    assert!(demo.parts().is_empty() && is_gone(&demo.dir()));
+    demo.assert_nothing_left();
+}
+
 #[test]
 fn a_demo_of_failover_that_is_killed_leaves_nothing() {
     let Some(mut demo) = start_failover("a_demo_of_failover_that_is_killed_leaves_nothing") else {

@@ -320,7 +320,7 @@ fn wire(source: u32, target: u32) -> Result<Route, Error> {
 }
 
 /// Waits until a process that was started has the network of its own.
-fn await_network(pid: u32) -> Result<(), Error> {
+pub(crate) fn await_network(pid: u32) -> Result<(), Error> {
     let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
     let until = Instant::now() + PATIENCE;
     while of(&pid.to_string()) == of("self") {
@@ -332,7 +332,8 @@ fn await_network(pid: u32) -> Result<(), Error> {
     Ok(())
 }
 
-fn ip(before: &[&str], commands: &str) -> Result<(), Error> {
+/// Has `ip` carry out commands, by way of others: in the network of a process.
+pub(crate) fn ip(before: &[&str], commands: &str) -> Result<(), Error> {
     let mut words = before.to_vec();
     words.extend(["ip", "-batch", "-"]);
     let failed = || Error::system::<std::io::Error>("run", "ip", "install iproute2");
