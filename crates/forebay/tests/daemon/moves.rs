@@ -190,7 +190,7 @@ impl Fleet {
     /// Waits until a host runs the app, and no other one does; what it counted.
     #[track_caller]
     pub(crate) fn await_owner(&self, name: &str) -> u64 {
-        eventually("one host runs it", || {
+        let runs = || {
             let running: Vec<&str> = self
                 .hosts
                 .iter()
@@ -198,7 +198,21 @@ impl Fleet {
                 .map(|(host, _)| *host)
                 .collect();
             running == [name] && self.processes().len() == 1
-        });
+        };
+        let runs = std::panic::AssertUnwindSafe(|| eventually("one host runs it", runs));
+        if std::panic::catch_unwind(runs).is_err() {
+            println!("processes: {:?}", self.processes());
+            for (host, place) in &self.hosts {
+                println!("{host}: {:#}", place.app("counts"));
+                println!("{host}: {:#}", place.json(&["move"]));
+                println!("{host}: {:#}", status(place));
+                println!(
+                    "{host}: {}",
+                    String::from_utf8_lossy(&place.ask(&["explain", "counts"]).stdout)
+                );
+            }
+            panic!("{name} does not run it, or not alone");
+        }
         let before = self.counted(name);
         eventually("it goes on", || self.counted(name) > before + 5);
         before
