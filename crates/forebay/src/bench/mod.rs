@@ -200,7 +200,7 @@ fn write_config(config: &Path, text: &str) -> Result<(), Error> {
 }
 
 /// Starts a daemon that ends with this process.
-fn start_daemon(config: &Path) -> Result<Child, Error> {
+pub(crate) fn start_daemon(config: &Path) -> Result<Child, Error> {
     Command::new("/proc/self/exe")
         .args(["daemon", "--parent-death", "--config"])
         .arg(config)

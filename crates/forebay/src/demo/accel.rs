@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::print::{line, progress};
 use super::{Error, STATE_DIR, interruption, terminate};
+use crate::bench::start_daemon;
 use crate::output::{numbers, table, words};
 use crate::workload::tasks::Status;
 
@@ -133,17 +134,7 @@ pub(super) fn show(dir: &Path) -> Result<Value, Error> {
     ))?;
     // What is compared at the beginning is no load of the service.
     let config = configure(&exe, dir, "watch")?;
-    let daemon = Command::new(&exe)
-        .args(["daemon", "--parent-death", "--config"])
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(Error::system(
-            "start",
-            "the daemon",
-            "check memory and process limits",
-        ))?;
+    let daemon = start_daemon(&config)?;
     let mut show = Show {
         exe,
         dir,

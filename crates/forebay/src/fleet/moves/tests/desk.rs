@@ -434,12 +434,9 @@ fn a_full_disk_lets_it_go_on_where_it_is() {
     });
     assert_eq!(pair.moves().unwrap().0, End::Moved);
 }
-
-#[test]
-fn a_full_disk_at_the_target_gives_it_back() {
-    let pair = Pair::new();
-    let dir = pair.dir.path().to_owned();
-    pair.link.after_prepare.set(move || fill(&dir, "target"));
+/// A target whose disk is full gives it back, and takes it once there is room.
+#[track_caller]
+fn assert_given_back_and_moved_later(pair: &Pair) {
     assert_eq!(pair.moves().unwrap().0, End::Stayed);
     assert_eq!(pair.source.apps.process(), Process::Runs);
     assert_eq!(pair.target.apps.process(), Process::None);
@@ -450,6 +447,14 @@ fn a_full_disk_at_the_target_gives_it_back() {
         pair.target.moves.awaited().is_empty()
     });
     assert_eq!(pair.moves().unwrap().0, End::Moved);
+}
+
+#[test]
+fn a_full_disk_at_the_target_gives_it_back() {
+    let pair = Pair::new();
+    let dir = pair.dir.path().to_owned();
+    pair.link.after_prepare.set(move || fill(&dir, "target"));
+    assert_given_back_and_moved_later(&pair);
 }
 
 #[test]

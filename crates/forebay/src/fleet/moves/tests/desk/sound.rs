@@ -129,16 +129,7 @@ fn a_disk_that_is_full_when_it_cannot_be_started_keeps_nobody_standing() {
         fill(&dir, "target");
         refuse("the program ended at once")
     });
-    assert_eq!(pair.moves().unwrap().0, End::Stayed);
-    assert_eq!(pair.source.apps.process(), Process::Runs);
-    assert_eq!(pair.target.apps.process(), Process::None);
-    let record = pair.kept.lock().unwrap().record.clone().unwrap();
-    assert_eq!((record.owner.as_str(), record.runs), ("source", true));
-    make_room(pair.dir.path(), "target");
-    eventually("nothing of it is left", || {
-        pair.target.moves.awaited().is_empty()
-    });
-    assert_eq!(pair.moves().unwrap().0, End::Moved);
+    assert_given_back_and_moved_later(&pair);
 }
 
 #[test]
