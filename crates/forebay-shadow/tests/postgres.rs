@@ -753,3 +753,26 @@ fn a_hand_over_is_not_noticed() {
     // The old primary becomes a standby of the new one.
     cluster.await_standby(0);
 }
+
+#[test]
+fn a_hand_over_does_not_wait_for_the_writer_of_the_log() {
+    let name = "a_hand_over_does_not_wait_for_the_writer_of_the_log";
+    let Some(cluster) = Cluster::start(name, &PLAIN) else {
+        return;
+    };
+    // Longer than the front waits for a standby: nothing but the front has the log flushed.
+    let slowly = "ALTER SYSTEM SET wal_writer_delay = '10s'";
+    cluster.psql_at(cluster.ports[0], "postgres", slowly);
+    let reload = "SELECT pg_reload_conf()";
+    cluster.psql_at(cluster.ports[0], "postgres", reload);
+    let mut client = Client::connect(cluster.front, "app");
+    client.query("SET synchronous_commit = off");
+    client.query("INSERT INTO ledger VALUES (1)");
+    let answer = cluster.ask(&Request::HandOver, &[]);
+    let Answer::Changed(transition) = answer else {
+        panic!("{answer:?}");
+    };
+    println!("{transition}");
+    let count = client.query("SELECT count(*) FROM ledger");
+    assert_eq!(count.value(), "1");
+}

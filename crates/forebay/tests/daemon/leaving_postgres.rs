@@ -100,11 +100,7 @@ fn a_postgres_is_handed_over_by_a_move_and_no_query_fails() {
     succeed(Command::new("install").args(owned).arg(&base));
     let data = base.join("a");
     let mut initdb = as_postgres("initdb");
-    succeed(
-        initdb
-            .args(["--auth", "trust", "--no-sync", "-D"])
-            .arg(&data),
-    );
+    succeed(initdb.args(["--auth", "trust", "-D"]).arg(&data));
     let file = data.join("postgresql.conf");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text + SETTINGS).unwrap();
@@ -158,5 +154,9 @@ fn a_postgres_is_handed_over_by_a_move_and_no_query_fails() {
         await_served(&hosts, "a");
         assert_eq!(psql(b, "SELECT pg_is_in_recovery()"), "t");
     }
+    println!(
+        "{}",
+        hosts.place("a").json(&["shadow", "status", "web"])["changes"]
+    );
     load.end(test);
 }
