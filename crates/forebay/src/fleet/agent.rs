@@ -28,6 +28,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use super::coordinator::{Command as Asked, CommandId, Completed, Members};
+use super::guard::Guard;
 use super::link::identity::system_clock;
 use super::link::rdma::Choice;
 use super::link::{self, Identity};
@@ -309,8 +310,9 @@ struct Job {
 impl Job {
     fn run(mut self, runtime: &Runtime, mut stopped: watch::Receiver<()>) {
         let mut standing = self.member.standing.clone();
+        let mut guard = Guard::new("what the coordinator asked of this host");
         while stopped.has_changed().is_ok() {
-            self.step();
+            guard.turn(|| self.step());
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped.changed() => {}

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod coordinator;
+mod guard;
 pub(crate) mod link;
 pub(crate) mod member;
 pub(crate) mod moves;

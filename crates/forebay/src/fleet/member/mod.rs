@@ -39,6 +39,7 @@ use super::coordinator::{
     Command, CommandId, Commands, Completed, Coordinator, Error, Held, Member, Members, Records,
     View, local::Local, now,
 };
+use super::guard::Guard;
 use crate::config::FleetConfig;
 use crate::control::Published;
 use crate::outlook;
@@ -320,8 +321,9 @@ struct Job {
 impl Job {
     fn run(mut self, runtime: &tokio::runtime::Runtime, mut stopped: watch::Receiver<()>) {
         // The desks of others outlive the thread, so that only this ends it.
+        let mut guard = Guard::new("this host's place in the fleet");
         while stopped.has_changed().is_ok() {
-            self.step(runtime);
+            guard.turn(|| self.step(runtime));
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped.changed() => {}

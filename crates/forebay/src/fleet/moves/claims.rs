@@ -18,10 +18,10 @@ use forebay_core::app::{App, AppId, Binding};
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 
-use super::guard::guarded;
 use super::journal::Content;
 use super::service::{Stand, is_handed_over};
 use super::{House, Owners, Trouble};
+use crate::fleet::guard::guarded;
 
 /// Where nobody owns an application, a host on which it does not run waits so long at least for one where it
 /// does.

@@ -23,10 +23,10 @@ use forebay_core::fleet::{HostName, HostNameError};
 
 use super::arrive::Arrive;
 use super::depart::Depart;
-use super::guard::guarded;
 use super::keeper::now;
 use super::note::{Note, Shown};
 use super::{Attempt, Content, House, Phase, Trouble, Wish, body};
+use crate::fleet::guard::guarded;
 
 /// Moves away at a time: each is a stream that others have to make room for.
 const AWAY_MAX: usize = 4;

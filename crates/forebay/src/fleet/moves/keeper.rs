@@ -23,9 +23,9 @@ use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 
 pub(super) use crate::fleet::coordinator::now;
 
-use super::guard::guarded;
 use super::service::is_handed_over;
 use super::{House, Trouble};
+use crate::fleet::guard::guarded;
 
 /// See the module.
 #[derive(Debug)]

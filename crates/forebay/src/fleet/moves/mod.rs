@@ -31,7 +31,6 @@ mod claims;
 mod depart;
 pub(crate) mod desk;
 pub(crate) mod drain;
-mod guard;
 pub(crate) mod hosted;
 pub(crate) mod initiative;
 mod journal;

@@ -20,11 +20,11 @@ use super::arrive::Arrive;
 use super::claims::Claims;
 use super::depart::Depart;
 use super::desk::{Coming, Moves, State, locked};
-use super::guard::guarded;
 use super::keeper::{Keeper, now};
 use super::note::Note;
 use super::orphans::Orphans;
 use super::{REST_MAX, Turn, body};
+use crate::fleet::guard::guarded;
 
 /// How often it is looked whose applications are.
 const READ: Duration = Duration::from_millis(500);
