@@ -357,7 +357,12 @@ impl Peer for Wired {
         if let Some(carried) = link.carried() {
             self.carries().insert(to.clone(), carried);
         }
-        Self::expect(to, self.keep(to, link, answer), "taken")
+        let answer = self.keep(to, link, answer);
+        if matches!(answer, Err(Trouble::Refused(_))) {
+            // Refused before it was read: the rest of it is still in the way.
+            self.links().remove(to);
+        }
+        Self::expect(to, answer, "taken")
     }
 
     fn carried(&self, to: &HostName) -> Option<Carried> {
