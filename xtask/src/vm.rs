@@ -9,6 +9,7 @@ mod guest;
 mod image;
 mod scenario;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -30,7 +31,7 @@ Virtual machines to test on
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
 --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
---share DIR (on /host)
+--share DIR (on /host), --reboots (it may begin anew; CMD is run again then)
 
 FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 ";
@@ -233,6 +234,30 @@ fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Vec<String>)
     Ok((counts, skipped_names))
 }
 
+/// Times between two lines of a scenario, by this host's clock: a guest's own begins anew with it.
+/// `mark: down NAME` begins one, `mark: up NAME` ends it.
+#[derive(Default)]
+struct Marks {
+    down: BTreeMap<String, Instant>,
+}
+
+impl Marks {
+    /// What is to be shown of a line that ends a time.
+    fn take(&mut self, line: &str) -> Option<String> {
+        let mut words = line.trim().strip_prefix("mark: ")?.split_whitespace();
+        let (edge, name) = (words.next()?, words.next()?.to_owned());
+        if edge == "down" {
+            self.down.insert(name, Instant::now());
+            return None;
+        }
+        let began = self.down.remove(&name)?;
+        Some(format!(
+            "{name:<28} {:>8.2} s",
+            began.elapsed().as_secs_f64()
+        ))
+    }
+}
+
 /// Last lines of a failed scenario that are shown.
 const LINES_SHOWN: usize = 60;
 
@@ -263,7 +288,14 @@ fn run_one(
         skips.clear();
         // QEMU or the kernel under it may die before anything is tested.
         let mut guest = Guest::start(image, &machine, path).map_err(|text| (text, true))?;
+        let mut marks = Marks::default();
         let status = guest.run(&command, scenario.bound, |line| {
+            if let Some(said) = marks.take(line) {
+                println!("  {said}");
+            }
+            if line.starts_with("table: ") {
+                println!("  {}", line.trim_start_matches("table: "));
+            }
             if let Some(skip) = line.trim_start().strip_prefix("SKIPPED: ") {
                 skips.push(skip.to_owned());
             }
@@ -404,5 +436,21 @@ impl Drop for Scratch {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             println!("vm: remove {}: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_between_its_two_marks() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.take("mark: down a"), None);
+        assert_eq!(marks.take("anything"), None);
+        assert_eq!(marks.take("mark: up b"), None, "it never began");
+        let said = marks.take("mark: up a").unwrap();
+        assert!(said.starts_with("a ") && said.ends_with(" s"), "{said}");
+        assert_eq!(marks.take("mark: up a"), None, "it is over");
     }
 }

@@ -59,7 +59,7 @@ pub struct UpdateRung {
 pub struct UpdateChoice {
     /// The app.
     pub app: String,
-    /// `userspace`, `restart` or `reboot`.
+    /// `userspace`, `other-host`, `checkpoint`, `restart` or `reboot`.
     pub rung: String,
     /// Why.
     pub reason: String,
@@ -101,8 +101,8 @@ pub struct Update {
     pub command: Vec<String>,
     /// When it was asked for, in milliseconds since 1970.
     pub began_unix_ms: u64,
-    /// `planned`, `locked`, `isolated`, `synced`, `updating`, `reboot_pending`, `undoing`, `restoring`,
-    /// `verifying` or `closing`.
+    /// `planned`, `locked`, `isolated`, `leaving`, `synced`, `updating`, `reboot_pending`, `departing`,
+    /// `reviving`, `undoing`, `restoring`, `verifying`, `returning` or `closing`.
     pub stage: String,
     /// What it does now, and what to type next if that is somebody's turn.
     pub next: String,
@@ -187,6 +187,9 @@ pub struct UpdateApp {
     pub exclusive_cpus: Option<String>,
     /// Memory that was never taken away.
     pub memory_floor_bytes: Option<u64>,
+    /// How long it stood that was kept over a reboot, by the host's clock; absent where it was not.
+    #[serde(default)]
+    pub pause_ms: Option<f64>,
     /// One answer in a hundred took so long before the isolation was tried.
     pub p99_before_ms: Option<f64>,
     /// The same while the slice of the update was full of work.

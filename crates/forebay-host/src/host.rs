@@ -353,7 +353,7 @@ impl LinuxHost {
                     let whole = self.restored_meanwhile(&id, &record.command, &members);
                     if let Some((process, image)) = whole {
                         entry.command = image.begun.arguments().to_vec();
-                        self.note_running(&id, process, &image.begun);
+                        self.note_running(&id, process, &image.begun, Some(&image));
                         Some(process)
                     } else {
                         // Half of a program is none: it begins again.

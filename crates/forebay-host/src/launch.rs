@@ -6,7 +6,7 @@ use forebay_core::app::{App, AppId};
 use forebay_core::snapshot::Ending;
 
 use crate::apply::Refusal;
-use crate::checkpoint::{Image, Restoring};
+use crate::checkpoint::{self, Image, Restoring};
 use crate::freeze;
 use crate::groups;
 use crate::host::{Group, LinuxHost};
@@ -31,13 +31,20 @@ impl LinuxHost {
             )));
         }
         let image = self.image_of(app, program);
+        if app.images.is_some()
+            && image.is_none()
+            && let Err(error) = checkpoint::raise_numbers(&self.options.roots.proc)
+        {
+            let reason = error.explain();
+            tracing::info!(app = %app.id, reason, "it keeps a low number, and cannot be kept over a boot");
+        }
         self.launch(&app.id, program, image)?;
         let entry = self.entries.get(&app.id);
         let process = entry
             .filter(|entry| entry.restoring.is_none())
             .and_then(|entry| Some(entry.main.as_ref()?.process));
         if let Some(process) = process.filter(|_| app.images.is_some()) {
-            self.note_running(&app.id, process, &program.begun());
+            self.note_running(&app.id, process, &program.begun(), None);
         }
         Ok(())
     }

@@ -53,6 +53,7 @@ mod pages;
 mod partition;
 pub mod procs;
 pub mod rdma;
+pub mod reboot;
 mod reclaim;
 pub mod regular;
 mod resctrl;

@@ -366,7 +366,7 @@ fn begin_on(
         update,
         commands.clone(),
         published.clone(),
-        fronts.clone(),
+        (fronts.clone(), imager.desk()),
         fleet,
     );
     let updater = updater.map_err(system(

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Images};
 use forebay_core::report::EventKind;
-use forebay_host::checkpoint::{Criu, Image, Note, Store, TRIAL};
+use forebay_host::checkpoint::{Criu, Image, Note, Origin, Store, TRIAL, boot_survey};
 use forebay_host::error::HostError;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::control::{Published, TellOf};
 
@@ -68,11 +68,24 @@ struct Row {
     trouble: Option<String>,
 }
 
+/// What is asked of the thread.
+#[derive(Debug)]
+enum Order {
+    /// An image of this app, whenever the last one was taken.
+    Take(AppId),
+    /// The same, and what came of it.
+    Try(AppId, oneshot::Sender<Result<(), String>>),
+    /// An image of this app for another boot, for this update; the program is ended.
+    Keep(AppId, u64, oneshot::Sender<Result<(), String>>),
+}
+
 /// Where images are asked for and shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Desk {
     rows: Rows,
-    orders: SyncSender<AppId>,
+    orders: SyncSender<Order>,
+    store: Store,
+    criu: Option<PathBuf>,
 }
 
 impl Desk {
@@ -82,7 +95,63 @@ impl Desk {
         Self {
             rows: Rows::default(),
             orders: mpsc::sync_channel(1).0,
+            store: Store::new("/nonexistent".as_ref()),
+            criu: None,
         }
+    }
+
+    /// Why no image can be taken here, if so.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let found = Criu::find(self.criu.as_deref());
+        found.err().map(|error| error.explain())
+    }
+
+    /// What stands against keeping the program of an app, which is this process, over a boot.
+    pub(crate) fn obstacles(&self, pid: u32) -> Vec<String> {
+        match boot_survey::obstacles(pid) {
+            Ok(found) => found.into_iter().collect(),
+            Err(error) => vec![error.explain()],
+        }
+    }
+
+    /// Where the program of an app comes from.
+    pub(crate) fn origin(&self, app: &AppId, pid: u32) -> Origin {
+        self.store.origin(app, pid, "/proc".as_ref())
+    }
+
+    /// Takes an image of an app and waits for it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn try_one(&self, app: &AppId) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.order(Order::Try(app.clone(), reply), answer).await
+    }
+
+    /// Takes an image of an app for another boot, for this update, and ends its program.
+    ///
+    /// # Errors
+    /// Why not; then the program goes on.
+    pub(crate) async fn keep(&self, app: &AppId, update: u64) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.order(Order::Keep(app.clone(), update, reply), answer)
+            .await
+    }
+
+    async fn order(
+        &self,
+        mut order: Order,
+        answer: oneshot::Receiver<Result<(), String>>,
+    ) -> Result<(), String> {
+        const GONE: &str = "the thread that takes images has ended";
+        while let Err(error) = self.orders.try_send(order) {
+            order = match error {
+                TrySendError::Full(order) => order,
+                TrySendError::Disconnected(_) => return Err(GONE.to_owned()),
+            };
+            tokio::time::sleep(LOOK).await;
+        }
+        answer.await.map_err(|_| GONE.to_owned())?
     }
 
     pub(crate) fn rows(&self) -> Vec<api::AppImages> {
@@ -108,7 +177,7 @@ impl Desk {
             )));
         };
         self.orders
-            .try_send(id.clone())
+            .try_send(Order::Take(id.clone()))
             .map_err(|_| Refused::Busy("many images are asked for; try again".to_owned()))
     }
 }
@@ -155,9 +224,16 @@ impl Imager {
         let rows = Rows::default();
         let (orders, asked) = mpsc::sync_channel(ORDERS_MAX);
         let (stop, stopped) = watch::channel(());
-        let job = Job {
-            store: Store::new(&beginning.state_dir),
+        let store = Store::new(&beginning.state_dir);
+        let desk = Desk {
             rows: Arc::clone(&rows),
+            orders,
+            store: store.clone(),
+            criu: beginning.criu.clone(),
+        };
+        let job = Job {
+            store,
+            rows,
             beginning,
             stopped,
         };
@@ -165,11 +241,7 @@ impl Imager {
         let thread = std::thread::Builder::new()
             .name("images".to_owned())
             .spawn(move || job.run(&asked))?;
-        Ok(Self {
-            desk: Desk { rows, orders },
-            stop,
-            thread,
-        })
+        Ok(Self { desk, stop, thread })
     }
 
     pub(crate) fn desk(&self) -> Desk {
@@ -194,18 +266,24 @@ struct Job {
 }
 
 impl Job {
-    fn run(self, asked: &Receiver<AppId>) {
+    fn run(self, asked: &Receiver<Order>) {
         // The desk of the API outlives the thread, so that the end of orders does not end it.
         while self.stopped.has_changed().is_ok() {
-            let order = match asked.recv_timeout(LOOK) {
-                Ok(app) => Some(app),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+            let order = asked.recv_timeout(LOOK);
             self.list();
-            let due = order.map_or_else(|| self.due(), |app| vec![app]);
-            for app in due {
-                self.take(&app);
+            match order {
+                Ok(Order::Take(app)) => self.take(&app),
+                // Whoever asked may have gone meanwhile; then nobody misses the answer.
+                Ok(Order::Try(app, reply)) => {
+                    reply.send(self.take_one(&app, None)).ok();
+                }
+                Ok(Order::Keep(app, update, reply)) => {
+                    reply.send(self.take_one(&app, Some(update))).ok();
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.due().iter().for_each(|app| self.take(app));
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
@@ -264,11 +342,25 @@ impl Job {
     }
 
     fn take(&self, app: &AppId) {
-        let Some(pid) = self.process(app) else { return };
-        let taken = Criu::find(self.beginning.criu.as_deref())
-            .and_then(|criu| criu.take(&self.store, app, pid, "/proc".as_ref()));
+        if let Err(why) = self.take_one(app, None) {
+            tracing::debug!(%app, why, "no image was taken");
+        }
+    }
+
+    /// Takes an image, for another boot where it is for an update.
+    fn take_one(&self, app: &AppId, update: Option<u64>) -> Result<(), String> {
+        let pid = self.process(app);
+        let pid = pid.ok_or_else(|| format!("take an image of {app}: it does not run"))?;
+        let proc_root = "/proc".as_ref();
+        let taken = Criu::find(self.beginning.criu.as_deref()).and_then(|criu| match update {
+            None => criu.take(&self.store, app, pid, proc_root),
+            Some(update) => criu.keep(&self.store, app, pid, update, proc_root),
+        });
+        let result = taken.as_ref().map(|_| ()).map_err(HostError::explain);
         let mut rows = locked(&self.rows);
-        let Some(row) = rows.get_mut(app) else { return };
+        let Some(row) = rows.get_mut(app) else {
+            return result;
+        };
         row.tried = Some(Instant::now());
         row.trial = Duration::ZERO;
         match taken {
@@ -279,6 +371,7 @@ impl Job {
             }
             Err(error) => self.trouble(app, row, &error),
         }
+        result
     }
 
     fn trouble(&self, app: &AppId, row: &mut Row, error: &HostError) {

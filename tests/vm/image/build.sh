@@ -22,6 +22,8 @@ packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,e2fsprog
 packages+=,podman,crun,docker.io,docker-cli,runc,busybox-static
 # What loads RDMA at run time finds, and what several hosts share.
 packages+=,librdmacm1,ibverbs-providers,etcd-server
+# What is kept over a reboot, by what, and what starts another kernel.
+packages+=,redis-server,criu,kexec-tools,libpython3-stdlib
 
 # What of the kernel's modules a guest can use; the rest drives hardware that QEMU does not show.
 modules='^kernel/(arch|block|crypto|fs|lib|mm|net/(9p|core|ipv4|ipv6|sched|netfilter|unix)|drivers/(block|md|virtio|char|infiniband/(core|sw)|net/[^/]*\.ko|nvme))'
@@ -70,6 +72,10 @@ kernel() { # KIND SOURCES
   find "$kept" -name '*.xz' -print0 | xargs -0 -r -n 40 xz -d
   depmod -b "$tree/root" "$version"
   initrd "$kind" "$version"
+  # As a distribution has them, for kexec.
+  mkdir -p "$tree/root/boot"
+  cp "$image" "$tree/root/boot/vmlinuz-$version"
+  cp "$work/initrd-$kind.cpio" "$tree/root/boot/initrd.img-$version"
   rm -rf "$tree/x"
 }
 
@@ -96,6 +102,8 @@ root() { # KIND...
     --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$tree" "$work/apt/new.list"
   for kind in "$@"; do
     cp -a "$work/kernel-$kind/root/usr/lib/modules" "$tree/usr/lib/"
+    mkdir -p "$tree/boot"
+    cp "$work/kernel-$kind/root/boot/"* "$tree/boot/"
   done
   echo guest >"$tree/etc/hostname"
   echo '127.0.0.1 localhost' >"$tree/etc/hosts"
@@ -115,7 +123,8 @@ root() { # KIND...
     systemd-timesyncd.service getty@tty1.service systemd-networkd.service systemd-resolved.service \
     systemd-journal-flush.service systemd-journal-catalog-update.service \
     docker.service docker.socket containerd.service podman.service podman.socket podman-restart.service \
-    podman-auto-update.service podman-auto-update.timer podman-clean-transient.service etcd.service; do
+    podman-auto-update.service podman-auto-update.timer podman-clean-transient.service etcd.service \
+    redis-server.service kexec.service kexec-load.service; do
     ln -sf /dev/null "$tree/etc/systemd/system/$unit"
   done
   truncate -s 2G "$work/root.ext4"

@@ -21,6 +21,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long QEMU may take to end once its port is closed: it frees the guest's memory first.
 const END_BOUND: Duration = Duration::from_secs(10);
 
+/// What a shell says of a command that a signal ended is above this.
+const SIGNALLED: i32 = 128;
+
 /// Last lines of a log that go into an error.
 const LAST_LINES: usize = 12;
 
@@ -45,6 +48,8 @@ pub(super) struct Machine {
     pub(super) disks: Vec<Disk>,
     pub(super) bare: bool,
     pub(super) kernel: String,
+    /// It may begin anew, and then what runs in it is run again; otherwise its reboot is its end.
+    pub(super) reboots: bool,
     /// A folder of the host, on /host in the guest.
     pub(super) share: Option<PathBuf>,
 }
@@ -103,13 +108,21 @@ impl Machine {
             disks: Vec::new(),
             bare: false,
             kernel: "stable".to_owned(),
+            reboots: false,
             share: None,
         };
         let mut words = options.iter();
         while let Some(option) = words.next() {
-            if option == "--numa" {
-                machine.two_nodes = true;
-                continue;
+            match option.as_str() {
+                "--numa" => {
+                    machine.two_nodes = true;
+                    continue;
+                }
+                "--reboots" => {
+                    machine.reboots = true;
+                    continue;
+                }
+                _ => {}
             }
             let value = words
                 .next()
@@ -155,6 +168,7 @@ pub(super) struct Guest {
     directory: PathBuf,
     /// QEMU ended by a signal or with an error.
     crashed: bool,
+    reboots: bool,
 }
 
 impl Guest {
@@ -186,6 +200,7 @@ impl Guest {
             pending: Vec::new(),
             directory: directory.to_path_buf(),
             crashed: false,
+            reboots: machine.reboots,
         };
         loop {
             match guest.line(deadline) {
@@ -213,7 +228,16 @@ impl Guest {
             .map_err(|error| format!("send a command to the guest: {error}"))?;
         loop {
             let line = self.line(deadline)?;
+            if line == "ready" && self.reboots {
+                // It began anew: the command finds out by itself how far it is.
+                self.port
+                    .write_all(request.as_bytes())
+                    .map_err(|error| format!("send a command to the guest again: {error}"))?;
+                continue;
+            }
             match line.strip_prefix("forebay-exit ").map(str::parse) {
+                // Ended by a signal, it is on its way down.
+                Some(Ok(status)) if self.reboots && status > SIGNALLED => {}
                 Some(Ok(status)) => return Ok(status),
                 _ => on_line(&line),
             }
@@ -351,13 +375,10 @@ fn arguments(
     // Long vectors are slow to emulate, and nothing here needs them.
     command.args(["-cpu", "max,la57=off,erms=off,fsrm=off,avx=off,avx2=off"]);
     command.args(["-smp", &cpus.to_string(), "-m", &format!("{memory_mib}M")]);
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+    if !machine.reboots {
+        command.arg("-no-reboot");
+    }
     command.args(["-serial", &format!("file:{}", at("console"))]);
     command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
     command.args([

@@ -12,6 +12,7 @@
 //! deed = record.deed();  fact = do it;  record = record.after(fact);  make the record durable
 //!
 //! planned ─▶ locked ─▶ isolated ─▶ [leaving] ─▶ synced ─▶ updating ─▶ [reboot_pending] ─▶ restoring ─▶ verifying
+//!                                                            └─▶ [departing] ─▶ reviving ──┘
 //!    │          │          │           │           │          │ fails        ▲                        sick │ │ well
 //!    │          │          │           │           │          └──▶ undoing ──┴◀────────────────────────────┘ │
 //!    │          │          │           └───────────┴─────┐     (rollback command, at most twice)             │
@@ -26,6 +27,8 @@
 //! - A crash repeats the deed of the stage that is on disk and no other; deeds are idempotent by their
 //!   [`Step`], which names the update, the deed, the run and the boot.
 //! - The command begins at most once, and each rollback as well: there are at most two.
+//! - An app that is kept over a boot is ended only after its image is whole, and `departing` can be repeated in
+//!   the boot that it began in: who runs is written down again. In any other boot it is over.
 //! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
 //!   other hosts comes through `returning`.
 //!
@@ -50,7 +53,7 @@ use crate::units::Bytes;
 
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
-pub use rung::{Choice, Front, Rung, Subject, Way, choose, ends_the_host};
+pub use rung::{Choice, Front, Keeps, Rung, Subject, Way, choose, ends_the_host};
 
 /// Rollbacks of one update.
 pub const ROLLBACKS_MAX: u32 = 2;
@@ -78,6 +81,9 @@ pub struct Order {
     /// Apps that can move are on other hosts meanwhile.
     #[serde(default)]
     pub elsewhere: bool,
+    /// Apps that can are kept as images over the reboot, which Forebay has the host do.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// One life of a program: the number of its process and when that began, as the kernel counts.
@@ -161,6 +167,10 @@ pub enum Stage {
     Updating,
     /// The host is to begin anew.
     RebootPending,
+    /// Apps are written down and ended, and the host begins anew.
+    Departing,
+    /// Apps go on from what was written down.
+    Reviving,
     /// What undoes it may run.
     Undoing,
     /// Programs that run outdated code are replaced.
@@ -192,6 +202,11 @@ pub enum Deed {
     Update,
     /// Wait for another boot.
     AwaitBoot,
+    /// In the boot that the update began in: write down and end whoever is kept and runs, then have the host
+    /// begin anew. In another one: nothing.
+    Depart,
+    /// See that those who were kept go on from their images.
+    Revive,
     /// Run the rollback, unless this step ran; wait for its end.
     Undo,
     /// Replace the old programs, one after the other, through their fronts.
@@ -219,6 +234,10 @@ pub enum Fact {
     Ran(Ending, BTreeMap<AppId, Life>),
     /// Those that could go to other hosts are there, apart from these troubles.
     Left(Vec<String>),
+    /// The host began anew, or why it was not asked to.
+    Booted(Result<(), String>),
+    /// Those that were kept go on where they were, apart from these, who lost what they had.
+    Revived(Vec<String>),
     /// Outdated programs were replaced, apart from these troubles.
     Restored(Vec<String>),
     /// Those that went are back, apart from these troubles.
@@ -299,6 +318,9 @@ pub struct Record {
     /// Those that were to go to other hosts: on disk before the first one does.
     #[serde(default)]
     pub away: BTreeSet<AppId>,
+    /// Somebody has to look at what went wrong, however well apps are now.
+    #[serde(default)]
+    pub alarm: bool,
     /// What went wrong, the latest last.
     pub troubles: Vec<String>,
 }
@@ -320,6 +342,7 @@ impl Record {
             proof: BTreeMap::new(),
             old: BTreeMap::new(),
             away: BTreeSet::new(),
+            alarm: false,
             troubles: Vec::new(),
         }
     }
@@ -335,6 +358,8 @@ impl Record {
             Stage::Synced => Deed::Begin,
             Stage::Updating => Deed::Update,
             Stage::RebootPending => Deed::AwaitBoot,
+            Stage::Departing => Deed::Depart,
+            Stage::Reviving => Deed::Revive,
             Stage::Undoing => Deed::Undo,
             Stage::Restoring => Deed::Restore,
             Stage::Verifying => Deed::Verify,
@@ -352,6 +377,13 @@ impl Record {
             run: self.runs,
             boot: self.boot.clone(),
         }
+    }
+
+    /// Those that are kept over a boot.
+    pub fn kept(&self) -> impl Iterator<Item = &AppId> {
+        let plan = self.plan.iter().filter(|_| self.order.keep);
+        plan.filter(|(_, choice)| choice.rung == Rung::Checkpoint)
+            .map(|(app, _)| app)
     }
 
     /// Whether nothing of the system was touched yet, so that it can be called off.
@@ -409,6 +441,20 @@ impl Record {
                 self.old.clear();
                 Stage::Restoring
             }
+            (Stage::Departing, Fact::Booted(Ok(()))) => {
+                self.old.clear();
+                Stage::Reviving
+            }
+            (Stage::Departing, Fact::Booted(Err(why))) => {
+                self.alarm = true;
+                self.trouble(format!("the host did not begin anew, and has to: {why}"));
+                Stage::Reviving
+            }
+            (Stage::Reviving, Fact::Revived(lost)) => {
+                self.alarm |= !lost.is_empty();
+                lost.into_iter().for_each(|why| self.trouble(why));
+                Stage::Restoring
+            }
             (Stage::Restoring, Fact::Restored(troubles)) => {
                 troubles.into_iter().for_each(|why| self.trouble(why));
                 Stage::Verifying
@@ -432,9 +478,10 @@ impl Record {
         self.old = old;
         if *ending == Ending::Status(0) {
             self.system = System::Updated;
-            return match self.order.reboot {
-                true => Stage::RebootPending,
-                false => Stage::Restoring,
+            return match (self.order.keep, self.order.reboot) {
+                (true, _) => Stage::Departing,
+                (false, true) => Stage::RebootPending,
+                (false, false) => Stage::Restoring,
             };
         }
         self.system = System::Broken;
@@ -456,6 +503,7 @@ impl Record {
     fn judged(&mut self, judged: Result<(), String>) -> Stage {
         match judged {
             Ok(()) => self.end(match self.system {
+                _ if self.alarm => Outcome::Alarmed,
                 System::Updated => Outcome::Committed,
                 System::Undone | System::Untouched => Outcome::RolledBack,
                 System::Broken => Outcome::Alarmed,

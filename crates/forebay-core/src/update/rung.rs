@@ -12,6 +12,8 @@ pub enum Rung {
     Userspace,
     /// It is on another host of the fleet meanwhile.
     OtherHost,
+    /// It is written down, ends with the host, and goes on from there.
+    Checkpoint,
     /// It is stopped and started again, in order.
     Restart,
     /// It ends with the host, and begins with it.
@@ -69,9 +71,9 @@ impl Way {
     #[must_use]
     pub const fn is_offered(self, fleet: bool) -> bool {
         match self {
-            Self::Userspace | Self::Reboot => true,
+            Self::Userspace | Self::Checkpoint | Self::Reboot => true,
             Self::OtherHost => fleet,
-            Self::SoftReboot | Self::Checkpoint | Self::Cooperative => false,
+            Self::SoftReboot | Self::Cooperative => false,
         }
     }
 
@@ -93,7 +95,8 @@ impl Way {
                 "no other host takes apps of this one: give it a place in a fleet with `fleet.link.listen`"
             }
             Self::Checkpoint => {
-                "this release keeps no images of apps over a boot for an update: use --reboot"
+                "apps with `images` are written down and ended once the command is done, Forebay has the host \
+                 begin anew, and they go on where they were; their connections are closed"
             }
             Self::Cooperative => {
                 "this release has no protocol to tell apps of an update: have the command stop and start them"
@@ -131,7 +134,7 @@ pub fn ends_the_host(command: &[String]) -> bool {
 }
 
 /// What decides about one app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     /// Its place behind a front, if it has one.
     pub front: Option<Front>,
@@ -143,6 +146,17 @@ pub struct Subject {
     pub reboot: bool,
     /// It goes to another host meanwhile.
     pub leaves: bool,
+    /// It is kept over the reboot, where that is wanted and images of it are taken.
+    pub keeps: Option<Keeps>,
+}
+
+/// What is known of an app that is to be kept over a boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Keeps {
+    /// What stands against it.
+    pub obstacles: Vec<String>,
+    /// What it took before: the median and the longest, where there was any.
+    pub took: Option<(Duration, Duration)>,
 }
 
 /// What stands behind a front besides the app.
@@ -168,6 +182,28 @@ pub struct Choice {
     pub refused: Vec<String>,
 }
 
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// One that is kept. What stands against it is no reason to lose what it has: then nothing is done.
+fn keep(keeps: &Keeps) -> Choice {
+    Choice {
+        rung: Rung::Checkpoint,
+        reason: match keeps.took {
+            Some(_) => "it goes on after the reboot from its image, and took so long before",
+            None => "it goes on after the reboot from its image; how long that takes was never measured here",
+        }
+        .to_owned(),
+        pause_ms: keeps.took.map(|(median, longest)| (ms(median), ms(longest))),
+        refused: keeps
+            .obstacles
+            .iter()
+            .map(|why| format!("keep it over a reboot: {why}"))
+            .collect(),
+    }
+}
+
 /// Chooses for one app.
 #[must_use]
 pub fn choose(subject: &Subject) -> Choice {
@@ -181,6 +217,9 @@ pub fn choose(subject: &Subject) -> Choice {
             refused: Vec::new(),
         };
     }
+    if let Some(keeps) = &subject.keeps {
+        return keep(keeps);
+    }
     if subject.reboot {
         return Choice {
             rung: Rung::Reboot,
@@ -189,7 +228,6 @@ pub fn choose(subject: &Subject) -> Choice {
             refused: Vec::new(),
         };
     }
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     match subject.front {
         Some(Front { shadow: true, took }) => Choice {
             rung: Rung::Userspace,
@@ -250,6 +288,7 @@ mod tests {
                 restart,
                 reboot,
                 leaves: false,
+                keeps: None,
             });
             assert_eq!(choice.rung, expected, "{choice:?}");
             assert_eq!(choice.pause_ms, pause, "{choice:?}");
@@ -273,8 +312,35 @@ mod tests {
             restart: false,
             reboot: true,
             leaves: true,
+            keeps: None,
         });
         assert_eq!(leaves.rung, Rung::OtherHost);
+    }
+
+    #[test]
+    fn what_stands_against_keeping_an_app_refuses_it() {
+        let choose = |keeps| {
+            choose(&Subject {
+                front: None,
+                is_started: true,
+                restart: false,
+                reboot: true,
+                leaves: false,
+                keeps: Some(keeps),
+            })
+        };
+        let choice = choose(Keeps::default());
+        assert_eq!(choice.rung, Rung::Checkpoint);
+        assert_eq!((choice.pause_ms, choice.refused), (None, Vec::new()));
+        let choice = choose(Keeps {
+            obstacles: vec!["it has a device open".to_owned()],
+            took: Some((Duration::from_secs(2), Duration::from_secs(3))),
+        });
+        assert_eq!(choice.pause_ms, Some((2000.0, 3000.0)));
+        assert_eq!(
+            choice.refused,
+            ["keep it over a reboot: it has a device open"]
+        );
     }
 
     #[test]

@@ -23,7 +23,32 @@ struct Path {
     reboot: bool,
     /// Whether apps go to other hosts, and what they meet there.
     elsewhere: Option<Result<(), &'static str>>,
+    /// Whether apps are kept over a boot, and how that goes.
+    keep: Option<Keeping>,
     ends: Outcome,
+}
+
+/// How keeping apps over a boot goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    Well,
+    /// The image of `b` cannot be taken.
+    Refused,
+    /// The image of `b` turns out to be damaged.
+    Damaged,
+}
+
+/// What there is of an app that is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Memory {
+    /// What it has: how many of its clients' requests were answered. Absent while it does not run.
+    has: Option<u32>,
+    /// The same in its newest image, which is good for this boot and the next.
+    image: Option<u32>,
+    /// All that its clients were ever told.
+    told: u32,
+    /// It began with nothing.
+    fresh: bool,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +63,9 @@ struct World {
     cordoned: bool,
     /// Apps that are on another host.
     away: BTreeSet<AppId>,
+    /// Those that are kept over a boot.
+    memories: BTreeMap<AppId, Memory>,
+    boots: u32,
     primary: &'static str,
     lives: BTreeMap<AppId, Life>,
     /// Moments so far, and those at which the daemon dies.
@@ -123,6 +151,73 @@ impl World {
         Ok(Fact::Returned(Vec::new()))
     }
 
+    /// Clients of those that run are answered.
+    fn serve(&mut self) {
+        for memory in self.memories.values_mut() {
+            if let Some(has) = &mut memory.has {
+                *has += 1;
+                memory.told = *has;
+            }
+        }
+    }
+
+    /// Whoever does not run begins: from its image, where that is whole. As supervision does with every
+    /// daemon that begins.
+    fn supervise(&mut self, keeping: Keeping) {
+        for (app, memory) in &mut self.memories {
+            if memory.has.is_some() {
+                continue;
+            }
+            let damaged = keeping == Keeping::Damaged && app.as_str() == "b" && self.boots > 0;
+            memory.fresh = memory.image.is_none() || damaged;
+            memory.has = Some(match memory.image.filter(|_| !damaged) {
+                Some(image) => image,
+                None => 0,
+            });
+            if memory.fresh {
+                memory.told = 0;
+            }
+        }
+    }
+
+    /// Writes down and ends whoever is kept and runs, and has the host begin anew, which ends the daemon.
+    fn depart(&mut self, record: &Record, keeping: Keeping) -> Result<Fact, Died> {
+        if self.boots > 0 {
+            return Ok(Fact::Booted(Ok(())));
+        }
+        for app in record.kept() {
+            let is_refused = keeping == Keeping::Refused && app.as_str() == "b";
+            let Some(memory) = self.memories.get_mut(app) else {
+                unreachable!("all that are kept have a memory")
+            };
+            if memory.has.is_none() {
+                continue;
+            }
+            if is_refused {
+                self.supervise(keeping);
+                return Ok(Fact::Booted(Err("no".to_owned())));
+            }
+            memory.image = memory.has;
+            self.moment()?;
+            if let Some(memory) = self.memories.get_mut(app) {
+                memory.has = None;
+            }
+            self.moment()?;
+        }
+        self.boots += 1;
+        for memory in self.memories.values_mut() {
+            memory.has = None;
+        }
+        self.deaths.push(self.moments + 1);
+        self.moment()?;
+        unreachable!("the host began anew")
+    }
+
+    fn revive(&mut self, record: &Record) -> Fact {
+        let lost = record.kept().filter(|app| self.memories[*app].fresh);
+        Fact::Revived(lost.map(ToString::to_string).collect())
+    }
+
     fn restore(&mut self, record: &Record) -> Result<Fact, Died> {
         for (app, old) in &record.old {
             self.moment()?;
@@ -171,6 +266,12 @@ impl World {
                 // It may begin anew any number of times.
                 Fact::Done
             }
+            Deed::Depart => {
+                self.serve();
+                let keeping = path.keep.unwrap_or(Keeping::Well);
+                return self.depart(record, keeping);
+            }
+            Deed::Revive => self.revive(record),
             Deed::Restore => return self.restore(record),
             Deed::Verify => match path.looks[record.rollbacks as usize] {
                 true => Fact::Judged(Ok(())),
@@ -190,13 +291,25 @@ impl World {
         let mut record = match self.disk.clone() {
             Some(record) => record,
             None => {
-                let record = Record::new(1, 0, "boot".to_owned(), order(path));
+                let mut record = Record::new(1, 0, "boot".to_owned(), order(path));
+                let keeps = |app: &AppId| {
+                    let choice = Choice {
+                        rung: Rung::Checkpoint,
+                        reason: String::new(),
+                        pause_ms: None,
+                        refused: Vec::new(),
+                    };
+                    (app.clone(), choice)
+                };
+                record.plan = self.memories.keys().map(keeps).collect();
                 self.write(&record)?;
                 record
             }
         };
         // Whoever comes first lets go of what an earlier one held.
         self.frozen = false;
+        self.supervise(path.keep.unwrap_or(Keeping::Well));
+        self.serve();
         while record.deed().is_some() {
             let fact = self.carry_out(&mut record, path)?;
             record = record.after(fact);
@@ -216,6 +329,7 @@ fn order(path: &Path) -> Order {
         reboot: path.reboot,
         unproved: false,
         elsewhere: path.elsewhere.is_some(),
+        keep: path.keep.is_some(),
     }
 }
 
@@ -228,16 +342,27 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
         };
         (app.parse().unwrap(), life)
     });
+    let lives: BTreeMap<AppId, Life> = lives.into_iter().collect();
+    let memory = Memory {
+        has: Some(0),
+        ..Memory::default()
+    };
+    let memories = lives.keys().map(|app| (app.clone(), memory));
     let mut world = World {
         primary: "a",
-        lives: lives.into_iter().collect(),
+        memories: memories.filter(|_| path.keep.is_some()).collect(),
+        lives,
         deaths: deaths.to_vec(),
         ..World::default()
     };
     let mut daemons = 0;
     while world.live(path).is_err() {
         daemons += 1;
-        assert!(daemons <= deaths.len(), "more deaths than were planned");
+        // A reboot ends the daemon as well.
+        assert!(
+            daemons <= world.deaths.len(),
+            "more deaths than were planned"
+        );
     }
     let said = format!("{} with deaths at {deaths:?}", path.name);
     // A death before the first write leaves nothing, and nothing was promised.
@@ -251,6 +376,13 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
         !world.cordoned && world.away.is_empty(),
         "{said}: {world:?}"
     );
+    for (app, memory) in &world.memories {
+        assert_eq!(memory.has, Some(memory.told), "{said}: {app} {memory:?}");
+        let loses = path.keep == Some(Keeping::Damaged) && app.as_str() == "b";
+        assert_eq!(memory.fresh, loses, "{said}: {app} {memory:?}");
+    }
+    let boots = u32::from(matches!(path.keep, Some(Keeping::Well | Keeping::Damaged)));
+    assert_eq!(world.boots, boots, "{said}");
     for (run, starts) in &world.begun {
         assert_eq!(*starts, 1, "{said}: run {run}");
     }
@@ -278,6 +410,7 @@ fn paths() -> Vec<Path> {
         has_rollback,
         reboot: false,
         elsewhere: None,
+        keep: None,
         ends,
     };
     let mut all = vec![
@@ -346,6 +479,15 @@ fn paths() -> Vec<Path> {
     ];
     let mut reboots = path("reboots", vec![ok()], &[true], false, Committed);
     reboots.reboot = true;
+    let kept = [
+        ("kept", Keeping::Well, Committed),
+        ("cannot be kept", Keeping::Refused, Alarmed),
+        ("kept, and damaged", Keeping::Damaged, Alarmed),
+    ];
+    let kept = kept.map(|(name, keeping, ends)| Path {
+        keep: Some(keeping),
+        ..path(name, vec![ok()], &[true], false, ends)
+    });
     let mut unproved = path("not isolated", vec![], &[], false, RolledBack);
     unproved.proof = Err("no");
     let mut behind = path("no shadow", vec![], &[], false, RolledBack);
@@ -362,6 +504,7 @@ fn paths() -> Vec<Path> {
         .collect();
     all.extend([reboots, unproved, behind, unmoved]);
     all.extend(moved);
+    all.extend(kept);
     all
 }
 

@@ -58,6 +58,7 @@ impl LinuxHost {
                 // It needs its numbers and its sockets: what is left of it goes first.
                 self.empty(&app.id)?;
                 let criu = Criu::find(self.options.criu.as_deref())?;
+                let image = store.claim(&app.id, &image, &self.options.roots.proc)?;
                 store.forget_process(&app.id)?;
                 let restore = criu.restore(&store, &app.id, &image);
                 Ok(Some((Program::tool(restore), image)))
@@ -140,7 +141,7 @@ impl LinuxHost {
             process,
             command: entry.command.clone(),
         };
-        self.note_running(app, process, &image.begun);
+        self.note_running(app, process, &image.begun, Some(image));
         // It runs, and whoever comes next finds it by its group and the moment of its start.
         if let Err(error) = self.ledger.append(started) {
             tracing::warn!(%app, pid, reason = error.explain(), "known by its start only");
@@ -168,8 +169,14 @@ impl LinuxHost {
     }
 
     /// Notes what a program was begun with, for images of it.
-    pub(crate) fn note_running(&self, app: &AppId, process: Process, begun: &Begun) {
-        if let Err(error) = self.images().note_running(app, process, begun) {
+    pub(crate) fn note_running(
+        &self,
+        app: &AppId,
+        process: Process,
+        begun: &Begun,
+        from: Option<&Image>,
+    ) {
+        if let Err(error) = self.images().note_running(app, process, begun, from) {
             tracing::warn!(%app, reason = error.explain(), "no images of it are taken");
         }
     }

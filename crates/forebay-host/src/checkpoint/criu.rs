@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::AppId;
 use rustix::fs::statvfs;
 
+use super::over_boot::seal;
 use super::statistics;
 use super::store::{Image, Store, boot, size, unix_ms};
 use crate::error::HostError;
@@ -60,6 +61,25 @@ impl Tcp {
             ],
             Self::Close => &["--tcp-close", "--network-lock", "skip", "--skip-in-flight"],
             Self::Refuse => &["--network-lock", "skip", "--skip-in-flight"],
+        }
+    }
+}
+
+/// What an image is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To begin again in this boot; the program goes on.
+    Again,
+    /// To go on in the next boot, for this update; the program stands afterwards.
+    Boot(u64),
+}
+
+impl Aim {
+    const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Again => &["--leave-running"],
+            // An update replaces the code that it runs, which has to come along then.
+            Self::Boot(_) => &["--leave-stopped", "--ghost-limit", "1G"],
         }
     }
 }
@@ -136,6 +156,17 @@ impl Criu {
         pid: u32,
         proc_root: &Path,
     ) -> Result<Taken, HostError> {
+        self.take_for(store, app, pid, proc_root, Aim::Again)
+    }
+
+    pub(super) fn take_for(
+        &self,
+        store: &Store,
+        app: &AppId,
+        pid: u32,
+        proc_root: &Path,
+        aim: Aim,
+    ) -> Result<Taken, HostError> {
         let began = Instant::now();
         let process = procs::identify(proc_root, pid).ok_or_else(|| {
             HostError::missing(
@@ -146,7 +177,8 @@ impl Criu {
         let begun = store.running(app, process)?;
         let boot = boot(proc_root)?;
         let (number, part) = store.begin(app)?;
-        let taken = self.dump(app, pid, &part, proc_root).and_then(|()| {
+        let stands = unix_ms();
+        let taken = self.dump(app, pid, &part, proc_root, aim).and_then(|()| {
             let statistics = fs::read(part.join("stats-dump")).unwrap_or_default();
             let pause = statistics::pause(&statistics);
             let image = Image {
@@ -154,9 +186,17 @@ impl Criu {
                 begun,
                 pid,
                 boot,
-                taken_unix_ms: unix_ms(),
+                taken_unix_ms: match aim {
+                    Aim::Again => unix_ms(),
+                    // From then on its clients wait.
+                    Aim::Boot(_) => stands,
+                },
                 pause_us: pause.and_then(|pause| u64::try_from(pause.as_micros()).ok()),
                 bytes: size(&part)?,
+                kept: match aim {
+                    Aim::Again => None,
+                    Aim::Boot(update) => Some(seal(&part, update)?),
+                },
             };
             store.finish(app, &part, &image)?;
             Ok(image)
@@ -174,7 +214,14 @@ impl Criu {
         }
     }
 
-    fn dump(&self, app: &AppId, pid: u32, part: &Path, proc_root: &Path) -> Result<(), HostError> {
+    fn dump(
+        &self,
+        app: &AppId,
+        pid: u32,
+        part: &Path,
+        proc_root: &Path,
+        aim: Aim,
+    ) -> Result<(), HostError> {
         let needed = resident(proc_root, pid);
         let room = room(part)?;
         if room < 2 * needed {
@@ -194,7 +241,8 @@ impl Criu {
             .args(["--tree", &pid.to_string()])
             .arg(IMAGES_DIR)
             .arg(part)
-            .args(["--leave-running", "--tcp-close", "--skip-in-flight"])
+            .args(["--tcp-close", "--skip-in-flight"])
+            .args(aim.arguments())
             .args(["--manage-cgroups=ignore", "--network-lock", "skip"])
             .args(["--file-locks", "--log-file", DUMP_LOG]);
         let status = run(command, app, self.time_max)?;

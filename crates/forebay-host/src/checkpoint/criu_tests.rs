@@ -46,7 +46,8 @@ impl Stage {
         let exec = Exec::of(vec!["true".to_owned()]);
         let begun = supervise::resolve(&exec).unwrap().begun();
         let process = procs::identify(Path::new("/proc"), self.program.id()).unwrap();
-        self.store.note_running(&self.app, process, &begun).unwrap();
+        let noted = self.store.note_running(&self.app, process, &begun, None);
+        noted.unwrap();
         process
     }
 

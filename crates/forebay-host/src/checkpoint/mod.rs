@@ -23,8 +23,8 @@
 //!
 //! - An image is whole or not there, and the newest whole one goes only after a newer one is whole.
 //! - No image is taken where there is no room for twice what the program has in memory.
-//! - An image is used for the command that it was taken of, and in the boot that it was taken in.
-//!   One whose program dies within [`TRIAL`] is not used again.
+//! - An image is used for the command that it was taken of, and in the boot that it was taken in, or, where it
+//!   was kept for that (`over_boot`), in the one after it. One whose program dies within [`TRIAL`] is not used again.
 //!
 //! # Moves
 //!
@@ -44,6 +44,7 @@
 
 mod assemble;
 mod begin;
+pub mod boot_survey;
 mod criu;
 mod fill;
 mod guard;
@@ -51,6 +52,7 @@ mod hold;
 mod land;
 mod message;
 mod nft;
+mod over_boot;
 pub mod pack;
 mod pagemap;
 pub mod porter;
@@ -69,6 +71,8 @@ pub use criu::{Criu, Taken, Tcp};
 pub use fill::Filled;
 pub use hold::{Freezing, Held, Orphaned, let_go, take_back};
 pub use land::{Landed, Landing};
+pub(crate) use over_boot::raise_numbers;
+pub use over_boot::{Kept, Origin};
 pub use precopy::Tracker;
 pub(crate) use store::is_restore;
 pub use store::{Image, Note, Store};

@@ -210,7 +210,7 @@ impl Survey {
     }
 }
 
-fn read(path: &Path) -> Result<String, HostError> {
+pub(super) fn read(path: &Path) -> Result<String, HostError> {
     fs::read_to_string(path).map_err(|e| HostError::file("read", path, e))
 }
 
@@ -221,7 +221,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// What its state says against a move, beside what this process may do.
-fn of_status(status: &str, own: &str) -> Vec<String> {
+pub(super) fn of_status(status: &str, own: &str) -> Vec<String> {
     let mut obstacles = Vec::new();
     match field(status, "State:").and_then(|state| state.chars().next()) {
         Some('T' | 't') => obstacles.push("it was stopped: let it go on".to_owned()),
@@ -283,7 +283,7 @@ fn is_established(line: &str, own: &BTreeSet<String>) -> bool {
 }
 
 /// What it has open.
-fn of_descriptors(
+pub(super) fn of_descriptors(
     root: &Path,
     obstacles: &mut Vec<String>,
     files: &mut BTreeMap<PathBuf, Option<u64>>,
@@ -340,7 +340,7 @@ fn is_daemons(target: &Path) -> bool {
 }
 
 /// Its memory: what can be tracked, and what cannot.
-fn of_memory(
+pub(super) fn of_memory(
     pid: u32,
     root: &Path,
     obstacles: &mut Vec<String>,

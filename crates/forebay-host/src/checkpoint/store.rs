@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use forebay_core::app::AppId;
 use serde::{Deserialize, Serialize};
 
+use super::over_boot::Kept;
 use crate::error::HostError;
 use crate::files::read_text;
 use crate::ledger::Process;
@@ -46,6 +47,9 @@ pub struct Image {
     pub pause_us: Option<u64>,
     /// How large it is: the sum of what CRIU wrote, without its logs.
     pub bytes: u64,
+    /// It is good for the boot after that one as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 /// A program that runs, of which images are taken.
@@ -53,6 +57,17 @@ pub struct Image {
 pub(super) struct Running {
     pub(super) process: Process,
     pub(super) begun: Begun,
+    /// It goes on from an image that was kept over a boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kept: Option<Went>,
+}
+
+/// How a program was kept over a boot: for which update, and, in milliseconds since 1970, from when until when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Went {
+    pub(super) update: u64,
+    pub(super) stopped_unix_ms: u64,
+    pub(super) on_unix_ms: u64,
 }
 
 /// What became of a restore.
@@ -121,8 +136,22 @@ impl Store {
         let Some(image) = self.newest(app)? else {
             return Ok(None);
         };
-        if image.begun != *begun || image.boot != boot(proc_root)? {
+        let is_ours = image.boot == boot(proc_root)?;
+        let is_kept = image.kept.as_ref().is_some_and(|kept| !kept.claimed);
+        if !is_ours && !is_kept {
             return Ok(None);
+        }
+        if image.begun != *begun {
+            return match is_kept {
+                false => Ok(None),
+                true => Err(HostError::invalid(
+                    format!(
+                        "begin {app} from image {}, which was kept for it: it is configured otherwise since",
+                        image.number
+                    ),
+                    "the program begins with nothing; change its command after the update is over",
+                )),
+            };
         }
         // CRIU waits for ever for what is missing at the end of a file.
         let found = size(&self.directory(app, image.number))?;
@@ -136,6 +165,9 @@ impl Store {
                 "the program begins with nothing; the next image is taken as usual",
             ));
         }
+        if !is_ours {
+            self.check_kept(app, &image)?;
+        }
         Ok(Some(image))
     }
 
@@ -145,11 +177,18 @@ impl Store {
         app: &AppId,
         process: Process,
         begun: &Begun,
+        from: Option<&Image>,
     ) -> Result<(), HostError> {
         let file = self.home(app)?.join(RUNNING);
+        let kept = from.and_then(|image| Some((image.kept.as_ref()?, image.taken_unix_ms)));
         let running = Running {
             process,
             begun: begun.clone(),
+            kept: kept.map(|(kept, stopped_unix_ms)| Went {
+                update: kept.update,
+                stopped_unix_ms,
+                on_unix_ms: unix_ms(),
+            }),
         };
         let text = serde_json::to_string(&running)
             .map_err(|e| HostError::file("write", &file, io::Error::other(e)))?;
@@ -158,11 +197,7 @@ impl Store {
 
     /// What the program of an app was begun with, if this process is it.
     pub(super) fn running(&self, app: &AppId, process: Process) -> Result<Begun, HostError> {
-        let file = self.of(app).join(RUNNING);
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        let known: Option<Running> = serde_json::from_str(&text).ok();
-        known
-            .filter(|running| running.process == process)
+        self.known(app, process)
             .map(|running| running.begun)
             .ok_or_else(|| {
                 HostError::invalid(
@@ -173,6 +208,14 @@ impl Store {
                     "images of it are taken once it has been started anew",
                 )
             })
+    }
+
+    /// What is known of this process, if it is the program of an app.
+    pub(super) fn known(&self, app: &AppId, process: Process) -> Option<Running> {
+        let file = self.of(app).join(RUNNING);
+        let text = fs::read_to_string(&file).ok()?;
+        let known: Option<Running> = serde_json::from_str(&text).ok();
+        known.filter(|running| running.process == process)
     }
 
     /// Removes every image of an app, and what is known of how its program was begun.
@@ -226,11 +269,7 @@ impl Store {
 
     /// Makes an image whole, and removes those before it.
     pub(super) fn finish(&self, app: &AppId, part: &Path, image: &Image) -> Result<(), HostError> {
-        let file = part.join(DESCRIPTION);
-        let text = serde_json::to_string(image)
-            .map_err(|e| HostError::file("write", &file, io::Error::other(e)))?;
-        let written = File::create(&file).and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|e| HostError::file("write", &file, e))?;
+        self.describe(part, image)?;
         for file in entries(part)? {
             sync(&file)?;
         }
@@ -244,6 +283,21 @@ impl Store {
             }
         }
         self.remove_refused(app)
+    }
+
+    /// Writes durably beside an image what is known of it.
+    pub(super) fn describe(&self, directory: &Path, image: &Image) -> Result<(), HostError> {
+        let file = directory.join(DESCRIPTION);
+        let next = file.with_extension("new");
+        let text = serde_json::to_string(image)
+            .map_err(|e| HostError::file("write", &file, io::Error::other(e)))?;
+        let written = File::create(&next).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(|e| HostError::file("write", &next, e))?;
+        fs::rename(&next, &file).map_err(|e| HostError::file("rename", &next, e))?;
+        sync(directory)
     }
 
     /// Lays an image aside that a program does not live from, and says why to whoever asks next. It
@@ -344,7 +398,7 @@ pub(super) fn unix_ms() -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
     let fail = |error| HostError::file("list", directory, error);
     let listed = fs::read_dir(directory).map_err(fail)?;
     let paths: io::Result<_> = listed.map(|entry| Ok(entry?.path())).collect();
@@ -363,7 +417,7 @@ pub(super) fn size(directory: &Path) -> Result<u64, HostError> {
     Ok(bytes)
 }
 
-fn sync(path: &Path) -> Result<(), HostError> {
+pub(super) fn sync(path: &Path) -> Result<(), HostError> {
     let synced = File::open(path).and_then(|file| file.sync_all());
     synced.map_err(|e| HostError::file("sync", path, e))
 }
@@ -399,7 +453,51 @@ mod tests {
             taken_unix_ms: 0,
             pause_us: None,
             bytes: 0,
+            kept: None,
         }
+    }
+
+    #[test]
+    fn an_image_that_was_kept_is_used_in_one_boot_more() {
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::new(state.path());
+        let app: AppId = "a".parse().unwrap();
+        let proc_root = Path::new("/proc");
+        let usable = |command: &str| store.usable(&app, &begun(command), proc_root);
+        let take = |boot: &str| {
+            let (number, part) = store.begin(&app).unwrap();
+            fs::write(part.join("pages-1.img"), "all that it had").unwrap();
+            let image = Image {
+                bytes: size(&part).unwrap(),
+                kept: Some(super::super::over_boot::seal(&part, 7).unwrap()),
+                ..image(number, "true", boot)
+            };
+            store.finish(&app, &part, &image).unwrap();
+            number
+        };
+        let number = take("the boot before");
+        let found = usable("true").unwrap().unwrap();
+        assert_eq!(found.number, number);
+        // Of something else, it says so: what was kept is lost then.
+        usable("false").unwrap_err();
+        let claimed = store.claim(&app, &found, proc_root).unwrap();
+        assert_eq!(claimed.boot, boot(proc_root).unwrap());
+        assert_eq!(usable("true").unwrap(), Some(claimed.clone()));
+        // As it looks from the boot after this one.
+        let later = Image {
+            boot: "the boot before".to_owned(),
+            ..claimed
+        };
+        store
+            .describe(&store.directory(&app, number), &later)
+            .unwrap();
+        assert_eq!(usable("true").unwrap(), None);
+
+        let number = take("the boot before");
+        let pages = store.directory(&app, number).join("pages-1.img");
+        fs::write(&pages, "all that he had").unwrap();
+        let error = usable("true").unwrap_err().explain();
+        assert!(error.contains("pages-1.img"), "{error}");
     }
 
     #[test]

@@ -440,6 +440,9 @@ fn one(receipt: &api::UpdateReceipt) -> String {
             ms(planned.pause_p99_ms),
         )
         .ok();
+        if app.pause_ms.is_some() {
+            write!(text, ", measured {}", ms(app.pause_ms)).ok();
+        }
         if app.p99_loaded_ms.is_some() || app.exclusive_cpus.is_some() {
             let cpus = app.exclusive_cpus.as_deref().unwrap_or("none");
             write!(text, "; own CPUs {cpus}").ok();

@@ -68,6 +68,9 @@ pub(super) struct Entry {
     /// By front, from then until the apps were looked at.
     pub(super) during: BTreeMap<AppId, (Pace, Counted)>,
     pub(super) hand_overs: Vec<HandOver>,
+    /// How long apps stood that were kept over a boot, in milliseconds.
+    #[serde(default)]
+    pub(super) pauses: BTreeMap<AppId, f64>,
     pub(super) held_times: u32,
     pub(super) held_ms: u64,
 }
@@ -81,6 +84,7 @@ impl Entry {
             counted: BTreeMap::new(),
             during: BTreeMap::new(),
             hand_overs: Vec::new(),
+            pauses: BTreeMap::new(),
             held_times: 0,
             held_ms: 0,
         }
@@ -211,6 +215,7 @@ mod tests {
             restart: BTreeSet::new(),
             reboot: false,
             elsewhere: true,
+            keep: false,
             unproved: false,
         };
         let mut entry = Entry::new(Record::new(1, 2, "boot".to_owned(), order));

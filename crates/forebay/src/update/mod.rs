@@ -17,6 +17,7 @@ mod elsewhere;
 mod errand;
 pub(crate) mod hooks;
 mod journal;
+mod keep;
 mod measure;
 mod outdated;
 mod plan;
@@ -45,7 +46,7 @@ use journal::{Book, Entry};
 
 use crate::config::HostFacts;
 use crate::control::{Command, Published};
-use crate::fronts;
+use crate::{fronts, images};
 
 /// The apps of updates are named by it; no other app may be.
 const PREFIX: &str = "os-update.";
@@ -218,6 +219,9 @@ struct Shared {
     commands: SyncSender<Command>,
     reports: watch::Receiver<Option<Arc<Published>>>,
     fronts: fronts::Desk,
+    images: images::Desk,
+    /// How apps are started again as they are configured, while they are kept over a boot.
+    restarts: Mutex<BTreeMap<AppId, Restart>>,
     /// Where apps of this host may be meanwhile, if it has a place in a fleet.
     fleet: Option<Fleet>,
 }
@@ -276,14 +280,15 @@ impl Desk {
         let way = way(&request)?;
         let fleet = self.0.fleet.as_ref();
         let order = order(request, &policy, fleet)?;
-        let choices = plan::choices(&policy, &order, (&self.0.fronts, fleet));
-        let cannot = plan::cannot(way, &order, &choices, fleet);
+        let choices = plan::choices(&policy, &order, &self.0);
+        let keeping = self.0.keeping(&policy);
+        let cannot = plan::cannot(way, &order, &choices, (fleet, &keeping));
         Ok(api::UpdatePlan {
             apps: choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
-            rungs: plan::rungs(fleet.is_some()),
+            rungs: plan::rungs(fleet.is_some(), &keeping),
             refused: cannot.into_iter().chain(self.obstacle()).collect(),
         })
     }
@@ -313,8 +318,9 @@ impl Desk {
         let way = way(&request)?;
         let fleet = self.0.fleet.as_ref();
         let order = order(request, &policy, fleet)?;
-        let plan = plan::choices(&policy, &order, (&self.0.fronts, fleet));
-        let mut refused = plan::cannot(way, &order, &plan, fleet)
+        let plan = plan::choices(&policy, &order, &self.0);
+        let keeping = self.0.keeping(&policy);
+        let mut refused = plan::cannot(way, &order, &plan, (fleet, &keeping))
             .into_iter()
             .chain(self.obstacle());
         if let Some(why) = refused.next() {
@@ -360,7 +366,7 @@ impl Desk {
                 )));
             }
             format!("the command of update {number} is asked to end")
-        } else if stage == Stage::RebootPending {
+        } else if matches!(stage, Stage::RebootPending | Stage::Departing) {
             return Err(Refused::Cannot(format!(
                 "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
                  without by `forebay update resume`"
@@ -383,7 +389,7 @@ impl Desk {
     pub(crate) fn resume(&self) -> Result<String, Refused> {
         let entry = self.current()?;
         let number = entry.record.number;
-        if entry.record.stage != Stage::RebootPending {
+        if !matches!(entry.record.stage, Stage::RebootPending | Stage::Departing) {
             return Err(Refused::Cannot(format!(
                 "update {number} is {} and goes on by itself; `forebay update status` shows it",
                 receipt::stage(entry.record.stage)
@@ -515,7 +521,8 @@ fn order(
         )));
     }
     // Of what is not asked for by name the least disruptive is taken.
-    let elsewhere = match request.rung.as_deref().and_then(Way::of) {
+    let named = request.rung.as_deref().and_then(Way::of);
+    let elsewhere = match named {
         Some(way) => way == Way::OtherHost,
         None => {
             let can_leave = |app: &App| fleet.is_some_and(|fleet| fleet.can_leave(app));
@@ -529,7 +536,9 @@ fn order(
         rollback: request.rollback,
         limit,
         restart: restart.collect::<Result<_, _>>()?,
-        reboot: request.reboot || request.rung.as_deref() == Some(Way::Reboot.name()),
+        reboot: request.reboot
+            || named.is_some_and(|way| matches!(way, Way::Reboot | Way::Checkpoint)),
+        keep: named == Some(Way::Checkpoint),
         unproved: request.unproved,
     })
 }
@@ -559,7 +568,7 @@ impl Updater {
         opened: Opened,
         commands: SyncSender<Command>,
         reports: watch::Receiver<Option<Arc<Published>>>,
-        fronts: fronts::Desk,
+        (fronts, images): (fronts::Desk, images::Desk),
         fleet: Option<Fleet>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -573,6 +582,8 @@ impl Updater {
             commands,
             reports,
             fronts,
+            images,
+            restarts: Mutex::default(),
             fleet,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()

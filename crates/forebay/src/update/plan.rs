@@ -8,17 +8,16 @@ use forebay_core::app::{App, AppId, Binding, Policy};
 use forebay_core::update::{Choice, Front, Order, Rung, Subject, Way, choose, ends_the_host};
 use forebay_shadow::status::Transition;
 
-use super::Fleet;
-use crate::fronts::{Desk, Known};
+use super::keep::keeps_none;
+use super::{Fleet, Shared};
+use crate::fronts::Known;
 
 /// Chooses for all apps.
-pub(super) fn choices(
-    policy: &Policy,
-    order: &Order,
-    (fronts, fleet): (&Desk, Option<&Fleet>),
-) -> BTreeMap<AppId, Choice> {
-    let fronts = fronts.all();
-    let choose = |id: &AppId, app: &App| {
+pub(super) fn choices(policy: &Policy, order: &Order, shared: &Shared) -> BTreeMap<AppId, Choice> {
+    let fleet = shared.fleet.as_ref();
+    let fronts = shared.fronts.all();
+    let mut keeps = shared.keeps(policy, order);
+    let mut choose = |id: &AppId, app: &App| {
         let known = fronts.values().find(|known| serves(known, id));
         choose(&Subject {
             front: known.map(|known| front(known, id)),
@@ -26,6 +25,7 @@ pub(super) fn choices(
             restart: order.restart.contains(id),
             reboot: order.reboot,
             leaves: order.elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app)),
+            keeps: keeps.remove(id),
         })
     };
     let apps = policy.apps.iter();
@@ -69,9 +69,18 @@ pub(super) fn cannot(
     way: Option<Way>,
     order: &Order,
     choices: &BTreeMap<AppId, Choice>,
-    fleet: Option<&Fleet>,
+    (fleet, keeping): (Option<&Fleet>, &Result<String, String>),
 ) -> Vec<String> {
     let mut refused = Vec::new();
+    if order.keep {
+        match keeping {
+            Ok(_) => refused.extend(keeps_none(order, choices)),
+            Err(why) => refused.push(format!(
+                "rung {} is not offered: {why}; `forebay update plan -- COMMAND` shows all",
+                Way::Checkpoint.name()
+            )),
+        }
+    }
     let has_fleet = fleet.is_some();
     if let Some(way) = way.filter(|way| !way.is_offered(has_fleet)) {
         refused.push(format!(
@@ -105,11 +114,16 @@ pub(super) fn cannot(
     refused
 }
 
-pub(super) fn rungs(fleet: bool) -> Vec<api::UpdateRung> {
+/// All ways; `keeping`: how apps would be kept over a reboot here, or why not.
+pub(super) fn rungs(fleet: bool, keeping: &Result<String, String>) -> Vec<api::UpdateRung> {
     let shown = |way: Way| api::UpdateRung {
         rung: way.name().to_owned(),
-        offered: way.is_offered(fleet),
-        reason: way.reason(fleet).to_owned(),
+        offered: way.is_offered(fleet) && (way != Way::Checkpoint || keeping.is_ok()),
+        reason: match (way, keeping) {
+            (Way::Checkpoint, Ok(how)) => how.clone(),
+            (Way::Checkpoint, Err(why)) => why.clone(),
+            _ => way.reason(fleet).to_owned(),
+        },
     };
     Way::ALL.map(shown).into()
 }
@@ -118,6 +132,7 @@ pub(super) const fn rung(rung: Rung) -> &'static str {
     match rung {
         Rung::Userspace => "userspace",
         Rung::OtherHost => "other-host",
+        Rung::Checkpoint => "checkpoint",
         Rung::Restart => "restart",
         Rung::Reboot => "reboot",
     }

@@ -19,6 +19,8 @@ pub(super) const fn stage(stage: Stage) -> &'static str {
         Stage::Synced => "synced",
         Stage::Updating => "updating",
         Stage::RebootPending => "reboot_pending",
+        Stage::Departing => "departing",
+        Stage::Reviving => "reviving",
         Stage::Undoing => "undoing",
         Stage::Restoring => "restoring",
         Stage::Verifying => "verifying",
@@ -51,6 +53,10 @@ const fn next(stage: Stage) -> &'static str {
         Stage::RebootPending => {
             "reboot the host, and it goes on by itself; or go on without: `forebay update resume`"
         }
+        Stage::Departing => {
+            "apps are written down, and the host begins anew by itself; go on without: `forebay update resume`"
+        }
+        Stage::Reviving => "apps go on from what was written down; it goes on by itself",
         Stage::Undoing => "the rollback runs; it goes on by itself",
         Stage::Restoring => "programs that run outdated code are replaced; it goes on by itself",
         Stage::Verifying => "apps are compared with their past; it goes on by itself",
@@ -127,6 +133,7 @@ pub(super) fn receipt(
             memory_floor_bytes: proof
                 .and_then(|proof| proof.memory_floor)
                 .map(|floor| floor.0),
+            pause_ms: entry.pauses.get(id).copied(),
             p99_before_ms: proof.and_then(|proof| proof.before.p99_ms),
             p99_loaded_ms: proof.and_then(|proof| proof.loaded.p99_ms),
         }

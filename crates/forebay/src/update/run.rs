@@ -165,6 +165,8 @@ impl Runner {
                 self.command(entry, &command).await
             }
             Deed::AwaitBoot => Ok(self.await_boot(entry).await),
+            Deed::Depart => self.depart(entry).await,
+            Deed::Revive => self.revive(entry).await,
             Deed::Restore => self.restore(entry).await,
             Deed::Verify => self.verify(entry).await,
             Deed::Close => self.close(entry).await,
@@ -359,7 +361,10 @@ impl Runner {
         loop {
             let behind = restore::behind(&self.shared.fronts, &entry.record.order.restart);
             let Some(why) = behind else {
-                return Ok(Fact::Done);
+                return Ok(match self.try_images(entry).await {
+                    Ok(()) => Fact::Done,
+                    Err(why) => Fact::Refused(why),
+                });
             };
             if Instant::now() >= deadline {
                 return Ok(Fact::Refused(why));

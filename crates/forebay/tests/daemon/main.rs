@@ -65,4 +65,5 @@ mod takeovers;
 mod tutorial;
 mod update;
 mod update_elsewhere;
+mod update_keep;
 mod update_kills;
