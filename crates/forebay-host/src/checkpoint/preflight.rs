@@ -193,7 +193,7 @@ impl Survey {
         }
         for file in &place.missing {
             obstacles.push(format!(
-                "{} is not at the target, or is another file there: put it there",
+                "{} is not at the target, or is another file there: put it there, or name it in `move.files`",
                 file.display()
             ));
         }

@@ -186,16 +186,6 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
     for problem in check_moved(&files) {
         findings.add(at, movable.key("files"), problem);
     }
-    if way == Some(Way::Checkpoint) && !files.is_empty() {
-        findings.add(
-            at,
-            movable.key("files"),
-            Problem::new(
-                "an app that goes along with its memory takes no files with it in this release",
-                "put them on storage that the hosts share and leave `files` out, or use mode = \"restart\"",
-            ),
-        );
-    }
     Some(Mobility {
         way: way?,
         files,

@@ -4,10 +4,11 @@
 //! A page that was lost, or is one of earlier, does not agree with the count, which is elsewhere. Clients
 //! ask over TCP, one letter for each request: `p` for the count, `c` for the count after all pages were
 //! looked at, or the largest number if they do not agree. Or it says so by itself: with a witness it adds a line
-//! with the count and the time to a file again and again, or `wrong`. It keeps nothing open but its socket, is a
-//! session of its own, and has no files: so it can be moved.
+//! with the count and the time to a file again and again, or `wrong`. It keeps nothing open but its socket and, if it
+//! is asked to, a journal, to which it adds a number again and again at the place where it stands, and is a session of
+//! its own: so it can be moved.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU64;
@@ -46,6 +47,9 @@ pub(crate) struct Args {
     /// All pages are looked at for every so many lines; for none without
     #[arg(long, value_name = "LINES", requires = "witness")]
     check_every: Option<NonZeroU64>,
+    /// A file that is kept open and counted into, one line after the other
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
 }
 
 type Page = [u64; WORDS];
@@ -67,8 +71,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
             "start it as a child of another",
         ))?;
     }
+    let journal = args.journal.as_deref().map(|path| {
+        let opened = File::create(path);
+        opened.map_err(Error::system("make", path.display(), "make its directory"))
+    });
+    let journal = journal.transpose()?;
     let memory = Mutex::new(Memory::new(args.memory as usize * MIB_PAGES));
     std::thread::scope(|scope| {
+        if let Some(journal) = &journal {
+            scope.spawn(|| keep(journal));
+        }
         scope.spawn(|| write_on(&memory, args.rate));
         if let Some(witness) = &args.witness {
             scope.spawn(|| bear_witness(&memory, witness, args.check_every));
@@ -125,6 +137,19 @@ fn bear_witness(memory: &Mutex<Memory>, file: &Path, check_every: Option<NonZero
         opened
             .and_then(|mut file| file.write_all(format!("{count} {ms}\n").as_bytes()))
             .ok();
+        at = (at + LINES).max(now(ClockId::Monotonic));
+        if sleep_until(at).is_err() {
+            return;
+        }
+    }
+}
+
+/// Where it writes is what the kernel keeps of an open file, and what it writes is in memory.
+fn keep(mut journal: &File) {
+    let mut at = now(ClockId::Monotonic);
+    for line in 1_u64.. {
+        // Whoever reads it misses what could not be written.
+        journal.write_all(format!("{line}\n").as_bytes()).ok();
         at = (at + LINES).max(now(ClockId::Monotonic));
         if sleep_until(at).is_err() {
             return;

@@ -97,11 +97,62 @@ struct Fleet {
     witness: PathBuf,
     etcd: Etcd,
     dir: tempfile::TempDir,
+    /// Where each host has its own directory, as its programs see it: their files go along.
+    shared: Option<PathBuf>,
 }
 
 impl Fleet {
     fn start(test: &str) -> Option<Self> {
         Self::start_with(test, MEMORY, "")
+    }
+
+    /// Whose program keeps a file open. More in the configuration is made of where its hosts have their own, with
+    /// these directories in it.
+    fn start_with_files(
+        test: &str,
+        own: &[&str],
+        more: impl FnOnce(&Path) -> String,
+    ) -> Option<Self> {
+        let mut fleet = Self::new(test)?;
+        let shared = fleet.dir.path().join("srv");
+        fs::create_dir(&shared).unwrap();
+        for ((_, place), machine) in fleet.hosts.iter().zip(&fleet.machines) {
+            for own in own.iter().chain(&["data"]) {
+                fs::create_dir_all(place.path("srv").join(own)).unwrap();
+            }
+            let mut command = machine.enter();
+            let mount = command.args(["mount", "--bind"]);
+            let mounted = mount.arg(place.path("srv")).arg(&shared).status();
+            assert!(mounted.unwrap().success(), "mount {}", shared.display());
+        }
+        let more = more(&shared);
+        fleet.shared = Some(shared);
+        Some(fleet.begun(MEMORY, &more))
+    }
+
+    /// What a host has in the directory that goes along.
+    fn data(&self, name: &str) -> PathBuf {
+        self.place(name).path("srv/data")
+    }
+
+    /// What the program wrote to the file that it keeps open: nothing is missing of it, and nothing twice.
+    #[track_caller]
+    fn journaled(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.data(name).join("journal")).unwrap();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let numbers = whole.lines().map(|line| line.parse().unwrap());
+        let numbers: Vec<u64> = numbers.collect();
+        let count = u64::try_from(numbers.len()).unwrap();
+        assert!(numbers.iter().copied().eq(1..=count), "{name}: {numbers:?}");
+        count
+    }
+
+    /// It writes on to the file that it has open here.
+    #[track_caller]
+    fn writes_on(&self, name: &str) -> u64 {
+        let before = self.journaled(name);
+        eventually("it writes on", || self.journaled(name) > before + 5);
+        before
     }
 
     /// The longest time from one line of the witness to the next, in milliseconds.
@@ -114,6 +165,11 @@ impl Fleet {
 
     /// With more in the configuration of every host.
     fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
+        Some(Self::new(test)?.begun(memory, more))
+    }
+
+    /// Before any daemon begins.
+    fn new(test: &str) -> Option<Self> {
         let criu = criu(test)?;
         let names = ["a", "b"];
         let mut hosts = Vec::new();
@@ -127,26 +183,39 @@ impl Fleet {
             machines.push(machine);
         }
         let dir = tempfile::tempdir().unwrap();
-        let mut fleet = Self {
+        let fleet = Self {
             hosts,
             machines,
             criu,
             witness: dir.path().join("witness"),
             etcd: Etcd::start(test)?,
             dir,
+            shared: None,
         };
         certify(&fleet.hosts);
-        for index in 0..names.len() {
-            let criu = fleet.criu.clone();
-            fleet.configure(index, &criu, memory, more);
-            fleet.begin(index);
-        }
-        fleet.await_owner();
         Some(fleet)
+    }
+
+    fn begun(mut self, memory: u32, more: &str) -> Self {
+        for index in 0..self.hosts.len() {
+            let criu = self.criu.clone();
+            self.configure(index, &criu, memory, more);
+            self.begin(index);
+        }
+        self.await_owner();
+        self
     }
 
     fn configure(&self, index: usize, criu: &Path, memory: u32, more: &str) {
         let (name, place) = &self.hosts[index];
+        let data = self.shared.as_ref().map(|shared| shared.join("data"));
+        let (journal, files) = data.map_or_else(Default::default, |data| {
+            let data = data.display();
+            (
+                format!(", \"--journal\", \"{data}/journal\""),
+                format!(", files = [\"{data}\"]"),
+            )
+        });
         place.configure_daemon(
             &format!("criu = \"{}\"", criu.display()),
             &format!(
@@ -155,8 +224,8 @@ impl Fleet {
                  [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"127.0.0.1:{}\"\n\
                  [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
                  exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{RATE}\", \
-                 \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"]\n\
-                 move = {{ mode = \"checkpoint\" }}\n{more}",
+                 \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}]\n\
+                 move = {{ mode = \"checkpoint\"{files} }}\n{more}",
                 self.etcd.endpoint(),
                 free_port(),
                 EXE.as_str(),
@@ -474,21 +543,8 @@ fn a_process_that_cannot_go_along_is_refused_before_it_is_touched() {
     let Some(fleet) = Fleet::start_with("a process that cannot go along", MEMORY, &more) else {
         return;
     };
-    let owner = |app: &str| {
-        let owns = |name: &&'static str| {
-            let owns = &status(fleet.place(name))["owns"];
-            let is_owned = owns.as_array().unwrap().contains(&app.into());
-            is_owned && fleet.place(name).app(app)["state"] == "running"
-        };
-        let mut found = None;
-        eventually("somebody runs it", || {
-            found = ["a", "b"].into_iter().find(owns);
-            found.is_some()
-        });
-        found.unwrap()
-    };
     let refused = |app: &str, words: &[&str]| {
-        let from = owner(app);
+        let from = owner(&fleet, app);
         let place = fleet.place(from);
         let pid = place.await_pid(app);
         for way in [&["--dry-run"][..], &[]] {
@@ -506,4 +562,172 @@ fn a_process_that_cannot_go_along_is_refused_before_it_is_touched() {
         client.is_some()
     });
     refused("talks", &["1 TCP connection(s)", "move.connections"]);
+}
+
+#[test]
+fn a_process_moves_with_the_files_that_it_has_open() {
+    let test = "a process moves with its files";
+    let Some(mut fleet) = Fleet::start_with_files(test, &[], |_| String::new()) else {
+        return;
+    };
+    let mut owner = fleet.await_owner();
+    let to = other(owner);
+    let pid = fleet.place(owner).await_pid("pages");
+    let mut load = vec![0; 6 << 20];
+    fastrand::Rng::new().fill(&mut load);
+    fs::create_dir(fleet.data(owner).join("deep")).unwrap();
+    fs::write(fleet.data(owner).join("deep/load"), &load).unwrap();
+    std::os::unix::fs::symlink("deep/load", fleet.data(owner).join("link")).unwrap();
+    fs::write(fleet.data(to).join("stale"), "of before").unwrap();
+    fs::write(fleet.data(to).join("journal"), "of before").unwrap();
+
+    let moved = fleet.place(owner).json(&["move", "pages", "--to", to]);
+    println!("{moved}");
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    let left = fleet.journaled(owner);
+    assert!(fleet.writes_on(to) >= left, "it goes on behind what it had");
+    assert_eq!(fleet.await_owner(), to);
+    assert_eq!(fleet.place(to).await_pid("pages"), pid);
+    assert_eq!(fs::read(fleet.data(to).join("link")).unwrap(), load);
+    assert!(!fleet.data(to).join("stale").exists());
+    assert_eq!(fleet.journaled(owner), left, "nobody writes at the source");
+    fleet.await_clean();
+    owner = to;
+
+    // Whatever daemon ends, its files are where it is.
+    for (stage, is_source) in [("sending", true), ("sending", false), ("awaiting", false)] {
+        let kills = if is_source { owner } else { other(owner) };
+        owner = killed_at(&mut fleet, owner, kills, stage);
+        assert_eq!(fleet.place(owner).await_pid("pages"), pid);
+        fleet.writes_on(owner);
+        assert_eq!(fs::read(fleet.data(owner).join("link")).unwrap(), load);
+    }
+    fleet.await_clean();
+    for (_, place) in &fleet.hosts {
+        let left = fs::read_dir(place.path("srv")).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["data"], "nothing is left beside it");
+    }
+}
+
+/// What somebody else writes meanwhile is not in the copy: it stays where it is.
+#[test]
+fn a_file_that_changes_while_its_process_stands_turns_the_move_back() {
+    let test = "a file changes while its process stands";
+    let Some(fleet) = Fleet::start_with_files(test, &[], |_| String::new()) else {
+        return;
+    };
+    let from = fleet.await_owner();
+    let to = other(from);
+    let pid = fleet.place(from).await_pid("pages");
+    fs::write(fleet.data(to).join("stale"), "of before").unwrap();
+    let foreign = fleet.data(from).join("foreign");
+    let ends = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0_u64;
+            while !ends.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                fs::write(&foreign, number.to_string()).unwrap();
+            }
+        });
+        let asked = fleet.place(from).ask(&["move", "pages", "--to", to]);
+        ends.store(true, std::sync::atomic::Ordering::Relaxed);
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+        assert!(
+            said.contains("foreign was changed while pages stood still"),
+            "{said}"
+        );
+    });
+    fleet.await_rest();
+    assert_eq!(fleet.await_owner(), from);
+    assert_eq!(fleet.place(from).await_pid("pages"), pid);
+    fleet.writes_on(from);
+    fleet.await_clean();
+    eventually("what was there is there again", || {
+        let names = fs::read_dir(fleet.data(to)).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names == ["stale"]
+    });
+
+    // When nobody does, it moves.
+    let moved = fleet.place(from).json(&["move", "pages", "--to", to]);
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    fleet.writes_on(to);
+}
+
+/// A file that stays behind, and a disk that is full, are told before anything is touched.
+#[test]
+fn a_target_without_a_file_or_without_room_for_them_is_refused() {
+    let exe = EXE.as_str();
+    let quiet = "stdout = \"/dev/null\"\nstderr = \"/dev/null\"\n";
+    let app = |name: &str, keys: &str, journal: &Path| {
+        format!(
+            "[apps.{name}]\n{quiet}exec = [\"{exe}\", \"workload\", \"pages\", \"--memory\", \"1\", \"--rate\", \
+             \"0\", \"--witness\", \"/dev/null\", \"--journal\", \"{}\"]\nmove = {{ mode = \"checkpoint\"{keys} \
+             }}\n",
+            journal.display()
+        )
+    };
+    let more = |shared: &Path| {
+        let small = shared.join("small/own");
+        let files = format!(", files = [\"{}\"]", small.display());
+        let behind = app("behind", "", &shared.join("behind/journal"));
+        behind + &app("small", &files, &small.join("journal"))
+    };
+    let test = "a target without a file or room";
+    let Some(fleet) = Fleet::start_with_files(test, &["behind", "small/own"], more) else {
+        return;
+    };
+    let refused = |app: &str, words: &[&str]| {
+        let from = owner(&fleet, app);
+        let pid = fleet.place(from).await_pid(app);
+        for way in [&["--dry-run"][..], &[]] {
+            let mut asked = vec!["move", app, "--to", other(from)];
+            asked.extend(way);
+            fleet.place(from).fails(&asked, 1, words);
+        }
+        assert_eq!(fleet.place(from).await_pid(app), pid);
+    };
+    refused(
+        "behind",
+        &["behind/journal is not at the target", "move.files"],
+    );
+
+    let from = owner(&fleet, "small");
+    let to = index(other(from));
+    fs::write(
+        fleet.place(from).path("srv/small/own/load"),
+        vec![1; 4 << 20],
+    )
+    .unwrap();
+    let small = fleet.dir.path().join("srv/small");
+    let mut command = fleet.machines[to].enter();
+    let mount = command.args(["mount", "-t", "tmpfs", "-o", "size=1m", "none"]);
+    assert!(mount.arg(&small).status().unwrap().success());
+    refused(
+        "small",
+        &[
+            "files of small have 5 MiB",
+            "are free at",
+            "make room there",
+        ],
+    );
+}
+
+/// Who owns an app and runs it.
+#[track_caller]
+fn owner(fleet: &Fleet, app: &str) -> &'static str {
+    let owns = |name: &&'static str| {
+        let owns = &status(fleet.place(name))["owns"];
+        let is_owned = owns.as_array().unwrap().contains(&app.into());
+        is_owned && fleet.place(name).app(app)["state"] == "running"
+    };
+    let mut found = None;
+    eventually("somebody runs it", || {
+        found = ["a", "b"].into_iter().find(owns);
+        found.is_some()
+    });
+    found.unwrap()
 }

@@ -118,6 +118,22 @@ fn what_cannot_be_a_member_is_refused() {
     );
 }
 
+/// Whichever way an app moves.
+#[test]
+fn files_go_along_by_their_plain_paths() {
+    for mode in ["restart", "checkpoint"] {
+        let check = |files: &str, expected: &[&str]| {
+            let keys = format!("move = {{ mode = \"{mode}\", files = [{files}] }}");
+            super::check_app(&keys, expected);
+        };
+        check("\"/srv/a\", \"/srv/b\"", &[]);
+        check(
+            "\"/srv/a\", \"/srv/a/b\"",
+            &["f:3: apps.a.move.files: `/srv/a` and `/srv/a/b` overlap; keep the outer one"],
+        );
+    }
+}
+
 #[cfg(not(feature = "etcd"))]
 #[test]
 fn a_build_without_etcd_says_how_to_get_one() {

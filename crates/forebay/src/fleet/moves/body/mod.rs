@@ -3,6 +3,7 @@
 pub(super) mod checkpoint;
 mod files;
 mod handoff;
+mod luggage;
 pub(super) mod restart;
 mod staged;
 
@@ -23,7 +24,7 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
     match way {
         Way::Restart => Ok(Box::new(restart::Leaves::new(
             app.id.clone(),
-            mobility.files.clone(),
+            luggage::Leaves::new(app.id.clone(), mobility.files.clone()),
             Arc::clone(apps),
         ))),
         Way::Handoff => Ok(Box::new(handoff::Leaves::new(
@@ -33,6 +34,7 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
         Way::Checkpoint => Ok(Box::new(checkpoint::leaves::Leaves::new(
             app.id.clone(),
             mobility.connections,
+            luggage::Leaves::summed(app.id.clone(), mobility.files.clone()),
             Arc::clone(apps),
         ))),
     }
@@ -51,9 +53,8 @@ pub(super) fn coming(
     match way {
         Way::Restart => Ok(Box::new(restart::Comes::new(
             app,
-            &mobility.files,
+            luggage::Comes::new(&app.id, &mobility.files, state_dir),
             Arc::clone(apps),
-            state_dir,
         ))),
         Way::Handoff => Ok(Box::new(handoff::Comes::new(
             app.id.clone(),
@@ -62,6 +63,7 @@ pub(super) fn coming(
         Way::Checkpoint => Ok(Box::new(checkpoint::comes::Comes::new(
             app,
             mobility.connections,
+            luggage::Comes::new(&app.id, &mobility.files, state_dir),
             Arc::clone(apps),
         ))),
     }

@@ -18,7 +18,7 @@ use forebay_host::checkpoint::{Landing, Tcp};
 use forebay_host::ledger::Process;
 
 use super::{CONNECTIONS, IMAGES, MEMORY, SURVEY, clear, criu, place, remove, tcp, word};
-use crate::fleet::moves::body::restart;
+use crate::fleet::moves::body::{luggage, restart};
 use crate::fleet::moves::{Apps, Coming, Content, Ground, Phase, Trouble, refuse};
 
 /// How long it may take until no process of a copy is left.
@@ -34,21 +34,24 @@ pub(in crate::fleet::moves) struct Comes {
     app: AppId,
     binding: Binding,
     connections: Connections,
+    files: luggage::Comes,
     apps: Arc<dyn Apps>,
     porter: Option<Porter>,
     process: Option<Process>,
 }
 
 impl Comes {
-    pub(in crate::fleet::moves) fn new(
+    pub(in crate::fleet::moves::body) fn new(
         app: &App,
         connections: Connections,
+        files: luggage::Comes,
         apps: Arc<dyn Apps>,
     ) -> Self {
         Self {
             app: app.id.clone(),
             binding: app.binding.clone(),
             connections,
+            files,
             apps,
             porter: None,
             process: None,
@@ -84,6 +87,16 @@ impl Comes {
                 outlook.obstacles.join("; ")
             )),
         }
+    }
+
+    /// Puts its files in their places before it is made: what was there stays aside until it runs here.
+    fn place_files(&self, contents: &[Content]) -> Result<(), Trouble> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        self.files.complete(contents)?;
+        self.files.agrees()?;
+        self.files.staged.place_all().map_err(Trouble::Refused)
     }
 
     /// The porter; a new one at first, with nothing of an earlier attempt.
@@ -188,11 +201,14 @@ impl Coming for Comes {
                         self.app
                     ));
                 }
-                _ => restart::has(&self.app, exec, (kind, what))
+                _ => self
+                    .files
+                    .has((kind, what))
+                    .or_else(|| restart::has(&self.app, exec, (kind, what)))
                     .unwrap_or_else(|| Err(restart::unknown(required)))?,
             }
         }
-        Ok(())
+        self.files.has_all(requires)
     }
 
     fn take(
@@ -216,9 +232,14 @@ impl Coming for Comes {
                 pack::unpack(&self.images()?, &mut from.take(bytes))
                     .map_err(|error| error.explain())
             }
-            other => Err(format!(
-                "`{other}` is not known to this release; update the target"
-            )),
+            other => {
+                let taken = self.files.take((content, bytes), from);
+                taken.unwrap_or_else(|| {
+                    Err(format!(
+                        "`{other}` is not known to this release; update the target"
+                    ))
+                })
+            }
         }
     }
 
@@ -228,6 +249,11 @@ impl Coming for Comes {
         let Some(porter) = porter else {
             return refuse(format!("the images of {} did not come", self.app));
         };
+        // CRIU opens them by their names, with what is in them now.
+        if let Err(trouble) = self.place_files(contents) {
+            porter.end();
+            return Err(trouble);
+        }
         let (process, child) = porter
             .prepare()
             .map_err(|error| Trouble::Refused(error.explain()))?;
@@ -266,11 +292,14 @@ impl Coming for Comes {
             }
             std::thread::sleep(POLL);
         }
+        // Nobody has them open any more.
+        self.files.staged.discard().map_err(Trouble::Refused)?;
         let images = self.images().map_err(Trouble::Refused)?;
         remove(&images).map_err(Trouble::Refused)
     }
 
     fn settle(&mut self) -> Result<(), Trouble> {
+        self.files.staged.settle().map_err(Trouble::Refused)?;
         let images = self.images().map_err(Trouble::Refused)?;
         remove(&images).map_err(Trouble::Refused)
     }

@@ -1,6 +1,6 @@
 //! On the source.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use forebay_host::checkpoint::preflight::{Speeds, Survey, connections};
 use forebay_host::checkpoint::{Criu, Freezing, Held, Orphaned, Tracker, let_go, pack};
 
 use super::parcels::Parcels;
-use super::{CONNECTIONS, IMAGES, SURVEY, clear, criu, place, remove, tcp, word};
-use crate::fleet::moves::body::restart;
+use super::{IMAGES, SURVEY, clear, criu, place, remove, tcp};
+use crate::fleet::moves::body::{luggage, restart};
 use crate::fleet::moves::note::Counted;
 use crate::fleet::moves::{Apps, Content, Ground, Leaving, Phase, Road, Trouble, refuse};
 
@@ -22,6 +22,12 @@ use crate::fleet::moves::{Apps, Content, Ground, Leaving, Phase, Road, Trouble, 
 const AIM: Duration = Duration::from_millis(50);
 /// It stays where it would stand for longer.
 const MOST: Duration = Duration::from_secs(5);
+/// And of its files: what changes last is sent while it stands as well.
+const FILES: Bounds = Bounds {
+    aim: Duration::from_millis(100),
+    most: MOST,
+    fixed: Duration::from_millis(10),
+};
 
 /// A process that was looked at and may move.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ struct Fit {
 pub(in crate::fleet::moves) struct Leaves {
     app: AppId,
     connections: Connections,
+    files: luggage::Leaves,
     apps: Arc<dyn Apps>,
     fit: Option<Fit>,
     tracker: Option<Tracker>,
@@ -44,14 +51,16 @@ pub(in crate::fleet::moves) struct Leaves {
 }
 
 impl Leaves {
-    pub(in crate::fleet::moves) fn new(
+    pub(in crate::fleet::moves::body) const fn new(
         app: AppId,
         connections: Connections,
+        files: luggage::Leaves,
         apps: Arc<dyn Apps>,
     ) -> Self {
         Self {
             app,
             connections,
+            files,
             apps,
             fit: None,
             tracker: None,
@@ -105,6 +114,53 @@ impl Leaves {
         }
     }
 
+    /// Copies its memory, or what it wrote since that was done, until little is left.
+    fn copy_memory(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
+        let fit = self.fit()?;
+        let (pid, tracked) = (fit.pid, fit.tracked);
+        let fixed = Speeds::MEASURED.fixed(tracked);
+        let bounds = Bounds {
+            aim: fixed.saturating_add(AIM),
+            most: MOST,
+            fixed,
+        };
+        let failed = |error: forebay_host::Error| error.explain();
+        let tracker = match &mut self.tracker {
+            Some(tracker) => tracker,
+            None => {
+                road.note.expect(tracked.0);
+                let attached = Tracker::attach(pid);
+                let attached = attached.map_err(|error| Trouble::Refused(failed(error)))?;
+                self.tracker.insert(attached)
+            }
+        };
+        let mut rounds = Vec::new();
+        loop {
+            let number = u32::try_from(rounds.len() + 1).unwrap_or(u32::MAX);
+            let mut parcels = Parcels::new(road, Phase::Copy(number));
+            let copied = tracker.round(&mut parcels).map_err(failed);
+            let round = parcels.finish(copied)?;
+            road.note.expect(round.left.0);
+            rounds.push(round);
+            if road.note.is_cancelled() {
+                return refuse(format!("move {}: it was cancelled", self.app));
+            }
+            match judge(bounds, &rounds) {
+                Verdict::Again => {}
+                Verdict::Freeze(_) => return Ok(()),
+                Verdict::Stay(pause) => {
+                    let pause = pause.map_or_else(String::new, |pause| {
+                        format!(", so that it would stand still for {pause:.1?}")
+                    });
+                    return refuse(format!(
+                        "{} writes its memory faster than it can be sent{pause}; move it when it does less",
+                        self.app
+                    ));
+                }
+            }
+        }
+    }
+
     /// Sends what CRIU wrote of it.
     fn send_images(&self, road: &Road<'_>) -> Result<Content, Trouble> {
         let packed = pack::pack(&self.images()?);
@@ -154,14 +210,23 @@ impl Leaving for Leaves {
             }
         };
         let criu = criu(&self.ground()?).map_err(Trouble::Refused)?;
-        let survey = self.survey(pid, &criu)?;
+        let mut survey = self.survey(pid, &criu)?;
+        // What goes along need not be there before.
+        let (with, at_target): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut survey.files)
+            .into_iter()
+            .partition(|(file, _)| self.files.has(file));
+        survey.files = at_target;
+        let mapped = with.iter().filter(|(_, bytes)| bytes.is_some());
+        self.files
+            .are_mapped(mapped.map(|(file, _)| file.as_path()));
         let here = survey.place(Bytes(u64::MAX), &criu);
         let here = here.map_err(|error| Trouble::Refused(error.explain()))?;
         let text = serde_json::to_string(&survey)
             .map_err(|error| Trouble::Refused(format!("say what {} is: {error}", self.app)))?;
-        let mut requires = restart::needs(exec);
+        let mut requires = self.files.check()?;
+        requires.extend(restart::needs(exec));
         requires.insert(format!("{SURVEY}:{text}"));
-        requires.insert(format!("{CONNECTIONS}:{}", word(self.connections)));
+        requires.insert(super::connections(self.connections));
         self.fit = Some(Fit {
             pid,
             tracked: survey.tracked,
@@ -176,42 +241,16 @@ impl Leaving for Leaves {
     }
 
     fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
-        let fit = self.fit()?;
-        let fixed = Speeds::MEASURED.fixed(fit.tracked);
-        let bounds = Bounds {
-            aim: fixed.saturating_add(AIM),
-            most: MOST,
-            fixed,
-        };
-        let failed = |error: forebay_host::Error| error.explain();
-        road.note.expect(fit.tracked.0);
-        let tracker = Tracker::attach(fit.pid).map_err(|error| Trouble::Refused(failed(error)))?;
-        let tracker = self.tracker.insert(tracker);
-        let mut rounds = Vec::new();
-        loop {
-            let number = u32::try_from(rounds.len() + 1).unwrap_or(u32::MAX);
-            let mut parcels = Parcels::new(road, Phase::Copy(number));
-            let copied = tracker.round(&mut parcels).map_err(failed);
-            let round = parcels.finish(copied)?;
-            road.note.expect(round.left.0);
-            rounds.push(round);
-            if road.note.is_cancelled() {
-                return refuse(format!("move {}: it was cancelled", self.app));
-            }
-            match judge(bounds, &rounds) {
-                Verdict::Again => {}
-                Verdict::Freeze(_) => return Ok(()),
-                Verdict::Stay(pause) => {
-                    let pause = pause.map_or_else(String::new, |pause| {
-                        format!(", so that it would stand still for {pause:.1?}")
-                    });
-                    return refuse(format!(
-                        "{} writes its memory faster than it can be sent{pause}; move it when it does less",
-                        self.app
-                    ));
-                }
-            }
+        if !self.files.is_empty() {
+            self.files.copy(road, FILES)?;
         }
+        self.copy_memory(road)?;
+        // What it wrote to its files meanwhile, and to its memory while that was sent.
+        if !self.files.is_empty() {
+            self.files.copy(road, FILES)?;
+            self.copy_memory(road)?;
+        }
+        Ok(())
     }
 
     fn freeze(&mut self) -> Result<(), Trouble> {
@@ -235,8 +274,13 @@ impl Leaving for Leaves {
         })?;
         let last = tracker.last(&mut parcels).map_err(|error| error.explain());
         parcels.finish(last)?;
-        let content = self.send_images(road)?;
-        road.peer.prepare(road.to, road.of, &[content])
+        let mut contents = Vec::new();
+        if !self.files.is_empty() {
+            contents = self.files.send_last(road)?;
+        }
+        contents.push(self.send_images(road)?);
+        road.peer.prepare(road.to, road.of, &contents)?;
+        self.files.is_as_sent()
     }
 
     fn thaw(&mut self) -> Result<(), Trouble> {

@@ -63,6 +63,11 @@ const fn word(connections: Connections) -> &'static str {
     }
 }
 
+/// What has to be the same of them on the target.
+pub(super) fn connections(connections: Connections) -> String {
+    format!("{CONNECTIONS}:{}", word(connections))
+}
+
 fn criu(ground: &Ground) -> Result<Criu, String> {
     Criu::find(ground.criu.as_deref()).map_err(|error| error.explain())
 }
