@@ -24,6 +24,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::HostName;
+use super::taking::Takes;
 use crate::app::{AppId, Class};
 use crate::units::{Bytes, MilliCpu};
 
@@ -74,6 +75,9 @@ pub struct Offer {
     pub cordoned: bool,
     /// Why this app cannot run there, if so: the version, the CPUs' features, no CRIU.
     pub unfit: Option<String>,
+    /// The apps that it would take, and how; none where it does not say: it may take any.
+    #[serde(default)]
+    pub takes: Option<Takes>,
 }
 
 impl Offer {
@@ -306,6 +310,7 @@ mod tests {
             apps: BTreeSet::new(),
             cordoned: false,
             unfit: None,
+            takes: None,
         }
     }
 

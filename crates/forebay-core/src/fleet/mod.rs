@@ -45,6 +45,7 @@ pub mod policy;
 pub mod promises;
 pub mod rounds;
 pub mod takeover;
+pub mod taking;
 pub mod tenure;
 #[cfg(test)]
 mod tests;

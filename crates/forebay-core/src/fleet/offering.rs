@@ -71,6 +71,7 @@ pub fn of<'a>(
         apps: standing.map(|app| app.app.clone()).collect(),
         cordoned,
         unfit: None,
+        takes: None,
     }
 }
 

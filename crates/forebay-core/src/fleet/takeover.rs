@@ -130,6 +130,7 @@ mod tests {
             apps: BTreeSet::new(),
             cordoned: false,
             unfit: None,
+            takes: None,
         };
         let mut offers = BTreeMap::from([
             (host("a"), offer(8000, 64)),

@@ -44,6 +44,9 @@ use crate::fronts;
 
 /// How often it is looked for what was not told.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it is looked what could be taken in here, where the configuration stays: programs are installed, fronts
+/// come into step.
+const TAKES_EVERY: Duration = Duration::from_secs(20);
 
 /// What the agent begins with.
 pub(crate) struct Beginning<'a> {
@@ -218,6 +221,8 @@ impl Prepared {
             hosted: self.hosted,
             initiative: self.initiative,
             done: BTreeSet::new(),
+            configured: BTreeMap::new(),
+            takes_due: Duration::ZERO,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -305,6 +310,9 @@ struct Job {
     initiative: Initiative,
     /// Commands that were carried out, whose end may not have been written.
     done: BTreeSet<CommandId>,
+    /// As it was when it was looked last what could be taken in.
+    configured: BTreeMap<AppId, App>,
+    takes_due: Duration,
 }
 
 impl Job {
@@ -338,6 +346,7 @@ impl Job {
             }
             is_news
         });
+        self.say_takes();
         let waits = |id: &CommandId| standing.commands.iter().any(|(other, _)| other == id);
         self.done.retain(waits);
         for (id, command) in standing.commands.iter() {
@@ -375,6 +384,25 @@ impl Job {
             hosted: &self.hosted,
             members: &LazyCell::new(now),
             may: may.is_ok(),
+        });
+    }
+
+    /// Says what could be taken in here.
+    fn say_takes(&mut self) {
+        let now = super::coordinator::now();
+        let configured = self.hosted.apps.borrow().clone();
+        if now < self.takes_due && configured == self.configured {
+            return;
+        }
+        self.takes_due = now + TAKES_EVERY;
+        self.configured = configured;
+        let takes = self.desk.moves.takes();
+        self.member.takes.send_if_modified(|told| {
+            let is_news = *told != takes;
+            if is_news {
+                *told = takes;
+            }
+            is_news
         });
     }
 

@@ -318,6 +318,63 @@ fn an_app_moves_with_its_file_and_counts_on() {
     assert_eq!(fleet.owner(), others[1]);
 }
 
+/// Hosts say what they take: one that would refuse is not chosen, and whoever chooses says why.
+#[test]
+fn a_host_that_does_not_have_the_app_is_not_asked() {
+    let names = ["a", "b", "c"];
+    let Some(fleet) = Fleet::start("a host does not have the app", &names) else {
+        return;
+    };
+    eventually("somebody owns it", || fleet.processes().len() == 1);
+    let first = fleet.owner();
+    fleet.await_owner(&first);
+    let pids = fleet.processes();
+    let others: Vec<&str> = names.into_iter().filter(|host| *host != first).collect();
+    let (with, without) = (others[0], others[1]);
+    let file = fleet.place(without).path("forebay.toml");
+    let all = fs::read_to_string(&file).unwrap();
+    let start = all.find("[apps.counts]").unwrap();
+    let end = all.find("[apps.stays]").unwrap();
+    fs::write(&file, format!("{}{}", &all[..start], &all[end..])).unwrap();
+    fleet.place(without).json(&["reload"]);
+    let fleets = |asks: &str, host: &str| {
+        let asked = fleet.place(host).ask_fleet(&[asks, host]);
+        assert!(asked.status.success(), "{asked:?}");
+    };
+    fleets("cordon", with);
+    let nowhere = |from: &str, words: &[&str]| {
+        let asked = ["move", "counts", "--to", "auto"];
+        eventually("all other hosts are ruled out", || {
+            let output = fleet.place(from).ask(&asks_only(&asked));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            words.iter().all(|word| said.contains(word))
+        });
+        fleet.place(from).fails(&asked, 1, words);
+    };
+    let lacks = format!("{without}: counts is not among the apps that move there");
+    nowhere(&first, &[&lacks, &format!("{with}: takes no more")]);
+    assert_eq!(fleet.processes(), pids);
+
+    // Who leaves a host goes to the one that has it.
+    fleets("uncordon", with);
+    fleets("drain", &first);
+    fleet.await_owner(with);
+    fleet.await_rest();
+
+    // One that has another program under its name is none either.
+    fs::write(&file, all.replace("sleep 0.01", "sleep 0.02")).unwrap();
+    fleet.place(without).json(&["reload"]);
+    let another = format!("{without}: counts is another one there");
+    nowhere(with, &[&another, &format!("{first}: takes no more")]);
+    assert_eq!(fleet.owner(), with);
+    fleet.witnessed();
+}
+
+/// The same question, which moves nothing.
+fn asks_only<'a>(asked: &[&'a str]) -> Vec<&'a str> {
+    asked.iter().copied().chain(["--dry-run"]).collect()
+}
+
 /// Makes every host one of a fleet.
 pub(crate) fn certify(hosts: &[(&'static str, Place)]) {
     let (first, holder) = &hosts[0];

@@ -103,7 +103,7 @@ impl Case {
 }
 
 impl Place {
-    fn ask_fleet(&self, arguments: &[&str]) -> std::process::Output {
+    pub(crate) fn ask_fleet(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = std::process::Command::new(EXE.as_str());
         command.arg("fleet").args(arguments);
         command.arg("--socket").arg(self.path("socket"));

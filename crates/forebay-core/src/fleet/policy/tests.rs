@@ -202,6 +202,7 @@ fn only_who_lacks_something_goes_where_room_is_short_lived() {
         apps: BTreeSet::new(),
         cordoned: false,
         unfit: None,
+        takes: None,
     };
     let host = |name: &str| name.parse::<HostName>().unwrap();
     let here = host("here");
@@ -351,6 +352,7 @@ fn a_host_that_was_just_left_is_not_offered() {
         apps: BTreeSet::new(),
         cordoned: false,
         unfit: None,
+        takes: None,
     };
     let host = |name: &str| name.parse::<HostName>().unwrap();
     let offers = BTreeMap::from([(host("a"), offer.clone()), (host("b"), offer)]);
@@ -379,6 +381,7 @@ fn one_that_is_constrained_goes_where_room_is_whatever_its_host_says_of_itself()
         apps: BTreeSet::new(),
         cordoned: false,
         unfit: None,
+        takes: None,
     };
     let name = |name: &str| -> HostName { name.parse().unwrap() };
     // Here hardly anything is needed, by what is published: who takes the rest is nobody's app.

@@ -114,6 +114,7 @@ fn open(cpus: u64) -> choice::Offer {
         apps: BTreeSet::new(),
         cordoned: false,
         unfit: None,
+        takes: None,
     }
 }
 

@@ -30,6 +30,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use forebay_core::app::Class;
 use forebay_core::fleet::choice::{Offer, Room};
 use forebay_core::fleet::offering::{self, Ahead};
+use forebay_core::fleet::taking::Takes;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{HostName, Outcome};
 use forebay_core::report::EventKind;
@@ -128,6 +129,8 @@ pub(crate) struct Desk {
     pub(crate) standing: watch::Receiver<Arc<Standing>>,
     /// Room that was promised to applications on their way here: published with the offer.
     pub(crate) promised: Arc<watch::Sender<BTreeMap<Class, Room>>>,
+    /// What would be taken in here: published as well.
+    pub(crate) takes: Arc<watch::Sender<Option<Takes>>>,
     /// What the offer is made of beside the report.
     pub(crate) size: offering::Host,
     /// See [`size`](Self::size).
@@ -219,6 +222,7 @@ impl Membership {
         };
         let (tell, told) = watch::channel(Arc::new(standing.clone()));
         let (promised, promises) = watch::channel(BTreeMap::new());
+        let (takes, taken) = watch::channel(None);
         let (ahead, asked_ahead) = watch::channel(Arc::default());
         let (stop, stopped) = watch::channel(());
         let desk = Desk {
@@ -226,6 +230,7 @@ impl Membership {
             coordinator: Arc::clone(&coordinator),
             standing: told,
             promised: Arc::new(promised),
+            takes: Arc::new(takes),
             size: beginning.host,
             ahead: asked_ahead,
         };
@@ -244,6 +249,7 @@ impl Membership {
             coordinator,
             beginning,
             promises,
+            takes: taken,
             tell,
             held: None,
             read_at: 0,
@@ -302,6 +308,7 @@ struct Job {
     coordinator: Arc<dyn Coordinator>,
     view: watch::Receiver<View>,
     promises: watch::Receiver<BTreeMap<Class, Room>>,
+    takes: watch::Receiver<Option<Takes>>,
     tell: watch::Sender<Arc<Standing>>,
     /// What is told next.
     standing: Standing,
@@ -561,7 +568,7 @@ impl Job {
     fn offer(&self) -> Offer {
         let promised = self.promises.borrow().clone();
         let cordoned = self.standing.cordoned;
-        match &*self.beginning.reports.borrow() {
+        let offer = match &*self.beginning.reports.borrow() {
             Some(published) => offering::offer(
                 self.beginning.host,
                 &published.report,
@@ -578,7 +585,12 @@ impl Job {
                 apps: std::collections::BTreeSet::new(),
                 cordoned,
                 unfit: None,
+                takes: None,
             },
+        };
+        Offer {
+            takes: self.takes.borrow().clone(),
+            ..offer
         }
     }
 
@@ -678,7 +690,8 @@ fn differs(old: &Offer, new: &Offer) -> bool {
         && old.promised == new.promised
         && old.apps == new.apps
         && old.cordoned == new.cordoned
-        && old.unfit == new.unfit)
+        && old.unfit == new.unfit
+        && old.takes == new.takes)
 }
 
 fn unix_ms() -> u64 {

@@ -19,6 +19,7 @@ use forebay_core::app::{App, AppId};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::{Homes, Look};
 use forebay_core::fleet::promises::{self, Promises};
+use forebay_core::fleet::taking::{TAKES_MAX, Takes};
 use forebay_core::fleet::{HostName, HostNameError};
 
 use super::arrive::Arrive;
@@ -437,6 +438,28 @@ impl Moves {
         &self,
     ) -> BTreeMap<forebay_core::app::Class, forebay_core::fleet::choice::Room> {
         locked(&self.state).promises.by_class()
+    }
+
+    /// What would be taken in here, as it is published; none where that is too much. Looks at files and starts CRIU.
+    pub(crate) fn takes(&self) -> Option<Takes> {
+        let house = &self.house;
+        let movable = house.apps.movable();
+        if movable.len() > TAKES_MAX {
+            return None;
+        }
+        let with_memory = |app: &App| {
+            let mobility = app.mobility.as_ref();
+            mobility.is_some_and(|mobility| mobility.way == Way::Checkpoint)
+        };
+        let criu = match movable.iter().any(with_memory) {
+            true => body::checkpoint::can_land(house.apps.ground().as_ref()),
+            false => Ok(()),
+        };
+        let taking = |app: App| {
+            let taking = body::taking(&app, &house.apps, (&house.state_dir, &criu));
+            Some((app.id.clone(), taking.ok()?))
+        };
+        Some(movable.into_iter().filter_map(taking).collect())
     }
 
     /// Another host asks for room, or for longer.

@@ -16,11 +16,12 @@ use forebay_core::fleet::choice::{Mover, Offer, Reason, Room};
 use forebay_core::fleet::mobility::{Mobility, Way};
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::takeover::{change, turn};
+use forebay_core::fleet::taking::rule_out;
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::fleet::{HostName, Ownership};
 
 use super::claims::has_program;
-use super::{House, Trouble};
+use super::{House, Trouble, body};
 
 /// Between two turns: whoever could not take it has let that pass.
 const TURN: Duration = Duration::from_secs(4);
@@ -182,6 +183,10 @@ impl Orphans {
         self.taken
             .retain(|(at, ..)| now.saturating_sub(*at) < COUNTED);
         let mut offers = members.clone();
+        // Whoever would not take it has no turn.
+        if let Ok(own) = body::like(app) {
+            rule_out(id, &own, &mut offers);
+        }
         if let Some(own) = offers.get_mut(&house.here) {
             for (_, class, room) in &self.taken {
                 let sum = own.promised.entry(*class).or_default();

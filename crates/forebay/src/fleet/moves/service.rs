@@ -8,11 +8,12 @@ use forebay_core::app::{App, AppId};
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::choice::Offer;
 use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::taking::{Taking, rule_out};
 use forebay_shadow::status::{MemberStatus, Status};
 use forebay_shadow::synchronise::Standing;
 use tokio::runtime::Handle;
 
-use super::{Apps, Trouble};
+use super::{Apps, Trouble, body};
 use crate::fronts;
 
 /// How long a front may take to say who serves after it handed over.
@@ -75,7 +76,8 @@ impl Stand {
     }
 }
 
-/// Of one that is handed over, hosts without an instance that could take over are none to choose from.
+/// Hosts that would refuse are none to choose from: by what they say of the applications that they take, and of one
+/// that is handed over those without an instance that could take over.
 ///
 /// # Errors
 /// Its front does not say how it stands.
@@ -86,7 +88,12 @@ pub(crate) fn fit(
 ) -> Result<(), Trouble> {
     let service = apps.service().filter(|_| is_handed_over(app));
     let stand = service.map(|service| service.stand(&app.id)).transpose()?;
-    let Some(stand) = stand.flatten() else {
+    let stand = stand.flatten();
+    if let Ok(own) = body::like(app) {
+        let has_front = stand.is_some();
+        rule_out(&app.id, &Taking { has_front, ..own }, offers);
+    }
+    let Some(stand) = stand else {
         return Ok(());
     };
     for (host, offer) in offers {

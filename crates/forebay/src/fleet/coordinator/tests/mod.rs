@@ -69,6 +69,7 @@ fn member(name: &str, agent: &str) -> Member {
             apps: BTreeSet::from([app("web")]),
             cordoned: false,
             unfit: None,
+            takes: None,
         },
         unix_ms: 1,
     }

@@ -7,13 +7,19 @@ mod luggage;
 pub(super) mod restart;
 mod staged;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use forebay_core::app::App;
+use forebay_core::app::{App, Binding};
 use forebay_core::fleet::mobility::Way;
+use forebay_core::fleet::taking::Taking;
+use sha2::{Digest as _, Sha256};
 
 use super::{Apps, Coming, Leaving};
+
+/// So much of a checksum tells two applications of one name apart.
+const LIKE_BYTES: usize = 8;
 
 /// What of an application leaves this host.
 ///
@@ -66,6 +72,84 @@ pub(super) fn coming(
             luggage::Comes::new(&app.id, &mobility.files, state_dir),
             Arc::clone(apps),
         ))),
+    }
+}
+
+/// What of an application has to be the same on two hosts for it to move between them.
+///
+/// # Errors
+/// It does not move: why, and what to do.
+pub(super) fn like(app: &App) -> Result<Taking, String> {
+    let (mobility, way) = way(app)?;
+    // An instance of what is handed over is begun on each host, with words of its own.
+    let like = match (&app.binding, way) {
+        (Binding::Exec(exec), Way::Restart | Way::Checkpoint) => {
+            let mut all = luggage::places(&mobility.files);
+            all.extend(restart::needs(exec));
+            if way == Way::Checkpoint {
+                all.insert(checkpoint::connections(mobility.connections));
+            }
+            let mut sum = Sha256::new();
+            for one in &all {
+                sum.update(one.len().to_le_bytes());
+                sum.update(one);
+            }
+            let sum = sum.finalize();
+            let start = sum.iter().take(LIKE_BYTES);
+            start.map(|byte| format!("{byte:02x}")).collect()
+        }
+        _ => String::new(),
+    };
+    Ok(Taking::new(way, like))
+}
+
+/// How an application would be taken in here, as far as that can be told before anybody asks.
+///
+/// # Errors
+/// It does not move: why, and what to do.
+pub(super) fn taking(
+    app: &App,
+    apps: &Arc<dyn Apps>,
+    (state_dir, criu): (&Path, &Result<(), String>),
+) -> Result<Taking, String> {
+    let own = like(app)?;
+    let (mobility, way) = way(app)?;
+    let needs = match &app.binding {
+        Binding::Exec(exec) => {
+            let mut needs = luggage::places(&mobility.files);
+            needs.extend(restart::needs(exec));
+            needs
+        }
+        _ => BTreeSet::new(),
+    };
+    let fits = |needs| coming(app, apps, state_dir).and_then(|body| body.fits(needs));
+    match way {
+        Way::Restart => Ok(Taking {
+            obstacle: fits(&needs).err(),
+            ..own
+        }),
+        Way::Checkpoint => Ok(Taking {
+            obstacle: criu.clone().and_then(|()| fits(&needs)).err(),
+            ..own
+        }),
+        Way::Handoff => {
+            let service = apps.service();
+            let stand = service.and_then(|service| {
+                let stand = service.stand(&app.id).ok().flatten();
+                stand.map(|stand| (service.here(), stand))
+            });
+            Ok(match stand {
+                None => own,
+                Some((here, stand)) => Taking {
+                    has_front: true,
+                    obstacle: match stand.serves == here {
+                        true => None,
+                        false => stand.can_take(&app.id, &here).err(),
+                    },
+                    ..own
+                },
+            })
+        }
     }
 }
 

@@ -121,3 +121,41 @@ fn what_nothing_can_take_the_place_of_is_refused() {
     expect(fits(&path), Some("is a link to /srv"));
     expect(fits(Path::new("/proc")), Some("a file system of its own"));
 }
+
+/// Whoever chooses goes by this, and is refused what differs: so both compare the same.
+#[test]
+fn what_a_host_says_of_an_app_is_what_it_would_answer() {
+    let like = |files: &[&str], exec: Exec| {
+        let files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+        body::like(&app(&files, exec)).unwrap().like
+    };
+    let plain = || exec(&["/bin/true"]);
+    let own = like(&["/srv/a", "/srv/b"], plain());
+    assert_eq!(own, like(&["/srv/b", "/srv/a"], plain()));
+    let mut environment = plain();
+    environment.environment.insert("HOST".into(), "b".into());
+    assert_eq!(own, like(&["/srv/a", "/srv/b"], environment));
+    assert_ne!(own, like(&["/srv/a"], plain()));
+    assert_ne!(own, like(&["/srv/a", "/srv/b"], exec(&["/bin/true", "a"])));
+
+    let dir = tempfile::tempdir().unwrap();
+    let luck = Arc::new(Mutex::new(Luck::none(1)));
+    let data = dir.path().to_owned();
+    let model = ModelApps::new("target", data, luck, Process::None, Arc::default());
+    let apps: Arc<dyn Apps> = Arc::new(model);
+    let taking = |way, program: &str, criu: Result<(), String>| {
+        let mut app = app(&[dir.path().join("data")], exec(&[program]));
+        app.mobility.as_mut().unwrap().way = way;
+        let taking = body::taking(&app, &apps, (dir.path(), &criu)).unwrap();
+        assert_eq!(taking.way, way.to_string());
+        taking.obstacle
+    };
+    assert_eq!(taking(Way::Restart, "/bin/true", Ok(())), None);
+    let missing = taking(Way::Restart, "/bin/nothing", Ok(())).unwrap();
+    assert!(missing.contains("install it there"), "{missing}");
+    assert_eq!(taking(Way::Checkpoint, "/bin/true", Ok(())), None);
+    let no_criu = Err("no CRIU".to_owned());
+    assert_eq!(taking(Way::Restart, "/bin/true", no_criu.clone()), None);
+    let lacks = taking(Way::Checkpoint, "/bin/true", no_criu).unwrap();
+    assert_eq!(lacks, "no CRIU");
+}

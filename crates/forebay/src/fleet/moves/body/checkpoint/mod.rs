@@ -68,6 +68,17 @@ pub(super) fn connections(connections: Connections) -> String {
     format!("{CONNECTIONS}:{}", word(connections))
 }
 
+/// Whether processes can be taken in with their memory.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(in crate::fleet::moves) fn can_land(ground: Option<&Ground>) -> Result<(), String> {
+    let ground = ground.ok_or("processes do not come to the target")?;
+    criu(ground)
+        .map(|_| ())
+        .map_err(|why| format!("on the target: {why}"))
+}
+
 fn criu(ground: &Ground) -> Result<Criu, String> {
     Criu::find(ground.criu.as_deref()).map_err(|error| error.explain())
 }

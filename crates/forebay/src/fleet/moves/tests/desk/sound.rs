@@ -371,6 +371,7 @@ fn offer(cpu: u64) -> forebay_core::fleet::choice::Offer {
         apps: BTreeSet::new(),
         cordoned: false,
         unfit: None,
+        takes: None,
     }
 }
 
