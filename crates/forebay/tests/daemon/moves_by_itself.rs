@@ -4,6 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -62,19 +63,42 @@ impl Case {
     /// ahead of the app and of all that tests run beside it; its process.
     fn hog(&self, name: &str) -> u32 {
         let place = self.fleet.place(name);
-        let file = OpenOptions::new()
-            .append(true)
-            .open(place.path("forebay.toml"));
-        write!(
-            file.unwrap(),
+        let hog = format!(
             "[apps.hog]\nclass = \"critical\"\nrestart = \"never\"\nceiling = {{ cpu = 1.25 }}\n\
              exec = [\"{}\", \"workload\", \"burn\", \"--threads\", \"4\", \"--count-file\", {}]\n",
             *EXE,
             place.quoted("burned")
-        )
-        .unwrap();
-        place.json(&["reload"]);
+        );
+        self.add(name, &hog);
         place.await_pid("hog")
+    }
+
+    /// More in the configuration of a host.
+    fn add(&self, name: &str, text: &str) {
+        let place = self.fleet.place(name);
+        let file = OpenOptions::new()
+            .append(true)
+            .open(place.path("forebay.toml"));
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+        place.json(&["reload"]);
+    }
+
+    /// So many control periods pass at home.
+    #[track_caller]
+    fn pass(&self, periods: u64) {
+        let period = || self.home().json(&["status"])["period"].as_u64().unwrap();
+        let until = period() + periods;
+        eventually("some periods pass", || period() >= until);
+    }
+
+    /// What was said at home of moves of the app.
+    fn told(&self) -> Vec<String> {
+        let events = self.home().json(&["events", "--app", "counts"]);
+        let events = events["events"].as_array().unwrap().iter();
+        let moves = events.filter(|event| event["kind"] == "move");
+        moves
+            .map(|event| event["message"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// Waits until the explanation of the app at a host has all of these words; the explanation.
@@ -186,9 +210,7 @@ fn nothing_moves_where_forebay_only_observes() {
     std::fs::write(&file, text.replace("mode = \"watch\"", "mode = \"act\"")).unwrap();
     place.json(&["reload"]);
     // Where Forebay acts, it is taken in the first.
-    let period = || place.json(&["status"])["period"].as_u64().unwrap();
-    let until = period() + 30;
-    eventually("some periods pass", || period() >= until);
+    case.pass(30);
     case.assert_nothing_moved(&pids);
 
     place.json(&["resume"]);
@@ -197,4 +219,120 @@ fn nothing_moves_where_forebay_only_observes() {
     });
     signal(hog, Signal::KILL);
     case.fleet.await_rest();
+}
+
+/// What is known to come makes one leave before it is there.
+#[test]
+fn an_app_leaves_before_a_shortage_that_is_foreseen_has_come() {
+    let moves = "foreseen_for = \"1s\"";
+    let Some(case) = Case::new("an app leaves before a shortage", "act", moves) else {
+        return;
+    };
+    let first = case.first.clone();
+    let (to, third) = (case.others[0], case.others[1]);
+    case.cordon(third);
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    // In UTC, and not on the minute that begins now.
+    let seconds = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.unwrap().as_secs()
+    };
+    let comes = (seconds() / 60 + 10) * 60;
+    let minute = comes / 60 % 1440;
+    let event = |name: &str, app: &str, cpu: f64| {
+        format!(
+            "[[event]]\nname = \"{name}\"\nschedule = \"{:02}:{:02}\"\ntimezone = \"UTC\"\napps = [\"{app}\"]\n\
+             cpu = {cpu}\n",
+            minute / 60,
+            minute % 60
+        )
+    };
+    #[expect(clippy::cast_precision_loss, reason = "there are few CPUs")]
+    let most = cpus as f64 - 0.2;
+    // Each alone has room here.
+    let text = event("report", "stays", most) + &event("rush", "counts", 0.7);
+    case.add(&first, &text);
+    eventually("it is another host's", || {
+        status(case.fleet.place(to))["owns"][0] == "counts"
+    });
+    case.fleet.await_owner(to);
+    assert!(seconds() < comes, "it came first");
+    case.fleet.await_rest();
+    case.fleet.witnessed();
+    let why = format!("leaves for {to} by itself, since");
+    let foreseen = "CPUs will be needed here within the next minutes";
+    let said = case.await_explained(&first, &[&why, foreseen, &format!("moved to {to}")]);
+    println!("{said}");
+    case.await_explained(to, &[&format!("came from {first} by restart")]);
+}
+
+#[test]
+fn nothing_moves_by_itself_where_that_is_switched_off() {
+    let Some(case) = Case::new("nothing moves by itself", "act", "by_itself = false") else {
+        return;
+    };
+    let pids = case.fleet.processes();
+    let hog = case.hog(&case.first);
+    let stays = "Not taken: move it to another host: nothing moves by itself here \
+                 (`fleet.moves.by_itself = false`)";
+    let said = case.await_explained(&case.first, &["It is constrained", stays]);
+    println!("{said}");
+    case.pass(30);
+    case.assert_nothing_moved(&pids);
+
+    // Whoever asks for it gets it.
+    let moved = case
+        .home()
+        .json(&["move", "counts", "--to", case.others[0]]);
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    signal(hog, Signal::KILL);
+    case.fleet.await_owner(case.others[0]);
+}
+
+/// One that is constrained where nobody has room for it stays, and is not moved to and fro to find that out.
+#[test]
+fn nothing_moves_where_no_other_host_has_room() {
+    let Some(mut case) = Case::new("no other host has room", "act", "") else {
+        return;
+    };
+    let pids = case.fleet.processes();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let memory = memory.lines().find_map(|line| {
+        let all = line.strip_prefix("MemTotal:")?.trim();
+        all.strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    // What they keep for themselves is all but a page.
+    let keeps = format!("[policy]\nsystem_memory = \"{}KiB\"\n", memory.unwrap() - 4);
+    for name in case.others.clone() {
+        let index = case.fleet.index(name);
+        let file = case.fleet.place(name).path("forebay.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("[policy]\n", &keeps)).unwrap();
+        case.fleet.hosts[index].1.crash();
+        case.fleet.begin(index);
+    }
+    // Each is named with what it has, to whoever asks.
+    let asked = ["move", "counts", "--to", "auto", "--dry-run"];
+    let others: Vec<String> = case
+        .others
+        .iter()
+        .map(|host| format!("{host}: has room for"))
+        .collect();
+    eventually("all see that they have none", || {
+        let output = case.home().ask(&asked);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        others.iter().all(|other| said.contains(other))
+    });
+
+    let hog = case.hog(&case.first);
+    let stays = "Not taken: move it to another host: no host of the fleet has room for it";
+    let said = case.await_explained(&case.first, &["It is constrained", stays]);
+    println!("{said}");
+    let told = case.told();
+    case.pass(50);
+    // At most that one would leave is said once, when the host is short itself.
+    let new = case.told().len() - told.len();
+    assert!(new <= 1, "{:?}", case.told());
+    case.assert_nothing_moved(&pids);
+    signal(hog, Signal::KILL);
 }
