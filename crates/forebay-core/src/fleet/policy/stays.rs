@@ -107,7 +107,7 @@ impl fmt::Display for Stays {
                 write!(f, "{most} are on their way from here, and no more may be")
             }
             Self::NoTarget => f.write_str(
-                "no host of the fleet has room for it, of those that it did not leave lately",
+                "no host of the fleet has room for it, of those that take it and that it did not leave lately",
             ),
         }
     }
