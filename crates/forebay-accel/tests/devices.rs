@@ -104,7 +104,7 @@ fn run(
 ) -> Result<forebay_accel::device::Timing, DeviceError> {
     let scalars = sample.scalars.clone();
     let mut views = sample.views(&kernel.signature);
-    device.run(kernel, &mut views, &scalars, launches)
+    device.run(kernel, &mut views, &[], &scalars, launches)
 }
 
 fn compare(device: &mut dyn Device, kernel: &Kernel, scale: u32, sizes: Sizes, seed: u64) {

@@ -8,6 +8,7 @@
 mod clients;
 mod fake;
 mod faults;
+mod kept;
 mod lasting;
 mod overhead;
 mod refusals;
