@@ -5,6 +5,7 @@
     reason = "a test, whose functions clippy does not see as such"
 )]
 
+mod choices;
 mod clients;
 mod fake;
 mod faults;
