@@ -34,6 +34,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use bytemuck::NoUninit;
+
 use crate::kernel::{Access, Arguments};
 use crate::memory::Region;
 use crate::task::Grid;
@@ -196,7 +198,21 @@ impl Client {
     /// # Errors
     /// When there is none, or the broker refuses it.
     pub fn memory(&self, bytes: usize) -> Result<Memory, Error> {
-        let region = Region::new(bytes).map_err(Error::Memory)?;
+        self.share(Region::new(bytes).map_err(Error::Memory)?)
+    }
+
+    /// Shares memory that holds these for ever: nobody can write to it any more. A device to which it was
+    /// copied keeps the copy, so that tasks which read it again do not pay for that again.
+    ///
+    /// # Errors
+    /// As [`memory`](Self::memory).
+    pub fn constant<T: NoUninit>(&self, content: &[T]) -> Result<Memory, Error> {
+        let region = Region::constant(bytemuck::cast_slice(content));
+        self.share(region.map_err(Error::Memory)?)
+    }
+
+    fn share(&self, region: Region) -> Result<Memory, Error> {
+        let bytes = region.length();
         let number = self.inner.next_memory.fetch_add(1, Ordering::Relaxed);
         let request = Request::Share {
             memory: number,
@@ -254,7 +270,7 @@ impl Client {
     /// Submits several tasks at once.
     ///
     /// # Errors
-    /// When the broker is gone; over a [lasting](Self::lasting) connection also when one writes to memory
+    /// When the broker is gone, or a task is to write to constant memory; over a [lasting](Self::lasting) connection also when one writes to memory
     /// that a task before it writes to and that is not answered.
     pub fn submit(&self, tasks: Vec<Task<'_>>) -> Result<Vec<Handle>, Error> {
         let guard = lock(&self.inner.submitting);
@@ -267,6 +283,7 @@ impl Client {
         for task in tasks {
             let number = self.inner.next_task.fetch_add(1, Ordering::Relaxed);
             let (wire, job) = task.into_parts(number);
+            job.check()?;
             let mut before = pending.tasks.values().map(Waiting::job);
             let mut beside = parts.iter().map(|(_, job)| job);
             if lasting

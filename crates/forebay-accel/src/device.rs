@@ -24,15 +24,33 @@ pub trait Device {
     /// Runs all launches and brings back what was written. `scalars` are those of the task, for
     /// backends that need them beside those of the launches.
     ///
+    /// A buffer that has a [`Constant`] in `kept` is only read, and always holds the same: its copy
+    /// on the device stays there after the run, and is used instead of the buffer by later ones,
+    /// until it is to be [forgotten](Self::forget).
+    ///
     /// # Errors
     /// When nothing of the buffers may be believed.
     fn run(
         &mut self,
         kernel: &Kernel,
         buffers: &mut [View<'_>],
+        kept: &[Option<Constant>],
         scalars: &[Scalar],
         launches: &[Launch],
     ) -> Result<Timing, DeviceError>;
+
+    /// Frees copies that it keeps; some may not be there.
+    fn forget(&mut self, constants: &[Constant]);
+}
+
+/// A part of memory that nobody can write to any more, by which a device knows its copy again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Constant {
+    /// Of no other memory, as long as the broker lives.
+    pub memory: u64,
+    /// In bytes, as `length`.
+    pub offset: u64,
+    pub length: u64,
 }
 
 /// What is known of a device.

@@ -10,6 +10,10 @@
 //! bounded as in "budgeted" bandits): tries are bounded in number, and what tries of known places
 //! lose is bounded in time.
 //!
+//! What a device keeps of a task's memory is not transferred again. So a run is remembered as what
+//! it would have taken with nothing kept, and expected to take less by what is kept there now, at
+//! the speed at which memory was copied there lately.
+//!
 //! Properties: the CPU comes first; at most one call in [`CALLS_PER_TRY`] of a (kernel, size) is a
 //! try; no try is made of tasks that the CPU ends at once; a place is known by its driver, so that
 //! what was learnt holds after a restart on the same host and not for another driver.
@@ -30,6 +34,8 @@ const MEMORY: usize = 9;
 const LOSS: f64 = 0.02;
 /// (kernel, size) that are remembered; the one not used for longest is forgotten.
 const KEPT_MAX: usize = 4096;
+/// Transfers of less say more of what it costs to ask than of the speed, in bytes.
+const TRANSFER_MIN: u64 = 64 * 1024;
 
 /// The place that always is there.
 pub const CPU: &str = "cpu";
@@ -38,6 +44,8 @@ pub const CPU: &str = "cpu";
 #[derive(Debug, Default)]
 pub struct Model {
     cells: BTreeMap<(Arc<str>, u8), Cell>,
+    /// Microseconds for a byte to each device, of its latest transfers.
+    transfers: BTreeMap<Arc<str>, Recent>,
     calls: u64,
     tries: u64,
 }
@@ -53,19 +61,27 @@ struct Cell {
     used: u64,
 }
 
+/// The latest values of something.
 #[derive(Debug, Default)]
 struct Recent {
-    runs_us: VecDeque<f64>,
+    values: VecDeque<f64>,
     /// The call of the cell at which it ran last.
     at: u64,
 }
 
 impl Recent {
     /// The median; of an even number the lesser, since what gets in the way of a run makes it longer.
-    fn expected_us(&self) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.runs_us.iter().copied().collect();
+    fn expected(&self) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.values.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+    }
+
+    fn push(&mut self, value: f64) {
+        self.values.push_back(value);
+        if self.values.len() > MEMORY {
+            self.values.pop_front();
+        }
     }
 }
 
@@ -76,6 +92,27 @@ pub struct Place {
     pub key: Arc<str>,
     /// What is queued there, in microseconds.
     pub wait_us: f64,
+    /// What it keeps of what the task reads, in bytes.
+    pub kept_bytes: u64,
+}
+
+/// A run of a task.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ran {
+    pub took_us: f64,
+    /// What was not transferred because the place kept it, in bytes.
+    pub kept_bytes: u64,
+}
+
+impl Ran {
+    /// A run for which everything was transferred, or nothing had to be.
+    #[must_use]
+    pub const fn whole(took_us: f64) -> Self {
+        Self {
+            took_us,
+            kept_bytes: 0,
+        }
+    }
 }
 
 /// Where a task goes.
@@ -105,12 +142,20 @@ impl Model {
         self.calls += 1;
         let now = self.calls;
         self.make_room(kernel, size);
+        let spared: Vec<f64> = places
+            .iter()
+            .map(|place| self.spared_us(&place.key, place.kept_bytes))
+            .collect();
         let cell = self.cells.entry((Arc::clone(kernel), size)).or_default();
         cell.calls += 1;
         cell.used = now;
         let expected: Vec<Option<f64>> = places
             .iter()
-            .map(|place| cell.places.get(&place.key).and_then(Recent::expected_us))
+            .zip(spared)
+            .map(|(place, spared)| {
+                let whole = cell.places.get(&place.key).and_then(Recent::expected)?;
+                Some((whole - spared).max(0.0))
+            })
             .collect();
         let chosen = |place: usize, tried| Choice {
             place,
@@ -144,14 +189,16 @@ impl Model {
     }
 
     /// A task ran. What failed is not told: a device that fails is not slow.
-    pub fn record(&mut self, kernel: &Arc<str>, size: u8, place: &Arc<str>, took_us: f64) {
+    pub fn record(&mut self, kernel: &Arc<str>, size: u8, place: &Arc<str>, ran: Ran) {
+        let took_us = ran.took_us;
+        let whole_us = took_us + self.spared_us(place, ran.kept_bytes);
         let Some(cell) = self.cells.get_mut(&(Arc::clone(kernel), size)) else {
             return;
         };
         let calls = cell.calls;
         let others = cell.places.iter().filter(|(key, _)| *key != place);
         let best = others
-            .filter_map(|(_, recent)| recent.expected_us())
+            .filter_map(|(_, recent)| recent.expected())
             .min_by(f64::total_cmp);
         cell.spent_us += took_us;
         if let Some(best) = best {
@@ -159,17 +206,30 @@ impl Model {
         }
         let recent = cell.places.entry(Arc::clone(place)).or_default();
         recent.at = calls;
-        recent.runs_us.push_back(took_us);
-        if recent.runs_us.len() > MEMORY {
-            recent.runs_us.pop_front();
+        recent.push(whole_us);
+    }
+
+    /// So many bytes were copied to a device. There are few devices.
+    #[expect(clippy::cast_precision_loss, reason = "a quotient is not that exact")]
+    pub fn record_transfer(&mut self, place: &Arc<str>, bytes: u64, took_us: f64) {
+        if bytes >= TRANSFER_MIN {
+            let recent = self.transfers.entry(Arc::clone(place)).or_default();
+            recent.push(took_us / bytes as f64);
         }
     }
 
-    /// How long a task is expected to run somewhere.
+    /// How long it would take to copy so much to a place, as far as is known.
+    #[expect(clippy::cast_precision_loss, reason = "a product is not that exact")]
+    fn spared_us(&self, place: &str, bytes: u64) -> f64 {
+        let speed = self.transfers.get(place).and_then(Recent::expected);
+        speed.unwrap_or(0.0) * bytes as f64
+    }
+
+    /// How long a task is expected to run somewhere, with everything transferred.
     #[must_use]
     pub fn expected_us(&self, kernel: &Arc<str>, size: u8, place: &str) -> Option<f64> {
         let cell = self.cells.get(&(Arc::clone(kernel), size))?;
-        cell.places.get(place)?.expected_us()
+        cell.places.get(place)?.expected()
     }
 
     /// Calls, and how many of them were tries.
@@ -200,7 +260,7 @@ impl Cell {
     ) -> Option<usize> {
         let recent = |index: usize| self.places.get(&places[index].key);
         let others = || (0..places.len()).filter(|index| *index != best);
-        let runs = |index: &usize| recent(*index).map_or(0, |recent| recent.runs_us.len());
+        let runs = |index: &usize| recent(*index).map_or(0, |recent| recent.values.len());
         let unknown = others().filter(|index| runs(index) < KNOWN_RUNS);
         // One that lost badly at its first runs is known well enough; a single run may have met
         // something else that got in its way.

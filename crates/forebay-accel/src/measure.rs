@@ -138,6 +138,7 @@ fn one(
             let timing = device.run(
                 kernel,
                 &mut copy.views(&kernel.signature),
+                &[],
                 &scalars,
                 &launches,
             );
@@ -252,6 +253,7 @@ mod tests {
             &mut self,
             kernel: &Kernel,
             buffers: &mut [View<'_>],
+            _: &[Option<crate::device::Constant>],
             scalars: &[Scalar],
             _: &[Launch],
         ) -> Result<Timing, DeviceError> {
@@ -272,6 +274,8 @@ mod tests {
                 ..Timing::default()
             })
         }
+
+        fn forget(&mut self, _: &[crate::device::Constant]) {}
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -28,7 +29,12 @@ pub(crate) struct Region {
     start: NonNull<u8>,
     length: usize,
     writable: bool,
+    /// What it is known by while nobody can write to it, in this process or another one.
+    constant: Option<u64>,
 }
+
+/// Numbers of memory that is constant. That of an inode is used again after the memory is gone.
+static CONSTANTS: AtomicU64 = AtomicU64::new(1);
 
 // SAFETY: a region owns its mapping, which is no thread's own; who may touch which bytes of it at
 // which time is decided by the broker, which never runs two tasks that conflict. No safe type
@@ -54,6 +60,34 @@ impl Region {
         };
         let file = make().map_err(|error: rustix::io::Errno| {
             format!("make shared memory of {length} bytes: {error}; check limits on memory")
+        })?;
+        Self::map(file, length)
+    }
+
+    /// Memory that holds these bytes for ever.
+    ///
+    /// The seal is given before anybody else has the descriptor, and while nothing maps it to write:
+    /// the kernel refuses it otherwise, and every later attempt to write.
+    ///
+    /// # Errors
+    /// What the system refused, and what to do.
+    pub(crate) fn constant(bytes: &[u8]) -> Result<Self, String> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let length = bytes.len();
+        let make = || {
+            let file = rustix::fs::memfd_create("forebay-accel", flags)?;
+            let mut written = 0;
+            while written < length {
+                written += rustix::io::pwrite(&file, &bytes[written..], written as u64)?;
+            }
+            fcntl_add_seals(
+                &file,
+                SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+            )?;
+            Ok(file)
+        };
+        let file = make().map_err(|error: rustix::io::Errno| {
+            format!("make constant memory of {length} bytes: {error}; check limits on memory")
         })?;
         Self::map(file, length)
     }
@@ -97,6 +131,10 @@ impl Region {
             start,
             length,
             writable,
+            // Where only further mappings are forbidden, one that is there may write still.
+            constant: seals
+                .contains(SealFlags::WRITE)
+                .then(|| CONSTANTS.fetch_add(1, Ordering::Relaxed)),
         })
     }
 
@@ -110,6 +148,11 @@ impl Region {
 
     pub(crate) const fn writable(&self) -> bool {
         self.writable
+    }
+
+    /// What it is known by, if nobody can write to it any more.
+    pub(crate) const fn constant_number(&self) -> Option<u64> {
+        self.constant
     }
 
     /// A part to read.
@@ -238,6 +281,32 @@ mod tests {
         let file = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&file, 10).unwrap();
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
-        assert!(!Region::map(file, 10).unwrap().writable());
+        let region = Region::map(file, 10).unwrap();
+        assert!(!region.writable() && region.constant_number().is_some());
+    }
+
+    /// Whoever can write, by whatever way, keeps memory from being taken for constant.
+    #[test]
+    fn memory_is_constant_only_where_nobody_can_write() {
+        let made = Region::constant(b"0123456789").unwrap();
+        let again = Region::map(made.file.try_clone().unwrap(), 10).unwrap();
+        assert_ne!(made.constant_number(), again.constant_number());
+        // SAFETY: nobody can write to it.
+        #[expect(unsafe_code, reason = "a mapping is an address")]
+        let held = unsafe { again.bytes(2, 3) };
+        assert_eq!(held, b"234");
+        let refused = rustix::io::pwrite(&made.file, b"x", 0);
+        assert_eq!(refused, Err(rustix::io::Errno::PERM));
+
+        let open = Region::new(10).unwrap();
+        assert_eq!(open.constant_number(), None);
+        // It is mapped to write: the kernel gives no seal.
+        let refused = fcntl_add_seals(&open.file, SealFlags::WRITE);
+        assert_eq!(refused, Err(rustix::io::Errno::BUSY));
+        // And one that keeps only others from writing makes nothing constant.
+        fcntl_add_seals(&open.file, SealFlags::FUTURE_WRITE).unwrap();
+        let read = Region::map(open.file.try_clone().unwrap(), 10).unwrap();
+        assert!(!read.writable());
+        assert_eq!(read.constant_number(), None);
     }
 }

@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
 use crate::backends::Found;
 use crate::broker::check_kernel;
-use crate::device::{BuildError, Device, DeviceError, Timing};
+use crate::device::{BuildError, Constant, Device, DeviceError, Timing};
 use crate::kernel::Kernel;
 use crate::memory::Region;
 use crate::task::View;
@@ -157,14 +157,23 @@ pub fn serve(broker: &OwnedFd, device: &mut dyn Device) -> io::Result<()> {
                 buffers,
                 scalars,
                 launches,
-            } => Report::Ran(kernels.get(&name).map_or_else(
-                || Err(DeviceError::Failed(format!("kernel {name} was not built"))),
-                |kernel| {
-                    with_views(&buffers, descriptors, |views| {
-                        device.run(kernel, views, &scalars, &launches)
-                    })
-                },
-            )),
+                forget,
+            } => {
+                device.forget(&forget);
+                let kept: Vec<Option<Constant>> = buffers.iter().map(|one| one.keep).collect();
+                Report::Ran(kernels.get(&name).map_or_else(
+                    || Err(DeviceError::Failed(format!("kernel {name} was not built"))),
+                    |kernel| {
+                        with_views(&buffers, descriptors, |views| {
+                            device.run(kernel, views, &kept, &scalars, &launches)
+                        })
+                    },
+                ))
+            }
+            Order::Forget(constants) => {
+                device.forget(&constants);
+                continue;
+            }
         };
         send(broker, &report, &[])?;
     }

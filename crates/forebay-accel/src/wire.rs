@@ -20,7 +20,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::device::{BuildError, DeviceError, DeviceInfo, Timing};
+use crate::device::{BuildError, Constant, DeviceError, DeviceInfo, Timing};
 use crate::kernel::{Signature, Sources, Tolerance};
 use crate::task::{Grid, Launch, Scalar};
 
@@ -210,6 +210,12 @@ pub struct DeviceStatus {
     /// The part of its time that tasks may take.
     #[serde(default)]
     pub part: f64,
+    /// Copies of constant memory that it keeps, in bytes.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// What did not have to be copied to it since then because it was kept, in bytes.
+    #[serde(default)]
+    pub spared_bytes: u64,
     /// The kernels that were asked of it.
     #[serde(default)]
     pub kernels: Vec<KernelThere>,
@@ -293,7 +299,11 @@ pub(crate) enum Order {
         buffers: Vec<Source>,
         scalars: Vec<Scalar>,
         launches: Vec<Launch>,
+        /// Copies that are freed first.
+        forget: Vec<Constant>,
     },
+    /// Frees copies of memory. It is not answered.
+    Forget(Vec<Constant>),
 }
 
 /// Where the process of a device finds a buffer.
@@ -304,6 +314,8 @@ pub(crate) struct Source {
     /// Where the result goes in the memory that is written.
     pub(crate) write: Option<usize>,
     pub(crate) length: usize,
+    /// The device keeps its copy, or has it.
+    pub(crate) keep: Option<Constant>,
 }
 
 /// What the process of a device says.

@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 pub struct Accelerator {
     /// Devices that take tasks now.
     pub devices: u32,
+    /// Devices that are left alone now, after faults.
+    #[serde(default)]
+    pub quarantined: u32,
+    /// Faults of devices since its worker began: results that were wrong, runs that hung or crashed.
+    #[serde(default)]
+    pub faults: u64,
     /// Kernels of the app that one of these has built.
     pub kernels: u32,
     /// Time of devices that it takes, in devices: 1 is one device all the time.

@@ -63,6 +63,13 @@ impl Priority {
 pub struct Use {
     /// Devices that take tasks now: those that are left alone after a fault do not count.
     pub devices: u32,
+    /// Devices that are left alone now, after faults.
+    #[serde(default)]
+    pub quarantined: u32,
+    /// Runs of devices that gave no result that could be believed, and devices that did not begin, since
+    /// its worker began.
+    #[serde(default)]
+    pub faults: u64,
     /// Kernels of the app that one of these has built.
     pub kernels: u32,
     /// Time of devices that it takes, in devices: 1 is one device all the time.

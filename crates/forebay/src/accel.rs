@@ -208,7 +208,7 @@ fn show_states(all: &[DeviceStatus]) -> String {
     if all.is_empty() {
         return "the worker has no device; tasks run on the CPU".to_owned();
     }
-    let rows: Vec<[String; 8]> = all
+    let rows: Vec<[String; 9]> = all
         .iter()
         .map(|device| {
             [
@@ -217,6 +217,7 @@ fn show_states(all: &[DeviceStatus]) -> String {
                 device.tasks.to_string(),
                 format!("{:.0}%", device.utilisation * 100.0),
                 format!("{:.0}%", device.part * 100.0),
+                forebay_core::units::Bytes(device.kept_bytes).to_string(),
                 device.verified.to_string(),
                 device.faults.to_string(),
                 device
@@ -232,6 +233,7 @@ fn show_states(all: &[DeviceStatus]) -> String {
         numbers("TASKS"),
         numbers("BUSY"),
         numbers("PART"),
+        numbers("KEPT"),
         numbers("VERIFIED"),
         numbers("FAULTS"),
         words("STATE"),

@@ -169,6 +169,55 @@ fn every_built_in_kernel_runs_on_a_device_as_on_the_cpu() {
     assert!(device.tasks >= 2 * u64::try_from(built_in().len()).unwrap());
 }
 
+/// Times are printed: they are those of the device that is there.
+#[test]
+fn constant_memory_is_copied_to_a_device_once() {
+    const COUNT: usize = 1 << 20;
+    let mut worker = Worker::new(&[]);
+    let Some((client, device)) = worker.with_device("constant memory") else {
+        return;
+    };
+    let bytes = COUNT as u64 * 4;
+    let weights = vec![0.25_f32; COUNT];
+    let constant = client.constant(&weights).unwrap();
+    let mut copied = client.memory(COUNT * 4).unwrap();
+    copied.slice_mut::<f32>().unwrap().copy_from_slice(&weights);
+    let mut input = client.memory(COUNT * 4).unwrap();
+    let mut sum = client.memory(COUNT * 4).unwrap();
+    let mut took = [const { Vec::new() }; 2];
+    for round in 0..20_u8 {
+        for (memory, took) in [&copied, &constant].into_iter().zip(&mut took) {
+            input.slice_mut::<f32>().unwrap().fill(f32::from(round));
+            let run = run_there(&device, |wish| {
+                let task = client.task("add").input(memory).input(&input);
+                let task = task.output(&mut sum).place(wish);
+                let count = Scalar::U32(u32::try_from(COUNT).unwrap());
+                task.scalar(count).submit().unwrap().wait().unwrap()
+            });
+            assert_eq!(run.retries, 0);
+            took.push(run.took_us);
+            let wanted = f32::from(round) + 0.25;
+            let sums = sum.slice::<f32>().unwrap();
+            assert!(sums.iter().all(|sum| *sum == wanted), "round {round}");
+        }
+    }
+    let held = status(&client);
+    assert_eq!(held.kept_bytes, bytes);
+    assert!(held.spared_bytes >= 19 * bytes, "{held:?}");
+    let median = |took: &mut Vec<f64>| {
+        took.sort_by(f64::total_cmp);
+        took[took.len() / 2]
+    };
+    let [copied, kept] = took.each_mut().map(median);
+    println!("add of {COUNT} on {device}: copied each time {copied:.0} us, kept {kept:.0} us");
+    drop(constant);
+    let end = Instant::now() + BOUND;
+    while status(&client).kept_bytes > 0 {
+        assert!(Instant::now() < end, "what was given back is kept");
+        std::thread::yield_now();
+    }
+}
+
 /// An app's own kernel that sets each number to 7, and what it does on devices instead.
 fn own(name: &str, body: &str) -> Definition {
     let source = format!(
@@ -317,24 +366,65 @@ fn processes_of_devices_end_with_their_worker() {
     }
 }
 
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/accel");
+
 #[test]
-fn a_client_of_another_language_is_served() {
+fn a_client_in_python_is_served() {
     let mut worker = Worker::new(&[]);
     worker.client();
     let python = Command::new("python3")
         .arg("-B")
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../examples/accel/forebay_accel.py"
-        ))
+        .arg(format!("{CLIENTS}/forebay_accel.py"))
         .arg(&worker.socket)
         .output();
     let Ok(output) = python else {
-        println!("SKIPPED: a client of another language: no python3");
+        println!("SKIPPED: a client in Python: no python3");
         return;
     };
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.starts_with("1024 sums on cpu"), "{output:?}");
+    assert!(text.contains("4 tasks together"), "{output:?}");
+}
+
+/// It looks at results itself: of a batch in any order, of constant memory, of its own kernel.
+#[test]
+fn a_client_in_c_submits_waits_cancels_and_is_told_what_is_wrong() {
+    let mut worker = Worker::new(&[]);
+    let watcher = worker.client();
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("add");
+    let compiled = Command::new("cc")
+        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"])
+        .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
+        .arg("-o")
+        .arg(&program)
+        .arg(format!("{CLIENTS}/add.c"))
+        .output();
+    let Ok(compiled) = compiled else {
+        println!("SKIPPED: a client in C: no cc");
+        return;
+    };
+    assert!(compiled.status.success(), "{compiled:?}");
+    let output = Command::new(&program).arg(&worker.socket).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "8 tasks of 1024 sums, the last on ",
+        "refused: kernel add, sum: memory 11 is only for reading",
+        "one cancelled, one late",
+        "64 done, 6 busy",
+        "connect to /nonexistent/socket: No such file or directory; is the worker running",
+    ] {
+        assert!(text.contains(line), "{line:?} in {text}");
+    }
+    let stats = watcher.stats().unwrap();
+    assert_eq!((stats.busy, stats.cancelled, stats.late), (6, 1, 1));
+    // The end of the program is seen a while later.
+    let end = Instant::now() + BOUND;
+    while watcher.stats().unwrap().regions > 0 {
+        assert!(Instant::now() < end, "its memory is held");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -19,9 +19,11 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::{self, CompileError, CompileOptions};
 
-use super::opencl::scratch_sizes;
+use super::opencl::{in_order, keys, scratch_sizes};
 use super::unknown;
-use crate::device::{Backend, BuildError, Device, DeviceError, DeviceInfo, DeviceKind, Timing};
+use crate::device::{
+    Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
+};
 use crate::kernel::Kernel;
 use crate::task::{Launch, Scalar, View};
 
@@ -67,6 +69,7 @@ pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
         context,
         stream,
         built: HashMap::new(),
+        kept: HashMap::new(),
     }))
 }
 
@@ -107,6 +110,8 @@ struct Cuda {
     stream: Arc<CudaStream>,
     /// Modules by the name of the kernel, with the entry points that were used.
     built: HashMap<String, (Arc<CudaModule>, HashMap<String, CudaFunction>)>,
+    /// Copies of memory that does not change. The broker bounds them.
+    kept: HashMap<Constant, CudaSlice<u8>>,
 }
 
 impl Device for Cuda {
@@ -134,6 +139,7 @@ impl Device for Cuda {
         &mut self,
         kernel: &Kernel,
         buffers: &mut [View<'_>],
+        kept: &[Option<Constant>],
         _: &[Scalar],
         launches: &[Launch],
     ) -> Result<Timing, DeviceError> {
@@ -145,20 +151,23 @@ impl Device for Cuda {
         };
         let stream = &self.stream;
         let start = Instant::now();
-        let mut memory = Vec::with_capacity(buffers.len());
-        for view in &*buffers {
-            let mut buffer = allocate(stream, view.bytes().len())?;
-            if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
-                stream
-                    .memcpy_htod(view.bytes(), &mut buffer)
-                    .map_err(|error| device_error("copy a buffer to it", error))?;
+        let keys = keys(buffers, kept);
+        for (view, key) in buffers.iter().zip(&keys) {
+            if let Some(key) = key.filter(|key| !self.kept.contains_key(key)) {
+                self.kept.insert(key, copied(stream, view)?);
             }
-            memory.push(buffer);
+        }
+        let mut own = Vec::with_capacity(buffers.len());
+        for (view, key) in buffers.iter().zip(&keys) {
+            if key.is_none() {
+                own.push(copied(stream, view)?);
+            }
         }
         for size in scratch_sizes(launches) {
-            memory.push(allocate(stream, size)?);
+            own.push(allocate(stream, size)?);
         }
         wait(stream)?;
+        let memory = in_order(&keys, &self.kept, &own);
         let given = Instant::now();
         for launch in launches {
             if !entries.contains_key(launch.entry.as_ref()) {
@@ -171,7 +180,7 @@ impl Device for Cuda {
         }
         wait(stream)?;
         let computed = Instant::now();
-        for (view, buffer) in buffers.iter_mut().zip(&memory) {
+        for (view, buffer) in buffers.iter_mut().zip(memory) {
             let Some(bytes) = view.bytes_mut().filter(|bytes| !bytes.is_empty()) else {
                 continue;
             };
@@ -185,6 +194,12 @@ impl Device for Cuda {
             compute: computed - given,
             transfer_out: computed.elapsed(),
         })
+    }
+
+    fn forget(&mut self, constants: &[Constant]) {
+        for constant in constants {
+            self.kept.remove(constant);
+        }
     }
 }
 
@@ -228,6 +243,17 @@ fn allocate(stream: &Arc<CudaStream>, bytes: usize) -> Result<CudaSlice<u8>, Dev
         .map_err(|error| device_error("allocate a buffer on it", error))
 }
 
+/// Memory of the device for a buffer, with its content where that is read.
+fn copied(stream: &Arc<CudaStream>, view: &View<'_>) -> Result<CudaSlice<u8>, DeviceError> {
+    let mut buffer = allocate(stream, view.bytes().len())?;
+    if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
+        stream
+            .memcpy_htod(view.bytes(), &mut buffer)
+            .map_err(|error| device_error("copy a buffer to it", error))?;
+    }
+    Ok(buffer)
+}
+
 fn wait(stream: &CudaStream) -> Result<(), DeviceError> {
     stream
         .synchronize()
@@ -237,12 +263,12 @@ fn wait(stream: &CudaStream) -> Result<(), DeviceError> {
 fn start_launch(
     stream: &CudaStream,
     entry: &CudaFunction,
-    memory: &[CudaSlice<u8>],
+    memory: &[&CudaSlice<u8>],
     launch: &Launch,
 ) -> Result<(), DeviceError> {
     let mut arguments = stream.launch_builder(entry);
     for buffer in memory {
-        arguments.arg(buffer);
+        arguments.arg(*buffer);
     }
     for scalar in &launch.scalars {
         match scalar {

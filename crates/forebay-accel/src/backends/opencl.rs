@@ -30,7 +30,9 @@ use opencl3::program::Program;
 use opencl3::types::{CL_BLOCKING, cl_mem_flags};
 
 use super::unknown;
-use crate::device::{Backend, BuildError, Device, DeviceError, DeviceInfo, DeviceKind, Timing};
+use crate::device::{
+    Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
+};
 use crate::kernel::Kernel;
 use crate::task::{Launch, Scalar, View};
 
@@ -59,6 +61,7 @@ pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
         context,
         queue,
         built: HashMap::new(),
+        kept: HashMap::new(),
     }))
 }
 
@@ -144,6 +147,8 @@ struct Opencl {
     queue: CommandQueue,
     /// Entry points by the name of the kernel.
     built: HashMap<String, HashMap<String, ClKernel>>,
+    /// Copies of memory that does not change. The broker bounds them.
+    kept: HashMap<Constant, Buffer<u8>>,
 }
 
 impl Device for Opencl {
@@ -173,6 +178,7 @@ impl Device for Opencl {
         &mut self,
         kernel: &Kernel,
         buffers: &mut [View<'_>],
+        kept: &[Option<Constant>],
         _: &[Scalar],
         launches: &[Launch],
     ) -> Result<Timing, DeviceError> {
@@ -181,27 +187,23 @@ impl Device for Opencl {
             .get(kernel.name.as_ref())
             .ok_or_else(|| DeviceError::Failed(format!("kernel {} was not built", kernel.name)))?;
         let start = Instant::now();
-        let mut memory = Vec::with_capacity(buffers.len());
-        for view in &*buffers {
-            let flags = match view {
-                View::Read(_) => CL_MEM_READ_ONLY,
-                View::Write(_) | View::ReadWrite(_) => CL_MEM_READ_WRITE,
-            };
-            let mut buffer = self.allocate(view.bytes().len(), flags)?;
-            if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
-                // SAFETY: the buffer is as large as the bytes, and the call returns when they are
-                // copied. The crate has no safe call.
-                unsafe {
-                    self.queue
-                        .enqueue_write_buffer(&mut buffer, CL_BLOCKING, 0, view.bytes(), &[])
-                }
-                .map_err(|error| device_error("copy a buffer to it", error))?;
+        let keys = keys(buffers, kept);
+        for (view, key) in buffers.iter().zip(&keys) {
+            if let Some(key) = key.filter(|key| !self.kept.contains_key(key)) {
+                let copy = self.copied(view)?;
+                self.kept.insert(key, copy);
             }
-            memory.push(buffer);
+        }
+        let mut own = Vec::with_capacity(buffers.len());
+        for (view, key) in buffers.iter().zip(&keys) {
+            if key.is_none() {
+                own.push(self.copied(view)?);
+            }
         }
         for size in scratch_sizes(launches) {
-            memory.push(self.allocate(size, CL_MEM_READ_WRITE)?);
+            own.push(self.allocate(size, CL_MEM_READ_WRITE)?);
         }
+        let memory = in_order(&keys, &self.kept, &own);
         let given = Instant::now();
         for launch in launches {
             let entry = entries.get(launch.entry.as_ref()).ok_or_else(|| {
@@ -216,7 +218,7 @@ impl Device for Opencl {
             .finish()
             .map_err(|error| device_error("wait for it", error))?;
         let computed = Instant::now();
-        for (view, buffer) in buffers.iter_mut().zip(&memory) {
+        for (view, buffer) in buffers.iter_mut().zip(memory) {
             let Some(bytes) = view.bytes_mut().filter(|bytes| !bytes.is_empty()) else {
                 continue;
             };
@@ -233,9 +235,57 @@ impl Device for Opencl {
             transfer_out: computed.elapsed(),
         })
     }
+
+    fn forget(&mut self, constants: &[Constant]) {
+        for constant in constants {
+            self.kept.remove(constant);
+        }
+    }
+}
+
+/// What buffers are kept by, one for each: only what is read can be.
+pub(super) fn keys(buffers: &[View<'_>], kept: &[Option<Constant>]) -> Vec<Option<Constant>> {
+    let named = kept.iter().copied().chain(std::iter::repeat(None));
+    let each = buffers.iter().zip(named);
+    each.map(|(view, key)| key.filter(|_| matches!(view, View::Read(_))))
+        .collect()
+}
+
+/// All memory of a run in the order of its arguments: what is kept from there, the rest from its own.
+pub(super) fn in_order<'a, B>(
+    keys: &[Option<Constant>],
+    kept: &'a HashMap<Constant, B>,
+    own: &'a [B],
+) -> Vec<&'a B> {
+    let mut own = own.iter();
+    let mut all: Vec<&B> = Vec::new();
+    for key in keys {
+        all.extend(key.map_or_else(|| own.next(), |key| kept.get(&key)));
+    }
+    all.extend(own);
+    all
 }
 
 impl Opencl {
+    /// Memory of the device for a buffer, with its content where that is read.
+    fn copied(&self, view: &View<'_>) -> Result<Buffer<u8>, DeviceError> {
+        let flags = match view {
+            View::Read(_) => CL_MEM_READ_ONLY,
+            View::Write(_) | View::ReadWrite(_) => CL_MEM_READ_WRITE,
+        };
+        let mut buffer = self.allocate(view.bytes().len(), flags)?;
+        if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
+            // SAFETY: the buffer is as large as the bytes, and the call returns when they are
+            // copied. The crate has no safe call.
+            unsafe {
+                self.queue
+                    .enqueue_write_buffer(&mut buffer, CL_BLOCKING, 0, view.bytes(), &[])
+            }
+            .map_err(|error| device_error("copy a buffer to it", error))?;
+        }
+        Ok(buffer)
+    }
+
     /// The program that suits the device, not built.
     fn program(&self, kernel: &Kernel) -> Result<Program, BuildError> {
         let sources = &kernel.sources;
@@ -298,7 +348,7 @@ impl Opencl {
     fn start(
         &self,
         entry: &ClKernel,
-        memory: &[Buffer<u8>],
+        memory: &[&Buffer<u8>],
         buffers: usize,
         launch: &Launch,
     ) -> Result<(), DeviceError> {

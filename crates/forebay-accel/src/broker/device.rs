@@ -14,8 +14,8 @@ use super::standing::Blamed;
 use super::take::{Begun, compute, micros};
 use super::{Buffer, Built, Job, Known, Outbox, Shared, Work, say, say_all};
 use crate::agree::agree;
-use crate::device::{BuildError, DeviceError};
-use crate::dispatch::CPU;
+use crate::device::{BuildError, Constant, DeviceError};
+use crate::dispatch::{CPU, Ran};
 use crate::kernel::{Access, Cpu};
 use crate::memory::Region;
 use crate::process::{Launcher, Process};
@@ -48,6 +48,7 @@ pub(super) fn drive(shared: &Shared, index: usize, launcher: &dyn Launcher) {
                 }
             }
             Job::Run(ticket) => driver.run(ticket),
+            Job::Forget(constants) => driver.forget(constants),
         }
     }
 }
@@ -82,6 +83,24 @@ struct Live {
     built: BTreeSet<Arc<str>>,
     /// Where it writes.
     staging: Option<Region>,
+}
+
+/// What a run in the process gave.
+struct Given {
+    /// Where each buffer that is written is, in the memory that it writes.
+    offsets: Vec<Option<usize>>,
+    /// Copied to it, in bytes, and how long that took.
+    moved: u64,
+    moved_in: Duration,
+    /// Not copied, since it was kept, in bytes.
+    spared: u64,
+}
+
+/// Whether a device may keep copies of what a task reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    Kept,
+    Gone,
 }
 
 /// Why a device gave no result.
@@ -125,7 +144,7 @@ impl Driver<'_> {
             // A kernel that ends the compiler does so again.
             Err(Trouble::Fault(why)) => {
                 self.quarantine(&known.history, Blamed::Kernel, &why, &mut outbox);
-                self.live = None;
+                drop(self.end());
                 Err(BuildError::Failed(why))
             }
             // It has not seen the kernel: that is built once it runs again.
@@ -200,7 +219,11 @@ impl Driver<'_> {
             let long = Duration::from_secs_f64((expected * HANG_TIMES / 1e6).min(1e6));
             long.max(HANG_MIN).min(self.shared.options.run_max)
         });
-        let ran = self.run_there(&work, within);
+        let mut ran = self.run_there(&work, within, Copies::Kept);
+        // What was kept for others is no reason to fail this one.
+        if matches!(ran, Err(Trouble::OutOfMemory)) && self.forget_all() {
+            ran = self.run_there(&work, within, Copies::Gone);
+        }
         let took = began.elapsed();
         let mut state = self.shared.lock();
         let device = &mut state.devices[self.index];
@@ -208,12 +231,12 @@ impl Driver<'_> {
         device.standing.charge(took, Instant::now());
         drop(state);
         match ran {
-            Ok(offsets) if verify => self.verify(ticket, &work, &offsets, began, took),
-            Ok(offsets) => {
+            Ok(result) if verify => self.verify(ticket, &work, &result, (began, took)),
+            Ok(result) => {
                 if let Some(staging) = self.staging() {
-                    commit(&work, &offsets, staging);
+                    commit(&work, &result.offsets, staging);
                 }
-                self.done(ticket, &work, began, took);
+                self.done(ticket, &work, &result, (began, took));
             }
             Err(trouble) => self.failed(ticket, &work, trouble, took),
         }
@@ -223,14 +246,100 @@ impl Driver<'_> {
         self.live.as_ref().and_then(|live| live.staging.as_ref())
     }
 
-    /// Runs a task in the process: where the results are in the memory that it writes.
-    fn run_there(&mut self, work: &Work, within: Duration) -> Result<Vec<Option<usize>>, Trouble> {
+    /// Ends the process, and what it keeps with it. Whoever drops it waits until it is gone.
+    fn end(&mut self) -> Option<Live> {
+        self.shared.lock().devices[self.index].kept.clear();
+        self.live.take()
+    }
+
+    fn forget(&self, constants: Vec<Constant>) {
+        let Some(live) = &self.live else { return };
+        let sent = wire::send(&live.process.socket, &Order::Forget(constants), &[]);
+        if let Err(error) = sent {
+            // The next run finds out, too.
+            tracing::debug!(%error, "copies are forgotten with the process");
+        }
+    }
+
+    /// Frees all copies that the device keeps; whether there may have been any.
+    fn forget_all(&self) -> bool {
+        let gone = self.shared.lock().devices[self.index].kept.clear();
+        let any = !gone.is_empty();
+        if any {
+            self.forget(gone);
+        }
+        any
+    }
+
+    /// What the device keeps of a task's memory from now on: the copy of each buffer, what it forgets
+    /// first, and how much it has already.
+    fn plan(&self, work: &Work) -> (Vec<Option<Constant>>, Vec<Constant>, u64) {
+        let options = &self.shared.options;
+        // The other half is for whoever else uses the device.
+        let memory = self.shared.slots[self.index].info.memory_bytes / 2;
+        let most = memory.min(options.device_bytes_max);
+        let mut state = self.shared.lock();
+        let own = state.sessions.get(&work.session);
+        // What its client gave back meanwhile would never be forgotten.
+        let shared = |buffer: &Buffer| {
+            let mut regions = own.into_iter().flat_map(|own| own.regions.values());
+            regions.any(|region| Arc::ptr_eq(region, &buffer.region))
+        };
+        let constant = |buffer: &Buffer| buffer.constant().filter(|_| shared(buffer));
+        let mut keys: Vec<Option<Constant>> = work.buffers.iter().map(constant).collect();
+        let constants: Vec<Constant> = keys.iter().flatten().copied().collect();
+        let named: u64 = constants.iter().map(|constant| constant.length).sum();
+        let device = &mut state.devices[self.index];
+        let plan = device.kept.plan(&constants, work.bytes - named, most);
+        device.spared += plan.spared;
+        drop(state);
+        for (key, keeps) in keys.iter_mut().filter(|key| key.is_some()).zip(plan.keeps) {
+            if !keeps {
+                *key = None;
+            }
+        }
+        (keys, plan.forget, plan.spared)
+    }
+
+    /// Makes room for what a task writes.
+    fn make_staging(&mut self, work: &Work) -> Result<(), Trouble> {
+        let live = self.open().map_err(Trouble::Broken)?;
+        let written = work.buffers.iter().filter(|one| one.access.writes());
+        let length = written.fold(0, |end: usize, one| {
+            (end + one.length).next_multiple_of(ALIGNMENT)
+        });
+        let held = live.staging.as_ref().map_or(0, Region::length);
+        if length > held {
+            live.staging = None;
+            let region = Region::new(length.next_power_of_two());
+            live.staging = Some(region.map_err(|_| Trouble::OutOfMemory)?);
+        }
+        Ok(())
+    }
+
+    /// Runs a task in the process.
+    fn run_there(
+        &mut self,
+        work: &Work,
+        within: Duration,
+        copies: Copies,
+    ) -> Result<Given, Trouble> {
         self.built(&work.known)?;
+        self.make_staging(work)?;
+        // What is planned is told to the process, whatever comes of it: nothing fails between.
+        let (keys, forget, spared) = match copies {
+            Copies::Kept => self.plan(work),
+            Copies::Gone => (vec![None; work.buffers.len()], Vec::new(), 0),
+        };
         let live = self.open().map_err(Trouble::Broken)?;
         let mut regions: Vec<&Region> = Vec::new();
         let mut sources = Vec::new();
         let mut length = 0_usize;
-        for buffer in &work.buffers {
+        let mut read_bytes = 0;
+        for (buffer, keep) in work.buffers.iter().zip(keys) {
+            if buffer.access.reads() {
+                read_bytes += buffer.length as u64;
+            }
             let read = buffer.access.reads().then(|| {
                 let known = regions
                     .iter()
@@ -249,13 +358,8 @@ impl Driver<'_> {
                 read,
                 write,
                 length: buffer.length,
+                keep,
             });
-        }
-        let held = live.staging.as_ref().map_or(0, Region::length);
-        if length > held {
-            live.staging = None;
-            let region = Region::new(length.next_power_of_two());
-            live.staging = Some(region.map_err(|_| Trouble::OutOfMemory)?);
         }
         let mut descriptors: Vec<BorrowedFd<'_>> =
             regions.iter().map(|region| region.as_fd()).collect();
@@ -267,23 +371,35 @@ impl Driver<'_> {
             buffers: sources,
             scalars: work.scalars.clone(),
             launches: work.known.kernel.launches(&work.shape()),
+            forget,
         };
         let sent = wire::send(&live.process.socket, &order, &descriptors);
         sent.map_err(|error| Trouble::Fault(format!("its process is gone: {error}")))?;
         match receive(&live.process, &mut live.reader, within).map_err(Trouble::Fault)? {
-            Report::Ran(Ok(_)) => Ok(offsets),
+            Report::Ran(Ok(timing)) => Ok(Given {
+                offsets,
+                moved: read_bytes - spared,
+                moved_in: timing.transfer_in,
+                spared,
+            }),
             Report::Ran(Err(DeviceError::OutOfMemory)) => Err(Trouble::OutOfMemory),
             Report::Ran(Err(error)) => Err(Trouble::Fault(error.to_string())),
             other => Err(Trouble::Fault(format!("asked to run, it said {other:?}"))),
         }
     }
 
-    fn done(&self, ticket: u64, work: &Work, began: Instant, took: Duration) {
+    fn done(&self, ticket: u64, work: &Work, result: &Given, (began, took): (Instant, Duration)) {
         let mut outbox = Outbox::new();
         let slot = &self.shared.slots[self.index];
         let mut state = self.shared.lock();
         let (history, size) = (&work.known.history, work.size);
-        state.model.record(history, size, &slot.key, micros(took));
+        let ran = Ran {
+            took_us: micros(took),
+            kept_bytes: result.spared,
+        };
+        let model = &mut state.model;
+        model.record_transfer(&slot.key, result.moved, micros(result.moved_in));
+        model.record(history, size, &slot.key, ran);
         let device = &mut state.devices[self.index];
         device.tasks += 1;
         device.standing.good(history);
@@ -305,13 +421,13 @@ impl Driver<'_> {
         &mut self,
         ticket: u64,
         work: &Work,
-        offsets: &[Option<usize>],
-        began: Instant,
-        took: Duration,
+        result: &Given,
+        (began, took): (Instant, Duration),
     ) {
+        let offsets = &result.offsets;
         self.shared.lock().devices[self.index].verified += 1;
         let Some(staging) = self.staging() else {
-            return self.done(ticket, work, began, took);
+            return self.done(ticket, work, result, (began, took));
         };
         let compared = match work.known.kernel.cpu {
             Cpu::Native(_) => verify_here(work, offsets, staging),
@@ -321,7 +437,7 @@ impl Driver<'_> {
             },
         };
         match compared {
-            Ok(None) => self.done(ticket, work, began, took),
+            Ok(None) => self.done(ticket, work, result, (began, took)),
             Ok(Some(why)) => self.was_wrong(ticket, work, began, &why),
             Err(why) => self.shared.finish(ticket, Outcome::Failed(why)),
         }
@@ -369,7 +485,7 @@ impl Driver<'_> {
             .finish_locked(&mut state, ticket, Outcome::Done(run), &mut outbox);
         drop(state);
         say_all(outbox);
-        self.live = None;
+        drop(self.end());
     }
 
     /// A task that a device failed runs on the CPU.
@@ -380,18 +496,19 @@ impl Driver<'_> {
         let ended = match trouble {
             Trouble::Fault(why) => {
                 self.quarantine(history, Blamed::Kernel, &why, &mut outbox);
-                self.live.take()
+                self.end()
             }
             Trouble::Broken(why) => {
                 self.quarantine(history, Blamed::Device, &why, &mut outbox);
-                self.live.take()
+                self.end()
             }
             Trouble::OutOfMemory => {
                 // As if it had been slow: such sizes go elsewhere, and are tried again some day.
                 let mut state = self.shared.lock();
                 let on_cpu = state.model.expected_us(history, size, CPU);
                 let slow = micros(took) + 4.0 * on_cpu.unwrap_or(0.0);
-                state.model.record(history, size, &slot.key, slow);
+                let model = &mut state.model;
+                model.record(history, size, &slot.key, Ran::whole(slow));
                 None
             }
             Trouble::NotBuilt(error) => {

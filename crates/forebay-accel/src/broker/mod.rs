@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::device::{Backend, BuildError, DeviceInfo};
+use crate::device::{Backend, BuildError, Constant, DeviceInfo};
 use crate::dispatch::Model;
 use crate::kernel::{Access, Kernel};
 use crate::memory::Region;
@@ -23,11 +23,13 @@ use crate::task::{Grid, Scalar, Shape, View};
 use crate::wire::{Build, Definition, KernelStatus, Outcome, Reply, Stats, Wish};
 
 mod device;
+mod kept;
 mod place;
 mod session;
 mod standing;
 mod take;
 
+use kept::Kept;
 pub(crate) use session::check_kernel;
 use standing::Standing;
 
@@ -313,6 +315,16 @@ struct Buffer {
 }
 
 impl Buffer {
+    /// What a device may keep its copy by.
+    fn constant(&self) -> Option<Constant> {
+        let memory = self.region.constant_number()?;
+        (self.access == Access::Read).then_some(Constant {
+            memory,
+            offset: self.offset as u64,
+            length: self.length as u64,
+        })
+    }
+
     fn conflicts(&self, other: &Self) -> bool {
         (self.access.writes() || other.access.writes())
             && self.region.identity() == other.region.identity()
@@ -400,6 +412,9 @@ struct DeviceState {
     verified: u64,
     faults: u64,
     busy: Duration,
+    kept: Kept,
+    /// What was not copied to it because it was kept, in bytes.
+    spared: u64,
 }
 
 impl DeviceState {
@@ -413,7 +428,16 @@ impl DeviceState {
             verified: 0,
             faults: 0,
             busy: Duration::ZERO,
+            kept: Kept::default(),
+            spared: 0,
         }
+    }
+
+    /// What it keeps of what a task reads, in bytes.
+    fn kept_of(&self, work: &Work) -> u64 {
+        let constants = work.buffers.iter().filter_map(Buffer::constant);
+        let kept = constants.filter(|constant| self.kept.holds(constant));
+        kept.map(|constant| constant.length).sum()
     }
 }
 
@@ -428,6 +452,8 @@ enum Built {
 enum Job {
     Build(Arc<Known>, Option<Arc<Registration>>),
     Run(u64),
+    /// Frees copies of memory that its client gave back.
+    Forget(Vec<Constant>),
 }
 
 /// Who is told when all devices built a kernel.

@@ -26,11 +26,12 @@ impl Shared {
         let mut candidates: Vec<(Arc<str>, Option<usize>)> = vec![cpu];
         let usable = (0..self.slots.len()).filter(|index| self.usable(state, *index, &work));
         candidates.extend(usable.map(|index| (Arc::clone(&self.slots[index].key), Some(index))));
-        let device = match &work.wish {
-            Wish::Cpu => None,
+        let (device, expected_us) = match &work.wish {
+            Wish::Cpu => (None, None),
             Wish::Device(id) => {
                 let mut usable = candidates.iter().filter_map(|(_, index)| *index);
-                usable.find(|index| self.slots[*index].info.id == *id)
+                let device = usable.find(|index| self.slots[*index].info.id == *id);
+                (device, None)
             }
             Wish::Best => {
                 let places: Vec<Place> = candidates
@@ -38,6 +39,7 @@ impl Shared {
                     .map(|(key, index)| Place {
                         key: Arc::clone(key),
                         wait_us: self.wait_us(state, *index),
+                        kept_bytes: index.map_or(0, |index| state.devices[index].kept_of(&work)),
                     })
                     .collect();
                 let price = state.price;
@@ -45,14 +47,15 @@ impl Shared {
                     .model
                     .choose(&work.known.history, work.size, &places, price);
                 state.stats.explored += u64::from(choice.tried);
-                candidates[choice.place].1
+                (candidates[choice.place].1, choice.expected_us)
             }
         };
         let key = device.map_or(CPU, |index| &*self.slots[index].key);
-        let expected_us = state
-            .model
-            .expected_us(&work.known.history, work.size, key)
-            .unwrap_or(UNKNOWN_US);
+        let whole_us = || {
+            let model = &state.model;
+            model.expected_us(&work.known.history, work.size, key)
+        };
+        let expected_us = expected_us.or_else(whole_us).unwrap_or(UNKNOWN_US);
         match device {
             Some(index) => self.queue_on(state, ticket, index, expected_us),
             None => self.queue_on_cpu(state, ticket, expected_us, outbox),

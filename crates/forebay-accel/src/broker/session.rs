@@ -16,7 +16,7 @@ use rustix::net::{
 use super::place::INLINE_US;
 use super::{
     Buffer, Built, CLIENT_KERNELS_MAX, CLIENT_REGIONS_MAX, CLIENT_TASKS_MAX, CLIENTS_MAX, Entry,
-    Known, Outbox, Phase, Registration, SEND_BOUND, Session, Shared, State, Work, leave, say,
+    Job, Known, Outbox, Phase, Registration, SEND_BOUND, Session, Shared, State, Work, leave, say,
     say_all,
 };
 use crate::dispatch::bucket;
@@ -190,6 +190,7 @@ impl Shared {
                 let mut state = self.lock();
                 let own = state.sessions.get_mut(&session);
                 let forgotten = own.and_then(|own| own.regions.remove(&memory));
+                self.forget_copies(&mut state, forgotten.as_slice());
                 drop(state);
                 done(forgotten.map(drop).ok_or_else(|| unknown_memory(memory)));
             }
@@ -557,9 +558,31 @@ impl Shared {
                 entry.asked = None;
             }
         }
+        let regions = session
+            .into_iter()
+            .flat_map(|own| own.regions.into_values());
+        let regions: Vec<Arc<Region>> = regions.collect();
+        self.forget_copies(&mut state, &regions);
         drop(state);
-        drop(session);
+        drop(regions);
         say_all(outbox);
+    }
+
+    /// Has devices free their copies of memory that is of no session any more. They come before the next
+    /// run there, which may count on the room.
+    fn forget_copies(&self, state: &mut State, regions: &[Arc<Region>]) {
+        let constant = regions.iter().filter_map(|region| region.constant_number());
+        let memories: Vec<u64> = constant.collect();
+        if memories.is_empty() {
+            return;
+        }
+        for (slot, device) in self.slots.iter().zip(&mut state.devices) {
+            let gone = device.kept.forget(&memories);
+            if !gone.is_empty() {
+                device.queue.push_front(Job::Forget(gone));
+                slot.ready.notify_one();
+            }
+        }
     }
 
     fn devices(&self) -> Vec<DeviceStatus> {
@@ -587,6 +610,8 @@ impl Shared {
                 utilisation: (device.busy.as_secs_f64() / since).min(1.0),
                 busy_us: u64::try_from(device.busy.as_micros()).unwrap_or(u64::MAX),
                 part: standing.part(),
+                kept_bytes: device.kept.bytes(),
+                spared_bytes: device.spared,
                 kernels: kernels.collect(),
             }
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Phase, Shared, State, Work};
-use crate::dispatch::CPU;
+use crate::dispatch::{CPU, Ran};
 use crate::kernel::{Arguments, Cpu};
 use crate::task::View;
 use crate::wire::{Outcome, Run};
@@ -89,7 +89,8 @@ impl Shared {
         let outcome = match computed {
             Ok(()) => {
                 let (history, size) = (&work.known.history, work.size);
-                state.model.record(history, size, &Arc::from(CPU), took_us);
+                let ran = Ran::whole(took_us);
+                state.model.record(history, size, &Arc::from(CPU), ran);
                 Outcome::Done(Run {
                     place: CPU.to_owned(),
                     waited_us: micros(began.saturating_duration_since(work.submitted)),

@@ -80,6 +80,16 @@ pub(super) struct Part {
 }
 
 impl Job {
+    /// Whether all that it is to write may be written.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let writable = |part: &Part| !part.write || part.shared.region.writable();
+        if self.buffers.iter().all(writable) {
+            return Ok(());
+        }
+        let why = "a task is to write to constant memory; give it memory of its own";
+        Err(Error::Memory(why.to_owned()))
+    }
+
     /// Whether both write to the same memory.
     pub(super) fn rewrites(&self, other: &Self) -> bool {
         let written = |job: &'_ Self| {

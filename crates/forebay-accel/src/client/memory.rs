@@ -71,9 +71,13 @@ impl Memory {
     /// What it holds, to write to.
     ///
     /// # Errors
-    /// While a task uses it, or where it is not a whole number of these.
+    /// While a task uses it, where it is not a whole number of these, or where it is constant.
     pub fn slice_mut<T: AnyBitPattern + NoUninit>(&mut self) -> Result<&mut [T], Error> {
         self.idle()?;
+        if !self.shared.region.writable() {
+            let why = "constant memory cannot be written; share other memory";
+            return Err(Error::Memory(why.to_owned()));
+        }
         // SAFETY: no task uses it, and none can begin to: a task borrows the memory until it is
         // submitted, and this slice borrows it alone.
         #[expect(unsafe_code, reason = "memory is shared by its addresses")]

@@ -12,6 +12,7 @@ fn place(key: &str) -> Place {
     Place {
         key: key.into(),
         wait_us: 0.0,
+        kept_bytes: 0,
     }
 }
 
@@ -62,7 +63,12 @@ fn check(name: &str, truth: Truth, seed: u64) {
             noise
         };
         let took = truth(kernel, size, choice.place) * noise;
-        model.record(&kernels[kernel], size, &all[choice.place].key, took);
+        model.record(
+            &kernels[kernel],
+            size,
+            &all[choice.place].key,
+            Ran::whole(took),
+        );
         let count: &mut u32 = calls.entry((kernel, size)).or_default();
         *count += 1;
         let best = (0..all.len()).map(|place| truth(kernel, size, place));
@@ -121,7 +127,7 @@ fn what_the_cpu_ends_at_once_goes_nowhere_else() {
     for _ in 0..1000 {
         let choice = price_one(&mut model, &kernel, 10, &places());
         assert_eq!((choice.place, choice.tried), (0, false));
-        model.record(&kernel, 10, &CPU.into(), SMALL_US * 0.9);
+        model.record(&kernel, 10, &CPU.into(), Ran::whole(SMALL_US * 0.9));
     }
 }
 
@@ -130,8 +136,8 @@ fn check_price(device_us: f64, price: f64, wait_us: f64, wanted: usize) {
     let (mut model, kernel) = (Model::default(), Arc::from("k"));
     let mut all = vec![place(CPU), place("device")];
     price_one(&mut model, &kernel, 10, &all);
-    model.record(&kernel, 10, &CPU.into(), 1000.0);
-    model.record(&kernel, 10, &"device".into(), device_us);
+    model.record(&kernel, 10, &CPU.into(), Ran::whole(1000.0));
+    model.record(&kernel, 10, &"device".into(), Ran::whole(device_us));
     all[0].wait_us = wait_us;
     let choice = model.choose(&kernel, 10, &all, price);
     assert_eq!(
@@ -159,7 +165,7 @@ fn a_device_that_becomes_slow_is_left_and_one_that_becomes_fast_is_found() {
         for _ in 0..calls {
             let choice = price_one(&mut model, &kernel, 20, &all);
             let took = [1000.0, device_us][choice.place];
-            model.record(&kernel, 20, &all[choice.place].key, took);
+            model.record(&kernel, 20, &all[choice.place].key, Ran::whole(took));
             there += usize::from(choice.place == 1);
         }
         there
@@ -178,7 +184,58 @@ fn memory_of_the_model_is_bounded() {
     for number in 0..2 * KEPT_MAX {
         let kernel: Arc<str> = format!("k{number}").into();
         price_one(&mut model, &kernel, 1, &places());
-        model.record(&kernel, 1, &CPU.into(), 1.0);
+        model.record(&kernel, 1, &CPU.into(), Ran::whole(1.0));
     }
     assert_eq!(model.cells.len(), KEPT_MAX);
+}
+
+/// 4 MiB take 800 us to a device that then computes for 300 us; the CPU takes 1000 us.
+const BYTES: u64 = 4 << 20;
+const TRANSFER_US: f64 = 800.0;
+
+fn learnt(kernel: &Arc<str>, device: &Arc<str>) -> (Model, Vec<Place>) {
+    let mut model = Model::default();
+    let all = vec![place(CPU), place(device)];
+    price_one(&mut model, kernel, 22, &all);
+    model.record(kernel, 22, &CPU.into(), Ran::whole(1000.0));
+    model.record(kernel, 22, device, Ran::whole(TRANSFER_US + 300.0));
+    model.record_transfer(device, BYTES, TRANSFER_US);
+    (model, all)
+}
+
+#[test]
+fn what_a_device_keeps_counts_as_free_of_transfer() {
+    let (kernel, device): (Arc<str>, Arc<str>) = ("k".into(), "device".into());
+    let (mut model, mut all) = learnt(&kernel, &device);
+    let mut chosen = |kept: u64, wait_us: f64| {
+        all[1].kept_bytes = kept;
+        all[1].wait_us = wait_us;
+        let choice = price_one(&mut model, &kernel, 22, &all);
+        (choice.place, choice.expected_us.map(f64::round))
+    };
+    assert_eq!(chosen(0, 0.0), (0, Some(1000.0)));
+    assert_eq!(chosen(BYTES, 0.0), (1, Some(300.0)));
+    assert_eq!(chosen(BYTES / 2, 0.0), (1, Some(700.0)));
+    // And no more than that.
+    assert_eq!(chosen(BYTES, 750.0), (0, Some(1000.0)));
+    assert_eq!(chosen(u64::MAX, 0.0), (1, Some(0.0)));
+}
+
+#[test]
+fn runs_with_what_was_kept_do_not_make_a_device_look_fast_that_has_to_transfer() {
+    let (kernel, device): (Arc<str>, Arc<str>) = ("k".into(), "device".into());
+    let (mut model, all) = learnt(&kernel, &device);
+    for _ in 0..20 {
+        let ran = Ran {
+            took_us: 300.0,
+            kept_bytes: BYTES,
+        };
+        model.record(&kernel, 22, &device, ran);
+    }
+    assert_eq!(price_one(&mut model, &kernel, 22, &all).place, 0);
+    let whole = model.expected_us(&kernel, 22, "device").unwrap();
+    assert!((whole - 1100.0).abs() < 1.0, "{whole}");
+    // Small transfers say nothing of the speed.
+    model.record_transfer(&device, TRANSFER_MIN - 1, 1e9);
+    assert_eq!(price_one(&mut model, &kernel, 22, &all).place, 0);
 }

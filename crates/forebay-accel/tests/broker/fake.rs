@@ -1,12 +1,12 @@
 //! A device in a thread of this process, that computes as the CPU does unless it is told to fail.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use forebay_accel::device::{
-    Backend, BuildError, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
+    Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
 };
 use forebay_accel::kernel::{Arguments, Cpu, Kernel};
 use forebay_accel::process::{self, Launcher, Process};
@@ -27,6 +27,12 @@ pub(crate) struct Fake {
     pub(crate) faults: Arc<Mutex<VecDeque<Option<Fault>>>>,
     /// Runs that began.
     pub(crate) runs: Arc<std::sync::atomic::AtomicU64>,
+    /// Copies that its process keeps, which has them to itself.
+    pub(crate) kept: Arc<Mutex<BTreeMap<Constant, Vec<u8>>>>,
+    /// How long a run takes, in microseconds, by the bytes of its first buffer.
+    pub(crate) takes: Option<fn(usize) -> u64>,
+    /// Bytes that were copied to it.
+    pub(crate) copied: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl Fake {
@@ -45,6 +51,19 @@ impl Fake {
             },
             faults: Arc::default(),
             runs: Arc::default(),
+            kept: Arc::default(),
+            takes: None,
+            copied: Arc::default(),
+        }
+    }
+}
+
+impl Fake {
+    /// One of its own model, which takes so long.
+    pub(crate) fn of_speed(id: &str, takes: fn(usize) -> u64) -> Self {
+        Self {
+            takes: Some(takes),
+            ..Self::new(id)
         }
     }
 }
@@ -60,6 +79,7 @@ impl Launcher for Threads {
         let (ours, theirs) = process::pair()?;
         let (end, ended) = channel();
         let mut thread = Some(std::thread::spawn(move || {
+            fake.kept.lock().unwrap().clear();
             let mut device = Running { fake, ended };
             // It ends as the socket does, or by a fault.
             process::serve(&theirs, &mut device).ok();
@@ -114,6 +134,7 @@ impl Device for Running {
         &mut self,
         kernel: &Kernel,
         buffers: &mut [View<'_>],
+        kept: &[Option<Constant>],
         scalars: &[Scalar],
         launches: &[Launch],
     ) -> Result<Timing, DeviceError> {
@@ -135,6 +156,21 @@ impl Device for Running {
             }
             Some(Fault::Wrong) | None => {}
         }
+        if let Some(takes) = self.fake.takes {
+            let us = takes(buffers[0].bytes().len());
+            std::thread::sleep(std::time::Duration::from_micros(us));
+        }
+        let copies = self.copies(buffers, kept);
+        let mut views: Vec<View<'_>> = Vec::new();
+        for (view, copy) in buffers.iter_mut().zip(&copies) {
+            views.push(match (view, copy) {
+                (View::Read(_), Some(copy)) => View::Read(copy),
+                (View::Read(bytes), None) => View::Read(bytes),
+                (View::Write(bytes), _) => View::Write(bytes),
+                (View::ReadWrite(bytes), _) => View::ReadWrite(bytes),
+            });
+        }
+        let buffers = &mut views[..];
         match kernel.cpu {
             Cpu::Native(compute) => {
                 let grid = Grid::line(1);
@@ -151,6 +187,37 @@ impl Device for Running {
             scribble(buffers);
         }
         Ok(Timing::default())
+    }
+
+    fn forget(&mut self, constants: &[Constant]) {
+        let mut kept = self.fake.kept.lock().unwrap();
+        kept.retain(|one, _| !constants.contains(one));
+    }
+}
+
+impl Running {
+    /// What a device computes with is what was copied to it, whatever the memory holds now.
+    fn copies(&self, buffers: &[View<'_>], kept: &[Option<Constant>]) -> Vec<Option<Vec<u8>>> {
+        let mut held = self.fake.kept.lock().unwrap();
+        let count = |bytes: &[u8]| {
+            let counter = &self.fake.copied;
+            counter.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::SeqCst);
+        };
+        let copy = |(view, key): (&View<'_>, &Option<Constant>)| match (view, key) {
+            (View::Read(bytes), Some(key)) => {
+                let entry = held.entry(*key).or_insert_with(|| {
+                    count(bytes);
+                    bytes.to_vec()
+                });
+                Some(entry.clone())
+            }
+            (View::Write(_), _) => None,
+            (view, _) => {
+                count(view.bytes());
+                None
+            }
+        };
+        buffers.iter().zip(kept).map(copy).collect()
     }
 }
 

@@ -5,9 +5,11 @@
     reason = "a test, whose functions clippy does not see as such"
 )]
 
+mod choices;
 mod clients;
 mod fake;
 mod faults;
+mod kept;
 mod lasting;
 mod overhead;
 mod refusals;

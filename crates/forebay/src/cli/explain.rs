@@ -50,9 +50,16 @@ fn accelerator(app: &api::App) -> Option<String> {
         ),
         false => String::new(),
     };
+    let alone = match used.quarantined {
+        0 => String::new(),
+        count => format!(
+            " {count} accelerator(s) are left alone after faults: `forebay accel devices --worker` with \
+             its socket says why."
+        ),
+    };
     Some(format!(
         "Of its compute tasks {:.1}/s end on accelerators and {:.1}/s on CPUs; {} accelerator(s) take \
-         them, {} of its kernels run there, and they are busy with it for {:.0}% of their time.{scarce}",
+         them, {} of its kernels run there, and they are busy with it for {:.0}% of their time.{scarce}{alone}",
         used.on_devices_per_second,
         used.on_cpu_per_second,
         used.devices,

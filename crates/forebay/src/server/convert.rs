@@ -188,6 +188,8 @@ pub(super) fn unseen(app: &App) -> api::App {
 const fn accelerator(used: accel::Use) -> api::Accelerator {
     api::Accelerator {
         devices: used.devices,
+        quarantined: used.quarantined,
+        faults: used.faults,
         kernels: used.kernels,
         busy: used.busy,
         on_cpu_per_second: used.on_cpu,

@@ -327,6 +327,22 @@ fn accelerators(registry: &mut Registry, apps: &BTreeMap<AppId, AppReport>) {
         each(|used| f64::from(used.devices)),
     );
     registry.register(
+        "app_accelerator_quarantined_devices",
+        "Accelerators that the app's worker leaves alone now, after faults",
+        each(|used| f64::from(used.quarantined)),
+    );
+    let faults: Family<Labels, Counter> = Family::default();
+    for (id, app) in apps {
+        if let Some(used) = &app.usage.accelerator {
+            faults.get_or_create(&labels(id, app)).inc_by(used.faults);
+        }
+    }
+    registry.register(
+        "app_accelerator_faults",
+        "Runs on accelerators that were wrong, hung or crashed, and accelerators that did not begin",
+        faults,
+    );
+    registry.register(
         "app_accelerator_busy_devices",
         "Time of accelerators that the app takes, in devices",
         each(|used| used.busy),
@@ -552,6 +568,8 @@ mod tests {
             "forebay_app_network_sent_bytes_total{app=\"web\",class=\"critical\"} 3000",
             "forebay_app_slice_cpus{app=\"crunch\",class=\"batch\"} 1.0",
             "forebay_app_accelerator_busy_devices{app=\"web\",class=\"critical\"} 0.25",
+            "forebay_app_accelerator_quarantined_devices{app=\"web\",class=\"critical\"} 2.0",
+            "forebay_app_accelerator_faults_total{app=\"web\",class=\"critical\"} 5",
             "forebay_app_accelerator_tasks_per_second{app=\"web\",class=\"critical\"} 12.0",
             "forebay_app_accelerator_cpu_price_ratio{app=\"web\",class=\"critical\"} 8.0",
             "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",

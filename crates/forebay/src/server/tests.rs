@@ -85,6 +85,8 @@ pub(super) fn published(period: u64) -> Published {
             response_time: Some(3.5),
             accelerator: Some(forebay_core::accel::Use {
                 devices: 1,
+                quarantined: 2,
+                faults: 5,
                 busy: 0.25,
                 on_devices: 12.0,
                 price: 8.0,

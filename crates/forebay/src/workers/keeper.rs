@@ -451,6 +451,10 @@ impl Reading {
             .devices
             .iter()
             .filter(|device| device.quarantine.is_none());
+        let left_alone = self
+            .devices
+            .iter()
+            .filter(|device| device.quarantine.is_some());
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         #[expect(clippy::cast_precision_loss, reason = "tasks between two looks")]
         let rate = |of: fn(&Stats) -> u64| {
@@ -465,6 +469,8 @@ impl Reading {
         });
         Use {
             devices: count(usable.count()),
+            quarantined: count(left_alone.count()),
+            faults: self.devices.iter().map(|device| device.faults).sum(),
             kernels: count(
                 self.devices
                     .iter()
@@ -534,5 +540,37 @@ fn clear(directory: &Path) {
         Err(error) => {
             tracing::warn!(directory = %directory.display(), %error, "what a worker had is left behind");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the wire has it: a device with what is told of it.
+    fn device(id: &str, quarantine: Option<&str>, faults: u64) -> DeviceStatus {
+        let told = serde_json::json!({
+            "info": {
+                "id": id, "backend": "opencl", "platform": "", "vendor": "", "name": "", "driver": "",
+                "memory_bytes": 1, "buffer_bytes_max": 1, "kind": "gpu",
+            },
+            "quarantine": quarantine, "tasks": 0, "verified": 0, "faults": faults, "utilisation": 0.0,
+        });
+        serde_json::from_value(told).unwrap()
+    }
+
+    #[test]
+    fn devices_that_are_left_alone_and_faults_are_told() {
+        let reading = Reading {
+            at: Instant::now(),
+            stats: Stats::default(),
+            devices: vec![
+                device("a", None, 1),
+                device("b", Some("it does not begin"), 3),
+                device("c", Some("three kernels failed there"), 4),
+            ],
+        };
+        let used = reading.since(None);
+        assert_eq!((used.devices, used.quarantined, used.faults), (1, 2, 8));
     }
 }

@@ -10,6 +10,8 @@
 )]
 
 mod accel;
+#[cfg(feature = "etcd")]
+mod accel_moves;
 mod activation;
 mod apps;
 mod bindings;

@@ -18,6 +18,9 @@ const COUNTS: &str = "h=$(cat \"$2\"); n=$(tail -n 1 \"$1\" 2>/dev/null || true)
                       while :; do n=$((n + 1)); echo \"$n $h\" >> \"$1\"; echo \"$n $h\" >> \"$3\"; \
                       sleep 0.01; done";
 
+/// In what is added to the configuration: where each host has its own directory.
+pub(crate) const SHARED: &str = "@SHARED@";
+
 /// Hosts of one fleet.
 pub(crate) struct Fleet {
     pub(crate) hosts: Vec<(&'static str, Place)>,
@@ -83,6 +86,7 @@ impl Fleet {
 
     fn configure(&self, index: usize, (address, lease): (&str, &str), more: &str) {
         let (name, place) = &self.hosts[index];
+        let more = more.replace(SHARED, &self.shared.display().to_string());
         place.configure(&format!(
             "[policy]\non_stop = \"kill\"\n\
              [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\

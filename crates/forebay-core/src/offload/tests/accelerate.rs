@@ -6,6 +6,8 @@ use crate::accel::Use;
 /// A worker with one device that could compute one kernel of the app.
 const WORKER: Use = Use {
     devices: 1,
+    quarantined: 0,
+    faults: 0,
     kernels: 1,
     busy: 0.0,
     on_cpu: 20.0,
