@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex};
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::policy::Rules;
+use forebay_core::fleet::rolling::Rolling;
 use forebay_core::fleet::{Epoch, Ownership};
 use forebay_core::units::Bytes;
 
@@ -122,6 +123,14 @@ impl Coordinator for Slow {
 
     fn completed(&self, host: &HostName, id: &CommandId) -> Result<Option<Completed>, Error> {
         self.local.completed(host, id)
+    }
+
+    fn rolling(&self) -> Result<(i64, Rolling), Error> {
+        self.local.rolling()
+    }
+
+    fn roll(&self, seen: i64, to: &Rolling) -> Result<bool, Error> {
+        self.local.roll(seen, to)
     }
 }
 
