@@ -65,5 +65,6 @@ mod takeovers;
 mod tutorial;
 mod update;
 mod update_elsewhere;
+mod update_hooks;
 mod update_keep;
 mod update_kills;
