@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use forebay_api as api;
 use forebay_api::Client;
 
+use super::update_fleet::FleetUpdateCommand;
 use super::update_hook::{self, HookArgs, HooksArgs};
 use super::{Connection, Exit, Failure};
 use crate::output::{Output, numbers, table, words};
@@ -35,6 +36,9 @@ pub(crate) enum UpdateCommand {
     Abort,
     /// Show what came of updates
     History,
+    /// Update the hosts of the fleet, a few at a time
+    #[command(subcommand)]
+    Fleet(FleetUpdateCommand),
     /// Have package managers ask before they begin, and say afterwards what runs outdated code
     Hooks(HooksArgs),
     /// What a package manager runs
@@ -132,6 +136,9 @@ async fn execute(
             let updates = updates(socket, &args.state_dir).await?;
             output.show(&updates, status)?;
         }
+        UpdateCommand::Fleet(command) => {
+            return super::update_fleet::run(command, &client().await?, output).await;
+        }
         UpdateCommand::Plan(args) => {
             let request = request(args)?;
             let plan: api::UpdatePlan = client().await?.post("/v1/update/plan", &request).await?;
@@ -185,7 +192,7 @@ fn request(args: OrderArgs) -> Result<api::UpdateRequest, Failure> {
 }
 
 /// What is wanted, in a directory.
-fn request_in(args: OrderArgs, directory: Option<String>) -> api::UpdateRequest {
+pub(super) fn request_in(args: OrderArgs, directory: Option<String>) -> api::UpdateRequest {
     api::UpdateRequest {
         command: args.command,
         directory,

@@ -11,11 +11,13 @@ use forebay_core::fleet::policy::Away;
 use tokio::sync::watch;
 
 use super::Error;
+use super::error::system;
 use crate::config::{self, Config, FleetConfig, HostFacts};
 use crate::control::{self, Command, Published};
 use crate::fleet::agent;
 use crate::fleet::member::{self, Membership};
-use crate::{outlook, tiering};
+use crate::update::rolling::Roller;
+use crate::{outlook, tiering, update};
 
 /// Starts the thread of the fleet, where this host is not alone.
 pub(super) fn membership(
@@ -41,6 +43,18 @@ pub(super) fn membership(
     };
     let membership = config.fleet.as_ref().map(start).transpose();
     membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
+}
+
+/// Starts the thread of rolling updates, where this host is not alone.
+pub(super) fn roller(
+    membership: Option<&Membership>,
+    update: update::Desk,
+) -> Result<Option<Roller>, Error> {
+    let start = |membership: &Membership| Roller::start(membership.desk(), update);
+    membership.map(start).transpose().map_err(system(
+        "start the thread of rolling updates",
+        "check limits on threads",
+    ))
 }
 
 /// What the control thread is told of the fleet.

@@ -18,6 +18,7 @@ mod moves;
 mod openapi;
 mod peer;
 mod problem;
+mod rolling;
 mod routes;
 mod socket;
 #[cfg(test)]
@@ -97,6 +98,8 @@ pub(crate) struct ServerState {
     pub(crate) moves: Option<crate::fleet::moves::Desk>,
     /// For `/v1/update`.
     pub(crate) update: Option<crate::update::Desk>,
+    /// For `/v1/update/fleet`; none where this host is alone.
+    pub(crate) rolling: Option<crate::update::rolling::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

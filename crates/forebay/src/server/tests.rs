@@ -288,6 +288,7 @@ impl Fixture {
             fleet: None,
             moves: None,
             update: None,
+            rolling: None,
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);
