@@ -238,6 +238,7 @@ fn begin_on(
             .map(server::bind_loopback)
             .transpose()
             .map_err(listen)?,
+        lock: joining::lock(config).map_err(listen)?,
     };
     fronts::write_plans(config).map_err(Error::Host)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;

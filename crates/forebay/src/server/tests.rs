@@ -343,6 +343,7 @@ impl Fixture {
         let listeners = Listeners {
             socket: Socket::bind(&path, &rules).unwrap(),
             tcp: Some(tcp),
+            lock: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(serve(state, listeners, async {

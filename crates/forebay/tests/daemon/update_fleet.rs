@@ -2,11 +2,15 @@
 //! clients that speak FleetLock.
 
 use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::process::Output;
 
 use serde_json::Value;
 
 use crate::etcd::Etcd;
+use crate::fronts::free_port;
+use crate::http::answer;
 use crate::place::{Place, eventually, text};
 
 /// Hosts of one fleet, and a directory in which their commands meet.
@@ -243,6 +247,155 @@ fn the_first_host_that_is_not_well_stops_the_rest_until_somebody_decides() {
     three
         .place("c")
         .fails(&["update", "fleet", "abort"], 1, &["no rolling update"]);
+    for (_, place) in &mut three.hosts {
+        place.stop_well();
+    }
+}
+
+/// Asks as Zincati does.
+fn ask(port: u16, path: &str, id: &str, group: &str) -> (u16, Value) {
+    let body = format!("{{\"client_params\": {{\"id\": \"{id}\", \"group\": \"{group}\"}}}}");
+    send(port, "POST", path, "fleet-lock-protocol: true\r\n", &body)
+}
+
+fn send(port: u16, method: &str, path: &str, headers: &str, body: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: lock\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let (status, text) = answer(stream);
+    (status, serde_json::from_str(&text).unwrap_or_default())
+}
+
+#[test]
+fn whoever_speaks_fleet_lock_shares_the_slots_with_rolling_updates() {
+    let name = "whoever_speaks_fleet_lock_shares_the_slots_with_rolling_updates";
+    let ports = [free_port(), free_port()];
+    let lock = |name: &str, _: &Place| {
+        let index = ["a", "b"].iter().position(|other| *other == name);
+        index.map_or(String::new(), |index| {
+            let port = ports[index];
+            format!(
+                "[fleet.lock]\nlisten = \"127.0.0.1:{port}\"\ngroups = [\"default\", \"edge\"]\n"
+            )
+        })
+    };
+    let Some(mut three) = Three::new(name, lock) else {
+        return;
+    };
+    let [a, b] = ports;
+    let take = |port, id| ask(port, "/v1/pre-reboot", id, "default");
+    let give = |port, id| ask(port, "/v1/steady-state", id, "default");
+    assert_eq!(take(a, "one").0, 200);
+    assert_eq!(take(b, "one").0, 200, "again, at another host");
+    let (status, said) = take(b, "two");
+    assert_eq!((status, &said["kind"]), (409, &"failed_lock".into()));
+    assert!(
+        said["value"].as_str().unwrap().contains("client one"),
+        "{said}"
+    );
+    assert_eq!(give(a, "two").0, 200, "what is not held is given back");
+    assert_eq!(take(b, "two").0, 409);
+    assert_eq!(ask(b, "/v1/pre-reboot", "two", "edge").0, 200);
+    assert_eq!(give(b, "two").0, 200);
+    assert_eq!(give(b, "one").0, 200);
+
+    // What is no such request takes nothing.
+    let good = "{\"client_params\": {\"id\": \"x\", \"group\": \"default\"}}";
+    let header = "fleet-lock-protocol: true\r\n";
+    let check = |method, path, headers, body: &str, status: u16, kind: &str| {
+        let (got, said) = send(a, method, path, headers, body);
+        assert_eq!((got, &said["kind"]), (status, &kind.into()), "{said}");
+    };
+    let wrong = "invalid_client_identity";
+    check("POST", "/v1/pre-reboot", "", good, 400, wrong);
+    check(
+        "POST",
+        "/v1/pre-reboot",
+        "fleet-lock-protocol: no\r\n",
+        good,
+        400,
+        wrong,
+    );
+    check("POST", "/v1/pre-reboot", header, "{", 400, wrong);
+    check(
+        "POST",
+        "/v1/pre-reboot",
+        header,
+        "{\"client_params\": {\"id\": \"x\"}}",
+        400,
+        wrong,
+    );
+    check(
+        "POST",
+        "/v1/pre-reboot",
+        header,
+        &good.replace('x', ""),
+        400,
+        wrong,
+    );
+    check(
+        "POST",
+        "/v1/pre-reboot",
+        header,
+        &good.replace("default", "no"),
+        400,
+        "unknown_group",
+    );
+    check(
+        "GET",
+        "/v1/pre-reboot",
+        header,
+        "",
+        405,
+        "unsupported_method",
+    );
+    check("POST", "/v1/status", header, good, 404, "unknown_path");
+    let long = good.replace('x', &"x".repeat(8192));
+    assert_eq!(send(a, "POST", "/v1/pre-reboot", header, &long).0, 413);
+    assert_eq!(three.status("c")["slots"], serde_json::json!([]));
+
+    // A client that is away, and hosts that are updated, wait for each other.
+    assert_eq!(take(a, "one").0, 200);
+    three.hold("b");
+    assert!(three.run("a", &["--detach"]).status.success());
+    eventually("b waits for it", || {
+        let said = three.status("a")["rollout"]["hosts"][0]["said"].to_string();
+        said.contains("for a slot, held by the FleetLock client one")
+    });
+    assert_eq!(three.ran(), [""; 0]);
+    three
+        .place("a")
+        .json(&["update", "fleet", "release", "one"]);
+    eventually("b runs it", || three.ran() == ["b"]);
+    let (status, said) = take(a, "two");
+    assert_eq!(status, 409);
+    assert!(said["value"].as_str().unwrap().contains("by b"), "{said}");
+    assert_eq!(
+        give(a, "b").0,
+        200,
+        "a client is no host, whatever it calls itself"
+    );
+    assert_eq!(take(a, "two").0, 409);
+    // Nobody else begins; b comes to its end.
+    three.place("c").json(&["update", "fleet", "abort"]);
+    three.await_phase("c", "ending");
+    three.let_go("b");
+    let rollout = three.await_phase("c", "called_off");
+    let expected = pairs([("b", "updated"), ("c", "waits"), ("a", "waits")]);
+    assert_eq!(states(&rollout), expected, "{rollout}");
+    assert_eq!(take(b, "two").0, 200);
+    three.etcd.crash();
+    let (status, said) = give(b, "two");
+    assert_eq!(
+        (status, &said["kind"]),
+        (503, &"failed_unlock".into()),
+        "{said}"
+    );
+    three.etcd.restart();
+    eventually("it is given back", || give(b, "two").0 == 200);
     for (_, place) in &mut three.hosts {
         place.stop_well();
     }

@@ -167,6 +167,7 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
                     by_itself: true,
                     rules: Rules::default(),
                 },
+                lock: None,
             },
             directory: directory.path().to_owned(),
             host: offering::Host {

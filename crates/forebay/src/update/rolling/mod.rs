@@ -21,7 +21,7 @@ use forebay_api as api;
 use forebay_core::app::AppId;
 use forebay_core::calendar::{Schedule, Zones};
 use forebay_core::fleet::rolling::{
-    GROUP, Host, Opening, Rolling, Rollout, Standing, Wanted, Window,
+    GROUP, Host, Opening, Owner, Rolling, Rollout, Standing, Wanted, Window, check_client,
     check_group, opening,
 };
 use forebay_core::fleet::{HostName, HostNameError};
@@ -232,6 +232,28 @@ impl Desk {
         self.blocking(move |desk| desk.amend(|rolling| rolling.release(&id)))
             .await?;
         Ok(said)
+    }
+
+    /// Takes a slot for a FleetLock client. Blocks.
+    ///
+    /// # Errors
+    /// All are held, or the coordinator cannot be asked.
+    pub(crate) fn lock(&self, id: &str, group: &str, at_once: u32) -> Result<(), RollError> {
+        check_client(id).map_err(RollError::Refused)?;
+        self.amend(|rolling| rolling.lock(id, group, at_once, unix_ms()))
+    }
+
+    /// Gives the slot of a FleetLock client back, if it has one. Blocks.
+    ///
+    /// # Errors
+    /// The coordinator cannot be asked.
+    pub(crate) fn unlock(&self, id: &str) -> Result<(), RollError> {
+        check_client(id).map_err(RollError::Refused)?;
+        let owner = Owner::Client(id.to_owned());
+        self.amend(|rolling| {
+            rolling.give_back(&owner);
+            Ok(())
+        })
     }
 
     /// Changes what all hosts know, in one transaction. Blocks.
