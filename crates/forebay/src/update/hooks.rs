@@ -318,8 +318,9 @@ pub(crate) fn kernel(inside: bool, version: &str) -> Option<String> {
 /// Why a shutdown is held up now, if it is.
 pub(crate) fn holds(known: Result<&api::Updates, &str>) -> Option<String> {
     let current = known.ok()?.current.as_ref()?;
-    // It waits for just that.
-    (current.stage != "reboot_pending").then(|| {
+    // These wait for just that, or bring it about.
+    let is_to_end = matches!(current.stage.as_str(), "reboot_pending" | "departing");
+    (!is_to_end).then(|| {
         format!(
             "update {} is under way ({}); `forebay update status` shows it",
             current.number, current.stage
@@ -332,7 +333,12 @@ pub(crate) fn put_back(known: Result<&api::Updates, &str>) -> Result<(), String>
     let updates = known.map_err(|why| format!("no daemon answers yet ({why})"))?;
     match &updates.current {
         // Apps are compared with their past afterwards, and these units are among them.
-        Some(current) if matches!(current.stage.as_str(), "reboot_pending" | "restoring") => {
+        Some(current)
+            if matches!(
+                current.stage.as_str(),
+                "reboot_pending" | "departing" | "reviving" | "restoring"
+            ) =>
+        {
             Err(format!("update {} is {}", current.number, current.stage))
         }
         _ => Ok(()),
@@ -516,6 +522,8 @@ mod tests {
         for (stage, held, waits) in [
             ("updating", true, false),
             ("reboot_pending", false, true),
+            ("departing", false, true),
+            ("reviving", true, true),
             ("restoring", true, true),
             ("verifying", true, false),
         ] {

@@ -274,7 +274,7 @@ fn run(seed: u64, at_once: u32, sick: Option<&str>) -> (Rolling, usize) {
         .iter()
         .map(|name| (host(name), Agent::default()))
         .collect();
-    for _ in 0..20_000 {
+    for _ in 0..5_000 {
         let name = host(names[dice.below(5) as usize]);
         let there: BTreeSet<HostName> = agents
             .iter()
@@ -317,6 +317,9 @@ fn run(seed: u64, at_once: u32, sick: Option<&str>) -> (Rolling, usize) {
             shared = (seen + 1, rolling);
         }
         check(&shared.1, at_once);
+        if shared.1.rollout.as_ref().unwrap().phase() == Phase::Complete {
+            break;
+        }
         let open = agents
             .values()
             .flat_map(|agent| agent.updates.values())

@@ -202,6 +202,13 @@ impl Job {
         let opening = open_now(&rollout);
         match rolling.turn(&here, &there, opening) {
             Turn::Take => {
+                // What was looked at last may be of before another one came, whose turn it is.
+                let there = self.desk.member.coordinator.hosts();
+                let there = there.map_err(RollError::Coordinator)?;
+                let there: BTreeSet<HostName> = there.into_keys().collect();
+                if rolling.turn(&here, &there, opening) != Turn::Take {
+                    return Ok(LOOK);
+                }
                 self.take(&rollout, &there, opening)?;
                 // What it took may be carried on at once.
                 return Ok(Duration::ZERO);
