@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use forebay_core::fleet::rolling::{check_client, check_group};
@@ -24,7 +25,7 @@ use crate::update::rolling::{Desk, RollError};
 
 /// The largest body of a request.
 const BODY_BYTES_MAX: usize = 4 << 10;
-/// How long a request may take: several transactions with a coordinator that does not answer.
+/// How long a request may take, its body included.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
 const PROTOCOL: &str = "fleet-lock-protocol";
 
@@ -81,7 +82,18 @@ pub(super) fn router(desk: Desk, config: LockConfig) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unsupported_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(in_time))
         .with_state(Arc::new(Lock { desk, config }))
+}
+
+/// Gives up on who sends slowly, and on a coordinator that does not answer.
+async fn in_time(request: Request, next: Next) -> Response {
+    let given_up = || {
+        let value = "it took too long; ask again";
+        no(StatusCode::SERVICE_UNAVAILABLE, "timeout", value).into_response()
+    };
+    let answered = tokio::time::timeout(REQUEST_WAIT, next.run(request)).await;
+    answered.unwrap_or_else(|_| given_up())
 }
 
 async fn unknown_path() -> No {
@@ -148,7 +160,7 @@ impl Lock {
         Ok(client)
     }
 
-    /// Asks the fleet, off the runtime and in bounded time.
+    /// Asks the fleet, off the runtime.
     async fn asked(
         &self,
         kind: &'static str,
@@ -157,12 +169,11 @@ impl Lock {
         let desk = self.desk.clone();
         let asked = tokio::task::spawn_blocking(move || ask(&desk));
         let unknown = |why: &str| no(StatusCode::SERVICE_UNAVAILABLE, kind, why);
-        match tokio::time::timeout(REQUEST_WAIT, asked).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(RollError::Refused(why)))) => Err(no(StatusCode::CONFLICT, kind, why)),
-            Ok(Ok(Err(RollError::Coordinator(error)))) => Err(unknown(&error.to_string())),
-            Ok(Err(_)) => Err(unknown("asking the fleet panicked; see the daemon's log")),
-            Err(_) => Err(unknown("the coordinator does not answer; ask again")),
+        match asked.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(RollError::Refused(why))) => Err(no(StatusCode::CONFLICT, kind, why)),
+            Ok(Err(RollError::Coordinator(error))) => Err(unknown(&error.to_string())),
+            Err(_) => Err(unknown("asking the fleet panicked; see the daemon's log")),
         }
     }
 }
