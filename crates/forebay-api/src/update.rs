@@ -123,6 +123,9 @@ pub struct UpdateReceipt {
     pub command: Vec<String>,
     /// `committed`, `rolled_back` or `alarmed`.
     pub outcome: String,
+    /// The attempt of a rolling update that it was, if it was one's.
+    #[serde(default)]
+    pub rollout: Option<String>,
     /// When it was asked for, in milliseconds since 1970.
     pub began_unix_ms: u64,
     /// When it was over.

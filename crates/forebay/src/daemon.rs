@@ -45,6 +45,7 @@ use crate::signals::{self, Teller};
 use crate::store::{self, Recorder, Retention, Store};
 use crate::tiering::{self, Movers};
 use crate::training::{Training, TrainingConfig};
+use crate::update::rolling::Roller;
 use crate::update::{self, Opened, Updater};
 use crate::workers::Workers;
 
@@ -175,6 +176,7 @@ struct Running {
     training: Training,
     imager: Imager,
     updater: Updater,
+    roller: Option<Roller>,
     fetcher: Fetcher,
     membership: Option<Membership>,
     agent: Option<Agent>,
@@ -236,6 +238,7 @@ fn begin_on(
             .map(server::bind_loopback)
             .transpose()
             .map_err(listen)?,
+        lock: joining::lock(config).map_err(listen)?,
     };
     fronts::write_plans(config).map_err(Error::Host)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
@@ -373,6 +376,7 @@ fn begin_on(
         "start the thread that carries out updates",
         "check limits on threads",
     ))?;
+    let roller = joining::roller(membership.as_ref(), updater.desk())?;
     let state = backing::state(
         config,
         reload.clone(),
@@ -389,6 +393,7 @@ fn begin_on(
             fleet: membership.as_ref().map(Membership::desk),
             moves: agent.as_ref().map(Agent::desk),
             update: updater.desk(),
+            rolling: roller.as_ref().map(Roller::desk),
             teller,
             foretold,
             training: Arc::new(training.status_reader()),
@@ -416,6 +421,7 @@ fn begin_on(
         training,
         imager,
         updater,
+        roller,
         fetcher,
         membership,
         agent,
@@ -584,6 +590,12 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the API ended early"),
             Err(error) => tracing::error!(%error, "the API panicked"),
+        }
+        // What it asks others for must not outlive them.
+        if let Some(roller) = self.roller
+            && let Err(error) = tokio::task::spawn_blocking(move || roller.stop()).await
+        {
+            tracing::error!(%error, "the thread of rolling updates was not stopped");
         }
         if let Some(agent) = self.agent
             && let Err(error) = tokio::task::spawn_blocking(move || agent.stop()).await

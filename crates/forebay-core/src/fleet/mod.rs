@@ -43,6 +43,7 @@ pub mod offering;
 pub mod ownership;
 pub mod policy;
 pub mod promises;
+pub mod rolling;
 pub mod rounds;
 pub mod takeover;
 pub mod taking;

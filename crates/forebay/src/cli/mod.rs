@@ -17,6 +17,8 @@ mod push;
 mod render;
 mod shadow;
 mod update;
+mod update_fleet;
+mod update_hook;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use forebay_api as api;
 use forebay_api::Client;
 
+use super::update_fleet::FleetUpdateCommand;
+use super::update_hook::{self, HookArgs, HooksArgs};
 use super::{Connection, Exit, Failure};
 use crate::output::{Output, numbers, table, words};
-use crate::update::{hooks, without_daemon};
+use crate::update::without_daemon;
 
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(200);
 /// Where the daemon keeps its state unless told otherwise.
-const STATE_DIR: &str = "/var/lib/forebay";
+pub(super) const STATE_DIR: &str = "/var/lib/forebay";
 
 /// Updates of the operating system.
 #[derive(Debug, Subcommand)]
@@ -34,6 +36,9 @@ pub(crate) enum UpdateCommand {
     Abort,
     /// Show what came of updates
     History,
+    /// Update the hosts of the fleet, a few at a time
+    #[command(subcommand)]
+    Fleet(FleetUpdateCommand),
     /// Have package managers ask before they begin, and say afterwards what runs outdated code
     Hooks(HooksArgs),
     /// What a package manager runs
@@ -92,49 +97,6 @@ pub(crate) struct StatusArgs {
     state_dir: PathBuf,
 }
 
-/// What to do with hooks.
-#[derive(Debug, Args)]
-pub(crate) struct HooksArgs {
-    #[arg(value_enum, default_value = "status")]
-    action: HooksAction,
-
-    /// What they do where nobody can say whether an update is under way
-    #[arg(long, value_enum, default_value = "open")]
-    fail: hooks::Fail,
-
-    /// The root of the system that they are for
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    root: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum HooksAction {
-    /// Write them for the package managers that are there
-    Install,
-    /// Take them away again
-    Remove,
-    /// Say which are there
-    Status,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct HookArgs {
-    #[arg(value_enum)]
-    moment: Moment,
-
-    #[arg(long, value_enum, default_value = "open")]
-    fail: hooks::Fail,
-
-    #[arg(long, default_value = STATE_DIR)]
-    state_dir: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Moment {
-    Pre,
-    Post,
-}
-
 /// Runs one command to its end; says on standard error what went wrong.
 pub(super) fn run(command: UpdateCommand, connection: &Connection) -> ExitCode {
     let mut output = Output::stdout(connection.format());
@@ -168,11 +130,14 @@ async fn execute(
 ) -> Result<Exit, Failure> {
     let client = async || Client::connect(socket).await;
     match command {
-        UpdateCommand::Hooks(args) => hook_files(&args, output)?,
-        UpdateCommand::Hook(args) => return hook(&args, socket).await,
+        UpdateCommand::Hooks(args) => update_hook::files(&args, output)?,
+        UpdateCommand::Hook(args) => return update_hook::run(&args, socket).await,
         UpdateCommand::Status(args) => {
             let updates = updates(socket, &args.state_dir).await?;
             output.show(&updates, status)?;
+        }
+        UpdateCommand::Fleet(command) => {
+            return super::update_fleet::run(command, &client().await?, output).await;
         }
         UpdateCommand::Plan(args) => {
             let request = request(args)?;
@@ -223,9 +188,14 @@ fn request(args: OrderArgs) -> Result<api::UpdateRequest, Failure> {
         doing: "find the working directory",
         cause,
     })?;
-    Ok(api::UpdateRequest {
+    Ok(request_in(args, Some(directory.display().to_string())))
+}
+
+/// What is wanted, in a directory.
+pub(super) fn request_in(args: OrderArgs, directory: Option<String>) -> api::UpdateRequest {
+    api::UpdateRequest {
         command: args.command,
-        directory: Some(directory.display().to_string()),
+        directory,
         rollback: args
             .rollback
             .map(|text| ["sh", "-c", &text].map(str::to_owned).to_vec()),
@@ -234,11 +204,11 @@ fn request(args: OrderArgs) -> Result<api::UpdateRequest, Failure> {
         reboot: args.reboot,
         rung: args.rung,
         unproved: args.unproved,
-    })
+    }
 }
 
 /// What the daemon says, or what it wrote down where there is none.
-async fn updates(socket: &Path, state_dir: &Path) -> Result<api::Updates, Failure> {
+pub(super) async fn updates(socket: &Path, state_dir: &Path) -> Result<api::Updates, Failure> {
     match Client::connect(socket).await {
         Ok(client) => Ok(client.get("/v1/update").await?),
         Err(error @ api::Error::Connect { .. }) => {
@@ -269,53 +239,6 @@ async fn follow(client: &Client, number: u64) -> Result<api::UpdateReceipt, Fail
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-fn hook_files(args: &HooksArgs, output: &mut Output) -> Result<(), Failure> {
-    let program = std::env::current_exe().map_err(|cause| Failure::Io {
-        doing: "find this program",
-        cause,
-    })?;
-    let messages = match args.action {
-        HooksAction::Install => hooks::install(&args.root, &program, args.fail),
-        HooksAction::Remove => hooks::remove(&args.root, &program),
-        HooksAction::Status => hooks::status(&args.root, &program),
-    };
-    let messages = messages.map_err(Failure::Failed)?;
-    super::done(api::Done { messages }, output)
-}
-
-/// What a package manager hears, on standard error, which is where it shows it.
-async fn hook(args: &HookArgs, socket: &Path) -> Result<Exit, Failure> {
-    let inside = std::env::var_os("FOREBAY_UPDATE").is_some();
-    let known = updates(socket, &args.state_dir).await;
-    let known = known.map_err(|error| error.to_string());
-    let mut screen = std::io::stderr();
-    if args.moment == Moment::Post {
-        if let Ok(updates) = &known
-            && !inside
-            && !updates.outdated.is_empty()
-        {
-            // A package manager without a terminal has nobody to tell.
-            writeln!(
-                screen,
-                "forebay: outdated code runs in {}; `forebay update run -- true` restarts it behind its \
-                 fronts",
-                updates.outdated.join(", ")
-            )
-            .ok();
-        }
-        return Ok(Exit::Ok);
-    }
-    let known = known.as_ref().map_err(String::as_str);
-    let (said, goes_on) = hooks::before(inside, known, args.fail);
-    if let Some(said) = said {
-        writeln!(screen, "forebay: {said}").ok();
-    }
-    Ok(match goes_on {
-        true => Exit::Ok,
-        false => Exit::Failed,
-    })
 }
 
 fn ms(value: Option<f64>) -> String {

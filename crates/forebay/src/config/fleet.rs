@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::policy::Rules;
+use forebay_core::fleet::rolling;
 use forebay_host::regular;
 use forebay_shadow::secret::Secret;
 use forebay_shadow::tls::Pem;
@@ -56,6 +57,19 @@ pub(crate) struct FleetConfig {
     pub(crate) link: LinkConfig,
     /// What moves without being asked for.
     pub(crate) moves: MovesConfig,
+    /// Where FleetLock is spoken; nowhere when absent.
+    pub(crate) lock: Option<LockConfig>,
+}
+
+/// How FleetLock is spoken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LockConfig {
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// Members of a group that may be away at once.
+    pub(crate) at_once: u32,
+    /// The groups that are served, at least one.
+    pub(crate) groups: Vec<String>,
 }
 
 /// How etcd is reached.
@@ -130,6 +144,8 @@ pub(super) fn fleet(
     let etcd = etcd.map(|etcd| resolve_etcd(etcd.value, host, findings));
     let link = link(section.take_section("link"), findings);
     let moves = moves(section.take_section("moves"), findings);
+    let lock = section.take::<Section>("lock");
+    let lock = lock.map(|lock| lock_of(lock.value, findings));
     Some(FleetConfig {
         host: name?,
         lease: lease.unwrap_or(Duration::from_secs(10)),
@@ -139,6 +155,38 @@ pub(super) fn fleet(
         },
         link,
         moves,
+        lock: match lock {
+            Some(lock) => Some(lock?),
+            None => None,
+        },
+    })
+}
+
+fn lock_of(mut section: Section, findings: &mut Findings<'_>) -> Option<LockConfig> {
+    let listen = section.take::<SocketAddr>("listen");
+    if listen.is_none() && !section.refused {
+        let problem = Problem::new(
+            "it is not said where FleetLock is to be spoken",
+            "write listen = \"IP:PORT\", an address that only hosts of the fleet reach",
+        );
+        findings.add(section.at, section.key("listen"), problem);
+    }
+    let at_once = section.take::<u64>("at_once");
+    let at_once = at_once.and_then(|set| u32::try_from(set.value).ok());
+    let groups = section.take::<Vec<String>>("groups");
+    for group in groups.iter().flat_map(|groups| &groups.value) {
+        if let (Err(_), Some(At { at, .. })) = (rolling::check_group(group), &groups) {
+            let problem = Problem::new(
+                format!("`{group}` is not a group"),
+                "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+            );
+            findings.add(*at, section.key("groups"), problem);
+        }
+    }
+    Some(LockConfig {
+        listen: listen?.value,
+        at_once: at_once.unwrap_or(1),
+        groups: groups.map_or_else(|| vec![rolling::GROUP.to_owned()], |groups| groups.value),
     })
 }
 

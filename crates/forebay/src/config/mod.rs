@@ -51,7 +51,7 @@ pub(crate) use fleet::EtcdConfig;
 pub(crate) use fleet::EtcdTls;
 #[cfg(test)]
 pub(crate) use fleet::LinkConfig;
-pub(crate) use fleet::{FleetConfig, MovesConfig, Rdma, directory as fleet_directory};
+pub(crate) use fleet::{FleetConfig, LockConfig, MovesConfig, Rdma, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
 

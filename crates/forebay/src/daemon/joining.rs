@@ -11,11 +11,13 @@ use forebay_core::fleet::policy::Away;
 use tokio::sync::watch;
 
 use super::Error;
-use crate::config::{self, Config, FleetConfig, HostFacts};
+use super::error::system;
+use crate::config::{self, Config, FleetConfig, HostFacts, LockConfig};
 use crate::control::{self, Command, Published};
 use crate::fleet::agent;
 use crate::fleet::member::{self, Membership};
-use crate::{outlook, tiering};
+use crate::update::rolling::Roller;
+use crate::{outlook, server, tiering, update};
 
 /// Starts the thread of the fleet, where this host is not alone.
 pub(super) fn membership(
@@ -41,6 +43,27 @@ pub(super) fn membership(
     };
     let membership = config.fleet.as_ref().map(start).transpose();
     membership.map_err(|why| Error::Host(format!("become a member of the fleet: {why}")))
+}
+
+/// Listens for those who speak FleetLock, where they are to be listened to.
+pub(super) fn lock(
+    config: &Config,
+) -> Result<Option<(std::net::TcpListener, LockConfig)>, server::ListenError> {
+    let lock = config.fleet.as_ref().and_then(|fleet| fleet.lock.clone());
+    let bind = |lock: LockConfig| Ok((server::bind(lock.listen)?, lock));
+    lock.map(bind).transpose()
+}
+
+/// Starts the thread of rolling updates, where this host is not alone.
+pub(super) fn roller(
+    membership: Option<&Membership>,
+    update: update::Desk,
+) -> Result<Option<Roller>, Error> {
+    let start = |membership: &Membership| Roller::start(membership.desk(), update);
+    membership.map(start).transpose().map_err(system(
+        "start the thread of rolling updates",
+        "check limits on threads",
+    ))
 }
 
 /// What the control thread is told of the fleet.

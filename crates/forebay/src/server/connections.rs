@@ -14,9 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::feed::Feed;
+use super::fleet_lock;
 use super::peer::{self, Peer, Rules};
 use super::routes::router;
 use super::{Server, ServerState, Socket};
+use crate::config::LockConfig;
 
 /// Connections of those who may only look, over both listeners.
 const READERS_MAX: usize = 48;
@@ -45,6 +47,8 @@ pub(crate) struct Listeners {
     pub(crate) socket: Socket,
     /// A loopback address, read-only, if wanted.
     pub(crate) tcp: Option<std::net::TcpListener>,
+    /// Where FleetLock is spoken, if wanted, and how.
+    pub(crate) lock: Option<(std::net::TcpListener, LockConfig)>,
 }
 
 /// Serves until `stop` is done or the control thread is gone, then lets requests under way
@@ -60,6 +64,15 @@ pub(crate) async fn serve(
         None => None,
     };
     let rules = state.rules;
+    let lock = match (listeners.lock, state.rolling.clone()) {
+        (Some((listener, config)), Some(desk)) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            Some((listener, Open::new(fleet_lock::router(desk, config))))
+        }
+        // Who is alone in no fleet has nothing to share.
+        _ => None,
+    };
+    let (lock, mut clients) = lock.unzip();
     let reports = state.reports.clone();
     let server = Arc::new(Server {
         state,
@@ -69,12 +82,8 @@ pub(crate) async fn serve(
     let pump = server.feed.pump(reports, &server.state.commands);
     tokio::pin!(pump, stop);
     loop {
-        let accept_tcp = async {
-            match &tcp {
-                Some(listener) => listener.accept().await,
-                None => std::future::pending().await,
-            }
-        };
+        let accept_tcp = accept(tcp.as_ref());
+        let accept_lock = accept(lock.as_ref());
         tokio::select! {
             () = &mut stop => break,
             () = &mut pump => break,
@@ -92,12 +101,34 @@ pub(crate) async fn serve(
                 Ok((stream, _)) => open.add(stream, Peer::Loopback, &rules),
                 Err(error) => out_of_descriptors(&error).await,
             },
+            accepted = accept_lock => match (accepted, &mut clients) {
+                // Nobody knows who they are, and they may do nothing else.
+                (Ok((stream, _)), Some(clients)) => {
+                    clients.reap();
+                    clients.add(stream, Peer::Loopback, &rules);
+                }
+                (Err(error), _) => out_of_descriptors(&error).await,
+                (Ok(_), None) => {}
+            },
             Some(_) = open.tasks.join_next(), if !open.tasks.is_empty() => {}
         }
     }
     server.feed.close();
+    if let Some(clients) = clients {
+        clients.close().await;
+    }
     open.close().await;
     Ok(())
+}
+
+/// The next connection; never one where nobody listens.
+async fn accept(
+    listener: Option<&tokio::net::TcpListener>,
+) -> std::io::Result<(tokio::net::TcpStream, std::net::SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn out_of_descriptors(error: &std::io::Error) {
@@ -170,6 +201,11 @@ impl Open {
                 tracing::debug!(%error, "connection broke");
             }
         });
+    }
+
+    /// Forgets those that have ended.
+    fn reap(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
     }
 
     async fn close(mut self) {

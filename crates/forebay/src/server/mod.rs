@@ -10,6 +10,7 @@ mod connections;
 mod convert;
 mod feed;
 mod fleet;
+mod fleet_lock;
 mod fronts;
 mod handlers;
 mod images;
@@ -18,6 +19,7 @@ mod moves;
 mod openapi;
 mod peer;
 mod problem;
+mod rolling;
 mod routes;
 mod socket;
 #[cfg(test)]
@@ -38,7 +40,7 @@ pub(crate) use connections::{Listeners, serve};
 pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use problem::Failure;
 pub(crate) use routes::names_loopback;
-pub(crate) use socket::{ListenError, Socket, bind_loopback};
+pub(crate) use socket::{ListenError, Socket, bind, bind_loopback};
 
 use crate::control::{Command, Published};
 use crate::outlook;
@@ -97,6 +99,8 @@ pub(crate) struct ServerState {
     pub(crate) moves: Option<crate::fleet::moves::Desk>,
     /// For `/v1/update`.
     pub(crate) update: Option<crate::update::Desk>,
+    /// For `/v1/update/fleet`, and for FleetLock; none where this host is alone.
+    pub(crate) rolling: Option<crate::update::rolling::Desk>,
     /// For `/v1/fronts`.
     pub(crate) fronts: crate::fronts::Desk,
     /// For `GET /v1/forecast/{app}`.

@@ -19,7 +19,7 @@ use super::handlers::{
 };
 use super::peer::{Access, Peer, authorise};
 use super::problem::Failure;
-use super::{fleet, fronts, images, moves, tiers, update};
+use super::{fleet, fronts, images, moves, rolling, tiers, update};
 
 /// The largest body of a request.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -242,6 +242,39 @@ pub(super) fn routes() -> Vec<Route> {
             .with_body(of::<api::UpdateRequest>)
             .answers(of::<api::UpdatePlan>)
         },
+        look(
+            "/v1/update/fleet",
+            "The rolling update of the fleet's hosts, and who may be away now",
+            get(rolling::status),
+        )
+        .answers(of::<api::FleetUpdate>),
+        change(
+            "/v1/update/fleet",
+            "Begin an update of several hosts, a few at a time",
+            post(rolling::begin),
+        )
+        .with_body(of::<api::RolloutRequest>)
+        .answers(of::<api::UpdateBegun>),
+        change(
+            "/v1/update/fleet/abort",
+            "Have no more hosts begin",
+            post(rolling::abort),
+        )
+        .answers(of::<api::Done>),
+        change(
+            "/v1/update/fleet/resume",
+            "Go on after a host was not well: try it again, or leave it out",
+            post(rolling::resume),
+        )
+        .with_body(of::<api::RolloutResume>)
+        .answers(of::<api::Done>),
+        change(
+            "/v1/update/fleet/release",
+            "Free the slot of a FleetLock client that does not come back",
+            post(rolling::release),
+        )
+        .with_body(of::<api::SlotRelease>)
+        .answers(of::<api::Done>),
         change(
             "/v1/update/{what}",
             "Go on without the reboot that an update waits for (`resume`), or call it off (`abort`)",

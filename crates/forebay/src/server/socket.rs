@@ -127,6 +127,14 @@ pub(crate) fn bind_loopback(address: SocketAddr) -> Result<net::TcpListener, Lis
     if !address.ip().is_loopback() {
         return Err(ListenError::NotLoopback(address));
     }
+    bind(address)
+}
+
+/// Listens at any address.
+///
+/// # Errors
+/// When the system does not let it.
+pub(crate) fn bind(address: SocketAddr) -> Result<net::TcpListener, ListenError> {
     let failed = |cause| ListenError::Io {
         doing: "listen on",
         what: address.to_string(),

@@ -290,6 +290,7 @@ impl Fixture {
             fleet: None,
             moves: None,
             update: None,
+            rolling: None,
             reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
             run_app: Arc::new(|request| {
                 let mut made = app(&request.name, Class::Batch);
@@ -344,6 +345,7 @@ impl Fixture {
         let listeners = Listeners {
             socket: Socket::bind(&path, &rules).unwrap(),
             tcp: Some(tcp),
+            lock: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(serve(state, listeners, async {

@@ -26,7 +26,7 @@ fn desk(server: &Shared) -> Result<&Desk, Failure> {
 }
 
 /// What changes the system is root's to run, whoever may partition the host.
-fn root_only(peer: &Peer) -> Result<(), Failure> {
+pub(super) fn root_only(peer: &Peer) -> Result<(), Failure> {
     match peer {
         Peer::Process { uid: 0, .. } => Ok(()),
         Peer::Process { .. } | Peer::Loopback => Err(Failure::not_allowed(

@@ -60,6 +60,9 @@ pub(super) struct HandOver {
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) record: Record,
+    /// The attempt of a rolling update that it is, if it is one's.
+    #[serde(default)]
+    pub(super) rollout: Option<String>,
     pub(super) was: BTreeMap<AppId, Was>,
     /// By front: before anything began.
     pub(super) before: BTreeMap<AppId, Pace>,
@@ -79,6 +82,7 @@ impl Entry {
     pub(super) const fn new(record: Record) -> Self {
         Self {
             record,
+            rollout: None,
             was: BTreeMap::new(),
             before: BTreeMap::new(),
             counted: BTreeMap::new(),

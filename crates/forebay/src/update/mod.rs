@@ -23,6 +23,7 @@ mod outdated;
 mod plan;
 mod receipt;
 mod restore;
+pub(crate) mod rolling;
 mod run;
 
 use std::collections::BTreeMap;
@@ -314,6 +315,15 @@ impl Desk {
     /// # Errors
     /// Why it does not begin.
     pub(crate) async fn begin(&self, request: api::UpdateRequest) -> Result<u64, Refused> {
+        self.begin_for(request, None).await
+    }
+
+    /// Begins one, for an attempt of a rolling update if it is one's.
+    async fn begin_for(
+        &self,
+        request: api::UpdateRequest,
+        rollout: Option<String>,
+    ) -> Result<u64, Refused> {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
         let way = way(&request)?;
         let fleet = self.0.fleet.as_ref();
@@ -335,7 +345,10 @@ impl Desk {
                 let mut record = Record::new(content.updates, unix_ms(), boot, order);
                 record.plan = plan;
                 begun = Some(content.updates);
-                content.current = Some(Entry::new(record));
+                content.current = Some(Entry {
+                    rollout,
+                    ..Entry::new(record)
+                });
             }
         });
         written.map_err(Refused::Cannot)?;

@@ -142,6 +142,7 @@ pub(super) fn receipt(
         number: record.number,
         command: record.order.command.clone(),
         outcome: stage(record.stage).to_owned(),
+        rollout: entry.rollout.clone(),
         began_unix_ms: record.began_unix_ms,
         ended_unix_ms,
         held_times: entry.held_times,

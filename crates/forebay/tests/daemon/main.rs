@@ -67,5 +67,8 @@ mod takeovers;
 mod tutorial;
 mod update;
 mod update_elsewhere;
+#[cfg(feature = "etcd")]
+mod update_fleet;
+mod update_hooks;
 mod update_keep;
 mod update_kills;

@@ -72,7 +72,7 @@ impl Client {
 }
 
 /// A package of one file, and a root with a database of its own to install it in.
-fn package(place: &Place) -> (PathBuf, PathBuf) {
+pub(crate) fn package(place: &Place) -> (PathBuf, PathBuf) {
     let tree = place.path("package");
     fs::create_dir_all(tree.join("DEBIAN")).unwrap();
     fs::create_dir_all(tree.join("usr/share/forebay-test")).unwrap();

@@ -25,6 +25,29 @@ pub(super) const FLEET: &[Key] = &[
         Kind::Section(MOVES),
         "What moves to another host without being asked for; only where `offload.mode` is \"act\"",
     ),
+    key(
+        "lock",
+        Kind::Section(LOCK),
+        "Where hosts that speak FleetLock ask whether they may reboot; without this section nowhere",
+    ),
+];
+
+const LOCK: &[Key] = &[
+    key(
+        "listen",
+        Kind::Address,
+        "IP address and port to listen at; whoever reaches it may take slots, in cleartext",
+    ),
+    key(
+        "at_once",
+        Kind::Count { min: 1, max: 64 },
+        "Members of a group that may be away at once (default 1)",
+    ),
+    key(
+        "groups",
+        Kind::Texts,
+        "The groups that are served (default [\"default\"], which rolling updates use as well)",
+    ),
 ];
 
 const ETCD: &[Key] = &[

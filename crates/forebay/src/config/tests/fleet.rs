@@ -134,6 +134,41 @@ fn files_go_along_by_their_plain_paths() {
     }
 }
 
+#[test]
+fn fleet_lock_is_spoken_where_it_is_said_and_nowhere_else() {
+    let (host, _guard) = host();
+    hostname(&host, "node-1\n");
+    let lock = |keys: &str| {
+        let text = format!("[fleet]\n{keys}");
+        parse(&text, "f", &host).unwrap().fleet.unwrap().lock
+    };
+    assert_eq!(lock(""), None);
+    let set = lock("[fleet.lock]\nlisten = \"10.0.0.5:3333\"").unwrap();
+    assert_eq!(
+        (set.at_once, &*set.groups),
+        (1, &["default".to_owned()][..])
+    );
+    let set = lock("[fleet.lock]\nlisten = \"[::1]:3333\"\nat_once = 3\ngroups = [\"a\", \"b\"]")
+        .unwrap();
+    assert_eq!((set.at_once, set.groups.len()), (3, 2));
+    refuses(
+        "[fleet.lock]\nat_once = 2",
+        &[
+            "f:2: fleet.lock.listen: it is not said where FleetLock is to be spoken; write listen = \"IP:PORT\", an address that only hosts of the fleet reach",
+        ],
+    );
+    refuses(
+        "[fleet.lock]\nlisten = \"10.0.0.5:3333\"\ngroups = [\"a b\"]",
+        &[
+            "f:4: fleet.lock.groups: `a b` is not a group; use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+        ],
+    );
+    refuses(
+        "[fleet.lock]\nlisten = \"10.0.0.5:3333\"\nslots = 2",
+        &["f:4: unknown key `slots` in [fleet.lock]; use listen, at_once or groups"],
+    );
+}
+
 #[cfg(not(feature = "etcd"))]
 #[test]
 fn a_build_without_etcd_says_how_to_get_one() {

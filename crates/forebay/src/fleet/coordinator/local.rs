@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_core::app::AppId;
+use forebay_core::fleet::rolling::Rolling;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use forebay_host::regular;
@@ -50,6 +51,9 @@ struct Kept {
     records: Records,
     /// Each host's in the order of their names, which is that in which they were asked for.
     commands: BTreeMap<HostName, BTreeMap<CommandId, Command>>,
+    /// Left out where there is none, so that an earlier release reads the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rolling: Option<Rolling>,
 }
 
 #[derive(Debug)]
@@ -171,6 +175,7 @@ fn read(file: &Path) -> Result<Kept, String> {
         format: FORMAT,
         records: Records::new(),
         commands: BTreeMap::new(),
+        rolling: None,
     };
     let bytes = match regular::read(file, FILE_BYTES_MAX) {
         Ok((bytes, _)) => bytes,
@@ -394,6 +399,24 @@ impl Coordinator for Local {
         state.expire(now());
         let found = state.completed.get(&(host.clone(), id.clone()));
         Ok(found.map(|(_, how)| how.clone()))
+    }
+
+    fn rolling(&self) -> Result<(i64, Rolling), Error> {
+        let state = self.state();
+        let rolling = state.kept.rolling.clone();
+        Ok((state.revision, rolling.unwrap_or_default()))
+    }
+
+    fn roll(&self, seen: i64, to: &Rolling) -> Result<bool, Error> {
+        let mut state = self.state();
+        // Whatever else changed counts as well: whoever asks reads it again.
+        if state.revision != seen {
+            return Ok(false);
+        }
+        let mut kept = state.kept.clone();
+        kept.rolling = Some(to.clone());
+        self.keep(&mut state, kept, super::CHANGE_ROLLING)?;
+        Ok(true)
     }
 }
 

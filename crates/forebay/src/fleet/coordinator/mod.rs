@@ -12,6 +12,7 @@
 //!   PREFIX/apps/APP              an Ownership
 //!   PREFIX/commands/HOST/ID      a Command, kept until its host has completed it
 //!   PREFIX/completed/HOST/ID     a Completed, for whoever asked; gone after `COMPLETED_TTL`
+//!   PREFIX/rolling               a Rolling: who may be away, and the rolling update
 //! ```
 //!
 //! Properties, which the contract in `tests.rs` holds both to: of two changes that were made of one
@@ -40,6 +41,7 @@ use std::time::Duration;
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::choice::Offer;
+use forebay_core::fleet::rolling::Rolling;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership};
 use serde::{Deserialize, Serialize};
@@ -168,6 +170,18 @@ pub(crate) trait Coordinator: fmt::Debug + Send + Sync {
     /// # Errors
     /// It cannot be reached.
     fn completed(&self, host: &HostName, id: &CommandId) -> Result<Option<Completed>, Error>;
+
+    /// Who may be away, and the rolling update; with what [`Coordinator::roll`] knows it by.
+    ///
+    /// # Errors
+    /// It cannot be reached, or what is there cannot be read.
+    fn rolling(&self) -> Result<(i64, Rolling), Error>;
+
+    /// Puts another in its place, if nobody did since it was read as `seen`; whether it did.
+    ///
+    /// # Errors
+    /// It cannot be reached; whether it did is not known then ([`Error::outcome`]), until it is read again.
+    fn roll(&self, seen: i64, to: &Rolling) -> Result<bool, Error>;
 }
 
 /// A lease that this host holds.
@@ -363,6 +377,10 @@ pub(crate) fn outcome(result: &Result<(), Error>) -> Outcome {
         Err(error) => error.outcome(),
     }
 }
+
+/// What is attempted of a rolling update.
+const READ_ROLLING: &str = "read how far a rolling update is";
+const CHANGE_ROLLING: &str = "change how far a rolling update is";
 
 const LEASE_ENDED: &str = "the lease has ended; join again";
 

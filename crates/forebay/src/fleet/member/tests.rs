@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex};
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::policy::Rules;
+use forebay_core::fleet::rolling::Rolling;
 use forebay_core::fleet::{Epoch, Ownership};
 use forebay_core::units::Bytes;
 
@@ -123,6 +124,14 @@ impl Coordinator for Slow {
     fn completed(&self, host: &HostName, id: &CommandId) -> Result<Option<Completed>, Error> {
         self.local.completed(host, id)
     }
+
+    fn rolling(&self) -> Result<(i64, Rolling), Error> {
+        self.local.rolling()
+    }
+
+    fn roll(&self, seen: i64, to: &Rolling) -> Result<bool, Error> {
+        self.local.roll(seen, to)
+    }
 }
 
 #[test]
@@ -158,6 +167,7 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
                     by_itself: true,
                     rules: Rules::default(),
                 },
+                lock: None,
             },
             directory: directory.path().to_owned(),
             host: offering::Host {

@@ -20,6 +20,7 @@ use etcd_client::{
     TxnOpResponse,
 };
 use forebay_core::app::AppId;
+use forebay_core::fleet::rolling::Rolling;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use serde::Serialize;
@@ -31,9 +32,9 @@ use tokio::time::Instant;
 use self::connection::{Connection, Trouble, deadline};
 use super::local::other_epoch;
 use super::{
-    COMMANDS_MAX, COMPLETED_TTL, Command, CommandId, Completed, Coordinator, Error, ErrorKind,
-    Held, LEASE_ENDED, Member, Members, REQUEST_MAX, Records, Unreadable, VALUE_MAX, View, exists,
-    now, owner_lives, taken, too_many,
+    CHANGE_ROLLING, COMMANDS_MAX, COMPLETED_TTL, Command, CommandId, Completed, Coordinator, Error,
+    ErrorKind, Held, LEASE_ENDED, Member, Members, READ_ROLLING, REQUEST_MAX, Records, Unreadable,
+    VALUE_MAX, View, exists, now, owner_lives, taken, too_many,
 };
 use crate::config::EtcdConfig;
 
@@ -197,6 +198,10 @@ impl Shared {
 
     fn completed(&self, host: &HostName, id: &CommandId) -> String {
         format!("{}/completed/{host}/{id}", self.prefix)
+    }
+
+    fn rolling(&self) -> String {
+        format!("{}/rolling", self.prefix)
     }
 
     async fn get(&self, until: Instant, key: &str) -> Result<Option<KeyValue>, Failed> {
@@ -652,6 +657,28 @@ impl Coordinator for Etcd {
         self.run(attempt, move |shared, until| async move {
             let found = shared.get(until, &shared.completed(&by, &id)).await?;
             found.as_ref().map(decode).transpose()
+        })
+    }
+
+    fn rolling(&self) -> Result<(i64, Rolling), Error> {
+        self.run(READ_ROLLING.to_owned(), |shared, until| async move {
+            match shared.get(until, &shared.rolling()).await? {
+                None => Ok((0, Rolling::default())),
+                Some(found) => Ok((found.mod_revision(), decode(&found)?)),
+            }
+        })
+    }
+
+    fn roll(&self, seen: i64, to: &Rolling) -> Result<bool, Error> {
+        let to = to.clone();
+        self.run(CHANGE_ROLLING.to_owned(), move |shared, until| async move {
+            let key = shared.rolling();
+            let txn = Txn::new()
+                .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, seen)])
+                .and_then([TxnOp::put(key, encode(&to)?, None)]);
+            // Once: of one whose answer was lost nobody knows whether it took effect.
+            let ask = |mut client: Client| async move { client.txn(txn).await };
+            Ok(shared.connection.once(until, ask).await?.succeeded())
         })
     }
 }

@@ -300,6 +300,33 @@ fn whoever_watches_sees_the_latest_of_every_record() {
 }
 
 #[test]
+fn of_those_who_want_the_last_slot_one_gets_it() {
+    each("of_those_who_want_the_last_slot_one_gets_it", |pair| {
+        let (seen, rolling) = pair.a.rolling().unwrap();
+        assert_eq!(rolling, Rolling::default());
+        let won: Vec<bool> = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..8)
+                .map(|n| {
+                    let by = if n % 2 == 0 { &pair.a } else { &pair.b };
+                    let mut rolling = rolling.clone();
+                    scope.spawn(move || {
+                        rolling.lock(&format!("id{n}"), "default", 1, 1).unwrap();
+                        by.roll(seen, &rolling).unwrap()
+                    })
+                })
+                .collect();
+            clients.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
+        let (read, held) = pair.b.rolling().unwrap();
+        assert_eq!(held.holders.len(), 1);
+        assert_eq!(pair.a.rolling().unwrap(), (read, held));
+        assert!(pair.a.roll(read, &rolling).unwrap());
+        assert!(!pair.b.roll(read, &rolling).unwrap());
+    });
+}
+
+#[test]
 fn a_command_of_a_later_release_is_known_as_such() {
     let command: Command = serde_json::from_str(r#"{"ask": "fly", "far": 3}"#).unwrap();
     assert_eq!(command, Command::Other);
