@@ -13,6 +13,9 @@ const MOMENTS_MAX = 3000;
 const MOMENTS_MIN = 60;
 /** Moments of the host, and the least time between two of them. */
 const FRAMES_MAX = 900;
+const FRAMES_MIN = 30;
+/** Apps in all of these together, some hundred bytes each: many apps are remembered for less long. */
+const FRAME_APPS_MAX = 200_000;
 const FRAME_MS = 1000;
 /** Events kept. */
 const EVENTS_MAX = 500;
@@ -56,7 +59,9 @@ export class Past {
     if (last && time < last.time) this.frames = [];
     if (!last || time < last.time || time - last.time >= FRAME_MS) {
       this.frames.push(frame(tick));
-      if (this.frames.length > FRAMES_MAX) this.frames.shift();
+      const room = Math.floor(FRAME_APPS_MAX / Math.max(1, tick.apps.length));
+      const moments = Math.max(FRAMES_MIN, Math.min(FRAMES_MAX, room));
+      this.frames.splice(0, Math.max(0, this.frames.length - moments));
     }
   }
 

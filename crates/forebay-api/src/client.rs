@@ -20,8 +20,8 @@ use crate::types::{StreamPace, Tick};
 /// The largest answer taken in.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
-/// The longest line of the stream taken in: one period of some thousands of apps.
-pub const STREAM_LINE_BYTES_MAX: usize = 4 << 20;
+/// The longest line of the stream taken in: one period of ten thousand apps.
+pub const STREAM_LINE_BYTES_MAX: usize = 32 << 20;
 
 /// How long an answer may take; the daemon gives up earlier.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
@@ -376,6 +376,8 @@ impl Ticks {
 #[derive(Debug, Default)]
 struct Lines {
     buffer: Vec<u8>,
+    /// So much of it was looked at and has no end of a line: a long one comes in many pieces.
+    looked_at: usize,
 }
 
 impl Lines {
@@ -387,7 +389,13 @@ impl Lines {
 
     /// The next whole line, without its end.
     fn next(&mut self) -> Option<Vec<u8>> {
-        let end = self.buffer.iter().position(|&byte| byte == b'\n')?;
+        let rest = &self.buffer[self.looked_at..];
+        let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
+            self.looked_at = self.buffer.len();
+            return None;
+        };
+        let end = self.looked_at + end;
+        self.looked_at = 0;
         let mut line: Vec<u8> = self.buffer.drain(..=end).collect();
         line.pop();
         Some(line)

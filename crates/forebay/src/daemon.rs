@@ -33,6 +33,7 @@ use crate::backing::{self, Desks, History, Reload};
 use crate::calibrate;
 use crate::config::{self, Config, HostFacts};
 use crate::control::{self, Beside, Command, Published};
+use crate::dashboard::Keeper;
 use crate::fetch::{Fetcher, Foretold};
 use crate::fleet::agent::Agent;
 use crate::fleet::link;
@@ -182,6 +183,7 @@ struct Running {
     agent: Option<Agent>,
     workers: Workers,
     courtesy: Courtesy,
+    dashboard: Option<Keeper>,
     stop_api: oneshot::Sender<()>,
     api: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -427,8 +429,17 @@ fn begin_on(
         agent,
         workers,
         courtesy: Courtesy::default(),
+        dashboard: dashboard(config),
         stop_api,
         api,
+    })
+}
+
+/// Starts the page; without it the daemon works all the same, and says so.
+fn dashboard(config: &Config) -> Option<Keeper> {
+    Keeper::start(config).unwrap_or_else(|error| {
+        tracing::error!(error, "no dashboard is kept");
+        None
     })
 }
 
@@ -562,7 +573,12 @@ impl Running {
                     let on_stop = *self.on_stop.borrow_and_update();
                     guardian.relieve(config, on_stop);
                 }
-                _ = check.tick() => guardian.keep(config),
+                _ = check.tick() => {
+                    guardian.keep(config);
+                    if let Some(dashboard) = &mut self.dashboard {
+                        dashboard.keep();
+                    }
+                }
                 changed = self.published.changed() => match changed {
                     Ok(()) => self.pass_on(),
                     Err(_) => break,
@@ -585,6 +601,9 @@ impl Running {
     }
 
     async fn end(self) -> Result<ExitCode, Error> {
+        if let Some(dashboard) = self.dashboard {
+            dashboard.end();
+        }
         self.stop_api.send(()).ok();
         match self.api.await {
             Ok(Ok(())) => {}

@@ -176,6 +176,12 @@ mod tests {
         check("forebay demo --json", false);
         check("forebay status --json --socket /tmp/s", true);
         check("forebay explain web --json", true);
+        check(
+            "forebay top --once --view accelerators --sort wait --reverse",
+            true,
+        );
+        check("forebay top --once --json --filter web", true);
+        check("forebay top --view nothing", false);
         check("forebay fleet hosts --json", true);
         check("forebay fleet status --socket /tmp/s", true);
         check("forebay fleet cordon db-1", true);

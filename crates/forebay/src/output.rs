@@ -77,9 +77,11 @@ impl Output {
     }
 }
 
-/// Names and reasons come from elsewhere, and a terminal obeys what it is sent.
-fn harmless(text: String) -> String {
-    let is_harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
+/// Names and reasons come from elsewhere, and a terminal obeys what it is sent. Nor may they change the
+/// direction of what stands beside them.
+pub(crate) fn harmless(text: String) -> String {
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_harmful = |c: char| c.is_control() && c != '\n' && c != '\t' || turns(c);
     if text.contains(is_harmful) {
         text.replace(is_harmful, "\u{fffd}")
     } else {
@@ -191,6 +193,7 @@ mod tests {
             "\u{fffd}]0;x\u{fffd}"
         );
         assert_eq!(harmless("\r\u{9b}2J".to_owned()), "\u{fffd}\u{fffd}2J");
+        assert_eq!(harmless("\u{202e}gnp".to_owned()), "\u{fffd}gnp");
     }
 
     #[test]

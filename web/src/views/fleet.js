@@ -4,7 +4,7 @@ import { change } from "../ask.js";
 import { facts, fill, h, table } from "../dom.js";
 import { bytes, cores } from "../format.js";
 import { poll } from "../poll.js";
-import { bar } from "../slices.js";
+import { bar, named } from "../slices.js";
 
 const EVERY_MS = 2000;
 
@@ -13,17 +13,35 @@ export function show(place, page) {
   const hosts = h("section", {}, h("h2", {}, "Hosts"), h("p", { class: "dim" }, "Asking…"));
   place.append(self, hosts);
   const title = (section) => section.firstChild;
+  // What a reader selects or is about to press stays as long as nothing changed.
+  const shown = new Map();
+  const changed = (section, told) => {
+    const text = JSON.stringify(told);
+    const is = shown.get(section) !== text;
+    shown.set(section, text);
+    return is;
+  };
+  const failed = (section) => (error) => {
+    shown.delete(section);
+    fill(section, title(section), h("p", { class: "dim" }, error.message));
+  };
   const ends = [
     poll("/v1/fleet", EVERY_MS, (fleet) => {
+      if (!changed(self, fleet)) return;
       fill(self, title(self), facts(Object.entries(fleet)
         .filter(([, value]) => value !== null && typeof value !== "object")
-        .map(([name, value]) => [name.replaceAll("_", " "), String(value)])));
-    }, (error) => fill(self, title(self), h("p", { class: "dim" }, error.message))),
+        .map(([name, value]) => [name.replaceAll("_", " "), String(value)])),
+      fleet.apps?.length ? table("Whose apps are", ["App", "Host", "#Epoch", "Moves"],
+        fleet.apps.map((app) => [named(app.app), app.owner, app.epoch, app.moves ?? (app.runs ? "" : "given, not begun")])) : null);
+    }, failed(self)),
     poll("/v1/fleet/hosts", EVERY_MS, (fleet) => {
-      fill(hosts, title(hosts), fleet.hosts.length ? table("By name; the bar is what is needed of what there is",
-        ["Host", "Version", "CPUs", "Memory", "Apps", "State", "Ask"], fleet.hosts.map((host) => row(host, page)))
+      if (!changed(hosts, fleet)) return;
+      const free = (host) => host.capacity.cpus - host.needed.cpus;
+      const byRoom = [...fleet.hosts].sort((one, other) => free(other) - free(one));
+      fill(hosts, title(hosts), byRoom.length ? table("The most room by forecast first; the bar is what is needed of what there is",
+        ["Host", "Version", "CPUs", "Memory", "Apps", "State", "Ask"], byRoom.map((host) => row(host, page)))
         : h("p", { class: "dim" }, "No host is there."));
-    }, (error) => fill(hosts, title(hosts), h("p", { class: "dim" }, error.message))),
+    }, failed(hosts)),
   ];
   return { end: () => ends.forEach((end) => end()) };
 }

@@ -59,7 +59,7 @@ pub(super) async fn run(
         }
         FleetCommand::Hosts => {
             let hosts: api::FleetHosts = client.get("/v1/fleet/hosts").await?;
-            output.show(&hosts, |shown| list(shown, now_unix_ms()))?;
+            output.show(&hosts, list_now)?;
         }
         FleetCommand::Cordon { host } => ask(client, output, &host, "cordon").await?,
         FleetCommand::Uncordon { host } => ask(client, output, &host, "uncordon").await?,
@@ -107,7 +107,8 @@ pub(super) fn standing(fleet: &api::Fleet) -> String {
     text
 }
 
-fn status(fleet: &api::Fleet) -> String {
+/// How this host stands among them, for people.
+pub(crate) fn status(fleet: &api::Fleet) -> String {
     let owns = match fleet.owns.as_slice() {
         [] => "none".to_owned(),
         names => names.join(", "),
@@ -149,6 +150,11 @@ fn owned(app: &api::FleetApp) -> [String; 5] {
         state.to_owned(),
         app.moves.clone().unwrap_or_default(),
     ]
+}
+
+/// The members as of now, for people.
+pub(crate) fn list_now(hosts: &api::FleetHosts) -> String {
+    list(hosts, now_unix_ms())
 }
 
 fn list(hosts: &api::FleetHosts, now_unix_ms: u64) -> String {

@@ -33,7 +33,10 @@ use forebay_core::app::AppId;
 
 pub(crate) use exit::{Exit, Failure};
 pub(crate) use explain::explain;
+pub(crate) use fleet::{list_now as hosts_in_words, status as fleet_in_words};
+pub(crate) use moves::list as moves_in_words;
 pub(crate) use render::{Band, cores, memory, percent};
+pub(crate) use update::{one as receipt_in_words, status as updates_in_words};
 
 use crate::output::{Format, Output};
 use crate::top;
@@ -85,8 +88,8 @@ pub(crate) enum ClientCommand {
     Status,
     /// List the apps with their use, demand and slice
     Apps,
-    /// Watch apps, CPUs and events live
-    Top,
+    /// Watch the host and its apps live, or print one look
+    Top(top::TopArgs),
     /// Say why an app's slice is what it is
     Explain(ExplainArgs),
     /// Show the latest events
@@ -385,7 +388,7 @@ async fn execute(
             let apps: api::Apps = client.get("/v1/apps").await?;
             output.show(&apps, |apps| render::apps(&apps.apps))?;
         }
-        ClientCommand::Top => top::run(client).await?,
+        ClientCommand::Top(args) => top::run(args, client, output).await?,
         ClientCommand::Explain(ExplainArgs {
             app,
             forecast: true,

@@ -180,7 +180,8 @@ fn one(one: &api::Move) -> String {
     text
 }
 
-fn list(moves: &api::Moves) -> String {
+/// All of them, for people.
+pub(crate) fn list(moves: &api::Moves) -> String {
     let Some(host) = &moves.host else {
         return "no app changes hosts here: this host has no `fleet.link.listen`".to_owned();
     };

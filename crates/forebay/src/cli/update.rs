@@ -283,7 +283,8 @@ fn planned(plan: &api::UpdatePlan) -> String {
     text
 }
 
-fn status(updates: &api::Updates) -> String {
+/// How they stand, for people.
+pub(crate) fn status(updates: &api::Updates) -> String {
     let mut text = match (&updates.current, updates.history.last()) {
         (Some(current), _) => {
             let mut text = format!(
@@ -321,7 +322,8 @@ fn status(updates: &api::Updates) -> String {
     text
 }
 
-fn one(receipt: &api::UpdateReceipt) -> String {
+/// One that is over, for people.
+pub(crate) fn one(receipt: &api::UpdateReceipt) -> String {
     let took = receipt.ended_unix_ms.saturating_sub(receipt.began_unix_ms) as f64 / 1000.0;
     let mut text = format!(
         "update {} ({}): {} after {took:.1} s; it stood still {} time(s), {} ms",

@@ -6,12 +6,14 @@
 
 use serde_json::{Value as Json, json};
 
+mod dashboard;
 mod event;
 mod fleet;
 mod front;
 mod offload;
 mod program;
 
+use dashboard::DASHBOARD;
 use event::{CALENDAR, EVENT};
 use fleet::FLEET;
 use front::FRONT;
@@ -126,6 +128,11 @@ pub(super) const ROOT: &[Key] = &[
         "external_forecast",
         Kind::Rows(EXTERNAL_FORECAST),
         "Forecasts that others make; each is believed as far as it was right",
+    ),
+    key(
+        "dashboard",
+        Kind::Section(DASHBOARD),
+        "The page that the daemon keeps; without this section it keeps none",
     ),
     key(
         "fleet",

@@ -8,6 +8,7 @@
 mod accel;
 mod app;
 mod certificate;
+mod dashboard;
 mod edit;
 mod error;
 mod event;
@@ -41,6 +42,7 @@ use crate::training::TrainingConfig;
 pub(crate) use accel::workers_directory;
 pub(crate) use app::is_container_name;
 pub(crate) use certificate::read as read_certificate;
+pub(crate) use dashboard::DashboardConfig;
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;
@@ -89,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) known_future: KnownFuture,
     /// What is read of others: metrics of apps, and forecasts.
     pub(crate) sources: Sources,
+    /// The page that the daemon keeps.
+    pub(crate) dashboard: Option<DashboardConfig>,
     /// Who this host is among others; none where it is alone.
     pub(crate) fleet: Option<FleetConfig>,
 }

@@ -13,6 +13,7 @@ use forebay_core::units::{Bytes, MilliCpu};
 
 use super::accel;
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
+use super::dashboard::dashboard;
 use super::error::{Findings, Problem};
 use super::event::known_future;
 use super::facts::HostFacts;
@@ -114,10 +115,12 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
     let is_app = |app: &AppId| places.contains_key(app);
     sources.forecasts = forecasts(root.take("external_forecast"), is_app, findings);
     let fleet = fleet(root.take("fleet"), host, findings);
+    let dashboard = dashboard(root.take("dashboard"), host, findings);
     Config {
         policy,
         daemon,
         training,
+        dashboard,
         fleet,
         tiers,
         fronts,

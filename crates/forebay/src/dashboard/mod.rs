@@ -8,11 +8,12 @@
 
 mod assets;
 mod gate;
+mod keeper;
 mod relay;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use gate::Gate;
+pub(crate) use keeper::Keeper;
 use relay::Relay;
 
 /// Connections of browsers at a time. One page uses two or three.
@@ -39,6 +41,9 @@ const HEAD_WAIT: Duration = Duration::from_secs(30);
 
 /// How long to wait when no connection can be taken.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A longer line is no token.
+const TOKEN_LINE_MAX: u64 = 256;
 
 /// Serve a page that shows the host, its apps and what is decided about them, live
 #[derive(Debug, Clone, clap::Args)]
@@ -52,6 +57,9 @@ pub(crate) struct Args {
     /// Only look: no button of the page changes anything
     #[arg(long)]
     read_only: bool,
+    /// The daemon keeps it: the token comes by standard input, and it ends with the daemon
+    #[arg(long, hide = true)]
+    kept: bool,
 }
 
 /// What keeps the page from being served.
@@ -97,22 +105,28 @@ async fn serve(args: &Args) -> Result<ExitCode, Error> {
         return Err(Error::NotLoopback(address));
     }
     let socket = crate::cli::socket(args.socket.as_deref());
-    let token = gate::token().map_err(system("make a token"))?;
+    let token = if args.kept {
+        told_token().map_err(system("read the token that the daemon tells"))?
+    } else {
+        gate::token().map_err(system("make a token"))?
+    };
     let refused = |cause| Error::Listen { address, cause };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for signals"))?;
 
-    // The token stands behind `#`: a browser keeps that to itself.
-    let told = writeln!(io::stdout(), "http://{address}/#token={token}");
-    told.and_then(|()| io::stdout().flush())
-        .map_err(system("print the page's address"))?;
-    eprintln!(
-        "The page shows {}{}. Whoever has this address may do what you may; Ctrl-C ends it.",
-        socket.display(),
-        if args.read_only { ", read-only" } else { "" }
-    );
+    if !args.kept {
+        // The token stands behind `#`: a browser keeps that to itself.
+        let told = writeln!(io::stdout(), "http://{address}/#token={token}");
+        told.and_then(|()| io::stdout().flush())
+            .map_err(system("print the page's address"))?;
+        eprintln!(
+            "The page shows {}{}. Whoever has this address may do what you may; Ctrl-C ends it.",
+            socket.display(),
+            if args.read_only { ", read-only" } else { "" }
+        );
+    }
     let router = router(Gate::new(token, args.read_only), Relay::new(socket));
     tokio::select! {
         () = accept(listener, router) => {}
@@ -120,6 +134,22 @@ async fn serve(args: &Args) -> Result<ExitCode, Error> {
         _ = interrupt.recv() => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The token that the daemon tells. From now on this process ends with the thread that started it.
+fn told_token() -> io::Result<String> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    let mut line = String::new();
+    // A daemon that ended already closed the pipe, and there is no token.
+    io::stdin()
+        .lock()
+        .take(TOKEN_LINE_MAX)
+        .read_line(&mut line)?;
+    let token = line.trim_end();
+    if !line.ends_with('\n') || token.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(token.to_owned())
 }
 
 /// Takes connections for ever.

@@ -129,6 +129,7 @@ async fn other_hosts_cannot_reach_it() {
         listen: "0.0.0.0:0".parse().unwrap(),
         socket: None,
         read_only: false,
+        kept: false,
     };
     let error = serve(&args).await.unwrap_err();
     assert!(matches!(error, Error::NotLoopback(_)), "{error}");

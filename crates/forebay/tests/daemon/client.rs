@@ -45,6 +45,19 @@ fn every_command_answers_people_and_programs() {
     };
     check(&["status"], &["apps", "2", "CPUs", "punctuality"]);
     check(&["apps"], &["web", "crunch", "critical", "batch"]);
+    check(&["top", "--once"], &["web", "crunch", "CPUs, shared"]);
+    check(
+        &[
+            "top", "--once", "--view", "apps", "--filter", "we", "--sort", "cpu",
+        ],
+        &["1 of 2 with `we`", "web", "by use"],
+    );
+    check(
+        &["top", "--once", "--view", "updates"],
+        &["no update was run"],
+    );
+    check(&["top", "--once", "--view", "offload"], &["no app"]);
+    check(&["top", "--once", "--view", "fleet"], &["fleet"]);
     check(&["explain", "web"], &["web", "critical", "CPU"]);
     check(&["forecast", "web"], &["web"]);
     check(&["events"], &["web", "was started"]);

@@ -120,3 +120,17 @@ fn the_page_says_what_is_wrong_and_recovers() {
     };
     passes(&web, "troubles.test.js", &[("FOREBAY_EXE", EXE.as_str())]);
 }
+
+#[test]
+fn ten_messages_a_second_of_200_apps_cost_little_and_nothing_grows() {
+    let test = "ten_messages_a_second_of_200_apps_cost_little_and_nothing_grows";
+    let Some(web) = web(test) else { return };
+    passes(&web, "endurance.test.js", &[("FOREBAY_EXE", EXE.as_str())]);
+}
+
+#[test]
+fn the_page_shows_accelerators_moves_updates_and_other_hosts() {
+    let test = "the_page_shows_accelerators_moves_updates_and_other_hosts";
+    let Some(web) = web(test) else { return };
+    passes(&web, "views.test.js", &[("FOREBAY_EXE", EXE.as_str())]);
+}

@@ -39,6 +39,7 @@ mod http;
 mod images;
 mod imitation;
 mod input;
+mod kept_dashboard;
 mod kernel;
 #[cfg(feature = "etcd")]
 mod leaving;

@@ -1,5 +1,6 @@
 mod accel;
 mod apps;
+mod dashboard;
 mod events;
 mod fleet;
 mod fronts;
