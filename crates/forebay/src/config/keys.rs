@@ -210,6 +210,14 @@ const HISTORY: &[Key] = &[
 
 const POLICY: &[Key] = &[
     key(
+        "mode",
+        Kind::Choice {
+            noun: "mode",
+            words: &["act", "observe"],
+        },
+        "Whether slices are put in force; \"observe\" changes nothing, and forecasts and plans all the same (default \"act\")",
+    ),
+    key(
         "period",
         Kind::Duration,
         "Length of the control period, 20ms to 10s (default 100ms)",

@@ -276,6 +276,13 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         findings.add(at, section.key("partition"), problem);
     }
     Policy {
+        observe: matches!(
+            section.take::<&str>("mode"),
+            Some(At {
+                value: "observe",
+                ..
+            })
+        ),
         period,
         headroom_percent: headroom.map_or(defaults.headroom_percent, |v| v.value),
         hold: bounded(&mut section, "hold", hold, findings).unwrap_or(defaults.hold),

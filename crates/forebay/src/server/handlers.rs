@@ -340,6 +340,12 @@ async fn edited(server: &Server, edit: Edit) -> Result<(), Failure> {
 }
 
 pub(super) async fn pause(State(server): State<Shared>, pause: bool) -> Answer<api::Done> {
+    if !pause && server.policy().await?.observe {
+        return Err(Failure::failed(
+            "the configuration says to observe only; set `policy.mode` to \"act\" there, and \
+             `forebay reload`",
+        ));
+    }
     let mut periods = server.feed.periods();
     server.ask(|reply| Command::Pause(pause, reply)).await?;
     // Whoever looks next must see what is answered here.

@@ -114,6 +114,7 @@ fn every_key_arrives() {
         training = "off"
         training_cpu = "12%"
         [policy]
+        mode = "observe"
         period = "50ms"
         headroom = "20%"
         hold = "2s"
@@ -176,6 +177,7 @@ fn every_key_arrives() {
     assert_eq!(policy.foresight, Foresight::Present);
     assert_eq!(policy.system_memory, Bytes::mib(128));
     assert_eq!(policy.partition, Partition::Isolated);
+    assert!(policy.observe);
     assert_eq!(policy.io_protection, IoProtection::Cost);
     assert_eq!(policy.on_stop, OnStop::Kill);
 
