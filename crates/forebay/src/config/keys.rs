@@ -184,9 +184,27 @@ const DAEMON: &[Key] = &[
         "CRIU's program, for images of apps (default: `criu` where programs are)",
     ),
     key(
+        "otlp",
+        Kind::Section(OTLP),
+        "A collector of OpenTelemetry that metrics are sent to; without this section they are not",
+    ),
+    key(
         "history",
         Kind::Section(HISTORY),
         "How long each roll-up of the history is kept",
+    ),
+];
+
+const OTLP: &[Key] = &[
+    key(
+        "url",
+        Kind::Text,
+        "Where it takes metrics, as JSON over plain HTTP, such as \"http://127.0.0.1:4318/v1/metrics\"",
+    ),
+    key(
+        "every",
+        Kind::Duration,
+        "From one delivery to the next, 1s to 1h (default 10s)",
     ),
 ];
 

@@ -36,6 +36,7 @@ use std::time::Duration;
 use forebay_core::app::{AppId, Policy};
 use forebay_host::tier::TierPlace;
 
+use crate::server::Otlp;
 use crate::training::TrainingConfig;
 
 pub(crate) use accel::workers_directory;
@@ -116,6 +117,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) container_socket: Option<PathBuf>,
     /// CRIU's program.
     pub(crate) criu: Option<PathBuf>,
+    /// Where metrics are sent.
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl Default for DaemonConfig {
@@ -131,6 +134,7 @@ impl Default for DaemonConfig {
             history: Retention::default(),
             container_socket: None,
             criu: None,
+            otlp: None,
         }
     }
 }

@@ -19,7 +19,7 @@ use super::facts::HostFacts;
 use super::fleet::fleet;
 use super::front::fronts;
 use super::offload;
-use super::sources::forecasts;
+use super::sources::{forecasts, otlp};
 use super::text::{At, Section};
 use super::tier::tiers;
 use super::{Config, DaemonConfig, Readers, Retention};
@@ -396,6 +396,9 @@ fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         history: history(section.take_section("history"), findings),
         container_socket: container_socket(&mut section, findings),
         criu: absolute_path(&mut section, "criu", findings),
+        otlp: section
+            .take::<Section>("otlp")
+            .and_then(|section| otlp(section.value, findings)),
         ..DaemonConfig::default()
     };
     if let Some(At { value, at }) = section.take::<String>("cgroup_root") {

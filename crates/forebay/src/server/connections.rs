@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::feed::Feed;
+use super::otlp;
 use super::peer::{self, Peer, Rules};
 use super::routes::router;
 use super::{Server, ServerState, Socket};
@@ -67,7 +68,8 @@ pub(crate) async fn serve(
     });
     let mut open = Open::new(router(&server));
     let pump = server.feed.pump(reports, &server.state.commands);
-    tokio::pin!(pump, stop);
+    let export = otlp::export(&server);
+    tokio::pin!(pump, stop, export);
     loop {
         let accept_tcp = async {
             match &tcp {
@@ -78,6 +80,7 @@ pub(crate) async fn serve(
         tokio::select! {
             () = &mut stop => break,
             () = &mut pump => break,
+            () = &mut export => {}
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(cred) => {

@@ -16,6 +16,7 @@ mod images;
 mod metrics;
 mod moves;
 mod openapi;
+mod otlp;
 mod peer;
 mod problem;
 mod routes;
@@ -35,6 +36,7 @@ use forebay_core::units::Bytes;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use connections::{Listeners, serve};
+pub(crate) use otlp::Otlp;
 pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use problem::Failure;
 pub(crate) use routes::names_loopback;
@@ -107,6 +109,8 @@ pub(crate) struct ServerState {
     pub(crate) beliefs: ReadBeliefs,
     /// For `GET /v1/forecast`.
     pub(crate) training: ReadTraining,
+    /// Where metrics are sent; none where nobody wants them.
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl std::fmt::Debug for ServerState {

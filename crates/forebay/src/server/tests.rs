@@ -327,6 +327,7 @@ impl Fixture {
                 resident: Bytes::mib(20),
             }),
             tiers: Desk::default(),
+            otlp: None,
             outlook: lookout(),
             teller,
             beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),

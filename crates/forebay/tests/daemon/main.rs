@@ -51,6 +51,7 @@ mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
 mod offload;
+mod otlp;
 mod outlook;
 mod owners;
 mod place;
