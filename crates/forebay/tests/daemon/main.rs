@@ -58,6 +58,7 @@ mod place;
 mod rdma;
 mod runtime;
 mod runtime_imitation;
+mod setup;
 mod signals;
 mod standby;
 mod survival;
