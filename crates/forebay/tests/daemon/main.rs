@@ -11,6 +11,7 @@
 
 mod accel;
 mod activation;
+mod api;
 mod apps;
 mod bindings;
 mod calibrate;
