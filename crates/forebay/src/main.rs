@@ -23,6 +23,8 @@ mod local;
 mod outlook;
 mod output;
 mod porter;
+#[cfg(test)]
+mod reference;
 mod server;
 mod signals;
 mod store;

@@ -24,16 +24,16 @@ use super::quantity::{
 
 /// One key of a section.
 #[derive(Debug)]
-pub(super) struct Key {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    /// A sentence without its full stop.
-    doc: &'static str,
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// A sentence without its full stop. The default stands at its end, in parentheses.
+    pub(crate) doc: &'static str,
 }
 
 /// What may stand behind a key.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Text,
     /// A list of at least one text.
     Texts,
@@ -84,7 +84,7 @@ const fn key(name: &'static str, kind: Kind, doc: &'static str) -> Key {
 }
 
 /// The whole file.
-pub(super) const ROOT: &[Key] = &[
+pub(crate) const ROOT: &[Key] = &[
     key("daemon", Kind::Section(DAEMON), "The daemon itself"),
     key(
         "policy",

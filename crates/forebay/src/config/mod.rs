@@ -55,6 +55,8 @@ pub(crate) use fleet::LinkConfig;
 pub(crate) use fleet::{FleetConfig, MovesConfig, Rdma, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
+#[cfg(test)]
+pub(crate) use keys::{Key, Kind, ROOT};
 
 use crate::fetch::Sources;
 use error::{Findings, Problem};

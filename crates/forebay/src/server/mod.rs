@@ -22,7 +22,7 @@ mod problem;
 mod routes;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiers;
 mod update;
 
