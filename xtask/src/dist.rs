@@ -1,75 +1,99 @@
-//! `cargo xtask dist`: the Debian package.
+//! `cargo xtask dist`: the packages for Debian's family and for Red Hat's, and the API's description.
 //!
-//! `dpkg-deb` makes it of a tree that is laid out here: the program with the dashboard's charts, its unit,
-//! manual page, completions, and what `dist/` has for Grafana and Prometheus.
+//! `dpkg-deb` and `rpmbuild` make them of trees that are laid out here: the program with the dashboard's
+//! charts, its unit, manual page, completions, and what `dist/` has for Grafana, Prometheus and clients.
+
+mod deb;
+mod rpm;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use crate::{process, web, workspace};
+use crate::{docs, process, setup, web, workspace};
 
-/// The scripts of a package's life.
-const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Where each shell looks for completions, below the package's root.
-const COMPLETIONS: [(&str, &str); 3] = [
-    ("bash", "usr/share/bash-completion/completions/forebay"),
-    ("zsh", "usr/share/zsh/vendor-completions/_forebay"),
-    ("fish", "usr/share/fish/vendor_completions.d/forebay.fish"),
+/// What both package managers say of it.
+const SUMMARY: &str = "forecasts, partitions and protects the applications of a host";
+const DESCRIPTION: [&str; 4] = [
+    "Forebay forecasts what each application will need, gives each its share of",
+    "CPUs, memory and I/O before the need arises, leaves the rest to batch work,",
+    "and puts every kernel setting back when it stops.",
+    "As it is installed it only observes; `forebay setup` is the next step.",
 ];
 
-/// Makes the package; where it is.
-pub(crate) fn run(program: impl FnOnce() -> Result<PathBuf, String>) -> Result<PathBuf, String> {
-    web::build()?;
-    let program = program()?;
-    let architecture = said(Command::new("dpkg").arg("--print-architecture"))?;
-    let architecture = architecture.trim();
-    let version = env!("CARGO_PKG_VERSION");
-    let target = workspace::read()?.target_directory.join("dist");
-    let root = target.join("root");
-    if root.exists() {
-        fs::remove_dir_all(&root).map_err(|error| format!("empty {}: {error}", root.display()))?;
-    }
-    lay_out(&root, &program)?;
-    let kib = said(
-        Command::new("du")
-            .args(["-sk", "--apparent-size"])
-            .arg(&root),
-    )?;
-    let kib = kib.split_whitespace().next().unwrap_or("0").to_owned();
-    put(
-        &root,
-        "DEBIAN/control",
-        &control(version, architecture, &kib),
-        0o644,
-    )?;
-    let package = target.join(format!("forebay_{version}_{architecture}.deb"));
-    let mut build = Command::new("dpkg-deb");
-    build.args(["--root-owner-group", "--build"]);
-    process::succeed(build.arg(&root).arg(&package))?;
-    let bytes = fs::metadata(&program)
-        .map_err(|error| format!("look at {}: {error}", program.display()))?;
-    println!(
-        "{}: the program has {} bytes",
-        package.display(),
-        bytes.len()
-    );
-    Ok(package)
+/// Times that the program is started to say how long that takes.
+const STARTS: usize = 21;
+
+/// Where a family of distributions has what is not at one place everywhere, below the root.
+struct Places {
+    units: &'static str,
+    /// Where each shell looks for completions.
+    completions: [(&'static str, &'static str); 3],
+    license: &'static str,
 }
 
-fn lay_out(root: &Path, program: &Path) -> Result<(), String> {
-    let dist = process::repository().join("dist");
-    let read = |path: PathBuf| {
-        fs::read_to_string(&path).map_err(|error| format!("read {}: {error}", path.display()))
-    };
+/// Makes the packages, the book, and says what the program comes to.
+pub(crate) fn run(program: impl FnOnce() -> Result<PathBuf, String>) -> Result<(), String> {
+    setup::ensure(setup::Group::Dist)?;
+    web::build()?;
+    docs::build(&docs::mdbook()?)?;
+    let program = program()?;
+    let target = workspace::read()?.target_directory.join("dist");
+    let debian = deb::make(&program, &target)?;
+    let red_hat = rpm::make(&program, &target)?;
+    let api = target.join("openapi.json");
+    let described = process::repository().join("dist/openapi.json");
+    fs::copy(&described, &api).map_err(|error| format!("copy {}: {error}", described.display()))?;
+    for file in [&debian, &red_hat, &api] {
+        println!("{}: {} bytes", file.display(), length(file)?);
+    }
+    let installed = target.join("deb/usr/bin/forebay");
+    println!(
+        "the program has {} bytes as installed, and says its version within {:.1} ms (median of {STARTS} starts)",
+        length(&installed)?,
+        start_time(&installed)?.as_secs_f64() * 1e3
+    );
+    Ok(())
+}
+
+/// The Debian package of a program, in a directory; for the guests, too.
+pub(crate) fn debian(program: &Path, target: &Path) -> Result<PathBuf, String> {
+    deb::make(program, target)
+}
+
+fn length(file: &Path) -> Result<u64, String> {
+    let metadata = fs::metadata(file);
+    let metadata = metadata.map_err(|error| format!("look at {}: {error}", file.display()))?;
+    Ok(metadata.len())
+}
+
+/// How long the program takes from its start to its end when it has nothing to do.
+fn start_time(program: &Path) -> Result<Duration, String> {
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        let start = Instant::now();
+        said(Command::new(program).arg("--version"))?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(times[STARTS / 2])
+}
+
+/// Lays out what is in the package, below an empty root.
+fn lay_out(root: &Path, program: &Path, places: &Places) -> Result<(), String> {
+    if root.exists() {
+        fs::remove_dir_all(root).map_err(|error| format!("empty {}: {error}", root.display()))?;
+    }
     let place = root.join("usr/bin");
     fs::create_dir_all(&place).map_err(|error| format!("make {}: {error}", place.display()))?;
     let installed = place.join("forebay");
     let mut strip = Command::new("strip");
     process::succeed(strip.arg("-o").arg(&installed).arg(program))?;
-    for (shell, path) in COMPLETIONS {
+    for (shell, path) in places.completions {
         let text = said(Command::new(&installed).args(["completions", shell]))?;
         put(root, path, &text, 0o644)?;
     }
@@ -80,54 +104,49 @@ fn lay_out(root: &Path, program: &Path) -> Result<(), String> {
         gzip.arg("-9n")
             .arg(root.join("usr/share/man/man1/forebay.1")),
     )?;
+    let unit = format!("{}/forebay.service", places.units);
     for (from, to) in [
+        ("dist/systemd/forebay.service", unit.as_str()),
+        ("dist/forebay.toml", "etc/forebay/forebay.toml"),
+        ("dist/openapi.json", "usr/share/forebay/openapi.json"),
         (
-            "systemd/forebay.service",
-            "lib/systemd/system/forebay.service",
-        ),
-        ("forebay.toml", "etc/forebay/forebay.toml"),
-        (
-            "grafana/forebay.json",
+            "dist/grafana/forebay.json",
             "usr/share/forebay/grafana/forebay.json",
         ),
         (
-            "prometheus/alerts.yml",
+            "dist/prometheus/alerts.yml",
             "usr/share/forebay/prometheus/alerts.yml",
         ),
+        ("LICENSE", places.license),
     ] {
-        put(root, to, &read(dist.join(from))?, 0o644)?;
-    }
-    let license = read(process::repository().join("LICENSE"))?;
-    put(root, "usr/share/doc/forebay/copyright", &license, 0o644)?;
-    put(
-        root,
-        "DEBIAN/conffiles",
-        "/etc/forebay/forebay.toml\n",
-        0o644,
-    )?;
-    for script in SCRIPTS {
-        let text = read(dist.join("deb").join(script))?;
-        put(root, &format!("DEBIAN/{script}"), &text, 0o755)?;
+        put(root, to, &read(from)?, 0o644)?;
     }
     Ok(())
 }
 
-fn control(version: &str, architecture: &str, kib: &str) -> String {
-    format!(
-        "Package: forebay\n\
-         Version: {version}\n\
-         Architecture: {architecture}\n\
-         Maintainer: The Forebay authors <maintainers@forebay.invalid>\n\
-         Installed-Size: {kib}\n\
-         Depends: libc6, libgcc-s1, passwd\n\
-         Suggests: criu, ibverbs-providers, librdmacm1\n\
-         Section: admin\n\
-         Priority: optional\n\
-         Description: forecasts, partitions and protects the applications of a host\n \
-         Forebay forecasts what each application will need, gives each its share of\n \
-         CPUs, memory and I/O before the need arises, leaves the rest to batch work,\n \
-         and puts every kernel setting back when it stops.\n"
-    )
+/// Every file below the root, as it will stand on the host.
+fn files(root: &Path) -> Result<Vec<String>, String> {
+    let mut files = Vec::new();
+    let mut directories = vec![root.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        let failed = |error| format!("read {}: {error}", directory.display());
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if let Ok(below) = path.strip_prefix(root) {
+                files.push(format!("/{}", below.display()));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A file of this checkout.
+fn read(path: &str) -> Result<String, String> {
+    let path = process::repository().join(path);
+    fs::read_to_string(&path).map_err(|error| format!("read {}: {error}", path.display()))
 }
 
 /// Writes a file of the package.
@@ -154,34 +173,40 @@ fn said(command: &mut Command) -> Result<String, String> {
     String::from_utf8(output.stdout).map_err(|error| format!("`{text}`: {error}"))
 }
 
+/// Whether each script of `dist/KIND` is one that the shell takes.
+#[cfg(test)]
+fn check_scripts(kind: &str, scripts: &[&str]) {
+    for script in scripts {
+        let path = process::repository().join("dist").join(kind).join(script);
+        process::succeed(Command::new("sh").arg("-n").arg(path)).unwrap();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The packages of a program that says nothing: all else in them is as it will be.
     #[test]
-    fn the_package_says_what_it_is() {
-        let text = control("1.2.3", "amd64", "42");
-        for line in [
-            "Package: forebay",
-            "Version: 1.2.3",
-            "Architecture: amd64",
-            "Installed-Size: 42",
+    fn both_packages_have_all_files_and_their_scripts() {
+        let target = std::env::temp_dir().join(format!("forebay-dist-{}", std::process::id()));
+        let stand_in = Path::new("/bin/true");
+        for (tool, make) in [
+            (
+                "dpkg-deb",
+                deb::make as fn(&Path, &Path) -> Result<PathBuf, String>,
+            ),
+            ("rpmbuild", rpm::make),
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+            if process::find_program(tool).is_none() {
+                println!("SKIPPED: packages: no {tool}; `cargo xtask setup dist` installs it");
+                continue;
+            }
+            let package = make(stand_in, &target).unwrap();
+            assert!(length(&package).unwrap() > 1000, "{}", package.display());
         }
-        // What goes on with a description is indented.
-        let rest = text.split_once("Description:").unwrap().1;
-        assert!(
-            rest.lines().skip(1).all(|line| line.starts_with(' ')),
-            "{rest}"
-        );
-    }
-
-    #[test]
-    fn the_scripts_are_right_for_the_shell() {
-        for script in SCRIPTS {
-            let path = process::repository().join("dist/deb").join(script);
-            process::succeed(Command::new("sh").arg("-n").arg(path)).unwrap();
+        if target.exists() {
+            fs::remove_dir_all(&target).unwrap();
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod criu;
 mod dist;
+mod docs;
 mod examples;
 mod fuzz;
 mod json;
@@ -34,8 +35,11 @@ Forebay's developer commands
   cargo xtask test web              only the dashboard, in a real browser
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
-                                    `examples`, `bench`, `web` or `vm`, and say which
-  cargo xtask dist                  the Debian package, in target/dist
+                                    `examples`, `bench`, `web`, `docs`, `dist`, `vm` or
+                                    `containers`, and say which
+  cargo xtask docs                  the reference pages, made anew from the code, and the book
+  cargo xtask dist                  the packages (.deb and .rpm) and the OpenAPI document, in
+                                    target/dist, with the program's size and start time
   cargo xtask web                   make the dashboard's page with its charts, by npm
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
@@ -123,10 +127,8 @@ fn dispatch(command: Option<&str>, arguments: &[String]) -> Result<(), Failure> 
         Some("chaos") => forebay(&["chaos"], arguments),
         Some("sim") => sim(arguments),
         Some("fuzz") => fuzz::run(arguments),
-        Some("dist") if arguments.is_empty() => {
-            dist::run(build_forebay)?;
-            Ok(())
-        }
+        Some("dist") if arguments.is_empty() => Ok(dist::run(build_forebay)?),
+        Some("docs") if arguments.is_empty() => Ok(docs::run()?),
         Some("web") if arguments.is_empty() => Ok(web::build()?),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
@@ -256,7 +258,7 @@ fn setup_command(arguments: &[String]) -> Result<(), Failure> {
     for name in arguments {
         let group = setup::Group::from_name(name).ok_or_else(|| {
             Failure::Usage(format!(
-                "no group `{name}`; there are: build, examples, bench, vm, containers"
+                "no group `{name}`; there are: build, examples, bench, web, docs, dist, vm, containers"
             ))
         })?;
         groups.push(group);

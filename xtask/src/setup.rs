@@ -16,6 +16,10 @@ pub(crate) enum Group {
     Bench,
     /// Making the dashboard's page, and trying it in a browser.
     Web,
+    /// Making the book.
+    Docs,
+    /// Making the packages.
+    Dist,
     /// Virtual machines to test on.
     Vm,
     /// Container runtimes to test with.
@@ -29,6 +33,8 @@ impl Group {
             "examples" => Some(Self::Examples),
             "bench" => Some(Self::Bench),
             "web" => Some(Self::Web),
+            "docs" => Some(Self::Docs),
+            "dist" => Some(Self::Dist),
             "vm" => Some(Self::Vm),
             "containers" => Some(Self::Containers),
             _ => None,
@@ -190,6 +196,24 @@ const PACKAGES: &[Package] = &[
         groups: &[Group::Web],
         sign: Sign::Program("chromium"),
         why: "the browser that the page is tried in",
+    },
+    Package {
+        name: "python3-pip",
+        groups: &[Group::Docs],
+        sign: Sign::Program("pip3"),
+        why: "fetches mdBook, which makes the book",
+    },
+    Package {
+        name: "rpm",
+        groups: &[Group::Dist],
+        sign: Sign::Program("rpmbuild"),
+        why: "makes the package for Fedora and Red Hat",
+    },
+    Package {
+        name: "binutils",
+        groups: &[Group::Dist],
+        sign: Sign::Program("strip"),
+        why: "makes the program small for the packages",
     },
     Package {
         name: "podman",
@@ -451,7 +475,7 @@ mod tests {
 
     #[test]
     fn every_group_has_a_name_and_packages() {
-        for name in ["build", "examples", "bench"] {
+        for name in ["build", "examples", "bench", "docs", "dist"] {
             let group = Group::from_name(name).unwrap();
             assert!(
                 PACKAGES

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tally::{Counts, Dialect, Names, Show, Tally};
-use crate::{Failure, criu, fuzz, process, setup, tidy, vm, web};
+use crate::{Failure, criu, docs, fuzz, process, setup, tidy, vm, web};
 
 struct Step {
     name: &'static str,
@@ -30,6 +30,8 @@ enum Work {
     Web,
     /// The house rules.
     Tidy,
+    /// The book, which has to be clean. A moment, once mdBook is there.
+    Book,
     /// `cargo ARGS...`: passes with exit status 0; is skipped when it prints a
     /// line `SKIPPED: name: reason`.
     Cargo(&'static [&'static str]),
@@ -75,6 +77,11 @@ const STEPS: &[Step] = &[
         name: "tidy",
         when: When::Always,
         work: Work::Tidy,
+    },
+    Step {
+        name: "book",
+        when: When::Always,
+        work: Work::Book,
     },
     Step {
         name: "clippy",
@@ -312,6 +319,10 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
                 }
             }))
         }
+        Work::Book => match docs::mdbook() {
+            Ok(mdbook) => Outcome::of_check(&docs::build(&mdbook)),
+            Err(text) => Outcome::skipped(step, &text),
+        },
         Work::Cargo(arguments) => read_cargo(Dialect::Check, arguments),
         Work::Component(name, _) if !setup::has_cargo_command(name) => {
             Outcome::skipped(step, "this toolchain lacks it; install it with rustup")

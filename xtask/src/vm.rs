@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::json::{self, Json};
 use crate::tally::Counts;
-use crate::{Failure, process, workspace};
+use crate::{Failure, dist, process, workspace};
 
 use guest::{Guest, Machine};
 use scenario::Scenario;
@@ -335,7 +335,7 @@ fn run_one(
 }
 
 /// Puts what scenarios need into the folder that guests share: the program, the
-/// test binaries, the scenarios. Without debug information: a guest reads slowly.
+/// test binaries, the package, the scenarios. Without debug information: a guest reads slowly.
 fn fill_share(share: &Path) -> Result<(), String> {
     process::succeed(&mut process::cargo(&[
         "build",
@@ -345,6 +345,7 @@ fn fill_share(share: &Path) -> Result<(), String> {
         "etcd",
     ]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
+    dist::debian(&built, share)?;
     let mut binaries = vec![("forebay".to_owned(), built)];
     for (package, names) in TEST_BINARIES {
         binaries.extend(test_binaries(package, names)?);

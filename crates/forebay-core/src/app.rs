@@ -442,6 +442,8 @@ pub enum Foresight {
 /// Everything the user decided, resolved: what the planner works by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
+    /// Whether it only observes and plans: nothing of the plan is put in force.
+    pub observe: bool,
     /// Length of the control period.
     pub period: Duration,
     /// What the plan leaves above demand, in percent of it.
@@ -488,6 +490,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            observe: false,
             period: Duration::from_millis(100),
             headroom_percent: 30,
             hold: Duration::from_secs(5),

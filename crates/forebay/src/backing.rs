@@ -170,6 +170,7 @@ pub(crate) fn state(
     };
     let reader: Mutex<Option<Reader>> = Mutex::new(None);
     ServerState {
+        otlp: config.daemon.otlp.clone(),
         reports,
         commands: reload.commands.clone(),
         rules: rules(config),

@@ -168,7 +168,7 @@ pub(crate) fn run(
         let away = known.away.borrow().clone();
         let planned = shadow::planned(&policy, &standing_by);
         let inputs = Inputs {
-            paused,
+            paused: paused || policy.observe,
             away: away.as_deref(),
             outlook: &outlook,
             signals: signals.now(),

@@ -23,6 +23,8 @@ mod local;
 mod outlook;
 mod output;
 mod porter;
+#[cfg(test)]
+mod reference;
 mod server;
 mod signals;
 mod store;
@@ -59,6 +61,7 @@ enum Command {
     Client(cli::ClientCommand),
     Daemon(daemon::Args),
     Dashboard(dashboard::Args),
+    Setup(adopt::setup::Args),
     Adopt(adopt::Args),
     Calibrate(calibrate::Args),
     Backtest(backtest::Args),
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
         Command::Accel(args) => accel::run(&args).map_err(Into::into),
         Command::AccelWorker(args) => accel::work(&args).map_err(Into::into),
         Command::AccelDevice(args) => accel::drive(&args).map_err(Into::into),
+        Command::Setup(args) => adopt::setup::run(&args).map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args).map_err(Into::into),
         Command::Backtest(args) => backtest::run(&args).map_err(Into::into),
         Command::Calibrate(args) => calibrate::run(&args).map_err(Into::into),
@@ -191,6 +195,9 @@ mod tests {
         check("forebay check --json forebay.toml", true);
         check("forebay adopt --suggest --json", true);
         check("forebay adopt", false);
+        check("forebay setup --protect nginx --protect db.service", true);
+        check("forebay setup --config f.toml --dry-run", true);
+        check("forebay setup nginx", false);
         check("forebay doctor --json", true);
         check("forebay calibrate /dev/sda --seconds 4 --json", true);
         check("forebay calibrate --show", true);

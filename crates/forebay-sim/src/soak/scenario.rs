@@ -53,6 +53,7 @@ impl Scenario {
         };
         host.set_faults(faults);
         let mut policy = Policy {
+            observe: false,
             period: Duration::from_millis([50, 100, 100, 250][rng.usize(0..4)]),
             headroom_percent: rng.u32(0..100),
             hold: Duration::from_millis(rng.u64(100..8000)),

@@ -1,5 +1,6 @@
-//! `forebay adopt --suggest`: what runs here, and a configuration for it.
+//! `forebay adopt --suggest` and `forebay setup`: what runs here, and a configuration for it.
 
+pub(crate) mod setup;
 mod suggest;
 
 use std::path::PathBuf;

@@ -195,56 +195,70 @@ pub(crate) fn configuration(suggestions: &[Suggestion]) -> String {
         write!(text, "\n[daemon]\ncontainer_socket = {}\n", quoted(socket)).ok();
     }
     for suggestion in suggestions {
-        let Some(class) = suggestion.class else {
-            continue;
-        };
-        let found = &suggestion.found;
-        // Writing to a text cannot fail.
-        write!(text, "\n[apps.{}]  # {}", suggestion.app, told(found)).ok();
-        write!(text, "\nclass = \"{class}\"  # {}\n", suggestion.because).ok();
-        match &found.place {
-            Place::Group(group) if unit_of(found).is_some() => {
-                let unit = unit_of(found).unwrap_or_default();
-                writeln!(
-                    text,
-                    "systemd = {}  # in {}",
-                    toml::Value::from(unit),
-                    quoted(group)
-                )
-                .ok();
-            }
-            Place::Group(group) if container_of(found).is_some() => {
-                let name = container_of(found).unwrap_or_default();
-                writeln!(
-                    text,
-                    "container = {}  # in {}",
-                    toml::Value::from(name),
-                    quoted(group)
-                )
-                .ok();
-            }
-            Place::Group(group) => {
-                if matches!(found.owner, Owner::Docker | Owner::Podman) {
-                    text += "# No runtime said its name (`forebay doctor`), so this is its group. Forebay \
-                             yields where\n# the runtime writes to it, and a restart makes another.\n";
-                } else if is_managed(found.owner) {
-                    text += "# Its manager may write to this group too: Forebay yields where it does.\n";
-                }
-                writeln!(text, "cgroup = {}", quoted(group)).ok();
-            }
-            Place::Program {
-                executable,
-                command_line,
-            } => {
-                write!(text, "match = {{ executable = {}", quoted(executable)).ok();
-                if let Some(words) = command_line {
-                    let words = toml::Value::String(words.clone());
-                    write!(text, ", command_line = {words}").ok();
-                }
-                text += " }\n";
-            }
+        if let Some(class) = suggestion.class {
+            text.push('\n');
+            text += &section(suggestion, class, suggestion.because);
         }
     }
+    text + &left_alone(suggestions)
+}
+
+/// The section that makes an app of it.
+pub(super) fn section(suggestion: &Suggestion, class: Class, because: &str) -> String {
+    let mut text = String::new();
+    let found = &suggestion.found;
+    // Writing to a text cannot fail.
+    write!(text, "[apps.{}]  # {}", suggestion.app, told(found)).ok();
+    write!(text, "\nclass = \"{class}\"  # {because}\n").ok();
+    match &found.place {
+        Place::Group(group) if unit_of(found).is_some() => {
+            let unit = unit_of(found).unwrap_or_default();
+            writeln!(
+                text,
+                "systemd = {}  # in {}",
+                toml::Value::from(unit),
+                quoted(group)
+            )
+            .ok();
+        }
+        Place::Group(group) if container_of(found).is_some() => {
+            let name = container_of(found).unwrap_or_default();
+            writeln!(
+                text,
+                "container = {}  # in {}",
+                toml::Value::from(name),
+                quoted(group)
+            )
+            .ok();
+        }
+        Place::Group(group) => {
+            if matches!(found.owner, Owner::Docker | Owner::Podman) {
+                text += "# No runtime said its name (`forebay doctor`), so this is its group. Forebay \
+                         yields where\n# the runtime writes to it, and a restart makes another.\n";
+            } else if is_managed(found.owner) {
+                text +=
+                    "# Its manager may write to this group too: Forebay yields where it does.\n";
+            }
+            writeln!(text, "cgroup = {}", quoted(group)).ok();
+        }
+        Place::Program {
+            executable,
+            command_line,
+        } => {
+            write!(text, "match = {{ executable = {}", quoted(executable)).ok();
+            if let Some(words) = command_line {
+                let words = toml::Value::String(words.clone());
+                write!(text, ", command_line = {words}").ok();
+            }
+            text += " }\n";
+        }
+    }
+    text
+}
+
+/// Comments on those that no section is suggested for.
+pub(super) fn left_alone(suggestions: &[Suggestion]) -> String {
+    let mut text = String::new();
     let left: Vec<&Suggestion> = suggestions.iter().filter(|s| s.class.is_none()).collect();
     if !left.is_empty() {
         text += "\n# Left alone:\n";
@@ -283,7 +297,7 @@ pub(crate) fn container_of(found: &Found) -> Option<&str> {
 }
 
 /// The socket of the containers' runtime where the daemon would look elsewhere by itself.
-fn unusual_socket(suggestions: &[Suggestion]) -> Option<&Path> {
+pub(super) fn unusual_socket(suggestions: &[Suggestion]) -> Option<&Path> {
     let usual = Addresses::default().containers;
     let is_usual = |socket: &Path| usual.split(':').any(|usual| Path::new(usual) == socket);
     suggestions
@@ -298,7 +312,7 @@ const fn is_managed(owner: Owner) -> bool {
     matches!(owner, Owner::Systemd | Owner::Containerd)
 }
 
-fn told(found: &Found) -> String {
+pub(super) fn told(found: &Found) -> String {
     let mut text = format!(
         "{}, {} process(es), {:.2} CPU, {}",
         owner(found.owner),
@@ -314,7 +328,7 @@ fn told(found: &Found) -> String {
 }
 
 /// A path as a TOML string.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     toml::Value::String(path.to_string_lossy().into_owned()).to_string()
 }
 

@@ -26,16 +26,16 @@ use super::quantity::{
 
 /// One key of a section.
 #[derive(Debug)]
-pub(super) struct Key {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    /// A sentence without its full stop.
-    doc: &'static str,
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// A sentence without its full stop. The default stands at its end, in parentheses.
+    pub(crate) doc: &'static str,
 }
 
 /// What may stand behind a key.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Text,
     /// A list of at least one text.
     Texts,
@@ -86,7 +86,7 @@ const fn key(name: &'static str, kind: Kind, doc: &'static str) -> Key {
 }
 
 /// The whole file.
-pub(super) const ROOT: &[Key] = &[
+pub(crate) const ROOT: &[Key] = &[
     key("daemon", Kind::Section(DAEMON), "The daemon itself"),
     key(
         "policy",
@@ -191,9 +191,27 @@ const DAEMON: &[Key] = &[
         "CRIU's program, for images of apps (default: `criu` where programs are)",
     ),
     key(
+        "otlp",
+        Kind::Section(OTLP),
+        "A collector of OpenTelemetry that metrics are sent to; without this section they are not",
+    ),
+    key(
         "history",
         Kind::Section(HISTORY),
         "How long each roll-up of the history is kept",
+    ),
+];
+
+const OTLP: &[Key] = &[
+    key(
+        "url",
+        Kind::Text,
+        "Where it takes metrics, as JSON over plain HTTP, such as \"http://127.0.0.1:4318/v1/metrics\"",
+    ),
+    key(
+        "every",
+        Kind::Duration,
+        "From one delivery to the next, 1s to 1h (default 10s)",
     ),
 ];
 
@@ -216,6 +234,14 @@ const HISTORY: &[Key] = &[
 ];
 
 const POLICY: &[Key] = &[
+    key(
+        "mode",
+        Kind::Choice {
+            noun: "mode",
+            words: &["act", "observe"],
+        },
+        "Whether slices are put in force; \"observe\" changes nothing, and forecasts and plans all the same (default \"act\")",
+    ),
     key(
         "period",
         Kind::Duration,

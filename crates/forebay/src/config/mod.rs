@@ -37,6 +37,7 @@ use std::time::Duration;
 use forebay_core::app::{AppId, Policy};
 use forebay_host::tier::TierPlace;
 
+use crate::server::Otlp;
 use crate::training::TrainingConfig;
 
 pub(crate) use accel::workers_directory;
@@ -56,6 +57,8 @@ pub(crate) use fleet::LinkConfig;
 pub(crate) use fleet::{FleetConfig, LockConfig, MovesConfig, Rdma, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
+#[cfg(test)]
+pub(crate) use keys::{Key, Kind, ROOT};
 
 use crate::fetch::Sources;
 use error::{Findings, Problem};
@@ -120,6 +123,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) container_socket: Option<PathBuf>,
     /// CRIU's program.
     pub(crate) criu: Option<PathBuf>,
+    /// Where metrics are sent.
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl Default for DaemonConfig {
@@ -135,6 +140,7 @@ impl Default for DaemonConfig {
             history: Retention::default(),
             container_socket: None,
             criu: None,
+            otlp: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use super::facts::HostFacts;
 use super::fleet::fleet;
 use super::front::fronts;
 use super::offload;
-use super::sources::forecasts;
+use super::sources::{forecasts, otlp};
 use super::text::{At, Section};
 use super::tier::tiers;
 use super::{Config, DaemonConfig, Readers, Retention};
@@ -279,6 +279,13 @@ fn policy(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         findings.add(at, section.key("partition"), problem);
     }
     Policy {
+        observe: matches!(
+            section.take::<&str>("mode"),
+            Some(At {
+                value: "observe",
+                ..
+            })
+        ),
         period,
         headroom_percent: headroom.map_or(defaults.headroom_percent, |v| v.value),
         hold: bounded(&mut section, "hold", hold, findings).unwrap_or(defaults.hold),
@@ -392,6 +399,9 @@ fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         history: history(section.take_section("history"), findings),
         container_socket: container_socket(&mut section, findings),
         criu: absolute_path(&mut section, "criu", findings),
+        otlp: section
+            .take::<Section>("otlp")
+            .and_then(|section| otlp(section.value, findings)),
         ..DaemonConfig::default()
     };
     if let Some(At { value, at }) = section.take::<String>("cgroup_root") {

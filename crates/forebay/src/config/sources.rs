@@ -11,6 +11,7 @@ use super::error::{Findings, Problem};
 use super::resolve::{Bounds, bounded};
 use super::text::{At, Section};
 use crate::fetch::{ForecastSource, Place, Scrape, Selector, Url};
+use crate::server::Otlp;
 
 /// Forecasts at most.
 const FORECASTS_MAX: usize = 64;
@@ -26,6 +27,28 @@ const FORECAST_EVERY: Bounds = Bounds {
     max: Duration::from_secs(86_400),
 };
 const FORECAST_EVERY_USUAL: Duration = Duration::from_secs(60);
+
+/// How often metrics may be sent.
+const OTLP_EVERY: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(3600),
+};
+const OTLP_EVERY_USUAL: Duration = Duration::from_secs(10);
+
+/// Resolves where metrics are sent.
+pub(super) fn otlp(mut section: Section, findings: &mut Findings<'_>) -> Option<Otlp> {
+    let every = bounded(&mut section, "every", OTLP_EVERY, findings);
+    let Some(url) = section.take::<String>("url") else {
+        let fix = "add url = \"http://127.0.0.1:4318/v1/metrics\"";
+        lacks(&section, "url", fix, findings);
+        return None;
+    };
+    let url = findings.keep(url.at, section.key("url"), address(&url.value))?;
+    Some(Otlp {
+        url,
+        every: every.unwrap_or(OTLP_EVERY_USUAL),
+    })
+}
 
 /// Resolves an app's metrics.
 pub(super) fn metrics(mut section: Section, findings: &mut Findings<'_>) -> Option<Scrape> {

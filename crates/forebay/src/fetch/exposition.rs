@@ -94,6 +94,17 @@ fn sample(rest: &str) -> Option<(Vec<Matcher>, f64)> {
     Some((labels, value.parse().ok()?))
 }
 
+/// Labels with their values.
+pub(crate) type Labels = Vec<(String, String)>;
+
+/// The name, labels and value of a line that is one finite sample.
+pub(crate) fn read(line: &str) -> Option<(&str, Labels, f64)> {
+    let (name, rest) = split_name(line)?;
+    let (labels, value) = sample(rest)?;
+    let labels = labels.into_iter().map(|label| (label.label, label.value));
+    value.is_finite().then(|| (name, labels.collect(), value))
+}
+
 const fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | ':')
 }

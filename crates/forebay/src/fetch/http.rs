@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use forebay_host::regular;
 use hyper::body::{Body as _, Incoming};
-use hyper::{Request, StatusCode, Uri, header};
+use hyper::http::request::Builder;
+use hyper::{Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -63,7 +64,27 @@ impl std::fmt::Display for Url {
 /// # Errors
 /// What went wrong, and what to do.
 pub(super) async fn get(url: &Url, accept: &'static str) -> Result<String, String> {
-    match tokio::time::timeout(WAIT, ask(url, accept)).await {
+    let request = Request::get(path(url)).header(header::ACCEPT, accept);
+    within(ask(url, request, String::new())).await
+}
+
+/// Sends JSON there; one connection for one request. Any success is one.
+///
+/// # Errors
+/// What went wrong, and what to do.
+pub(crate) async fn post_json(url: &Url, body: String) -> Result<String, String> {
+    let request = Request::post(path(url))
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CONTENT_LENGTH, body.len());
+    within(ask(url, request, body)).await
+}
+
+fn path(url: &Url) -> &str {
+    url.uri.path_and_query().map_or("/", |path| path.as_str())
+}
+
+async fn within(answer: impl Future<Output = Result<String, String>>) -> Result<String, String> {
+    match tokio::time::timeout(WAIT, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(format!(
             "no whole answer within {} s; see what serves it",
@@ -72,7 +93,7 @@ pub(super) async fn get(url: &Url, accept: &'static str) -> Result<String, Strin
     }
 }
 
-async fn ask(url: &Url, accept: &'static str) -> Result<String, String> {
+async fn ask(url: &Url, request: Builder, body: String) -> Result<String, String> {
     let broken = |error: hyper::Error| format!("{error}; see what serves it");
     let host = url.uri.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -82,20 +103,19 @@ async fn ask(url: &Url, accept: &'static str) -> Result<String, String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
-    let request = Request::get(url.uri.path_and_query().map_or("/", |path| path.as_str()))
+    let request = request
         .header(header::HOST, url.uri.authority().map_or("", |a| a.as_str()))
-        .header(header::ACCEPT, accept)
         .header(header::CONNECTION, "close")
         .header(
             header::USER_AGENT,
             concat!("forebay/", env!("CARGO_PKG_VERSION")),
         )
-        .body(String::new())
+        .body(body)
         .map_err(|error| format!("{error}; correct the URL"))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(broken)?;
         match response.status() {
-            StatusCode::OK => text(response.into_body()).await,
+            status if status.is_success() => text(response.into_body()).await,
             status if status.is_redirection() => Err(format!(
                 "it answers {status}; give the URL that it leads to"
             )),

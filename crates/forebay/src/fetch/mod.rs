@@ -5,9 +5,9 @@
 //! waiting ever longer. Trouble is told once, as an event of the app that names where it was
 //! looked for; it is told again only after things went well in between.
 
-mod exposition;
+pub(crate) mod exposition;
 mod forecast;
-mod http;
+pub(crate) mod http;
 mod scrape;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::feed::Feed;
 use super::fleet_lock;
+use super::otlp;
 use super::peer::{self, Peer, Rules};
 use super::routes::router;
 use super::{Server, ServerState, Socket};
@@ -80,13 +81,15 @@ pub(crate) async fn serve(
     });
     let mut open = Open::new(router(&server));
     let pump = server.feed.pump(reports, &server.state.commands);
-    tokio::pin!(pump, stop);
+    let export = otlp::export(&server);
+    tokio::pin!(pump, stop, export);
     loop {
         let accept_tcp = accept(tcp.as_ref());
         let accept_lock = accept(lock.as_ref());
         tokio::select! {
             () = &mut stop => break,
             () = &mut pump => break,
+            () = &mut export => {}
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(cred) => {

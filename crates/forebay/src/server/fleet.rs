@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use forebay_api as api;
 use forebay_core::app::Class;
 use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::{HostName, Outcome};
 
-use super::problem::Failure;
+use super::problem::{Failure, InPath};
 use super::routes::Shared;
 use crate::fleet::coordinator::{Command, Error, Member, now};
 use crate::fleet::member::{AskError, Desk};
@@ -90,7 +90,7 @@ pub(super) async fn hosts(State(server): State<Shared>) -> Answer<api::FleetHost
 
 pub(super) async fn ask(
     State(server): State<Shared>,
-    Path((host, what)): Path<(String, String)>,
+    InPath((host, what)): InPath<(String, String)>,
 ) -> Answer<api::Done> {
     let desk = desk(&server)?;
     let command = match what.as_str() {

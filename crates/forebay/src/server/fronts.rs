@@ -1,14 +1,14 @@
 //! Fronts: how they stand, and what is asked of them.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use forebay_api as api;
 use forebay_shadow::control::{Counts, Request};
 use forebay_shadow::status::{MemberStatus, Status};
 use forebay_shadow::synchronise::Standing;
 use tokio::task::JoinSet;
 
-use super::problem::Failure;
+use super::problem::{Failure, InPath};
 use super::routes::Shared;
 use crate::fronts::{Desk, Known, Refused, Way};
 
@@ -42,7 +42,7 @@ pub(super) async fn fronts(State(server): State<Shared>) -> Json<api::Fronts> {
 
 pub(super) async fn upgrade(
     State(server): State<Shared>,
-    Path(front): Path<String>,
+    InPath(front): InPath<String>,
 ) -> Answer<api::Done> {
     // Whoever asked may go away; what was begun is ended or undone all the same.
     let desk = server.state.fronts.clone();
@@ -56,14 +56,14 @@ pub(super) async fn upgrade(
 
 pub(super) async fn hand_over(
     State(server): State<Shared>,
-    Path(front): Path<String>,
+    InPath(front): InPath<String>,
 ) -> Answer<api::HandOver> {
     change(&server, front, Way::InOrder).await
 }
 
 pub(super) async fn promote(
     State(server): State<Shared>,
-    Path(front): Path<String>,
+    InPath(front): InPath<String>,
 ) -> Answer<api::HandOver> {
     change(&server, front, Way::AtOnce).await
 }
@@ -86,7 +86,7 @@ async fn change(server: &Shared, front: String, way: Way) -> Answer<api::HandOve
 /// Resynchronises, detaches or attaches an instance.
 pub(super) async fn tend(
     State(server): State<Shared>,
-    Path((front, app, what)): Path<(String, String, String)>,
+    InPath((front, app, what)): InPath<(String, String, String)>,
 ) -> Answer<api::Done> {
     let (request, said) = match what.as_str() {
         "resync" => (

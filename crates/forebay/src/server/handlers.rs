@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
@@ -20,7 +20,7 @@ use tokio_stream::{Stream, StreamExt as _};
 
 use super::feed::View;
 use super::peer::Peer;
-use super::problem::{Asked, Body, Failure, Named};
+use super::problem::{Asked, Body, Failure, InPath, Named};
 use super::routes::{METRICS, Shared, routes};
 use super::{EventsQuery, HistoryQuery, Server, convert, fleet, fronts, metrics, openapi};
 use crate::control::{Command, Edit};
@@ -340,6 +340,12 @@ async fn edited(server: &Server, edit: Edit) -> Result<(), Failure> {
 }
 
 pub(super) async fn pause(State(server): State<Shared>, pause: bool) -> Answer<api::Done> {
+    if !pause && server.policy().await?.observe {
+        return Err(Failure::failed(
+            "the configuration says to observe only; set `policy.mode` to \"act\" there, and \
+             `forebay reload`",
+        ));
+    }
     let mut periods = server.feed.periods();
     server.ask(|reply| Command::Pause(pause, reply)).await?;
     // Whoever looks next must see what is answered here.
@@ -416,7 +422,7 @@ fn latest(
 
 pub(super) async fn history(
     State(server): State<Shared>,
-    Path((app, resource)): Path<(String, String)>,
+    InPath((app, resource)): InPath<(String, String)>,
     Asked(range): Asked<api::HistoryRange>,
 ) -> Answer<api::History> {
     let id: AppId = app.parse().map_err(|_| Failure::no_app(&app))?;

@@ -1,10 +1,10 @@
 //! Images of programs: which there are, and asking for one.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use forebay_api as api;
 
-use super::problem::Failure;
+use super::problem::{Failure, InPath};
 use super::routes::Shared;
 use crate::images::Refused;
 
@@ -25,7 +25,7 @@ pub(super) async fn images(State(server): State<Shared>) -> Json<api::ImageList>
 
 pub(super) async fn take(
     State(server): State<Shared>,
-    Path(app): Path<String>,
+    InPath(app): InPath<String>,
 ) -> Result<Json<api::Done>, Failure> {
     server.state.images.take(&app)?;
     Ok(Json(api::Done {

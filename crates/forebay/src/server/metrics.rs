@@ -516,8 +516,8 @@ fn count(n: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
+pub(super) mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -593,12 +593,66 @@ mod tests {
         assert!(text.contains("forebay_agent_resident_bytes 0.0"), "{text}");
     }
 
-    /// A family without a value is not rendered, so that the names are read where they are declared.
-    #[test]
-    fn what_is_drawn_and_warned_of_elsewhere_has_names_that_exist() {
+    /// The names of all families, read where they are declared.
+    fn declared() -> BTreeSet<&'static str> {
         let declared = include_str!("metrics.rs").split("registry.register(");
         let declared = declared.skip(1).filter_map(|rest| rest.split('"').nth(1));
-        let declared: std::collections::BTreeSet<&str> = declared.collect();
+        // The text that is split by stands there as well, above.
+        let is_name = |name: &&str| name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
+        declared.filter(is_name).collect()
+    }
+
+    /// An answer with a value of each metric.
+    pub(in crate::server) fn every() -> String {
+        let mut published = published(7);
+        for app in published.report.apps.values_mut() {
+            app.usage.cpu_stalled = Some(0.1);
+            app.io.devices.insert(
+                forebay_core::app::Device { major: 8, minor: 0 },
+                DeviceUse {
+                    share: Some(0.1),
+                    ..DeviceUse::default()
+                },
+            );
+            app.io.stalled = Some(0.1);
+            app.io.wait = Some(Duration::from_millis(1));
+            app.slice.set(Setting::MemoryLow(Bytes::mib(1)));
+            app.slice.set(Setting::MemoryHigh(Limit::At(Bytes::mib(2))));
+        }
+        let view = View {
+            published: Arc::new(published),
+            busy: BTreeMap::from([(0, 0.25)]),
+        };
+        let totals = Totals {
+            events: BTreeMap::from([(EventKind::Slice, 3)]),
+            ..Totals::default()
+        };
+        let tier = api::Tier {
+            tier: "data".to_owned(),
+            ..api::Tier::default()
+        };
+        render(Some(&view), &totals, AgentUse::default(), &[tier]).unwrap()
+    }
+
+    #[test]
+    fn every_metric_has_a_value_where_the_reference_reads_them() {
+        let text = every();
+        let has = |name: &str| {
+            let sample = |line: &str| {
+                let rest = line.strip_prefix("forebay_")?.strip_prefix(name)?;
+                let rest = rest.strip_prefix("_total").unwrap_or(rest);
+                rest.starts_with(['{', ' ']).then_some(())
+            };
+            text.lines().any(|line| sample(line).is_some())
+        };
+        let missing: Vec<_> = declared().into_iter().filter(|name| !has(name)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    /// A family without a value is not rendered.
+    #[test]
+    fn what_is_drawn_and_warned_of_elsewhere_has_names_that_exist() {
+        let declared = declared();
         assert!(declared.contains("tick_overruns") && declared.contains("app_running"));
         let view = View {
             published: Arc::new(published(7)),

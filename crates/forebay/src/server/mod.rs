@@ -17,13 +17,14 @@ mod images;
 mod metrics;
 mod moves;
 mod openapi;
+mod otlp;
 mod peer;
 mod problem;
 mod rolling;
 mod routes;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiers;
 mod update;
 
@@ -37,6 +38,7 @@ use forebay_core::units::Bytes;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use connections::{Listeners, serve};
+pub(crate) use otlp::Otlp;
 pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use problem::Failure;
 pub(crate) use routes::names_loopback;
@@ -111,6 +113,8 @@ pub(crate) struct ServerState {
     pub(crate) beliefs: ReadBeliefs,
     /// For `GET /v1/forecast`.
     pub(crate) training: ReadTraining,
+    /// Where metrics are sent; none where nobody wants them.
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl std::fmt::Debug for ServerState {

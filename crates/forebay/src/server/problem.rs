@@ -131,6 +131,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     }
 }
 
+/// The parts of a path that a request chooses; what is wrong with them is told as a [`Problem`].
+#[derive(Debug)]
+pub(super) struct InPath<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for InPath<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        Path::from_request_parts(parts, state)
+            .await
+            .map(|Path(chosen)| Self(chosen))
+            .map_err(|rejection| Failure::bad_request(rejection.body_text()))
+    }
+}
+
 /// The app that a path names. What is no app's name names no app.
 #[derive(Debug)]
 pub(super) struct Named(pub(super) AppId);
@@ -139,9 +154,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let Path(name) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|rejection| Failure::bad_request(rejection.body_text()))?;
+        let InPath(name) = InPath::<String>::from_request_parts(parts, state).await?;
         name.parse().map(Self).map_err(|_| Failure::no_app(&name))
     }
 }

@@ -255,6 +255,21 @@ fn control(
     })
 }
 
+/// The OpenAPI document, for the reference.
+pub(crate) fn openapi() -> serde_json::Value {
+    openapi::document(&routes::routes())
+}
+
+/// An answer with a value of each metric, for the reference.
+pub(crate) fn every_metric() -> String {
+    metrics::tests::every()
+}
+
+/// A kind of event as it stands on the wire, for the reference.
+pub(crate) fn event_kind(kind: EventKind) -> &'static str {
+    convert::event_kind(kind)
+}
+
 /// A server on a socket of its own, and what to drive it with.
 pub(crate) struct Fixture {
     directory: tempfile::TempDir,
@@ -330,6 +345,7 @@ impl Fixture {
                 resident: Bytes::mib(20),
             }),
             tiers: Desk::default(),
+            otlp: None,
             outlook: lookout(),
             teller,
             beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use forebay_api as api;
 
-use super::problem::{Body, Failure};
+use super::problem::{Body, Failure, InPath};
 use super::routes::Shared;
 use crate::tiering::Refused;
 
@@ -32,7 +32,7 @@ pub(super) async fn tiers(State(server): State<Shared>) -> Json<api::Tiers> {
 
 pub(super) async fn ask(
     State(server): State<Shared>,
-    Path(tier): Path<String>,
+    InPath(tier): InPath<String>,
     Body(request): Body<api::TierRequest>,
 ) -> Answer<api::TierAnswer> {
     let wants_files = matches!(
@@ -51,7 +51,7 @@ pub(super) async fn ask(
 
 pub(super) async fn answer(
     State(server): State<Shared>,
-    Path((tier, request)): Path<(String, String)>,
+    InPath((tier, request)): InPath<(String, String)>,
 ) -> Answer<api::TierAnswer> {
     let number = request
         .parse()

@@ -1,11 +1,11 @@
 //! Updates of the operating system: how far one is, and asking for one.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::{Extension, Json};
 use forebay_api as api;
 
 use super::peer::Peer;
-use super::problem::{Body, Failure};
+use super::problem::{Body, Failure, InPath};
 use super::routes::Shared;
 use crate::update::{Desk, Refused};
 
@@ -59,7 +59,7 @@ pub(super) async fn begin(
 pub(super) async fn steer(
     State(server): State<Shared>,
     Extension(peer): Extension<Peer>,
-    Path(what): Path<String>,
+    InPath(what): InPath<String>,
 ) -> Answer<api::Done> {
     root_only(&peer)?;
     let desk = desk(&server)?;

@@ -13,6 +13,7 @@ mod accel;
 #[cfg(feature = "etcd")]
 mod accel_moves;
 mod activation;
+mod api;
 mod apps;
 mod bindings;
 mod calibrate;
@@ -54,12 +55,14 @@ mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
 mod offload;
+mod otlp;
 mod outlook;
 mod owners;
 mod place;
 mod rdma;
 mod runtime;
 mod runtime_imitation;
+mod setup;
 mod signals;
 mod standby;
 mod survival;

@@ -110,11 +110,13 @@ fn every_key_arrives() {
         readers = "group"
         http = "[::1]:9180"
         criu = "/opt/criu"
+        otlp = { url = "http://127.0.0.1:4318/v1/metrics", every = "1m" }
         history = { 10s = "2d", 1min = "3d", 1h = "4d" }
         [forecast]
         training = "off"
         training_cpu = "12%"
         [policy]
+        mode = "observe"
         period = "50ms"
         headroom = "20%"
         hold = "2s"
@@ -167,6 +169,10 @@ fn every_key_arrives() {
             },
             container_socket: Some("/run/c.sock".into()),
             criu: Some("/opt/criu".into()),
+            otlp: Some(crate::server::Otlp {
+                url: "http://127.0.0.1:4318/v1/metrics".parse().unwrap(),
+                every: Duration::from_secs(60),
+            }),
         }
     );
     let policy = config.policy;
@@ -177,6 +183,7 @@ fn every_key_arrives() {
     assert_eq!(policy.foresight, Foresight::Present);
     assert_eq!(policy.system_memory, Bytes::mib(128));
     assert_eq!(policy.partition, Partition::Isolated);
+    assert!(policy.observe);
     assert_eq!(policy.io_protection, IoProtection::Cost);
     assert_eq!(policy.on_stop, OnStop::Kill);
 

@@ -121,3 +121,24 @@ fn forecasts_that_cannot_be_read_are_refused() {
         ],
     );
 }
+
+#[test]
+fn a_collector_of_metrics_arrives_and_is_checked() {
+    let otlp = |keys: &str| format!("[daemon.otlp]\n{keys}");
+    assert_eq!(config("").daemon.otlp, None);
+    let usual = config(&otlp("url = \"http://127.0.0.1:4318/v1/metrics\"\n"));
+    let usual = usual.daemon.otlp.unwrap();
+    assert_eq!(usual.url.to_string(), "http://127.0.0.1:4318/v1/metrics");
+    assert_eq!(usual.every, Duration::from_secs(10));
+    check(
+        &otlp("every = \"1m\"\n"),
+        &["f:1: daemon.otlp: there is no url; add url = \"http://127.0.0.1:4318/v1/metrics\""],
+    );
+    check(
+        &otlp("url = \"https://collector/v1/metrics\"\nevery = \"10ms\"\n"),
+        &[
+            "f:2: daemon.otlp.url: `https://collector/v1/metrics` is no address of plain HTTP; write http://HOST:PORT/PATH, without a password; TLS is not spoken",
+            "f:3: daemon.otlp.every: 10ms is out of bounds; use 1s to 3600s",
+        ],
+    );
+}
