@@ -28,7 +28,7 @@
 //!   [`Step`], which names the update, the deed, the run and the boot.
 //! - The command begins at most once, and each rollback as well: there are at most two.
 //! - An app that is kept over a boot is ended only after its image is whole, and `departing` can be repeated in
-//!   the boot that it began in: who runs is written down again. In any other boot it is over.
+//!   the boot that it began in, which is on disk: who runs is written down again. In any other boot it is over.
 //! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
 //!   other hosts comes through `returning`.
 //!
@@ -202,7 +202,7 @@ pub enum Deed {
     Update,
     /// Wait for another boot.
     AwaitBoot,
-    /// In the boot that the update began in: write down and end whoever is kept and runs, then have the host
+    /// In the boot that this began in: write down and end whoever is kept and runs, then have the host
     /// begin anew. In another one: nothing.
     Depart,
     /// See that those who were kept go on from their images.
@@ -318,6 +318,9 @@ pub struct Record {
     /// Those that were to go to other hosts: on disk before the first one does.
     #[serde(default)]
     pub away: BTreeSet<AppId>,
+    /// The boot that `departing` is to end: on disk before the first app is ended.
+    #[serde(default)]
+    pub departs_from: Option<String>,
     /// Somebody has to look at what went wrong, however well apps are now.
     #[serde(default)]
     pub alarm: bool,
@@ -342,6 +345,7 @@ impl Record {
             proof: BTreeMap::new(),
             old: BTreeMap::new(),
             away: BTreeSet::new(),
+            departs_from: None,
             alarm: false,
             troubles: Vec::new(),
         }

@@ -181,9 +181,14 @@ impl World {
     }
 
     /// Writes down and ends whoever is kept and runs, and has the host begin anew, which ends the daemon.
-    fn depart(&mut self, record: &Record, keeping: Keeping) -> Result<Fact, Died> {
-        if self.boots > 0 {
-            return Ok(Fact::Booted(Ok(())));
+    fn depart(&mut self, record: &mut Record, keeping: Keeping) -> Result<Fact, Died> {
+        match &record.departs_from {
+            None => {
+                record.departs_from = Some(self.boots.to_string());
+                self.write(record)?;
+            }
+            Some(boot) if *boot != self.boots.to_string() => return Ok(Fact::Booted(Ok(()))),
+            Some(_) => {}
         }
         for app in record.kept() {
             let is_refused = keeping == Keeping::Refused && app.as_str() == "b";
@@ -333,8 +338,8 @@ fn order(path: &Path) -> Order {
     }
 }
 
-/// Runs a path with deaths at these moments; how many moments it had.
-fn check(path: &Path, deaths: &[u32]) -> u32 {
+/// How it is before anything of a path.
+fn world(path: &Path, deaths: &[u32]) -> World {
     let lives = [("a", 1), ("b", 2)].map(|(app, pid)| {
         let life = Life {
             pid,
@@ -348,13 +353,18 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
         ..Memory::default()
     };
     let memories = lives.keys().map(|app| (app.clone(), memory));
-    let mut world = World {
+    World {
         primary: "a",
         memories: memories.filter(|_| path.keep.is_some()).collect(),
         lives,
         deaths: deaths.to_vec(),
         ..World::default()
-    };
+    }
+}
+
+/// Runs a path with deaths at these moments; how many moments it had.
+fn check(path: &Path, deaths: &[u32]) -> u32 {
+    let mut world = world(path, deaths);
     let mut daemons = 0;
     while world.live(path).is_err() {
         daemons += 1;
@@ -524,6 +534,47 @@ fn no_crash_leaves_an_update_half_done() {
         }
     }
     assert!(runs > 5000, "{runs}");
+}
+
+/// The power of the host is cut at any moment at which apps are written down.
+#[test]
+fn what_a_power_cut_loses_is_never_taken_for_kept() {
+    let (mut cuts, mut losses) = (0, 0);
+    for path in paths().iter().filter(|path| path.keep.is_some()) {
+        let moments = check(path, &[]);
+        for moment in 1..=moments {
+            let mut world = world(path, &[moment]);
+            let mut is_cut = false;
+            loop {
+                let boots = world.boots;
+                if world.live(path).is_ok() {
+                    break;
+                }
+                let stage = world.disk.as_ref().map(|record| record.stage);
+                // Otherwise it was the reboot that was asked for, or comes before all that is of interest.
+                if boots == world.boots && stage == Some(Stage::Departing) {
+                    is_cut = true;
+                    world.boots += 1;
+                    world
+                        .memories
+                        .values_mut()
+                        .for_each(|memory| memory.has = None);
+                }
+            }
+            let Some(Record { stage, .. }) = world.disk else {
+                panic!("{}: nothing on disk", path.name)
+            };
+            let lost = world.memories.values().any(|memory| memory.fresh);
+            let said = format!("{}, cut at {moment}: {:?}", path.name, world.memories);
+            assert!(!lost || stage == Stage::Over(Outcome::Alarmed), "{said}");
+            for memory in world.memories.values() {
+                assert_eq!(memory.has, Some(memory.told), "{said}");
+            }
+            cuts += u32::from(is_cut);
+            losses += u32::from(is_cut && lost);
+        }
+    }
+    assert!(cuts > 10 && losses > 0, "{cuts} {losses}");
 }
 
 #[test]

@@ -97,9 +97,16 @@ impl Runner {
         Ok(())
     }
 
-    pub(super) async fn depart(&self, entry: &Entry) -> Result<Fact, String> {
-        if self.shared.place.boot != entry.record.boot {
-            return Ok(Fact::Booted(Ok(())));
+    pub(super) async fn depart(&self, entry: &mut Entry) -> Result<Fact, String> {
+        let here = &self.shared.place.boot;
+        match &entry.record.departs_from {
+            // A boot that ended before, as by a power cut, had not the system that this one is to end with.
+            None => {
+                entry.record.departs_from = Some(here.clone());
+                self.keep(entry).await?;
+            }
+            Some(boot) if boot != here => return Ok(Fact::Booted(Ok(()))),
+            Some(_) => {}
         }
         if let Err(why) = self.write_down(entry).await {
             self.start_again(entry).await?;
