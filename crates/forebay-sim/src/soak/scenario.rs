@@ -248,6 +248,7 @@ impl Scenario {
             response_time_max: None,
             mobility: None,
             accelerators: None,
+            update: None,
         }
     }
 

@@ -22,6 +22,7 @@ mod resolve;
 mod sources;
 mod text;
 mod tier;
+mod update;
 
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,7 @@ pub(crate) use fleet::LinkConfig;
 pub(crate) use fleet::{FleetConfig, MovesConfig, Rdma, directory as fleet_directory};
 pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
+pub(crate) use update::update_socket;
 
 use crate::fetch::Sources;
 use error::{Findings, Problem};

@@ -67,3 +67,4 @@ mod update;
 mod update_elsewhere;
 mod update_keep;
 mod update_kills;
+mod update_told;
