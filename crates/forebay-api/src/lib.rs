@@ -6,6 +6,7 @@
 //! taken away or changed; readers ignore those they do not know.
 
 mod accelerators;
+pub mod attend;
 mod client;
 mod devices;
 mod fleet;

@@ -59,7 +59,7 @@ pub struct UpdateRung {
 pub struct UpdateChoice {
     /// The app.
     pub app: String,
-    /// `userspace`, `other-host`, `checkpoint`, `restart` or `reboot`.
+    /// `userspace`, `other-host`, `checkpoint`, `cooperative`, `restart` or `reboot`.
     pub rung: String,
     /// Why.
     pub reason: String,
@@ -101,7 +101,7 @@ pub struct Update {
     pub command: Vec<String>,
     /// When it was asked for, in milliseconds since 1970.
     pub began_unix_ms: u64,
-    /// `planned`, `locked`, `isolated`, `leaving`, `synced`, `updating`, `reboot_pending`, `departing`,
+    /// `planned`, `locked`, `isolated`, `leaving`, `telling`, `synced`, `updating`, `reboot_pending`, `departing`,
     /// `reviving`, `undoing`, `restoring`, `verifying`, `returning` or `closing`.
     pub stage: String,
     /// What it does now, and what to type next if that is somebody's turn.
@@ -112,6 +112,42 @@ pub struct Update {
     pub held: Option<String>,
     /// What went wrong so far.
     pub troubles: Vec<String>,
+    /// What was measured of the isolation of critical apps, once it was.
+    #[serde(default)]
+    pub isolation: Vec<UpdateIsolation>,
+    /// Apps that were told, are prepared, and wait for its end: on detached, or ended.
+    #[serde(default)]
+    pub prepared: Vec<UpdatePrepared>,
+}
+
+/// An app that is prepared for an update.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdatePrepared {
+    /// The app.
+    pub app: String,
+    /// `detach`: it runs on, alone on CPUs of its own. `end`: it was ended, and is started again.
+    pub how: String,
+}
+
+/// What was measured of a critical app while the slice of an update was full of work.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateIsolation {
+    /// The app.
+    pub app: String,
+    /// CPUs that were its own and not the update's, as the kernel had them.
+    pub exclusive_cpus: Option<String>,
+    /// CPUs that the work was seen to run on.
+    pub load_cpus: Option<String>,
+    /// Memory that is never taken from it, as the kernel has it; absent where it has none.
+    pub memory_floor_bytes: Option<u64>,
+    /// Share of time in which its tasks waited for a CPU before; absent where that is not known.
+    pub waited: Option<f64>,
+    /// The same under the work.
+    pub waited_loaded: Option<f64>,
+    /// One answer in a hundred took so long before; absent where no front measures it.
+    pub p99_before_ms: Option<f64>,
+    /// The same under the work.
+    pub p99_loaded_ms: Option<f64>,
 }
 
 /// What came of an update.
@@ -140,6 +176,9 @@ pub struct UpdateReceipt {
     pub apps: Vec<UpdateApp>,
     /// What went wrong.
     pub troubles: Vec<String>,
+    /// Where that leaves the host, and what to type next.
+    #[serde(default)]
+    pub next: String,
 }
 
 /// What clients of a front saw of an update.
@@ -197,4 +236,16 @@ pub struct UpdateApp {
     pub p99_before_ms: Option<f64>,
     /// The same while the slice of the update was full of work.
     pub p99_loaded_ms: Option<f64>,
+    /// CPUs that the work in that slice was seen to run on.
+    #[serde(default)]
+    pub load_cpus: Option<String>,
+    /// Share of time in which its tasks waited for a CPU before; absent where that is not known.
+    #[serde(default)]
+    pub waited: Option<f64>,
+    /// The same while that slice was full of work.
+    #[serde(default)]
+    pub waited_loaded: Option<f64>,
+    /// What it was told to prepare for, where it takes part: `detach` or `end`.
+    #[serde(default)]
+    pub told: Option<String>,
 }

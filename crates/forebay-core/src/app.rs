@@ -264,6 +264,10 @@ pub struct App {
     /// What it may have of accelerators; without it, it has no worker. For `exec` apps.
     #[serde(default)]
     pub accelerators: Option<Accelerators>,
+    /// How it takes part in updates of the operating system; it is not told of them when absent. For `exec`
+    /// apps.
+    #[serde(default)]
+    pub update: Option<crate::update::Part>,
 }
 
 /// When images of a program are taken.
@@ -292,6 +296,7 @@ impl App {
             response_time_max: None,
             mobility: None,
             accelerators: None,
+            update: None,
         }
     }
 }

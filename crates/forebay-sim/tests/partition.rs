@@ -57,6 +57,7 @@ impl Run {
                 response_time_max: None,
                 mobility: None,
                 accelerators: None,
+                update: None,
             };
             policy.apps.insert(id, app);
         }

@@ -85,7 +85,10 @@ impl Reload {
         let (reply, answer) = oneshot::channel();
         let gone = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&gone);
+        let apart = self.update.apart();
         let edit = Box::new(move |policy: &mut Policy| {
+            let mut new = new;
+            apart.impose(&mut new);
             let old = std::mem::replace(policy, new);
             let mut noted = noted
                 .lock()

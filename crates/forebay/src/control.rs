@@ -140,6 +140,8 @@ pub(crate) struct Beside {
     pub(crate) standing_by: watch::Receiver<Arc<BTreeSet<AppId>>>,
     /// Apps that are not this host's to start.
     pub(crate) elsewhere: watch::Receiver<Arc<BTreeSet<AppId>>>,
+    /// Apps that an update ended, and starts again itself.
+    pub(crate) ended: watch::Receiver<Arc<BTreeSet<AppId>>>,
     /// Where apps could move to; none without a fleet.
     pub(crate) away: watch::Receiver<Option<Arc<BTreeMap<AppId, Away>>>>,
 }
@@ -164,7 +166,7 @@ pub(crate) fn run(
         let late = began.saturating_duration_since(clock.due);
         let outlook = Arc::clone(&known.outlook.borrow());
         let standing_by = Arc::clone(&known.standing_by.borrow());
-        let elsewhere = Arc::clone(&known.elsewhere.borrow());
+        let elsewhere = not_ours(&known.elsewhere.borrow(), &known.ended.borrow());
         let away = known.away.borrow().clone();
         let planned = shadow::planned(&policy, &standing_by);
         let inputs = Inputs {
@@ -213,6 +215,14 @@ pub(crate) fn run(
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
+    }
+}
+
+/// Apps that nobody here is to start now.
+fn not_ours(elsewhere: &Arc<BTreeSet<AppId>>, ended: &BTreeSet<AppId>) -> Arc<BTreeSet<AppId>> {
+    match ended.is_empty() {
+        true => Arc::clone(elsewhere),
+        false => Arc::new(elsewhere.union(ended).cloned().collect()),
     }
 }
 

@@ -243,11 +243,13 @@ fn begin_on(
         lock: joining::lock(config).map_err(listen)?,
     };
     fronts::write_plans(config).map_err(Error::Host)?;
+    let attended = update::attended(&config.daemon.socket).map_err(listen)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
     let update = Opened::open(&config.daemon.state_dir, &facts).map_err(Error::Host)?;
     let mut policy = config.policy.clone();
     // The command of an update outlives a daemon, as all that was started does.
     policy.apps.extend(update.kept().apps());
+    update.kept().apart().impose(&mut policy);
     release_unknown(&mut host, &policy, &config.daemon.state_dir);
     let recorder = recorder(config);
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
@@ -291,6 +293,7 @@ fn begin_on(
         outlook: lookout.desk().known(),
         standing_by,
         elsewhere,
+        ended: update.ended(),
         away,
     };
     let (teller, listener) = signals::board();
@@ -373,6 +376,7 @@ fn begin_on(
         published.clone(),
         (fronts.clone(), imager.desk()),
         fleet,
+        attended,
     );
     let updater = updater.map_err(system(
         "start the thread that carries out updates",

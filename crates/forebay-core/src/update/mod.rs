@@ -32,11 +32,15 @@
 //! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
 //!   other hosts comes through `returning`.
 //!
+//! Where apps are told (`tell`), `telling` comes before `synced`; `restoring` and `closing` tell them that it is
+//! over.
+//!
 //! The tests enumerate every crash of every path.
 
 mod health;
 mod hold;
 mod rung;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +58,7 @@ use crate::units::Bytes;
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
 pub use rung::{Choice, Front, Keeps, Rung, Subject, Way, choose, ends_the_host};
+pub use tell::{Answered, Call, Heard, Otherwise, Part, heard};
 
 /// Rollbacks of one update.
 pub const ROLLBACKS_MAX: u32 = 2;
@@ -84,6 +89,9 @@ pub struct Order {
     /// Apps that can are kept as images over the reboot, which Forebay has the host do.
     #[serde(default)]
     pub keep: bool,
+    /// Apps that are told of it before it begins.
+    #[serde(default)]
+    pub told: BTreeMap<AppId, Call>,
 }
 
 /// One life of a program: the number of its process and when that began, as the kernel counts.
@@ -115,8 +123,20 @@ pub struct Pace {
 pub struct AppProof {
     /// CPUs that are in force and nobody else's.
     pub exclusive: CpuSet,
-    /// Memory that is in force as never taken away.
+    /// Memory that is never taken away, as the kernel has it.
     pub memory_floor: Option<Bytes>,
+    /// CPUs that the load was seen to run on.
+    #[serde(default)]
+    pub load_ran_on: CpuSet,
+    /// Share of looks at which it was on CPUs of this app that it may not use.
+    #[serde(default)]
+    pub crossed: f64,
+    /// Share of time in which its tasks waited for a CPU before the load; absent where that is not known.
+    #[serde(default)]
+    pub waited: Option<f64>,
+    /// The same while the slice of the update was full of work.
+    #[serde(default)]
+    pub waited_loaded: Option<f64>,
     /// Before the load.
     pub before: Pace,
     /// While the slice of the update was full of work.
@@ -161,6 +181,8 @@ pub enum Stage {
     Isolated,
     /// Apps that can move go to other hosts.
     Leaving,
+    /// Apps that take part are told to prepare.
+    Telling,
     /// All that is needed stands by; the command is to begin.
     Synced,
     /// The command may run.
@@ -196,6 +218,8 @@ pub enum Deed {
     Sync,
     /// Have those that can move go to other hosts, and this one take no more.
     Leave,
+    /// Tell those that take part to prepare; end those that are to be ended once they are ready.
+    Tell,
     /// Nothing but to note that the command begins.
     Begin,
     /// Run the command, unless this step ran; wait for its end.
@@ -238,6 +262,8 @@ pub enum Fact {
     Booted(Result<(), String>),
     /// Those that were kept go on where they were, apart from these, who lost what they had.
     Revived(Vec<String>),
+    /// Those that take part are prepared, apart from these troubles.
+    Told(Vec<String>),
     /// Outdated programs were replaced, apart from these troubles.
     Restored(Vec<String>),
     /// Those that went are back, apart from these troubles.
@@ -324,6 +350,10 @@ pub struct Record {
     /// Somebody has to look at what went wrong, however well apps are now.
     #[serde(default)]
     pub alarm: bool,
+    /// Those that are prepared and have not been told yet that it is over: on disk before the first of them is
+    /// ended.
+    #[serde(default)]
+    pub prepared: BTreeMap<AppId, Call>,
     /// What went wrong, the latest last.
     pub troubles: Vec<String>,
 }
@@ -347,6 +377,7 @@ impl Record {
             away: BTreeSet::new(),
             departs_from: None,
             alarm: false,
+            prepared: BTreeMap::new(),
             troubles: Vec::new(),
         }
     }
@@ -359,6 +390,7 @@ impl Record {
             Stage::Locked => Deed::Prove,
             Stage::Isolated => Deed::Sync,
             Stage::Leaving => Deed::Leave,
+            Stage::Telling => Deed::Tell,
             Stage::Synced => Deed::Begin,
             Stage::Updating => Deed::Update,
             Stage::RebootPending => Deed::AwaitBoot,
@@ -395,8 +427,21 @@ impl Record {
     pub const fn can_be_called_off(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Planned | Stage::Locked | Stage::Isolated | Stage::Leaving | Stage::Synced
+            Stage::Planned
+                | Stage::Locked
+                | Stage::Isolated
+                | Stage::Leaving
+                | Stage::Telling
+                | Stage::Synced
         )
+    }
+
+    /// What comes once everything else stands by.
+    fn ready(&self) -> Stage {
+        match self.order.told.is_empty() {
+            true => Stage::Synced,
+            false => Stage::Telling,
+        }
     }
 
     /// What comes last, from the stage of now: whoever may have gone comes back first.
@@ -421,8 +466,12 @@ impl Record {
                 Stage::Isolated
             }
             (Stage::Isolated, Fact::Done) if self.order.elsewhere => Stage::Leaving,
-            (Stage::Isolated, Fact::Done) => Stage::Synced,
+            (Stage::Isolated, Fact::Done) => self.ready(),
             (Stage::Leaving, Fact::Left(troubles)) => {
+                troubles.into_iter().for_each(|why| self.trouble(why));
+                self.ready()
+            }
+            (Stage::Telling, Fact::Told(troubles)) => {
                 troubles.into_iter().for_each(|why| self.trouble(why));
                 Stage::Synced
             }

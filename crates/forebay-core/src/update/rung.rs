@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Call;
+
 /// One step of the ladder of updates, the least disruptive first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -14,6 +16,8 @@ pub enum Rung {
     OtherHost,
     /// It is written down, ends with the host, and goes on from there.
     Checkpoint,
+    /// It is told, saves what it needs, is ended, and started again afterwards.
+    Cooperative,
     /// It is stopped and started again, in order.
     Restart,
     /// It ends with the host, and begins with it.
@@ -71,9 +75,9 @@ impl Way {
     #[must_use]
     pub const fn is_offered(self, fleet: bool) -> bool {
         match self {
-            Self::Userspace | Self::Checkpoint | Self::Reboot => true,
+            Self::Userspace | Self::Checkpoint | Self::Cooperative | Self::Reboot => true,
             Self::OtherHost => fleet,
-            Self::SoftReboot | Self::Cooperative => false,
+            Self::SoftReboot => false,
         }
     }
 
@@ -99,7 +103,8 @@ impl Way {
                  begin anew, and they go on where they were; their connections are closed"
             }
             Self::Cooperative => {
-                "this release has no protocol to tell apps of an update: have the command stop and start them"
+                "apps with `update` are told, save what they need, are ended before the command, and started again \
+                 when it, or the reboot after it, is over"
             }
             Self::Reboot => {
                 "with --reboot: the update waits until somebody reboots the host, and goes on by itself afterwards"
@@ -148,6 +153,8 @@ pub struct Subject {
     pub leaves: bool,
     /// It is kept over the reboot, where that is wanted and images of it are taken.
     pub keeps: Option<Keeps>,
+    /// It is told of the update.
+    pub told: Option<Call>,
 }
 
 /// What is known of an app that is to be kept over a boot.
@@ -220,6 +227,23 @@ pub fn choose(subject: &Subject) -> Choice {
     if let Some(keeps) = &subject.keeps {
         return keep(keeps);
     }
+    if subject.told == Some(Call::End) {
+        return Choice {
+            rung: Rung::Cooperative,
+            reason: "it is told, saves what it needs, is ended before the command, and started again afterwards"
+                .to_owned(),
+            pause_ms: None,
+            refused: Vec::new(),
+        };
+    }
+    if subject.told == Some(Call::Detach) {
+        let mut choice = choose(&Subject {
+            told: None,
+            ..subject.clone()
+        });
+        choice.reason += "; it is told before, and has its CPUs to itself meanwhile";
+        return choice;
+    }
     if subject.reboot {
         return Choice {
             rung: Rung::Reboot,
@@ -289,6 +313,7 @@ mod tests {
                 reboot,
                 leaves: false,
                 keeps: None,
+                told: None,
             });
             assert_eq!(choice.rung, expected, "{choice:?}");
             assert_eq!(choice.pause_ms, pause, "{choice:?}");
@@ -313,8 +338,24 @@ mod tests {
             reboot: true,
             leaves: true,
             keeps: None,
+            told: None,
         });
         assert_eq!(leaves.rung, Rung::OtherHost);
+        let told = |call| {
+            choose(&Subject {
+                front: None,
+                is_started: true,
+                restart: false,
+                reboot: false,
+                leaves: false,
+                keeps: None,
+                told: Some(call),
+            })
+        };
+        assert_eq!(told(Call::End).rung, Rung::Cooperative);
+        let detached = told(Call::Detach);
+        assert_eq!((detached.rung, detached.pause_ms), (Rung::Userspace, none));
+        assert!(detached.reason.contains("it is told before"));
     }
 
     #[test]
@@ -327,6 +368,7 @@ mod tests {
                 reboot: true,
                 leaves: false,
                 keeps: Some(keeps),
+                told: None,
             })
         };
         let choice = choose(Keeps::default());

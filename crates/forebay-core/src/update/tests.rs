@@ -21,6 +21,8 @@ struct Path {
     looks: Vec<bool>,
     has_rollback: bool,
     reboot: bool,
+    /// Whether apps are told, and what they answer.
+    tells: Option<Result<(), &'static str>>,
     /// Whether apps go to other hosts, and what they meet there.
     elsewhere: Option<Result<(), &'static str>>,
     /// Whether apps are kept over a boot, and how that goes.
@@ -61,6 +63,8 @@ struct World {
     frozen: bool,
     /// The host takes no more applications.
     cordoned: bool,
+    /// Apps that were told and ended, and that nobody may start until it is over.
+    kept_ended: BTreeSet<AppId>,
     /// Apps that are on another host.
     away: BTreeSet<AppId>,
     /// Those that are kept over a boot.
@@ -223,6 +227,33 @@ impl World {
         Fact::Revived(lost.map(ToString::to_string).collect())
     }
 
+    fn tell(&mut self, record: &mut Record, path: &Path) -> Result<Fact, Died> {
+        self.moment()?;
+        if let Some(Err(why)) = path.tells {
+            return Ok(Fact::Refused(why.to_owned()));
+        }
+        record.prepared = record.order.told.clone();
+        self.write(record)?;
+        for (app, _) in record
+            .prepared
+            .iter()
+            .filter(|(_, call)| **call == Call::End)
+        {
+            self.kept_ended.insert(app.clone());
+            self.moment()?;
+        }
+        Ok(Fact::Told(Vec::new()))
+    }
+
+    fn resume(&mut self, record: &mut Record) -> Result<(), Died> {
+        for app in record.prepared.keys() {
+            self.kept_ended.remove(app);
+            self.moment()?;
+        }
+        record.prepared.clear();
+        Ok(())
+    }
+
     fn restore(&mut self, record: &Record) -> Result<Fact, Died> {
         for (app, old) in &record.old {
             self.moment()?;
@@ -262,9 +293,17 @@ impl World {
                 Err(why) => Fact::Refused(why.to_owned()),
             },
             Deed::Leave => return self.leave(record, path),
+            Deed::Tell => return self.tell(record, path),
             Deed::Return => return self.come_back(record),
             Deed::Update | Deed::Undo => {
                 assert_eq!(self.cordoned, path.elsewhere.is_some());
+                let ends = record.prepared.values();
+                let ends = ends.filter(|call| **call == Call::End).count();
+                assert_eq!(self.kept_ended.len(), ends);
+                assert_eq!(
+                    ends > 0 || record.rollbacks > 0,
+                    path.tells.is_some() || record.rollbacks > 0
+                );
                 return self.run(record, path);
             }
             Deed::AwaitBoot => {
@@ -277,12 +316,16 @@ impl World {
                 return self.depart(record, keeping);
             }
             Deed::Revive => self.revive(record),
-            Deed::Restore => return self.restore(record),
+            Deed::Restore => {
+                self.resume(record)?;
+                return self.restore(record);
+            }
             Deed::Verify => match path.looks[record.rollbacks as usize] {
                 true => Fact::Judged(Ok(())),
                 false => Fact::Judged(Err("sick".to_owned())),
             },
             Deed::Close => {
+                self.resume(record)?;
                 self.slice = false;
                 self.frozen = false;
                 self.moment()?;
@@ -335,6 +378,12 @@ fn order(path: &Path) -> Order {
         unproved: false,
         elsewhere: path.elsewhere.is_some(),
         keep: path.keep.is_some(),
+        told: match path.tells {
+            Some(_) => [("a", Call::Detach), ("b", Call::End)]
+                .map(|(app, call)| (app.parse().unwrap(), call))
+                .into(),
+            None => BTreeMap::new(),
+        },
     }
 }
 
@@ -383,7 +432,7 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
     assert_eq!(world.owners(), 1, "{said}");
     assert!(!world.slice && !world.frozen, "{said}: {world:?}");
     assert!(
-        !world.cordoned && world.away.is_empty(),
+        !world.cordoned && world.away.is_empty() && world.kept_ended.is_empty(),
         "{said}: {world:?}"
     );
     for (app, memory) in &world.memories {
@@ -421,6 +470,7 @@ fn paths() -> Vec<Path> {
         reboot: false,
         elsewhere: None,
         keep: None,
+        tells: None,
         ends,
     };
     let mut all = vec![
@@ -504,6 +554,16 @@ fn paths() -> Vec<Path> {
     behind.sync = Err("no");
     let mut unmoved = path("no room elsewhere", vec![], &[], false, RolledBack);
     unmoved.elsewhere = Some(Err("no"));
+    let mut unprepared = path("not prepared", vec![], &[], false, RolledBack);
+    unprepared.tells = Some(Err("no"));
+    // Whatever comes of the command, those that were told hear that it is over.
+    let told = all.iter().chain([&reboots, &behind]).cloned();
+    let told: Vec<Path> = told
+        .map(|path| Path {
+            tells: Some(Ok(())),
+            ..path
+        })
+        .collect();
     // Whatever comes of the command, those that went come back.
     let moved = all.iter().chain([&reboots, &unproved, &behind]).cloned();
     let moved: Vec<Path> = moved
@@ -512,7 +572,8 @@ fn paths() -> Vec<Path> {
             ..path
         })
         .collect();
-    all.extend([reboots, unproved, behind, unmoved]);
+    all.extend([reboots, unproved, behind, unmoved, unprepared]);
+    all.extend(told);
     all.extend(moved);
     all.extend(kept);
     all

@@ -249,6 +249,7 @@ impl Scenario {
             response_time_max: None,
             mobility: None,
             accelerators: None,
+            update: None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use forebay_api as api;
 use forebay_api::Client;
+use forebay_api::attend::{Told, socket_beside};
 
 use super::update_fleet::FleetUpdateCommand;
 use super::update_hook::{self, HookArgs, HooksArgs};
@@ -39,6 +40,8 @@ pub(crate) enum UpdateCommand {
     /// Update the hosts of the fleet, a few at a time
     #[command(subcommand)]
     Fleet(FleetUpdateCommand),
+    /// Attend for an app: run commands when it is to prepare for an update, and when that is over
+    Attend(AttendArgs),
     /// Have package managers ask before they begin, and say afterwards what runs outdated code
     Hooks(HooksArgs),
     /// What a package manager runs
@@ -97,6 +100,22 @@ pub(crate) struct StatusArgs {
     state_dir: PathBuf,
 }
 
+/// Which app, and what is run for it.
+#[derive(Debug, Args)]
+pub(crate) struct AttendArgs {
+    /// The app [default: the one in whose slice Forebay started this]
+    #[arg(long, value_name = "APP")]
+    app: Option<String>,
+
+    /// Run by the shell when it is to prepare; status 0 means that it is ready
+    #[arg(long, value_name = "COMMAND")]
+    prepare: String,
+
+    /// Run by the shell when the update is over
+    #[arg(long, value_name = "COMMAND")]
+    resume: Option<String>,
+}
+
 /// Runs one command to its end; says on standard error what went wrong.
 pub(super) fn run(command: UpdateCommand, connection: &Connection) -> ExitCode {
     let mut output = Output::stdout(connection.format());
@@ -131,6 +150,7 @@ async fn execute(
     let client = async || Client::connect(socket).await;
     match command {
         UpdateCommand::Hooks(args) => update_hook::files(&args, output)?,
+        UpdateCommand::Attend(args) => attend(&args, socket)?,
         UpdateCommand::Hook(args) => return update_hook::run(&args, socket).await,
         UpdateCommand::Status(args) => {
             let updates = updates(socket, &args.state_dir).await?;
@@ -241,6 +261,53 @@ async fn follow(client: &Client, number: u64) -> Result<api::UpdateReceipt, Fail
     }
 }
 
+/// Attends until the daemon refuses the app; a daemon that is not there is waited for.
+fn attend(args: &AttendArgs, daemon_socket: &Path) -> Result<(), Failure> {
+    let app = args.app.clone();
+    let app = app.or_else(|| std::env::var(forebay_api::attend::APP_VARIABLE).ok());
+    let app = app.ok_or_else(|| {
+        Failure::Failed(format!(
+            "attend: for which app? give --app; programs that Forebay starts find it in {}",
+            forebay_api::attend::APP_VARIABLE
+        ))
+    })?;
+    let named = std::env::var_os(forebay_api::attend::SOCKET_VARIABLE);
+    let socket = named.map_or_else(|| socket_beside(daemon_socket), PathBuf::from);
+    let prepare = |told| {
+        let (update, how) = match told {
+            Told::Prepare { update, ends, .. } => (update, if ends { "end" } else { "detach" }),
+            Told::Resume => return Ok(()),
+        };
+        let status = std::process::Command::new("sh")
+            .args(["-c", &args.prepare])
+            .env("FOREBAY_UPDATE", update.to_string())
+            .env("FOREBAY_UPDATE_HOW", how)
+            .status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("{}: {status}", args.prepare)),
+            Err(error) => Err(format!("{}: {error}", args.prepare)),
+        }
+    };
+    let resume = || {
+        let Some(command) = &args.resume else {
+            return;
+        };
+        let status = std::process::Command::new("sh")
+            .args(["-c", command])
+            .status();
+        let why = match status {
+            Ok(status) if status.success() => return,
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        // Without standard error there is nobody to tell.
+        writeln!(std::io::stderr(), "forebay: {command}: {why}").ok();
+    };
+    forebay_api::attend::attend(&socket, &app, prepare, resume)
+        .map_err(|error| Failure::Failed(format!("attend for {app}: {error}")))
+}
+
 fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
 }
@@ -300,6 +367,16 @@ pub(crate) fn status(updates: &api::Updates) -> String {
             if let Some(output) = &current.output {
                 write!(text, "\nits output is in {output}").ok();
             }
+            for one in &current.prepared {
+                let how = match one.how.as_str() {
+                    "end" => "was ended, and is started again when it is over",
+                    _ => "runs detached, alone on CPUs of its own",
+                };
+                write!(text, "\n{} is prepared: it {how}", one.app).ok();
+            }
+            for one in &current.isolation {
+                write!(text, "\n{}: {}", one.app, isolated(one)).ok();
+            }
             for trouble in &current.troubles {
                 write!(text, "\n{trouble}").ok();
             }
@@ -320,6 +397,26 @@ pub(crate) fn status(updates: &api::Updates) -> String {
         .ok();
     }
     text
+}
+
+/// What was measured of an app's isolation.
+fn isolated(found: &api::UpdateIsolation) -> String {
+    let cpus = |cpus: &Option<String>| cpus.clone().unwrap_or_else(|| "none".to_owned());
+    let share = |share: Option<f64>| {
+        share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
+    };
+    let floor = found.memory_floor_bytes;
+    let floor = floor.map_or_else(|| "none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+    format!(
+        "own CPUs {}, memory floor {floor}; with the slice of the update full of work on CPUs {}: p99 {} ({} \
+         before), it waited for a CPU {} of the time ({} before)",
+        cpus(&found.exclusive_cpus),
+        cpus(&found.load_cpus),
+        ms(found.p99_loaded_ms),
+        ms(found.p99_before_ms),
+        share(found.waited_loaded),
+        share(found.waited),
+    )
 }
 
 /// One that is over, for people.
@@ -368,22 +465,25 @@ pub(crate) fn one(receipt: &api::UpdateReceipt) -> String {
         if app.pause_ms.is_some() {
             write!(text, ", measured {}", ms(app.pause_ms)).ok();
         }
-        if app.p99_loaded_ms.is_some() || app.exclusive_cpus.is_some() {
-            let cpus = app.exclusive_cpus.as_deref().unwrap_or("none");
-            write!(text, "; own CPUs {cpus}").ok();
-        }
-        if app.p99_loaded_ms.is_some() {
-            write!(
-                text,
-                ", p99 {} with the slice of the update full of work, {} before",
-                ms(app.p99_loaded_ms),
-                ms(app.p99_before_ms),
-            )
-            .ok();
+        if app.load_cpus.is_some() || app.exclusive_cpus.is_some() {
+            let found = api::UpdateIsolation {
+                exclusive_cpus: app.exclusive_cpus.clone(),
+                load_cpus: app.load_cpus.clone(),
+                memory_floor_bytes: app.memory_floor_bytes,
+                waited: app.waited,
+                waited_loaded: app.waited_loaded,
+                p99_before_ms: app.p99_before_ms,
+                p99_loaded_ms: app.p99_loaded_ms,
+                ..api::UpdateIsolation::default()
+            };
+            write!(text, "; {}", isolated(&found)).ok();
         }
     }
     for trouble in &receipt.troubles {
         write!(text, "\n{trouble}").ok();
+    }
+    if !receipt.next.is_empty() {
+        write!(text, "\n{}", receipt.next).ok();
     }
     text
 }

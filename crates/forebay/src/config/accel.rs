@@ -12,7 +12,7 @@ use super::resolve::share;
 use super::text::Section;
 
 /// The longest path of a Unix socket that the kernel takes.
-const SOCKET_PATH_MAX: usize = 107;
+pub(super) const SOCKET_PATH_MAX: usize = 107;
 
 /// Where the directories of all workers are: beside the daemon's socket.
 pub(crate) fn workers_directory(daemon_socket: &Path) -> PathBuf {

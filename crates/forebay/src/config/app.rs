@@ -30,7 +30,7 @@ const IMAGES_EVERY_MIN: Duration = Duration::from_secs(1);
 const IMAGES_EVERY_MAX: Duration = Duration::from_secs(86_400);
 
 /// The keys that say how Forebay starts a program.
-const EXEC_ONLY: [&str; 10] = [
+const EXEC_ONLY: [&str; 11] = [
     "user",
     "group",
     "directory",
@@ -41,6 +41,7 @@ const EXEC_ONLY: [&str; 10] = [
     "images",
     "move",
     "accelerators",
+    "update",
 ];
 
 /// The keys of which an app has one: which processes are its own.
@@ -74,6 +75,8 @@ pub(super) fn resolve_app(
         .as_ref()
         .is_some_and(|mobility| mobility.way == Way::Checkpoint);
     let accelerators = accelerators(&mut section, images.is_some() || with_memory, findings);
+
+    let update = super::update::part(&mut section, images.is_some() || with_memory, findings);
 
     let mut floor = section.take_section("floor");
     let mut ceiling = section.take_section("ceiling");
@@ -136,6 +139,7 @@ pub(super) fn resolve_app(
         response_time_max,
         mobility,
         accelerators,
+        update,
     });
     Resolved {
         floor,

@@ -18,7 +18,7 @@ use event::{CALENDAR, EVENT};
 use fleet::FLEET;
 use front::FRONT;
 use offload::OFFLOAD;
-use program::{ACCELERATORS, IMAGES, MOVE};
+use program::{ACCELERATORS, IMAGES, MOVE, UPDATE};
 
 use super::quantity::{
     BYTES_PATTERN, CPU_PATTERN, DURATION_PATTERN, PERCENT_PATTERN, RATE_PATTERN,
@@ -445,6 +445,11 @@ pub(super) const APP: &[Key] = &[
         "accelerators",
         Kind::Section(ACCELERATORS),
         "With exec: a worker beside it, which gives its compute tasks to accelerators or to the CPU; it finds it by FOREBAY_ACCEL_SOCKET",
+    ),
+    key(
+        "update",
+        Kind::Section(UPDATE),
+        "With exec: it is told of updates of the operating system; it finds where to listen by FOREBAY_UPDATE_SOCKET",
     ),
     key(
         "response_time_max",

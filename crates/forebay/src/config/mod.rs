@@ -23,6 +23,7 @@ mod resolve;
 mod sources;
 mod text;
 mod tier;
+mod update;
 
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ pub(crate) use front::{FrontConfig, PLAN_FILE, fronts_directory, lender};
 pub(crate) use keys::schema;
 #[cfg(test)]
 pub(crate) use keys::{Key, Kind, ROOT};
+pub(crate) use update::update_socket;
 
 use crate::fetch::Sources;
 use error::{Findings, Problem};

@@ -23,6 +23,7 @@ use super::offload;
 use super::sources::{forecasts, otlp};
 use super::text::{At, Section};
 use super::tier::tiers;
+use super::update;
 use super::{Config, DaemonConfig, Readers, Retention};
 use crate::fetch::Sources;
 use crate::training::TrainingConfig;
@@ -62,6 +63,10 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
                     if let Err(problem) = accel::tell_program(&mut app, &workers) {
                         let (at, key) = &places[&id];
                         findings.add(*at, format!("{key}.accelerators"), problem);
+                    }
+                    if let Err(problem) = update::tell_program(&mut app, &daemon.socket) {
+                        let (at, key) = &places[&id];
+                        findings.add(*at, format!("{key}.update"), problem);
                     }
                     policy.apps.insert(id, app);
                 }

@@ -9,11 +9,13 @@
 
 mod accel;
 mod arm;
+mod clients;
 mod fleet;
 pub(crate) mod print;
 mod simulated;
 mod sweep;
 mod table;
+mod update;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -69,6 +71,8 @@ enum Show {
     Accel,
     /// A service that moves between three hosts by itself when one of them is hogged, under its clients
     Fleet,
+    /// A package that is installed under a service with its clients: the receipt, and what they saw
+    Update,
 }
 
 /// Why the demo did not come to its end.
@@ -170,6 +174,7 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
         Show::Failover => Some(failover::show(dir, length)?),
         Show::Accel => Some(accel::show(dir)?),
         Show::Fleet => Some(fleet::show(dir, length)?),
+        Show::Update => Some(update::show(dir, length)?),
     };
     if let Some(result) = result {
         return args

@@ -128,6 +128,7 @@ fn sweep(dir: &Path) -> Result<(), Error> {
         // Whoever was in the way has ended by now.
         states.iter().try_for_each(|state| put_back(state))?;
     }
+    super::update::package::sweep(dir)?;
     fs::remove_dir_all(dir).map_err(Error::system("remove", dir.display(), "remove it by hand"))
 }
 

@@ -79,7 +79,7 @@ impl Socket {
     }
 
     /// The listener, for the runtime that is entered. Once.
-    pub(super) fn listener(&mut self) -> io::Result<tokio::net::UnixListener> {
+    pub(crate) fn listener(&mut self) -> io::Result<tokio::net::UnixListener> {
         let listener = self.listener.take().ok_or(io::ErrorKind::NotConnected)?;
         tokio::net::UnixListener::from_std(listener)
     }

@@ -221,6 +221,7 @@ mod tests {
             elsewhere: true,
             keep: false,
             unproved: false,
+            told: BTreeMap::new(),
         };
         let mut entry = Entry::new(Record::new(1, 2, "boot".to_owned(), order));
         let front: AppId = "web".parse().unwrap();

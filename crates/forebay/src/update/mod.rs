@@ -13,6 +13,7 @@
 //! The rules are `forebay_core::update`; its page says what a crash leaves. The thread is dropped where it
 //! stands when the daemon stops: that is no other than a crash.
 
+mod apart;
 mod elsewhere;
 mod errand;
 pub(crate) mod hooks;
@@ -21,12 +22,14 @@ mod keep;
 mod measure;
 mod outdated;
 mod plan;
+mod proof;
 mod receipt;
 mod restore;
 pub(crate) mod rolling;
 mod run;
+mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -37,16 +40,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Policy, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
-use forebay_core::update::{Order, Record, Stage, Step, Way};
+use forebay_core::update::{Call, Order, Record, Stage, Step, Way};
 use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
+use apart::Apart;
 pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
+pub(crate) use told::attended;
 
 use crate::config::HostFacts;
 use crate::control::{Command, Published};
+use crate::server::Socket;
 use crate::{fronts, images};
 
 /// The apps of updates are named by it; no other app may be.
@@ -140,6 +146,16 @@ fn running(place: &Place, record: &Record) -> Option<App> {
     place.app(&record.step(), &record.order, command)
 }
 
+/// Which apps of an update are held apart from everybody else.
+fn detached(record: &Record) -> BTreeSet<AppId> {
+    if matches!(record.stage, Stage::Planned | Stage::Over(_)) {
+        return BTreeSet::new();
+    }
+    let told = record.order.told.iter();
+    let detached = told.filter(|(_, call)| **call == Call::Detach);
+    detached.map(|(app, _)| app.clone()).collect()
+}
+
 type Apps = Arc<Mutex<BTreeMap<AppId, App>>>;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,9 +164,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The apps of the update under way, which stand in no configuration and which a reload leaves.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Kept(Apps);
+pub(crate) struct Kept(Apps, Apart);
 
 impl Kept {
+    /// What holds while apps run detached.
+    pub(crate) fn apart(&self) -> Apart {
+        self.1.clone()
+    }
+
     pub(crate) fn apps(&self) -> BTreeMap<AppId, App> {
         locked(&self.0).clone()
     }
@@ -162,6 +183,7 @@ pub(crate) struct Opened {
     book: Arc<Book>,
     place: Place,
     kept: Kept,
+    board: told::Board,
 }
 
 impl Opened {
@@ -184,17 +206,32 @@ impl Opened {
             .map_err(|error| format!("make {}: {error}", dir.display()))?;
         let book = Arc::new(Book::open(state_dir));
         let kept = Kept::default();
-        if let Some(app) = book
-            .current()
+        let current = book.current();
+        if let Some(entry) = &current {
+            kept.1.set(detached(&entry.record));
+        }
+        if let Some(app) = current
+            .as_ref()
             .and_then(|entry| running(&place, &entry.record))
         {
             locked(&kept.0).insert(app.id.clone(), app);
         }
-        Ok(Self { book, place, kept })
+        let board = told::Board::new(current.as_ref());
+        Ok(Self {
+            book,
+            place,
+            kept,
+            board,
+        })
     }
 
     pub(crate) fn kept(&self) -> Kept {
         self.kept.clone()
+    }
+
+    /// Apps that an update ended, and starts again itself.
+    pub(crate) fn ended(&self) -> watch::Receiver<Arc<BTreeSet<AppId>>> {
+        self.board.ended()
     }
 }
 
@@ -211,6 +248,8 @@ struct Shared {
     book: Arc<Book>,
     place: Place,
     kept: Kept,
+    /// Who is told what.
+    board: told::Board,
     wake: Notify,
     wishes: Wishes,
     /// Why it stands still now, if it does.
@@ -542,15 +581,20 @@ fn order(
             request.reboot && policy.apps.values().any(can_leave)
         }
     };
+    let reboot =
+        request.reboot || named.is_some_and(|way| matches!(way, Way::Reboot | Way::Checkpoint));
+    let told = plan::told(policy, named, |app| {
+        elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app))
+    });
     Ok(Order {
+        told,
         elsewhere,
         command: request.command,
         directory,
         rollback: request.rollback,
         limit,
         restart: restart.collect::<Result<_, _>>()?,
-        reboot: request.reboot
-            || named.is_some_and(|way| matches!(way, Way::Reboot | Way::Checkpoint)),
+        reboot,
         keep: named == Some(Way::Checkpoint),
         unproved: request.unproved,
     })
@@ -570,6 +614,8 @@ pub(crate) struct Updater {
     /// Dropped to end the thread.
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
+    /// Where apps are told; gone with this.
+    attended: Option<Socket>,
 }
 
 impl Updater {
@@ -583,11 +629,13 @@ impl Updater {
         reports: watch::Receiver<Option<Arc<Published>>>,
         (fronts, images): (fronts::Desk, images::Desk),
         fleet: Option<Fleet>,
+        mut attended: Option<Socket>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             book: opened.book,
             place: opened.place,
             kept: opened.kept,
+            board: opened.board,
             wake: Notify::new(),
             wishes: Wishes::default(),
             held: Mutex::default(),
@@ -603,13 +651,19 @@ impl Updater {
             .enable_all()
             .build()?;
         let (stop, stopped) = oneshot::channel();
+        let listener = {
+            let _entered = runtime.enter();
+            attended.as_mut().map(Socket::listener).transpose()?
+        };
         let runner = run::Runner::new(Arc::clone(&shared));
+        let listening = told::listen(Arc::clone(&shared), listener);
         let thread = std::thread::Builder::new()
             .name("update".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
                         () = runner.run() => {}
+                        () = listening => {}
                         _ = stopped => {}
                     }
                 });
@@ -618,6 +672,7 @@ impl Updater {
             desk: Desk(shared),
             stop,
             thread,
+            attended,
         })
     }
 
@@ -627,10 +682,16 @@ impl Updater {
 
     /// Ends it where it stands; the journal says how to go on.
     pub(crate) fn stop(self) {
-        let Self { desk, stop, thread } = self;
+        let Self {
+            desk,
+            stop,
+            thread,
+            attended,
+        } = self;
         drop((desk, stop));
         if thread.join().is_err() {
             tracing::error!("the thread that carries out updates panicked");
         }
+        drop(attended);
     }
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 use forebay_core::idset::CpuSet;
 use forebay_core::update::Life;
 
+/// What dpkg knows of packages.
+pub(super) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
 /// Locks that package managers hold while packages are half installed.
 const PACKAGE_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock"];
 /// Where code comes from that packages replace.
@@ -65,6 +67,59 @@ pub(super) fn cpus(proc: &Path, pid: u32) -> Option<CpuSet> {
     list.trim().parse().ok()
 }
 
+/// Packages that dpkg has not finished with, by name: none where there is no dpkg.
+pub(super) fn unconfigured(status: &Path) -> Vec<String> {
+    const UNFINISHED: [&str; 5] = [
+        "half-installed",
+        "unpacked",
+        "half-configured",
+        "triggers-awaited",
+        "triggers-pending",
+    ];
+    let text = fs::read(status).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mut package = "";
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("Package: ") {
+            package = name;
+        }
+        let state = line.strip_prefix("Status: ");
+        let state = state.and_then(|words| words.split_whitespace().nth(2));
+        if state.is_some_and(|state| UNFINISHED.contains(&state)) {
+            found.push(package.to_owned());
+        }
+    }
+    found
+}
+
+/// The CPUs that threads of a process, and of all that it started, ran on last.
+pub(super) fn ran_on(proc: &Path, pid: u32) -> CpuSet {
+    let mut cpus = CpuSet::default();
+    let mut left = vec![pid];
+    while let Some(pid) = left.pop() {
+        let threads = fs::read_dir(proc.join(format!("{pid}/task")));
+        for thread in threads.into_iter().flatten().flatten() {
+            let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+            let children = read("children");
+            left.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
+            // One that ended meanwhile ran nowhere.
+            if let Some((_, rest)) = read("stat").rsplit_once(')')
+                && let Some(cpu) = rest.split_whitespace().nth(36)
+                && let Ok(cpu) = cpu.parse()
+                && cpu < CpuSet::IDS_MAX
+            {
+                cpus.insert(cpu);
+            }
+        }
+    }
+    cpus
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,13 +148,29 @@ mod tests {
     }
 
     #[test]
+    fn packages_that_dpkg_has_not_finished_with_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("status");
+        assert_eq!(unconfigured(&file), [""; 0]);
+        let text = "Package: good\nStatus: install ok installed\nVersion: 1\n\n\
+                    Package: bad\nStatus: install ok half-configured\n\n\
+                    Package: gone\nStatus: deinstall ok config-files\n\n\
+                    Package: torn\nStatus: install reinstreq half-installed\n";
+        fs::write(&file, text).unwrap();
+        assert_eq!(unconfigured(&file), ["bad", "torn"]);
+    }
+
+    #[test]
     fn this_process_has_a_life_and_cpus() {
         let proc = Path::new("/proc");
         let own = std::process::id();
         let one = life(proc, own).unwrap();
         assert_eq!(one.pid, own);
         assert_eq!(life(proc, own), Some(one));
-        assert!(!cpus(proc, own).unwrap().is_empty());
+        let allowed = cpus(proc, own).unwrap();
+        assert!(!allowed.is_empty());
+        let ran_on = ran_on(proc, own);
+        assert!(!ran_on.is_empty() && ran_on.is_subset(&allowed), "{ran_on}");
         assert_eq!(life(proc, u32::MAX), None);
     }
 

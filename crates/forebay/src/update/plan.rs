@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Policy};
-use forebay_core::update::{Choice, Front, Order, Rung, Subject, Way, choose, ends_the_host};
+use forebay_core::update::{
+    Call, Choice, Front, Order, Otherwise, Rung, Subject, Way, choose, ends_the_host,
+};
 use forebay_shadow::status::Transition;
 
 use super::keep::keeps_none;
@@ -19,19 +21,46 @@ pub(super) fn choices(policy: &Policy, order: &Order, shared: &Shared) -> BTreeM
     let mut keeps = shared.keeps(policy, order);
     let mut choose = |id: &AppId, app: &App| {
         let known = fronts.values().find(|known| serves(known, id));
-        choose(&Subject {
+        let mut choice = choose(&Subject {
             front: known.map(|known| front(known, id)),
             is_started: matches!(app.binding, Binding::Exec(_)),
             restart: order.restart.contains(id),
             reboot: order.reboot,
             leaves: order.elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app)),
             keeps: keeps.remove(id),
-        })
+            told: order.told.get(id).copied(),
+        });
+        let refuses = app
+            .update
+            .is_some_and(|part| part.otherwise == Otherwise::Refuse);
+        if order.told.contains_key(id) && refuses && !shared.board.is_present(id) {
+            choice.refused.push(
+                "update: it is to be told, and has not registered; see that its client runs \
+                 (`forebay update attend`), or give it `update.otherwise = \"next\"`"
+                    .to_owned(),
+            );
+        }
+        choice
     };
     let apps = policy.apps.iter();
     let apps = apps.filter(|(id, _)| !id.as_str().starts_with(super::PREFIX));
     apps.map(|(id, app)| (id.clone(), choose(id, app)))
         .collect()
+}
+
+/// Who is told what: those that take part and stay here.
+pub(super) fn told(
+    policy: &Policy,
+    way: Option<Way>,
+    leaves: impl Fn(&App) -> bool,
+) -> BTreeMap<AppId, Call> {
+    let call = match way {
+        Some(Way::Cooperative) => Call::End,
+        _ => Call::Detach,
+    };
+    let apps = policy.apps.values();
+    let told = apps.filter(|app| app.update.is_some() && !leaves(app));
+    told.map(|app| (app.id.clone(), call)).collect()
 }
 
 /// Whether an app is an instance behind a front.
@@ -100,6 +129,13 @@ pub(super) fn cannot(
         }
         refused.extend(fleet.obstacle());
     }
+    if way == Some(Way::Cooperative) && order.told.is_empty() {
+        refused.push(format!(
+            "rung {}: no app of this host is told of updates: give those that are to be `update`, or take \
+             another rung",
+            Way::Cooperative.name()
+        ));
+    }
     if ends_the_host(&order.command) {
         refused.push(format!(
             "update ({}): it would end the host behind the apps' back; give --reboot with the command that \
@@ -133,6 +169,7 @@ pub(super) const fn rung(rung: Rung) -> &'static str {
         Rung::Userspace => "userspace",
         Rung::OtherHost => "other-host",
         Rung::Checkpoint => "checkpoint",
+        Rung::Cooperative => "cooperative",
         Rung::Restart => "restart",
         Rung::Reboot => "reboot",
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use forebay_api as api;
 use forebay_core::app::AppId;
-use forebay_core::update::{Outcome, Pace, Stage};
+use forebay_core::idset::CpuSet;
+use forebay_core::update::{AppProof, Call, Outcome, Pace, Record, Stage, System};
 
 use super::journal::Entry;
 use super::{measure, plan};
@@ -16,6 +17,7 @@ pub(super) const fn stage(stage: Stage) -> &'static str {
         Stage::Locked => "locked",
         Stage::Isolated => "isolated",
         Stage::Leaving => "leaving",
+        Stage::Telling => "telling",
         Stage::Synced => "synced",
         Stage::Updating => "updating",
         Stage::RebootPending => "reboot_pending",
@@ -49,6 +51,7 @@ const fn next(stage: Stage) -> &'static str {
         Stage::Leaving => {
             "apps go to other hosts (`forebay fleet drain --show`); `forebay update abort` calls it off"
         }
+        Stage::Telling => "apps are told, and prepare; `forebay update abort` calls it off",
         Stage::Updating => "the command runs; `forebay update abort` asks it to end",
         Stage::RebootPending => {
             "reboot the host, and it goes on by itself; or go on without: `forebay update resume`"
@@ -65,6 +68,11 @@ const fn next(stage: Stage) -> &'static str {
     }
 }
 
+/// Whether apps are ended meanwhile.
+fn ends(record: &Record) -> bool {
+    record.prepared.values().any(|call| *call == Call::End)
+}
+
 pub(super) fn current(
     entry: &Entry,
     output: &Path,
@@ -74,6 +82,10 @@ pub(super) fn current(
     let record = &entry.record;
     let next = match stuck {
         Some(why) => format!("it cannot go on, and tries again: {why}"),
+        None if record.stage == Stage::RebootPending && ends(record) => format!(
+            "{}; apps that were told are ended until then",
+            next(record.stage)
+        ),
         None => next(record.stage).to_owned(),
     };
     api::Update {
@@ -85,6 +97,72 @@ pub(super) fn current(
         output: (record.runs > 0).then(|| output.display().to_string()),
         held,
         troubles: record.troubles.clone(),
+        isolation: record.proof.iter().map(isolation).collect(),
+        prepared: record
+            .prepared
+            .iter()
+            .map(|(app, call)| api::UpdatePrepared {
+                app: app.to_string(),
+                how: call.word().to_owned(),
+            })
+            .collect(),
+    }
+}
+
+fn isolation((app, proof): (&AppId, &AppProof)) -> api::UpdateIsolation {
+    let cpus = |cpus: CpuSet| (!cpus.is_empty()).then(|| cpus.to_string());
+    api::UpdateIsolation {
+        app: app.to_string(),
+        exclusive_cpus: cpus(proof.exclusive),
+        load_cpus: cpus(proof.load_ran_on),
+        memory_floor_bytes: proof.memory_floor.map(|floor| floor.0),
+        waited: proof.waited,
+        waited_loaded: proof.waited_loaded,
+        p99_before_ms: proof.before.p99_ms,
+        p99_loaded_ms: proof.loaded.p99_ms,
+    }
+}
+
+/// Where an update that is over leaves the host, and what to type next.
+fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String {
+    let output = output.display();
+    let stage = record.stage;
+    if !unconfigured.is_empty() {
+        return format!(
+            "dpkg has not finished with {}; next: `forebay update run -- dpkg --configure -a`",
+            unconfigured.join(", ")
+        );
+    }
+    let outcome = match stage {
+        Stage::Over(outcome) | Stage::Closing(outcome) | Stage::Returning(outcome) => outcome,
+        _ => Outcome::Alarmed,
+    };
+    let command = record.order.command.join(" ");
+    match (outcome, record.system) {
+        (Outcome::Committed, _) if record.troubles.is_empty() => {
+            "the system is updated and the apps are well: nothing is left to do".to_owned()
+        }
+        (Outcome::Committed, _) => {
+            "the system is updated and the apps are well, but not all was done; `forebay update status` says \
+             what still runs outdated code"
+                .to_owned()
+        }
+        (Outcome::RolledBack, System::Untouched) => format!(
+            "nothing of the system was changed; once the reason is gone: `forebay update run -- {command}`"
+        ),
+        (Outcome::RolledBack, _) => format!(
+            "the rollback went through and the apps are well; `less {output}` shows what it wrote; once the \
+             reason is gone: `forebay update run -- {command}`"
+        ),
+        (Outcome::Alarmed, System::Updated | System::Undone | System::Untouched) => {
+            "apps are not well: `forebay apps` shows which; then `forebay update run --restart APP -- true` \
+             restarts one behind its front"
+                .to_owned()
+        }
+        (Outcome::Alarmed, System::Broken) => format!(
+            "nobody knows how far the system is: `less {output}` shows what the command wrote; once it is \
+             mended: `forebay update run -- {command}`, with `--rollback` where something undoes it"
+        ),
     }
 }
 
@@ -98,11 +176,21 @@ const fn shown(pace: Pace) -> api::UpdatePace {
     }
 }
 
+/// What an update leaves, beside its record.
+#[derive(Debug)]
+pub(super) struct Left<'a> {
+    /// What the last command wrote.
+    pub(super) output: &'a Path,
+    /// Packages that dpkg has not finished with.
+    pub(super) unconfigured: &'a [String],
+}
+
 /// What came of an update that is over.
 pub(super) fn receipt(
     entry: &Entry,
     ended_unix_ms: u64,
     restarted: &BTreeSet<AppId>,
+    left: &Left<'_>,
 ) -> api::UpdateReceipt {
     let record = &entry.record;
     let names: BTreeSet<&AppId> = entry.before.keys().chain(entry.during.keys()).collect();
@@ -124,18 +212,20 @@ pub(super) fn receipt(
     };
     let apps = record.plan.iter().map(|(id, choice)| {
         let proof = record.proof.get(id);
+        let proof = proof.map(|proof| isolation((id, proof)));
+        let proof = proof.unwrap_or_default();
         api::UpdateApp {
             planned: plan::shown(id, choice),
             restarted: restarted.contains(id),
-            exclusive_cpus: proof
-                .map(|proof| proof.exclusive.to_string())
-                .filter(|cpus| !cpus.is_empty()),
-            memory_floor_bytes: proof
-                .and_then(|proof| proof.memory_floor)
-                .map(|floor| floor.0),
+            exclusive_cpus: proof.exclusive_cpus,
+            memory_floor_bytes: proof.memory_floor_bytes,
+            p99_before_ms: proof.p99_before_ms,
+            p99_loaded_ms: proof.p99_loaded_ms,
             pause_ms: entry.pauses.get(id).copied(),
-            p99_before_ms: proof.and_then(|proof| proof.before.p99_ms),
-            p99_loaded_ms: proof.and_then(|proof| proof.loaded.p99_ms),
+            load_cpus: proof.load_cpus,
+            waited: proof.waited,
+            waited_loaded: proof.waited_loaded,
+            told: record.order.told.get(id).map(|call| call.word().to_owned()),
         }
     });
     api::UpdateReceipt {
@@ -150,6 +240,7 @@ pub(super) fn receipt(
         fronts: names.into_iter().map(front).collect(),
         apps: apps.collect(),
         troubles: record.troubles.clone(),
+        next: afterwards(record, left.output, left.unconfigured),
     }
 }
 
@@ -163,4 +254,67 @@ pub(super) fn since(
         Some((name.clone(), (measure::pace(&between.answers), between)))
     });
     fronts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use forebay_core::update::Order;
+
+    use super::*;
+
+    /// However an update ended, what is said of it names a command, or that there is nothing to do.
+    #[test]
+    fn every_ending_says_where_it_stands_and_what_to_type_next() {
+        let order = Order {
+            command: vec!["apt-get".to_owned(), "upgrade".to_owned()],
+            directory: "/".into(),
+            rollback: None,
+            limit: Duration::from_secs(1),
+            restart: BTreeSet::new(),
+            reboot: false,
+            unproved: false,
+            elsewhere: false,
+            keep: false,
+            told: BTreeMap::new(),
+        };
+        let mut record = Record::new(1, 2, "boot".to_owned(), order);
+        let output = Path::new("/state/update/1.1.output");
+        use Outcome::{Alarmed, Committed, RolledBack};
+        use System::{Broken, Undone, Untouched, Updated};
+        let endings = [
+            (Committed, Updated, false, "nothing is left to do"),
+            (Committed, Updated, true, "`forebay update status`"),
+            (
+                RolledBack,
+                Untouched,
+                true,
+                "nothing of the system was changed",
+            ),
+            (RolledBack, Undone, true, "`less /state/update/1.1.output`"),
+            (Alarmed, Updated, true, "`forebay apps`"),
+            (Alarmed, Undone, true, "`forebay apps`"),
+            (
+                Alarmed,
+                Broken,
+                true,
+                "`forebay update run -- apt-get upgrade`",
+            ),
+        ];
+        for (outcome, system, is_troubled, expected) in endings {
+            record.stage = Stage::Over(outcome);
+            record.system = system;
+            record.troubles = vec!["why".to_owned(); usize::from(is_troubled)];
+            let said = afterwards(&record, output, &[]);
+            assert!(said.contains(expected), "{outcome:?}, {system:?}: {said}");
+            let names = said.contains("`forebay ") || outcome == Committed;
+            assert!(names, "{outcome:?}, {system:?}: {said}");
+        }
+        let said = afterwards(&record, output, &["libfoo".to_owned()]);
+        assert!(
+            said.contains("libfoo") && said.contains("`forebay update run -- dpkg --configure -a`")
+        );
+    }
 }

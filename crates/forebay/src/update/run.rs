@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::report::{AppReport, EventKind, TickReport};
-use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::RunState;
-use forebay_core::units::Bytes;
 use forebay_core::update::{
-    AppProof, Deed, Ending, Fact, Hold, Life, Looked, Outcome, Stage, Step, Turn, judge, suffers,
+    Deed, Ending, Fact, Hold, Life, Outcome, Stage, Step, Turn, judge, suffers,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -22,13 +20,11 @@ use super::{PREFIX, Shared, locked, measure, outdated, receipt, restore, unix_ms
 use crate::control::{Command, Deed as AppDeed, Published};
 
 /// Between two looks at the command.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// How long clients are watched before the load, under it, and after the update.
-const WINDOW: Duration = Duration::from_secs(2);
-/// How long the load lasts: the window and what its start takes.
-const LOAD_SECONDS: u64 = 8;
+pub(super) const WINDOW: Duration = Duration::from_secs(2);
 /// How long a command has to begin.
-const START_MAX: Duration = Duration::from_secs(60);
+pub(super) const START_MAX: Duration = Duration::from_secs(60);
 /// How long a shadow has to be in step.
 const SYNC_MAX: Duration = Duration::from_secs(30);
 /// How long apps have to be well again.
@@ -37,9 +33,9 @@ const WELL_MAX: Duration = Duration::from_secs(60);
 const GONE_MAX: Duration = Duration::from_secs(10);
 /// Before a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-const PROC: &str = "/proc";
+pub(super) const PROC: &str = "/proc";
 /// Runs of commands are counted from 1: this one is the load.
-const LOAD_RUN: u32 = 0;
+pub(super) const LOAD_RUN: u32 = 0;
 
 /// The one who carries updates out.
 #[derive(Debug)]
@@ -123,7 +119,14 @@ impl Runner {
             let kept = self.shared.book.amend(|content| {
                 if over {
                     let restarted = restarted(entry);
-                    let receipt = receipt::receipt(entry, unix_ms(), &restarted);
+                    let place = &self.shared.place;
+                    let output = place.output(entry.record.number, entry.record.runs);
+                    let unconfigured = outdated::unconfigured(Path::new(outdated::DPKG_STATUS));
+                    let left = receipt::Left {
+                        output: &output,
+                        unconfigured: &unconfigured,
+                    };
+                    let receipt = receipt::receipt(entry, unix_ms(), &restarted, &left);
                     content.current = None;
                     content.history.push(receipt);
                     let many = content
@@ -151,6 +154,7 @@ impl Runner {
             Deed::Prove => self.prove(entry).await,
             Deed::Sync => self.sync(entry).await,
             Deed::Leave => self.leave(entry).await,
+            Deed::Tell => self.prepare_apps(entry).await,
             Deed::Return => self.come_back(entry).await,
             Deed::Begin => {
                 entry.counted = measure::counted(&self.shared.fronts).await;
@@ -167,9 +171,21 @@ impl Runner {
             Deed::AwaitBoot => Ok(self.await_boot(entry).await),
             Deed::Depart => self.depart(entry).await,
             Deed::Revive => self.revive(entry).await,
-            Deed::Restore => self.restore(entry).await,
+            Deed::Restore => {
+                let mut troubles = self.resume_apps(entry).await?;
+                let fact = self.restore(entry).await?;
+                if let Fact::Restored(more) = &fact {
+                    troubles.extend(more.iter().cloned());
+                }
+                Ok(Fact::Restored(troubles))
+            }
             Deed::Verify => self.verify(entry).await,
-            Deed::Close => self.close(entry).await,
+            Deed::Close => {
+                for why in self.resume_apps(entry).await? {
+                    entry.record.trouble(why);
+                }
+                self.close(entry).await
+            }
         }
     }
 
@@ -191,7 +207,7 @@ impl Runner {
     }
 
     /// Adds an app of the update to those that are planned for.
-    async fn add(&self, app: App) -> Result<(), String> {
+    pub(super) async fn add(&self, app: App) -> Result<(), String> {
         locked(&self.shared.kept.0).insert(app.id.clone(), app.clone());
         let edit = Box::new(move |policy: &mut Policy| {
             policy.apps.entry(app.id.clone()).or_insert(app);
@@ -226,129 +242,8 @@ impl Runner {
             .await?
     }
 
-    async fn prove(&self, entry: &mut Entry) -> Result<Fact, String> {
-        let number = entry.record.number;
-        let fronts = &self.shared.fronts;
-        let step = Step {
-            update: number,
-            run: LOAD_RUN,
-            boot: self.shared.place.boot.clone(),
-        };
-        // What an attempt before this one left: a load may be repeated.
-        let file = self.shared.place.errand(number, LOAD_RUN);
-        let burn = self.load(number);
-        let app = self.shared.place.app(&step, &entry.record.order, &burn);
-        let app = app.ok_or("the load has no name")?;
-        let id = app.id.clone();
-        self.end(&id).await?;
-        forget(&file)?;
-        let report = self.report().await?;
-        entry.was = measure::look(fronts, &report.report).await;
-        entry.before = measure::paces(fronts, WINDOW).await;
-        self.add(app).await?;
-        let begun = self.await_load(&file).await;
-        let loaded = measure::paces(fronts, WINDOW).await;
-        let report = self.report().await?;
-        let policy = self.shared.policy().await?;
-        let worker = begun.as_ref().ok().copied();
-        let proof = self.proof(&policy, &report.report, worker, &entry.before, &loaded);
-        self.end(&id).await?;
-        forget(&file)?;
-        if let Err(why) = begun {
-            return Ok(Fact::Refused(format!("measure the isolation: {why}")));
-        }
-        for (app, found) in &proof {
-            let past = Looked {
-                runs: true,
-                port: None,
-                pace: found.before,
-            };
-            let now = Looked {
-                pace: found.loaded,
-                ..past
-            };
-            let bound = policy.apps.get(app).and_then(|app| app.response_time_max);
-            if let Err(why) = judge(&past, &now, bound)
-                && !entry.record.order.unproved
-            {
-                return Ok(Fact::Refused(format!(
-                    "{app} is not isolated from the update: while its slice was full of work, {why}; give \
-                     {app} a floor, or go on all the same with --unproved"
-                )));
-            }
-        }
-        Ok(Fact::Proved(proof))
-    }
-
-    /// Work on all CPUs that the slice may use.
-    fn load(&self, number: u64) -> Vec<String> {
-        let count = self.shared.place.dir().join(format!("{number}.load"));
-        [
-            &self.shared.place.executable.display().to_string(),
-            "workload",
-            "burn",
-            "--count-file",
-            &count.display().to_string(),
-            "--seconds",
-            &LOAD_SECONDS.to_string(),
-        ]
-        .map(str::to_owned)
-        .to_vec()
-    }
-
-    /// Waits until the load runs; its process.
-    async fn await_load(&self, file: &Path) -> Result<u32, String> {
-        let deadline = Instant::now() + START_MAX;
-        loop {
-            let standing = errand::look(file).map_err(|error| error.to_string())?;
-            match standing {
-                Standing::Runs(pid) => return Ok(pid),
-                Standing::Ended(ending) => return Err(format!("the load {ending}")),
-                Standing::Unknown if Instant::now() < deadline => {}
-                Standing::Unknown => return Err("the load was not started".to_owned()),
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    fn proof(
-        &self,
-        policy: &Policy,
-        report: &TickReport,
-        worker: Option<u32>,
-        before: &BTreeMap<AppId, forebay_core::update::Pace>,
-        loaded: &BTreeMap<AppId, forebay_core::update::Pace>,
-    ) -> BTreeMap<AppId, AppProof> {
-        let proc = Path::new(PROC);
-        let others = worker.and_then(|pid| outdated::cpus(proc, pid));
-        let critical = policy
-            .apps
-            .values()
-            .filter(|app| app.class == Class::Critical);
-        let prove = |app: &App| {
-            let seen = report.apps.get(&app.id)?;
-            let own = seen.main_pid.and_then(|pid| outdated::cpus(proc, pid));
-            let front = measure::front_of(&self.shared.fronts, &app.id);
-            let of = |paces: &BTreeMap<AppId, _>| {
-                let pace = front.as_ref().and_then(|front| paces.get(front));
-                pace.copied().unwrap_or_default()
-            };
-            let proof = AppProof {
-                exclusive: match (own, others) {
-                    (Some(own), Some(others)) => own.difference(&others),
-                    _ => Default::default(),
-                },
-                memory_floor: floor(seen),
-                before: of(before),
-                loaded: of(loaded),
-            };
-            Some((app.id.clone(), proof))
-        };
-        critical.filter_map(prove).collect()
-    }
-
     /// Ends what an app of the update runs, and takes the app away.
-    async fn end(&self, id: &AppId) -> Result<(), String> {
+    pub(super) async fn end(&self, id: &AppId) -> Result<(), String> {
         let is_known = self.report().await?.report.apps.contains_key(id);
         if is_known && let Err(why) = self.act(id, AppDeed::End).await {
             tracing::info!(%id, why, "nothing of it is ended");
@@ -539,6 +434,14 @@ impl Runner {
         for id in own {
             self.remove(id).await?;
         }
+        let apart = self.shared.kept.apart();
+        let edit = Box::new(move |policy: &mut Policy| {
+            apart.release(policy);
+            Ok(())
+        });
+        self.shared
+            .ask(|reply| Command::Edit(edit, reply))
+            .await??;
         let number = entry.record.number;
         for run in 0..=entry.record.runs {
             forget(&self.shared.place.errand(number, run))?;
@@ -557,16 +460,6 @@ fn lock() -> Fact {
         )),
         None => Fact::Done,
     }
-}
-
-/// What a critical app has in force as never taken away.
-fn floor(seen: &AppReport) -> Option<Bytes> {
-    [Knob::MemoryMin, Knob::MemoryLow]
-        .into_iter()
-        .find_map(|knob| match seen.slice.get(knob) {
-            Some(Setting::MemoryMin(bytes) | Setting::MemoryLow(bytes)) => Some(*bytes),
-            _ => None,
-        })
 }
 
 /// Which critical app suffers, and why.
@@ -618,7 +511,7 @@ fn ask_to_end(pid: u32) -> Result<(), String> {
     kill_process(pid, Signal::TERM).map_err(|error| format!("ask the command to end: {error}"))
 }
 
-fn forget(file: &Path) -> Result<(), String> {
+pub(super) fn forget(file: &Path) -> Result<(), String> {
     match std::fs::remove_file(file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(format!("remove {}: {error}", file.display()))

@@ -255,6 +255,76 @@ fn a_demo_of_the_fleet_moves_a_service_by_itself_and_leaves_nothing() {
     demo.assert_nothing_left();
 }
 
+/// Packages of demos that the host's own database knows.
+fn packages() -> Vec<String> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${Package} ", "forebay-demo-*"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn start_update(test: &str) -> Option<Demo> {
+    if Command::new("dpkg-query")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("SKIPPED: {test}: there is no dpkg");
+        return None;
+    }
+    Demo::begin(test, &["demo", "update", "--seconds", "12"], "forebay-demo")
+}
+
+/// A package is installed under two services, one of which is restarted, and no request fails.
+#[test]
+fn a_demo_of_an_update_shows_its_receipt_and_leaves_nothing() {
+    let Some(mut demo) = start_update("a_demo_of_an_update_shows_its_receipt_and_leaves_nothing")
+    else {
+        return;
+    };
+    assert_eq!(demo.end(), Some(0), "{}", demo.log());
+    println!("{}", demo.log());
+    let text = fs::read_to_string(demo.temp.path().join("result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["receipt"]["outcome"], "committed", "{result}");
+    let [web, till] = &result["services"].as_array().unwrap()[..] else {
+        panic!("{result}");
+    };
+    assert_eq!(
+        (&web["restarted"], &till["restarted"]),
+        (&true.into(), &false.into())
+    );
+    assert!(web["planned_pause_p99_ms"].is_number() && web["front_pause_ms"].is_number());
+    assert_eq!(till["planned_pause_p99_ms"], 0.0, "{till}");
+    for service in [web, till] {
+        assert_eq!(service["during"]["failed"], 0, "{service}");
+        assert!(
+            service["during"]["requests"].as_u64().unwrap() > 100,
+            "{service}"
+        );
+    }
+    assert!(demo.parts().is_empty() && is_gone(&demo.dir()));
+    let own = format!("forebay-demo-{}", demo.inner);
+    assert!(!packages().contains(&own));
+    demo.assert_nothing_left();
+}
+
+#[test]
+fn a_demo_of_an_update_that_is_killed_removes_its_package() {
+    let Some(mut demo) = start_update("a_demo_of_an_update_that_is_killed_removes_its_package")
+    else {
+        return;
+    };
+    let own = format!("forebay-demo-{}", demo.inner);
+    eventually("its package is there", || packages().contains(&own));
+    signal(demo.outer.id(), Signal::KILL);
+    assert_eq!(demo.end(), None);
+    demo.assert_nothing_left();
+    assert!(!packages().contains(&own));
+}
+
 #[test]
 fn a_demo_of_failover_that_is_killed_leaves_nothing() {
     let Some(mut demo) = start_failover("a_demo_of_failover_that_is_killed_leaves_nothing") else {

@@ -76,3 +76,4 @@ mod update_fleet;
 mod update_hooks;
 mod update_keep;
 mod update_kills;
+mod update_told;

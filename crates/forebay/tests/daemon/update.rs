@@ -226,6 +226,11 @@ fn a_command_that_fails_is_undone_by_what_was_declared() {
     // Without anything that undoes it somebody has to look.
     let (code, receipt) = run(&["--", "false"]);
     assert_eq!((code, &receipt["outcome"]), (Some(1), &"alarmed".into()));
+    let next = receipt["next"].as_str().unwrap();
+    assert!(
+        next.contains("nobody knows how far the system is: `less "),
+        "{next}"
+    );
     // One that never began has changed nothing.
     let (code, receipt) = run(&["--", "/nowhere/program"]);
     assert_eq!(
@@ -349,7 +354,7 @@ fn a_plan_names_every_way_and_a_run_refuses_what_is_not_offered() {
         ("soft-reboot", false),
         ("other-host", false),
         ("checkpoint", false),
-        ("cooperative", false),
+        ("cooperative", true),
         ("reboot", true),
     ];
     assert_eq!(rungs, expected);
@@ -423,6 +428,137 @@ fn an_update_is_called_off_or_waits_for_a_reboot_until_somebody_says_so() {
     place.json(&["update", "resume"]);
     eventually("it is over", || last(&place)["outcome"] == "committed");
     assert_eq!(text(&ran), "x");
+    assert_nothing_of_it_is_left(&place);
+    place.stop_well();
+}
+
+/// Once the host goes down in the midst of it, nobody knows how far it came.
+#[test]
+fn a_command_that_is_cut_off_is_not_run_again_and_says_where_it_stands() {
+    let name = "a_command_that_is_cut_off_is_not_run_again_and_says_where_it_stands";
+    let Some(mut place) = alone(name) else {
+        return;
+    };
+    place.start();
+    let (ran, undone, seconds) = (place.path("ran"), place.path("undone"), place.seconds(2));
+    let command = format!("{}; exec sleep {seconds}", append(&ran));
+    let rollback = append(&undone);
+    for (number, order) in [(1, &["--rollback", &rollback][..]), (2, &[])] {
+        let words = [
+            &["update", "run", "--detach"][..],
+            order,
+            &["--", "sh", "-c", &command],
+        ];
+        place.json(&words.concat());
+        eventually("the command runs", || sleepers(&seconds).len() == 1);
+        place.crash();
+        // What a host does that reboots under it: the program that runs it and all that it started are gone.
+        let errand = place.path("state/update").display().to_string();
+        for pid in processes(|words| words.iter().any(|word| word.starts_with(&errand))) {
+            crate::place::signal(pid, rustix::process::Signal::KILL);
+        }
+        for pid in sleepers(&seconds) {
+            crate::place::signal(pid, rustix::process::Signal::KILL);
+        }
+        place.start();
+        eventually("it is over", || last(&place)["number"] == number);
+        let receipt = last(&place);
+        let troubles = receipt["troubles"].to_string();
+        assert!(
+            troubles.contains("was cut off; nobody knows how far it came"),
+            "{receipt}"
+        );
+        let (outcome, next) = match order.is_empty() {
+            true => ("alarmed", "nobody knows how far the system is: `less "),
+            false => ("rolled_back", "the rollback went through"),
+        };
+        assert_eq!(receipt["outcome"], outcome, "{receipt}");
+        assert!(
+            receipt["next"].as_str().unwrap().starts_with(next),
+            "{receipt}"
+        );
+    }
+    assert_eq!((text(&ran).as_str(), text(&undone).as_str()), ("x\nx", "x"));
+    assert_nothing_of_it_is_left(&place);
+    place.stop_well();
+}
+
+/// A package whose configuration fails, in the database of this host; purged afterwards.
+struct Unfinished {
+    name: String,
+    file: PathBuf,
+}
+
+impl Unfinished {
+    fn new(place: &Place) -> Self {
+        let name = format!("forebay-test-{}", std::process::id());
+        let (tree, file) = (place.path("unfinished"), place.path("unfinished.deb"));
+        fs::create_dir_all(tree.join("DEBIAN")).unwrap();
+        let control = format!(
+            "Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\n\
+             Description: a package whose configuration fails\n"
+        );
+        fs::write(tree.join("DEBIAN/control"), control).unwrap();
+        let script = tree.join("DEBIAN/postinst");
+        fs::write(&script, "#!/bin/sh\nexit 7\n").unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let made = Command::new("dpkg-deb")
+            .arg("--build")
+            .arg(&tree)
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        Self { name, file }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let purge = [
+            "--log=/dev/null",
+            "--force-remove-reinstreq",
+            "--purge",
+            &self.name,
+        ];
+        let purged = Command::new("dpkg").args(purge).output();
+        if !std::thread::panicking() {
+            assert!(purged.unwrap().status.success());
+        }
+    }
+}
+
+#[test]
+fn a_package_that_is_left_unconfigured_is_named_with_what_configures_it() {
+    let name = "a_package_that_is_left_unconfigured_is_named_with_what_configures_it";
+    if Command::new("dpkg-deb").arg("--version").output().is_err() {
+        println!("SKIPPED: {name}: there is no dpkg");
+        return;
+    }
+    let Some(mut place) = alone(name) else {
+        return;
+    };
+    place.start();
+    let package = Unfinished::new(&place);
+    let file = package.file.to_str().unwrap();
+    place.ask(&[
+        "update",
+        "run",
+        "--",
+        "dpkg",
+        "--log=/dev/null",
+        "--install",
+        file,
+    ]);
+    let receipt = last(&place);
+    assert_eq!(receipt["outcome"], "alarmed", "{receipt}");
+    let next = receipt["next"].as_str().unwrap();
+    assert!(
+        next.contains(&package.name)
+            && next.ends_with("`forebay update run -- dpkg --configure -a`"),
+        "{next}"
+    );
+    drop(package);
     assert_nothing_of_it_is_left(&place);
     place.stop_well();
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-pub(super) use self::shop::free_port;
+pub(crate) use self::shop::free_port;
 pub(crate) use self::show::show;
 
 use self::clients::{CONNECTIONS, Clients, End, Met, RATE, Sample, Speech};

@@ -37,7 +37,7 @@ pub(super) trait Shop {
 }
 
 /// A port that nobody has now.
-pub(in crate::bench) fn free_port() -> Result<u16, Error> {
+pub(crate) fn free_port() -> Result<u16, Error> {
     let failed = || Error::system("find", "a free port", "check the loopback device");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed())?;
     Ok(listener.local_addr().map_err(failed())?.port())

@@ -9,6 +9,23 @@ pub(super) const IMAGES: &[Key] = &[key(
     "From the end of one image to the beginning of the next, 1s to 1 day (default 1min)",
 )];
 
+/// How it takes part in updates of the operating system.
+pub(super) const UPDATE: &[Key] = &[
+    key(
+        "timeout",
+        Kind::Duration,
+        "How long it has to answer `ready` when it is told to prepare, 1s to 10min (default 30s)",
+    ),
+    key(
+        "otherwise",
+        Kind::Choice {
+            noun: "way",
+            words: &["refuse", "next"],
+        },
+        "What is done where it does not: the update does not begin (refuse), or it is carried through as if it were not told (next) (default \"refuse\")",
+    ),
+];
+
 /// What an app may have of accelerators.
 pub(super) const ACCELERATORS: &[Key] = &[
     key(

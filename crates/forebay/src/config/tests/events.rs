@@ -95,7 +95,7 @@ fn mistakes_in_events_have_their_lines() {
     check_events(
         "event = 3\n",
         &[
-            "f:3: unknown key `event` in [apps.web]; use class, exec, cgroup, systemd, container, match, user, group, directory, environment, stdout, stderr, restart, images, move, accelerators, response_time_max, floor, ceiling, request, uclamp_min, uclamp_max, io_weight, io_max or metrics",
+            "f:3: unknown key `event` in [apps.web]; use class, exec, cgroup, systemd, container, match, user, group, directory, environment, stdout, stderr, restart, images, move, accelerators, update, response_time_max, floor, ceiling, request, uclamp_min, uclamp_max, io_weight, io_max or metrics",
         ],
     );
     check(

@@ -10,7 +10,6 @@
 //! process; see [`sweep`](super::sweep) for the rest. What the hosts share is the machine's processors: a host
 //! that is hogged slows the others as well, and the figures are upper bounds.
 
-mod clients;
 mod hosts;
 
 use std::fmt::Write as _;
@@ -22,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::clients::{self, Clients, Span};
 use super::print::{line, progress};
 use super::{Error, interruption};
-use clients::{Clients, Span};
 use hosts::{Hosts, NAMES};
 
 /// How often it moves.
