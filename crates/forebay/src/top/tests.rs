@@ -329,6 +329,8 @@ fn each_view_has_its_key_its_tab_and_its_place_on_any_screen() {
         on_devices_per_second: 40.0,
         shared_bytes: 1 << 20,
         cpu_price: 2.5,
+        quarantined: 0,
+        faults: 0,
     });
     full.fronts = vec![front("cache", "warm", "a", vec![instance("a")])];
     state.take(full);
