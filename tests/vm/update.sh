@@ -66,6 +66,10 @@ update() {
   $forebay update run --detach --unproved --rung checkpoint -- sh -c 'echo x >>/var/lib/update-test/ran'
 }
 
+imaged() { # both were written down once, which the daemon does when they have just begun
+  [ "$($forebay image --json | tr -d ' \n' | grep -o '"taken_unix_ms":[0-9]' | wc -l)" = 2 ]
+}
+
 over() { # OUTCOME
   $forebay update history --json | tr -d ' \n' | grep -q "\"outcome\":\"$1\"[^{]*.*$" &&
     $forebay update status --json | tr -d ' \n' | grep -q '"current":null'
@@ -155,6 +159,7 @@ plain)
   [ "$(redis_sum)" != "$(cat redis.sum)" ] || fail "a plain reboot kept what was in memory"
   echo "table: plain-reboot: all that was in memory is lost"
   fill second
+  await "the first images" imaged
   $forebay update plan --rung checkpoint -- true | tee plan
   grep -q 'kexec' plan || fail "kexec is not foreseen"
   uname -r >kernel
@@ -180,6 +185,7 @@ kexec)
   mv /usr/sbin/kexec $home/
   fill third
   touch damages
+  await "the first images" imaged
   next damaged
   update
   down checkpoint-reboot ledger_answers

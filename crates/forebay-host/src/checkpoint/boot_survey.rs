@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::statfs;
 
 use super::over_boot::low_numbers;
-use super::preflight::{of_descriptors, of_memory, of_status, read};
+use super::preflight::{of_descriptors, of_memory, of_rights, read};
 use crate::error::HostError;
 use crate::procs;
 
@@ -39,7 +39,9 @@ pub fn obstacles(pid: u32) -> Result<BTreeSet<String>, HostError> {
     }
     for pid in procs::families(proc_root, &[root]) {
         let directory = proc_root.join(pid.to_string());
-        let mut found = of_status(&read(&directory.join("status"))?, &own);
+        // Whether it stands or is debugged says nothing: it does while an image of it is taken.
+        let rights = of_rights(&read(&directory.join("status"))?, &own);
+        let mut found: Vec<String> = rights.into_iter().collect();
         let mut files = BTreeMap::new();
         of_descriptors(&directory, &mut found, &mut files)?;
         of_memory(pid, &directory, &mut found, &mut files)?;

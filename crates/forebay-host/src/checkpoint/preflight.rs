@@ -221,7 +221,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// What its state says against a move, beside what this process may do.
-pub(super) fn of_status(status: &str, own: &str) -> Vec<String> {
+fn of_status(status: &str, own: &str) -> Vec<String> {
     let mut obstacles = Vec::new();
     match field(status, "State:").and_then(|state| state.chars().next()) {
         Some('T' | 't') => obstacles.push("it was stopped: let it go on".to_owned()),
@@ -231,14 +231,17 @@ pub(super) fn of_status(status: &str, own: &str) -> Vec<String> {
     if let Some(tracer) = field(status, "TracerPid:").filter(|tracer| *tracer != "0") {
         obstacles.push(format!("process {tracer} debugs it: end that"));
     }
+    obstacles.extend(of_rights(status, own));
+    obstacles
+}
+
+/// What the user whose it is says against taking it, beside what this process may do.
+pub(super) fn of_rights(status: &str, own: &str) -> Option<String> {
     let rights = field(own, "CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
     let may_all = rights.is_some_and(|rights| rights >> CAP_SYS_RESOURCE & 1 == 1);
     let user = |status| field(status, "Uid:").map(str::to_owned);
-    if !may_all && user(status) != user(own) {
-        obstacles
-            .push("it is another user's, which CRIU takes only with CAP_SYS_RESOURCE".to_owned());
-    }
-    obstacles
+    (!may_all && user(status) != user(own))
+        .then(|| "it is another user's, which CRIU takes only with CAP_SYS_RESOURCE".to_owned())
 }
 
 /// How many TCP connections of a process are established, on whatever address.
