@@ -174,10 +174,7 @@ impl World {
             }
             let damaged = keeping == Keeping::Damaged && app.as_str() == "b" && self.boots > 0;
             memory.fresh = memory.image.is_none() || damaged;
-            memory.has = Some(match memory.image.filter(|_| !damaged) {
-                Some(image) => image,
-                None => 0,
-            });
+            memory.has = Some(memory.image.filter(|_| !damaged).unwrap_or_default());
             if memory.fresh {
                 memory.told = 0;
             }
