@@ -155,8 +155,8 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
              reason is gone: `forebay update run -- {command}`"
         ),
         (Outcome::Alarmed, System::Updated | System::Undone | System::Untouched) => {
-            "apps are not well: `forebay apps` shows which; then `forebay update run --restart APP -- true` \
-             restarts one behind its front"
+            "somebody has to look at what is said above: `forebay apps` shows how apps are, and \
+             `forebay update run --restart APP -- true` restarts one behind its front"
                 .to_owned()
         }
         (Outcome::Alarmed, System::Broken) => format!(

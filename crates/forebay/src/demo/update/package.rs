@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::demo::Error;
 
@@ -13,6 +14,10 @@ use crate::demo::Error;
 const MARK: &str = "package";
 /// What all names begin with: nothing else is ever removed.
 const PREFIX: &str = "forebay-demo-";
+/// How long another package manager is waited for, and what dpkg says while there is one.
+const LOCKED_MAX: Duration = Duration::from_secs(60);
+const LOCKED: &str = "was locked by another process";
+const LOOK: Duration = Duration::from_millis(100);
 /// Files and bytes of each: enough that dpkg has something to unpack and to sync.
 const FILES: u32 = 16;
 const FILE_BYTES: usize = 512 << 10;
@@ -121,15 +126,24 @@ fn run(words: &[String]) -> Result<(), Error> {
     let (program, rest) = words
         .split_first()
         .ok_or_else(|| Error::part("the package", "there is no command"))?;
-    let output = Command::new(program)
-        .args(rest)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(Error::system(
-            "run",
-            program,
-            "this demo needs dpkg: run it on Debian or what comes of it",
-        ))?;
+    let until = Instant::now() + LOCKED_MAX;
+    let output = loop {
+        let output = Command::new(program)
+            .args(rest)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(Error::system(
+                "run",
+                program,
+                "this demo needs dpkg: run it on Debian or what comes of it",
+            ))?;
+        let is_locked = String::from_utf8_lossy(&output.stderr).contains(LOCKED);
+        if !is_locked || Instant::now() >= until {
+            break output;
+        }
+        std::thread::sleep(LOOK);
+    };
     if output.status.success() {
         return Ok(());
     }
