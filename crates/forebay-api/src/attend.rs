@@ -116,7 +116,7 @@ impl Attendant {
     /// # Errors
     /// `UnexpectedEof` when the daemon is gone: connect again. `PermissionDenied` when it refuses: the text
     /// says why. `InvalidData` for a line that is none of this protocol.
-    pub fn next(&mut self) -> io::Result<Told> {
+    pub fn hear(&mut self) -> io::Result<Told> {
         let mut line = String::new();
         let most = LINE_BYTES_MAX as u64;
         (&mut self.stream).take(most).read_line(&mut line)?;
@@ -190,7 +190,7 @@ fn one_connection(
 ) -> io::Result<()> {
     let mut attendant = Attendant::connect(socket, app)?;
     loop {
-        let told = attendant.next()?;
+        let told = attendant.hear()?;
         if told == Told::Resume {
             if std::mem::take(is_prepared) {
                 resume();
@@ -199,7 +199,10 @@ fn one_connection(
         }
         *is_prepared = true;
         let prepared = prepare(told);
-        attendant.answer(prepared.as_ref().map(|()| ()).map_err(String::as_str))?;
+        attendant.answer(match &prepared {
+            Ok(()) => Ok(()),
+            Err(why) => Err(why),
+        })?;
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) enum FleetUpdateCommand {
     ///
     /// Each host runs it as by `forebay update run`. It goes on when this command is interrupted, and whatever
     /// becomes of this host.
-    Run(FleetRunArgs),
+    Run(Box<FleetRunArgs>),
     /// Show how it stands, who may be away now, and what to type next
     Status,
     /// Have no more hosts begin; those that update come to their end
@@ -90,7 +90,7 @@ pub(super) async fn run(
 ) -> Result<Exit, Failure> {
     let client = client.patient(ANSWER_WAIT);
     match command {
-        FleetUpdateCommand::Run(args) => return begin(args, &client, output).await,
+        FleetUpdateCommand::Run(args) => return begin(*args, &client, output).await,
         FleetUpdateCommand::Status => {
             let known: api::FleetUpdate = client.get("/v1/update/fleet").await?;
             output.show(&known, shown)?;

@@ -178,7 +178,7 @@ fn an_app_that_does_not_answer_refuses_the_update_or_is_done_without() {
     );
     let socket = place.path("socket.update");
     let mut silent = Attendant::connect(&socket, "orders").unwrap();
-    assert_eq!(silent.next().unwrap(), Told::Resume);
+    assert_eq!(silent.hear().unwrap(), Told::Resume);
     for rung in [&[][..], &["--rung", "cooperative"]] {
         run(&place, rung);
         let receipt = last(&place);
@@ -194,14 +194,14 @@ fn an_app_that_does_not_answer_refuses_the_update_or_is_done_without() {
             seconds: 1,
             ends: !rung.is_empty(),
         };
-        assert_eq!(silent.next().unwrap(), prepare);
-        assert_eq!(silent.next().unwrap(), Told::Resume);
+        assert_eq!(silent.hear().unwrap(), prepare);
+        assert_eq!(silent.hear().unwrap(), Told::Resume);
     }
     // One that cannot says why, and nobody waits.
     let cannot = std::thread::spawn(move || {
-        let told = silent.next().unwrap();
+        let told = silent.hear().unwrap();
         silent.answer(Err("it is busy")).unwrap();
-        (told, silent.next().unwrap())
+        (told, silent.hear().unwrap())
     });
     run(&place, &[]);
     assert!(

@@ -275,7 +275,7 @@ fn run(seed: u64, at_once: u32, sick: Option<&str>) -> (Rolling, usize) {
         .map(|name| (host(name), Agent::default()))
         .collect();
     for _ in 0..5_000 {
-        let name = host(names[dice.below(5) as usize]);
+        let name = host(names[usize::try_from(dice.below(5)).unwrap()]);
         let there: BTreeSet<HostName> = agents
             .iter()
             .filter(|(_, agent)| !agent.dead)
