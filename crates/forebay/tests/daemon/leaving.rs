@@ -175,7 +175,7 @@ fn a_drained_host_is_left_by_all_that_can_move_and_says_what_stays() {
     };
     assert!(why("tied").contains("pinned"), "{}", why("tied"));
     assert!(
-        why("lonely").contains("not configured on"),
+        why("lonely").contains("write the same [apps.lonely] on it"),
         "{}",
         why("lonely")
     );
