@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::calibrate;
 use crate::config::{self, AppArgs, Config, HostFacts, Readers};
-use crate::control::{Command, Published};
+use crate::control::{Command, Edit, Published};
 use crate::fetch::{Foretold, Sources};
 use crate::fleet::{member, moves};
 use crate::fronts;
@@ -48,6 +48,8 @@ pub(crate) struct Reload {
     pub(crate) update: crate::update::Kept,
     /// All apps, for moves between hosts.
     pub(crate) apps: watch::Sender<BTreeMap<AppId, App>>,
+    /// Where it is known whose those are that can move.
+    pub(crate) moves: Option<moves::Desk>,
 }
 
 /// Where the history is.
@@ -82,7 +84,6 @@ impl Reload {
         let known = config.policy.apps.clone();
         let new = config.policy;
         let kept: BTreeSet<AppId> = new.apps.keys().cloned().collect();
-        let (reply, answer) = oneshot::channel();
         let gone = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&gone);
         let apart = self.update.apart();
@@ -96,12 +97,17 @@ impl Reload {
             noted.extend(old.apps.into_keys().filter(|id| !kept.contains(id)));
             Ok(())
         });
-        self.commands
-            .try_send(Command::Edit(edit, reply))
-            .map_err(|_| "the control thread is busy or stopping; try again".to_owned())?;
-        answer
-            .blocking_recv()
-            .map_err(|_| "the control thread ended".to_owned())??;
+        // One that can move may be another host's: whose it is has to be known before anybody starts it here.
+        let before = self.apps.borrow().clone();
+        let all = before.clone().into_iter().chain(known.clone()).collect();
+        self.apps.send_replace(all);
+        if let Some(desk) = &self.moves {
+            desk.moves.look_whose();
+        }
+        if let Err(why) = self.edit(edit) {
+            self.apps.send_replace(before);
+            return Err(why);
+        }
         self.on_stop.send_replace(on_stop);
         self.sources.send_if_modified(|sources| {
             let changed = sources.as_ref().is_some_and(|now| *now != config.sources);
@@ -126,6 +132,17 @@ impl Reload {
                 .map(|id| format!("{id} is no longer configured: released; its processes run on")),
         );
         Ok(messages)
+    }
+
+    /// Has the control thread take a change of the policy.
+    fn edit(&self, edit: Edit) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .try_send(Command::Edit(edit, reply))
+            .map_err(|_| "the control thread is busy or stopping; try again".to_owned())?;
+        answer
+            .blocking_recv()
+            .map_err(|_| "the control thread ended".to_owned())?
     }
 }
 

@@ -363,6 +363,7 @@ fn begin_on(
         declared: declare,
         imaged,
         apps,
+        moves: agent.as_ref().map(Agent::desk),
         update: update.kept(),
         fronts: fronts::apps(config),
         desk: fronts.clone(),

@@ -375,6 +375,11 @@ impl Moves {
         &self.house.here
     }
 
+    /// Says which applications are not this host's to start, where there are others now than before.
+    pub(crate) fn look_whose(&self) {
+        self.house.publish(now());
+    }
+
     /// Takes no more from now on; what is on its way here comes.
     pub(crate) fn cordon(&self) {
         self.cordoned.store(true, Ordering::Relaxed);
