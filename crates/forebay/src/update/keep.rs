@@ -22,6 +22,8 @@ use crate::control::{Command, Deed};
 const DOWN_MAX: Duration = Duration::from_secs(600);
 /// How long apps have to be back: CRIU's own bound for a large one, and what a busy boot takes.
 const BACK_MAX: Duration = Duration::from_secs(300);
+/// For so long one is waited for that may never begin.
+const BEGUN_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What one app took before: all that is remembered of its pauses, in milliseconds.
@@ -106,7 +108,7 @@ impl Runner {
                 self.keep(entry).await?;
             }
             Some(boot) if boot != here => return Ok(Fact::Booted(Ok(()))),
-            Some(_) => {}
+            Some(_) => self.await_begun(entry).await?,
         }
         if let Err(why) = self.write_down(entry).await {
             self.start_again(entry).await?;
@@ -138,6 +140,20 @@ impl Runner {
             "it was asked to, and was still up after {seconds} s, or somebody had it go on"
         );
         Ok(Fact::Booted(Err(why)))
+    }
+
+    /// Supervision begins those again that a daemon before this one ended, from their images. Until it has, they are not
+    /// seen to run, and what they do afterwards would end with the host.
+    async fn await_begun(&self, entry: &Entry) -> Result<(), String> {
+        let deadline = Instant::now() + BEGUN_MAX;
+        let is_over =
+            || Instant::now() >= deadline || self.shared.wishes.resume.load(Ordering::Relaxed);
+        for app in entry.record.kept() {
+            while self.process(app).await?.is_none() && !is_over() {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
     }
 
     /// Writes down and ends all that are kept and run, until none does.

@@ -200,7 +200,11 @@ fn what_cannot_be_kept_is_refused_before_anything_is_changed() {
     fs::write(stage.place.path("forebay.toml"), text).unwrap();
     stage.place.stop_well();
     stage.start();
-    stage.place.await_pid("other");
+    let plan = ["update", "plan", "--rung", "checkpoint", "--", "true"];
+    eventually("it has its file open", || {
+        let plan = stage.place.json(&plan);
+        plan["refused"].to_string().contains("/dev/shm/")
+    });
     let refused = stage.place.ask(&stage.order(&touch));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(

@@ -12,7 +12,7 @@ pub(super) const DASHBOARD: &[Key] = &[
     key(
         "read_only",
         Kind::Bool,
-        "Whether the page only looks (default true); false has it change what members of `daemon.group` may",
+        "Whether the page only looks; false has it change what members of `daemon.group` may (default true)",
     ),
     key(
         "user",
