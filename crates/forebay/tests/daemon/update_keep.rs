@@ -122,6 +122,7 @@ fn an_app_that_was_kept_goes_on_with_what_it_had() {
     eventually("the server hears", || {
         stage.ask("set a 1").as_deref() == Some("+OK\r\n")
     });
+    let pid = stage.place.await_pid("cache");
     if stage.is_low() {
         return;
     }
@@ -133,7 +134,6 @@ fn an_app_that_was_kept_goes_on_with_what_it_had() {
     let cache = cache.iter().find(|app| app["app"] == "cache").unwrap();
     assert_eq!(cache["rung"], "checkpoint", "{plan:#}");
 
-    let pid = stage.place.await_pid("cache");
     let begun = stage.place.ask(&stage.order(&["--", "true"]));
     assert!(begun.status.success(), "{begun:?}");
     eventually("the host is asked to begin anew", || stage.is_asked());
@@ -144,6 +144,7 @@ fn an_app_that_was_kept_goes_on_with_what_it_had() {
     stage.place.crash();
     stage.start();
     eventually("the host is asked once more", || stage.is_asked());
+    println!("{:#}", stage.place.json(&["events", "--app", "cache"]));
     assert!(!is_running(pid), "it is written down and ended again");
     assert_eq!(stage.ask("get a"), None);
 
