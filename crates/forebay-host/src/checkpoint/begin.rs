@@ -57,6 +57,7 @@ impl LinuxHost {
                 let Some(image) = image else { return Ok(None) };
                 // It needs its numbers and its sockets: what is left of it goes first.
                 self.empty(&app.id)?;
+                self.await_number(image.pid);
                 let criu = Criu::find(self.options.criu.as_deref())?;
                 let image = store.claim(&app.id, &image, &self.options.roots.proc)?;
                 store.forget_process(&app.id)?;
@@ -93,6 +94,19 @@ impl LinuxHost {
             std::thread::sleep(EMPTY_LOOK);
         }
         Ok(())
+    }
+
+    /// Waits for a moment for whoever reaps a process that ended: it has its number until then, which the one that
+    /// begins from its image needs. A number that somebody else has is CRIU's to name.
+    fn await_number(&self, pid: u32) {
+        let is_ended = || {
+            let stat = procs::read_stat(&self.options.roots.proc, pid);
+            stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
+        };
+        let deadline = Instant::now() + EMPTY_BOUND;
+        while is_ended() && Instant::now() < deadline {
+            std::thread::sleep(EMPTY_LOOK);
+        }
     }
 
     /// CRIU ended: what it began is the app's main process.
