@@ -221,10 +221,14 @@ impl Stage {
     /// Runs the update; its receipt. An interruption calls it off or asks its command to end.
     fn update(&self, order: &[String]) -> Result<Value, Error> {
         let begun = self.must(&with(&["update", "run", "--json", "--detach"], order))?;
+        let mut told = String::new();
         self.until("the end of the update", || {
             let said = self.must(&["update", "status", "--json"].map(str::to_owned))?;
-            if let Some(stage) = said["current"]["stage"].as_str() {
-                progress(format_args!("update: {stage}\n"));
+            if let Some(stage) = said["current"]["stage"].as_str()
+                && told != stage
+            {
+                progress(format_args!("update: {stage}"));
+                stage.clone_into(&mut told);
             }
             let history = said["history"].as_array().into_iter().flatten();
             let mut own = history.filter(|one| one["number"] == begun["number"]);
