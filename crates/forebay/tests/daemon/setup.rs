@@ -21,17 +21,23 @@ fn table(place: &Place) -> toml::Table {
         .unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// A group with a process that is nobody's app yet.
+fn shop(place: &mut Place) -> (String, Sleeper) {
+    let group = place.make_group("shop");
+    let server = Sleeper::new(&place.seconds(1));
+    for dir in place.made() {
+        fs::write(dir.join("cgroup.procs"), server.pid().to_string()).unwrap();
+    }
+    (group, server)
+}
+
 #[test]
 fn a_new_user_is_led_to_a_configuration_that_observes_or_protects() {
     let name = "a_new_user_is_led_to_a_configuration_that_observes_or_protects";
     let Some(mut place) = Place::new(name) else {
         return;
     };
-    let group = place.make_group("shop");
-    let server = Sleeper::new(&place.seconds(1));
-    for dir in place.made() {
-        fs::write(dir.join("cgroup.procs"), server.pid().to_string()).unwrap();
-    }
+    let (group, _server) = shop(&mut place);
 
     let refused = setup(&place, &["--protect", "no-such-service"]);
     assert_eq!(refused.status.code(), Some(1));
@@ -101,11 +107,7 @@ fn a_daemon_that_only_observes_changes_nothing_until_it_may() {
     let Some(mut place) = Place::new(name) else {
         return;
     };
-    let group = place.make_group("shop");
-    let server = Sleeper::new(&place.seconds(1));
-    for dir in place.made() {
-        fs::write(dir.join("cgroup.procs"), server.pid().to_string()).unwrap();
-    }
+    let (group, _server) = shop(&mut place);
     let configuration = |mode: &str| {
         format!(
             "[policy]\nmode = \"{mode}\"\n[apps.shop]\nclass = \"critical\"\ncgroup = \"{group}\"\n"
