@@ -18,17 +18,8 @@ const WRITE: &str = "FOREBAY_WRITE_REFERENCE";
 /// Makes the reference anew, then the book.
 pub(crate) fn run() -> Result<(), String> {
     setup::ensure(setup::Group::Build)?;
-    let mut write = process::cargo(&[
-        "test",
-        // As `cargo xtask test` builds it, so that nothing is compiled twice.
-        "--workspace",
-        "--features",
-        "forebay/etcd",
-        "--bin",
-        "forebay",
-        "--",
-        "the_reference_says",
-    ]);
+    let mut write = process::cargo_whole(&["test"]);
+    write.args(["--bin", "forebay", "--", "the_reference_says"]);
     process::succeed(write.env(WRITE, "1"))?;
     build(&mdbook()?)
 }

@@ -147,14 +147,8 @@ fn forebay(command: &[&str], arguments: &[String]) -> Result<(), Failure> {
 /// Builds the release binary and says where it is.
 fn build_forebay() -> Result<PathBuf, String> {
     setup::ensure(setup::Group::Build)?;
-    process::succeed(&mut process::cargo(&[
-        "build",
-        "--release",
-        "-p",
-        "forebay",
-        "--features",
-        "etcd",
-    ]))?;
+    let mut build = process::cargo_whole(&["build", "--release"]);
+    process::succeed(build.args(["--bin", "forebay"]))?;
     Ok(workspace::read()?.target_directory.join("release/forebay"))
 }
 
@@ -237,15 +231,8 @@ fn sim(arguments: &[String]) -> Result<(), Failure> {
         _ => ("soak", arguments),
     };
     setup::ensure(setup::Group::Build)?;
-    let build = [
-        "build",
-        "--release",
-        "-p",
-        "forebay-sim",
-        "--example",
-        example,
-    ];
-    process::succeed(&mut process::cargo(&build))?;
+    let mut build = process::cargo_whole(&["build", "--release"]);
+    process::succeed(build.args(["--example", example]))?;
     let program = workspace::read()?
         .target_directory
         .join("release/examples")

@@ -20,6 +20,17 @@ pub(crate) fn repository() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
+/// What is built, always the same: of one package alone dependencies would have fewer features, and all
+/// would be compiled once more. With all that is left out of a build that asks for nothing.
+pub(crate) const WHOLE: [&str; 3] = ["--workspace", "--features", "forebay/etcd"];
+
+/// `cargo SUBCOMMAND` for [`WHOLE`].
+pub(crate) fn cargo_whole(subcommand: &[&str]) -> Command {
+    let mut command = cargo(subcommand);
+    command.args(WHOLE);
+    command
+}
+
 /// `cargo ARGS...`, to be run at the root of the checkout.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");

@@ -21,6 +21,9 @@ use std::process::ExitStatus;
 /// busy machine meets something that it did not expect. More are not an accident.
 const FLAKY_MAX: usize = 3;
 
+/// What is in the status of a test that failed for good, in nextest's words.
+const FAILED: [&str; 4] = ["FAIL", "TIMEOUT", "ABORT", "SIG"];
+
 /// Whose output is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -54,6 +57,15 @@ pub(crate) struct Names {
     pub(crate) skipped: Vec<String>,
     /// Failed, and passed when they were tried again.
     pub(crate) flaky: Vec<String>,
+    pub(crate) failed: Vec<String>,
+}
+
+impl Names {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.skipped.extend(other.skipped);
+        self.flaky.extend(other.flaky);
+        self.failed.extend(other.failed);
+    }
 }
 
 /// Whether a line is worth showing.
@@ -147,6 +159,9 @@ impl Tally {
             }
             if status.starts_with("FLAKY") {
                 self.names.flaky.push(name.to_owned());
+            }
+            if self.in_successes && FAILED.iter().any(|word| status.contains(word)) {
+                self.names.failed.push(name.to_owned());
             }
         } else if line.starts_with(|first: char| !first.is_whitespace()) {
             self.muted = false;
@@ -354,6 +369,19 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         check(Dialect::Nextest, cancelled, FAIL, (2, 1, 0), &[]);
         let single = "     Summary [   1.2s] 1 test run: 1 passed, 0 skipped\n";
         check(Dialect::Nextest, single, PASS, (1, 0, 0), &[]);
+    }
+
+    #[test]
+    fn what_failed_for_good_is_named_once() {
+        let mut tally = Tally::new(Dialect::Nextest);
+        let after =
+            "  TRY 2 FAIL [   0.1s] (2/5) nx t::worse\n TRY 2 SIGKILL [   9.1s] (4/5) nx t::late\n";
+        let before = "  TRY 1 FAIL [   0.1s] (2/5) nx t::worse\n";
+        for line in before.lines().chain(NEXTEST.lines()).chain(after.lines()) {
+            tally.line(line);
+        }
+        let (_, told) = tally.finish(ExitStatus::from_raw(FAIL));
+        assert_eq!(told.failed, ["nx t::bad", "nx t::worse", "nx t::late"]);
     }
 
     #[test]

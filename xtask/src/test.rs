@@ -5,10 +5,12 @@
 //! `N passed, N failed, N skipped`: each test counts, and so does each step
 //! that is not a test run.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::process::WHOLE;
 use crate::tally::{Counts, Dialect, Names, Show, Tally};
-use crate::{Failure, criu, docs, fuzz, process, setup, tidy, vm, web};
+use crate::{Failure, criu, docs, fuzz, process, setup, tidy, vm, web, workspace};
 
 struct Step {
     name: &'static str,
@@ -35,6 +37,8 @@ enum Work {
     /// `cargo ARGS...`: passes with exit status 0; is skipped when it prints a
     /// line `SKIPPED: name: reason`.
     Cargo(&'static [&'static str]),
+    /// A program of the release build, by its file there, and its arguments; read as [`Self::Cargo`].
+    Release(&'static str, &'static [&'static str]),
     /// `cargo NAME ARGS...`, skipped where the toolchain lacks `cargo NAME`.
     Component(&'static str, &'static [&'static str]),
     /// All tests but those in documentation.
@@ -47,15 +51,9 @@ enum Work {
     Guests,
 }
 
-/// All that is left out of a build that asks for nothing. The same in every step, so that nothing is
-/// compiled twice.
-const FEATURES: [&str; 2] = ["--features", "forebay/etcd"];
-
 /// What runs, in this order.
 ///
-/// Long checks of the release binary are rows of `Work::Cargo` at the end, such
-/// as `&["run", "--release", "-p", "forebay", "--", "chaos", "--kills", "20"]`,
-/// with `When::Full`.
+/// Long checks of the release binary are rows of `Work::Release` after its build, with `When::Full`.
 const STEPS: &[Step] = &[
     Step {
         name: "setup",
@@ -89,10 +87,10 @@ const STEPS: &[Step] = &[
         work: Work::Component(
             "clippy",
             &[
-                "--workspace",
+                WHOLE[0],
+                WHOLE[1],
+                WHOLE[2],
                 "--all-targets",
-                FEATURES[0],
-                FEATURES[1],
                 "--",
                 "-D",
                 "warnings",
@@ -109,50 +107,32 @@ const STEPS: &[Step] = &[
         when: When::Always,
         work: Work::DocTests,
     },
+    // All of it at once, so that nothing is compiled twice.
     Step {
         name: "release build",
         when: When::Full,
         work: Work::Cargo(&[
             "build",
             "--release",
-            "--package",
+            WHOLE[0],
+            WHOLE[1],
+            WHOLE[2],
+            "--bin",
             "forebay",
-            FEATURES[0],
-            FEATURES[1],
+            "--example",
+            "soak",
         ]),
     },
     // Each of these runs real processes and fails when a promise is broken or something is left.
     Step {
         name: "demo",
         when: When::Full,
-        work: Work::Cargo(&[
-            "run",
-            "--release",
-            "--package",
-            "forebay",
-            FEATURES[0],
-            FEATURES[1],
-            "--",
-            "demo",
-            "--seconds",
-            "15",
-        ]),
+        work: Work::Release("forebay", &["demo", "--seconds", "15"]),
     },
     Step {
         name: "chaos",
         when: When::Full,
-        work: Work::Cargo(&[
-            "run",
-            "--release",
-            "--package",
-            "forebay",
-            FEATURES[0],
-            FEATURES[1],
-            "--",
-            "chaos",
-            "--kills",
-            "25",
-        ]),
+        work: Work::Release("forebay", &["chaos", "--kills", "25"]),
     },
     Step {
         name: "examples",
@@ -162,19 +142,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "soak",
         when: When::Full,
-        work: Work::Cargo(&[
-            "run",
-            "--release",
-            "--package",
-            "forebay-sim",
-            "--example",
-            "soak",
-            "--",
-            "--ticks",
-            "100000",
-            "--seed",
-            "2",
-        ]),
+        work: Work::Release("examples/soak", &["--ticks", "100000", "--seed", "2"]),
     },
     Step {
         name: "fuzz",
@@ -224,6 +192,15 @@ impl Outcome {
         }
     }
 
+    /// What is told by name; of a step that failed and named nothing, itself.
+    fn named(self, step: &Step) -> Names {
+        let mut names = self.names;
+        if self.counts.failed > 0 && names.failed.is_empty() {
+            names.failed.push(step.name.to_owned());
+        }
+        names
+    }
+
     fn word(&self) -> &'static str {
         match self.counts {
             Counts { failed: 1.., .. } => "FAILED",
@@ -266,15 +243,19 @@ pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
         println!("== {}: {} in {}", step.name, outcome.word(), seconds(wall));
         total.add(outcome.counts);
         rows.push(row(step.name, &outcome, wall));
-        names.skipped.extend(outcome.names.skipped);
-        names.flaky.extend(outcome.names.flaky);
+        names.add(outcome.named(step));
     }
-    println!("\n{}", rows.join("\n"));
+    println!();
     for name in names.skipped {
         println!("skipped: {name}");
     }
     for name in names.flaky {
         println!("flaky: {name}: it failed, and passed when it was tried again");
+    }
+    // What somebody needs who sees only the end.
+    println!("{}", rows.join("\n"));
+    for name in names.failed {
+        println!("failed: {name}");
     }
     let Counts {
         passed,
@@ -323,22 +304,30 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
             Ok(mdbook) => Outcome::of_check(&docs::build(&mdbook)),
             Err(text) => Outcome::skipped(step, &text),
         },
-        Work::Cargo(arguments) => read_cargo(Dialect::Check, arguments),
+        Work::Cargo(arguments) => read(Dialect::Check, process::cargo(arguments)),
+        Work::Release(program, arguments) => match release(program) {
+            Ok(mut command) => {
+                command.args(arguments);
+                read(Dialect::Check, command)
+            }
+            Err(text) => Outcome::of_check(&Err(text)),
+        },
         Work::Component(name, _) if !setup::has_cargo_command(name) => {
             Outcome::skipped(step, "this toolchain lacks it; install it with rustup")
         }
-        Work::Component(name, arguments) => {
-            read_cargo(Dialect::Check, &[&[name], arguments].concat())
-        }
+        Work::Component(name, arguments) => read(
+            Dialect::Check,
+            process::cargo(&[&[name], arguments].concat()),
+        ),
         Work::Tests if setup::has_cargo_command("nextest") => {
             let only: &[&str] = match extent {
                 Extent::Web => &["-E", "test(dashboard)"],
                 Extent::Quick | Extent::Full => &[],
             };
-            read_cargo(Dialect::Nextest, &[NEXTEST, only].concat())
+            read(Dialect::Nextest, process::cargo(&[NEXTEST, only].concat()))
         }
-        Work::Tests => read_cargo(Dialect::Libtest, LIBTEST),
-        Work::DocTests => read_cargo(Dialect::Libtest, DOC_TESTS),
+        Work::Tests => read(Dialect::Libtest, process::cargo(LIBTEST)),
+        Work::DocTests => read(Dialect::Libtest, process::cargo(DOC_TESTS)),
         Work::Fuzz => match fuzz::step() {
             Ok(counts) => Outcome {
                 counts,
@@ -347,13 +336,7 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
             Err(text) => Outcome::of_check(&Err(text)),
         },
         Work::Guests => match vm::step() {
-            Ok((counts, skipped)) => Outcome {
-                counts,
-                names: Names {
-                    skipped,
-                    ..Names::default()
-                },
-            },
+            Ok((counts, names)) => Outcome { counts, names },
             Err(text) => Outcome::of_check(&Err(text)),
         },
     }
@@ -363,9 +346,9 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
 const NEXTEST: &[&str] = &[
     "nextest",
     "run",
-    "--workspace",
-    FEATURES[0],
-    FEATURES[1],
+    WHOLE[0],
+    WHOLE[1],
+    WHOLE[2],
     "--no-fail-fast",
     // What fails once is told by name: see `tally`.
     "--retries=1",
@@ -376,9 +359,9 @@ const NEXTEST: &[&str] = &[
 ];
 const LIBTEST: &[&str] = &[
     "test",
-    "--workspace",
-    FEATURES[0],
-    FEATURES[1],
+    WHOLE[0],
+    WHOLE[1],
+    WHOLE[2],
     "--tests",
     "--no-fail-fast",
     "--",
@@ -386,18 +369,25 @@ const LIBTEST: &[&str] = &[
 ];
 const DOC_TESTS: &[&str] = &[
     "test",
-    "--workspace",
-    FEATURES[0],
-    FEATURES[1],
+    WHOLE[0],
+    WHOLE[1],
+    WHOLE[2],
     "--doc",
     "--no-fail-fast",
     "--",
     "--show-output",
 ];
 
-/// Runs cargo, shows its output and counts what it says.
-fn read_cargo(dialect: Dialect, arguments: &[&str]) -> Outcome {
-    let mut command = process::cargo(arguments);
+/// A program that the step of the release build has made.
+fn release(program: &str) -> Result<Command, String> {
+    let built = workspace::read()?.target_directory.join("release");
+    let mut command = Command::new(built.join(program));
+    command.current_dir(process::repository());
+    Ok(command)
+}
+
+/// Runs what says lines, shows them and counts what they say.
+fn read(dialect: Dialect, mut command: Command) -> Outcome {
     command.env("CARGO_TERM_COLOR", "never");
     let mut tally = Tally::new(dialect);
     let status = process::run_lines(command, |line| {

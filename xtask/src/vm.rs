@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use crate::json::{self, Json};
-use crate::tally::Counts;
+use crate::tally::{Counts, Names};
 use crate::{Failure, dist, process, workspace};
 
 use guest::{Guest, Machine};
@@ -159,12 +159,16 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
 
 /// The scenarios as a step of `cargo xtask test`, on the kernels that each names for it. What is
 /// left out, and all where there can be no guest, is skipped with the reason.
-pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
+pub(crate) fn step() -> Result<(Counts, Names), String> {
     let scenarios = scenario::all()?;
-    let skip = |names: Vec<String>| {
+    let skip = |skipped: Vec<String>| {
         let counts = Counts {
-            skipped: names.len() as u64,
+            skipped: skipped.len() as u64,
             ..Counts::default()
+        };
+        let names = Names {
+            skipped,
+            ..Names::default()
         };
         (counts, names)
     };
@@ -193,24 +197,28 @@ pub(crate) fn step() -> Result<(Counts, Vec<String>), String> {
     let (mut counts, mut names) = run_scenarios(&image, &runs)?;
     let (more, left_out) = skip(named("left to `cargo xtask vm test`", true));
     counts.skipped += more.skipped;
-    for name in &left_out {
+    for name in &left_out.skipped {
         println!("  SKIPPED: {name}");
     }
-    names.extend(left_out);
+    names.add(left_out);
     Ok((counts, names))
 }
 
 /// A scenario and the kernel that it runs on.
 type Run<'a> = (&'a Scenario, &'a str);
 
-fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Vec<String>), String> {
+fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Names), String> {
     let share = Scratch::new("share")?;
     fill_share(share.path())?;
     let mut counts = Counts::default();
-    let mut skipped_names = Vec::new();
+    let mut names = Names::default();
     for (scenario, kernel) in runs {
         let began = Instant::now();
         let (verdict, skips) = run_one(image, scenario, kernel, share.path());
+        if let Verdict::Failed(reason) = &verdict {
+            let name = &scenario.name;
+            names.failed.push(format!("{name} on {kernel}: {reason}"));
+        }
         let (word, count) = match &verdict {
             Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
             Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),
@@ -228,10 +236,12 @@ fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Vec<String>)
                 counts.skipped += 1;
             }
             println!("  SKIPPED: {skip}");
-            skipped_names.push(format!("{} on {kernel}: {skip}", scenario.name));
+            names
+                .skipped
+                .push(format!("{} on {kernel}: {skip}", scenario.name));
         }
     }
-    Ok((counts, skipped_names))
+    Ok((counts, names))
 }
 
 /// Times between two lines of a scenario, by this host's clock: a guest's own begins anew with it.
@@ -337,19 +347,11 @@ fn run_one(
 /// Puts what scenarios need into the folder that guests share: the program, the
 /// test binaries, the package, the scenarios. Without debug information: a guest reads slowly.
 fn fill_share(share: &Path) -> Result<(), String> {
-    process::succeed(&mut process::cargo(&[
-        "build",
-        "-p",
-        "forebay",
-        "--features",
-        "etcd",
-    ]))?;
+    process::succeed(process::cargo_whole(&["build"]).args(["--bin", "forebay"]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
     dist::debian(&built, share)?;
     let mut binaries = vec![("forebay".to_owned(), built)];
-    for (package, names) in TEST_BINARIES {
-        binaries.extend(test_binaries(package, names)?);
-    }
+    binaries.extend(test_binaries()?);
     let bin = share.join("bin");
     fs::create_dir_all(&bin).map_err(|error| format!("make {}: {error}", bin.display()))?;
     for (name, path) in binaries {
@@ -368,15 +370,14 @@ fn fill_share(share: &Path) -> Result<(), String> {
     process::succeed(&mut copy)
 }
 
-/// Compiles the tests of a package; the binaries by name.
-fn test_binaries(package: &str, names: &[&str]) -> Result<Vec<(String, PathBuf)>, String> {
-    let mut command = process::cargo(&["test", "--no-run", "--message-format=json", "-p", package]);
-    for name in names {
+/// Compiles the tests that run in guests; the binaries by name.
+fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
+    let mut command = process::cargo_whole(&["test", "--no-run", "--message-format=json"]);
+    let wanted = TEST_BINARIES
+        .iter()
+        .flat_map(|(package, names)| names.iter().map(move |name| (*package, *name)));
+    for (_, name) in wanted.clone() {
         command.args(["--test", name]);
-    }
-    if package == "forebay" {
-        // As the program is built that they test.
-        command.args(["--features", "etcd"]);
     }
     let output = command
         .stderr(std::process::Stdio::inherit())
@@ -387,16 +388,21 @@ fn test_binaries(package: &str, names: &[&str]) -> Result<Vec<(String, PathBuf)>
         .lines()
         .filter_map(|line| json::parse(line).ok())
         .collect();
-    names
-        .iter()
-        .map(|name| {
+    wanted
+        .map(|(package, name)| {
+            // Two packages may have a test of one name.
+            let is_it = |message: &&Json| {
+                let id = message.get("package_id").text().unwrap_or_default();
+                id.contains(&format!("/{package}#"))
+                    && message.get("target").get("name").text() == Some(name)
+            };
             let path = messages
                 .iter()
-                .filter(|message| message.get("target").get("name").text() == Some(name))
+                .filter(is_it)
                 .find_map(|message| message.get("executable").text());
             let path =
                 path.ok_or_else(|| format!("compile test `{name}` of {package}: no binary"))?;
-            Ok(((*name).to_owned(), PathBuf::from(path)))
+            Ok((name.to_owned(), PathBuf::from(path)))
         })
         .collect()
 }
