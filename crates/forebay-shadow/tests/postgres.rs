@@ -2,6 +2,14 @@
 
 #[expect(
     clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not see as such"
+)]
+#[path = "postgresql/edges.rs"]
+mod edges;
+#[path = "postgresql/ledger.rs"]
+mod ledger;
+#[expect(
+    clippy::unwrap_used,
     clippy::print_stdout,
     clippy::result_large_err,
     reason = "helpers of tests, which clippy does not see as such"

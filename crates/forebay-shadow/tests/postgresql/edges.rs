@@ -6,8 +6,8 @@ use forebay_shadow::control::{Answer, Request};
 use forebay_shadow::postgres::Guarantee;
 use forebay_shadow::synchronise::Standing;
 
-use super::client::{Client, query};
-use super::{Cluster, PLAIN, Wanted, until};
+use crate::postgresql::client::{Client, query};
+use crate::postgresql::{Cluster, PLAIN, Wanted, until};
 
 /// Somebody else who receives the log of the first primary, until this is dropped.
 struct Receiver {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use forebay_shadow::postgres::Guarantee;
 
-use super::client::{Client, bind_execute, parse, query, sync};
-use super::{Cluster, PLAIN, Wanted, until};
+use crate::postgresql::client::{Client, bind_execute, parse, query, sync};
+use crate::postgresql::{Cluster, PLAIN, Wanted, until};
 
 /// What became of one entry of the ledger, as its client heard it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

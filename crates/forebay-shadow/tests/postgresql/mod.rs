@@ -3,8 +3,6 @@
 #[path = "../certificate/mod.rs"]
 pub(crate) mod certificate;
 pub(crate) mod client;
-mod edges;
-mod ledger;
 
 use std::fs;
 use std::io::Read as _;
