@@ -320,11 +320,12 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
             process::cargo(&[&[name], arguments].concat()),
         ),
         Work::Tests if setup::has_cargo_command("nextest") => {
-            let only: &[&str] = match extent {
-                Extent::Web => &["-E", "test(dashboard)"],
-                Extent::Quick | Extent::Full => &[],
-            };
-            read(Dialect::Nextest, process::cargo(&[NEXTEST, only].concat()))
+            let mut command = process::cargo(NEXTEST);
+            command.arg(format!("--test-threads={}", at_once()));
+            if extent == Extent::Web {
+                command.args(["-E", "test(dashboard)"]);
+            }
+            read(Dialect::Nextest, command)
         }
         Work::Tests => read(Dialect::Libtest, process::cargo(LIBTEST)),
         Work::DocTests => read(Dialect::Libtest, process::cargo(DOC_TESTS)),
@@ -340,6 +341,13 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
             Err(text) => Outcome::of_check(&Err(text)),
         },
     }
+}
+
+/// Tests that run at a time. Most wait for daemons, servers and their clocks: with one for each processor
+/// these stood still two thirds of the time.
+fn at_once() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    cpus + cpus.div_ceil(2)
 }
 
 /// The output of passed tests is wanted because skips stand in it.
