@@ -260,11 +260,9 @@ impl Rollout {
         let any = |is: fn(&Standing) -> bool| self.hosts.iter().any(|host| is(&host.standing));
         let is_away =
             |one: &Standing| matches!(one, Standing::Updates { .. } | Standing::Silent { .. });
-        if self
-            .hosts
-            .iter()
-            .all(|host| host.standing == Standing::Updated)
-        {
+        let is_updated = |host: &Host| host.standing == Standing::Updated;
+        // The last host of one that was called off may be left out, too.
+        if !self.hosts.is_empty() && self.hosts.iter().all(is_updated) {
             Phase::Complete
         } else if self.called_off && any(is_away) {
             Phase::Ending
@@ -625,15 +623,22 @@ impl Rolling {
         Ok(rollout.number)
     }
 
-    /// Goes on after a stop: hosts that failed are tried again, those of `without` are left out. Its number.
+    /// Goes on after a stop: hosts that failed are tried again, those of `without` are left out. Where it was
+    /// called off, hosts of which nothing is heard can be left out, and nothing else: they would else be
+    /// waited for. Its number.
     ///
     /// # Errors
     /// None is under way, or it has not stopped, or a host is silent that is not left out.
     pub fn resume(&mut self, without: &BTreeSet<HostName>) -> Result<u64, Refused> {
         let rollout = self.under_way()?;
-        if rollout.called_off {
+        let is_silent = |name: &HostName| {
+            let host = rollout.host(name);
+            host.is_some_and(|host| matches!(host.standing, Standing::Silent { .. }))
+        };
+        if rollout.called_off && (without.is_empty() || !without.iter().all(is_silent)) {
             return Err(format!(
-                "rolling update {} was called off: hosts that update come to their end; then begin another",
+                "rolling update {} was called off: hosts that update come to their end; then begin another. One \
+                 that is silent and does not come back is left out with `--without HOST`",
                 rollout.number
             ));
         }
@@ -646,7 +651,7 @@ impl Rolling {
         let stays = |host: &&Host| !without.contains(&host.name);
         let mut silent = rollout.hosts.iter().filter(stays);
         let silent = silent.find(|host| matches!(host.standing, Standing::Silent { .. }));
-        if let Some(host) = silent {
+        if let Some(host) = silent.filter(|_| !rollout.called_off) {
             let name = &host.name;
             return Err(format!(
                 "nothing is heard of {name}, and it goes on by itself once it is back; leave it out with \
@@ -671,11 +676,12 @@ impl Rolling {
                 rollout.number
             ));
         }
-        if rollout.hosts.iter().all(|host| !stays(&host)) {
+        if !rollout.called_off && rollout.hosts.iter().all(|host| !stays(&host)) {
             return Err("no host would be left: `forebay update fleet abort` ends it".to_owned());
         }
         rollout.hosts.retain(|host| !without.contains(&host.name));
-        for host in &mut rollout.hosts {
+        let again = !rollout.called_off;
+        for host in rollout.hosts.iter_mut().filter(|_| again) {
             if let Standing::Failed { .. } = host.standing {
                 host.standing = Standing::Waits;
                 host.attempt += 1;

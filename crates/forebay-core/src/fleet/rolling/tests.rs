@@ -160,6 +160,38 @@ fn one_that_falls_silent_stops_the_rest_and_goes_on_when_it_is_back() {
 }
 
 #[test]
+fn one_that_is_lost_does_not_hold_up_what_was_called_off() {
+    let there = ["a", "b", "c"];
+    let mut rolling = begun(&there, 2);
+    take(&mut rolling, "a", &there).unwrap();
+    take(&mut rolling, "b", &there).unwrap();
+    rolling.call_off().unwrap();
+    rolling.silent(&host("a"), 0);
+    let phase = |rolling: &Rolling| rolling.rollout.as_ref().unwrap().phase();
+    assert_eq!(phase(&rolling), Phase::Ending);
+    for without in [&[][..], &["b"], &["a", "b"], &["c"]] {
+        let refused = rolling.resume(&all(without)).unwrap_err();
+        assert!(refused.contains("was called off"), "{refused}");
+    }
+    rolling.resume(&all(&["a"])).unwrap();
+    check(&rolling, 2);
+    assert_eq!(phase(&rolling), Phase::Ending, "b updates");
+    rolling.silent(&host("b"), 0);
+    rolling.resume(&all(&["b"])).unwrap();
+    assert_eq!(phase(&rolling), Phase::CalledOff);
+    assert_eq!(rolling.holders, []);
+    // Also where no host is left.
+    let mut rolling = begun(&["a"], 1);
+    take(&mut rolling, "a", &["a"]).unwrap();
+    rolling.silent(&host("a"), 0);
+    rolling.resume(&all(&["a"])).unwrap_err();
+    rolling.call_off().unwrap();
+    rolling.resume(&all(&["a"])).unwrap();
+    assert_eq!(phase(&rolling), Phase::CalledOff);
+    assert_eq!(rolling.holders, []);
+}
+
+#[test]
 fn a_slot_has_one_owner_and_is_taken_and_given_back_any_number_of_times() {
     let there = ["a"];
     let mut rolling = begun(&there, 1);

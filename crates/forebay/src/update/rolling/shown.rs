@@ -97,9 +97,16 @@ fn next(rollout: &Rollout) -> String {
              fleet abort` has no more begin"
         ),
         Phase::Stopped => stopped(),
-        Phase::Ending => {
-            "no more hosts begin; those that update come to their end by themselves".to_owned()
-        }
+        Phase::Ending => match names(|one| matches!(one, Standing::Silent { .. })).as_slice() {
+            [] => {
+                "no more hosts begin; those that update come to their end by themselves".to_owned()
+            }
+            silent => format!(
+                "no more hosts begin; nothing is heard of {}, which ends by itself when its daemon runs again; \
+                 `forebay update fleet resume --without HOST` where it does not come back",
+                silent.join(", ")
+            ),
+        },
         Phase::CalledOff => format!(
             "it was called off with {updated} of {all} hosts updated; `forebay update fleet run -- COMMAND` begins \
              another"
