@@ -198,22 +198,43 @@ pub(crate) fn run(
             topology,
         })));
 
-        loop {
-            let wait = clock.due.saturating_duration_since(Instant::now());
-            match commands.recv_timeout(wait) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(command) => {
-                    let asked = Asked {
-                        time: clock.now(),
-                        outlook: &outlook,
-                        standing_by: &standing_by,
-                        paused: &mut paused,
-                        policy: &mut policy,
-                    };
-                    answer(command, &mut state, host, asked);
-                }
-                Err(RecvTimeoutError::Timeout) => break,
+        let goes_on = between(commands, clock.due, |command| {
+            if matches!(command, Command::Stop) {
+                return false;
             }
+            let asked = Asked {
+                time: clock.now(),
+                outlook: &outlook,
+                standing_by: &standing_by,
+                paused: &mut paused,
+                policy: &mut policy,
+            };
+            answer(command, &mut state, host, asked);
+            true
+        });
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Has all that is asked answered until the next period is `due`. That comes first once its time has come,
+/// however many ask; one of them is answered even then. Whether there is to be a next period: the answer
+/// says no, or nobody can ask any more.
+fn between<T>(asked: &Receiver<T>, due: Instant, mut answer: impl FnMut(T) -> bool) -> bool {
+    loop {
+        let wait = due.saturating_duration_since(Instant::now());
+        match asked.recv_timeout(wait) {
+            Ok(one) => {
+                if !answer(one) {
+                    return false;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        if Instant::now() >= due {
+            return true;
         }
     }
 }
@@ -458,5 +479,45 @@ impl Jitter {
         }
         let rank = (sorted.len() - 1) * 99 / 100;
         *sorted.select_nth_unstable(rank).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_period_comes_in_its_time_however_many_ask() {
+        const ANSWERS_MAX: u32 = 1_000_000;
+        let (sender, asked) = sync_channel(4);
+        sender.send(()).unwrap();
+        let due = Instant::now() + Duration::from_millis(5);
+        let mut answers = 0;
+        // Whoever was answered asks again at once.
+        let goes_on = between(&asked, due, |()| {
+            answers += 1;
+            assert!(answers < ANSWERS_MAX, "the period never came");
+            sender.send(()).unwrap();
+            true
+        });
+        assert!(goes_on && Instant::now() >= due);
+        let before = answers;
+        assert!(between(&asked, due, |()| {
+            answers += 1;
+            true
+        }));
+        assert_eq!(answers, before + 1, "one is answered even when it is late");
+    }
+
+    #[test]
+    fn it_ends_when_it_is_told_and_when_nobody_can_ask() {
+        let (sender, asked) = sync_channel(4);
+        let due = Instant::now() + Duration::from_secs(60);
+        sender.send(()).unwrap();
+        assert!(!between(&asked, due, |()| false));
+        drop(sender);
+        assert!(!between(&asked, due, |()| true));
     }
 }

@@ -283,10 +283,19 @@ pub(super) async fn push(
     )))
 }
 
+/// Settings of a plan that is asked for: each is tried on a copy of the policy, between two periods.
+const WHAT_IF_MAX: usize = 64;
+
 pub(super) async fn plan(
     State(server): State<Shared>,
     Body(request): Body<api::PlanRequest>,
 ) -> Answer<api::Plan> {
+    let settings: usize = request.changes.iter().map(|change| change.set.len()).sum();
+    if settings > WHAT_IF_MAX {
+        return Err(Failure::bad_request(format!(
+            "a plan under {settings} other settings: at most {WHAT_IF_MAX} can be asked for at once"
+        )));
+    }
     let mut changes = Vec::new();
     for change in request.changes {
         let name: AppId = change

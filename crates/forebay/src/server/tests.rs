@@ -526,6 +526,15 @@ async fn changes_reach_the_control_thread_whole_or_not_at_all() {
     };
     let plan: api::Plan = client.post("/v1/plan", &what_if).await.unwrap();
     assert_eq!(plan.actions[0].what, "release web");
+    let much = api::PlanRequest {
+        changes: vec![what_if.changes[0].clone(); 65],
+    };
+    let (why, message) = refusal(client.post::<api::Plan>("/v1/plan", &much).await);
+    assert_eq!(why, Refusal::BadRequest);
+    assert!(
+        message.contains("65 other settings: at most 64"),
+        "{message}"
+    );
 
     client.post::<api::Done>("/v1/pause", &()).await.unwrap();
     let status: api::Status = client.get("/v1/status").await.unwrap();
