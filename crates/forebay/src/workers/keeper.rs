@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use forebay_core::supervise::{Home, Lives, Verdict};
 use forebay_core::units::{Bytes, Limit, Time};
 use forebay_host::Roots;
 use forebay_host::companion::{self, Companion};
+use rustix::fs::{Mode, OFlags};
 
 use super::{Beginning, Order, Shared};
 
@@ -278,12 +279,7 @@ impl Keeper {
             .and_then(|()| fs::set_permissions(all, fs::Permissions::from_mode(0o711)));
         made.map_err(|error| failed("make", all, error))?;
         for path in [self.directory.clone(), self.directory.join("cache")] {
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                // What is in a directory of another user is left to that user.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                made => made.map_err(|error| failed("make", &path, error))?,
-            }
-            chown(&path, uid, gid).map_err(|error| failed("give away", &path, error))?;
+            give_directory(&path, uid, gid).map_err(|error| failed("make", &path, error))?;
         }
         Ok(())
     }
@@ -326,6 +322,8 @@ impl Keeper {
                 Err(Error::Connect { .. }) if worker.since.elapsed() < LISTENS_BOUND => {
                     return Ok(());
                 }
+                // It answers, if only that it has all the clients it takes: it does not hang.
+                Err(Error::Refused(why)) => return Err(format!("its worker says: {why}")),
                 Err(error) => return self.unanswered(&error),
             }
         }
@@ -541,6 +539,26 @@ fn clear(directory: &Path) {
             tracing::warn!(directory = %directory.display(), %error, "what a worker had is left behind");
         }
     }
+}
+
+/// Makes a directory with an owner; one that is there is left as it is. Its parent may be that owner's, who
+/// may put something else in its place at any time: only what is a directory, and still root's, is given away.
+fn give_directory(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        // What is in a directory of another user is left to that user.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if made.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(
+            "somebody else put another one in its place",
+        ));
+    }
+    fchown(&made, uid, gid)
 }
 
 #[cfg(test)]
