@@ -220,7 +220,7 @@ impl Prepared {
             desk: desk.clone(),
             hosted: self.hosted,
             initiative: self.initiative,
-            done: BTreeSet::new(),
+            done: BTreeMap::new(),
             configured: BTreeMap::new(),
             takes_due: Duration::ZERO,
         };
@@ -302,14 +302,23 @@ fn nowhere(app: &AppId, reasons: &BTreeMap<HostName, Reason>) -> String {
     format!("{app} can go nowhere; {}", reasons.join("; "))
 }
 
+/// How far a command is that was carried out.
+#[derive(Debug)]
+enum Completion {
+    /// Whoever asked hears of it.
+    Written,
+    /// It still has to be written what came of it.
+    Owed(Completed),
+}
+
 /// The thread that carries out what was asked by the coordinator.
 struct Job {
     member: member::Desk,
     desk: Desk,
     hosted: Arc<Hosted>,
     initiative: Initiative,
-    /// Commands that were carried out, whose end may not have been written.
-    done: BTreeSet<CommandId>,
+    /// Commands that were carried out and are still told.
+    done: BTreeMap<CommandId, Completion>,
     /// As it was when it was looked last what could be taken in.
     configured: BTreeMap<AppId, App>,
     takes_due: Duration,
@@ -348,21 +357,31 @@ impl Job {
         });
         self.say_takes();
         let waits = |id: &CommandId| standing.commands.iter().any(|(other, _)| other == id);
-        self.done.retain(waits);
+        self.done.retain(|id, _| waits(id));
         for (id, command) in standing.commands.iter() {
-            if self.done.contains(id) {
-                continue;
-            }
-            let how = match self.carry_out(command, standing.may_move(super::coordinator::now())) {
-                Ok(what) => Completed::Done { what },
-                Err(why) => Completed::Refused { why },
+            let how = match self.done.get(id) {
+                Some(Completion::Written) => continue,
+                Some(Completion::Owed(how)) => how.clone(),
+                None => {
+                    let may = standing.may_move(super::coordinator::now());
+                    let how = match self.carry_out(command, may) {
+                        Ok(what) => Completed::Done { what },
+                        Err(why) => Completed::Refused { why },
+                    };
+                    tracing::info!(%id, ?command, ?how, "asked by the coordinator");
+                    how
+                }
             };
-            tracing::info!(%id, ?command, ?how, "asked by the coordinator");
+            // What is not written would be carried out once more by the daemon after this one.
             let host = &self.member.host;
-            if let Err(error) = self.member.coordinator.complete(host, id, &how) {
-                tracing::warn!(%error, "whoever asked does not hear of it");
-            }
-            self.done.insert(id.clone());
+            let completion = match self.member.coordinator.complete(host, id, &how) {
+                Ok(()) => Completion::Written,
+                Err(error) => {
+                    tracing::warn!(%error, %id, "whoever asked does not hear of it yet");
+                    Completion::Owed(how)
+                }
+            };
+            self.done.insert(id.clone(), completion);
         }
         let may = standing.may_move(super::coordinator::now());
         // Whose everything is has to be known before it is known what leaves.
