@@ -22,6 +22,10 @@ pub struct Looked {
     pub port: Option<bool>,
     /// What its clients saw.
     pub pace: Pace,
+    /// Requests that came in that time.
+    pub asked: u64,
+    /// Requests that ended in it without an answer.
+    pub unanswered: u64,
 }
 
 /// Whether an app is well now, against what it was and what it may take.
@@ -34,6 +38,17 @@ pub fn judge(past: &Looked, now: &Looked, bound: Option<Duration>) -> Result<(),
     }
     if past.port == Some(true) && now.port == Some(false) {
         return Err("nobody takes connections at its address any more".to_owned());
+    }
+    if past.pace.answers >= ANSWERS_MIN && now.pace.answers == 0 && now.asked > 0 {
+        return Err(format!("none of {} requests was answered", now.asked));
+    }
+    let ended = now.pace.answers.saturating_add(now.unanswered);
+    let unanswered = now.unanswered as f64 / ended.max(1) as f64;
+    if ended >= ANSWERS_MIN && unanswered > ERRORS_MAX {
+        return Err(format!(
+            "{:.1} % of its requests got no answer",
+            unanswered * 100.0
+        ));
     }
     if now.pace.answers < ANSWERS_MIN || past.pace.answers < ANSWERS_MIN {
         return Ok(());
@@ -74,6 +89,8 @@ mod tests {
                 p99_ms: Some(p99),
                 max_ms: Some(p99),
             },
+            asked: answers,
+            unanswered: 0,
         }
     }
 
@@ -106,6 +123,26 @@ mod tests {
             "2.1 % of its answers",
         );
         check(looked(true, None, 49, 49, 900.0), None, "");
+    }
+
+    #[test]
+    fn an_app_that_takes_connections_and_answers_nobody_is_not_well() {
+        let past = looked(true, Some(true), 1000, 0, 5.0);
+        let now = |asked, answers, unanswered| Looked {
+            asked,
+            unanswered,
+            ..looked(true, Some(true), answers, 0, 5.0)
+        };
+        let said = |past: &Looked, now: Looked| judge(past, &now, None).err().unwrap_or_default();
+        assert_eq!(said(&past, now(3, 0, 0)), "none of 3 requests was answered");
+        assert_eq!(
+            said(&past, now(100, 90, 10)),
+            "10.0 % of its requests got no answer"
+        );
+        // Nobody asks any more, and of few nothing is known.
+        assert_eq!(said(&past, now(0, 0, 0)), "");
+        assert_eq!(said(&past, now(3, 1, 2)), "");
+        assert_eq!(said(&looked(true, Some(true), 0, 0, 0.0), now(3, 0, 3)), "");
     }
 
     #[test]

@@ -194,9 +194,10 @@ async fn after(args: &HookArgs, socket: &Path, inside: bool) {
     }
 }
 
-/// Has critical units wait, in bounded time.
+/// Has critical units wait: in bounded time, unless they are not to start before. Those would fail for good
+/// if this failed.
 async fn put_back(args: &HookArgs, socket: &Path) -> Exit {
-    let deadline = Instant::now() + PUT_BACK_MAX;
+    let mut deadline = Instant::now() + PUT_BACK_MAX;
     loop {
         let known = from_daemon(socket).await;
         let why = match hooks::put_back(known.as_ref().map_err(String::as_str)) {
@@ -208,10 +209,10 @@ async fn put_back(args: &HookArgs, socket: &Path) -> Exit {
                 "{why} after {} s; `forebay update status` says how it stands",
                 PUT_BACK_MAX.as_secs()
             ));
-            return match args.fail {
-                Fail::Open => Exit::Ok,
-                Fail::Closed => Exit::Failed,
-            };
+            match args.fail {
+                Fail::Open => return Exit::Ok,
+                Fail::Closed => deadline = Instant::now() + PUT_BACK_MAX,
+            }
         }
         tokio::time::sleep(LOOK).await;
     }

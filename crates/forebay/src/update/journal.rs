@@ -23,6 +23,9 @@ pub(super) const HISTORY_MAX: usize = 50;
 #[serde(deny_unknown_fields)]
 pub(super) struct Counted {
     pub(super) answers: Answers,
+    /// Absent in what was written before it was counted.
+    #[serde(default)]
+    pub(super) requests: u64,
     pub(super) held: u64,
     pub(super) failed: u64,
     pub(super) unknown: u64,
@@ -37,11 +40,12 @@ pub(super) struct Was {
 }
 
 impl Was {
-    pub(super) const fn looked(self, pace: Pace) -> Looked {
+    pub(super) fn looked(self, pace: Pace) -> Looked {
         Looked {
             runs: self.runs,
             port: self.port,
             pace,
+            ..Looked::default()
         }
     }
 }

@@ -44,6 +44,7 @@ pub(super) async fn counted(fronts: &Desk) -> BTreeMap<AppId, Counted> {
         if let (Ok(answers), Ok(counts)) = (answers, counts) {
             let counted = Counted {
                 answers,
+                requests: counts.requests,
                 held: counts.held,
                 failed: counts.failed,
                 unknown: counts.unknown,
@@ -58,22 +59,29 @@ pub(super) async fn counted(fronts: &Desk) -> BTreeMap<AppId, Counted> {
 pub(super) fn between(before: &Counted, after: &Counted) -> Option<Counted> {
     Some(Counted {
         answers: after.answers.since(&before.answers)?,
+        requests: after.requests.checked_sub(before.requests)?,
         held: after.held.checked_sub(before.held)?,
         failed: after.failed.checked_sub(before.failed)?,
         unknown: after.unknown.checked_sub(before.unknown)?,
     })
 }
 
-/// What clients of each front see over this time.
-pub(super) async fn paces(fronts: &Desk, over: Duration) -> BTreeMap<AppId, Pace> {
+/// What each front counts over this time.
+pub(super) async fn counted_over(fronts: &Desk, over: Duration) -> BTreeMap<AppId, Counted> {
     let before = counted(fronts).await;
     tokio::time::sleep(over).await;
     let after = counted(fronts).await;
-    let paces = before.iter().filter_map(|(name, before)| {
-        let between = between(before, after.get(name)?)?;
-        Some((name.clone(), pace(&between.answers)))
-    });
-    paces.collect()
+    let all = before
+        .iter()
+        .filter_map(|(name, before)| Some((name.clone(), between(before, after.get(name)?)?)));
+    all.collect()
+}
+
+/// What clients of each front see over this time.
+pub(super) async fn paces(fronts: &Desk, over: Duration) -> BTreeMap<AppId, Pace> {
+    let all = counted_over(fronts, over).await.into_iter();
+    all.map(|(name, counted)| (name, pace(&counted.answers)))
+        .collect()
 }
 
 /// The front that an app serves behind.

@@ -345,7 +345,7 @@ impl Desk {
                 receipt::stage(entry.record.stage)
             ));
         }
-        outdated::package_lock(Path::new("/proc"))
+        outdated::package_lock()
             .map(|lock| format!("a package manager is at work (it holds {lock}): wait for its end"))
     }
 
@@ -411,7 +411,7 @@ impl Desk {
         let said = if entry.record.can_be_called_off() {
             format!("update {number} is called off: nothing was changed")
         } else if stage == Stage::Updating {
-            if let Some(lock) = outdated::package_lock(Path::new("/proc")) {
+            if let Some(lock) = outdated::package_lock() {
                 return Err(Refused::Cannot(format!(
                     "update {number}: a package manager is at work (it holds {lock}), and ended now it \
                      would leave packages half configured; try again when it is done"

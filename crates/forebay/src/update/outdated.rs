@@ -2,11 +2,12 @@
 //! manager is at work.
 
 use std::fs;
-use std::os::linux::fs::MetadataExt as _;
+use std::io;
 use std::path::Path;
 
 use forebay_core::idset::CpuSet;
 use forebay_core::update::Life;
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 /// What dpkg knows of packages.
 pub(super) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
@@ -39,23 +40,26 @@ fn replaced_file(line: &str) -> Option<String> {
     is_code.then(|| file.to_owned())
 }
 
-/// The lock that a package manager holds while packages are half installed, if one does.
-pub(super) fn package_lock(proc: &Path) -> Option<&'static str> {
-    let locks = fs::read_to_string(proc.join("locks")).ok()?;
+/// The lock that a package manager holds while packages are half installed, if one does, or if nobody can
+/// say.
+pub(super) fn package_lock() -> Option<&'static str> {
     PACKAGE_LOCKS.into_iter().find(|file| {
-        let Ok(found) = fs::metadata(file) else {
-            return false;
-        };
-        let (device, inode) = (found.st_dev(), found.st_ino());
-        let name = format!(
-            "{:02x}:{:02x}:{inode}",
-            rustix::fs::major(device),
-            rustix::fs::minor(device)
-        );
-        locks
-            .lines()
-            .any(|line| line.split_whitespace().any(|word| word == name))
+        is_locked(Path::new(file)).unwrap_or_else(|error| {
+            tracing::warn!(%error, file, "it is taken for locked: nobody can say");
+            true
+        })
     })
+}
+
+/// Whether another process holds a lock of a file, as the kernel answers: what `/proc/locks` names a file
+/// system is not on all of them what files say it is.
+fn is_locked(file: &Path) -> io::Result<bool> {
+    let file = match fs::File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    let wanted = Flock::from(FlockType::WriteLock);
+    Ok(fcntl_getlk(&file, &wanted)?.is_some())
 }
 
 /// The CPUs that a process may use, as the kernel has them.

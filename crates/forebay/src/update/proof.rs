@@ -107,6 +107,12 @@ impl Runner {
         let begun = self.await_load(&file).await;
         let load = begun.as_ref().ok().copied();
         let loaded = self.watch(load).await?;
+        let still =
+            errand::look(&file).map_err(|error| format!("look at {}: {error}", file.display()))?;
+        let begun = begun.and_then(|pid| match still {
+            Standing::Runs(_) => Ok(pid),
+            _ => Err("the load ended while it was watched".to_owned()),
+        });
         let report = self.report().await?;
         let policy = self.shared.policy().await?;
         let proof = self.proof(&policy, &report.report, load, (&before, &loaded));
@@ -249,6 +255,7 @@ fn doubt(app: &App, found: &AppProof, order: &Order) -> Option<String> {
         runs: true,
         port: None,
         pace: found.before,
+        ..Looked::default()
     };
     let now = Looked {
         pace: found.loaded,

@@ -10,7 +10,7 @@ use forebay_core::app::{App, AppId, Binding, Class, Policy};
 use forebay_core::report::{AppReport, EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_core::update::{
-    Deed, Ending, Fact, Hold, Life, Outcome, Stage, Step, Turn, judge, suffers,
+    Deed, Ending, Fact, Hold, Life, Looked, Outcome, Stage, Step, Turn, judge, suffers,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -317,7 +317,10 @@ impl Runner {
             match standing {
                 Standing::Ended(ending) => break ending,
                 Standing::Runs(pid) => {
-                    if !is_told && self.shared.wishes.abort.load(Ordering::Relaxed) {
+                    // Asked for before it began, or while no package manager was at work: ended amid its
+                    // work that one would leave packages half configured.
+                    let is_safe = || outdated::package_lock().is_none();
+                    if !is_told && self.shared.wishes.abort.load(Ordering::Relaxed) && is_safe() {
                         is_told = true;
                         ask_to_end(pid)?;
                     }
@@ -354,7 +357,7 @@ impl Runner {
         let policy = self.shared.policy().await?;
         let report = self.report().await?;
         let why = suffering(&policy, &report.report);
-        let is_safe = outdated::package_lock(Path::new(PROC)).is_none();
+        let is_safe = outdated::package_lock().is_none();
         match hold.step(now, why.is_some(), is_safe) {
             Some(Turn::Freeze) => {
                 self.act(id, AppDeed::Freeze).await?;
@@ -385,7 +388,7 @@ impl Runner {
     async fn verify(&self, entry: &mut Entry) -> Result<Fact, String> {
         let deadline = Instant::now() + WELL_MAX;
         let judged = loop {
-            let paces = measure::paces(&self.shared.fronts, WINDOW).await;
+            let counted = measure::counted_over(&self.shared.fronts, WINDOW).await;
             let report = self.report().await?;
             let policy = self.shared.policy().await?;
             let now = measure::look(&self.shared.fronts, &report.report).await;
@@ -395,13 +398,17 @@ impl Runner {
                     continue;
                 };
                 let front = measure::front_of(&self.shared.fronts, id);
-                let pace = |paces: &BTreeMap<AppId, forebay_core::update::Pace>| {
-                    let pace = front.as_ref().and_then(|front| paces.get(front));
-                    pace.copied().unwrap_or_default()
-                };
-                let past = was.looked(pace(&entry.before));
+                let front = front.as_ref();
+                let past = front.and_then(|front| entry.before.get(front));
+                let past = was.looked(past.copied().unwrap_or_default());
+                let counted = front.and_then(|front| counted.get(front));
+                let counted = counted.cloned().unwrap_or_default();
                 let now = now.get(id).copied().unwrap_or_default();
-                let now = now.looked(pace(&paces));
+                let now = Looked {
+                    asked: counted.requests,
+                    unanswered: counted.failed.saturating_add(counted.unknown),
+                    ..now.looked(measure::pace(&counted.answers))
+                };
                 if let Err(why) = judge(&past, &now, app.response_time_max) {
                     sick.push(format!("{id}: {why}"));
                 }
@@ -454,7 +461,7 @@ impl Runner {
 
 /// A package manager at work would be a second update.
 fn lock() -> Fact {
-    match outdated::package_lock(Path::new(PROC)) {
+    match outdated::package_lock() {
         Some(lock) => Fact::Refused(format!(
             "a package manager is at work (it holds {lock}): wait for its end"
         )),
