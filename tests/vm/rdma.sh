@@ -13,23 +13,10 @@ cp /host/bin/forebay /host/bin/daemon .
 forebay=/var/tmp/forebay
 export FOREBAY_EXE=$forebay
 
-doctor_says() { # WORDS
-  $forebay doctor | grep RDMA | grep -q "$1"
-}
-
 echo "== without a device"
 doctor_says "no device" || fail "doctor says otherwise: $($forebay doctor | grep RDMA)"
 
 echo "== soft-RoCE on a dummy link"
-modprobe rdma_rxe
-modprobe rdma_ucm
-ip link add dummy0 type dummy
-ip address add 10.77.0.1/24 dev dummy0
-ip link set dummy0 up
-rdma link add rxe0 type rxe netdev dummy0
-await "its port is active" grep -q ACTIVE /sys/class/infiniband/rxe0/ports/1/state
-await "connections can be made" test -c /dev/infiniband/rdma_cm
-doctor_says rxe0 || fail "doctor says otherwise: $($forebay doctor | grep RDMA)"
+soft_roce
 
-export FOREBAY_TEST_RDMA=10.77.0.1
-./daemon --test-threads=1 --show-output rdma::
+./daemon --test-threads=1 --show-output rdma::what_moves

@@ -89,7 +89,7 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 /// Hosts of one fleet, whose apps move with their memory.
-struct Fleet {
+pub(crate) struct Fleet {
     hosts: Vec<(&'static str, Place)>,
     machines: Vec<Machine>,
     criu: PathBuf,
@@ -99,6 +99,16 @@ struct Fleet {
     dir: tempfile::TempDir,
     /// Where each host has its own directory, as its programs see it: their files go along.
     shared: Option<PathBuf>,
+    pace: Pace,
+}
+
+/// What the speed of a machine allows for.
+struct Pace {
+    /// Where agents listen.
+    address: String,
+    lease: &'static str,
+    /// MiB of the program's memory that are written in a second.
+    rate: u32,
 }
 
 impl Fleet {
@@ -156,11 +166,22 @@ impl Fleet {
     }
 
     /// The longest time from one line of the witness to the next, in milliseconds.
-    fn longest_silence(&self) -> u64 {
+    pub(crate) fn longest_silence(&self) -> u64 {
         let lines = self.witnessed();
         let pairs = lines.windows(2);
         let silences = pairs.map(|pair| pair[1].1.saturating_sub(pair[0].1));
         silences.max().unwrap_or(0)
+    }
+
+    /// With agents that listen at this address of a machine that is slow, and so many MiB.
+    pub(crate) fn start_at(test: &str, address: &str, memory: u32) -> Option<Self> {
+        let mut fleet = Self::new(test)?;
+        fleet.pace = Pace {
+            address: address.to_owned(),
+            lease: "60s",
+            rate: 1,
+        };
+        Some(fleet.begun(memory, ""))
     }
 
     /// With more in the configuration of every host.
@@ -191,6 +212,11 @@ impl Fleet {
             etcd: Etcd::start(test)?,
             dir,
             shared: None,
+            pace: Pace {
+                address: "127.0.0.1".to_owned(),
+                lease: "5s",
+                rate: RATE,
+            },
         };
         certify(&fleet.hosts);
         Some(fleet)
@@ -208,6 +234,11 @@ impl Fleet {
 
     fn configure(&self, index: usize, criu: &Path, memory: u32, more: &str) {
         let (name, place) = &self.hosts[index];
+        let Pace {
+            address,
+            lease,
+            rate,
+        } = &self.pace;
         let data = self.shared.as_ref().map(|shared| shared.join("data"));
         let (journal, files) = data.map_or_else(Default::default, |data| {
             let data = data.display();
@@ -220,10 +251,10 @@ impl Fleet {
             &format!("criu = \"{}\"", criu.display()),
             &format!(
                 "[policy]\non_stop = \"kill\"\n\
-                 [fleet]\nhost = \"{name}\"\nlease = \"5s\"\n\
-                 [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"127.0.0.1:{}\"\n\
+                 [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
+                 [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
                  [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
-                 exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{RATE}\", \
+                 exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{rate}\", \
                  \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}]\n\
                  move = {{ mode = \"checkpoint\"{files} }}\n{more}",
                 self.etcd.endpoint(),
@@ -261,7 +292,7 @@ impl Fleet {
         self.hosts[index].1.crash();
     }
 
-    fn place(&self, name: &str) -> &Place {
+    pub(crate) fn place(&self, name: &str) -> &Place {
         &self.hosts[index(name)].1
     }
 
@@ -288,7 +319,7 @@ impl Fleet {
 
     /// It goes on, for long enough that all of its pages are looked at.
     #[track_caller]
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let lines = CHECK_EVERY as usize * 2;
         let before = self.witnessed().len();
         eventually("it goes on", || self.witnessed().len() > before + lines);
@@ -296,7 +327,7 @@ impl Fleet {
 
     /// Waits until one host owns the program and runs it, and no other one does.
     #[track_caller]
-    fn await_owner(&self) -> &'static str {
+    pub(crate) fn await_owner(&self) -> &'static str {
         let owners = || -> Vec<&'static str> {
             let owns = |place: &Place| {
                 let owns = &status(place)["owns"];
@@ -332,7 +363,7 @@ impl Fleet {
 
     /// Nothing of a move is left on any host: neither images nor whoever carried it.
     #[track_caller]
-    fn await_clean(&self) {
+    pub(crate) fn await_clean(&self) {
         eventually("nothing of a move is left", || {
             let is_empty = |(_, place): &(&str, Place)| {
                 let moves = fs::read_dir(place.path("state/moves"));
@@ -366,7 +397,7 @@ fn index(name: &str) -> usize {
     usize::from(name == "b")
 }
 
-fn other(name: &str) -> &'static str {
+pub(crate) fn other(name: &str) -> &'static str {
     if name == "a" { "b" } else { "a" }
 }
 

@@ -1,0 +1,20 @@
+#!/bin/bash
+# about: a process moves between two daemons with its memory, by CRIU over soft-RoCE, and comes whole
+# kernels: stable
+# machine: --smp 4 --mem 1536
+# routine: none
+# seconds: 1500
+set -eu
+systemctl is-system-running --wait >/dev/null || true
+export TMPDIR=/var/tmp
+cd /var/tmp
+. /host/tests/steps
+# Programs that run often are read from the guest's own disk.
+cp /host/bin/forebay /host/bin/daemon .
+forebay=/var/tmp/forebay
+export FOREBAY_EXE=$forebay
+
+soft_roce
+criu check || fail "CRIU does not work here"
+
+./daemon --test-threads=1 --show-output rdma::a_process
