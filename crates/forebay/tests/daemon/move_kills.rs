@@ -1,6 +1,7 @@
 //! Moves between hosts while daemons, the coordinator and the network are lost at any moment.
 //!
-//! `FOREBAY_TEST_KILLS` says how often, `FOREBAY_TEST_SEED` from which seed on: it is printed.
+//! `FOREBAY_TEST_KILLS` says how often, `FOREBAY_TEST_SEED` from which seed on: it is printed. `FOREBAY_TEST_LOST` says
+//! what is lost each time, in this order, and not one or two by chance: `Source,Etcd`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -51,6 +52,8 @@ struct Campaign {
     takes: Duration,
     /// What is in the files that go along.
     load: Vec<u8>,
+    /// What is lost each time, if that is not left to chance.
+    always: Option<Vec<Lost>>,
 }
 
 /// How one move ended in the middle of which something was to be lost.
@@ -154,10 +157,9 @@ impl Campaign {
             .ask(&["move", "counts", "--to", to, "--detach"]);
         assert!(asked.status.success(), "{asked:?}");
         until(Instant::now() + at);
-        let lost: Vec<Lost> = [Some(what), both.then_some(more)]
-            .into_iter()
-            .flatten()
-            .collect();
+        let by_chance = || [Some(what), both.then_some(more)].into_iter().flatten();
+        let lost = self.always.clone();
+        let lost: Vec<Lost> = lost.unwrap_or_else(|| by_chance().collect());
         // Not earlier than the move's own clock has it.
         let lost_at = asked_at.elapsed();
         for one in &lost {
@@ -244,6 +246,15 @@ const fn when(is_amid: bool) -> &'static str {
     if is_amid { "amid" } else { "before or after" }
 }
 
+fn always() -> Option<Vec<Lost>> {
+    let asked = std::env::var("FOREBAY_TEST_LOST").ok()?;
+    let named = |name: &str| {
+        let found = ALL.into_iter().find(|lost| format!("{lost:?}") == name);
+        found.unwrap_or_else(|| panic!("FOREBAY_TEST_LOST: {name} is none of {ALL:?}"))
+    };
+    Some(asked.split(',').map(named).collect())
+}
+
 #[test]
 fn whatever_is_lost_at_any_moment_one_host_owns_it() {
     let number = |name: &str| {
@@ -264,6 +275,7 @@ fn whatever_is_lost_at_any_moment_one_host_owns_it() {
         rng: Rng::with_seed(seed),
         takes: Duration::ZERO,
         load: Vec::new(),
+        always: always(),
     };
     owner = campaign.undisturbed(&owner);
     let mut amid = 0;
