@@ -6,7 +6,8 @@
 //! Approach: it is looked at what applications use now and whether they wait for more, and at what they
 //! will need within the next minutes, of those that are not batch, which makes way. Where somebody waits,
 //! or that is more than the host has, for the persistence, the one is chosen whose leaving is enough and
-//! costs least to copy; where none is enough, the one that helps most. Where it goes [`target`] says, by
+//! costs least to copy; where none is enough, the one that helps most; one that no other host takes is passed over.
+//! Where it goes [`target`] says, by
 //! what hosts publish: where there will be room for it; of one that leaves because somebody waits,
 //! where there is room now, if there is no such host. What is on its way out counts as gone. With
 //! [`Look::Present`] only what is used now counts, on both sides.
@@ -331,7 +332,8 @@ impl Shed {
 /// One that leaves takes away this part of what is too much at least: less helps nobody.
 const HELPS_MIN: f64 = 0.1;
 
-/// Looks at one host. Pure but for what is remembered of shortages, which is passed in.
+/// Looks at one host. Pure but for what is remembered of shortages, which is passed in. Whom `may_be_taken` says that no
+/// other host takes is passed over for the next one; it is asked of none but those that would leave.
 #[must_use]
 pub fn decide(
     rules: &Rules,
@@ -339,6 +341,7 @@ pub fn decide(
     capacity: MilliCpu,
     residents: &[Resident<'_>],
     memory: &mut Memory,
+    may_be_taken: &mut dyn FnMut(&AppId) -> bool,
 ) -> Option<Shed> {
     let capacity = capacity.as_cpus();
     let stays = |of: &&Resident<'_>| of.class != Class::Batch && !of.leaves;
@@ -406,11 +409,13 @@ pub fn decide(
             && !memory.is_barred(now, cause, of.app)
             && !of.homes.rests(rules, now)
     };
-    let candidates = || residents.iter().filter(stays).filter(may);
-    let enough = candidates().filter(|of| relief(of) >= excess);
-    let enough = enough.min_by(|a, b| cost(a).total_cmp(&cost(b)));
-    let most = || candidates().max_by(|a, b| relief(a).total_cmp(&relief(b)));
-    let chosen = enough.or_else(most)?;
+    let candidates = residents.iter().filter(stays).filter(may);
+    let (mut enough, mut less): (Vec<&Resident<'_>>, Vec<&Resident<'_>>) =
+        candidates.partition(|of| relief(of) >= excess);
+    enough.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+    less.sort_by(|a, b| relief(a).total_cmp(&relief(b)));
+    let mut by_choice = enough.into_iter().chain(less.into_iter().rev());
+    let chosen = by_choice.find(|of| may_be_taken(of.app))?;
     Some(Shed::of(chosen, why))
 }
 

@@ -11,6 +11,7 @@
 //! is asked; a host that lists what it takes is chosen for nothing else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,42 @@ pub fn rule_out(app: &AppId, own: &Taking, offers: &mut BTreeMap<HostName, Offer
             offer.unfit.get_or_insert(why);
         }
     }
+}
+
+/// What is told of an application that no host takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untaken {
+    /// The first of the other hosts.
+    pub host: HostName,
+    /// Why that one does not.
+    pub why: String,
+    /// So many more do not either.
+    pub others: usize,
+}
+
+impl fmt::Display for Untaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, why, others } = self;
+        match others {
+            0 => write!(f, "{host} does not take it: {why}"),
+            _ => write!(f, "{host} and {others} more do not take it; {host}: {why}"),
+        }
+    }
+}
+
+/// Why no other host takes an application, once those that would refuse it are ruled out; none where one may, and
+/// where there is no other host.
+#[must_use]
+pub fn untaken(here: &HostName, offers: &BTreeMap<HostName, Offer>) -> Option<Untaken> {
+    let others = offers.iter().filter(|(host, _)| *host != here);
+    let refusals = others.map(|(host, offer)| Some((host, offer.unfit.as_ref()?)));
+    let refusals: Vec<_> = refusals.collect::<Option<_>>()?;
+    let (host, why) = refusals.first()?;
+    Some(Untaken {
+        host: (*host).clone(),
+        why: (*why).clone(),
+        others: refusals.len() - 1,
+    })
 }
 
 #[cfg(test)]
@@ -188,5 +225,25 @@ mod tests {
             offers[&name].unfit.is_none()
         };
         assert!(is_open("old") && !is_open("new"));
+
+        // One that may be asked is enough; where none is left, it is said why.
+        let here: HostName = "here".parse().unwrap();
+        assert_eq!(untaken(&here, &offers), None);
+        assert_eq!(untaken(&here, &BTreeMap::new()), None);
+        let (old, new) = ("old".parse::<HostName>().unwrap(), "new".parse().unwrap());
+        offers.remove(&old);
+        let why = untaken(&here, &offers).unwrap().to_string();
+        assert!(
+            why.starts_with("new does not take it: web moves by `teleport` there"),
+            "{why}"
+        );
+        let more = offers[&new].clone();
+        offers.insert("newer".parse().unwrap(), more);
+        let why = untaken(&here, &offers).unwrap().to_string();
+        assert!(
+            why.starts_with("new and 1 more do not take it; new: "),
+            "{why}"
+        );
+        assert_eq!(untaken(&new, &offers).unwrap().others, 0);
     }
 }

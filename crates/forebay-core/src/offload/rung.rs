@@ -151,7 +151,7 @@ pub struct Offer {
 }
 
 /// Why a rung does not exist for an app now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Absence {
     /// Threads are not placed one by one.
@@ -506,7 +506,7 @@ impl Means<'_> {
                 });
             }
             Some(Away::Leaves) => Stays::Leaves,
-            Some(Away::Stays(why)) => *why,
+            Some(Away::Stays(why)) => why.clone(),
             None => Stays::Unseen,
         };
         Err(Absence::Stays(stays))

@@ -457,7 +457,16 @@ impl World {
             })
             .collect();
         let clock = of.boot_clock(self.now);
-        policy::decide(&self.rules, clock, of.capacity.cpu, &residents, memory)
+        let capacity = of.capacity.cpu;
+        // Every host takes all that can move.
+        policy::decide(
+            &self.rules,
+            clock,
+            capacity,
+            &residents,
+            memory,
+            &mut |_| true,
+        )
     }
 
     /// Where one would go, by what is published when the question arrives.

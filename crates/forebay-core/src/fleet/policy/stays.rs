@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cause, Homes, Memory, Rules};
 use crate::app::AppId;
 use crate::fleet::HostName;
+use crate::fleet::taking::Untaken;
 
 /// What is known of moving one application to another host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub enum Away {
 }
 
 /// Why one stays that is constrained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stays {
     /// Nobody looked yet.
@@ -69,6 +70,8 @@ pub enum Stays {
     },
     /// No host has room.
     NoTarget,
+    /// No host takes it, whatever room it has.
+    Untaken(Untaken),
 }
 
 impl fmt::Display for Stays {
@@ -106,6 +109,7 @@ impl fmt::Display for Stays {
             Self::Others { most } => {
                 write!(f, "{most} are on their way from here, and no more may be")
             }
+            Self::Untaken(untaken) => untaken.fmt(f),
             Self::NoTarget => f.write_str(
                 "no host of the fleet has room for it, of those that take it and that it did not leave lately",
             ),

@@ -52,7 +52,14 @@ fn check(rules: &Rules, apps: &[App]) -> Option<(u32, String)> {
     (0..60).find_map(|step| {
         let now = Duration::from_secs(10_000) + STEP * step;
         let capacity = MilliCpu::cpus(8);
-        let shed = decide(rules, now, capacity, &residents(apps), &mut memory)?;
+        let shed = decide(
+            rules,
+            now,
+            capacity,
+            &residents(apps),
+            &mut memory,
+            &mut |_| true,
+        )?;
         Some((step, shed.app.to_string()))
     })
 }
@@ -77,6 +84,49 @@ fn what_is_enough_and_costs_least_leaves() {
         app("critical", Class::Critical, 2.0, 2.0, 600),
     ];
     assert_eq!(check(&rules, &lighter), Some((1, "enough".into())));
+}
+
+#[test]
+fn one_that_nobody_takes_is_passed_over_for_the_next() {
+    let rules = Rules::default();
+    let apps = [
+        app("big", Class::Standard, 3.5, 3.5, 4096),
+        app("enough", Class::Standard, 2.0, 2.0, 1024),
+        app("small", Class::Standard, 1.0, 1.0, 100),
+        app("critical", Class::Critical, 2.0, 2.0, 600),
+    ];
+    let leaves = |refused: &[&str]| {
+        let mut memory = Memory::default();
+        let mut asked = Vec::new();
+        let shed = (0..2).find_map(|step| {
+            let now = Duration::from_secs(10_000) + STEP * step;
+            let may_be_taken = &mut |app: &AppId| {
+                asked.push(app.to_string());
+                !refused.contains(&app.as_str())
+            };
+            let capacity = MilliCpu::cpus(8);
+            let residents = residents(&apps);
+            decide(&rules, now, capacity, &residents, &mut memory, may_be_taken)
+        });
+        (shed.map(|shed| shed.app.to_string()), asked)
+    };
+    let check = |refused: &[&str], wanted: Option<&str>, asked: &[&str]| {
+        let (shed, was_asked) = leaves(refused);
+        assert_eq!(shed.as_deref(), wanted, "{refused:?}");
+        assert_eq!(was_asked, asked, "{refused:?}");
+    };
+    check(&[], Some("enough"), &["enough"]);
+    check(&["enough"], Some("critical"), &["enough", "critical"]);
+    check(
+        &["enough", "critical"],
+        Some("big"),
+        &["enough", "critical", "big"],
+    );
+    // What is not enough is better than nothing.
+    let three = ["enough", "critical", "big"];
+    let all = ["enough", "critical", "big", "small"];
+    check(&three, Some("small"), &all);
+    check(&all, None, &all);
 }
 
 #[test]
@@ -154,7 +204,14 @@ fn what_is_foreseen_leaves_room_for_what_is_there() {
     let cause = |memory: &mut Memory, apps: &[App], from: u64| {
         let looks = (0..8).map(|step| at(from + 10 * step));
         looks.into_iter().find_map(|now| {
-            let shed = decide(&rules, now, MilliCpu::cpus(8), &residents(apps), memory)?;
+            let shed = decide(
+                &rules,
+                now,
+                MilliCpu::cpus(8),
+                &residents(apps),
+                memory,
+                &mut |_| true,
+            )?;
             Some((shed.app, shed.why.cause()))
         })
     };
@@ -172,6 +229,7 @@ fn what_is_foreseen_leaves_room_for_what_is_there() {
         MilliCpu::cpus(8),
         &residents(&waits),
         &mut memory,
+        &mut |_| true,
     );
     assert_eq!(none, None, "a shortage's own pause holds");
     // Moves by forecast use their part of the budget up, and no more.
@@ -304,7 +362,14 @@ fn whatever_the_load_nothing_wanders() {
             let is_short = waits || wanted > 8.0 || most > 8.0;
             short_for = if is_short { short_for + 1 } else { 0 };
             let capacity = MilliCpu::cpus(8);
-            let Some(shed) = decide(&rules, now, capacity, &residents(&apps), &mut memory) else {
+            let Some(shed) = decide(
+                &rules,
+                now,
+                capacity,
+                &residents(&apps),
+                &mut memory,
+                &mut |_| true,
+            ) else {
                 continue;
             };
             assert!(short_for >= 2, "seed {seed}: nothing lasted");

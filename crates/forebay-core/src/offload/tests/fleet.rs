@@ -152,7 +152,7 @@ fn one_that_can_go_goes_and_one_that_cannot_says_why() {
     check(None, Err(Absence::NoFleet));
     check(Some(Away::To("b".parse().unwrap())), Ok("b"));
     let stays = Stays::NoTarget;
-    check(Some(Away::Stays(stays)), Err(Absence::Stays(stays)));
+    check(Some(Away::Stays(stays.clone())), Err(Absence::Stays(stays)));
     check(Some(Away::Leaves), Err(Absence::Stays(Stays::Leaves)));
     // Who came a moment ago is looked at in a moment.
     let nobody = BTreeMap::new();

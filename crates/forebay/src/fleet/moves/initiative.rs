@@ -18,6 +18,7 @@
 //! only observes, while this host is being left or is no member of its fleet. What is under way goes on.
 
 use std::cell::LazyCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
@@ -32,6 +33,7 @@ use forebay_core::fleet::offering::{self, Standing};
 use forebay_core::fleet::policy::{
     self, Away, Cause, Homes, Look, Memory, Resident, Rules, Shed, Stays, Why,
 };
+use forebay_core::fleet::taking::{self, Untaken};
 use forebay_core::offload::{Climb, Mode};
 use forebay_core::report::TickReport;
 use forebay_core::units::{Bytes, MilliCpu};
@@ -105,6 +107,8 @@ pub(crate) struct Initiative {
     answered: BTreeSet<AppId>,
     /// Those that their ladders are to hear of that they stay.
     stayed: BTreeSet<AppId>,
+    /// Those that would leave and that no host takes, and until when that is not said again: reasons have numbers.
+    told: BTreeMap<AppId, Duration>,
     away: watch::Sender<Option<Arc<BTreeMap<AppId, Away>>>>,
     due: Duration,
 }
@@ -172,6 +176,7 @@ impl Initiative {
             closed: Closed::default(),
             answered: BTreeSet::new(),
             stayed: BTreeSet::new(),
+            told: BTreeMap::new(),
             away,
             due: Duration::ZERO,
         }
@@ -313,10 +318,16 @@ impl Initiative {
 
     /// Looks whether this host is too small, and lets one go if so.
     fn shed(&mut self, around: &Around<'_>, here: &[Here<'_>]) {
-        let cpus = around.hosted.size.cpus;
-        let capacity = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
-        let residents: Vec<Resident<'_>> = here.iter().map(Here::resident).collect();
-        let shed = policy::decide(&self.rules, now(), capacity, &residents, &mut self.memory);
+        let mut untaken = BTreeMap::new();
+        let shed = self.decide(around, here, &mut untaken);
+        self.told.retain(|_, until| *until > now());
+        for (app, why) in untaken {
+            if let Entry::Vacant(untold) = self.told.entry(app) {
+                let what = format!("would leave this host, which is short, and stays: {why}");
+                around.hosted.warn(untold.key(), what);
+                untold.insert(now() + self.rules.bar);
+            }
+        }
         let Some(Shed { app, why, .. }) = shed else {
             return;
         };
@@ -324,18 +335,51 @@ impl Initiative {
             return;
         };
         let cause = why.cause();
-        let Some(to) = self.place(around, one, why) else {
-            let what =
-                format!("would leave this host, since {why}, and no other host has room for it");
-            around.hosted.warn(&app, what);
-            return self.memory.found_none(&self.rules, now(), (&app, cause));
+        let (host, look) = match self.place(around, one, why) {
+            Ok(to) => to,
+            Err(stays) => {
+                let what = format!("would leave this host, since {why}, and stays: {stays}");
+                around.hosted.warn(&app, what);
+                return self.memory.found_none(&self.rules, now(), (&app, cause));
+            }
         };
-        let (host, look) = &to;
-        if let Err(trouble) = self.begin(around, &app, (host, *look), cause, &why.to_string()) {
+        if let Err(trouble) = self.begin(around, &app, (&host, look), cause, &why.to_string()) {
             let what = format!("does not move to {host} by itself: {trouble}");
             around.hosted.warn(&app, what);
             self.memory.stayed(&self.rules, now(), (&app, cause));
         }
+    }
+
+    /// Who leaves, of those that another host takes, and why others that would are not taken.
+    fn decide(
+        &mut self,
+        around: &Around<'_>,
+        here: &[Here<'_>],
+        untaken: &mut BTreeMap<AppId, Untaken>,
+    ) -> Option<Shed> {
+        let cpus = around.hosted.size.cpus;
+        let capacity = MilliCpu::cpus(u64::try_from(cpus).unwrap_or(u64::MAX));
+        let residents: Vec<Resident<'_>> = here.iter().map(Here::resident).collect();
+        let mut memory = self.memory.clone();
+        let may_be_taken = &mut |app: &AppId| {
+            let one = here.iter().find(|one| one.app.id == *app);
+            let offers = one.and_then(|one| self.offers(around, one));
+            let why = offers.and_then(|offers| taking::untaken(around.desk.moves.here(), &offers));
+            why.is_none_or(|why| {
+                untaken.insert(app.clone(), why);
+                false
+            })
+        };
+        let shed = policy::decide(
+            &self.rules,
+            now(),
+            capacity,
+            &residents,
+            &mut memory,
+            may_be_taken,
+        );
+        self.memory = memory;
+        shed
     }
 
     fn begin(
@@ -394,10 +438,26 @@ impl Initiative {
         }
         let who = (&one.app.id, &one.homes);
         self.memory.allows(&self.rules, now(), who, leaving)?;
-        self.place(around, one, why).ok_or(Stays::NoTarget)
+        self.place(around, one, why)
     }
 
-    fn place(&self, around: &Around<'_>, one: &Here<'_>, why: Why) -> Option<(HostName, Look)> {
+    /// Where there is room for one, or why there is none.
+    fn place(
+        &self,
+        around: &Around<'_>,
+        one: &Here<'_>,
+        why: Why,
+    ) -> Result<(HostName, Look), Stays> {
+        let offers = self.offers(around, one).ok_or(Stays::NoTarget)?;
+        let here = (around.desk.moves.here(), &one.homes);
+        let found = policy::target(&self.rules, now(), &one.shed(why), here, &offers);
+        let untaken = || taking::untaken(around.desk.moves.here(), &offers);
+        found.ok_or_else(|| untaken().map_or(Stays::NoTarget, Stays::Untaken))
+    }
+
+    /// What other hosts offer it, with those ruled out that would refuse it; none where its front does not say how it
+    /// stands.
+    fn offers(&self, around: &Around<'_>, one: &Here<'_>) -> Option<BTreeMap<HostName, Offer>> {
         // Nothing goes where no agent listens.
         let members = around.members.iter();
         let listening = members.filter(|(host, member)| {
@@ -406,12 +466,13 @@ impl Initiative {
         let mut offers: BTreeMap<HostName, Offer> = listening
             .map(|(name, member)| (name.clone(), member.offer.clone()))
             .collect();
-        if let Err(trouble) = fit(&one.app, around.hosted, &mut offers) {
-            tracing::debug!(app = %one.app.id, %trouble, "it is not known where it could go");
-            return None;
+        match fit(&one.app, around.hosted, &mut offers) {
+            Ok(()) => Some(offers),
+            Err(trouble) => {
+                tracing::debug!(app = %one.app.id, %trouble, "it is not known where it could go");
+                None
+            }
         }
-        let here = (around.desk.moves.here(), &one.homes);
-        policy::target(&self.rules, now(), &one.shed(why), here, &offers)
     }
 }
 
