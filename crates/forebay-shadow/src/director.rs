@@ -135,6 +135,8 @@ pub(crate) struct Director {
     looks: Looks,
     /// Instances that are being ended.
     endings: Endings,
+    /// A hand-over is about to begin.
+    prepares: bool,
 }
 
 /// What was done beside the director.
@@ -144,6 +146,8 @@ enum Note {
     Reserved { next: Epoch, failed: Option<String> },
     /// An instance that was fenced could not be ended.
     Left(Left),
+    /// A hand-over can begin.
+    Prepared(Prepared),
 }
 
 /// A question of how an instance stands, which the answer is to.
@@ -216,6 +220,7 @@ impl Director {
             succeeded: false,
             looks: Looks::new(Instant::now())?,
             endings: parts.endings,
+            prepares: false,
         })
     }
 
@@ -276,7 +281,7 @@ impl Director {
                         self.stands(asked.slot, standing).await;
                     }
                 }
-                Some(note) = self.noted.recv() => self.note(note),
+                Some(note) = self.noted.recv() => self.note(note).await,
                 () = tokio::time::sleep_until(ask.into()) => {
                     self.ask_standings();
                     asked = Some(Instant::now());
@@ -286,8 +291,9 @@ impl Director {
         }
     }
 
-    fn note(&mut self, note: Note) {
+    async fn note(&mut self, note: Note) {
         match note {
+            Note::Prepared(prepared) => self.hand_over(prepared).await,
             Note::Reserved { next, failed: None } => self.reserved = self.reserved.max(next),
             Note::Reserved {
                 next,
@@ -337,7 +343,7 @@ impl Director {
                 reply.send(joined).ok();
                 self.publish();
             }
-            Order::HandOver(reply) => self.change(Cause::Planned, Input::HandOver, reply).await,
+            Order::HandOver(reply) => self.prepare(reply),
             Order::Promote(reply) => {
                 let input = Input::Lost(Cause::Forced);
                 self.change(Cause::Forced, input, reply).await;
@@ -716,6 +722,7 @@ fn words(standing: &Standing) -> &str {
 
 mod endings;
 mod looks;
+mod prepare;
 mod standings;
 mod steps;
 mod succeed;
@@ -725,4 +732,5 @@ mod ticks;
 
 pub(crate) use endings::Endings;
 use looks::{LOOK, Looks, Waits};
+use prepare::Prepared;
 pub(crate) use succeed::Heritage;

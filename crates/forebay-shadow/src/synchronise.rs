@@ -62,6 +62,12 @@ pub trait Synchroniser: std::fmt::Debug + Send + Sync {
     /// Makes an instance the one that is written to. The old primary is fenced, or settled.
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>>;
 
+    /// Has a primary that is to hand over, and its shadow, do beforehand what a promotion would wait for. Clients are
+    /// answered meanwhile, and nothing depends on it but how long they wait afterwards.
+    fn prepare<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Gives the shadow what it lacks of a primary that is to hand over, and has answered all it
     /// was asked: the primary, and the shadow.
     fn settle<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {

@@ -15,11 +15,23 @@ struct Slow {
     refusal: Mutex<Option<String>>,
     /// Each has a state of its own.
     exclusive: Mutex<bool>,
+    /// How the next hand-over is prepared, once that comes.
+    preparation: Mutex<Option<oneshot::Receiver<Result<(), String>>>>,
 }
 
 impl Synchroniser for Slow {
     fn is_exclusive(&self) -> bool {
         *self.exclusive.lock().unwrap()
+    }
+
+    fn prepare<'a>(&'a self, _: &'a Instance, _: &'a Instance) -> Pending<'a, Result<(), String>> {
+        let preparation = self.preparation.lock().unwrap().take();
+        Box::pin(async {
+            match preparation {
+                Some(prepared) => prepared.await.map_err(|error| error.to_string())?,
+                None => Ok(()),
+            }
+        })
     }
 
     fn promote<'a>(&'a self, _: &'a Instance) -> Pending<'a, Result<(), String>> {
@@ -133,6 +145,64 @@ async fn an_answer_of_a_process_says_nothing_of_the_next_one() {
     assert_eq!(director.board.routing().standby, Some(1));
 }
 
+/// What became of a hand-over, for whoever asked for it.
+type HandedOver = oneshot::Receiver<Result<Transition, String>>;
+
+/// A director with a shadow that is ready, and a hand-over that was asked for and is being prepared.
+async fn preparing(
+    slow: &Arc<Slow>,
+    directory: &std::path::Path,
+) -> (Director, oneshot::Sender<Result<(), String>>, HandedOver) {
+    let mut director = director(slow, directory);
+    director.stands(0, Standing::Ready { lag: None }).await;
+    director.stands(1, Standing::Ready { lag: None }).await;
+    let (done, preparation) = oneshot::channel();
+    *slow.preparation.lock().unwrap() = Some(preparation);
+    let (reply, answer) = oneshot::channel();
+    director.obey(Order::HandOver(reply)).await;
+    (director, done, answer)
+}
+
+#[tokio::test]
+async fn a_hand_over_begins_once_it_is_prepared_and_clients_are_answered_until_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    // What fails only makes it longer.
+    for prepared in [Ok(()), Err("it is full".to_owned())] {
+        let (mut director, done, mut answer) = preparing(&slow, directory.path()).await;
+        assert_eq!(director.machine.stage(), Stage::Warm);
+        assert_eq!(director.board.routing().gate, Gate::Open);
+        let (again, refused) = oneshot::channel();
+        director.obey(Order::HandOver(again)).await;
+        let why = refused.await.unwrap().unwrap_err();
+        assert!(why.contains("about to begin"), "{why}");
+        assert!(answer.try_recv().is_err());
+        done.send(prepared).unwrap();
+        let note = director.noted.recv().await.unwrap();
+        director.note(note).await;
+        let transition = answer.await.unwrap().unwrap();
+        assert_eq!(transition.to.as_deref(), Some("b"));
+        assert_eq!(director.machine.primary(), 1);
+    }
+}
+
+/// The old primary would take over again from the one that took over from it.
+#[tokio::test]
+async fn a_primary_that_is_lost_while_a_hand_over_is_prepared_is_replaced_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let (mut director, done, answer) = preparing(&slow, directory.path()).await;
+    director.drive(Input::Lost(Cause::Death)).await;
+    assert_eq!(director.machine.primary(), 1);
+    director.stands(0, Standing::Ready { lag: None }).await;
+    done.send(Ok(())).unwrap();
+    let note = director.noted.recv().await.unwrap();
+    director.note(note).await;
+    let why = answer.await.unwrap().unwrap_err();
+    assert!(why.contains("b took over while"), "{why}");
+    assert_eq!(director.machine.primary(), 1);
+}
+
 /// A hand-over that the shadow refused was told as done, and whoever began anew would have taken the
 /// shadow for the primary.
 #[tokio::test]
@@ -212,7 +282,7 @@ async fn an_epoch_is_reserved_while_all_is_calm_and_never_used_twice() {
         let note = director.noted.recv().await.unwrap();
         // What was synced just now is what a host that is cut off from power would find at least.
         durable = std::fs::read(&file).unwrap();
-        director.note(note);
+        director.note(note).await;
         assert_eq!(director.durability(next), Durability::Process, "{change}");
         assert_eq!(director.durability(next + 1), Durability::Host);
         director.drive(Input::Lost(Cause::Death)).await;

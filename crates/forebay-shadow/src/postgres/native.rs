@@ -38,7 +38,7 @@ const ANSWER_BOUND: Duration = Duration::from_secs(1);
 /// How long a promotion may take.
 const PROMOTE_BOUND: Duration = Duration::from_secs(9);
 /// How often it is asked whether it is done; `pg_promote` itself looks every 100 ms.
-const PROMOTE_POLL: Duration = Duration::from_millis(2);
+const PROMOTE_POLL: Duration = Duration::from_millis(1);
 /// How long a standby may take for what a primary that is to hand over has written.
 const CATCH_UP_BOUND: Duration = Duration::from_secs(5);
 /// How long a rebuild may take.
@@ -154,11 +154,7 @@ impl Native {
     }
 
     async fn value(&self, slot: Slot, sql: &str) -> Result<Option<String>, String> {
-        let rows = self.ask(slot, sql).await?;
-        Ok(rows
-            .into_iter()
-            .next()
-            .and_then(|row| row.into_iter().next().flatten()))
+        Ok(one(self.ask(slot, sql).await?))
     }
 
     async fn is_standby(&self, slot: Slot) -> Result<bool, String> {
@@ -214,12 +210,13 @@ impl Native {
     }
 
     async fn promote_slot(&self, slot: Slot) -> Result<(), String> {
+        // One that serves already refuses to be promoted.
+        const PROMOTE: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() \
+                               THEN pg_catalog.pg_promote(false) END";
         let deadline = Instant::now() + PROMOTE_BOUND;
         // The director makes the epoch known only after this.
         let epoch = self.board.routing().epoch + 1;
-        if self.is_standby(slot).await? {
-            self.ask(slot, "SELECT pg_catalog.pg_promote(false)")
-                .await?;
+        if self.value(slot, PROMOTE).await?.is_some() {
             while self.is_standby(slot).await? {
                 if Instant::now() >= deadline {
                     return Err(format!(
@@ -257,14 +254,19 @@ impl Native {
         // for the writer of the log otherwise, which comes every `wal_writer_delay`: 200 ms of a pause for nothing.
         const FLUSH: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
                              pg_catalog.pg_logical_emit_message(true, 'forebay', '')";
-        const WRITTEN: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn()";
+        // What nobody has written to since the last flush is on disk.
+        const FLUSHED: &str = "SELECT CASE WHEN pg_catalog.pg_current_wal_insert_lsn() = \
+                               pg_catalog.pg_current_wal_flush_lsn() \
+                               THEN pg_catalog.pg_current_wal_flush_lsn() END";
         let deadline = Instant::now() + CATCH_UP_BOUND;
-        self.ask(old, FLUSH).await?;
-        let written = self.value(old, WRITTEN).await?.unwrap_or_default();
-        let sql = format!(
-            "SELECT pg_catalog.pg_last_wal_replay_lsn() >= {}::pg_lsn",
-            literal(&written)
-        );
+        let written = match self.value(old, FLUSHED).await? {
+            Some(flushed) => flushed,
+            None => {
+                self.ask(old, FLUSH).await?;
+                self.value(old, WRITTEN).await?.unwrap_or_default()
+            }
+        };
+        let sql = has_replayed(&written);
         while self.value(to, &sql).await?.as_deref() != Some("t") {
             if Instant::now() >= deadline {
                 return Err(format!(
@@ -277,6 +279,35 @@ impl Native {
             tokio::time::sleep(PROMOTE_POLL).await;
         }
         Ok(())
+    }
+
+    /// Has both servers write to disk what they have in memory: a promotion waits for the disk again and again, and each
+    /// time for all that others have left it to write.
+    async fn write_out(&self, old: Slot, to: Slot) -> Result<(), String> {
+        const WRITE_OUT: &str = "CHECKPOINT";
+        let failed = |slot, trouble: Trouble| format!("write out {}: {trouble}", self.name(slot));
+        // Over connections of their own: meanwhile it is asked how they stand.
+        let (mut first, mut standby) = (
+            self.connect(old).await.map_err(|why| failed(old, why))?,
+            self.connect(to).await.map_err(|why| failed(to, why))?,
+        );
+        first
+            .query(WRITE_OUT)
+            .await
+            .map_err(|why| failed(old, why))?;
+        let written = first.query(WRITTEN).await;
+        let written = one(written.map_err(|why| failed(old, why))?).unwrap_or_default();
+        // What a standby writes out is up to the latest checkpoint of the primary that it knows.
+        let sql = has_replayed(&written);
+        loop {
+            let replayed = standby.query(&sql).await.map_err(|why| failed(to, why))?;
+            if one(replayed).as_deref() == Some("t") {
+                break;
+            }
+            tokio::time::sleep(PROMOTE_POLL).await;
+        }
+        let asked = standby.query(WRITE_OUT).await;
+        asked.map(|_| ()).map_err(|why| failed(to, why))
     }
 
     async fn standing_of(&self, slot: Slot, primary: Slot) -> Standing {
@@ -444,10 +475,7 @@ impl Native {
             Err(_) => Err("no answer".to_owned()),
         };
         let rows = rows.map_err(|why| format!("ask {}: {why}", self.name(primary)))?;
-        let names = rows
-            .into_iter()
-            .next()
-            .and_then(|row| row.into_iter().next().flatten());
+        let names = one(rows);
         if names.as_deref() == Some(wanted) {
             let mut heed = Heed::told(wanted, checkpointer, Instant::now());
             // It is looked at already; that alone is not enough.
@@ -558,6 +586,22 @@ impl Native {
     }
 }
 
+/// How far a primary's log is on its disk.
+const WRITTEN: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn()";
+
+/// Whether a standby has done all up to a place of the log.
+fn has_replayed(written: &str) -> String {
+    format!(
+        "SELECT pg_catalog.pg_last_wal_replay_lsn() >= {}::pg_lsn",
+        literal(written)
+    )
+}
+
+/// The first value of an answer.
+fn one(rows: Rows) -> Option<String> {
+    rows.into_iter().next()?.into_iter().next().flatten()
+}
+
 /// Runs a command to its end.
 async fn finish(mut command: Command) -> Result<(), String> {
     let mut child = command.spawn().map_err(|error| error.to_string())?;
@@ -591,6 +635,14 @@ fn set<T>(place: &Mutex<Option<T>>, value: Option<T>) {
 impl Synchroniser for Native {
     fn promote<'a>(&'a self, to: &'a Instance) -> Pending<'a, Result<(), String>> {
         Box::pin(async { self.promote_slot(self.slot(to)?).await })
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        old: &'a Instance,
+        to: &'a Instance,
+    ) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { self.write_out(self.slot(old)?, self.slot(to)?).await })
     }
 
     fn settle<'a>(
