@@ -13,7 +13,8 @@ use crate::leaving::{Hosts, Load, await_served};
 use crate::place::{eventually, signal};
 use crate::standby::{PROGRAMS, as_postgres, succeed};
 
-/// Settings that let a former primary be rewound, and a standby hear at once that it is promoted.
+/// Settings that let a former primary be rewound, and a standby hear at once that it is promoted. A promotion copies
+/// a segment of the log: they are small.
 const SETTINGS: &str = "unix_socket_directories = ''\nshared_buffers = 16MB\nwal_log_hints = on\n\
     wal_keep_size = 64MB\nwal_retrieve_retry_interval = 10ms\nmin_wal_size = 80MB\n\
     dynamic_shared_memory_type = mmap\n";
@@ -100,7 +101,8 @@ fn a_postgres_is_handed_over_by_a_move_and_no_query_fails() {
     succeed(Command::new("install").args(owned).arg(&base));
     let data = base.join("a");
     let mut initdb = as_postgres("initdb");
-    succeed(initdb.args(["--auth", "trust", "-D"]).arg(&data));
+    let small = ["--auth", "trust", "--wal-segsize", "1", "-D"];
+    succeed(initdb.args(small).arg(&data));
     let file = data.join("postgresql.conf");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text + SETTINGS).unwrap();
