@@ -7,9 +7,10 @@
 
 mod guest;
 mod image;
+mod probe;
 mod scenario;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -20,6 +21,7 @@ use crate::tally::{Counts, Names};
 use crate::{Failure, dist, process, workspace};
 
 use guest::{Guest, Machine};
+use probe::Probes;
 use scenario::Scenario;
 
 const HELP: &str = "\
@@ -31,7 +33,8 @@ Virtual machines to test on
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
 --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
---share DIR (on /host), --reboots (it may begin anew; CMD is run again then)
+--share DIR (on /host), --reboots (it may begin anew; CMD is run again then),
+--forward PORT (repeatable: a port of the guest that this host reaches)
 
 FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 ";
@@ -39,7 +42,7 @@ FOREBAY_VM_CACHE names the directory of the image (/var/cache/forebay-vm).
 /// How long a command of `vm run` may take.
 const RUN_BOUND: Duration = Duration::from_secs(3600);
 
-/// The test binaries that scenarios find in /host/bin: by package, the names of the tests.
+/// The test binaries that scenarios find in /host/bin where they name them: by package, the names of the tests.
 const TEST_BINARIES: &[(&str, &[&str])] = &[
     (
         "forebay-host",
@@ -209,7 +212,11 @@ type Run<'a> = (&'a Scenario, &'a str);
 
 fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Names), String> {
     let share = Scratch::new("share")?;
-    fill_share(share.path())?;
+    let wanted: BTreeSet<&str> = runs
+        .iter()
+        .flat_map(|(scenario, _)| scenario.needs.iter().map(String::as_str))
+        .collect();
+    fill_share(share.path(), &wanted)?;
     let mut counts = Counts::default();
     let mut names = Names::default();
     for (scenario, kernel) in runs {
@@ -244,30 +251,6 @@ fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Names), Stri
     Ok((counts, names))
 }
 
-/// Times between two lines of a scenario, by this host's clock: a guest's own begins anew with it.
-/// `mark: down NAME` begins one, `mark: up NAME` ends it.
-#[derive(Default)]
-struct Marks {
-    down: BTreeMap<String, Instant>,
-}
-
-impl Marks {
-    /// What is to be shown of a line that ends a time.
-    fn take(&mut self, line: &str) -> Option<String> {
-        let mut words = line.trim().strip_prefix("mark: ")?.split_whitespace();
-        let (edge, name) = (words.next()?, words.next()?.to_owned());
-        if edge == "down" {
-            self.down.insert(name, Instant::now());
-            return None;
-        }
-        let began = self.down.remove(&name)?;
-        Some(format!(
-            "{name:<28} {:>8.2} s",
-            began.elapsed().as_secs_f64()
-        ))
-    }
-}
-
 /// Last lines of a failed scenario that are shown.
 const LINES_SHOWN: usize = 60;
 
@@ -298,9 +281,9 @@ fn run_one(
         skips.clear();
         // QEMU or the kernel under it may die before anything is tested.
         let mut guest = Guest::start(image, &machine, path).map_err(|text| (text, true))?;
-        let mut marks = Marks::default();
+        let mut probes = Probes::new(guest.forwarded().clone());
         let status = guest.run(&command, scenario.bound, |line| {
-            if let Some(said) = marks.take(line) {
+            if let Some(said) = probes.take(line) {
                 println!("  {said}");
             }
             if line.starts_with("table: ") {
@@ -312,7 +295,11 @@ fn run_one(
             output.push_str(line);
             output.push('\n');
         });
-        status.map_err(|text| (text, guest.emulator_crashed()))
+        let broken = probes.broken.join("; ");
+        match status {
+            Ok(0) if !broken.is_empty() => Err((broken, false)),
+            status => status.map_err(|text| (text, guest.emulator_crashed())),
+        }
     };
     let mut status = attempt(directory.path());
     if let Err((trouble, true)) = &status {
@@ -344,14 +331,16 @@ fn run_one(
     (Verdict::Failed(format!("{reason}; log: {kept}")), skips)
 }
 
-/// Puts what scenarios need into the folder that guests share: the program, the
-/// test binaries, the package, the scenarios. Without debug information: a guest reads slowly.
-fn fill_share(share: &Path) -> Result<(), String> {
+/// Puts what scenarios need into the folder that guests share: the program, the scenarios, and
+/// the test binaries and the package where they are wanted. Without debug information: a guest reads slowly.
+fn fill_share(share: &Path, wanted: &BTreeSet<&str>) -> Result<(), String> {
     process::succeed(process::cargo_whole(&["build"]).args(["--bin", "forebay"]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
-    dist::debian(&built, share)?;
+    if wanted.contains("package") {
+        dist::debian(&built, share)?;
+    }
     let mut binaries = vec![("forebay".to_owned(), built)];
-    binaries.extend(test_binaries()?);
+    binaries.extend(test_binaries(wanted)?);
     let bin = share.join("bin");
     fs::create_dir_all(&bin).map_err(|error| format!("make {}: {error}", bin.display()))?;
     for (name, path) in binaries {
@@ -371,11 +360,15 @@ fn fill_share(share: &Path) -> Result<(), String> {
 }
 
 /// Compiles the tests that run in guests; the binaries by name.
-fn test_binaries() -> Result<Vec<(String, PathBuf)>, String> {
+fn test_binaries(asked: &BTreeSet<&str>) -> Result<Vec<(String, PathBuf)>, String> {
     let mut command = process::cargo_whole(&["test", "--no-run", "--message-format=json"]);
     let wanted = TEST_BINARIES
         .iter()
-        .flat_map(|(package, names)| names.iter().map(move |name| (*package, *name)));
+        .flat_map(|(package, names)| names.iter().map(move |name| (*package, *name)))
+        .filter(|(_, name)| asked.contains(name));
+    if wanted.clone().next().is_none() {
+        return Ok(Vec::new());
+    }
     for (_, name) in wanted.clone() {
         command.args(["--test", name]);
     }
@@ -443,21 +436,5 @@ impl Drop for Scratch {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             println!("vm: remove {}: {error}", self.path.display());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_between_its_two_marks() {
-        let mut marks = Marks::default();
-        assert_eq!(marks.take("mark: down a"), None);
-        assert_eq!(marks.take("anything"), None);
-        assert_eq!(marks.take("mark: up b"), None, "it never began");
-        let said = marks.take("mark: up a").unwrap();
-        assert!(said.starts_with("a ") && said.ends_with(" s"), "{said}");
-        assert_eq!(marks.take("mark: up a"), None, "it is over");
     }
 }

@@ -4,7 +4,9 @@
 //! from a virtio port, and answers with the output and a line
 //! `forebay-exit STATUS`.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -50,6 +52,8 @@ pub(super) struct Machine {
     pub(super) kernel: String,
     /// It may begin anew, and then what runs in it is run again; otherwise its reboot is its end.
     pub(super) reboots: bool,
+    /// Its ports that this host reaches, each by one of its own.
+    pub(super) forwards: Vec<u16>,
     /// A folder of the host, on /host in the guest.
     pub(super) share: Option<PathBuf>,
 }
@@ -109,6 +113,7 @@ impl Machine {
             bare: false,
             kernel: "stable".to_owned(),
             reboots: false,
+            forwards: Vec::new(),
             share: None,
         };
         let mut words = options.iter();
@@ -136,6 +141,11 @@ impl Machine {
                 "--smp" => machine.cpus = number()?,
                 "--mem" => machine.memory_mib = number()?,
                 "--disk" => machine.disks.push(Disk::parse(value)?),
+                "--forward" => machine.forwards.push(
+                    value
+                        .parse()
+                        .map_err(|_| format!("{option} {value}: not a port"))?,
+                ),
                 "--share" => machine.share = Some(PathBuf::from(value)),
                 "--kernel" => {
                     check_kernel(value)?;
@@ -168,16 +178,51 @@ pub(super) struct Guest {
     directory: PathBuf,
     /// QEMU ended by a signal or with an error.
     crashed: bool,
-    reboots: bool,
+    /// Where it comes from.
+    image: PathBuf,
+    machine: Machine,
+    /// By port of the guest: this host's.
+    forwarded: BTreeMap<u16, u16>,
 }
+
+/// What a scenario says to have the power cut: the guest begins again with the disks that it left.
+const CUT: &str = "mark: cut";
 
 impl Guest {
     /// Starts a guest whose files are in `directory` and waits for its agent.
     pub(super) fn start(image: &Path, machine: &Machine, directory: &Path) -> Result<Self, String> {
+        create_disks(image, machine, directory)?;
+        Self::begin(image, machine, directory, free_ports(&machine.forwards)?)
+    }
+
+    /// By port of the guest: the port of this host that leads there.
+    pub(super) const fn forwarded(&self) -> &BTreeMap<u16, u16> {
+        &self.forwarded
+    }
+
+    /// Ends it where it stands, and has it begin again with the disks that it left.
+    fn cut(&mut self) -> Result<(), String> {
+        power_off(&mut self.qemu);
+        let next = Self::begin(
+            &self.image,
+            &self.machine,
+            &self.directory,
+            self.forwarded.clone(),
+        )?;
+        *self = next;
+        Ok(())
+    }
+
+    fn begin(
+        image: &Path,
+        machine: &Machine,
+        directory: &Path,
+        forwarded: BTreeMap<u16, u16>,
+    ) -> Result<Self, String> {
         // The kernel ends QEMU when this process dies, however it dies.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        arguments(&mut command, image, machine, directory)?;
+        arguments(&mut command, image, machine, directory, &forwarded);
         let log = std::fs::File::create(directory.join("qemu.log"))
             .map_err(|error| format!("make qemu.log in {}: {error}", directory.display()))?;
         let mut qemu = command
@@ -200,7 +245,9 @@ impl Guest {
             pending: Vec::new(),
             directory: directory.to_path_buf(),
             crashed: false,
-            reboots: machine.reboots,
+            image: image.to_path_buf(),
+            machine: machine.clone(),
+            forwarded,
         };
         loop {
             match guest.line(deadline) {
@@ -223,25 +270,31 @@ impl Guest {
     ) -> Result<i32, String> {
         let deadline = Instant::now() + bound;
         let request = format!("{}\n", base64(command.as_bytes()));
-        self.port
-            .write_all(request.as_bytes())
-            .map_err(|error| format!("send a command to the guest: {error}"))?;
+        self.send(&request)?;
         loop {
             let line = self.line(deadline)?;
-            if line == "ready" && self.reboots {
+            if line == CUT && self.machine.reboots {
+                self.cut()?;
+                self.send(&request)?;
+                continue;
+            }
+            if line == "ready" && self.machine.reboots {
                 // It began anew: the command finds out by itself how far it is.
-                self.port
-                    .write_all(request.as_bytes())
-                    .map_err(|error| format!("send a command to the guest again: {error}"))?;
+                self.send(&request)?;
                 continue;
             }
             match line.strip_prefix("forebay-exit ").map(str::parse) {
                 // Ended by a signal, it is on its way down.
-                Some(Ok(status)) if self.reboots && status > SIGNALLED => {}
+                Some(Ok(status)) if self.machine.reboots && status > SIGNALLED => {}
                 Some(Ok(status)) => return Ok(status),
                 _ => on_line(&line),
             }
         }
+    }
+
+    fn send(&mut self, request: &str) -> Result<(), String> {
+        let sent = self.port.write_all(request.as_bytes());
+        sent.map_err(|error| format!("send a command to the guest: {error}"))
     }
 
     fn line(&mut self, deadline: Instant) -> Result<String, String> {
@@ -355,12 +408,34 @@ fn connect(qemu: &mut Child, directory: &Path, deadline: Instant) -> Result<Unix
     }
 }
 
+/// Makes the disks of a guest, the root's first.
+fn create_disks(image: &Path, machine: &Machine, directory: &Path) -> Result<(), String> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let root = image.join("root.ext4").display().to_string();
+    create_disk(&at("root"), &["-b", &root, "-F", "raw"])?;
+    for (number, disk) in machine.disks.iter().enumerate() {
+        create_disk(&at(&format!("disk{number}")), &[&disk.size])?;
+    }
+    Ok(())
+}
+
+/// A port of this host for each of the guest's, which nobody has now.
+fn free_ports(forwards: &[u16]) -> Result<BTreeMap<u16, u16>, String> {
+    let free = |port: &u16| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Ok((*port, listener.local_addr()?.port()))
+    };
+    let free: std::io::Result<_> = forwards.iter().map(free).collect();
+    free.map_err(|error| format!("find a port for the guest's: {error}"))
+}
+
 fn arguments(
     command: &mut Command,
     image: &Path,
     machine: &Machine,
     directory: &Path,
-) -> Result<(), String> {
+    forwarded: &BTreeMap<u16, u16>,
+) {
     let at = |name: &str| directory.join(name).display().to_string();
     let from = |name: &str| image.join(name).display().to_string();
     let Machine {
@@ -370,7 +445,6 @@ fn arguments(
         ..
     } = machine;
 
-    create_disk(&at("root"), &["-b", &from("root.ext4"), "-F", "raw"])?;
     command.args(["-M", "q35,hpet=off", "-accel", "tcg,thread=multi"]);
     // Long vectors are slow to emulate, and nothing here needs them.
     command.args(["-cpu", "max,la57=off,erms=off,fsrm=off,avx=off,avx2=off"]);
@@ -389,9 +463,7 @@ fn arguments(
 
     let mut drives = vec![(at("root"), String::new())];
     for (number, disk) in machine.disks.iter().enumerate() {
-        let path = at(&format!("disk{number}"));
-        create_disk(&path, &[&disk.size])?;
-        drives.push((path, disk.throttling()));
+        drives.push((at(&format!("disk{number}")), disk.throttling()));
     }
     for (number, (path, throttling)) in drives.iter().enumerate() {
         // The guest's disks are worth nothing after it: no flush has to reach the host's.
@@ -421,6 +493,14 @@ fn arguments(
         ]);
         command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
     }
+    if !forwarded.is_empty() {
+        let ports = forwarded
+            .iter()
+            .map(|(guest, host)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+        let ports: String = ports.collect();
+        command.args(["-netdev", &format!("user,id=net{ports}")]);
+        command.args(["-device", "virtio-net-pci,netdev=net"]);
+    }
     let init = if machine.bare {
         " init=/usr/local/sbin/bare-init"
     } else {
@@ -429,7 +509,6 @@ fn arguments(
     command.args(["-kernel", &from(&format!("vmlinux-{kernel}"))]);
     command.args(["-initrd", &from(&format!("initrd-{kernel}.cpio"))]);
     command.args(["-append", &format!("{KERNEL_OPTIONS}{init}")]);
-    Ok(())
 }
 
 fn create_disk(path: &str, rest: &[&str]) -> Result<(), String> {
@@ -503,11 +582,14 @@ mod tests {
         let machine = Machine::parse(&words("--disk 64M@8M --disk 1G")).unwrap();
         let throttling: Vec<String> = machine.disks.iter().map(Disk::throttling).collect();
         assert_eq!(throttling, [",throttling.bps-total=8388608", ""]);
+        let machine = Machine::parse(&words("--reboots --forward 6379 --forward 80")).unwrap();
+        assert_eq!(machine.forwards, [6379, 80]);
         for wrong in [
             "--disk 64M@0M",
             "--disk 64M@fast",
             "--smp",
             "--smp x",
+            "--forward 99999",
             "--kernel 2.4",
             "--init openrc",
             "--turbo on",

@@ -17,6 +17,8 @@ pub(super) struct Scenario {
     /// Those of them that it runs on in `cargo xtask test`, too.
     pub(super) routine: Vec<String>,
     pub(super) machine: Machine,
+    /// What it needs beside the program: test binaries by name, and `package`.
+    pub(super) needs: Vec<String>,
     /// How long it may take.
     pub(super) bound: Duration,
 }
@@ -45,7 +47,7 @@ pub(super) fn all() -> Result<Vec<Scenario>, String> {
 }
 
 /// Reads `# about: TEXT`, `# kernels: K...`, `# routine: K...` (all of them where it is left out, `none` for none),
-/// `# machine: OPTIONS` and `# seconds: N`.
+/// `# machine: OPTIONS`, `# needs: package BINARY...` (beside the program), and `# seconds: N`.
 fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     let field = |key: &str| {
         text.lines()
@@ -89,6 +91,7 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         kernels,
         routine,
         machine,
+        needs: words(field("needs").unwrap_or_default()),
         bound,
     })
 }
@@ -108,6 +111,9 @@ mod tests {
         let scenario = parse("name", text).unwrap();
         assert_eq!(scenario.kernels, ["stable", "old"]);
         assert_eq!(scenario.routine, ["stable", "old"]);
+        assert!(scenario.needs.is_empty());
+        let tested = format!("{text}# needs: kernel oom\n");
+        assert_eq!(parse("name", &tested).unwrap().needs, ["kernel", "oom"]);
         let fewer = format!("{text}# routine: old\n");
         assert_eq!(parse("name", &fewer).unwrap().routine, ["old"]);
         let never = format!("{text}# routine: none\n");
