@@ -12,7 +12,8 @@
 //! deed = record.deed();  fact = do it;  record = record.after(fact);  make the record durable
 //!
 //! planned ─▶ locked ─▶ isolated ─▶ [leaving] ─▶ synced ─▶ updating ─▶ [reboot_pending] ─▶ restoring ─▶ verifying
-//!                                                            └─▶ [departing] ─▶ reviving ──┘
+//!                                                            └─▶ [departing] ─▶ reviving ──┘ (undoing, where
+//!                                                                                             another kernel came up)
 //!    │          │          │           │           │          │ fails        ▲                        sick │ │ well
 //!    │          │          │           │           │          └──▶ undoing ──┴◀────────────────────────────┘ │
 //!    │          │          │           └───────────┴─────┐     (rollback command, at most twice)             │
@@ -29,6 +30,7 @@
 //! - The command begins at most once, and each rollback as well: there are at most two.
 //! - An app that is kept over a boot is ended only after its image is whole, and `departing` can be repeated in
 //!   the boot that it began in, which is on disk: who runs is written down again. In any other boot it is over.
+//! - A reboot that is waited for ends the boot that the command ended in: one before it, as by a power cut, is none.
 //! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
 //!   other hosts comes through `returning`.
 //!
@@ -260,6 +262,8 @@ pub enum Fact {
     Left(Vec<String>),
     /// The host began anew, or why it was not asked to.
     Booted(Result<(), String>),
+    /// The host began anew with this kernel, and not with the one that was meant.
+    FellBack(String),
     /// Those that were kept go on where they were, apart from these, who lost what they had.
     Revived(Vec<String>),
     /// Those that take part are prepared, apart from these troubles.
@@ -344,9 +348,14 @@ pub struct Record {
     /// Those that were to go to other hosts: on disk before the first one does.
     #[serde(default)]
     pub away: BTreeSet<AppId>,
-    /// The boot that `departing` is to end: on disk before the first app is ended.
+    /// The boot that `departing`, or the reboot that is waited for, is to end: on disk before the first app is
+    /// ended, or with the end of the command.
     #[serde(default)]
     pub departs_from: Option<String>,
+    /// The kernel that `departing` is to come to, where Forebay starts it and it can be told from others. Still there
+    /// after another one came up instead.
+    #[serde(default)]
+    pub departs_to: Option<String>,
     /// Somebody has to look at what went wrong, however well apps are now.
     #[serde(default)]
     pub alarm: bool,
@@ -376,6 +385,7 @@ impl Record {
             old: BTreeMap::new(),
             away: BTreeSet::new(),
             departs_from: None,
+            departs_to: None,
             alarm: false,
             prepared: BTreeMap::new(),
             troubles: Vec::new(),
@@ -413,6 +423,13 @@ impl Record {
             run: self.runs,
             boot: self.boot.clone(),
         }
+    }
+
+    /// Whether this boot is another one than the update is to end.
+    #[must_use]
+    pub fn began_anew(&self, here: &str) -> bool {
+        // Records of before say only which boot the update was asked for in.
+        self.departs_from.as_deref().unwrap_or(&self.boot) != here
     }
 
     /// Those that are kept over a boot.
@@ -496,9 +513,20 @@ impl Record {
             }
             (Stage::Departing, Fact::Booted(Ok(()))) => {
                 self.old.clear();
+                self.departs_to = None;
+                Stage::Reviving
+            }
+            (Stage::Departing, Fact::FellBack(kernel)) => {
+                self.old.clear();
+                self.system = System::Broken;
+                let meant = self.departs_to.as_deref().unwrap_or_default();
+                self.trouble(format!(
+                    "kernel {meant} was to come up, and kernel {kernel} runs instead"
+                ));
                 Stage::Reviving
             }
             (Stage::Departing, Fact::Booted(Err(why))) => {
+                self.departs_to = None;
                 self.alarm = true;
                 self.trouble(format!("the host did not begin anew, and has to: {why}"));
                 Stage::Reviving
@@ -506,7 +534,11 @@ impl Record {
             (Stage::Reviving, Fact::Revived(lost)) => {
                 self.alarm |= !lost.is_empty();
                 lost.into_iter().for_each(|why| self.trouble(why));
-                Stage::Restoring
+                match self.system {
+                    // The new kernel did not come up: what undoes the command takes it away.
+                    System::Broken => self.undo_or(Stage::Restoring),
+                    _ => Stage::Restoring,
+                }
             }
             (Stage::Restoring, Fact::Restored(troubles)) => {
                 troubles.into_iter().for_each(|why| self.trouble(why));

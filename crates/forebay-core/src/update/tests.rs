@@ -38,6 +38,8 @@ enum Keeping {
     Refused,
     /// The image of `b` turns out to be damaged.
     Damaged,
+    /// The kernel that was meant does not come up.
+    FellBack,
 }
 
 /// What there is of an app that is kept.
@@ -186,9 +188,15 @@ impl World {
         match &record.departs_from {
             None => {
                 record.departs_from = Some(self.boots.to_string());
+                record.departs_to = Some("new".to_owned());
                 self.write(record)?;
             }
-            Some(boot) if *boot != self.boots.to_string() => return Ok(Fact::Booted(Ok(()))),
+            Some(boot) if *boot != self.boots.to_string() => {
+                return Ok(match keeping {
+                    Keeping::FellBack => Fact::FellBack("old".to_owned()),
+                    _ => Fact::Booted(Ok(())),
+                });
+            }
             Some(_) => {}
         }
         for app in record.kept() {
@@ -301,11 +309,18 @@ impl World {
                     ends > 0 || record.rollbacks > 0,
                     path.tells.is_some() || record.rollbacks > 0
                 );
-                return self.run(record, path);
+                let fact = self.run(record, path)?;
+                if deed == Deed::Update && path.reboot {
+                    record.departs_from = Some(self.boots.to_string());
+                }
+                return Ok(fact);
             }
+            Deed::AwaitBoot if record.began_anew(&self.boots.to_string()) => Fact::Done,
             Deed::AwaitBoot => {
-                // It may begin anew any number of times.
-                Fact::Done
+                self.boots += 1;
+                self.deaths.push(self.moments + 1);
+                self.moment()?;
+                unreachable!("the host began anew")
             }
             Deed::Depart => {
                 self.serve();
@@ -437,8 +452,8 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
         let loses = path.keep == Some(Keeping::Damaged) && app.as_str() == "b";
         assert_eq!(memory.fresh, loses, "{said}: {app} {memory:?}");
     }
-    let boots = u32::from(matches!(path.keep, Some(Keeping::Well | Keeping::Damaged)));
-    assert_eq!(world.boots, boots, "{said}");
+    let boots = path.reboot || path.keep.is_some_and(|keep| keep != Keeping::Refused);
+    assert_eq!(world.boots, u32::from(boots), "{said}");
     for (run, starts) in &world.begun {
         assert_eq!(*starts, 1, "{said}: run {run}");
     }
@@ -545,6 +560,20 @@ fn paths() -> Vec<Path> {
         keep: Some(keeping),
         ..path(name, vec![ok()], &[true], false, ends)
     });
+    let fallen = Path {
+        keep: Some(Keeping::FellBack),
+        ..path("another kernel", vec![ok()], &[true], false, Alarmed)
+    };
+    let undone = Path {
+        keep: Some(Keeping::FellBack),
+        ..path(
+            "another kernel, and undone",
+            vec![ok(), ok()],
+            &[true, true],
+            true,
+            RolledBack,
+        )
+    };
     let mut unproved = path("not isolated", vec![], &[], false, RolledBack);
     unproved.proof = Err("no");
     let mut behind = path("no shadow", vec![], &[], false, RolledBack);
@@ -573,7 +602,40 @@ fn paths() -> Vec<Path> {
     all.extend(told);
     all.extend(moved);
     all.extend(kept);
+    all.extend([fallen, undone]);
     all
+}
+
+/// The power of the host is cut at any moment before it is asked to begin anew.
+#[test]
+fn a_boot_before_the_command_ended_is_not_the_reboot_that_is_waited_for() {
+    let mut cuts = 0;
+    for path in paths().iter().filter(|path| path.reboot) {
+        let moments = check(path, &[]);
+        for moment in 1..=moments {
+            let mut world = world(path, &[moment]);
+            let mut ended_in = None;
+            loop {
+                let boots = world.boots;
+                let is_over = world.live(path).is_ok();
+                if world.ended.contains_key(&1) {
+                    ended_in.get_or_insert(boots);
+                }
+                if is_over {
+                    break;
+                }
+                let stage = world.disk.as_ref().map(|record| record.stage);
+                // Otherwise it is the reboot that was asked for, or as good as that.
+                if boots == world.boots && stage != Some(Stage::RebootPending) {
+                    cuts += 1;
+                    world.boots += 1;
+                }
+            }
+            let said = format!("{}, cut at {moment}", path.name);
+            assert!(ended_in.is_some_and(|boot| world.boots > boot), "{said}");
+        }
+    }
+    assert!(cuts > 10, "{cuts}");
 }
 
 #[test]

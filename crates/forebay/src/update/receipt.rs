@@ -159,6 +159,14 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
              `forebay update run --restart APP -- true` restarts one behind its front"
                 .to_owned()
         }
+        (Outcome::Alarmed, System::Broken) if record.departs_to.is_some() => {
+            let kernel = record.departs_to.as_deref().unwrap_or_default();
+            format!(
+                "the apps go on under the kernel of before: look why kernel {kernel} does not come up, and mend it or \
+                 take it away (as by `apt-get purge linux-image-{kernel}`); then: `forebay update run --rung checkpoint \
+                 -- {command}`"
+            )
+        }
         (Outcome::Alarmed, System::Broken) => format!(
             "nobody knows how far the system is: `less {output}` shows what the command wrote; once it is \
              mended: `forebay update run -- {command}`, with `--rollback` where something undoes it"
@@ -312,6 +320,13 @@ mod tests {
             let names = said.contains("`forebay ") || outcome == Committed;
             assert!(names, "{outcome:?}, {system:?}: {said}");
         }
+        record.departs_to = Some("9.9".to_owned());
+        let said = afterwards(&record, output, &[]);
+        assert!(
+            said.contains("kernel 9.9 does not come up")
+                && said.contains("`forebay update run --rung checkpoint -- apt-get upgrade`"),
+            "{said}"
+        );
         let said = afterwards(&record, output, &["libfoo".to_owned()]);
         assert!(
             said.contains("libfoo") && said.contains("`forebay update run -- dpkg --configure -a`")

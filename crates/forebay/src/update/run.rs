@@ -162,7 +162,11 @@ impl Runner {
             }
             Deed::Update => {
                 let command = entry.record.order.command.clone();
-                self.command(entry, &command).await
+                let fact = self.command(entry, &command).await?;
+                if entry.record.order.reboot && !entry.record.order.keep {
+                    entry.record.departs_from = Some(self.shared.place.boot.clone());
+                }
+                Ok(fact)
             }
             Deed::Undo => {
                 let command = entry.record.order.rollback.clone().unwrap_or_default();
@@ -377,7 +381,7 @@ impl Runner {
 
     async fn await_boot(&self, entry: &Entry) -> Fact {
         loop {
-            let is_another = self.shared.place.boot != entry.record.boot;
+            let is_another = entry.record.began_anew(&self.shared.place.boot);
             if is_another || self.shared.wishes.resume.load(Ordering::Relaxed) {
                 return Fact::Done;
             }
