@@ -247,9 +247,9 @@ impl LinuxHost {
     }
 
     fn give_up_image(&self, app: &AppId, error: &HostError) {
-        if let Err(other) = self.images().note_failure(app, &error.explain()) {
+        if let Err(other) = self.images().give_up(app, &error.explain()) {
             let (why, reason) = (error.explain(), other.explain());
-            tracing::warn!(%app, why, reason, "a failure is not told");
+            tracing::warn!(%app, why, reason, "an image that was given up stays");
         }
     }
 }

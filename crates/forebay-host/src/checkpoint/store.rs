@@ -310,7 +310,21 @@ impl Store {
         }
         self.remove_refused(app)?;
         let aside = place.with_extension(REFUSED);
-        fs::rename(&place, &aside).map_err(|e| HostError::file("rename", &place, e))
+        fs::rename(&place, &aside).map_err(|e| HostError::file("rename", &place, e))?;
+        sync(&self.of(app))
+    }
+
+    /// The program begins with nothing. What was kept for this beginning is older than all that it does from now on, and
+    /// no later one begins from that.
+    ///
+    /// # Errors
+    /// When it stays where it was.
+    pub(crate) fn give_up(&self, app: &AppId, why: &str) -> Result<(), HostError> {
+        let newest = self.newest(app).ok().flatten();
+        match newest.filter(|image| image.kept.is_some()) {
+            Some(image) => self.discard(app, image.number, why),
+            None => self.note_failure(app, why),
+        }
     }
 
     fn remove_refused(&self, app: &AppId) -> Result<(), HostError> {
@@ -498,6 +512,16 @@ mod tests {
         fs::write(&pages, "all that he had").unwrap();
         let error = usable("true").unwrap_err().explain();
         assert!(error.contains("pages-1.img"), "{error}");
+
+        // Given up for a reason that passes, it is not used over what the program has done since.
+        take("the boot before");
+        assert!(usable("true").unwrap().is_some());
+        store.give_up(&app, "no criu").unwrap();
+        assert_eq!(usable("true").ok().flatten(), None);
+        assert_eq!(
+            store.take_notes(&app).unwrap(),
+            [Note::Failed("no criu".to_owned())]
+        );
     }
 
     #[test]
