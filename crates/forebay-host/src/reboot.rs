@@ -1,7 +1,8 @@
 //! Having the host begin anew: with its newest kernel by kexec(8) where that may be done, else through its firmware.
 //!
 //! Whoever runs the host's services ends them in order first: where that is systemd it is asked, which starts a
-//! kernel that is loaded by itself (`systemctl kexec`, systemctl(1)).
+//! kernel that is loaded by itself (`systemctl kexec`, systemctl(1)). A service that knows what it waits for is ended last
+//! ([`last`]).
 
 use std::cmp::Ordering;
 use std::fs;
@@ -10,10 +11,20 @@ use std::process::Command;
 
 use crate::error::HostError;
 
+pub mod boot_loader;
+pub mod last;
+
 /// Where distributions put kernels, and how they name them and what they begin with.
 const BOOT: &str = "/boot";
 const KERNEL: &str = "vmlinuz-";
 const INITRDS: [(&str, &str); 3] = [("initrd.img-", ""), ("initramfs-", ".img"), ("initrd-", "")];
+
+/// Where a kernel has its modules, by the version that it says of itself.
+const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
+/// How names of kernels end that nobody is to start by himself.
+const SET_ASIDE: [&str; 4] = [".old", ".bak", "+debug", "-debug"];
+/// A kernel that does not come up gives way to what the firmware starts after so long. Without that it would stand.
+const PANIC_SECONDS: u32 = 30;
 
 /// A kernel that can be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,27 +67,61 @@ fn kexec() -> Result<Kernel, String> {
     if lockdown.contains("[confidentiality]") {
         return Err("the kernel is locked down".to_owned());
     }
-    newest(Path::new(BOOT)).ok_or_else(|| format!("there is no {BOOT}/{KERNEL}VERSION"))
+    newest(Path::new("/"))
+}
+
+/// What the host begins anew with; nothing that runs has heard of it yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// A kernel of this version is loaded.
+    Loaded(String),
+    /// Whatever its firmware starts, and why.
+    Firmware(String),
+}
+
+impl Ready {
+    /// The version that runs afterwards, where that is known now.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        match self {
+            Self::Loaded(version) => Some(version),
+            Self::Firmware(_) => None,
+        }
+    }
+}
+
+/// Loads a kernel where one is to be started, which takes a while and needs nobody to stand still. One that cannot be
+/// loaded is a reason for the firmware.
+#[must_use]
+pub fn prepare(way: Way) -> Ready {
+    match way {
+        Way::Firmware(why) => Ready::Firmware(why),
+        Way::Kexec(kernel) => match load(&kernel) {
+            Ok(()) => Ready::Loaded(kernel.version),
+            Err(error) => Ready::Firmware(error.explain()),
+        },
+    }
 }
 
 /// Has the host begin anew. It goes on running for a while, as whoever ends its services takes.
 ///
 /// # Errors
-/// When nobody could be asked to; a kernel that cannot be loaded is told in `Ok`, and the host goes through its
-/// firmware.
-pub fn begin(way: &Way) -> Result<Option<String>, HostError> {
-    let trouble = match way {
-        Way::Firmware(_) => None,
-        Way::Kexec(kernel) => match load(kernel) {
-            Ok(()) => {
-                run(&mut ender("kexec")?)?;
-                return Ok(None);
-            }
-            Err(error) => Some(error.explain()),
-        },
-    };
-    run(&mut ender("reboot")?)?;
-    Ok(trouble)
+/// When nobody could be asked to.
+pub fn begin(ready: &Ready) -> Result<(), HostError> {
+    match ready {
+        Ready::Loaded(_) => run(&mut ender("kexec")?),
+        Ready::Firmware(_) => run(&mut ender("reboot")?),
+    }
+}
+
+/// The version of the kernel that runs.
+///
+/// # Errors
+/// When /proc is not there.
+pub fn running(proc_root: &Path) -> Result<String, HostError> {
+    let file = proc_root.join("sys/kernel/osrelease");
+    let text = fs::read_to_string(&file).map_err(|e| HostError::file("read", &file, e))?;
+    Ok(text.trim().to_owned())
 }
 
 fn load(kernel: &Kernel) -> Result<(), HostError> {
@@ -85,6 +130,13 @@ fn load(kernel: &Kernel) -> Result<(), HostError> {
         .arg("--load")
         .arg(&kernel.image)
         .arg("--reuse-cmdline");
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !line
+        .split_whitespace()
+        .any(|word| word.starts_with("panic="))
+    {
+        command.arg(format!("--append=panic={PANIC_SECONDS}"));
+    }
     if let Some(initrd) = &kernel.initrd {
         command.arg("--initrd").arg(initrd);
     }
@@ -142,19 +194,41 @@ fn program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The newest kernel of a directory.
-fn newest(boot: &Path) -> Option<Kernel> {
-    let names = fs::read_dir(boot).ok()?.flatten();
-    let versions = names.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        name.strip_prefix(KERNEL).map(str::to_owned)
-    });
-    let version = versions.max_by(|a, b| compare(a, b))?;
-    let initrds = INITRDS.map(|(start, end)| boot.join(format!("{start}{version}{end}")));
-    Some(Kernel {
+/// Whether a kernel that says this version of itself has its modules below this root.
+fn has_modules(root: &Path, version: &str) -> bool {
+    MODULES
+        .iter()
+        .any(|dir| root.join(dir).join(version).is_dir())
+}
+
+/// The newest kernel below a root that can be expected to come up, or why there is none.
+fn newest(root: &Path) -> Result<Kernel, String> {
+    let boot = root.join(BOOT.trim_start_matches('/'));
+    let names = fs::read_dir(&boot).map_err(|error| format!("read {}: {error}", boot.display()))?;
+    let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let versions: Vec<String> = names
+        .filter_map(|name| name.strip_prefix(KERNEL).map(str::to_owned))
+        .filter(|version| !SET_ASIDE.iter().any(|end| version.ends_with(end)))
+        .filter(|version| has_modules(root, version))
+        .collect();
+    let initrd = |version: &str| {
+        let names = INITRDS.map(|(start, end)| boot.join(format!("{start}{version}{end}")));
+        names.into_iter().find(|file| file.is_file())
+    };
+    let newest = versions.iter().max_by(|a, b| compare(a, b));
+    let version =
+        newest.ok_or_else(|| format!("there is no {BOOT}/{KERNEL}VERSION with modules"))?;
+    let found = initrd(version);
+    // A host whose kernels begin with one has what its root needs in it.
+    if found.is_none() && versions.iter().any(|version| initrd(version).is_some()) {
+        return Err(format!(
+            "{BOOT}/{KERNEL}{version} has no initrd, and others have: make it (`update-initramfs -c -k {version}`)"
+        ));
+    }
+    Ok(Kernel {
         image: boot.join(format!("{KERNEL}{version}")),
-        initrd: initrds.into_iter().find(|file| file.is_file()),
-        version,
+        initrd: found,
+        version: version.clone(),
     })
 }
 
@@ -204,22 +278,36 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_kernel_is_taken_with_what_it_begins_with() {
-        let boot = tempfile::tempdir().unwrap();
-        assert_eq!(newest(boot.path()), None);
-        let write = |name: &str| fs::write(boot.path().join(name), "").unwrap();
-        for name in [
-            "vmlinuz-6.9.0",
-            "vmlinuz-6.12.0",
-            "initrd.img-6.12.0",
-            "config-7",
+    fn the_newest_kernel_that_can_come_up_is_taken_with_what_it_begins_with() {
+        let root = tempfile::tempdir().unwrap();
+        let boot = root.path().join("boot");
+        fs::create_dir(&boot).unwrap();
+        assert!(newest(root.path()).unwrap_err().contains("with modules"));
+        let write = |name: &str| fs::write(boot.join(name), "").unwrap();
+        let install = |version: &str| {
+            write(&format!("vmlinuz-{version}"));
+            fs::create_dir_all(root.path().join("lib/modules").join(version)).unwrap();
+        };
+        for version in [
+            "6.9.0",
+            "6.12.0",
+            "6.13.0.old",
+            "6.13.0.bak",
+            "6.13.0+debug",
         ] {
+            install(version);
+        }
+        for name in ["vmlinuz-6.14.0", "config-7"] {
             write(name);
         }
-        let found = newest(boot.path()).unwrap();
+        let found = newest(root.path()).unwrap();
+        assert_eq!((found.version.as_str(), &found.initrd), ("6.12.0", &None));
+        write("initrd.img-6.9.0");
+        let why = newest(root.path()).unwrap_err();
+        assert!(why.contains("vmlinuz-6.12.0 has no initrd"), "{why}");
+        write("initrd.img-6.12.0");
+        let found = newest(root.path()).unwrap();
         assert_eq!(found.version, "6.12.0");
-        assert_eq!(found.initrd, Some(boot.path().join("initrd.img-6.12.0")));
-        write("vmlinuz-7.0");
-        assert_eq!(newest(boot.path()).unwrap().initrd, None);
+        assert_eq!(found.initrd, Some(boot.join("initrd.img-6.12.0")));
     }
 }

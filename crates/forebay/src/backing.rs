@@ -87,9 +87,11 @@ impl Reload {
         let gone = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&gone);
         let apart = self.update.apart();
+        let held = self.update.clone();
         let edit = Box::new(move |policy: &mut Policy| {
             let mut new = new;
             apart.impose(&mut new);
+            held.hold_back(&mut new);
             let old = std::mem::replace(policy, new);
             let mut noted = noted
                 .lock()

@@ -3,10 +3,12 @@
 //! The control thread owns the host. Everything else runs on one thread beside it and hears
 //! of it through the watch channel and the command queue only.
 
+mod early;
 mod error;
 mod guardian;
 mod joining;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,6 +67,9 @@ pub(crate) struct Args {
     /// Configuration file [default: /etc/forebay/forebay.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Only begin the apps that an update keeps over this boot, for the daemon that comes after
+    #[arg(long)]
+    early: bool,
     /// End as soon as the thread that started this process ends
     #[arg(long, hide = true)]
     parent_death: bool,
@@ -94,6 +99,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .init();
     let facts = facts()?;
     let mut config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
+    if args.early {
+        match early::only_kept(config).map_err(Error::Host)? {
+            Some(kept) => config = kept,
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    }
     let measured = calibrate::known(&config.daemon.state_dir, &facts.root);
     for why in &measured.unused {
         tracing::warn!("{why}");
@@ -169,6 +180,7 @@ impl Signals {
 
 /// What runs beside the main thread.
 struct Running {
+    early: bool,
     control: JoinHandle<LinuxHost>,
     commands: SyncSender<Command>,
     published: watch::Receiver<Option<Arc<Published>>>,
@@ -248,12 +260,13 @@ fn begin_on(
     let attended = update::attended(&config.daemon.socket).map_err(listen)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
     let update = Opened::open(&config.daemon.state_dir, &facts).map_err(Error::Host)?;
+    let update = update.stands_by(args.early);
     let mut policy = config.policy.clone();
     // The command of an update outlives a daemon, as all that was started does.
     policy.apps.extend(update.kept().apps());
     update.kept().apart().impose(&mut policy);
     release_unknown(&mut host, &policy, &config.daemon.state_dir);
-    let recorder = recorder(config);
+    let recorder = (!args.early).then(|| recorder(config)).flatten();
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
     let told = commands.clone();
@@ -331,7 +344,11 @@ fn begin_on(
             turn: tokio::sync::Mutex::default(),
         },
     );
-    let (imaged, wanted) = watch::channel(images::wanted(&config.policy.apps));
+    let (imaged, wanted) = watch::channel(match args.early {
+        // What has just begun is left alone.
+        true => BTreeMap::new(),
+        false => images::wanted(&config.policy.apps),
+    });
     let imager = Imager::start(images::Beginning {
         state_dir: config.daemon.state_dir.clone(),
         criu: config.daemon.criu.clone(),
@@ -420,6 +437,7 @@ fn begin_on(
         tokio::spawn(async move { link::agent::renewing(&fleet).await });
     }
     Ok(Running {
+        early: args.early,
         control,
         commands,
         published,
@@ -591,6 +609,16 @@ impl Running {
                     Err(_) => break,
                 },
             }
+        }
+        if self.early {
+            let images = self.imager.desk();
+            early::hand_over(config, &images, &mut self.published).await?;
+        }
+        let is_last = self.updater.desk().farewell().await;
+        if is_last && self.membership.is_none() {
+            // Clients wait for apps that are written down now. What would be put back goes with this boot.
+            tracing::info!("the host goes down, and nothing is put back");
+            return Ok(ExitCode::SUCCESS);
         }
         self.end().await
     }

@@ -4,17 +4,22 @@
 //! an app that a daemon in between began from its image is written down again. Whatever boot comes after, this
 //! daemon's supervision begins apps from their images before this thread looks at them.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, Policy, Restart};
-use forebay_core::update::{Choice, Fact, Keeps, Order, Rung};
+use forebay_core::update::{Choice, Fact, Keeps, Order, Rung, Stage};
+use forebay_host::Roots;
 use forebay_host::checkpoint::Origin;
-use forebay_host::reboot::{self, Way};
+use forebay_host::reboot::{self, Ready, Way, boot_loader, last};
+use tokio::sync::Notify;
 
-use super::journal::{Content, Entry};
-use super::run::Runner;
+use super::journal::{self, Content, Entry};
+use super::run::{PROC, Runner, forget};
 use super::{Shared, locked, plan};
 use crate::control::{Command, Deed};
 
@@ -25,6 +30,86 @@ const BACK_MAX: Duration = Duration::from_secs(300);
 /// For so long one is waited for that may never begin.
 const BEGUN_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
+/// For so long other services are waited for that end with the host: less than systemd waits for this one.
+const OTHERS_MAX: Duration = Duration::from_secs(300);
+/// How long a daemon that is to end waits until apps are written down.
+const FAREWELL_MAX: Duration = Duration::from_secs(590);
+const RESUMED: &str = "somebody had it go on without";
+
+fn still_up() -> String {
+    let seconds = DOWN_MAX.as_secs();
+    format!("it was asked to, and was still up after {seconds} s, or somebody had it go on")
+}
+
+/// What is done between the end of other services and this daemon's own, when the host goes down.
+#[derive(Debug, Default)]
+pub(super) struct Farewell {
+    is_wanted: AtomicBool,
+    /// The daemon is to end.
+    told: Notify,
+    /// It may.
+    done: Notify,
+}
+
+impl Farewell {
+    /// Has done what is to be done last, if anything; whether there was something.
+    pub(super) async fn bid(&self) -> bool {
+        if !self.is_wanted.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.told.notify_one();
+        let done = tokio::time::timeout(FAREWELL_MAX, self.done.notified());
+        if done.await.is_err() {
+            tracing::error!("apps are not written down in time, and the daemon ends");
+        }
+        true
+    }
+}
+
+/// There while a boot is to begin apps that were kept: for the condition of a unit, which reads no journal.
+fn sign(state_dir: &Path) -> PathBuf {
+    state_dir.join("arriving")
+}
+
+/// Those that are to go on in this boot, if it is the one after that which an update ended.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub(crate) fn arriving(state_dir: &Path) -> Result<BTreeSet<AppId>, String> {
+    let here = Roots::default()
+        .boot_id()
+        .map_err(|error| error.explain())?;
+    let Some(Entry { record, .. }) = journal::read(state_dir)?.current else {
+        return Ok(BTreeSet::new());
+    };
+    Ok(match record.stage {
+        Stage::Departing if record.departs_from.is_some() && record.began_anew(&here) => {
+            record.kept().cloned().collect()
+        }
+        _ => BTreeSet::new(),
+    })
+}
+
+/// Beside what else this thread waits for.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| error.to_string())
+}
+
+/// The boot that comes after the one that was to end.
+fn arrived(entry: &Entry) -> Fact {
+    let running = reboot::running(PROC.as_ref());
+    match (&entry.record.departs_to, running) {
+        (Some(meant), Ok(kernel)) if *meant != kernel => Fact::FellBack(kernel),
+        (_, Err(error)) => {
+            tracing::warn!(reason = error.explain(), "nobody knows which kernel runs");
+            Fact::Booted(Ok(()))
+        }
+        _ => Fact::Booted(Ok(())),
+    }
+}
 
 /// What one app took before: all that is remembered of its pauses, in milliseconds.
 fn took(content: &Content, app: &AppId) -> Option<(Duration, Duration)> {
@@ -101,53 +186,156 @@ impl Runner {
 
     pub(super) async fn depart(&self, entry: &mut Entry) -> Result<Fact, String> {
         let here = &self.shared.place.boot;
-        match &entry.record.departs_from {
-            // A boot that ended before, as by a power cut, had not the system that this one is to end with.
-            None => {
-                entry.record.departs_from = Some(here.clone());
-                self.keep(entry).await?;
-            }
-            Some(boot) if boot != here => return Ok(Fact::Booted(Ok(()))),
-            Some(_) => self.await_begun(entry).await?,
+        let departed = entry.record.departs_from.clone();
+        if departed.as_ref().is_some_and(|boot| boot != here) {
+            return Ok(arrived(entry));
         }
+        let ready = blocking(|| reboot::way().map(reboot::prepare)).await?;
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => return Ok(Fact::Booted(Err(error.explain()))),
+        };
+        if let Ready::Firmware(why) = &ready {
+            self.tell(format!("the host reboots through its firmware: {why}"));
+        }
+        // A boot that ended before, as by a power cut, had not the system that this one is to end with.
+        entry.record.departs_from = Some(here.clone());
+        entry.record.departs_to = ready.version().map(str::to_owned);
+        self.keep(entry).await?;
+        if entry.record.departs_to.is_some() {
+            self.keep_a_way_back().await?;
+        }
+        let sign = sign(&self.shared.place.state_dir);
+        if let Err(error) = File::create(&sign).and_then(|file| file.sync_all()) {
+            // Then they go on with the host's other services, and later.
+            tracing::warn!(%error, file = %sign.display(), "apps do not go on before other services");
+        }
+        if departed.is_some() {
+            self.await_begun(entry).await?;
+        }
+        match blocking(|| last::unit(PROC.as_ref())).await? {
+            Ok(unit) => self.depart_last(entry, ready, unit).await,
+            Err(why) => {
+                self.tell(format!(
+                    "apps stand while other services end, since this one cannot be the last: {why}"
+                ));
+                self.depart_first(entry, ready).await
+            }
+        }
+    }
+
+    /// Has the kernel of now come next through the firmware, should the one that is meant not come up.
+    async fn keep_a_way_back(&self) -> Result<(), String> {
+        let prefer = || {
+            let version = reboot::running(PROC.as_ref())?;
+            boot_loader::prefer_once(&version)
+        };
+        if let Err(error) = blocking(prefer).await? {
+            let why = error.explain();
+            self.tell(format!(
+                "should the kernel not come up, the host starts what its boot loader always does: {why}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Apps are written down, and the host is asked to begin anew afterwards.
+    async fn depart_first(&self, entry: &Entry, ready: Ready) -> Result<Fact, String> {
         if let Err(why) = self.write_down(entry).await {
             self.start_again(entry).await?;
             return Ok(Fact::Booted(Err(why)));
         }
-        if self.shared.wishes.resume.load(Ordering::Relaxed) {
+        if self.is_to_go_on() {
             self.start_again(entry).await?;
-            let why = "somebody had it go on without".to_owned();
-            return Ok(Fact::Booted(Err(why)));
+            return Ok(Fact::Booted(Err(RESUMED.to_owned())));
         }
-        let begun =
-            tokio::task::spawn_blocking(|| reboot::way().and_then(|way| reboot::begin(&way)));
-        let begun = begun.await.map_err(|error| error.to_string())?;
-        match begun {
-            Ok(None) => self.tell("the host begins anew".to_owned()),
-            Ok(Some(why)) => self.tell(format!("the host reboots through its firmware: {why}")),
-            Err(error) => {
-                self.start_again(entry).await?;
-                return Ok(Fact::Booted(Err(error.explain())));
-            }
+        if let Err(error) = blocking(move || reboot::begin(&ready)).await? {
+            self.start_again(entry).await?;
+            return Ok(Fact::Booted(Err(error.explain())));
         }
+        self.tell("the host begins anew".to_owned());
         let deadline = Instant::now() + DOWN_MAX;
-        while Instant::now() < deadline && !self.shared.wishes.resume.load(Ordering::Relaxed) {
+        while Instant::now() < deadline && !self.is_to_go_on() {
             tokio::time::sleep(LOOK).await;
         }
         self.start_again(entry).await?;
-        let seconds = DOWN_MAX.as_secs();
-        let why = format!(
-            "it was asked to, and was still up after {seconds} s, or somebody had it go on"
-        );
-        Ok(Fact::Booted(Err(why)))
+        Ok(Fact::Booted(Err(still_up())))
+    }
+
+    /// The host is asked to begin anew, and apps are written down once all other services have ended: those that
+    /// clients wait for stand as late as can be.
+    async fn depart_last(&self, entry: &Entry, ready: Ready, unit: String) -> Result<Fact, String> {
+        // Nobody can stay once the host goes down.
+        if let Err(why) = self.stays_possible(entry).await {
+            return Ok(Fact::Booted(Err(why)));
+        }
+        if self.is_to_go_on() {
+            return Ok(Fact::Booted(Err(RESUMED.to_owned())));
+        }
+        let farewell = &self.shared.farewell;
+        farewell.is_wanted.store(true, Ordering::Relaxed);
+        let asked = blocking(move || reboot::begin(&ready)).await?;
+        if let Err(error) = asked {
+            farewell.is_wanted.store(false, Ordering::Relaxed);
+            return Ok(Fact::Booted(Err(error.explain())));
+        }
+        self.tell("the host begins anew: apps are written down last".to_owned());
+        let told = tokio::time::timeout(DOWN_MAX, farewell.told.notified());
+        if told.await.is_err() {
+            farewell.is_wanted.store(false, Ordering::Relaxed);
+            return Ok(Fact::Booted(Err(still_up())));
+        }
+        self.await_others(unit).await;
+        if let Err(why) = self.write_down(entry).await {
+            // The host ends now, and those that were not written down with it: the next boot says so.
+            tracing::error!(why, "not all that were to be kept over this boot are");
+        }
+        farewell.done.notify_one();
+        std::future::pending().await
+    }
+
+    /// Waits until systemd waits for this service alone; not for ever, since it would be ended then.
+    async fn await_others(&self, unit: String) {
+        let deadline = Instant::now() + OTHERS_MAX;
+        while Instant::now() < deadline {
+            let unit = unit.clone();
+            match blocking(move || last::is_awaited(&unit)).await {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    return tracing::warn!(reason = error.explain(), "apps stand now");
+                }
+                Err(why) => return tracing::warn!(why, "apps stand now"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tracing::warn!("other services still end, and apps stand now");
+    }
+
+    /// Sees once more that nothing stands against keeping those that run.
+    async fn stays_possible(&self, entry: &Entry) -> Result<(), String> {
+        for app in entry.record.kept() {
+            let Some(pid) = self.process(app).await? else {
+                continue;
+            };
+            let obstacles = self.shared.images.obstacles(pid);
+            if !obstacles.is_empty() {
+                let why = obstacles.join("; ");
+                return Err(format!("{app} cannot be kept over a reboot: {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_to_go_on(&self) -> bool {
+        self.shared.wishes.resume.load(Ordering::Relaxed)
     }
 
     /// Supervision begins those again that a daemon before this one ended, from their images. Until it has, they are not
     /// seen to run, and what they do afterwards would end with the host.
     async fn await_begun(&self, entry: &Entry) -> Result<(), String> {
         let deadline = Instant::now() + BEGUN_MAX;
-        let is_over =
-            || Instant::now() >= deadline || self.shared.wishes.resume.load(Ordering::Relaxed);
+        let is_over = || Instant::now() >= deadline || self.is_to_go_on();
         for app in entry.record.kept() {
             while self.process(app).await?.is_none() && !is_over() {
                 tokio::time::sleep(LOOK).await;
@@ -156,10 +344,13 @@ impl Runner {
         Ok(())
     }
 
-    /// Writes down and ends all that are kept and run, until none does.
+    /// Writes down and ends all that are kept and run, until none does: those that matter most stand last.
     async fn write_down(&self, entry: &Entry) -> Result<(), String> {
         self.hold_back(entry).await?;
-        for app in entry.record.kept() {
+        let policy = self.shared.policy().await?;
+        let mut kept: Vec<&AppId> = entry.record.kept().collect();
+        kept.sort_by_key(|app| policy.apps.get(*app).map(|app| Reverse(app.class)));
+        for app in kept {
             if self.process(app).await?.is_none() {
                 continue;
             }
@@ -205,7 +396,7 @@ impl Runner {
             .map(|app| (app.clone(), Restart::Never))
             .collect();
         {
-            let mut restarts = locked(&self.shared.restarts);
+            let mut restarts = locked(&self.shared.kept.2);
             // Tried again, what is in force is no more what was configured.
             if restarts.is_empty() {
                 *restarts = before;
@@ -216,7 +407,7 @@ impl Runner {
 
     /// Has supervision do with them as it is configured again.
     async fn let_go(&self) -> Result<(), String> {
-        let before = std::mem::take(&mut *locked(&self.shared.restarts));
+        let before = std::mem::take(&mut *locked(&self.shared.kept.2));
         self.set_restarts(before).await
     }
 
@@ -235,6 +426,12 @@ impl Runner {
 
     /// Sees that each app that was kept goes on from its image, and how long its clients waited.
     pub(super) async fn revive(&self, entry: &mut Entry) -> Result<Fact, String> {
+        forget(&sign(&self.shared.place.state_dir))?;
+        if entry.record.departs_from.is_some()
+            && let Err(error) = blocking(boot_loader::prefer_no_more).await?
+        {
+            entry.record.trouble(error.explain());
+        }
         let number = entry.record.number;
         let kept: Vec<AppId> = entry.record.kept().cloned().collect();
         let mut lost = Vec::new();
@@ -283,4 +480,41 @@ pub(super) fn keeps_none(order: &Order, choices: &BTreeMap<AppId, Choice>) -> Op
             plan::rung(Rung::Reboot)
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_core::app::{Class, Exec};
+
+    use super::super::Kept;
+    use super::*;
+
+    #[test]
+    fn a_reload_leaves_those_ended_that_are_kept() {
+        let id: AppId = "cache".parse().unwrap();
+        let policy = |restart| {
+            let exec = Exec {
+                restart,
+                ..Exec::of(vec!["redis-server".to_owned()])
+            };
+            let app = App::new(id.clone(), Class::Critical, Binding::Exec(exec));
+            Policy {
+                apps: BTreeMap::from([(id.clone(), app)]),
+                ..Policy::default()
+            }
+        };
+        let restart = |policy: &Policy| match &policy.apps[&id].binding {
+            Binding::Exec(exec) => exec.restart,
+            other => panic!("{other:?}"),
+        };
+        let kept = Kept::default();
+        let mut reloaded = policy(Restart::Always);
+        kept.hold_back(&mut reloaded);
+        assert_eq!(restart(&reloaded), Restart::Always, "none is kept");
+        locked(&kept.2).insert(id.clone(), Restart::OnFailure);
+        kept.hold_back(&mut reloaded);
+        assert_eq!(restart(&reloaded), Restart::Never);
+        // Afterwards it is as it was configured last.
+        assert_eq!(locked(&kept.2)[&id], Restart::Always);
+    }
 }

@@ -48,6 +48,7 @@ use apart::Apart;
 pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
+pub(crate) use keep::arriving;
 pub(crate) use told::attended;
 
 use crate::config::HostFacts;
@@ -164,7 +165,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The apps of the update under way, which stand in no configuration and which a reload leaves.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Kept(Apps, Apart);
+pub(crate) struct Kept(Apps, Apart, Restarts);
+
+/// How apps are started again as they are configured, while they are kept over a boot.
+type Restarts = Arc<Mutex<BTreeMap<AppId, Restart>>>;
 
 impl Kept {
     /// What holds while apps run detached.
@@ -175,6 +179,16 @@ impl Kept {
     pub(crate) fn apps(&self) -> BTreeMap<AppId, App> {
         locked(&self.0).clone()
     }
+
+    /// Has a policy that comes leave those ended that are kept over a boot; it says how they are started again after it.
+    pub(crate) fn hold_back(&self, policy: &mut Policy) {
+        for (app, before) in locked(&self.2).iter_mut() {
+            let binding = policy.apps.get_mut(app).map(|app| &mut app.binding);
+            if let Some(Binding::Exec(exec)) = binding {
+                *before = std::mem::replace(&mut exec.restart, Restart::Never);
+            }
+        }
+    }
 }
 
 /// What is known before anything runs.
@@ -184,9 +198,15 @@ pub(crate) struct Opened {
     place: Place,
     kept: Kept,
     board: told::Board,
+    stands_by: bool,
 }
 
 impl Opened {
+    /// Whether nothing is carried out, since another daemon comes that does.
+    pub(crate) fn stands_by(self, stands_by: bool) -> Self {
+        Self { stands_by, ..self }
+    }
+
     /// Reads how far an update is.
     ///
     /// # Errors
@@ -222,6 +242,7 @@ impl Opened {
             place,
             kept,
             board,
+            stands_by: false,
         })
     }
 
@@ -260,8 +281,8 @@ struct Shared {
     reports: watch::Receiver<Option<Arc<Published>>>,
     fronts: fronts::Desk,
     images: images::Desk,
-    /// How apps are started again as they are configured, while they are kept over a boot.
-    restarts: Mutex<BTreeMap<AppId, Restart>>,
+    /// What is done when the daemon ends with the host.
+    farewell: keep::Farewell,
     /// Where apps of this host may be meanwhile, if it has a place in a fleet.
     fleet: Option<Fleet>,
 }
@@ -308,6 +329,11 @@ pub(crate) enum Refused {
 pub(crate) struct Desk(Arc<Shared>);
 
 impl Desk {
+    /// The daemon is to end: what an update does last in a boot is done first. Whether there was something.
+    pub(crate) async fn farewell(&self) -> bool {
+        self.0.farewell.bid().await
+    }
+
     /// What an update would do; nothing is touched.
     ///
     /// # Errors
@@ -644,7 +670,7 @@ impl Updater {
             reports,
             fronts,
             images,
-            restarts: Mutex::default(),
+            farewell: keep::Farewell::default(),
             fleet,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -655,6 +681,7 @@ impl Updater {
             let _entered = runtime.enter();
             attended.as_mut().map(Socket::listener).transpose()?
         };
+        let stands_by = opened.stands_by;
         let runner = run::Runner::new(Arc::clone(&shared));
         let listening = told::listen(Arc::clone(&shared), listener);
         let thread = std::thread::Builder::new()
@@ -662,7 +689,7 @@ impl Updater {
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = runner.run() => {}
+                        () = runner.run(), if !stands_by => {}
                         () = listening => {}
                         _ = stopped => {}
                     }
