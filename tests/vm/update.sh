@@ -2,115 +2,17 @@
 # about: an update of the system that keeps redis and a service of its own over a kexec and over a reboot, beside a plain reboot
 # kernels: old
 # routine: none
-# machine: --smp 2 --mem 1024 --reboots
-# seconds: 1500
-# Begun again after each boot: $home/stage says how far it is. Times are measured from outside the guest.
+# machine: --smp 2 --mem 1024 --reboots --forward 6379 --forward 6380 --forward 7001
+# seconds: 1800
+# Begun again after each boot: $home/stage says how far it is. Pauses are what clients outside the guest see.
 set -eu
 home=/var/lib/update-test
 mkdir -p $home
 cd $home
 . /host/tests/steps
-forebay=/usr/local/bin/forebay
-redis=127.0.0.1/6379
-ledger=127.0.0.1/7001
-
-evidence() {
-  journalctl -u forebay -b --no-pager -o cat 2>/dev/null | tail -n 40 || true
-  tail -n 5 /var/lib/forebay/images/*/*/*.log 2>/dev/null || true
-  $forebay update status || true
-}
-
-says() { # ADDRESS LINE: the answer is in $answer
-  { printf '%s\r\n' "$2" >&3 && read -r -t 5 answer <&3; } 2>/dev/null 3<>/dev/tcp/"$1" || return 1
-  answer=${answer%$'\r'}
-}
-
-redis_answers() { says $redis PING && [ "$answer" = +PONG ]; } 2>/dev/null
-ledger_answers() { says $ledger sum; } 2>/dev/null
-
-redis_sum() {
-  redis-cli eval "local s='' for i=1,2000 do s=redis.sha1hex(s..(redis.call('get','key:'..i) or '-')) end return s" 0
-}
-
-ledger_sum() {
-  says $ledger sum
-  echo "$answer"
-}
-
-fill() { # NAME: gives both something to lose
-  redis-cli eval "for i=1,2000 do redis.call('set','key:'..i,ARGV[1]..i) end" 0 "$1" >/dev/null
-  for n in 1 2 3 4 5; do says $ledger "add $1$n"; done
-  redis_sum >redis.sum
-  ledger_sum >ledger.sum
-}
-
-next() { # STAGE: durable, since the guest is about to go
-  echo "$1" >stage
-  sync
-}
-
-down() { # NAME ANSWERS: waits until nobody answers, then until the guest goes
-  while $2; do :; done
-  echo "mark: down $1"
-  sleep 600
-  fail "the guest did not begin anew"
-}
-
-up() { # NAME ANSWERS
-  local deadline=$((SECONDS + 300))
-  until $2; do [ $SECONDS -lt $deadline ] || fail "$1: nobody answers"; done
-  echo "mark: up $1"
-}
-
-update() {
-  $forebay update run --detach --unproved --rung checkpoint -- sh -c 'echo x >>/var/lib/update-test/ran'
-}
-
-imaged() { # both were written down once, which the daemon does when they have just begun
-  [ "$($forebay image --json | tr -d ' \n' | grep -o '"taken_unix_ms":[0-9]' | wc -l)" = 2 ]
-}
-
-over() { # OUTCOME
-  $forebay update history --json | tr -d ' \n' | grep -q "\"outcome\":\"$1\"[^{]*.*$" &&
-    $forebay update status --json | tr -d ' \n' | grep -q '"current":null'
-}
+. /host/tests/update-steps
 
 install() {
-  cp /host/bin/forebay $forebay
-  cat >ledger.py <<'PY'
-import socket, zlib
-state, server = [], socket.socket()
-server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-server.bind(("127.0.0.1", 7001))
-server.listen(16)
-while True:
-    client, _ = server.accept()
-    with client:
-        words = client.makefile().readline().split()
-        if words[:1] == ["add"]:
-            state.append(words[1])
-        client.sendall(b"%d %08x\n" % (len(state), zlib.crc32(" ".join(state).encode())))
-PY
-  cat >/etc/forebay.toml <<'TOML'
-[daemon]
-state_dir = "/var/lib/forebay"
-[apps.cache]
-class = "critical"
-restart = "always"
-directory = "/var/lib/update-test"
-exec = ["redis-server", "--bind", "127.0.0.1", "--save", ""]
-images = { every = "1h" }
-stdout = "/var/lib/update-test/redis.log"
-stderr = "/var/lib/update-test/redis.log"
-[apps.ledger]
-class = "standard"
-restart = "always"
-directory = "/var/lib/update-test"
-exec = ["python3", "/var/lib/update-test/ledger.py"]
-images = { every = "1h" }
-stdout = "/var/lib/update-test/ledger.log"
-stderr = "/var/lib/update-test/ledger.log"
-TOML
   cat >damage <<'SH'
 #!/bin/sh
 # Before the daemon begins, once: an image of redis that is not as it was written.
@@ -121,21 +23,43 @@ for file in /var/lib/forebay/images/cache/[0-9]*/pages-*.img; do
 done
 SH
   chmod +x damage
-  cat >/etc/systemd/system/forebay.service <<'UNIT'
+  early=ExecStartPre=/var/lib/update-test/damage
+  install_apps $early
+  # What a host without Forebay has.
+  cat >/etc/systemd/system/plain.service <<'UNIT'
 [Unit]
-After=local-fs.target
+After=network.target
 [Service]
-Type=exec
-ExecStartPre=/var/lib/update-test/damage
-ExecStart=/usr/local/bin/forebay daemon --config /etc/forebay.toml
-KillMode=process
-Restart=always
-RestartSec=100ms
+ExecStart=/usr/bin/redis-server --port 6380 --bind 0.0.0.0 --protected-mode no --save ""
 [Install]
 WantedBy=multi-user.target
 UNIT
+  # As a host has its network: before whoever needs it.
+  mkdir -p /etc/systemd/network
+  ln -sf /dev/null /etc/systemd/network/99-default.link
+  cat >/etc/systemd/system/net.service <<'UNIT'
+[Unit]
+DefaultDependencies=no
+After=systemd-remount-fs.service
+Before=network.target
+Wants=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'modprobe virtio_net; dev=$$(ls /sys/class/net | grep -v lo); ip addr replace 10.0.2.15/24 dev $$dev; ip link set $$dev up'
+[Install]
+WantedBy=sysinit.target
+UNIT
   systemctl daemon-reload
-  systemctl enable --now forebay
+  systemctl enable --now net plain forebay
+}
+
+times() { # when what happened, by this boot's clock, for whoever reads the log of a failure
+  systemd-analyze time 2>/dev/null | head -n 1 || true
+  grep btime /proc/stat
+  grep -rhoE '"[a-z_]+_unix_ms": ?[0-9]+' /var/lib/forebay/images/cache --include='*.json' || true
+  systemctl show forebay-early.service forebay.service -p Id -p InactiveExitTimestamp -p ExecMainStartTimestampMonotonic
+  journalctl -b --no-pager -o short-monotonic | grep -v 'kernel: audit' | tail -n 120
 }
 
 stage=$(cat stage 2>/dev/null || echo install)
@@ -148,29 +72,40 @@ install)
   fill first
   $forebay check /etc/forebay.toml
   next plain
-  # Its services go first thing in a shutdown; from then on its clients wait.
-  echo "mark: down plain-reboot"
+  echo "mark: watch plain-reboot 6380"
+  echo "mark: watch plain-reboot-forebay 6379"
+  sleep 2
   systemctl reboot
-  sleep 600
+  gone
   ;;
 plain)
-  up plain-reboot redis_answers
+  await "redis answers" redis_answers
+  echo "mark: seen plain-reboot"
+  echo "mark: seen plain-reboot-forebay"
+  times
   await "the service answers" ledger_answers
   [ "$(redis_sum)" != "$(cat redis.sum)" ] || fail "a plain reboot kept what was in memory"
   echo "table: plain-reboot: all that was in memory is lost"
+  systemctl disable --now plain
   fill second
   await "the first images" imaged
   $forebay update plan --rung checkpoint -- true | tee plan
   grep -q 'kexec' plan || fail "kexec is not foreseen"
   uname -r >kernel
   next kexec
+  echo "mark: watch checkpoint-kexec 6379"
+  echo "mark: watch checkpoint-kexec-ledger 7001"
   update
-  down checkpoint-kexec redis_answers
+  gone
   ;;
 kexec)
-  up checkpoint-kexec redis_answers
-  [ "$(redis_sum)" = "$(cat redis.sum)" ] || fail "redis lost something"
+  await "redis answers" redis_answers
   await "the service answers" ledger_answers
+  echo "mark: seen checkpoint-kexec"
+  echo "mark: seen checkpoint-kexec-ledger"
+  echo "mark: at-most checkpoint-kexec 0.333 plain-reboot"
+  times
+  [ "$(redis_sum)" = "$(cat redis.sum)" ] || fail "redis lost something"
   [ "$(ledger_sum)" = "$(cat ledger.sum)" ] || fail "the service lost something: $(ledger_sum), $(cat ledger.sum)"
   # The clock that it times by went on as well: in this boot it began anew, and is younger than redis.
   redis-cli set gone 1 px 100 >/dev/null
@@ -181,17 +116,43 @@ kexec)
   [ "$(cat ran)" = x ] || fail "the command did not run once"
   $forebay update history
   echo "table: checkpoint-kexec: redis and the service have all that they had, under $(uname -r)"
+  # A kernel that does not come up: what it begins with is damaged, and the firmware starts the one that it always does.
+  cp /boot/vmlinuz-"$(uname -r)" /boot/vmlinuz-99.0
+  head -c 100000 /boot/initrd.img-"$(uname -r)" | tail -c 90000 >/boot/initrd.img-99.0
+  mkdir -p /usr/lib/modules/99.0
+  fill third
+  await "the first images" imaged
+  next fallen
+  echo "mark: watch checkpoint-fallen 6379"
+  update
+  gone
+  ;;
+fallen)
+  await "redis answers" redis_answers
+  await "the service answers" ledger_answers
+  echo "mark: seen checkpoint-fallen"
+  [ "$(uname -r)" = "$(cat kernel)" ] || fail "another kernel runs: $(uname -r)"
+  [ "$(redis_sum)" = "$(cat redis.sum)" ] || fail "redis lost something"
+  [ "$(ledger_sum)" = "$(cat ledger.sum)" ] || fail "the service lost something: $(ledger_sum), $(cat ledger.sum)"
+  await "the update is over" over alarmed
+  $forebay update history | tee history
+  grep -q 'kernel 99.0 was to come up' history || fail "nobody is told of the kernel"
+  grep -q 'forebay update run' history || fail "the next command is not told"
+  echo "table: checkpoint-fallen: a kernel that does not come up; the apps go on under $(uname -r) with all that they had"
+  rm -r /boot/vmlinuz-99.0 /boot/initrd.img-99.0 /usr/lib/modules/99.0
   # Without kexec, and with an image of redis that the disk gave back wrong.
   mv /usr/sbin/kexec $home/
-  fill third
+  fill fourth
   touch damages
   await "the first images" imaged
   next damaged
+  echo "mark: watch checkpoint-reboot 7001"
   update
-  down checkpoint-reboot ledger_answers
+  gone
   ;;
 damaged)
-  up checkpoint-reboot ledger_answers
+  await "the service answers" ledger_answers
+  echo "mark: seen checkpoint-reboot"
   [ "$(ledger_sum)" = "$(cat ledger.sum)" ] || fail "the service lost something: $(ledger_sum), $(cat ledger.sum)"
   await "redis answers" redis_answers
   [ "$(redis-cli dbsize)" = 0 ] || fail "redis began from a damaged image"
