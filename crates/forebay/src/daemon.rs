@@ -102,7 +102,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     if args.early {
         match early::only_kept(config).map_err(Error::Host)? {
             Some(kept) => config = kept,
-            None => return Ok(ExitCode::SUCCESS),
+            None => {
+                early::say_begun();
+                return Ok(ExitCode::SUCCESS);
+            }
         }
     }
     let measured = calibrate::known(&config.daemon.state_dir, &facts.root);
@@ -583,6 +586,9 @@ impl Running {
         guardian: &mut Guardian,
     ) -> Result<ExitCode, Error> {
         let mut check = tokio::time::interval(GUARDIAN_CHECK);
+        if self.early {
+            early::begin(config, &self.imager.desk(), &mut self.published).await;
+        }
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
@@ -611,8 +617,8 @@ impl Running {
             }
         }
         if self.early {
-            let images = self.imager.desk();
-            early::hand_over(config, &images, &mut self.published).await?;
+            tracing::info!("the next daemon takes over, and nothing is put back");
+            return Ok(ExitCode::SUCCESS);
         }
         let is_last = self.updater.desk().farewell().await;
         if is_last && self.membership.is_none() {

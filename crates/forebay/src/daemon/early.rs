@@ -1,25 +1,26 @@
 //! The daemon before the host's services: it begins the apps that were kept over the boot, and nothing else.
 //!
 //! Whoever waits for one of them waits for the boot as well, and most of that is services which they do not need. The
-//! daemon of `forebay-early.service` ends as by a crash when that of `forebay.service` begins, which takes over what
+//! daemon of `forebay-early.service` leaves all as it is when that of `forebay.service` begins, which takes over what
 //! runs. Where there is nothing to begin it ends at once.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::report::TickReport;
 use forebay_host::checkpoint::Origin;
-use rustix::process::{Signal, getpid, kill_process};
 use tokio::sync::watch;
 
-use super::Error;
-use super::error::system;
 use crate::config::Config;
 use crate::control::Published;
 use crate::{images, update};
 
-/// For so long apps are waited for that are being begun; systemd waits longer (`TimeoutStopSec` of the unit).
+/// For so long apps are waited for that are being begun; systemd waits longer (`TimeoutStartSec` of the unit).
 const BEGUN_MAX: Duration = Duration::from_secs(240);
 
 /// What the early daemon works by; nothing where it is not needed, or where others decide what may run here.
@@ -50,15 +51,13 @@ pub(super) fn only_kept(mut config: Config) -> Result<Option<Config>, String> {
     Ok(Some(config))
 }
 
-/// Ends as by a crash once all apps have begun: whoever comes next finds none half begun.
-///
-/// # Errors
-/// When it does not end.
-pub(super) async fn hand_over(
+/// Waits until all apps have begun, for a while, and tells systemd (sd_notify(3)): what is ordered after the unit begins
+/// then, and with it the daemon that takes over.
+pub(super) async fn begin(
     config: &Config,
     images: &images::Desk,
     published: &mut watch::Receiver<Option<Arc<Published>>>,
-) -> Result<(), Error> {
+) {
     let has_begun = |report: &TickReport| {
         config.policy.apps.keys().all(|app| {
             let seen = report.apps.get(app);
@@ -73,10 +72,27 @@ pub(super) async fn hand_over(
     match tokio::time::timeout(BEGUN_MAX, all).await {
         Ok(Ok(_)) => {}
         Ok(Err(_)) | Err(_) => {
-            tracing::warn!("an app has not begun, and the next daemon sees to it")
+            tracing::warn!("an app has not begun, and the next daemon sees to it");
         }
     }
-    kill_process(getpid(), Signal::KILL).map_err(|error| {
-        system("end as by a crash", "this should not happen; report it")(error.into())
-    })
+    say_begun();
+}
+
+/// Tells systemd that what is ordered after the unit may begin.
+pub(super) fn say_begun() {
+    if let Err(error) = notify() {
+        tracing::error!(%error, "systemd is not told, and waits until the time of the unit is over");
+    }
+}
+
+fn notify() -> std::io::Result<()> {
+    let Some(place) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match place.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
+    Ok(())
 }
