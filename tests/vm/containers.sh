@@ -1,6 +1,5 @@
 #!/bin/bash
 # about: containers of Docker and Podman as apps on control groups v2, in groups of their own and in scopes of systemd's
-# needs: daemon
 # kernels: stable
 # machine: --smp 2 --mem 1536
 # seconds: 1200

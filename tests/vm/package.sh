@@ -1,6 +1,5 @@
 #!/bin/bash
 # about: the Debian package: installed, first decision within 10 s, a service protected by setup, upgraded, purged
-# needs: package
 # kernels: stable
 # machine: --smp 2 --mem 768
 # seconds: 600

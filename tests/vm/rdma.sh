@@ -1,6 +1,5 @@
 #!/bin/bash
 # about: what moves between two daemons goes over soft-RoCE and comes whole; doctor says whether there is RDMA
-# needs: daemon
 # kernels: stable
 # machine: --smp 4 --mem 1536
 # seconds: 1500

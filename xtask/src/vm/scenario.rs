@@ -47,7 +47,7 @@ pub(super) fn all() -> Result<Vec<Scenario>, String> {
 }
 
 /// Reads `# about: TEXT`, `# kernels: K...`, `# routine: K...` (all of them where it is left out, `none` for none),
-/// `# machine: OPTIONS`, `# needs: package BINARY...` (beside the program), and `# seconds: N`.
+/// `# machine: OPTIONS`, `# needs: package BINARY...` (beside what it names at /host), and `# seconds: N`.
 fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     let field = |key: &str| {
         text.lines()
@@ -91,9 +91,26 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         kernels,
         routine,
         machine,
-        needs: words(field("needs").unwrap_or_default()),
+        needs: named(text)
+            .chain(words(field("needs").unwrap_or_default()))
+            .collect(),
         bound,
     })
+}
+
+/// What a script names of the folder that it finds at /host.
+fn named(text: &str) -> impl Iterator<Item = String> {
+    let names = text.split("/host/bin/").skip(1);
+    let names = names.filter_map(|rest| rest.split(|letter: char| !is_of_a_name(letter)).next());
+    let package = text.contains("/host/forebay_").then_some("package");
+    names
+        .filter(|name| !name.is_empty())
+        .chain(package)
+        .map(str::to_owned)
+}
+
+const fn is_of_a_name(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-')
 }
 
 #[cfg(test)]
@@ -114,6 +131,9 @@ mod tests {
         assert!(scenario.needs.is_empty());
         let tested = format!("{text}# needs: kernel oom\n");
         assert_eq!(parse("name", &tested).unwrap().needs, ["kernel", "oom"]);
+        let used =
+            format!("{text}cp /host/bin/daemon .\nls /host/forebay_*.deb\n/host/bin/$name\n");
+        assert_eq!(parse("name", &used).unwrap().needs, ["daemon", "package"]);
         let fewer = format!("{text}# routine: old\n");
         assert_eq!(parse("name", &fewer).unwrap().routine, ["old"]);
         let never = format!("{text}# routine: none\n");
