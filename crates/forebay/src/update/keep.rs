@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::{App, AppId, Binding, Policy, Restart};
 use forebay_core::update::{Choice, Fact, Keeps, Order, Rung, Stage};
 use forebay_host::Roots;
-use forebay_host::checkpoint::Origin;
+use forebay_host::checkpoint::{Origin, TRIAL};
 use forebay_host::reboot::{self, Ready, Way, boot_loader, last};
 use tokio::sync::Notify;
 
@@ -434,11 +434,26 @@ impl Runner {
         }
         let number = entry.record.number;
         let kept: Vec<AppId> = entry.record.kept().cloned().collect();
-        let mut lost = Vec::new();
+        let (mut back, mut lost) = (Vec::new(), Vec::new());
         for app in kept {
             match self.came_back(&app, number).await? {
-                Ok(stood) => _ = entry.pauses.insert(app, stood.as_secs_f64() * 1000.0),
+                Ok(stood) => {
+                    entry
+                        .pauses
+                        .insert(app.clone(), stood.as_secs_f64() * 1000.0);
+                    back.push(app);
+                }
                 Err(why) => lost.push(format!("{app} lost what it had: {why}")),
+            }
+        }
+        // What ends at once begins with nothing then, and nobody would have heard of it.
+        if !back.is_empty() {
+            tokio::time::sleep(TRIAL).await;
+        }
+        for app in back {
+            if let Err(why) = self.came_back(&app, number).await? {
+                entry.pauses.remove(&app);
+                lost.push(format!("{app} lost what it had, soon after: {why}"));
             }
         }
         Ok(Fact::Revived(lost))
@@ -458,7 +473,7 @@ impl Runner {
                 Origin::Kept { update: of, stood } if of == update => return Ok(Ok(stood)),
                 Origin::Kept { .. } | Origin::Own => {
                     return Ok(Err(format!(
-                        "it did not begin from the image that was kept for it; `forebay events --app {app}` says why"
+                        "it does not go on from the image that was kept for it; `forebay events --app {app}` says why"
                     )));
                 }
                 Origin::Unknown if Instant::now() >= deadline => {
