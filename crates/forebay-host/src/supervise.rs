@@ -6,10 +6,11 @@
 //! Only system calls are made there. Everything that can be wrong with the request (unknown
 //! user, missing program) is found out before the fork.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::HostError;
 use crate::groups;
 use crate::ledger::Process;
+use crate::outside;
 use crate::procs;
 
 /// A request to start a program, checked and resolved.
@@ -332,7 +334,7 @@ pub(crate) fn start(app: &AppId, program: &Program, groups: &[&Path]) -> Result<
         command.stderr(open_sink(sink, app, PRIORITY_WARNING)?);
     }
     let (mut step_in, step_out) = steps()?;
-    enter_before_exec(&mut command, doors, program.identity.clone(), step_out);
+    enter_before_exec(&mut command, doors, program, step_out)?;
     let spawned = command.spawn();
     // The child's end is in the command: without it the read below ends.
     drop(command);
@@ -355,6 +357,7 @@ const JOURNAL: &str = "/run/systemd/journal/stdout";
 const PRIORITY_INFO: u8 = 6;
 const PRIORITY_WARNING: u8 = 4;
 
+const STEP_VIEW: u8 = 252;
 const STEP_SESSION: u8 = 253;
 const STEP_IDENTITY: u8 = 254;
 
@@ -362,6 +365,13 @@ fn describe(program: &Program, groups: &[&Path], step: Option<u8>, error: io::Er
     let name = program.executable.display();
     match step {
         None => HostError::io(format!("run {name}"), error),
+        Some(STEP_VIEW) => HostError::io(
+            format!(
+                "start {name} in the host's view of {}",
+                program.directory.display()
+            ),
+            error,
+        ),
         Some(STEP_SESSION) => HostError::io(format!("give {name} a session of its own"), error),
         Some(STEP_IDENTITY) => HostError::io(format!("run {name} as the user asked for"), error),
         Some(group) => match groups.get(usize::from(group)) {
@@ -418,9 +428,12 @@ const OOM_SCORE: &CStr = c"/proc/self/oom_score_adj";
 fn enter_before_exec(
     command: &mut Command,
     doors: Vec<File>,
-    identity: Option<Identity>,
+    program: &Program,
     step_out: OwnedFd,
-) {
+) -> Result<(), HostError> {
+    let identity = program.identity.clone();
+    let directory = CString::new(program.directory.as_os_str().as_bytes())
+        .map_err(|e| HostError::file("start in", &program.directory, io::Error::from(e)))?;
     let daemon = rustix::process::getpid();
     let open_files = OPEN_FILES.get().cloned();
     let every_cpu = every_cpu();
@@ -434,7 +447,7 @@ fn enter_before_exec(
     let enter = move || -> io::Result<()> {
         for (index, mut door) in doors.iter().enumerate() {
             if let Err(error) = door.write(b"0\n") {
-                return Err(fail(u8::try_from(index).unwrap_or(STEP_SESSION - 1), error));
+                return Err(fail(u8::try_from(index).unwrap_or(STEP_VIEW - 1), error));
             }
         }
         // Without the daemon nobody would know of this child: the next daemon knows only
@@ -444,6 +457,13 @@ fn enter_before_exec(
         }
         if let Err(error) = rustix::process::setsid() {
             return Err(fail(STEP_SESSION, error.into()));
+        }
+        let stepped = outside::step_out().and_then(|moved| match moved {
+            true => Ok(rustix::process::chdir(&*directory)?),
+            false => Ok(()),
+        });
+        if let Err(error) = stepped {
+            return Err(fail(STEP_VIEW, error));
         }
         if let Some(open_files) = &open_files
             && let Err(error) = setrlimit(Resource::Nofile, *open_files)
@@ -467,12 +487,13 @@ fn enter_before_exec(
     };
     // SAFETY: `enter` runs in the forked child, where only async-signal-safe calls are allowed
     // because other threads' locks may be held for ever. It makes plain system calls (write,
-    // getppid, setsid, prlimit, setpriority, sched_setaffinity, open, setgroups, setgid, setuid), allocates nothing and takes no lock:
+    // getppid, setsid, setns, chdir, prlimit, setpriority, sched_setaffinity, open, setgroups, setgid, setuid), allocates nothing and takes no lock:
     // the descriptors and the identity were made before the fork, and errors from raw numbers
     // do not allocate. There is no safe way to run code there.
     unsafe {
         command.pre_exec(enter);
     }
+    Ok(())
 }
 
 #[expect(unsafe_code, reason = "no safe call ends a forked child at once")]

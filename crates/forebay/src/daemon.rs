@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay_core::app::{OnStop, Policy};
 use forebay_core::host::{Action, Host as _, Outcome};
@@ -24,8 +24,9 @@ use forebay_core::report::TickReport;
 use forebay_core::tier::{self, Courtesy, Waiter};
 use forebay_forecast::lstm::Weights;
 use forebay_host::mounts::Hierarchies;
+use forebay_host::notify::Notifier;
 use forebay_host::owner::Addresses;
-use forebay_host::{ErrorKind, LinuxHost, Options, Roots};
+use forebay_host::{ErrorKind, LinuxHost, Options, Roots, outside};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
@@ -73,6 +74,9 @@ pub(crate) struct Args {
     /// End as soon as the thread that started this process ends
     #[arg(long, hide = true)]
     parent_death: bool,
+    /// What is started sees the file systems as process 1 does: the unit protects them from the daemon alone
+    #[arg(long, hide = true)]
+    outside: bool,
 }
 
 /// Runs until SIGTERM or SIGINT; then puts everything back.
@@ -81,6 +85,11 @@ pub(crate) struct Args {
 /// When the configuration is wrong, another daemon runs, or something could not be put back.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let passed = fronts::Passed::take().map_err(Error::Host)?;
+    let systemd = Notifier::take().map_err(|error| Error::Host(error.explain()))?;
+    if args.outside {
+        outside::start_outside(&Roots::default().proc)
+            .map_err(|error| Error::Host(error.explain()))?;
+    }
     if args.parent_death {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|error| {
@@ -103,7 +112,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         match early::only_kept(config).map_err(Error::Host)? {
             Some(kept) => config = kept,
             None => {
-                early::say_begun();
+                if let Some(systemd) = &systemd {
+                    systemd.ready();
+                }
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -117,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .enable_all()
         .build()
         .map_err(system("start the runtime", "check limits on open files"))?
-        .block_on(guarded(args, config, facts, passed))
+        .block_on(guarded(args, config, facts, passed, systemd))
 }
 
 /// This host, as far as a configuration depends on it.
@@ -146,11 +157,16 @@ async fn guarded(
     config: Config,
     facts: HostFacts,
     passed: fronts::Passed,
+    systemd: Option<Notifier>,
 ) -> Result<ExitCode, Error> {
     let mut signals = Signals::catch()?;
     let mut guardian = Guardian::start(&config, config.policy.on_stop)?;
     let result = match begin(args, &config, facts, passed) {
-        Ok(running) => running.serve(&config, &mut signals, &mut guardian).await?,
+        Ok(running) => {
+            running
+                .serve(&config, &mut signals, &mut guardian, systemd)
+                .await?
+        }
         Err(refusal) => {
             guardian.end();
             return Err(refusal);
@@ -584,11 +600,15 @@ impl Running {
         config: &Config,
         signals: &mut Signals,
         guardian: &mut Guardian,
+        mut systemd: Option<Notifier>,
     ) -> Result<ExitCode, Error> {
-        let mut check = tokio::time::interval(GUARDIAN_CHECK);
         if self.early {
             early::begin(config, &self.imager.desk(), &mut self.published).await;
         }
+        if let Some(systemd) = &systemd {
+            systemd.ready();
+        }
+        let mut check = tokio::time::interval(GUARDIAN_CHECK);
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
@@ -611,10 +631,19 @@ impl Running {
                     }
                 }
                 changed = self.published.changed() => match changed {
-                    Ok(()) => self.pass_on(),
+                    Ok(()) => {
+                        // Both threads are at work: one published, and this one heard.
+                        if let Some(systemd) = &mut systemd {
+                            systemd.well(Instant::now());
+                        }
+                        self.pass_on();
+                    }
                     Err(_) => break,
                 },
             }
+        }
+        if let Some(systemd) = &systemd {
+            systemd.stopping();
         }
         if self.early {
             tracing::info!("the next daemon takes over, and nothing is put back");

@@ -12,6 +12,7 @@ use super::over_boot::seal;
 use super::statistics;
 use super::store::{Image, Store, boot, size, unix_ms};
 use crate::error::HostError;
+use crate::outside;
 use crate::procs;
 
 /// Beginning from an image may take so long, and a second more for every so many bytes.
@@ -245,6 +246,7 @@ impl Criu {
             .args(aim.arguments())
             .args(["--manage-cgroups=ignore", "--network-lock", "skip"])
             .args(["--file-locks", "--log-file", DUMP_LOG]);
+        outside::have_step_out(&mut command);
         let status = run(command, app, self.time_max)?;
         if status {
             return Ok(());

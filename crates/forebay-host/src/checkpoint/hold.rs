@@ -22,6 +22,7 @@ use super::release::Release;
 use super::{Criu, Tcp, nft};
 use crate::error::HostError;
 use crate::groups;
+use crate::outside;
 
 const LOG: &str = "dump.log";
 /// What CRIU is asked: that all was fetched, and something that it does not know, on which it gives up.
@@ -99,6 +100,7 @@ impl Held {
             .stderr(Stdio::null());
         let kept = [theirs.as_raw_fd(), line.as_raw_fd(), said.as_raw_fd()];
         keep(&mut command, kept);
+        outside::have_step_out(&mut command);
         let child = command
             .spawn()
             .map_err(|e| HostError::file("run", criu.program(), e))?;

@@ -5,10 +5,6 @@
 //! runs. Where there is nothing to begin it ends at once.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +47,8 @@ pub(super) fn only_kept(mut config: Config) -> Result<Option<Config>, String> {
     Ok(Some(config))
 }
 
-/// Waits until all apps have begun, for a while, and tells systemd (sd_notify(3)): what is ordered after the unit begins
-/// then, and with it the daemon that takes over.
+/// Waits until all apps have begun, for a while. Whoever runs this tells systemd then: what is ordered after the unit
+/// begins, and with it the daemon that takes over.
 pub(super) async fn begin(
     config: &Config,
     images: &images::Desk,
@@ -75,24 +71,4 @@ pub(super) async fn begin(
             tracing::warn!("an app has not begun, and the next daemon sees to it");
         }
     }
-    say_begun();
-}
-
-/// Tells systemd that what is ordered after the unit may begin.
-pub(super) fn say_begun() {
-    if let Err(error) = notify() {
-        tracing::error!(%error, "systemd is not told, and waits until the time of the unit is over");
-    }
-}
-
-fn notify() -> std::io::Result<()> {
-    let Some(place) = std::env::var_os("NOTIFY_SOCKET") else {
-        return Ok(());
-    };
-    let address = match place.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
-    Ok(())
 }

@@ -179,6 +179,7 @@ fn command(errand: &Errand) -> Result<Command, String> {
     for group in &errand.landing.groups {
         command.arg("--group").arg(group);
     }
+    forebay_host::outside::have_step_out(&mut command);
     Ok(command)
 }
 
