@@ -337,7 +337,8 @@ fn fill_share(share: &Path, wanted: &BTreeSet<&str>) -> Result<(), String> {
     process::succeed(process::cargo_whole(&["build"]).args(["--bin", "forebay"]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
     if wanted.contains("package") {
-        dist::debian(&built, share)?;
+        // What people install; a guest would unpack the unoptimised one for longer than it runs it.
+        dist::debian(&crate::build_forebay()?, share)?;
     }
     let mut binaries = vec![("forebay".to_owned(), built)];
     binaries.extend(test_binaries(wanted)?);

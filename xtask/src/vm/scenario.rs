@@ -17,7 +17,7 @@ pub(super) struct Scenario {
     /// Those of them that it runs on in `cargo xtask test`, too.
     pub(super) routine: Vec<String>,
     pub(super) machine: Machine,
-    /// What it needs beside the program: test binaries by name, and `package`.
+    /// What it needs beside the program: test binaries by name, and `package`, that of the release build.
     pub(super) needs: Vec<String>,
     /// How long it may take.
     pub(super) bound: Duration,
@@ -138,6 +138,9 @@ mod tests {
         assert_eq!(parse("name", &fewer).unwrap().routine, ["old"]);
         let never = format!("{text}# routine: none\n");
         assert!(parse("name", &never).unwrap().routine.is_empty());
+        assert_eq!(scenario.needs, [String::new(); 0]);
+        let wants = format!("{text}# needs: package\n");
+        assert_eq!(parse("name", &wants).unwrap().needs, ["package"]);
         assert_eq!(scenario.bound, Duration::from_secs(9));
         assert_eq!(scenario.machine.cpus, 4);
     }
@@ -150,6 +153,7 @@ mod tests {
             "# about: one\n# kernels: 2.4\n",
             "# about: a\n# kernels: old\n# machine: --smp many\n",
             "# about: a\n# kernels: old\n# routine: stable\n",
+            "# about: a\n# kernels: old\n# needs: luck\n",
         ] {
             assert!(parse("name", text).is_err(), "{text}");
         }
