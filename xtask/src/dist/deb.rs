@@ -10,7 +10,7 @@ use crate::process;
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 const PLACES: Places = Places {
-    units: "lib/systemd/system",
+    units: "usr/lib/systemd/system",
     completions: [
         ("bash", "usr/share/bash-completion/completions/forebay"),
         ("zsh", "usr/share/zsh/vendor-completions/_forebay"),

@@ -18,7 +18,7 @@ const BUSY_CPUS: f64 = 0.5;
 /// Less memory than this and no CPU use is not worth a slice of its own.
 const SMALL_BYTES: u64 = 4 << 20;
 /// Programs and units by which a host is reached, repaired and kept in order.
-const SYSTEM: [&str; 18] = [
+const SYSTEM: [&str; 20] = [
     "agetty",
     "bash",
     "chronyd",
@@ -26,6 +26,8 @@ const SYSTEM: [&str; 18] = [
     "dbus",
     "dbus-daemon",
     "dash",
+    "forebay",
+    "forebay-guard",
     "getty",
     "init",
     "login",
@@ -369,6 +371,8 @@ mod tests {
         check(service("app"), Some(Class::Standard));
         check(service("systemd-journald"), None);
         check(service("getty@tty1"), None);
+        check(service("forebay"), None);
+        check(service("forebay-guard"), None);
         let mut web = service("web");
         web.ports = vec![80];
         check(web.clone(), Some(Class::Critical));
