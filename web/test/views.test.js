@@ -77,7 +77,7 @@ test("an update under way by its stages, and the receipts of those before", { sk
     daemon.answers["/v1/update/abort"] = { messages: ["it is undone"] };
   }, async (page, daemon) => {
     await page.waitForSelector("[aria-current=step]:has-text('updating')");
-    assert.equal(await page.locator("ol.stages li.good").count(), 5, "the stages before");
+    assert.equal(await page.locator("ol.stages li.good").count(), 6, "the stages before");
     await page.waitForSelector(`text=apt-get ${MARKUP}`);
     await page.waitForSelector(`.bad:has-text("${SHOWN}")`);
     await page.waitForSelector("h2:has-text('Update 7 rolled back')");

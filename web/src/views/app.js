@@ -87,8 +87,12 @@ export function show(place, page, name) {
       draw();
     }, () => { forecast = null; });
   let timer = null;
+  /** Counts what was asked for: an answer to something before that is nobody's any more. */
+  let asked = 0;
 
   async function again() {
+    clearTimeout(timer);
+    const own = ++asked;
     forecast = null;
     history = [];
     plot?.end();
@@ -96,7 +100,7 @@ export function show(place, page, name) {
     fill(picture);
     const { title, format } = RESOURCES[resource];
     const made = await chart(picture, { title, lines: LINES, format });
-    if (ended) return made.end();
+    if (ended || own !== asked) return made.end();
     plot = made;
     await remember();
     draw();
@@ -105,14 +109,17 @@ export function show(place, page, name) {
   /** What the daemon keeps, where the page has not seen enough itself. */
   async function remember() {
     clearTimeout(timer);
+    const own = ++asked;
     const live = RESOURCES[resource].live && span.back === 0;
     if (live || ended) return;
     try {
       const since = Date.now() - (span.back || 600) * 1000;
       const rows = await get(`/v1/history/${url}/${resource}?since_unix_ms=${since}&limit=2000`);
+      if (ended || own !== asked) return;
       history = rows.rows;
       draw();
     } catch (error) {
+      if (ended || own !== asked) return;
       failed(error);
     }
     if (!ended) timer = setTimeout(remember, FORECAST_EVERY_MS);

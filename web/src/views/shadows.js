@@ -19,7 +19,7 @@ export function show(place, page) {
     if (now === before) return;
     before = now;
     note.hidden = fronts.length > 0;
-    fill(note, "No front is configured: a `[[front]]` section keeps a shadow ready to take over.");
+    fill(note, "No front is configured: a `[fronts.NAME]` section keeps a shadow ready to take over.");
     fill(list, fronts.map((front) => card(front, page)));
   }, (error) => {
     before = "";
