@@ -21,10 +21,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
 pub(crate) use self::wire::{Flow, Wire};
@@ -79,6 +81,29 @@ pub enum Error {
     /// They are not of each other, or of a kind that is not known here.
     #[error("the certificate and the key cannot be used together: {0}")]
     Pair(String),
+    /// Clients cannot be known by them.
+    #[error("there is no authority in PEM to know clients by: {0}")]
+    Clients(String),
+}
+
+/// Those whose certificates clients have to show, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Authorities(pub String);
+
+impl Authorities {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(self.0.as_bytes()) {
+            let certificate = certificate.map_err(|error| Error::Clients(error.to_string()))?;
+            let added = roots.add(certificate);
+            added.map_err(|error| Error::Clients(error.to_string()))?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let built = builder.build();
+        built.map_err(|error| Error::Clients(error.to_string()))
+    }
 }
 
 impl Pem {
@@ -87,10 +112,19 @@ impl Pem {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), Error> {
-        self.server(&[]).map(drop)
+        self.server(&[], None).map(drop)
     }
 
-    fn server(&self, protocols: &[&[u8]]) -> Result<ServerConfig, Error> {
+    /// What speaks TLS with it: the protocols that are offered by ALPN, and whose clients are taken; anybody's
+    /// where that is not said.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with the authorities of clients.
+    pub fn server(
+        &self,
+        protocols: &[&[u8]],
+        clients: Option<&Authorities>,
+    ) -> Result<ServerConfig, Error> {
         let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes());
         let chain: Result<Vec<_>, _> = chain.collect();
         let chain = chain.map_err(|error| Error::Certificate(error.to_string()))?;
@@ -104,10 +138,11 @@ impl Pem {
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(pair)?;
-        let mut server = builder
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(pair)?;
+        let builder = match clients {
+            Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
+            None => builder.with_no_client_auth(),
+        };
+        let mut server = builder.with_single_cert(chain, key).map_err(pair)?;
         server.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(server)
     }
@@ -146,7 +181,7 @@ impl Tls {
         protocols: &'static [&'static [u8]],
         board: &Arc<Switchboard>,
     ) -> io::Result<Self> {
-        let server = options.pem.server(protocols).map_err(|error| {
+        let server = options.pem.server(protocols, None).map_err(|error| {
             let files = (
                 options.certificate_file.display(),
                 options.key_file.display(),
@@ -169,7 +204,7 @@ impl Tls {
     /// # Errors
     /// When it cannot be used; the one before stays.
     pub(crate) fn renew(&self, pem: &Pem) -> Result<(), Error> {
-        let server = Arc::new(pem.server(self.protocols)?);
+        let server = Arc::new(pem.server(self.protocols, None)?);
         *self.server.write().unwrap_or_else(PoisonError::into_inner) = server;
         Ok(())
     }
@@ -292,7 +327,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
     use tokio::time::Instant;
     use tokio_rustls::TlsConnector;
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::rustls::ClientConfig;
 
     use super::*;
     use crate::switchboard::Instance;

@@ -7,11 +7,10 @@ use std::time::Duration;
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::policy::Rules;
 use forebay_core::fleet::rolling;
-use forebay_host::regular;
 use forebay_shadow::secret::Secret;
 use forebay_shadow::tls::Pem;
 
-use super::certificate::read_at;
+use super::certificate::{read_at, read_authorities};
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::mode::password;
@@ -41,8 +40,6 @@ const FORESEEN: Bounds = Bounds {
 /// Members of etcd at most: it works with seven at most.
 const ENDPOINTS_MAX: usize = 16;
 const PREFIX_LEN_MAX: usize = 128;
-/// A longer bundle of certificates is none.
-const CA_BYTES_MAX: u64 = 1 << 20;
 
 /// Who this host is among others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -416,7 +413,10 @@ fn tls(
         }
         return None;
     };
-    let ca = findings.keep(ca_at, section.key("ca"), read_ca(&ca?, host))?;
+    let ca = findings.keep(ca_at, section.key("ca"), {
+        let ca = ca?;
+        read_authorities(&ca, &host.at(&ca))
+    })?;
     let own = match (certificate, key) {
         (Some(certificate), Some(key)) => {
             match read_at(
@@ -452,22 +452,6 @@ fn tls(
         }
     };
     Some(EtcdTls { ca, own })
-}
-
-fn read_ca(path: &Path, host: &HostFacts) -> Result<String, Problem> {
-    let unusable = |why: String| {
-        Problem::new(
-            format!("read the certificates in {}: {why}", path.display()),
-            "write them there in PEM, where the daemon may read them",
-        )
-    };
-    let (bytes, _) =
-        regular::read(&host.at(path), CA_BYTES_MAX).map_err(|error| unusable(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| unusable("it is no text".to_owned()))?;
-    match text.contains("-----BEGIN CERTIFICATE-----") {
-        true => Ok(text),
-        false => Err(unusable("it holds none".to_owned())),
-    }
 }
 
 fn link(mut section: Section, findings: &mut Findings<'_>) -> LinkConfig {

@@ -43,8 +43,9 @@ use crate::training::TrainingConfig;
 
 pub(crate) use accel::workers_directory;
 pub(crate) use app::is_container_name;
+pub(crate) use certificate::Files as CertificateFiles;
 pub(crate) use certificate::read as read_certificate;
-pub(crate) use dashboard::DashboardConfig;
+pub(crate) use dashboard::{DashboardConfig, PageFiles, PageTls};
 pub(crate) use edit::{AppArgs, app_from_args, set};
 pub(crate) use error::{Error, Errors};
 pub(crate) use event::KnownFuture;

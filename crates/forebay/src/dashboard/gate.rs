@@ -2,7 +2,7 @@
 //!
 //! Every user of the host can connect to a loopback address, and so can any page in any browser on it.
 //! So what the daemon knows takes a token that only who started the dashboard was told, and a page of
-//! another site that was led here by a name of its own is refused by that name.
+//! another site that was led here by a name of its own is refused by that name, or by the certificate.
 
 use std::io;
 use std::sync::Arc;
@@ -24,11 +24,21 @@ const TOKEN_BYTES: usize = 24;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// By which names a page may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names {
+    /// The host's own of loopback: in cleartext nothing else tells a browser where it was led.
+    Loopback,
+    /// Those in the certificate, with which a browser compares.
+    Certified,
+}
+
 /// The rule.
 #[derive(Debug)]
 pub(super) struct Gate {
     token: String,
     read_only: bool,
+    names: Names,
 }
 
 /// A token that nobody can guess.
@@ -42,8 +52,12 @@ pub(super) fn token() -> io::Result<String> {
 }
 
 impl Gate {
-    pub(super) const fn new(token: String, read_only: bool) -> Self {
-        Self { token, read_only }
+    pub(super) const fn new(token: String, read_only: bool, names: Names) -> Self {
+        Self {
+            token,
+            read_only,
+            names,
+        }
     }
 
     /// Whether a request may be passed on; if not, why and what to do.
@@ -86,8 +100,12 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next:
 }
 
 /// Refuses other names than the host's own, and tells the browser what the page may do.
-pub(super) async fn harden(State(_): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let mut response = if names_loopback(&request) {
+pub(super) async fn harden(
+    State(gate): State<Arc<Gate>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = if gate.names == Names::Certified || names_loopback(&request) {
         next.run(request).await
     } else {
         let why = "use 127.0.0.1, [::1] or localhost as the host\n";
@@ -122,7 +140,7 @@ mod tests {
     #[test]
     fn who_has_the_token_asks_and_who_may_changes() {
         let check = |method: Method, path: &str, told: Option<&str>, read_only: bool, ok: bool| {
-            let gate = Gate::new("secret".to_owned(), read_only);
+            let gate = Gate::new("secret".to_owned(), read_only, Names::Loopback);
             let mut request = Request::builder().method(method.clone()).uri(path);
             if let Some(told) = told {
                 request = request.header(header::AUTHORIZATION, told);

@@ -10,20 +10,24 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-use super::gate;
-use crate::config::{Config, DashboardConfig, Readers};
+use super::{Told, gate};
+use crate::config::{Config, DashboardConfig, PageTls, Readers};
 use crate::server::group_number;
 
 /// The file beside the daemon's socket that has the page's address.
-pub(crate) const ADDRESS_FILE: &str = "dashboard.url";
+const ADDRESS_FILE: &str = "dashboard.url";
 
 /// How long to wait before the next start: doubled each time, up to the longest.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// How soon it is noticed that the certificate was renewed.
+const RENEWAL: Duration = Duration::from_secs(2);
 
 /// The process and what it is started with.
 #[derive(Debug)]
@@ -32,10 +36,26 @@ pub(crate) struct Keeper {
     socket: PathBuf,
     /// The daemon's group, where the page is to have its rights.
     group: Option<u32>,
-    token: String,
+    told: Told,
     child: Option<Child>,
     started: Instant,
     again: Duration,
+    renewal: Renewal,
+}
+
+/// Looking whether what the page speaks TLS with is still what stands in its files.
+#[derive(Debug)]
+struct Renewal {
+    /// Beside the daemon's thread: a file system may hang.
+    reading: Option<JoinHandle<Result<PageTls, String>>>,
+    looked: Instant,
+    complaint: Option<String>,
+}
+
+/// Where the page's address stands, beside the daemon's socket.
+pub(crate) fn address_file(socket: &Path) -> PathBuf {
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    directory.join(ADDRESS_FILE)
 }
 
 impl Keeper {
@@ -53,16 +73,26 @@ impl Keeper {
         let needed = !dashboard.read_only || daemon.readers == Readers::Group;
         let token =
             gate::token().map_err(|error| format!("make the dashboard's token: {error}"))?;
+        let tls = dashboard
+            .tls
+            .as_ref()
+            .map(|files| files.read())
+            .transpose()?;
         let mut keeper = Self {
             config: dashboard.clone(),
             socket: daemon.socket.clone(),
             group: group.filter(|_| needed),
-            token,
+            told: Told { token, tls },
             child: None,
             started: Instant::now(),
             again: AGAIN,
+            renewal: Renewal {
+                reading: None,
+                looked: Instant::now(),
+                complaint: None,
+            },
         };
-        let file = keeper.address_file();
+        let file = address_file(&keeper.socket);
         keeper.write_address(&file, group).map_err(|error| {
             format!(
                 "write the dashboard's address to {}: {error}; make its directory writable",
@@ -71,11 +101,6 @@ impl Keeper {
         })?;
         keeper.launch()?;
         Ok(Some(keeper))
-    }
-
-    fn address_file(&self) -> PathBuf {
-        let directory = self.socket.parent().unwrap_or(Path::new("/"));
-        directory.join(ADDRESS_FILE)
     }
 
     fn write_address(&self, file: &Path, group: Option<u32>) -> io::Result<()> {
@@ -90,8 +115,7 @@ impl Keeper {
             .create_new(true)
             .mode(0o600)
             .open(file)?;
-        let (listen, token) = (self.config.listen, &self.token);
-        writeln!(opened, "http://{listen}/#token={token}")?;
+        writeln!(opened, "{}", self.told.address(self.config.listen))?;
         if group.is_some() && geteuid().is_root() {
             fchown(&opened, None, group)?;
             opened.set_permissions(Permissions::from_mode(0o640))?;
@@ -121,21 +145,23 @@ impl Keeper {
         let mut child = command
             .spawn()
             .map_err(|error| format!("start the dashboard: {error}; check process limits"))?;
-        let told = child
-            .stdin
-            .take()
-            .map(|mut pipe| writeln!(pipe, "{}", self.token));
+        let told = child.stdin.take().map(|mut pipe| {
+            // Nobody but root may read the key in its file, and the page is not root.
+            serde_json::to_writer(&pipe, &self.told)?;
+            writeln!(pipe)
+        });
         self.child = Some(child);
         match told {
             Some(Err(error)) => Err(format!(
-                "tell the dashboard its token: {error}; see its message above"
+                "tell the dashboard its token and certificate: {error}; see its message above"
             )),
             _ => Ok(()),
         }
     }
 
-    /// Starts it again when it ended, a little later each time.
+    /// Starts it again when it ended, a little later each time, and when its certificate was renewed.
     pub(crate) fn keep(&mut self) {
+        self.renew();
         if let Some(child) = &mut self.child {
             match child.try_wait() {
                 Ok(None) => return,
@@ -158,8 +184,46 @@ impl Keeper {
         }
     }
 
-    /// Ends it, and takes its address away.
-    pub(crate) fn end(mut self) {
+    /// Looks at the files of the certificate; another one is for another process, since this one could not read
+    /// it. Browsers come back by themselves.
+    fn renew(&mut self) {
+        let Some(files) = &self.config.tls else {
+            return;
+        };
+        let Some(reading) = self.renewal.reading.take() else {
+            if self.renewal.looked.elapsed() >= RENEWAL {
+                self.renewal.looked = Instant::now();
+                let files = files.clone();
+                self.renewal.reading = Some(std::thread::spawn(move || files.read()));
+            }
+            return;
+        };
+        if !reading.is_finished() {
+            self.renewal.reading = Some(reading);
+            return;
+        }
+        let read = reading.join();
+        let read = read.unwrap_or_else(|_| Err("reading it panicked; report this".to_owned()));
+        let complaint = match read {
+            Ok(tls) if self.told.tls.as_ref() == Some(&tls) => None,
+            Ok(tls) => {
+                tracing::info!("the dashboard gets the certificate of its files");
+                self.told.tls = Some(tls);
+                self.stop();
+                self.launch().err()
+            }
+            Err(why) => Some(why),
+        };
+        if complaint != self.renewal.complaint {
+            if let Some(why) = &complaint {
+                tracing::warn!(why, "the dashboard's certificate is not renewed");
+            }
+            self.renewal.complaint = complaint;
+        }
+    }
+
+    /// Ends the process.
+    fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             // It was not waited for, so that the number is still its own.
             let asked = Pid::from_child(&child);
@@ -168,7 +232,12 @@ impl Keeper {
                 tracing::error!(%error, "the dashboard could not be ended");
             }
         }
-        let file = self.address_file();
+    }
+
+    /// Ends it, and takes its address away.
+    pub(crate) fn end(mut self) {
+        self.stop();
+        let file = address_file(&self.socket);
         if let Err(error) = fs::remove_file(&file) {
             tracing::warn!(%error, file = %file.display(), "the dashboard's address stays");
         }

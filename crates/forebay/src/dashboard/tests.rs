@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use hyper_util::service::TowerToHyperService;
 
-use super::gate::Gate;
+use super::gate::{Gate, Names};
 use super::relay::Relay;
 use super::*;
 
@@ -31,7 +31,7 @@ async fn ask(
 
 fn dashboard(socket: &Path) -> Router {
     router(
-        Gate::new("secret".to_owned(), false),
+        Gate::new("secret".to_owned(), false, Names::Loopback),
         Relay::new(socket.to_owned()),
     )
 }
@@ -129,6 +129,9 @@ async fn other_hosts_cannot_reach_it() {
         listen: "0.0.0.0:0".parse().unwrap(),
         socket: None,
         read_only: false,
+        certificate: None,
+        key: None,
+        client_ca: None,
         kept: false,
     };
     let error = serve(&args).await.unwrap_err();
