@@ -6,10 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_core::app::OnStop;
 use forebay_core::occasion::Source;
-use forebay_host::Roots;
+use forebay_host::guardian::{Guarded, Watched, guard};
+use forebay_host::lock::{Lock, Role};
+use forebay_host::{ErrorKind, Roots};
 
 use crate::daemon::{Error, facts};
+use crate::dashboard::address_file;
 use crate::demo::print;
+use crate::server::remove_stale;
 use crate::{calibrate, config};
 
 /// Validate a configuration
@@ -262,6 +266,9 @@ pub(crate) struct GuardianArgs {
     /// Where the daemon keeps its ledger
     #[arg(long)]
     state_dir: PathBuf,
+    /// The daemon's socket
+    #[arg(long)]
+    socket: PathBuf,
     /// How long to wait for a lost daemon to come back
     #[arg(long)]
     lease_ms: u64,
@@ -288,7 +295,7 @@ pub(crate) fn guardian(args: &GuardianArgs) -> Result<ExitCode, Error> {
         OnStopArg::Keep => OnStop::Keep,
         OnStopArg::Kill => OnStop::Kill,
     };
-    forebay_host::guardian::guard(&forebay_host::guardian::Watched {
+    let ended = guard(&Watched {
         daemon: args.daemon,
         state_dir: args.state_dir.clone(),
         lease: Duration::from_millis(args.lease_ms),
@@ -296,5 +303,32 @@ pub(crate) fn guardian(args: &GuardianArgs) -> Result<ExitCode, Error> {
         roots: Roots::default(),
     })
     .map_err(|error| Error::Host(error.explain()))?;
+    match ended {
+        Guarded::Relieved => {}
+        Guarded::Stopped | Guarded::Restored(_) => sweep(&args.state_dir, &args.socket)?,
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes away what a lost daemon had beside its socket, unless another one has come since.
+fn sweep(state_dir: &Path, socket: &Path) -> Result<(), Error> {
+    // A daemon has the directory before it listens.
+    let _lock = match Lock::take(state_dir, Role::Restorer, &Roots::default().proc) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == ErrorKind::Locked => return Ok(()),
+        Err(error) => return Err(Error::Host(error.explain())),
+    };
+    let sockets = [Some(socket.to_owned()), config::update_socket(socket)];
+    for socket in sockets.into_iter().flatten() {
+        // Where somebody listens, all of it is that one's.
+        remove_stale(&socket).map_err(|error| Error::Listen(error.to_string()))?;
+    }
+    let address = address_file(socket);
+    match std::fs::remove_file(&address) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::Host(format!(
+            "remove {}: {error}; its token opens nothing any more",
+            address.display()
+        ))),
+        _ => Ok(()),
+    }
 }

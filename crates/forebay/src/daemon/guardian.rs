@@ -24,6 +24,8 @@ impl Guardian {
             .args(["guardian", "--daemon", &std::process::id().to_string()])
             .arg("--state-dir")
             .arg(&config.daemon.state_dir)
+            .arg("--socket")
+            .arg(&config.daemon.socket)
             .args(["--lease-ms", &config.daemon.lease.as_millis().to_string()])
             .args(["--on-stop", word])
             .stdin(Stdio::null())

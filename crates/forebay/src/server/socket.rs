@@ -100,7 +100,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
+/// Takes a socket away that nobody listens on any more. The caller makes sure that nobody begins to meanwhile.
+///
+/// # Errors
+/// When somebody listens there, or it is none.
+pub(crate) fn remove_stale(path: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::FileTypeExt as _;
 
     match fs::symlink_metadata(path) {
