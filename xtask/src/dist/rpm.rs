@@ -29,6 +29,15 @@ pub(super) fn make(program: &Path, target: &Path) -> Result<PathBuf, String> {
         .collect::<Result<_, String>>()?;
     let spec = spec(&root, &files(&root)?, &scripts);
     put(target, "rpm/forebay.spec", &spec, 0o644)?;
+    build(target)?;
+    let architecture = said(Command::new("rpm").args(["--eval", "%{_arch}"]))?;
+    let package = target.join(format!("forebay-{VERSION}-1.{}.rpm", architecture.trim()));
+    check(&package, &root)?;
+    Ok(package)
+}
+
+/// Makes the package of the description that was written there.
+fn build(target: &Path) -> Result<(), String> {
     let define = |name: &str, value: &Path| format!("{name} {}", value.display());
     let mut build = Command::new("rpmbuild");
     build
@@ -41,11 +50,7 @@ pub(super) fn make(program: &Path, target: &Path) -> Result<PathBuf, String> {
             "_rpmfilename %{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm",
         ])
         .arg(target.join("rpm/forebay.spec"));
-    process::succeed(&mut build)?;
-    let architecture = said(Command::new("rpm").args(["--eval", "%{_arch}"]))?;
-    let package = target.join(format!("forebay-{VERSION}-1.{}.rpm", architecture.trim()));
-    check(&package, &root)?;
-    Ok(package)
+    process::succeed(&mut build)
 }
 
 fn spec(root: &Path, files: &[String], scripts: &[(&str, String)]) -> String {
@@ -109,6 +114,9 @@ fn check(package: &Path, root: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
     use super::*;
 
     #[test]
@@ -131,5 +139,100 @@ mod tests {
     #[test]
     fn the_scripts_are_right_for_the_shell() {
         super::super::check_scripts("rpm", &SCRIPTS);
+    }
+
+    /// Lays out a root where programs that change a host only note how they were called.
+    fn lay_out_host(root: &Path) {
+        for directory in [
+            "bin",
+            "dev",
+            "run/systemd/system",
+            "run/forebay",
+            "var/lib/forebay",
+        ] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        let busybox = process::find_program("busybox").unwrap();
+        fs::copy(busybox, root.join("bin/busybox")).unwrap();
+        for applet in ["sh", "rm"] {
+            symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        for (program, does) in [
+            ("systemctl", "true"),
+            ("groupadd", ">/group"),
+            ("getent", "[ -e /group ]"),
+        ] {
+            let text = format!("#!/bin/sh\necho {program} \"$@\" >>/called\n{does}\n");
+            put(root, &format!("bin/{program}"), &text, 0o755).unwrap();
+        }
+    }
+
+    #[test]
+    fn it_is_installed_upgraded_and_removed() {
+        let test = "it_is_installed_upgraded_and_removed";
+        let tools = ["rpmbuild", "rpm", "busybox"];
+        let lacking = tools
+            .iter()
+            .find(|tool| process::find_program(tool).is_none());
+        if let Some(tool) = lacking {
+            println!("SKIPPED: {test}: no {tool}; `cargo xtask setup dist` installs it");
+            return;
+        }
+        if fs::metadata("/proc/self").unwrap().uid() != 0 {
+            println!("SKIPPED: {test}: not root, which its scripts run as");
+            return;
+        }
+        let target = std::env::temp_dir().join(format!("forebay-rpm-{}", std::process::id()));
+        let first = make(Path::new("/bin/true"), &target).unwrap();
+        let spec = target.join("rpm/forebay.spec");
+        let later = fs::read_to_string(&spec)
+            .unwrap()
+            .replace("Release: 1\n", "Release: 2\n");
+        fs::write(&spec, later).unwrap();
+        build(&target).unwrap();
+        let name = first.file_name().unwrap().to_str().unwrap();
+        let second = target.join(name.replace("-1.", "-2."));
+
+        let root = target.join("host");
+        lay_out_host(&root);
+        let rpm = |arguments: &[&str], package: &Path| {
+            let mut rpm = Command::new("rpm");
+            rpm.arg("--root").arg(&root).arg("--nodeps");
+            process::succeed(rpm.args(arguments).arg(package)).unwrap();
+            let called = root.join("called");
+            let lines = fs::read_to_string(&called).unwrap_or_default();
+            fs::remove_file(called).unwrap();
+            lines
+        };
+        let called = rpm(&["--install"], &first);
+        let expected = "getent group forebay\ngroupadd --system forebay\n\
+                        systemctl daemon-reload\nsystemctl enable --now forebay.service\n";
+        assert_eq!(called, expected);
+        let installed = files(&target.join("rpm/root")).unwrap();
+        let place = |file: &str| root.join(file.trim_start_matches('/'));
+        for file in &installed {
+            assert!(place(file).is_file(), "{file} is not installed");
+        }
+
+        fs::write(place("etc/forebay/forebay.toml"), "# an administrator's\n").unwrap();
+        let called = rpm(&["--upgrade"], &second);
+        let expected = "getent group forebay\nsystemctl daemon-reload\n\
+                        systemctl daemon-reload\nsystemctl try-restart forebay.service\n";
+        assert_eq!(
+            called, expected,
+            "applications go on, and nobody is stopped"
+        );
+        let text = fs::read_to_string(place("etc/forebay/forebay.toml")).unwrap();
+        assert_eq!(text, "# an administrator's\n");
+
+        let called = rpm(&["--erase"], Path::new("forebay"));
+        let expected = "systemctl disable --now forebay.service\nsystemctl daemon-reload\n";
+        assert_eq!(called, expected);
+        for file in &installed {
+            assert!(!place(file).exists(), "{file} is left");
+        }
+        assert!(!root.join("run/forebay").exists());
+        assert!(root.join("var/lib/forebay").exists(), "the history stays");
+        fs::remove_dir_all(&target).unwrap();
     }
 }
