@@ -53,6 +53,17 @@ export async function open(browser, url, options = {}) {
   return { page, faults };
 }
 
+/** Asks for the bytes that a page has in use, once what nobody needs is gone. What the page itself is told of that is rounded, and old. */
+export async function heapOf(page) {
+  const session = await page.context().newCDPSession(page);
+  await session.send("Performance.enable");
+  return async () => {
+    await session.send("HeapProfiler.collectGarbage");
+    const { metrics } = await session.send("Performance.getMetrics");
+    return metrics.find((one) => one.name === "JSHeapUsedSize").value;
+  };
+}
+
 /** What axe-core finds wrong, one line each. */
 export async function inaccessible(page) {
   // Not as an element of the page, which its policy forbids: by the tool that drives the browser.

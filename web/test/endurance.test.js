@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
-import { open } from "./browser.js";
+import { heapOf, open } from "./browser.js";
 import { skip, withDashboard } from "./daemon.js";
 
 const APPS = 200;
@@ -37,10 +37,7 @@ test("ten messages a second of 200 apps cost little, and nothing grows", { skip 
       const wanted = daemon.period + count;
       while (daemon.period < wanted) await page.waitForTimeout(500);
     };
-    const heap = () => page.evaluate(() => {
-      globalThis.gc?.();
-      return performance.memory.usedJSHeapSize;
-    });
+    const heap = await heapOf(page);
     daemon.every_ms = 25;
     await heard(FULL);
     daemon.every_ms = 100;

@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { rm } from "node:fs/promises";
 import { test } from "node:test";
-import { open } from "./browser.js";
+import { heapOf, open } from "./browser.js";
 import { skip, withDashboard } from "./daemon.js";
 
 const NASTY = ["<img src=x onerror=alert(1)>", "a\u001b[31mb\u0000c", "\u202egnihtemos", "x".repeat(300)];
@@ -66,7 +66,7 @@ test("five thousand apps are no burden, and nothing grows", { skip }, () =>
     await page.keyboard.press("/");
     await page.keyboard.type("app-4999");
     await page.waitForSelector("text=/^1 app$/");
-    const heap = () => page.evaluate(() => { globalThis.gc?.(); return performance.memory.usedJSHeapSize; });
+    const heap = await heapOf(page);
     const seen = () => page.evaluate(() => document.getElementById("time").textContent);
     const first = await heap();
     // Twenty more messages, by what the page shows of them.

@@ -43,7 +43,7 @@ Forebay's developer commands
   cargo xtask web                   make the dashboard's page with its charts, by npm
   cargo xtask bench NAME [ARGS...]  run a benchmark; NAME is `colocation`, `agent`, `io`,
                                     `tiering`, `memory`, `predict`, `failover`, `front`,
-                                    `move`, `forecast` or `accel`; what it is held against comes
+                                    `move`, `forecast`, `accel` or `see`; what it is held against comes
                                     with `cargo xtask setup bench`;
                                     --json FILE keeps the numbers;
                                     exit status 1 when a target is missed
@@ -76,6 +76,7 @@ const BENCHMARKS: &[&str] = &[
     "move",
     "forecast",
     "accel",
+    "see",
 ];
 
 /// How a command ended, when it did not succeed.

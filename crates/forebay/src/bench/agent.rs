@@ -21,6 +21,9 @@ const CPU_ACTIVE_MAX: f64 = 10.0;
 const RSS_MIB_MAX: f64 = 64.0;
 const JITTER_MS_MAX: f64 = 10.0;
 
+/// Apps are of each in turn.
+const CLASSES: [&str; 3] = ["critical", "standard", "batch"];
+
 /// What all apps but one do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
@@ -141,22 +144,12 @@ fn once(dir: &Path, apps: usize, life: Life, length: Duration) -> Result<Figures
 }
 
 fn start(dir: &Path, apps: usize, life: Life) -> Result<Child, Error> {
-    let exe = std::env::current_exe().map_err(Error::system(
-        "find",
-        "this program's own file",
-        "check that /proc is mounted",
-    ))?;
-    let quoted = |text: String| toml::Value::from(text).to_string();
+    let exe = super::own_program()?;
     let path = |name: &str| quoted(dir.join(name).display().to_string());
-    let mut text = format!(
-        "[daemon]\nsocket = {}\nstate_dir = {}\ncgroup_root = \"forebay-bench-{}\"\nlease = \"2s\"\n[policy]\non_stop = \"kill\"\n",
-        path("socket"),
-        path("state"),
-        std::process::id()
-    );
+    let mut text = head(dir);
     let own = quoted(exe.display().to_string());
     for index in 0..apps - 1 {
-        let class = ["critical", "standard", "batch"][index % 3];
+        let class = CLASSES[index % CLASSES.len()];
         let name = format!("app{index}");
         let words = match life {
             Life::Asleep => "\"sleep\", \"3600\"".to_owned(),
@@ -180,12 +173,43 @@ fn start(dir: &Path, apps: usize, life: Life) -> Result<Child, Error> {
         path("burn")
     )
     .ok();
+    begin(dir, &text)
+}
+
+/// Starts a daemon with so many apps that sleep, and nobody else.
+pub(super) fn asleep(dir: &Path, apps: usize) -> Result<Child, Error> {
+    let sections = (0..apps).map(|index| {
+        let class = CLASSES[index % CLASSES.len()];
+        format!("[apps.app{index}]\nclass = \"{class}\"\nexec = [\"sleep\", \"3600\"]\n")
+    });
+    begin(dir, &(head(dir) + &sections.collect::<String>()))
+}
+
+/// What stands before the apps: all is in a directory of the benchmark's own.
+fn head(dir: &Path) -> String {
+    let path = |name: &str| quoted(dir.join(name).display().to_string());
+    format!(
+        "[daemon]\nsocket = {}\nstate_dir = {}\ncgroup_root = \"forebay-bench-{}\"\nlease = \"2s\"\n[policy]\non_stop = \"kill\"\n",
+        path("socket"),
+        path("state"),
+        std::process::id()
+    )
+}
+
+fn quoted(text: String) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn begin(dir: &Path, text: &str) -> Result<Child, Error> {
     let config = dir.join("bench.toml");
-    super::write_config(&config, &text)?;
+    super::write_config(&config, text)?;
     super::start_daemon(&config)
 }
 
-fn wait(interrupted: &std::sync::atomic::AtomicBool, length: Duration) -> Result<(), Error> {
+pub(super) fn wait(
+    interrupted: &std::sync::atomic::AtomicBool,
+    length: Duration,
+) -> Result<(), Error> {
     let until = Instant::now() + length;
     while Instant::now() < until {
         if interrupted.load(Ordering::Relaxed) {

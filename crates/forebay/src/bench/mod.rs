@@ -14,6 +14,7 @@ mod memory;
 pub(crate) mod moving;
 mod placement;
 mod predict;
+mod see;
 mod tiering;
 
 use std::path::{Path, PathBuf};
@@ -90,6 +91,8 @@ enum Name {
     Forecast,
     /// Built-in kernels on the CPU and on every device: transfer and compute
     Accel,
+    /// What looking costs with 200 apps: `top`, and a page that is told ten times a second
+    See,
 }
 
 /// A figure with its target.
@@ -157,6 +160,7 @@ fn measure(args: &Args, dir: &Path) -> Result<ExitCode, Error> {
         Name::Failover => failover::run(args, dir)?,
         Name::Front => front::run(args, dir)?,
         Name::Move => moving::run(args, dir)?,
+        Name::See => see::run(args, dir)?,
         Name::Forecast => return forecast::run(args),
         Name::Accel => return accel::run(args),
     };
@@ -188,6 +192,15 @@ fn conclude(
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// This program, to be run by somebody else.
+fn own_program() -> Result<PathBuf, Error> {
+    std::env::current_exe().map_err(Error::system(
+        "find",
+        "this program's own file",
+        "check that /proc is mounted",
+    ))
 }
 
 /// Writes the configuration of a daemon.
