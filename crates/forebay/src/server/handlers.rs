@@ -490,12 +490,14 @@ pub(super) async fn stream(
             let (events, now_seen) = server.feed.events_after(seen);
             let fronts = fronts::known(&server.state.fronts);
             let tick = convert::tick(&view, server.agent(), &events, fronts);
+            // As a whole: piece by piece each is looked through for ends of lines, and they are many.
+            let text = serde_json::to_string(&tick)
+                .inspect_err(|error| tracing::error!(%error, "tick not sent"))
+                .ok()?;
             let event = SseEvent::default()
                 .event("tick")
                 .id(tick.status.period.to_string())
-                .json_data(&tick)
-                .inspect_err(|error| tracing::error!(%error, "tick not sent"))
-                .ok()?;
+                .data(text);
             (seen, sent) = (now_seen, Some(Instant::now()));
             Some(Ok(event))
         });
