@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use crate::server::Failure;
+use crate::server::{CHANGE_WAIT, Failure};
 
 /// How long the daemon may take to begin its answer: a little longer than it gives itself.
 const ANSWER_WAIT: Duration = Duration::from_secs(12);
+/// How much longer than that.
+const MORE: Duration = Duration::from_secs(2);
 
 /// Where requests go.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ impl Relay {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => Failure::not_allowed(format!(
-                "connect to {socket}: permission denied; ask root to add you to group forebay"
+                "connect to {socket}: permission denied; ask root to add you to the daemon's group (`daemon.group`, which is forebay unless it was set)"
             )),
             _ => Failure::no_daemon(format!(
                 "connect to {socket}: {error}; is the daemon running? start it with `forebay daemon`"
@@ -71,11 +73,17 @@ fn to_the_daemon(request: Request) -> Request {
 
 /// Passes a request on.
 pub(super) async fn pass(State(relay): State<Arc<Relay>>, request: Request) -> Response {
-    match tokio::time::timeout(ANSWER_WAIT, relay.ask(request)).await {
+    let changes_a_front =
+        request.method() != Method::GET && request.uri().path().starts_with("/v1/fronts/");
+    let wait = match changes_a_front {
+        true => CHANGE_WAIT + MORE,
+        false => ANSWER_WAIT,
+    };
+    match tokio::time::timeout(wait, relay.ask(request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(failure)) => failure.into_response(),
         Err(_) => {
-            let seconds = ANSWER_WAIT.as_secs();
+            let seconds = wait.as_secs();
             Failure::timeout(format!("no answer in {seconds} s; see the daemon's log"))
                 .into_response()
         }

@@ -41,8 +41,8 @@ pub(crate) use connections::{Listeners, serve};
 pub(crate) use otlp::Otlp;
 pub(crate) use peer::{Readers, Rules, group_number};
 pub(crate) use problem::Failure;
-pub(crate) use routes::names_loopback;
-pub(crate) use socket::{ListenError, Socket, bind, bind_loopback};
+pub(crate) use routes::{CHANGE_WAIT, names_loopback};
+pub(crate) use socket::{ListenError, Socket, bind, bind_loopback, remove_stale};
 
 use crate::control::{Command, Published};
 use crate::outlook;

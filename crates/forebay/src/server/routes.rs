@@ -10,6 +10,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, patch, post};
 use forebay_api as api;
+use forebay_shadow::control::CHANGE_BOUND;
 use schemars::{Schema, SchemaGenerator};
 
 use super::Server;
@@ -26,6 +27,9 @@ pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// How long a request may take.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// How long one may take that has a front change who serves: a little longer than the front gives itself.
+pub(crate) const CHANGE_WAIT: Duration = Duration::from_secs(35);
+const _: () = assert!(CHANGE_WAIT.as_secs() > CHANGE_BOUND.as_secs());
 
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 pub(super) type Shared = Arc<Server>;
@@ -40,6 +44,8 @@ pub(super) struct Route {
     pub(super) body: Option<SchemaOf>,
     pub(super) content: &'static str,
     pub(super) answer: Option<SchemaOf>,
+    /// How long it may take.
+    wait: Duration,
     handler: MethodRouter<Shared>,
 }
 
@@ -58,6 +64,7 @@ fn look(path: &'static str, summary: &'static str, handler: MethodRouter<Shared>
         body: None,
         content: JSON,
         answer: None,
+        wait: REQUEST_WAIT,
         handler,
     }
 }
@@ -84,6 +91,11 @@ impl Route {
 
     fn answers(mut self, schema: SchemaOf) -> Self {
         self.answer = Some(schema);
+        self
+    }
+
+    fn takes(mut self, wait: Duration) -> Self {
+        self.wait = wait;
         self
     }
 }
@@ -176,24 +188,28 @@ pub(super) fn routes() -> Vec<Route> {
             "Have the shadow of a front take over in order",
             post(fronts::hand_over),
         )
+        .takes(CHANGE_WAIT)
         .answers(of::<api::HandOver>),
         change(
             "/v1/fronts/{front}/promote",
             "Have the shadow of a front take over at once; the primary is ended",
             post(fronts::promote),
         )
+        .takes(CHANGE_WAIT)
         .answers(of::<api::HandOver>),
         change(
             "/v1/fronts/{front}/upgrade",
             "Have a new process take a front's place, with its plan as it is configured now",
             post(fronts::upgrade),
         )
+        .takes(CHANGE_WAIT)
         .answers(of::<api::Done>),
         change(
             "/v1/fronts/{front}/instances/{app}/{what}",
             "Put a shadow in step anew (`resync`), keep it from taking over (`detach`), or let it again (`attach`)",
             post(fronts::tend),
         )
+        .takes(CHANGE_WAIT)
         .answers(of::<api::Done>),
         look(
             "/v1/fleet",
@@ -353,7 +369,7 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) fn router(server: &Shared) -> Router {
     let mut router = Router::new();
     for route in routes() {
-        let access = route.access;
+        let (access, wait) = (route.access, route.wait);
         let rules = server.state.rules;
         let handler =
             route
@@ -364,7 +380,7 @@ pub(super) fn router(server: &Shared) -> Router {
                         authorise(peer, access, &rules)
                     });
                     match allowed {
-                        Ok(()) => next.run(request).await,
+                        Ok(()) => within(wait, request, next).await,
                         Err(why) => Failure::not_allowed(why).into_response(),
                     }
                 }));
@@ -375,23 +391,27 @@ pub(super) fn router(server: &Shared) -> Router {
             Failure::not_found("no such path; /openapi.json lists what there is").into_response()
         })
         .method_not_allowed_fallback(|| async { Failure::bad_method().into_response() })
-        .layer(from_fn(bounded))
+        .layer(from_fn(of_this_host))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::clone(server))
 }
 
-/// Gives every request its time, and refuses pages of other sites that a browser was led to
-/// send here under a name of theirs.
-async fn bounded(request: Request, next: Next) -> Response {
+/// Refuses pages of other sites that a browser was led to send here under a name of theirs.
+async fn of_this_host(request: Request, next: Next) -> Response {
     if request.extensions().get::<Peer>() == Some(&Peer::Loopback) && !names_loopback(&request) {
         return Failure::not_allowed("use 127.0.0.1, [::1] or localhost as the host")
             .into_response();
     }
+    next.run(request).await
+}
+
+/// Gives a request its time.
+async fn within(wait: Duration, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    match tokio::time::timeout(REQUEST_WAIT, next.run(request)).await {
+    match tokio::time::timeout(wait, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let seconds = REQUEST_WAIT.as_secs();
+            let seconds = wait.as_secs();
             tracing::warn!(%method, path, seconds, "request given up");
             Failure::timeout(format!(
                 "{method} {path} took more than {seconds} s; it may still be done; see the daemon's log"
@@ -418,6 +438,23 @@ pub(crate) fn names_loopback(request: &Request) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_front_has_to_do_for_may_take_its_time() {
+        let asks_a_front =
+            |route: &Route| route.path.starts_with("/v1/fronts/") && route.access != Access::Read;
+        for route in routes() {
+            let expected = match asks_a_front(&route) {
+                true => CHANGE_WAIT,
+                false => REQUEST_WAIT,
+            };
+            assert_eq!(route.wait, expected, "{}", route.path);
+        }
+        assert_eq!(
+            routes().iter().filter(|route| asks_a_front(route)).count(),
+            4
+        );
+    }
 
     #[test]
     fn only_loopback_names_are_taken_over_tcp() {
