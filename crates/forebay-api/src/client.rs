@@ -41,7 +41,9 @@ pub enum Error {
         cause: io::Error,
     },
     /// The kernel does not let us use the socket.
-    #[error("connect to {path}: permission denied; ask root to add you to group forebay")]
+    #[error(
+        "connect to {path}: permission denied; ask root to add you to the daemon's group: `daemon.group`, which is group forebay unless it was set"
+    )]
     SocketNotAllowed {
         /// The socket.
         path: PathBuf,
@@ -176,7 +178,7 @@ impl Client {
             None => "/v1/stream".to_owned(),
         };
         let asked = Asked::new(self, Method::GET, &uri);
-        let (response, connection) = asked.send(None).await?;
+        let (response, connection) = asked.within(asked.send(None)).await?;
         if !response.status().is_success() {
             return Err(asked.refused(response).await);
         }
@@ -286,13 +288,16 @@ impl Asked {
                 Err(self.refused(response).await)
             }
         };
+        self.within(exchange).await
+    }
+
+    /// What comes of it in time.
+    async fn within<T>(&self, what: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let wait = self.client.answer_wait;
-        tokio::time::timeout(wait, exchange)
-            .await
-            .unwrap_or_else(|_| {
-                let seconds = wait.as_secs();
-                Err(self.broken(format!("no answer in {seconds} s; see the daemon's log")))
-            })
+        tokio::time::timeout(wait, what).await.unwrap_or_else(|_| {
+            let seconds = wait.as_secs();
+            Err(self.broken(format!("no answer in {seconds} s; see the daemon's log")))
+        })
     }
 
     async fn bytes(&self, response: Response<Incoming>) -> Result<Bytes, Error> {

@@ -474,7 +474,10 @@ async fn events(args: &EventsArgs, client: &Client, output: &mut Output) -> Resu
             }
         }
     }
-    Ok(())
+    let path = client.path().display();
+    Err(Failure::Failed(format!(
+        "follow the events of the daemon at {path}: it stopped; ask again when it runs"
+    )))
 }
 
 async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Result<(), Failure> {

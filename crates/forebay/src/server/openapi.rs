@@ -63,7 +63,8 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         });
     }
     if route.access == Access::Change {
-        operation["description"] = "Only for root and members of group forebay.".into();
+        operation["description"] =
+            "Only for root and members of `daemon.group` (forebay unless it was set).".into();
     }
     operation
 }

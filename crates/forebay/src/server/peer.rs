@@ -54,11 +54,11 @@ pub(crate) fn authorise(peer: &Peer, access: Access, rules: &Rules) -> Result<()
         }
         (peer, _) if may_change(peer, rules) => Ok(()),
         (_, Access::Read) if rules.readers == Readers::Anyone => Ok(()),
-        (_, Access::Read) => {
-            Err("only root and group forebay may look; ask root to add you to group forebay")
-        }
+        (_, Access::Read) => Err(
+            "only root and the daemon's group may look; ask root to add you to it: `daemon.group`, which is group forebay unless it was set",
+        ),
         (_, Access::Change) => Err(
-            "only root and group forebay may change things; ask root to add you to group forebay",
+            "only root and the daemon's group may change things; ask root to add you to it: `daemon.group`, which is group forebay unless it was set",
         ),
     }
 }

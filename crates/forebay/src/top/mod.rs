@@ -342,7 +342,10 @@ impl Stream<'_> {
                 return Err(why);
             }
             self.retry.tick().await;
-            self.ticks = follow(self.client, self.pace).await.ok();
+            match follow(self.client, self.pace).await {
+                Ok(ticks) => self.ticks = Some(ticks),
+                Err(why) => return Err(format!("{why}; trying again")),
+            }
         }
     }
 }

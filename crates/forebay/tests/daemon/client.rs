@@ -367,9 +367,8 @@ fn events_are_followed_as_they_happen() {
         "run", "--name", "job", "--class", "batch", "--", "sleep", &seconds,
     ]);
     let mut line = String::new();
-    BufReader::new(follower.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let mut told = BufReader::new(follower.stdout.take().unwrap());
+    told.read_line(&mut line).unwrap();
     let event: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(event["app"], "job", "{line}");
     place.stop_well();
@@ -378,5 +377,10 @@ fn events_are_followed_as_they_happen() {
         follower.kill().unwrap();
         follower.wait().unwrap();
     }
-    assert!(ended.is_some(), "the follower outlives the daemon");
+    let ended = ended.expect("the follower outlives the daemon");
+    assert_eq!(
+        ended.code(),
+        Some(1),
+        "the daemon's end is no end of the events"
+    );
 }
