@@ -192,7 +192,8 @@ fn draw_lines(
     lines: Vec<Line<'_>>,
     above: u16,
 ) -> u16 {
-    let last = u16::try_from(lines.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    let rows: usize = lines.iter().map(|line| rows(line, area.width)).sum();
+    let last = u16::try_from(rows.saturating_sub(1)).unwrap_or(u16::MAX);
     let block = Block::new().borders(Borders::TOP).title(title);
     let paragraph = Paragraph::new(lines)
         .wrap(Wrap { trim: false })
@@ -200,6 +201,24 @@ fn draw_lines(
         .block(block);
     frame.render_widget(paragraph, area);
     last
+}
+
+/// The rows of a line whose words are wrapped at a width: what is scrolled are rows.
+fn rows(line: &Line<'_>, width: u16) -> usize {
+    let width = usize::from(width.max(1));
+    let text: String = line.spans.iter().map(|span| &*span.content).collect();
+    let (mut rows, mut used) = (1, 0);
+    for word in text.split_inclusive(' ') {
+        let seen = word.trim_end().chars().count();
+        if used > 0 && used + seen > width {
+            (rows, used) = (rows + 1, 0);
+        }
+        // One that is longer than a row goes on in the next.
+        let more = seen.saturating_sub(1) / width;
+        rows += more;
+        used += word.chars().count() - more * width;
+    }
+    rows
 }
 
 /// What apps do with accelerators and what a second of a CPU counts beside one of a device.

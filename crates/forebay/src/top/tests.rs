@@ -498,6 +498,25 @@ fn events_are_told_newest_first_and_filtered() {
 }
 
 #[test]
+fn what_is_longer_than_the_screen_is_wide_can_be_read_to_its_end() {
+    let mut state = State::default();
+    state.show(View::Offload);
+    state.take(tick());
+    let words = "some words ".repeat(200);
+    let text = format!("{words}{} last", "x".repeat(150));
+    state.asked = Some((View::Offload, text));
+    for _ in 0..100 {
+        let (_, spots) = drawn(&state, 60, 12);
+        state.drawn(&spots);
+        press(&mut state, KeyCode::Down);
+    }
+    let (lines, spots) = drawn(&state, 60, 12);
+    assert!(lines.iter().any(|line| line.ends_with("last")), "{lines:?}");
+    state.drawn(&spots);
+    assert!((35..50).contains(&state.above), "{}", state.above);
+}
+
+#[test]
 fn names_cannot_command_the_terminal() {
     let nasty = "a\u{1b}]0;x\u{7}\u{202e}b";
     let mut state = State::default();
