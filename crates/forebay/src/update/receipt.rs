@@ -273,6 +273,36 @@ mod tests {
 
     use super::*;
 
+    /// The page shows how far an update is by the names of its stages.
+    #[test]
+    fn the_page_has_every_stage_in_order() {
+        let page = include_str!("../../../../web/src/views/updates.js");
+        let (_, list) = page.split_once("const STAGES = [").unwrap();
+        let (list, _) = list.split_once(']').unwrap();
+        let shown: Vec<&str> = list
+            .split(',')
+            .map(|word| word.trim().trim_matches('"'))
+            .collect();
+        let stages = [
+            Stage::Planned,
+            Stage::Locked,
+            Stage::Isolated,
+            Stage::Leaving,
+            Stage::Telling,
+            Stage::Synced,
+            Stage::Updating,
+            Stage::RebootPending,
+            Stage::Departing,
+            Stage::Reviving,
+            Stage::Undoing,
+            Stage::Restoring,
+            Stage::Verifying,
+            Stage::Returning(Outcome::Committed),
+            Stage::Closing(Outcome::Committed),
+        ];
+        assert_eq!(shown, stages.map(stage));
+    }
+
     /// However an update ended, what is said of it names a command, or that there is nothing to do.
     #[test]
     fn every_ending_says_where_it_stands_and_what_to_type_next() {
