@@ -120,6 +120,18 @@ const PACKAGES: &[Package] = &[
         why: "finds what there is of OpenCL",
     },
     Package {
+        name: "mesa-vulkan-drivers",
+        groups: &[Group::Build, Group::Bench],
+        sign: Sign::File("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json"),
+        why: "an accelerator that is a CPU (lavapipe), for the tests of Vulkan",
+    },
+    Package {
+        name: "libvulkan1",
+        groups: &[Group::Build, Group::Bench],
+        sign: Sign::File("/usr/lib/x86_64-linux-gnu/libvulkan.so.1"),
+        why: "finds what there is of Vulkan",
+    },
+    Package {
         name: "curl",
         groups: &[Group::Build],
         sign: Sign::Program("curl"),

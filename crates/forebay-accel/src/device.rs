@@ -76,6 +76,12 @@ pub struct DeviceInfo {
 pub enum Backend {
     Opencl,
     Cuda,
+    Vulkan,
+}
+
+impl Backend {
+    /// All of them, whether they are in this build or not.
+    pub const ALL: [Self; 3] = [Self::Opencl, Self::Cuda, Self::Vulkan];
 }
 
 impl fmt::Display for Backend {
@@ -83,6 +89,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Opencl => "opencl",
             Self::Cuda => "cuda",
+            Self::Vulkan => "vulkan",
         })
     }
 }
@@ -133,6 +140,9 @@ pub enum BuildError {
 pub enum DeviceError {
     #[error("its memory does not suffice")]
     OutOfMemory,
+    /// Nothing was started.
+    #[error("the task is beyond the limits of the device: {0}")]
+    TooLarge(String),
     /// It is gone, or its process is.
     #[error("the device is gone: {0}")]
     Lost(String),

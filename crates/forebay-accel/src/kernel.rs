@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Backend;
 use crate::task::{Grid, Launch, Scalar, ScalarType, Shape, View};
 
 /// Buffers of one kernel at most.
@@ -130,9 +131,34 @@ pub struct Sources {
     pub opencl: Option<Cow<'static, str>>,
     /// CUDA C++, compiled at run time.
     pub cuda: Option<Cow<'static, str>>,
+    /// WGSL, for Vulkan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wgsl: Option<Cow<'static, str>>,
+    /// A file with SPIR-V, for Vulkan, where there is no `wgsl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spirv: Option<PathBuf>,
     /// A file with the program as an OpenCL device has it, for those that take no source (FPGAs). Its
     /// entry points are those of `opencl`.
     pub opencl_binary: Option<PathBuf>,
+}
+
+impl Sources {
+    /// Whether there is one for devices of a backend.
+    #[must_use]
+    pub const fn has(&self, backend: Backend) -> bool {
+        match backend {
+            Backend::Opencl => self.opencl.is_some() || self.opencl_binary.is_some(),
+            Backend::Cuda => self.cuda.is_some(),
+            Backend::Vulkan => self.wgsl.is_some() || self.spirv.is_some(),
+        }
+    }
+
+    /// All texts, in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let texts = [&self.opencl, &self.cuda, &self.wgsl];
+        texts.into_iter().flatten().map(|text| text.len()).sum()
+    }
 }
 
 /// How far a result may be from that of the CPU.
@@ -233,5 +259,33 @@ impl Kernel {
                 scalars: shape.scalars.to_vec(),
             }],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_source_is_for_one_backend_and_texts_count() {
+        let check = |text: &str, backend: Option<Backend>, length: usize| {
+            let sources: Sources = serde_json::from_str(text).unwrap();
+            let has = Backend::ALL.into_iter().filter(|one| sources.has(*one));
+            assert_eq!(has.collect::<Vec<_>>(), Vec::from_iter(backend), "{text}");
+            assert_eq!(sources.length(), length, "{text}");
+        };
+        check("{}", None, 0);
+        check(r#"{"opencl":"abc"}"#, Some(Backend::Opencl), 3);
+        check(r#"{"opencl_binary":"/a"}"#, Some(Backend::Opencl), 0);
+        check(r#"{"cuda":"abc"}"#, Some(Backend::Cuda), 3);
+        check(r#"{"wgsl":"abc"}"#, Some(Backend::Vulkan), 3);
+        check(r#"{"spirv":"/a"}"#, Some(Backend::Vulkan), 0);
+    }
+
+    /// A worker of before knows none of these, and refuses what it does not know.
+    #[test]
+    fn sources_that_are_not_there_are_not_sent() {
+        let sent = serde_json::to_string(&Sources::default()).unwrap();
+        assert_eq!(sent, r#"{"opencl":null,"cuda":null,"opencl_binary":null}"#);
     }
 }

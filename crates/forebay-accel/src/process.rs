@@ -74,6 +74,8 @@ fn start(argument: &str) -> io::Result<Process> {
     let (ours, theirs) = pair()?;
     let mut child = Command::new("/proc/self/exe")
         .args(["accel-device", argument])
+        // Mesa's layer would ask a display server which device comes first.
+        .env("NODEVICE_SELECT", "1")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .spawn()?;

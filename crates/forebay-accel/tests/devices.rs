@@ -1,5 +1,5 @@
-//! Every built-in kernel on every device that this host has, against the CPU. PoCL stands in
-//! for accelerators (`cargo xtask setup`); it is a CPU, and the path to it is that to GPUs.
+//! Every built-in kernel on every device that this host has, against the CPU. PoCL and lavapipe stand
+//! in for accelerators (`cargo xtask setup`); they are CPUs, and the paths to them are those to GPUs.
 //!
 //! Devices are looked for in one process of a test's own, so that their caches are in a folder that is
 //! removed, and what a driver does to the process harms no other test.
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use forebay_accel::backends::{self, Found};
 use forebay_accel::broker::{self, Options};
 use forebay_accel::client::Client;
-use forebay_accel::device::{Backend, BuildError, Device, DeviceError, DeviceInfo};
+use forebay_accel::device::{Backend, BuildError, Constant, Device, DeviceError, DeviceInfo};
 use forebay_accel::kernel::{
     Access, Arguments, Element, Kernel, Parameter, ScalarParameter, Signature, Sources, Tolerance,
 };
@@ -38,6 +38,7 @@ fn play(test: &str, variables: &[(&str, &str)]) -> String {
         .env(PART, test)
         .env("POCL_CACHE_DIR", cache.path())
         .env("XDG_CACHE_HOME", cache.path())
+        .env("NODEVICE_SELECT", "1")
         .envs(variables.iter().copied())
         .output()
         .unwrap();
@@ -184,6 +185,21 @@ fn cuda_devices_compute_what_the_cpu_does() {
     }
 }
 
+#[test]
+fn vulkan_devices_compute_what_the_cpu_does() {
+    const TEST: &str = "vulkan_devices_compute_what_the_cpu_does";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    let kernels = built_in();
+    let with_source = kernels.iter().filter(|one| one.sources.wgsl.is_some());
+    let with_source = with_source.count();
+    assert!(with_source >= 4);
+    for mut device in devices(TEST, Backend::Vulkan) {
+        assert_eq!(try_all(device.as_mut()), with_source);
+    }
+}
+
 /// `add` with other sources.
 fn with(sources: Sources) -> Kernel {
     Kernel {
@@ -265,6 +281,197 @@ fn what_an_opencl_device_cannot_do_is_an_answer() {
     }
 }
 
+fn wgsl(source: &str) -> Kernel {
+    with(Sources {
+        wgsl: Some(source.to_owned().into()),
+        ..Sources::default()
+    })
+}
+
+/// `add` in WGSL, where an item does something with its number `i`.
+fn adds(body: &str) -> String {
+    format!(
+        "@group(0) @binding(0) var<storage, read> a: array<f32>;\n\
+         @group(0) @binding(1) var<storage, read> b: array<f32>;\n\
+         @group(0) @binding(2) var<storage, read_write> sum: array<f32>;\n\
+         @group(1) @binding(0) var<uniform> count: u32;\n\
+         @compute @workgroup_size(256) fn add(@builtin(global_invocation_id) item: vec3<u32>) {{\n\
+         let i = item.x; {body}\n}}"
+    )
+}
+
+fn floats(sample: &Sample, buffer: usize) -> &[f32] {
+    bytemuck::cast_slice(sample.buffers[buffer].bytes())
+}
+
+#[test]
+fn what_a_vulkan_device_cannot_do_is_an_answer() {
+    const TEST: &str = "what_a_vulkan_device_cannot_do_is_an_answer";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    for mut device in devices(TEST, Backend::Vulkan) {
+        let device = device.as_mut();
+        let mut refused = |kernel: &Kernel, words: &str| match device.build(kernel) {
+            Err(BuildError::Compile(text)) => assert!(text.contains(words), "{text}"),
+            other => panic!("{words}: {other:?}"),
+        };
+        // What is no WGSL, what has no sense, and what does not fit the signature.
+        refused(&wgsl(&adds("y = nonsense;")), "no definition in scope");
+        refused(&wgsl(&adds("sum[i] = 1u;")), "sum[i] = 1u");
+        refused(&wgsl(&adds("a[i] = 1.0;")), "a[i] = 1.0");
+        let writes = adds("sum[i] = 1.0;").replace("<storage, read> b", "<storage, read_write> b");
+        refused(&wgsl(&writes.replace("sum[i]", "b[i]")), "b");
+        let sized = "override wide: u32 = 4; @compute @workgroup_size(wide) fn add() {}";
+        refused(&wgsl(sized), "write it as numbers");
+        let nothing = device.build(&with(Sources::default()));
+        assert_eq!(nothing, Err(BuildError::NoSource(Backend::Vulkan)));
+
+        let shifted = adds("if i < count { sum[i] = a[i] + b[i] + 1.0; }");
+        let kernel = wgsl(&shifted);
+        let mut sample = Sample::of(&kernel, 100, Sizes::Round, 1).unwrap();
+        let sound = launches(&kernel, &sample);
+        let mut fails = |launch: Launch| run(device, &kernel, &mut sample, &[launch]).unwrap_err();
+        let unbuilt = fails(sound[0].clone()).to_string();
+        assert!(unbuilt.contains("was not built"), "{unbuilt}");
+        device.build(&kernel).unwrap();
+        let mut says = |launch: Launch, words: &str| {
+            let error = run(device, &kernel, &mut sample, &[launch]).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            error
+        };
+        let changed = |change: fn(&mut Launch)| {
+            let mut launch = sound[0].clone();
+            change(&mut launch);
+            launch
+        };
+        says(
+            changed(|one| one.entry = "multiply".into()),
+            "no entry point multiply",
+        );
+        says(
+            changed(|one| one.local = Some([64, 1, 1])),
+            "groups of [256, 1, 1]",
+        );
+        says(changed(|one| one.scratch = vec![4]), "has 3 buffers");
+        // Limits are looked at before anything is started.
+        let wide = says(changed(|one| one.grid = Grid::line(u32::MAX)), "groups of");
+        assert!(matches!(wide, DeviceError::TooLarge(_)), "{wide:?}");
+        let scratch = wgsl(
+            &(shifted.clone() + "@group(0) @binding(3) var<storage, read_write> more: array<u32>;"),
+        );
+        device.build(&scratch).unwrap();
+        let large = changed(|one| one.scratch = vec![usize::MAX / 2]);
+        let large = run(device, &scratch, &mut sample, &[large]).unwrap_err();
+        assert!(matches!(large, DeviceError::TooLarge(_)), "{large:?}");
+
+        // After all of that it computes, and a wrong result is seen.
+        device.build(&kernel).unwrap();
+        let mut on_cpu = sample.clone();
+        on_cpu.compute(&kernel).unwrap();
+        run(device, &kernel, &mut sample, &sound).unwrap();
+        assert!(on_cpu.agrees(&kernel, &sample).is_err());
+        // What leaves its buffer harms nobody.
+        let outside = wgsl(&adds("sum[i + 0x10000000u] = a[i + 0x70000000u];"));
+        device.build(&outside).unwrap();
+        run(device, &outside, &mut sample, &sound).unwrap();
+        device.build(&kernel).unwrap();
+        run(device, &kernel, &mut sample, &sound).unwrap();
+        assert_eq!(
+            floats(&sample, 2)[7],
+            floats(&sample, 0)[7] + floats(&sample, 1)[7] + 1.0
+        );
+    }
+}
+
+#[test]
+fn a_vulkan_device_keeps_the_copies_that_it_is_told_to() {
+    const TEST: &str = "a_vulkan_device_keeps_the_copies_that_it_is_told_to";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    for mut device in devices(TEST, Backend::Vulkan) {
+        let kernel = kernel("add");
+        device.build(&kernel).unwrap();
+        let mut sample = Sample::of(&kernel, 1001, Sizes::Round, 1).unwrap();
+        let launches = launches(&kernel, &sample);
+        let kept = Constant {
+            memory: 1,
+            offset: 0,
+            length: 4004,
+        };
+        let mut sum = |sample: &mut Sample, value: f32| {
+            bytemuck::cast_slice_mut::<u8, f32>(sample.buffers[0].bytes_mut()).fill(value);
+            let scalars = sample.scalars.clone();
+            let mut views = sample.views(&kernel.signature);
+            let keep = [Some(kept), None, None];
+            let ran = device.run(&kernel, &mut views, &keep, &scalars, &launches);
+            ran.unwrap();
+            if value == 3.0 {
+                device.forget(&[kept]);
+            }
+            floats(sample, 2)[1000] - floats(sample, 1)[1000]
+        };
+        // Of memory that is constant nobody can change the content; here it tells the copy.
+        let sums = [1.0, 2.0, 3.0, 4.0].map(|value| sum(&mut sample, value).round());
+        assert_eq!(sums, [1.0, 1.0, 1.0, 4.0]);
+    }
+}
+
+#[cfg(feature = "vulkan")]
+#[test]
+fn a_vulkan_program_in_spirv_runs() {
+    use wgpu::naga;
+
+    const TEST: &str = "a_vulkan_program_in_spirv_runs";
+    if !is_played(TEST) {
+        return show(&play(TEST, &[]));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let from_file = |name: &str, bytes: Option<&[u8]>| {
+        let file = folder.path().join(name);
+        if let Some(bytes) = bytes {
+            std::fs::write(&file, bytes).unwrap();
+        }
+        with(Sources {
+            spirv: Some(file),
+            ..Sources::default()
+        })
+    };
+    // Whatever makes SPIR-V will do; naga is at hand.
+    let source = adds("if i < count { sum[i] = a[i] + b[i] + 1.0; }");
+    let module = naga::front::wgsl::parse_str(&source).unwrap();
+    let all = naga::valid::ValidationFlags::all();
+    let mut validator = naga::valid::Validator::new(all, naga::valid::Capabilities::empty());
+    let about = validator.validate(&module).unwrap();
+    let options = naga::back::spv::Options::default();
+    let words = naga::back::spv::write_vec(&module, &about, &options, None).unwrap();
+    let program: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for mut device in devices(TEST, Backend::Vulkan) {
+        let mut fails = |kernel: &Kernel| device.build(kernel).unwrap_err();
+        let absent = fails(&from_file("absent.spv", None));
+        assert!(
+            matches!(&absent, BuildError::Failed(why) if why.contains("absent.spv")),
+            "{absent:?}"
+        );
+        for rubbish in [
+            &b"no program, of whole words.."[..],
+            b"odd",
+            &program[..100],
+        ] {
+            let refused = fails(&from_file("rubbish.spv", Some(rubbish)));
+            assert!(matches!(refused, BuildError::Compile(_)), "{refused:?}");
+        }
+        let kernel = from_file("add.spv", Some(&program));
+        device.build(&kernel).unwrap();
+        let mut sample = Sample::of(&kernel, 100, Sizes::Round, 1).unwrap();
+        let launches = launches(&kernel, &sample);
+        run(device.as_mut(), &kernel, &mut sample, &launches).unwrap();
+        let sum = floats(&sample, 0)[7] + floats(&sample, 1)[7] + 1.0;
+        assert_eq!(floats(&sample, 2)[7], sum);
+    }
+}
+
 /// FPGAs are given what their vendor's tools compiled. Any device takes its own binary, so the path is
 /// tried with that.
 #[test]
@@ -288,8 +495,8 @@ fn an_opencl_program_from_a_file_runs() {
         let mut sample = Sample::of(&kernel, 100, Sizes::Round, 1).unwrap();
         let launches = launches(&kernel, &sample);
         run(device.as_mut(), &kernel, &mut sample, &launches).unwrap();
-        let floats = |at: usize| -> &[f32] { bytemuck::cast_slice(sample.buffers[at].bytes()) };
-        assert_eq!(floats(2)[7], floats(0)[7] + floats(1)[7] + 1.0);
+        let sum = floats(&sample, 0)[7] + floats(&sample, 1)[7] + 1.0;
+        assert_eq!(floats(&sample, 2)[7], sum);
 
         let rubbish = folder.path().join("rubbish.bin");
         std::fs::write(&rubbish, "no program").unwrap();
@@ -427,7 +634,7 @@ fn every_backend_has_devices_or_a_reason() {
         return;
     }
     let found = backends::find();
-    for backend in [Backend::Opencl, Backend::Cuda] {
+    for backend in Backend::ALL {
         let devices = found.devices.iter().filter(|info| info.backend == backend);
         let reasons = found.absent.iter().filter(|(of, _)| *of == backend);
         assert_eq!(devices.count() == 0, reasons.count() == 1, "{found:?}");
@@ -441,6 +648,8 @@ fn every_backend_has_devices_or_a_reason() {
         "cuda:99",
         "cuda:-1",
         "cuda:x",
+        "vulkan:99",
+        "vulkan:x",
     ] {
         let error = backends::open(id).err().unwrap();
         assert!(error.contains("forebay accel devices"), "{id}: {error}");
@@ -461,6 +670,46 @@ fn without_a_loader_there_is_a_reason() {
         return;
     }
     says(Backend::Opencl, "loader is not installed");
+}
+
+#[test]
+fn without_a_loader_of_vulkan_or_without_it_in_the_build_there_is_a_reason() {
+    const TEST: &str = "without_a_loader_of_vulkan_or_without_it_in_the_build_there_is_a_reason";
+    if !is_played(TEST) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("libvulkan.so.1"), "").unwrap();
+        let path = folder.path().to_str().unwrap();
+        play(TEST, &[("LD_LIBRARY_PATH", path)]);
+        return;
+    }
+    let words = if cfg!(feature = "vulkan") {
+        "loader is not installed"
+    } else {
+        "not in this build"
+    };
+    says(Backend::Vulkan, words);
+}
+
+#[test]
+fn without_a_driver_of_vulkan_there_is_a_reason() {
+    const TEST: &str = "without_a_driver_of_vulkan_there_is_a_reason";
+    if !is_played(TEST) {
+        let none = "/nonexistent/none.json";
+        // The loader of Debian 12 has both words for it.
+        let text = play(
+            TEST,
+            &[("VK_DRIVER_FILES", none), ("VK_ICD_FILENAMES", none)],
+        );
+        return show(&text);
+    }
+    let found = backends::find();
+    let reason = found.absent.iter().find(|(of, _)| *of == Backend::Vulkan);
+    let (_, reason) = reason.unwrap();
+    if reason.contains("loader is not installed") || reason.contains("not in this build") {
+        println!("SKIPPED: {TEST}: {reason}");
+        return;
+    }
+    says(Backend::Vulkan, "no driver is installed");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_accel::client::{Client, Memory, Task};
-use forebay_accel::device::Backend;
+use forebay_accel::device::{Backend, DeviceInfo};
 use forebay_accel::kernel::{
     Access, Arguments, Element, Kernel, Parameter, ScalarParameter, Signature, Sources, Tolerance,
 };
@@ -63,16 +63,20 @@ impl Worker {
         }
     }
 
-    /// A client, and the first device; says so where there is none.
+    /// A client, and the first device of OpenCL; says so where there is none.
     fn with_device(&mut self, test: &str) -> Option<(Client, String)> {
+        let (client, device) = self.with_device_of(Backend::Opencl, test)?;
+        Some((client, device.id))
+    }
+
+    fn with_device_of(&mut self, backend: Backend, test: &str) -> Option<(Client, DeviceInfo)> {
         let client = self.client();
-        let Some(device) = opencl(&client) else {
-            println!("SKIPPED: {test}: no OpenCL device; install pocl-opencl-icd");
+        let Some(device) = first(&client, backend) else {
+            println!("SKIPPED: {test}: no {backend} device; see `forebay accel devices`");
             return None;
         };
         println!("{test}: {} ({})", device.info.name, device.info.platform);
-        let id = device.info.id.clone();
-        Some((client, id))
+        Some((client, device.info))
     }
 }
 
@@ -83,14 +87,14 @@ impl Drop for Worker {
     }
 }
 
-/// The first OpenCL device of the worker, which all tests use.
-fn opencl(client: &Client) -> Option<DeviceStatus> {
+/// The first device of a backend that the worker has.
+fn first(client: &Client, backend: Backend) -> Option<DeviceStatus> {
     let mut devices = client.devices().unwrap().into_iter();
-    devices.find(|device| device.info.backend == Backend::Opencl)
+    devices.find(|device| device.info.backend == backend)
 }
 
-fn status(client: &Client) -> DeviceStatus {
-    opencl(client).unwrap()
+fn status(client: &Client, backend: Backend) -> DeviceStatus {
+    first(client, backend).unwrap()
 }
 
 fn memories(client: &Client, sample: &Sample) -> Vec<Memory> {
@@ -158,13 +162,13 @@ fn every_built_in_kernel_runs_on_a_device_as_on_the_cpu() {
                 }
                 run
             });
-            let device = status(&client);
+            let device = status(&client, Backend::Opencl);
             assert_eq!(run.retries, 0, "{}: {:?}", kernel.name, device.quarantine);
             let agrees = wanted.agrees(&kernel, &there);
             assert!(agrees.is_ok(), "{}: {agrees:?}", kernel.name);
         }
     }
-    let device = status(&client);
+    let device = status(&client, Backend::Opencl);
     assert_eq!((device.faults, device.verified), (0, device.tasks));
     assert!(device.tasks >= 2 * u64::try_from(built_in().len()).unwrap());
 }
@@ -201,7 +205,7 @@ fn constant_memory_is_copied_to_a_device_once() {
             assert!(sums.iter().all(|sum| *sum == wanted), "round {round}");
         }
     }
-    let held = status(&client);
+    let held = status(&client, Backend::Opencl);
     assert_eq!(held.kept_bytes, bytes);
     assert!(held.spared_bytes >= 19 * bytes, "{held:?}");
     let median = |took: &mut Vec<f64>| {
@@ -212,18 +216,40 @@ fn constant_memory_is_copied_to_a_device_once() {
     println!("add of {COUNT} on {device}: copied each time {copied:.0} us, kept {kept:.0} us");
     drop(constant);
     let end = Instant::now() + BOUND;
-    while status(&client).kept_bytes > 0 {
+    while status(&client, Backend::Opencl).kept_bytes > 0 {
         assert!(Instant::now() < end, "what was given back is kept");
         std::thread::yield_now();
     }
 }
 
+/// What a kernel of an app does with number `i` of `numbers`, in the language of a backend.
+fn sources(backend: Backend, name: &str, body: &str) -> Sources {
+    let mut sources = Sources::default();
+    match backend {
+        Backend::Opencl => {
+            let text = format!(
+                "__kernel void {name}(__global uint *numbers, const uint count) {{\n\
+                 const size_t i = get_global_id(0);\n{body}\n}}\n"
+            );
+            sources.opencl = Some(text.into());
+        }
+        Backend::Vulkan => {
+            let text = format!(
+                "@group(0) @binding(0) var<storage, read_write> numbers: array<atomic<u32>>;\n\
+                 @group(1) @binding(0) var<uniform> count: u32;\n\
+                 @compute @workgroup_size(64)\n\
+                 fn {name}(@builtin(global_invocation_id) item: vec3<u32>) {{\n\
+                 let i = item.x;\n{body}\n}}\n"
+            );
+            sources.wgsl = Some(text.into());
+        }
+        Backend::Cuda => panic!("no test has a kernel for it"),
+    }
+    sources
+}
+
 /// An app's own kernel that sets each number to 7, and what it does on devices instead.
-fn own(name: &str, body: &str) -> Definition {
-    let source = format!(
-        "__kernel void {name}(__global uint *numbers, const uint count) {{\n\
-         const size_t i = get_global_id(0);\n{body}\n}}\n"
-    );
+fn own(backend: Backend, name: &str, body: &str) -> Definition {
     Definition {
         name: name.to_owned(),
         signature: Signature {
@@ -238,10 +264,7 @@ fn own(name: &str, body: &str) -> Definition {
             }],
         },
         per_item: vec![1],
-        sources: Sources {
-            opencl: Some(source.into()),
-            ..Sources::default()
-        },
+        sources: sources(backend, name, body),
         tolerance: Tolerance::Exact,
     }
 }
@@ -249,16 +272,18 @@ fn own(name: &str, body: &str) -> Definition {
 const ITEMS: u32 = 1000;
 
 /// Has a kernel run on the device; 7 is what is there then, whoever computed it.
-fn run_own(client: &Client, device: &str, name: &str, body: &str) -> Run {
+fn run_own(client: &Client, device: &DeviceInfo, name: &str, body: &str) -> Run {
+    let (id, backend) = (device.id.as_str(), device.backend);
     let compute = |arguments: &mut Arguments<'_, '_>| {
         arguments.buffers[0].slice_mut::<u32>()?.fill(7);
         Ok(())
     };
-    let builds = client.register(own(name, body), Box::new(compute)).unwrap();
-    let build = builds.iter().find(|build| build.device == device).unwrap();
+    let own = own(backend, name, body);
+    let builds = client.register(own, Box::new(compute)).unwrap();
+    let build = builds.iter().find(|build| build.device == id).unwrap();
     assert_eq!(build.error, None);
     let mut memory = client.memory(ITEMS as usize * 4).unwrap();
-    let run = run_there(device, |wish| {
+    let run = run_there(id, |wish| {
         memory.slice_mut::<u32>().unwrap().fill(1);
         let task = client.task(name).output(&mut memory).place(wish);
         let task = task.scalar(Scalar::U32(ITEMS)).grid(Grid::line(ITEMS));
@@ -270,8 +295,8 @@ fn run_own(client: &Client, device: &str, name: &str, body: &str) -> Run {
 }
 
 /// Why a kernel is left alone on the device now.
-fn left_alone(client: &Client, kernel: &str) -> Option<String> {
-    let kernels = status(client).kernels.into_iter();
+fn left_alone(client: &Client, backend: Backend, kernel: &str) -> Option<String> {
+    let kernels = status(client, backend).kernels.into_iter();
     let mut named = kernels.filter(|one| one.name.starts_with(&format!("{kernel}#")));
     named.find_map(|one| match one.state {
         There::Quarantined(why) => Some(why),
@@ -279,45 +304,76 @@ fn left_alone(client: &Client, kernel: &str) -> Option<String> {
     })
 }
 
-#[test]
-fn kernels_that_crash_hang_or_are_wrong_harm_no_other_kernel() {
+/// Each of these kernels fails in its own way: a name, what it does, what is said of it.
+fn harm_no_other(backend: Backend, good: &str, faults: &[(&str, &str, &str)]) {
     let limits = ["--run-max-seconds", "3", "--quarantine-seconds", "5"];
     let mut worker = Worker::new(&limits);
-    let Some((client, device)) = worker.with_device("kernels that fail") else {
+    let Some((client, device)) = worker.with_device_of(backend, "kernels that fail") else {
         return;
     };
-    let good = "if (i < count) numbers[i] = 7;";
-    let fault = |name: &str, body: &str, wanted: &str| {
+    for (name, body, wanted) in faults {
         let run = run_own(&client, &device, name, body);
         assert_eq!((run.place.as_str(), run.retries), ("cpu", 1), "{name}");
-        let why = left_alone(&client, name).unwrap();
+        let why = left_alone(&client, backend, name).unwrap();
         assert!(why.contains(wanted), "{name}: {why}");
-        assert_eq!(status(&client).quarantine, None, "{name}");
+        assert_eq!(status(&client, backend).quarantine, None, "{name}");
         let run = run_own(&client, &device, &format!("after_{name}"), good);
         assert_eq!(
             (run.place, run.retries),
-            (device.clone(), 0),
+            (device.id.clone(), 0),
             "after {name}"
         );
         let end = Instant::now() + BOUND;
-        while left_alone(&client, name).is_some() {
+        while left_alone(&client, backend, name).is_some() {
             assert!(Instant::now() < end, "{name} is left alone for ever");
             std::thread::yield_now();
         }
-    };
-    fault(
-        "wrong",
-        "if (i < count) numbers[i] = 8;",
-        "computed wrong wrongly",
-    );
-    fault(
-        "crash",
-        "numbers[i + 0x100000000000ul] = 1;",
-        "process ended",
-    );
+    }
+    let counted = status(&client, backend).faults;
+    assert_eq!(usize::try_from(counted).unwrap(), faults.len());
+}
+
+#[test]
+fn kernels_that_crash_hang_or_are_wrong_harm_no_other_kernel() {
     let endless = "volatile __global uint *watched = numbers; while (*watched != 77u) {}";
-    fault("hang", endless, "taken to hang");
-    assert_eq!(status(&client).faults, 3);
+    harm_no_other(
+        Backend::Opencl,
+        "if (i < count) numbers[i] = 7;",
+        &[
+            (
+                "wrong",
+                "if (i < count) numbers[i] = 8;",
+                "computed wrong wrongly",
+            ),
+            (
+                "crash",
+                "numbers[i + 0x100000000000ul] = 1;",
+                "process ended",
+            ),
+            ("hang", endless, "taken to hang"),
+        ],
+    );
+}
+
+/// What leaves its buffer cannot crash: naga holds it to it.
+#[test]
+fn kernels_that_hang_or_are_wrong_by_vulkan_harm_no_other_kernel() {
+    let store = |value: u32| format!("if i < count {{ atomicStore(&numbers[i], {value}u); }}");
+    let (good, wrong) = (store(7), store(8));
+    let outside = wrong.replace("[i]", "[i + 0x10000000u]");
+    harm_no_other(
+        Backend::Vulkan,
+        &good,
+        &[
+            ("wrong", wrong.as_str(), "computed wrong wrongly"),
+            ("outside", outside.as_str(), "computed outside wrongly"),
+            (
+                "hang",
+                "while atomicLoad(&numbers[0]) != 77u {}",
+                "taken to hang",
+            ),
+        ],
+    );
 }
 
 #[test]
@@ -326,18 +382,19 @@ fn what_does_not_compile_is_told_in_the_compiler_s_words() {
     let Some((client, device)) = worker.with_device("compile errors") else {
         return;
     };
-    let definition = own("broken", "numbers[i] = undeclared_thing;");
+    let definition = own(Backend::Opencl, "broken", "numbers[i] = undeclared_thing;");
     let builds = client.register(definition, Box::new(|_| Ok(()))).unwrap();
     let build = builds.iter().find(|build| build.device == device).unwrap();
     let error = build.error.clone().unwrap().to_string();
     assert!(error.contains("undeclared_thing"), "{error}");
-    assert_eq!(status(&client).faults, 0);
+    assert_eq!(status(&client, Backend::Opencl).faults, 0);
 }
 
 #[test]
 fn processes_of_devices_end_with_their_worker() {
     let mut worker = Worker::new(&[]);
-    let Some((client, device)) = worker.with_device("the end of a worker") else {
+    let Some((client, device)) = worker.with_device_of(Backend::Opencl, "the end of a worker")
+    else {
         return;
     };
     let good = "if (i < count) numbers[i] = 7;";

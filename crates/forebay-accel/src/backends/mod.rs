@@ -5,8 +5,26 @@
 
 mod cuda;
 mod opencl;
+#[cfg(feature = "vulkan")]
+mod vulkan;
 
 use crate::device::{Backend, Device, DeviceInfo};
+
+/// What stands for Vulkan where it is left out.
+#[cfg(not(feature = "vulkan"))]
+mod vulkan {
+    use crate::device::{Device, DeviceInfo};
+
+    const ABSENT: &str = "not in this build; build Forebay with `--features vulkan`";
+
+    pub(super) fn find() -> Result<Vec<DeviceInfo>, String> {
+        Err(ABSENT.to_owned())
+    }
+
+    pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
+        Err(format!("{}: {ABSENT}", super::unknown(id)))
+    }
+}
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -25,6 +43,7 @@ pub fn find() -> Found {
     for (backend, devices) in [
         (Backend::Opencl, opencl::find()),
         (Backend::Cuda, cuda::find()),
+        (Backend::Vulkan, vulkan::find()),
     ] {
         match devices {
             Ok(devices) => found.devices.extend(devices),
@@ -42,6 +61,7 @@ pub fn open(id: &str) -> Result<Box<dyn Device>, String> {
     match id.split_once(':') {
         Some(("opencl", _)) => opencl::open(id),
         Some(("cuda", _)) => cuda::open(id),
+        Some(("vulkan", _)) => vulkan::open(id),
         _ => Err(unknown(id)),
     }
 }

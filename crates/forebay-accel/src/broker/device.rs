@@ -383,6 +383,11 @@ impl Driver<'_> {
                 spared,
             }),
             Report::Ran(Err(DeviceError::OutOfMemory)) => Err(Trouble::OutOfMemory),
+            Report::Ran(Err(error @ DeviceError::TooLarge(_))) => {
+                let id = &self.shared.slots[self.index].info.id;
+                tracing::debug!(device = id, %error, "a task goes elsewhere");
+                Err(Trouble::OutOfMemory)
+            }
             Report::Ran(Err(error)) => Err(Trouble::Fault(error.to_string())),
             other => Err(Trouble::Fault(format!("asked to run, it said {other:?}"))),
         }

@@ -260,16 +260,12 @@ struct Known {
 }
 
 impl Known {
-    fn has_source(&self, backend: Backend) -> bool {
-        let sources = &self.kernel.sources;
-        match backend {
-            Backend::Opencl => sources.opencl.is_some() || sources.opencl_binary.is_some(),
-            Backend::Cuda => sources.cuda.is_some(),
-        }
+    const fn has_source(&self, backend: Backend) -> bool {
+        self.kernel.sources.has(backend)
     }
 
     fn status(&self) -> KernelStatus {
-        let all = [Backend::Opencl, Backend::Cuda].into_iter();
+        let all = Backend::ALL.into_iter();
         KernelStatus {
             name: self.kernel.name.to_string(),
             signature: self.kernel.signature.clone(),

@@ -691,9 +691,7 @@ pub(crate) fn check_kernel(definition: &Definition) -> Result<Kernel, String> {
     if per_item.len() != buffers {
         return Err("`per_item` has a number for each buffer".to_owned());
     }
-    let texts = [&sources.opencl, &sources.cuda];
-    let length: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
-    if length > SOURCE_MAX {
+    if sources.length() > SOURCE_MAX {
         return Err(format!("its sources are longer than {SOURCE_MAX} bytes"));
     }
     Ok(Kernel {

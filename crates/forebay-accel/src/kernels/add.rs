@@ -1,6 +1,6 @@
 //! `add`: the sum of two vectors, element by element. Buffers `a`, `b`, `sum`; scalar `count`.
 
-use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
+use super::{in_dialect, reads, scalars, shared_source_and, sizes, writes};
 use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, ScalarType, Shape};
 
@@ -20,7 +20,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: shared_source(in_dialect!("add.c")),
+        sources: shared_source_and(in_dialect!("add.c"), include_str!("source/add.wgsl")),
         // One addition is rounded the same way everywhere.
         tolerance: Tolerance::Exact,
         cpu: Cpu::Native(compute),

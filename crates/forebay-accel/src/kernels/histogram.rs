@@ -2,7 +2,7 @@
 //! `values` (f32), `counts` (u32); scalars `count`, `bins` (u32), `low`, `high` (f32). The last bin has
 //! its upper end; values outside, and what is no number, are in none.
 
-use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
+use super::{in_dialect, reads, scalars, shared_source_and, sizes, writes};
 use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, Scalar, ScalarType, Shape};
 
@@ -34,7 +34,10 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: shared_source(in_dialect!("histogram.c")),
+        sources: shared_source_and(
+            in_dialect!("histogram.c"),
+            include_str!("source/histogram.wgsl"),
+        ),
         // A subtraction and a multiplication, each rounded, say the bin: the same everywhere.
         tolerance: Tolerance::Exact,
         cpu: Cpu::Native(compute),

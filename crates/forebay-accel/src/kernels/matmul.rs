@@ -3,7 +3,7 @@
 //!
 //! On the CPU by `matrixmultiply`, which chooses instructions at run time.
 
-use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
+use super::{in_dialect, reads, scalars, shared_source_and, sizes, writes};
 use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Grid, Launch, ScalarType, Shape};
 
@@ -25,7 +25,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: shared_source(in_dialect!("matmul.c")),
+        sources: shared_source_and(in_dialect!("matmul.c"), include_str!("source/matmul.wgsl")),
         // Sums in another order: what cancels keeps the error of its largest terms.
         tolerance: Tolerance::Scaled { relative: 1e-4 },
         cpu: Cpu::Native(compute),

@@ -80,6 +80,14 @@ fn shared_source(text: &'static str) -> Sources {
     }
 }
 
+/// The same, and one for Vulkan.
+fn shared_source_and(text: &'static str, wgsl: &'static str) -> Sources {
+    Sources {
+        wgsl: Some(Cow::Borrowed(wgsl)),
+        ..shared_source(text)
+    }
+}
+
 /// A text with the words that it is written in.
 macro_rules! in_dialect {
     ($file:literal) => {

@@ -3,7 +3,7 @@
 //! the least, the greatest; scalar `count`. What is no number makes the sums none, and is neither
 //! least nor greatest.
 
-use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
+use super::{in_dialect, reads, scalars, shared_source_and, sizes, writes};
 use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, Scalar, ScalarType, Shape};
 
@@ -26,7 +26,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: shared_source(in_dialect!("reduce.c")),
+        sources: shared_source_and(in_dialect!("reduce.c"), include_str!("source/reduce.wgsl")),
         // The scale is the sum of magnitudes.
         tolerance: Tolerance::Scaled { relative: 1e-5 },
         cpu: Cpu::Native(compute),

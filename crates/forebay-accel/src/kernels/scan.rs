@@ -1,7 +1,7 @@
 //! `scan`: the sum of all elements up to each, and with it, of `u32` that wrap. Buffers `values`,
 //! `sums`; scalar `count`. What compaction and run lengths are made of.
 
-use super::{in_dialect, reads, scalars, shared_source, sizes, writes};
+use super::{in_dialect, reads, scalars, shared_source_and, sizes, writes};
 use crate::kernel::{Arguments, Check, Cpu, Element, Kernel, Launches, Signature, Tolerance};
 use crate::task::{Launch, Scalar, ScalarType, Shape};
 
@@ -17,7 +17,7 @@ pub(super) fn kernel() -> Kernel {
         },
         check: Check::Function(check),
         launches: Launches::Function(launches),
-        sources: shared_source(in_dialect!("scan.c")),
+        sources: shared_source_and(in_dialect!("scan.c"), include_str!("source/scan.wgsl")),
         tolerance: Tolerance::Exact,
         cpu: Cpu::Native(compute),
     }
