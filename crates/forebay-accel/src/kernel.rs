@@ -131,6 +131,9 @@ pub struct Sources {
     pub opencl: Option<Cow<'static, str>>,
     /// CUDA C++, compiled at run time.
     pub cuda: Option<Cow<'static, str>>,
+    /// PTX, for CUDA: it needs no compiler but the driver's, and is taken where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ptx: Option<Cow<'static, str>>,
     /// WGSL, for Vulkan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wgsl: Option<Cow<'static, str>>,
@@ -148,7 +151,7 @@ impl Sources {
     pub const fn has(&self, backend: Backend) -> bool {
         match backend {
             Backend::Opencl => self.opencl.is_some() || self.opencl_binary.is_some(),
-            Backend::Cuda => self.cuda.is_some(),
+            Backend::Cuda => self.cuda.is_some() || self.ptx.is_some(),
             Backend::Vulkan => self.wgsl.is_some() || self.spirv.is_some(),
         }
     }
@@ -156,7 +159,7 @@ impl Sources {
     /// All texts, in bytes.
     #[must_use]
     pub fn length(&self) -> usize {
-        let texts = [&self.opencl, &self.cuda, &self.wgsl];
+        let texts = [&self.opencl, &self.cuda, &self.ptx, &self.wgsl];
         texts.into_iter().flatten().map(|text| text.len()).sum()
     }
 }
@@ -278,6 +281,7 @@ mod tests {
         check(r#"{"opencl":"abc"}"#, Some(Backend::Opencl), 3);
         check(r#"{"opencl_binary":"/a"}"#, Some(Backend::Opencl), 0);
         check(r#"{"cuda":"abc"}"#, Some(Backend::Cuda), 3);
+        check(r#"{"ptx":"abc"}"#, Some(Backend::Cuda), 3);
         check(r#"{"wgsl":"abc"}"#, Some(Backend::Vulkan), 3);
         check(r#"{"spirv":"/a"}"#, Some(Backend::Vulkan), 0);
     }

@@ -24,7 +24,7 @@ use super::unknown;
 use crate::device::{
     Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
 };
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Sources};
 use crate::task::{Launch, Scalar, View};
 
 /// All GPUs that the driver shows.
@@ -120,16 +120,11 @@ impl Device for Cuda {
     }
 
     fn build(&mut self, kernel: &Kernel) -> Result<(), BuildError> {
-        let source = kernel
-            .sources
-            .cuda
-            .as_ref()
-            .ok_or(BuildError::NoSource(Backend::Cuda))?;
-        let program = compile(source, &self.architecture)?;
+        let program = program(&kernel.sources, &self.architecture)?;
         let module = self
             .context
             .load_module(program)
-            .map_err(|error| BuildError::Failed(format!("load its program: {error}")))?;
+            .map_err(|error| load_error(&kernel.sources, error))?;
         self.built
             .insert(kernel.name.clone().into_owned(), (module, HashMap::new()));
         Ok(())
@@ -201,6 +196,41 @@ impl Device for Cuda {
             self.kept.remove(constant);
         }
     }
+}
+
+/// What the driver loads: PTX as it is where there is some, else what the source compiles to.
+fn program(sources: &Sources, architecture: &str) -> Result<nvrtc::Ptx, BuildError> {
+    if let Some(text) = &sources.ptx {
+        // The driver takes a text that ends with a zero byte.
+        return if text.contains('\0') {
+            Err(BuildError::Compile("the PTX has a zero byte".to_owned()))
+        } else {
+            Ok(nvrtc::Ptx::from_src(text.as_ref()))
+        };
+    }
+    let source = sources.cuda.as_ref();
+    compile(
+        source.ok_or(BuildError::NoSource(Backend::Cuda))?,
+        architecture,
+    )
+}
+
+/// What is wrong with PTX, the driver says when it loads it.
+fn load_error(sources: &Sources, error: DriverError) -> BuildError {
+    if sources.ptx.is_some() && is_of_ptx(error.0) {
+        BuildError::Compile(format!("the driver does not take its PTX: {error}"))
+    } else {
+        BuildError::Failed(format!("load its program: {error}"))
+    }
+}
+
+const fn is_of_ptx(code: CUresult) -> bool {
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+    )
 }
 
 /// From source to what the driver loads.
@@ -335,6 +365,26 @@ mod tests {
         assert_eq!(default_block([1000, 1, 1]), [256, 1, 1]);
         assert_eq!(default_block([10, 10, 1]), [16, 16, 1]);
         assert_eq!(default_block([10, 1, 10]), [8, 8, 4]);
+    }
+
+    #[test]
+    fn ready_ptx_is_loaded_as_it_is_and_needs_no_compiler() {
+        let sources = |ptx: &'static str| Sources {
+            ptx: Some(ptx.into()),
+            cuda: Some("not C at all".into()),
+            ..Sources::default()
+        };
+        let ready = sources(".version 7.0\n.target sm_70\n");
+        let loaded = program(&ready, "--gpu-architecture=compute_70").unwrap();
+        assert_eq!(loaded.to_src(), ".version 7.0\n.target sm_70\n");
+        let broken = program(&sources(".version\0"), "").unwrap_err();
+        assert!(matches!(broken, BuildError::Compile(_)), "{broken}");
+        let none = program(&Sources::default(), "").unwrap_err();
+        assert_eq!(none, BuildError::NoSource(Backend::Cuda));
+
+        // The words of an error are the driver's, which may not be there.
+        assert!(is_of_ptx(CUresult::CUDA_ERROR_INVALID_PTX));
+        assert!(!is_of_ptx(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
     }
 
     /// Needs NVIDIA's run-time compiler (PyPI: nvidia-cuda-nvrtc-cu12) in the library path, and no GPU.
