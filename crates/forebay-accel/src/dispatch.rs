@@ -21,6 +21,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// One call in so many may be a try: 5 %.
 pub const CALLS_PER_TRY: u64 = 20;
 /// What the CPU ends in so short a time goes nowhere else, in microseconds: a device is asked
@@ -46,6 +48,8 @@ pub struct Model {
     cells: BTreeMap<(Arc<str>, u8), Cell>,
     /// Microseconds for a byte to each device, of its latest transfers.
     transfers: BTreeMap<Arc<str>, Recent>,
+    /// Of cells that were forgotten.
+    past: Spent,
     calls: u64,
     tries: u64,
 }
@@ -54,6 +58,8 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct Cell {
     places: BTreeMap<Arc<str>, Recent>,
+    /// How often each place was chosen.
+    chosen: BTreeMap<Arc<str>, u64>,
     calls: u64,
     tries: u64,
     spent_us: f64,
@@ -83,6 +89,36 @@ impl Recent {
             self.values.pop_front();
         }
     }
+}
+
+/// Choices and what they took, beside the best there was.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    calls: u64,
+    us: f64,
+    best_us: f64,
+}
+
+impl Spent {
+    fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.us += other.us;
+        self.best_us += other.best_us;
+    }
+}
+
+/// What choices cost beside the best place in hindsight: each counts as the median of the latest runs
+/// of its kernel and size at the place that was chosen, and is held against the least median of any
+/// place. What queues, prices and faults have to do with it is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Regret {
+    /// Choices of places where something ran.
+    pub calls: u64,
+    /// What they took, and what they would have taken at the best place each, in microseconds.
+    pub spent_us: f64,
+    pub best_us: f64,
+    /// What is lost of `best_us`: 0.1 is a tenth. None before there is anything.
+    pub part: Option<f64>,
 }
 
 /// A place that a task could go to now.
@@ -138,6 +174,15 @@ impl Model {
     /// # Panics
     /// Without places.
     pub fn choose(&mut self, kernel: &Arc<str>, size: u8, places: &[Place], price: f64) -> Choice {
+        let choice = self.best(kernel, size, places, price);
+        if let Some(cell) = self.cells.get_mut(&(Arc::clone(kernel), size)) {
+            let place = Arc::clone(&places[choice.place].key);
+            *cell.chosen.entry(place).or_default() += 1;
+        }
+        choice
+    }
+
+    fn best(&mut self, kernel: &Arc<str>, size: u8, places: &[Place], price: f64) -> Choice {
         assert!(!places.is_empty(), "the CPU is a place always");
         self.calls += 1;
         let now = self.calls;
@@ -186,6 +231,21 @@ impl Model {
             return chosen(index, true);
         }
         chosen(best, false)
+    }
+
+    /// What choices cost so far.
+    #[must_use]
+    pub fn regret(&self) -> Regret {
+        let mut all = self.past;
+        for cell in self.cells.values() {
+            all.add(cell.spent());
+        }
+        Regret {
+            calls: all.calls,
+            spent_us: all.us,
+            best_us: all.best_us,
+            part: (all.best_us > 0.0).then(|| all.us / all.best_us - 1.0),
+        }
     }
 
     /// A task ran. What failed is not told: a device that fails is not slow.
@@ -243,13 +303,38 @@ impl Model {
             return;
         }
         let oldest = self.cells.iter().min_by_key(|(_, cell)| cell.used);
-        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-            self.cells.remove(&key);
+        if let Some(key) = oldest.map(|(key, _)| key.clone())
+            && let Some(cell) = self.cells.remove(&key)
+        {
+            self.past.add(cell.spent());
         }
     }
 }
 
 impl Cell {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a sum of times is not that exact"
+    )]
+    fn spent(&self) -> Spent {
+        let known = self.places.values().filter_map(Recent::expected);
+        let Some(best) = known.min_by(f64::total_cmp) else {
+            return Spent::default();
+        };
+        let mut all = Spent::default();
+        for (place, calls) in &self.chosen {
+            let Some(each) = self.places.get(place).and_then(Recent::expected) else {
+                continue;
+            };
+            all.add(Spent {
+                calls: *calls,
+                us: *calls as f64 * each,
+                best_us: *calls as f64 * best,
+            });
+        }
+        all
+    }
+
     /// A place that is not known yet; else the one not tried for longest, where the loss that is
     /// to be expected is within what may be lost.
     fn worth_a_try(

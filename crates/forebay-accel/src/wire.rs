@@ -282,6 +282,8 @@ pub struct Stats {
     /// Runs on a device that gave no result that may be believed, and that the CPU did again.
     pub rerun: u64,
     pub cpu_price: f64,
+    #[serde(default)]
+    pub regret: crate::dispatch::Regret,
 }
 
 /// What the process of a device is told.

@@ -12,6 +12,7 @@ use forebay_accel::backends::Found;
 use forebay_accel::broker::{self, Options};
 use forebay_accel::client::{self, Client, Memory};
 use forebay_accel::device::{Backend, DeviceInfo};
+use forebay_accel::dispatch::Regret;
 use forebay_accel::process::{self, OwnProgram};
 use forebay_accel::task::Scalar;
 use forebay_accel::wire::{DeviceStatus, KernelStatus, Stats, There, Wish};
@@ -299,9 +300,32 @@ fn show_stats(stats: &Stats) -> String {
         ("cancelled", count(stats.cancelled)),
         ("late", count(stats.late)),
         ("CPU price", format!("{:.1}", stats.cpu_price)),
+        ("regret", regret(&stats.regret)),
     ];
     let lines = rows.map(|(name, value)| format!("{name:<12} {value}\n"));
     lines.concat()
+}
+
+/// What the choices of places lost to the best ones.
+fn regret(regret: &Regret) -> String {
+    let Regret {
+        calls,
+        spent_us,
+        best_us,
+        part,
+    } = regret;
+    let ms = |us: f64| us / 1000.0;
+    part.map_or_else(
+        || "no task had a choice yet".to_owned(),
+        |part| {
+            format!(
+                "{:.1} % in {calls} choices: {:.1} ms, and {:.1} ms at the best places",
+                part * 100.0,
+                ms(*spent_us),
+                ms(*best_us)
+            )
+        },
+    )
 }
 
 /// What was measured.

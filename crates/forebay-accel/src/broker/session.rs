@@ -636,6 +636,7 @@ impl Shared {
         stats.region_bytes = regions().map(|region| count(region.length())).sum();
         stats.queued = count(state.tasks.len());
         stats.cpu_price = state.price;
+        stats.regret = state.model.regret();
         stats
     }
 }

@@ -239,3 +239,43 @@ fn runs_with_what_was_kept_do_not_make_a_device_look_fast_that_has_to_transfer()
     model.record_transfer(&device, TRANSFER_MIN - 1, 1e9);
     assert_eq!(price_one(&mut model, &kernel, 22, &all).place, 0);
 }
+
+#[test]
+fn regret_is_what_choices_took_beside_the_best_place_for_each() {
+    let (mut model, kernel) = (Model::default(), Arc::from("k"));
+    assert_eq!(model.regret(), Regret::default());
+    let all = vec![place(CPU), place("device")];
+    let took = [[1000.0, 400.0], [1000.0, 2000.0]];
+    let mut wanted = Regret::default();
+    for call in 0..200 {
+        for (size, took) in (20..).zip(took) {
+            let choice = price_one(&mut model, &kernel, size, &all);
+            model.record(
+                &kernel,
+                size,
+                &all[choice.place].key,
+                Ran::whole(took[choice.place]),
+            );
+            wanted.calls += 1;
+            wanted.spent_us += took[choice.place];
+            wanted.best_us += took[0].min(took[1]);
+        }
+        assert_eq!(model.regret().calls, 2 * (call + 1));
+    }
+    let told = model.regret();
+    assert_eq!(
+        (told.calls, told.spent_us, told.best_us),
+        (wanted.calls, wanted.spent_us, wanted.best_us)
+    );
+    let part = wanted.spent_us / wanted.best_us - 1.0;
+    assert!(part > 0.0 && told.part == Some(part), "{told:?} {part}");
+    // What is forgotten of a kernel is not forgotten of the sum.
+    for other in 0..KEPT_MAX {
+        let other = format!("other{other}").into();
+        price_one(&mut model, &other, 1, &all);
+    }
+    assert_eq!(model.cells.len(), KEPT_MAX);
+    assert!(!model.cells.contains_key(&(kernel, 20)));
+    let after = model.regret();
+    assert_eq!((after.calls, after.spent_us), (told.calls, told.spent_us));
+}

@@ -85,7 +85,8 @@ fn tasks_go_to_the_best_of_places_within_a_hundred_calls() {
     }
     #[expect(clippy::cast_precision_loss, reason = "some seconds")]
     let regret = spent.map(|[spent, best]| spent as f64 / best as f64 - 1.0);
-    let explored = client.stats().unwrap().explored;
+    let stats = client.stats().unwrap();
+    let explored = stats.explored;
     println!(
         "regret of the first {LEARNS} calls of each size {:.1} %, after them {:.1} %; {explored} tries of {}",
         100.0 * regret[0],
@@ -93,5 +94,10 @@ fn tasks_go_to_the_best_of_places_within_a_hundred_calls() {
         calls[0] + calls[1]
     );
     assert!(regret[1] < 0.10, "{regret:?}");
+    // What the broker says of itself is what its choices made of it.
+    let told = stats.regret;
+    println!("the broker's own figure: {told:?}");
+    assert_eq!(told.calls, u64::from(calls[0] + calls[1]));
+    assert!(told.part.unwrap() < 0.3, "{told:?}");
     assert!(explored * 20 <= u64::from(calls[0] + calls[1]));
 }
