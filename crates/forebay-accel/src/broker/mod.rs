@@ -28,6 +28,8 @@ mod place;
 mod session;
 mod standing;
 mod take;
+#[cfg(test)]
+mod tests;
 
 use kept::Kept;
 pub(crate) use session::check_kernel;
@@ -105,9 +107,18 @@ pub fn start(
     devices: Vec<DeviceInfo>,
     launcher: Arc<dyn Launcher>,
 ) -> io::Result<Broker> {
+    start_with(options, devices, launcher, all_built_in())
+}
+
+fn start_with(
+    options: Options,
+    devices: Vec<DeviceInfo>,
+    launcher: Arc<dyn Launcher>,
+    built_in: BTreeMap<String, Arc<Known>>,
+) -> io::Result<Broker> {
     let listener = Arc::new(session::listen(&options.socket)?);
     let slots = devices.into_iter().map(Slot::new).collect();
-    let shared = Arc::new(Shared::new(options, slots));
+    let shared = Arc::new(Shared::new(options, slots, built_in));
     let mut threads = Vec::new();
     for number in 0..shared.options.cpu_threads.max(1) {
         let shared = Arc::clone(&shared);
@@ -180,8 +191,11 @@ pub fn built_in() -> Vec<KernelStatus> {
 }
 
 fn all_built_in() -> BTreeMap<String, Arc<Known>> {
-    let kernels = crate::kernels::built_in().into_iter();
-    let named = kernels.map(|kernel| {
+    by_name(crate::kernels::built_in())
+}
+
+fn by_name(kernels: Vec<Kernel>) -> BTreeMap<String, Arc<Known>> {
+    let named = kernels.into_iter().map(|kernel| {
         let name = kernel.name.to_string();
         let known = Known {
             history: name.as_str().into(),
@@ -492,7 +506,7 @@ fn say_all(outbox: Outbox) {
 }
 
 impl Shared {
-    fn new(options: Options, slots: Vec<Slot>) -> Self {
+    fn new(options: Options, slots: Vec<Slot>, built_in: BTreeMap<String, Arc<Known>>) -> Self {
         let state = State {
             devices: slots
                 .iter()
@@ -507,7 +521,7 @@ impl Shared {
             slots,
             state: Mutex::new(state),
             cpu_ready: Condvar::new(),
-            built_in: all_built_in(),
+            built_in,
         }
     }
 

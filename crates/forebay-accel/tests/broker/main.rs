@@ -11,7 +11,6 @@ mod fake;
 mod faults;
 mod kept;
 mod lasting;
-mod overhead;
 mod refusals;
 
 use std::path::PathBuf;
