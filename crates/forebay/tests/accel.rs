@@ -443,6 +443,98 @@ fn a_client_in_python_is_served() {
     assert!(text.contains("4 tasks together"), "{output:?}");
 }
 
+/// Cancels a task, lets one be late, and prints how each ended.
+const CANCELS: &str = r#"
+import sys
+from forebay_accel import Refused, Worker
+
+worker = Worker(sys.argv[1])
+count = 1 << 18
+values, ordered, again = (worker.memory(4 * count) for _ in range(3))
+values[1][:] = bytes(range(255, -1, -1)) * (4 * count // 256)
+
+def sort(source, to, **more):
+    buffers = [(*source, False), (*to, True)]
+    return worker.task("sort", buffers, [{"u32": count}], place="cpu", **more)
+
+def how(number):
+    try:
+        return worker.wait(number)["place"]
+    except Refused as refused:
+        return str(refused)
+
+# What reads what another one writes waits for it.
+first, second = worker.submit(sort(values, ordered), sort(ordered, again))
+worker.cancel(second)
+print("cancelled:", how(second), how(first), any(again[1][:]))
+numbers = worker.submit(
+    sort(values, ordered),
+    sort(ordered, again, deadline=1e-6),
+    sort(ordered, again, deadline=600),
+)
+print("deadlines:", *(how(number) for number in reversed(numbers)), any(again[1][:]))
+# One that was answered cannot be taken back any more.
+[last] = worker.submit(sort(values, again))
+worker.wait(last)
+worker.cancel(last)
+print("after:", how(*worker.submit(sort(values, again, deadline=600))))
+"#;
+
+#[test]
+fn a_client_in_python_cancels_and_has_deadlines() {
+    let mut worker = Worker::new(&["--threads", "1"]);
+    let watcher = worker.client();
+    let python = Command::new("python3")
+        .args(["-B", "-c", CANCELS])
+        .arg(&worker.socket)
+        .env("PYTHONPATH", CLIENTS)
+        .output();
+    let Ok(output) = python else {
+        println!("SKIPPED: a client in Python that cancels: no python3");
+        return;
+    };
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "cancelled: cancelled cpu False\ndeadlines: cpu late cpu True\nafter: cpu\n"
+    );
+    let stats = watcher.stats().unwrap();
+    assert_eq!((stats.cancelled, stats.late, stats.on_cpu), (1, 1, 5));
+}
+
+/// Memory of a process that is its own, and that it shares, in bytes.
+fn resident(process: u32) -> [u64; 2] {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    ["RssAnon:", "RssShmem:"].map(|name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse::<u64>().unwrap() * 1024
+    })
+}
+
+/// The worker has no memory of its own for what a task reads and writes: it works in that of its client.
+#[test]
+fn a_task_on_the_cpu_takes_no_memory_of_the_worker_s_own() {
+    let mut worker = Worker::new(&["--threads", "1"]);
+    let client = worker.client();
+    let count = 4 << 20_u32;
+    let bytes = count as usize * 4;
+    let [mut a, b, mut sum] = [(); 3].map(|()| client.memory(bytes).unwrap());
+    let before = resident(worker.process.id());
+    for value in [1.0, 2.0] {
+        a.slice_mut::<f32>().unwrap().fill(value);
+        let task = client.task("add").input(&a).input(&b).output(&mut sum);
+        let task = task.scalar(Scalar::U32(count)).place(Wish::Cpu);
+        task.submit().unwrap().wait().unwrap();
+        let sums = sum.slice::<f32>().unwrap();
+        assert!(sums.iter().all(|sum| *sum == value));
+    }
+    let after = resident(worker.process.id());
+    let [own, shared] = [0, 1].map(|kind| after[kind].saturating_sub(before[kind]));
+    assert!(own < bytes as u64 / 4, "{own} bytes of its own");
+    assert!(shared >= 3 * bytes as u64, "{shared} bytes of its client's");
+}
+
 /// It looks at results itself: of a batch in any order, of constant memory, of its own kernel.
 #[test]
 fn a_client_in_c_submits_waits_cancels_and_is_told_what_is_wrong() {
