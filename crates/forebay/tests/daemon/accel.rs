@@ -281,13 +281,14 @@ struct Stage {
 }
 
 impl Stage {
-    /// An app whose worker knows how long tasks take on the CPU and on the device.
+    /// An app whose worker knows how long tasks take on the CPU and on the device. It has one device: what
+    /// Vulkan shows of the same CPUs is left out.
     fn new(test: &str, device_is: Where) -> Option<Self> {
         let mut place = Place::new(test)?;
         place.configure(&format!(
             "[offload]\nmode = \"watch\"\ncpu = \"{:.0}%\"\npersistence = \"500ms\"\nsettling = \"2s\"\n\
              [apps.web]\nexec = [\"sleep\", \"{}\"]\nceiling = {{ cpu = {CEILING} }}\n\
-             accelerators = {{}}\n",
+             accelerators = {{ deny = [\"vulkan:0\"] }}\n",
             LIMIT * 100.0,
             place.seconds(1)
         ));
