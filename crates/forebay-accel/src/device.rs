@@ -134,6 +134,18 @@ pub enum BuildError {
     Failed(String),
 }
 
+impl BuildError {
+    /// The same with another text.
+    #[must_use]
+    pub fn map(self, change: fn(String) -> String) -> Self {
+        match self {
+            Self::NoSource(backend) => Self::NoSource(backend),
+            Self::Compile(text) => Self::Compile(change(text)),
+            Self::Failed(text) => Self::Failed(change(text)),
+        }
+    }
+}
+
 /// Why a device gave no result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]

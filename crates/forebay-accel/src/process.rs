@@ -147,7 +147,9 @@ pub fn serve(broker: &OwnedFd, device: &mut dyn Device) -> io::Result<()> {
     while let Some((order, descriptors)) = reader.receive(broker)? {
         let report = match order {
             Order::Build { name, definition } => {
-                let built = look_up(&name, definition.as_ref()).and_then(|kernel| {
+                let built = look_up(&name, definition.as_ref()).and_then(|mut kernel| {
+                    // Those of two clients may have one name: a device knows them apart by this.
+                    kernel.name = name.clone().into();
                     device.build(&kernel)?;
                     kernels.insert(name, kernel);
                     Ok(())

@@ -26,6 +26,8 @@ use crate::wire::{self, Build, Order, Outcome, Reader, Reply, Report, Run, Sourc
 /// A run is a hang after so many times what was expected, but not before [`HANG_MIN`].
 const HANG_TIMES: f64 = 50.0;
 const HANG_MIN: Duration = Duration::from_secs(2);
+/// Of what is said of a fault, in bytes.
+const SAID_MAX: usize = 2048;
 /// Where results begin, in bytes.
 const ALIGNMENT: usize = 64;
 
@@ -163,8 +165,10 @@ impl Driver<'_> {
             Err(error) => Built::Never(error.clone()),
         };
         let mut state = self.shared.lock();
-        let device = &mut state.devices[self.index];
-        device.built.insert(Arc::clone(&known.history), noted);
+        // Its client may have left meanwhile.
+        if let Some(built) = state.devices[self.index].built.get_mut(&known.history) {
+            *built = noted;
+        }
         drop(state);
         say_all(outbox);
         result
@@ -185,7 +189,7 @@ impl Driver<'_> {
                 live.built.insert(Arc::clone(&known.history));
                 Ok(())
             }
-            Report::Built(Err(error)) => Err(Trouble::NotBuilt(error)),
+            Report::Built(Err(error)) => Err(Trouble::NotBuilt(error.map(cut))),
             other => Err(Trouble::Fault(format!("asked to build, it said {other:?}"))),
         }
     }
@@ -388,7 +392,7 @@ impl Driver<'_> {
                 tracing::debug!(device = id, %error, "a task goes elsewhere");
                 Err(Trouble::OutOfMemory)
             }
-            Report::Ran(Err(error)) => Err(Trouble::Fault(error.to_string())),
+            Report::Ran(Err(error)) => Err(Trouble::Fault(cut(error.to_string()))),
             other => Err(Trouble::Fault(format!("asked to run, it said {other:?}"))),
         }
     }
@@ -518,10 +522,9 @@ impl Driver<'_> {
             }
             Trouble::NotBuilt(error) => {
                 let mut state = self.shared.lock();
-                let device = &mut state.devices[self.index];
-                device
-                    .built
-                    .insert(Arc::clone(history), Built::Never(error));
+                if let Some(built) = state.devices[self.index].built.get_mut(history) {
+                    *built = Built::Never(error);
+                }
                 None
             }
         };
@@ -597,6 +600,17 @@ impl Live {
             .map_err(|error| format!("its process is gone: {error}"))?;
         receive(&self.process, &mut self.reader, within)
     }
+}
+
+/// What is kept of a text that a compiler or a driver wrote: all that it wrote of all kernels is told in one
+/// message.
+fn cut(mut text: String) -> String {
+    if text.len() > SAID_MAX {
+        let end = (0..=SAID_MAX).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push_str(" ... (cut)");
+    }
+    text
 }
 
 fn receive(process: &Process, reader: &mut Reader, within: Duration) -> Result<Report, String> {

@@ -493,7 +493,14 @@ type Outbox = Vec<(Arc<OwnedFd>, Reply)>;
 
 /// Tells a client something. One that does not read is left, and finds out by that.
 fn say(socket: &Arc<OwnedFd>, reply: &Reply) {
-    if let Err(error) = crate::wire::send(socket.as_fd(), reply, &[]) {
+    let mut sent = crate::wire::send(socket.as_fd(), reply, &[]);
+    if let Err(error) = &sent
+        && error.kind() == io::ErrorKind::InvalidInput
+    {
+        let why = format!("answer: {error}; ask for less at once, or register fewer kernels");
+        sent = crate::wire::send(socket.as_fd(), &Reply::Refused { why }, &[]);
+    }
+    if let Err(error) = sent {
         tracing::debug!(%error, "a client is gone, or reads nothing");
         leave(socket);
     }

@@ -74,6 +74,10 @@ impl Shared {
             return;
         };
         if let Cpu::Client = entry.work.known.kernel.cpu {
+            if !state.sessions.contains_key(&entry.work.session) {
+                // Nobody is there to compute it, or to be told.
+                return self.finish_locked(state, ticket, Outcome::Cancelled, outbox);
+            }
             if entry.work.deadline.is_some_and(|end| end < Instant::now()) {
                 return self.finish_locked(state, ticket, Outcome::Late, outbox);
             }

@@ -163,6 +163,18 @@ fn greet(shared: &Shared, socket: &Arc<OwnedFd>) -> Result<u64, String> {
 }
 
 impl State {
+    /// Forgets what devices made of kernels that are no other client's, too.
+    fn forget_kernels(&mut self, session: &Session) {
+        for known in session.kernels.values() {
+            let mut others = self.sessions.values().flat_map(|own| own.kernels.values());
+            if !others.any(|other| other.history == known.history) {
+                for device in &mut self.devices {
+                    device.built.remove(&known.history);
+                }
+            }
+        }
+    }
+
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -544,6 +556,9 @@ impl Shared {
         let mut outbox = Outbox::new();
         let mut state = self.lock();
         let session = state.sessions.remove(&number);
+        if let Some(session) = &session {
+            state.forget_kernels(session);
+        }
         let own = state
             .tasks
             .iter()

@@ -12,6 +12,7 @@ mod faults;
 mod kept;
 mod lasting;
 mod refusals;
+mod strangers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
