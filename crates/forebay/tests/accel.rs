@@ -307,7 +307,8 @@ fn left_alone(client: &Client, backend: Backend, kernel: &str) -> Option<String>
 /// Each of these kernels fails in its own way: a name, what it does, what is said of it.
 fn harm_no_other(backend: Backend, good: &str, faults: &[(&str, &str, &str)]) {
     let limits = ["--run-max-seconds", "3", "--quarantine-seconds", "5"];
-    let mut worker = Worker::new(&limits);
+    let every = ["--verify-one-in", "1"];
+    let mut worker = Worker::new(&[limits.as_slice(), &every].concat());
     let Some((client, device)) = worker.with_device_of(backend, "kernels that fail") else {
         return;
     };
