@@ -239,7 +239,7 @@ impl Client {
         let name = definition.name.clone();
         let buffers = definition.signature.buffers.iter();
         let access = buffers.map(|buffer| buffer.access).collect();
-        let request = Request::Register(definition.clone());
+        let request = Request::Register(Box::new(definition.clone()));
         match self.ask(&request, &[], BUILD_BOUND)? {
             Reply::Registered { builds } => {
                 let own = Arc::new(Own {

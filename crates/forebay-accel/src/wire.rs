@@ -49,7 +49,7 @@ pub enum Request {
     Forget {
         memory: u32,
     },
-    Register(Definition),
+    Register(Box<Definition>),
     Submit(Vec<Task>),
     Cancel {
         task: u64,

@@ -207,7 +207,7 @@ impl Shared {
                 done(forgotten.map(drop).ok_or_else(|| unknown_memory(memory)));
             }
             Request::Register(definition) => {
-                if let Err(why) = self.register(session, socket, definition) {
+                if let Err(why) = self.register(session, socket, *definition) {
                     done(Err(why));
                 }
             }

@@ -383,7 +383,11 @@ impl Inner {
             ask(&request, &[shared.region.as_fd()], ANSWER_BOUND)?;
         }
         for own in lock(&self.kernels).values() {
-            ask(&Request::Register(own.definition.clone()), &[], BUILD_BOUND)?;
+            ask(
+                &Request::Register(Box::new(own.definition.clone())),
+                &[],
+                BUILD_BOUND,
+            )?;
         }
         let mut late = Vec::new();
         for (number, waiting) in &pending.tasks {
