@@ -148,7 +148,7 @@ fn forebay(command: &[&str], arguments: &[String]) -> Result<(), Failure> {
 /// Builds the release binary and says where it is.
 fn build_forebay() -> Result<PathBuf, String> {
     setup::ensure(setup::Group::Build)?;
-    let mut build = process::cargo_whole(&["build", "--release"]);
+    let mut build = process::cargo_shipped();
     process::succeed(build.args(["--bin", "forebay"]))?;
     Ok(workspace::read()?.target_directory.join("release/forebay"))
 }
@@ -232,7 +232,7 @@ fn sim(arguments: &[String]) -> Result<(), Failure> {
         _ => ("soak", arguments),
     };
     setup::ensure(setup::Group::Build)?;
-    let mut build = process::cargo_whole(&["build", "--release"]);
+    let mut build = process::cargo_shipped();
     process::succeed(build.args(["--example", example]))?;
     let program = workspace::read()?
         .target_directory

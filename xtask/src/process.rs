@@ -20,14 +20,24 @@ pub(crate) fn repository() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
-/// What is built, always the same: of one package alone dependencies would have fewer features, and all
+/// What is tested, always the same: of one package alone dependencies would have fewer features, and all
 /// would be compiled once more. With all that is left out of a build that asks for nothing.
-pub(crate) const WHOLE: [&str; 3] = ["--workspace", "--features", "forebay/etcd"];
+pub(crate) const WHOLE: [&str; 3] = ["--workspace", "--features", "forebay/etcd,forebay/vulkan"];
+
+/// What is shipped.
+pub(crate) const SHIPPED: [&str; 4] = ["--release", "--workspace", "--features", "forebay/etcd"];
 
 /// `cargo SUBCOMMAND` for [`WHOLE`].
 pub(crate) fn cargo_whole(subcommand: &[&str]) -> Command {
     let mut command = cargo(subcommand);
     command.args(WHOLE);
+    command
+}
+
+/// `cargo build` for [`SHIPPED`].
+pub(crate) fn cargo_shipped() -> Command {
+    let mut command = cargo(&["build"]);
+    command.args(SHIPPED);
     command
 }
 

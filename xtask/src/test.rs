@@ -8,7 +8,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::process::WHOLE;
+use crate::process::{SHIPPED, WHOLE};
 use crate::tally::{Counts, Dialect, Names, Show, Tally};
 use crate::{Failure, criu, docs, fuzz, process, setup, tidy, vm, web, workspace};
 
@@ -113,10 +113,10 @@ const STEPS: &[Step] = &[
         when: When::Full,
         work: Work::Cargo(&[
             "build",
-            "--release",
-            WHOLE[0],
-            WHOLE[1],
-            WHOLE[2],
+            SHIPPED[0],
+            SHIPPED[1],
+            SHIPPED[2],
+            SHIPPED[3],
             "--bin",
             "forebay",
             "--example",

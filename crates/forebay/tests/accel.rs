@@ -356,8 +356,8 @@ fn kernels_that_crash_hang_or_are_wrong_harm_no_other_kernel() {
     );
 }
 
-/// What leaves its buffer cannot crash: naga holds it to it. And no loop is endless on lavapipe, which ends
-/// loops after 65,535 turns: these are some 10^10 additions, which take longer than a run may.
+/// What leaves its buffer cannot crash: naga holds it to it. And a loop without an end came back on lavapipe,
+/// with nothing done: these are some 10^10 additions, which take longer than a run may.
 #[test]
 fn kernels_that_take_too_long_or_are_wrong_by_vulkan_harm_no_other_kernel() {
     let store = |value: u32| format!("if i < count {{ atomicStore(&numbers[i], {value}u); }}");
