@@ -31,6 +31,8 @@
 //! - An app that is kept over a boot is ended only after its image is whole, and `departing` can be repeated in
 //!   the boot that it began in, which is on disk: who runs is written down again. In any other boot it is over.
 //! - A reboot that is waited for ends the boot that the command ended in: one before it, as by a power cut, is none.
+//! - So it is with a new beginning of userspace alone (`soft`): what tells one userspace from another takes the
+//!   place of the boot, and apps that run on are none that is ended; that they did is seen by their lives.
 //! - Every path ends in `closing`, which takes away what the update put up; every path on which apps went to
 //!   other hosts comes through `returning`.
 //!
@@ -59,7 +61,9 @@ use crate::units::Bytes;
 
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
-pub use rung::{Choice, Front, Keeps, Rung, Subject, Way, choose, ends_the_host};
+pub use rung::{
+    Choice, Front, Keeps, Rung, Soft, Subject, Way, choose, ends_the_host, ends_userspace,
+};
 pub use tell::{Answered, Call, Heard, Otherwise, Part, heard};
 
 /// Rollbacks of one update.
@@ -91,9 +95,20 @@ pub struct Order {
     /// Apps that can are kept as images over the reboot, which Forebay has the host do.
     #[serde(default)]
     pub keep: bool,
+    /// Userspace begins anew, which Forebay has systemd do, but for apps that run on.
+    #[serde(default)]
+    pub soft: bool,
     /// Apps that are told of it before it begins.
     #[serde(default)]
     pub told: BTreeMap<AppId, Call>,
+}
+
+impl Order {
+    /// Whether the command is nothing but what is done for it anyway, in order: it is not run.
+    #[must_use]
+    pub fn is_its_command(&self) -> bool {
+        self.soft && ends_userspace(&self.command)
+    }
 }
 
 /// One life of a program: the number of its process and when that began, as the kernel counts.
@@ -191,9 +206,9 @@ pub enum Stage {
     Updating,
     /// The host is to begin anew.
     RebootPending,
-    /// Apps are written down and ended, and the host begins anew.
+    /// Apps are written down and ended, and the host begins anew; or userspace does, and those that may run on.
     Departing,
-    /// Apps go on from what was written down.
+    /// Apps go on from what was written down, or ran on.
     Reviving,
     /// What undoes it may run.
     Undoing,
@@ -229,9 +244,9 @@ pub enum Deed {
     /// Wait for another boot.
     AwaitBoot,
     /// In the boot that this began in: write down and end whoever is kept and runs, then have the host
-    /// begin anew. In another one: nothing.
+    /// begin anew. In another one: nothing. With `soft`: the same with userspace, but for those that run on.
     Depart,
-    /// See that those who were kept go on from their images.
+    /// See that those who were kept go on from their images, or ran on.
     Revive,
     /// Run the rollback, unless this step ran; wait for its end.
     Undo,
@@ -260,11 +275,11 @@ pub enum Fact {
     Ran(Ending, BTreeMap<AppId, Life>),
     /// Those that could go to other hosts are there, apart from these troubles.
     Left(Vec<String>),
-    /// The host began anew, or why it was not asked to.
+    /// The host, or userspace, began anew, or why it was not asked to.
     Booted(Result<(), String>),
     /// The host began anew with this kernel, and not with the one that was meant.
     FellBack(String),
-    /// Those that were kept go on where they were, apart from these, who lost what they had.
+    /// Those that were kept go on where they were or ran on, apart from these, who lost what they had.
     Revived(Vec<String>),
     /// Those that take part are prepared, apart from these troubles.
     Told(Vec<String>),
@@ -348,14 +363,17 @@ pub struct Record {
     /// Those that were to go to other hosts: on disk before the first one does.
     #[serde(default)]
     pub away: BTreeSet<AppId>,
-    /// The boot that `departing`, or the reboot that is waited for, is to end: on disk before the first app is
-    /// ended, or with the end of the command.
+    /// The boot that `departing`, or the reboot that is waited for, is to end, or the userspace: on disk before the first
+    /// app is ended, or with the end of the command.
     #[serde(default)]
     pub departs_from: Option<String>,
     /// The kernel that `departing` is to come to, where Forebay starts it and it can be told from others. Still there
     /// after another one came up instead.
     #[serde(default)]
     pub departs_to: Option<String>,
+    /// Those that are to run on while userspace begins anew, as they were: on disk before anything else ends.
+    #[serde(default)]
+    pub lives: BTreeMap<AppId, Life>,
     /// Somebody has to look at what went wrong, however well apps are now.
     #[serde(default)]
     pub alarm: bool,
@@ -386,6 +404,7 @@ impl Record {
             away: BTreeSet::new(),
             departs_from: None,
             departs_to: None,
+            lives: BTreeMap::new(),
             alarm: false,
             prepared: BTreeMap::new(),
             troubles: Vec::new(),
@@ -436,6 +455,13 @@ impl Record {
     pub fn kept(&self) -> impl Iterator<Item = &AppId> {
         let plan = self.plan.iter().filter(|_| self.order.keep);
         plan.filter(|(_, choice)| choice.rung == Rung::Checkpoint)
+            .map(|(app, _)| app)
+    }
+
+    /// Those that run on while userspace begins anew.
+    pub fn survivors(&self) -> impl Iterator<Item = &AppId> {
+        let plan = self.plan.iter().filter(|_| self.order.soft);
+        plan.filter(|(_, choice)| choice.rung == Rung::SoftReboot)
             .map(|(app, _)| app)
     }
 
@@ -492,6 +518,10 @@ impl Record {
                 troubles.into_iter().for_each(|why| self.trouble(why));
                 Stage::Synced
             }
+            (Stage::Synced, Fact::Done) if self.order.is_its_command() => {
+                self.system = System::Updated;
+                Stage::Departing
+            }
             (Stage::Synced, Fact::Done) => {
                 self.runs = 1;
                 Stage::Updating
@@ -512,7 +542,9 @@ impl Record {
                 Stage::Restoring
             }
             (Stage::Departing, Fact::Booted(Ok(()))) => {
-                self.old.clear();
+                // Whoever ran on still runs the code that it ran.
+                let lives = &self.lives;
+                self.old.retain(|app, life| lives.get(app) == Some(life));
                 self.departs_to = None;
                 Stage::Reviving
             }
@@ -527,8 +559,13 @@ impl Record {
             }
             (Stage::Departing, Fact::Booted(Err(why))) => {
                 self.departs_to = None;
+                let who = if self.order.soft {
+                    "userspace"
+                } else {
+                    "the host"
+                };
                 self.alarm = true;
-                self.trouble(format!("the host did not begin anew, and has to: {why}"));
+                self.trouble(format!("{who} did not begin anew, and has to: {why}"));
                 Stage::Reviving
             }
             (Stage::Reviving, Fact::Revived(lost)) => {
@@ -563,7 +600,7 @@ impl Record {
         self.old = old;
         if *ending == Ending::Status(0) {
             self.system = System::Updated;
-            return match (self.order.keep, self.order.reboot) {
+            return match (self.order.keep || self.order.soft, self.order.reboot) {
                 (true, _) => Stage::Departing,
                 (false, true) => Stage::RebootPending,
                 (false, false) => Stage::Restoring,

@@ -12,6 +12,8 @@ use super::Call;
 pub enum Rung {
     /// It runs on; where it runs outdated code afterwards, its front hands over to a new process.
     Userspace,
+    /// It runs on while all else of userspace begins anew.
+    SoftReboot,
     /// It is on another host of the fleet meanwhile.
     OtherHost,
     /// It is written down, ends with the host, and goes on from there.
@@ -75,9 +77,12 @@ impl Way {
     #[must_use]
     pub const fn is_offered(self, fleet: bool) -> bool {
         match self {
-            Self::Userspace | Self::Checkpoint | Self::Cooperative | Self::Reboot => true,
+            Self::Userspace
+            | Self::SoftReboot
+            | Self::Checkpoint
+            | Self::Cooperative
+            | Self::Reboot => true,
             Self::OtherHost => fleet,
-            Self::SoftReboot => false,
         }
     }
 
@@ -89,7 +94,9 @@ impl Way {
                 "the command runs in a small slice beside the apps, and programs are replaced behind their fronts"
             }
             Self::SoftReboot => {
-                "this release has no slice that survives `systemctl soft-reboot`: use --reboot"
+                "once the command is done Forebay has systemd begin userspace anew (`systemctl soft-reboot`): \
+                 critical apps run on in their slices, all others end in order and begin again; the kernel stays; \
+                 taken by itself where the command is `systemctl soft-reboot`"
             }
             Self::OtherHost if fleet => {
                 "apps with `move` go to other hosts before the command begins, and come back when it is over; \
@@ -138,6 +145,25 @@ pub fn ends_the_host(command: &[String]) -> bool {
         || program == "systemctl" && words.iter().any(|word| ENDING.contains(&word.as_str()))
 }
 
+/// Whether a command is nothing but one that has userspace begin anew.
+#[must_use]
+pub fn ends_userspace(command: &[String]) -> bool {
+    let Some((program, words)) = command.split_first() else {
+        return false;
+    };
+    program.rsplit('/').next() == Some("systemctl")
+        && matches!(words, [word] if word == "soft-reboot")
+}
+
+/// What becomes of an app while userspace begins anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Soft {
+    /// It is to run on; what stands against it.
+    Survives(Vec<String>),
+    /// It ends with all else.
+    Ends,
+}
+
 /// What decides about one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
@@ -155,6 +181,8 @@ pub struct Subject {
     pub keeps: Option<Keeps>,
     /// It is told of the update.
     pub told: Option<Call>,
+    /// What becomes of it while userspace begins anew, where that is wanted.
+    pub soft: Option<Soft>,
 }
 
 /// What is known of an app that is to be kept over a boot.
@@ -211,6 +239,28 @@ fn keep(keeps: &Keeps) -> Choice {
     }
 }
 
+/// One that is there while userspace begins anew.
+fn soft(soft: &Soft) -> Choice {
+    match soft {
+        Soft::Survives(obstacles) => Choice {
+            rung: Rung::SoftReboot,
+            reason: "it runs on in its slice while all else of userspace begins anew".to_owned(),
+            pause_ms: Some((0.0, 0.0)),
+            refused: obstacles
+                .iter()
+                .map(|why| format!("have it run on over a soft reboot: {why}"))
+                .collect(),
+        },
+        Soft::Ends => Choice {
+            rung: Rung::Restart,
+            reason: "userspace begins anew, and so does it: it ends in order before, and begins again afterwards"
+                .to_owned(),
+            pause_ms: None,
+            refused: Vec::new(),
+        },
+    }
+}
+
 /// Chooses for one app.
 #[must_use]
 pub fn choose(subject: &Subject) -> Choice {
@@ -226,6 +276,11 @@ pub fn choose(subject: &Subject) -> Choice {
     }
     if let Some(keeps) = &subject.keeps {
         return keep(keeps);
+    }
+    if let Some(what) = &subject.soft
+        && subject.told != Some(Call::Detach)
+    {
+        return soft(what);
     }
     if subject.told == Some(Call::End) {
         return Choice {
@@ -314,6 +369,7 @@ mod tests {
                 leaves: false,
                 keeps: None,
                 told: None,
+                soft: None,
             });
             assert_eq!(choice.rung, expected, "{choice:?}");
             assert_eq!(choice.pause_ms, pause, "{choice:?}");
@@ -339,6 +395,7 @@ mod tests {
             leaves: true,
             keeps: None,
             told: None,
+            soft: None,
         });
         assert_eq!(leaves.rung, Rung::OtherHost);
         let told = |call| {
@@ -350,12 +407,64 @@ mod tests {
                 leaves: false,
                 keeps: None,
                 told: Some(call),
+                soft: None,
             })
         };
         assert_eq!(told(Call::End).rung, Rung::Cooperative);
         let detached = told(Call::Detach);
         assert_eq!((detached.rung, detached.pause_ms), (Rung::Userspace, none));
         assert!(detached.reason.contains("it is told before"));
+    }
+
+    #[test]
+    fn an_app_runs_on_over_a_soft_reboot_or_is_restarted() {
+        let choose = |soft, told| {
+            choose(&Subject {
+                front: None,
+                is_started: true,
+                restart: false,
+                reboot: false,
+                leaves: false,
+                keeps: None,
+                told,
+                soft: Some(soft),
+            })
+        };
+        for told in [None, Some(Call::Detach)] {
+            let choice = choose(Soft::Survives(Vec::new()), told);
+            assert_eq!(choice.rung, Rung::SoftReboot);
+            assert_eq!(
+                (choice.pause_ms, choice.refused),
+                (Some((0.0, 0.0)), Vec::new())
+            );
+        }
+        let choice = choose(
+            Soft::Survives(vec!["it is in a container".to_owned()]),
+            None,
+        );
+        assert_eq!(
+            choice.refused,
+            ["have it run on over a soft reboot: it is in a container"]
+        );
+        assert_eq!(choose(Soft::Ends, None).rung, Rung::Restart);
+    }
+
+    #[test]
+    fn what_has_userspace_begin_anew_and_nothing_else_is_known() {
+        let is = |words: &str| {
+            let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+            ends_userspace(&words)
+        };
+        assert!(is("systemctl soft-reboot") && is("/usr/bin/systemctl soft-reboot"));
+        for words in [
+            "",
+            "systemctl",
+            "systemctl reboot",
+            "systemctl soft-reboot --force",
+            "echo soft-reboot",
+        ] {
+            assert!(!is(words), "{words}");
+        }
     }
 
     #[test]
@@ -369,6 +478,7 @@ mod tests {
                 leaves: false,
                 keeps: Some(keeps),
                 told: None,
+                soft: None,
             })
         };
         let choice = choose(Keeps::default());

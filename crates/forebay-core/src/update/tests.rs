@@ -27,6 +27,8 @@ struct Path {
     elsewhere: Option<Result<(), &'static str>>,
     /// Whether apps are kept over a boot, and how that goes.
     keep: Option<Keeping>,
+    /// Whether userspace begins anew but for `a`, and how that goes.
+    soft: Option<Softly>,
     ends: Outcome,
 }
 
@@ -42,7 +44,17 @@ enum Keeping {
     FellBack,
 }
 
-/// What there is of an app that is kept.
+/// How a new beginning of userspace goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Softly {
+    Well,
+    /// Nobody has userspace begin anew.
+    Refused,
+    /// The command is `systemctl soft-reboot` itself.
+    ByCommand,
+}
+
+/// What there is of an app that is kept, or runs on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Memory {
     /// What it has: how many of its clients' requests were answered. Absent while it does not run.
@@ -69,9 +81,10 @@ struct World {
     kept_ended: BTreeSet<AppId>,
     /// Apps that are on another host.
     away: BTreeSet<AppId>,
-    /// Those that are kept over a boot.
+    /// Those that are kept over a boot, or are there while userspace begins anew.
     memories: BTreeMap<AppId, Memory>,
     boots: u32,
+    userspaces: u32,
     primary: &'static str,
     lives: BTreeMap<AppId, Life>,
     /// Moments so far, and those at which the daemon dies.
@@ -171,7 +184,7 @@ impl World {
     /// daemon that begins.
     fn supervise(&mut self, keeping: Keeping) {
         for (app, memory) in &mut self.memories {
-            if memory.has.is_some() {
+            if memory.has.is_some() || self.kept_ended.contains(app) {
                 continue;
             }
             let damaged = keeping == Keeping::Damaged && app.as_str() == "b" && self.boots > 0;
@@ -227,8 +240,44 @@ impl World {
         unreachable!("the host began anew")
     }
 
+    /// Ends in order whoever does not run on, and has userspace begin anew, which ends the daemon.
+    fn depart_softly(&mut self, record: &mut Record, softly: Softly) -> Result<Fact, Died> {
+        let here = format!("{}+{}", self.boots, self.userspaces);
+        match &record.departs_from {
+            None => {
+                record.departs_from = Some(here);
+                let lives = record.survivors().cloned();
+                record.lives = lives.map(|app| (app.clone(), self.lives[&app])).collect();
+                let others = self
+                    .lives
+                    .keys()
+                    .filter(|app| !record.lives.contains_key(*app));
+                let others = others.map(|app| (app.clone(), Call::End));
+                record.prepared.extend(others);
+                self.write(record)?;
+            }
+            Some(departed) if *departed != here => return Ok(Fact::Booted(Ok(()))),
+            Some(_) => {}
+        }
+        for app in record.prepared.keys() {
+            self.kept_ended.insert(app.clone());
+            if let Some(memory) = self.memories.get_mut(app) {
+                memory.has = None;
+            }
+            self.moment()?;
+        }
+        if softly == Softly::Refused {
+            return Ok(Fact::Booted(Err("no".to_owned())));
+        }
+        self.userspaces += 1;
+        self.deaths.push(self.moments + 1);
+        self.moment()?;
+        unreachable!("userspace began anew")
+    }
+
     fn revive(&mut self, record: &Record) -> Fact {
-        let lost = record.kept().filter(|app| self.memories[*app].fresh);
+        let all = record.kept().chain(record.survivors());
+        let lost = all.filter(|app| self.memories[*app].fresh);
         Fact::Revived(lost.map(ToString::to_string).collect())
     }
 
@@ -253,6 +302,14 @@ impl World {
     fn resume(&mut self, record: &mut Record) -> Result<(), Died> {
         for app in record.prepared.keys() {
             self.kept_ended.remove(app);
+            let is_ended = self
+                .memories
+                .get(app)
+                .is_some_and(|memory| memory.has.is_none());
+            if let Some(life) = self.lives.get_mut(app).filter(|_| is_ended) {
+                life.began_ticks += 1;
+            }
+            self.supervise(Keeping::Well);
             self.moment()?;
         }
         record.prepared.clear();
@@ -324,6 +381,9 @@ impl World {
             }
             Deed::Depart => {
                 self.serve();
+                if let Some(softly) = path.soft {
+                    return self.depart_softly(record, softly);
+                }
                 let keeping = path.keep.unwrap_or(Keeping::Well);
                 return self.depart(record, keeping);
             }
@@ -354,7 +414,11 @@ impl World {
                 let mut record = Record::new(1, 0, "boot".to_owned(), order(path));
                 let keeps = |app: &AppId| {
                     let choice = Choice {
-                        rung: Rung::Checkpoint,
+                        rung: match (path.soft, app.as_str()) {
+                            (None, _) => Rung::Checkpoint,
+                            (Some(_), "a") => Rung::SoftReboot,
+                            (Some(_), _) => Rung::Restart,
+                        },
                         reason: String::new(),
                         pause_ms: None,
                         refused: Vec::new(),
@@ -380,8 +444,12 @@ impl World {
 }
 
 fn order(path: &Path) -> Order {
+    let command: &[&str] = match path.soft {
+        Some(Softly::ByCommand) => &["systemctl", "soft-reboot"],
+        _ => &["update"],
+    };
     Order {
-        command: vec!["update".to_owned()],
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
         directory: PathBuf::from("/"),
         rollback: path.has_rollback.then(|| vec!["undo".to_owned()]),
         limit: Duration::from_secs(60),
@@ -390,6 +458,7 @@ fn order(path: &Path) -> Order {
         unproved: false,
         elsewhere: path.elsewhere.is_some(),
         keep: path.keep.is_some(),
+        soft: path.soft.is_some(),
         told: match path.tells {
             Some(_) => [("a", Call::Detach), ("b", Call::End)]
                 .map(|(app, call)| (app.parse().unwrap(), call))
@@ -416,7 +485,9 @@ fn world(path: &Path, deaths: &[u32]) -> World {
     let memories = lives.keys().map(|app| (app.clone(), memory));
     World {
         primary: "a",
-        memories: memories.filter(|_| path.keep.is_some()).collect(),
+        memories: memories
+            .filter(|_| path.keep.is_some() || path.soft.is_some())
+            .collect(),
         lives,
         deaths: deaths.to_vec(),
         ..World::default()
@@ -449,9 +520,12 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
     );
     for (app, memory) in &world.memories {
         assert_eq!(memory.has, Some(memory.told), "{said}: {app} {memory:?}");
-        let loses = path.keep == Some(Keeping::Damaged) && app.as_str() == "b";
+        let loses = path.keep == Some(Keeping::Damaged) || path.soft.is_some();
+        let loses = loses && app.as_str() == "b";
         assert_eq!(memory.fresh, loses, "{said}: {app} {memory:?}");
     }
+    let userspaces = matches!(path.soft, Some(Softly::Well | Softly::ByCommand));
+    assert_eq!(world.userspaces, u32::from(userspaces), "{said}");
     let boots = path.reboot || path.keep.is_some_and(|keep| keep != Keeping::Refused);
     assert_eq!(world.boots, u32::from(boots), "{said}");
     for (run, starts) in &world.begun {
@@ -463,7 +537,12 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
     );
     for (app, life) in &world.lives {
         let is_new = life.began_ticks > 100;
-        assert_eq!(is_new, !record.old.is_empty(), "{said}: {app} {life:?}");
+        let ends = path.soft.is_some() && app.as_str() == "b";
+        assert_eq!(
+            is_new,
+            ends || !record.old.is_empty(),
+            "{said}: {app} {life:?}"
+        );
     }
     world.moments
 }
@@ -482,6 +561,7 @@ fn paths() -> Vec<Path> {
         reboot: false,
         elsewhere: None,
         keep: None,
+        soft: None,
         tells: None,
         ends,
     };
@@ -574,6 +654,34 @@ fn paths() -> Vec<Path> {
             RolledBack,
         )
     };
+    let softly = [
+        ("soft", Softly::Well, vec![ok()], &[true][..], Committed),
+        (
+            "soft by its command",
+            Softly::ByCommand,
+            vec![],
+            &[true],
+            Committed,
+        ),
+        (
+            "cannot be soft",
+            Softly::Refused,
+            vec![ok()],
+            &[true],
+            Alarmed,
+        ),
+        (
+            "soft, sick, undone",
+            Softly::Well,
+            vec![ok(), ok()],
+            &[false, true],
+            RolledBack,
+        ),
+    ];
+    let softly = softly.map(|(name, softly, endings, looks, ends)| Path {
+        soft: Some(softly),
+        ..path(name, endings, looks, looks.len() > 1, ends)
+    });
     let mut unproved = path("not isolated", vec![], &[], false, RolledBack);
     unproved.proof = Err("no");
     let mut behind = path("no shadow", vec![], &[], false, RolledBack);
@@ -603,6 +711,7 @@ fn paths() -> Vec<Path> {
     all.extend(moved);
     all.extend(kept);
     all.extend([fallen, undone]);
+    all.extend(softly);
     all
 }
 
@@ -656,23 +765,24 @@ fn no_crash_leaves_an_update_half_done() {
     assert!(runs > 5000, "{runs}");
 }
 
-/// The power of the host is cut at any moment at which apps are written down.
+/// The power of the host is cut at any moment at which apps are written down, or all else ends.
 #[test]
 fn what_a_power_cut_loses_is_never_taken_for_kept() {
     let (mut cuts, mut losses) = (0, 0);
-    for path in paths().iter().filter(|path| path.keep.is_some()) {
+    let departs = |path: &&Path| path.keep.is_some() || path.soft.is_some();
+    for path in paths().iter().filter(departs) {
         let moments = check(path, &[]);
         for moment in 1..=moments {
             let mut world = world(path, &[moment]);
             let mut is_cut = false;
             loop {
-                let boots = world.boots;
+                let boots = (world.boots, world.userspaces);
                 if world.live(path).is_ok() {
                     break;
                 }
                 let stage = world.disk.as_ref().map(|record| record.stage);
                 // Otherwise it was the reboot that was asked for, or comes before all that is of interest.
-                if boots == world.boots && stage == Some(Stage::Departing) {
+                if boots == (world.boots, world.userspaces) && stage == Some(Stage::Departing) {
                     is_cut = true;
                     world.boots += 1;
                     world
@@ -684,7 +794,9 @@ fn what_a_power_cut_loses_is_never_taken_for_kept() {
             let Some(Record { stage, .. }) = world.disk else {
                 panic!("{}: nothing on disk", path.name)
             };
-            let lost = world.memories.values().any(|memory| memory.fresh);
+            let is_kept = |app: &AppId| path.soft.is_none() || app.as_str() == "a";
+            let mut memories = world.memories.iter();
+            let lost = memories.any(|(app, memory)| memory.fresh && is_kept(app));
             let said = format!("{}, cut at {moment}: {:?}", path.name, world.memories);
             assert!(!lost || stage == Stage::Over(Outcome::Alarmed), "{said}");
             for memory in world.memories.values() {

@@ -224,6 +224,7 @@ mod tests {
             reboot: false,
             elsewhere: true,
             keep: false,
+            soft: false,
             unproved: false,
             told: BTreeMap::new(),
         };

@@ -323,6 +323,7 @@ mod tests {
             unproved: false,
             elsewhere: false,
             keep: false,
+            soft: false,
             told: told.collect(),
         }
     }

@@ -316,6 +316,7 @@ mod tests {
             unproved: false,
             elsewhere: false,
             keep: false,
+            soft: false,
             told: BTreeMap::new(),
         };
         let mut record = Record::new(1, 2, "boot".to_owned(), order);
