@@ -3,7 +3,8 @@
 //! The guardian is a process of its own, started by the daemon, with nothing to do but wait
 //! on a pidfd. When the daemon dies it gives a new one the time of a lease to come back; the
 //! new one has a guardian of its own, and this one goes. Otherwise it restores. Whether the daemon is there or
-//! hangs, the guardian freezes in time what other hosts may take over ([`crate::tenure`]).
+//! hangs, the guardian freezes in time what other hosts may take over ([`crate::tenure`]). While userspace begins anew
+//! a daemon has longer to come back, so that what runs on meanwhile stays in force ([`crate::soft_reboot`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::ledger::{self, Process};
 use crate::lock::{Role, holder};
 use crate::procs;
 use crate::restore::{Report, restore};
+use crate::soft_reboot;
 use crate::tenure;
 
 /// How often it is seen whether another daemon came.
@@ -75,10 +77,11 @@ pub fn guard(watched: &Watched) -> Result<Guarded, HostError> {
         }
         tenure::hold(&watched.roots, &watched.state_dir, false);
         let left = lease_end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let respite = || soft_reboot::left_in_force(&watched.roots, &watched.state_dir);
+        if left.is_zero() && respite().is_empty() {
             break;
         }
-        std::thread::sleep(POLL.min(left));
+        std::thread::sleep(if left.is_zero() { POLL } else { POLL.min(left) });
     }
     // Nobody is there any more who would freeze it later: it is ended as what others may run.
     tenure::hold(&watched.roots, &watched.state_dir, true);

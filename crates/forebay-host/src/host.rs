@@ -38,6 +38,7 @@ use crate::reclaim::{ReclaimWay, Reclaimer};
 use crate::resctrl::Resctrl;
 use crate::restore::{self, Report};
 use crate::slow::SlowWriter;
+use crate::soft_reboot;
 use crate::supervise::{self, Main};
 use crate::topology::{first_disk, read_topology};
 
@@ -304,7 +305,8 @@ impl LinuxHost {
         self.ledger.state().apps.keys().cloned().collect()
     }
 
-    /// Puts everything back and gives the state directory up.
+    /// Puts everything back and gives the state directory up. What runs on while userspace begins anew
+    /// ([`crate::soft_reboot`]) stays in force.
     ///
     /// # Errors
     /// When the ledger cannot be written. What the kernel refused is in the report.
@@ -319,7 +321,10 @@ impl LinuxHost {
         // Open descriptors do not hold a group, but there is no use in them any more.
         self.entries.clear();
         self.leave_owners();
-        restore::restore_all(&mut self.ledger, &self.hierarchies, &proc_root, on_stop)
+        let options = &self.options;
+        let left = soft_reboot::left_in_force(&options.roots, &options.state_dir);
+        let (ledger, hierarchies) = (&mut self.ledger, &self.hierarchies);
+        restore::restore_but(ledger, hierarchies, &proc_root, on_stop, &left)
     }
 
     /// Takes up what the ledger says of each app.

@@ -61,6 +61,7 @@ pub mod regular;
 mod resctrl;
 pub mod restore;
 mod slow;
+pub mod soft_reboot;
 mod succeed;
 mod supervise;
 pub mod tenure;

@@ -94,11 +94,23 @@ pub(crate) fn restore_all(
     proc_root: &Path,
     on_stop: OnStop,
 ) -> Result<Report, HostError> {
+    restore_but(ledger, hierarchies, proc_root, on_stop, &BTreeSet::new())
+}
+
+/// Puts back everything a ledger names but for these apps, which stay in force as they are.
+pub(crate) fn restore_but(
+    ledger: &mut Ledger,
+    hierarchies: &Hierarchies,
+    proc_root: &Path,
+    on_stop: OnStop,
+    left: &BTreeSet<AppId>,
+) -> Result<Report, HostError> {
     let mut report = Report::default();
     let fates: Vec<(AppId, Fate)> = ledger
         .state()
         .apps
         .iter()
+        .filter(|(app, _)| !left.contains(*app))
         .map(|(app, record)| {
             let is_started = record.is_program();
             let fate = match on_stop {
@@ -120,7 +132,8 @@ pub(crate) fn restore_all(
     }
     ask_to_end(&doomed);
     // As long as one app has CPUs for itself, another's set cannot go back to all of them.
-    for record in ledger.state().apps.values() {
+    let apps = ledger.state().apps.iter();
+    for (_, record) in apps.filter(|(app, _)| !left.contains(*app)) {
         let dirs: Vec<&Path> = record.created.iter().map(PathBuf::as_path).collect();
         partition::dissolve(&dirs, &mut report);
         let own = record.originals.iter();
@@ -138,7 +151,9 @@ pub(crate) fn restore_all(
         report.absorb(released);
     }
     report.absorb(restore_host(ledger)?);
-    report.absorb(remove_parents(ledger)?);
+    if left.is_empty() {
+        report.absorb(remove_parents(ledger)?);
+    }
     Ok(report)
 }
 

@@ -37,7 +37,7 @@ pub struct Tenure {
 }
 
 /// A clock that goes on while the host is suspended.
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     // Neither is negative: the kernel counts from the boot on.
     Duration::new(

@@ -56,7 +56,7 @@ const RUNTIME: &str = "/run/systemd/system.control";
 const SERVICE: &str = "org.freedesktop.systemd1";
 pub(crate) const PATH: &str = "/org/freedesktop/systemd1";
 pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
+pub(crate) const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Microseconds by device.
@@ -342,7 +342,7 @@ fn version_of(text: &str) -> u32 {
 }
 
 /// The interface with the properties of a unit of this kind.
-fn interface(unit: &str) -> String {
+pub(crate) fn interface(unit: &str) -> String {
     let kind = unit.rsplit('.').next().unwrap_or_default();
     let mut letters = kind.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
