@@ -180,8 +180,19 @@ impl System<'_> {
         {
             return Err(format!("write hooks: {odd} is no unit of systemd"));
         }
+        let hooks = self.hooks(fail, units);
+        // Nothing is written where one of them would not do what it is for.
+        for hook in &hooks {
+            let Some(why) = &hook.obstacle else {
+                continue;
+            };
+            let standing = hook.tried("look at", hook.standing())?;
+            if !matches!(standing, Standing::Unread | Standing::Foreign) {
+                return Err(format!("write {}: {why}", hook.path.display()));
+            }
+        }
         let mut said = Vec::new();
-        for hook in self.hooks(fail, units) {
+        for hook in hooks {
             let path = hook.path.display();
             said.push(match hook.tried("look at", hook.standing())? {
                 Standing::Installed => format!("{path}: is there"),
@@ -349,6 +360,8 @@ pub(crate) fn put_back(known: Result<&api::Updates, &str>) -> Result<(), String>
 mod tests {
     use super::*;
 
+    const PLUGIN: &str = "usr/lib64/libdnf5/plugins/actions.so";
+
     /// Where a system has everything that hooks are for.
     fn root() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
@@ -359,9 +372,11 @@ mod tests {
             "etc/systemd/system",
             "usr/lib/kernel/install.d",
             "usr/lib/systemd/system",
+            "usr/lib64/libdnf5/plugins",
         ] {
             std::fs::create_dir_all(root.path().join(dir)).unwrap();
         }
+        std::fs::write(root.path().join(PLUGIN), "\x7fELF enabled\0raise_error\0").unwrap();
         let unit = "usr/lib/systemd/system/apt-daily-upgrade.service";
         std::fs::write(root.path().join(unit), "").unwrap();
         root
@@ -386,6 +401,42 @@ mod tests {
     fn check(said: Result<Vec<String>, String>, expected: &str) {
         let said = said.unwrap().join("\n");
         assert!(said.contains(expected), "`{expected}` is not in {said}");
+    }
+
+    #[test]
+    fn a_dnf5_that_would_not_stop_is_not_said_to() {
+        let root = root();
+        let system = System {
+            root: root.path(),
+            program: Path::new("/usr/bin/forebay"),
+        };
+        let actions = "etc/dnf/libdnf5-plugins/actions.d/forebay.actions";
+        check(
+            system.install(Fail::Closed, &[]),
+            "forebay.actions: written",
+        );
+        let text = || std::fs::read_to_string(root.path().join(actions)).unwrap();
+        assert!(text().contains(":raise_error=1:"), "{}", text());
+        check(system.remove(), "forebay.actions: removed");
+        let refused = |words: &str| {
+            let why = system.install(Fail::Closed, &[]).unwrap_err();
+            assert!(why.contains(words) && why.contains("--fail open"), "{why}");
+            let there = all_below(root.path());
+            assert!(
+                !there.iter().any(|file| file.contains("forebay")),
+                "{there:?}"
+            );
+        };
+        std::fs::write(root.path().join(PLUGIN), "\x7fELF enabled\0").unwrap();
+        refused("actions.so does not know raise_error");
+        std::fs::remove_file(root.path().join(PLUGIN)).unwrap();
+        refused("its actions plugin is not found");
+        check(system.install(Fail::Open, &[]), "forebay.actions: written");
+        assert!(!text().contains("raise_error"), "{}", text());
+        check(system.remove(), "forebay.actions: removed");
+        // Where nobody reads it the others are closed all the same.
+        std::fs::remove_dir(root.path().join("etc/dnf/libdnf5-plugins/actions.d")).unwrap();
+        check(system.install(Fail::Closed, &[]), "50forebay: written");
     }
 
     #[test]

@@ -2,7 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use forebay_host::regular;
+
 use super::{Fail, MARK};
+
+/// Where distributions put the actions plugin of dnf5.
+const PLUGINS: [&str; 4] = [
+    "usr/lib64/libdnf5/plugins/actions.so",
+    "usr/lib/libdnf5/plugins/actions.so",
+    "usr/lib/x86_64-linux-gnu/libdnf5/plugins/actions.so",
+    "usr/lib/aarch64-linux-gnu/libdnf5/plugins/actions.so",
+];
+/// The name of the option by which an action that fails stops a transaction.
+const RAISE_ERROR: &[u8] = b"raise_error";
+const PLUGIN_BYTES_MAX: u64 = 64 << 20;
 
 /// The directory of units and of drop-ins for those of others.
 pub(super) const UNITS: &str = "etc/systemd/system";
@@ -18,6 +31,8 @@ pub(super) struct Hook {
     pub(super) text: String,
     /// It is run.
     pub(super) is_program: bool,
+    /// Why it would not do what it is to do here.
+    pub(super) obstacle: Option<String>,
 }
 
 /// What the files depend on.
@@ -37,6 +52,7 @@ impl Asked<'_> {
             readers: readers.iter().map(|one| self.root.join(one)).collect(),
             text,
             is_program: false,
+            obstacle: None,
         }
     }
 
@@ -113,7 +129,41 @@ impl Asked<'_> {
             self.heading("#")
         );
         let dir = "etc/dnf/libdnf5-plugins/actions.d";
-        self.hook(&format!("{dir}/forebay.actions"), &[dir], text)
+        Hook {
+            obstacle: match self.fail {
+                Fail::Open => None,
+                Fail::Closed => self.dnf_obstacle(),
+            },
+            ..self.hook(&format!("{dir}/forebay.actions"), &[dir], text)
+        }
+    }
+
+    /// Why an action could not stop dnf5. A plugin from before `raise_error` (its version 1.4.0, of dnf5 5.2.11) goes
+    /// on after an action that failed, or takes the whole file for wrong, and then no dnf5 command works.
+    fn dnf_obstacle(&self) -> Option<String> {
+        let knows = |file: &str| {
+            let bytes = regular::read(&self.root.join(file), PLUGIN_BYTES_MAX)
+                .ok()?
+                .0;
+            Some(
+                bytes
+                    .windows(RAISE_ERROR.len())
+                    .any(|part| part == RAISE_ERROR),
+            )
+        };
+        let found = PLUGINS.iter().find_map(|file| Some((file, knows(file)?)));
+        let what = match found {
+            Some((_, true)) => return None,
+            Some((file, false)) => format!(
+                "{} does not know raise_error",
+                self.root.join(file).display()
+            ),
+            None => "its actions plugin is not found".to_owned(),
+        };
+        Some(format!(
+            "{what}, so that dnf5 would not stop: install libdnf5-plugin-actions of dnf5 5.2.11 or later, or use \
+             --fail open"
+        ))
     }
 
     /// Kernels of Debian. Whatever becomes of it, the package must be configured.
