@@ -59,7 +59,7 @@ pub struct UpdateRung {
 pub struct UpdateChoice {
     /// The app.
     pub app: String,
-    /// `userspace`, `other-host`, `checkpoint`, `cooperative`, `restart` or `reboot`.
+    /// `userspace`, `soft-reboot`, `other-host`, `checkpoint`, `cooperative`, `restart` or `reboot`.
     pub rung: String,
     /// Why.
     pub reason: String,

@@ -278,8 +278,8 @@ fn begin_on(
     fronts::write_plans(config).map_err(Error::Host)?;
     let attended = update::attended(&config.daemon.socket).map_err(listen)?;
     let lender = fronts::Passed::lender(&config.daemon.state_dir).map_err(Error::Host)?;
-    let update = Opened::open(&config.daemon.state_dir, &facts).map_err(Error::Host)?;
-    let update = update.stands_by(args.early);
+    let update = Opened::open(&config.daemon, &facts, owners(config).systemd);
+    let update = update.map_err(Error::Host)?.stands_by(args.early);
     let mut policy = config.policy.clone();
     // The command of an update outlives a daemon, as all that was started does.
     policy.apps.extend(update.kept().apps());

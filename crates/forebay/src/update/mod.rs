@@ -27,6 +27,7 @@ mod receipt;
 mod restore;
 pub(crate) mod rolling;
 mod run;
+mod soft;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Policy, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
-use forebay_core::update::{Call, Order, Record, Stage, Step, Way};
+use forebay_core::update::{Call, Order, Record, Stage, Step, Way, ends_userspace};
 use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -51,7 +52,7 @@ use journal::{Book, Entry};
 pub(crate) use keep::arriving;
 pub(crate) use told::attended;
 
-use crate::config::HostFacts;
+use crate::config::{DaemonConfig, HostFacts};
 use crate::control::{Command, Published};
 use crate::server::Socket;
 use crate::{fronts, images};
@@ -77,6 +78,10 @@ const COMMAND_BYTES_MAX: usize = 16 << 10;
 struct Place {
     state_dir: PathBuf,
     executable: PathBuf,
+    /// The anchor of the groups of apps.
+    anchor: PathBuf,
+    /// The bus that systemd is on.
+    bus: String,
     boot: String,
     cpus: usize,
     memory: u64,
@@ -211,10 +216,17 @@ impl Opened {
     ///
     /// # Errors
     /// When the directory of updates cannot be made, or /proc is not there.
-    pub(crate) fn open(state_dir: &Path, facts: &HostFacts) -> Result<Self, String> {
+    pub(crate) fn open(
+        daemon: &DaemonConfig,
+        facts: &HostFacts,
+        bus: String,
+    ) -> Result<Self, String> {
+        let state_dir = &daemon.state_dir;
         let place = Place {
             state_dir: state_dir.to_owned(),
             executable: facts.executable.clone(),
+            anchor: PathBuf::from(&daemon.cgroup_root),
+            bus,
             boot: Roots::default()
                 .boot_id()
                 .map_err(|error| error.explain())?,
@@ -345,16 +357,18 @@ impl Desk {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
         let way = way(&request)?;
         let fleet = self.0.fleet.as_ref();
-        let order = order(request, &policy, fleet)?;
-        let choices = plan::choices(&policy, &order, &self.0);
+        let order = order(request, way, &policy, fleet)?;
+        let softly = self.0.softly(&policy, &order).await;
+        let softly = softly.map_err(Refused::Cannot)?;
+        let choices = plan::choices(&policy, &order, &self.0, &softly);
         let keeping = self.0.keeping(&policy);
-        let cannot = plan::cannot(way, &order, &choices, (fleet, &keeping));
+        let cannot = plan::cannot(way, &order, &choices, (fleet, &keeping, &softly));
         Ok(api::UpdatePlan {
             apps: choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
-            rungs: plan::rungs(fleet.is_some(), &keeping),
+            rungs: plan::rungs(fleet.is_some(), &keeping, &softly),
             refused: cannot.into_iter().chain(self.obstacle()).collect(),
         })
     }
@@ -392,10 +406,12 @@ impl Desk {
         let policy = self.0.policy().await.map_err(Refused::Cannot)?;
         let way = way(&request)?;
         let fleet = self.0.fleet.as_ref();
-        let order = order(request, &policy, fleet)?;
-        let plan = plan::choices(&policy, &order, &self.0);
+        let order = order(request, way, &policy, fleet)?;
+        let softly = self.0.softly(&policy, &order).await;
+        let softly = softly.map_err(Refused::Cannot)?;
+        let plan = plan::choices(&policy, &order, &self.0, &softly);
         let keeping = self.0.keeping(&policy);
-        let mut refused = plan::cannot(way, &order, &plan, (fleet, &keeping))
+        let mut refused = plan::cannot(way, &order, &plan, (fleet, &keeping, &softly))
             .into_iter()
             .chain(self.obstacle());
         if let Some(why) = refused.next() {
@@ -536,9 +552,10 @@ pub(crate) fn without_daemon(state_dir: &Path) -> Result<api::Updates, String> {
     })
 }
 
-/// Which way it is to go, where the request says so.
+/// Which way it is to go, where the request says so, by its rung or by its command.
 fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
-    let Some(name) = &request.rung else {
+    let by_command = ends_userspace(&request.command).then_some(Way::SoftReboot.name());
+    let Some(name) = request.rung.as_deref().or(by_command) else {
         return Ok(None);
     };
     match Way::of(name) {
@@ -548,6 +565,10 @@ fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
         Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
             "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),
         )),
+        Some(Way::SoftReboot) if request.reboot => Err(Refused::Mistake(
+            "rung soft-reboot leaves the kernel as it is: leave out --reboot, or the rung"
+                .to_owned(),
+        )),
         way => Ok(way),
     }
 }
@@ -555,6 +576,7 @@ fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
 /// What is asked for, as far as it makes sense.
 fn order(
     request: api::UpdateRequest,
+    named: Option<Way>,
     policy: &Policy,
     fleet: Option<&Fleet>,
 ) -> Result<Order, Refused> {
@@ -599,7 +621,6 @@ fn order(
         )));
     }
     // Of what is not asked for by name the least disruptive is taken.
-    let named = request.rung.as_deref().and_then(Way::of);
     let elsewhere = match named {
         Some(way) => way == Way::OtherHost,
         None => {
@@ -622,6 +643,7 @@ fn order(
         restart: restart.collect::<Result<_, _>>()?,
         reboot,
         keep: named == Some(Way::Checkpoint),
+        soft: named == Some(Way::SoftReboot),
         unproved: request.unproved,
     })
 }

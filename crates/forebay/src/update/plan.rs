@@ -11,11 +11,17 @@ use forebay_core::update::{
 use forebay_shadow::status::Transition;
 
 use super::keep::keeps_none;
+use super::soft::Softly;
 use super::{Fleet, Shared};
 use crate::fronts::Known;
 
 /// Chooses for all apps.
-pub(super) fn choices(policy: &Policy, order: &Order, shared: &Shared) -> BTreeMap<AppId, Choice> {
+pub(super) fn choices(
+    policy: &Policy,
+    order: &Order,
+    shared: &Shared,
+    softly: &Softly,
+) -> BTreeMap<AppId, Choice> {
     let fleet = shared.fleet.as_ref();
     let fronts = shared.fronts.all();
     let mut keeps = shared.keeps(policy, order);
@@ -29,6 +35,7 @@ pub(super) fn choices(policy: &Policy, order: &Order, shared: &Shared) -> BTreeM
             leaves: order.elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app)),
             keeps: keeps.remove(id),
             told: order.told.get(id).copied(),
+            soft: softly.apps.get(id).cloned(),
         });
         let refuses = app
             .update
@@ -98,9 +105,12 @@ pub(super) fn cannot(
     way: Option<Way>,
     order: &Order,
     choices: &BTreeMap<AppId, Choice>,
-    (fleet, keeping): (Option<&Fleet>, &Result<String, String>),
+    (fleet, keeping, softly): (Option<&Fleet>, &Result<String, String>, &Softly),
 ) -> Vec<String> {
     let mut refused = Vec::new();
+    if order.soft {
+        refused.extend(softly.cannot());
+    }
     if order.keep {
         match keeping {
             Ok(_) => refused.extend(keeps_none(order, choices)),
@@ -136,7 +146,7 @@ pub(super) fn cannot(
             Way::Cooperative.name()
         ));
     }
-    if ends_the_host(&order.command) {
+    if ends_the_host(&order.command) && !order.is_its_command() {
         refused.push(format!(
             "update ({}): it would end the host behind the apps' back; give --reboot with the command that \
              changes the system, and reboot when `forebay update status` says so",
@@ -151,15 +161,24 @@ pub(super) fn cannot(
 }
 
 /// All ways; `keeping`: how apps would be kept over a reboot here, or why not.
-pub(super) fn rungs(fleet: bool, keeping: &Result<String, String>) -> Vec<api::UpdateRung> {
-    let shown = |way: Way| api::UpdateRung {
-        rung: way.name().to_owned(),
-        offered: way.is_offered(fleet) && (way != Way::Checkpoint || keeping.is_ok()),
-        reason: match (way, keeping) {
-            (Way::Checkpoint, Ok(how)) => how.clone(),
-            (Way::Checkpoint, Err(why)) => why.clone(),
-            _ => way.reason(fleet).to_owned(),
-        },
+pub(super) fn rungs(
+    fleet: bool,
+    keeping: &Result<String, String>,
+    softly: &Softly,
+) -> Vec<api::UpdateRung> {
+    let shown = |way: Way| {
+        let obstacle = match way {
+            Way::Checkpoint => keeping.as_ref().err(),
+            Way::SoftReboot => softly.obstacle.as_ref(),
+            _ => None,
+        };
+        let how = keeping.as_ref().ok().filter(|_| way == Way::Checkpoint);
+        let reason = obstacle.or(how).map(String::as_str);
+        api::UpdateRung {
+            rung: way.name().to_owned(),
+            offered: way.is_offered(fleet) && obstacle.is_none(),
+            reason: reason.unwrap_or_else(|| way.reason(fleet)).to_owned(),
+        }
     };
     Way::ALL.map(shown).into()
 }
@@ -167,6 +186,7 @@ pub(super) fn rungs(fleet: bool, keeping: &Result<String, String>) -> Vec<api::U
 pub(super) const fn rung(rung: Rung) -> &'static str {
     match rung {
         Rung::Userspace => "userspace",
+        Rung::SoftReboot => "soft-reboot",
         Rung::OtherHost => "other-host",
         Rung::Checkpoint => "checkpoint",
         Rung::Cooperative => "cooperative",

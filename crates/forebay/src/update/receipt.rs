@@ -68,6 +68,18 @@ const fn next(stage: Stage) -> &'static str {
     }
 }
 
+/// The same where userspace begins anew.
+const fn next_softly(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Departing => {
+            "critical apps run on, all others end, and userspace begins anew by itself; go on without: \
+             `forebay update resume`"
+        }
+        Stage::Reviving => "apps that were to run on are looked at; it goes on by itself",
+        other => next(other),
+    }
+}
+
 /// Whether apps are ended meanwhile.
 fn ends(record: &Record) -> bool {
     record.prepared.values().any(|call| *call == Call::End)
@@ -86,6 +98,7 @@ pub(super) fn current(
             "{}; apps that were told are ended until then",
             next(record.stage)
         ),
+        None if record.order.soft => next_softly(record.stage).to_owned(),
         None => next(record.stage).to_owned(),
     };
     api::Update {

@@ -173,7 +173,9 @@ impl Runner {
                 self.command(entry, &command).await
             }
             Deed::AwaitBoot => Ok(self.await_boot(entry).await),
+            Deed::Depart if entry.record.order.soft => self.depart_softly(entry).await,
             Deed::Depart => self.depart(entry).await,
+            Deed::Revive if entry.record.order.soft => self.survived(entry).await,
             Deed::Revive => self.revive(entry).await,
             Deed::Restore => {
                 let mut troubles = self.resume_apps(entry).await?;
@@ -260,10 +262,11 @@ impl Runner {
         loop {
             let behind = restore::behind(&self.shared.fronts, &entry.record.order.restart);
             let Some(why) = behind else {
-                return Ok(match self.try_images(entry).await {
-                    Ok(()) => Fact::Done,
-                    Err(why) => Fact::Refused(why),
-                });
+                let tried = match self.try_images(entry).await {
+                    Ok(()) => self.try_spare(entry).await,
+                    refused => refused,
+                };
+                return Ok(tried.map_or_else(Fact::Refused, |()| Fact::Done));
             };
             if Instant::now() >= deadline {
                 return Ok(Fact::Refused(why));

@@ -68,6 +68,13 @@ impl Board {
         self.ended.subscribe()
     }
 
+    /// Has nobody start those that are to be ended, which are these.
+    pub(super) fn hold_ended(&self, prepared: &BTreeMap<AppId, Call>) -> BTreeSet<AppId> {
+        let ending = ended(prepared);
+        self.ended.send_replace(Arc::new(ending.clone()));
+        ending
+    }
+
     pub(super) fn is_present(&self, app: &AppId) -> bool {
         self.present.borrow().contains_key(app)
     }
@@ -326,18 +333,24 @@ impl Runner {
         }
         entry.record.prepared = ready;
         self.keep(entry).await?;
-        let ending = ended(&entry.record.prepared);
-        self.shared
-            .board
-            .ended
-            .send_replace(Arc::new(ending.clone()));
+        self.end_prepared(&entry.record.prepared).await?;
+        Ok(Fact::Told(troubles))
+    }
+
+    /// Ends those that are to be ended, and has nobody start them; they are on disk.
+    pub(super) async fn end_prepared(
+        &self,
+        prepared: &BTreeMap<AppId, Call>,
+    ) -> Result<(), String> {
+        let policy = self.shared.policy().await?;
+        let ending = self.shared.board.hold_ended(prepared);
         // What matters least goes first, so that what matters most is away for the shortest time.
         let mut ending: Vec<AppId> = ending.into_iter().collect();
         ending.sort_by_key(|id| std::cmp::Reverse(policy.apps.get(id).map(|app| app.class)));
         for app in ending {
             self.end_app(&app).await?;
         }
-        Ok(Fact::Told(troubles))
+        Ok(())
     }
 
     /// Who is ready, and what is to be said of the others; or why the update does not go on.

@@ -32,6 +32,8 @@ pub(crate) struct Units {
     pub(crate) values: BTreeMap<String, Held>,
     /// Every call of `SetUnitProperties`: unit, runtime, properties.
     pub(crate) calls: Vec<(String, bool, Vec<String>)>,
+    /// How often userspace began anew.
+    pub(crate) soft_reboots: u32,
     /// The next calls are refused with this.
     pub(crate) refuses: Option<String>,
     hierarchies: Option<Hierarchies>,
@@ -219,6 +221,12 @@ impl Manager {
     #[zbus(property)]
     fn version(&self) -> String {
         "257.7-1".to_owned()
+    }
+
+    #[zbus(property)]
+    fn soft_reboots_count(&self) -> u32 {
+        let units = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        units.soft_reboots
     }
 
     fn load_unit(&self, name: &str) -> fdo::Result<OwnedObjectPath> {

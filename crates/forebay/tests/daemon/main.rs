@@ -76,4 +76,5 @@ mod update_fleet;
 mod update_hooks;
 mod update_keep;
 mod update_kills;
+mod update_soft;
 mod update_told;

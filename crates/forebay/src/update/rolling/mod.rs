@@ -87,8 +87,8 @@ impl Desk {
             restart: Vec::new(),
             ..request.update.clone()
         };
-        way(&own)?;
-        order(own, &policy, self.update.0.fleet.as_ref())?;
+        let way = way(&own)?;
+        order(own, way, &policy, self.update.0.fleet.as_ref())?;
         let rollout = self.rollout(request)?;
         let begun = self
             .blocking(move |desk| {
