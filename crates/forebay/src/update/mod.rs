@@ -27,6 +27,7 @@ mod receipt;
 mod restore;
 pub(crate) mod rolling;
 mod run;
+mod seats;
 mod soft;
 mod told;
 

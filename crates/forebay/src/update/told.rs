@@ -4,7 +4,7 @@
 //! comes back knows from the journal whom it has to tell what, and hears their answers again.
 //! `docs/update-protocol.md` is the protocol's page.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +15,7 @@ use forebay_core::app::{AppId, Binding, Restart};
 use forebay_core::snapshot::RunState;
 use forebay_core::update::{Answered, Call, Fact, Heard, Part, heard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,12 +23,13 @@ use tokio::task::JoinSet;
 use super::Shared;
 use super::journal::Entry;
 use super::run::Runner;
+use super::seats::{Seat, Seats};
 use crate::config;
 use crate::control::Deed;
 use crate::server::{ListenError, Readers, Rules, Socket};
 
-/// Apps that may be connected, those included that are not accepted yet.
-const CONNECTIONS_MAX: usize = 64;
+/// Calls that one connection may leave unanswered.
+const UNANSWERED_MAX: usize = 8;
 /// How long one has to say who it is, and to take a line.
 const LINE_WAIT: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -75,6 +77,12 @@ impl Board {
         ending
     }
 
+    /// Whether a connection is the one by which an app is told.
+    fn is_latest(&self, app: &AppId, connection: u64) -> bool {
+        let present = self.present.borrow();
+        present.get(app).map(|one| one.connection) == Some(connection)
+    }
+
     pub(super) fn is_present(&self, app: &AppId) -> bool {
         self.present.borrow().contains_key(app)
     }
@@ -99,6 +107,14 @@ impl Board {
                 Some((to, Err(why))) if *to == told => Heard::Cannot(why.clone()),
                 _ => Heard::Nothing,
             },
+        }
+    }
+
+    /// The same of one that may have been ended because it was ready.
+    fn heard_of(&self, app: &AppId, told: Told, ended: &BTreeSet<AppId>) -> Heard {
+        match ended.contains(app) {
+            true => Heard::Ready,
+            false => self.heard(app, told),
         }
     }
 
@@ -172,29 +188,33 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: Option<UnixListener>) 
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
-    let mut open = JoinSet::new();
+    let (seats, mut serving) = (Seats::default(), JoinSet::new());
     let mut number = 0;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if open.len() < CONNECTIONS_MAX => {
+            accepted = listener.accept() => match accepted.map(|(stream, _)| take_in(&seats, stream)) {
+                Ok(Ok((stream, seat))) => {
                     number += 1;
                     let shared = Arc::clone(&shared);
-                    open.spawn(async move {
-                        if let Err(why) = serve(&shared, stream, number).await {
-                            tracing::warn!(why, "an app that is told of updates");
-                        }
-                    });
+                    serving.spawn(async move { serve(&shared, stream, seat, number).await });
                 }
-                Ok(_) => tracing::warn!(most = CONNECTIONS_MAX, "more apps than can be told of updates"),
+                // Whoever wants to could fill the log; one that is closed comes again.
+                Ok(Err(why)) => tracing::debug!(why, "a connection of an app is closed"),
                 Err(error) => {
                     tracing::warn!(%error, "an app that is told of updates is not accepted");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             },
-            Some(_) = open.join_next(), if !open.is_empty() => {}
+            Some(_) = serving.join_next(), if !serving.is_empty() => {}
         }
     }
+}
+
+/// Where a connection waits until it was admitted, if there is room for its user.
+fn take_in(seats: &Seats, stream: UnixStream) -> Result<(UnixStream, Seat), String> {
+    let peer = stream.peer_cred();
+    let user = peer.map_err(|error| format!("ask who it is: {error}"))?;
+    Ok((stream, seats.take(user.uid())?))
 }
 
 /// Lines of bounded length, of which none is lost when somebody else was faster.
@@ -234,49 +254,98 @@ async fn say(writer: &mut (impl tokio::io::AsyncWrite + Unpin), line: &str) -> R
         .map_err(|error| format!("write: {error}"))
 }
 
-async fn serve(shared: &Shared, stream: UnixStream, number: u64) -> Result<(), String> {
-    let peer = stream.peer_cred();
-    let uid = peer
-        .map_err(|error| format!("ask who it is: {error}"))?
-        .uid();
+/// Hears who it is, and tells it for as long as it is there.
+async fn serve(shared: &Shared, stream: UnixStream, seat: Seat, number: u64) {
     let (mut reader, mut writer) = stream.into_split();
     let mut lines = Lines::default();
-    let greeting = tokio::time::timeout(LINE_WAIT, lines.next(&mut reader)).await;
-    let greeting = match greeting {
-        Ok(Ok(Some(line))) => line,
-        Ok(Ok(None)) => return Ok(()),
-        Ok(Err(why)) => return Err(why),
-        Err(_) => return Err("it does not say who it is".to_owned()),
-    };
-    let app = match admit(shared, &greeting, uid).await {
+    let app = match greet(shared, &mut lines, (&mut reader, &mut writer), seat.user()).await {
         Ok(app) => app,
         Err(why) => {
-            say(&mut writer, &format!("refused {why}")).await?;
-            return Err(why);
+            tracing::debug!(why, user = seat.user(), "a connection of an app is refused");
+            return;
         }
     };
+    drop(seat);
     let registered = Registered::new(&shared.board, app, number);
-    let app = &registered.app;
-    let mut calls = shared.board.calls.subscribe();
-    let mut said = None;
-    loop {
-        let told = calls.borrow_and_update().get(app).copied();
-        let told = told.unwrap_or(Told::Resume);
-        if said.replace(told) != Some(told) {
-            say(&mut writer, &told.line()).await?;
+    let conversation = Conversation {
+        board: &shared.board,
+        app: &registered.app,
+        number,
+    };
+    if let Err(why) = conversation.hold(&mut lines, reader, writer).await {
+        tracing::warn!(why, app = %registered.app, "an app that is told of updates");
+    }
+}
+
+/// Who is at the other end, where it may be told.
+async fn greet(
+    shared: &Shared,
+    lines: &mut Lines,
+    (reader, writer): (&mut OwnedReadHalf, &mut OwnedWriteHalf),
+    user: u32,
+) -> Result<AppId, String> {
+    let greeting = tokio::time::timeout(LINE_WAIT, lines.next(reader)).await;
+    let greeting = greeting.map_err(|_| "it does not say who it is".to_owned())??;
+    let greeting = greeting.ok_or("it says nothing")?;
+    match admit(shared, &greeting, user).await {
+        Ok(app) => Ok(app),
+        Err(why) => {
+            say(writer, &format!("refused {why}")).await?;
+            Err(why)
         }
-        tokio::select! {
-            changed = calls.changed() => if changed.is_err() {
-                return Ok(());
-            },
-            line = lines.next(&mut reader) => {
-                let Some(line) = line? else {
+    }
+}
+
+/// One app at the other end of a connection.
+struct Conversation<'a> {
+    board: &'a Board,
+    app: &'a AppId,
+    number: u64,
+}
+
+impl Conversation<'_> {
+    /// Tells it how things are, and hears its answers, until it goes or comes by another connection. Answers come in the
+    /// order of the calls: one to a call that was taken back meanwhile is none to the next.
+    async fn hold(
+        &self,
+        lines: &mut Lines,
+        mut reader: impl tokio::io::AsyncRead + Unpin,
+        mut writer: impl tokio::io::AsyncWrite + Unpin,
+    ) -> Result<(), String> {
+        let mut calls = self.board.calls.subscribe();
+        let mut present = self.board.present.subscribe();
+        let (mut said, mut unanswered) = (None, VecDeque::new());
+        while self.board.is_latest(self.app, self.number) {
+            let told = calls.borrow_and_update().get(self.app).copied();
+            let told = told.unwrap_or(Told::Resume);
+            if said.replace(told) != Some(told) {
+                if told != Told::Resume {
+                    unanswered.push_back(told);
+                }
+                if unanswered.len() > UNANSWERED_MAX {
+                    return Err(format!("it left {UNANSWERED_MAX} calls unanswered"));
+                }
+                say(&mut writer, &told.line()).await?;
+            }
+            tokio::select! {
+                changed = calls.changed() => if changed.is_err() {
                     return Ok(());
-                };
-                let answer = answer(&line).map_err(|why| format!("{app}: {why}"))?;
-                shared.board.answer(app, number, (told, answer));
+                },
+                changed = present.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+                line = lines.next(&mut reader) => {
+                    let Some(line) = line? else {
+                        return Ok(());
+                    };
+                    let answer = answer(&line)?;
+                    let call = unanswered.pop_front();
+                    let call = call.ok_or_else(|| format!("it answers `{line}`, and was asked nothing"))?;
+                    self.board.answer(self.app, self.number, (call, answer));
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -293,22 +362,23 @@ async fn admit(shared: &Shared, greeting: &str, uid: u32) -> Result<AppId, Strin
     let name = greeting.strip_prefix(GREETING);
     let name = name.ok_or_else(|| format!("`{greeting}`: begin with `{GREETING}APP`"))?;
     let id: AppId = name.parse().map_err(|error| format!("{error}"))?;
-    let policy = shared.policy().await?;
-    let app = policy.apps.get(&id);
-    if app.is_none_or(|app| app.update.is_none()) {
-        return Err(format!(
-            "{id}: no app of that name is told of updates; give it `update = {{}}` in the configuration"
-        ));
-    }
     let owner = || {
         let published = shared.reports.borrow().clone()?;
         let pid = published.report.apps.get(&id)?.main_pid?;
         let found = std::fs::metadata(format!("/proc/{pid}")).ok()?;
         Some(std::os::unix::fs::MetadataExt::uid(&found))
     };
+    // Before the control thread is asked: a stranger costs it nothing.
     if uid != 0 && owner() != Some(uid) {
         return Err(format!(
             "{id}: only root and the user that it runs as may answer for it"
+        ));
+    }
+    let policy = shared.policy().await?;
+    let app = policy.apps.get(&id);
+    if app.is_none_or(|app| app.update.is_none()) {
+        return Err(format!(
+            "{id}: no app of that name is told of updates; give it `update = {{}}` in the configuration"
         ));
     }
     Ok(id)
@@ -324,7 +394,9 @@ impl Runner {
         let asked: BTreeMap<AppId, (Call, Part)> = asked
             .filter_map(|(app, call)| Some((app.clone(), (*call, part(app)?))))
             .collect();
-        let (ready, troubles) = match self.ask_apps(update, &asked).await {
+        // A daemon before this one may have ended some of them already.
+        let ended = ended(&entry.record.prepared);
+        let (ready, troubles) = match self.ask_apps(update, &asked, &ended).await {
             Ok(all) => all,
             Err(fact) => return Ok(fact),
         };
@@ -358,6 +430,7 @@ impl Runner {
         &self,
         update: u64,
         asked: &BTreeMap<AppId, (Call, Part)>,
+        ended: &BTreeSet<AppId>,
     ) -> Result<(BTreeMap<AppId, Call>, Vec<String>), Fact> {
         let board = &self.shared.board;
         let told = |call: Call, part: Part| Told::Prepare {
@@ -371,7 +444,7 @@ impl Runner {
         let began = Instant::now();
         loop {
             let all = asked.iter().map(|(app, (call, part))| {
-                let heard = board.heard(app, told(*call, *part));
+                let heard = board.heard_of(app, told(*call, *part), ended);
                 (app.clone(), (*call, *part, heard))
             });
             match heard(&all.collect(), began.elapsed()) {
@@ -500,6 +573,133 @@ mod tests {
         assert_eq!(board.heard(&app, told(7)), Heard::Cannot("busy".to_owned()));
         drop(second);
         assert!(!board.is_present(&app));
+    }
+
+    /// The other end of a conversation.
+    struct End {
+        lines: Lines,
+        stream: tokio::io::DuplexStream,
+    }
+
+    impl End {
+        async fn hear(&mut self) -> Option<String> {
+            let line = self.lines.next(&mut self.stream);
+            let line = tokio::time::timeout(Duration::from_secs(30), line).await;
+            line.unwrap().unwrap()
+        }
+
+        async fn say(&mut self, line: &str) {
+            say(&mut self.stream, line).await.unwrap();
+        }
+    }
+
+    /// Holds a conversation with `orders` while something is done at its other end; how it ended.
+    async fn conversing(
+        board: &Board,
+        number: u64,
+        other: impl AsyncFnOnce(End),
+    ) -> Result<(), String> {
+        let registered = Registered::new(board, "orders".parse().unwrap(), number);
+        let (own, stream) = tokio::io::duplex(4096);
+        let (reader, writer) = tokio::io::split(own);
+        let conversation = Conversation {
+            board,
+            app: &registered.app,
+            number,
+        };
+        let mut lines = Lines::default();
+        let end = End {
+            lines: Lines::default(),
+            stream,
+        };
+        let held = conversation.hold(&mut lines, reader, writer);
+        tokio::join!(held, other(end)).0
+    }
+
+    /// It was asked by update 7, which did not begin, and is still saving when update 8 asks.
+    #[tokio::test]
+    async fn a_late_answer_is_none_to_the_next_update() {
+        let app: AppId = "orders".parse().unwrap();
+        let told = |update| Told::Prepare {
+            update,
+            seconds: 30,
+            ends: true,
+        };
+        let board = Board::new(None);
+        let held = conversing(&board, 1, async |mut end| {
+            assert_eq!(end.hear().await.as_deref(), Some("resume"));
+            board.call(&app, told(7));
+            assert_eq!(end.hear().await, Some(told(7).line()));
+            board.resume(&app);
+            assert_eq!(end.hear().await.as_deref(), Some("resume"));
+            board.call(&app, told(8));
+            assert_eq!(end.hear().await, Some(told(8).line()));
+            let mut present = board.present.subscribe();
+            end.say("ready").await;
+            present.changed().await.unwrap();
+            assert_eq!(board.heard(&app, told(8)), Heard::Nothing);
+            end.say("ready").await;
+            present.changed().await.unwrap();
+            assert_eq!(board.heard(&app, told(8)), Heard::Ready);
+            end.say("ready").await;
+            assert_eq!(end.hear().await, None, "it was asked nothing more");
+        });
+        let why = held.await.unwrap_err();
+        assert!(why.contains("asked nothing"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn an_app_that_comes_again_has_its_earlier_connection_closed() {
+        let board = Board::new(None);
+        let held = conversing(&board, 1, async |mut first| {
+            assert_eq!(first.hear().await.as_deref(), Some("resume"));
+            let held = conversing(&board, 2, async |mut second| {
+                assert_eq!(second.hear().await.as_deref(), Some("resume"));
+                assert_eq!(first.hear().await, None);
+            });
+            held.await.unwrap();
+        });
+        held.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn calls_that_are_never_answered_have_a_bound() {
+        let app: AppId = "orders".parse().unwrap();
+        let board = Board::new(None);
+        let held = conversing(&board, 1, async |mut end| {
+            end.hear().await;
+            for update in 1.. {
+                board.call(
+                    &app,
+                    Told::Prepare {
+                        update,
+                        seconds: 30,
+                        ends: false,
+                    },
+                );
+                if end.hear().await.is_none() {
+                    assert_eq!(update, UNANSWERED_MAX as u64 + 1);
+                    break;
+                }
+            }
+        });
+        held.await.unwrap_err();
+    }
+
+    /// A daemon that died after it had ended the first of two.
+    #[test]
+    fn one_that_was_ended_because_it_was_ready_is_ready() {
+        let app: AppId = "orders".parse().unwrap();
+        let told = Told::Prepare {
+            update: 7,
+            seconds: 30,
+            ends: true,
+        };
+        let board = Board::new(None);
+        let nobody = ended(&BTreeMap::from([(app.clone(), Call::Detach)]));
+        assert_eq!(board.heard_of(&app, told, &nobody), Heard::Absent);
+        let ended = ended(&BTreeMap::from([(app.clone(), Call::End)]));
+        assert_eq!(board.heard_of(&app, told, &ended), Heard::Ready);
     }
 
     #[test]

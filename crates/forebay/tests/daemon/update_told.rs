@@ -3,7 +3,9 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use forebay_api::attend::{Attendant, Told};
 use serde_json::Value;
@@ -96,6 +98,58 @@ fn an_app_that_is_told_runs_apart_while_the_command_runs() {
     assert_nothing_of_it_is_left(&place);
     place.stop_well();
     assert!(!place.path("socket.update").exists());
+}
+
+/// Whoever may connect can hold up whoever else does not.
+#[test]
+fn a_user_with_all_its_connections_open_keeps_nobody_else_out() {
+    let test = "a_user_with_all_its_connections_open_keeps_nobody_else_out";
+    let Some(mut place) = Place::new(test) else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: {test}: only root can be another user");
+        return;
+    }
+    // One that every user may run.
+    let python = "/usr/bin/python3";
+    if !Path::new(python).exists() {
+        println!("SKIPPED: {test}: no {python}");
+        return;
+    }
+    place.configure("[apps.orders]\nexec = [\"sleep\", \"600\"]\nupdate = {}\n");
+    place.start();
+    place.await_pid("orders");
+    let socket = place.path("socket.update");
+    // All that it may have, silent, and one more, which is closed.
+    let script = "import socket, sys\n\
+                  held = []\n\
+                  for _ in range(5):\n    \
+                  held.append(socket.socket(socket.AF_UNIX))\n    \
+                  held[-1].connect(sys.argv[1])\n\
+                  held[-1].settimeout(60)\n\
+                  print(held[-1].recv(200), flush=True)\n\
+                  sys.stdin.read()\n";
+    let mut other = Command::new(python)
+        .args(["-c", script])
+        .arg(&socket)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(other.stdout.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert_eq!(said.trim(), "b''");
+    let mut attendant = Attendant::connect(&socket, "orders").unwrap();
+    assert_eq!(attendant.hear().unwrap(), Told::Resume);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    place.stop_well();
 }
 
 #[test]
@@ -196,6 +250,8 @@ fn an_app_that_does_not_answer_refuses_the_update_or_is_done_without() {
         };
         assert_eq!(silent.hear().unwrap(), prepare);
         assert_eq!(silent.hear().unwrap(), Told::Resume);
+        // Its answer comes when nobody waits for it any more, and is none to the next call.
+        silent.answer(Ok(())).unwrap();
     }
     // One that cannot says why, and nobody waits.
     let cannot = std::thread::spawn(move || {
