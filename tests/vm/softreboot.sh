@@ -300,12 +300,5 @@ again)
   [ "$(reboots)" = 2 ] || fail "not two soft reboots"
   same 2
   probed "by its command"
-  # What is lost afterwards is put back as always.
-  pid=$(systemctl show --value -p MainPID forebay)
-  systemctl mask --runtime forebay >/dev/null 2>&1
-  kill -KILL "$pid"
-  await "the guardian puts back" test ! -d $root/forebay.program
-  kill -0 "$(head -n 1 pids)" || fail "the program was ended"
-  echo "table: a daemon lost afterwards: its slices are put back, and the program runs on"
   ;;
 esac
