@@ -45,6 +45,15 @@ pub(crate) fn cargo_shipped() -> Command {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(repository());
+    // cargo tells this program of itself. Build scripts that look at these names would run again, and all that
+    // depends on them be compiled again, whenever somebody calls cargo by hand in between.
+    for (name, _) in std::env::vars_os() {
+        let is_told =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_told) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
