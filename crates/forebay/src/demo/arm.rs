@@ -525,8 +525,21 @@ pub(crate) fn terminate(child: &mut Child, part: &str) -> Result<(), Error> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    let left = threads(child.id());
     end_child(child, part)?;
-    Err(Error::part(part, "did not end when asked and was killed"))
+    let why = format!(
+        "did not end within {PATIENCE:?} when asked, and was killed; of its threads were left: {left}"
+    );
+    Err(Error::part(part, why))
+}
+
+/// The names of a process's threads.
+fn threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let names = tasks.into_iter().flatten().flatten();
+    let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    let names: Vec<String> = names.map(|name| name.trim().to_owned()).collect();
+    names.join(", ")
 }
 
 fn end_child(child: &mut Child, part: &str) -> Result<(), Error> {
