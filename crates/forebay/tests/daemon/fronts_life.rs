@@ -292,7 +292,9 @@ fn an_upgrade_that_moves_the_primary_changes_nothing() {
     stage
         .place
         .fails(&["shadow", "upgrade", "web"], 1, &[why, "hand over"]);
-    assert_eq!(stage.place.await_pid("web.front"), front);
+    eventually("the old process is the front again", || {
+        stage.place.await_pid("web.front") == front
+    });
     assert_eq!(request(&mut client), Some(200));
     assert_eq!(request(&mut stage.connect()), Some(200));
     stage.place.stop_well();

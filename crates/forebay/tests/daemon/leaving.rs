@@ -194,8 +194,10 @@ fn a_drained_host_is_left_by_all_that_can_move_and_says_what_stays() {
     );
     hosts.restart("a");
     let a = hosts.place("a");
-    let stood = fleet(a, &["drain", "--show"]);
-    assert_eq!(stood["draining"], true, "{stood}");
+    // It hears from the coordinator that it is cordoned.
+    eventually("it is drained still", || {
+        fleet(a, &["drain", "--show"])["draining"] == true
+    });
     // Somebody may want it back.
     fleet(a, &["uncordon", "a"]);
     eventually("it takes applications again", || {
