@@ -94,7 +94,12 @@ impl Runner {
         // What an attempt before this one left: a load may be repeated.
         let file = self.shared.place.errand(number, LOAD_RUN);
         let burn = self.load(number);
-        let app = self.shared.place.app(&step, &entry.record.order, &burn);
+        // The limit is the command's: the load ends by itself.
+        let order = Order {
+            limit: entry.record.order.limit.max(START_MAX),
+            ..entry.record.order.clone()
+        };
+        let app = self.shared.place.app(&step, &order, &burn);
         let app = app.ok_or("the load has no name")?;
         let id = app.id.clone();
         self.end(&id).await?;
