@@ -131,12 +131,20 @@ impl Link {
                 None => stream::send(writer, source, sending, label).await,
             }
         };
-        // Whoever cannot take it in says so before its end.
         let mut answered = Box::pin(answer(reader, label));
+        let mut sends = Box::pin(sends);
         let sent = tokio::select! {
             biased;
-            sent = sends => sent,
-            early = &mut answered => return early,
+            sent = &mut sends => sent,
+            early = &mut answered => {
+                // Whoever cannot take it in says so before its end. Whoever has it all may say so before the
+                // thread of a stream beside the link has said that it is sent.
+                let early = early?;
+                let is_sent = matches!(early, Answer::Taken { .. })
+                    && matches!(timeout(LAST_WORD, sends).await, Ok(Ok(_)));
+                self.is_broken = !is_sent;
+                return Ok(early);
+            }
         };
         let answered = match sent {
             Ok(_) => timeout(sending.answer, answered)
