@@ -334,7 +334,8 @@ fn run_one(
 /// Puts what scenarios need into the folder that guests share: the program, the scenarios, and
 /// the test binaries and the package where they are wanted. Without debug information: a guest reads slowly.
 fn fill_share(share: &Path, wanted: &BTreeSet<&str>) -> Result<(), String> {
-    process::succeed(process::cargo_whole(&["build"]).args(["--bin", "forebay"]))?;
+    // With the tests, as the suite has it: alone it would have fewer features, and all be compiled once more.
+    process::succeed(process::cargo_whole(&["test", "--no-run"]).args(["--test", "daemon"]))?;
     let built = workspace::read()?.target_directory.join("debug/forebay");
     if wanted.contains("package") {
         // What people install; a guest would unpack the unoptimised one for longer than it runs it.
