@@ -357,6 +357,7 @@ const NEXTEST: &[&str] = &[
     WHOLE[0],
     WHOLE[1],
     WHOLE[2],
+    "--profile=routine",
     "--no-fail-fast",
     // What fails once is told by name: see `tally`.
     "--retries=1",

@@ -6,6 +6,7 @@
 mod early;
 mod error;
 mod guardian;
+mod history;
 mod joining;
 
 use std::collections::BTreeMap;
@@ -48,7 +49,7 @@ use crate::images::{self, Imager};
 use crate::outlook::{self, Lookout};
 use crate::server;
 use crate::signals::{self, Teller};
-use crate::store::{self, Recorder, Retention, Store};
+use crate::store;
 use crate::tiering::{self, Movers};
 use crate::training::{Training, TrainingConfig};
 use crate::update::rolling::Roller;
@@ -285,7 +286,7 @@ fn begin_on(
     policy.apps.extend(update.kept().apps());
     update.kept().apart().impose(&mut policy);
     release_unknown(&mut host, &policy, &config.daemon.state_dir);
-    let recorder = (!args.early).then(|| recorder(config)).flatten();
+    let recorder = (!args.early).then(|| history::recorder(config)).flatten();
     let (commands, asked) = mpsc::sync_channel(COMMANDS_MAX);
     let (reports, published) = watch::channel(None::<Arc<Published>>);
     let told = commands.clone();
@@ -449,7 +450,7 @@ fn begin_on(
         // A dropped sender means the same as a sent stop.
         stopped.await.ok();
     }));
-    tokio::spawn(record(published.clone(), recorder, lookout.desk()));
+    tokio::spawn(history::record(published.clone(), recorder, lookout.desk()));
     if agent.is_none() {
         // The agent's own thread does it.
         let fleet = config.daemon.state_dir.join(link::agent::DIR);
@@ -756,58 +757,5 @@ fn waiting(report: &TickReport) -> Option<f64> {
 fn prefer() {
     if let Err(error) = rustix::process::setpriority_process(None, -20) {
         tracing::warn!(%error, "no higher priority for the control thread: periods may come late");
-    }
-}
-
-/// Opens the history; without one the daemon works all the same, and says so.
-fn recorder(config: &Config) -> Option<Recorder> {
-    let retention = Retention {
-        ten_seconds: config.daemon.history.rollup_10s,
-        minute: config.daemon.history.rollup_1min,
-        hour: config.daemon.history.rollup_1h,
-        ..Retention::default()
-    };
-    let file = config.daemon.state_dir.join(store::FILE);
-    match Store::open(&file, retention).and_then(Recorder::start) {
-        Ok(recorder) => Some(recorder),
-        Err(error) => {
-            tracing::error!(%error, "no history is kept");
-            None
-        }
-    }
-}
-
-async fn record(
-    mut published: watch::Receiver<Option<Arc<Published>>>,
-    recorder: Option<Recorder>,
-    outlook: outlook::Desk,
-) {
-    let mut told = None;
-    while published.changed().await.is_ok() {
-        let trouble = recorder.as_ref().and_then(Recorder::last_error);
-        if let Some(recorder) = recorder.as_ref().filter(|_| trouble != told) {
-            match &trouble {
-                Some(error) => tracing::warn!(
-                    error,
-                    errors = recorder.errors(),
-                    lost = recorder.lost(),
-                    dropped = recorder.dropped(),
-                    "history is not being kept; trying on"
-                ),
-                None => tracing::info!("history is being kept again"),
-            }
-            told = trouble;
-        }
-        let latest = published.borrow_and_update().clone();
-        if let Some(latest) = latest {
-            let report = Arc::new(latest.report.clone());
-            outlook.offer(Arc::clone(&report));
-            if let Some(recorder) = &recorder {
-                recorder.offer(report);
-            }
-        }
-    }
-    if let Some(recorder) = recorder {
-        recorder.stop();
     }
 }

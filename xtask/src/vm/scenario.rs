@@ -73,6 +73,14 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
     if let Some(other) = routine.iter().find(|kernel| !kernels.contains(kernel)) {
         return Err(format!("`# routine: {other}` is none of `# kernels:`"));
     }
+    let declared = words(field("needs").unwrap_or_default());
+    let can_be_had = |name: &str| {
+        let mut binaries = super::TEST_BINARIES.iter().flat_map(|(_, names)| *names);
+        name == "package" || binaries.any(|binary| *binary == name)
+    };
+    if let Some(other) = declared.iter().find(|name| !can_be_had(name)) {
+        return Err(format!("`# needs: {other}`: there is no such test binary"));
+    }
     let machine = Machine::parse(&words(field("machine").unwrap_or_default()))?;
     let bound = match field("seconds") {
         Some(number) => Duration::from_secs(
@@ -91,9 +99,7 @@ fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         kernels,
         routine,
         machine,
-        needs: named(text)
-            .chain(words(field("needs").unwrap_or_default()))
-            .collect(),
+        needs: named(text).chain(declared).collect(),
         bound,
     })
 }
