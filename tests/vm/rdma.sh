@@ -1,6 +1,7 @@
 #!/bin/bash
 # about: what moves between two daemons goes over soft-RoCE and comes whole; doctor says whether there is RDMA
 # kernels: stable
+# routine: none
 # machine: --smp 4 --mem 1536
 # seconds: 1500
 set -eu
