@@ -376,13 +376,6 @@ impl Runner {
         Ok(())
     }
 
-    /// The process that an app runs as.
-    async fn process(&self, app: &AppId) -> Result<Option<u32>, String> {
-        let published = self.report().await?;
-        let seen = published.report.apps.get(app);
-        Ok(seen.and_then(|app| app.main_pid))
-    }
-
     /// Has supervision leave those that are kept ended.
     async fn hold_back(&self, entry: &Entry) -> Result<(), String> {
         let policy = self.shared.policy().await?;

@@ -354,6 +354,13 @@ impl Runner {
         Ok(ending)
     }
 
+    /// The process that an app runs as.
+    pub(super) async fn process(&self, app: &AppId) -> Result<Option<u32>, String> {
+        let published = self.report().await?;
+        let seen = published.report.apps.get(app);
+        Ok(seen.and_then(|app| app.main_pid))
+    }
+
     async fn runs(&self, id: &AppId) -> Result<bool, String> {
         let published = self.report().await?;
         let seen = published.report.apps.get(id);

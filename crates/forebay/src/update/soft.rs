@@ -252,7 +252,7 @@ impl Runner {
         let mut ending: Vec<AppId> = ending.into_iter().collect();
         ending.sort_by_key(|id| std::cmp::Reverse(policy.apps.get(id).map(|app| app.class)));
         for app in ending {
-            let Some(pid) = self.main_pid(&app).await? else {
+            let Some(pid) = self.process(&app).await? else {
                 continue;
             };
             let asked = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -261,16 +261,11 @@ impl Runner {
                 return Err(format!("ask {app} to end: {error}"));
             }
             let deadline = Instant::now() + ASKED_MAX;
-            while self.main_pid(&app).await? == Some(pid) && Instant::now() < deadline {
+            while self.process(&app).await? == Some(pid) && Instant::now() < deadline {
                 tokio::time::sleep(LOOK).await;
             }
         }
         Ok(())
-    }
-
-    async fn main_pid(&self, app: &AppId) -> Result<Option<u32>, String> {
-        let report = self.report().await?;
-        Ok(report.report.apps.get(app).and_then(|app| app.main_pid))
     }
 
     /// Whoever was to run on is guarded as before again.
@@ -308,7 +303,7 @@ impl Runner {
     async fn is_seen(&self, app: &AppId, life: &Life, is_started: bool) -> Result<bool, String> {
         let deadline = Instant::now() + SEEN_MAX;
         while outdated::life(Path::new(PROC), life.pid) == Some(*life) {
-            if !is_started || self.main_pid(app).await? == Some(life.pid) {
+            if !is_started || self.process(app).await? == Some(life.pid) {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
