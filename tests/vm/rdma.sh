@@ -3,16 +3,13 @@
 # kernels: stable
 # routine: none
 # machine: --smp 4 --mem 1536
+# needs: daemon
 # seconds: 1500
 set -eu
 systemctl is-system-running --wait >/dev/null || true
-export TMPDIR=/var/tmp
 cd /var/tmp
 . /host/tests/steps
-# Programs that run often are read from the guest's own disk.
-cp /host/bin/forebay /host/bin/daemon .
-forebay=/var/tmp/forebay
-export FOREBAY_EXE=$forebay
+own_programs
 
 echo "== without a device"
 doctor_says "no device" || fail "doctor says otherwise: $($forebay doctor | grep RDMA)"
