@@ -240,7 +240,7 @@ fn keep(keeps: &Keeps) -> Choice {
 }
 
 /// One that is there while userspace begins anew.
-fn soft(soft: &Soft) -> Choice {
+fn soft(soft: &Soft, is_started: bool) -> Choice {
     match soft {
         Soft::Survives(obstacles) => Choice {
             rung: Rung::SoftReboot,
@@ -253,8 +253,12 @@ fn soft(soft: &Soft) -> Choice {
         },
         Soft::Ends => Choice {
             rung: Rung::Restart,
-            reason: "userspace begins anew, and so does it: it ends in order before, and begins again afterwards"
-                .to_owned(),
+            reason: if is_started {
+                "userspace begins anew, and so does it: it ends in order before, and begins again afterwards"
+            } else {
+                "userspace begins anew, and it ends with that: whoever started it starts it again"
+            }
+            .to_owned(),
             pause_ms: None,
             refused: Vec::new(),
         },
@@ -280,7 +284,7 @@ pub fn choose(subject: &Subject) -> Choice {
     if let Some(what) = &subject.soft
         && subject.told != Some(Call::Detach)
     {
-        return soft(what);
+        return soft(what, subject.is_started);
     }
     if subject.told == Some(Call::End) {
         return Choice {
@@ -418,10 +422,10 @@ mod tests {
 
     #[test]
     fn an_app_runs_on_over_a_soft_reboot_or_is_restarted() {
-        let choose = |soft, told| {
+        let with = |soft, told, is_started| {
             choose(&Subject {
                 front: None,
-                is_started: true,
+                is_started,
                 restart: false,
                 reboot: false,
                 leaves: false,
@@ -430,6 +434,7 @@ mod tests {
                 soft: Some(soft),
             })
         };
+        let choose = |soft, told| with(soft, told, true);
         for told in [None, Some(Call::Detach)] {
             let choice = choose(Soft::Survives(Vec::new()), told);
             assert_eq!(choice.rung, Rung::SoftReboot);
@@ -447,6 +452,8 @@ mod tests {
             ["have it run on over a soft reboot: it is in a container"]
         );
         assert_eq!(choose(Soft::Ends, None).rung, Rung::Restart);
+        let others = with(Soft::Ends, None, false);
+        assert!(others.reason.contains("whoever started it"), "{others:?}");
     }
 
     #[test]
