@@ -19,6 +19,9 @@ pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 const SERVING: [&str; 2] = ["a", "b"];
 /// Where etcd and the clients are.
 const CENTRE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 254);
+/// The bridge's own. Without one it takes the lowest of its ports', and with the port another one when that host
+/// ends: others then speak to nobody for some seconds.
+const CENTRE_MAC: &str = "02:78:00:00:00:fe";
 const ETCD_PORT: u16 = 2379;
 const LINK_PORT: u16 = 9476;
 const SERVICE_PORT: u16 = 8081;
@@ -65,7 +68,7 @@ impl Hosts {
         ip(
             &[],
             &format!(
-                "link set lo up\nlink add fleet type bridge\naddress add {CENTRE}/24 dev fleet\nlink set fleet up\n"
+                "link set lo up\nlink add fleet address {CENTRE_MAC} type bridge\naddress add {CENTRE}/24 dev fleet\nlink set fleet up\n"
             ),
         )?;
         let mut fleet = Self {

@@ -258,10 +258,11 @@ impl Membership {
             ahead,
             due: Due::default(),
             pause: JOIN_PAUSE_MIN,
+            stopped,
         };
         let thread = std::thread::Builder::new()
             .name("fleet".to_owned())
-            .spawn(move || job.run(&runtime, stopped))
+            .spawn(move || job.run(&runtime))
             .map_err(failed)?;
         Ok(Self { desk, stop, thread })
     }
@@ -323,17 +324,19 @@ struct Job {
     due: Due,
     /// Before the next attempt to join.
     pause: Duration,
+    /// Without a sender once the thread is to end.
+    stopped: watch::Receiver<()>,
 }
 
 impl Job {
-    fn run(mut self, runtime: &tokio::runtime::Runtime, mut stopped: watch::Receiver<()>) {
+    fn run(mut self, runtime: &tokio::runtime::Runtime) {
         // The desks of others outlive the thread, so that only this ends it.
         let mut guard = Guard::new("this host's place in the fleet");
-        while stopped.has_changed().is_ok() {
+        while !self.is_over() {
             guard.turn(|| self.step(runtime));
             runtime.block_on(async {
                 tokio::select! {
-                    _ = stopped.changed() => {}
+                    _ = self.stopped.changed() => {}
                     Ok(()) = self.view.changed() => {}
                     Ok(()) = self.promises.changed() => {}
                     () = tokio::time::sleep(LOOK) => {}
@@ -347,11 +350,19 @@ impl Job {
         // One that cannot be read may be this host's.
         let owns = self.standing.records.as_ref().is_none_or(own)
             || !self.view.borrow().unreadable.is_empty();
-        if let (Some(held), false) = (&self.held, owns)
+        // Of a coordinator that gives no answer none is waited for.
+        let tells = !owns && self.standing.lost.is_none();
+        if let (Some(held), true) = (&self.held, tells)
             && let Err(error) = self.coordinator.leave(held)
         {
             tracing::info!(%error, "the lease ends by itself");
         }
+    }
+
+    /// Whether the thread is to end: looked at before each request, since one to a coordinator that gives no
+    /// answer takes its [longest](super::coordinator::REQUEST_MAX), and a step has several.
+    fn is_over(&self) -> bool {
+        self.stopped.has_changed().is_err()
     }
 
     fn step(&mut self, runtime: &tokio::runtime::Runtime) {
@@ -361,6 +372,9 @@ impl Job {
             Err(why) => (None, Err(why)),
         };
         self.settle(kept.and(heard).err());
+        if self.is_over() {
+            return;
+        }
         if let Some((id, command)) = next {
             self.answer(id, &command);
         }
@@ -385,8 +399,12 @@ impl Job {
         done
     }
 
-    /// The lease that a request is made under, renewed before if that is due.
+    /// The lease that a request is made under, renewed before if that is due. None is made any more once the
+    /// thread is to end.
     fn lease(&mut self) -> Option<Held> {
+        if self.is_over() {
+            return None;
+        }
         if let Err(why) = self.keep_up() {
             self.settle(Some(why));
         }

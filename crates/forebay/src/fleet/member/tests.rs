@@ -1,5 +1,6 @@
 //! The thread before a coordinator that takes its time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use forebay_core::app::AppId;
@@ -10,6 +11,7 @@ use forebay_core::units::Bytes;
 
 use super::*;
 use crate::config::{LinkConfig, MovesConfig, Rdma};
+use crate::fleet::coordinator::ErrorKind;
 
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,9 +26,20 @@ struct Slow {
     /// What was asked, in order.
     asked: Mutex<Vec<&'static str>>,
     is_news: Condvar,
+    /// Renewals get no answer.
+    is_silent: AtomicBool,
 }
 
 impl Slow {
+    fn open(directory: &std::path::Path) -> Arc<Self> {
+        Arc::new(Self {
+            local: Local::open(directory).unwrap(),
+            asked: Mutex::default(),
+            is_news: Condvar::new(),
+            is_silent: AtomicBool::new(false),
+        })
+    }
+
     fn note(&self, what: &'static str) {
         self.asked.lock().unwrap().push(what);
         self.is_news.notify_all();
@@ -65,6 +78,15 @@ impl Coordinator for Slow {
     }
 
     fn renew(&self, held: &Held) -> Result<Option<Held>, Error> {
+        if self.is_silent.load(Ordering::Relaxed) {
+            self.slowly("renew");
+            let kind = ErrorKind::Unknown("no answer in time".to_owned());
+            return Err(Error {
+                attempt: "renew".to_owned(),
+                place: self.place().to_owned(),
+                kind,
+            });
+        }
         self.note("renew");
         self.local.renew(held)
     }
@@ -134,25 +156,11 @@ impl Coordinator for Slow {
     }
 }
 
-#[test]
-fn the_lease_is_renewed_between_requests_that_take_long() {
-    let directory = tempfile::tempdir().unwrap();
-    let host: HostName = "a".parse().unwrap();
-    let slow = Arc::new(Slow {
-        local: Local::open(directory.path()).unwrap(),
-        asked: Mutex::new(Vec::new()),
-        is_news: Condvar::new(),
-    });
-    let commands = [
-        Command::Cordon,
-        Command::Uncordon,
-        Command::Other,
-        Command::Cordon,
-    ];
-    let ids = commands.map(|command| slow.post(&host, &command).unwrap());
+/// A host of a fleet of one.
+fn member(directory: &std::path::Path, host: &HostName, slow: &Arc<Slow>) -> Membership {
     let (_reports, latest) = watch::channel(None);
-    let coordinator: Arc<dyn Coordinator> = Arc::<Slow>::clone(&slow);
-    let membership = Membership::start_with(
+    let coordinator: Arc<dyn Coordinator> = Arc::<Slow>::clone(slow);
+    Membership::start_with(
         Beginning {
             config: FleetConfig {
                 host: host.clone(),
@@ -169,7 +177,7 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
                 },
                 lock: None,
             },
-            directory: directory.path().to_owned(),
+            directory: directory.to_owned(),
             host: offering::Host {
                 cpus: 1,
                 memory: Bytes::mib(64),
@@ -181,7 +189,22 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
         },
         coordinator,
     )
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn the_lease_is_renewed_between_requests_that_take_long() {
+    let directory = tempfile::tempdir().unwrap();
+    let host: HostName = "a".parse().unwrap();
+    let slow = Slow::open(directory.path());
+    let commands = [
+        Command::Cordon,
+        Command::Uncordon,
+        Command::Other,
+        Command::Cordon,
+    ];
+    let ids = commands.map(|command| slow.post(&host, &command).unwrap());
+    let membership = member(directory.path(), &host, &slow);
     let asked = slow.after(ids.len(), "complete");
     for pair in asked.windows(2) {
         let is_slow = |what: &str| what != "join" && what != "renew";
@@ -203,4 +226,26 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
         assert!(said.contains(words), "{said}");
     }
     membership.stop();
+}
+
+#[test]
+fn who_ends_waits_for_no_further_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Slow::open(directory.path());
+    let membership = member(directory.path(), &"a".parse().unwrap(), &slow);
+    slow.after(1, "hosts");
+    slow.is_silent.store(true, Ordering::Relaxed);
+    let standing = membership.desk().standing;
+    let deadline = now() + PATIENCE;
+    while standing.borrow().lost.is_none() {
+        assert!(now() < deadline, "not in time");
+        std::thread::yield_now();
+    }
+    let before = slow.asked.lock().unwrap().len();
+    membership.stop();
+    let asked = slow.asked.lock().unwrap();
+    assert!(
+        !asked.contains(&"leave") && asked.len() <= before + 1,
+        "{before}: {asked:?}"
+    );
 }
