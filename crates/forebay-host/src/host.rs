@@ -134,6 +134,8 @@ pub(crate) struct Entry {
     pub(crate) released: bool,
     /// Its program was not started, because its slice is frozen.
     pub(crate) refused_frozen: bool,
+    /// Since when a process that ended has had the number that its image needs.
+    pub(crate) number_awaited: Option<Instant>,
     /// Its main process is CRIU, which begins it from this image.
     pub(crate) restoring: Option<Restoring>,
     /// It was begun from the image of this number, and has to live until then.

@@ -30,7 +30,7 @@ impl LinuxHost {
                 app.id, main.process.pid
             )));
         }
-        let image = self.image_of(app, program);
+        let image = self.image_of(app, program)?;
         if app.images.is_some()
             && image.is_none()
             && let Err(error) = checkpoint::raise_numbers(&self.options.roots.proc)

@@ -14,6 +14,7 @@ use forebay_core::snapshot::Ending;
 use super::criu::{RESTORE_LOG, last_error, restore_max};
 use super::{Criu, Image, Store, TRIAL, is_restore};
 use crate::LinuxHost;
+use crate::apply::Refusal;
 use crate::error::HostError;
 use crate::files::read_text;
 use crate::groups;
@@ -25,6 +26,8 @@ use crate::supervise::{Begun, Main, Program};
 /// thread waits.
 const EMPTY_BOUND: Duration = Duration::from_millis(200);
 const EMPTY_LOOK: Duration = Duration::from_millis(2);
+/// For how long a start is tried again while a process that ended has the number that is needed.
+const NUMBER_BOUND: Duration = Duration::from_secs(30);
 
 /// A program that CRIU begins.
 #[derive(Debug)]
@@ -48,30 +51,50 @@ impl LinuxHost {
 
     /// What begins a program from its last image, where images of it are taken and one is there
     /// that it may begin from.
-    pub(crate) fn image_of(&self, app: &App, program: &Program) -> Option<(Program, Image)> {
-        app.images?;
-        let store = self.images();
-        let found = store
-            .usable(&app.id, &program.begun(), &self.options.roots.proc)
-            .and_then(|image| {
-                let Some(image) = image else { return Ok(None) };
-                // It needs its numbers and its sockets: what is left of it goes first.
-                self.empty(&app.id)?;
-                self.await_number(image.pid);
-                let criu = Criu::find(self.options.criu.as_deref())?;
-                let image = store.claim(&app.id, &image, &self.options.roots.proc)?;
-                store.forget_process(&app.id)?;
-                let restore = criu.restore(&store, &app.id, &image);
-                Ok(Some((Program::tool(restore), image)))
-            });
-        match found {
-            Ok(found) => found,
-            Err(error) => {
-                // It begins with nothing, which is better than not at all.
-                self.give_up_image(&app.id, &error);
-                None
-            }
+    ///
+    /// # Errors
+    /// While a process that ended has the number that it needs.
+    pub(crate) fn image_of(
+        &mut self,
+        app: &App,
+        program: &Program,
+    ) -> Result<Option<(Program, Image)>, Refusal> {
+        if app.images.is_none() {
+            return Ok(None);
         }
+        let found = self.usable_image(&app.id, program);
+        if let Ok(Some(image)) = &found {
+            self.await_number(&app.id, image.pid)?;
+        }
+        let restore = found.and_then(|image| match image {
+            Some(image) => self.restore_of(&app.id, &image).map(Some),
+            None => Ok(None),
+        });
+        Ok(restore.unwrap_or_else(|error| {
+            // It begins with nothing, which is better than not at all.
+            self.give_up_image(&app.id, &error);
+            None
+        }))
+    }
+
+    fn usable_image(&self, app: &AppId, program: &Program) -> Result<Option<Image>, HostError> {
+        let image = self
+            .images()
+            .usable(app, &program.begun(), &self.options.roots.proc)?;
+        if image.is_some() {
+            // It needs its numbers and its sockets: what is left of it goes first.
+            self.empty(app)?;
+        }
+        Ok(image)
+    }
+
+    fn restore_of(&self, app: &AppId, image: &Image) -> Result<(Program, Image), HostError> {
+        let store = self.images();
+        let criu = Criu::find(self.options.criu.as_deref())?;
+        let image = store.claim(app, image, &self.options.roots.proc)?;
+        store.forget_process(app)?;
+        let restore = criu.restore(&store, app, &image);
+        Ok((Program::tool(restore), image))
     }
 
     /// Ends what is left in an app's group, and waits for a moment until it is gone.
@@ -97,16 +120,38 @@ impl LinuxHost {
     }
 
     /// Waits for a moment for whoever reaps a process that ended: it has its number until then, which the one that
-    /// begins from its image needs. A number that somebody else has is CRIU's to name.
-    fn await_number(&self, pid: u32) {
+    /// begins from its image needs. The init of a container may take seconds: then the start is tried again, for a
+    /// while. A number that somebody else has is CRIU's to name.
+    ///
+    /// # Errors
+    /// While it is to be tried again.
+    fn await_number(&mut self, app: &AppId, pid: u32) -> Result<(), Refusal> {
         let is_ended = || {
             let stat = procs::read_stat(&self.options.roots.proc, pid);
             stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
         };
         let deadline = Instant::now() + EMPTY_BOUND;
-        while is_ended() && Instant::now() < deadline {
+        let mut held = is_ended();
+        while held && Instant::now() < deadline {
             std::thread::sleep(EMPTY_LOOK);
+            held = is_ended();
         }
+        let Some(entry) = self.entries.get_mut(app) else {
+            return Ok(());
+        };
+        if !held {
+            entry.number_awaited = None;
+            return Ok(());
+        }
+        let since = *entry.number_awaited.get_or_insert_with(Instant::now);
+        if since.elapsed() >= NUMBER_BOUND {
+            return Ok(());
+        }
+        Err(Refusal::Failed(format!(
+            "start {app} from its image: process {pid} has ended, and keeps the number that it needs until its \
+             parent, which may be the init of a container, takes note of that; it is tried again for {} s",
+            NUMBER_BOUND.as_secs()
+        )))
     }
 
     /// CRIU ended: what it began is the app's main process.

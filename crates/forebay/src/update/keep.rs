@@ -29,6 +29,8 @@ const DOWN_MAX: Duration = Duration::from_secs(600);
 const BACK_MAX: Duration = Duration::from_secs(300);
 /// For so long one is waited for that may never begin.
 const BEGUN_MAX: Duration = Duration::from_secs(60);
+/// Between two starts of what could not be started yet.
+const AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 /// For so long other services are waited for that end with the host: less than systemd waits for this one.
 const OTHERS_MAX: Duration = Duration::from_secs(300);
@@ -368,9 +370,15 @@ impl Runner {
             if self.process(app).await?.is_some() {
                 continue;
             }
-            if let Err(why) = self.act(app, Deed::Start).await {
+            // What its image needs may not be free yet.
+            let deadline = Instant::now() + BEGUN_MAX;
+            while let Err(why) = self.act(app, Deed::Start).await {
                 // Supervision may have been first, and says so itself where it fails.
-                tracing::info!(%app, why, "it is not started again from here");
+                if self.process(app).await?.is_some() || Instant::now() >= deadline {
+                    tracing::info!(%app, why, "it is not started again from here");
+                    break;
+                }
+                tokio::time::sleep(AGAIN).await;
             }
         }
         Ok(())

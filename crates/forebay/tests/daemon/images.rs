@@ -292,3 +292,39 @@ fn a_daemon_that_dies_while_it_begins_a_program_leaves_one() {
     stage.place.stop_well();
     stage.place.assert_nothing_left();
 }
+
+/// Whoever becomes the parent of what outlives a daemon need not be quick, as the init of a container.
+#[test]
+fn a_number_that_an_ended_process_keeps_is_waited_for() {
+    let test = "a_number_that_an_ended_process_keeps_is_waited_for";
+    // Orphans become this process's.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let Some(mut stage) = Stage::new(test, "1h") else {
+        return;
+    };
+    stage.tell("set a 1");
+    stage.take();
+    let pid = stage.place.await_pid("cache");
+    stage.place.crash();
+    stage.place.start();
+    assert_eq!(
+        stage.place.await_pid("cache"),
+        pid,
+        "it outlived the daemon"
+    );
+    stage.kill();
+    let keeps = format!("process {pid} has ended, and keeps the number");
+    eventually("its start waits", || {
+        let events = stage.place.json(&["events", "--app", "cache"]);
+        events.to_string().contains(&keeps)
+    });
+    assert_eq!(stage.ask("ping"), None);
+
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
+    rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
+    eventually("it is there again", || {
+        stage.ask("get a").as_deref() == Some("$1\r\n1\r\n")
+    });
+    stage.place.stop_well();
+    stage.place.assert_nothing_left();
+}
