@@ -359,8 +359,9 @@ impl Job {
     }
 
     fn conclude(&self, verdict: Verdict) {
-        self.shared.status().verdict = Some(verdict);
+        // A verdict is told of what is in use already.
         self.shared.publish(&self.kept);
+        self.shared.status().verdict = Some(verdict);
         tracing::info!(?verdict, version = self.kept.weights.version(), "training");
     }
 }
