@@ -387,10 +387,30 @@ impl Drop for Fleet {
         for (_, place) in &self.hosts {
             for daemon in children(place.daemon_pid()) {
                 signal(daemon, Signal::TERM);
-                eventually("the daemon stops", || !is_running(daemon));
+                let stops = std::panic::AssertUnwindSafe(|| {
+                    eventually("the daemon stops", || !is_running(daemon));
+                });
+                if let Err(late) = std::panic::catch_unwind(stops) {
+                    println!("threads left of {daemon}: {}", threads(daemon));
+                    std::panic::resume_unwind(late);
+                }
             }
         }
     }
+}
+
+/// The name of each thread of a process, its state, and what it waits for in the kernel.
+fn threads(pid: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let told = tasks.map(|task| {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let stat = read("stat");
+        let state = stat.rsplit(')').next().unwrap_or_default();
+        let state = state.split_whitespace().next().unwrap_or_default();
+        format!("{} {state} {}", read("comm").trim(), read("wchan").trim())
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 fn index(name: &str) -> usize {
