@@ -29,7 +29,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -143,8 +143,9 @@ impl Client {
 
     /// As [`connect`](Self::connect), for longer than one worker lives: when it is gone, another one is
     /// waited for at the same place, and is given the memory, the kernels and all tasks that are not
-    /// answered yet. What a task reads and writes is copied before it is sent, to begin it again from
-    /// that. Whoever moved to another host finds the worker there in the same way.
+    /// answered yet. What a task writes is copied before it is sent, to begin it again from that, in
+    /// other memory: the worker may be lost and still at work. Whoever moved to another host finds the
+    /// worker there in the same way.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -212,19 +213,15 @@ impl Client {
     }
 
     fn share(&self, region: Region) -> Result<Memory, Error> {
-        let bytes = region.length();
+        let region = Arc::new(region);
         let number = self.inner.next_memory.fetch_add(1, Ordering::Relaxed);
         let request = Request::Share {
             memory: number,
-            bytes: bytes as u64,
+            bytes: region.length() as u64,
         };
-        let shared = Arc::new(Shared {
-            region,
-            number,
-            busy: AtomicUsize::new(0),
-            client: Arc::downgrade(&self.inner),
-        });
-        self.done(&request, &[shared.region.as_fd()])?;
+        self.done(&request, &[region.as_fd()])?;
+        let client = Arc::downgrade(&self.inner);
+        let shared = Arc::new(Shared::new(region, number, client));
         let weak = Arc::downgrade(&shared);
         lock(&self.inner.memories).insert(number, weak);
         Ok(Memory { shared })

@@ -76,10 +76,7 @@ impl Region {
         let length = bytes.len();
         let make = || {
             let file = rustix::fs::memfd_create("forebay-accel", flags)?;
-            let mut written = 0;
-            while written < length {
-                written += rustix::io::pwrite(&file, &bytes[written..], written as u64)?;
-            }
+            fill(&file, bytes)?;
             fcntl_add_seals(
                 &file,
                 SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
@@ -90,6 +87,23 @@ impl Region {
             format!("make constant memory of {length} bytes: {error}; check limits on memory")
         })?;
         Self::map(file, length)
+    }
+
+    /// Other memory that holds what this one holds; what somebody writes meanwhile may be in it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn copy(&self) -> Result<Self, String> {
+        let made = Self::new(self.length)?;
+        // SAFETY: the slice goes to the kernel and nowhere else, which copies what is there at that time,
+        // whoever writes to it. Memory that is shared has no safe accessor.
+        #[expect(unsafe_code, reason = "memory is shared by its addresses")]
+        let bytes = unsafe { self.bytes(0, self.length) };
+        fill(&made.file, bytes).map_err(|error| {
+            let length = self.length;
+            format!("copy shared memory of {length} bytes: {error}; check limits on memory")
+        })?;
+        Ok(made)
     }
 
     /// Maps what somebody else made, once it was checked.
@@ -215,6 +229,19 @@ impl Drop for Region {
     }
 }
 
+/// Writes these bytes to the beginning of a file.
+fn fill(file: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match rustix::io::pwrite(file, &bytes[written..], written as u64) {
+            Ok(more) => written += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// For writing too where that is allowed.
 #[expect(unsafe_code, reason = "a file can be mapped in no safe way")]
 fn map_file(
@@ -283,6 +310,17 @@ mod tests {
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
         let region = Region::map(file, 10).unwrap();
         assert!(!region.writable() && region.constant_number().is_some());
+    }
+
+    #[test]
+    fn a_copy_is_other_memory_with_the_same_content() {
+        let made = Region::constant(b"0123456789").unwrap();
+        let copy = made.copy().unwrap();
+        assert_ne!(copy.identity(), made.identity());
+        // SAFETY: nobody else knows of the copy.
+        #[expect(unsafe_code, reason = "a mapping is an address")]
+        let held = unsafe { copy.bytes_mut(0, 10) };
+        assert_eq!(held, b"0123456789");
     }
 
     /// Whoever can write, by whatever way, keeps memory from being taken for constant.

@@ -3,11 +3,12 @@
 //! What is sent again after a worker was lost is sent once: [`Inner::submitting`] keeps those who submit
 //! from a connection that is made anew, and a task is sent by whoever submits it or by whoever makes the
 //! connection. What was answered is not pending, so that nothing is answered twice; what was not answered
-//! may have run to any point, so that what it reads and writes is put back first ([`Again`]).
+//! may have run to any point, and may still run, since a connection can end before its worker does. So what
+//! it writes is given other memory, and what that held is put back first ([`Again`]).
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::memory::Shared;
+use super::memory::{Shared, take_away, take_away_or_spoil};
 use super::task::Ticket;
 use super::{ANSWER_BOUND, BUILD_BOUND, Error, Inner, Own, leave, lock, unexpected};
 use crate::kernel::{Access, Arguments};
@@ -82,7 +83,7 @@ pub(super) struct Part {
 impl Job {
     /// Whether all that it is to write may be written.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let writable = |part: &Part| !part.write || part.shared.region.writable();
+        let writable = |part: &Part| !part.write || part.shared.region().writable();
         if self.buffers.iter().all(writable) {
             return Ok(());
         }
@@ -127,10 +128,11 @@ impl Again {
     pub(super) fn of(wire: &WireTask, job: &Job) -> Self {
         let held = job.buffers.iter().map(|part| {
             part.write.then(|| {
+                let region = part.shared.region();
                 // SAFETY: the task was not sent, and borrows what it writes alone until it is. Memory
                 // that is shared has no safe accessor.
                 #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-                let bytes = unsafe { part.shared.region.bytes(part.offset, part.length) };
+                let bytes = unsafe { region.bytes(part.offset, part.length) };
                 bytes.to_vec()
             })
         });
@@ -143,18 +145,19 @@ impl Again {
 
     /// Puts back what the parts held; the time that is left to begin it, none where that is over.
     fn rewind(&self, job: &Job) -> Option<WireTask> {
+        for (part, held) in job.buffers.iter().zip(&self.held) {
+            let Some(held) = held else { continue };
+            let region = part.shared.region();
+            // SAFETY: this memory was taken away from the worker that had the task, no other has it
+            // yet, nobody here computes it, and the job keeps everybody else of this process from it.
+            #[expect(unsafe_code, reason = "memory is shared by its addresses")]
+            let bytes = unsafe { region.bytes_mut(part.offset, part.length) };
+            bytes.copy_from_slice(held);
+        }
         let mut wire = self.wire.clone();
         if let Some(within) = wire.deadline_us {
             let since = u64::try_from(self.submitted.elapsed().as_micros()).unwrap_or(u64::MAX);
             wire.deadline_us = Some(within.checked_sub(since)?);
-        }
-        for (part, held) in job.buffers.iter().zip(&self.held) {
-            let Some(held) = held else { continue };
-            // SAFETY: the worker that had the task is gone, no other has it yet, nobody here computes
-            // it, and the job keeps everybody else of this process from the memory.
-            #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-            let bytes = unsafe { part.shared.region.bytes_mut(part.offset, part.length) };
-            bytes.copy_from_slice(held);
         }
         Some(wire)
     }
@@ -346,6 +349,7 @@ impl Inner {
         let _submitting = lock(&self.submitting);
         let _computing = lock(&self.computing);
         let mut pending = lock(&self.pending);
+        take_away(pending.tasks.values().map(Waiting::job))?;
         let mut memories: BTreeMap<u32, Arc<Shared>> = BTreeMap::new();
         let known = lock(&self.memories);
         memories.extend(
@@ -362,7 +366,7 @@ impl Inner {
         {
             memories.insert(part.shared.number, Arc::clone(&part.shared));
         }
-        let mut ask = |request: &Request, descriptors: &[_], within| {
+        let mut ask = |request: &Request, descriptors: &[BorrowedFd<'_>], within| {
             let lost = |error: io::Error| Error::Lost(error.to_string());
             send(&socket, request, descriptors).map_err(lost)?;
             match reader
@@ -376,11 +380,12 @@ impl Inner {
             }
         };
         for (number, shared) in &memories {
+            let region = shared.region();
             let request = Request::Share {
                 memory: *number,
-                bytes: shared.region.length() as u64,
+                bytes: region.length() as u64,
             };
-            ask(&request, &[shared.region.as_fd()], ANSWER_BOUND)?;
+            ask(&request, &[region.as_fd()], ANSWER_BOUND)?;
         }
         for own in lock(&self.kernels).values() {
             ask(
@@ -428,6 +433,8 @@ impl Inner {
         drop(pending);
         lock(&self.link).lost = Some(why.to_owned());
         self.linked.notify_all();
+        // What is told to be free is nobody else's.
+        take_away_or_spoil(tasks.values().map(Waiting::job));
         for waiting in tasks.into_values() {
             waiting.end(Err(why.to_owned()));
         }
@@ -478,20 +485,26 @@ impl Inner {
 
 fn compute_one(own: &Own, job: &Job) -> Result<(), String> {
     let mut views = Vec::new();
-    for (part, access) in job.buffers.iter().zip(&own.access) {
+    let regions: Vec<_> = job
+        .buffers
+        .iter()
+        .map(|part| part.shared.region())
+        .collect();
+    for ((part, region), access) in job.buffers.iter().zip(&regions).zip(&own.access) {
         let Part { offset, length, .. } = *part;
         if access.writes() && !part.write {
             return Err("a buffer that the kernel writes was given to read".to_owned());
         }
         // SAFETY: the job keeps everybody of this process from the memory, and the broker asked
         // for it to be computed here: it checked the parts, runs no task that conflicts, and
-        // touches nothing of it until it is told. Memory that is shared has no safe accessor.
+        // touches nothing of it until it is told. A region that is taken away meanwhile is
+        // this call's alone. Memory that is shared has no safe accessor.
         #[expect(unsafe_code, reason = "memory is shared by its addresses")]
         views.push(unsafe {
             match access {
-                Access::Read => View::Read(part.shared.region.bytes(offset, length)),
-                Access::Write => View::Write(part.shared.region.bytes_mut(offset, length)),
-                Access::ReadWrite => View::ReadWrite(part.shared.region.bytes_mut(offset, length)),
+                Access::Read => View::Read(region.bytes(offset, length)),
+                Access::Write => View::Write(region.bytes_mut(offset, length)),
+                Access::ReadWrite => View::ReadWrite(region.bytes_mut(offset, length)),
             }
         });
     }

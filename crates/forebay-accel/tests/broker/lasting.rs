@@ -1,11 +1,15 @@
 //! Clients that outlive a worker: what was not answered is sent to the next one, and answered once.
 
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_accel::broker;
-use forebay_accel::client::{Client, Error};
+use forebay_accel::client::{Client, Error, Memory};
 use forebay_accel::task::Scalar;
 use forebay_accel::wire::Wish;
 
@@ -105,4 +109,122 @@ fn what_would_be_begun_twice_is_refused_and_a_worker_that_never_comes_is_told() 
     assert!(matches!(asked, Err(Error::Lost(_))), "{asked:?}");
     // The memory is this process's own, whoever is lost.
     assert_eq!(memory.slice::<u32>().unwrap().len(), ELEMENTS);
+}
+
+/// A worker that closes the connection when it has its first task, and is at work still: the memory that it
+/// was given, to write to. The socket stays behind.
+fn lost_at_work(path: &Path) -> JoinHandle<OwnedFd> {
+    use rustix::net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags,
+        SocketAddrUnix, SocketType, accept, bind, listen, recvmsg, send, socket,
+    };
+    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    bind(&listener, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    listen(&listener, 1).unwrap();
+    std::thread::spawn(move || {
+        let client = accept(&listener).unwrap();
+        drop(listener);
+        let mut memory = None;
+        loop {
+            let mut bytes = vec![0; 1 << 16];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut beside = RecvAncillaryBuffer::new(&mut space);
+            let received = recvmsg(
+                &client,
+                &mut [std::io::IoSliceMut::new(&mut bytes)],
+                &mut beside,
+                RecvFlags::CMSG_CLOEXEC,
+            );
+            let length = received.unwrap().bytes;
+            for message in beside.drain() {
+                if let RecvAncillaryMessage::ScmRights(mut files) = message {
+                    memory = files.next();
+                }
+            }
+            let said = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            let reply = match said.split('"').nth(1).unwrap() {
+                "hello" => r#"{"welcome":{"version":1}}"#,
+                "register" => r#"{"registered":{"builds":[]}}"#,
+                "share" => r#""done""#,
+                "submit" => {
+                    let memory = memory.unwrap();
+                    scribble(&memory, 1000);
+                    return memory;
+                }
+                other => panic!("{other}"),
+            };
+            send(&client, reply.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+        }
+    })
+}
+
+/// As a task does that writes all of its memory.
+fn scribble(memory: &OwnedFd, number: u32) {
+    let bytes = number.to_ne_bytes().repeat(ELEMENTS);
+    assert_eq!(rustix::io::pwrite(memory, &bytes, 0).unwrap(), bytes.len());
+}
+
+impl Stage {
+    /// Ends the broker, and has one that will be lost take its place.
+    fn with_lost_at_work(&mut self) -> JoinHandle<OwnedFd> {
+        self.broker.take().unwrap().stop();
+        std::fs::remove_file(&self.path).unwrap();
+        lost_at_work(&self.path)
+    }
+}
+
+#[test]
+fn a_worker_that_is_lost_and_at_work_spoils_no_result_of_the_next() {
+    let mut stage = Stage::new(|_| {}, &[]);
+    let lost = stage.with_lost_at_work();
+    let client = Client::lasting(&stage.path, BOUND).unwrap();
+    clients::register(&client, DOUBLE, &Arc::new(AtomicU32::new(0)));
+    let mut memory = client.memory(ELEMENTS * 4).unwrap();
+    memory.slice_mut::<u32>().unwrap().fill(3);
+    let count = Scalar::U32(u32::try_from(ELEMENTS).unwrap());
+    let task = clients::double(&client, &mut memory, count);
+    let task = task.submit().unwrap();
+    let held = lost.join().unwrap();
+    stage.replace(&[]);
+    task.wait().unwrap();
+    let holds = |memory: &Memory, wanted: u32| {
+        let numbers = memory.slice::<u32>().unwrap();
+        assert!(numbers.iter().all(|one| *one == wanted), "{}", numbers[0]);
+    };
+    holds(&memory, 6);
+    scribble(&held, 77);
+    holds(&memory, 6);
+    // It is memory as before, of the client and of the worker that it has now.
+    memory.slice_mut::<u32>().unwrap()[0] = 6;
+    let task = clients::double(&client, &mut memory, count);
+    task.submit().unwrap().wait().unwrap();
+    scribble(&held, 78);
+    holds(&memory, 12);
+}
+
+#[test]
+fn what_a_lost_worker_may_still_write_is_not_given_back() {
+    let mut stage = Stage::new(|_| {}, &[]);
+    for lasting in [false, true] {
+        if stage.broker.is_none() {
+            stage.replace(&[]);
+        }
+        let lost = stage.with_lost_at_work();
+        let client = if lasting {
+            Client::lasting(&stage.path, Duration::from_millis(10))
+        } else {
+            Client::connect(&stage.path)
+        };
+        let client = client.unwrap();
+        let mut memory = client.memory(ELEMENTS * 4).unwrap();
+        let count = Scalar::U32(u32::try_from(ELEMENTS).unwrap());
+        let task = clients::double(&client, &mut memory, count);
+        let outcome = task.submit().unwrap().wait();
+        assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
+        let held = lost.join().unwrap();
+        memory.slice_mut::<u32>().unwrap().fill(5);
+        scribble(&held, 77);
+        let numbers = memory.slice::<u32>().unwrap();
+        assert!(numbers.iter().all(|one| *one == 5), "{}", numbers[0]);
+    }
 }
