@@ -40,8 +40,7 @@ use crate::kernel::{Access, Arguments};
 use crate::memory::Region;
 use crate::task::Grid;
 use crate::wire::{
-    Build, Definition, DeviceStatus, KernelStatus, Reply, Request, Stats, Task as WireTask, Wish,
-    send,
+    self, Build, Definition, DeviceStatus, KernelStatus, Reply, Request, Stats, Wish,
 };
 use link::{Job, Link, Said, Waiting};
 pub use memory::Memory;
@@ -267,8 +266,9 @@ impl Client {
     /// Submits several tasks at once.
     ///
     /// # Errors
-    /// When the broker is gone, or a task is to write to constant memory; over a [lasting](Self::lasting) connection also when one writes to memory
-    /// that a task before it writes to and that is not answered.
+    /// When the broker is gone, they are too many for one message, or a task is to write to constant
+    /// memory; over a [lasting](Self::lasting) connection also when one writes outside of its memory, or to
+    /// memory that a task before it writes to and that is not answered.
     pub fn submit(&self, tasks: Vec<Task<'_>>) -> Result<Vec<Handle>, Error> {
         let guard = lock(&self.inner.submitting);
         let mut pending = lock(&self.inner.pending);
@@ -276,13 +276,14 @@ impl Client {
             return Err(Error::Lost(why.clone()));
         }
         let lasting = self.inner.patience.is_some();
-        let mut parts: Vec<(WireTask, Job)> = Vec::with_capacity(tasks.len());
+        let mut wires = Vec::with_capacity(tasks.len());
+        let mut jobs: Vec<(u64, Job, Option<link::Again>)> = Vec::with_capacity(tasks.len());
         for task in tasks {
             let number = self.inner.next_task.fetch_add(1, Ordering::Relaxed);
             let (wire, job) = task.into_parts(number);
             job.check()?;
             let mut before = pending.tasks.values().map(Waiting::job);
-            let mut beside = parts.iter().map(|(_, job)| job);
+            let mut beside = jobs.iter().map(|(_, job, _)| job);
             if lasting
                 && (before.any(|other| job.rewrites(other))
                     || beside.any(|other| job.rewrites(other)))
@@ -291,37 +292,49 @@ impl Client {
                            again after this one; wait for it first";
                 return Err(Error::Memory(why.to_owned()));
             }
-            parts.push((wire, job));
+            let again = lasting.then(|| link::Again::of(&wire, &job)).transpose()?;
+            jobs.push((number, job, again));
+            wires.push(wire);
         }
-        let mut handles = Vec::with_capacity(parts.len());
-        let mut wires = Vec::with_capacity(parts.len());
-        for (wire, job) in parts {
-            let number = wire.task;
+        // What cannot be sent is not waited for.
+        let message = wire::encode(&Request::Submit(wires)).map_err(|error| {
+            let count = jobs.len();
+            Error::Refused(format!(
+                "submit {count} tasks: {error}; submit fewer at once"
+            ))
+        })?;
+        let mut handles = Vec::with_capacity(jobs.len());
+        for (number, job, again) in jobs {
             let ticket = Arc::new(Ticket::default());
-            let again = lasting.then(|| link::Again::of(&wire, &job));
             let waiting = Waiting::new(Arc::clone(&ticket), job, again);
             pending.tasks.insert(number, waiting);
-            wires.push(wire);
             handles.push(Handle::new(number, ticket, Arc::downgrade(&self.inner)));
         }
         drop(pending);
         // Without a connection they are sent once there is one.
         let socket = lock(&self.inner.link).socket();
         let sent = match &socket {
-            Some(socket) => send(socket, &Request::Submit(wires), &[]),
+            Some(socket) => wire::send_encoded(socket, &message, &[]),
             None => Ok(()),
         };
         drop(guard);
         match sent {
-            Err(error) if !lasting => {
+            Err(error) if lasting => {
+                // Whoever reads finds out, too, and sends them again.
+                tracing::debug!(%error, "tasks go to the next worker");
+                if let Some(socket) = &socket {
+                    leave(socket);
+                }
+                Ok(handles)
+            }
+            Err(error) => {
                 let mut pending = lock(&self.inner.pending);
                 for handle in &handles {
                     pending.tasks.remove(&handle.number());
                 }
                 Err(Error::Lost(error.to_string()))
             }
-            // Whoever reads finds out, too, and sends them again.
-            Err(_) | Ok(()) => Ok(handles),
+            Ok(()) => Ok(handles),
         }
     }
 
@@ -418,6 +431,8 @@ impl Inner {
         descriptors: &[BorrowedFd<'_>],
         within: Duration,
     ) -> Result<Reply, Error> {
+        let message = wire::encode(request)
+            .map_err(|error| Error::Refused(format!("ask the worker: {error}")))?;
         let replies = lock(&self.replies);
         let mut left = ATTEMPTS_MAX;
         loop {
@@ -427,7 +442,7 @@ impl Inner {
                 &socket,
                 generation,
                 &replies,
-                (request, descriptors),
+                (&message, descriptors),
                 within,
             );
             match answer {
@@ -448,7 +463,7 @@ fn ask_there(
     socket: &OwnedFd,
     generation: u64,
     replies: &Receiver<Said>,
-    (request, descriptors): (&Request, &[BorrowedFd<'_>]),
+    (message, descriptors): (&[u8], &[BorrowedFd<'_>]),
     within: Duration,
 ) -> Result<Result<Reply, Error>, String> {
     let end = Instant::now() + within;
@@ -457,7 +472,7 @@ fn ask_there(
         leave(socket);
         why
     };
-    send(socket, request, descriptors).map_err(|error| failed(error.to_string()))?;
+    wire::send_encoded(socket, message, descriptors).map_err(|error| failed(error.to_string()))?;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let said = replies.recv_timeout(left);

@@ -340,6 +340,14 @@ pub(crate) fn send<T: Serialize>(
     message: &T,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    send_encoded(socket, &encode(message)?, descriptors)
+}
+
+/// A message as it is sent.
+///
+/// # Errors
+/// `InvalidInput` of one that is too long.
+pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MESSAGE_MAX {
         return Err(io::Error::new(
@@ -350,6 +358,18 @@ pub(crate) fn send<T: Serialize>(
             ),
         ));
     }
+    Ok(bytes)
+}
+
+/// Sends what was encoded.
+///
+/// # Errors
+/// As [`send`].
+pub(crate) fn send_encoded(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
@@ -364,7 +384,7 @@ pub(crate) fn send<T: Serialize>(
     loop {
         match sendmsg(
             socket.as_fd(),
-            &[IoSlice::new(&bytes)],
+            &[IoSlice::new(bytes)],
             &mut beside,
             SendFlags::NOSIGNAL,
         ) {
@@ -391,7 +411,8 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// The next message, and what came beside it; `None` when the other side is gone.
+    /// The next message, and what came beside it: all of that, or nothing where not all of it could be
+    /// taken. `None` when the other side is gone.
     ///
     /// # Errors
     /// What the socket says, or that this is no message.
@@ -424,14 +445,15 @@ impl Reader {
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "a message was too long, or had too many descriptors",
+                format!("a message is longer than {MESSAGE_MAX} bytes; submit fewer tasks at once"),
             ));
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            // They were too many, or this process may hold no more. Whoever needs some says so.
+            descriptors.clear();
         }
         let message = serde_json::from_slice(&self.bytes[..received.bytes])
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -457,12 +479,14 @@ impl Reader {
 /// Waits until something can be read, or the other side is gone.
 pub(crate) fn readable_within(socket: impl AsFd, within: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let end = std::time::Instant::now() + within;
+    // One beyond what a clock holds does not end.
+    let end = std::time::Instant::now().checked_add(within);
     loop {
-        let left = end.saturating_duration_since(std::time::Instant::now());
-        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let left = end.map(|end| end.saturating_duration_since(std::time::Instant::now()));
+        let left = left.map(Timespec::try_from).transpose();
+        let left = left.map_err(io::Error::other)?;
         let mut polled = [PollFd::new(&socket, PollFlags::IN)];
-        match poll(&mut polled, Some(&left)) {
+        match poll(&mut polled, left.as_ref()) {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}

@@ -125,22 +125,34 @@ pub(super) struct Again {
 
 impl Again {
     /// Copies what a task may write, before it is sent.
-    pub(super) fn of(wire: &WireTask, job: &Job) -> Self {
-        let held = job.buffers.iter().map(|part| {
-            part.write.then(|| {
-                let region = part.shared.region();
-                // SAFETY: the task was not sent, and borrows what it writes alone until it is. Memory
-                // that is shared has no safe accessor.
-                #[expect(unsafe_code, reason = "memory is shared by its addresses")]
-                let bytes = unsafe { region.bytes(part.offset, part.length) };
-                bytes.to_vec()
-            })
-        });
-        Self {
+    ///
+    /// # Errors
+    /// When a part of that is not in its memory.
+    pub(super) fn of(wire: &WireTask, job: &Job) -> Result<Self, Error> {
+        let hold = |part: &Part| {
+            let region = part.shared.region();
+            let end = part.offset.checked_add(part.length);
+            if end.is_none_or(|end| end > region.length()) {
+                return Err(Error::Memory(format!(
+                    "a task is to write {} bytes at {}, which are not in its memory of {} bytes",
+                    part.length,
+                    part.offset,
+                    region.length()
+                )));
+            }
+            // SAFETY: the task was not sent, and borrows what it writes alone until it is. Memory
+            // that is shared has no safe accessor.
+            #[expect(unsafe_code, reason = "memory is shared by its addresses")]
+            let bytes = unsafe { region.bytes(part.offset, part.length) };
+            Ok(bytes.to_vec())
+        };
+        let parts = job.buffers.iter();
+        let held = parts.map(|part| part.write.then(|| hold(part)).transpose());
+        Ok(Self {
             wire: wire.clone(),
             submitted: Instant::now(),
-            held: held.collect(),
-        }
+            held: held.collect::<Result<_, Error>>()?,
+        })
     }
 
     /// Puts back what the parts held; the time that is left to begin it, none where that is over.
@@ -323,7 +335,8 @@ impl Inner {
 
     /// Connects to the next worker, and gives it what the one before had.
     fn relink(&self, patience: Duration, reader: &mut Reader) -> Result<(), String> {
-        let end = Instant::now() + patience;
+        // One beyond what a clock holds does not end.
+        let end = Instant::now().checked_add(patience);
         let mut pause = AGAIN;
         loop {
             if self.closed.load(Ordering::Acquire) {
@@ -333,7 +346,7 @@ impl Inner {
                 Ok(()) => return Ok(()),
                 Err(error) => error.to_string(),
             };
-            if Instant::now() >= end {
+            if end.is_some_and(|end| Instant::now() >= end) {
                 let seconds = patience.as_secs_f64();
                 return Err(format!("no other came in {seconds:.1} s: {why}"));
             }

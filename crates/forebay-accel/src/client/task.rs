@@ -69,7 +69,7 @@ impl<'a> Task<'a> {
         self
     }
 
-    /// It begins within so long a time, or not at all.
+    /// It begins within so long a time, or not at all. One beyond what a clock holds is none.
     pub const fn deadline(mut self, within: Duration) -> Self {
         self.deadline = Some(within);
         self
@@ -184,7 +184,10 @@ impl Handle {
     /// # Errors
     /// When there is no result.
     pub fn wait_within(self, within: Duration) -> Result<Result<Run, Error>, Self> {
-        let end = Instant::now() + within;
+        let Some(end) = Instant::now().checked_add(within) else {
+            // No clock holds it: nobody lives to see the end of that.
+            return Ok(self.wait());
+        };
         let mut outcome = lock(&self.ticket.outcome);
         loop {
             if let Some(outcome) = outcome.take() {

@@ -177,7 +177,8 @@ impl Stage {
 fn a_worker_that_is_lost_and_at_work_spoils_no_result_of_the_next() {
     let mut stage = Stage::new(|_| {}, &[]);
     let lost = stage.with_lost_at_work();
-    let client = Client::lasting(&stage.path, BOUND).unwrap();
+    // And it waits for another one for as long as there is time.
+    let client = Client::lasting(&stage.path, Duration::MAX).unwrap();
     clients::register(&client, DOUBLE, &Arc::new(AtomicU32::new(0)));
     let mut memory = client.memory(ELEMENTS * 4).unwrap();
     memory.slice_mut::<u32>().unwrap().fill(3);
@@ -227,4 +228,17 @@ fn what_a_lost_worker_may_still_write_is_not_given_back() {
         let numbers = memory.slice::<u32>().unwrap();
         assert!(numbers.iter().all(|one| *one == 5), "{}", numbers[0]);
     }
+}
+
+#[test]
+fn a_task_that_would_write_outside_of_its_memory_is_refused() {
+    let stage = Stage::new(|_| {}, &[]);
+    let client = Client::lasting(&stage.path, BOUND).unwrap();
+    let mut memory = client.memory(64).unwrap();
+    for part in [0..65, 64..65, usize::MAX - 1..usize::MAX] {
+        let task = client.task("sort").output_part(&mut memory, part);
+        let error = task.submit().unwrap_err().to_string();
+        assert!(error.contains("not in its memory of 64 bytes"), "{error}");
+    }
+    assert_eq!(memory.slice::<u8>().unwrap().len(), 64);
 }

@@ -1,6 +1,8 @@
 //! What is wrong is refused, in words that help, and harms nobody else.
 
-use forebay_accel::client::Error;
+use std::time::Duration;
+
+use forebay_accel::client::{Client, Error};
 use forebay_accel::task::{Grid, Scalar};
 
 use super::Stage;
@@ -107,7 +109,54 @@ fn a_client_that_speaks_nonsense_is_left_and_others_are_not() {
                 heard.push_str(std::str::from_utf8(&answer[..bytes]).unwrap());
             }
             assert!(heard.contains("refused"), "{heard}");
+            let too_long =
+                heard.contains("is longer than 163840 bytes; submit fewer tasks at once");
+            assert_eq!(too_long, text.len() > 163_840, "{heard}");
         }
     }
     client.stats().unwrap();
+}
+
+/// The longest message bounds what is asked at once; what is beyond it harms nothing that was asked before.
+#[test]
+fn what_is_too_long_for_a_message_is_refused_and_not_waited_for() {
+    let stage = Stage::new(|_| {}, &[]);
+    for client in [
+        stage.client(),
+        Client::lasting(&stage.path, Duration::MAX).unwrap(),
+    ] {
+        let mut a = client.memory(64).unwrap();
+        let mut b = client.memory(64).unwrap();
+        let many = (0..3000).map(|_| client.task("add").input(&a)).collect();
+        check(client.submit(many), "submit 3000 tasks: a message of ");
+        a.slice_mut::<u32>().unwrap().fill(0);
+        // JSON has six letters for such a one.
+        let mut definition = super::clients::doubling("good");
+        definition.sources.opencl = Some("\u{1}".repeat(60_000).into());
+        let refused = client.register(definition, Box::new(|_| Ok(())));
+        check(refused, "is longer than 163840");
+        // And the connection is as before.
+        let full = client.task("add").input(&a).input(&a).output(&mut b);
+        let task = full.scalar(Scalar::U32(16)).submit().unwrap();
+        task.wait().unwrap();
+    }
+}
+
+#[test]
+fn times_that_no_clock_holds_have_no_end() {
+    let stage = Stage::new(|_| {}, &[]);
+    for client in [
+        stage.client(),
+        Client::lasting(&stage.path, Duration::MAX).unwrap(),
+    ] {
+        let a = client.memory(64).unwrap();
+        let mut b = client.memory(64).unwrap();
+        for deadline in [Duration::MAX, Duration::from_micros(u64::MAX)] {
+            let full = client.task("add").input(&a).input(&a).output(&mut b);
+            let task = full.scalar(Scalar::U32(16)).deadline(deadline);
+            let task = task.submit().unwrap();
+            let run = task.wait_within(Duration::MAX).unwrap().unwrap();
+            assert_eq!(run.place, "cpu");
+        }
+    }
 }
