@@ -16,6 +16,7 @@ use forebay_accel::dispatch::Regret;
 use forebay_accel::process::{self, OwnProgram};
 use forebay_accel::task::Scalar;
 use forebay_accel::wire::{DeviceStatus, KernelStatus, Stats, There, Wish};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -536,6 +537,7 @@ pub(crate) fn work(args: &WorkerArgs) -> Result<ExitCode, Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| Error::Worker(format!("give up new privileges: {error}")))?;
+    raise_open_files();
     let devices = match process::find(FIND_BOUND) {
         Ok(found) => {
             for (backend, why) in &found.absent {
@@ -578,6 +580,18 @@ pub(crate) fn work(args: &WorkerArgs) -> Result<ExitCode, Error> {
     Err(Error::Worker(
         "clients are not heard any more; start the worker again".to_owned(),
     ))
+}
+
+/// Each piece of memory that a client shares takes a descriptor: as many as this process may have at all.
+fn raise_open_files() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files stays: fewer clients can share memory");
+    }
 }
 
 /// Takes the socket away when this process is asked to end, if it is still the same. The processes of

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
@@ -32,6 +33,9 @@ use crate::wire::{
 const BACKLOG: i32 = 16;
 /// A client says hello in so long a time.
 const HELLO_BOUND: Duration = Duration::from_secs(5);
+/// How long no client is taken after one could not be; each further time doubles it.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// Opens the socket, in the place of one that nobody listens on any more.
 pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
@@ -46,7 +50,7 @@ pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
     };
     let socket = open()?;
     match bind(&socket, &address) {
-        Err(rustix::io::Errno::ADDRINUSE) => {
+        Err(Errno::ADDRINUSE) => {
             if connect(open()?, &address).is_ok() {
                 let path = path.display();
                 return Err(io::Error::new(
@@ -71,26 +75,55 @@ pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Takes clients until the listener is left.
+///
+/// What this process lacks to take one (descriptors, memory, threads) others may give back: the client waits
+/// in the meantime, and it is said once until one is taken again.
 pub(super) fn accept(shared: &Arc<Shared>, listener: &OwnedFd) {
+    let mut pause = PAUSE;
+    let mut lacking = false;
     loop {
-        let socket = match accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(socket) => socket,
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
+        let taken = match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => hear(shared, socket),
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
             // The broker ends.
-            Err(rustix::io::Errno::INVAL) => return,
-            Err(error) => {
+            Err(Errno::INVAL) => return,
+            Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP)) => {
                 tracing::error!(%error, "no client can be heard any more");
                 return;
             }
+            Err(error) => Err(error.into()),
         };
-        let thread = Arc::clone(shared);
-        let spawned = std::thread::Builder::new()
-            .name("client".to_owned())
-            .spawn(move || serve(&thread, Arc::new(socket)));
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "a client is not heard: no thread can be started");
+        match taken {
+            Ok(()) => {
+                if std::mem::take(&mut lacking) {
+                    tracing::info!("clients are heard again");
+                }
+                pause = PAUSE;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut lacking, true) {
+                    tracing::warn!(
+                        %error,
+                        "no client can be heard now, which is tried again; look at this process's limits \
+                         (RLIMIT_NOFILE, RLIMIT_NPROC), or end clients"
+                    );
+                }
+                // Whoever waits to be taken keeps the listener readable: nothing tells when it is worth
+                // to try again.
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
     }
+}
+
+/// Has a thread hear a client.
+fn hear(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
+    let thread = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name("client".to_owned())
+        .spawn(move || serve(&thread, Arc::new(socket)))
+        .map(drop)
 }
 
 fn serve(shared: &Arc<Shared>, socket: Arc<OwnedFd>) {
@@ -256,7 +289,12 @@ impl Shared {
         mut descriptors: Vec<OwnedFd>,
     ) -> Result<(), String> {
         let (Some(file), true) = (descriptors.pop(), descriptors.is_empty()) else {
-            return Err("share memory: exactly one descriptor comes beside it".to_owned());
+            return Err(
+                "share memory: exactly one descriptor comes beside it, and none or others could be \
+                 taken; send one, and raise the worker's limit on open files (RLIMIT_NOFILE) where it \
+                 is reached"
+                    .to_owned(),
+            );
         };
         let length = usize::try_from(bytes).map_err(|_| "share memory: too long".to_owned())?;
         // The lock is free while the kernel maps it; only this thread adds memory to the session.

@@ -35,6 +35,15 @@ struct Worker {
 
 impl Worker {
     fn new(options: &[&str]) -> Self {
+        Self::with(options, Stdio::inherit())
+    }
+
+    /// What it says is in a file.
+    fn saying(options: &[&str], log: &std::path::Path) -> Self {
+        Self::with(options, std::fs::File::create(log).unwrap().into())
+    }
+
+    fn with(options: &[&str], errors: Stdio) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("accel.sock");
         let process = Command::new(env!("CARGO_BIN_EXE_forebay"))
@@ -42,6 +51,7 @@ impl Worker {
             .arg(&socket)
             .args(options)
             .stdin(Stdio::null())
+            .stderr(errors)
             .spawn()
             .unwrap();
         Self {
@@ -422,6 +432,73 @@ fn processes_of_devices_end_with_their_worker() {
     while children.iter().any(alive) {
         assert!(Instant::now() < end, "{children:?} are alive");
         std::thread::yield_now();
+    }
+}
+
+/// What is said of a process on its standard error, which goes to a file.
+fn said(file: &std::path::Path) -> String {
+    std::fs::read_to_string(file).unwrap()
+}
+
+/// How many descriptors a process holds.
+fn descriptors(process: u32) -> usize {
+    let held = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    held.count()
+}
+
+/// The least descriptor of a process that is free.
+fn free_descriptor(process: u32) -> u64 {
+    let held = |number: &u64| {
+        let link = format!("/proc/{process}/fd/{number}");
+        std::fs::symlink_metadata(link).is_ok()
+    };
+    (0..).find(|number| !held(number)).unwrap()
+}
+
+/// A client that comes while the worker can open nothing waits until it can, and others are served.
+#[test]
+fn a_worker_without_descriptors_says_so_once_and_hears_clients_again() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut worker = Worker::saying(&["--threads", "1"], &log);
+    let client = worker.client();
+    let process = Pid::from_child(&worker.process);
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = |current: Option<u64>| {
+        let limit = Rlimit {
+            current,
+            maximum: most,
+        };
+        prlimit(Some(process), Resource::Nofile, limit).unwrap()
+    };
+    let words = "no client can be heard now";
+    client.stats().unwrap();
+    let held = descriptors(worker.process.id());
+    for round in 1..=2 {
+        let end = Instant::now() + BOUND;
+        while descriptors(worker.process.id()) != held {
+            assert!(Instant::now() < end, "clients that left are held");
+            std::thread::yield_now();
+        }
+        let before = limit(Some(free_descriptor(worker.process.id())));
+        let socket = worker.socket.clone();
+        let waiting = std::thread::spawn(move || {
+            let clients = [(); 3].map(|()| Client::connect(&socket));
+            clients.map(|client| client.unwrap().stats().unwrap().clients)
+        });
+        let end = Instant::now() + BOUND;
+        while said(&log).matches(words).count() < round {
+            assert!(Instant::now() < end, "{}", said(&log));
+            std::thread::yield_now();
+        }
+        // Who is heard goes on being heard, and is told of what cannot be done.
+        let error = client.memory(64).unwrap_err().to_string();
+        assert!(error.contains("RLIMIT_NOFILE"), "{error}");
+        limit(before.current);
+        waiting.join().unwrap();
+        assert_eq!(said(&log).matches(words).count(), round, "{}", said(&log));
     }
 }
 
