@@ -33,6 +33,14 @@ pub(crate) struct Region {
     constant: Option<u64>,
 }
 
+/// What is wanted of memory that is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Read,
+    /// Where its descriptor and its seals allow it.
+    Write,
+}
+
 /// Numbers of memory that is constant. That of an inode is used again after the memory is gone.
 static CONSTANTS: AtomicU64 = AtomicU64::new(1);
 
@@ -106,11 +114,24 @@ impl Region {
         Ok(made)
     }
 
-    /// Maps what somebody else made, once it was checked.
+    /// Maps what somebody else made, once it was checked: to write to where that is allowed.
     ///
     /// # Errors
     /// Why it cannot be used, and what to do.
     pub(crate) fn map(file: OwnedFd, length: usize) -> Result<Self, String> {
+        Self::map_for(Rights::Write, file, length)
+    }
+
+    /// As [`map`](Self::map), only to read, whatever is allowed: a stray write of this process to it is a
+    /// crash.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub(crate) fn map_to_read(file: OwnedFd, length: usize) -> Result<Self, String> {
+        Self::map_for(Rights::Read, file, length)
+    }
+
+    fn map_for(rights: Rights, file: OwnedFd, length: usize) -> Result<Self, String> {
         let seals = fcntl_get_seals(&file).map_err(|_| {
             "the descriptor is no memfd; make it with memfd_create(MFD_ALLOW_SEALING)".to_owned()
         })?;
@@ -134,7 +155,8 @@ impl Region {
             ));
         }
         let sealed = seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
-        let (start, writable) = map_file(&file, length, !sealed)
+        let rights = if sealed { Rights::Read } else { rights };
+        let (start, writable) = map_file(&file, length, rights)
             .map_err(|error| format!("map {length} bytes of a memfd: {error}; check limits"))?;
         Ok(Self {
             file,
@@ -242,12 +264,12 @@ fn fill(file: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// For writing too where that is allowed.
+/// Whether it may be written to, too.
 #[expect(unsafe_code, reason = "a file can be mapped in no safe way")]
 fn map_file(
     file: &OwnedFd,
     length: usize,
-    try_write: bool,
+    rights: Rights,
 ) -> rustix::io::Result<(NonNull<u8>, bool)> {
     let map = |protection| {
         // SAFETY: the kernel chooses an address that is free. That the file cannot become shorter
@@ -268,7 +290,7 @@ fn map_file(
             .map(|start| (start, writable))
             .ok_or(rustix::io::Errno::NOMEM)
     };
-    if try_write {
+    if rights == Rights::Write {
         match map(ProtFlags::READ | ProtFlags::WRITE) {
             Ok(start) => return mapped(start, true),
             // The descriptor is only for reading.
@@ -277,6 +299,23 @@ fn map_file(
         }
     }
     mapped(map(ProtFlags::READ)?, false)
+}
+
+/// The rights of what is mapped at an address of this process (`rw-s`), and the number of its file: 0 of
+/// memory that is no file.
+#[cfg(test)]
+pub(crate) fn mapped_at(address: usize) -> (String, u64) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let found = maps.lines().find_map(|line| {
+        // start-end rights offset device number path
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let [start, end] = [start, end].map(|word| usize::from_str_radix(word, 16).unwrap());
+        let rights = words.next()?.to_owned();
+        let inside = (start..end).contains(&address);
+        inside.then(|| (rights, words.nth(2).unwrap().parse().unwrap()))
+    });
+    found.unwrap()
 }
 
 #[cfg(test)]
@@ -310,6 +349,15 @@ mod tests {
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
         let region = Region::map(file, 10).unwrap();
         assert!(!region.writable() && region.constant_number().is_some());
+    }
+
+    #[test]
+    fn memory_is_mapped_only_to_read_where_no_more_is_wanted() {
+        let made = Region::new(10).unwrap();
+        let read = Region::map_to_read(made.file.try_clone().unwrap(), 10).unwrap();
+        assert!(made.writable() && !read.writable());
+        // Others write to it.
+        assert_eq!(read.constant_number(), None);
     }
 
     #[test]

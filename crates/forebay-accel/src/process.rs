@@ -218,14 +218,21 @@ fn with_views(
         *end = (*end).max(to);
     }
     let mut regions = Vec::new();
-    for (file, end) in descriptors.into_iter().zip(ends) {
-        regions.push(Region::map(file, end).map_err(|why| wrong(&why))?);
+    // Of what clients share nothing is written here, not even by a stray access of a driver or a kernel.
+    let writes = buffers.iter().any(|buffer| buffer.write.is_some());
+    for (index, (file, end)) in descriptors.into_iter().zip(ends).enumerate() {
+        let mapped = if writes && index == last {
+            Region::map(file, end)
+        } else {
+            Region::map_to_read(file, end)
+        };
+        regions.push(mapped.map_err(|why| wrong(&why))?);
     }
     let mut views = Vec::new();
     for buffer in buffers {
         let read = buffer.read.map(|(index, offset)| {
-            // SAFETY: this process has one thread and writes to none of what it is given to read.
-            // Memory that is shared has no safe accessor.
+            // SAFETY: what this process is given to read it cannot write: it is mapped so. Memory that
+            // is shared has no safe accessor.
             #[expect(unsafe_code, reason = "memory is shared by its addresses")]
             unsafe {
                 regions[index].bytes(offset, buffer.length)
@@ -250,4 +257,108 @@ fn with_views(
         });
     }
     run(&mut views)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Backend, DeviceInfo, DeviceKind};
+    use crate::memory::mapped_at;
+    use crate::task::{Launch, Scalar};
+
+    /// Tells with which rights its buffers are mapped.
+    struct Looks(DeviceInfo);
+
+    impl Device for Looks {
+        fn info(&self) -> &DeviceInfo {
+            &self.0
+        }
+
+        fn build(&mut self, _: &Kernel) -> Result<(), BuildError> {
+            Ok(())
+        }
+
+        fn run(
+            &mut self,
+            _: &Kernel,
+            buffers: &mut [View<'_>],
+            _: &[Option<Constant>],
+            _: &[Scalar],
+            _: &[Launch],
+        ) -> Result<Timing, DeviceError> {
+            let places = buffers.iter().map(|view| view.bytes().as_ptr().addr());
+            let rights: Vec<String> = places.map(|place| mapped_at(place).0).collect();
+            Err(DeviceError::Failed(rights.join(" ")))
+        }
+
+        fn forget(&mut self, _: &[Constant]) {}
+    }
+
+    /// Whatever the descriptors of a client allow: a driver computes in this process.
+    #[test]
+    fn what_a_client_shares_cannot_be_written_by_the_process_of_a_device() {
+        let (ours, theirs) = pair().unwrap();
+        let serving = std::thread::spawn(move || {
+            let info = DeviceInfo {
+                id: "looks".to_owned(),
+                backend: Backend::Opencl,
+                platform: String::new(),
+                vendor: String::new(),
+                name: String::new(),
+                driver: String::new(),
+                memory_bytes: 1,
+                buffer_bytes_max: 1,
+                kind: DeviceKind::Gpu,
+            };
+            serve(&theirs, &mut Looks(info))
+        });
+        let client = Region::new(64).unwrap();
+        let staging = Region::new(64).unwrap();
+        let add = || "add".to_owned();
+        let source = |read, write| Source {
+            read,
+            write,
+            length: 16,
+            keep: None,
+        };
+        let mut reader = Reader::default();
+        let mut told = |buffers: Vec<Source>, regions: &[&Region]| {
+            let order = Order::Run {
+                name: add(),
+                buffers,
+                scalars: Vec::new(),
+                launches: Vec::new(),
+                forget: Vec::new(),
+            };
+            let files: Vec<_> = regions.iter().map(|region| region.as_fd()).collect();
+            send(&ours, &order, &files).unwrap();
+            loop {
+                match reader.receive::<Report>(&ours).unwrap().unwrap().0 {
+                    Report::Ran(Err(error)) => return error.to_string(),
+                    Report::Ran(Ok(timing)) => panic!("{timing:?}"),
+                    Report::Ready(_) | Report::Built(_) | Report::Unusable(_) => {}
+                }
+            }
+        };
+        let build = Order::Build {
+            name: add(),
+            definition: None,
+        };
+        send(&ours, &build, &[]).unwrap();
+        let read = |offset| source(Some((0, offset)), None);
+        let rights = told(
+            vec![read(0), read(16), source(None, Some(0))],
+            &[&client, &staging],
+        );
+        assert_eq!(rights, "r--s r--s rw-s");
+        // Where the result begins with what is there, and where nothing is written.
+        let rights = told(
+            vec![source(Some((0, 32)), Some(16)), read(0)],
+            &[&client, &staging],
+        );
+        assert_eq!(rights, "rw-s r--s");
+        assert_eq!(told(vec![read(48)], &[&client]), "r--s");
+        drop(ours);
+        serving.join().unwrap().unwrap();
+    }
 }
