@@ -42,6 +42,8 @@ use crate::task::Grid;
 use crate::wire::{
     self, Build, Definition, DeviceStatus, KernelStatus, Reply, Request, Stats, Wish,
 };
+#[cfg(test)]
+pub(crate) use link::greet;
 use link::{Job, Link, Said, Waiting};
 pub use memory::Memory;
 use memory::Shared;

@@ -551,7 +551,7 @@ impl Shared {
         let Some(entry) = state.tasks.remove(&ticket) else {
             return;
         };
-        state.left_queue(entry.phase);
+        state.take_out(ticket, entry.phase);
         state.stats.count(&outcome);
         let work = entry.work;
         if let Some(session) = state.sessions.get_mut(&work.session) {
@@ -577,6 +577,26 @@ impl Shared {
 }
 
 impl State {
+    /// Takes a task that will not run out of where it stands: who submits and cancels leaves nothing.
+    fn take_out(&mut self, ticket: u64, phase: Phase) {
+        match phase {
+            Phase::Waits => {
+                for other in self.tasks.values_mut() {
+                    other.followers.retain(|follower| *follower != ticket);
+                }
+            }
+            Phase::Queued { place, .. } => match place.checked_sub(1) {
+                None => self.cpu.retain(|queued| *queued != ticket),
+                Some(index) => {
+                    let queue = &mut self.devices[index].queue;
+                    queue.retain(|job| !matches!(job, Job::Run(queued) if *queued == ticket));
+                }
+            },
+            Phase::Runs | Phase::AtClient => {}
+        }
+        self.left_queue(phase);
+    }
+
     /// What a queue was expected to take is less by a task that leaves it.
     fn left_queue(&mut self, phase: Phase) {
         if let Phase::Queued { expected_us, place } = phase {

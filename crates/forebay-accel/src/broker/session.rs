@@ -203,6 +203,9 @@ impl State {
             if !others.any(|other| other.history == known.history) {
                 for device in &mut self.devices {
                     device.built.remove(&known.history);
+                    // Nobody hears any more what came of it.
+                    let builds = |job: &Job| matches!(job, Job::Build(one, _) if one.history == known.history);
+                    device.queue.retain(|job| !builds(job));
                 }
             }
         }

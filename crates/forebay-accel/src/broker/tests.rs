@@ -1,17 +1,22 @@
 //! What a kernel on the CPU sees of its task: where its buffers are, and when it begins. The kernels tell.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Options, by_name, start_with};
-use crate::client::Client;
+use super::{Broker, Options, by_name, start_with};
+use crate::client::{Client, Error};
+use crate::device::{Backend, DeviceInfo, DeviceKind};
 use crate::kernel::{
     Access, Arguments, Check, Cpu, CpuFunction, Element, Kernel, Launches, Parameter, Signature,
     Sources, Tolerance,
 };
-use crate::process::OwnProgram;
+use crate::memory::mapped_at;
+use crate::process::{Launcher, OwnProgram, Process, pair};
+use crate::wire::{Definition, Request, send};
 
 /// A kernel that reads numbers and writes what it tells.
 fn tells(compute: CpuFunction) -> Kernel {
@@ -35,7 +40,7 @@ fn tells(compute: CpuFunction) -> Kernel {
 }
 
 /// A broker that has this kernel, as long as the test runs.
-fn with_kernel(compute: CpuFunction, test: impl FnOnce(&Client)) {
+fn with_kernel(compute: CpuFunction, test: impl FnOnce(&Client, &Broker)) {
     let directory = tempfile::tempdir().unwrap();
     let mut options = Options::new(directory.path().join("accel.sock"));
     options.cpu_threads = 1;
@@ -43,23 +48,9 @@ fn with_kernel(compute: CpuFunction, test: impl FnOnce(&Client)) {
     let launcher = Arc::new(OwnProgram);
     let broker = start_with(options.clone(), Vec::new(), launcher, kernels).unwrap();
     let client = Client::connect(&options.socket).unwrap();
-    test(&client);
+    test(&client, &broker);
     drop(client);
     broker.stop();
-}
-
-/// The number of the file that is mapped at an address; 0 of memory that is no file.
-fn file_at(address: usize) -> u64 {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let number = maps.lines().find_map(|line| {
-        // start-end rights offset device number path
-        let mut words = line.split_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        let [start, end] = [start, end].map(|word| usize::from_str_radix(word, 16).unwrap());
-        let inside = (start..end).contains(&address);
-        inside.then(|| words.nth(3).unwrap().parse().unwrap())
-    });
-    number.unwrap()
 }
 
 fn tell_where(arguments: &mut Arguments<'_, '_>) -> Result<(), String> {
@@ -70,7 +61,7 @@ fn tell_where(arguments: &mut Arguments<'_, '_>) -> Result<(), String> {
     let to = to.slice_mut::<u64>()?;
     let own = to.as_ptr().addr();
     let [from, file_of_from, own, file_of_own] =
-        [from as u64, file_at(from), own as u64, file_at(own)];
+        [from as u64, mapped_at(from).1, own as u64, mapped_at(own).1];
     to.copy_from_slice(&[from, file_of_from, own, file_of_own]);
     Ok(())
 }
@@ -79,11 +70,11 @@ fn tell_where(arguments: &mut Arguments<'_, '_>) -> Result<(), String> {
 /// is mapped there once more, which is all that is done for it.
 #[test]
 fn a_kernel_on_the_cpu_works_in_the_memory_of_its_client() {
-    with_kernel(tell_where, |client| {
+    with_kernel(tell_where, |client, _| {
         let from = client.memory(8).unwrap();
         let mut to = client.memory(4 * 8).unwrap();
         let at = [&from, &to].map(|memory| memory.slice::<u8>().unwrap().as_ptr().addr());
-        let files = at.map(file_at);
+        let files = at.map(|address| mapped_at(address).1);
         assert!(files[0] != 0 && files[1] != 0 && files[0] != files[1]);
         let mut places = Vec::new();
         // The first is computed by a thread of the CPU, later ones by the thread that reads them.
@@ -98,6 +89,122 @@ fn a_kernel_on_the_cpu_works_in_the_memory_of_its_client() {
         assert!(places.iter().all(|place| *place == places[0]));
         assert_ne!(places[0], at.map(|address| address as u64));
     });
+}
+
+/// Nothing that a test waits for takes longer, however busy the machine is.
+const BOUND: Duration = Duration::from_secs(60);
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + BOUND;
+    while !holds() {
+        assert!(Instant::now() < end, "waited for: {what}");
+        std::thread::yield_now();
+    }
+}
+
+static BEGAN: AtomicBool = AtomicBool::new(false);
+static MAY_END: AtomicBool = AtomicBool::new(false);
+
+fn wait_to_end(_: &mut Arguments<'_, '_>) -> Result<(), String> {
+    BEGAN.store(true, Ordering::SeqCst);
+    wait_until("the test lets it end", || MAY_END.load(Ordering::SeqCst));
+    Ok(())
+}
+
+/// Whoever submits and cancels while the CPU is busy would fill its memory otherwise.
+#[test]
+fn what_was_cancelled_stands_in_no_queue_and_behind_no_other_task() {
+    with_kernel(wait_to_end, |client, broker| {
+        let from = client.memory(8).unwrap();
+        let [mut to, mut other] = [(); 2].map(|()| client.memory(8).unwrap());
+        let task = client.task("tells").input(&from).output(&mut to);
+        let first = task.submit().unwrap();
+        wait_until("it runs", || BEGAN.load(Ordering::SeqCst));
+        for _ in 0..100 {
+            // What it writes is written by the first one, too, and by none.
+            for memory in [&mut to, &mut other] {
+                let task = client.task("tells").input(&from).output(memory);
+                let task = task.submit().unwrap();
+                task.cancel();
+                assert!(matches!(task.wait(), Err(Error::Cancelled)));
+            }
+        }
+        let state = broker.shared.lock();
+        let followers = state.tasks.values().map(|entry| entry.followers.len());
+        let left = (state.tasks.len(), state.cpu.len(), followers.sum::<usize>());
+        let wait_us = state.cpu_wait_us;
+        drop(state);
+        MAY_END.store(true, Ordering::SeqCst);
+        assert_eq!(left, (1, 0, 0));
+        assert!(wait_us.abs() < 1e-6, "{wait_us}");
+        first.wait().unwrap();
+    });
+}
+
+/// Starts what never says a word.
+#[derive(Debug, Default)]
+struct Silent(Arc<Mutex<Vec<OwnedFd>>>);
+
+impl Launcher for Silent {
+    fn launch(&self, _: &str) -> std::io::Result<Process> {
+        let (ours, theirs) = pair()?;
+        let held = Arc::clone(&self.0);
+        held.lock().unwrap().push(theirs);
+        Ok(Process {
+            socket: ours,
+            end: Box::new(move || held.lock().unwrap().clear()),
+        })
+    }
+}
+
+/// A device that hangs when it is opened would have all their sources in its queue otherwise.
+#[test]
+fn kernels_of_clients_that_left_are_not_built() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options::new(directory.path().join("accel.sock"));
+    let silent = Silent::default();
+    let opened = Arc::clone(&silent.0);
+    let device = DeviceInfo {
+        id: "silent".to_owned(),
+        backend: Backend::Opencl,
+        platform: String::new(),
+        vendor: String::new(),
+        name: String::new(),
+        driver: String::new(),
+        memory_bytes: 1 << 30,
+        buffer_bytes_max: 1 << 30,
+        kind: DeviceKind::Gpu,
+    };
+    let kernels = by_name(vec![tells(tell_when)]);
+    let broker = start_with(options.clone(), vec![device], Arc::new(silent), kernels).unwrap();
+    let register = |name: String| {
+        Request::Register(Box::new(Definition {
+            name,
+            signature: tells(tell_when).signature,
+            per_item: vec![1, 1],
+            sources: Sources {
+                opencl: Some("no matter what".into()),
+                ..Sources::default()
+            },
+            tolerance: Tolerance::Exact,
+        }))
+    };
+    let queued = || broker.shared.lock().devices[0].queue.len();
+    for round in 0..3 {
+        let socket = crate::client::greet(&options.socket, BOUND).unwrap();
+        for number in 0..10 {
+            let request = register(format!("kernel_{round}_{number}"));
+            send(&socket, &request, &[]).unwrap();
+        }
+        // The first of all keeps the device busy for as long as it may.
+        let busy = usize::from(round == 0);
+        wait_until("all are asked for", || queued() + busy == 10);
+        drop(socket);
+        wait_until("nobody is left who asks", || queued() == 0);
+    }
+    // It is given up, so that the broker need not wait for it to be.
+    opened.lock().unwrap().clear();
+    broker.stop();
 }
 
 /// Of a clock that all threads and processes share, in nanoseconds.
@@ -124,7 +231,7 @@ const PROMISED_US: f64 = if cfg!(debug_assertions) { 150.0 } else { 20.0 };
 /// that: of some rounds, the median of the best one is held against it.
 #[test]
 fn a_small_task_begins_soon() {
-    with_kernel(tell_when, |client| {
+    with_kernel(tell_when, |client, _| {
         let from = client.memory(8).unwrap();
         let mut to = client.memory(8).unwrap();
         let (mut begins, mut whole) = (Vec::new(), Vec::new());

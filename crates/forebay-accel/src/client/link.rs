@@ -198,7 +198,7 @@ impl Waiting {
 }
 
 /// Connects to a worker, and says hello.
-pub(super) fn greet(path: &Path, within: Duration) -> Result<OwnedFd, Error> {
+pub(crate) fn greet(path: &Path, within: Duration) -> Result<OwnedFd, Error> {
     let failed = |source: io::Error| Error::Connect {
         path: path.display().to_string(),
         source,
