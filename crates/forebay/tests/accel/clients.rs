@@ -3,7 +3,9 @@
 use std::process::Command;
 use std::time::Instant;
 
-use super::{BOUND, Worker};
+use forebay_accel::device::Backend;
+
+use super::{BOUND, Worker, first};
 
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/accel");
 
@@ -82,6 +84,123 @@ fn a_client_in_python_cancels_and_has_deadlines() {
     );
     let stats = watcher.stats().unwrap();
     assert_eq!((stats.cancelled, stats.late, stats.on_cpu), (1, 1, 5));
+}
+
+/// Registers kernels of its own, and prints what came of them. A device is given if there is one.
+const OWN_KERNELS: &str = r#"
+import sys
+from forebay_accel import Refused, Worker, f32
+
+worker = Worker(sys.argv[1])
+devices = [one["info"]["id"] for one in worker.ask("devices")["devices"]]
+device = next((id for id in devices if id.startswith("opencl:")), None)
+count = 1000
+numbers = worker.memory(4 * count)
+computed = 0
+
+def scale(buffers, scalars, grid):
+    global computed
+    computed += 1
+    [values], [factor, length] = buffers, scalars
+    assert len(values) == length == grid[0], (len(values), scalars, grid)
+    for index in range(length):
+        values[index] *= factor
+
+def fail(buffers, scalars, grid):
+    raise RuntimeError("it was not to be")
+
+source = """__kernel void %s(__global float *values, float factor, uint length) {
+    size_t i = get_global_id(0);
+    if (i < length) values[i] %s;
+}"""
+
+def register(name, body, compute):
+    about = [("values", "read_write", "f32")], [("factor", "f32"), ("length", "u32")]
+    return worker.register(name, *about, compute, opencl=source % (name, body))
+
+def run(kernel, place):
+    values = memoryview(numbers[1]).cast("f")
+    for index in range(count):
+        values[index] = index
+    scalars = [f32(0.5), {"u32": count}]
+    try:
+        ran = worker.run(kernel, [(*numbers, True)], scalars, (count, 1, 1), place=place)
+    except Refused as refused:
+        return str(refused)
+    right = all(values[index] == index / 2 for index in range(count))
+    return f"right on {'the device' if ran['place'] == device else ran['place']}" if right else "wrong"
+
+there = {"device": device} if device else "cpu"
+built = register("scale", "*= factor", scale)
+print("built:", built.get(device), run("scale", "cpu"), computed)
+print("there:", run("scale", there), computed)
+# It is told in the words of the compiler, and the CPU computes.
+broken = register("broken", "*= undeclared_thing", scale)
+print("compile:", device is None or broken[device].startswith("compile: "),
+      device is None or "undeclared_thing" in broken[device], run("broken", there))
+register("fails", "*= factor", fail)
+print("fails:", run("fails", "cpu"))
+try:
+    register("scale", "*= factor", scale)
+except Refused as refused:
+    print("twice:", refused)
+
+def wrong(attempt):
+    try:
+        print(attempt())
+    except ValueError as error:
+        print("wrong:", error)
+
+wrong(lambda: worker.task("add", [], deadline=float("inf")))
+wrong(lambda: worker.task("add", [], deadline=-1.0))
+wrong(lambda: worker.wait(10_000))
+many = [worker.task("add", [(*numbers, False)] * 3) for _ in range(1000)]
+wrong(lambda: worker.submit(*many))
+other = worker.memory(8)
+worker.forget(other)
+print("after:", run("scale", "cpu"), len(worker.pending), len(worker.answers))
+print("device" if device else "no device")
+"#;
+
+/// A kernel in the language of a device, and the same in Python: each result of the device is compared.
+#[test]
+fn a_client_in_python_has_kernels_of_its_own() {
+    let mut worker = Worker::new(&["--verify-one-in", "1"]);
+    let watcher = worker.client();
+    let python = Command::new("python3")
+        .args(["-B", "-c", OWN_KERNELS])
+        .arg(&worker.socket)
+        .env("PYTHONPATH", CLIENTS)
+        .output();
+    let Ok(output) = python else {
+        println!("SKIPPED: kernels of a client in Python: no python3");
+        return;
+    };
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let there = if text.ends_with("\nno device\n") {
+        println!("SKIPPED: kernels of a client in Python on a device: there is none");
+        "cpu"
+    } else {
+        "the device"
+    };
+    for line in [
+        "built: None right on cpu 1\n".to_owned(),
+        format!("there: right on {there} 2\n"),
+        "compile: True True right on cpu\n".to_owned(),
+        "fails: {'failed': 'RuntimeError: it was not to be'}\n".to_owned(),
+        "twice: register kernel \"scale\": it was registered already\n".to_owned(),
+        "wrong: a deadline of inf s is none; name one from 0 to 1e+13\n".to_owned(),
+        "wrong: a deadline of -1.0 s is none; name one from 0 to 1e+13\n".to_owned(),
+        "wrong: no task 10000 is waited for; each is waited for once\n".to_owned(),
+        "is longer than 163840; submit fewer tasks at once\n".to_owned(),
+        "after: right on cpu 0 0\n".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line:?} in {text}");
+    }
+    if let Some(device) = first(&watcher, Backend::Opencl) {
+        assert_eq!((device.tasks, device.verified, device.faults), (1, 1, 0));
+    }
 }
 
 /// It looks at results itself: of a batch in any order, of constant memory, of its own kernel.
