@@ -229,16 +229,37 @@ static void fb_put(fb_client *client, const char *format, ...) {
         client->used += (size_t)length;
 }
 
+/* Bytes of the UTF-8 character that begins here; 0 of what is none. */
+static size_t fb_character(const char *at) {
+    const unsigned char *c = (const unsigned char *)at;
+    size_t length = c[0] < 0x80                   ? 1
+                    : c[0] >= 0xc2 && c[0] < 0xe0 ? 2
+                    : (c[0] & 0xf0) == 0xe0       ? 3
+                    : c[0] >= 0xf0 && c[0] < 0xf5 ? 4
+                                                  : 0;
+    for (size_t i = 1; i < length; i++)
+        if ((c[i] & 0xc0) != 0x80) return 0;
+    /* Longer than they need be, halves of pairs, and beyond the last one. */
+    if ((c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xed && c[1] >= 0xa0)) return 0;
+    if ((c[0] == 0xf0 && c[1] < 0x90) || (c[0] == 0xf4 && c[1] >= 0x90)) return 0;
+    return length;
+}
+
+/* What is no UTF-8 is said to be: the worker would take the whole message for nonsense. */
 static void fb_put_text(fb_client *client, const char *text) {
     fb_put(client, "\"");
-    for (; *text; text++) {
+    while (*text) {
+        size_t length = fb_character(text);
         unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\')
+        if (length == 0)
+            fb_put(client, "\\ufffd");
+        else if (c == '"' || c == '\\')
             fb_put(client, "\\%c", c);
         else if (c < 0x20)
             fb_put(client, "\\u%04x", c);
         else
-            fb_put(client, "%c", c);
+            fb_put(client, "%.*s", (int)length, text);
+        text += length ? length : 1;
     }
     fb_put(client, "\"");
 }
@@ -333,29 +354,87 @@ static int fb_is(const char *at, const char *text) {
     return at && *at == '"' && strncmp(at + 1, text, length) == 0 && at[length + 1] == '"';
 }
 
+/* The four hexadecimal digits that stand here; -1 where they do not. */
+static long fb_hex(const char *at) {
+    long value = 0;
+    for (int i = 0; i < 4; i++) {
+        const char *digits = "0123456789abcdef", *found;
+        char c = at[i] >= 'A' && at[i] <= 'F' ? (char)(at[i] - 'A' + 'a') : at[i];
+        if (!c || !(found = strchr(digits, c))) return -1;
+        value = value * 16 + (found - digits);
+    }
+    return value;
+}
+
+/* A character as UTF-8: how many bytes. */
+static size_t fb_utf8(unsigned long code, char to[4]) {
+    static const unsigned char first[] = {0, 0, 0xc0, 0xe0, 0xf0};
+    size_t length = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    for (size_t i = length; i > 1; i--) {
+        to[i - 1] = (char)(0x80 | (code & 0x3f));
+        code >>= 6;
+    }
+    to[0] = (char)(first[length] | code);
+    return length;
+}
+
+/* A text, as many whole characters of it as there is room for. */
 static void fb_copy_text(const char *at, char *to, size_t room) {
     size_t used = 0;
-    if (at && *at == '"') {
-        for (at++; *at && *at != '"' && used + 4 < room; at++) {
-            unsigned code;
-            if (*at != '\\' || !at[1]) {
-                to[used++] = *at;
-            } else if (*++at == 'n') {
-                to[used++] = '\n';
-            } else if (*at == 't') {
-                to[used++] = '\t';
-            } else if (*at == 'u' && sscanf(at + 1, "%4x", &code) == 1) {
-                to[used++] = code < 0x80 ? (char)code : '?';
+    at = at && *at == '"' ? at + 1 : "";
+    while (*at && *at != '"') {
+        char one[4] = {*at, 0, 0, 0};
+        size_t length = 1;
+        if (*at != '\\' || !at[1]) {
+            length = fb_character(at) ? fb_character(at) : 1;
+            memcpy(one, at, length);
+            at += length;
+        } else {
+            static const char names[] = "bfnrt", meant[] = "\b\f\n\r\t";
+            const char *found = strchr(names, at[1]);
+            long code = at[1] == 'u' ? fb_hex(at + 2) : -1, low;
+            one[0] = found ? meant[found - names] : at[1];
+            at += 2;
+            if (code >= 0) {
                 at += 4;
-            } else {
-                to[used++] = *at;
+                low = at[0] == '\\' && at[1] == 'u' ? fb_hex(at + 2) : -1;
+                if (code >= 0xd800 && code < 0xdc00 && low >= 0xdc00 && low < 0xe000) {
+                    code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+                    at += 6;
+                } else if (code >= 0xd800 && code < 0xe000) {
+                    code = 0xfffd;
+                }
+                length = fb_utf8((unsigned long)code, one);
             }
         }
+        if (used + length >= room) break;
+        memcpy(to + used, one, length);
+        used += length;
     }
     to[used] = 0;
 }
 
-static double fb_number(const char *at) { return at ? strtod(at, NULL) : 0; }
+/* A number as JSON has it: strtod reads those of the program's locale. */
+static double fb_number(const char *at) {
+    if (!at) return 0;
+    double value = 0, scale = 1;
+    long shift = 0, power = 0;
+    int below = 0, negative = *at == '-';
+    at += negative;
+    for (; (*at >= '0' && *at <= '9') || (*at == '.' && !below); at++) {
+        if (*at == '.') {
+            below = 1;
+        } else {
+            value = value * 10 + (*at - '0');
+            shift -= below;
+        }
+    }
+    if (*at == 'e' || *at == 'E') power = strtol(at + 1, NULL, 10);
+    shift += power > 400 ? 400 : power < -400 ? -400 : power;
+    for (long i = shift < 0 ? -shift : shift; i > 0; i--) scale *= 10;
+    value = shift < 0 ? value / scale : value * scale;
+    return negative ? -value : value;
+}
 static uint64_t fb_count(const char *at) { return at ? strtoull(at, NULL, 10) : 0; }
 
 /* ---- The connection ---- */

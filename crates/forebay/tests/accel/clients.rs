@@ -1,6 +1,7 @@
 //! The clients in Python and C, as processes, with a worker that is one.
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Instant;
 
 use forebay_accel::device::Backend;
@@ -203,6 +204,75 @@ fn a_client_in_python_has_kernels_of_its_own() {
     }
 }
 
+/// What a worker that is no worker would say: texts in UTF-8, and numbers in a locale that has commas.
+const WORDS: &str = r#"
+#define FOREBAY_ACCEL_IMPLEMENTATION
+#include "forebay_accel.h"
+#include <locale.h>
+
+static fb_client client;
+
+static void put(const char *text) {
+    fb_begin(&client);
+    fb_put_text(&client, text);
+    printf("%.*s\n", (int)client.used, client.out);
+}
+
+static void copied(const char *text, size_t room) {
+    char to[64];
+    fb_copy_text(text, to, room);
+    printf("<%s>\n", to);
+}
+
+int main(void) {
+    printf("%s\n", setlocale(LC_ALL, "de_DE.UTF-8") ? "commas" : "no such locale");
+    put("a\"\\\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\n");
+    /* Neither of these is a character, nor is half of one at the end. */
+    put("\xff\xc0\x80\xed\xa0\x80\xf4\x90\x80\x80.\xc3");
+    copied("\"\\u00e9\\ud83d\\ude00\\ud83dx\\n\\t\\/\\u20AC\xc3\xa9\"", 64);
+    copied("\"abc\xc3\xa9\"", 5);
+    copied("\"abc\xc3\xa9\"", 6);
+    copied("\"\\u12", 64);
+    copied("null", 64);
+    printf("%d\n", fb_number("12.5,") == 12.5 && fb_number("-1e-7") == -1e-7 &&
+                   fb_number("1.5e3}") == 1500 && fb_number("0") == 0 && fb_number(NULL) == 0);
+    return 0;
+}
+"#;
+
+/// By the header in this folder, with everything that a compiler can find fault with.
+fn compile_c(source: &Path, program: &Path) -> Option<Output> {
+    let compiled = Command::new("cc")
+        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"])
+        .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
+        .arg(format!("-I{CLIENTS}"))
+        .arg("-o")
+        .arg(program)
+        .arg(source)
+        .output();
+    compiled.ok()
+}
+
+#[test]
+fn a_client_in_c_reads_and_writes_texts_and_numbers_of_every_language() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, program) = (folder.path().join("words.c"), folder.path().join("words"));
+    std::fs::write(&source, WORDS).unwrap();
+    let Some(compiled) = compile_c(&source, &program) else {
+        println!("SKIPPED: texts of a client in C: no cc");
+        return;
+    };
+    assert!(compiled.status.success(), "{compiled:?}");
+    let output = Command::new(&program).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (locale, rest) = text.split_once('\n').unwrap();
+    println!("locale of the client in C: {locale}");
+    let wanted = "\"a\\\"\\\\é€😀\\u000a\"\n\
+                  \"\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd.\\ufffd\"\n\
+                  <é😀\u{fffd}x\n\t/€é>\n<abc>\n<abcé>\n<u12>\n<>\n1\n";
+    assert_eq!(rest, wanted);
+}
+
 /// It looks at results itself: of a batch in any order, of constant memory, of its own kernel.
 #[test]
 fn a_client_in_c_submits_waits_cancels_and_is_told_what_is_wrong() {
@@ -210,14 +280,8 @@ fn a_client_in_c_submits_waits_cancels_and_is_told_what_is_wrong() {
     let watcher = worker.client();
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("add");
-    let compiled = Command::new("cc")
-        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"])
-        .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
-        .arg("-o")
-        .arg(&program)
-        .arg(format!("{CLIENTS}/add.c"))
-        .output();
-    let Ok(compiled) = compiled else {
+    let source = PathBuf::from(format!("{CLIENTS}/add.c"));
+    let Some(compiled) = compile_c(&source, &program) else {
         println!("SKIPPED: a client in C: no cc");
         return;
     };
