@@ -19,7 +19,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::{self, CompileError, CompileOptions};
 
-use super::opencl::{in_order, keys, scratch_sizes};
+use super::copies::{Allocator, Copies};
 use super::unknown;
 use crate::device::{
     Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
@@ -69,7 +69,7 @@ pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
         context,
         stream,
         built: HashMap::new(),
-        kept: HashMap::new(),
+        copies: Copies::default(),
     }))
 }
 
@@ -110,8 +110,7 @@ struct Cuda {
     stream: Arc<CudaStream>,
     /// Modules by the name of the kernel, with the entry points that were used.
     built: HashMap<String, (Arc<CudaModule>, HashMap<String, CudaFunction>)>,
-    /// Copies of memory that does not change. The broker bounds them.
-    kept: HashMap<Constant, CudaSlice<u8>>,
+    copies: Copies<CudaSlice<u8>>,
 }
 
 impl Device for Cuda {
@@ -146,23 +145,9 @@ impl Device for Cuda {
         };
         let stream = &self.stream;
         let start = Instant::now();
-        let keys = keys(buffers, kept);
-        for (view, key) in buffers.iter().zip(&keys) {
-            if let Some(key) = key.filter(|key| !self.kept.contains_key(key)) {
-                self.kept.insert(key, copied(stream, view)?);
-            }
-        }
-        let mut own = Vec::with_capacity(buffers.len());
-        for (view, key) in buffers.iter().zip(&keys) {
-            if key.is_none() {
-                own.push(copied(stream, view)?);
-            }
-        }
-        for size in scratch_sizes(launches) {
-            own.push(allocate(stream, size)?);
-        }
+        let placed = self.copies.place(stream, buffers, kept, launches)?;
         wait(stream)?;
-        let memory = in_order(&keys, &self.kept, &own);
+        let memory = placed.in_order();
         let given = Instant::now();
         for launch in launches {
             if !entries.contains_key(launch.entry.as_ref()) {
@@ -192,9 +177,7 @@ impl Device for Cuda {
     }
 
     fn forget(&mut self, constants: &[Constant]) {
-        for constant in constants {
-            self.kept.remove(constant);
-        }
+        self.copies.forget(constants);
     }
 }
 
@@ -273,15 +256,21 @@ fn allocate(stream: &Arc<CudaStream>, bytes: usize) -> Result<CudaSlice<u8>, Dev
         .map_err(|error| device_error("allocate a buffer on it", error))
 }
 
-/// Memory of the device for a buffer, with its content where that is read.
-fn copied(stream: &Arc<CudaStream>, view: &View<'_>) -> Result<CudaSlice<u8>, DeviceError> {
-    let mut buffer = allocate(stream, view.bytes().len())?;
-    if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
-        stream
-            .memcpy_htod(view.bytes(), &mut buffer)
-            .map_err(|error| device_error("copy a buffer to it", error))?;
+impl Allocator for Arc<CudaStream> {
+    type Buffer = CudaSlice<u8>;
+
+    fn copied(&self, view: &View<'_>) -> Result<CudaSlice<u8>, DeviceError> {
+        let mut buffer = allocate(self, view.bytes().len())?;
+        if !matches!(view, View::Write(_)) && !view.bytes().is_empty() {
+            self.memcpy_htod(view.bytes(), &mut buffer)
+                .map_err(|error| device_error("copy a buffer to it", error))?;
+        }
+        Ok(buffer)
     }
-    Ok(buffer)
+
+    fn scratch(&self, bytes: usize) -> Result<CudaSlice<u8>, DeviceError> {
+        allocate(self, bytes)
+    }
 }
 
 fn wait(stream: &CudaStream) -> Result<(), DeviceError> {

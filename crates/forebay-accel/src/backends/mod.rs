@@ -3,6 +3,7 @@
 //! Libraries of drivers are loaded when they are first asked for, and by these modules alone. Nothing
 //! of them is needed to build or to start Forebay.
 
+mod copies;
 mod cuda;
 mod opencl;
 #[cfg(feature = "vulkan")]

@@ -29,6 +29,7 @@ use opencl3::platform::{Platform, get_platforms};
 use opencl3::program::Program;
 use opencl3::types::{CL_BLOCKING, cl_mem_flags};
 
+use super::copies::{Allocator, Copies};
 use super::unknown;
 use crate::device::{
     Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
@@ -56,12 +57,14 @@ pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
     // which every device has. The crate marks each way to make a queue unsafe, or needs OpenCL 2.
     let queue = unsafe { CommandQueue::create(&context, device.id(), 0) }.map_err(failed)?;
     Ok(Box::new(Opencl {
-        info,
-        device,
-        context,
-        queue,
+        opened: Opened {
+            info,
+            device,
+            context,
+            queue,
+        },
         built: HashMap::new(),
-        kept: HashMap::new(),
+        copies: Copies::default(),
     }))
 }
 
@@ -141,25 +144,30 @@ fn text(name: String) -> String {
 }
 
 struct Opencl {
+    opened: Opened,
+    /// Entry points by the name of the kernel.
+    built: HashMap<String, HashMap<String, ClKernel>>,
+    copies: Copies<Buffer<u8>>,
+}
+
+/// The device as its driver has it.
+struct Opened {
     info: DeviceInfo,
     device: ClDevice,
     context: Context,
     queue: CommandQueue,
-    /// Entry points by the name of the kernel.
-    built: HashMap<String, HashMap<String, ClKernel>>,
-    /// Copies of memory that does not change. The broker bounds them.
-    kept: HashMap<Constant, Buffer<u8>>,
 }
 
 impl Device for Opencl {
     fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.opened.info
     }
 
     fn build(&mut self, kernel: &Kernel) -> Result<(), BuildError> {
-        let mut program = self.program(kernel)?;
-        if let Err(error) = program.build(&[self.device.id()], "") {
-            return Err(self.build_error(&program, error));
+        let opened = &self.opened;
+        let mut program = opened.program(kernel)?;
+        if let Err(error) = program.build(&[opened.device.id()], "") {
+            return Err(opened.build_error(&program, error));
         }
         let entries = opencl3::kernel::create_program_kernels(&program)
             .map_err(|error| BuildError::Failed(format!("list its entry points: {error}")))?;
@@ -186,24 +194,10 @@ impl Device for Opencl {
             .built
             .get(kernel.name.as_ref())
             .ok_or_else(|| DeviceError::Failed(format!("kernel {} was not built", kernel.name)))?;
+        let opened = &self.opened;
         let start = Instant::now();
-        let keys = keys(buffers, kept);
-        for (view, key) in buffers.iter().zip(&keys) {
-            if let Some(key) = key.filter(|key| !self.kept.contains_key(key)) {
-                let copy = self.copied(view)?;
-                self.kept.insert(key, copy);
-            }
-        }
-        let mut own = Vec::with_capacity(buffers.len());
-        for (view, key) in buffers.iter().zip(&keys) {
-            if key.is_none() {
-                own.push(self.copied(view)?);
-            }
-        }
-        for size in scratch_sizes(launches) {
-            own.push(self.allocate(size, CL_MEM_READ_WRITE)?);
-        }
-        let memory = in_order(&keys, &self.kept, &own);
+        let placed = self.copies.place(opened, buffers, kept, launches)?;
+        let memory = placed.in_order();
         let given = Instant::now();
         for launch in launches {
             let entry = entries.get(launch.entry.as_ref()).ok_or_else(|| {
@@ -212,9 +206,10 @@ impl Device for Opencl {
                     kernel.name, launch.entry
                 ))
             })?;
-            self.start(entry, &memory, buffers.len(), launch)?;
+            opened.start(entry, &memory, buffers.len(), launch)?;
         }
-        self.queue
+        opened
+            .queue
             .finish()
             .map_err(|error| device_error("wait for it", error))?;
         let computed = Instant::now();
@@ -224,7 +219,8 @@ impl Device for Opencl {
             };
             // SAFETY: as above, in the other direction; `bytes` is borrowed alone.
             unsafe {
-                self.queue
+                opened
+                    .queue
                     .enqueue_read_buffer(buffer, CL_BLOCKING, 0, bytes, &[])
             }
             .map_err(|error| device_error("copy a buffer from it", error))?;
@@ -237,37 +233,13 @@ impl Device for Opencl {
     }
 
     fn forget(&mut self, constants: &[Constant]) {
-        for constant in constants {
-            self.kept.remove(constant);
-        }
+        self.copies.forget(constants);
     }
 }
 
-/// What buffers are kept by, one for each: only what is read can be.
-pub(super) fn keys(buffers: &[View<'_>], kept: &[Option<Constant>]) -> Vec<Option<Constant>> {
-    let named = kept.iter().copied().chain(std::iter::repeat(None));
-    let each = buffers.iter().zip(named);
-    each.map(|(view, key)| key.filter(|_| matches!(view, View::Read(_))))
-        .collect()
-}
+impl Allocator for Opened {
+    type Buffer = Buffer<u8>;
 
-/// All memory of a run in the order of its arguments: what is kept from there, the rest from its own.
-pub(super) fn in_order<'a, B>(
-    keys: &[Option<Constant>],
-    kept: &'a HashMap<Constant, B>,
-    own: &'a [B],
-) -> Vec<&'a B> {
-    let mut own = own.iter();
-    let mut all: Vec<&B> = Vec::new();
-    for key in keys {
-        all.extend(key.map_or_else(|| own.next(), |key| kept.get(&key)));
-    }
-    all.extend(own);
-    all
-}
-
-impl Opencl {
-    /// Memory of the device for a buffer, with its content where that is read.
     fn copied(&self, view: &View<'_>) -> Result<Buffer<u8>, DeviceError> {
         let flags = match view {
             View::Read(_) => CL_MEM_READ_ONLY,
@@ -286,6 +258,12 @@ impl Opencl {
         Ok(buffer)
     }
 
+    fn scratch(&self, bytes: usize) -> Result<Buffer<u8>, DeviceError> {
+        self.allocate(bytes, CL_MEM_READ_WRITE)
+    }
+}
+
+impl Opened {
     /// The program that suits the device, not built.
     fn program(&self, kernel: &Kernel) -> Result<Program, BuildError> {
         let sources = &kernel.sources;
@@ -400,18 +378,6 @@ impl Opencl {
     }
 }
 
-/// Each scratch buffer is as large as the largest of any launch.
-pub(super) fn scratch_sizes(launches: &[Launch]) -> Vec<usize> {
-    let mut sizes = Vec::new();
-    for launch in launches {
-        sizes.resize(sizes.len().max(launch.scratch.len()), 0);
-        for (size, wanted) in sizes.iter_mut().zip(&launch.scratch) {
-            *size = (*size).max(*wanted);
-        }
-    }
-    sizes
-}
-
 fn counted(arguments: usize) -> u32 {
     u32::try_from(arguments).unwrap_or(u32::MAX)
 }
@@ -444,19 +410,5 @@ mod tests {
         );
         assert!(matches!(of(CL_DEVICE_NOT_AVAILABLE), DeviceError::Lost(_)));
         assert!(matches!(of(-54), DeviceError::Failed(_)));
-    }
-
-    #[test]
-    fn scratch_is_as_large_as_the_largest_launch_needs() {
-        let launch = |scratch: &[usize]| Launch {
-            entry: "x".into(),
-            grid: crate::task::Grid::line(1),
-            local: None,
-            scratch: scratch.to_vec(),
-            scalars: Vec::new(),
-        };
-        let launches = [launch(&[4]), launch(&[]), launch(&[2, 8])];
-        assert_eq!(scratch_sizes(&launches), [4, 8]);
-        assert!(scratch_sizes(&[]).is_empty());
     }
 }

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use wgpu::{BufferUsages, Features, hal, naga};
 
-use super::opencl::{in_order, keys, scratch_sizes};
+use super::copies::{Allocator, Copies, scratch_sizes};
 use super::unknown;
 use crate::device::{
     Backend, BuildError, Constant, Device, DeviceError, DeviceInfo, DeviceKind, Timing,
@@ -68,13 +68,15 @@ pub(super) fn open(id: &str) -> Result<Box<dyn Device>, String> {
     let heard = Arc::clone(&told);
     device.set_device_lost_callback(move |_, why| lock(&heard).lost = Some(why));
     Ok(Box::new(Vulkan {
-        info,
-        limits: device.limits(),
-        device,
-        queue,
-        told,
+        opened: Opened {
+            info,
+            limits: device.limits(),
+            device,
+            queue,
+            told,
+        },
         built: HashMap::new(),
-        kept: HashMap::new(),
+        copies: Copies::default(),
     }))
 }
 
@@ -192,14 +194,18 @@ fn lock(told: &Mutex<Told>) -> std::sync::MutexGuard<'_, Told> {
 }
 
 struct Vulkan {
+    opened: Opened,
+    built: HashMap<String, Built>,
+    copies: Copies<wgpu::Buffer>,
+}
+
+/// The device as wgpu has it.
+struct Opened {
     info: DeviceInfo,
     limits: wgpu::Limits,
     device: wgpu::Device,
     queue: wgpu::Queue,
     told: Arc<Mutex<Told>>,
-    built: HashMap<String, Built>,
-    /// Copies of memory that does not change. The broker bounds them.
-    kept: HashMap<Constant, wgpu::Buffer>,
 }
 
 /// A kernel that was compiled.
@@ -219,7 +225,7 @@ struct Entry {
 
 impl Device for Vulkan {
     fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.opened.info
     }
 
     fn build(&mut self, kernel: &Kernel) -> Result<(), BuildError> {
@@ -231,8 +237,10 @@ impl Device for Vulkan {
                 "it has {bindings} buffers at @group(0), and its signature {named}"
             )));
         }
-        let built = self.compile(&kernel.signature, bindings, source, &module);
-        self.trouble_building()?;
+        let built = self
+            .opened
+            .compile(&kernel.signature, bindings, source, &module);
+        self.opened.trouble_building()?;
         self.built.insert(kernel.name.clone().into_owned(), built);
         Ok(())
     }
@@ -249,33 +257,19 @@ impl Device for Vulkan {
             .built
             .get(kernel.name.as_ref())
             .ok_or_else(|| DeviceError::Failed(format!("kernel {} was not built", kernel.name)))?;
+        let opened = &self.opened;
         let scratch = scratch_sizes(launches);
-        let groups = self.check(kernel, built, buffers, &scratch, launches)?;
+        let groups = opened.check(kernel, built, buffers, &scratch, launches)?;
         let start = Instant::now();
-        let keys = keys(buffers, kept);
-        for (view, key) in buffers.iter().zip(&keys) {
-            if let Some(key) = key.filter(|key| !self.kept.contains_key(key)) {
-                let copy = self.copied(view)?;
-                self.kept.insert(key, copy);
-            }
-        }
-        let mut own = Vec::with_capacity(buffers.len());
-        for (view, key) in buffers.iter().zip(&keys) {
-            if key.is_none() {
-                own.push(self.copied(view)?);
-            }
-        }
-        for size in scratch {
-            own.push(self.allocate(size, BufferUsages::STORAGE)?);
-        }
-        let memory = in_order(&keys, &self.kept, &own);
-        self.queue.submit([]);
-        self.wait()?;
+        let placed = self.copies.place(opened, buffers, kept, launches)?;
+        let memory = placed.in_order();
+        opened.queue.submit([]);
+        opened.wait()?;
         let given = Instant::now();
-        self.start(built, &memory, launches, &groups)?;
-        self.wait()?;
+        opened.start(built, &memory, launches, &groups)?;
+        opened.wait()?;
         let computed = Instant::now();
-        self.bring_back(buffers, &memory)?;
+        opened.bring_back(buffers, &memory)?;
         Ok(Timing {
             transfer_in: given - start,
             compute: computed - given,
@@ -284,13 +278,29 @@ impl Device for Vulkan {
     }
 
     fn forget(&mut self, constants: &[Constant]) {
-        for constant in constants {
-            self.kept.remove(constant);
-        }
+        self.copies.forget(constants);
     }
 }
 
-impl Vulkan {
+impl Allocator for Opened {
+    type Buffer = wgpu::Buffer;
+
+    fn copied(&self, view: &View<'_>) -> Result<wgpu::Buffer, DeviceError> {
+        let bytes = view.bytes();
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let buffer = self.allocate(bytes.len(), usage)?;
+        if !matches!(view, View::Write(_)) && !bytes.is_empty() {
+            self.write(&buffer, bytes)?;
+        }
+        Ok(buffer)
+    }
+
+    fn scratch(&self, bytes: usize) -> Result<wgpu::Buffer, DeviceError> {
+        self.allocate(bytes, BufferUsages::STORAGE)
+    }
+}
+
+impl Opened {
     /// Compiles all entry points. What went wrong is told beside it.
     fn compile(
         &self,
@@ -409,17 +419,6 @@ impl Vulkan {
                 Ok(groups)
             })
             .collect()
-    }
-
-    /// Memory of the device for a buffer, with its content where that is read.
-    fn copied(&self, view: &View<'_>) -> Result<wgpu::Buffer, DeviceError> {
-        let bytes = view.bytes();
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        let buffer = self.allocate(bytes.len(), usage)?;
-        if !matches!(view, View::Write(_)) && !bytes.is_empty() {
-            self.write(&buffer, bytes)?;
-        }
-        Ok(buffer)
     }
 
     fn allocate(&self, bytes: usize, usage: BufferUsages) -> Result<wgpu::Buffer, DeviceError> {
