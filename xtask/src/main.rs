@@ -12,6 +12,7 @@ mod criu;
 mod dist;
 mod docs;
 mod examples;
+mod fpga;
 mod fuzz;
 mod json;
 mod process;
@@ -33,6 +34,8 @@ Forebay's developer commands
   cargo xtask test [--quick]        everything a change must pass; --quick leaves
                                     out the long checks (and names them as skipped)
   cargo xtask test web              only the dashboard, in a real browser
+  cargo xtask test --fpga-emulator  only what an FPGA computes, on Intel's emulator, which is
+                                    fetched from PyPI for that (300 MB; never shipped)
   cargo xtask tidy                  house rules that compilers do not check
   cargo xtask setup [GROUP...]      install the system packages of `build` (default),
                                     `examples`, `bench`, `web`, `docs`, `dist`, `vm` or

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{SHIPPED, WHOLE};
 use crate::tally::{Counts, Dialect, Names, Show, Tally};
-use crate::{Failure, criu, docs, fuzz, process, setup, tidy, vm, web, workspace};
+use crate::{Failure, criu, docs, fpga, fuzz, process, setup, tidy, vm, web, workspace};
 
 struct Step {
     name: &'static str,
@@ -49,6 +49,8 @@ enum Work {
     Fuzz,
     /// The scenarios in virtual machines.
     Guests,
+    /// The tests of OpenCL, on an emulator of FPGAs.
+    Fpga,
 }
 
 /// What runs, in this order.
@@ -154,6 +156,11 @@ const STEPS: &[Step] = &[
         when: When::Full,
         work: Work::Guests,
     },
+    Step {
+        name: "fpga emulator",
+        when: When::Always,
+        work: Work::Fpga,
+    },
 ];
 
 /// What one step brought.
@@ -217,6 +224,8 @@ pub(crate) enum Extent {
     Full,
     /// Only the dashboard's page, in a browser.
     Web,
+    /// Only what an emulator of FPGAs computes, which is fetched for that.
+    Fpga,
 }
 
 pub(crate) fn parse(arguments: &[String]) -> Result<Extent, Failure> {
@@ -224,8 +233,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Extent, Failure> {
         [] => Ok(Extent::Full),
         [flag] if flag == "--quick" => Ok(Extent::Quick),
         [part] if part == "web" => Ok(Extent::Web),
+        [flag] if flag == "--fpga-emulator" => Ok(Extent::Fpga),
         other => Err(Failure::Usage(format!(
-            "test takes only --quick or web, not `{}`",
+            "test takes only --quick, --fpga-emulator or web, not `{}`",
             other.join(" ")
         ))),
     }
@@ -270,9 +280,13 @@ pub(crate) fn run(extent: Extent) -> Result<(), Failure> {
     }
 }
 
-/// Whether a step is run, or named as left out.
+/// Whether a step is run, or named as left out. The emulator is asked for by name alone.
 fn is_part(step: &Step, extent: Extent) -> bool {
-    extent != Extent::Web || matches!(step.work, Work::Setup | Work::Web | Work::Tests)
+    match extent {
+        Extent::Quick | Extent::Full => !matches!(step.work, Work::Fpga),
+        Extent::Web => matches!(step.work, Work::Setup | Work::Web | Work::Tests),
+        Extent::Fpga => matches!(step.work, Work::Setup | Work::Fpga),
+    }
 }
 
 fn perform(step: &Step, extent: Extent) -> Outcome {
@@ -329,6 +343,10 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
         }
         Work::Tests => read(Dialect::Libtest, process::cargo(LIBTEST)),
         Work::DocTests => read(Dialect::Libtest, process::cargo(DOC_TESTS)),
+        Work::Fpga => match fpga::tests() {
+            Ok(command) => read(Dialect::Nextest, command),
+            Err(text) => Outcome::of_check(&Err(text)),
+        },
         Work::Fuzz => match fuzz::step() {
             Ok(counts) => Outcome {
                 counts,
@@ -436,11 +454,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_quick_is_an_option() {
+    fn few_options_are_known() {
         assert!(matches!(parse(&[]), Ok(Extent::Full)));
         assert!(matches!(parse(&["--quick".into()]), Ok(Extent::Quick)));
         assert!(matches!(parse(&["web".into()]), Ok(Extent::Web)));
+        let fpga = parse(&["--fpga-emulator".into()]);
+        assert!(matches!(fpga, Ok(Extent::Fpga)));
         assert!(matches!(parse(&["--fast".into()]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn the_emulator_is_part_of_nothing_that_does_not_name_it() {
+        let names = |extent| {
+            let steps = STEPS.iter().filter(|step| is_part(step, extent));
+            steps.map(|step| step.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Extent::Fpga), ["setup", "fpga emulator"]);
+        for extent in [Extent::Quick, Extent::Full, Extent::Web] {
+            assert!(!names(extent).contains(&"fpga emulator"));
+        }
     }
 
     #[test]
