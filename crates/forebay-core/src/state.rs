@@ -434,6 +434,9 @@ impl State {
         }
         self.note_unmet(inputs.time, &plan.give_back);
         self.note_lacks(inputs.time, &plan.lacks);
+        if inputs.paused {
+            plan.offload.pause(&self.planner.offload);
+        }
         self.note_offload(inputs, &plan.offload);
         let mut apps = BTreeMap::new();
         for (id, sample) in snapshot.apps {

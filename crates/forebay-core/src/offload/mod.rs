@@ -304,6 +304,9 @@ pub struct Climb {
     pub constraints: Vec<Constraint>,
     /// What could be tried next, where rungs are only watched.
     pub could: Option<(Rung, Effect)>,
+    /// Whether nothing is done since Forebay is paused.
+    #[serde(default)]
+    pub paused: bool,
     /// The rung whose effect is being measured.
     pub settling: Option<Rung>,
     /// What is in force.
@@ -329,6 +332,24 @@ impl Decision {
     pub fn compacts(&self) -> bool {
         let mut steps = self.steps.iter();
         steps.any(|step| step.rung == Rung::Compact && step.turn == Direction::Take)
+    }
+
+    /// What is told of a period in which Forebay is paused: nothing of what was decided is done, what is in
+    /// force is what was before, and nothing is measured.
+    pub(crate) fn pause(&mut self, before: &Memory) {
+        for (id, climb) in &mut self.climbs {
+            let could = self.steps.iter().find_map(|step| {
+                let is_taken = step.app == *id && step.turn == Direction::Take;
+                is_taken.then(|| (step.rung, step.effect.clone()))
+            });
+            let held = before.apps.get(id);
+            climb.could = climb.could.take().or(could);
+            climb.in_force = held.map_or_else(Vec::new, |held| in_force(&held.ascent));
+            climb.tried = held.map_or_else(Vec::new, |held| held.ascent.tried().cloned().collect());
+            climb.settling = None;
+            climb.paused = true;
+        }
+        self.steps.clear();
     }
 
     /// Memory that apps are asked for.
@@ -583,16 +604,21 @@ fn leaves(means: &Means<'_>, app: &AppId) -> bool {
     matches!(away, Some(Away::Leaves))
 }
 
+fn in_force(ascent: &Ascent) -> Vec<(Rung, Effect)> {
+    let in_force = ascent.in_force();
+    in_force
+        .map(|(rung, effect)| (rung, effect.clone()))
+        .collect()
+}
+
 impl Climb {
     fn of(ascent: &Ascent, constraints: Vec<Constraint>, could: Option<(Rung, Effect)>) -> Self {
-        let in_force = ascent.in_force();
         Self {
             constraints,
             could,
+            paused: false,
             settling: ascent.settling(),
-            in_force: in_force
-                .map(|(rung, effect)| (rung, effect.clone()))
-                .collect(),
+            in_force: in_force(ascent),
             skipped: ascent.skipped().to_vec(),
             tried: ascent.tried().cloned().collect(),
         }
@@ -656,9 +682,11 @@ impl Climb {
             format!("In force for it: {rung}{effect}{measured}.")
         }));
         if let Some((rung, effect)) = &self.could {
-            all.push(format!(
-                "It could be tried to {rung}{effect}; `offload.mode = \"act\"` lets Forebay."
-            ));
+            let lets = match self.paused {
+                true => "nothing is tried while Forebay is paused",
+                false => "`offload.mode = \"act\"` lets Forebay",
+            };
+            all.push(format!("It could be tried to {rung}{effect}; {lets}."));
         }
         all
     }

@@ -190,6 +190,40 @@ fn one_that_only_watches_says_what_could_be_done_and_does_nothing() {
     assert_eq!(memory, Memory::default());
 }
 
+/// What was decided in a period in which nothing is done was told as if it were in force and measured.
+#[test]
+fn while_paused_nothing_is_told_to_be_in_force_or_measured_that_is_not() {
+    let cases = [Case::new("web", Class::Critical, 1.9)];
+    let mut before = Memory::default();
+    run(&cases, &acting(), &mut before, 0, 10, 4);
+    let paused = |before: &Memory, at_ms| {
+        let mut decision = run(&cases, &acting(), &mut before.clone(), at_ms, 1, 4).remove(0);
+        let steps = decision.steps.len();
+        decision.pause(before);
+        assert_eq!(decision.steps, []);
+        (steps, decision.climbs.remove(&cases[0].app.id).unwrap())
+    };
+    // It would be taken now.
+    let (steps, climb) = paused(&before, 1000);
+    assert_eq!((steps, climb.settling, climb.in_force.len()), (1, None, 0));
+    let said = climb.sentences();
+    assert_eq!(
+        said.last().unwrap(),
+        "It could be tried to give it more CPUs (1.00 CPU); nothing is tried while Forebay is paused."
+    );
+    assert!(!said.join(" ").contains("In force"), "{said:?}");
+
+    // It was taken, and Forebay paused before it was measured: also where its time is over meanwhile.
+    run(&cases, &acting(), &mut before, 1000, 2, 4);
+    for at_ms in [1200, 60_000] {
+        let (_, climb) = paused(&before, at_ms);
+        assert_eq!((climb.settling, climb.tried.len()), (None, 0), "{at_ms}");
+        let said = climb.sentences();
+        let in_force = "In force for it: give it more CPUs (1.00 CPU).".to_owned();
+        assert!(said.contains(&in_force), "{at_ms}: {said:?}");
+    }
+}
+
 #[test]
 fn nothing_is_taken_against_what_is_not_known_at_the_moment() {
     let mut cases = [Case::new("web", Class::Critical, 1.9)];

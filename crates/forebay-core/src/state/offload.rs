@@ -56,9 +56,6 @@ impl State {
 
     /// Tells each step of a ladder that was taken, and why.
     pub(super) fn note_offload(&mut self, inputs: &Inputs<'_>, offload: &Decision) {
-        if inputs.paused {
-            return;
-        }
         for step in &offload.steps {
             let climb = offload.climbs.get(&step.app);
             let why = climb.and_then(|climb| climb.constraints.first());

@@ -210,8 +210,12 @@ fn nothing_moves_where_forebay_only_observes() {
     std::fs::write(&file, text.replace("mode = \"watch\"", "mode = \"act\"")).unwrap();
     place.json(&["reload"]);
     // Where Forebay acts, it is taken in the first.
+    let could = format!("{could}; nothing is tried while Forebay is paused.");
+    let said = case.await_explained(&case.first, &["It is constrained", &could]);
     case.pass(30);
     case.assert_nothing_moved(&pids);
+    // What is not done is not told to be in force.
+    assert!(!said.contains("In force for it"), "{said}");
 
     place.json(&["resume"]);
     eventually("it is another host's", || {
