@@ -110,7 +110,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Self::ask`], and when the content could not be read or sent to its end: whether it came whole is
-    /// not known then. What has begun goes on to its end, whatever becomes of the certificate.
+    /// not known then. What has begun goes on to its end, whatever becomes of the certificate. After a content that
+    /// was refused nothing can be asked any more.
     pub(crate) async fn send<S: AsyncRead + Unpin + ?Sized>(
         &mut self,
         request: &Request,
@@ -159,7 +160,8 @@ impl Link {
             }
             Err(error) => return Err(error),
         };
-        self.is_broken = false;
+        // Refused before it was read: what is left of it would be taken for what is asked next.
+        self.is_broken = matches!(answered, Answer::Refused(_));
         Ok(answered)
     }
 

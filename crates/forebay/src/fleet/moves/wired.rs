@@ -357,12 +357,7 @@ impl Peer for Wired {
         if let Some(carried) = link.carried() {
             self.carries().insert(to.clone(), carried);
         }
-        let answer = self.keep(to, link, answer);
-        if matches!(answer, Err(Trouble::Refused(_))) {
-            // Refused before it was read: the rest of it is still in the way.
-            self.links().remove(to);
-        }
-        Self::expect(to, answer, "taken")
+        Self::expect(to, self.keep(to, link, answer), "taken")
     }
 
     fn carried(&self, to: &HostName) -> Option<Carried> {

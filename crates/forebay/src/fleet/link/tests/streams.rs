@@ -286,6 +286,36 @@ async fn who_cannot_take_it_in_says_so_before_its_end() {
         matches!(answer, Answer::Refused(Refused { why: Why::Full, .. })),
         "{answer:?}"
     );
+    assert!(!link.is_usable());
+}
+
+/// Its sender kept the link, on which what was not read lay before what it asked next: that failed once.
+#[tokio::test]
+async fn a_link_whose_content_was_refused_is_not_used_again() {
+    let fleet = Fleet::begin();
+    let keeper = Keeper {
+        refuses: true,
+        ..Keeper::default()
+    };
+    let (mut link, _there) = linked(&fleet, keeper).await;
+    assert!(link.is_usable());
+    let progress = Progress::default();
+    // It is sent to its end before anybody can have refused it.
+    let sent = bytes(CHUNK_MAX / 2);
+    let all = u64::try_from(sent.len()).unwrap();
+    let answer = link
+        .send(
+            &content(Some(all)),
+            &mut sent.as_slice(),
+            sending(&progress, Compress::Never),
+        )
+        .await
+        .unwrap();
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+    assert_eq!(progress.bytes(), all);
+    assert!(!link.is_usable());
+    let error = link.ask(&question(), BOUND).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Cut, "{error}");
 }
 
 #[tokio::test]
