@@ -25,19 +25,19 @@ impl Guard {
         Self { of, told: None }
     }
 
-    /// Does it once more.
-    pub(in crate::fleet) fn turn(&mut self, what: impl FnOnce()) {
+    /// Does it once more; what a user is told of a new error.
+    pub(in crate::fleet) fn turn(&mut self, what: impl FnOnce()) -> Option<String> {
         let panicked = guarded(what).err();
-        if let Some(why) = &panicked
-            && self.told.as_ref() != Some(why)
-        {
-            tracing::error!(
-                of = self.of,
-                why,
-                "a defect of Forebay's, it is tried again; please report it"
-            );
-        }
+        let new = panicked
+            .as_ref()
+            .filter(|why| self.told.as_ref() != Some(why));
+        let news = new.map(|why| {
+            let said = "a defect of Forebay's, it is tried again; please report it";
+            tracing::error!(of = self.of, why, "{said}");
+            format!("{}: {said}: {why}", self.of)
+        });
         self.told = panicked;
+        news
     }
 }
 
@@ -48,10 +48,15 @@ mod tests {
     #[test]
     fn what_panics_is_tried_again_and_told() {
         let mut guard = Guard::new("a turn");
-        guard.turn(|| panic!("by {}", 1));
-        assert_eq!(guard.told.as_deref(), Some("by 1"));
+        let said = guard.turn(|| panic!("by {}", 1)).unwrap();
+        assert!(
+            said.starts_with("a turn: ") && said.ends_with(": by 1"),
+            "{said}"
+        );
+        assert_eq!(guard.turn(|| panic!("by {}", 1)), None, "it was told");
         let mut turns = 0;
-        guard.turn(|| turns += 1);
-        assert_eq!((turns, guard.told), (1, None));
+        assert_eq!(guard.turn(|| turns += 1), None);
+        assert_eq!(turns, 1);
+        guard.turn(|| panic!("by {}", 1)).unwrap();
     }
 }

@@ -333,7 +333,9 @@ impl Job {
         // The desks of others outlive the thread, so that only this ends it.
         let mut guard = Guard::new("this host's place in the fleet");
         while !self.is_over() {
-            guard.turn(|| self.step(runtime));
+            if let Some(defect) = guard.turn(|| self.step(runtime)) {
+                self.event(defect);
+            }
             runtime.block_on(async {
                 tokio::select! {
                     _ = self.stopped.changed() => {}

@@ -28,6 +28,8 @@ struct Slow {
     is_news: Condvar,
     /// Renewals get no answer.
     is_silent: AtomicBool,
+    /// The next renewal panics.
+    panics: AtomicBool,
 }
 
 impl Slow {
@@ -37,6 +39,7 @@ impl Slow {
             asked: Mutex::default(),
             is_news: Condvar::new(),
             is_silent: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
         })
     }
 
@@ -88,6 +91,10 @@ impl Coordinator for Slow {
             });
         }
         self.note("renew");
+        assert!(
+            !self.panics.swap(false, Ordering::Relaxed),
+            "as the test wants it"
+        );
         self.local.renew(held)
     }
 
@@ -158,6 +165,16 @@ impl Coordinator for Slow {
 
 /// A host of a fleet of one.
 fn member(directory: &std::path::Path, host: &HostName, slow: &Arc<Slow>) -> Membership {
+    telling(directory, host, slow, Arc::new(|_, _| {}))
+}
+
+/// The same, and who hears what its user is told.
+fn telling(
+    directory: &std::path::Path,
+    host: &HostName,
+    slow: &Arc<Slow>,
+    tell: Tell,
+) -> Membership {
     let (_reports, latest) = watch::channel(None);
     let coordinator: Arc<dyn Coordinator> = Arc::<Slow>::clone(slow);
     Membership::start_with(
@@ -185,7 +202,7 @@ fn member(directory: &std::path::Path, host: &HostName, slow: &Arc<Slow>) -> Mem
             },
             reports: latest,
             outlook: outlook::Desk::none(),
-            tell: Arc::new(|_, _| {}),
+            tell,
         },
         coordinator,
     )
@@ -226,6 +243,41 @@ fn the_lease_is_renewed_between_requests_that_take_long() {
         assert!(said.contains(words), "{said}");
     }
     membership.stop();
+}
+
+/// It ended the thread, and the lease with it, and nobody was told.
+#[test]
+fn what_panics_in_the_thread_is_told_and_the_lease_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Slow::open(directory.path());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell: Tell = {
+        let told = Arc::clone(&told);
+        Arc::new(move |_, what| told.lock().unwrap().push(what))
+    };
+    let membership = telling(directory.path(), &"a".parse().unwrap(), &slow, tell);
+    slow.after(1, "renew");
+    slow.panics.store(true, Ordering::Relaxed);
+    // The one that panics, and more.
+    let asked = slow.after(4, "renew");
+    assert_eq!(
+        asked.iter().filter(|what| **what == "join").count(),
+        1,
+        "it is a member as before: {asked:?}"
+    );
+    membership.stop();
+    let told = told.lock().unwrap();
+    let defects: Vec<&String> = told
+        .iter()
+        .filter(|what| what.contains("a defect"))
+        .collect();
+    let [defect] = defects[..] else {
+        panic!("{told:?}");
+    };
+    assert!(
+        defect.contains("place in the fleet") && defect.contains("as the test wants it"),
+        "{defect}"
+    );
 }
 
 #[test]
