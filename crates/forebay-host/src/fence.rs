@@ -12,6 +12,7 @@ use forebay_core::app::AppId;
 use crate::Roots;
 use crate::error::HostError;
 use crate::freeze;
+pub use crate::freeze::Unclaimed;
 use crate::groups;
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::procs;
@@ -109,22 +110,28 @@ pub fn end(roots: &Roots, group: &Path) -> Result<bool, HostError> {
 }
 
 /// Marks the group of an app that stands still and is given to another host: whoever lets the group go
-/// from now on, the guardian and `forebay restore` too, ends its processes before.
+/// from now on, the guardian and `forebay restore` too, ends its processes before. The guardian lets those of one
+/// that is to stand ([`Unclaimed::Stands`]) not go: [`crate::guardian`] says why.
 ///
 /// # Errors
 /// When it has no group that freezes, or that cannot be marked.
-pub fn give(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> {
+pub fn give(
+    roots: &Roots,
+    anchor: &Path,
+    app: &AppId,
+    unclaimed: Unclaimed,
+) -> Result<(), HostError> {
     let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
-    freeze::mark_given(&dir)
+    freeze::mark_given(&dir, unclaimed)
 }
 
-/// Does what [`give`] does, and stops whoever is in the group, for whoever is not the daemon.
+/// Does what [`give`] does with one that ends, and stops whoever is in the group, for whoever is not the daemon.
 ///
 /// # Errors
 /// Like [`give`], or when the group cannot be frozen.
 pub fn hold(roots: &Roots, anchor: &Path, app: &AppId) -> Result<(), HostError> {
     let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
-    freeze::mark_given(&dir)?;
+    freeze::mark_given(&dir, Unclaimed::Ends)?;
     freeze::ask(&dir)
 }
 

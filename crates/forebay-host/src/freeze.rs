@@ -12,7 +12,8 @@
 //! lives and dies with it. When such a group stands, its front fenced it for another one to serve, and
 //! whoever is in it would execute what lies in its socket buffers: they are killed before they may go
 //! on, whether or not the front is still there to do so. The group of an app that is being given to another
-//! host carries a mark as well, while nobody knows whose it is: that host may let it run by then.
+//! host carries a mark as well, while nobody knows whose it is: that host may let it run by then. The mark also
+//! says what becomes of whoever stands there when no daemon comes that finds it out ([`Unclaimed`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -144,11 +145,32 @@ pub(crate) fn mark(dir: &Path) -> Result<(), HostError> {
 
 /// The mark of a group whose app may be another host's already.
 const GIVEN_AWAY: &str = "user.forebay.given";
+/// No mark is longer.
+const MARK_MAX: usize = 16;
+
+/// What becomes of an app that stands still, and may be another host's, where no daemon comes that finds out
+/// whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unclaimed {
+    /// It is ended before its group goes on: whoever owns it starts it from its files.
+    Ends,
+    /// It stands on, for the next daemon: what it has in memory may be nowhere else.
+    Stands,
+}
+
+impl Unclaimed {
+    const fn mark(self) -> &'static [u8] {
+        match self {
+            Self::Ends => b"1",
+            Self::Stands => b"stands",
+        }
+    }
+}
 
 /// Marks a group whose app is given to another host.
-pub(crate) fn mark_given(dir: &Path) -> Result<(), HostError> {
+pub(crate) fn mark_given(dir: &Path, unclaimed: Unclaimed) -> Result<(), HostError> {
     let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::setxattr(dir, GIVEN_AWAY, b"1", flags)
+    rustix::fs::setxattr(dir, GIVEN_AWAY, unclaimed.mark(), flags)
         .map_err(|error| HostError::file("mark control group", dir, error))
 }
 
@@ -161,12 +183,21 @@ pub(crate) fn unmark_given(dir: &Path) -> Result<(), HostError> {
 }
 
 fn has(dir: &Path, mark: &str) -> bool {
-    rustix::fs::getxattr(dir, mark, &mut [0_u8; 1][..]).is_ok()
+    rustix::fs::getxattr(dir, mark, &mut [0_u8; MARK_MAX][..]).is_ok()
 }
 
 /// Whether a group is marked as one whose app is given to another host.
 pub(crate) fn is_given(dir: &Path) -> bool {
     has(dir, GIVEN_AWAY)
+}
+
+/// Whether somebody stands in a group who is to stand there until a daemon knows whose it is.
+pub(crate) fn stands_unclaimed(dir: &Path) -> bool {
+    let mut value = [0_u8; MARK_MAX];
+    let read = rustix::fs::getxattr(dir, GIVEN_AWAY, &mut value[..]);
+    let is_to_stand =
+        read.is_ok_and(|length| value.get(..length) == Some(Unclaimed::Stands.mark()));
+    is_to_stand && is_frozen(&[dir]) && !groups::members(dir).is_empty()
 }
 
 /// Whether whoever is in a group was fenced by a front, or may run on another host.
@@ -330,11 +361,14 @@ mod tests {
                 }
             };
             type Mark = fn(&Path) -> Result<(), HostError>;
-            let given_and_kept: Mark = |dir| mark_given(dir).and_then(|()| unmark_given(dir));
-            let marks: [(Mark, bool); 4] = [
+            let given_and_kept: Mark =
+                |dir| mark_given(dir, Unclaimed::Ends).and_then(|()| unmark_given(dir));
+            let marks: [(Mark, bool); 5] = [
                 (|_| Ok(()), false),
                 (given_and_kept, false),
-                (mark_given, true),
+                (|dir| mark_given(dir, Unclaimed::Ends), true),
+                // Whoever leaves it standing does not come here.
+                (|dir| mark_given(dir, Unclaimed::Stands), true),
                 (mark, true),
             ];
             for (mark, marked) in marks {

@@ -5,6 +5,25 @@
 //! new one has a guardian of its own, and this one goes. Otherwise it restores. Whether the daemon is there or
 //! hangs, the guardian freezes in time what other hosts may take over ([`crate::tenure`]). While userspace begins anew
 //! a daemon has longer to come back, so that what runs on meanwhile stays in force ([`crate::soft_reboot`]).
+//!
+//! # An app whose owner nobody knows
+//!
+//! The group of an app is marked before its record at the coordinator is asked to be changed to another host, and
+//! the mark is taken away as soon as that is known not to have taken effect ([`crate::fence::give`]). So a
+//! guardian that finds the mark knows no more than that the other host may run it by now:
+//!
+//! - It must not let it go on: there would be two.
+//! - Nothing on disk says more. The mark goes before whatever else is written of a move that was given up, so
+//!   that there is no moment in which a file says that it is this host's and the mark is still there.
+//! - It does not ask the coordinator. To read is not enough, since what the lost daemon asked for may take effect
+//!   later; the record has to be changed so that it cannot. That is the next daemon's work, which has all that
+//!   it takes, and is begun anew by its manager for as long as that takes.
+//! - It need not end it either. A process that stands is nobody's second owner: no group is let go by anybody
+//!   but that daemon, which knows by then. What it costs to keep it is its memory.
+//!
+//! So one that is begun from its files wherever it is ends (there is nothing to keep), and one that moves with its
+//! memory, which may be nowhere else, stands on in its group, which stays in the ledger. The same is so when the
+//! daemon is stopped at such a moment, by `on_stop = "keep"`. Whoever wants it gone runs `forebay restore`.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +38,7 @@ use crate::error::{ErrorKind, HostError};
 use crate::ledger::{self, Process};
 use crate::lock::{Role, holder};
 use crate::procs;
-use crate::restore::{Report, restore};
+use crate::restore::{Report, restore_lost};
 use crate::soft_reboot;
 use crate::tenure;
 
@@ -94,7 +113,7 @@ fn put_back(watched: &Watched) -> Result<Guarded, HostError> {
         if attempt > 0 {
             std::thread::sleep(RESTORE_PAUSE);
         }
-        match restore(&watched.state_dir, &watched.roots, watched.on_stop) {
+        match restore_lost(&watched.state_dir, &watched.roots, watched.on_stop) {
             Ok(now) => {
                 let complete = now.is_complete();
                 report.absorb(now);

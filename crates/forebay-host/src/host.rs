@@ -308,7 +308,8 @@ impl LinuxHost {
     }
 
     /// Puts everything back and gives the state directory up. What runs on while userspace begins anew
-    /// ([`crate::soft_reboot`]) stays in force.
+    /// ([`crate::soft_reboot`]) stays in force, and what only a daemon can find out whose it is as it stands
+    /// ([`crate::guardian`]).
     ///
     /// # Errors
     /// When the ledger cannot be written. What the kernel refused is in the report.
@@ -324,7 +325,8 @@ impl LinuxHost {
         self.entries.clear();
         self.leave_owners();
         let options = &self.options;
-        let left = soft_reboot::left_in_force(&options.roots, &options.state_dir);
+        let mut left = soft_reboot::left_in_force(&options.roots, &options.state_dir);
+        left.extend(restore::unclaimed(&self.ledger, on_stop));
         let (ledger, hierarchies) = (&mut self.ledger, &self.hierarchies);
         restore::restore_but(ledger, hierarchies, &proc_root, on_stop, &left)
     }

@@ -78,23 +78,55 @@ impl Report {
 /// When a daemon holds the directory, or the ledger cannot be read or written. What the
 /// kernel refused is in the report instead.
 pub fn restore(state_dir: &Path, roots: &Roots, on_stop: OnStop) -> Result<Report, HostError> {
+    with_ledger(state_dir, roots, on_stop, |_| BTreeSet::new())
+}
+
+/// Does what [`restore`] does where a daemon was lost that another one may follow: what only a daemon can find
+/// out whose it is stays as it stands.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_lost(state_dir: &Path, roots: &Roots, on_stop: OnStop) -> Result<Report, HostError> {
+    with_ledger(state_dir, roots, on_stop, |ledger| {
+        unclaimed(ledger, on_stop)
+    })
+}
+
+fn with_ledger(
+    state_dir: &Path,
+    roots: &Roots,
+    on_stop: OnStop,
+    left: impl FnOnce(&Ledger) -> BTreeSet<AppId>,
+) -> Result<Report, HostError> {
     if !state_dir.exists() {
         return Ok(Report::default());
     }
     let _lock = Lock::take(state_dir, Role::Restorer, &roots.proc)?;
     let mut ledger = Ledger::open(state_dir, &roots.boot_id()?)?;
     let hierarchies = Hierarchies::read(&roots.proc)?;
-    restore_all(&mut ledger, &hierarchies, &roots.proc, on_stop)
+    let left = left(&ledger);
+    restore_but(&mut ledger, &hierarchies, &roots.proc, on_stop, &left)
 }
 
-/// Puts back everything a ledger names.
-pub(crate) fn restore_all(
-    ledger: &mut Ledger,
-    hierarchies: &Hierarchies,
-    proc_root: &Path,
-    on_stop: OnStop,
-) -> Result<Report, HostError> {
-    restore_but(ledger, hierarchies, proc_root, on_stop, &BTreeSet::new())
+/// Apps that stand still while nobody knows whose they are, and whose memory may be nowhere else
+/// ([`freeze::Unclaimed`]). None where programs end with the daemon: their users want no memory of them kept.
+pub(crate) fn unclaimed(ledger: &Ledger, on_stop: OnStop) -> BTreeSet<AppId> {
+    if on_stop == OnStop::Kill {
+        return BTreeSet::new();
+    }
+    let apps = ledger.state().apps.iter();
+    let stands =
+        |record: &AppRecord| (record.created.iter()).any(|dir| freeze::stands_unclaimed(dir));
+    let stands = apps.filter(|(_, record)| stands(record));
+    let stands: BTreeSet<AppId> = stands.map(|(app, _)| app.clone()).collect();
+    for app in &stands {
+        tracing::warn!(
+            %app,
+            "stays frozen with its memory: a move was under way, and nobody knows whose it is; a daemon that \
+             begins finds out, and `forebay restore` ends it"
+        );
+    }
+    stands
 }
 
 /// Puts back everything a ledger names but for these apps, which stay in force as they are.

@@ -13,11 +13,12 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use forebay_core::app::{Binding, OnStop};
+use forebay_core::app::{App, Binding, OnStop};
 use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::snapshot::RunState;
+use forebay_host::fence::{self, Unclaimed};
 use forebay_host::mounts::{Controller, Version};
-use forebay_host::{LinuxHost, restore};
+use forebay_host::{LinuxHost, restore, restore_lost};
 use support::*;
 
 /// Freezes an app. False where the host cannot.
@@ -97,6 +98,79 @@ fn a_crash_leaves_an_app_frozen_and_whoever_restores_thaws_it() {
     let report = host.close(OnStop::Kill).unwrap();
     assert!(report.is_complete(), "{report:?}");
     assert!(!is_running(pid));
+}
+
+/// One that was frozen to be moved with its memory was ended by whoever came after a lost daemon, and by the daemon
+/// when it was stopped.
+#[test]
+fn what_may_be_anothers_and_has_its_memory_here_alone_stands_until_a_daemon_knows() {
+    let Some(place) = Place::new("frozen_unclaimed") else {
+        return;
+    };
+    let options = &place.options;
+    let apps = ["ends", "stands", "goes"].map(|name| program(name, &BURN));
+    let begin = |host: &mut LinuxHost| {
+        let starts = apps.iter().map(|app| Action::Start {
+            app: app.clone().into(),
+        });
+        apply(host, &starts.collect::<Vec<_>>());
+        let all: Vec<&App> = apps.iter().collect();
+        let seen = look(host, &all, 1);
+        [0, 1, 2].map(|at| seen.apps[&apps[at].id].main_pid.unwrap())
+    };
+    let give = |name: &str, unclaimed| {
+        fence::give(&options.roots, &options.group, &id(name), unclaimed).unwrap();
+    };
+    let mut host = place.open();
+    let [ends, stands, goes] = begin(&mut host);
+    if !freeze(&mut host, "goes") {
+        println!("SKIPPED: frozen_unclaimed: this host cannot freeze");
+        return;
+    }
+    assert!(freeze(&mut host, "ends") && freeze(&mut host, "stands"));
+    give("ends", Unclaimed::Ends);
+    give("stands", Unclaimed::Stands);
+    // As after a crash, twice as by a guardian that tries again; then as by a stop; then once more.
+    drop(host);
+    let used = ticks(stands);
+    for _ in 0..2 {
+        let report = restore_lost(&options.state_dir, &options.roots, OnStop::Keep).unwrap();
+        assert!(report.is_complete(), "{report:?}");
+    }
+    wait_until_it_goes_on(goes);
+    assert!(!is_running(ends));
+    let stopped = place.open().close(OnStop::Keep).unwrap();
+    assert!(stopped.is_complete(), "{stopped:?}");
+    assert!(fence::is_given(
+        &options.roots,
+        &options.group,
+        &id("stands")
+    ));
+    assert_eq!(ticks(stands), used, "it stands");
+
+    // The next daemon has it, and knows.
+    let mut host = place.open();
+    let sample = look(&mut host, &[&apps[1]], 1).apps.remove(&id("stands"));
+    assert_eq!(sample.unwrap().main_pid, Some(stands));
+    fence::keep(&options.roots, &options.group, &id("stands")).unwrap();
+    apply(&mut host, &[Action::Thaw { app: id("stands") }]);
+    wait_until_it_goes_on(stands);
+
+    // By hand, and where programs are to end with the daemon, nothing stays.
+    assert!(freeze(&mut host, "stands"));
+    give("stands", Unclaimed::Stands);
+    drop(host);
+    let report = restore(&options.state_dir, &options.roots, OnStop::Keep).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert!(!is_running(stands));
+    let mut host = place.open();
+    let [_, stands, _] = begin(&mut host);
+    assert!(freeze(&mut host, "stands"));
+    give("stands", Unclaimed::Stands);
+    drop(host);
+    let report = restore_lost(&options.state_dir, &options.roots, OnStop::Kill).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert!(!is_running(stands));
 }
 
 /// A group of v1's freezer and cpu controllers that is not Forebay's, with somebody in it.

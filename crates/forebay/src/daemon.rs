@@ -556,7 +556,7 @@ fn check_writable() -> Result<(), Error> {
 /// Puts back what a start that was refused had begun, and what it had taken over from a
 /// daemon before it: nobody else is there to do it.
 fn undo(config: &Config) {
-    let restored = forebay_host::restore(
+    let restored = forebay_host::restore_lost(
         &config.daemon.state_dir,
         &Roots::default(),
         config.policy.on_stop,

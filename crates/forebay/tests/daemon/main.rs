@@ -46,6 +46,7 @@ mod kernel;
 mod leaving;
 mod leaving_postgres;
 mod lifecycle;
+mod memory_losses;
 mod memory_moves;
 mod mistakes;
 #[cfg(feature = "etcd")]

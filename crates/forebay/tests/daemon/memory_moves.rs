@@ -90,15 +90,17 @@ fn children(pid: u32) -> Vec<u32> {
 
 /// Hosts of one fleet, whose apps move with their memory.
 pub(crate) struct Fleet {
-    hosts: Vec<(&'static str, Place)>,
+    pub(crate) hosts: Vec<(&'static str, Place)>,
     machines: Vec<Machine>,
     criu: PathBuf,
     /// What the program says, on whatever host.
     witness: PathBuf,
-    etcd: Etcd,
+    pub(crate) etcd: Etcd,
     dir: tempfile::TempDir,
     /// Where each host has its own directory, as its programs see it: their files go along.
     shared: Option<PathBuf>,
+    /// What becomes of programs whose daemon ends.
+    on_stop: &'static str,
     pace: Pace,
 }
 
@@ -184,6 +186,13 @@ impl Fleet {
         Some(fleet.begun(memory, ""))
     }
 
+    /// Whose programs run on when their daemon ends.
+    pub(crate) fn start_keeping(test: &str) -> Option<Self> {
+        let mut fleet = Self::new(test)?;
+        fleet.on_stop = "keep";
+        Some(fleet.begun(MEMORY, ""))
+    }
+
     /// With more in the configuration of every host.
     fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
         Some(Self::new(test)?.begun(memory, more))
@@ -212,6 +221,7 @@ impl Fleet {
             etcd: Etcd::start(test)?,
             dir,
             shared: None,
+            on_stop: "kill",
             pace: Pace {
                 address: "127.0.0.1".to_owned(),
                 lease: "5s",
@@ -250,13 +260,14 @@ impl Fleet {
         place.configure_daemon(
             &format!("criu = \"{}\"", criu.display()),
             &format!(
-                "[policy]\non_stop = \"kill\"\n\
+                "[policy]\non_stop = \"{}\"\n\
                  [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
                  [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
                  [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
                  exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{rate}\", \
                  \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}]\n\
                  move = {{ mode = \"checkpoint\"{files} }}\n{more}",
+                self.on_stop,
                 self.etcd.endpoint(),
                 free_port(),
                 EXE.as_str(),
@@ -265,7 +276,7 @@ impl Fleet {
         );
     }
 
-    fn begin(&mut self, index: usize) {
+    pub(crate) fn begin(&mut self, index: usize) {
         let (_, place) = &mut self.hosts[index];
         let mut command = self.machines[index].enter();
         command
@@ -277,11 +288,21 @@ impl Fleet {
     }
 
     /// The daemon itself, by the numbers of the test.
-    fn daemon(&self, index: usize) -> u32 {
+    pub(crate) fn daemon(&self, index: usize) -> u32 {
         let [daemon] = children(self.hosts[index].1.daemon_pid())[..] else {
             panic!("{} has no daemon", self.hosts[index].0);
         };
         daemon
+    }
+
+    /// The program that moves, by the numbers of the test, while no copy of it is made.
+    pub(crate) fn program(&self) -> u32 {
+        let witness = self.witness.display().to_string();
+        let programs = crate::place::processes(|words| words.contains(&witness));
+        let [program] = programs[..] else {
+            panic!("{programs:?}");
+        };
+        program
     }
 
     /// Its daemon ends as a crash would have it.
@@ -299,7 +320,7 @@ impl Fleet {
     /// Lines of the witness so far: what was counted, and when. One program at a time counted, it never went back,
     /// and all of its pages are as it left them.
     #[track_caller]
-    fn witnessed(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn witnessed(&self) -> Vec<(u64, u64)> {
         let text = fs::read_to_string(&self.witness).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let line = |line: &str| {
@@ -350,7 +371,7 @@ impl Fleet {
     }
 
     #[track_caller]
-    fn await_rest(&self) {
+    pub(crate) fn await_rest(&self) {
         eventually("all moves are over", || {
             self.hosts.iter().all(|(_, place)| {
                 let moves = place.json(&["move"]);
@@ -384,7 +405,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         // What `nsenter` is told it does not pass on.
-        for (_, place) in &self.hosts {
+        for (_, place) in self.hosts.iter().filter(|(_, place)| place.is_begun()) {
             for daemon in children(place.daemon_pid()) {
                 signal(daemon, Signal::TERM);
                 let stops = std::panic::AssertUnwindSafe(|| {
@@ -413,7 +434,7 @@ fn threads(pid: u32) -> String {
     told.collect::<Vec<_>>().join("; ")
 }
 
-fn index(name: &str) -> usize {
+pub(crate) fn index(name: &str) -> usize {
     usize::from(name == "b")
 }
 
@@ -481,15 +502,7 @@ fn a_process_moves_with_its_memory_to_another_daemon() {
     fleet.await_clean();
 
     // It is the app's program: where it ends, its policy has it started again.
-    let daemon = fleet.daemon(index(from));
-    let own = |pid: &u32| {
-        let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&text).contains("--witness")
-    };
-    let programs: Vec<u32> = children(daemon).into_iter().filter(own).collect();
-    let [program] = programs[..] else {
-        panic!("{programs:?}");
-    };
+    let program = fleet.program();
     fs::remove_file(&fleet.witness).unwrap();
     signal(program, Signal::KILL);
     fleet

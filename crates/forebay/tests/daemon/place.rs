@@ -318,6 +318,11 @@ impl Place {
         daemon.wait().unwrap();
     }
 
+    /// Whether it has a daemon, as far as the test began and ended one.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     pub(crate) fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().unwrap().id()
     }

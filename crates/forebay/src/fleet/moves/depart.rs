@@ -9,6 +9,7 @@ use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 use forebay_core::fleet::{HostName, Ownership};
+use forebay_host::fence::Unclaimed;
 
 use super::journal::Departing;
 use super::note::Note;
@@ -308,7 +309,11 @@ impl Depart {
         let app = &self.note.app;
         if self.machine.stage() == Stage::Committing && self.note.way != Way::Handoff {
             // From here on another may let it run: whoever finds it frozen must not let it go.
-            self.house.apps.give(app)?;
+            let unclaimed = match self.note.way {
+                Way::Checkpoint => Unclaimed::Stands,
+                Way::Restart | Way::Handoff => Unclaimed::Ends,
+            };
+            self.house.apps.give(app, unclaimed)?;
         }
         self.house.change(app, epoch, to)
     }

@@ -14,6 +14,7 @@ use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_host::checkpoint::Store;
 use forebay_host::error::HostError;
+use forebay_host::fence::Unclaimed;
 use forebay_host::ledger::Process;
 use forebay_host::tenure::Tenure;
 use forebay_host::{Roots, fence};
@@ -149,8 +150,8 @@ impl Apps for Hosted {
             .map_err(|error| Trouble::Refused(error.explain()))
     }
 
-    fn give(&self, id: &AppId) -> Result<(), Trouble> {
-        fence::give(&Roots::default(), &self.anchor, id)
+    fn give(&self, id: &AppId, unclaimed: Unclaimed) -> Result<(), Trouble> {
+        fence::give(&Roots::default(), &self.anchor, id, unclaimed)
             .map_err(|error| Trouble::Refused(error.explain()))
     }
 

@@ -20,6 +20,7 @@ use forebay_core::app::{App, AppId};
 use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::{Known, Mobility, elsewhere};
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
+use forebay_host::fence::Unclaimed;
 
 pub(super) use crate::fleet::coordinator::now;
 
@@ -86,15 +87,20 @@ impl House {
 
 impl House {
     /// The daemon ends, and nobody keeps the lease alive: others may take over what they may. Whoever puts this host
-    /// back ends it.
+    /// back ends it; what stands already has its mark, and may be one that moves with its memory.
     pub(super) fn hold_what_others_may_take(&self) {
         for app in self.apps.movable() {
             let (id, mobility) = (&app.id, app.mobility.as_ref());
             let may = mobility.is_some_and(|mobility| mobility.takeover != Takeover::Never);
-            if !may || is_handed_over(&app) || self.apps.runs(id) != Some(true) {
+            let is_held = is_handed_over(&app) || self.apps.is_given(id);
+            if !may || is_held || self.apps.runs(id) != Some(true) {
                 continue;
             }
-            match self.apps.give(id).and_then(|()| self.apps.freeze(id)) {
+            match self
+                .apps
+                .give(id, Unclaimed::Ends)
+                .and_then(|()| self.apps.freeze(id))
+            {
                 Ok(()) => {
                     let what = "ends with the daemon: others may take it over";
                     self.apps.tell(id, what.to_owned());
@@ -184,7 +190,10 @@ impl Keeper {
             self.failed.insert(app.clone(), what);
         }
         if may_be_anothers && !apps.is_given(app) {
-            let held = guarded(|| apps.give(app).and_then(|()| apps.freeze(app)));
+            let held = guarded(|| {
+                apps.give(app, Unclaimed::Ends)
+                    .and_then(|()| apps.freeze(app))
+            });
             let refused = match held {
                 Ok(Ok(())) => return,
                 Ok(Err(trouble)) => trouble.to_string(),
@@ -211,7 +220,10 @@ impl Keeper {
             Some(Care::Hold(what)) if holds => {
                 // Marked first: whoever lets it go on after this daemon ends it, although it was not frozen
                 // yet when that died.
-                let done = house.apps.give(app).and_then(|()| house.apps.freeze(app));
+                let done = house
+                    .apps
+                    .give(app, Unclaimed::Ends)
+                    .and_then(|()| house.apps.freeze(app));
                 self.freed.remove(app);
                 self.settle(app, &done, Some(what));
             }

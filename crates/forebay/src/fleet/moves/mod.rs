@@ -57,6 +57,7 @@ use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
+use forebay_host::fence::Unclaimed;
 use forebay_host::ledger::Process;
 use tokio::sync::watch;
 
@@ -219,8 +220,9 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn start(&self, id: &AppId) -> Result<(), Trouble>;
     /// Removes images of its program: it is never begun from them any more.
     fn forget_images(&self, id: &AppId) -> Result<(), Trouble>;
-    /// From now on whoever lets its frozen processes go ends them before, this daemon alone excepted.
-    fn give(&self, id: &AppId) -> Result<(), Trouble>;
+    /// From now on whoever lets its frozen processes go ends them before, this daemon alone excepted; and what
+    /// becomes of them where no daemon comes.
+    fn give(&self, id: &AppId, unclaimed: Unclaimed) -> Result<(), Trouble>;
     /// Takes that back.
     fn keep(&self, id: &AppId) -> Result<(), Trouble>;
     /// Writes down which applications others may take over, and until when those may run, by the clock of leases:

@@ -14,6 +14,7 @@ use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Lease, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Ownership};
 use forebay_core::units::{Bytes, MilliCpu};
+use forebay_host::fence::Unclaimed;
 
 use crate::fleet::moves::arrive::Arrive;
 use crate::fleet::moves::{
@@ -494,7 +495,7 @@ impl Apps for ModelApps {
         Ok(())
     }
 
-    fn give(&self, _: &AppId) -> Result<(), Trouble> {
+    fn give(&self, _: &AppId, _: Unclaimed) -> Result<(), Trouble> {
         self.own(|process| {
             *self.is_given.lock().unwrap() = true;
             if let Process::Stands { given } = process {

@@ -1,0 +1,89 @@
+//! What becomes of a process in the middle of a move whose daemon ends, and for which no other one comes.
+
+use std::time::Instant;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::memory_moves::{Fleet, index, other};
+use crate::place::{PATIENCE, eventually, is_running, signal};
+
+impl Fleet {
+    /// Waits until a move is at one of these stages, looked at as often as can be.
+    #[track_caller]
+    fn await_stage(&self, from: &str, stages: &[&str]) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let now: Value = self.place(from).json(&["move", "pages"]);
+            if stages.iter().any(|stage| now["stage"] == *stage) {
+                return;
+            }
+            assert_ne!(now["over"], true, "{now}");
+            assert!(
+                Instant::now() < until,
+                "it does not come to {stages:?}: {now}"
+            );
+        }
+    }
+
+    /// The daemon ends by a signal, and its guardian after it, since no other daemon comes.
+    fn loses(&mut self, name: &str, by: Signal) {
+        let daemon = self.daemon(index(name));
+        signal(daemon, by);
+        eventually("the daemon ended", || !is_running(daemon));
+        self.hosts[index(name)].1.crash();
+        eventually("its guardian ended", || {
+            self.place(name).guardians().is_empty()
+        });
+    }
+}
+
+/// It was ended by the guardian, and by the daemon that was stopped, since it might have been another host's: with it
+/// went all that it had in memory.
+#[test]
+fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
+    let Some(mut fleet) = Fleet::start_keeping("nobody knows whose a process is") else {
+        return;
+    };
+    let from = fleet.await_owner();
+    let to = other(from);
+    let pid = fleet.place(from).await_pid("pages");
+    for by in [Signal::KILL, Signal::TERM] {
+        let program = fleet.program();
+        eventually("it could move", || {
+            let asked = fleet
+                .place(from)
+                .ask(&["move", "pages", "--to", to, "--dry-run"]);
+            asked.status.success()
+        });
+        let asked = fleet
+            .place(from)
+            .ask(&["move", "pages", "--to", to, "--detach"]);
+        assert!(asked.status.success(), "{asked:?}");
+        // From here on the record cannot be changed, nor can anybody know that it is not.
+        fleet.await_stage(from, &["copying", "freezing", "sending"]);
+        fleet.etcd.crash();
+        fleet.await_stage(from, &["recalling"]);
+        fleet.loses(from, by);
+        let stood = fleet.witnessed().len();
+        assert!(is_running(program), "{by:?}: {}", fleet.place(from).log());
+        assert!(
+            !fleet.place(from).groups_left().is_empty(),
+            "{by:?}: it is let go: {}",
+            fleet.place(from).log()
+        );
+
+        fleet.etcd.restart();
+        assert_eq!(fleet.witnessed().len(), stood, "{by:?}: it stands");
+        fleet.begin(index(from));
+        fleet.await_rest();
+        assert_eq!(fleet.await_owner(), from, "{by:?}");
+        assert_eq!(fleet.place(from).await_pid("pages"), pid, "{by:?}");
+        assert!(is_running(program), "{by:?}: it is the same process");
+        fleet.await_clean();
+    }
+    let moved = fleet.place(from).json(&["move", "pages", "--to", to]);
+    assert_eq!(moved["stage"], "moved", "{moved}");
+    assert_eq!(fleet.await_owner(), to);
+    assert_eq!(fleet.place(to).await_pid("pages"), pid);
+}
