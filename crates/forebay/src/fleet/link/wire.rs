@@ -21,7 +21,7 @@ use super::rdma::Transport;
 /// The version of what is said after the greeting.
 pub(crate) const PROTOCOL: u32 = 1;
 /// How far two clocks may be apart.
-pub(crate) const CLOCKS_APART_MAX: Duration = Duration::from_secs(600);
+pub(crate) const CLOCKS_APART_MAX: Duration = Duration::from_secs(300);
 
 const SPARE: usize = 64;
 

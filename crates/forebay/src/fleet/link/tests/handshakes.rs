@@ -429,12 +429,12 @@ async fn another_version_is_refused_with_both() {
 }
 
 #[tokio::test]
-async fn clocks_ten_minutes_apart_do_and_more_are_refused_with_both() {
+async fn clocks_a_little_apart_do_and_ten_minutes_are_refused_with_both() {
     let fleet = Fleet::begin();
     // Made a moment ago, by a clock that is right.
     let there = agent(fleet.host("b")).await;
     fleet.host("c");
-    for seconds in [-595, 595] {
+    for seconds in [-295, 295] {
         let c = fleet.host_at("c", ahead(seconds));
         let mut link = Link::connect(&c, &name("b"), &there.address, BOUND)
             .await
@@ -443,7 +443,7 @@ async fn clocks_ten_minutes_apart_do_and_more_are_refused_with_both() {
         let apart = link.peer().clock_ahead_ms + seconds * 1000;
         assert!(apart.abs() < 5000, "{apart}");
     }
-    for seconds in [-3000, -660, 660, 3600, 10 * DAY] {
+    for seconds in [-3000, -600, -310, 310, 600, 3600, 10 * DAY] {
         let c = fleet.host_at("c", ahead(seconds));
         let error = Link::connect(&c, &name("b"), &there.address, BOUND)
             .await

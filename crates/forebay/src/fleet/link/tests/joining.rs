@@ -274,7 +274,7 @@ async fn clocks_too_far_apart_are_found_before_the_token_is_spent() {
         ];
         check(&error, Kind::Refused, &words);
     }
-    let identity = join(&fleet.dir("new"), &door.address, &token, ahead(-590))
+    let identity = join(&fleet.dir("new"), &door.address, &token, ahead(-290))
         .await
         .unwrap();
     let identity = Arc::new(identity);
