@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::etcd::Etcd;
 use crate::fronts::{free_port, kill, request};
-use crate::place::{EXE, PATIENCE, Place, eventually, processes};
+use crate::place::{EXE, PATIENCE, Place, eventually, processes, signal};
 
 /// Hosts of one fleet.
 pub(crate) struct Hosts {
@@ -277,6 +278,12 @@ fn a_move_that_cannot_be_is_refused_before_the_app_is_touched() {
         1,
         &["another `exec`", "[apps.one] on all hosts"],
     );
+    // A member whose agent does not answer.
+    let silent = hosts.place("b").daemon_pid();
+    signal(silent, Signal::STOP);
+    let words = ["b at 127.0.0.1", "took longer than", "try again"];
+    a.fails(&["move", "one", "--to", "b"], 1, &words);
+    signal(silent, Signal::CONT);
     a.fails(
         &["move", "one", "--to", "c"],
         1,
