@@ -25,6 +25,7 @@ mod container_troubles;
 mod containers;
 mod dashboard;
 mod disk;
+mod ender;
 #[cfg(feature = "etcd")]
 #[expect(
     dead_code,

@@ -4,24 +4,25 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
+use crate::ender::Ender;
 use crate::images::criu;
 use crate::place::{PATIENCE, Place, eventually, is_running};
 use crate::update::{assert_nothing_of_it_is_left, last};
 
 /// A server that keeps what it is told in memory alone, and a daemon that cannot end the host.
-struct Stage {
-    place: Place,
-    port: u16,
+pub(crate) struct Stage {
+    pub(crate) place: Place,
+    pub(crate) port: u16,
+    pub(crate) ender: Ender,
 }
 
 impl Stage {
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let criu = criu(test)?;
         if Command::new("redis-server")
             .arg("--version")
@@ -44,34 +45,21 @@ impl Stage {
                  exec = [\"sleep\", \"600\"]\n"
             ),
         );
-        let bin = place.path("bin");
-        fs::create_dir_all(&bin).unwrap();
-        let asked = place.path("asked");
-        for (name, status) in [("reboot", 0), ("systemctl", 0), ("kexec", 1)] {
-            let text = format!(
-                "#!/bin/sh\necho {name} $* >>{}\nexit {status}\n",
-                asked.display()
-            );
-            fs::write(bin.join(name), text).unwrap();
-            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let mut stage = Self { place, port };
+        let ender = Ender::new(&place, &[("reboot", 0), ("systemctl", 0), ("kexec", 1)]);
+        let mut stage = Self { place, port, ender };
         stage.start();
         Some(stage)
     }
 
-    /// Never without the programs in place of those that end this host.
-    fn start(&mut self) {
-        let path = std::env::var("PATH").unwrap();
-        let mut command = self.place.daemon_command();
-        command.env(
-            "PATH",
-            format!("{}:{path}", self.place.path("bin").display()),
-        );
-        self.place.start_with(command);
+    pub(crate) fn command(&self) -> Command {
+        self.ender.daemon_command(&self.place)
     }
 
-    fn ask(&self, line: &str) -> Option<String> {
+    fn start(&mut self) {
+        self.place.start_with(self.command());
+    }
+
+    pub(crate) fn ask(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(format!("{line}\r\n").as_bytes()).ok()?;
@@ -80,9 +68,8 @@ impl Stage {
         Some(String::from_utf8_lossy(&answer[..length]).into_owned())
     }
 
-    fn is_asked(&self) -> bool {
-        let asked = fs::read_to_string(self.place.path("asked")).unwrap_or_default();
-        asked.contains("reboot")
+    pub(crate) fn is_asked(&self) -> bool {
+        self.ender.asked().contains("reboot")
     }
 
     fn status(&self) -> Value {
@@ -102,7 +89,7 @@ impl Stage {
     }
 
     /// The programs that the system numbers low, as a host without systemd does once they come round.
-    fn is_low(&self) -> bool {
+    pub(crate) fn is_low(&self) -> bool {
         let plan = self
             .place
             .json(&["update", "plan", "--rung", "checkpoint", "--", "true"]);
@@ -140,7 +127,7 @@ fn an_app_that_was_kept_goes_on_with_what_it_had() {
     assert!(!is_running(pid), "it is written down and ended");
     assert_eq!(stage.status()["current"]["stage"], "departing");
     // A daemon that comes in between lets it go on, and writes it down again.
-    fs::remove_file(stage.place.path("asked")).unwrap();
+    stage.ender.forget();
     stage.place.crash();
     stage.start();
     eventually("the host is asked once more", || stage.is_asked());

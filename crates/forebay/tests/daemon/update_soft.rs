@@ -2,12 +2,13 @@
 //! would be asked is a program of the test's. `cargo xtask vm test softreboot` has a guest's userspace begin anew.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::ender::Ender;
 use crate::imitation::Bus;
 use crate::place::{Place, eventually, is_running};
 use crate::update::{append, assert_nothing_of_it_is_left, last};
@@ -17,13 +18,15 @@ const SPARED: &str = "user.survive_final_kill_signal";
 /// Longer than the lease of a daemon that is lost.
 const BEYOND_LEASE: Duration = Duration::from_millis(1500);
 
-struct Stage {
-    place: Place,
-    bus: Bus,
+/// An app that is to run on and one that ends, and a daemon that cannot end the host's userspace.
+pub(crate) struct Stage {
+    pub(crate) place: Place,
+    pub(crate) bus: Bus,
+    pub(crate) ender: Ender,
 }
 
 impl Stage {
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let place = Place::new(test)?;
         if place.hierarchies.unified().is_none_or(|(_, h)| !h.writable) {
             println!("SKIPPED: {test}: no unified hierarchy of control groups");
@@ -38,30 +41,24 @@ impl Stage {
             place.seconds(1),
             place.seconds(2),
         ));
-        let bin = place.path("bin");
-        fs::create_dir_all(&bin).unwrap();
-        let program = bin.join("systemctl");
-        let text = format!("#!/bin/sh\necho $* >>{}\n", place.path("asked").display());
-        fs::write(&program, text).unwrap();
-        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
-        let mut stage = Self { place, bus };
+        let ender = Ender::new(&place, &[("systemctl", 0)]);
+        let mut stage = Self { place, bus, ender };
         stage.start();
         Some(stage)
     }
 
-    /// Never without the program in place of the one that ends this host's userspace.
-    fn start(&mut self) {
-        let path = std::env::var("PATH").unwrap();
-        let mut command = self.place.daemon_command();
-        let bin = self.place.path("bin");
-        command.env("PATH", format!("{}:{path}", bin.display()));
+    pub(crate) fn command(&self) -> Command {
+        let mut command = self.ender.daemon_command(&self.place);
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus.address);
-        self.place.start_with(command);
+        command
     }
 
-    fn is_asked(&self) -> bool {
-        let asked = fs::read_to_string(self.place.path("asked")).unwrap_or_default();
-        asked == "soft-reboot\n"
+    fn start(&mut self) {
+        self.place.start_with(self.command());
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.ender.asked() == "systemctl soft-reboot\n"
     }
 
     fn group(&self) -> PathBuf {
@@ -69,7 +66,7 @@ impl Stage {
         unified.dir(format!("{}.web", self.place.group).as_ref())
     }
 
-    fn is_spared(&self) -> bool {
+    pub(crate) fn is_spared(&self) -> bool {
         rustix::fs::getxattr(self.group(), SPARED, &mut [0_u8; 1][..]).is_ok()
     }
 }
@@ -99,7 +96,7 @@ fn a_critical_app_runs_on_while_userspace_begins_anew() {
     eventually("systemd is asked", || stage.is_asked());
     assert!(is_running(web) && !is_running(other) && stage.is_spared());
     // A daemon that is lost now is followed by one that asks again.
-    fs::remove_file(stage.place.path("asked")).unwrap();
+    stage.ender.forget();
     stage.place.crash();
     stage.start();
     eventually("systemd is asked again", || stage.is_asked());
