@@ -91,6 +91,11 @@ impl Hosts {
         &found.unwrap().1
     }
 
+    pub(crate) fn place_mut(&mut self, name: &str) -> &mut Place {
+        let found = self.hosts.iter_mut().find(|(host, _)| *host == name);
+        &mut found.unwrap().1
+    }
+
     /// What a host owns.
     pub(crate) fn owns(&self, name: &str) -> Vec<String> {
         let owns = fleet(self.place(name), &["status"])["owns"].clone();

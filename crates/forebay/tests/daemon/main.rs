@@ -72,6 +72,7 @@ mod survival;
 mod takeovers;
 mod tutorial;
 mod update;
+#[cfg(feature = "etcd")]
 mod update_elsewhere;
 #[cfg(feature = "etcd")]
 mod update_fleet;

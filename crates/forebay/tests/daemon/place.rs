@@ -129,7 +129,23 @@ impl Place {
         self.start_with(command)
     }
 
-    pub(crate) fn start_with(&mut self, mut command: Command) -> u32 {
+    pub(crate) fn start_with(&mut self, command: Command) -> u32 {
+        let pid = self.begin_with(command);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.ask(&["status"]).status.success() {
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the daemon does not answer ({ended:?}): {}",
+                self.log()
+            );
+            std::thread::sleep(POLL);
+        }
+        pid
+    }
+
+    /// Starts a daemon that may be gone before it answers.
+    pub(crate) fn begin_with(&mut self, mut command: Command) -> u32 {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -144,16 +160,6 @@ impl Place {
             .unwrap();
         let pid = child.id();
         self.daemon = Some(child);
-        let deadline = Instant::now() + PATIENCE;
-        while !self.ask(&["status"]).status.success() {
-            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
-            assert!(
-                ended.is_none() && Instant::now() < deadline,
-                "the daemon does not answer ({ended:?}): {}",
-                self.log()
-            );
-            std::thread::sleep(POLL);
-        }
         pid
     }
 

@@ -9,13 +9,13 @@ use crate::place::{EXE, Place, eventually, processes};
 use crate::update::{assert_nothing_of_it_is_left, last};
 
 /// Two hosts and an app on the first one that may run on either.
-struct Stage {
-    hosts: Hosts,
+pub(crate) struct Stage {
+    pub(crate) hosts: Hosts,
     sleeper: String,
 }
 
 impl Stage {
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let mut hosts = Hosts::new(test, &["a", "b"])?;
         let sleeper = hosts.place("a").seconds(1);
         let app = format!(
@@ -33,7 +33,7 @@ impl Stage {
         Some(Self { hosts, sleeper })
     }
 
-    fn a(&self) -> &Place {
+    pub(crate) fn a(&self) -> &Place {
         self.hosts.place("a")
     }
 
@@ -60,7 +60,7 @@ impl Stage {
     }
 
     /// Everything is where it was, and runs once.
-    fn await_home(&self) {
+    pub(crate) fn await_home(&self) {
         eventually("it is back", || {
             self.hosts.owns("a") == ["one"] && self.hosts.owns("b").is_empty()
         });
