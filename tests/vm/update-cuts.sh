@@ -1,170 +1,203 @@
 #!/bin/bash
-# about: the power is cut before and after each write of the journal of an update that keeps applications over a reboot
+# about: the power is cut after each write of the journal of an update that keeps an application over a reboot, and for the reboot
 # kernels: old
 # routine: none
-# machine: --smp 2 --mem 1024 --disk 256M --reboots
-# seconds: 7200
-# Begun again after each boot. $home/stage: which cut it is, as BOOT:MOMENT: the boot that it is tried in (1: that which
-# the update began in) and the write, where odd ones are before and even ones after it. `late`: once the images are
-# whole, and all services have ended.
+# machine: --smp 2 --mem 1024 --disk 512M --init bare --reboots
+# seconds: 1800
+# Begun again after each boot. One update after the other, each with two cuts beside the one that is its reboot: after a
+# write of the daemon that it began with ($notes/one), and after one of the daemon after the reboot ($notes/two), until
+# neither has a further one. A cut before a write finds what the write before it left, and what was done since: core's
+# tests enumerate those, and here it is tried where the command has ended and that is not written yet.
+# What the script notes is on another file system, so that it makes nothing of Forebay's durable.
 set -eu
-home=/var/lib/update-test
-state=/disk/forebay
-mkdir -p $home
+notes=/var/lib/cuts
+home=/disk
+mkdir -p $notes $home
+[ "$(blkid -o value -s TYPE /dev/vdb)" = ext4 ] || mkfs.ext4 -q /dev/vdb
+mountpoint -q $home || mount /dev/vdb $home
 cd $home
 . /host/tests/steps
 . /host/tests/update-steps
+forebay=$home/bin/forebay
+state=$home/state
+daemon=
+# The write by which the command's end becomes known, and the moment before it.
+ended=12
+
+evidence() {
+  tail -n 60 daemon.log || true
+  $forebay update status || true
+  $forebay update history || true
+  $forebay events --app cache | tail -n 20 || true
+}
+
+note() { # FILE TEXT: durable, and nothing else is by that
+  echo "$2" >"$notes/$1"
+  sync "$notes/$1"
+}
+
+noted() { cat "$notes/$1"; }
 
 install() {
-  mkfs.ext4 -q /dev/vdb
-  cat >/etc/systemd/system/disk.mount <<'UNIT'
-[Unit]
-Before=local-fs.target
-[Mount]
-What=/dev/vdb
-Where=/disk
-Type=ext4
-[Install]
-WantedBy=local-fs.target
-UNIT
-  # Which write the daemon dies at, if it is its turn in this boot.
-  cat >prepare <<'SH'
-#!/bin/sh
-cd /var/lib/update-test
-grep -o '"stage":[^,]*' /disk/forebay/update.json 2>/dev/null | head -n 1 >/run/found
-rm -f /run/dies
-read -r boot moment first <turn || exit 0
-here=$(cat /proc/sys/kernel/random/boot_id)
-case $boot in
-1) [ "$here" = "$first" ] || exit 0 ;;
-2) [ "$here" != "$first" ] || exit 0 ;;
-*) exit 0 ;;
-esac
-echo "FOREBAY_UPDATE_DIES_AT=$moment" >/run/dies
-# In this boot, and in none after it. Nothing of the disk that is looked at is synced by that.
-[ "$boot" = 1 ] || { echo over >turn; sync turn; }
-SH
-  # It died, or it ended with the host: the power goes.
-  cat >stopped <<'SH'
-#!/bin/sh
-cd /var/lib/update-test
-read -r turn rest <turn
-if [ -e /run/dies ] && [ "$EXIT_STATUS" = KILL ]; then
-  touch /run/cut
-  sleep 1000
-elif [ "$turn" = late ] && [ "$SERVICE_RESULT" = success ] && [ -e /run/asked ]; then
-  echo cut >turn
-  sync turn
-  for name in /sys/class/virtio-ports/*/name; do
-    [ "$(cat "$name")" = forebay ] && printf '\nmark: cut\n' >/dev/"$(basename "$(dirname "$name")")"
-  done
-  sleep 1000
-fi
-SH
-  chmod +x prepare stopped
-  install_apps ExecStartPre=$home/prepare ExecStopPost=$home/stopped EnvironmentFile=-/run/dies
-  sed -i 's|^After=.*|&\nRequiresMountsFor=/disk|' /etc/systemd/system/forebay.service
+  mkdir -p bin
+  cp /host/bin/forebay bin/
+  # The power goes in its place: what it would have written to disks is not.
+  printf '#!/bin/sh\ntouch /run/asked\n' >bin/reboot
+  chmod +x bin/reboot
   # Through the firmware, which is quicker here.
   mv /usr/sbin/kexec $home/
-  echo none >turn
-  echo 0 >receipts
-  systemctl daemon-reload
-  systemctl enable --now disk.mount forebay
+  cat >forebay.toml <<TOML
+[daemon]
+state_dir = "$state"
+[apps.cache]
+class = "standard"
+restart = "always"
+directory = "$home"
+exec = ["redis-server", "--bind", "127.0.0.1", "--save", ""]
+images = { every = "1h" }
+stdout = "$home/redis.log"
+stderr = "$home/redis.log"
+TOML
+  for each in phase one two receipts sum found; do note $each ''; done
+  note one 2
+  note two 2
+  sync
 }
 
-receipts() {
-  $forebay update history --json | tr -d ' \n' | grep -o '"outcome":"[a-z_]*"' | cut -d'"' -f4
+begin_daemon() { # [MOMENT]: that it dies at
+  PATH=$home/bin:$PATH FOREBAY_UPDATE_DIES_AT=${1:-} setsid $forebay daemon --config forebay.toml \
+    >>daemon.log 2>&1 </dev/null &
+  daemon=$!
 }
 
+is_dead() { ! kill -0 "$daemon" 2>/dev/null || grep -q '^State:.Z' "/proc/$daemon/status"; }
+answers() { $forebay status >/dev/null 2>&1; }
+receipts() { $forebay update history --json | tr -d ' \n' | grep -o '"outcome":"[a-z_]*"' | cut -d'"' -f4; }
 is_idle() { $forebay update status --json 2>/dev/null | tr -d ' \n' | grep -q '"current":null'; }
-
-begin() { # BOOT:MOMENT or late
-  local boot=${1%:*} moment=${1#*:}
-  await "redis answers" redis_answers
-  await "the service answers" ledger_answers
-  rm -f ran cut-at /run/asked
-  echo "$boot $moment $(cat /proc/sys/kernel/random/boot_id)" >turn
-  receipts | wc -l >receipts
-  systemctl restart forebay
-  await "the daemon answers" $forebay status >/dev/null
-  await "redis answers" redis_answers
-  await "the service answers" ledger_answers
-  fill "at-$1-"
-  next "$1"
-  touch /run/asked
-  $forebay update run --detach --unproved --rung checkpoint --rollback "rm -f $home/ran" \
-    -- sh -c "echo x >>$home/ran" || true
+is_over() { is_idle && [ "$(receipts | wc -l)" -gt "$(noted receipts)" ]; }
+on_disk() { # the stage, and of departing whether anybody may be ended
+  local at
+  at=$(grep -o '"stage":{*[^,}]*' $state/update.json | head -n 1 | tr -d '"{' | cut -d: -f2-)
+  ! grep -q '"departs_from":null' $state/update.json || at=${at/departing/nearly-departing}
+  echo "$at"
 }
 
-ended() { # whether the power was cut, the update is over, or there is none
-  [ -e /run/cut ] && return
-  is_idle || return
-  # Before the first write nothing was promised.
-  [ "$(receipts | wc -l)" -gt "$(cat receipts)" ] || { [ "$stage" = 1:1 ] && [ -e cut-at ]; }
-}
-
-verify() { # prints what came of it
-  local outcome=none kept=kept found
-  [ "$(receipts | wc -l)" -eq "$(cat receipts)" ] || outcome=$(receipts | tail -n 1)
+fill_cache() {
   await "redis answers" redis_answers
-  await "the service answers" ledger_answers
-  [ "$(pgrep -c redis-server)" = 1 ] || fail "$stage: more than one redis"
-  [ "$(pgrep -cf ledger.py)" = 1 ] || fail "$stage: more than one ledger"
-  [ "$(redis_sum) $(ledger_sum)" = "$(cat redis.sum) $(cat ledger.sum)" ] || kept=lost
-  found=$(cat cut-at 2>/dev/null || echo "not cut")
-  case "$outcome $(cat ran 2>/dev/null | tr -d '\n')" in
-  "committed x" | "rolled_back " | "alarmed x" | "alarmed " | "none ") ;;
-  *) fail "$stage: $outcome, and the command: $(cat ran)" ;;
-  esac
-  case "$found $kept $outcome" in
-  # What was written down is there, and what was lost with the power while it was kept is told.
-  *" kept "* | *departing*" lost alarmed" | *reviving*" lost alarmed") ;;
-  # Before anything is kept, and after it was taken up again, the power takes what is in memory.
-  *planned*lost* | *locked*lost* | *isolated*lost* | *synced*lost* | *updating*lost*) ;;
-  *restoring*lost* | *verifying*lost* | *closing*lost* | *over*lost* | *rolled*lost* | "none lost none" | " lost none") ;;
-  *) fail "$stage: cut with $found on disk: $outcome, and what apps had is $kept" ;;
-  esac
-  [ "$stage" != late ] || [ "$kept $outcome" = "kept committed" ] || fail "late: $kept, $outcome"
-  echo "table: cut at $stage, on disk $found: $outcome, the command ran $(cat ran 2>/dev/null | wc -l) times, memory $kept"
+  redis-cli eval "for i=1,2000 do redis.call('set','key:'..i,ARGV[1]..i) end" 0 "$1" >/dev/null
+  note sum "$(redis_sum)"
 }
 
-follow() { # which cut comes next
-  case $stage in
-  late) echo over ;;
-  1:*) [ -e cut-at ] && echo "1:$((${stage#*:} + 1))" || echo 2:1 ;;
-  2:*) [ -e cut-at ] && echo "2:$((${stage#*:} + 1))" || echo late ;;
+lose_power() { # PHASE of the boot that comes
+  note phase "$1"
+  echo "mark: cut"
+  sleep 1000
+}
+
+follow() { # MOMENT: the next one
+  case $1 in
+  $((ended - 2)) | $((ended - 1))) echo $(($1 + 1)) ;;
+  *) echo $(($1 + 2)) ;;
   esac
 }
 
-stage=$(cat stage 2>/dev/null || echo install)
-if [ "$stage" = install ]; then
-  install
-  stage=1:1
-  begin "$stage"
-else
-  await "the disk is there" mountpoint -q /disk
-  await "the daemon answers" $forebay status >/dev/null
-fi
-while [ "$stage" != over ]; do
-  deadline=$((SECONDS + 600))
-  # A cut of before: this is the boot after it.
-  if [ "$(cat power 2>/dev/null)" = cut ] || [ "$(cat turn)" = cut ]; then
-    echo on >power
-    [ "$(cat turn)" != cut ] || echo over >turn
-    cat /run/found >cut-at
-    sync power turn cut-at
-  fi
-  until ended; do
-    [ $SECONDS -lt $deadline ] || fail "$stage: it is not over"
+happens() { # prints what of dead, asked and over comes first
+  local deadline=$((SECONDS + 300))
+  while :; do
+    if is_dead; then echo dead && return; fi
+    if [ -e /run/asked ]; then echo asked && return; fi
+    if is_over; then echo over && return; fi
+    [ $SECONDS -lt $deadline ] || { echo nothing && return; }
     sleep 0.2
   done
-  if [ -e /run/cut ]; then
-    echo cut >power
-    sync power
-    echo "mark: cut"
-    sleep 1000
-  fi
+}
+
+begin() {
+  note receipts "$(receipts | wc -l)"
+  note found ''
+  rm -f ran
+  kill -KILL "$daemon"
+  wait "$daemon" || true
+  echo "== one $(noted one), two $(noted two)"
+  begin_daemon "$(noted one)"
+  await "the daemon answers" answers
+  fill_cache "$(noted one)-$(noted two)-"
+  sync
+  # A daemon that dies at its first write may not say that it began.
+  $forebay update run --detach --unproved --rung checkpoint --rollback "rm -f $home/ran" \
+    -- sh -c "echo x >>$home/ran && sync $home/ran" || true
+  case $(happens) in
+  dead) lose_power resumes ;;
+  asked) note one none && lose_power arrives ;;
+  *) fail "it neither died nor was to reboot" ;;
+  esac
+}
+
+verify() { # after the last boot of an update
+  local outcome memory=kept found count said
+  outcome=$(receipts | tail -n 1)
+  found=$(noted found)
+  count=$(cat ran 2>/dev/null | wc -l)
+  await "redis answers" redis_answers
+  [ "$(pgrep -c redis-server)" = 1 ] || fail "$found: not one redis"
+  case "$outcome $count" in
+  "committed 1" | "rolled_back 0" | "alarmed 1") ;;
+  *) fail "$found: $outcome, and the command ran $count times" ;;
+  esac
+  [ "$(redis_sum)" = "$(noted sum)" ] || memory=lost
+  said=$($forebay update history | tr '\n' ' ')
+  case "$memory $outcome" in
+  kept*) ;;
+  # What was lost while it was kept is told, with what to do.
+  "lost alarmed")
+    [[ $said == *"lost what it had"*"somebody has to look"* ]] || fail "$found: nobody is told: $said"
+    ;;
+  # Before it is kept, and after it was taken up again, the power takes what is in memory, as without any update.
+  *) [[ $found == *nearly-departing* || $found == *restoring* || $found == *verifying* || $found == *closing* || $found == *over* ]] ||
+    fail "$found: $outcome, and what redis had is lost" ;;
+  esac
+  echo "table: cut on disk at:${found:- nothing, but for the reboot}: $outcome, the command ran $count time(s), memory $memory"
+}
+
+if [ ! -e $notes/two ]; then
+  install
+  begin_daemon
+  await "the daemon answers" answers
+  await "redis answers" redis_answers
+else
+  at=$(on_disk || true)
+  case $(noted phase) in
+  resumes)
+    note found "$(noted found) ${at:-nothing}"
+    note one "$(follow "$(noted one)")"
+    begin_daemon
+    # What was in memory is gone with the power; what comes now is to be kept.
+    case $at in
+    *departing | over*) ;;
+    *) fill_cache again- ;;
+    esac
+    case $(happens) in
+    asked) lose_power arrives ;;
+    over) ;;
+    *) fail "it neither ended nor was to reboot" ;;
+    esac
+    ;;
+  arrives)
+    begin_daemon "$(noted two)"
+    case $(happens) in
+    dead) lose_power ends ;;
+    over) note two none ;;
+    *) fail "it neither died nor ended" ;;
+    esac
+    ;;
+  ends)
+    note found "$(noted found) ${at:-over}"
+    note two "$(($(noted two) + 2))"
+    begin_daemon
+    [ "$(happens)" = over ] || fail "it did not end"
+    ;;
+  esac
   verify
-  stage=$(follow)
-  [ "$stage" = over ] || begin "$stage"
-done
+fi
+[ "$(noted one) $(noted two)" != "none none" ] || exit 0
+begin
