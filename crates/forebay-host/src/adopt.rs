@@ -55,6 +55,7 @@ impl LinuxHost {
         entry.kept.clear();
         entry.command.clone_from(&exec.command);
         entry.trial = None;
+        entry.comparing = None;
         entry.restoring = None;
         Ok(())
     }

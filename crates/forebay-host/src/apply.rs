@@ -701,6 +701,7 @@ impl LinuxHost {
         for pid in procs::families(&proc_root, &outside) {
             groups::signal(pid, rustix::process::Signal::KILL);
         }
+        self.give_up_beginning(app);
         Ok(())
     }
 }

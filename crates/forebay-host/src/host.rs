@@ -13,7 +13,7 @@ use forebay_core::topology::Topology;
 
 use crate::Roots;
 use crate::app_meters::Meters;
-use crate::checkpoint::{self, Restoring};
+use crate::checkpoint::{self, Comparing, Restoring};
 use crate::compaction::Compactor;
 use crate::cost;
 use crate::damon::{self, Damon};
@@ -136,6 +136,8 @@ pub(crate) struct Entry {
     pub(crate) refused_frozen: bool,
     /// Since when a process that ended has had the number that its image needs.
     pub(crate) number_awaited: Option<Instant>,
+    /// The image that it is to begin from is compared with its checksums: it is on its way meanwhile.
+    pub(crate) comparing: Option<Comparing>,
     /// Its main process is CRIU, which begins it from this image.
     pub(crate) restoring: Option<Restoring>,
     /// It was begun from the image of this number, and has to live until then.
@@ -156,9 +158,16 @@ impl Entry {
         self.main = None;
         self.before = None;
         self.ended = None;
+        self.comparing = None;
         self.kept.clear();
         self.command.clear();
         self.released = false;
+    }
+
+    /// Whether its program runs, or is on its way.
+    pub(crate) fn is_begun(&self) -> bool {
+        let is_compared = self.comparing.as_ref().is_some_and(|one| !one.is_over());
+        self.main.is_some() || is_compared
     }
 
     /// Forgets a group that is there no more, with everything that was set in it.
@@ -494,6 +503,17 @@ impl LinuxHost {
             entry.bound = bound;
             entry.group = None;
             entry.last.clear();
+        }
+    }
+
+    /// A program does not begin whose image is still compared with its checksums: as if it had been killed.
+    pub(crate) fn give_up_beginning(&mut self, app: &AppId) {
+        const KILLED: Ending = Ending::Signal(9);
+        if let Some(entry) = self.entries.get_mut(app)
+            && entry.comparing.take().is_some()
+        {
+            entry.ended = Some(KILLED);
+            self.note_ending(app, KILLED);
         }
     }
 

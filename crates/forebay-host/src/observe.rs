@@ -330,7 +330,7 @@ impl LinuxHost {
 
 fn run_state(entry: &Entry, binding: &Binding, populated: bool) -> RunState {
     match binding {
-        Binding::Exec(_) if entry.main.is_some() => RunState::Running,
+        Binding::Exec(_) if entry.is_begun() => RunState::Running,
         Binding::Exec(_) => entry.ended.map_or(RunState::Absent, RunState::Ended),
         _ if populated => RunState::Running,
         Binding::Cgroup(_) | Binding::Match(_) | Binding::Systemd(_) | Binding::Container(_) => {

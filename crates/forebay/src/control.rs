@@ -359,6 +359,9 @@ fn carry_out(
     match outcome {
         Some(Outcome::Done) => Ok(()),
         Some(Outcome::Failed(why)) => Err(why),
+        Some(Outcome::Pending) => Err(format!(
+            "{action}: something else has to end before; ask again in a moment"
+        )),
         other => Err(format!("{action}: the host says {other:?}")),
     }
 }

@@ -121,18 +121,20 @@ impl State {
 
     /// Takes in that an app's program was started, or was to be, in a period or beside it.
     pub fn started(&mut self, time: Time, id: &AppId, outcome: &Outcome) {
-        if let Some(known) = self.apps.get_mut(id) {
-            // A failed start counts as a short life: the next try waits.
-            known.lives.started(time);
-        }
         let (kind, message) = match outcome {
-            Outcome::Done | Outcome::Pending => (EventKind::Started, "was started".to_owned()),
+            // It is on its way, and asked for again once what it waits for is over.
+            Outcome::Pending => return,
+            Outcome::Done => (EventKind::Started, "was started".to_owned()),
             Outcome::Unsupported => (
                 EventKind::Failed,
                 "this host cannot start programs".to_owned(),
             ),
             Outcome::Failed(why) => (EventKind::Failed, why.clone()),
         };
+        if let Some(known) = self.apps.get_mut(id) {
+            // A failed start counts as a short life: the next try waits.
+            known.lives.started(time);
+        }
         self.note(time, Some(id), kind, message);
     }
 
@@ -197,5 +199,27 @@ impl State {
             }
         };
         self.note(inputs.time, Some(id), kind, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_is_on_its_way_is_told_once_it_was_made() {
+        let mut state = State::default();
+        let app: AppId = "web".parse().unwrap();
+        let time = Time {
+            monotonic: std::time::Duration::ZERO,
+            unix_ms: 0,
+        };
+        let mut told = |outcome: Outcome| {
+            state.started(time, &app, &outcome);
+            std::mem::take(&mut state.fresh)
+        };
+        assert!(told(Outcome::Pending).is_empty());
+        assert_eq!(told(Outcome::Done)[0].kind, EventKind::Started);
+        assert_eq!(told(Outcome::Failed("no".to_owned()))[0].message, "no");
     }
 }

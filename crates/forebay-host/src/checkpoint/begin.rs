@@ -12,7 +12,8 @@ use forebay_core::app::{App, AppId};
 use forebay_core::snapshot::Ending;
 
 use super::criu::{RESTORE_LOG, last_error, restore_max};
-use super::{Criu, Image, Store, TRIAL, is_restore};
+use super::store::boot;
+use super::{Comparing, Criu, Image, Store, TRIAL, is_restore};
 use crate::LinuxHost;
 use crate::apply::Refusal;
 use crate::error::HostError;
@@ -53,7 +54,7 @@ impl LinuxHost {
     /// that it may begin from.
     ///
     /// # Errors
-    /// While a process that ended has the number that it needs.
+    /// While that is compared with its checksums, or a process that ended has the number that it needs.
     pub(crate) fn image_of(
         &mut self,
         app: &App,
@@ -62,10 +63,13 @@ impl LinuxHost {
         if app.images.is_none() {
             return Ok(None);
         }
-        let found = self.usable_image(&app.id, program);
-        if let Ok(Some(image)) = &found {
-            self.await_number(&app.id, image.pid)?;
-        }
+        let found = match self.usable_image(&app.id, program) {
+            Ok(Some(image)) => {
+                self.await_number(&app.id, image.pid)?;
+                self.compared(&app.id, image)?
+            }
+            other => other,
+        };
         let restore = found.and_then(|image| match image {
             Some(image) => self.restore_of(&app.id, &image).map(Some),
             None => Ok(None),
@@ -86,6 +90,38 @@ impl LinuxHost {
             self.empty(app)?;
         }
         Ok(image)
+    }
+
+    /// An image that is as it was written: one of another boot is compared first, beside this thread.
+    ///
+    /// # Errors
+    /// While it is compared, and when nothing can.
+    fn compared(
+        &mut self,
+        app: &AppId,
+        image: Image,
+    ) -> Result<Result<Option<Image>, HostError>, Refusal> {
+        if image.boot == boot(&self.options.roots.proc)? {
+            return Ok(Ok(Some(image)));
+        }
+        let store = self.images();
+        let entry = self.entries.entry(app.clone()).or_default();
+        let under_way = entry.comparing.take().filter(|one| one.is_of(&image));
+        match under_way {
+            Some(comparing) if comparing.is_over() => {
+                tracing::info!(%app, image = image.number, "its image was compared");
+                Ok(comparing.result().map(|()| Some(image)))
+            }
+            Some(comparing) => {
+                entry.comparing = Some(comparing);
+                Err(Refusal::Pending)
+            }
+            None => {
+                entry.comparing = Some(Comparing::start(&store, app, &image)?);
+                tracing::info!(%app, image = image.number, "its image is compared with its checksums");
+                Err(Refusal::Pending)
+            }
+        }
     }
 
     fn restore_of(&self, app: &AppId, image: &Image) -> Result<(Program, Image), HostError> {
@@ -166,7 +202,10 @@ impl LinuxHost {
                 "it begins with nothing; the next image is taken as usual",
             ))
         };
-        let Err(error) = begun else { return };
+        let Err(error) = begun else {
+            tracing::info!(%app, image = image.number, "it goes on from its image");
+            return;
+        };
         self.discard(app, image.number, &error.explain());
         if let Some(entry) = self.entries.get_mut(app) {
             entry.ended = Some(Ending::Unknown);

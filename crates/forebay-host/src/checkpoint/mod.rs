@@ -24,7 +24,8 @@
 //! - An image is whole or not there, and the newest whole one goes only after a newer one is whole.
 //! - No image is taken where there is no room for twice what the program has in memory.
 //! - An image is used for the command that it was taken of, and in the boot that it was taken in, or, where it
-//!   was kept for that (`over_boot`), in the one after it. One whose program dies within [`TRIAL`] is not used again.
+//!   was kept for that (`over_boot`) and is as it was written (`compare`), in the one after it. One whose program dies
+//!   within [`TRIAL`] is not used again.
 //!
 //! # Moves
 //!
@@ -45,6 +46,7 @@
 mod assemble;
 mod begin;
 pub mod boot_survey;
+mod compare;
 mod criu;
 mod fill;
 mod guard;
@@ -67,6 +69,7 @@ use std::time::Duration;
 
 pub use assemble::Assembly;
 pub(crate) use begin::Restoring;
+pub(crate) use compare::Comparing;
 pub use criu::{Criu, Taken, Tcp};
 pub use fill::Filled;
 pub use hold::{Freezing, Held, Orphaned, let_go, take_back};

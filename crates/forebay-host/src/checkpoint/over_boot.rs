@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::AppId;
@@ -138,7 +139,8 @@ fn end(app: &AppId, family: &[Process], proc_root: &Path) -> Result<(), HostErro
 
 /// Sums what CRIU wrote, has it on the disk, and reads it back from there.
 pub(super) fn seal(directory: &Path, update: u64) -> Result<Kept, HostError> {
-    let sums = sums(directory)?;
+    let wanted = AtomicBool::new(false);
+    let sums = sums(directory, &wanted)?;
     for file in entries(directory)? {
         sync(&file)?;
         let file_ = File::open(&file).map_err(|e| HostError::file("open", &file, e))?;
@@ -155,13 +157,19 @@ pub(super) fn seal(directory: &Path, update: u64) -> Result<Kept, HostError> {
     compare(
         directory,
         &kept,
+        &wanted,
         "the disk gives back something else than was written: look at it",
     )?;
     Ok(kept)
 }
 
-fn compare(directory: &Path, kept: &Kept, advice: &str) -> Result<(), HostError> {
-    let found = sums(directory)?;
+fn compare(
+    directory: &Path,
+    kept: &Kept,
+    is_unwanted: &AtomicBool,
+    advice: &str,
+) -> Result<(), HostError> {
+    let found = sums(directory, is_unwanted)?;
     if found == kept.sums {
         return Ok(());
     }
@@ -179,23 +187,29 @@ fn compare(directory: &Path, kept: &Kept, advice: &str) -> Result<(), HostError>
     ))
 }
 
-fn sums(directory: &Path) -> Result<BTreeMap<String, u32>, HostError> {
+fn sums(directory: &Path, is_unwanted: &AtomicBool) -> Result<BTreeMap<String, u32>, HostError> {
     let mut sums = BTreeMap::new();
     for file in entries(directory)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         if file.extension().is_some_and(|end| end == "img") {
-            sums.insert(name.into_owned(), sum(&file)?);
+            sums.insert(name.into_owned(), sum(&file, is_unwanted)?);
         }
     }
     Ok(sums)
 }
 
-fn sum(file: &Path) -> Result<u32, HostError> {
+fn sum(file: &Path, is_unwanted: &AtomicBool) -> Result<u32, HostError> {
     let fail = |error| HostError::file("read", file, error);
     let mut open = File::open(file).map_err(fail)?;
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; CHUNK];
     loop {
+        if is_unwanted.load(Ordering::Relaxed) {
+            return Err(HostError::invalid(
+                format!("read {}: nobody wants to know any more", file.display()),
+                "nothing is lost: it is read again when its program is to begin",
+            ));
+        }
         match open.read(&mut buffer).map_err(fail)? {
             0 => return Ok(hasher.finalize()),
             count => hasher.update(&buffer[..count]),
@@ -204,14 +218,23 @@ fn sum(file: &Path) -> Result<u32, HostError> {
 }
 
 impl Store {
-    /// Compares an image that was kept with its checksums.
-    pub(super) fn check_kept(&self, app: &AppId, image: &Image) -> Result<(), HostError> {
+    /// Compares an image that was kept with its checksums, which takes as long as reading it does.
+    ///
+    /// # Errors
+    /// When it is not as it was written, or nobody wants to know any more.
+    pub(super) fn check_kept(
+        &self,
+        app: &AppId,
+        image: &Image,
+        is_unwanted: &AtomicBool,
+    ) -> Result<(), HostError> {
         let Some(kept) = &image.kept else {
             return Ok(());
         };
         compare(
             &self.directory(app, image.number),
             kept,
+            is_unwanted,
             "the program begins with nothing, and what it had is lost: look at the disk",
         )
     }
@@ -307,7 +330,8 @@ mod tests {
         let kept = seal(directory.path(), 3).unwrap();
         assert_eq!((kept.update, kept.sums.len()), (3, 2));
         let said = || {
-            let compared = compare(directory.path(), &kept, "look");
+            let wanted = AtomicBool::new(false);
+            let compared = compare(directory.path(), &kept, &wanted, "look");
             compared
                 .err()
                 .map_or(String::new(), |error| error.explain())
@@ -323,6 +347,9 @@ mod tests {
         fs::write(at("core-1.img"), "a").unwrap();
         fs::write(at("more.img"), "").unwrap();
         assert!(said().contains("more.img"), "{}", said());
+        let unwanted = compare(directory.path(), &kept, &AtomicBool::new(true), "look");
+        let unwanted = unwanted.unwrap_err().explain();
+        assert!(unwanted.contains("nobody wants to know"), "{unwanted}");
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl Store {
         Ok(Image { number, ..image })
     }
 
-    /// The newest image, if a program that is begun like this may begin from it.
+    /// The newest image, if a program that is begun like this may begin from it. One of another boot has to be as it
+    /// was written as well ([`Self::check_kept`]).
     ///
     /// # Errors
     /// As those of [`Self::newest`].
@@ -164,9 +165,6 @@ impl Store {
                 ),
                 "the program begins with nothing; the next image is taken as usual",
             ));
-        }
-        if !is_ours {
-            self.check_kept(app, &image)?;
         }
         Ok(Some(image))
     }
@@ -450,6 +448,7 @@ mod tests {
 
     use forebay_core::app::Exec;
 
+    use super::super::Comparing;
     use super::*;
     use crate::supervise;
 
@@ -510,8 +509,14 @@ mod tests {
         let number = take("the boot before");
         let pages = store.directory(&app, number).join("pages-1.img");
         fs::write(&pages, "all that he had").unwrap();
-        let error = usable("true").unwrap_err().explain();
+        let found = usable("true").unwrap().unwrap();
+        let comparing = Comparing::start(&store, &app, &found).unwrap();
+        assert!(comparing.is_of(&found));
+        let error = comparing.result().unwrap_err().explain();
         assert!(error.contains("pages-1.img"), "{error}");
+        fs::write(&pages, "all that it had").unwrap();
+        let comparing = Comparing::start(&store, &app, &found).unwrap();
+        comparing.result().unwrap();
 
         // Given up for a reason that passes, it is not used over what the program has done since.
         take("the boot before");
