@@ -60,6 +60,7 @@ times() { # when what happened, by this boot's clock, for whoever reads the log 
   grep -rhoE '"[a-z_]+_unix_ms": ?[0-9]+' /var/lib/forebay/images/cache --include='*.json' || true
   systemctl show forebay-early.service forebay.service -p Id -p InactiveExitTimestamp -p ExecMainStartTimestampMonotonic
   journalctl -b --no-pager -o short-monotonic | grep -v 'kernel: audit' | tail -n 120
+  journalctl -b --no-pager -o short-monotonic -u forebay-early -u forebay | head -n 60
 }
 
 stage=$(cat stage 2>/dev/null || echo install)

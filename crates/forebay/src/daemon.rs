@@ -243,7 +243,10 @@ fn begin(
             return Err(Error::Host(error.explain()));
         }
         Err(error) => Err(Error::Host(error.explain())),
-        Ok(host) => begin_on(host, args, config, facts, passed),
+        Ok(host) => {
+            tracing::debug!("the host is known");
+            begin_on(host, args, config, facts, passed)
+        }
     };
     begun.inspect_err(|_| undo(config))
 }

@@ -126,10 +126,9 @@ impl LinuxHost {
 
     fn restore_of(&self, app: &AppId, image: &Image) -> Result<(Program, Image), HostError> {
         let store = self.images();
-        let criu = Criu::find(self.options.criu.as_deref())?;
+        let restore = Criu::restore(self.options.criu.as_deref(), &store, app, image)?;
         let image = store.claim(app, image, &self.options.roots.proc)?;
         store.forget_process(app)?;
-        let restore = criu.restore(&store, app, &image);
         Ok((Program::tool(restore), image))
     }
 

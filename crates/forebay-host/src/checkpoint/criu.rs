@@ -100,13 +100,7 @@ impl Criu {
     /// # Errors
     /// When there is none, or it is too old.
     pub fn find(program: Option<&Path>) -> Result<Self, HostError> {
-        let program = program.map_or_else(search, |program| Some(program.to_owned()));
-        let program = program.ok_or_else(|| {
-            HostError::missing(
-                "find `criu`",
-                "install CRIU 4.0 or newer, or name it as `criu` in `[daemon]`",
-            )
-        })?;
+        let program = Self::locate(program)?;
         let mut asked = Command::new(&program);
         let said = asked
             .arg("--version")
@@ -130,6 +124,17 @@ impl Criu {
             program,
             version,
             time_max: TIME_MAX,
+        })
+    }
+
+    /// The program, which is not asked for its version.
+    fn locate(program: Option<&Path>) -> Result<PathBuf, HostError> {
+        let program = program.map_or_else(search, |program| Some(program.to_owned()));
+        program.ok_or_else(|| {
+            HostError::missing(
+                "find `criu`",
+                "install CRIU 4.0 or newer, or name it as `criu` in `[daemon]`",
+            )
         })
     }
 
@@ -260,11 +265,20 @@ impl Criu {
         ))
     }
 
-    /// What begins a program from an image; see [`Store::pid_file`] for the process that it is.
-    pub(crate) fn restore(&self, store: &Store, app: &AppId, image: &Image) -> Vec<String> {
+    /// What begins a program from an image; see [`Store::pid_file`] for the process that it is. CRIU is not asked for its
+    /// version: the one that took the image was, somebody waits now, and what it cannot do it says.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn restore(
+        program: Option<&Path>,
+        store: &Store,
+        app: &AppId,
+        image: &Image,
+    ) -> Result<Vec<String>, HostError> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        vec![
-            text(&self.program),
+        Ok(vec![
+            text(&Self::locate(program)?),
             "restore".to_owned(),
             IMAGES_DIR.to_owned(),
             text(&store.directory(app, image.number)),
@@ -276,7 +290,7 @@ impl Criu {
             "--file-locks".to_owned(),
             "--log-file".to_owned(),
             RESTORE_LOG.to_owned(),
-        ]
+        ])
     }
 }
 

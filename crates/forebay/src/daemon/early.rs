@@ -35,6 +35,7 @@ pub(super) fn only_kept(mut config: Config) -> Result<Option<Config>, String> {
         );
         return Ok(None);
     }
+    tracing::info!(apps = ?kept, "these are begun early");
     config.policy.apps.retain(|app, _| kept.contains(app));
     config.fronts = BTreeMap::new();
     config.tiers = BTreeMap::new();
@@ -66,7 +67,7 @@ pub(super) async fn begin(
         latest.is_some_and(|latest| has_begun(&latest.report))
     });
     match tokio::time::timeout(BEGUN_MAX, all).await {
-        Ok(Ok(_)) => {}
+        Ok(Ok(_)) => tracing::info!("all have begun, and the next daemon takes over"),
         Ok(Err(_)) | Err(_) => {
             tracing::warn!("an app has not begun, and the next daemon sees to it");
         }
