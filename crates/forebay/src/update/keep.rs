@@ -179,6 +179,8 @@ impl Shared {
 impl Runner {
     /// Sees that images can be taken, before anything is changed.
     pub(super) async fn try_images(&self, entry: &Entry) -> Result<(), String> {
+        // In the boot after a power cut they may just be about to begin.
+        self.await_begun(entry).await?;
         for app in entry.record.kept() {
             let tried = self.shared.images.try_one(app).await;
             tried.map_err(|why| format!("{app} cannot be kept over a reboot: {why}"))?;
@@ -333,8 +335,9 @@ impl Runner {
         self.shared.wishes.resume.load(Ordering::Relaxed)
     }
 
-    /// Supervision begins those again that a daemon before this one ended, from their images. Until it has, they are not
-    /// seen to run, and what they do afterwards would end with the host.
+    /// Supervision begins those again that a daemon before this one ended, from their images, or that ended with the host.
+    /// Until it has, they are not seen to run: there is nothing to take an image of, and what they do afterwards would end
+    /// with the host.
     async fn await_begun(&self, entry: &Entry) -> Result<(), String> {
         let deadline = Instant::now() + BEGUN_MAX;
         let is_over = || Instant::now() >= deadline || self.is_to_go_on();
