@@ -18,6 +18,7 @@ use super::fleet_lock;
 use super::otlp;
 use super::peer::{self, Peer, Rules};
 use super::routes::router;
+use super::ticks::Ticks;
 use super::{Server, ServerState, Socket};
 use crate::config::LockConfig;
 
@@ -78,6 +79,7 @@ pub(crate) async fn serve(
     let server = Arc::new(Server {
         state,
         feed: Feed::new(),
+        ticks: Ticks::default(),
     });
     let mut open = Open::new(router(&server));
     let pump = server.feed.pump(reports, &server.state.commands);

@@ -94,20 +94,6 @@ pub(super) fn all_cpus(view: &View) -> CpuSet {
     )
 }
 
-pub(super) fn tick(
-    view: &View,
-    agent: AgentUse,
-    events: &[Event],
-    fronts: Vec<api::Front>,
-) -> api::Tick {
-    api::Tick {
-        status: status(view, agent),
-        apps: apps(view),
-        events: events.iter().map(event).collect(),
-        fronts,
-    }
-}
-
 pub(super) fn apps(view: &View) -> Vec<api::App> {
     let apps = &view.published.report.apps;
     apps.iter().map(|(id, report)| app(id, report)).collect()

@@ -1,12 +1,11 @@
 //! What each route does: renders what was published, or asks the control thread.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use axum::body::Body as AnswerBody;
 use axum::extract::State;
 use axum::http::header;
-use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use forebay_api as api;
@@ -15,14 +14,13 @@ use forebay_core::outlook::Resource;
 use forebay_core::signals::{APPS_MAX, PUSHED_STANDS, Signal, Told};
 use forebay_forecast::is_plausible;
 use forebay_forecast::scales::AHEAD_MAX;
-use tokio_stream::wrappers::WatchStream;
-use tokio_stream::{Stream, StreamExt as _};
 
 use super::feed::View;
 use super::peer::Peer;
 use super::problem::{Asked, Body, Failure, InPath, Named};
-use super::routes::{METRICS, Shared, routes};
-use super::{EventsQuery, HistoryQuery, Server, convert, fleet, fronts, metrics, openapi};
+use super::routes::{EVENT_STREAM, METRICS, Shared, routes};
+use super::ticks::Messages;
+use super::{EventsQuery, HistoryQuery, Server, convert, fleet, metrics, openapi};
 use crate::control::{Command, Edit};
 use crate::outlook::{self, Question};
 
@@ -39,9 +37,6 @@ const HORIZON_USUAL: Duration = Duration::from_secs(3600);
 
 /// How long a change is waited for to show in a report; it is made all the same.
 const PAUSE_WAIT: Duration = Duration::from_secs(1);
-
-/// How often a silent stream says that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -474,34 +469,14 @@ fn rows(limit: u32) -> usize {
 pub(super) async fn stream(
     State(server): State<Shared>,
     Asked(pace): Asked<api::StreamPace>,
-) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+) -> Response {
     let every = Duration::from_millis(pace.every_ms.unwrap_or(0)).min(EVERY_MAX);
-    let (_, mut seen) = server.feed.events_after(u64::MAX);
-    let mut sent: Option<Instant> = None;
-    let ticks = WatchStream::from_changes(server.feed.periods())
-        .take_while(Option::is_some)
-        .filter_map(move |_| {
-            // A period that comes a little early is the one that was waited for.
-            let due = every.mul_f64(0.9);
-            if sent.is_some_and(|sent| sent.elapsed() < due) {
-                return None;
-            }
-            let view = server.feed.view()?;
-            let (events, now_seen) = server.feed.events_after(seen);
-            let fronts = fronts::known(&server.state.fronts);
-            let tick = convert::tick(&view, server.agent(), &events, fronts);
-            // As a whole: piece by piece each is looked through for ends of lines, and they are many.
-            let text = serde_json::to_string(&tick)
-                .inspect_err(|error| tracing::error!(%error, "tick not sent"))
-                .ok()?;
-            let event = SseEvent::default()
-                .event("tick")
-                .id(tick.status.period.to_string())
-                .data(text);
-            (seen, sent) = (now_seen, Some(Instant::now()));
-            Some(Ok(event))
-        });
-    Sse::new(ticks).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+    let headers = [
+        (header::CONTENT_TYPE, EVENT_STREAM),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    let messages = Messages::new(server, every);
+    (headers, AnswerBody::from_stream(messages)).into_response()
 }
 
 pub(super) async fn scrape(State(server): State<Shared>) -> Result<Response, Failure> {

@@ -25,6 +25,7 @@ mod routes;
 mod socket;
 #[cfg(test)]
 pub(crate) mod tests;
+mod ticks;
 mod tiers;
 mod update;
 
@@ -50,6 +51,7 @@ use crate::signals::Teller;
 use crate::tiering::Desk;
 use crate::training;
 use feed::{Feed, View};
+use ticks::Ticks;
 /// Reads the configuration anew and puts it in force; what changed, or all that is wrong.
 pub(crate) type Reload = Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>;
 /// Makes an app of a request.
@@ -164,6 +166,7 @@ pub(crate) struct AgentUse {
 struct Server {
     state: ServerState,
     feed: Feed,
+    ticks: Ticks,
 }
 
 impl Server {

@@ -51,7 +51,7 @@ pub(super) struct Route {
 
 const JSON: &str = "application/json";
 pub(super) const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const EVENT_STREAM: &str = "text/event-stream";
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
 
 /// A route that looks.
 fn look(path: &'static str, summary: &'static str, handler: MethodRouter<Shared>) -> Route {
