@@ -1,6 +1,7 @@
 //! Takes connections in, a bounded number of them, and serves each until it ends.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,23 +11,20 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::feed::Feed;
 use super::fleet_lock;
+use super::loopback;
 use super::otlp;
 use super::peer::{self, Peer, Rules};
+use super::places::{Holder, NoPlace, Place, Places, Rank};
+use super::problem::Failure;
 use super::routes::router;
 use super::ticks::Ticks;
 use super::{Server, ServerState, Socket};
 use crate::config::LockConfig;
-
-/// Connections of those who may only look, over both listeners.
-const READERS_MAX: usize = 48;
-
-/// Connections of root and the group, which readers cannot take away: 64 in all.
-const CHANGERS_MAX: usize = 16;
 
 /// How long a connection may take to send a request's head, or be idle between requests.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
@@ -36,11 +34,6 @@ const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait when the kernel has no descriptor left for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// Sent, as it stands, to a connection that there is no room for.
-const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/json\r\nconnection: close\r\ncontent-length: 94\r\n\r\n\
-    {\"refusal\":\"busy\",\"message\":\"the daemon has as many connections as it takes; try again later\"}";
 
 /// Where to listen.
 #[derive(Debug)]
@@ -96,21 +89,25 @@ pub(crate) async fn serve(
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(cred) => {
                         let peer = peer::process(cred.uid(), cred.gid(), cred.pid());
-                        open.add(stream, peer, &rules);
+                        open.add(stream, peer, Holder::User(cred.uid()), &rules);
                     }
                     Err(error) => tracing::warn!(%error, "connection without credentials refused"),
                 },
                 Err(error) => out_of_descriptors(&error).await,
             },
             accepted = accept_tcp => match accepted {
-                Ok((stream, _)) => open.add(stream, Peer::Loopback, &rules),
+                Ok((stream, there)) => {
+                    let holder = user_at(&stream, there);
+                    open.add(stream, Peer::Loopback, holder, &rules);
+                }
                 Err(error) => out_of_descriptors(&error).await,
             },
             accepted = accept_lock => match (accepted, &mut clients) {
                 // Nobody knows who they are, and they may do nothing else.
-                (Ok((stream, _)), Some(clients)) => {
+                (Ok((stream, there)), Some(clients)) => {
                     clients.reap();
-                    clients.add(stream, Peer::Loopback, &rules);
+                    let holder = Holder::Address(there.ip().to_canonical());
+                    clients.add(stream, Peer::Loopback, holder, &rules);
                 }
                 (Err(error), _) => out_of_descriptors(&error).await,
                 (Ok(_), None) => {}
@@ -136,16 +133,40 @@ async fn accept(
     }
 }
 
+/// Who came over loopback, as far as the kernel tells.
+fn user_at(stream: &tokio::net::TcpStream, there: SocketAddr) -> Holder {
+    let user = stream
+        .local_addr()
+        .and_then(|here| loopback::user_of(there, here));
+    match user {
+        Ok(user) => user.map_or(Holder::Unknown, Holder::User),
+        Err(error) => {
+            tracing::debug!(%error, "whose a connection is stays unknown");
+            Holder::Unknown
+        }
+    }
+}
+
 async fn out_of_descriptors(error: &std::io::Error) {
     tracing::warn!(%error, "connection not accepted");
     tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
+/// What a connection is sent, as it stands, that there is no room for.
+fn no_room(why: NoPlace) -> Vec<u8> {
+    let body = Failure::busy(why.to_string()).body();
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    (head + &body).into_bytes()
+}
+
 /// The connections that are open.
 struct Open {
     router: TowerToHyperService<Router>,
-    readers: Arc<Semaphore>,
-    changers: Arc<Semaphore>,
+    places: Places,
     closing: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -154,38 +175,41 @@ impl Open {
     fn new(router: Router) -> Self {
         Self {
             router: TowerToHyperService::new(router),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
-            changers: Arc::new(Semaphore::new(CHANGERS_MAX)),
+            places: Places::default(),
             closing: watch::Sender::new(false),
             tasks: JoinSet::new(),
         }
     }
 
-    fn room(&self, peer: &Peer, rules: &Rules) -> Option<OwnedSemaphorePermit> {
-        let own = if peer::may_change(peer, rules) {
-            Arc::clone(&self.changers).try_acquire_owned().ok()
-        } else {
-            None
+    fn room(&self, peer: &Peer, holder: Holder, rules: &Rules) -> Result<Place, NoPlace> {
+        let rank = match peer {
+            Peer::Process { uid: 0, .. } => Rank::Root,
+            peer if peer::may_change(peer, rules) => Rank::Changer,
+            _ => Rank::Reader,
         };
-        own.or_else(|| Arc::clone(&self.readers).try_acquire_owned().ok())
+        self.places.take(holder, rank)
     }
 
-    fn add<S>(&mut self, mut stream: S, peer: Peer, rules: &Rules)
+    fn add<S>(&mut self, mut stream: S, peer: Peer, holder: Holder, rules: &Rules)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(permit) = self.room(&peer, rules) else {
-            // A fresh socket has room for so little; nobody is waited for.
-            self.tasks.spawn(async move {
-                let refused = tokio::time::timeout(ACCEPT_RETRY, stream.write_all(NO_ROOM)).await;
-                tracing::warn!(?peer, ?refused, "connection refused: no room");
-            });
-            return;
+        let place = match self.room(&peer, holder, rules) {
+            Ok(place) => place,
+            Err(why) => {
+                // A fresh socket has room for so little; nobody is waited for.
+                self.tasks.spawn(async move {
+                    let told = no_room(why);
+                    let refused = tokio::time::timeout(ACCEPT_RETRY, stream.write_all(&told)).await;
+                    tracing::warn!(?holder, ?why, ?refused, "connection refused");
+                });
+                return;
+            }
         };
         let router = self.router.clone();
         let mut closing = self.closing.subscribe();
         self.tasks.spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(peer.clone());
                 router.call(request)
@@ -227,12 +251,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_refusal_says_how_long_it_is() {
-        let text = std::str::from_utf8(NO_ROOM).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let length = format!("content-length: {}", body.len());
-        assert!(head.contains(&length), "{length}");
-        let problem: forebay_api::Problem = serde_json::from_str(body).unwrap();
-        assert_eq!(problem.refusal, forebay_api::Refusal::Busy);
+    fn the_refusal_says_how_long_it_is_and_what_to_do() {
+        for why in [NoPlace::Full, NoPlace::Share] {
+            let text = String::from_utf8(no_room(why)).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            let length = format!("content-length: {}", body.len());
+            assert!(head.ends_with(&length), "{head}");
+            let problem: forebay_api::Problem = serde_json::from_str(body).unwrap();
+            assert_eq!(problem.refusal, forebay_api::Refusal::Busy);
+            assert_eq!(problem.message, why.to_string());
+        }
     }
 }

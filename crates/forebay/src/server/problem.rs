@@ -52,7 +52,7 @@ impl Failure {
         Self::not_found(format!("no app `{name}`; `forebay apps` lists them"))
     }
 
-    pub(super) fn busy(message: impl Into<String>) -> Self {
+    pub(crate) fn busy(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Busy, message)
     }
 
@@ -63,6 +63,18 @@ impl Failure {
     /// It made sense and was refused, or failed.
     pub(super) fn failed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, Refusal::Failed, message)
+    }
+
+    fn problem(self) -> Problem {
+        Problem {
+            refusal: self.refusal,
+            message: self.message,
+        }
+    }
+
+    /// What is told, for a connection that is not served.
+    pub(super) fn body(self) -> String {
+        serde_json::json!(self.problem()).to_string()
     }
 
     fn new(status: StatusCode, refusal: Refusal, message: impl Into<String>) -> Self {
@@ -76,11 +88,8 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let body = Problem {
-            refusal: self.refusal,
-            message: self.message,
-        };
-        (self.status, Json(body)).into_response()
+        let status = self.status;
+        (status, Json(self.problem())).into_response()
     }
 }
 

@@ -25,6 +25,8 @@ use forebay_forecast::{ModelScore, Target};
 use super::*;
 use crate::control::{Models, Timing};
 
+mod who;
+
 /// A thread that looks ahead and has seen nothing.
 fn lookout() -> crate::outlook::Desk {
     let beginning = crate::outlook::Beginning {
@@ -270,6 +272,75 @@ pub(crate) fn event_kind(kind: EventKind) -> &'static str {
     convert::event_kind(kind)
 }
 
+/// What a server stands on that knows two apps, and no fronts and no fleet.
+fn state(
+    reports: watch::Receiver<Option<Arc<Published>>>,
+    commands: SyncSender<Command>,
+    rules: Rules,
+    teller: Teller,
+) -> ServerState {
+    ServerState {
+        reports,
+        commands,
+        rules,
+        fronts: crate::fronts::Desk::none(),
+        images: crate::images::Desk::none(),
+        fleet: None,
+        moves: None,
+        update: None,
+        rolling: None,
+        reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
+        run_app: Arc::new(|request| {
+            let mut made = app(&request.name, Class::Batch);
+            if let Binding::Exec(exec) = &mut made.binding {
+                exec.command = request.command;
+            }
+            Ok(made)
+        }),
+        set_key: Arc::new(|policy, app, key, value| match key {
+            "floor.cpu" => {
+                let cpus: f64 = value.parse().map_err(|e| format!("floor.cpu: {e}"))?;
+                policy.apps.get_mut(app).unwrap().floor.cpu = MilliCpu::from_cpus(cpus);
+                Ok(())
+            }
+            other => Err(format!("unknown key `{other}`")),
+        }),
+        history: Arc::new(|query| match query.app.as_str() {
+            "web" => Ok((
+                query.step.unwrap_or(api::Step::Hour),
+                vec![
+                    api::HistoryRow {
+                        time_unix_ms: 0,
+                        min: 0.0,
+                        mean: 0.5,
+                        max: 1.0,
+                        samples: 100,
+                        demand_q95: None,
+                    };
+                    query.limit.min(3)
+                ],
+            )),
+            _ => Ok((api::Step::Hour, Vec::new())),
+        }),
+        events: None,
+        agent: Arc::new(|| AgentUse {
+            cpu: Duration::from_millis(1500),
+            resident: Bytes::mib(20),
+        }),
+        tiers: Desk::default(),
+        otlp: None,
+        outlook: lookout(),
+        teller,
+        beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),
+        training: Arc::new(|| training::Status {
+            version: 2,
+            held_out: Some((0.9, 0.8)),
+            verdict: Some(training::Verdict::NotBetter),
+            ..training::Status::default()
+        }),
+    }
+}
+
 /// A server on a socket of its own, and what to drive it with.
 pub(crate) struct Fixture {
     directory: tempfile::TempDir,
@@ -296,66 +367,7 @@ impl Fixture {
         let (teller, listener) = crate::signals::board();
         let (reports, latest) = watch::channel(Some(Arc::new(published(1))));
         let reports = Arc::new(reports);
-        let state = ServerState {
-            reports: latest,
-            commands: commands.clone(),
-            rules,
-            fronts: crate::fronts::Desk::none(),
-            images: crate::images::Desk::none(),
-            fleet: None,
-            moves: None,
-            update: None,
-            rolling: None,
-            reload: Arc::new(|| Err("forebay.toml:3: unknown key `clas`".to_owned())),
-            run_app: Arc::new(|request| {
-                let mut made = app(&request.name, Class::Batch);
-                if let Binding::Exec(exec) = &mut made.binding {
-                    exec.command = request.command;
-                }
-                Ok(made)
-            }),
-            set_key: Arc::new(|policy, app, key, value| match key {
-                "floor.cpu" => {
-                    let cpus: f64 = value.parse().map_err(|e| format!("floor.cpu: {e}"))?;
-                    policy.apps.get_mut(app).unwrap().floor.cpu = MilliCpu::from_cpus(cpus);
-                    Ok(())
-                }
-                other => Err(format!("unknown key `{other}`")),
-            }),
-            history: Arc::new(|query| match query.app.as_str() {
-                "web" => Ok((
-                    query.step.unwrap_or(api::Step::Hour),
-                    vec![
-                        api::HistoryRow {
-                            time_unix_ms: 0,
-                            min: 0.0,
-                            mean: 0.5,
-                            max: 1.0,
-                            samples: 100,
-                            demand_q95: None,
-                        };
-                        query.limit.min(3)
-                    ],
-                )),
-                _ => Ok((api::Step::Hour, Vec::new())),
-            }),
-            events: None,
-            agent: Arc::new(|| AgentUse {
-                cpu: Duration::from_millis(1500),
-                resident: Bytes::mib(20),
-            }),
-            tiers: Desk::default(),
-            otlp: None,
-            outlook: lookout(),
-            teller,
-            beliefs: Arc::new(|app| vec![format!("requests of {app}: believed 50 %")]),
-            training: Arc::new(|| training::Status {
-                version: 2,
-                held_out: Some((0.9, 0.8)),
-                verdict: Some(training::Verdict::NotBetter),
-                ..training::Status::default()
-            }),
-        };
+        let state = state(latest, commands.clone(), rules, teller);
         let tcp = bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = tcp.local_addr().unwrap();
         let listeners = Listeners {
@@ -690,31 +702,6 @@ async fn loopback_tcp_only_looks_and_only_under_its_own_name() {
     check(answer.unwrap(), "HTTP/1.1 403");
     let (_, paused) = fixture.stop().await;
     assert!(!paused);
-}
-
-#[tokio::test]
-async fn connections_are_bounded() {
-    let fixture = Fixture::start().await;
-    let path = fixture.client.path().to_owned();
-    let request = b"GET /v1/status HTTP/1.1\r\nhost: forebay\r\n\r\n";
-    let answers = tokio::task::spawn_blocking(move || {
-        let mut open = Vec::new();
-        let mut refused = 0;
-        for _ in 0..70 {
-            let mut stream = UnixStream::connect(&path).unwrap();
-            stream.write_all(request).unwrap();
-            let mut status = [0; 12];
-            stream.read_exact(&mut status).unwrap();
-            match &status {
-                b"HTTP/1.1 200" => open.push(stream),
-                b"HTTP/1.1 503" => refused += 1,
-                other => panic!("{}", String::from_utf8_lossy(other)),
-            }
-        }
-        (open.len(), refused)
-    });
-    assert_eq!(answers.await.unwrap(), (64, 6));
-    fixture.stop().await;
 }
 
 #[tokio::test]
