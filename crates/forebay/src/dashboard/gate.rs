@@ -15,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::places::Seat;
 use crate::server::{Failure, names_loopback};
 
 /// Random bytes of a token.
@@ -93,7 +94,12 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 
 /// Lets through who has the token.
 pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    match gate.allows(&request) {
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    let keeps_its_place = || {
+        let kept = seat.map_or(Ok(()), |seat| seat.is_known());
+        kept.map_err(|why| Failure::busy(why.to_string()))
+    };
+    match gate.allows(&request).and_then(|()| keeps_its_place()) {
         Ok(()) => next.run(request).await,
         Err(refused) => refused.into_response(),
     }

@@ -9,6 +9,7 @@
 mod assets;
 mod gate;
 mod keeper;
+mod places;
 mod relay;
 #[cfg(test)]
 mod tests;
@@ -23,23 +24,22 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{any, get};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{CertificateFiles, PageFiles, PageTls};
 use gate::{Gate, Names};
 pub(crate) use keeper::{Keeper, address_file};
+use places::{Places, Seat};
 use relay::Relay;
-
-/// Connections of browsers at a time. One page uses two or three.
-const CONNECTIONS_MAX: usize = 64;
 
 /// How long a connection may take to send a request's head, or be idle between requests.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
@@ -236,12 +236,8 @@ fn acceptor(tls: &PageTls) -> Result<TlsAcceptor, Error> {
 /// Takes connections for ever.
 async fn accept(listener: TcpListener, speaks: Option<TlsAcceptor>, router: Router) {
     let service = TowerToHyperService::new(router);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::default();
     loop {
-        // The places are never closed; whoever comes too many waits in the kernel's queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -251,17 +247,36 @@ async fn accept(listener: TcpListener, speaks: Option<TlsAcceptor>, router: Rout
             }
         };
         let (service, speaks) = (service.clone(), speaks.clone());
+        let seat = Arc::new(places.seat());
         tokio::spawn(async move {
-            let _place = place;
-            let Some(speaks) = speaks else {
-                return converse(stream, service).await;
-            };
-            match tokio::time::timeout(HANDSHAKE_WAIT, speaks.accept(stream)).await {
-                Ok(Ok(stream)) => converse(stream, service).await,
-                Ok(Err(error)) => tracing::debug!(%error, "a client did not agree on TLS"),
-                Err(_) => tracing::debug!("a client did not agree on TLS in time"),
+            tokio::select! {
+                () = serve_one(stream, speaks, service, &seat) => {}
+                () = seat.is_taken() => tracing::debug!("a connection without the token made room"),
             }
         });
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve_one(
+    stream: TcpStream,
+    speaks: Option<TlsAcceptor>,
+    service: TowerToHyperService<Router>,
+    seat: &Arc<Seat>,
+) {
+    let Some(speaks) = speaks else {
+        return converse(stream, service, seat).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_WAIT, speaks.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let (_, session) = stream.get_ref();
+            if let Some([own, ..]) = session.peer_certificates() {
+                seat.certified(own);
+            }
+            converse(stream, service, seat).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "a client did not agree on TLS"),
+        Err(_) => tracing::debug!("a client did not agree on TLS in time"),
     }
 }
 
@@ -269,7 +284,12 @@ async fn accept(listener: TcpListener, speaks: Option<TlsAcceptor>, router: Rout
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     service: TowerToHyperService<Router>,
+    seat: &Arc<Seat>,
 ) {
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(seat));
+        service.call(request)
+    });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)

@@ -17,7 +17,6 @@ async fn ask(
     router: &Router,
     request: Request<Body>,
 ) -> (StatusCode, axum::http::HeaderMap, String) {
-    use hyper::service::Service as _;
     let service = TowerToHyperService::new(router.clone());
     let response = service.call(request).await.unwrap();
     let (head, body) = response.into_parts();
@@ -136,4 +135,43 @@ async fn other_hosts_cannot_reach_it() {
     };
     let error = serve(&args).await.unwrap_err();
     assert!(matches!(error, Error::NotLoopback(_)), "{error}");
+}
+
+/// Somebody who has no token can connect as often as it likes, and keeps nobody out who has it.
+#[tokio::test]
+async fn who_holds_connections_without_the_token_gives_way() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    async fn asks(stream: &mut TcpStream) -> String {
+        let request =
+            "GET /v1/status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer secret\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = dashboard(Path::new("/nonexistent/socket"));
+    let accepting = tokio::spawn(accept(listener, None, router));
+    let mut page = TcpStream::connect(address).await.unwrap();
+    // There is no daemon, which only who has the token is told.
+    assert!(asks(&mut page).await.starts_with("HTTP/1.1 502"));
+    let mut strangers = Vec::new();
+    for _ in 0..3 * places::STRANGERS_MAX {
+        strangers.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut late = TcpStream::connect(address).await.unwrap();
+    assert!(asks(&mut late).await.starts_with("HTTP/1.1 502"));
+    assert!(asks(&mut page).await.starts_with("HTTP/1.1 502"));
+    let mut none = [0; 1];
+    assert_eq!(
+        strangers[0].read(&mut none).await.unwrap(),
+        0,
+        "it is closed"
+    );
+    accepting.abort();
 }
