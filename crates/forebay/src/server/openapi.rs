@@ -8,6 +8,12 @@ use serde_json::{Map, Value, json};
 use super::peer::Access;
 use super::routes::Route;
 
+const DESCRIPTION: &str = "Forecasts, partitions and protects the applications of a Linux host.\n\n\
+    Whoever asks is known by the credentials of the daemon's socket. `x-forebay-access` of an operation says who may: \
+    `look` is for every user, or only for root and the group where `daemon.readers` is `group`; `change` is for root \
+    and the members of `daemon.group`, which is forebay unless it was set; `root` is for root alone. Over loopback TCP, \
+    `daemon.http`, everybody may look and nobody may do more. Others are answered 403.";
+
 /// The document of these routes.
 pub(super) fn document(routes: &[Route]) -> Value {
     let mut generator = SchemaSettings::draft2020_12()
@@ -27,7 +33,7 @@ pub(super) fn document(routes: &[Route]) -> Value {
         "info": {
             "title": "Forebay",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Forecasts, partitions and protects the applications of a Linux host.",
+            "description": DESCRIPTION,
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "paths": paths,
@@ -45,26 +51,34 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         success["content"][route.content] = json!({ "schema": schema(generator) });
     }
     let problem = generator.subschema_for::<api::Problem>();
+    let refused = |why: &str| {
+        json!({
+            "description": why,
+            "content": { "application/json": { "schema": problem } },
+        })
+    };
     let mut operation = json!({
         "summary": route.summary,
         "parameters": parameters,
-        "responses": {
-            "200": success,
-            "default": {
-                "description": "Refused",
-                "content": { "application/json": { "schema": problem } },
-            },
-        },
+        "x-forebay-access": route.access.name(),
+        "responses": { "200": success, "default": refused("Refused") },
     });
+    let allowed = match route.access {
+        Access::Read => None,
+        Access::Change => {
+            Some("Only for root and members of `daemon.group` (forebay unless it was set).")
+        }
+        Access::Root => Some("Only for root."),
+    };
+    if let Some(allowed) = allowed {
+        operation["description"] = allowed.into();
+        operation["responses"]["403"] = refused("Somebody asks who may not");
+    }
     if let Some(schema) = route.body {
         operation["requestBody"] = json!({
             "required": true,
             "content": { "application/json": { "schema": schema(generator) } },
         });
-    }
-    if route.access == Access::Change {
-        operation["description"] =
-            "Only for root and members of `daemon.group` (forebay unless it was set).".into();
     }
     operation
 }

@@ -25,6 +25,19 @@ pub(crate) enum Access {
     Read,
     /// It changes something.
     Change,
+    /// It is root's, whoever else may change things.
+    Root,
+}
+
+impl Access {
+    /// As it stands in the API's document.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "look",
+            Self::Change => "change",
+            Self::Root => "root",
+        }
+    }
 }
 
 /// Who may look. Root and the group may always.
@@ -49,9 +62,13 @@ pub(crate) struct Rules {
 pub(crate) fn authorise(peer: &Peer, access: Access, rules: &Rules) -> Result<(), &'static str> {
     match (peer, access) {
         (Peer::Loopback, Access::Read) => Ok(()),
-        (Peer::Loopback, Access::Change) => {
+        (Peer::Loopback, Access::Change | Access::Root) => {
             Err("this address is read-only; use the daemon's socket to change things")
         }
+        (Peer::Process { uid, .. }, Access::Root) => match uid {
+            0 => Ok(()),
+            _ => Err("an update of the operating system is root's; try it with sudo"),
+        },
         (peer, _) if may_change(peer, rules) => Ok(()),
         (_, Access::Read) if rules.readers == Readers::Anyone => Ok(()),
         (_, Access::Read) => Err(
@@ -144,6 +161,8 @@ mod tests {
         };
         let check = |peer: Peer, rules: Rules, read: bool, change: bool| {
             let may = |access| authorise(&peer, access, &rules).is_ok();
+            let root = matches!(peer, Peer::Process { uid: 0, .. });
+            assert_eq!(may(Access::Root), root, "{peer:?} as root");
             assert_eq!(may(Access::Read), read, "{peer:?} reads under {rules:?}");
             assert_eq!(may(Access::Change), change, "{peer:?} under {rules:?}");
         };

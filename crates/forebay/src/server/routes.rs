@@ -79,6 +79,12 @@ fn change(path: &'static str, summary: &'static str, handler: MethodRouter<Share
 }
 
 impl Route {
+    /// What root does for the whole host, however others may change its partition.
+    fn of_root(mut self) -> Self {
+        self.access = Access::Root;
+        self
+    }
+
     fn with_query(mut self, schema: SchemaOf) -> Self {
         self.query = Some(schema);
         self
@@ -246,6 +252,7 @@ pub(super) fn routes() -> Vec<Route> {
             "Begin an update of the operating system",
             post(update::begin),
         )
+        .of_root()
         .with_body(of::<api::UpdateRequest>)
         .answers(of::<api::UpdateBegun>),
         Route {
@@ -269,6 +276,7 @@ pub(super) fn routes() -> Vec<Route> {
             "Begin an update of several hosts, a few at a time",
             post(rolling::begin),
         )
+        .of_root()
         .with_body(of::<api::RolloutRequest>)
         .answers(of::<api::UpdateBegun>),
         change(
@@ -276,12 +284,14 @@ pub(super) fn routes() -> Vec<Route> {
             "Have no more hosts begin",
             post(rolling::abort),
         )
+        .of_root()
         .answers(of::<api::Done>),
         change(
             "/v1/update/fleet/resume",
             "Go on after a host was not well: try it again, or leave it out",
             post(rolling::resume),
         )
+        .of_root()
         .with_body(of::<api::RolloutResume>)
         .answers(of::<api::Done>),
         change(
@@ -289,6 +299,7 @@ pub(super) fn routes() -> Vec<Route> {
             "Free the slot of a FleetLock client that does not come back",
             post(rolling::release),
         )
+        .of_root()
         .with_body(of::<api::SlotRelease>)
         .answers(of::<api::Done>),
         change(
@@ -296,6 +307,7 @@ pub(super) fn routes() -> Vec<Route> {
             "Go on without the reboot that an update waits for (`resume`), or call it off (`abort`)",
             post(update::steer),
         )
+        .of_root()
         .answers(of::<api::Done>),
         look(
             "/v1/images",

@@ -1,10 +1,16 @@
-//! Who gets in.
+//! Who gets in, and who may do what.
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use axum::body::Body;
+use axum::http::{Request, header};
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
 use rustix::process::Uid;
 
 use super::*;
+use crate::server::peer::Peer;
+use crate::server::ticks::Ticks;
 
 /// Nobody in particular.
 const SOMEBODY: u32 = 65_534;
@@ -73,4 +79,61 @@ async fn one_user_cannot_have_all_connections() {
     // What was ended makes room.
     drop(others);
     fixture.stop().await;
+}
+
+/// The document of the API says of each operation who may ask for it, and the server keeps to that.
+#[tokio::test]
+async fn the_document_says_who_may_do_what() {
+    let group = 990;
+    let peers = |uid, gid| Peer::Process {
+        uid,
+        gid,
+        groups: Vec::new(),
+    };
+    for readers in [Readers::Anyone, Readers::Group] {
+        let rules = Rules {
+            group: Some(group),
+            readers,
+        };
+        let (commands, received) = sync_channel(1);
+        // Nothing is to come of it.
+        drop(received);
+        let (_reports, latest) = watch::channel(None);
+        let (teller, _listener) = crate::signals::board();
+        let server = Arc::new(Server {
+            state: state(latest, commands, rules, teller),
+            feed: Feed::new(),
+            ticks: Ticks::default(),
+        });
+        let service = TowerToHyperService::new(routes::router(&server));
+        let document = openapi();
+        let mut operations = 0;
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                operations += 1;
+                let access = operation["x-forebay-access"].as_str().unwrap();
+                let told = operation["responses"]["403"].is_object();
+                assert_eq!(told, access != "look", "{method} {path}");
+                let look = readers == Readers::Anyone && access == "look";
+                for (who, peer, may) in [
+                    ("root", peers(0, 0), true),
+                    ("the group", peers(1000, group), access != "root"),
+                    ("somebody", peers(1000, 1000), look),
+                    ("somebody over TCP", Peer::Loopback, access == "look"),
+                ] {
+                    let mut request = Request::builder()
+                        .method(method.to_ascii_uppercase().as_str())
+                        .uri(path.replace(['{', '}'], ""))
+                        .header(header::HOST, "localhost")
+                        .body(Body::empty())
+                        .unwrap();
+                    request.extensions_mut().insert(peer);
+                    let answer = service.call(request).await.unwrap();
+                    let allowed = answer.status() != 403;
+                    assert_eq!(allowed, may, "{method} {path} for {who}, {readers:?}");
+                }
+            }
+        }
+        assert!(operations > 40, "{operations}");
+    }
 }
