@@ -28,6 +28,10 @@ export class Daemon {
   step_ms = 100;
   /** By everybody's clock. */
   every_ms = 100;
+  /** Messages for each event. */
+  events_every = 10;
+  /** Nothing is told meanwhile. */
+  held = false;
   names = ["web"];
   /** What else is asked for: bodies by path. */
   answers = {};
@@ -67,13 +71,13 @@ export class Daemon {
     const tell = () => {
       this.period += 1;
       this.time += this.step_ms;
-      const events = this.period % 10 === 1 ? [{ time_unix_ms: this.time, app: this.names[0] ?? null, kind: "slice", message: "<b>bold</b>" }] : [];
+      const events = this.period % this.events_every === 0 ? [{ time_unix_ms: this.time, app: this.names[0] ?? null, kind: "slice", message: "<b>bold</b>" }] : [];
       const tick = { status: this.status(), apps: this.names.map((name) => ({ ...app(name), ...this.more })), events, fronts: [] };
       response.write(`event: tick\ndata: ${JSON.stringify(tick)}\n\n`);
     };
     let timer;
     const again = () => {
-      tell();
+      if (!this.held) tell();
       timer = setTimeout(again, this.every_ms);
     };
     again();
