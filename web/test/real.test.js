@@ -5,14 +5,17 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
 import { inaccessible, open, PATIENCE_MS, withBrowser } from "./browser.js";
+import { load } from "./paint.js";
 
 const PAGE = process.env.FOREBAY_PAGE;
 const PICTURES = process.env.FOREBAY_PICTURES;
 /** What is promised of the page. */
 const PAINT_MS_MAX = 300;
-/** Loads that are measured, and at most where none is as fast as it is to be. */
-const [LOADS_MIN, LOADS_MAX] = [5, 25];
-const SPIN_MS = 30;
+const LOADS = 7;
+/** Processor time of the page's main thread until then: a bound of this test, three times what it took. */
+const MAIN_THREAD_MS_MAX = 250;
+/** From here on the machine is too busy to judge the page by a clock. */
+const BUSY_MAX = 1.3;
 const BYTES_MAX = 250_000;
 
 const VIEWS = [
@@ -102,55 +105,19 @@ test("each view of a real host, and what may be done there", { skip: PAGE ? fals
     console.log(`views ${VIEWS.length}, bytes of the answers with a length ${bytes}`);
   }));
 
-/** How much longer things take here now than with a CPU to oneself: time that passes while one computes for `SPIN_MS`. */
-function busyness() {
-  const [began, before] = [performance.now(), process.cpuUsage()];
-  for (;;) {
-    const { user, system } = process.cpuUsage(before);
-    const computed = (user + system) / 1000;
-    if (computed >= SPIN_MS) return Math.max(1, (performance.now() - began) / computed);
-  }
-}
-
-/** Opens the page with nothing in a cache; milliseconds until its first view was painted, and bytes of its files. */
-async function load(browser) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
-  context.setDefaultTimeout(PATIENCE_MS);
-  const page = await context.newPage();
-  await page.addInitScript(() => {
-    // What is looked for is there in one frame, and painted before the next one begins.
-    const look = () => {
-      if (document.getElementById("view")?.textContent.includes("NUMA node")) {
-        requestAnimationFrame(() => { globalThis.usefulAfter = performance.now(); });
-      } else requestAnimationFrame(look);
-    };
-    requestAnimationFrame(look);
-  });
-  const before = busyness();
-  await page.goto(PAGE);
-  await page.waitForFunction(() => globalThis.usefulAfter !== undefined);
-  const [useful, files] = await page.evaluate(() => [
-    globalThis.usefulAfter,
-    performance.getEntriesByType("resource").filter((one) => !one.name.includes("/v1/"))
-      .concat(performance.getEntriesByType("navigation")).map((one) => one.transferSize),
-  ]);
-  const busy = Math.min(before, busyness());
-  await context.close();
-  assert.ok(files.length >= 4 && files.every((bytes) => bytes > 0), `something came from a cache: ${files}`);
-  return { useful, busy, alone: useful / busy, bytes: files.reduce((sum, one) => sum + one, 0) };
-}
-
 test("how fast and how small it is", { skip: PAGE ? false : "FOREBAY_PAGE names no page" }, () =>
   withBrowser(async (browser) => {
     const loads = [];
-    // Others may run beside: what counts is the best load, by what a CPU of one's own would have taken.
-    const best = () => Math.min(...loads.map((one) => one.alone));
-    while (loads.length < LOADS_MIN || (best() >= PAINT_MS_MAX && loads.length < LOADS_MAX)) loads.push(await load(browser));
-    const sorted = loads.map((one) => one.useful).sort((a, b) => a - b);
-    const bytes = Math.max(...loads.map((one) => one.bytes));
-    console.log(`first useful paint of ${loads.length} loads: best ${sorted[0].toFixed(0)} ms, `
-      + `median ${sorted[sorted.length >> 1].toFixed(0)} ms, worst ${sorted.at(-1).toFixed(0)} ms; `
-      + `best with a CPU to itself ${best().toFixed(0)} ms; busy by ${Math.min(...loads.map((one) => one.busy)).toFixed(1)}; files ${bytes} bytes`);
-    assert.ok(bytes < BYTES_MAX, `${bytes} bytes`);
-    assert.ok(best() < PAINT_MS_MAX, `${best()} ms at best`);
+    for (let time = 0; time < LOADS; time += 1) loads.push(await load(browser, PAGE));
+    const sorted = (name) => loads.map((one) => one[name]).sort((a, b) => a - b);
+    const [useful, thread, bytes, busy] = ["useful_ms", "main_thread_ms", "bytes", "busy"].map(sorted);
+    console.log(`first useful paint of ${LOADS} loads: best ${useful[0].toFixed(0)} ms, `
+      + `median ${useful[LOADS >> 1].toFixed(0)} ms, worst ${useful.at(-1).toFixed(0)} ms, promised ${PAINT_MS_MAX} ms; `
+      + `of the best by its main thread ${thread[0].toFixed(0)} ms; busy by ${busy[0].toFixed(1)}; files ${bytes.at(-1)} bytes`);
+    assert.ok(bytes.at(-1) < BYTES_MAX, `${bytes.at(-1)} bytes`);
+    // What the page itself computes does not depend on who else does.
+    assert.ok(thread[0] < MAIN_THREAD_MS_MAX, `${thread[0]} ms of the main thread at best`);
+    // What is promised is promised of a host that is not overloaded: `forebay bench see` holds every machine to it.
+    if (busy[0] < BUSY_MAX) assert.ok(useful[0] < PAINT_MS_MAX, `${useful[0]} ms at best`);
+    else console.log(`the time until the paint is NOT judged: the machine is busy by ${busy[0].toFixed(1)}`);
   }), { timeout: PATIENCE_MS });

@@ -160,6 +160,14 @@ fn bench(arguments: &[String]) -> Result<(), Failure> {
     let known = BENCHMARKS.join(", ");
     match arguments.first() {
         Some(name) if name == "memory" => bench_memory(arguments),
+        Some(name) if name == "see" => {
+            // The program has the page in it, and a browser of `web/` opens it.
+            web::build()?;
+            let room = web::room().display().to_string();
+            let mut arguments = arguments.to_vec();
+            arguments.extend(["--web".to_owned(), room]);
+            forebay(&["bench"], &arguments)
+        }
         Some(name) if BENCHMARKS.contains(&name.as_str()) => forebay(&["bench"], arguments),
         Some(name) => Err(Failure::Usage(format!(
             "no benchmark `{name}`; there are: {known}"

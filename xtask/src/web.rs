@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::{process, setup};
 
 /// The page's room.
-fn room() -> PathBuf {
+pub(crate) fn room() -> PathBuf {
     process::repository().join("web")
 }
 

@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// `accel`: devices, by kind (`cpu`, `gpu`, `accelerator`) or by id
     #[arg(long, value_name = "KIND|ID", default_value = "all")]
     device: String,
+    /// `see`: the repository's web/, after `npm ci` there: a browser opens the page, too
+    #[arg(long, value_name = "DIR")]
+    web: Option<PathBuf>,
     /// Directory of the inner process
     #[arg(long, value_name = "DIR", hide = true)]
     inner: Option<PathBuf>,

@@ -2,49 +2,82 @@
 //!
 //! The apps are sleeping programs in slices of their own. The page's cost is what the daemon takes more than
 //! beside nobody, in segments that follow each other, and what the dashboard's own process takes. A subscriber
-//! reads the messages and does nothing with them.
+//! reads the messages and does nothing with them; then several do, to see what one more costs. With the
+//! repository's `web/` a browser opens the page, too: what is told of it is as the browser measured it, on the
+//! machine as it was, beside how busy that was.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::{Args, Target, agent};
 use crate::demo::print as output;
-use crate::demo::{Error, agent_use, interruption};
+use crate::demo::{Error, agent_use, interruption, spread};
+
+mod browser;
+mod follower;
+
+use follower::{Dashboard, Heard};
 
 const APPS: usize = 200;
-/// How often the page is told, at most.
-const EVERY_MS: u64 = 100;
 /// What is promised, in percent of a core.
 const TOP_MAX: f64 = 1.0;
 const PAGE_MAX: f64 = 5.0;
 /// Fewer messages in a second are not what was to be measured.
-const RATE_MIN: f64 = 8.0;
+const RATE_MIN: f64 = 9.0;
+/// What the daemon and the dashboard may grow by while they are looked at, once they have been.
+const GROWN_MIB_MAX: f64 = 8.0;
+/// Followers of the last segment.
+const MANY: usize = 5;
 /// What `top` draws on: larger than most have it.
 const SCREEN: (u16, u16) = (50, 160);
 /// For the daemon to have started all, and for `top` to have its first looks.
 const WARM_UP: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
-/// The end of a message of the stream.
-const MESSAGE: &[u8] = b"event: tick";
 
-/// In percent of a core.
+/// One time that the page is told of every period; in percent of a core, and MiB.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 struct Page {
+    followers: usize,
     daemon_alone: f64,
     daemon_told: f64,
     dashboard: f64,
     messages_per_second: f64,
+    bytes_per_message: f64,
+    daemon_grown_mib: f64,
+    dashboard_grown_mib: f64,
 }
 
 impl Page {
     fn cost(&self) -> f64 {
         self.daemon_told - self.daemon_alone + self.dashboard
+    }
+
+    /// Processor time for one message to one follower, in milliseconds.
+    fn per_message_ms(&self) -> f64 {
+        10.0 * self.cost() / self.messages_per_second
+    }
+
+    fn grown_mib(&self) -> f64 {
+        self.daemon_grown_mib.max(self.dashboard_grown_mib)
+    }
+
+    fn say(&self) {
+        output::line(format_args!(
+            "page, {} following: daemon {:.2} % of a core alone, {:.2} % told, dashboard {:.2} %; {:.1} messages a \
+             second of {:.0} bytes, {:.3} ms each; grown by {:.2} and {:.2} MiB",
+            self.followers,
+            self.daemon_alone,
+            self.daemon_told,
+            self.dashboard,
+            self.messages_per_second,
+            self.bytes_per_message,
+            self.per_message_ms(),
+            self.daemon_grown_mib,
+            self.dashboard_grown_mib
+        ));
     }
 }
 
@@ -68,19 +101,27 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, serde_json::V
         output::line(format_args!("top: {top:.2} % of a core"));
         let mut pages = Vec::new();
         for _ in 0..args.repetitions {
-            let page = page(dir, &daemon, &interrupted, length)?;
-            output::line(format_args!(
-                "page: daemon {:.2} % of a core, told {:.2} %, dashboard {:.2} %, {:.1} messages a second",
-                page.daemon_alone, page.daemon_told, page.dashboard, page.messages_per_second
-            ));
+            let page = page(dir, &daemon, &interrupted, length, 1)?;
+            page.say();
             pages.push(page);
         }
-        Ok((top, pages))
+        let many = page(dir, &daemon, &interrupted, length, MANY)?;
+        many.say();
+        let browser = match &args.web {
+            Some(web) => Some(browser::look(web, dir, args.repetitions)?),
+            None => {
+                output::line(format_args!(
+                    "the page in a browser: NOT measured; name the repository's web/ by --web, after `npm ci` there"
+                ));
+                None
+            }
+        };
+        Ok((top, pages, many, browser))
     })();
     crate::demo::terminate(&mut daemon, "the daemon")?;
-    let (top, pages) = measured?;
-    let median = |of: fn(&Page) -> f64| crate::demo::spread(pages.iter().map(of)).1;
-    let targets = vec![
+    let (top, pages, many, browser) = measured?;
+    let median = |of: fn(&Page) -> f64| spread(pages.iter().map(of)).1;
+    let mut targets = vec![
         Target::at_most("`top` with 200 apps", top, TOP_MAX, "% of CPU"),
         Target::at_most(
             "a page with 200 apps, in all of the agent",
@@ -94,8 +135,24 @@ pub(super) fn run(args: &Args, dir: &Path) -> Result<(Vec<Target>, serde_json::V
             RATE_MIN,
             "a second",
         ),
+        Target::at_most(
+            "what daemon or dashboard grow by meanwhile",
+            median(Page::grown_mib),
+            GROWN_MIB_MAX,
+            "MiB",
+        ),
     ];
-    Ok((targets, serde_json::json!({ "top": top, "pages": pages })))
+    targets.extend(browser.iter().flat_map(browser::Looks::targets));
+    let result = serde_json::json!({
+        "apps": APPS,
+        "segment_seconds": args.seconds,
+        "top_percent": top,
+        "pages": pages,
+        "page_per_message_ms": median(Page::per_message_ms),
+        "with_many_followers": many,
+        "browser": browser,
+    });
+    Ok((targets, result))
 }
 
 /// What `top` takes while nobody presses a key.
@@ -146,86 +203,64 @@ fn child_named(parent: u32, name: &str) -> Option<u32> {
     })
 }
 
-/// Twice the daemon: alone, and while a page is told of every period.
+/// Twice the daemon: alone, and while so many are told of every period through one dashboard.
 fn page(
     dir: &Path,
     daemon: &Child,
     interrupted: &AtomicBool,
     length: Duration,
+    followers: usize,
 ) -> Result<Page, Error> {
     let daemon_alone = share("the daemon", daemon.id(), interrupted, length)?;
-    let mut dashboard = Command::new("/proc/self/exe")
-        .args(["dashboard", "--listen", "127.0.0.1:0", "--socket"])
-        .arg(dir.join("socket"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(Error::system(
-            "start",
-            "the dashboard",
-            "check memory and process limits",
-        ))?;
+    let dashboard = Dashboard::start(dir)?;
     let measured = (|| {
-        let messages = subscribe(&mut dashboard)?;
-        let heard = || messages.load(Ordering::Relaxed) > 0;
-        eventually(interrupted, "the dashboard", "it told nothing", heard)?;
-        let (before, began) = (messages.load(Ordering::Relaxed), Instant::now());
-        let used = |pid| agent_use(pid).map(|used| used.cpu);
-        let page_before = used(dashboard.id());
-        let daemon_told = share("the daemon", daemon.id(), interrupted, length)?;
-        let seconds = began.elapsed().as_secs_f64();
-        let (Some(page_before), Some(page_after)) = (page_before, used(dashboard.id())) else {
-            return Err(Error::part("the dashboard", "ended early"));
+        let heard = Heard::default();
+        for _ in 0..followers {
+            dashboard.follow(&heard)?;
+        }
+        let all_heard = || heard.messages() >= followers as u64;
+        eventually(interrupted, "the dashboard", "it told nothing", all_heard)?;
+        let used = |part, pid| {
+            let used = agent_use(pid);
+            used.ok_or_else(|| Error::part(part, "ended early; see its message above"))
         };
-        let told = messages.load(Ordering::Relaxed) - before;
-        #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
+        let both = || -> Result<_, Error> {
+            Ok((
+                used("the daemon", daemon.id())?,
+                used("the dashboard", dashboard.id())?,
+            ))
+        };
+        let (before, told, began) = (both()?, (heard.messages(), heard.bytes()), Instant::now());
+        agent::wait(interrupted, length)?;
+        let (after, seconds) = (both()?, began.elapsed().as_secs_f64());
+        let percent = |after: &forebay_host::OwnUse, before: &forebay_host::OwnUse| {
+            100.0 * after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds
+        };
+        #[expect(clippy::cast_precision_loss, reason = "some thousands, and megabytes")]
+        let (messages, bytes) = (
+            (heard.messages() - told.0) as f64,
+            (heard.bytes() - told.1) as f64,
+        );
         Ok(Page {
+            followers,
             daemon_alone,
-            daemon_told,
-            dashboard: 100.0 * page_after.saturating_sub(page_before).as_secs_f64() / seconds,
-            messages_per_second: told as f64 / seconds,
+            daemon_told: percent(&after.0, &before.0),
+            dashboard: percent(&after.1, &before.1),
+            messages_per_second: messages / seconds,
+            bytes_per_message: bytes / messages.max(1.0),
+            daemon_grown_mib: grown_mib(&after.0, &before.0),
+            dashboard_grown_mib: grown_mib(&after.1, &before.1),
         })
     })();
-    crate::demo::terminate(&mut dashboard, "the dashboard")?;
+    dashboard.end()?;
     measured
 }
 
-/// Follows the stream through a dashboard, as a page does; how many messages came so far. Ends with the dashboard.
-fn subscribe(dashboard: &mut Child) -> Result<Arc<AtomicU64>, Error> {
-    let broken = |why: String| Error::part("the dashboard", why);
-    let told = dashboard.stdout.take();
-    let told = told.ok_or_else(|| broken("it has no output".to_owned()))?;
-    let mut line = String::new();
-    let read = BufReader::new(told).read_line(&mut line);
-    read.map_err(|error| broken(error.to_string()))?;
-    let address = line.trim().strip_prefix("http://");
-    let (place, token) = address
-        .and_then(|address| address.split_once("/#token="))
-        .ok_or_else(|| broken(format!("it said `{}` instead of its address", line.trim())))?;
-    let mut stream = TcpStream::connect(place).map_err(|error| broken(error.to_string()))?;
-    write!(
-        stream,
-        "GET /v1/stream?every_ms={EVERY_MS} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n"
-    )
-    .map_err(|error| broken(error.to_string()))?;
-    let messages = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&messages);
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 1 << 16];
-        let mut kept = 0;
-        while let Ok(read @ 1..) = stream.read(&mut buffer[kept..]) {
-            let end = kept + read;
-            let found = buffer[..end]
-                .windows(MESSAGE.len())
-                .filter(|part| *part == MESSAGE);
-            count.fetch_add(found.count() as u64, Ordering::Relaxed);
-            // What begins here may end in the next part.
-            kept = end.min(MESSAGE.len() - 1);
-            buffer.copy_within(end - kept..end, 0);
-        }
-    });
-    Ok(messages)
+/// What a process holds more than before, in MiB; less is less than zero.
+fn grown_mib(after: &forebay_host::OwnUse, before: &forebay_host::OwnUse) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "megabytes")]
+    let [after, before] = [after.memory.0 as f64, before.memory.0 as f64];
+    (after - before) / f64::from(1 << 20)
 }
 
 /// What a process takes in a time, in percent of a core.
