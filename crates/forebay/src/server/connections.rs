@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,6 +35,9 @@ const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait when the kernel has no descriptor left for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What is sent at once, if the kernel has room for it: a message about some hundred apps.
+const MESSAGE_BYTES: usize = 512 << 10;
 
 /// Where to listen.
 #[derive(Debug)]
@@ -88,6 +92,7 @@ pub(crate) async fn serve(
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(cred) => {
+                        widen(&stream);
                         let peer = peer::process(cred.uid(), cred.gid(), cred.pid());
                         open.add(stream, peer, Holder::User(cred.uid()), &rules);
                     }
@@ -130,6 +135,15 @@ async fn accept(
     match listener {
         Some(listener) => listener.accept().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Has the kernel take a whole message of the stream, if it may: in pieces, each waits for its reader to get a CPU,
+/// and on a busy host a page is told a few times a second instead of ten.
+fn widen(stream: &tokio::net::UnixStream) {
+    // Less where net.core.wmem_max says so; the messages come all the same.
+    if let Err(error) = set_socket_send_buffer_size(stream, MESSAGE_BYTES) {
+        tracing::debug!(%error, "a connection has the usual room for what is sent");
     }
 }
 
