@@ -1,7 +1,8 @@
 //! What looking costs, with 200 apps: `forebay top` on a terminal, and a page that is told of every period.
 //!
-//! The apps are sleeping programs in slices of their own. The page's cost is what the daemon takes more than
-//! beside nobody, in segments that follow each other, and what the dashboard's own process takes. A subscriber
+//! The apps are sleeping programs in slices of their own. The page's cost is what the daemon's main thread, which
+//! answers whoever asks, takes more than beside nobody, in segments that follow each other, and what the dashboard
+//! takes: the other threads do alike whether somebody looks or not, and by far more than what is looked for. A subscriber
 //! reads the messages and does nothing with them; then several do, to see what one more costs. With the
 //! repository's `web/` a browser opens the page, too: what is told of it is as the browser measured it, on the
 //! machine as it was, beside how busy that was.
@@ -41,8 +42,12 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 struct Page {
     followers: usize,
+    /// All of the daemon.
     daemon_alone: f64,
     daemon_told: f64,
+    /// Its main thread.
+    answering_alone: f64,
+    answering_told: f64,
     dashboard: f64,
     messages_per_second: f64,
     bytes_per_message: f64,
@@ -52,7 +57,7 @@ struct Page {
 
 impl Page {
     fn cost(&self) -> f64 {
-        self.daemon_told - self.daemon_alone + self.dashboard
+        self.answering_told - self.answering_alone + self.dashboard
     }
 
     /// Processor time for one message to one follower, in milliseconds.
@@ -66,9 +71,11 @@ impl Page {
 
     fn say(&self) {
         output::line(format_args!(
-            "page, {} following: daemon {:.2} % of a core alone, {:.2} % told, dashboard {:.2} %; {:.1} messages a \
-             second of {:.0} bytes, {:.3} ms each; grown by {:.2} and {:.2} MiB",
+            "page, {} following: the daemon answers by {:.2} % of a core alone, {:.2} % told (all of it {:.2} % and {:.2} %), \
+             dashboard {:.2} %; {:.1} messages a second of {:.0} bytes, {:.3} ms each; grown by {:.2} and {:.2} MiB",
             self.followers,
+            self.answering_alone,
+            self.answering_told,
             self.daemon_alone,
             self.daemon_told,
             self.dashboard,
@@ -180,7 +187,7 @@ fn top(dir: &Path, interrupted: &AtomicBool, length: Duration) -> Result<f64, Er
         eventually(interrupted, "top", "it did not start", shows)?;
         let pid = pid.ok_or_else(|| Error::part("top", "it did not start"))?;
         agent::wait(interrupted, WARM_UP)?;
-        share("top", pid, interrupted, length)
+        Ok(Spent::over(interrupted, length, || Spent::now("top", pid))?.all)
     })();
     crate::demo::terminate(&mut script, "script")?;
     let drawn = std::fs::read(&screen).unwrap_or_default();
@@ -211,7 +218,9 @@ fn page(
     length: Duration,
     followers: usize,
 ) -> Result<Page, Error> {
-    let daemon_alone = share("the daemon", daemon.id(), interrupted, length)?;
+    let alone = Spent::over(interrupted, length, || {
+        Spent::now("the daemon", daemon.id())
+    })?;
     let dashboard = Dashboard::start(dir)?;
     let measured = (|| {
         let heard = Heard::default();
@@ -220,40 +229,89 @@ fn page(
         }
         let all_heard = || heard.messages() >= followers as u64;
         eventually(interrupted, "the dashboard", "it told nothing", all_heard)?;
-        let used = |part, pid| {
-            let used = agent_use(pid);
-            used.ok_or_else(|| Error::part(part, "ended early; see its message above"))
-        };
-        let both = || -> Result<_, Error> {
-            Ok((
-                used("the daemon", daemon.id())?,
-                used("the dashboard", dashboard.id())?,
-            ))
-        };
-        let (before, told, began) = (both()?, (heard.messages(), heard.bytes()), Instant::now());
-        agent::wait(interrupted, length)?;
-        let (after, seconds) = (both()?, began.elapsed().as_secs_f64());
-        let percent = |after: &forebay_host::OwnUse, before: &forebay_host::OwnUse| {
-            100.0 * after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds
-        };
+        let page = || Spent::now("the dashboard", dashboard.id());
+        let (page_before, before) = (page()?, (heard.messages(), heard.bytes()));
+        let began = Instant::now();
+        let told = Spent::over(interrupted, length, || {
+            Spent::now("the daemon", daemon.id())
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        let page = page()?.since(&page_before, seconds);
         #[expect(clippy::cast_precision_loss, reason = "some thousands, and megabytes")]
         let (messages, bytes) = (
-            (heard.messages() - told.0) as f64,
-            (heard.bytes() - told.1) as f64,
+            (heard.messages() - before.0) as f64,
+            (heard.bytes() - before.1) as f64,
         );
         Ok(Page {
             followers,
-            daemon_alone,
-            daemon_told: percent(&after.0, &before.0),
-            dashboard: percent(&after.1, &before.1),
+            daemon_alone: alone.all,
+            daemon_told: told.all,
+            answering_alone: alone.main,
+            answering_told: told.main,
+            dashboard: page.main,
             messages_per_second: messages / seconds,
             bytes_per_message: bytes / messages.max(1.0),
-            daemon_grown_mib: grown_mib(&after.0, &before.0),
-            dashboard_grown_mib: grown_mib(&after.1, &before.1),
+            daemon_grown_mib: told.grown_mib,
+            dashboard_grown_mib: page.grown_mib,
         })
     })();
     dashboard.end()?;
     measured
+}
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy)]
+struct Spent {
+    all: forebay_host::OwnUse,
+    /// Of its main thread.
+    main: Duration,
+}
+
+/// In percent of a core, and MiB; what is less than before is less than zero.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    all: f64,
+    main: f64,
+    grown_mib: f64,
+}
+
+impl Spent {
+    fn now(part: &'static str, pid: u32) -> Result<Self, Error> {
+        let ended = || Error::part(part, "ended early; see its message above");
+        // Time on a CPU in nanoseconds, that in the run queue, and how often it got one.
+        let statistics = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/schedstat"));
+        let statistics = statistics.ok().ok_or_else(ended)?;
+        let on_cpu = statistics
+            .split(' ')
+            .next()
+            .and_then(|nanoseconds| nanoseconds.parse().ok());
+        Ok(Self {
+            all: agent_use(pid).ok_or_else(ended)?,
+            main: Duration::from_nanos(on_cpu.ok_or_else(ended)?),
+        })
+    }
+
+    /// What is used in a time.
+    fn over(
+        interrupted: &AtomicBool,
+        length: Duration,
+        now: impl Fn() -> Result<Self, Error>,
+    ) -> Result<Share, Error> {
+        let (before, began) = (now()?, Instant::now());
+        agent::wait(interrupted, length)?;
+        Ok(now()?.since(&before, began.elapsed().as_secs_f64()))
+    }
+
+    fn since(&self, before: &Self, seconds: f64) -> Share {
+        let percent = |after: Duration, before: Duration| {
+            100.0 * after.saturating_sub(before).as_secs_f64() / seconds
+        };
+        Share {
+            all: percent(self.all.cpu, before.all.cpu),
+            main: percent(self.main, before.main),
+            grown_mib: grown_mib(&self.all, &before.all),
+        }
+    }
 }
 
 /// What a process holds more than before, in MiB; less is less than zero.
@@ -261,22 +319,6 @@ fn grown_mib(after: &forebay_host::OwnUse, before: &forebay_host::OwnUse) -> f64
     #[expect(clippy::cast_precision_loss, reason = "megabytes")]
     let [after, before] = [after.memory.0 as f64, before.memory.0 as f64];
     (after - before) / f64::from(1 << 20)
-}
-
-/// What a process takes in a time, in percent of a core.
-fn share(
-    part: &'static str,
-    pid: u32,
-    interrupted: &AtomicBool,
-    length: Duration,
-) -> Result<f64, Error> {
-    let (before, began) = (agent_use(pid), Instant::now());
-    agent::wait(interrupted, length)?;
-    let (after, seconds) = (agent_use(pid), began.elapsed().as_secs_f64());
-    let (Some(before), Some(after)) = (before, after) else {
-        return Err(Error::part(part, "ended early; see its message above"));
-    };
-    Ok(100.0 * after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds)
 }
 
 fn eventually(

@@ -1,6 +1,6 @@
 //! A dashboard, and who follows its stream as a page does.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::demo::Error;
 
 /// How often the page is told, at most.
 const EVERY_MS: u64 = 100;
-/// What stands in each message once.
+/// The first line of each message.
 const MESSAGE: &[u8] = b"event: tick";
 
 /// What all followers heard so far.
@@ -101,19 +101,13 @@ fn broken(why: impl ToString) -> Error {
 }
 
 /// Counts messages until the stream ends.
-fn count(mut stream: TcpStream, heard: &Heard) {
+fn count(stream: TcpStream, heard: &Heard) {
     let [messages, bytes] = &*heard.0;
-    let mut buffer = vec![0; 1 << 16];
-    let mut kept = 0;
-    while let Ok(read @ 1..) = stream.read(&mut buffer[kept..]) {
-        let end = kept + read;
-        let found = buffer[..end]
-            .windows(MESSAGE.len())
-            .filter(|part| *part == MESSAGE);
-        messages.fetch_add(found.count() as u64, Ordering::Relaxed);
+    let mut stream = BufReader::with_capacity(1 << 18, stream);
+    let mut line = Vec::new();
+    while let Ok(read @ 1..) = stream.read_until(b'\n', &mut line) {
+        messages.fetch_add(u64::from(line.starts_with(MESSAGE)), Ordering::Relaxed);
         bytes.fetch_add(read as u64, Ordering::Relaxed);
-        // What begins here may end in the next part.
-        kept = end.min(MESSAGE.len() - 1);
-        buffer.copy_within(end - kept..end, 0);
+        line.clear();
     }
 }
