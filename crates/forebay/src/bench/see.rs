@@ -35,7 +35,8 @@ const MANY: usize = 5;
 const SCREEN: (u16, u16) = (50, 160);
 /// For the daemon to have started all, and for `top` to have its first looks.
 const WARM_UP: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(30);
+/// What any part may take to begin, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// One time that the page is told of every period; in percent of a core, and MiB.
