@@ -9,17 +9,25 @@ use std::error::Error as _;
 use std::ffi::c_int;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use libloading::Library;
 use rustix::net::SocketAddrAny;
 use rustix::net::addr::{SocketAddrArg as _, SocketAddrOpaque, SocketAddrStorage};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 /// What every version of it since 2012 is called.
 const NAME: &str = "librdmacm.so.1";
 
 type Length = libc::socklen_t;
+
+/// A call with this returns when one of its descriptors has something.
+const WITHOUT_END: c_int = -1;
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,19 +204,35 @@ impl Calls {
     }
 
     /// Waits until something can be done with a socket, or it is broken; whether it came to that.
+    ///
+    /// The time is kept by a timer beside the socket: of releases before 56.4 (Debian 12 and 13 have such) `rpoll`
+    /// does not count itself out when its own time is over, and from the second time on every call of the process
+    /// turns on the spot and never returns. rdma-core's a1747742e mends that.
     pub(super) fn poll(&self, socket: c_int, event: Event, within: Duration) -> io::Result<bool> {
-        let mut wanted = libc::pollfd {
-            fd: socket,
-            events: match event {
-                Event::Readable => libc::POLLIN,
-                Event::Writable => libc::POLLOUT,
-            },
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            // None at all would stop it.
+            it_value: Timespec::try_from(within.max(Duration::from_nanos(1)))
+                .map_err(io::Error::other)?,
+        };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+        let events = match event {
+            Event::Readable => libc::POLLIN,
+            Event::Writable => libc::POLLOUT,
+        };
+        let awaited = |fd, events| libc::pollfd {
+            fd,
+            events,
             revents: 0,
         };
-        let within = c_int::try_from(within.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: the pointer is to one structure, and the call is told that it is one.
-        match checked(unsafe { (self.poll)(&raw mut wanted, 1, within) }) {
-            Ok(ready) => Ok(ready > 0),
+        let mut wanted = [
+            awaited(socket, events),
+            awaited(timer.as_raw_fd(), libc::POLLIN),
+        ];
+        // SAFETY: the pointer is to two structures, and the call is told that it is two.
+        match checked(unsafe { (self.poll)(wanted.as_mut_ptr(), 2, WITHOUT_END) }) {
+            Ok(_) => Ok(wanted[0].revents != 0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
             Err(error) => Err(error),
         }
@@ -234,6 +258,33 @@ mod tests {
         for word in ["librdmacm-that-nobody-has.so.1", "install librdmacm1"] {
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    /// Of a descriptor that is none of the library's it waits as of its own.
+    #[test]
+    fn what_never_comes_is_waited_for_again_and_again() {
+        let Ok(calls) = calls() else {
+            println!("SKIPPED: what never comes is waited for: no {NAME}");
+            return;
+        };
+        let (tell, told) = std::sync::mpsc::channel();
+        // One that never returns stays behind, and ends with the test's process.
+        std::thread::spawn(move || {
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            let wait = || {
+                calls.poll(
+                    reader.as_raw_fd(),
+                    Event::Readable,
+                    Duration::from_millis(20),
+                )
+            };
+            for _ in 0..4 {
+                assert!(!wait().unwrap());
+            }
+            rustix::io::write(&writer, b"x").unwrap();
+            tell.send(wait().unwrap()).unwrap();
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(true));
     }
 
     #[test]

@@ -194,7 +194,8 @@ impl Listener {
         self.address
     }
 
-    /// The next connection, and where it comes from.
+    /// The next connection, and where it comes from. A thread of the library takes them in: it is looked whether
+    /// it has, once in each [`SLICE`] and when this thread is unparked.
     ///
     /// # Errors
     /// None can be accepted any more, or `go_on` says so.
@@ -208,7 +209,8 @@ impl Listener {
                     return Ok((Socket { own }, from));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.own.wait(Event::Readable, go_on)?;
+                    go_on()?;
+                    std::thread::park_timeout(SLICE);
                 }
                 Err(error) => return Err(error),
             }
