@@ -95,7 +95,7 @@ impl Stage {
         let mut stream = UnixStream::connect(self.place.path("socket")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
-            .write_all(b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            .write_all(b"GET /v1/stream HTTP/1.0\r\n\r\n")
             .unwrap();
         Ticks(BufReader::new(stream))
     }
