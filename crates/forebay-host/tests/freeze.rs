@@ -138,7 +138,7 @@ fn what_may_be_anothers_and_has_its_memory_here_alone_stands_until_a_daemon_know
         assert!(report.is_complete(), "{report:?}");
     }
     wait_until_it_goes_on(goes);
-    assert!(!is_running(ends));
+    wait_for("end", || !is_running(ends));
     let stopped = place.open().close(OnStop::Keep).unwrap();
     assert!(stopped.is_complete(), "{stopped:?}");
     assert!(fence::is_given(
@@ -162,7 +162,7 @@ fn what_may_be_anothers_and_has_its_memory_here_alone_stands_until_a_daemon_know
     drop(host);
     let report = restore(&options.state_dir, &options.roots, OnStop::Keep).unwrap();
     assert!(report.is_complete(), "{report:?}");
-    assert!(!is_running(stands));
+    wait_for("end", || !is_running(stands));
     let mut host = place.open();
     let [_, stands, _] = begin(&mut host);
     assert!(freeze(&mut host, "stands"));
@@ -170,7 +170,7 @@ fn what_may_be_anothers_and_has_its_memory_here_alone_stands_until_a_daemon_know
     drop(host);
     let report = restore_lost(&options.state_dir, &options.roots, OnStop::Kill).unwrap();
     assert!(report.is_complete(), "{report:?}");
-    assert!(!is_running(stands));
+    wait_for("end", || !is_running(stands));
 }
 
 /// A group of v1's freezer and cpu controllers that is not Forebay's, with somebody in it.
