@@ -210,8 +210,11 @@ pub fn daemon_use(proc_root: &Path, daemon: u32) -> Option<OwnUse> {
     for pid in children(proc_root, daemon) {
         let dir = proc_root.join(pid.to_string());
         let command_line = fs::read(dir.join("cmdline")).unwrap_or_default();
-        let is_guardian = command_line.split(|byte| *byte == 0).nth(1) == Some(b"guardian");
-        if let Some(guardian) = use_in(&dir).filter(|_| is_guardian) {
+        // Children are mostly programs of apps.
+        if command_line.split(|byte| *byte == 0).nth(1) != Some(b"guardian") {
+            continue;
+        }
+        if let Some(guardian) = use_in(&dir) {
             sum.cpu += guardian.cpu;
             sum.memory = sum.memory.saturating_add(guardian.memory);
         }

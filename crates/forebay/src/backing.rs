@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use forebay_api as api;
 use forebay_core::app::{App, AppId, OnStop, Policy};
@@ -20,7 +21,7 @@ use crate::fleet::{member, moves};
 use crate::fronts;
 use crate::images;
 use crate::outlook;
-use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, Rules, ServerState};
+use crate::server::{self, AgentUse, EventsQuery, HistoryQuery, ReadAgent, Rules, ServerState};
 use crate::signals::Teller;
 use crate::store::{self, Level, Reader, Resolution};
 use crate::tiering::Desk;
@@ -220,7 +221,7 @@ pub(crate) fn state(
             });
             read
         }),
-        agent: Arc::new(agent),
+        agent: agent(),
         tiers,
         outlook,
         fronts,
@@ -355,12 +356,25 @@ fn numbers(detail: &str) -> Option<String> {
     ))
 }
 
+/// How long what the daemon uses is taken for what it uses now. To look takes a file for each of its children,
+/// which all that it started are, and whoever follows the stream asks in each period.
+const USED_FOR: Duration = Duration::from_millis(500);
+
 /// The daemon's use with its guardian's.
-fn agent() -> AgentUse {
-    forebay_host::daemon_use(Path::new("/proc"), std::process::id())
-        .map(|used| AgentUse {
-            cpu: used.cpu,
-            resident: used.memory,
-        })
-        .unwrap_or_default()
+fn agent() -> ReadAgent {
+    let latest: Mutex<Option<(Instant, AgentUse)>> = Mutex::default();
+    Arc::new(move || {
+        let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, used)) = latest.filter(|(at, _)| at.elapsed() < USED_FOR) {
+            return used;
+        }
+        let used = forebay_host::daemon_use(Path::new("/proc"), std::process::id())
+            .map(|used| AgentUse {
+                cpu: used.cpu,
+                resident: used.memory,
+            })
+            .unwrap_or_default();
+        *latest = Some((Instant::now(), used));
+        used
+    })
 }
