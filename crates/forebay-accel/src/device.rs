@@ -70,6 +70,24 @@ pub struct DeviceInfo {
     pub kind: DeviceKind,
 }
 
+#[cfg(test)]
+impl DeviceInfo {
+    /// Of a device that a test makes up.
+    pub(crate) fn of_a_test(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            backend: Backend::Opencl,
+            platform: String::new(),
+            vendor: String::new(),
+            name: String::new(),
+            driver: String::new(),
+            memory_bytes: 1,
+            buffer_bytes_max: 1,
+            kind: DeviceKind::Gpu,
+        }
+    }
+}
+
 /// Through what a device is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -226,7 +226,7 @@ fn median(mut durations: Vec<Duration>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Backend, DeviceError, DeviceInfo, DeviceKind};
+    use crate::device::{Backend, DeviceError, DeviceInfo};
     use crate::kernels::built_in;
     use crate::task::{Scalar, View};
 
@@ -280,17 +280,7 @@ mod tests {
 
     #[test]
     fn rows_have_figures_or_say_why_there_are_none() {
-        let info = DeviceInfo {
-            id: "opencl:0:0".to_owned(),
-            backend: Backend::Opencl,
-            platform: String::new(),
-            vendor: String::new(),
-            name: String::new(),
-            driver: String::new(),
-            memory_bytes: 1,
-            buffer_bytes_max: 1,
-            kind: DeviceKind::Gpu,
-        };
+        let info = DeviceInfo::of_a_test("opencl:0:0");
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Echo {
             info,
             spoils: "scan",

@@ -262,7 +262,7 @@ fn with_views(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Backend, DeviceInfo, DeviceKind};
+    use crate::device::DeviceInfo;
     use crate::memory::mapped_at;
     use crate::task::{Launch, Scalar};
 
@@ -299,17 +299,7 @@ mod tests {
     fn what_a_client_shares_cannot_be_written_by_the_process_of_a_device() {
         let (ours, theirs) = pair().unwrap();
         let serving = std::thread::spawn(move || {
-            let info = DeviceInfo {
-                id: "looks".to_owned(),
-                backend: Backend::Opencl,
-                platform: String::new(),
-                vendor: String::new(),
-                name: String::new(),
-                driver: String::new(),
-                memory_bytes: 1,
-                buffer_bytes_max: 1,
-                kind: DeviceKind::Gpu,
-            };
+            let info = DeviceInfo::of_a_test("looks");
             serve(&theirs, &mut Looks(info))
         });
         let client = Region::new(64).unwrap();

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{Broker, Options, by_name, start_with};
 use crate::client::{Client, Error};
-use crate::device::{Backend, DeviceInfo, DeviceKind};
+use crate::device::DeviceInfo;
 use crate::kernel::{
     Access, Arguments, Check, Cpu, CpuFunction, Element, Kernel, Launches, Parameter, Signature,
     Sources, Tolerance,
@@ -165,15 +165,9 @@ fn kernels_of_clients_that_left_are_not_built() {
     let silent = Silent::default();
     let opened = Arc::clone(&silent.0);
     let device = DeviceInfo {
-        id: "silent".to_owned(),
-        backend: Backend::Opencl,
-        platform: String::new(),
-        vendor: String::new(),
-        name: String::new(),
-        driver: String::new(),
         memory_bytes: 1 << 30,
         buffer_bytes_max: 1 << 30,
-        kind: DeviceKind::Gpu,
+        ..DeviceInfo::of_a_test("silent")
     };
     let kernels = by_name(vec![tells(tell_when)]);
     let broker = start_with(options.clone(), vec![device], Arc::new(silent), kernels).unwrap();

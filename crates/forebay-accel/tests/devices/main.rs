@@ -163,41 +163,36 @@ fn try_all(device: &mut dyn Device) -> usize {
     tried
 }
 
+/// Every built-in kernel that has a source for such devices gives on each what it gives on the CPU.
+fn computes_what_the_cpu_does(test: &str, backend: Backend, kernels: usize) {
+    if !is_played(test) {
+        return show(&play(test, &[]));
+    }
+    for mut device in devices(test, backend) {
+        assert_eq!(try_all(device.as_mut()), kernels);
+    }
+}
+
 #[test]
 fn opencl_devices_compute_what_the_cpu_does() {
     const TEST: &str = "opencl_devices_compute_what_the_cpu_does";
-    if !is_played(TEST) {
-        return show(&play(TEST, &[]));
-    }
-    for mut device in devices(TEST, Backend::Opencl) {
-        assert_eq!(try_all(device.as_mut()), built_in().len());
-    }
+    computes_what_the_cpu_does(TEST, Backend::Opencl, built_in().len());
 }
 
 #[test]
 fn cuda_devices_compute_what_the_cpu_does() {
     const TEST: &str = "cuda_devices_compute_what_the_cpu_does";
-    if !is_played(TEST) {
-        return show(&play(TEST, &[]));
-    }
-    for mut device in devices(TEST, Backend::Cuda) {
-        assert_eq!(try_all(device.as_mut()), built_in().len());
-    }
+    computes_what_the_cpu_does(TEST, Backend::Cuda, built_in().len());
 }
 
 #[test]
 fn vulkan_devices_compute_what_the_cpu_does() {
     const TEST: &str = "vulkan_devices_compute_what_the_cpu_does";
-    if !is_played(TEST) {
-        return show(&play(TEST, &[]));
-    }
     let kernels = built_in();
     let with_source = kernels.iter().filter(|one| one.sources.wgsl.is_some());
     let with_source = with_source.count();
     assert!(with_source >= 4);
-    for mut device in devices(TEST, Backend::Vulkan) {
-        assert_eq!(try_all(device.as_mut()), with_source);
-    }
+    computes_what_the_cpu_does(TEST, Backend::Vulkan, with_source);
 }
 
 /// `add` with other sources.
