@@ -27,7 +27,7 @@ use crate::supervise::{Begun, Main, Program};
 /// thread waits.
 const EMPTY_BOUND: Duration = Duration::from_millis(200);
 const EMPTY_LOOK: Duration = Duration::from_millis(2);
-/// For how long a start is tried again while a process that ended has the number that is needed.
+/// For how long a start is on its way while a process that ended has the number that is needed.
 const NUMBER_BOUND: Duration = Duration::from_secs(30);
 
 /// A program that CRIU begins.
@@ -154,39 +154,30 @@ impl LinuxHost {
         Ok(())
     }
 
-    /// Waits for a moment for whoever reaps a process that ended: it has its number until then, which the one that
-    /// begins from its image needs. The init of a container may take seconds: then the start is tried again, for a
-    /// while. A number that somebody else has is CRIU's to name.
+    /// Whether the number that an image needs is free: a process that ended has it until its parent takes note of
+    /// that, which the init of a container may do after seconds. Until then the start is on its way, for a while.
+    /// A number that somebody else has is CRIU's to name.
     ///
     /// # Errors
-    /// While it is to be tried again.
+    /// While it is on its way.
     fn await_number(&mut self, app: &AppId, pid: u32) -> Result<(), Refusal> {
-        let is_ended = || {
-            let stat = procs::read_stat(&self.options.roots.proc, pid);
-            stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
-        };
-        let deadline = Instant::now() + EMPTY_BOUND;
-        let mut held = is_ended();
-        while held && Instant::now() < deadline {
-            std::thread::sleep(EMPTY_LOOK);
-            held = is_ended();
-        }
+        let stat = procs::read_stat(&self.options.roots.proc, pid);
+        let is_held = stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'));
         let Some(entry) = self.entries.get_mut(app) else {
             return Ok(());
         };
-        if !held {
+        if !is_held {
             entry.number_awaited = None;
             return Ok(());
         }
-        let since = *entry.number_awaited.get_or_insert_with(Instant::now);
-        if since.elapsed() >= NUMBER_BOUND {
-            return Ok(());
+        if entry.number_awaited.is_none() {
+            tracing::info!(%app, pid, "it begins from its image once its old process has no number any more");
         }
-        Err(Refusal::Failed(format!(
-            "start {app} from its image: process {pid} has ended, and keeps the number that it needs until its \
-             parent, which may be the init of a container, takes note of that; it is tried again for {} s",
-            NUMBER_BOUND.as_secs()
-        )))
+        let since = *entry.number_awaited.get_or_insert_with(Instant::now);
+        match since.elapsed() < NUMBER_BOUND {
+            true => Err(Refusal::Pending),
+            false => Ok(()),
+        }
     }
 
     /// CRIU ended: what it began is the app's main process.
