@@ -1,10 +1,10 @@
 // What was seen since the page was opened, in a bounded room: the numbers of each app, and the host at
 // each moment that one can scrub back to.
 
-import { width } from "./format.js";
+import { allowedBytes, allowedCpus } from "./slices.js";
 
 /** What is kept of each app, one number a moment. */
-export const SERIES = ["cpu", "memory", "stalled", "response", "q50", "q90", "q95", "q99", "memory95", "cpus"];
+export const SERIES = ["cpu", "memory", "stalled", "response", "q50", "q90", "q95", "q99", "memory95", "cpus", "bytes"];
 
 /** Numbers kept in all: 16 MiB of them, whatever the number of apps. */
 const NUMBERS_MAX = 4 << 20;
@@ -87,7 +87,7 @@ function numbers(app) {
   return {
     cpu: usage.cpu_cores, memory: usage.memory_bytes, stalled: usage.cpu_stalled,
     response: usage.response_time_ms, q50: demand?.cpu.q50, q90: demand?.cpu.q90, q95: demand?.cpu.q95,
-    q99: demand?.cpu.q99, memory95: demand?.memory.q95, cpus: slice.cpus ? width(slice.cpus) : null,
+    q99: demand?.cpu.q99, memory95: demand?.memory.q95, cpus: allowedCpus(slice), bytes: allowedBytes(slice),
   };
 }
 

@@ -12,7 +12,7 @@ import { withBrowser } from "./browser.js";
 const EXE = process.env.FOREBAY_EXE;
 export const skip = EXE ? false : "FOREBAY_EXE names no program";
 
-function app(name, cpu = 0.5) {
+export function app(name, cpu = 0.5) {
   const band = { q50: cpu, q90: cpu * 1.2, q95: cpu * 1.3, q99: cpu * 1.5, model: "ensemble", cold: false };
   return {
     name, class: "standard", state: "running", ending: null, main_pid: 1, starts: 1,

@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
 import { inaccessible, open } from "./browser.js";
-import { skip, withDashboard } from "./daemon.js";
+import { app, skip, withDashboard } from "./daemon.js";
 
 const PICTURES = process.env.FOREBAY_PICTURES;
 const MARKUP = "<img src=x onerror=alert(1)>";
@@ -23,10 +23,62 @@ async function withView(path, prepare, work) {
     await work(page, daemon);
     assert.equal(await page.locator("main img").count(), 0);
     assert.deepEqual(await inaccessible(page), [], path);
-    if (PICTURES) await page.screenshot({ path: join(PICTURES, `full-${path}.png`) });
+    if (PICTURES) await page.screenshot({ path: join(PICTURES, `full-${path.replace("/", "-")}.png`) });
     assert.deepEqual(faults, []);
   });
 }
+
+test("memory by node with what apps keep, and devices with what is planned of them", { skip }, () =>
+  withView("host", (daemon) => {
+    const MIB = 1 << 20;
+    daemon.answers["/v1/host"] = {
+      memory: [{ node: 0, total_bytes: 1024 * MIB, free_bytes: 256 * MIB, cache_bytes: 128 * MIB }, { node: 1, total_bytes: 512 * MIB,
+        free_bytes: 500 * MIB, cache_bytes: 0 }],
+      devices: [{
+        device: "8:0", name: MARKUP, read_bytes_per_second: 1, read_requests_per_second: 1, read_p99_seconds: 0.001, writes_measured: false,
+        critical: 0.25, room: 0.6, sharers: 2, bound: "delay", pressed_to_percent: 80, used_by: ["web"],
+      }],
+    };
+    const rate = (value) => ({ device: "8:0", read_bytes_per_second: value, write_bytes_per_second: 0, reads_per_second: 1,
+      writes_per_second: 0, share: 0.125, demand: null });
+    daemon.more = {
+      io: { devices: [rate(3 * MIB)] },
+      reason: { cpu_demand_cores: 1, cpu_wanted_cores: 1.3, exclusive_cpus: "", memory_demand_bytes: 96 * MIB },
+      slice: {
+        cpus: "0-1", mems: "1", memory_min_bytes: 64 * MIB, memory_low_bytes: null, memory_high_bytes: "max", io_latency: [],
+        io_max: [{ device: "8:0", rbps: 4 * MIB, wbps: "max", riops: "max", wiops: "max" }],
+      },
+    };
+  }, async (page) => {
+    await page.waitForSelector("text=Node 0: 640 MiB held, 128 MiB of files, 256 MiB free, of 1.0 GiB");
+    await page.waitForSelector("text=Node 1: 12.0 MiB held, 0 B of files, 500 MiB free, of 512 MiB");
+    const text = (rows) => page.locator(rows).textContent();
+    assert.match(await text("table:has-text('The line in the bar is what each will need') tbody tr"), /^web11.0 MiB1 B96.0 MiB64.0 MiB–max$/);
+    assert.match(await text("table:has-text('Parts of a device') tbody tr"), /alert.*25 %60 %2a critical app waits for I\/Oweb$/);
+    assert.match(await text("table:has-text('Who uses them now') tbody tr"), /^web.*alert.*3.0 MiB\/s0 B\/s4.0 MiB\/snot held$/);
+  }));
+
+test("what an app's slice allowed, on the axis of what it used, and the time that it is to answer in", { skip }, () =>
+  withView("apps/web", (daemon) => {
+    const rules = { binding: MARKUP, headroom_percent: 30, hold_seconds: 5, response_time_max_ms: 50 };
+    daemon.answers["/v1/apps/web"] = {
+      app: { ...app("web"), reason: null }, rules, models: null, devices: [], offload: [], external_forecasts: [], shortfalls: [],
+    };
+    daemon.answers["/v1/history/web/response_time"] = { rows: [{ time_unix_ms: Date.now(), mean: 20, max: 30, demand_q95: null }] };
+    daemon.more = { slice: { cpus: "0-1", cpu_max_cores: 1.5, memory_high_bytes: "max", io_max: [], io_latency: [] } };
+  }, async (page) => {
+    await page.waitForSelector("dd:has-text('at most 50 ms')");
+    const allowed = page.locator(".u-legend tr:has-text('allowed')");
+    const first = async () => {
+      await allowed.waitFor();
+      await page.locator(".u-over").hover({ position: { x: 1, y: 9 } });
+      return allowed.textContent();
+    };
+    assert.match(await first(), /1.50$/, "its quota, which is less than its CPUs");
+    await page.getByLabel("Resource").selectOption("response_time");
+    await page.waitForSelector(".u-title:has-text('Response time')");
+    assert.match(await first(), /50 ms$/);
+  }));
 
 test("accelerators with what a CPU costs, and moves with their progress", { skip }, () =>
   withView("offload", (daemon) => {

@@ -1,4 +1,4 @@
-//! What apps do on block devices, and may.
+//! What apps do on block devices, and may; what else of the host is divided.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,28 @@ pub enum IoBound {
     Bandwidth,
     /// A critical app waits for I/O: what is sent at a time is kept short.
     Delay,
+}
+
+/// Memory of one NUMA node now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeMemory {
+    /// The node's number.
+    pub node: u64,
+    /// Installed.
+    pub total_bytes: u64,
+    /// Used by nobody.
+    pub free_bytes: u64,
+    /// Holds contents of files, most of which could be read again.
+    pub cache_bytes: u64,
+}
+
+/// What the host has beside CPUs, and what is planned of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostParts {
+    /// By node; one that does not say is left out.
+    pub memory: Vec<NodeMemory>,
+    /// The block devices that were measured.
+    pub devices: Vec<DevicePlan>,
 }
 
 /// What is planned for a measured block device.

@@ -496,6 +496,9 @@ pub struct Rules {
     pub horizon_seconds: f64,
     /// Shortest time between two reductions of one slice.
     pub hold_seconds: f64,
+    /// What its response time is to stay below; `null` where it has no target of its own.
+    #[serde(default)]
+    pub response_time_max_ms: Option<f64>,
 }
 
 /// Why an app's slice is what it is.

@@ -121,6 +121,47 @@ fn read_nodes(dir: &Path) -> BTreeMap<usize, (CpuSet, Bytes)> {
         .collect()
 }
 
+/// What memory a NUMA node has, and how it is used now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeUse {
+    /// The node.
+    pub id: usize,
+    /// Installed.
+    pub total: Bytes,
+    /// Used by nobody.
+    pub free: Bytes,
+    /// Holds contents of files, most of which could be read again.
+    pub cache: Bytes,
+}
+
+/// How the memory of each NUMA node is used now, by number; a node that does not say is left out.
+/// On a kernel without nodes all memory is that of node 0.
+#[must_use]
+pub fn read_node_use(roots: &Roots) -> Vec<NodeUse> {
+    let nodes = roots.sys.join("devices/system/node");
+    let Ok(online) = read_set(&nodes.join("online")) else {
+        // The whole host counts what is mapped and shared under another name.
+        return node_use(0, &roots.proc.join("meminfo"), "Cached:")
+            .into_iter()
+            .collect();
+    };
+    let one = |id| node_use(id, &nodes.join(format!("node{id}/meminfo")), "FilePages:");
+    online.iter().filter_map(one).collect()
+}
+
+fn node_use(id: usize, meminfo: &Path, cached: &str) -> Option<NodeUse> {
+    let text = fs::read_to_string(meminfo).ok()?;
+    let after = |label| kib_after(&text, label);
+    // tmpfs is counted among files, and nothing has it on a disk.
+    let shared = after("Shmem:").unwrap_or(Bytes(0));
+    Some(NodeUse {
+        id,
+        total: after("MemTotal:")?,
+        free: after("MemFree:")?,
+        cache: Bytes(after(cached)?.0.saturating_sub(shared.0)),
+    })
+}
+
 /// The CPUs that share the last-level cache: the deepest data or unified cache listed.
 fn last_level_cache(dir: &Path) -> Option<String> {
     let mut deepest: Option<(usize, String)> = None;
@@ -348,5 +389,47 @@ mod tests {
             &CpuSet::EMPTY,
         );
         assert!(error.unwrap_err().explain().contains("cpu/online"));
+    }
+
+    #[test]
+    fn each_node_says_what_of_its_memory_is_free_and_what_holds_files() {
+        let node = |id: u32, free: u32| {
+            format!(
+                "Node {id} MemTotal:       4096 kB\nNode {id} MemFree:        {free} kB\n\
+                 Node {id} FilePages:       512 kB\nNode {id} Shmem:            12 kB\n"
+            )
+        };
+        let first = node(0, 100);
+        let root = tree(&[
+            ("sys/devices/system/node/online", "0-2\n"),
+            ("sys/devices/system/node/node0/meminfo", &first),
+            (
+                "sys/devices/system/node/node2/meminfo",
+                "Node 2 MemTotal: 1 kB\n",
+            ),
+        ]);
+        let roots = Roots {
+            proc: root.path().join("proc"),
+            sys: root.path().join("sys"),
+        };
+        let kib = |kib: u64| Bytes(kib * 1024);
+        let only = NodeUse {
+            id: 0,
+            total: kib(4096),
+            free: kib(100),
+            cache: kib(500),
+        };
+        assert_eq!(read_node_use(&roots), [only]);
+
+        let root = tree(&[(
+            "proc/meminfo",
+            "MemTotal:       4096 kB\nMemFree:         100 kB\nBuffers:           7 kB\nCached:          512 kB\n\
+             SwapCached:        9 kB\nShmem:            12 kB\n",
+        )]);
+        let roots = Roots {
+            proc: root.path().join("proc"),
+            sys: root.path().join("sys"),
+        };
+        assert_eq!(read_node_use(&roots), [only]);
     }
 }

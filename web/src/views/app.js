@@ -13,10 +13,10 @@ const EXPLAIN_EVERY_MS = 2000;
 /** Events that are marked in the chart. */
 const MARKS_MAX = 12;
 
-/** What can be looked at, and how its numbers read. */
+/** What can be looked at, how its numbers read, and which series of what the page saw are its use, what was expected and what the slice allowed. */
 const RESOURCES = {
-  cpu: { title: "Processor time", format: (value) => `${cores(value)}`, live: "cpu" },
-  memory: { title: "Memory", format: bytes, live: "memory" },
+  cpu: { title: "Processor time", format: (value) => `${cores(value)}`, live: "cpu", expected: "q95", allowed: "cpus" },
+  memory: { title: "Memory", format: bytes, live: "memory", expected: "memory95", allowed: "bytes" },
   response_time: { title: "Response time", format: milliseconds, live: "response" },
   requests: { title: "Requests per second", format: (value) => value.toFixed(value < 10 ? 1 : 0) },
   io: { title: "Block devices", format: rate },
@@ -32,7 +32,7 @@ const SPANS = [
   { text: "a week", back: 604800, ahead: 86400 },
 ];
 
-/** The bands of the forecast: light outside, strong inside. */
+/** The bands of the forecast, light outside, strong inside; and what it is held to. */
 const LINES = [
   { label: "used", colour: "#0072b2", width: 2 },
   { label: "greatest", colour: "#0072b2", width: 1, dash: [3, 3] },
@@ -41,6 +41,7 @@ const LINES = [
   { label: "90 %", colour: "#009e73", width: 1, bandTo: 3, shade: "rgb(0 158 115 / .30)" },
   { label: "95 %", colour: "#009e73", width: 1, bandTo: 4, shade: "rgb(0 158 115 / .20)" },
   { label: "99 %", colour: "#009e73", width: 1, bandTo: 5, shade: "rgb(0 158 115 / .10)" },
+  { label: "allowed", colour: "#cc79a7", width: 2, dash: [8, 4] },
 ];
 
 export function show(place, page, name) {
@@ -49,6 +50,8 @@ export function show(place, page, name) {
   let span = SPANS[0];
   let forecast = null;
   let history = [];
+  /** What its response time is to stay below, in milliseconds; null where it has no target. */
+  let target = null;
   let plot = null;
   let ended = false;
 
@@ -79,6 +82,7 @@ export function show(place, page, name) {
   };
   const explained = poll(`/v1/apps/${url}`, EXPLAIN_EVERY_MS, (told) => {
     trouble.hidden = true;
+    target = told.rules.response_time_max_ms ?? null;
     explain(told);
   }, failed);
   const told = poll(() => `/v1/forecast/${url}?resource=${resource}&horizon_seconds=${span.ahead}`, FORECAST_EVERY_MS,
@@ -140,17 +144,18 @@ export function show(place, page, name) {
     fill(happened, rows);
   }
 
-  /** Rows of `[time, mean, greatest, expected]`. */
+  /** Rows of `[time, mean, greatest, expected, allowed]`; what slices allowed is what the page saw of them. */
   function past(now) {
-    const { live } = RESOURCES[resource];
+    const { live, expected, allowed } = RESOURCES[resource];
+    const bound = resource === "response_time" ? target : null;
     if (live && span.back === 0) {
       const [times, values] = page.past.series(name, live);
-      const expected = resource === "cpu" ? page.past.series(name, "q95")[1]
-        : resource === "memory" ? page.past.series(name, "memory95")[1] : [];
-      return times.map((time, index) => [time, values[index], null, expected[index] ?? null])
+      const wanted = expected ? page.past.series(name, expected)[1] : [];
+      const most = allowed ? page.past.series(name, allowed)[1] : [];
+      return times.map((time, index) => [time, values[index], null, wanted[index] ?? null, most[index] ?? bound])
         .filter(([time]) => time <= now);
     }
-    return history.map((row) => [row.time_unix_ms / 1000, row.mean, row.max, row.demand_q95]);
+    return history.map((row) => [row.time_unix_ms / 1000, row.mean, row.max, row.demand_q95, bound]);
   }
 
   function explain(told) {
@@ -161,7 +166,8 @@ export function show(place, page, name) {
       ["CPUs used", cores(usage.cpu_cores)], ["Needed (95 %)", cores(demand?.cpu.q95)], ["CPUs", slice.cpus ?? NONE],
       ["Of them its own", app.reason?.exclusive_cpus || "none"], ["Waits for a CPU", percent(usage.cpu_stalled)],
       ["Memory", bytes(usage.memory_bytes)], ["Memory kept", bytes(slice.memory_min_bytes ?? slice.memory_low_bytes)],
-      ["Block devices", rate(usage.io_bytes_per_second)], ["Response", milliseconds(usage.response_time_ms)],
+      ["Block devices", rate(usage.io_bytes_per_second)], ["Response", target === null ? milliseconds(usage.response_time_ms)
+        : `${milliseconds(usage.response_time_ms)}, at most ${milliseconds(target)}`],
     ]));
     const { reason } = app;
     fill(words,
@@ -192,15 +198,15 @@ export function show(place, page, name) {
 
 /** The past and the forecast on one axis, as uPlot wants them. */
 function together(past, course, now) {
-  const data = [[], [], [], [], [], [], [], []];
-  for (const [time, mean, greatest, expected] of past) {
-    [time, mean, greatest, expected, null, null, null, null].forEach((value, index) => data[index].push(value));
+  const data = [[], ...LINES.map(() => [])];
+  for (const [time, mean, greatest, expected, allowed] of past) {
+    [time, mean, greatest, expected, null, null, null, null, allowed].forEach((value, index) => data[index].push(value));
   }
   const last = past.at(-1)?.[0] ?? -Infinity;
   for (const { seconds: ahead, value } of course) {
     const time = now + ahead;
     if (time <= last) continue;
-    [time, null, null, null, value.q50, value.q90, value.q95, value.q99].forEach((number, index) => data[index].push(number));
+    [time, null, null, null, value.q50, value.q90, value.q95, value.q99, null].forEach((number, index) => data[index].push(number));
   }
   return data;
 }

@@ -1,18 +1,31 @@
-// The host: its CPUs by NUMA node and cache, whose they are and how busy; memory; what cannot be kept.
+// The host: its CPUs by NUMA node and cache, whose they are and how busy; memory by node with what apps keep of it;
+// block devices with what is planned of them; what cannot be kept.
 
-import { facts, fill, h, say } from "../dom.js";
-import { bytes, count, milliseconds, percent } from "../format.js";
-import { hue, named } from "../slices.js";
+import { facts, fill, h, say, table } from "../dom.js";
+import { bytes, count, milliseconds, NONE, percent, rate } from "../format.js";
+import { poll } from "../poll.js";
+import { bar, hue, named } from "../slices.js";
+
+const PARTS_EVERY_MS = 2000;
+/** Apps that are listed by what they hold: the greatest. */
+const APPS_MAX = 15;
+/** Why batch may take of a device what it may. */
+const BOUNDS = {
+  free: "no critical app uses it", bandwidth: "critical apps' use is left free", delay: "a critical app waits for I/O",
+};
 
 export function show(place, page) {
   const map = h("div", { class: "nodes" });
   const legend = h("p", { class: "dim" });
   const numbers = h("div");
   const short = h("ul");
+  const memory = h("section", {}, h("h2", {}, "Memory"), h("p", { class: "dim" }, "Asking…"));
+  const devices = h("section", {}, h("h2", {}, "Block devices"), h("p", { class: "dim" }, "Asking…"));
   const shortfalls = h("section", { hidden: true }, h("h2", {}, "Promises that cannot be kept"), short);
   place.append(
     h("section", {}, h("h2", {}, "CPUs"), map, legend),
     h("section", {}, h("h2", {}, "Host"), numbers),
+    memory, devices,
     shortfalls,
   );
   /** Elements of the CPUs, made once: only what changes is written. */
@@ -34,7 +47,17 @@ export function show(place, page) {
         }))))));
   }
 
+  // Slowly: what a reader is about to copy must not change under the hand.
+  const end = poll("/v1/host", PARTS_EVERY_MS, (told) => {
+    const apps = (page.tick?.apps ?? []).filter((app) => app.state === "running");
+    fill(memory, memory.firstChild, told.memory.map(node), holders(apps, told.memory.reduce((sum, one) => sum + one.total_bytes, 0)));
+    fill(devices, devices.firstChild, planned(told.devices), users(apps, told.devices));
+  }, (error) => {
+    for (const section of [memory, devices]) fill(section, section.firstChild, h("p", { class: "dim" }, error.message));
+  });
+
   return {
+    end,
     update() {
       const { status } = page.tick;
       const cpus = page.frame?.cpus ?? status.host.cpus;
@@ -81,4 +104,64 @@ function group(list, key) {
     groups.get(name).push(one);
   }
   return groups;
+}
+
+/** Memory of one node: what programs hold, with a line where the content of files ends. */
+function node(one) {
+  const part = (amount) => (one.total_bytes > 0 ? amount / one.total_bytes : 0);
+  const held = Math.max(0, one.total_bytes - one.free_bytes - one.cache_bytes);
+  const words = `Node ${one.node}: ${bytes(held)} held, ${bytes(one.cache_bytes)} of files, ${bytes(one.free_bytes)} free, of ${bytes(one.total_bytes)}`;
+  return h("div", { class: "memory" }, h("p", {}, words), bar(part(held), part(held + one.cache_bytes), words));
+}
+
+/** Those that hold the most, with what is kept for them and what is planned. */
+function holders(apps, total) {
+  const most = apps.filter((app) => app.usage.memory_bytes !== null)
+    .sort((one, other) => other.usage.memory_bytes - one.usage.memory_bytes).slice(0, APPS_MAX);
+  if (most.length === 0) return h("p", { class: "dim" }, "No app of which the memory is known runs.");
+  return table("Apps, the greatest first; the line in the bar is what each will need (95 %)",
+    ["App", "Nodes", "Of the host", "#Holds", "#Will need", "#Planned for", "#Never taken", "#Taken last", "#Slowed above"],
+    most.map((app) => {
+      const { usage, demand, slice, reason } = app;
+      const words = `${bytes(usage.memory_bytes)} held, ${bytes(demand?.memory.q95)} needed`;
+      const mark = demand && total > 0 ? demand.memory.q95 / total : null;
+      return [named(app.name), slice.mems ?? "all", bar(total > 0 ? usage.memory_bytes / total : 0, mark, words), bytes(usage.memory_bytes),
+        bytes(demand?.memory.q95), bytes(reason?.memory_demand_bytes), bytes(slice.memory_min_bytes), bytes(slice.memory_low_bytes),
+        bytes(slice.memory_high_bytes)];
+    }));
+}
+
+/** What is planned of each device that was measured. */
+function planned(devices) {
+  if (devices.length === 0) {
+    return h("p", { class: "dim" }, "None was measured, so none is divided: `forebay calibrate /dev/NAME` measures one.");
+  }
+  return table("Parts of a device's time", ["Device", "Critical apps", "Batch", "#Critical apps", "#Batch may", "#Batch apps", "Why", "Used by"],
+    devices.map((device) => [device.name, bar(device.critical, null, `critical apps ${percent(device.critical)}`),
+      bar(device.room, null, `batch may ${percent(device.room)}`), percent(device.critical), percent(device.room), count(device.sharers),
+      BOUNDS[device.bound] ?? device.bound, h("pre", {}, device.used_by.join(" ") || NONE)]));
+}
+
+/** What apps do on devices now, and where they are held to a rate. */
+function users(apps, devices) {
+  const name = (number) => devices.find((device) => device.device === number)?.name ?? number;
+  const used = apps.flatMap((app) => app.io.devices.map((io) => ({ app, io })))
+    .filter(({ io }) => io.read_bytes_per_second + io.write_bytes_per_second > 0)
+    .sort((one, other) => rates(other.io) - rates(one.io)).slice(0, APPS_MAX);
+  if (used.length === 0) return h("p", { class: "dim" }, "No app reads or writes a device now.");
+  return table("Who uses them now; the line in the bar is what will be needed (95 %)",
+    ["App", "Device", "Of its time", "#Reads", "#Writes", "#Held to (reads)", "#Held to (writes)"],
+    used.map(({ app, io }) => {
+      const limit = app.slice.io_max.find((one) => one.device === io.device);
+      return [named(app.name), name(io.device), io.share === null ? NONE : bar(io.share, io.demand?.q95, percent(io.share)),
+        rate(io.read_bytes_per_second), rate(io.write_bytes_per_second), limited(limit?.rbps), limited(limit?.wbps)];
+    }));
+}
+
+function rates(io) {
+  return io.read_bytes_per_second + io.write_bytes_per_second;
+}
+
+function limited(limit) {
+  return limit === undefined || limit === "max" ? "not held" : rate(limit);
 }

@@ -103,6 +103,7 @@ pub(crate) fn explanation(app: api::App) -> api::Explanation {
             headroom_percent: 30,
             horizon_seconds: 1.0,
             hold_seconds: 5.0,
+            response_time_max_ms: Some(50.0),
         },
         models: None,
         shared_cpus: "0".to_owned(),

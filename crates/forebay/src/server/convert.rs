@@ -16,6 +16,7 @@ use forebay_core::snapshot::{PageMove, PageMoveState, Reclaim, ReclaimState, Run
 use forebay_core::units::{Bytes, Limit, MilliCpu, Time};
 use forebay_core::working_set::Witness;
 use forebay_forecast::{Forecast, ModelScore, Target};
+use forebay_host::topology::NodeUse;
 
 use super::AgentUse;
 use super::feed::View;
@@ -261,6 +262,17 @@ pub(super) fn devices(report: &TickReport, policy: &Policy) -> Vec<api::DevicePl
         })
     });
     planned.collect()
+}
+
+/// Memory by node, as the kernel has it now.
+pub(super) fn memory(nodes: &[NodeUse]) -> Vec<api::NodeMemory> {
+    let one = |node: &NodeUse| api::NodeMemory {
+        node: node.id as u64,
+        total_bytes: node.total.0,
+        free_bytes: node.free.0,
+        cache_bytes: node.cache.0,
+    };
+    nodes.iter().map(one).collect()
 }
 
 fn app_io(report: &AppReport) -> api::Io {
@@ -549,6 +561,9 @@ pub(super) fn rules(app: &App, policy: &Policy) -> api::Rules {
         headroom_percent: policy.headroom_percent,
         horizon_seconds: policy.horizon.as_secs_f64(),
         hold_seconds: policy.hold.as_secs_f64(),
+        response_time_max_ms: app
+            .response_time_max
+            .map(|most| most.as_secs_f64() * 1000.0),
     }
 }
 

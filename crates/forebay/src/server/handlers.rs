@@ -14,6 +14,8 @@ use forebay_core::outlook::Resource;
 use forebay_core::signals::{APPS_MAX, PUSHED_STANDS, Signal, Told};
 use forebay_forecast::is_plausible;
 use forebay_forecast::scales::AHEAD_MAX;
+use forebay_host::Roots;
+use forebay_host::topology::read_node_use;
 
 use super::feed::View;
 use super::peer::Peer;
@@ -44,6 +46,15 @@ pub(super) async fn status(State(server): State<Shared>) -> Answer<api::Status> 
     Ok(Json(api::Status {
         fleet: server.state.fleet.as_ref().map(fleet::shown),
         ..convert::status(&server.view()?, server.agent())
+    }))
+}
+
+pub(super) async fn host(State(server): State<Shared>) -> Answer<api::HostParts> {
+    let view = server.view()?;
+    let policy = server.policy().await?;
+    Ok(Json(api::HostParts {
+        memory: convert::memory(&read_node_use(&Roots::default())),
+        devices: convert::devices(&view.published.report, &policy),
     }))
 }
 

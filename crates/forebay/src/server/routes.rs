@@ -15,7 +15,7 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::Server;
 use super::handlers::{
-    apps, document, events, explain, forecast, forecast_together, history, pause, plan, push,
+    apps, document, events, explain, forecast, forecast_together, history, host, pause, plan, push,
     reload, run, scrape, set, status, stream,
 };
 use super::peer::{Access, Peer, authorise};
@@ -114,6 +114,12 @@ fn of<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 pub(super) fn routes() -> Vec<Route> {
     vec![
         look("/v1/status", "The daemon and the host now", get(status)).answers(of::<api::Status>),
+        look(
+            "/v1/host",
+            "Memory by NUMA node, and what is planned of measured block devices",
+            get(host),
+        )
+        .answers(of::<api::HostParts>),
         look("/v1/apps", "All apps now", get(apps)).answers(of::<api::Apps>),
         change("/v1/apps", "Start a program as a new app", post(run))
             .with_body(of::<api::RunRequest>)
