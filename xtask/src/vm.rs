@@ -29,7 +29,9 @@ Virtual machines to test on
 
   cargo xtask vm build                    build the guest image, if it is not there
   cargo xtask vm run [OPTIONS] -- CMD...  a fresh guest: run CMD in it, power off
-  cargo xtask vm test [--list] [NAME[@KERNEL]...]  the scenarios of tests/vm
+  cargo xtask vm test [--list] [--release] [NAME[@KERNEL]...]
+                                          the scenarios of tests/vm; --release: with the optimised program,
+                                          where times count
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
 --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
@@ -99,13 +101,17 @@ fn run_command(arguments: &[String]) -> Result<ExitCode, Failure> {
 }
 
 fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
-    let (list, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| *word == "--list");
+    let (options, names): (Vec<&str>, Vec<&str>) = arguments
+        .iter()
+        .map(String::as_str)
+        .partition(|word| word.starts_with("--"));
+    let (list, program) = read_options(&options)?;
     let scenarios = scenario::all()?;
     let mut asked: Vec<(&str, Option<&str>)> = Vec::new();
     for name in &names {
         let (name, kernel) = match name.split_once('@') {
             Some((name, kernel)) => (name, Some(kernel)),
-            None => (name.as_str(), None),
+            None => (*name, None),
         };
         let has = |each: &Scenario| {
             kernel.is_none_or(|kernel| each.kernels.iter().any(|other| other == kernel))
@@ -129,7 +135,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         .iter()
         .filter(|each| is_asked(each, None))
         .collect();
-    if !list.is_empty() {
+    if list {
         for each in wanted {
             println!(
                 "{:<20} {:<12} {}",
@@ -150,7 +156,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         })
         .filter(|(scenario, kernel)| is_asked(scenario, Some(kernel)))
         .collect();
-    let (counts, _) = run_scenarios(&image::ensure()?, &runs)?;
+    let (counts, _) = run_scenarios(&image::ensure()?, &runs, program)?;
     let Counts {
         passed,
         failed,
@@ -158,6 +164,31 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     } = counts;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// What `vm test` was asked for: only names, and which program.
+fn read_options(options: &[&str]) -> Result<(bool, Program), Failure> {
+    let mut asked = (false, Program::OfTheTests);
+    for option in options {
+        match *option {
+            "--list" => asked.0 = true,
+            "--release" => asked.1 = Program::Optimised,
+            other => {
+                return Err(Failure::Usage(format!(
+                    "vm test does not understand `{other}`"
+                )));
+            }
+        }
+    }
+    Ok(asked)
+}
+
+/// The program that guests find in /host/bin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// The one that the tests were compiled with.
+    OfTheTests,
+    Optimised,
 }
 
 /// The scenarios as a step of `cargo xtask test`, on the kernels that each names for it. What is
@@ -197,7 +228,7 @@ pub(crate) fn step() -> Result<(Counts, Names), String> {
                 .map(move |kernel| (scenario, &**kernel))
         })
         .collect();
-    let (mut counts, mut names) = run_scenarios(&image, &runs)?;
+    let (mut counts, mut names) = run_scenarios(&image, &runs, Program::OfTheTests)?;
     let (more, left_out) = skip(named("left to `cargo xtask vm test`", true));
     counts.skipped += more.skipped;
     for name in &left_out.skipped {
@@ -210,13 +241,17 @@ pub(crate) fn step() -> Result<(Counts, Names), String> {
 /// A scenario and the kernel that it runs on.
 type Run<'a> = (&'a Scenario, &'a str);
 
-fn run_scenarios(image: &Path, runs: &[Run<'_>]) -> Result<(Counts, Names), String> {
+fn run_scenarios(
+    image: &Path,
+    runs: &[Run<'_>],
+    program: Program,
+) -> Result<(Counts, Names), String> {
     let share = Scratch::new("share")?;
     let wanted: BTreeSet<&str> = runs
         .iter()
         .flat_map(|(scenario, _)| scenario.needs.iter().map(String::as_str))
         .collect();
-    fill_share(share.path(), &wanted)?;
+    fill_share(share.path(), &wanted, program)?;
     let mut counts = Counts::default();
     let mut names = Names::default();
     for (scenario, kernel) in runs {
@@ -333,10 +368,13 @@ fn run_one(
 
 /// Puts what scenarios need into the folder that guests share: the program, the scenarios, and
 /// the test binaries and the package where they are wanted. Without debug information: a guest reads slowly.
-fn fill_share(share: &Path, wanted: &BTreeSet<&str>) -> Result<(), String> {
+fn fill_share(share: &Path, wanted: &BTreeSet<&str>, program: Program) -> Result<(), String> {
     // With the tests, as the suite has it: alone it would have fewer features, and all be compiled once more.
     process::succeed(process::cargo_whole(&["test", "--no-run"]).args(["--test", "daemon"]))?;
-    let built = workspace::read()?.target_directory.join("debug/forebay");
+    let built = match program {
+        Program::OfTheTests => workspace::read()?.target_directory.join("debug/forebay"),
+        Program::Optimised => crate::build_forebay()?,
+    };
     if wanted.contains("package") {
         // What people install; a guest would unpack the unoptimised one for longer than it runs it.
         dist::debian(&crate::build_forebay()?, share)?;
