@@ -2,7 +2,7 @@
 # about: an update of the system that keeps redis and a service of its own over a kexec and over a reboot, beside a plain reboot
 # kernels: old
 # routine: none
-# machine: --smp 2 --mem 1024 --reboots --forward 6379 --forward 6380 --forward 7001
+# machine: --smp 2 --mem 1024 --packed --reboots --forward 6379 --forward 6380 --forward 7001
 # seconds: 1800
 # Begun again after each boot: $home/stage says how far it is. Pauses are what clients outside the guest see.
 set -eu

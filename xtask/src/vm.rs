@@ -34,7 +34,7 @@ Virtual machines to test on
                                           where times count
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
---numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
+--packed (the kernel unpacks itself, as one that a boot loader starts), --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
 --share DIR (on /host), --reboots (it may begin anew; CMD is run again then),
 --forward PORT (repeatable: a port of the guest that this host reaches)
 

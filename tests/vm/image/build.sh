@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the guest image of `cargo xtask vm` into the directory CACHE:
-# root.ext4, and vmlinux-KIND and initrd-KIND.cpio for each kernel.
+# root.ext4, and vmlinux-KIND, vmlinuz-KIND and initrd-KIND.cpio for each kernel.
 #
 #   build.sh CACHE
 #
@@ -63,6 +63,7 @@ kernel() { # KIND SOURCES
   image=$(ls "$tree"/x/boot/vmlinuz-*)
   # QEMU starts an uncompressed kernel directly: unpacking it under emulation takes seconds.
   python3 "$here/unpack-kernel.py" "$image" "$work/vmlinux-$kind"
+  cp "$image" "$work/vmlinuz-$kind"
 
   local kept=$tree/root/usr/lib/modules/$version
   mkdir -p "$kept"
@@ -142,4 +143,4 @@ for kind in stable old; do
 done
 echo "vm: root file system ($suite)"
 root stable old
-mv "$work"/vmlinux-* "$work"/initrd-*.cpio "$work/root.ext4" "$cache/"
+mv "$work"/vmlinux-* "$work"/vmlinuz-* "$work"/initrd-*.cpio "$work/root.ext4" "$cache/"

@@ -50,6 +50,8 @@ pub(super) struct Machine {
     pub(super) disks: Vec<Disk>,
     pub(super) bare: bool,
     pub(super) kernel: String,
+    /// The kernel is what a boot loader starts and kexec loads: one that unpacks itself.
+    pub(super) packed: bool,
     /// It may begin anew, and then what runs in it is run again; otherwise its reboot is its end.
     pub(super) reboots: bool,
     /// Its ports that this host reaches, each by one of its own.
@@ -112,6 +114,7 @@ impl Machine {
             disks: Vec::new(),
             bare: false,
             kernel: "stable".to_owned(),
+            packed: false,
             reboots: false,
             forwards: Vec::new(),
             share: None,
@@ -121,6 +124,10 @@ impl Machine {
             match option.as_str() {
                 "--numa" => {
                     machine.two_nodes = true;
+                    continue;
+                }
+                "--packed" => {
+                    machine.packed = true;
                     continue;
                 }
                 "--reboots" => {
@@ -506,7 +513,8 @@ fn arguments(
     } else {
         ""
     };
-    command.args(["-kernel", &from(&format!("vmlinux-{kernel}"))]);
+    let name = if machine.packed { "vmlinuz" } else { "vmlinux" };
+    command.args(["-kernel", &from(&format!("{name}-{kernel}"))]);
     command.args(["-initrd", &from(&format!("initrd-{kernel}.cpio"))]);
     command.args(["-append", &format!("{KERNEL_OPTIONS}{init}")]);
 }
@@ -584,6 +592,7 @@ mod tests {
         assert_eq!(throttling, [",throttling.bps-total=8388608", ""]);
         let machine = Machine::parse(&words("--reboots --forward 6379 --forward 80")).unwrap();
         assert_eq!(machine.forwards, [6379, 80]);
+        assert!(!machine.packed && Machine::parse(&words("--packed")).unwrap().packed);
         for wrong in [
             "--disk 64M@0M",
             "--disk 64M@fast",
