@@ -155,7 +155,7 @@ test("other hosts, the one with the most room by forecast first, and whose apps 
     daemon.answers["/v1/fleet/hosts/b/cordon"] = { messages: ["b is cordoned"] };
   }, async (page, daemon) => {
     await page.waitForSelector("td:has-text('to b: copying')");
-    await page.waitForSelector(`dd:has-text("${SHOWN}")`);
+    await page.waitForSelector(`.bad:has-text("${SHOWN}")`);
     const rows = page.locator("table:has-text('The most room') tbody tr");
     await rows.first().waitFor();
     const names = await rows.evaluateAll((all) => all.map((row) => row.firstChild.textContent));

@@ -1,10 +1,10 @@
 // What constrains apps beyond their slices and what is tried about it, and moves between hosts.
 
-import { change, get } from "../ask.js";
+import { get } from "../ask.js";
 import { fill, h, table } from "../dom.js";
-import { bytes, clock, milliseconds, percent, seconds } from "../format.js";
-import { poll } from "../poll.js";
-import { bar, named } from "../slices.js";
+import { percent } from "../format.js";
+import { showMoves } from "../moves.js";
+import { named } from "../slices.js";
 
 const EVERY_MS = 1000;
 /** Apps whose ladders are asked for at a time: those that wait most for a CPU. */
@@ -38,13 +38,7 @@ export function show(place, page) {
     if (!ending.signal.aborted) timer = setTimeout(climb, EVERY_MS);
   }
   climb();
-  const end = poll("/v1/moves", EVERY_MS, (told) => {
-    fill(moves, moves.firstChild, told.trouble ? h("p", { class: "bad" }, told.trouble) : null,
-      told.away.length ? table("From here", ["App", "To", "Mode", "Began", "Stage", "Sent", "#Stood still", "Why", "Ask"],
-        told.away.map((move) => away(move, page))) : h("p", { class: "dim" }, "Nothing was moved from here."),
-      told.coming.length ? table("On their way here", ["App", "From", "Stage", "Why"],
-        told.coming.map((one) => [named(one.app), one.from, one.stage, h("pre", {}, one.why ?? "")])) : null);
-  }, (error) => fill(moves, moves.firstChild, h("p", { class: "dim" }, error.message)));
+  const end = showMoves(moves, page);
   return {
     end() {
       ending.abort();
@@ -58,16 +52,4 @@ function accelerated(app) {
   const used = app.accelerator;
   return [named(app.name), used.devices, used.kernels, percent(used.devices > 0 ? used.busy / used.devices : 0),
     used.on_devices_per_second.toFixed(1), used.on_cpu_per_second.toFixed(1), `${used.cpu_price.toFixed(0)} ×`];
-}
-
-function away(move, page) {
-  const share = move.total_bytes > 0 ? move.sent_bytes / move.total_bytes : 0;
-  const words = `${bytes(move.sent_bytes)} of ${bytes(move.total_bytes)}, ${percent(share)}, `
-    + `${move.left_seconds === null ? "" : `${seconds(move.left_seconds)} left, `}${seconds(move.took_seconds)} so far`;
-  return [named(move.app), move.to, move.mode, clock(move.began_unix_ms), move.stage,
-    h("div", {}, bar(share, null, words), words), milliseconds(move.stood_seconds === null ? null : move.stood_seconds * 1000),
-    h("pre", {}, move.why ?? ""),
-    move.over ? "" : h("button", { onclick: () => page.act(`Have ${move.app} stay?`,
-      "The move is called off as long as that is possible, and the app goes on here.",
-      () => change("POST", `/v1/moves/${encodeURIComponent(move.app)}/cancel`)) }, "Call off…")];
 }

@@ -60,7 +60,7 @@ function receipt(one) {
     one.fronts.length ? table("What clients saw", ["Front", "#p99 before", "#p99 meanwhile", "#Slowest", "#Held", "#Failed", "#Unknown", "#Pause"],
       one.fronts.map((front) => [front.front, milliseconds(front.before.p99_ms), milliseconds(front.during.p99_ms),
         milliseconds(front.during.max_ms), count(front.held), count(front.failed), count(front.unknown), milliseconds(front.pause_ms)])) : null,
-    one.apps.length ? table("What was done, beside what was planned", ["App", "Rung", "Restarted", "Own CPUs", "#Memory kept", "#Planned pause (p99)"],
+    one.apps.length ? table("What was done, beside what was planned", ["App", "Rung", "Restarted", "Own CPUs", "#Memory kept", "#Planned pause (p99)", "#Stood for"],
       one.apps.map((app) => [named(app.app), app.rung, app.restarted ? "yes" : "no", app.exclusive_cpus ?? NONE,
-        bytes(app.memory_floor_bytes), milliseconds(app.pause_p99_ms)])) : null);
+        bytes(app.memory_floor_bytes), milliseconds(app.pause_p99_ms), milliseconds(app.pause_ms)])) : null);
 }
