@@ -20,7 +20,7 @@ use forebay_host::mounts::Hierarchies;
 use serde_json::{Value, json};
 
 use super::print::{line, progress};
-use super::{Error, STATE_DIR, interruption, terminate};
+use super::{Error, STATE_DIR, interruption, stay, terminate};
 use crate::bench::start_daemon;
 use crate::output::{numbers, table, words};
 use crate::workload::tasks::Status;
@@ -125,7 +125,7 @@ struct Show<'a> {
 ///
 /// # Errors
 /// When there is no accelerator, a part fails, or a signal ends it.
-pub(super) fn show(dir: &Path) -> Result<Value, Error> {
+pub(super) fn show(dir: &Path, stays: bool) -> Result<Value, Error> {
     let interrupted = interruption()?;
     let exe = std::env::current_exe().map_err(Error::system(
         "find",
@@ -142,6 +142,9 @@ pub(super) fn show(dir: &Path) -> Result<Value, Error> {
         interrupted,
     };
     let shown = show.play();
+    if stays && shown.is_ok() {
+        stay(&[dir.join("socket")], &show.interrupted);
+    }
     let ended = terminate(&mut show.daemon, "the daemon");
     let result = shown?;
     ended.map(|()| result)

@@ -220,13 +220,7 @@ impl Scene {
         let port = self.await_file("port", "the service")?;
         let length = Duration::from_secs(3600);
         let mut load = self.load(port.trim(), Wave::of(length), length)?;
-        super::print::line(format_args!(
-            "Running. Look with:\n  forebay top --socket {}\nCtrl-C ends everything.",
-            self.socket().display()
-        ));
-        while !self.interrupted.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        super::stay(&[self.socket()], &self.interrupted);
         end_child(&mut load, "the load generator")?;
         cast.end()
     }

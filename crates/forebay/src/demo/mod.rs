@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// File that receives the result
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Keep service, batch work and daemon running afterwards, until Ctrl-C
+    /// Keep what was shown and its daemon running afterwards, until Ctrl-C
     #[arg(long)]
     stay: bool,
     /// Run the same scenario on a simulated host: needs no root and measures nothing
@@ -171,10 +171,10 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
     let length = Duration::from_secs(args.seconds);
     let result = match args.show {
         Show::Colocation => None,
-        Show::Failover => Some(failover::show(dir, length)?),
-        Show::Accel => Some(accel::show(dir)?),
-        Show::Fleet => Some(fleet::show(dir, length)?),
-        Show::Update => Some(update::show(dir, length)?),
+        Show::Failover => Some(failover::show(dir, length, args.stay)?),
+        Show::Accel => Some(accel::show(dir, args.stay)?),
+        Show::Fleet => Some(fleet::show(dir, length, args.stay)?),
+        Show::Update => Some(update::show(dir, length, args.stay)?),
     };
     if let Some(result) = result {
         return args
@@ -220,6 +220,18 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
         return Err(Error::Interrupted);
     }
     Ok(())
+}
+
+/// Leaves everything running until a signal asks for its end, and says how the daemons can be looked at.
+pub(crate) fn stay(sockets: &[PathBuf], interrupted: &AtomicBool) {
+    print::line(format_args!("Running. Look with:"));
+    for socket in sockets {
+        print::line(format_args!("  forebay top --socket {}", socket.display()));
+    }
+    print::line(format_args!("Ctrl-C ends everything."));
+    while !interrupted.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn write(file: &Path, result: &serde_json::Value) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use super::clients::{CONNECTIONS, Clients, RATE, Speech};
 use super::shop::{Forebay, Shop};
 use super::{Fault, Scene, Tally};
 use crate::demo::print::line;
-use crate::demo::{Error, interruption};
+use crate::demo::{Error, interruption, stay};
 
 /// Time before a fault, and after it beside what it takes until the next shadow stands by.
 const PAUSE: Duration = Duration::from_millis(1500);
@@ -44,7 +44,7 @@ struct Row {
 ///
 /// # Errors
 /// When a part fails, or a signal ends it.
-pub(crate) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
+pub(crate) fn show(dir: &Path, length: Duration, stays: bool) -> Result<Value, Error> {
     let scene = Scene {
         dir,
         interrupted: interruption()?,
@@ -102,6 +102,9 @@ pub(crate) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
         }
     }
     let result = result(number, &rows, missing.as_deref());
+    if stays {
+        stay(&[dir.join("socket")], &scene.interrupted);
+    }
     Box::new(shop).close()?;
     Ok(result)
 }

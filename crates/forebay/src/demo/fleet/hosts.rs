@@ -168,6 +168,12 @@ impl Hosts {
         found.ok_or_else(|| Error::part("the fleet", format!("it has no host {name}")))
     }
 
+    /// Where the daemons answer.
+    pub(super) fn sockets(&self) -> Vec<PathBuf> {
+        let hosts = self.hosts.iter();
+        hosts.map(|host| host.dir.join("socket")).collect()
+    }
+
     /// What the daemon of a host says; none where it does not, or refuses.
     pub(super) fn ask(&self, host: &str, words: &[&str]) -> Result<Option<Value>, Error> {
         let socket = self.of(host)?.dir.join("socket");

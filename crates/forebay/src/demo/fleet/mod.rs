@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::clients::{self, Clients, Span};
 use super::print::{line, progress};
-use super::{Error, interruption};
+use super::{Error, interruption, stay};
 use hosts::{Hosts, NAMES};
 
 /// How often it moves.
@@ -69,7 +69,7 @@ pub(super) fn apart() -> Result<(), Error> {
 ///
 /// # Errors
 /// When a part fails, or a signal ends it.
-pub(super) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
+pub(super) fn show(dir: &Path, length: Duration, stays: bool) -> Result<Value, Error> {
     if cfg!(not(feature = "etcd")) {
         return Err(Error::part(
             "the fleet",
@@ -100,6 +100,9 @@ pub(super) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
     let all = clients.stop()?;
     line(format_args!("\n{}", table(&rows, &all)));
     let result = result(&rows, &all);
+    if stays {
+        stay(&hosts.sockets(), &interrupted);
+    }
     hosts.end()?;
     Ok(result)
 }

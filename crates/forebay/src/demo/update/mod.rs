@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::clients::{self, Clients, Span};
 use super::print::{line, progress};
-use super::{Error, STATE_DIR, interruption, terminate};
+use super::{Error, STATE_DIR, interruption, stay, terminate};
 use crate::bench::failover::free_port;
 use crate::bench::start_daemon;
 use crate::output::{numbers, table, words};
@@ -65,7 +65,7 @@ struct Row {
 ///
 /// # Errors
 /// When there is no dpkg, a part fails, or a signal ends it.
-pub(super) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
+pub(super) fn show(dir: &Path, length: Duration, stays: bool) -> Result<Value, Error> {
     let interrupted = interruption()?;
     let program = std::env::current_exe();
     let program = program.map_err(Error::system("find", "this program", "mount /proc"))?;
@@ -89,6 +89,9 @@ pub(super) fn show(dir: &Path, length: Duration) -> Result<Value, Error> {
         interrupted,
     };
     let shown = stage.play(&package, &ports, length);
+    if stays && shown.is_ok() {
+        stay(&[dir.join("socket")], &stage.interrupted);
+    }
     let ended = terminate(&mut stage.daemon, "the daemon");
     let removed = package.remove();
     let result = shown?;
