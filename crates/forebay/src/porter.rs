@@ -7,6 +7,8 @@ use forebay_core::units::Bytes;
 use forebay_host::checkpoint::porter::{Errand, serve};
 use forebay_host::checkpoint::{Landing, Tcp};
 
+use crate::fleet::moves::lender;
+
 /// What becomes of its TCP connections.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Word {
@@ -51,7 +53,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, forebay_host::Error> {
         },
     };
     let mut ends = (std::io::stdin(), std::io::stdout());
-    let nobody = |_: &str| Err(forebay_host::Error::told("nobody lends memory yet"));
-    serve(&errand, (&mut ends.0, &mut ends.1), &nobody)?;
+    serve(&errand, (&mut ends.0, &mut ends.1), &lender)?;
     Ok(ExitCode::SUCCESS)
 }
