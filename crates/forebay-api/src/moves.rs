@@ -41,7 +41,7 @@ pub struct Move {
     /// When it began, in milliseconds since 1970.
     pub began_unix_ms: u64,
     /// `checking`, `reserving`, `copying`, `freezing`, `sending`, `committing`, `recalling`, `reading`,
-    /// `awaiting`, `ending`, `thawing`, `calling_off`, `refused`, `stayed` or `moved`.
+    /// `awaiting`, `lending`, `ending`, `thawing`, `calling_off`, `refused`, `stayed` or `moved`.
     pub stage: String,
     /// Whether it is over.
     pub over: bool,
@@ -58,6 +58,10 @@ pub struct Move {
     pub expected_pause_seconds: Option<f64>,
     /// What is left of sending at the speed so far, in seconds.
     pub left_seconds: Option<f64>,
+    /// Bytes of its memory that its target, where it runs, has still to fetch from here (post-copy); absent where
+    /// nothing is fetched.
+    #[serde(default)]
+    pub owed_bytes: Option<u64>,
     /// What was sent went over `tcp` or `rdma`, the last of it; absent before that.
     #[serde(default)]
     pub transport: Option<String>,

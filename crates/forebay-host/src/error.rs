@@ -78,7 +78,8 @@ impl HostError {
     }
 
     /// What another part of this program said, advice included.
-    pub(crate) fn told(text: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn told(text: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::Other,
             attempt: text.into(),

@@ -156,6 +156,9 @@ pub enum Unclaimed {
     Ends,
     /// It stands on, for the next daemon: what it has in memory may be nowhere else.
     Stands,
+    /// It stands on even where programs end with their daemon, and where everything is put back: it may go on at
+    /// another host that fetches its memory from here.
+    Lends,
 }
 
 impl Unclaimed {
@@ -163,6 +166,7 @@ impl Unclaimed {
         match self {
             Self::Ends => b"1",
             Self::Stands => b"stands",
+            Self::Lends => b"lends",
         }
     }
 }
@@ -191,12 +195,14 @@ pub(crate) fn is_given(dir: &Path) -> bool {
     has(dir, GIVEN_AWAY)
 }
 
-/// Whether somebody stands in a group who is to stand there until a daemon knows whose it is.
-pub(crate) fn stands_unclaimed(dir: &Path) -> bool {
+/// Whether somebody stands in a group who is to stand there until a daemon knows whose it is, by one of these marks.
+pub(crate) fn stands_unclaimed(dir: &Path, marks: &[Unclaimed]) -> bool {
     let mut value = [0_u8; MARK_MAX];
     let read = rustix::fs::getxattr(dir, GIVEN_AWAY, &mut value[..]);
-    let is_to_stand =
-        read.is_ok_and(|length| value.get(..length) == Some(Unclaimed::Stands.mark()));
+    let is_to_stand = read.is_ok_and(|length| {
+        let found = value.get(..length);
+        marks.iter().any(|mark| found == Some(mark.mark()))
+    });
     is_to_stand && is_frozen(&[dir]) && !groups::members(dir).is_empty()
 }
 
@@ -363,12 +369,13 @@ mod tests {
             type Mark = fn(&Path) -> Result<(), HostError>;
             let given_and_kept: Mark =
                 |dir| mark_given(dir, Unclaimed::Ends).and_then(|()| unmark_given(dir));
-            let marks: [(Mark, bool); 5] = [
+            let marks: [(Mark, bool); 6] = [
                 (|_| Ok(()), false),
                 (given_and_kept, false),
                 (|dir| mark_given(dir, Unclaimed::Ends), true),
                 // Whoever leaves it standing does not come here.
                 (|dir| mark_given(dir, Unclaimed::Stands), true),
+                (|dir| mark_given(dir, Unclaimed::Lends), true),
                 (mark, true),
             ];
             for (mark, marked) in marks {

@@ -74,7 +74,7 @@ pub mod zones;
 pub use error::{ErrorKind, HostError as Error};
 pub use host::{LinuxHost, Options};
 pub use procs::{OwnUse, daemon_use, own_use};
-pub use restore::{Report, restore, restore_lost};
+pub use restore::{Report, restore, restore_all, restore_lost};
 pub use supervise::{Identity, identity, identity_of};
 
 /// Where the kernel's file systems are. Tests point them at captured trees.

@@ -60,7 +60,8 @@ pub fn identify(proc_root: &Path, pid: u32) -> Option<Process> {
 }
 
 /// Whether this very process still runs.
-pub(crate) fn is_alive(proc_root: &Path, process: Process) -> bool {
+#[must_use]
+pub fn is_alive(proc_root: &Path, process: Process) -> bool {
     identify(proc_root, process.pid) == Some(process)
 }
 

@@ -15,7 +15,7 @@ use crate::Roots;
 use crate::damon;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
-use crate::freeze;
+use crate::freeze::{self, Unclaimed};
 use crate::groups;
 use crate::knobs::cut;
 use crate::ledger::{AppRecord, Ledger, Process, Record, Spot};
@@ -51,6 +51,8 @@ pub struct Report {
     pub groups: usize,
     /// Knobs left alone because somebody else wrote them since, with what they hold.
     pub foreign: Vec<String>,
+    /// Apps that stand still and lend their memory to another host, which are left so. They stay in the ledger.
+    pub lend: Vec<String>,
     /// What could not be put back, and why. It stays in the ledger.
     pub failed: Vec<String>,
 }
@@ -68,16 +70,32 @@ impl Report {
         self.processes += other.processes;
         self.groups += other.groups;
         self.foreign.extend(other.foreign);
+        for app in other.lend {
+            if !self.lend.contains(&app) {
+                self.lend.push(app);
+            }
+        }
         self.failed.extend(other.failed);
     }
 }
 
-/// Takes the state directory and puts back everything its ledger names.
+/// Takes the state directory and puts back everything its ledger names, but for apps that lend their memory to
+/// another host, which stand on.
 ///
 /// # Errors
 /// When a daemon holds the directory, or the ledger cannot be read or written. What the
 /// kernel refused is in the report instead.
 pub fn restore(state_dir: &Path, roots: &Roots, on_stop: OnStop) -> Result<Report, HostError> {
+    with_ledger(state_dir, roots, on_stop, |ledger| {
+        standing(ledger, &[Unclaimed::Lends])
+    })
+}
+
+/// Does what [`restore`] does, and ends apps that lend their memory: what was not fetched of it is lost.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_all(state_dir: &Path, roots: &Roots, on_stop: OnStop) -> Result<Report, HostError> {
     with_ledger(state_dir, roots, on_stop, |_| BTreeSet::new())
 }
 
@@ -110,23 +128,31 @@ fn with_ledger(
 
 /// Apps that stand still while nobody knows whose they are, and whose memory may be nowhere else
 /// ([`freeze::Unclaimed`]). None where programs end with the daemon: their users want no memory of them kept.
+///
+/// Those that lend their memory stay by either: another host goes on with them.
 pub(crate) fn unclaimed(ledger: &Ledger, on_stop: OnStop) -> BTreeSet<AppId> {
-    if on_stop == OnStop::Kill {
-        return BTreeSet::new();
+    match on_stop {
+        OnStop::Kill => standing(ledger, &[Unclaimed::Lends]),
+        OnStop::Keep => standing(ledger, &[Unclaimed::Stands, Unclaimed::Lends]),
     }
+}
+
+fn standing(ledger: &Ledger, marks: &[Unclaimed]) -> BTreeSet<AppId> {
     let apps = ledger.state().apps.iter();
-    let stands =
-        |record: &AppRecord| (record.created.iter()).any(|dir| freeze::stands_unclaimed(dir));
-    let stands = apps.filter(|(_, record)| stands(record));
+    let stands = apps.filter(|(_, record)| stands(record, marks));
     let stands: BTreeSet<AppId> = stands.map(|(app, _)| app.clone()).collect();
     for app in &stands {
         tracing::warn!(
             %app,
-            "stays frozen with its memory: a move was under way, and nobody knows whose it is; a daemon that \
-             begins finds out, and `forebay restore` ends it"
+            "stays frozen with its memory: a move was under way; a daemon that begins finds out whose it is, and \
+             `forebay restore --lent` ends it in any case"
         );
     }
     stands
+}
+
+fn stands(record: &AppRecord, marks: &[Unclaimed]) -> bool {
+    (record.created.iter()).any(|dir| freeze::stands_unclaimed(dir, marks))
 }
 
 /// Puts back everything a ledger names but for these apps, which stay in force as they are.
@@ -137,7 +163,14 @@ pub(crate) fn restore_but(
     on_stop: OnStop,
     left: &BTreeSet<AppId>,
 ) -> Result<Report, HostError> {
-    let mut report = Report::default();
+    let lends = |app: &&AppId| {
+        let record = ledger.state().apps.get(*app);
+        record.is_some_and(|record| stands(record, &[Unclaimed::Lends]))
+    };
+    let mut report = Report {
+        lend: left.iter().filter(lends).map(AppId::to_string).collect(),
+        ..Report::default()
+    };
     let fates: Vec<(AppId, Fate)> = ledger
         .state()
         .apps

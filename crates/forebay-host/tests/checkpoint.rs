@@ -15,17 +15,23 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay_core::fleet::rounds::{Bounds, Verdict};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{self, Survey};
 use forebay_host::checkpoint::{
-    Assembly, Criu, Freezing, Held, Landed, Landing, Orphaned, Tcp, Tracker, runs, take_back,
+    Assembly, Criu, Freezing, Held, Landed, Landing, Lender, Orphaned, Tcp, Tracker, runs,
+    take_back,
 };
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+mod lender;
+
+use self::lender::{Slow, Snapshot};
 
 const PAGE: usize = 4096;
 const STANDS: Freezing = Freezing {
@@ -48,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 type Trial = (&'static str, fn(&Criu));
 
-const TRIALS: [Trial; 9] = [
+const TRIALS: [Trial; 11] = [
     ("it_goes_on_where_it_stood", moves),
     ("it_goes_on_where_it_was_when_it_is_let_go", is_let_go),
     ("it_goes_on_where_it_was_when_its_mover_ended", mover_ends),
@@ -56,6 +62,11 @@ const TRIALS: [Trial; 9] = [
     ("its_group_alone_holds_it_when_its_mover_ended", group_alone),
     ("of_two_that_stand_one_goes_on", one_of_two),
     ("a_child_finds_all_while_memory_comes_in", forks),
+    ("it_goes_on_and_its_memory_comes_after_it", moves_before),
+    (
+        "a_child_finds_all_while_memory_comes_after_it",
+        forks_before,
+    ),
     ("it_ends_when_who_fills_it_in_does", filler_ends),
     ("its_connections_are_refused_or_closed", connections),
 ];
@@ -268,7 +279,7 @@ fn land(criu: &Criu, mut program: Option<&mut Program>, images: &Path, pid: u32)
     }
     let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
     assembly.take(&mut sent.as_slice()).unwrap();
-    Landed::prepare(criu, images, assembly, &HERE).unwrap()
+    Landed::prepare(criu, images, assembly, &HERE, None).unwrap()
 }
 
 fn moves(criu: &Criu) {
@@ -467,7 +478,7 @@ fn target(dir: &Path, pid: u32) {
     let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
     let mut pages = File::open(dir.join("pages")).unwrap();
     assembly.take(&mut pages).unwrap();
-    let landed = Landed::prepare(&criu, &dir.join("images"), assembly, &HERE).unwrap();
+    let landed = Landed::prepare(&criu, &dir.join("images"), assembly, &HERE, None).unwrap();
     File::create(dir.join("prepared")).unwrap();
     let (go, drop) = (dir.join("go"), dir.join("drop"));
     eventually("it is told", || go.exists() || drop.exists());
@@ -489,6 +500,52 @@ fn forks(criu: &Criu) {
     let mut program = Program::start();
     let (images, pid) = (program.images(), program.pid());
     let landed = land(criu, Some(&mut program), &images, pid);
+    File::create(program.dir.path().join("fork")).unwrap();
+    landed.start().unwrap();
+    let swept = program.dir.path().join("child");
+    eventually("a child looked at all", || {
+        program.is_sound();
+        swept.exists()
+    });
+    program.counts();
+    landed.settle().unwrap();
+    program.counts();
+}
+
+/// Makes it anew with nothing of its memory but what is fetched.
+fn land_before(criu: &Criu, program: &mut Program) -> Landed {
+    let (images, pid) = (program.images(), program.pid());
+    let (held, tracker, mut sent) = freeze(criu, pid, &images);
+    runs::end(&mut sent).unwrap();
+    drop(tracker);
+    program.stands();
+    let (snapshot, named) = Snapshot::of(pid);
+    held.end().unwrap();
+    program.reap();
+    let mut assembly = Assembly::new(Bytes::mib(1024)).unwrap();
+    assembly.take(&mut sent.as_slice()).unwrap();
+    assembly.owe(&mut named.as_slice()).unwrap();
+    let lender: Arc<dyn Lender> = Arc::new(Slow(snapshot));
+    Landed::prepare(criu, &images, assembly, &HERE, Some(lender)).unwrap()
+}
+
+fn moves_before(criu: &Criu) {
+    let mut program = Program::start();
+    let landed = land_before(criu, &mut program);
+    landed.start().unwrap();
+    assert!(landed.left() > Bytes(0), "it waited for all of it");
+    program.counts();
+    let filled = landed.settle().unwrap();
+    assert!(
+        filled.bytes >= Bytes((PAGES * PAGE) as u64 / 2),
+        "{filled:?}"
+    );
+    program.counts();
+}
+
+fn forks_before(criu: &Criu) {
+    let mut program = Program::start();
+    let landed = land_before(criu, &mut program);
     File::create(program.dir.path().join("fork")).unwrap();
     landed.start().unwrap();
     let swept = program.dir.path().join("child");
@@ -574,7 +631,7 @@ fn connections(criu: &Criu) {
         tcp: Tcp::Close,
         groups: Vec::new(),
     };
-    let landed = Landed::prepare(criu, &images, assembly, &landing).unwrap();
+    let landed = Landed::prepare(criu, &images, assembly, &landing, None).unwrap();
     landed.start().unwrap();
     eventually("it goes on without", || said("state") == "closed");
     assert_eq!(preflight::connections(pid).unwrap(), 0);

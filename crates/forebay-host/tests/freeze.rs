@@ -18,7 +18,7 @@ use forebay_core::host::{Action, Host, Outcome};
 use forebay_core::snapshot::RunState;
 use forebay_host::fence::{self, Unclaimed};
 use forebay_host::mounts::{Controller, Version};
-use forebay_host::{LinuxHost, restore, restore_lost};
+use forebay_host::{LinuxHost, restore, restore_all, restore_lost};
 use support::*;
 
 /// Freezes an app. False where the host cannot.
@@ -171,6 +171,27 @@ fn what_may_be_anothers_and_has_its_memory_here_alone_stands_until_a_daemon_know
     let report = restore_lost(&options.state_dir, &options.roots, OnStop::Kill).unwrap();
     assert!(report.is_complete(), "{report:?}");
     wait_for("end", || !is_running(stands));
+
+    // Another host goes on with one that lends its memory, whatever is to become of programs here.
+    let mut host = place.open();
+    let [_, lends, _] = begin(&mut host);
+    assert!(freeze(&mut host, "stands"));
+    give("stands", Unclaimed::Lends);
+    let used = ticks(lends);
+    let stopped = host.close(OnStop::Kill).unwrap();
+    let on_stops = [OnStop::Kill, OnStop::Keep];
+    let (state_dir, roots) = (&options.state_dir, &options.roots);
+    let lost = on_stops.map(|on_stop| restore_lost(state_dir, roots, on_stop).unwrap());
+    let by_hand = on_stops.map(|on_stop| restore(state_dir, roots, on_stop).unwrap());
+    for report in lost.iter().chain(&by_hand).chain([&stopped]) {
+        assert!(report.is_complete(), "{report:?}");
+        assert_eq!(report.lend, ["stands"]);
+        assert!(is_running(lends));
+    }
+    assert_eq!(ticks(lends), used, "it stands");
+    let report = restore_all(state_dir, roots, OnStop::Keep).unwrap();
+    assert!(report.is_complete() && report.lend.is_empty(), "{report:?}");
+    wait_for("end", || !is_running(lends));
 }
 
 /// A group of v1's freezer and cpu controllers that is not Forebay's, with somebody in it.

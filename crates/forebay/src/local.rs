@@ -125,6 +125,10 @@ pub(crate) struct RestoreArgs {
     /// End the programs that it started, instead of letting them run
     #[arg(long)]
     kill: bool,
+    /// End programs, too, that stand still and lend their memory to a host that they moved to: what that did not fetch
+    /// yet is lost there, and its copy is started anew
+    #[arg(long)]
+    lent: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -142,7 +146,11 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
     };
     let roots = Roots::default();
     let host = |error: forebay_host::Error| Error::Host(error.explain());
-    let mut report = forebay_host::restore(&args.state_dir, &roots, on_stop).map_err(host)?;
+    let restored = match args.lent {
+        true => forebay_host::restore_all(&args.state_dir, &roots, on_stop),
+        false => forebay_host::restore(&args.state_dir, &roots, on_stop),
+    };
+    let mut report = restored.map_err(host)?;
     // Also what was asked to stay: whoever runs this wants nothing left.
     report.absorb(forebay_host::cost::remove(&args.state_dir, &roots, None).map_err(host)?);
     if args.json {
@@ -153,6 +161,7 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
                 "processes": report.processes,
                 "groups": report.groups,
                 "foreign": report.foreign,
+                "lend": report.lend,
                 "failed": report.failed,
             })
         ));
@@ -164,6 +173,12 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
         for foreign in &report.foreign {
             print::line(format_args!(
                 "left alone, written by somebody else: {foreign}"
+            ));
+        }
+        for app in &report.lend {
+            print::line(format_args!(
+                "left frozen: {app} lends its memory to the host that it moved to; a daemon that begins here goes on \
+                 with that, and `forebay restore --lent` ends it"
             ));
         }
     }

@@ -7,6 +7,8 @@ use forebay_core::units::Bytes;
 use forebay_host::checkpoint::porter::{Errand, serve};
 use forebay_host::checkpoint::{Landing, Tcp};
 
+use crate::fleet::moves::lender;
+
 /// What becomes of its TCP connections.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Word {
@@ -50,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, forebay_host::Error> {
             groups: args.group.clone(),
         },
     };
-    serve(&errand, &mut std::io::stdin(), &mut std::io::stdout())?;
+    let mut ends = (std::io::stdin(), std::io::stdout());
+    serve(&errand, (&mut ends.0, &mut ends.1), &lender)?;
     Ok(ExitCode::SUCCESS)
 }

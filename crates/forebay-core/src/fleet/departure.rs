@@ -1,9 +1,9 @@
 //! The source's side of a move: the host that has the application and gives it away.
 //!
 //! ```text
-//!   Checking ─> Reserving ─> Copying ─> Freezing ─> Sending ─> Committing ─────────> Awaiting ─> Ending
-//!      v            │           │           │          │         │   │ Unknown          ^  │        v
-//!   Refused         │           │           v          v         │   v        read      │  │      Moved
+//!   Checking ─> Reserving ─> Copying ─> Freezing ─> Sending ─> Committing ─> Awaiting ─> Lending ─> Ending
+//!      v            │           │           │          │         │   │ Unknown          ^  │            v
+//!   Refused         │           │           v          v         │   v        read      │  │          Moved
 //!                   │           │        Thawing <─────┴─────────│─ Recalling ─> Reading┘  │
 //!                   v           v           │   <────────────────┴───────────────────┴─────┘ given back
 //!               CallingOff <────┴───────────┤
@@ -12,6 +12,10 @@
 //!
 //! Giving up changes the record as well: a target that still holds a copy, and has not heard of it, sees
 //! by that that nothing will come, and takes no later attempt for this one.
+//!
+//! What the target fetches of the frozen one after it let its own copy run, it fetches while that stands in
+//! Lending; where it has all that it needs when it lets that run, that is over at once. Once the record says that
+//! the target's runs nothing leads from there to Thawing.
 //!
 //! A step that comes out again is to be tried again, after a rest.
 
@@ -38,6 +42,8 @@ pub enum Stage {
     Reading,
     /// The target owns it; the frozen one is kept until that one runs.
     Awaiting,
+    /// The target's runs, and the frozen one is kept for as long as that one may need something of it.
+    Lending,
     /// The frozen one is being ended.
     Ending,
     /// The frozen one is let go on.
@@ -93,6 +99,9 @@ pub enum Step {
     Read,
     /// Let it go on here, if [`super::tenure::leave`] lets it: somebody may have taken it over meanwhile.
     Thaw,
+    /// Find out that the target needs nothing more of the one that stands here; refused and unknown are both that
+    /// it may.
+    Lend,
     /// End it here, while it stands still.
     End,
     /// Tell the target that nothing will come of what began with this epoch. Nobody waits for that.
@@ -225,6 +234,8 @@ impl Departure {
                 self.thaw()
             }
             (Stage::Reading | Stage::Awaiting, Refused | Unknown) => vec![Step::Read],
+            (Stage::Lending, Done) => self.go(Stage::Ending, self.mark, Step::End),
+            (Stage::Lending, Refused | Unknown) => vec![Step::Lend],
             (Stage::Ending, Done) => self.over(End::Moved),
             (Stage::Ending, Refused | Unknown) => vec![Step::End],
             (Stage::Thawing, Done) => match (&self.back, self.is_off) {
@@ -258,9 +269,9 @@ impl Departure {
                 self.thaw()
             }
             (true, _) => self.recall(),
-            (false, epoch) if epoch > given => self.go(Stage::Ending, self.mark, Step::End),
+            (false, epoch) if epoch > given => self.go(Stage::Lending, self.mark, Step::Lend),
             (false, epoch) if epoch == given && record.owner == self.there => match record.runs {
-                true => self.go(Stage::Ending, self.mark, Step::End),
+                true => self.go(Stage::Lending, self.mark, Step::Lend),
                 false => self.go(Stage::Awaiting, self.mark, Step::Read),
             },
             // Two were made owners of one epoch: it stands until a later one says who is.

@@ -24,6 +24,20 @@ pub struct Mobility {
     /// Of what goes along with its memory: its TCP connections.
     #[serde(default)]
     pub connections: Connections,
+    /// Of what goes along with its memory: when that is sent.
+    #[serde(default)]
+    pub memory: Memory,
+}
+
+/// When the memory of processes that go along with it is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// All of it before they go on at the target: they are copied in rounds while they run, and stand for the rest.
+    #[default]
+    PreCopy,
+    /// What is left after few rounds is fetched once they run there: until it is, both hosts have to live.
+    PostCopy,
 }
 
 /// What becomes of the TCP connections of processes that go along with their memory. Their addresses stay
@@ -122,6 +136,7 @@ mod tests {
             files: Vec::new(),
             takeover: Takeover::Never,
             connections: Connections::Refuse,
+            memory: Memory::PreCopy,
         };
         let apps: Vec<AppId> = [
             "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given", "disputed",

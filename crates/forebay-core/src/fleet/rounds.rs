@@ -9,7 +9,11 @@
 //! user set. Where rounds stop shrinking, no more of them help: then it is frozen if the pause is one
 //! that the user still accepts, and stays where it is otherwise.
 //!
-//! Source: Clark et al., "Live Migration of Virtual Machines", NSDI 2005, sections 3.3 and 5.
+//! Where the rest may come after it (post-copy), nothing has to be waited for: a round or two send what is not
+//! written all the time, and then it is frozen, whatever is left.
+//!
+//! Source: Clark et al., "Live Migration of Virtual Machines", NSDI 2005, sections 3.3 and 5; Hines and Gopalan,
+//! "Post-Copy Based Live Virtual Machine Migration Using Adaptive Pre-Paging and Dynamic Self-Ballooning", VEE 2009.
 
 use std::time::Duration;
 
@@ -17,6 +21,10 @@ use crate::units::Bytes;
 
 /// Rounds at most: each is a pass over the page tables of the application.
 pub const ROUNDS_MAX: u32 = 12;
+/// Rounds at most where the rest may come after it.
+pub const ROUNDS_BEFORE_REST: u32 = 2;
+/// And the part of what was sent that the next one may have to send for that.
+const PAYS_TO: f64 = 0.5;
 /// A round that leaves more than this part of the one before does not pay for itself.
 const SHRINKS_TO: f64 = 0.8;
 
@@ -89,6 +97,15 @@ pub fn judge(bounds: Bounds, rounds: &[Round]) -> Verdict {
         Some(pause) if pause <= bounds.most => Verdict::Freeze(pause),
         _ => Verdict::Stay(pause),
     }
+}
+
+/// Whether another round pays where the rest may come after it: it sends clearly less than the one before did.
+#[must_use]
+pub fn pays(bounds: Bounds, rounds: &[Round]) -> bool {
+    let shrank = |last: &Round| last.left.as_f64() <= last.copied.as_f64() * PAYS_TO;
+    rounds.len() < ROUNDS_BEFORE_REST as usize
+        && judge(bounds, rounds) == Verdict::Again
+        && rounds.last().is_none_or(shrank)
 }
 
 #[cfg(test)]
@@ -166,6 +183,25 @@ mod tests {
             matches!(verdict, Verdict::Stay(Some(pause)) if pause > BOUNDS.most),
             "{verdict:?}"
         );
+    }
+
+    #[test]
+    fn where_the_rest_may_come_after_it_few_rounds_are_enough() {
+        let check = |left: &[u64], expected: bool| {
+            let round = |left: &u64| Round {
+                copied: Bytes::mib(100),
+                took: Duration::from_secs(1),
+                left: Bytes::mib(*left),
+            };
+            let rounds: Vec<Round> = left.iter().map(round).collect();
+            assert_eq!(pays(BOUNDS, &rounds), expected, "{left:?}");
+        };
+        check(&[], true);
+        check(&[40], true);
+        // Most of it was written meanwhile: with pre-copy it would be tried again, and then stay.
+        check(&[90], false);
+        check(&[40, 20], false);
+        check(&[1], false);
     }
 
     #[test]

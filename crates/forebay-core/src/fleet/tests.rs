@@ -375,6 +375,14 @@ impl World {
                 }
                 Input::Ended(outcome)
             }
+            // What it has may be nowhere else as long as it is not known that nobody needs it.
+            Step::Lend => {
+                assert!(
+                    matches!(self.source, None | Some(Copy::Stands(_))),
+                    "what the target may still fetch does not stand"
+                );
+                Input::Ended(self.own())
+            }
             Step::End => {
                 let outcome = self.own();
                 if outcome == Outcome::Done {

@@ -4,7 +4,6 @@
 //! comes again takes the place of what it was. So the file is no larger than all pages that ever came,
 //! and goes with whoever has it open.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt as _;
@@ -12,21 +11,11 @@ use std::os::unix::fs::FileExt as _;
 use forebay_core::units::Bytes;
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::pages::{Run, Runs};
 use super::precopy::page_size;
 use super::precopy::userfault::Range;
 use super::runs;
 use crate::error::HostError;
-
-/// Pages beside each other, in memory and in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) len: u64,
-    /// Where in the file.
-    pub(super) offset: u64,
-}
-
-/// Runs by their first address.
-pub(super) type Runs = BTreeMap<u64, Run>;
 
 /// What came of a process's memory so far.
 #[derive(Debug)]
@@ -50,7 +39,7 @@ impl Assembly {
             .map_err(|e| HostError::io("make a file for memory that comes in", e))?;
         Ok(Self {
             file: file.into(),
-            runs: Runs::new(),
+            runs: Runs::default(),
             end: 0,
             most,
             page: page_size(),
@@ -82,6 +71,7 @@ impl Assembly {
         while at < end {
             let known = self
                 .runs
+                .0
                 .range(..=at)
                 .next_back()
                 .map(|(first, run)| (*first, *run))
@@ -92,7 +82,12 @@ impl Assembly {
                     (run.offset + within, (run.len - within).min(end - at))
                 }
                 None => {
-                    let next = self.runs.range(at..).next().map_or(end, |(next, _)| *next);
+                    let next = self
+                        .runs
+                        .0
+                        .range(at..)
+                        .next()
+                        .map_or(end, |(next, _)| *next);
                     self.append(at, next.min(end) - at)?
                 }
             };
@@ -116,41 +111,80 @@ impl Assembly {
             ));
         }
         self.end += len;
-        if let Some((first, run)) = self.runs.range_mut(..at).next_back()
+        if let Some((first, run)) = self.runs.0.range_mut(..at).next_back()
             && *first + run.len == at
             && run.offset + run.len == offset
         {
             run.len += len;
         } else {
-            self.runs.insert(at, Run { len, offset });
+            self.runs.0.insert(at, Run { len, offset });
         }
         Ok((offset, len))
     }
 
     /// Where these pages are, or the first address of those that did not come.
     pub(super) fn find(&self, wanted: &[Range]) -> Result<Runs, u64> {
-        let mut found = Runs::new();
+        let mut found = Runs::default();
         for range in wanted {
-            let (mut at, end) = (range.start, range.start + range.len);
+            let end = range.start + range.len;
+            let mut at = range.start;
             while at < end {
-                let (first, run) = self.runs.range(..=at).next_back().ok_or(at)?;
-                let within = at - first;
-                let len = run
-                    .len
-                    .checked_sub(within)
-                    .filter(|len| *len > 0)
-                    .ok_or(at)?;
-                let len = len.min(end - at);
-                let offset = run.offset + within;
-                found.insert(at, Run { len, offset });
-                at += len;
+                let (_, run) = self.runs.at(at, end - at).ok_or(at)?;
+                found.0.insert(at, run);
+                at += run.len;
             }
         }
         Ok(found)
     }
 
-    pub(super) fn into_file(self) -> (File, u64) {
-        (self.file, self.end)
+    /// Takes in which pages are to come later: what came of them is not what they are any more.
+    ///
+    /// # Errors
+    /// When the stream is cut off or names no pages.
+    pub fn owe(&mut self, from: &mut impl Read) -> Result<(), HostError> {
+        let stale = runs::read_places(from, self.page);
+        let stale = stale
+            .map_err(|error| HostError::io("hear what of a process is to come later", error))?;
+        self.forget(&stale);
+        Ok(())
+    }
+
+    fn forget(&mut self, stale: &[Range]) {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        for (_, run) in stale.iter().flat_map(|range| self.runs.take(*range)) {
+            // Where its memory is not given back, it goes with the file.
+            fallocate(&self.file, flags, run.offset, run.len).ok();
+        }
+    }
+
+    /// Where these pages are, with places in the file for those that did not come; and of those places, by where they
+    /// are, the addresses.
+    pub(super) fn find_or_owe(&mut self, wanted: &[Range]) -> (Runs, Runs) {
+        let (mut found, mut owed) = (Runs::default(), Runs::default());
+        for range in wanted {
+            let end = range.start + range.len;
+            let mut at = range.start;
+            while at < end {
+                let run = self.runs.at(at, end - at).map(|(_, run)| run);
+                let run = run.unwrap_or_else(|| {
+                    let len = self.runs.gap(at, end - at);
+                    let offset = self.end;
+                    self.end += len;
+                    owed.0.insert(offset, Run { len, offset: at });
+                    Run { len, offset }
+                });
+                found.0.insert(at, run);
+                at += run.len;
+            }
+        }
+        (found, owed)
+    }
+
+    /// The file, and how long it is. What did not come has no memory in it yet.
+    pub(super) fn into_file(self) -> std::io::Result<(File, u64)> {
+        self.file.set_len(self.end)?;
+        Ok((self.file, self.end))
     }
 }
 
@@ -170,7 +204,7 @@ impl Assembly {
             .find(&[page])
             .map_err(|at| std::io::Error::other(format!("{at:#x} is missing")))?;
         let mut bytes = vec![0; index(self.page)];
-        let offset = found.values().next().map_or(0, |run| run.offset);
+        let offset = found.0.values().next().map_or(0, |run| run.offset);
         self.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
     }
@@ -178,6 +212,8 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     /// Runs of pages come in; then every page holds what came last for it.
@@ -201,6 +237,38 @@ mod tests {
         assert_eq!(assembly.size(), Bytes(expected.len() as u64 * page));
         let missing = (0..100).find(|at| !expected.contains_key(at)).unwrap();
         assert!(assembly.page_at(missing * page).is_err());
+    }
+
+    /// What is owed is what did not come, or came and was written since; all else is where it came.
+    #[test]
+    fn what_came_and_is_of_before_is_owed_like_what_did_not_come() {
+        let page = page_size();
+        let range = |first: u64, pages: u64| Range {
+            start: first * page,
+            len: pages * page,
+        };
+        let mut assembly = Assembly::new(Bytes::mib(1)).unwrap();
+        for first in [10, 30] {
+            let bytes = vec![1; index(10 * page)];
+            assembly.put(first * page, &bytes).unwrap();
+        }
+        assembly.forget(&[range(12, 3), range(38, 10)]);
+        let size = assembly.size().0;
+        let (found, owed) = assembly.find_or_owe(&[range(5, 20), range(33, 9)]);
+        assert_eq!(found.bytes(), 29 * page);
+        let addresses: Vec<(u64, u64)> = owed.0.values().map(|run| (run.offset, run.len)).collect();
+        let expected = [(5, 5), (12, 3), (20, 5), (38, 4)];
+        assert_eq!(
+            addresses,
+            expected.map(|(at, pages)| (at * page, pages * page))
+        );
+        for (at, run) in &found.0 {
+            let is_owed = owed.at(run.offset, 1).is_some();
+            assert_eq!(is_owed, run.offset >= size, "page {}", at / page);
+        }
+        let (file, length) = assembly.into_file().unwrap();
+        assert_eq!(length, size + owed.bytes());
+        assert_eq!(file.metadata().unwrap().len(), length);
     }
 
     #[test]

@@ -12,19 +12,23 @@
 //! first; in between, the others are, until none is missing. What the process does to its memory
 //! meanwhile (it forks, gives areas up, moves them) the kernel tells as well, and waits until it was heard.
 //!
+//! What did not come before ([`Owed`]) has its place in the file, and is put there when it does: who waits for it
+//! waits for that, and nobody else does.
+//!
 //! # Properties
 //!
 //! - A page is filled in once. What the process gave up is not filled in any more: it reads zeros there.
-//! - No other host is needed: the source may end once the process runs.
+//! - No other host is needed where nothing is owed: the source may end once the process runs.
 //! - The process does not outlive this before it is done, when the kernel would give it zeros for pages
 //!   that are missing: see [`Guard`].
 //!
 //! Source: the kernel's admin-guide/mm/userfaultfd; the words on CRIU's socket, criu(8), lazy-pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -33,8 +37,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::assemble::{Run, Runs};
 use super::guard::Guard;
+use super::owed::Owed;
+use super::pages::{Run, Runs};
 use super::precopy::page_size;
 use super::precopy::userfault::{Event, Range, Userfault};
 
@@ -43,6 +48,8 @@ const FINISHED: u32 = 0x5253_5446;
 /// Filled in at once where somebody waits for a page, and where nobody does.
 const URGENT: u64 = 32 << 10;
 const CHUNK: u64 = 256 << 10;
+/// How often it is looked whether a process ended of which nothing is heard.
+const LOOK: Duration = Duration::from_millis(250);
 /// Processes that may come of one by forks while it is filled in.
 const CONTEXTS_MAX: usize = 1024;
 
@@ -60,9 +67,13 @@ pub struct Filled {
 /// One address space, and what is missing in it.
 #[derive(Debug)]
 struct Context {
+    /// No other one of the same filler has it.
+    number: u64,
     pid: u32,
     userfault: Userfault,
-    missing: Missing,
+    missing: Runs,
+    /// What is missing before this address is owed.
+    looked: u64,
     /// Since it may run: before that, it cannot read anything.
     guard: Option<Guard>,
 }
@@ -75,8 +86,15 @@ pub(super) struct Filler {
     /// What each process misses, until CRIU gave its descriptor.
     wanted: BTreeMap<u32, Runs>,
     contexts: Vec<Context>,
+    /// Contexts that there were.
+    begun: u64,
     /// Since a process forked, pages may be needed more than once.
     is_shared: bool,
+    owed: Option<Owed>,
+    /// Which contexts wait for pages that are owed, and where.
+    waits: Vec<(u64, u64)>,
+    /// Addresses, at the source, of what came a moment ago.
+    fresh: VecDeque<Range>,
     filled: Filled,
 }
 
@@ -84,13 +102,18 @@ impl Filler {
     pub(super) fn new(
         (file, length): (File, u64),
         wanted: BTreeMap<u32, Runs>,
+        owed: Option<Owed>,
     ) -> io::Result<Self> {
         Ok(Self {
             source: Source::new(file, length)?,
             page: page_size(),
             wanted,
             contexts: Vec::new(),
+            begun: 0,
             is_shared: false,
+            owed,
+            waits: Vec::new(),
+            fresh: VecDeque::new(),
             filled: Filled::default(),
         })
     }
@@ -98,6 +121,7 @@ impl Filler {
     /// Takes descriptors from CRIU, and serves faults, until the process is whole.
     pub(super) fn begin(&mut self, criu: &UnixStream) -> io::Result<()> {
         loop {
+            self.take_in()?;
             self.serve(Some(criu.as_fd()), None)?;
             if !is_readable(criu.as_fd())? {
                 continue;
@@ -116,12 +140,8 @@ impl Filler {
                     "CRIU restores process {pid}, of which nothing came"
                 ))
             })?;
-            self.contexts.push(Context {
-                pid,
-                userfault: Userfault::ready(receive(criu)?),
-                missing: Missing(runs),
-                guard: None,
-            });
+            let userfault = Userfault::ready(receive(criu)?);
+            self.attend((pid, userfault), runs, None);
         }
     }
 
@@ -135,8 +155,13 @@ impl Filler {
             context.guard = Some(Guard::new(context.pid, &fds)?);
         }
         let began = Instant::now();
+        let mut is_busy = true;
         loop {
-            self.serve(None, Some(Duration::ZERO))?;
+            self.serve(None, Some(if is_busy { Duration::ZERO } else { LOOK }))?;
+            self.take_in()?;
+            if !is_busy {
+                self.miss_the_dead();
+            }
             // What misses nothing any more is let go of.
             let whole = |context: &mut Context| context.missing.is_empty();
             for context in self.contexts.extract_if(.., whole) {
@@ -145,23 +170,131 @@ impl Filler {
             let Some(at) = self.contexts.len().checked_sub(1) else {
                 break;
             };
-            let Some(piece) = self.contexts[at].missing.first(CHUNK) else {
-                continue;
+            is_busy = match (self.fresh.pop_front(), self.here(at)) {
+                (Some(range), _) => self.fill_fresh(range).map(|()| true)?,
+                (None, Some(piece)) => self.fill(at, piece).map(|()| true)?,
+                // All that is missing is owed.
+                (None, None) => false,
             };
-            self.fill(at, piece)?;
         }
         self.filled.took = began.elapsed();
         Ok(self.filled)
     }
 
-    /// Hears all that the kernel tells; without a bound, waits until it tells something or `also` can be
-    /// read.
+    /// Looks after what is missing in one more address space.
+    fn attend(&mut self, (pid, userfault): (u32, Userfault), missing: Runs, guard: Option<Guard>) {
+        self.begun += 1;
+        self.contexts.push(Context {
+            number: self.begun,
+            pid,
+            userfault,
+            missing,
+            looked: 0,
+            guard,
+        });
+    }
+
+    /// Puts what came of what is owed where it belongs, has who waits for it go on, and asks for more.
+    fn take_in(&mut self) -> io::Result<()> {
+        let Some(owed) = &mut self.owed else {
+            return Ok(());
+        };
+        let came = owed.came()?;
+        for (place, address, bytes) in came.iter().flat_map(|came| came.runs()) {
+            let len = bytes.len() as u64;
+            self.source.file.write_all_at(bytes, place)?;
+            owed.settle(Range { start: place, len });
+            self.fresh.push_back(Range {
+                start: address,
+                len,
+            });
+        }
+        owed.ask();
+        if owed.is_settled() {
+            // Where something was moved to meanwhile was passed by.
+            for context in &mut self.contexts {
+                context.looked = 0;
+            }
+            self.owed = None;
+        }
+        if !came.is_empty() {
+            for (number, start) in std::mem::take(&mut self.waits) {
+                let mut contexts = self.contexts.iter();
+                if let Some(at) = contexts.position(|context| context.number == number) {
+                    self.relieve(at, start)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory of which nothing is left misses nothing; nobody tells of that.
+    fn miss_the_dead(&mut self) {
+        let contexts = self.contexts.iter_mut();
+        for context in contexts.filter(|context| context.userfault.is_over()) {
+            context.missing = Runs::default();
+        }
+    }
+
+    /// So much of a run as is here, from its beginning on.
+    fn part_here(&self, run: Run) -> Run {
+        let len = self.owed.as_ref().map_or(run.len, |owed| owed.there(run));
+        Run { len, ..run }
+    }
+
+    /// The first piece that a process misses and that is here.
+    fn here(&mut self, at: usize) -> Option<(u64, Run)> {
+        let context = self.contexts.get_mut(at)?;
+        let Some(owed) = &self.owed else {
+            return context.missing.first(CHUNK);
+        };
+        while let Some((start, run)) = context.missing.next(context.looked, CHUNK) {
+            let len = owed.there(run);
+            if len > 0 {
+                return Some((start, Run { len, ..run }));
+            }
+            context.looked = start + owed.away(run);
+        }
+        None
+    }
+
+    /// Fills in what came a moment ago where it is missing at the address that it had.
+    fn fill_fresh(&mut self, range: Range) -> io::Result<()> {
+        let end = range.start + range.len;
+        for at in 0..self.contexts.len() {
+            let mut from = range.start;
+            while let Some((start, run)) = self.contexts[at].missing.next(from, CHUNK) {
+                if start >= end {
+                    break;
+                }
+                let len = run.len.min(end - start);
+                let part = self.part_here(Run { len, ..run });
+                // Something else was moved there, which is owed still.
+                if part.len == 0 {
+                    from = start + self.page;
+                    continue;
+                }
+                self.fill(at, (start, part))?;
+                if self.contexts[at].missing.at(start, self.page).is_some() {
+                    // Its areas change, which has to be heard first.
+                    self.fresh.push_back(range);
+                    return Ok(());
+                }
+                from = start;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears all that the kernel tells; without a bound, waits until it tells something, something came that is owed,
+    /// or `also` can be read.
     fn serve(&mut self, also: Option<BorrowedFd<'_>>, bound: Option<Duration>) -> io::Result<()> {
         let mut polled: Vec<PollFd<'_>> = self
             .contexts
             .iter()
             .map(|context| context.userfault.as_fd())
             .chain(also)
+            .chain(self.owed.as_ref().map(Owed::as_fd))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
         let bound = bound.map(Timespec::try_from).transpose();
@@ -186,14 +319,15 @@ impl Filler {
         match event {
             Event::Fault(address) => {
                 self.filled.faults += 1;
-                let start = address - address % self.page;
-                match context.missing.at(start, URGENT) {
-                    Some(piece) => self.fill(at, piece),
-                    None => self.zero(at, start),
-                }
+                self.relieve(at, address - address % self.page)
             }
             Event::Removed(range) | Event::Unmapped(range) => {
-                context.missing.take(range);
+                let given_up = context.missing.take(range);
+                if let (Some(owed), false) = (&mut self.owed, self.is_shared) {
+                    for (_, run) in given_up {
+                        owed.waive(run);
+                    }
+                }
                 Ok(())
             }
             Event::Moved { from, to } => {
@@ -202,22 +336,37 @@ impl Filler {
             }
             Event::Fork(fd) => {
                 let userfault = Userfault::ready(adopt(fd));
-                let child = Context {
-                    pid: context.pid,
-                    guard: Some(Guard::of_child(context.pid, &userfault)?),
-                    userfault,
-                    missing: context.missing.clone(),
-                };
+                let (pid, missing) = (context.pid, context.missing.clone());
+                let guard = Guard::of_child(pid, &userfault)?;
                 if self.contexts.len() >= CONTEXTS_MAX {
                     return Err(io::Error::other("it forks without end"));
                 }
                 self.is_shared = true;
-                self.contexts.push(child);
+                self.attend((pid, userfault), missing, Some(guard));
                 Ok(())
             }
             Event::Unknown(kind) => Err(io::Error::other(format!(
                 "the kernel tells of something new, {kind}"
             ))),
+        }
+    }
+
+    /// Has whoever waits at an address go on, or has what is owed there come first.
+    fn relieve(&mut self, at: usize, start: u64) -> io::Result<()> {
+        let Some((start, run)) = self.contexts[at].missing.at(start, URGENT) else {
+            return self.zero(at, start);
+        };
+        let part = self.part_here(run);
+        match (part.len, &mut self.owed) {
+            (0, Some(owed)) => {
+                owed.hurry(run);
+                let wait = (self.contexts[at].number, start);
+                if !self.waits.contains(&wait) {
+                    self.waits.push(wait);
+                }
+                Ok(())
+            }
+            _ => self.fill(at, (start, part)),
         }
     }
 
@@ -259,10 +408,10 @@ impl Filler {
                 // It is no memory any more; what becomes of it is told, or was.
                 Some(libc::ENOENT) => {
                     context.missing.take(page);
-                    Ok(())
+                    context.let_go(page)
                 }
                 Some(libc::ESRCH) => {
-                    context.missing = Missing::default();
+                    context.missing = Runs::default();
                     Ok(())
                 }
                 _ => Err(error),
@@ -281,7 +430,8 @@ impl Filler {
             Err(error) => match error.raw_os_error() {
                 // The fault is not answered then, and told again.
                 Some(libc::EAGAIN | libc::EEXIST) => context.userfault.wake(page),
-                Some(libc::ENOENT | libc::ESRCH) => Ok(()),
+                Some(libc::ENOENT) => context.let_go(page),
+                Some(libc::ESRCH) => Ok(()),
                 _ => Err(error),
             },
         }
@@ -289,6 +439,14 @@ impl Filler {
 }
 
 impl Context {
+    /// Whoever still waits where no memory is any more finds that out by itself.
+    fn let_go(&self, page: Range) -> io::Result<()> {
+        match self.userfault.wake(page) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            woken => woken,
+        }
+    }
+
     /// What the kernel tells next, if it tells something.
     fn next(&self) -> io::Result<Option<Event>> {
         let mut message = [0; Event::SIZE];
@@ -297,80 +455,6 @@ impl Context {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-/// What a process misses, by address.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Missing(Runs);
-
-impl Missing {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The first that is missing.
-    fn first(&self, most: u64) -> Option<(u64, Run)> {
-        let (start, run) = self.0.first_key_value()?;
-        let len = run.len.min(most);
-        Some((*start, Run { len, ..*run }))
-    }
-
-    /// What is missing from an address on.
-    fn at(&self, at: u64, most: u64) -> Option<(u64, Run)> {
-        let (start, run) = self.0.range(..=at).next_back()?;
-        let within = at - start;
-        let len = run.len.checked_sub(within).filter(|len| *len > 0)?;
-        let found = Run {
-            len: len.min(most),
-            offset: run.offset + within,
-        };
-        Some((at, found))
-    }
-
-    /// Takes a range out.
-    fn take(&mut self, range: Range) -> Vec<(u64, Run)> {
-        let end = range.start.saturating_add(range.len);
-        let before = self.0.range(..range.start).next_back();
-        let first = before
-            .filter(|(start, run)| *start + run.len > range.start)
-            .map_or(range.start, |(start, _)| *start);
-        let touched: Vec<u64> = self.0.range(first..end).map(|(start, _)| *start).collect();
-        let mut taken = Vec::new();
-        for start in touched {
-            let Some(run) = self.0.remove(&start) else {
-                continue;
-            };
-            let run_end = start + run.len;
-            let (from, to) = (start.max(range.start), run_end.min(end));
-            let part = |from: u64, to: u64| Run {
-                len: to - from,
-                offset: run.offset + (from - start),
-            };
-            if start < from {
-                self.0.insert(start, part(start, from));
-            }
-            if to < run_end {
-                self.0.insert(to, part(to, run_end));
-            }
-            if from < to {
-                taken.push((from, part(from, to)));
-            }
-        }
-        taken
-    }
-
-    /// Moves a range elsewhere.
-    fn shift(&mut self, from: Range, to: u64) {
-        let moved = self.take(from);
-        self.take(Range {
-            start: to,
-            len: from.len,
-        });
-        let shifted = moved
-            .into_iter()
-            .map(|(start, run)| (start - from.start + to, run));
-        self.0.extend(shifted);
     }
 }
 
@@ -492,69 +576,4 @@ fn adopt(fd: i32) -> OwnedFd {
     // SAFETY: the kernel opened it for this process with the event that told of it, and nobody else
     // knows the number.
     unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Pages 0 to 9 and 20 to 29.
-    fn missing() -> Missing {
-        let run = |len, offset| Run { len, offset };
-        Missing(Runs::from([(0, run(10, 100)), (20, run(10, 200))]))
-    }
-
-    fn offsets(missing: &Missing) -> Vec<(u64, u64, u64)> {
-        missing
-            .0
-            .iter()
-            .map(|(start, run)| (*start, run.len, run.offset))
-            .collect()
-    }
-
-    #[test]
-    fn what_is_taken_is_missing_no_more() {
-        let check = |start, len, expected: &[(u64, u64, u64)]| {
-            let mut left = missing();
-            let before: u64 = left.0.values().map(|run| run.len).sum();
-            let taken = left.take(Range { start, len });
-            assert_eq!(offsets(&left), expected, "{start} {len}");
-            let after: u64 = left.0.values().map(|run| run.len).sum();
-            let sum: u64 = taken.iter().map(|(_, run)| run.len).sum();
-            assert_eq!(before, after + sum);
-        };
-        check(0, 10, &[(20, 10, 200)]);
-        check(3, 2, &[(0, 3, 100), (5, 5, 105), (20, 10, 200)]);
-        check(5, 20, &[(0, 5, 100), (25, 5, 205)]);
-        check(10, 10, &[(0, 10, 100), (20, 10, 200)]);
-        check(0, u64::MAX, &[]);
-    }
-
-    #[test]
-    fn what_is_asked_for_is_found_and_what_moved_is_found_there() {
-        let mut missing = missing();
-        assert_eq!(
-            missing.at(4, 3),
-            Some((
-                4,
-                Run {
-                    len: 3,
-                    offset: 104
-                }
-            ))
-        );
-        assert_eq!(
-            missing.at(28, 9),
-            Some((
-                28,
-                Run {
-                    len: 2,
-                    offset: 208
-                }
-            ))
-        );
-        assert_eq!(missing.at(15, 1), None);
-        missing.shift(Range { start: 5, len: 5 }, 25);
-        assert_eq!(offsets(&missing), [(0, 5, 100), (20, 5, 200), (25, 5, 105)]);
-    }
 }

@@ -8,14 +8,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use forebay_core::units::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::assemble::Assembly;
 use super::criu::{IMAGES_DIR, RESTORE_LOG, last_error};
 use super::fill::{Filled, Filler};
+use super::owed::{Lender, Owed};
+use super::pages::Runs;
 use super::precopy::page_size;
 use super::{Criu, Tcp, pagemap};
 use crate::error::HostError;
@@ -41,43 +46,61 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct Landed {
     pid: Pid,
     filling: JoinHandle<Result<Filled, HostError>>,
+    /// Bytes that are still to come.
+    left: Arc<AtomicU64>,
 }
 
 impl Landed {
-    /// Restores a process from what CRIU wrote of it, and the memory that came.
+    /// Restores a process from what CRIU wrote of it, and the memory that came; what did not come is had of a lender,
+    /// where there is one, once it goes on.
     ///
     /// # Errors
-    /// When memory is missing, or CRIU refuses; nothing of the process is left then.
+    /// When memory is missing that nobody lends, or CRIU refuses; nothing of the process is left then.
     pub fn prepare(
         criu: &Criu,
         images: &Path,
-        assembly: Assembly,
+        mut assembly: Assembly,
         landing: &Landing,
+        lender: Option<Arc<dyn Lender>>,
     ) -> Result<Self, HostError> {
         let mut wanted = BTreeMap::new();
+        let mut owed = Runs::default();
         for (pid, ranges) in pagemap::wanted(images, page_size())? {
-            let runs = assembly.find(&ranges).map_err(|at| {
-                HostError::invalid(
-                    format!("restore process {pid}: its memory at {at:x} did not come"),
-                    "it stays where it is; move it again",
-                )
-            })?;
+            let runs = match &lender {
+                Some(_) if wanted.is_empty() => {
+                    let (runs, missing) = assembly.find_or_owe(&ranges);
+                    owed = missing;
+                    runs
+                }
+                // Whose memory is lent is one process.
+                _ => assembly.find(&ranges).map_err(|at| {
+                    HostError::invalid(
+                        format!("restore process {pid}: its memory at {at:x} did not come"),
+                        "it stays where it is; move it again",
+                    )
+                })?,
+            };
             wanted.insert(pid, runs);
         }
         let fail = |e| HostError::file("prepare a restore in", images, e);
-        let filler = Filler::new(assembly.into_file(), wanted).map_err(fail)?;
+        let left = Arc::new(AtomicU64::new(0));
+        let lender = lender.filter(|_| !owed.is_empty());
+        let owed = lender.map(|lender| Owed::new(owed, lender, Arc::clone(&left)));
+        let owed = owed.transpose().map_err(fail)?;
+        let file = assembly.into_file().map_err(fail)?;
+        let filler = Filler::new(file, wanted, owed).map_err(fail)?;
         let listener = listen(images).map_err(fail)?;
         remove(&images.join(PID_FILE))?;
         let mut child = restore(criu, images, landing)?;
         match accept(&listener, &mut child)? {
-            Some(line) => Self::fill(filler, line, child, images),
+            Some(line) => Self::fill((filler, left), line, child, images),
             None => Err(refused(images, &mut child)),
         }
     }
 
     /// Fills memory in on a thread, and waits until the process is whole.
     fn fill(
-        mut filler: Filler,
+        (mut filler, left): (Filler, Arc<AtomicU64>),
         line: UnixStream,
         mut child: Child,
         images: &Path,
@@ -113,7 +136,7 @@ impl Landed {
                 "move it again",
             )
         })?;
-        Ok(Self { pid, filling })
+        Ok(Self { pid, filling, left })
     }
 
     /// Its number, which it had at the source.
@@ -129,6 +152,18 @@ impl Landed {
     pub fn start(&self) -> Result<(), HostError> {
         kill_process(self.pid, Signal::CONT)
             .map_err(|e| HostError::io(format!("let process {} go on", self.pid()), e))
+    }
+
+    /// What is still to come of its memory from whoever lends it.
+    #[must_use]
+    pub fn left(&self) -> Bytes {
+        Bytes(self.left.load(Ordering::Relaxed))
+    }
+
+    /// Whether nothing is done for it any more: all of its memory is there, or will not be.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.filling.is_finished()
     }
 
     /// Waits until all of its memory is there. Where that fails it is ended: it would read zeros.

@@ -41,6 +41,10 @@
 //!   Held::end, or thaw <── who owns it ───────>  Landed::start, or discard
 //! ```
 //!
+//! Where memory may come after it (post-copy), the rounds are few, what they left is named instead of sent
+//! ([`Tracker::owe`]), and is fetched by whoever fills the memory in ([`owed`]) of the process that stands still
+//! ([`lend`]), which is ended only when nobody needs it any more ([`owes`]).
+//!
 //! Source: CRIU's manual, criu(8).
 
 mod assemble;
@@ -52,11 +56,15 @@ mod fill;
 mod guard;
 mod hold;
 mod land;
+pub mod lend;
 mod message;
 mod nft;
 mod over_boot;
+mod owed;
+pub mod owes;
 pub mod pack;
 mod pagemap;
+mod pages;
 pub mod porter;
 mod precopy;
 pub mod preflight;
@@ -76,6 +84,7 @@ pub use hold::{Freezing, Held, Orphaned, let_go, take_back};
 pub use land::{Landed, Landing};
 pub(crate) use over_boot::raise_numbers;
 pub use over_boot::{Kept, Origin};
+pub use owed::{LOST_AFTER, Lender, Line};
 pub use precopy::Tracker;
 pub(crate) use store::is_restore;
 pub use store::{Image, Note, Store};

@@ -14,9 +14,10 @@
 //! ```text
 //! daemon                                   porter
 //!   'm' and runs of pages, again and again ──▶ Assembly        the process runs at its source
+//!   'o' and which of them are stale ─────────▶ forgotten       only where memory may come after it
 //!   'p' ─────────────────────────────────────▶ CRIU restores   it stands at both
 //!   ◀──────────── who it is, or why it is not  landed.json     the daemon may end from here on
-//!                                              fills in, ends
+//!                                              fills in, ends  (owed.json: how far, and how that ended)
 //! ```
 //!
 //! # Properties
@@ -30,6 +31,7 @@ use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::units::Bytes;
@@ -37,8 +39,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::hold::readable;
+use super::owed::Lender;
 use super::store::boot;
-use super::{Assembly, Criu, Filled, Landed, Landing};
+use super::{Assembly, Criu, Filled, Landed, Landing, owes};
 use crate::error::HostError;
 use crate::groups;
 use crate::ledger::Process;
@@ -46,9 +49,14 @@ use crate::procs;
 
 /// What the daemon says.
 const MEMORY: u8 = b'm';
+const OWED: u8 = b'o';
 const PREPARE: u8 = b'p';
 /// What is known of a process that is whole, beside its images.
 const LANDED: &str = "landed.json";
+/// How often it is said how much of what comes later is to come still.
+const SAID_EVERY: Duration = Duration::from_millis(100);
+/// What is said of a lender is no longer.
+const LENDER_MAX: u64 = 4096;
 /// What is buffered on the way.
 const BUFFER: usize = 256 << 10;
 /// So long may it take to make a process: CRIU's own bounds, and some more.
@@ -120,6 +128,11 @@ impl Porter {
     pub fn take(&mut self, bytes: u64, from: &mut dyn Read) -> Result<(), HostError> {
         let fail = |error| HostError::io("take in memory of a process", error);
         self.input.write_all(&[MEMORY]).map_err(fail)?;
+        self.pass_on(bytes, from)
+    }
+
+    fn pass_on(&mut self, bytes: u64, from: &mut dyn Read) -> Result<(), HostError> {
+        let fail = |error| HostError::io("take in memory of a process", error);
         let copied = io::copy(&mut from.take(bytes), &mut self.input);
         let copied = copied.map_err(|error| self.why(error))?;
         if copied != bytes {
@@ -127,6 +140,21 @@ impl Porter {
             return Err(fail(cut));
         }
         self.input.flush().map_err(|error| self.why(error))
+    }
+
+    /// Hands over which runs are to come once the process goes on, so many bytes, and of whom they are to be had, in
+    /// words of whoever starts porters.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn owe(&mut self, lender: &str, bytes: u64, from: &mut dyn Read) -> Result<(), HostError> {
+        let fail = |error| HostError::io("take in what of a process is to come", error);
+        let length = u16::try_from(lender.len()).map_err(|e| fail(io::Error::other(e)))?;
+        let mut head = vec![OWED];
+        head.extend(length.to_le_bytes());
+        head.extend(lender.as_bytes());
+        self.input.write_all(&head).map_err(fail)?;
+        self.pass_on(bytes, from)
     }
 
     /// Has the process made of all that came, and waits until it stands whole. What is left to be done, the
@@ -181,14 +209,21 @@ impl Porter {
     }
 }
 
+/// Finds whoever lends memory by what the daemon says of it.
+pub type Find<'a> = &'a dyn Fn(&str) -> Result<Arc<dyn Lender>, HostError>;
+
 /// Does what a porter does, to its end.
 ///
 /// # Errors
 /// When the process could not be made or filled in; the daemon was told, where it could be.
-pub fn serve(errand: &Errand, from: &mut dyn Read, to: &mut dyn Write) -> Result<(), HostError> {
+pub fn serve(
+    errand: &Errand,
+    (from, to): (&mut dyn Read, &mut dyn Write),
+    find: Find<'_>,
+) -> Result<(), HostError> {
     // It outlives whoever gets signals of the terminal. Where it is run by itself, it may lead a group.
     rustix::process::setsid().ok();
-    let landed = match land(errand, from) {
+    let landed = match land(errand, from, find) {
         Ok(Some(landed)) => landed,
         // The daemon wants nothing any more, or ended.
         Ok(None) => return Ok(()),
@@ -197,12 +232,17 @@ pub fn serve(errand: &Errand, from: &mut dyn Read, to: &mut dyn Write) -> Result
             return Err(error);
         }
     };
-    let (landed, process) = landed;
+    let Arrived {
+        landed,
+        process,
+        is_owed,
+    } = landed;
     if let Err(error) = say(to, &Said::Landed(process)) {
         // The daemon that comes next finds it.
         tracing::warn!(reason = error.explain(), "nobody hears that it is there");
     }
-    let filled: Filled = landed.settle()?;
+    let images = is_owed.then_some(errand.images.as_path());
+    let filled: Filled = settle(landed, images)?;
     tracing::info!(
         bytes = filled.bytes.0,
         faults = filled.faults,
@@ -218,9 +258,22 @@ fn say(to: &mut dyn Write, said: &Said) -> Result<(), HostError> {
     to.write_all(&line).and_then(|()| to.flush()).map_err(fail)
 }
 
-fn land(errand: &Errand, from: &mut dyn Read) -> Result<Option<(Landed, Process)>, HostError> {
+/// A process that stands whole.
+struct Arrived {
+    landed: Landed,
+    process: Process,
+    /// Memory of it comes later.
+    is_owed: bool,
+}
+
+fn land(
+    errand: &Errand,
+    from: &mut dyn Read,
+    find: Find<'_>,
+) -> Result<Option<Arrived>, HostError> {
     let mut from = BufReader::with_capacity(BUFFER, from);
     let mut assembly = Assembly::new(errand.most)?;
+    let mut lender = None;
     loop {
         let mut word = [0];
         match from.read_exact(&mut word) {
@@ -229,6 +282,7 @@ fn land(errand: &Errand, from: &mut dyn Read) -> Result<Option<(Landed, Process)
         }
         match word[0] {
             MEMORY => assembly.take(&mut from)?,
+            OWED => lender = Some(owe(&mut assembly, &mut from, find)?),
             PREPARE => break,
             other => {
                 return Err(HostError::invalid(
@@ -239,9 +293,15 @@ fn land(errand: &Errand, from: &mut dyn Read) -> Result<Option<(Landed, Process)
         }
     }
     let criu = Criu::find(Some(&errand.criu))?;
-    let landed = Landed::prepare(&criu, &errand.images, assembly, &errand.landing)?;
-    match note(&errand.images, landed.pid()) {
-        Ok(process) => Ok(Some((landed, process))),
+    let is_owed = lender.is_some();
+    let landed = Landed::prepare(&criu, &errand.images, assembly, &errand.landing, lender)?;
+    let noted = is_owed.then(|| owes::begin(&errand.images)).transpose();
+    match noted.and_then(|_| note(&errand.images, landed.pid())) {
+        Ok(process) => Ok(Some(Arrived {
+            landed,
+            process,
+            is_owed,
+        })),
         Err(error) => {
             landed.discard()?;
             Err(error)
@@ -249,8 +309,56 @@ fn land(errand: &Errand, from: &mut dyn Read) -> Result<Option<(Landed, Process)
     }
 }
 
+/// Hears what is to come later, and of whom.
+fn owe(
+    assembly: &mut Assembly,
+    from: &mut impl Read,
+    find: Find<'_>,
+) -> Result<Arc<dyn Lender>, HostError> {
+    let fail = |error| HostError::io("hear what of a process is to come later", error);
+    let mut length = [0; 2];
+    from.read_exact(&mut length).map_err(fail)?;
+    let mut lender = String::new();
+    let length = u64::from(u16::from_le_bytes(length)).min(LENDER_MAX);
+    from.by_ref()
+        .take(length)
+        .read_to_string(&mut lender)
+        .map_err(fail)?;
+    assembly.owe(from)?;
+    find(&lender)
+}
+
+/// Fills in to the end, and says beside its images how far that is where memory is to come.
+fn settle(landed: Landed, images: Option<&Path>) -> Result<Filled, HostError> {
+    let Some(images) = images else {
+        return landed.settle();
+    };
+    let mut said = None;
+    while !landed.is_settled() {
+        let left = landed.left();
+        if said != Some(left) {
+            owes::say_left(images, left);
+            said = Some(left);
+        }
+        std::thread::sleep(SAID_EVERY);
+    }
+    let settled = landed.settle();
+    let noted = match &settled {
+        Ok(_) => owes::Noted::Whole,
+        Err(error) => owes::Noted::Lost(error.explain()),
+    };
+    match (owes::put(images, &noted), settled) {
+        // Nobody would know, and its source would stand for ever; that it ended is as good.
+        (Err(error), Ok(_)) => {
+            tracing::error!(reason = error.explain(), "nobody knows that it is whole");
+            Err(error)
+        }
+        (_, settled) => settled,
+    }
+}
+
 /// Writes down who it is.
-fn note(images: &Path, pid: u32) -> Result<Process, HostError> {
+pub(super) fn note(images: &Path, pid: u32) -> Result<Process, HostError> {
     let process = procs::identify(Path::new("/proc"), pid).ok_or_else(|| {
         HostError::missing(
             format!("find process {pid}, which was just made: it ended"),
@@ -324,13 +432,22 @@ mod tests {
         }
     }
 
+    fn nobody(lender: &str) -> Result<Arc<dyn Lender>, HostError> {
+        Err(HostError::told(format!("{lender} lends nothing")))
+    }
+
     #[test]
     fn a_daemon_that_ends_leaves_nothing_to_be_made() {
         let dir = tempfile::tempdir().unwrap();
         let mut said = Vec::new();
         let mut heard = vec![MEMORY];
         super::super::runs::end(&mut heard).unwrap();
-        serve(&errand(dir.path()), &mut heard.as_slice(), &mut said).unwrap();
+        serve(
+            &errand(dir.path()),
+            (&mut heard.as_slice(), &mut said),
+            &nobody,
+        )
+        .unwrap();
         assert!(said.is_empty());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -340,7 +457,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |heard: &[u8], part: &str| {
             let mut said = Vec::new();
-            let error = serve(&errand(dir.path()), &mut &*heard, &mut said).unwrap_err();
+            let heard: &mut dyn Read = &mut &*heard;
+            let error = serve(&errand(dir.path()), (heard, &mut said), &nobody).unwrap_err();
             let said: Said = serde_json::from_slice(&said).unwrap();
             let Said::Failed(why) = said else {
                 panic!("{said:?}")
@@ -353,6 +471,12 @@ mod tests {
         let mut cut = vec![MEMORY];
         cut.extend([0; 8]);
         check(&cut, "take in the memory");
+        let mut owed = vec![OWED, 3, 0, b'a', b't', b'b'];
+        owed.extend([0; 8]);
+        check(&owed, "to come later");
+        let mut owed = vec![OWED, 3, 0, b'a', b't', b'b'];
+        super::super::runs::end(&mut owed).unwrap();
+        check(&owed, "atb lends nothing");
     }
 
     /// A source that was lost left the daemon to wait for what a porter says that waits for the rest.

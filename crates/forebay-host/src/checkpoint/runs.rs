@@ -1,14 +1,19 @@
 //! Runs of pages on their way: an address, a length and as many bytes, again and again, then the end.
 //!
 //! The order is the order in which they were read: what comes later for the same address counts. Both
-//! numbers have eight bytes, the least significant first.
+//! numbers have eight bytes, the least significant first. Of runs that are to come later there are the numbers alone.
 
 use std::io::{self, Read, Write};
+
+use super::precopy::userfault::Range;
 
 /// The address that ends a stream; no page is there.
 const END: u64 = u64::MAX;
 /// The longest run that is taken.
 pub const RUN_MAX: u64 = 1 << 20;
+
+/// Runs at most that are to come later.
+const PLACES_MAX: usize = 4 << 20;
 
 /// Writes one run.
 ///
@@ -58,9 +63,70 @@ pub(crate) fn read(from: &mut impl Read, page: u64, into: &mut Vec<u8>) -> io::R
     Ok(Some(start))
 }
 
+/// Writes which runs are to come later, and that there are no others.
+///
+/// # Errors
+/// Those of the writer.
+pub(crate) fn write_places(to: &mut impl Write, places: &[Range]) -> io::Result<()> {
+    for place in places {
+        to.write_all(&place.start.to_le_bytes())?;
+        to.write_all(&place.len.to_le_bytes())?;
+    }
+    end(to)
+}
+
+/// Reads which runs are to come later.
+///
+/// # Errors
+/// Those of the reader, and `InvalidData` where they are no runs of whole pages, or too many.
+pub(crate) fn read_places(from: &mut impl Read, page: u64) -> io::Result<Vec<Range>> {
+    let mut places = Vec::new();
+    loop {
+        let mut head = [0; 16];
+        from.read_exact(&mut head)?;
+        let number = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&head[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let (start, len) = (number(0), number(8));
+        if (start, len) == (END, 0) {
+            return Ok(places);
+        }
+        let is_whole = start.is_multiple_of(page) && len.is_multiple_of(page) && len > 0;
+        if !is_whole || start.checked_add(len).is_none() || places.len() == PLACES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{len} bytes at {start:#x} are no run of pages, or one too many"),
+            ));
+        }
+        places.push(Range { start, len });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_come_back_and_what_is_none_is_refused() {
+        let range = |start, len| Range { start, len };
+        let places = [range(3 * PAGE, 8 * PAGE), range(PAGE, PAGE)];
+        let mut stream = Vec::new();
+        write_places(&mut stream, &places).unwrap();
+        assert_eq!(read_places(&mut stream.as_slice(), PAGE).unwrap(), places);
+        read_places(&mut &stream[..stream.len() - 1], PAGE).unwrap_err();
+        for bad in [
+            range(1, PAGE),
+            range(PAGE, 0),
+            range(u64::MAX - PAGE + 1, PAGE),
+        ] {
+            let mut stream = Vec::new();
+            write_places(&mut stream, &[bad]).unwrap();
+            let error = read_places(&mut stream.as_slice(), PAGE).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{bad:?}");
+        }
+    }
 
     const PAGE: u64 = 4096;
 

@@ -340,6 +340,8 @@ impl World {
                 };
                 self.end_departure(turn, MILLI, outcome);
             }
+            // All that it has was sent before.
+            Step::Lend => self.end_departure(turn, MILLI, Outcome::Done),
             Step::End => {
                 self.drop_copy(host, app);
                 self.end_departure(turn, 20 * MILLI, Outcome::Done);

@@ -136,7 +136,7 @@ pub(super) fn bar(one: &api::Move) -> String {
     let full = (part.clamp(0.0, 1.0) * BAR as f64) as usize;
     let left = match one.left_seconds {
         Some(left) if one.stage == "copying" => format!(", about {left:.0} s left"),
-        _ => String::new(),
+        _ => to_come(one),
     };
     let bar = format!(
         "[{}{}] {}",
@@ -154,6 +154,16 @@ pub(super) fn bar(one: &api::Move) -> String {
         part * 100.0,
         rate(one),
     )
+}
+
+/// What its target, where it runs, has still to fetch.
+fn to_come(one: &api::Move) -> String {
+    match one.owed_bytes {
+        Some(owed) if one.stage == "lending" => {
+            format!(", {:.1} MiB of its memory still to come", mib(owed))
+        }
+        _ => String::new(),
+    }
 }
 
 fn one(one: &api::Move) -> String {
@@ -250,6 +260,14 @@ mod tests {
             shown,
             "[######------------------] copying 30.0 of 120.0 MiB (25 %), 10.0 MiB/s, about 9 s left"
         );
+        let lending = api::Move {
+            owed_bytes: Some(21 << 19),
+            stage: "lending".to_owned(),
+            ..copying()
+        };
+        let owed = ", 10.5 MiB of its memory still to come";
+        let shown = bar(&lending);
+        assert!(shown.ends_with(owed), "{shown}");
         let nothing = api::Move {
             sent_bytes: 0,
             total_bytes: 0,

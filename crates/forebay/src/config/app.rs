@@ -8,7 +8,7 @@ use forebay_core::app::{
     App, AppId, Binding, Ceiling, Class, Device, Exec, Floor, Images, IoMax, Match, Restart, Sink,
     Uclamp,
 };
-use forebay_core::fleet::mobility::{Connections, Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Memory, Mobility, Way};
 use forebay_core::fleet::tenure::Takeover;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
@@ -180,6 +180,10 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
         Some("close") => Connections::Close,
         _ => Connections::Refuse,
     };
+    let memory = match movable.take::<&str>("memory").map(|word| word.value) {
+        Some("post-copy") => Memory::PostCopy,
+        _ => Memory::PreCopy,
+    };
     let files = movable.take::<Vec<String>>("files");
     let at = files.as_ref().map_or(movable.at, |files| files.at);
     let files: Vec<PathBuf> = files
@@ -195,6 +199,7 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
         files,
         takeover,
         connections,
+        memory,
     })
 }
 

@@ -34,6 +34,7 @@ const fn stage(stage: departure::Stage) -> &'static str {
         Stage::Recalling => "recalling",
         Stage::Reading => "reading",
         Stage::Awaiting => "awaiting",
+        Stage::Lending => "lending",
         Stage::Ending => "ending",
         Stage::Thawing => "thawing",
         Stage::CallingOff => "calling_off",
@@ -77,6 +78,7 @@ fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
             .carried
             .as_ref()
             .and_then(|carried| carried.why.clone()),
+        owed_bytes: shown.owed.map(|owed| owed.0),
         why: shown.why.clone(),
     }
 }
@@ -148,13 +150,15 @@ pub(super) async fn begin(
     let message = off(&server, move |desk| {
         let (to, look) = desk.target(&id, &to)?;
         if dry_run {
-            let pause = desk.moves.try_only(&id, &to, look)?;
-            let pause = pause.map_or_else(String::new, |pause| {
+            let outlook = desk.moves.try_only(&id, &to, look)?;
+            let pause = outlook.pause.map_or_else(String::new, |pause| {
                 let ms = pause.as_millis();
                 format!("; it would stand still for about {ms} ms")
             });
+            let risks = outlook.risks.map(|risks| format!("; {risks}"));
+            let risks = risks.unwrap_or_default();
             return Ok(format!(
-                "{id} can move to {to}: it has room, and all that {id} needs{pause}"
+                "{id} can move to {to}: it has room, and all that {id} needs{pause}{risks}"
             ));
         }
         desk.moves.begin(&id, &to, look)?;

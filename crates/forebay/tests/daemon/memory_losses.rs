@@ -11,7 +11,7 @@ use crate::place::{PATIENCE, eventually, is_running, signal};
 impl Fleet {
     /// Waits until a move is at one of these stages, looked at as often as can be.
     #[track_caller]
-    fn await_stage(&self, from: &str, stages: &[&str]) {
+    pub(crate) fn await_stage(&self, from: &str, stages: &[&str]) {
         let until = Instant::now() + PATIENCE;
         loop {
             let now: Value = self.place(from).json(&["move", "pages"]);
@@ -27,7 +27,7 @@ impl Fleet {
     }
 
     /// The daemon ends by a signal, and its guardian after it, since no other daemon comes.
-    fn loses(&mut self, name: &str, by: Signal) {
+    pub(crate) fn loses(&mut self, name: &str, by: Signal) {
         let daemon = self.daemon(index(name));
         signal(daemon, by);
         eventually("the daemon ended", || !is_running(daemon));

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Output;
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -16,77 +16,14 @@ use crate::fronts::free_port;
 use crate::images::criu;
 use crate::moves::{certify, status};
 use crate::place::{EXE, PATIENCE, Place, eventually, is_running, signal};
+use crate::relay::Relay;
+use crate::rooms::{Machine, children};
 
 /// Memory of the program in MiB, and what of it is written in a second.
 const MEMORY: u32 = 24;
 const RATE: u32 = 10;
 /// Its pages are all looked at for every so many lines.
 const CHECK_EVERY: u32 = 20;
-
-/// Runs its arguments without descriptors of whoever began the test: they are of other mounts, and what a daemon has
-/// open its programs have.
-const ALONE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                     [ \"$fd\" -gt 2 ] && eval \"exec $fd>&-\"; done; exec \"$@\"";
-
-/// A room of process numbers and mounts, which stays when its daemon ends.
-struct Machine {
-    unshare: Child,
-    /// The first of its processes, by the numbers of the test.
-    init: u32,
-}
-
-impl Machine {
-    /// Its next process has this number: those of two hosts do not meet.
-    fn start(next: u32) -> Option<Self> {
-        let mut command = Command::new("setpriv");
-        let unshare = command
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid"])
-            .args(["--fork", "--mount-proc", "--kill-child", "--", "sh", "-c"])
-            // It reaps what its daemons leave.
-            .arg("echo \"$1\" > /proc/sys/kernel/ns_last_pid; sleep infinity & wait")
-            .args(["sh", &next.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        let mut machine = Self { unshare, init: 0 };
-        eventually("its first process sleeps", || {
-            let ended = machine.unshare.try_wait().unwrap();
-            let [init] = children(machine.unshare.id())[..] else {
-                return ended.is_some();
-            };
-            machine.init = init;
-            !children(init).is_empty()
-        });
-        (machine.init != 0).then_some(machine)
-    }
-
-    /// Runs something in it.
-    fn enter(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg("--target")
-            .arg(self.init.to_string())
-            .args(["--mount", "--pid", "--", "bash", "-c", ALONE, "bash"]);
-        command
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // All that is in it ends with its first process.
-        signal(self.init, Signal::KILL);
-        self.unshare.wait().unwrap();
-    }
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let text = text.unwrap_or_default();
-    text.split_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
-}
 
 /// Hosts of one fleet, whose apps move with their memory.
 pub(crate) struct Fleet {
@@ -102,6 +39,19 @@ pub(crate) struct Fleet {
     /// What becomes of programs whose daemon ends.
     on_stop: &'static str,
     pace: Pace,
+    /// More words of how the program moves.
+    moves: &'static str,
+    /// What agents reach each other by, in the order of hosts; without any, nothing is between them.
+    relays: Vec<Relay>,
+}
+
+/// What a program has in memory, in MiB, how much of that it writes in a second, and how many bytes its links take in a
+/// second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) memory: u32,
+    pub(crate) rate: u32,
+    pub(crate) speed: u64,
 }
 
 /// What the speed of a machine allows for.
@@ -193,6 +143,29 @@ impl Fleet {
         Some(fleet.begun(MEMORY, ""))
     }
 
+    /// Whose agents reach each other by links, and whose program moves with more words in its `move`.
+    pub(crate) fn start_linked(test: &str, load: Load, moves: &'static str) -> Option<Self> {
+        let mut fleet = Self::new(test)?;
+        fleet.pace.rate = load.rate;
+        fleet.moves = moves;
+        let relays = fleet.hosts.iter().map(|_| Relay::start(load.speed));
+        fleet.relays = relays.collect();
+        Some(fleet.begun(load.memory, ""))
+    }
+
+    /// Puts back what is in force on a host whose daemon ended.
+    pub(crate) fn restore(&self, name: &str) -> Output {
+        let mut command = self.machines[index(name)].enter();
+        let state = self.place(name).path("state");
+        let restore = command.args([EXE.as_str(), "restore", "--state-dir"]);
+        restore.arg(state).output().unwrap()
+    }
+
+    /// What a host is reached by.
+    pub(crate) fn relay(&self, name: &str) -> &Relay {
+        &self.relays[index(name)]
+    }
+
     /// With more in the configuration of every host.
     fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
         Some(Self::new(test)?.begun(memory, more))
@@ -227,6 +200,8 @@ impl Fleet {
                 lease: "5s",
                 rate: RATE,
             },
+            moves: "",
+            relays: Vec::new(),
         };
         certify(&fleet.hosts);
         Some(fleet)
@@ -257,21 +232,26 @@ impl Fleet {
                 format!(", files = [\"{data}\"]"),
             )
         });
+        let relay = self.relays.get(index);
+        let listen = relay.map_or_else(free_port, Relay::leads_to);
+        let reached = relay.map_or_else(String::new, |relay| {
+            format!("address = \"{}\"\n", relay.address())
+        });
         place.configure_daemon(
             &format!("criu = \"{}\"", criu.display()),
             &format!(
                 "[policy]\non_stop = \"{}\"\n\
                  [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
-                 [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
+                 [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{listen}\"\n{reached}\
                  [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
                  exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{rate}\", \
                  \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}]\n\
-                 move = {{ mode = \"checkpoint\"{files} }}\n{more}",
+                 move = {{ mode = \"checkpoint\"{}{files} }}\n{more}",
                 self.on_stop,
                 self.etcd.endpoint(),
-                free_port(),
                 EXE.as_str(),
                 self.witness.display(),
+                self.moves,
             ),
         );
     }
@@ -295,10 +275,15 @@ impl Fleet {
         daemon
     }
 
-    /// The program that moves, by the numbers of the test, while no copy of it is made.
-    pub(crate) fn program(&self) -> u32 {
+    /// The program that moves and its copies, by the numbers of the test.
+    pub(crate) fn programs(&self) -> Vec<u32> {
         let witness = self.witness.display().to_string();
-        let programs = crate::place::processes(|words| words.contains(&witness));
+        crate::place::processes(|words| words.contains(&witness))
+    }
+
+    /// The program, while no copy of it is made.
+    pub(crate) fn program(&self) -> u32 {
+        let programs = self.programs();
         let [program] = programs[..] else {
             panic!("{programs:?}");
         };
@@ -306,7 +291,7 @@ impl Fleet {
     }
 
     /// Its daemon ends as a crash would have it.
-    fn crash(&mut self, index: usize) {
+    pub(crate) fn crash(&mut self, index: usize) {
         let daemon = self.daemon(index);
         signal(daemon, Signal::KILL);
         eventually("the daemon ended", || !is_running(daemon));
@@ -390,15 +375,26 @@ impl Fleet {
                 let moves = fs::read_dir(place.path("state/moves"));
                 moves.is_ok_and(|mut left| left.next().is_none())
             };
-            let porters = crate::place::processes(|words| {
-                words.get(1).is_some_and(|word| word == "porter")
-                    && words.iter().any(|word| {
-                        let mut hosts = self.hosts.iter();
-                        hosts.any(|(_, place)| Path::new(word).starts_with(place.path("state")))
-                    })
-            });
-            self.hosts.iter().all(is_empty) && porters.is_empty()
+            self.hosts.iter().all(is_empty) && self.porters().is_empty()
         });
+    }
+
+    /// Those that take processes in, by the numbers of the test.
+    pub(crate) fn porters(&self) -> Vec<u32> {
+        crate::place::processes(|words| {
+            words.get(1).is_some_and(|word| word == "porter")
+                && words.iter().any(|word| {
+                    let mut hosts = self.hosts.iter();
+                    hosts.any(|(_, place)| Path::new(word).starts_with(place.path("state")))
+                })
+        })
+    }
+
+    /// Nothing that was witnessed before counts.
+    pub(crate) fn forget_witnessed(&self) {
+        if let Err(error) = fs::remove_file(&self.witness) {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+        }
     }
 }
 

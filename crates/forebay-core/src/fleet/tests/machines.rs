@@ -46,6 +46,39 @@ fn a_source_whose_disk_is_full_turns_back_before_it_asks() {
     assert_eq!(machine.stage(), Stage::Over(End::Stayed));
 }
 
+/// What the target may still fetch stands until that is known not to be so, whatever is wanted meanwhile; a daemon
+/// that begins anew finds its way back there, and nothing lets it go on.
+#[test]
+fn a_source_lends_until_its_target_needs_nothing() {
+    use departure::{End, Input, Mark, Stage, Step};
+    let runs = first().given_to(&target()).running();
+    let lends = |mut machine: Departure| {
+        assert_eq!(machine.step(Input::Read(runs.clone())), [Step::Lend]);
+        assert_eq!(machine.stage(), Stage::Lending);
+        for outcome in [Outcome::Unknown, Outcome::Refused] {
+            assert_eq!(machine.step(Input::Ended(outcome)), [Step::Lend]);
+        }
+        let back = first().recalled();
+        for input in [
+            Input::Cancel,
+            Input::Unmarked,
+            Input::Gone,
+            Input::Read(back),
+        ] {
+            assert_eq!(machine.step(input.clone()), [], "{input:?}");
+        }
+        let found = (machine.stage(), machine.mark());
+        assert_eq!(found, (Stage::Lending, Some(Mark::Committing)));
+        assert_eq!(machine.step(Input::Ended(Outcome::Done)), [Step::End]);
+        assert_eq!(machine.step(Input::Ended(Outcome::Done)), []);
+        assert_eq!(machine.stage(), Stage::Over(End::Moved));
+    };
+    lends(asked(Outcome::Unknown));
+    let (mut anew, _) = Departure::resume(first(), target(), Mark::Committing);
+    assert_eq!(anew.step(Input::Ended(Outcome::Refused)), [Step::Read]);
+    lends(anew);
+}
+
 /// A source that was asked for this many steps from a record that is not the first, and reads.
 fn asked(commit: Outcome) -> Departure {
     use departure::{Input, Stage};
@@ -306,6 +339,6 @@ fn a_conflict_ends_nothing() {
         assert_eq!(machine.step(Input::Read(record)), [Step::Read]);
         // A later one says who has it.
         let later = first().given_to(&target()).given_to(&other);
-        assert_eq!(machine.step(Input::Read(later)), [Step::End]);
+        assert_eq!(machine.step(Input::Read(later)), [Step::Lend]);
     }
 }

@@ -57,6 +57,7 @@ use self::inject::Stopped;
 use self::read::Reader;
 use self::scan::{Doing, Which, scan};
 use self::userfault::{Range, Userfault};
+use super::runs;
 use crate::error::HostError;
 
 /// Descriptors by which only faults of user code would be told; everybody may open one.
@@ -161,6 +162,29 @@ impl Tracker {
         // What is no memory now was given up by the process.
         self.unread.clear();
         Ok(Bytes(copied))
+    }
+
+    /// Says what [`Self::last`] would copy of a process that stands still, for whoever fetches it later; how much that
+    /// is.
+    ///
+    /// # Errors
+    /// As those of [`Self::round`].
+    pub fn owe(&mut self, to: &mut impl Write) -> Result<Bytes, HostError> {
+        let mut owed = std::mem::take(&mut self.unread);
+        let areas = maps::read(self.pid)?;
+        if areas.is_empty() {
+            return Err(self.ended());
+        }
+        for area in areas.iter().filter(|area| area.is_lazy()) {
+            owed.extend(self.written(Range {
+                start: area.start,
+                len: area.end - area.start,
+            })?);
+        }
+        self.alive()?;
+        runs::write_places(to, &owed)
+            .map_err(|error| HostError::io("say what of a process is to come later", error))?;
+        Ok(Bytes(owed.iter().map(|range| range.len).sum()))
     }
 
     /// Copies in rounds until freezing it is right, or it is not; what each of them did.

@@ -168,7 +168,7 @@ fn arrive(args: &Args, criu: &Criu, link: &UnixStream) -> Result<(), Error> {
         tcp: Tcp::Keep,
         groups: Vec::new(),
     };
-    let landed = Landed::prepare(criu, &args.dir, assembly, &landing).map_err(host)?;
+    let landed = Landed::prepare(criu, &args.dir, assembly, &landing, None).map_err(host)?;
     let prepared = began.elapsed();
     landed.start().map_err(host)?;
     tell(&json!({ "running": landed.pid() }));

@@ -78,6 +78,14 @@ pub(super) const MOVE: &[Key] = &[
         "What becomes of established TCP connections when it goes along with its memory (checkpoint): it stays while there are any (refuse), or they are closed (default \"refuse\")",
     ),
     key(
+        "memory",
+        Kind::Choice {
+            noun: "memory",
+            words: &["pre-copy", "post-copy"],
+        },
+        "When its memory is sent where it goes along (checkpoint): all of it before it goes on there (pre-copy), or what is left after a round or two once it runs there (post-copy), during which the loss of either host ends it (default \"pre-copy\")",
+    ),
+    key(
         "takeover",
         Kind::Choice {
             noun: "takeover",

@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig};
 
 use super::error::{Error, Kind};
+use super::frame::{self, FrameKind};
 use super::identity::Identity;
 use super::messages::{Answer, Request};
 use super::rdma::{Carried, Choice, Exported, Next, Outgoing, Transport};
@@ -165,6 +166,31 @@ impl Link {
         Ok(answered)
     }
 
+    /// Asks for memory ([`Request::Lend`]), and waits for it for so long: what came, or what was answered instead.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and when what came is not what was sent.
+    pub(crate) async fn fetch(
+        &mut self,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Result<Vec<u8>, Answer>, Error> {
+        self.begin()?;
+        let (label, reader) = (&self.label, &mut self.reader);
+        let fetched = timeout(within, async {
+            put(&mut self.writer, request, (within, Transport::Tcp), label).await?;
+            match answer(reader, label).await? {
+                Answer::Lent { bytes } => chunk(reader, bytes, label).await.map(Ok),
+                other => Ok(Err(other)),
+            }
+        });
+        let fetched = fetched
+            .await
+            .unwrap_or_else(|_| Err(Error::slow(label, "lend memory", within)))?;
+        self.is_broken = false;
+        Ok(fetched)
+    }
+
     /// What the next content goes by.
     ///
     /// # Errors
@@ -248,6 +274,25 @@ async fn put(
 async fn answer(reader: &mut ReadHalf<TlsStream<TcpStream>>, label: &str) -> Result<Answer, Error> {
     let answer = wire::receive(reader, label, "hear its answer").await?;
     answer.ok_or_else(|| Error::cut(label, "hear its answer"))
+}
+
+/// So many bytes that follow an answer.
+async fn chunk(
+    reader: &mut ReadHalf<TlsStream<TcpStream>>,
+    bytes: u64,
+    label: &str,
+) -> Result<Vec<u8>, Error> {
+    const DOING: &str = "take what it lends";
+    let frame = wire::read(reader).await;
+    let raw = match frame.map_err(|broken| broken.of(label, DOING))? {
+        Some((FrameKind::Chunk, payload)) => frame::parse_chunk(payload)
+            .map_err(|error| wire::Broken::Frame(error).of(label, DOING))?,
+        _ => return Err(Error::cut(label, DOING)),
+    };
+    match u64::try_from(raw.len()) == Ok(bytes) {
+        true => Ok(raw),
+        false => Err(Error::cut(label, DOING)),
+    }
 }
 
 async fn connect(

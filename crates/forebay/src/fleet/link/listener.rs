@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use super::authority::Authority;
 use super::client::{prepare, unusable};
 use super::error::{Error, Kind};
+use super::frame::{self, FrameKind};
 use super::identity::Identity;
 use super::messages::{Answer, CONTENTS_MAX, Refused, Request, Why};
 use super::places::{Bounds, Place, Places};
@@ -409,6 +410,14 @@ impl Room {
             sent.map_err(|error| Error::io(who.label, "answer it", &error))?;
             return Ok(true);
         }
+        if let Request::Lend { of, pages } = request {
+            let lent = timeout(within, handler.lend(who.peer, of, pages)).await;
+            let lent = lent.map_err(|_| Error::slow(who.label, "answer what it asked", within))?;
+            return lend(stream, lent)
+                .await
+                .map(|()| true)
+                .map_err(|error| Error::io(who.label, "lend it memory", &error));
+        }
         let heard = Heard::now();
         let comes = match &request {
             Request::Content { bytes, .. } => Some(*bytes),
@@ -532,6 +541,28 @@ impl Room {
             ),
         }
     }
+}
+
+/// Answers with memory, or says why not.
+async fn lend(
+    stream: &mut TlsStream<TcpStream>,
+    lent: Result<Vec<u8>, Answer>,
+) -> std::io::Result<()> {
+    let bytes = match lent {
+        Ok(bytes) if bytes.len() <= frame::CHUNK_MAX => bytes,
+        Ok(_) => {
+            let refused = refuse(Why::Unfit, "it is more than can be lent at once");
+            return wire::send(stream, &refused).await;
+        }
+        Err(answer) => return wire::send(stream, &answer).await,
+    };
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let mut chunk = vec![0; frame::CHUNK_HEAD];
+    chunk.extend(bytes);
+    let chunk = frame::seal(chunk, false);
+    wire::send(stream, &Answer::Lent { bytes: length }).await?;
+    wire::write(stream, FrameKind::Chunk, &chunk).await?;
+    stream.flush().await
 }
 
 fn refuse(why: Why, message: &str) -> Answer {

@@ -9,6 +9,9 @@
 //!   Sending     Content { phase: Final } + bytes ────>
 //!               Prepare { contents } ────────────────>  Preparing, Waiting: Prepared | Refused
 //!   (the record changes hands at the coordinator, not here)
+//!   Sending, until Lending is over:
+//!               <─────────────────────────────── Lend { pages }             Lent + bytes | Refused
+//!   Lending     Owed ────────────────────────────────>  Over(Runs):         Owes
 //!   Over        Release { epoch } ───────────────────>  Dropped(epoch):     Released
 //!   anywhere    State { app } ───────────────────────>                      State
 //! ```
@@ -32,6 +35,7 @@ use forebay_core::app::{AppId, Class};
 use forebay_core::fleet::choice::Room;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
+use forebay_host::checkpoint::lend::Pages;
 use serde::{Deserialize, Serialize};
 
 /// Contents of one move at most, as they are named in [`Request::Prepare`].
@@ -112,6 +116,19 @@ pub(crate) enum Request {
     /// Nothing will come of a move.
     Release {
         /// Of which.
+        of: Move,
+    },
+    /// Lend memory of a process that stands still and goes on at whoever asks, in bytes that follow the answer:
+    /// [`Link::fetch`](super::Link::fetch).
+    Lend {
+        /// Of which move.
+        of: Move,
+        /// Which.
+        pages: Vec<Pages>,
+    },
+    /// How much of the memory of a process that goes on there is still to come from whoever asks.
+    Owed {
+        /// Of which move.
         of: Move,
     },
     /// How far an application has come.
@@ -197,6 +214,16 @@ pub(crate) enum Answer {
     Prepared,
     /// What there was of the move is being removed, or nothing was there.
     Released,
+    /// So many bytes of memory follow.
+    Lent {
+        /// How many.
+        bytes: u64,
+    },
+    /// What is still to come.
+    Owes {
+        /// How many bytes; none where nothing is needed any more.
+        bytes: Option<u64>,
+    },
     /// How far it has come.
     State(Progressed),
     /// A new certificate, and those who are not of the fleet any more.

@@ -47,6 +47,7 @@ pub(crate) mod wire;
 use std::net::SocketAddr;
 
 use forebay_core::fleet::HostName;
+use forebay_host::checkpoint::lend::Pages;
 
 pub(crate) use client::Link;
 pub(crate) use error::{Error, Kind};
@@ -79,4 +80,16 @@ pub(crate) trait Handler: Send + Sync + 'static {
         request: Request,
         body: &mut Body<'_>,
     ) -> impl Future<Output = Answer> + Send;
+
+    /// What is asked for by [`Request::Lend`], at most [`frame::CHUNK_MAX`] bytes; or what is answered instead.
+    fn lend(
+        &self,
+        _: &Peer,
+        of: messages::Move,
+        _: Vec<Pages>,
+    ) -> impl Future<Output = Result<Vec<u8>, Answer>> + Send {
+        let message = format!("nobody lends memory of {} here", of.app);
+        let why = messages::Why::Unknown;
+        std::future::ready(Err(Answer::Refused(messages::Refused { why, message })))
+    }
 }

@@ -16,7 +16,8 @@ use forebay_core::fleet::{HostName, Ownership};
 
 use super::journal::Arriving;
 use super::{
-    Attempt, Coming, Content, House, Phase, REST_MAX, REST_WAITING, Trouble, Turn, outcome, rest,
+    Attempt, Coming, Content, House, Origin, Phase, REST_MAX, REST_WAITING, Trouble, Turn, outcome,
+    rest,
 };
 
 /// How long a copy stands still before its room is wanted back.
@@ -81,10 +82,18 @@ impl Arrive {
     fn with(
         house: Arc<House>,
         (app, way, record): (AppId, Way, Ownership),
-        body: Box<dyn Coming>,
+        mut body: Box<dyn Coming>,
         (machine, steps): (Arrival, Vec<Step>),
         now: Duration,
     ) -> Self {
+        body.comes_from(Origin {
+            peer: Arc::clone(&house.peer),
+            host: record.owner.clone(),
+            of: Attempt {
+                app: app.clone(),
+                epoch: record.epoch,
+            },
+        });
         Self {
             house,
             app,

@@ -2,20 +2,18 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use forebay_core::fleet::departure::{Departure, End, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Leave, Takeover, leave};
 use forebay_core::fleet::{HostName, Ownership};
-use forebay_host::fence::Unclaimed;
 
 use super::journal::Departing;
 use super::note::Note;
 use super::{
-    Attempt, House, Leaving, REST_MAX, REST_WAITING, Road, Trouble, Turn, Wish, outcome, refuse,
-    rest,
+    Attempt, House, Leaving, Outlook, REST_MAX, REST_WAITING, Road, Trouble, Turn, Wish, outcome,
+    refuse, rest,
 };
 
 /// One move away.
@@ -253,6 +251,7 @@ impl Depart {
                 Err(trouble) => Err(trouble),
             },
             Step::Thaw => self.thaw(),
+            Step::Lend => self.lend(),
             Step::End => self.end(),
             Step::Release(_) => {
                 // The target would find it out by the record.
@@ -309,11 +308,7 @@ impl Depart {
         let app = &self.note.app;
         if self.machine.stage() == Stage::Committing && self.note.way != Way::Handoff {
             // From here on another may let it run: whoever finds it frozen must not let it go.
-            let unclaimed = match self.note.way {
-                Way::Checkpoint => Unclaimed::Stands,
-                Way::Restart | Way::Handoff => Unclaimed::Ends,
-            };
-            self.house.apps.give(app, unclaimed)?;
+            self.house.apps.give(app, self.body.unclaimed())?;
         }
         self.house.change(app, epoch, to)
     }
@@ -358,6 +353,21 @@ impl Depart {
         }
     }
 
+    fn lend(&mut self) -> Result<(), Trouble> {
+        // Who is gone has nothing that could be needed.
+        if self.house.apps.runs(&self.note.app) == Some(false) {
+            return Ok(());
+        }
+        let of = self.attempt();
+        let road = Road {
+            peer: &*self.house.peer,
+            to: &self.there,
+            of: &of,
+            note: &self.note,
+        };
+        self.body.lend(&road)
+    }
+
     fn end(&mut self) -> Result<(), Trouble> {
         match self.house.apps.runs(&self.note.app) {
             Some(false) => {}
@@ -400,13 +410,16 @@ impl Depart {
     }
 
     /// Whether it may be asked for, before anything is touched: what it needs of the target is found out,
-    /// room is asked for and given back. How long it would stand still, where that is known.
-    pub(super) fn try_only(&mut self) -> Result<Option<Duration>, Trouble> {
+    /// room is asked for and given back. What it would be.
+    pub(super) fn try_only(&mut self) -> Result<Outlook, Trouble> {
         self.check()?;
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
         self.house.peer.release(&self.there, &self.attempt())?;
-        Ok(self.body.foresees())
+        Ok(Outlook {
+            pause: self.body.foresees(),
+            risks: self.body.risks(),
+        })
     }
 
     /// Where it stands.

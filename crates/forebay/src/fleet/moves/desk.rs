@@ -16,17 +16,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId};
+use forebay_core::fleet::departure::Mark;
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::{Homes, Look};
 use forebay_core::fleet::promises::{self, Promises};
 use forebay_core::fleet::taking::{TAKES_MAX, Takes};
 use forebay_core::fleet::{HostName, HostNameError};
+use forebay_core::units::Bytes;
+use forebay_host::checkpoint::lend::Pages;
 
 use super::arrive::Arrive;
 use super::depart::Depart;
 use super::keeper::now;
 use super::note::{Note, Shown};
-use super::{Attempt, Content, House, Phase, Trouble, Wish, body};
+use super::{Attempt, Content, House, Outlook, Phase, Trouble, Wish, body};
 use crate::fleet::guard::guarded;
 
 /// Moves away at a time: each is a stream that others have to make room for.
@@ -172,6 +175,7 @@ impl Moves {
             bell: Condvar::new(),
             cordoned: AtomicBool::new(false),
         });
+        body::checkpoint::attend_owed(&moves.house.apps);
         moves.resume()?;
         let thread = moves.attend_all()?;
         Ok((moves, thread))
@@ -260,7 +264,7 @@ impl Moves {
         Ok(note)
     }
 
-    /// What a move would find, without one; how long the application would stand still, where that is known.
+    /// What a move would find, without one, and what it would be.
     ///
     /// # Errors
     /// Why it would be refused.
@@ -269,7 +273,7 @@ impl Moves {
         app: &AppId,
         to: &HostName,
         look: Look,
-    ) -> Result<Option<Duration>, Refused> {
+    ) -> Result<Outlook, Refused> {
         // It ends with giving the room back, which must be nobody else's.
         let mut tried = self.prepared(app, to)?;
         tried.look = look;
@@ -465,6 +469,50 @@ impl Moves {
             Some((app.id.clone(), taking.ok()?))
         };
         Some(movable.into_iter().filter_map(taking).collect())
+    }
+
+    /// Lends memory of what stands still here to the host that it moves to.
+    ///
+    /// # Errors
+    /// It lends nothing to that one: why.
+    pub(crate) fn lend(
+        &self,
+        to: &HostName,
+        of: &Attempt,
+        pages: &[Pages],
+    ) -> Result<Vec<u8>, String> {
+        let house = &self.house;
+        let departing = house
+            .book
+            .look(|content| content.departures.get(&of.app).cloned());
+        // Before it is marked as what may stand still it runs, and nothing says what is in its memory.
+        let lends = departing.is_some_and(|one| {
+            (&one.there, one.record.epoch) == (to, of.epoch) && one.mark != Mark::Begun
+        });
+        match lends {
+            true => body::checkpoint::lend(house.apps.ground(), &of.app, pages),
+            false => Err(format!(
+                "{} of epoch {} does not move from {} to {to}: nothing is lent",
+                of.app, of.epoch, house.here
+            )),
+        }
+    }
+
+    /// How much of the memory of an application that came here is still to come; none where nothing is needed of where
+    /// it was any more. Asked when its record says that it runs here.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub(crate) fn owes(&self, app: &AppId) -> Result<Option<Bytes>, String> {
+        let ground = self.house.apps.ground();
+        let owes = body::checkpoint::owes(ground.as_ref(), app)?;
+        let state = locked(&self.state);
+        let arrives = |content: &super::journal::Content| content.arrivals.contains_key(app);
+        // Held, so that nothing of a later one begins to come in meanwhile.
+        if owes.is_none() && !state.coming.contains_key(app) && !self.house.book.look(arrives) {
+            body::checkpoint::forget_owed(ground.as_ref(), app)?;
+        }
+        Ok(owes)
     }
 
     /// Another host asks for room, or for longer.

@@ -57,6 +57,7 @@ use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
+use forebay_core::units::Bytes;
 use forebay_host::fence::Unclaimed;
 use forebay_host::ledger::Process;
 use tokio::sync::watch;
@@ -199,6 +200,17 @@ pub(crate) trait Peer: fmt::Debug + Send + Sync {
     fn prepare(&self, to: &HostName, of: &Attempt, contents: &[Content]) -> Result<(), Trouble>;
     /// Nothing will come of it.
     fn release(&self, to: &HostName, of: &Attempt) -> Result<(), Trouble>;
+    /// How much of the memory of what runs there is still to come from here; none where nothing is needed any more.
+    fn owes(&self, _: &HostName, of: &Attempt) -> Result<Option<Bytes>, Trouble> {
+        refuse(format!(
+            "ask what of {} is still to come: nobody does that here",
+            of.app
+        ))
+    }
+    /// Where the agent of a host listens.
+    fn address(&self, of: &HostName) -> Result<String, Trouble> {
+        refuse(format!("find where {of} listens: nobody knows that here"))
+    }
 }
 
 /// The applications of this host, which the control thread has. Each call is bounded in time.
@@ -282,6 +294,10 @@ pub(crate) trait Leaving: fmt::Debug + Send {
     fn foresees(&self) -> Option<Duration> {
         None
     }
+    /// What is risked by the way in which it moves, beside the pause, as far as that is known once it was looked at.
+    fn risks(&self) -> Option<String> {
+        None
+    }
     /// Copies what it has while it runs, until little is left.
     fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
     /// Freezes it, and sees that it stands still.
@@ -290,12 +306,22 @@ pub(crate) trait Leaving: fmt::Debug + Send {
     fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
     /// Lets it go on. Nothing of what was sent is needed any more.
     fn thaw(&mut self) -> Result<(), Trouble>;
+    /// What becomes of it where its record may be changed, and no daemon comes that finds out.
+    fn unclaimed(&self) -> Unclaimed {
+        Unclaimed::Ends
+    }
+    /// Finds out that its target, where it runs, needs nothing more of what stands here.
+    fn lend(&mut self, _: &Road<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
     /// Ends it, while it stands still.
     fn end(&mut self) -> Result<(), Trouble>;
 }
 
 /// What moves, on its target.
 pub(crate) trait Coming: fmt::Debug + Send {
+    /// Hears where it comes from, before anything else is asked of it.
+    fn comes_from(&mut self, _: Origin) {}
     /// Whether this host has what is required.
     fn fits(&self, requires: &BTreeSet<String>) -> Result<(), String>;
     /// Takes in so many bytes.
@@ -310,6 +336,23 @@ pub(crate) trait Coming: fmt::Debug + Send {
     fn settle(&mut self) -> Result<(), Trouble>;
     /// What is there of a copy, after an earlier daemon marked this.
     fn found(&self, mark: arrival::Mark) -> arrival::Found;
+}
+
+/// Where something comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) peer: Arc<dyn Peer>,
+    pub(crate) host: HostName,
+    pub(crate) of: Attempt,
+}
+
+/// What a move would be, as far as that is known before anything is touched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Outlook {
+    /// How long it would stand still.
+    pub(crate) pause: Option<Duration>,
+    /// What is risked beside that.
+    pub(crate) risks: Option<String>,
 }
 
 /// What [`Leaving`] sends by.
@@ -489,6 +532,7 @@ fn rest(attempts: u32) -> Duration {
     (REST_MIN * (1 << attempts.saturating_sub(1).min(10))).min(REST_MAX)
 }
 
+pub(crate) use body::checkpoint::lending::lender;
 pub(crate) use desk::{Awaited, Choose, Desk, Moves, Refused, Wanted};
 pub(crate) use drain::{Drain, Found, Leaver, Place};
 pub(crate) use hosted::Hosted;

@@ -9,6 +9,7 @@ use forebay_core::app::AppId;
 use forebay_core::fleet::HostName;
 use forebay_core::fleet::departure::{End, Stage};
 use forebay_core::fleet::mobility::Way;
+use forebay_core::units::Bytes;
 
 use crate::fleet::link::rdma::Carried;
 
@@ -37,6 +38,8 @@ struct State {
     foreseen: Option<Duration>,
     /// What was sent went by this, last.
     carried: Option<Carried>,
+    /// What its target has still to fetch of it.
+    owed: Option<Bytes>,
     /// The driver knows that it is not wanted.
     heard: bool,
 }
@@ -59,6 +62,8 @@ pub(crate) struct Shown {
     pub(crate) left: Option<Duration>,
     /// What was sent went by this, last.
     pub(crate) carried: Option<Carried>,
+    /// What its target, where it runs, has still to fetch of it.
+    pub(crate) owed: Option<Bytes>,
     /// What turned it back, or holds it up.
     pub(crate) why: Option<String>,
 }
@@ -85,6 +90,7 @@ impl Note {
                 stood: None,
                 foreseen: None,
                 carried: None,
+                owed: None,
                 heard: false,
             }),
             changed: Condvar::new(),
@@ -128,7 +134,9 @@ impl Note {
         }
         match stage {
             Stage::Freezing => state.froze = Some(Instant::now()),
-            Stage::CallingOff | Stage::Ending | Stage::Over(_) if state.stood.is_none() => {
+            Stage::CallingOff | Stage::Lending | Stage::Ending | Stage::Over(_)
+                if state.stood.is_none() =>
+            {
                 state.stood = state.froze.map(|froze| froze.elapsed());
             }
             _ => {}
@@ -151,6 +159,11 @@ impl Note {
 
     pub(super) fn carried(&self, carried: Carried) {
         self.state().carried = Some(carried);
+    }
+
+    /// So much is still to be fetched of it by its target.
+    pub(super) fn owed(&self, owed: Option<Bytes>) {
+        self.state().owed = owed;
     }
 
     /// So many bytes more are to be sent.
@@ -188,6 +201,7 @@ impl Note {
             foreseen: state.foreseen,
             left,
             carried: state.carried,
+            owed: state.owed,
             why: state.why,
         }
     }

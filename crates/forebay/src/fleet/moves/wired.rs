@@ -14,6 +14,8 @@ use forebay_core::fleet::choice::Offer;
 use forebay_core::fleet::mobility::Way;
 use forebay_core::fleet::promises::PROMISE_TTL;
 use forebay_core::fleet::{Epoch, HostName, Ownership};
+use forebay_core::units::Bytes;
+use forebay_host::checkpoint::lend::Pages;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -108,6 +110,13 @@ fn of(attempt: &Attempt) -> Move {
     Move {
         app: attempt.app.clone(),
         epoch: attempt.epoch,
+    }
+}
+
+fn attempt(of: Move) -> Attempt {
+    Attempt {
+        app: of.app,
+        epoch: of.epoch,
     }
 }
 
@@ -227,21 +236,8 @@ impl Wired {
 
     /// A new connection.
     fn reach(&self, to: &HostName) -> Result<Link, Trouble> {
-        let members = self.coordinator.hosts();
-        let members = members.map_err(|error| Trouble::Refused(error.to_string()))?;
-        let Some(member) = members.get(to) else {
-            let names: Vec<&str> = members.keys().map(HostName::as_str).collect();
-            return Err(Trouble::Refused(format!(
-                "{to} is no member of the fleet now; members are: {}",
-                names.join(", ")
-            )));
-        };
-        let Some(address) = &member.address else {
-            return Err(Trouble::Refused(format!(
-                "{to} does not say where its agent listens; set `fleet.listen` there"
-            )));
-        };
-        let link = Link::connect(&self.identity, to, address, CONNECT_MAX);
+        let address = self.address(to)?;
+        let link = Link::connect(&self.identity, to, &address, CONNECT_MAX);
         let link = self.runtime.block_on(link);
         let link = link.map_err(|error| trouble(&error))?;
         Ok(link.prefer(self.rdma.clone()))
@@ -381,6 +377,33 @@ impl Peer for Wired {
         let request = Request::Release { of: of(attempt) };
         Self::expect(to, self.ask(to, &request, ANSWER_MAX), "released")
     }
+
+    fn owes(&self, to: &HostName, attempt: &Attempt) -> Result<Option<Bytes>, Trouble> {
+        let request = Request::Owed { of: of(attempt) };
+        match self.ask(to, &request, ANSWER_MAX)? {
+            Answer::Owes { bytes } => Ok(bytes.map(Bytes)),
+            _ => Err(Trouble::Unknown(format!(
+                "{to} answers something else than how much is still to come; update it"
+            ))),
+        }
+    }
+
+    fn address(&self, of: &HostName) -> Result<String, Trouble> {
+        let members = self.coordinator.hosts();
+        let members = members.map_err(|error| Trouble::Refused(error.to_string()))?;
+        let Some(member) = members.get(of) else {
+            let names: Vec<&str> = members.keys().map(HostName::as_str).collect();
+            return Err(Trouble::Refused(format!(
+                "{of} is no member of the fleet now; members are: {}",
+                names.join(", ")
+            )));
+        };
+        member.address.clone().ok_or_else(|| {
+            Trouble::Refused(format!(
+                "{of} does not say where its agent listens; set `fleet.listen` there"
+            ))
+        })
+    }
 }
 
 /// Answers what other hosts ask.
@@ -503,10 +526,7 @@ impl Handler for Answers {
                 content,
                 bytes: Some(bytes),
             } => {
-                let attempt = Attempt {
-                    app: of.app,
-                    epoch: of.epoch,
-                };
+                let attempt = attempt(of);
                 let phase = match phase {
                     WirePhase::Copy(round) => Phase::Copy(round),
                     WirePhase::Final => Phase::Final,
@@ -520,10 +540,7 @@ impl Handler for Answers {
             }
             Request::Content { .. } => failed("say how many bytes come: update the other host"),
             Request::Prepare { of, contents } => {
-                let attempt = Attempt {
-                    app: of.app,
-                    epoch: of.epoch,
-                };
+                let attempt = attempt(of);
                 let contents: Vec<Content> = contents
                     .into_iter()
                     .map(|content| Content {
@@ -540,16 +557,25 @@ impl Handler for Answers {
                 .await
             }
             Request::Release { of } => {
-                let attempt = Attempt {
-                    app: of.app,
-                    epoch: of.epoch,
-                };
+                let attempt = attempt(of);
                 self.off(move |moves| {
                     moves.release(&from, &attempt);
                     Answer::Released
                 })
                 .await
             }
+            Request::Owed { of } => {
+                let attempt = attempt(of);
+                self.off(move |moves| match moves.owes(&attempt.app) {
+                    Ok(bytes) => Answer::Owes {
+                        bytes: bytes.map(|bytes| bytes.0),
+                    },
+                    Err(why) => failed(why),
+                })
+                .await
+            }
+            // The listener asks for it by itself.
+            Request::Lend { .. } => failed("memory is lent with its bytes"),
             Request::State { app } => failed(format!(
                 "nobody tells others how far {app} is; ask its host"
             )),
@@ -558,6 +584,14 @@ impl Handler for Answers {
             // So it does this.
             Request::Rdma => failed("this host takes nothing by RDMA"),
         }
+    }
+
+    async fn lend(&self, peer: &Other, of: Move, pages: Vec<Pages>) -> Result<Vec<u8>, Answer> {
+        let (moves, to) = (Arc::clone(&self.moves), peer.host.clone());
+        let attempt = attempt(of);
+        let lent = tokio::task::spawn_blocking(move || moves.lend(&to, &attempt, &pages)).await;
+        let lent = lent.map_err(|error| failed(format!("the request was given up: {error}")))?;
+        lent.map_err(failed)
     }
 }
 

@@ -119,6 +119,8 @@ struct Keeper {
     refuses: bool,
     /// Answers nothing.
     silent: bool,
+    /// Of each page that is asked for, so many bytes of its number.
+    lends: Option<usize>,
 }
 
 impl Keeper {
@@ -168,6 +170,18 @@ impl Handler for Keeper {
                 contents: Vec::new(),
             }),
         }
+    }
+
+    async fn lend(&self, _: &Peer, of: Move, pages: Vec<Pages>) -> Result<Vec<u8>, Answer> {
+        assert_eq!(of.epoch, 3);
+        let length = self.lends.ok_or_else(|| {
+            Answer::Refused(Refused {
+                why: Why::Unknown,
+                message: "nobody lends it".to_owned(),
+            })
+        })?;
+        let of = |page: &Pages| std::iter::repeat_n(u8::try_from(page.start).unwrap(), length);
+        Ok(pages.iter().flat_map(of).collect())
     }
 }
 

@@ -34,6 +34,56 @@ async fn linked(fleet: &Fleet, keeper: Keeper) -> (Link, Agent) {
     (link, there)
 }
 
+/// What is lent comes with its answer, as often as it is asked for; what is refused or is too much ends nothing.
+#[tokio::test]
+async fn memory_that_is_lent_comes_behind_its_answer() {
+    let fleet = Fleet::begin();
+    let of = |app: &str| Move {
+        app: app.parse().unwrap(),
+        epoch: 3,
+    };
+    let asked = |pages: &[u64]| Request::Lend {
+        of: of("web"),
+        pages: pages
+            .iter()
+            .map(|start| Pages {
+                start: *start,
+                len: 1,
+            })
+            .collect(),
+    };
+    let half = CHUNK_MAX / 2;
+    let keeper = Keeper {
+        lends: Some(half),
+        ..Keeper::default()
+    };
+    let (mut link, _there) = linked(&fleet, keeper).await;
+    for _ in 0..2 {
+        let lent = link.fetch(&asked(&[7, 9]), BOUND).await.unwrap().unwrap();
+        assert_eq!(lent.len(), CHUNK_MAX);
+        assert!(lent[..half].iter().all(|byte| *byte == 7));
+        assert!(lent[half..].iter().all(|byte| *byte == 9));
+        let refused = link.fetch(&asked(&[1, 2, 3]), BOUND).await.unwrap();
+        let Err(Answer::Refused(refused)) = refused else {
+            panic!("more than can be lent at once came");
+        };
+        assert_eq!(refused.why, Why::Unfit);
+        assert_eq!(
+            link.fetch(&asked(&[]), BOUND).await.unwrap(),
+            Ok(Vec::new())
+        );
+    }
+    let (mut link, _there) = linked(&fleet, Keeper::default()).await;
+    for _ in 0..2 {
+        let refused = link.fetch(&asked(&[1]), BOUND).await.unwrap();
+        assert!(matches!(refused, Err(Answer::Refused(refused)) if refused.why == Why::Unknown));
+    }
+    assert!(matches!(
+        link.ask(&question(), BOUND).await,
+        Ok(Answer::State(_))
+    ));
+}
+
 #[tokio::test]
 async fn contents_of_any_length_come_whole() {
     let fleet = Fleet::begin();

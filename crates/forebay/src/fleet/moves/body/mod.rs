@@ -39,7 +39,7 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
         ))),
         Way::Checkpoint => Ok(Box::new(checkpoint::leaves::Leaves::new(
             app.id.clone(),
-            mobility.connections,
+            (mobility.connections, mobility.memory),
             luggage::Leaves::summed(app.id.clone(), mobility.files.clone()),
             Arc::clone(apps),
         ))),
@@ -68,7 +68,7 @@ pub(super) fn coming(
         ))),
         Way::Checkpoint => Ok(Box::new(checkpoint::comes::Comes::new(
             app,
-            mobility.connections,
+            (mobility.connections, mobility.memory),
             luggage::Comes::new(&app.id, &mobility.files, state_dir),
             Arc::clone(apps),
         ))),
@@ -88,6 +88,7 @@ pub(super) fn like(app: &App) -> Result<Taking, String> {
             all.extend(restart::needs(exec));
             if way == Way::Checkpoint {
                 all.insert(checkpoint::connections(mobility.connections));
+                all.extend(checkpoint::memory(mobility.memory));
             }
             let mut sum = Sha256::new();
             for one in &all {

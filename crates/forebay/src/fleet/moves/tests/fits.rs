@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use forebay_core::app::{App, Binding, Class, Exec};
-use forebay_core::fleet::mobility::{Connections, Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Memory, Mobility, Way};
 use forebay_core::fleet::tenure::Takeover;
 
 use super::models::{Luck, ModelApps, Process, web};
@@ -17,6 +17,7 @@ fn app(files: &[PathBuf], exec: Exec) -> App {
         files: files.to_vec(),
         takeover: Takeover::Never,
         connections: Connections::Refuse,
+        memory: Memory::PreCopy,
     });
     app
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use forebay_core::app::{App, AppId, Binding, Class, Exec};
 use forebay_core::fleet::choice::{Offer, Room};
-use forebay_core::fleet::mobility::{Connections, Mobility, Way};
+use forebay_core::fleet::mobility::{Connections, Memory, Mobility, Way};
 use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::{Lease, Takeover};
 use forebay_core::fleet::{Epoch, HostName, Ownership};
@@ -418,6 +418,7 @@ impl Apps for ModelApps {
             files: Vec::from_iter(has_files.then_some(data)),
             takeover: *self.takeover.lock().unwrap(),
             connections: Connections::Refuse,
+            memory: Memory::PreCopy,
         });
         Some(app)
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding};
 use forebay_core::fleet::arrival::{Found, Mark};
-use forebay_core::fleet::mobility::Connections;
+use forebay_core::fleet::mobility::{Connections, Memory};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::pack;
 use forebay_host::checkpoint::porter::{self, Errand, Porter};
@@ -17,9 +17,13 @@ use forebay_host::checkpoint::preflight::{Speeds, Survey};
 use forebay_host::checkpoint::{Landing, Tcp};
 use forebay_host::ledger::Process;
 
-use super::{CONNECTIONS, IMAGES, MEMORY, SURVEY, clear, criu, place, remove, tcp, word};
+use super::lending::{self, Told, tell_whole};
+use super::{
+    CONNECTIONS, IMAGES, LENDS, MEMORY, OWED, SURVEY, clear, criu, memory_word, place, remove, tcp,
+    word,
+};
 use crate::fleet::moves::body::{luggage, restart};
-use crate::fleet::moves::{Apps, Coming, Content, Ground, Phase, Trouble, refuse};
+use crate::fleet::moves::{Apps, Coming, Content, Ground, Origin, Phase, Trouble, refuse};
 
 /// How long it may take until no process of a copy is left.
 const END_MAX: Duration = Duration::from_secs(10);
@@ -34,6 +38,8 @@ pub(in crate::fleet::moves) struct Comes {
     app: AppId,
     binding: Binding,
     connections: Connections,
+    memory: Memory,
+    origin: Option<Origin>,
     files: luggage::Comes,
     apps: Arc<dyn Apps>,
     porter: Option<Porter>,
@@ -43,7 +49,7 @@ pub(in crate::fleet::moves) struct Comes {
 impl Comes {
     pub(in crate::fleet::moves::body) fn new(
         app: &App,
-        connections: Connections,
+        (connections, memory): (Connections, Memory),
         files: luggage::Comes,
         apps: Arc<dyn Apps>,
     ) -> Self {
@@ -51,6 +57,8 @@ impl Comes {
             app: app.id.clone(),
             binding: app.binding.clone(),
             connections,
+            memory,
+            origin: None,
             files,
             apps,
             porter: None,
@@ -123,11 +131,13 @@ impl Comes {
         porter.ok_or_else(|| format!("nothing came of {}", self.app))
     }
 
-    /// Hears of the end of a porter.
-    fn hear(&self, mut porter: Child) {
+    /// Hears of the end of a porter, which fetches memory after it where some is owed.
+    fn hear(&self, (mut porter, process): (Child, Process), is_owed: bool) -> Result<(), String> {
         let (apps, app) = (Arc::clone(&self.apps), self.app.clone());
+        let images = self.images()?;
         let thread = std::thread::Builder::new().name("porter".to_owned());
         let heard = thread.spawn(move || match porter.wait() {
+            _ if is_owed => tell_whole(&*apps, &app, (&images, Some(process))),
             Ok(status) if status.success() => {}
             ended => apps.warn(
                 &app,
@@ -139,6 +149,16 @@ impl Comes {
         if let Err(error) = heard {
             tracing::warn!(app = %self.app, %error, "nobody hears whether its memory is whole");
         }
+        Ok(())
+    }
+
+    /// What a porter is told of whoever lends memory.
+    fn told(&self) -> Result<String, String> {
+        let ground = self.ground()?;
+        let origin = self.origin.as_ref();
+        let origin = origin.ok_or_else(|| format!("nobody knows where {} comes from", self.app))?;
+        let told = serde_json::to_string(&Told::of(origin, &ground)?);
+        told.map_err(|error| format!("say where {} comes from: {error}; report this", self.app))
     }
 
     fn landed(&self) -> Option<Process> {
@@ -184,6 +204,10 @@ fn command(errand: &Errand) -> Result<Command, String> {
 }
 
 impl Coming for Comes {
+    fn comes_from(&mut self, origin: Origin) {
+        self.origin = Some(origin);
+    }
+
     fn fits(&self, requires: &BTreeSet<String>) -> Result<(), String> {
         let Binding::Exec(exec) = &self.binding else {
             return Err(format!(
@@ -195,6 +219,13 @@ impl Coming for Comes {
             let (kind, what) = required.split_once(':').unwrap_or((required, ""));
             match kind {
                 SURVEY => self.has_place(what)?,
+                LENDS if what == memory_word(self.memory) => {}
+                LENDS => {
+                    return Err(format!(
+                        "{} has another `move.memory` on the target; give it the same on all hosts",
+                        self.app
+                    ));
+                }
                 CONNECTIONS if what == word(self.connections) => {}
                 CONNECTIONS => {
                     return Err(format!(
@@ -228,6 +259,12 @@ impl Coming for Comes {
                 }
                 taken.map_err(|error| error.explain())
             }
+            OWED => {
+                let told = self.told()?;
+                let porter = self.porter()?;
+                let owed = porter.owe(&told, bytes, from);
+                owed.map_err(|error| error.explain())
+            }
             IMAGES => {
                 self.porter()?;
                 pack::unpack(&self.images()?, &mut from.take(bytes))
@@ -245,8 +282,8 @@ impl Coming for Comes {
     }
 
     fn prepare(&mut self, contents: &[Content]) -> Result<(), Trouble> {
-        let is_named = contents.iter().any(|content| content.kind == IMAGES);
-        let porter = self.porter.take().filter(|_| is_named);
+        let has = |kind: &str| contents.iter().any(|content| content.kind == kind);
+        let porter = self.porter.take().filter(|_| has(IMAGES));
         let Some(porter) = porter else {
             return refuse(format!("the images of {} did not come", self.app));
         };
@@ -259,8 +296,8 @@ impl Coming for Comes {
             .prepare()
             .map_err(|error| Trouble::Refused(error.explain()))?;
         self.process = Some(process);
-        self.hear(child);
-        Ok(())
+        self.hear((child, process), has(OWED))
+            .map_err(Trouble::Refused)
     }
 
     fn start(&mut self) -> Result<(), Trouble> {
@@ -301,8 +338,12 @@ impl Coming for Comes {
 
     fn settle(&mut self) -> Result<(), Trouble> {
         self.files.staged.settle().map_err(Trouble::Refused)?;
-        let images = self.images().map_err(Trouble::Refused)?;
-        remove(&images).map_err(Trouble::Refused)
+        let ground = self.ground().map_err(Trouble::Refused)?;
+        // Its source asks until it hears that nothing is.
+        if lending::is_owed(&ground, &self.app).map_err(Trouble::Refused)? {
+            return Ok(());
+        }
+        remove(&place(&ground, &self.app, "comes")).map_err(Trouble::Refused)
     }
 
     fn found(&self, mark: Mark) -> Found {

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::app::{AppId, Binding};
-use forebay_core::fleet::mobility::Connections;
-use forebay_core::fleet::rounds::{Bounds, Verdict, judge};
+use forebay_core::fleet::HostName;
+use forebay_core::fleet::mobility::{Connections, Memory};
+use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge, pays};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{Speeds, Survey, connections};
-use forebay_host::checkpoint::{Criu, Freezing, Held, Orphaned, Tracker, let_go, pack};
+use forebay_host::checkpoint::{
+    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tracker, lend as lent, let_go, pack,
+};
+use forebay_host::fence::Unclaimed;
 
 use super::parcels::Parcels;
-use super::{IMAGES, SURVEY, clear, criu, place, remove, tcp};
+use super::{IMAGES, OWED, SURVEY, clear, criu, lending, place, remove, tcp};
 use crate::fleet::moves::body::{luggage, restart};
 use crate::fleet::moves::note::Counted;
 use crate::fleet::moves::{Apps, Content, Ground, Leaving, Phase, Road, Trouble, refuse};
@@ -43,6 +47,8 @@ struct Fit {
 pub(in crate::fleet::moves) struct Leaves {
     app: AppId,
     connections: Connections,
+    memory: Memory,
+    there: Option<HostName>,
     files: luggage::Leaves,
     apps: Arc<dyn Apps>,
     fit: Option<Fit>,
@@ -53,13 +59,15 @@ pub(in crate::fleet::moves) struct Leaves {
 impl Leaves {
     pub(in crate::fleet::moves::body) const fn new(
         app: AppId,
-        connections: Connections,
+        (connections, memory): (Connections, Memory),
         files: luggage::Leaves,
         apps: Arc<dyn Apps>,
     ) -> Self {
         Self {
             app,
             connections,
+            memory,
+            there: None,
             files,
             apps,
             fit: None,
@@ -145,20 +153,44 @@ impl Leaves {
             if road.note.is_cancelled() {
                 return refuse(format!("move {}: it was cancelled", self.app));
             }
-            match judge(bounds, &rounds) {
-                Verdict::Again => {}
-                Verdict::Freeze(_) => return Ok(()),
-                Verdict::Stay(pause) => {
-                    let pause = pause.map_or_else(String::new, |pause| {
-                        format!(", so that it would stand still for {pause:.1?}")
-                    });
-                    return refuse(format!(
-                        "{} writes its memory faster than it can be sent{pause}; move it when it does less",
-                        self.app
-                    ));
-                }
+            let is_enough = match self.memory {
+                Memory::PreCopy => is_enough(&self.app, bounds, &rounds)?,
+                // What is left comes after it.
+                Memory::PostCopy => !pays(bounds, &rounds),
+            };
+            if is_enough {
+                return Ok(());
             }
         }
+    }
+
+    /// Sends what it wrote last, or says which pages that are: what its target has to hear of.
+    fn send_memory(&mut self, road: &Road<'_>) -> Result<Vec<Content>, Trouble> {
+        let tracker = self.tracker.as_mut().ok_or_else(|| {
+            Trouble::Refused(format!("{} was not copied; move it again", self.app))
+        })?;
+        if self.memory == Memory::PreCopy {
+            let mut parcels = Parcels::new(road, Phase::Final);
+            let last = tracker.last(&mut parcels).map_err(|error| error.explain());
+            parcels.finish(last)?;
+            return Ok(Vec::new());
+        }
+        let mut owed = Vec::new();
+        let left = tracker.owe(&mut owed);
+        let left = left.map_err(|error| Trouble::Refused(error.explain()))?;
+        road.note.owed(Some(left));
+        let content = Content {
+            name: OWED.to_owned(),
+            kind: OWED.to_owned(),
+        };
+        let bytes = u64::try_from(owed.len()).unwrap_or(u64::MAX);
+        let mut from = Counted {
+            from: owed.as_slice(),
+            note: road.note,
+        };
+        let parcel = (Phase::Final, &content, bytes);
+        road.peer.send(road.to, road.of, parcel, &mut from)?;
+        Ok(vec![content])
     }
 
     /// Sends what CRIU wrote of it.
@@ -190,7 +222,28 @@ impl Leaves {
     }
 }
 
+/// Whether it is to be frozen now.
+fn is_enough(app: &AppId, bounds: Bounds, rounds: &[Round]) -> Result<bool, Trouble> {
+    match judge(bounds, rounds) {
+        Verdict::Again => Ok(false),
+        Verdict::Freeze(_) => Ok(true),
+        Verdict::Stay(pause) => {
+            let pause = pause.map_or_else(String::new, |pause| {
+                format!(", so that it would stand still for {pause:.1?}")
+            });
+            refuse(format!(
+                "{app} writes its memory faster than it can be sent{pause}; move it when it does less, or have what is \
+                 left come after it (`memory = \"post-copy\"`)"
+            ))
+        }
+    }
+}
+
 impl Leaving for Leaves {
+    fn goes_to(&mut self, there: &HostName) {
+        self.there = Some(there.clone());
+    }
+
     fn check(&mut self) -> Result<BTreeSet<String>, Trouble> {
         let app = self.apps.app(&self.app);
         let app = app.ok_or_else(|| Trouble::Refused(format!("there is no app {}", self.app)))?;
@@ -209,7 +262,14 @@ impl Leaving for Leaves {
                 ));
             }
         };
-        let criu = criu(&self.ground()?).map_err(Trouble::Refused)?;
+        let ground = self.ground()?;
+        if lending::is_owed(&ground, &self.app).map_err(Trouble::Refused)? {
+            return refuse(format!(
+                "memory of {} still comes from where it was; move it when all of it is here (`forebay events`)",
+                self.app
+            ));
+        }
+        let criu = criu(&ground).map_err(Trouble::Refused)?;
         let mut survey = self.survey(pid, &criu)?;
         // What goes along need not be there before.
         let (with, at_target): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut survey.files)
@@ -227,6 +287,7 @@ impl Leaving for Leaves {
         requires.extend(restart::needs(exec));
         requires.insert(format!("{SURVEY}:{text}"));
         requires.insert(super::connections(self.connections));
+        requires.extend(super::memory(self.memory));
         self.fit = Some(Fit {
             pid,
             tracked: survey.tracked,
@@ -234,6 +295,20 @@ impl Leaving for Leaves {
             criu,
         });
         Ok(requires)
+    }
+
+    fn risks(&self) -> Option<String> {
+        let there = self.there.as_ref()?;
+        let fit = self.fit.as_ref()?;
+        (self.memory == Memory::PostCopy).then(|| {
+            format!(
+                "up to {} MiB of its memory come after it (post-copy), and until they have, it is lost with its memory \
+                 and started anew on {there} if this host, {there}, or the link between them is lost, or the daemon here \
+                 for more than {} s",
+                fit.tracked.0 >> 20,
+                LOST_AFTER.as_secs()
+            )
+        })
     }
 
     fn foresees(&self) -> Option<Duration> {
@@ -248,7 +323,9 @@ impl Leaving for Leaves {
         // What it wrote to its files meanwhile, and to its memory while that was sent.
         if !self.files.is_empty() {
             self.files.copy(road, FILES)?;
-            self.copy_memory(road)?;
+            if self.memory == Memory::PreCopy {
+                self.copy_memory(road)?;
+            }
         }
         Ok(())
     }
@@ -264,19 +341,18 @@ impl Leaving for Leaves {
         let held = Held::freeze(&fit.criu, fit.pid, &images, freezing);
         self.held = Some(held.map_err(|error| Trouble::Refused(error.explain()))?);
         // From here on it stands whatever becomes of CRIU and of this daemon.
-        restart::stand_still(&*self.apps, &self.app)
+        restart::stand_still(&*self.apps, &self.app)?;
+        match self.memory {
+            Memory::PreCopy => Ok(()),
+            Memory::PostCopy => lent::begin(self.fit()?.pid, &images)
+                .map_err(|error| Trouble::Refused(error.explain())),
+        }
     }
 
     fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
-        let mut parcels = Parcels::new(road, Phase::Final);
-        let tracker = self.tracker.as_mut().ok_or_else(|| {
-            Trouble::Refused(format!("{} was not copied; move it again", self.app))
-        })?;
-        let last = tracker.last(&mut parcels).map_err(|error| error.explain());
-        parcels.finish(last)?;
-        let mut contents = Vec::new();
+        let mut contents = self.send_memory(road)?;
         if !self.files.is_empty() {
-            contents = self.files.send_last(road)?;
+            contents.extend(self.files.send_last(road)?);
         }
         contents.push(self.send_images(road)?);
         let prepared = road.peer.prepare(road.to, road.of, &contents);
@@ -287,9 +363,34 @@ impl Leaving for Leaves {
 
     fn thaw(&mut self) -> Result<(), Trouble> {
         self.tracker = None;
+        lent::end(&self.images()?).map_err(|error| Trouble::Refused(error.explain()))?;
         self.apps.thaw(&self.app)?;
         self.let_go()?;
         remove(&self.images()?).map_err(Trouble::Refused)
+    }
+
+    fn unclaimed(&self) -> Unclaimed {
+        match self.memory {
+            Memory::PreCopy => Unclaimed::Stands,
+            Memory::PostCopy => Unclaimed::Lends,
+        }
+    }
+
+    fn lend(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
+        // By what is on disk: the configuration may say something else by now.
+        if !lent::is_noted(&self.images()?) {
+            return Ok(());
+        }
+        let owes = road.peer.owes(road.to, road.of)?;
+        road.note.owed(owes);
+        match owes {
+            None => Ok(()),
+            Some(left) => Err(Trouble::Unknown(format!(
+                "it runs on {}, and {:.1} MiB of its memory are still to come from here",
+                road.to,
+                left.as_f64() / f64::from(1 << 20)
+            ))),
+        }
     }
 
     fn end(&mut self) -> Result<(), Trouble> {

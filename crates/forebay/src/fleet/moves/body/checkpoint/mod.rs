@@ -13,6 +13,15 @@
 //!   end      its group is ended
 //! ```
 //!
+//! With post-copy the rounds are one or two, `send` says which pages they left (`owed`), and between `start` and `end`
+//! the one that stands at the source lends them:
+//!
+//! ```text
+//!            Tracker::owe ── owed ──────────▶ take      what came of them is forgotten
+//!   lend     lend::read ◀── Lend { pages } ── porter    from `prepare` on; for whoever waits first, then all others
+//!            ── Owed ───────────────────────▶ owes      until nothing is needed
+//! ```
+//!
 //! Why this order is sound:
 //!
 //! - Before the record is changed the source holds it by its group, which the ledger of its host knows, and CRIU
@@ -21,10 +30,14 @@
 //!   that fills its memory in. Who it is is on disk before the source hears that it is prepared.
 //! - It goes on only after the ledger there names it as the app's program: a daemon that ends at any moment
 //!   after that is followed by one that finds it, and starts no other.
-//! - The source's copy is ended only after the record says that the target's runs.
+//! - The source's copy is ended only after the record says that the target's runs, and, where it lends, after the
+//!   target said that nothing more is needed: its memory is whole there, or lost with its process. Nothing lets it go
+//!   on meanwhile: by its record and its mark it is the target's.
+//! - Whoever lends is on disk from before `prepare` until it is let go: a daemon that begins anew lends on.
 
 pub(in crate::fleet::moves) mod comes;
 pub(in crate::fleet::moves) mod leaves;
+pub(crate) mod lending;
 mod parcels;
 
 use std::fs::{self, DirBuilder};
@@ -33,9 +46,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::mobility::Connections;
+use forebay_core::fleet::mobility::{Connections, Memory};
 use forebay_host::checkpoint::{Criu, Tcp};
 
+pub(in crate::fleet::moves) use self::lending::{attend_owed, forget_owed, lend, owes};
 use crate::fleet::moves::Ground;
 
 /// Where images of processes that move are, in the state directory.
@@ -43,10 +57,14 @@ const DIR: &str = "moves";
 /// Kinds of contents.
 const MEMORY: &str = "memory";
 const IMAGES: &str = "images";
+/// Which pages are to come once it goes on.
+const OWED: &str = "owed";
 /// What a target has to have: room and all else for a process that was looked at.
 const SURVEY: &str = "checkpoint";
 /// And the same that becomes of connections.
 const CONNECTIONS: &str = "connections";
+/// And that it can fetch memory afterwards.
+const LENDS: &str = "memory";
 
 const fn tcp(connections: Connections) -> Tcp {
     match connections {
@@ -66,6 +84,20 @@ const fn word(connections: Connections) -> &'static str {
 /// What has to be the same of them on the target.
 pub(super) fn connections(connections: Connections) -> String {
     format!("{CONNECTIONS}:{}", word(connections))
+}
+
+/// As the configuration has it.
+const fn memory_word(memory: Memory) -> &'static str {
+    match memory {
+        Memory::PreCopy => "pre-copy",
+        Memory::PostCopy => "post-copy",
+    }
+}
+
+/// What a target has to know of where memory comes after it; none where all of it comes before, as with releases that
+/// know nothing of that.
+pub(super) fn memory(memory: Memory) -> Option<String> {
+    (memory == Memory::PostCopy).then(|| format!("{LENDS}:{}", memory_word(memory)))
 }
 
 /// Whether processes can be taken in with their memory.
