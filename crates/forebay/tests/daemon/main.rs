@@ -57,6 +57,7 @@ mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
 mod offload;
+mod offload_ahead;
 mod otlp;
 mod outlook;
 mod owners;
