@@ -49,6 +49,7 @@ mod leaving_postgres;
 mod lifecycle;
 mod memory_losses;
 mod memory_moves;
+mod memory_weighed;
 mod mistakes;
 #[cfg(feature = "etcd")]
 mod move_kills;

@@ -24,7 +24,7 @@ use super::authority::Authority;
 use super::client::{prepare, unusable};
 use super::error::{Error, Kind};
 use super::identity::Identity;
-use super::messages::{Answer, CONTENTS_MAX, Refused, Request, Why};
+use super::messages::{Answer, CONTENTS_MAX, MEASURE_MAX, Refused, Request, Why};
 use super::places::{Bounds, Place, Places};
 use super::rdma::{Door, Exported, Incoming, Transport};
 use super::stream::{Body, Heard, Source};
@@ -412,6 +412,7 @@ impl Room {
         let heard = Heard::now();
         let comes = match &request {
             Request::Content { bytes, .. } => Some(*bytes),
+            Request::Measure => Some(None),
             _ => None,
         };
         let (mut reader, mut writer) = tokio::io::split(stream);
@@ -472,6 +473,7 @@ impl Room {
         let answer = async {
             match request {
                 Request::Renew { signing } => self.renew(who, signing).await,
+                Request::Measure => measured(body).await,
                 Request::Reserve(reserve) if reserve.record.owner != peer.host => {
                     let (of, owner) = (reserve.of(), &reserve.record.owner);
                     let message = format!(
@@ -530,6 +532,22 @@ impl Room {
                 Why::Failed,
                 &format!("renew the certificate: {error}; try again"),
             ),
+        }
+    }
+}
+
+/// Reads what comes, and forgets it.
+async fn measured(body: &mut Body<'_>) -> Answer {
+    let mut bytes = 0_u64;
+    loop {
+        match body.next().await {
+            Ok(Some(_)) if bytes > MEASURE_MAX => {
+                let message = format!("measure the link: more than {MEASURE_MAX} bytes came");
+                return refuse(Why::NotAllowed, &message);
+            }
+            Ok(Some(chunk)) => bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX),
+            Ok(None) => return Answer::Taken { bytes },
+            Err(error) => return refuse(Why::Incomplete, &error.to_string()),
         }
     }
 }

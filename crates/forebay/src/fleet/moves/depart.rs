@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use forebay_core::fleet::departure::{Departure, End, Input, Stage, Step};
 use forebay_core::fleet::mobility::Way;
@@ -14,8 +13,8 @@ use forebay_host::fence::Unclaimed;
 use super::journal::Departing;
 use super::note::Note;
 use super::{
-    Attempt, House, Leaving, REST_MAX, REST_WAITING, Road, Trouble, Turn, Wish, outcome, refuse,
-    rest,
+    Attempt, Foreseen, House, Leaving, REST_MAX, REST_WAITING, Road, Trouble, Turn, Wish, outcome,
+    refuse, rest,
 };
 
 /// One move away.
@@ -282,9 +281,24 @@ impl Depart {
     fn reserve(&mut self) -> Result<(), Trouble> {
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
+        self.weigh()?;
         let what = format!("moves to {} by {}", self.there, self.note.way);
         self.house.apps.tell(&self.note.app, what);
         Ok(())
+    }
+
+    /// What takes longer to find out than whether there is room.
+    fn weigh(&mut self) -> Result<(), Trouble> {
+        let of = self.attempt();
+        let road = Road {
+            peer: &*self.house.peer,
+            to: &self.there,
+            of: &of,
+            note: &self.note,
+        };
+        let weighed = self.body.weigh(&road);
+        self.note.foresee(self.body.foresees());
+        weighed
     }
 
     fn wish(&self) -> Result<Wish, Trouble> {
@@ -400,12 +414,14 @@ impl Depart {
     }
 
     /// Whether it may be asked for, before anything is touched: what it needs of the target is found out,
-    /// room is asked for and given back. How long it would stand still, where that is known.
-    pub(super) fn try_only(&mut self) -> Result<Option<Duration>, Trouble> {
+    /// room is asked for and given back. What it would be like, where that is known.
+    pub(super) fn try_only(&mut self) -> Result<Option<Foreseen>, Trouble> {
         self.check()?;
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
+        let weighed = self.weigh();
         self.house.peer.release(&self.there, &self.attempt())?;
+        weighed?;
         Ok(self.body.foresees())
     }
 

@@ -26,7 +26,7 @@ use super::arrive::Arrive;
 use super::depart::Depart;
 use super::keeper::now;
 use super::note::{Note, Shown};
-use super::{Attempt, Content, House, Phase, Trouble, Wish, body};
+use super::{Attempt, Content, Foreseen, House, Phase, Trouble, Wish, body};
 use crate::fleet::guard::guarded;
 
 /// Moves away at a time: each is a stream that others have to make room for.
@@ -260,7 +260,7 @@ impl Moves {
         Ok(note)
     }
 
-    /// What a move would find, without one; how long the application would stand still, where that is known.
+    /// What a move would find, without one; what it would be like, where that is known.
     ///
     /// # Errors
     /// Why it would be refused.
@@ -269,7 +269,7 @@ impl Moves {
         app: &AppId,
         to: &HostName,
         look: Look,
-    ) -> Result<Option<Duration>, Refused> {
+    ) -> Result<Option<Foreseen>, Refused> {
         // It ends with giving the room back, which must be nobody else's.
         let mut tried = self.prepared(app, to)?;
         tried.look = look;

@@ -26,6 +26,7 @@
 pub(in crate::fleet::moves) mod comes;
 pub(in crate::fleet::moves) mod leaves;
 mod parcels;
+mod weigh;
 
 use std::fs::{self, DirBuilder};
 use std::io;
