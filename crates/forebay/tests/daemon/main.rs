@@ -59,6 +59,10 @@ mod moves;
 mod moves_by_itself;
 mod offload;
 mod offload_ahead;
+mod offload_io;
+#[cfg(feature = "etcd")]
+mod offload_memory;
+mod offload_network;
 mod otlp;
 mod outlook;
 mod owners;
