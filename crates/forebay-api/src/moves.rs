@@ -56,6 +56,13 @@ pub struct Move {
     /// How long the app was expected to stand still before anything was touched, in seconds, where that can
     /// be known.
     pub expected_pause_seconds: Option<f64>,
+    /// What the app was seen to write of its memory before anything was touched, in bytes per second, where it moves
+    /// with it.
+    #[serde(default)]
+    pub written_bytes_per_second: Option<f64>,
+    /// What was found, or supposed, to go to the target, in bytes per second, where the app moves with its memory.
+    #[serde(default)]
+    pub link_bytes_per_second: Option<f64>,
     /// What is left of sending at the speed so far, in seconds.
     pub left_seconds: Option<f64>,
     /// Bytes of its memory that its target, where it runs, has still to fetch from here (post-copy); absent where

@@ -101,8 +101,9 @@ impl Band {
         }
     }
 
-    /// Raised to what is known to come, where that is more than the 95 % quantile says. What is
-    /// only likely counts where it is more than the series remembers.
+    /// Raised level by level to what is known to come: what is as likely as not is no less so because a model
+    /// says otherwise. What is only likely is a 90 % bound, which is planned for as one of 95 %, and counts where it
+    /// is more than the series remembers.
     fn raised(self, need: &Need<'_>, series: &Series, foresight: Foresight) -> Self {
         if foresight == Foresight::Present {
             return self;
@@ -112,21 +113,26 @@ impl Band {
                 .highest()
                 .is_none_or(|highest| *level > NEWS * highest)
         };
-        let soon = need
-            .soon
-            .filter(unheard_of)
-            .map(|level| (level, AHEAD_MODEL));
+        let soon = need.soon.filter(unheard_of);
+        let soon = soon.and_then(|level| {
+            let levels = Quantiles::new([0.0, level, level, level])?;
+            Some((levels, AHEAD_MODEL))
+        });
         let known = need.expected.into_iter().chain(soon);
-        match known.max_by(|a, b| a.0.total_cmp(&b.0)) {
-            Some((level, why)) if level > self.q95 => Self {
-                q95: level,
-                q99: self.q99.max(level),
-                model: why.to_owned(),
-                cold: false,
-                ..self
-            },
-            _ => self,
-        }
+        known.fold(self, |band, (peak, why)| {
+            let named = peak.q95() > band.q95 || peak.q50() > band.q50;
+            Self {
+                q50: band.q50.max(peak.q50()),
+                q90: band.q90.max(peak.q90()),
+                q95: band.q95.max(peak.q95()),
+                q99: band.q99.max(peak.q99()),
+                cold: band.cold && !named,
+                model: match named {
+                    true => why.to_owned(),
+                    false => band.model,
+                },
+            }
+        })
     }
 
     /// A forecast as a band; without one, nothing is expected yet and floors decide.
@@ -516,7 +522,7 @@ impl History {
         let expected = inputs.outlook.need(app, Resource::Memory, window).expected;
         let levels = [
             peak.map(|peak| peak.quantiles.q90()),
-            expected.map(|(level, _)| level),
+            expected.map(|(peak, _)| peak.q95()),
         ];
         levels
             .into_iter()
@@ -607,7 +613,11 @@ mod tests {
         for step in 0..300_u16 {
             series.update(f64::from(step % 30));
         }
-        let check = |expected, soon, foresight, raised: Option<(f64, &str)>| {
+        let check = |expected: Option<(f64, &'static str)>,
+                     soon,
+                     foresight,
+                     raised: Option<(f64, &str)>| {
+            let expected = expected.map(|(level, why)| (Quantiles::new([level; 4]).unwrap(), why));
             let need = Need { expected, soon };
             let plain = Band::planned(&series, 10, foresight);
             let band = plain.clone().raised(&need, &series, foresight);
@@ -643,6 +653,31 @@ mod tests {
             Foresight::Present,
             None,
         );
+    }
+
+    /// Only what is exceeded in one case of twenty was raised, so that what is expected with certainty was none of
+    /// what is as likely as not.
+    #[test]
+    fn every_level_of_what_is_expected_counts() {
+        let mut series = Series::new(SeriesOptions::default());
+        for _ in 0..300 {
+            series.update(1.0);
+        }
+        let raised = |levels, soon| {
+            let expected = Some((Quantiles::new(levels).unwrap(), "event x"));
+            let band = Band::planned(&series, 10, Foresight::Models);
+            let need = Need { expected, soon };
+            let band = band.raised(&need, &series, Foresight::Models);
+            ([band.q50, band.q90, band.q95, band.q99], band.model)
+        };
+        let levels = [2.0, 3.0, 4.0, 5.0];
+        assert_eq!(raised(levels, None), (levels, "event x".to_owned()));
+        // What is only likely says nothing of what is as likely as not.
+        let both = [2.0, 9.0, 9.0, 9.0];
+        assert_eq!(raised(levels, Some(9.0)), (both, AHEAD_MODEL.to_owned()));
+        // It may be that a model expects as much at most, and less on the whole.
+        let (levels, by) = raised([0.5, 0.5, 0.5, 0.5], None);
+        assert!(levels[0] > 0.5 && by != "event x", "{levels:?} {by}");
     }
 
     #[test]

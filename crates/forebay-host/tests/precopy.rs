@@ -20,7 +20,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_core::fleet::rounds::{Bounds, Verdict};
-use forebay_host::checkpoint::Tracker;
+use forebay_core::units::Bytes;
+use forebay_host::checkpoint::{Tracker, glance};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -33,7 +34,7 @@ const RUNS: u64 = 4;
 
 type Trial = (&'static str, fn());
 
-const TRIALS: [Trial; 6] = [
+const TRIALS: [Trial; 7] = [
     ("what_was_copied_is_what_it_has", copies),
     ("giving_up_leaves_the_process_as_it_was", gives_up),
     (
@@ -43,6 +44,7 @@ const TRIALS: [Trial; 6] = [
     ("what_cannot_be_tracked_is_refused", refuses),
     ("one_that_does_not_stop_is_refused", does_not_stop),
     ("an_old_mark_of_a_neighbour_says_nothing", neighbours),
+    ("a_glance_says_what_is_written_and_leaves_no_trace", glances),
 ];
 
 fn main() {
@@ -60,6 +62,7 @@ fn main() {
         Some("mover") => mover(arguments[2].parse().unwrap()),
         Some("waiting") => waiting(),
         Some("swapping") => swapping(),
+        Some("pacing") => pacing(arguments[2].parse().unwrap()),
         _ => {
             let named = |name: &str| arguments.iter().any(|argument| argument == name);
             let is_any = TRIALS.iter().any(|(name, _)| named(name));
@@ -593,4 +596,55 @@ impl Drop for Area {
         // SAFETY: the mapping is this one's alone.
         unsafe { rustix::mm::munmap(self.start, self.pages * PAGE) }.unwrap();
     }
+}
+
+/// Pages of the process that is looked at.
+const PACED: usize = 16_384;
+
+/// Looks at a process that writes every second page of its memory that often, or none: faults, stops and descriptors
+/// would be traces.
+fn glances() {
+    let faults = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        rest.split(' ').nth(7).unwrap().to_owned()
+    };
+    for pages_of_100 in [0_u32, 5, 50] {
+        let process = Started::new("pacing", &pages_of_100.to_string());
+        // Past all that it does for the first time.
+        process.is_at_work();
+        let before = (faults(process.pid()), process.traces());
+        let all = Bytes((PACED * PAGE) as u64);
+        let seen = glance(process.pid(), all).unwrap();
+        assert_eq!((faults(process.pid()), process.traces()), before);
+        process.is_at_work();
+        // It writes them all again within that.
+        let part = seen.written(Duration::from_millis(500)).as_f64() / all.as_f64();
+        let expected = f64::from(pages_of_100) / 100.0;
+        println!("{pages_of_100} % written, {:.1} % seen", part * 100.0);
+        let off = (part - expected).abs();
+        assert!(off <= 0.015 + expected * 0.1, "{part}: {seen:?}");
+    }
+    let error = glance(4_194_304, Bytes(0)).unwrap_err().to_string();
+    assert!(error.contains("4194304"), "{error}");
+}
+
+/// Writes these pages of each hundred, again and again, and nothing else.
+fn pacing(pages_of_100: usize) -> ! {
+    let mut memory = vec![1_u64; PACED * PAGE / 8];
+    for count in 1_u64.. {
+        for page in 0..PACED {
+            if page % 100 < pages_of_100 {
+                std::hint::black_box(&mut memory)[page * PAGE / 8] = count;
+            }
+        }
+        // By which it is seen to be at work.
+        fs::write("/dev/null", "1").unwrap();
+        std::thread::yield_now();
+        // It has all that it needs by then, and faults no more by itself.
+        if count == 3 {
+            println!("ready");
+        }
+    }
+    unreachable!("it counts for ever")
 }

@@ -225,6 +225,33 @@ fn a_pause_keeps_what_is_in_force_and_tries_nothing() {
     }
 }
 
+/// It was judged by the first period after the pause alone.
+#[test]
+fn a_rung_is_judged_by_what_it_does_after_a_pause() {
+    let mut world = World::new(Mode::Act);
+    let (mut taken, mut judged) = (None, None);
+    for period in 0..600_u64 {
+        // It helps, but for one slow second when Forebay goes on, and long after its settling time is over.
+        let paused = (250..400).contains(&period);
+        let slow = (200..231).contains(&period) || (395..410).contains(&period);
+        let report = world.tick_paused(if slow { 900.0 } else { 100.0 }, paused);
+        let taken_now = report
+            .events
+            .iter()
+            .any(|event| event.kind == EventKind::Offload);
+        taken = taken.or(taken_now.then_some(period));
+        let climb = world.climb(&report);
+        let tried = climb.and_then(|climb| climb.tried.last().cloned());
+        judged = judged.or(tried.map(|tried| (period, tried)));
+    }
+    assert_eq!(taken, Some(230));
+    let (period, tried) = judged.unwrap();
+    let settling = u64::try_from(Rules::default().settling.as_millis() / 100).unwrap();
+    assert!(period >= 399 + settling, "{period}: {tried}");
+    assert_eq!(tried.verdict, Verdict::Kept, "{tried}");
+    assert!(tried.after.is_some_and(|after| after < 0.3), "{tried}");
+}
+
 #[test]
 fn cold_memory_of_batch_is_asked_for_in_the_period_that_decides_it() {
     let shape = Shape {

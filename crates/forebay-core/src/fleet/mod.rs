@@ -37,6 +37,7 @@ pub mod arrival;
 pub mod choice;
 pub mod compression;
 pub mod departure;
+pub mod dirtying;
 pub mod mobility;
 pub mod need;
 pub mod offering;

@@ -235,7 +235,10 @@ struct Settling {
     effect: Effect,
     bottleneck: Bottleneck,
     watched: Watched,
+    /// When it was taken.
     at: Time,
+    /// Since when its effect is waited for: later than that where something came between.
+    from: Time,
     time: Duration,
     before: f64,
     predicted: f64,
@@ -282,7 +285,7 @@ impl Ascent {
                 return None;
             }
             settling.measure(round);
-            if round.now.since(settling.at) < settling.time {
+            if round.now.since(settling.from) < settling.time {
                 return None;
             }
             let settled = settling.clone();
@@ -305,6 +308,7 @@ impl Ascent {
             bottleneck: strain.bottleneck,
             watched: strain.watched,
             at: round.now,
+            from: round.now,
             time: round.rules.settling * rung.slowness(),
             before: strain.severity.max(1.0),
             predicted,
@@ -423,6 +427,17 @@ impl Ascent {
         self.stage = Stage::Seeking;
         self.note(&refused, None, None, Verdict::Refused);
         self.bar(now, refused.rung);
+    }
+
+    /// Nothing is done or measured at this moment. What a rung does is measured anew afterwards, for
+    /// the whole settling time and against what there was when it was taken: what was read before is of
+    /// another load, and a rung of the last period is not in force yet. How long an app has been calm is
+    /// not known either, since nobody looked.
+    pub(super) fn stand_still(&mut self, now: Time) {
+        if let Stage::Settling(settling) = &mut self.stage {
+            settling.begin_anew(now);
+        }
+        self.calm_since.values_mut().for_each(|since| *since = now);
     }
 
     /// The app did not get to another host.
@@ -566,12 +581,12 @@ impl Ascent {
 impl Settling {
     /// What was read so far says nothing.
     const fn begin_anew(&mut self, now: Time) {
-        (self.at, self.sum, self.count) = (now, 0.0, 0);
+        (self.from, self.sum, self.count) = (now, 0.0, 0);
     }
 
     /// Takes in a reading in the second half of the settling time.
     fn measure(&mut self, round: &Round<'_>) {
-        if round.now.since(self.at) * 2 < self.time {
+        if round.now.since(self.from) * 2 < self.time {
             return;
         }
         let mut readings = round.readings.iter();

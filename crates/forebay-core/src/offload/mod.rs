@@ -234,6 +234,13 @@ impl Memory {
         held.flat_map(|held| held.ascent.in_force().map(|(_, effect)| effect))
     }
 
+    /// Forebay is paused in this period: what was under way is measured once it goes on.
+    pub fn stand_still(&mut self, now: Time) {
+        for held in self.apps.values_mut() {
+            held.ascent.stand_still(now);
+        }
+    }
+
     /// The kernel was not asked to compact: whoever waits for the effect of that waits in vain.
     pub fn refused_compaction(&mut self, now: Time) {
         for held in self.apps.values_mut() {

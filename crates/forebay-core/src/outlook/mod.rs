@@ -104,8 +104,8 @@ pub static NOTHING: Outlook = Outlook {
 /// What one app will need of one resource, as far as that is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Need<'a> {
-    /// What an expected span brings within the horizon, and who says so.
-    pub expected: Option<(f64, &'a str)>,
+    /// What expected spans bring within the horizon, level by level, and who says the most.
+    pub expected: Option<(Quantiles, &'a str)>,
     /// What need will soon stay below in 90 of 100 cases.
     pub soon: Option<f64>,
 }
@@ -114,12 +114,9 @@ impl Outlook {
     /// What is known of an app's need between now and the end of the horizon.
     #[must_use]
     pub fn need(&self, app: &AppId, resource: Resource, span: Window) -> Need<'_> {
-        let expected = self.meeting(app, resource, span);
         let soon = self.soon.get(app).and_then(|needs| needs.get(&resource));
         Need {
-            expected: expected
-                .map(|span| (span.peak.q95(), span.why.as_str()))
-                .max_by(|a, b| a.0.total_cmp(&b.0)),
+            expected: self.brought(app, resource, span),
             soon: soon
                 .copied()
                 .filter(|_| span.from_unix_ms < self.soon_until_unix_ms),
@@ -213,7 +210,9 @@ mod tests {
             [(Resource::Cpu, 1.0), (Resource::Memory, 7.0)].into(),
         );
         outlook.soon_until_unix_ms = 11_000;
-        let check = |resource, unix_ms, expected: Option<(f64, &str)>, soon| {
+        let check = |resource, unix_ms, expected: Option<(f64, &'static str)>, soon| {
+            let levels = |level: f64| Quantiles::new([level / 2.0, level, level, level]).unwrap();
+            let expected = expected.map(|(level, why)| (levels(level), why));
             let window = Window::ahead(unix_ms, Duration::from_secs(1));
             let need = outlook.need(&app, resource, window);
             assert_eq!(need, Need { expected, soon }, "{unix_ms}");

@@ -18,7 +18,9 @@ impl State {
         actions: &[Action],
         outcomes: &[Outcome],
     ) {
-        if !inputs.paused {
+        if inputs.paused {
+            self.planner.offload.stand_still(inputs.time);
+        } else {
             self.planner = planner;
         }
         for (action, outcome) in actions.iter().zip(outcomes) {

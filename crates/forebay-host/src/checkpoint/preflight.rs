@@ -215,7 +215,7 @@ pub(super) fn read(path: &Path) -> Result<String, HostError> {
 }
 
 /// The value of a line of a status file.
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.map(str::trim)
 }

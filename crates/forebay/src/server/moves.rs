@@ -60,6 +60,7 @@ const fn arrival_stage(stage: arrival::Stage) -> &'static str {
 }
 
 fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
+    let copying = shown.foreseen.and_then(|foreseen| foreseen.copying);
     api::Move {
         app: note.app.to_string(),
         to: note.there.to_string(),
@@ -71,7 +72,9 @@ fn away((note, shown): &(Arc<Note>, Shown)) -> api::Move {
         total_bytes: shown.total,
         took_seconds: shown.took.as_secs_f64(),
         stood_seconds: shown.stood.map(|time| time.as_secs_f64()),
-        expected_pause_seconds: shown.foreseen.map(|time| time.as_secs_f64()),
+        expected_pause_seconds: shown.foreseen.map(|of| of.pause.as_secs_f64()),
+        written_bytes_per_second: copying.map(|of| of.written),
+        link_bytes_per_second: copying.map(|of| of.link),
         left_seconds: shown.left.map(|time| time.as_secs_f64()),
         transport: shown.carried.as_ref().map(|carried| carried.by.to_string()),
         transport_why: shown
@@ -151,14 +154,12 @@ pub(super) async fn begin(
         let (to, look) = desk.target(&id, &to)?;
         if dry_run {
             let outlook = desk.moves.try_only(&id, &to, look)?;
-            let pause = outlook.pause.map_or_else(String::new, |pause| {
-                let ms = pause.as_millis();
-                format!("; it would stand still for about {ms} ms")
-            });
+            let foreseen =
+                (outlook.foreseen).map_or_else(String::new, |foreseen| format!("; {foreseen}"));
             let risks = outlook.risks.map(|risks| format!("; {risks}"));
             let risks = risks.unwrap_or_default();
             return Ok(format!(
-                "{id} can move to {to}: it has room, and all that {id} needs{pause}{risks}"
+                "{id} can move to {to}: it has room, and all that {id} needs{foreseen}{risks}"
             ));
         }
         desk.moves.begin(&id, &to, look)?;

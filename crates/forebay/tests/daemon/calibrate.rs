@@ -13,11 +13,11 @@ use crate::place::{EXE, eventually, refusal};
 /// Size of the device.
 const SIZE: u64 = 256 << 20;
 /// Bytes a second that the device is held to, each way.
-const LIMIT: u64 = 24 << 20;
+pub(crate) const LIMIT: u64 = 24 << 20;
 
 /// A block device of the test's own, with a file system mounted on it.
 #[derive(Debug)]
-struct Disk {
+pub(crate) struct Disk {
     dir: tempfile::TempDir,
     node: String,
     mounted: bool,
@@ -31,7 +31,7 @@ fn succeed(command: &mut Command) -> String {
 }
 
 impl Disk {
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let skip = |reason: &str| {
             println!("SKIPPED: {test}: {reason}");
             None
@@ -81,11 +81,11 @@ impl Disk {
         succeed(Command::new("umount").arg(self.path("mnt")));
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn calibrate(&self) -> Command {
+    pub(crate) fn calibrate(&self) -> Command {
         let mut command = Command::new(EXE.as_str());
         command.arg("calibrate").arg("--state-dir");
         command.arg(self.path("state")).stdin(Stdio::null());
@@ -105,14 +105,14 @@ impl Disk {
         room.f_blocks - room.f_bfree
     }
 
-    fn number(&self) -> String {
+    pub(crate) fn number(&self) -> String {
         let number = fs::metadata(&self.node).unwrap().rdev();
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
         format!("{major}:{minor}")
     }
 
     /// The procs file of a group that may read and write so many bytes a second of the device.
-    fn throttled(&mut self, bytes: u64) -> Option<PathBuf> {
+    pub(crate) fn throttled(&mut self, bytes: u64) -> Option<PathBuf> {
         let hierarchies = Hierarchies::read(Path::new("/proc")).ok()?;
         let (_, hierarchy) = hierarchies.of(Controller::Io)?;
         if !hierarchy.writable {

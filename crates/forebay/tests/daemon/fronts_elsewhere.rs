@@ -31,15 +31,15 @@ impl Drop for Other {
 }
 
 /// A host at the other end of a link: a network namespace.
-struct Far {
-    name: String,
+pub(crate) struct Far {
+    pub(crate) name: String,
     link: String,
-    here: String,
+    pub(crate) here: String,
     there: String,
 }
 
 impl Far {
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         if Command::new("ip").arg("-V").output().is_err() {
             println!("SKIPPED: {test}: no ip(8); install iproute2");
             return None;

@@ -50,6 +50,7 @@ mod lifecycle;
 mod memory_after;
 mod memory_losses;
 mod memory_moves;
+mod memory_weighed;
 mod mistakes;
 #[cfg(feature = "etcd")]
 mod move_kills;
@@ -58,6 +59,11 @@ mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
 mod offload;
+mod offload_ahead;
+mod offload_io;
+#[cfg(feature = "etcd")]
+mod offload_memory;
+mod offload_network;
 mod otlp;
 mod outlook;
 mod owners;

@@ -167,7 +167,7 @@ impl Fleet {
     }
 
     /// With more in the configuration of every host.
-    fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
+    pub(crate) fn start_with(test: &str, memory: u32, more: &str) -> Option<Self> {
         Some(Self::new(test)?.begun(memory, more))
     }
 
@@ -778,7 +778,7 @@ fn a_target_without_a_file_or_without_room_for_them_is_refused() {
 
 /// Who owns an app and runs it.
 #[track_caller]
-fn owner(fleet: &Fleet, app: &str) -> &'static str {
+pub(crate) fn owner(fleet: &Fleet, app: &str) -> &'static str {
     let owns = |name: &&'static str| {
         let owns = &status(fleet.place(name))["owns"];
         let is_owned = owns.as_array().unwrap().contains(&app.into());

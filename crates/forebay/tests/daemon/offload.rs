@@ -23,26 +23,26 @@ const PERIODS_MAX: u64 = 2;
 const PERIOD_MS: u64 = 100;
 
 /// What a service does: so much processor time for a request, and so many of them at once.
-struct Work {
-    us: u32,
-    at_once: u32,
+pub(crate) struct Work {
+    pub(crate) us: u32,
+    pub(crate) at_once: u32,
 }
 
 /// So strict that what it uses is blamed for slow answers, and measured in little time.
-const ACTING: &str =
+pub(crate) const ACTING: &str =
     "[offload]\nmode = \"act\"\ncpu = \"40%\"\npersistence = \"500ms\"\nsettling = \"2s\"";
 
 /// A service that computes for each request, as the only app; and somebody else who takes all the
 /// processor time that he gets, on every CPU.
-struct Stage {
-    place: Place,
+pub(crate) struct Stage {
+    pub(crate) place: Place,
     port: u16,
     hogs: Vec<Child>,
 }
 
 impl Stage {
     /// None, with a line that says why, where it cannot be tried.
-    fn new(test: &str, work: Work, keys: &str, rest: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str, work: Work, keys: &str, rest: &str) -> Option<Self> {
         let mut place = Place::new(test)?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if cpus < 2 || place.hierarchies.of(Controller::Cpuset).is_none() {
@@ -86,12 +86,12 @@ impl Stage {
             .await_app("web", what, |app| cpus_of(app).len() == count);
     }
 
-    fn explained(&self) -> String {
+    pub(crate) fn explained(&self) -> String {
         let output = self.place.ask(&["explain", "web"]);
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn ticks(&self) -> Ticks {
+    pub(crate) fn ticks(&self) -> Ticks {
         let mut stream = UnixStream::connect(self.place.path("socket")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
@@ -111,7 +111,7 @@ impl Drop for Stage {
 }
 
 /// The reports of all periods, as they come.
-struct Ticks(BufReader<UnixStream>);
+pub(crate) struct Ticks(BufReader<UnixStream>);
 
 impl Ticks {
     fn next(&mut self) -> Tick {
@@ -139,7 +139,7 @@ impl Ticks {
     }
 
     /// The first for which something is found, and what.
-    fn find<T>(&mut self, what: &str, wanted: impl Fn(&Tick) -> Option<T>) -> (Tick, T) {
+    pub(crate) fn find<T>(&mut self, what: &str, wanted: impl Fn(&Tick) -> Option<T>) -> (Tick, T) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let tick = self.next();
@@ -152,14 +152,14 @@ impl Ticks {
 }
 
 #[derive(Debug)]
-struct Tick {
+pub(crate) struct Tick {
     period: u64,
-    unix_ms: u64,
+    pub(crate) unix_ms: u64,
     /// What it used in the period that ended, in CPUs.
-    cpu: Option<f64>,
+    pub(crate) cpu: Option<f64>,
     /// Where it may run from now on.
-    cpus: Vec<usize>,
-    offload: Vec<String>,
+    pub(crate) cpus: Vec<usize>,
+    pub(crate) offload: Vec<String>,
 }
 
 /// The CPUs of a list such as `0-3,8`.
@@ -178,7 +178,7 @@ fn cpus_of(app: &Value) -> Vec<usize> {
 
 /// The file that says where it runs, right after the report that says so.
 #[track_caller]
-fn assert_in_the_kernel(stage: &Stage, expected: &[usize]) {
+pub(crate) fn assert_in_the_kernel(stage: &Stage, expected: &[usize]) {
     let file = stage.place.knob("web", Knob::Cpus);
     assert_eq!(cpus(&text(&file)), expected, "{}", file.display());
 }
@@ -196,7 +196,7 @@ fn work(port: u16) {
 }
 
 /// Clients that work until this goes.
-struct Load {
+pub(crate) struct Load {
     ends: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -217,7 +217,7 @@ impl Load {
     }
 
     /// So many requests at the same time, again and again.
-    fn full(stage: &Stage, at_once: usize) -> Self {
+    pub(crate) fn full(stage: &Stage, at_once: usize) -> Self {
         let port = stage.port;
         let client = |_| Box::new(move || work(port)) as Box<dyn FnMut() + Send>;
         Self::of((0..at_once).map(client).collect())

@@ -99,6 +99,14 @@ impl Bench {
         turns.collect()
     }
 
+    /// So many seconds in which Forebay is paused.
+    fn pause(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.second += 1;
+            self.ascent.stand_still(self.now());
+        }
+    }
+
     fn last(&self) -> &Tried {
         self.ascent.tried.back().unwrap()
     }
@@ -218,6 +226,45 @@ fn what_cannot_be_measured_is_taken_back() {
             .learned
             .predict(bench.now(), &bench.app, Bottleneck::Cpu, WidenSlice, 0.5);
     assert!((predicted - 0.5).abs() < 1e-9);
+}
+
+/// A pause that began while a rung was measured had it judged in the first period after it, by what was read
+/// in that alone, or taken back since nothing was.
+#[test]
+fn what_was_measured_before_a_pause_is_measured_anew_after_it() {
+    let mut bench = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+    bench.step(Some(2.0));
+    assert_eq!(bench.steps(3, Some(2.0)), []);
+    let taken_at = bench.second - 3;
+    bench.pause(600);
+    // Gaps after it, and less than the settling time: nothing is judged by them.
+    assert_eq!(bench.steps(2, None), []);
+    assert_eq!(bench.steps(2, Some(1.45)), []);
+    assert_eq!(bench.ascent.settling(), Some(WidenSlice));
+    assert_eq!(bench.step(Some(1.45)), None);
+    let tried = bench.last();
+    assert_eq!(tried.verdict, Verdict::Kept);
+    assert_eq!(tried.at.monotonic.as_secs(), taken_at);
+    assert!((tried.relief.unwrap() - 0.5).abs() < 1e-9);
+}
+
+#[test]
+fn what_the_host_refuses_after_a_pause_is_not_what_was_taken_before_it() {
+    let mut bench = Bench::new(Bottleneck::Memory, &[Compact]);
+    assert_eq!(bench.step(Some(1.5)), Some(take(Compact)));
+    bench.pause(5);
+    bench.ascent.refuse_rung(bench.now(), Compact);
+    assert_eq!(bench.ascent.settling(), Some(Compact));
+}
+
+#[test]
+fn a_pause_is_no_time_in_which_an_app_was_calm() {
+    let mut bench = Bench::new(Bottleneck::Cpu, &[WidenSlice]);
+    bench.step(Some(1.5));
+    bench.steps(5, Some(0.8));
+    assert_eq!(bench.steps(10, Some(0.8)), []);
+    bench.pause(600);
+    assert_eq!(bench.steps(300, Some(0.8)), [(60, undo(WidenSlice))]);
 }
 
 #[test]

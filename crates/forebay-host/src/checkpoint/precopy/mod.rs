@@ -41,7 +41,7 @@
 mod inject;
 pub(crate) mod maps;
 mod read;
-mod scan;
+pub(in crate::checkpoint) mod scan;
 pub(crate) mod userfault;
 
 use std::fs::File;

@@ -22,6 +22,8 @@ const RUNS_MAX: usize = 1024;
 pub(crate) enum Which {
     /// All that are there.
     There,
+    /// Those of them that are in memory, and not in swap.
+    Present,
     /// Those that were written since they were marked.
     Written,
 }
@@ -78,6 +80,7 @@ fn request(
     };
     let required = match which {
         Which::There => ZERO,
+        Which::Present => ZERO | PRESENT,
         Which::Written => ZERO | WRITTEN,
     };
     let mut words = [

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     outgoing: Outgoing,
     /// By which it showed who it is.
     certificate: CertificateDer<'static>,
+    /// Whether it can be asked for [`Request::Measure`].
+    measures: bool,
     /// An answer may still come to what nobody waits for any more.
     is_broken: bool,
 }
@@ -72,6 +74,11 @@ impl Link {
     /// What contents go by; none where they do not go.
     pub(crate) fn carried(&self) -> Option<Carried> {
         self.outgoing.carried()
+    }
+
+    /// Whether it can be measured how fast contents go to it.
+    pub(crate) const fn measures(&self) -> bool {
+        self.measures
     }
 
     /// Whether something went wrong that makes it useless.
@@ -330,6 +337,7 @@ async fn connect(
         identity: Arc::clone(identity),
         outgoing: Outgoing::new(exported, hello.rdma),
         certificate,
+        measures: hello.measures,
         is_broken: false,
     })
 }

@@ -25,7 +25,7 @@ use super::client::{prepare, unusable};
 use super::error::{Error, Kind};
 use super::frame::{self, FrameKind};
 use super::identity::Identity;
-use super::messages::{Answer, CONTENTS_MAX, Refused, Request, Why};
+use super::messages::{Answer, CONTENTS_MAX, MEASURE_MAX, Refused, Request, Why};
 use super::places::{Bounds, Place, Places};
 use super::rdma::{Door, Exported, Incoming, Transport};
 use super::stream::{Body, Heard, Source};
@@ -421,6 +421,7 @@ impl Room {
         let heard = Heard::now();
         let comes = match &request {
             Request::Content { bytes, .. } => Some(*bytes),
+            Request::Measure => Some(None),
             _ => None,
         };
         let (mut reader, mut writer) = tokio::io::split(stream);
@@ -481,6 +482,7 @@ impl Room {
         let answer = async {
             match request {
                 Request::Renew { signing } => self.renew(who, signing).await,
+                Request::Measure => measured(body).await,
                 Request::Reserve(reserve) if reserve.record.owner != peer.host => {
                     let (of, owner) = (reserve.of(), &reserve.record.owner);
                     let message = format!(
@@ -563,6 +565,22 @@ async fn lend(
     wire::send(stream, &Answer::Lent { bytes: length }).await?;
     wire::write(stream, FrameKind::Chunk, &chunk).await?;
     stream.flush().await
+}
+
+/// Reads what comes, and forgets it.
+async fn measured(body: &mut Body<'_>) -> Answer {
+    let mut bytes = 0_u64;
+    loop {
+        match body.next().await {
+            Ok(Some(_)) if bytes > MEASURE_MAX => {
+                let message = format!("measure the link: more than {MEASURE_MAX} bytes came");
+                return refuse(Why::NotAllowed, &message);
+            }
+            Ok(Some(chunk)) => bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX),
+            Ok(None) => return Answer::Taken { bytes },
+            Err(error) => return refuse(Why::Incomplete, &error.to_string()),
+        }
+    }
 }
 
 fn refuse(why: Why, message: &str) -> Answer {

@@ -14,6 +14,7 @@
 //!   Lending     Owed ────────────────────────────────>  Over(Runs):         Owes
 //!   Over        Release { epoch } ───────────────────>  Dropped(epoch):     Released
 //!   anywhere    State { app } ───────────────────────>                      State
+//!   anywhere    Measure + bytes ─────────────────────>  read and forgotten: Taken
 //! ```
 //!
 //! A move is named by its application and the epoch that its record had when it began ([`Move`]): giving
@@ -40,6 +41,8 @@ use serde::{Deserialize, Serialize};
 
 /// Contents of one move at most, as they are named in [`Request::Prepare`].
 pub(crate) const CONTENTS_MAX: usize = 4096;
+/// Bytes that follow a [`Request::Measure`] at most.
+pub(crate) const MEASURE_MAX: u64 = 256 << 20;
 
 /// One attempt to move one application.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -142,6 +145,9 @@ pub(crate) enum Request {
         /// For this key; none where only the names of those who were forgotten are wanted.
         signing: Option<super::authority::SigningRequest>,
     },
+    /// Read the bytes that follow and forget them, so that whoever asks knows how fast contents go. Asked only of whoever says in its
+    /// greeting that it does; [`MEASURE_MAX`] at most.
+    Measure,
     /// Let a stream in over RDMA, for contents. Asked only of whoever says in its greeting that it has that.
     Rdma,
 }

@@ -36,6 +36,9 @@ pub(super) struct Hello {
     /// Whoever says so can be asked for [`Request::Rdma`].
     #[serde(default)]
     pub(super) rdma: bool,
+    /// Whoever says so can be asked for [`Request::Measure`].
+    #[serde(default)]
+    pub(super) measures: bool,
 }
 
 impl Hello {
@@ -46,6 +49,7 @@ impl Hello {
             host,
             clock_unix_ms: unix_ms(now(clock)),
             rdma: false,
+            measures: true,
         }
     }
 }

@@ -281,9 +281,24 @@ impl Depart {
     fn reserve(&mut self) -> Result<(), Trouble> {
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
+        self.weigh()?;
         let what = format!("moves to {} by {}", self.there, self.note.way);
         self.house.apps.tell(&self.note.app, what);
         Ok(())
+    }
+
+    /// What takes longer to find out than whether there is room.
+    fn weigh(&mut self) -> Result<(), Trouble> {
+        let of = self.attempt();
+        let road = Road {
+            peer: &*self.house.peer,
+            to: &self.there,
+            of: &of,
+            note: &self.note,
+        };
+        let weighed = self.body.weigh(&road);
+        self.note.foresee(self.body.foresees());
+        weighed
     }
 
     fn wish(&self) -> Result<Wish, Trouble> {
@@ -415,9 +430,11 @@ impl Depart {
         self.check()?;
         let wish = self.wish()?;
         self.house.peer.reserve(&self.there, &wish)?;
+        let weighed = self.weigh();
         self.house.peer.release(&self.there, &self.attempt())?;
+        weighed?;
         Ok(Outlook {
-            pause: self.body.foresees(),
+            foreseen: self.body.foresees(),
             risks: self.body.risks(),
         })
     }

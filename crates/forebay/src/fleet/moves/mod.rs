@@ -39,6 +39,7 @@ mod note;
 mod orphans;
 mod past;
 pub(crate) mod service;
+mod speed;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -192,6 +193,10 @@ pub(crate) trait Peer: fmt::Debug + Send + Sync {
         parcel: (Phase, &Content, u64),
         from: &mut (dyn Read + Send),
     ) -> Result<(), Trouble>;
+    /// Bytes of content that would go to a host in a second; none where that cannot be measured.
+    fn speed(&self, _: &HostName) -> Result<Option<f64>, Trouble> {
+        Ok(None)
+    }
     /// What the last content to a host went by; none where none did, or nobody knows.
     fn carried(&self, _: &HostName) -> Option<Carried> {
         None
@@ -284,14 +289,68 @@ pub(crate) struct Ground {
     pub(crate) state_dir: PathBuf,
 }
 
+/// What a move would be like, before anything is touched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Foreseen {
+    /// How long the application would stand still.
+    pub(crate) pause: Duration,
+    /// What else was found out of one that is copied while it runs.
+    pub(crate) copying: Option<Copying>,
+}
+
+/// How an application would be copied while it runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Copying {
+    /// Bytes of its memory that it writes in a second.
+    pub(crate) written: f64,
+    /// Bytes that go to the target in a second.
+    pub(crate) link: f64,
+    /// Whether that was measured, and is not what is usual.
+    pub(crate) is_measured: bool,
+    /// How often it is copied, what was written meanwhile alone after the first time.
+    pub(crate) rounds: usize,
+}
+
+impl fmt::Display for Foreseen {
+    /// Sentences without a full stop, behind others.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(copying) = &self.copying {
+            write!(f, "{copying}, copied in {} round(s)", copying.rounds)?;
+            f.write_str("; ")?;
+        }
+        let ms = self.pause.as_millis();
+        write!(f, "it would stand still for about {ms} ms")
+    }
+}
+
+impl fmt::Display for Copying {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: f64| bytes / 1_048_576.0;
+        let link = match self.is_measured {
+            true => "go to the target",
+            false => "are supposed to go to the target, which does not measure it",
+        };
+        write!(
+            f,
+            "it writes {:.1} MiB of its memory in a second and {:.0} MiB/s {link}",
+            mib(self.written),
+            mib(self.link)
+        )
+    }
+}
+
 /// What moves, on its source.
 pub(crate) trait Leaving: fmt::Debug + Send {
     /// Hears where it moves to, before anything else is asked of it.
     fn goes_to(&mut self, _: &HostName) {}
     /// Looks whether it can, without touching it; what the target has to have.
     fn check(&mut self) -> Result<BTreeSet<String>, Trouble>;
-    /// How long it would stand still, as far as that is known once it was looked at.
-    fn foresees(&self) -> Option<Duration> {
+    /// Judges, once there is room for it, whether copying it would come to an end, still without touching it.
+    fn weigh(&mut self, _: &Road<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// How it would move, as far as that is known once it was looked at.
+    fn foresees(&self) -> Option<Foreseen> {
         None
     }
     /// What is risked by the way in which it moves, beside the pause, as far as that is known once it was looked at.
@@ -347,10 +406,10 @@ pub(crate) struct Origin {
 }
 
 /// What a move would be, as far as that is known before anything is touched.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Outlook {
-    /// How long it would stand still.
-    pub(crate) pause: Option<Duration>,
+    /// What it would be like, where that is known.
+    pub(crate) foreseen: Option<Foreseen>,
     /// What is risked beside that.
     pub(crate) risks: Option<String>,
 }

@@ -11,6 +11,7 @@ use forebay_core::fleet::departure::{End, Stage};
 use forebay_core::fleet::mobility::Way;
 use forebay_core::units::Bytes;
 
+use super::Foreseen;
 use crate::fleet::link::rdma::Carried;
 
 /// One move away, shared by its driver and whoever looks.
@@ -35,7 +36,7 @@ struct State {
     took: Option<Duration>,
     froze: Option<Instant>,
     stood: Option<Duration>,
-    foreseen: Option<Duration>,
+    foreseen: Option<Foreseen>,
     /// What was sent went by this, last.
     carried: Option<Carried>,
     /// What its target has still to fetch of it.
@@ -45,7 +46,7 @@ struct State {
 }
 
 /// What is shown of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Shown {
     pub(crate) stage: Stage,
     /// Bytes that were sent.
@@ -56,8 +57,8 @@ pub(crate) struct Shown {
     pub(crate) took: Duration,
     /// How long the application stood still, so far.
     pub(crate) stood: Option<Duration>,
-    /// How long it was expected to stand still before anything was touched, where that is known.
-    pub(crate) foreseen: Option<Duration>,
+    /// What it was expected to be like before anything was touched, where that is known.
+    pub(crate) foreseen: Option<Foreseen>,
     /// What is left of copying at the speed so far; none where none is known.
     pub(crate) left: Option<Duration>,
     /// What was sent went by this, last.
@@ -152,9 +153,9 @@ impl Note {
         self.state().why = Some(why);
     }
 
-    /// It would stand still for so long.
-    pub(super) fn foresee(&self, pause: Option<Duration>) {
-        self.state().foreseen = pause;
+    /// It would be like this.
+    pub(super) fn foresee(&self, foreseen: Option<Foreseen>) {
+        self.state().foreseen = foreseen;
     }
 
     pub(super) fn carried(&self, carried: Carried) {

@@ -21,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desk::{Moves, Refused};
+use super::speed;
 use super::{Attempt, Content, Heard, Owners, Peer, Phase, Records, Trouble, Wish};
 use crate::fleet::coordinator::{self, Coordinator};
 use crate::fleet::link::authority::{self, Authority};
@@ -356,6 +357,21 @@ impl Peer for Wired {
         Self::expect(to, self.keep(to, link, answer), "taken")
     }
 
+    fn speed(&self, to: &HostName) -> Result<Option<f64>, Trouble> {
+        let mut link = self.connect(to)?;
+        if !link.measures() {
+            self.links().insert(to.clone(), link);
+            return Ok(None);
+        }
+        let (answer, took) = self.runtime.block_on(speed::measure(&mut link));
+        #[expect(clippy::cast_precision_loss, reason = "a speed")]
+        let speed = |bytes: u64| bytes as f64 / took.as_secs_f64();
+        match self.keep(to, link, answer)? {
+            Answer::Taken { bytes } if bytes > 0 => Ok(Some(speed(bytes))),
+            _ => Ok(None),
+        }
+    }
+
     fn carried(&self, to: &HostName) -> Option<Carried> {
         self.carries().get(to).cloned()
     }
@@ -581,6 +597,8 @@ impl Handler for Answers {
             )),
             // The listener answers this where this host holds the authority.
             Request::Renew { .. } => failed("this host does not hold the fleet's authority"),
+            // It reads and forgets by itself.
+            Request::Measure => failed("what is sent to be measured is read by the listener"),
             // So it does this.
             Request::Rdma => failed("this host takes nothing by RDMA"),
         }

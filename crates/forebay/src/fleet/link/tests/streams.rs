@@ -84,6 +84,24 @@ async fn memory_that_is_lent_comes_behind_its_answer() {
     ));
 }
 
+/// Nobody but the listener hears of what is sent to be measured, and the link is good for more.
+#[tokio::test]
+async fn what_is_sent_to_be_measured_is_read_and_forgotten() {
+    let fleet = Fleet::begin();
+    let (mut link, there) = linked(&fleet, Keeper::default()).await;
+    assert!(link.measures());
+    let sent = bytes(3 * CHUNK_MAX + 17);
+    for _ in 0..2 {
+        let progress = Progress::default();
+        let sending = sending(&progress, Compress::Never);
+        let mut source = sent.as_slice();
+        let answer = link.send(&Request::Measure, &mut source, sending);
+        let bytes = u64::try_from(sent.len()).unwrap();
+        assert_eq!(answer.await.unwrap(), Answer::Taken { bytes });
+    }
+    assert_eq!(there.keeper.asked(), 0);
+}
+
 #[tokio::test]
 async fn contents_of_any_length_come_whole() {
     let fleet = Fleet::begin();

@@ -17,10 +17,11 @@ use forebay_host::checkpoint::{
 use forebay_host::fence::Unclaimed;
 
 use super::parcels::Parcels;
+use super::weigh::{Load, weigh};
 use super::{IMAGES, OWED, SURVEY, clear, criu, lending, place, remove, tcp};
 use crate::fleet::moves::body::{luggage, restart};
 use crate::fleet::moves::note::Counted;
-use crate::fleet::moves::{Apps, Content, Ground, Leaving, Phase, Road, Trouble, refuse};
+use crate::fleet::moves::{Apps, Content, Foreseen, Ground, Leaving, Phase, Road, Trouble, refuse};
 
 /// The rest that sending may take while it stands, beside what CRIU takes anyhow.
 const AIM: Duration = Duration::from_millis(50);
@@ -33,13 +34,24 @@ const FILES: Bounds = Bounds {
     fixed: Duration::from_millis(10),
 };
 
+/// When rounds of copying so much are enough, and when in vain.
+fn bounds(tracked: Bytes) -> Bounds {
+    let fixed = Speeds::MEASURED.fixed(tracked);
+    Bounds {
+        aim: fixed.saturating_add(AIM),
+        most: MOST,
+        fixed,
+    }
+}
+
 /// A process that was looked at and may move.
 #[derive(Debug)]
 struct Fit {
     pid: u32,
     criu: Criu,
     tracked: Bytes,
-    pause: Duration,
+    untracked: Bytes,
+    foreseen: Foreseen,
 }
 
 /// See the module above.
@@ -126,12 +138,7 @@ impl Leaves {
     fn copy_memory(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
         let fit = self.fit()?;
         let (pid, tracked) = (fit.pid, fit.tracked);
-        let fixed = Speeds::MEASURED.fixed(tracked);
-        let bounds = Bounds {
-            aim: fixed.saturating_add(AIM),
-            most: MOST,
-            fixed,
-        };
+        let bounds = bounds(tracked);
         let failed = |error: forebay_host::Error| error.explain();
         let tracker = match &mut self.tracker {
             Some(tracker) => tracker,
@@ -291,7 +298,11 @@ impl Leaving for Leaves {
         self.fit = Some(Fit {
             pid,
             tracked: survey.tracked,
-            pause: survey.judge(&here, Speeds::MEASURED).pause,
+            untracked: survey.untracked,
+            foreseen: Foreseen {
+                pause: survey.judge(&here, Speeds::MEASURED).pause,
+                copying: None,
+            },
             criu,
         });
         Ok(requires)
@@ -311,8 +322,31 @@ impl Leaving for Leaves {
         })
     }
 
-    fn foresees(&self) -> Option<Duration> {
-        self.fit.as_ref().map(|fit| fit.pause)
+    fn weigh(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
+        if self.memory == Memory::PostCopy {
+            // However fast it writes, what is not sent by then comes after it.
+            return Ok(());
+        }
+        let Fit {
+            pid,
+            tracked,
+            untracked,
+            ..
+        } = *self.fit()?;
+        let load = Load {
+            pid,
+            tracked,
+            untracked,
+        };
+        let foreseen = weigh(&self.app, load, bounds(tracked), road)?;
+        if let Some(fit) = &mut self.fit {
+            fit.foreseen = foreseen;
+        }
+        Ok(())
+    }
+
+    fn foresees(&self) -> Option<Foreseen> {
+        self.fit.as_ref().map(|fit| fit.foreseen)
     }
 
     fn copy(&mut self, road: &Road<'_>) -> Result<(), Trouble> {

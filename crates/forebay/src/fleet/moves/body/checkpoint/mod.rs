@@ -39,6 +39,7 @@ pub(in crate::fleet::moves) mod comes;
 pub(in crate::fleet::moves) mod leaves;
 pub(crate) mod lending;
 mod parcels;
+mod weigh;
 
 use std::fs::{self, DirBuilder};
 use std::io;
