@@ -254,12 +254,22 @@ fn end_criu(pid: u32, tracer: u32) -> Result<(), HostError> {
 /// Lets packets of the connections of a process pass again.
 fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
     let inventory = fs::read(images.join("inventory.img")).unwrap_or_default();
-    for suffix in run_names(&inventory).chain([pid.to_string()]) {
-        let table = format!("CRIU-{suffix}");
+    // Older ones of CRIU name it by the process.
+    for table in tables(&inventory).chain([format!("CRIU-{pid}")]) {
         nft::remove_table(&table)
             .map_err(|e| HostError::io(format!("remove the table {table} of nftables"), e))?;
     }
     Ok(())
+}
+
+/// The tables of CRIU's runs. It has room for 31 letters, `inet ` among them, so that the name is cut off in most
+/// releases.
+fn tables(inventory: &[u8]) -> impl Iterator<Item = String> {
+    const CUT: usize = 31 - "inet ".len();
+    run_names(inventory).flat_map(|name| {
+        let whole = format!("CRIU-{name}");
+        [whole.chars().take(CUT).collect(), whole]
+    })
 }
 
 /// Names that CRIU gave its runs: 36 letters, written as UUIDs are.
@@ -387,5 +397,8 @@ mod tests {
         let inventory = [b"\x00\x19$".as_slice(), name.as_bytes(), b"\x20".as_slice()].concat();
         assert_eq!(run_names(&inventory).collect::<Vec<_>>(), [name]);
         assert_eq!(run_names(b"1a2b").count(), 0);
+        let named: Vec<String> = tables(&inventory).collect();
+        let whole = format!("CRIU-{name}");
+        assert_eq!(named, ["CRIU-1a2b3c4d-0000-4000-80", &whole]);
     }
 }
