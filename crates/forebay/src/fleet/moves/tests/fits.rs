@@ -17,6 +17,7 @@ fn app(files: &[PathBuf], exec: Exec) -> App {
         files: files.to_vec(),
         takeover: Takeover::Never,
         connections: Connections::Refuse,
+        address: None,
     });
     app
 }

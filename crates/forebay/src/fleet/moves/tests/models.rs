@@ -418,6 +418,7 @@ impl Apps for ModelApps {
             files: Vec::from_iter(has_files.then_some(data)),
             takeover: *self.takeover.lock().unwrap(),
             connections: Connections::Refuse,
+            address: None,
         });
         Some(app)
     }
