@@ -13,6 +13,7 @@ mod accel;
 #[cfg(feature = "etcd")]
 mod accel_moves;
 mod activation;
+mod address_moves;
 mod api;
 mod apps;
 mod bindings;
@@ -27,10 +28,6 @@ mod dashboard;
 mod disk;
 mod ender;
 #[cfg(feature = "etcd")]
-#[expect(
-    dead_code,
-    reason = "the rest is for the tests of coordinators, which share it"
-)]
 mod etcd;
 mod fleet;
 mod fronts;
@@ -47,6 +44,7 @@ mod kernel;
 mod leaving;
 mod leaving_postgres;
 mod lifecycle;
+mod machine;
 mod memory_losses;
 mod memory_moves;
 mod mistakes;
@@ -56,6 +54,7 @@ mod move_kills;
 mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
+mod network;
 mod offload;
 mod otlp;
 mod outlook;

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -14,7 +13,9 @@ use serde_json::Value;
 use crate::etcd::Etcd;
 use crate::fronts::free_port;
 use crate::images::criu;
+use crate::machine::{Machine, Rooms, children};
 use crate::moves::{certify, status};
+use crate::network::Network;
 use crate::place::{EXE, PATIENCE, Place, eventually, is_running, signal};
 
 /// Memory of the program in MiB, and what of it is written in a second.
@@ -23,75 +24,10 @@ const RATE: u32 = 10;
 /// Its pages are all looked at for every so many lines.
 const CHECK_EVERY: u32 = 20;
 
-/// Runs its arguments without descriptors of whoever began the test: they are of other mounts, and what a daemon has
-/// open its programs have.
-const ALONE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
-                     [ \"$fd\" -gt 2 ] && eval \"exec $fd>&-\"; done; exec \"$@\"";
-
-/// A room of process numbers and mounts, which stays when its daemon ends.
-struct Machine {
-    unshare: Child,
-    /// The first of its processes, by the numbers of the test.
-    init: u32,
-}
-
-impl Machine {
-    /// Its next process has this number: those of two hosts do not meet.
-    fn start(next: u32) -> Option<Self> {
-        let mut command = Command::new("setpriv");
-        let unshare = command
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid"])
-            .args(["--fork", "--mount-proc", "--kill-child", "--", "sh", "-c"])
-            // It reaps what its daemons leave.
-            .arg("echo \"$1\" > /proc/sys/kernel/ns_last_pid; sleep infinity & wait")
-            .args(["sh", &next.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        let mut machine = Self { unshare, init: 0 };
-        eventually("its first process sleeps", || {
-            let ended = machine.unshare.try_wait().unwrap();
-            let [init] = children(machine.unshare.id())[..] else {
-                return ended.is_some();
-            };
-            machine.init = init;
-            !children(init).is_empty()
-        });
-        (machine.init != 0).then_some(machine)
-    }
-
-    /// Runs something in it.
-    fn enter(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg("--target")
-            .arg(self.init.to_string())
-            .args(["--mount", "--pid", "--", "bash", "-c", ALONE, "bash"]);
-        command
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // All that is in it ends with its first process.
-        signal(self.init, Signal::KILL);
-        self.unshare.wait().unwrap();
-    }
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let text = text.unwrap_or_default();
-    text.split_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
-}
-
 /// Hosts of one fleet, whose apps move with their memory.
 pub(crate) struct Fleet {
     pub(crate) hosts: Vec<(&'static str, Place)>,
-    machines: Vec<Machine>,
+    pub(crate) machines: Vec<Machine>,
     criu: PathBuf,
     /// What the program says, on whatever host.
     witness: PathBuf,
@@ -102,6 +38,8 @@ pub(crate) struct Fleet {
     /// What becomes of programs whose daemon ends.
     on_stop: &'static str,
     pace: Pace,
+    /// The network that they are on, and the address that their program has there.
+    pub(crate) network: Option<Network>,
 }
 
 /// What the speed of a machine allows for.
@@ -198,15 +136,30 @@ impl Fleet {
         Some(Self::new(test)?.begun(memory, more))
     }
 
+    /// On a network of their own, where clients reach the program at an address that goes along.
+    pub(crate) fn start_on(test: &str, network: Network, memory: u32, more: &str) -> Option<Self> {
+        let rooms = Rooms::Network;
+        let mut fleet = Self::new_in(test, rooms, &network.centre.to_string())?;
+        for (index, machine) in fleet.machines.iter().enumerate() {
+            network.connect(index, machine);
+        }
+        fleet.network = Some(network);
+        Some(fleet.begun(memory, more))
+    }
+
     /// Before any daemon begins.
     fn new(test: &str) -> Option<Self> {
+        Self::new_in(test, Rooms::Processes, "127.0.0.1")
+    }
+
+    fn new_in(test: &str, rooms: Rooms, centre: &str) -> Option<Self> {
         let criu = criu(test)?;
         let names = ["a", "b"];
         let mut hosts = Vec::new();
         let mut machines = Vec::new();
         for (index, name) in (1..).zip(names) {
             hosts.push((name, Place::new(test)?));
-            let Some(machine) = Machine::start(index * 10_000) else {
+            let Some(machine) = Machine::start(index * 10_000, rooms) else {
                 println!("SKIPPED: {test}: no process numbers of its own");
                 return None;
             };
@@ -218,7 +171,7 @@ impl Fleet {
             machines,
             criu,
             witness: dir.path().join("witness"),
-            etcd: Etcd::start(test)?,
+            etcd: Etcd::start_at(test, centre)?,
             dir,
             shared: None,
             on_stop: "kill",
@@ -227,6 +180,7 @@ impl Fleet {
                 lease: "5s",
                 rate: RATE,
             },
+            network: None,
         };
         certify(&fleet.hosts);
         Some(fleet)
@@ -249,6 +203,9 @@ impl Fleet {
             lease,
             rate,
         } = &self.pace;
+        let network = self.network.as_ref();
+        let address = network.map_or_else(|| address.clone(), |net| net.host(index).to_string());
+        let (listen, goes) = network.map_or_else(Default::default, Network::configuration);
         let data = self.shared.as_ref().map(|shared| shared.join("data"));
         let (journal, files) = data.map_or_else(Default::default, |data| {
             let data = data.display();
@@ -265,8 +222,8 @@ impl Fleet {
                  [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
                  [apps.pages]\nrestart = \"always\"\nstdout = \"/dev/null\"\nstderr = \"/dev/null\"\n\
                  exec = [\"{}\", \"workload\", \"pages\", \"--memory\", \"{memory}\", \"--rate\", \"{rate}\", \
-                 \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}]\n\
-                 move = {{ mode = \"checkpoint\"{files} }}\n{more}",
+                 \"--witness\", \"{}\", \"--check-every\", \"{CHECK_EVERY}\"{journal}{listen}]\n\
+                 move = {{ mode = \"checkpoint\"{files}{goes} }}\n{more}",
                 self.on_stop,
                 self.etcd.endpoint(),
                 free_port(),
@@ -297,18 +254,52 @@ impl Fleet {
 
     /// The program that moves, by the numbers of the test, while no copy of it is made.
     pub(crate) fn program(&self) -> u32 {
-        let witness = self.witness.display().to_string();
-        let programs = crate::place::processes(|words| words.contains(&witness));
+        let programs = self.programs();
         let [program] = programs[..] else {
             panic!("{programs:?}");
         };
         program
     }
 
+    /// All of them.
+    pub(crate) fn programs(&self) -> Vec<u32> {
+        let witness = self.witness.display().to_string();
+        crate::place::processes(|words| words.contains(&witness))
+    }
+
     /// Its daemon ends as a crash would have it.
-    fn crash(&mut self, index: usize) {
+    pub(crate) fn crash(&mut self, index: usize) {
         let daemon = self.daemon(index);
         signal(daemon, Signal::KILL);
+        eventually("the daemon ended", || !is_running(daemon));
+        self.hosts[index].1.crash();
+    }
+
+    /// A program that begins anew counts from the beginning.
+    pub(crate) fn forget_witness(&self) {
+        fs::remove_file(&self.witness).unwrap();
+    }
+
+    /// From now on a host makes no process any more.
+    pub(crate) fn break_criu(&mut self, name: &str) {
+        let index = index(name);
+        let broken = self.dir.path().join("criu");
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" = restore ] && exit 1\nexec \"{}\" \"$@\"\n",
+            self.criu.display()
+        );
+        fs::write(&broken, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&broken, mode).unwrap();
+        self.configure(index, &broken, MEMORY, "");
+        self.crash(index);
+        self.begin(index);
+    }
+
+    /// Its daemon ends as somebody asks it to.
+    pub(crate) fn stop(&mut self, index: usize) {
+        let daemon = self.daemon(index);
+        signal(daemon, Signal::TERM);
         eventually("the daemon ended", || !is_running(daemon));
         self.hosts[index].1.crash();
     }
@@ -513,7 +504,12 @@ fn a_process_moves_with_its_memory_to_another_daemon() {
 }
 
 /// Kills a daemon at a stage of a move; who owns the program in the end.
-fn killed_at(fleet: &mut Fleet, from: &'static str, kills: &str, stage: &str) -> &'static str {
+pub(crate) fn killed_at(
+    fleet: &mut Fleet,
+    from: &'static str,
+    kills: &str,
+    stage: &str,
+) -> &'static str {
     let to = other(from);
     fleet.goes_on();
     let place = fleet.place(from);
@@ -567,17 +563,7 @@ fn a_process_that_its_target_cannot_make_goes_on_where_it_was() {
     let from = fleet.await_owner();
     let to = other(from);
     let pid = fleet.place(from).await_pid("pages");
-    let broken = fleet.dir.path().join("criu");
-    let text = format!(
-        "#!/bin/sh\n[ \"$1\" = restore ] && exit 1\nexec \"{}\" \"$@\"\n",
-        fleet.criu.display()
-    );
-    fs::write(&broken, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&broken, mode).unwrap();
-    fleet.configure(index(to), &broken, MEMORY, "");
-    fleet.crash(index(to));
-    fleet.begin(index(to));
+    fleet.break_criu(to);
     eventually("it could move", || {
         let asked = fleet
             .place(from)
@@ -782,7 +768,7 @@ fn a_target_without_a_file_or_without_room_for_them_is_refused() {
 
 /// Who owns an app and runs it.
 #[track_caller]
-fn owner(fleet: &Fleet, app: &str) -> &'static str {
+pub(crate) fn owner(fleet: &Fleet, app: &str) -> &'static str {
     let owns = |name: &&'static str| {
         let owns = &status(fleet.place(name))["owns"];
         let is_owned = owns.as_array().unwrap().contains(&app.into());

@@ -367,6 +367,7 @@ impl Depart {
                 return Err(Trouble::Unknown(what));
             }
         }
+        self.house.apps.leave_address(&self.note.app)?;
         self.house.apps.keep(&self.note.app)
     }
 

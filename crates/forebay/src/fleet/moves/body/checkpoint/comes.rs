@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding};
 use forebay_core::fleet::arrival::{Found, Mark};
-use forebay_core::fleet::mobility::Connections;
+use forebay_core::fleet::mobility::{Connections, ServiceAddress};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::pack;
 use forebay_host::checkpoint::porter::{self, Errand, Porter};
 use forebay_host::checkpoint::preflight::{Speeds, Survey};
-use forebay_host::checkpoint::{Landing, Tcp};
+use forebay_host::checkpoint::{Landing, Tcp, disown_connections};
 use forebay_host::ledger::Process;
 
 use super::{CONNECTIONS, IMAGES, MEMORY, SURVEY, clear, criu, place, remove, tcp, word};
-use crate::fleet::moves::body::{luggage, restart};
+use crate::fleet::moves::body::{address, luggage, restart};
 use crate::fleet::moves::{Apps, Coming, Content, Ground, Phase, Trouble, refuse};
 
 /// How long it may take until no process of a copy is left.
@@ -34,6 +34,7 @@ pub(in crate::fleet::moves) struct Comes {
     app: AppId,
     binding: Binding,
     connections: Connections,
+    address: Option<ServiceAddress>,
     files: luggage::Comes,
     apps: Arc<dyn Apps>,
     porter: Option<Porter>,
@@ -43,7 +44,7 @@ pub(in crate::fleet::moves) struct Comes {
 impl Comes {
     pub(in crate::fleet::moves::body) fn new(
         app: &App,
-        connections: Connections,
+        (connections, address): (Connections, Option<ServiceAddress>),
         files: luggage::Comes,
         apps: Arc<dyn Apps>,
     ) -> Self {
@@ -51,6 +52,7 @@ impl Comes {
             app: app.id.clone(),
             binding: app.binding.clone(),
             connections,
+            address,
             files,
             apps,
             porter: None,
@@ -111,7 +113,7 @@ impl Comes {
                 images,
                 most: free()?,
                 landing: Landing {
-                    tcp: tcp(self.connections),
+                    tcp: tcp(self.connections, self.address.as_ref()),
                     groups: groups.map_err(|trouble| trouble.to_string())?,
                 },
             };
@@ -206,6 +208,7 @@ impl Coming for Comes {
                     .files
                     .has((kind, what))
                     .or_else(|| restart::has(&self.app, exec, (kind, what)))
+                    .or_else(|| address::has(&self.app, &*self.apps, (kind, what)))
                     .unwrap_or_else(|| Err(restart::unknown(required)))?,
             }
         }
@@ -251,7 +254,10 @@ impl Coming for Comes {
             return refuse(format!("the images of {} did not come", self.app));
         };
         // CRIU opens them by their names, with what is in them now.
-        if let Err(trouble) = self.place_files(contents) {
+        let placed = self.place_files(contents);
+        // Its connections are made at an address of this host.
+        let awaited = placed.and_then(|()| self.apps.await_quietly(&self.app));
+        if let Err(trouble) = awaited {
             porter.end();
             return Err(trouble);
         }
@@ -270,7 +276,14 @@ impl Coming for Comes {
         // They are of another time.
         self.apps.forget_images(&self.app)?;
         self.apps.adopt(&self.app, process)?;
-        porter::go_on(process).map_err(|error| Trouble::Refused(error.explain()))
+        let begun = self.apps.answer(&self.app).and_then(|()| {
+            porter::go_on(process).map_err(|error| Trouble::Refused(error.explain()))
+        });
+        if begun.is_err() {
+            // It goes back, and is reached there.
+            self.apps.hush(&self.app)?;
+        }
+        begun
     }
 
     fn discard(&mut self) -> Result<(), Trouble> {
@@ -278,6 +291,11 @@ impl Coming for Comes {
             porter.end();
         }
         if let Some(process) = self.landed() {
+            if self.address.is_some()
+                && let Err(error) = disown_connections(process.pid)
+            {
+                tracing::warn!(app = %self.app, why = error.explain(), "what it had is closed, unheard");
+            }
             porter::end(process);
         }
         self.process = None;
@@ -293,6 +311,7 @@ impl Coming for Comes {
             }
             std::thread::sleep(POLL);
         }
+        self.apps.leave_address(&self.app)?;
         // Nobody has them open any more.
         self.files.staged.discard().map_err(Trouble::Refused)?;
         let images = self.images().map_err(Trouble::Refused)?;

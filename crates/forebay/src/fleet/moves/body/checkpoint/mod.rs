@@ -22,6 +22,22 @@
 //! - It goes on only after the ledger there names it as the app's program: a daemon that ends at any moment
 //!   after that is followed by one that finds it, and starts no other.
 //! - The source's copy is ended only after the record says that the target's runs.
+//!
+//! Its address, where it has one:
+//!
+//! ```text
+//!   source                                    target
+//!   freeze   CRIU locks its connections; it stands; the address goes, what is left of it is quiet
+//!            prepare ───────────────────────▶ prepare   the address is there, quiet; the process is made
+//!            {source, n} ─▶ {target, n + 1}
+//!                                             start     it answers, and is announced; the process goes on
+//!   end      its connections are disowned, and it is ended: nobody hears of it
+//! ```
+//!
+//! - Until the record is changed nothing leaves the target for these connections, and nothing comes to it: its kernel
+//!   would acknowledge, or say again, what the source's does not know of when the move is given up.
+//! - The source answers again when the process goes on there, and by then the record cannot be changed any more. What
+//!   is still on the target then is quiet, whoever lives there.
 
 pub(in crate::fleet::moves) mod comes;
 pub(in crate::fleet::moves) mod leaves;
@@ -33,7 +49,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::mobility::Connections;
+use forebay_core::fleet::mobility::{Connections, ServiceAddress};
 use forebay_host::checkpoint::{Criu, Tcp};
 
 use crate::fleet::moves::Ground;
@@ -48,10 +64,12 @@ const SURVEY: &str = "checkpoint";
 /// And the same that becomes of connections.
 const CONNECTIONS: &str = "connections";
 
-const fn tcp(connections: Connections) -> Tcp {
-    match connections {
-        Connections::Refuse => Tcp::Refuse,
-        Connections::Close => Tcp::Close,
+/// What becomes of connections, where they are at its own address or at others'.
+const fn tcp(connections: Connections, address: Option<&ServiceAddress>) -> Tcp {
+    match (connections, address) {
+        (Connections::Close, _) => Tcp::Close,
+        (Connections::Refuse, Some(_)) => Tcp::Keep,
+        (Connections::Refuse, None) => Tcp::Refuse,
     }
 }
 
