@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forebay_core::app::{AppId, Binding, IoMax, Partition};
+use forebay_core::app::{App, AppId, Binding, IoMax, Partition};
 use forebay_core::host::{Action, Outcome};
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::units::{Bytes, Limit, Rate};
@@ -28,6 +28,7 @@ use crate::owner::book::Managers;
 use crate::procs;
 use crate::reclaim::{self, Lowering, Means};
 use crate::restore::{self, Fate, Release, read_spot};
+use crate::service_address::Addresses;
 use crate::slow::Progress;
 use crate::supervise::{self, Program};
 
@@ -327,7 +328,10 @@ impl LinuxHost {
     fn perform(&mut self, action: &Action, program: Option<Program>) -> Result<(), Refusal> {
         match action {
             Action::Start { app } => match program {
-                Some(program) => self.start(app, &program),
+                Some(program) => {
+                    self.have_address(app)?;
+                    self.start(app, &program)
+                }
                 None => Err(Refusal::Unsupported),
             },
             Action::Succeed { app } => match program {
@@ -357,6 +361,19 @@ impl LinuxHost {
             Action::CostModel { device, model } => self.set_cost_model(*device, model.as_ref()),
             Action::WatchMemory { apps } => self.watch_memory(apps),
         }
+    }
+
+    /// Has an app's address be here before its program, which may listen on it.
+    fn have_address(&self, app: &App) -> Result<(), Refusal> {
+        let Some(address) = app.mobility.as_ref().and_then(|m| m.address.as_ref()) else {
+            return Ok(());
+        };
+        self.addresses().answer(&app.id, address)?;
+        Ok(())
+    }
+
+    fn addresses(&self) -> Addresses {
+        Addresses::new(&self.options.state_dir, self.options.roots.clone())
     }
 
     /// Makes an app's group where it is missing.
@@ -672,6 +689,7 @@ impl LinuxHost {
         if !report.is_complete() {
             return Err(Refusal::Failed(report.failed.join("; ")));
         }
+        self.addresses().leave(app)?;
         let kept = self
             .ledger
             .state()

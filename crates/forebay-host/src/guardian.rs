@@ -39,6 +39,7 @@ use crate::ledger::{self, Process};
 use crate::lock::{Role, holder};
 use crate::procs;
 use crate::restore::{Report, restore_lost};
+use crate::service_address::Addresses;
 use crate::soft_reboot;
 use crate::tenure;
 
@@ -198,9 +199,10 @@ fn is_relieved(watched: &Watched, daemon: Option<Process>) -> bool {
 }
 
 fn is_restored(watched: &Watched) -> bool {
-    watched
+    let addresses = Addresses::new(&watched.state_dir, watched.roots.clone());
+    let known = watched
         .roots
         .boot_id()
-        .and_then(|boot_id| ledger::peek(&watched.state_dir, &boot_id))
-        .is_ok_and(|state| state.is_restored())
+        .and_then(|boot_id| ledger::peek(&watched.state_dir, &boot_id));
+    addresses.all().is_empty() && known.is_ok_and(|state| state.is_restored())
 }

@@ -499,6 +499,11 @@ impl Ledger {
         })
     }
 
+    /// The directory that it is in.
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
     /// What it says.
     #[must_use]
     pub const fn state(&self) -> &State {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::{AppId, OnStop};
 
 use crate::Roots;
+use crate::checkpoint::disown_connections;
 use crate::damon;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
@@ -26,6 +27,7 @@ use crate::owner::Note;
 use crate::owner::book::{Managers, put_back};
 use crate::partition;
 use crate::procs;
+use crate::service_address::Addresses;
 use crate::supervise;
 
 /// Knobs depend on each other (a burst fits its quota), so refused ones are tried again after
@@ -191,6 +193,7 @@ pub(crate) fn restore_but(
         .filter_map(|(app, _)| ledger.state().apps.get(app))
         .flat_map(|record| record.created.iter().map(PathBuf::as_path))
         .collect();
+    disown(ledger, proc_root, left, on_stop);
     // Who is frozen cannot answer.
     if let Err(error) = freeze::thaw_all(&doomed) {
         tracing::warn!(reason = error.explain(), "not thawed before it is ended");
@@ -215,11 +218,53 @@ pub(crate) fn restore_but(
         let released = release_app(ledger, hierarchies, proc_root, &release, &mut managers)?;
         report.absorb(released);
     }
+    leave_addresses(ledger, proc_root, left, &mut report);
     report.absorb(restore_host(ledger)?);
     if left.is_empty() {
         report.absorb(remove_parents(ledger)?);
     }
     Ok(report)
+}
+
+fn addresses(ledger: &Ledger, proc_root: &Path) -> Addresses {
+    let roots = Roots {
+        proc: proc_root.to_owned(),
+        ..Roots::default()
+    };
+    Addresses::new(ledger.state_dir(), roots)
+}
+
+/// Has what ends in the middle of a move leave nothing of its connections behind, which may go on at another host.
+fn disown(ledger: &Ledger, proc_root: &Path, left: &BTreeSet<AppId>, on_stop: OnStop) {
+    let addresses = addresses(ledger, proc_root);
+    let apps = ledger.state().apps.iter();
+    for (app, record) in apps.filter(|(app, _)| !left.contains(*app)) {
+        let is_given = || record.created.iter().any(|dir| freeze::is_given(dir));
+        if !addresses.is_quiet(app) || !(on_stop == OnStop::Kill || is_given()) {
+            continue;
+        }
+        let members: BTreeSet<u32> = (record.created.iter())
+            .flat_map(|dir| groups::members(dir))
+            .collect();
+        for pid in members {
+            if let Err(error) = disown_connections(pid) {
+                tracing::warn!(%app, reason = error.explain(), "what it had is closed, unheard");
+            }
+        }
+    }
+}
+
+/// Takes the addresses away that apps are reached at, but for those of apps that stay. Those whose programs were to end
+/// did so before: what they said last was heard.
+fn leave_addresses(ledger: &Ledger, proc_root: &Path, left: &BTreeSet<AppId>, report: &mut Report) {
+    let addresses = addresses(ledger, proc_root);
+    for app in addresses.all() {
+        if !left.contains(&app)
+            && let Err(error) = addresses.leave(&app)
+        {
+            report.failed.push(error.explain());
+        }
+    }
 }
 
 /// Puts the knobs back that are no app's. Those that the kernel refuses stay in the ledger.

@@ -15,6 +15,7 @@ use forebay_core::app::AppId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
+use crate::service_address::Addresses;
 use crate::{Roots, fence, regular};
 
 /// The file's name in the state directory.
@@ -88,7 +89,12 @@ pub(crate) fn hold(roots: &Roots, state_dir: &Path, is_over: bool) -> Option<Dur
     if !left.is_zero() && !is_over {
         return Some(left);
     }
+    let addresses = Addresses::new(state_dir, roots.clone());
     for app in &tenure.apps {
+        // Whoever takes it over answers for it from then on.
+        if let Err(error) = addresses.leave_in_time(app) {
+            tracing::error!(%app, why = error.explain(), "its address stays, and others may take it over");
+        }
         let stands = fence::is_given(roots, &tenure.anchor, app);
         if stands || !fence::is_populated(roots, &tenure.anchor, app) {
             continue;

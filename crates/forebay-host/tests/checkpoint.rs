@@ -607,7 +607,7 @@ fn connections(criu: &Criu) {
     });
     let mut client = client.unwrap();
     eventually("it is connected", || said("state") == "connected");
-    assert_eq!(preflight::connections(pid).unwrap(), 1);
+    assert_eq!(preflight::connections(pid).unwrap().len(), 1);
 
     let freezing = |tcp| Freezing {
         tcp,
@@ -634,7 +634,7 @@ fn connections(criu: &Criu) {
     let landed = Landed::prepare(criu, &images, assembly, &landing, None).unwrap();
     landed.start().unwrap();
     eventually("it goes on without", || said("state") == "closed");
-    assert_eq!(preflight::connections(pid).unwrap(), 0);
+    assert_eq!(preflight::connections(pid).unwrap().len(), 0);
     landed.settle().unwrap();
     let number = Pid::from_raw(pid.cast_signed()).unwrap();
     kill_process(number, Signal::KILL).unwrap();

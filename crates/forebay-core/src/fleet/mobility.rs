@@ -1,6 +1,7 @@
 //! What an application is allowed and needs in order to change hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub struct Mobility {
     /// Of what goes along with its memory: when that is sent.
     #[serde(default)]
     pub memory: Memory,
+    /// Where its clients reach it: the address is on the host that owns it, and on no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<ServiceAddress>,
 }
 
 /// When the memory of processes that go along with it is sent.
@@ -40,12 +44,73 @@ pub enum Memory {
     PostCopy,
 }
 
-/// What becomes of the TCP connections of processes that go along with their memory. Their addresses stay
-/// at the source.
+/// An address that goes where its application goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The length of its network's prefix, in bits.
+    pub prefix: u8,
+    /// The network device that it is on; none: the one that has the network already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
+
+impl std::fmt::Display for ServiceAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+impl ServiceAddress {
+    /// Reads `ADDRESS/PREFIX`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to write.
+    pub fn parse(text: &str, device: Option<String>) -> Result<Self, (String, &'static str)> {
+        const FIX: &str = "write one address of a host with its prefix, such as 10.77.0.5/24";
+        let (ip, prefix) = text
+            .split_once('/')
+            .ok_or_else(|| (format!("`{text}` has no length of a prefix"), FIX))?;
+        let ip: IpAddr = ip
+            .parse()
+            .map_err(|_| (format!("`{ip}` is no IP address"), FIX))?;
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.parse().ok().filter(|prefix| *prefix <= longest);
+        let prefix = prefix.filter(|prefix| *prefix > 0).ok_or_else(|| {
+            let message = format!("the prefix of `{text}` is not 1 to {longest}");
+            (message, FIX)
+        })?;
+        let is_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+        };
+        if is_local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+            let message = format!("{ip} is none at which clients reach one host out of several");
+            return Err((message, FIX));
+        }
+        Ok(Self { ip, prefix, device })
+    }
+
+    /// Whether another address is in its network.
+    #[must_use]
+    pub fn has_in_network(&self, other: IpAddr) -> bool {
+        let bits = |ip| match ip {
+            IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, 32),
+            IpAddr::V6(ip) => (u128::from(ip), 128),
+        };
+        let ((own, size), (other, of_other)) = (bits(self.ip), bits(other));
+        let left = 128 - u32::from(self.prefix);
+        size == of_other && (own ^ other).checked_shr(left).unwrap_or(0) == 0
+    }
+}
+
+/// What becomes of the TCP connections of processes that go along with their memory. Those at the app's own
+/// [`address`](Mobility::address) go along; the addresses of others stay at the source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Connections {
-    /// While one is established it stays where it is.
+    /// While one is established that cannot go along, it stays where it is.
     #[default]
     Refuse,
     /// They are closed: whoever is at the other end connects anew.
@@ -129,6 +194,52 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_one_of_a_host_with_its_prefix() {
+        let check = |text: &str, expected: Result<&str, &str>| {
+            let read = ServiceAddress::parse(text, None);
+            match (read, expected) {
+                (Ok(read), Ok(expected)) => assert_eq!(read.to_string(), expected),
+                (Err((message, _)), Err(part)) => assert!(message.contains(part), "{message}"),
+                (read, expected) => panic!("{text}: {read:?}, not {expected:?}"),
+            }
+        };
+        check("10.77.0.5/24", Ok("10.77.0.5/24"));
+        check("fd00:0::5/64", Ok("fd00::5/64"));
+        check("10.77.0.5", Err("no length"));
+        check("10.77.0/24", Err("no IP address"));
+        check("10.77.0.5/33", Err("1 to 32"));
+        check("10.77.0.5/0", Err("1 to 32"));
+        check("fd00::5/129", Err("1 to 128"));
+        for text in [
+            "127.0.0.1/8",
+            "0.0.0.0/8",
+            "224.0.0.5/8",
+            "169.254.0.5/16",
+            "fe80::5/64",
+            "::ffff:10.77.0.5/96",
+        ] {
+            check(text, Err("none at which"));
+        }
+    }
+
+    #[test]
+    fn a_network_is_known_by_its_prefix() {
+        let check = |text: &str, other: &str, expected: bool| {
+            let address = ServiceAddress::parse(text, None).unwrap();
+            let found = address.has_in_network(other.parse().unwrap());
+            assert_eq!(found, expected, "{other} in {text}");
+        };
+        check("10.77.0.5/24", "10.77.0.200", true);
+        check("10.77.0.5/24", "10.77.1.5", false);
+        check("10.77.0.5/32", "10.77.0.5", true);
+        check("10.77.0.5/32", "10.77.0.4", false);
+        check("10.77.0.5/24", "fd00::5", false);
+        check("fd00::5/64", "fd00::ffff", true);
+        check("fd00::5/64", "fd00:0:0:1::5", false);
+        check("fd00::5/128", "fd00::5", true);
+    }
+
+    #[test]
     fn what_is_not_known_to_be_ours_is_elsewhere() {
         let here: HostName = "a".parse().unwrap();
         let mobility = Mobility {
@@ -137,6 +248,7 @@ mod tests {
             takeover: Takeover::Never,
             connections: Connections::Refuse,
             memory: Memory::PreCopy,
+            address: None,
         };
         let apps: Vec<AppId> = [
             "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given", "disputed",

@@ -19,9 +19,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::criu::{IMAGES_DIR, last_error};
 use super::release::Release;
-use super::{Criu, Tcp, nft};
+use super::{Criu, Tcp};
 use crate::error::HostError;
 use crate::groups;
+use crate::nft;
 use crate::outside;
 
 const LOG: &str = "dump.log";
@@ -254,12 +255,22 @@ fn end_criu(pid: u32, tracer: u32) -> Result<(), HostError> {
 /// Lets packets of the connections of a process pass again.
 fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
     let inventory = fs::read(images.join("inventory.img")).unwrap_or_default();
-    for suffix in run_names(&inventory).chain([pid.to_string()]) {
-        let table = format!("CRIU-{suffix}");
+    // Older ones of CRIU name it by the process.
+    for table in tables(&inventory).chain([format!("CRIU-{pid}")]) {
         nft::remove_table(&table)
             .map_err(|e| HostError::io(format!("remove the table {table} of nftables"), e))?;
     }
     Ok(())
+}
+
+/// The tables of CRIU's runs. It has room for 31 letters, `inet ` among them, so that the name is cut off in most
+/// releases.
+fn tables(inventory: &[u8]) -> impl Iterator<Item = String> {
+    const CUT: usize = 31 - "inet ".len();
+    run_names(inventory).flat_map(|name| {
+        let whole = format!("CRIU-{name}");
+        [whole.chars().take(CUT).collect(), whole]
+    })
 }
 
 /// Names that CRIU gave its runs: 36 letters, written as UUIDs are.
@@ -276,6 +287,45 @@ fn run_names(inventory: &[u8]) -> impl Iterator<Item = String> {
 /// CRIU takes connections out of the kernel's hands while it reads them, and gives them back only where
 /// it was not ended.
 fn open_connections(pid: u32) -> Result<(), HostError> {
+    each_socket(pid, |fd, socket| {
+        if !is_held_up(socket) {
+            return Ok(());
+        }
+        repair(socket, false)
+            .map_err(|e| HostError::io(format!("let connection {fd} of process {pid} go on"), e))
+    })
+}
+
+/// Takes the connections of a process that stands out of the kernel's hands: when it ends, nobody at their other ends
+/// hears of it, and nothing of them is left. For one whose connections go on elsewhere.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn disown_connections(pid: u32) -> Result<(), HostError> {
+    each_socket(pid, |fd, socket| match repair(socket, true) {
+        // One that listens, or is none of TCP.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EPERM | libc::ENOPROTOOPT | libc::EOPNOTSUPP)
+            ) =>
+        {
+            Ok(())
+        }
+        done => done.map_err(|e| {
+            HostError::io(
+                format!("have connection {fd} of process {pid} end unheard"),
+                e,
+            )
+        }),
+    })
+}
+
+/// Does something with each socket of a process that is still there.
+fn each_socket(
+    pid: u32,
+    mut each: impl FnMut(i32, &OwnedFd) -> Result<(), HostError>,
+) -> Result<(), HostError> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let Some(pidfd) = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
         return Ok(());
@@ -298,11 +348,7 @@ fn open_connections(pid: u32) -> Result<(), HostError> {
         let Ok(socket) = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()) else {
             continue;
         };
-        if is_held_up(&socket) {
-            go_on(&socket).map_err(|e| {
-                HostError::io(format!("let connection {fd} of process {pid} go on"), e)
-            })?;
-        }
+        each(fd, &socket)?;
     }
     Ok(())
 }
@@ -325,15 +371,15 @@ fn is_held_up(socket: &OwnedFd) -> bool {
 }
 
 #[expect(unsafe_code, reason = "rustix does not have TCP_REPAIR")]
-fn go_on(socket: &OwnedFd) -> io::Result<()> {
-    let off: libc::c_int = 0;
+fn repair(socket: &OwnedFd, on: bool) -> io::Result<()> {
+    let value = libc::c_int::from(on);
     // SAFETY: the kernel reads one integer, which lives.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_REPAIR,
-            (&raw const off).cast(),
+            (&raw const value).cast(),
             4,
         )
     };
@@ -387,5 +433,8 @@ mod tests {
         let inventory = [b"\x00\x19$".as_slice(), name.as_bytes(), b"\x20".as_slice()].concat();
         assert_eq!(run_names(&inventory).collect::<Vec<_>>(), [name]);
         assert_eq!(run_names(b"1a2b").count(), 0);
+        let named: Vec<String> = tables(&inventory).collect();
+        let whole = format!("CRIU-{name}");
+        assert_eq!(named, ["CRIU-1a2b3c4d-0000-4000-80", &whole]);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -244,11 +245,26 @@ pub(super) fn of_rights(status: &str, own: &str) -> Option<String> {
         .then(|| "it is another user's, which CRIU takes only with CAP_SYS_RESOURCE".to_owned())
 }
 
-/// How many TCP connections of a process are established, on whatever address.
+/// A TCP connection of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Its own end.
+    pub here: SocketAddr,
+    /// The other one.
+    pub there: SocketAddr,
+}
+
+impl std::fmt::Display for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} with {}", self.here, self.there)
+    }
+}
+
+/// The TCP connections of a process that are established, on whatever address.
 ///
 /// # Errors
 /// When it may not be looked at.
-pub fn connections(pid: u32) -> Result<usize, HostError> {
+pub fn connections(pid: u32) -> Result<Vec<Connection>, HostError> {
     let root = PathBuf::from(format!("/proc/{pid}"));
     let directory = root.join("fd");
     let listed = fs::read_dir(&directory).map_err(|e| HostError::file("list", &directory, e))?;
@@ -257,14 +273,19 @@ pub fn connections(pid: u32) -> Result<usize, HostError> {
         .flatten()
         .filter_map(|entry| fs::read_link(entry.path()).ok());
     let own: BTreeSet<String> = links.filter_map(|link| socket(&link)).collect();
-    let mut found = 0;
+    let mut found = Vec::new();
     for table in ["net/tcp", "net/tcp6"] {
         // A kernel without IPv6 has no table of it.
         let text = fs::read_to_string(root.join(table)).unwrap_or_default();
-        found += text
-            .lines()
-            .filter(|line| is_established(line, &own))
-            .count();
+        let lines = text.lines().filter(|line| is_established(line, &own));
+        for line in lines {
+            found.push(ends(line).ok_or_else(|| {
+                HostError::invalid(
+                    format!("read the connections of process {pid}: `{line}`"),
+                    "report this",
+                )
+            })?);
+        }
     }
     Ok(found)
 }
@@ -283,6 +304,30 @@ fn is_established(line: &str, own: &BTreeSet<String>) -> bool {
     let mut fields = line.split_whitespace();
     let (state, inode) = (fields.nth(3), fields.nth(5));
     state != Some(LISTEN) && inode.is_some_and(|inode| own.contains(inode))
+}
+
+/// The two ends of a connection, as a line of the kernel's table has them.
+fn ends(line: &str) -> Option<Connection> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (here, there) = (end(fields.next()?)?, end(fields.next()?)?);
+    Some(Connection { here, there })
+}
+
+/// An address in words of four bytes, each as this processor has it, and a port. One of IPv4 that a socket of IPv6
+/// has is one of IPv4.
+fn end(text: &str) -> Option<SocketAddr> {
+    let (words, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut octets = Vec::new();
+    for word in words.as_bytes().chunks(8) {
+        let word = std::str::from_utf8(word).ok()?;
+        octets.extend(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
+    }
+    let ip = match octets.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?)),
+        _ => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?)),
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
 }
 
 /// What it has open.
@@ -514,11 +559,38 @@ mod tests {
         check("08", "77", true);
         assert!(!is_established("  sl  local_address rem_address", &own));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let before = connections(std::process::id()).unwrap();
+        let before = connections(std::process::id()).unwrap().len();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let after = connections(std::process::id()).unwrap();
-        assert!(after > before, "{before} to {after}");
+        assert!(after.len() > before, "{before} to {after:?}");
+        let own = Connection {
+            here: stream.local_addr().unwrap(),
+            there: stream.peer_addr().unwrap(),
+        };
+        assert!(after.contains(&own), "{own} of {after:?}");
         drop(stream);
+    }
+
+    #[test]
+    fn ends_of_connections_are_read_as_the_kernel_writes_them() {
+        let check = |text: &str, expected: Option<&str>| {
+            let found = end(text).map(|end| end.to_string());
+            assert_eq!(found.as_deref(), expected, "{text}");
+        };
+        if cfg!(target_endian = "little") {
+            check("05004D0A:0050", Some("10.77.0.5:80"));
+            check(
+                "000000FD000000000000000005000000:0050",
+                Some("[fd00::5]:80"),
+            );
+            check(
+                "0000000000000000FFFF000005004D0A:0050",
+                Some("10.77.0.5:80"),
+            );
+        }
+        for text in ["", "05004D0A", "05004D:0050", "x5004D0A:0050", "05004D0A:x"] {
+            check(text, None);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use forebay_core::fleet::tenure::Takeover;
 use forebay_core::units::{Bytes, Limit, MilliCpu, Utilization};
 
 use super::accel::accelerators;
+use super::address::address;
 use super::error::{Findings, Problem};
 use super::facts::HostFacts;
 use super::offload::RESPONSE_TIME;
@@ -194,12 +195,14 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
     for problem in check_moved(&files) {
         findings.add(at, movable.key("files"), problem);
     }
+    let address = address(&mut movable, way, findings);
     Some(Mobility {
         way: way?,
         files,
         takeover,
         connections,
         memory,
+        address,
     })
 }
 

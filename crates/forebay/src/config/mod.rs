@@ -6,6 +6,7 @@
 //! with its file, line, key and fix, and a text with a mistake resolves into nothing.
 
 mod accel;
+mod address;
 mod app;
 mod certificate;
 mod dashboard;

@@ -12,6 +12,7 @@ use forebay_core::app::{
 use forebay_core::units::{Bytes, MilliCpu};
 
 use super::accel;
+use super::address::check_address;
 use super::app::{Resolved, absolute, cgroup_path, resolve_app};
 use super::dashboard::dashboard;
 use super::error::{Findings, Problem};
@@ -86,8 +87,11 @@ pub(super) fn resolve(mut root: Section, host: &HostFacts, findings: &mut Findin
         let (at, key) = &places[*id];
         let app = &policy.apps[*id];
         let others = ids[..index].iter().map(|other| &policy.apps[*other]);
-        if let Err(problem) = check_binding(app, others, &daemon.cgroup_root) {
+        if let Err(problem) = check_binding(app, others.clone(), &daemon.cgroup_root) {
             findings.add(*at, key, problem);
+        }
+        if let Err(problem) = check_address(app, others) {
+            findings.add(*at, format!("{key}.move.address"), problem);
         }
     }
     let floors = floors.iter().map(|(id, floor)| (id, *floor)).collect();

@@ -15,6 +15,7 @@ const POLL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Etcd {
     directory: tempfile::TempDir,
+    host: String,
     client: u16,
     peer: u16,
     more: Vec<String>,
@@ -28,8 +29,17 @@ impl Etcd {
         Self::start_with(test, "http", &[])
     }
 
+    /// The same, where others reach it at an address of this host.
+    pub(crate) fn start_at(test: &str, host: &str) -> Option<Self> {
+        Self::start_all(test, host, "http", &[])
+    }
+
     /// The same, with further options, and spoken with by `http` or `https`.
     pub(crate) fn start_with(test: &str, scheme: &'static str, more: &[&str]) -> Option<Self> {
+        Self::start_all(test, "127.0.0.1", scheme, more)
+    }
+
+    fn start_all(test: &str, host: &str, scheme: &'static str, more: &[&str]) -> Option<Self> {
         let installed = Command::new("etcd").arg("--version").output();
         if installed.is_err() {
             println!("SKIPPED: {test}: no etcd; install etcd-server");
@@ -43,6 +53,7 @@ impl Etcd {
         for _ in 0..5 {
             let mut etcd = Self {
                 directory: tempfile::tempdir().unwrap(),
+                host: host.to_owned(),
                 client: free(),
                 peer: free(),
                 more: more.iter().map(ToString::to_string).collect(),
@@ -56,14 +67,14 @@ impl Etcd {
         panic!("etcd does not start");
     }
 
-    /// Where it is: `http://127.0.0.1:PORT`.
+    /// Where it is: `http://HOST:PORT`.
     pub(crate) fn endpoint(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.client)
+        format!("{}://{}", self.scheme, self.address())
     }
 
-    /// Where it is: `127.0.0.1:PORT`.
+    /// Where it is: `HOST:PORT`.
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.client)
+        format!("{}:{}", self.host, self.client)
     }
 
     /// Starts it anew with what it has on disk.
@@ -99,7 +110,7 @@ impl Etcd {
     /// Whether it answers.
     fn run(&mut self) -> bool {
         let peer = format!("http://127.0.0.1:{}", self.peer);
-        let client = self.endpoint();
+        let (client, address) = (self.endpoint(), self.address());
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         // It ends with the thread that started it, whatever ends that.
         let mut command = Command::new("setpriv");
@@ -138,7 +149,7 @@ impl Etcd {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if answers(self.scheme, self.client) {
+            if answers(self.scheme, &address) {
                 return true;
             }
             std::thread::sleep(POLL);
@@ -157,8 +168,8 @@ impl Drop for Etcd {
     }
 }
 
-fn answers(scheme: &str, port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+fn answers(scheme: &str, address: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else {
         return false;
     };
     if scheme == "https" {

@@ -13,6 +13,7 @@ mod accel;
 #[cfg(feature = "etcd")]
 mod accel_moves;
 mod activation;
+mod address_moves;
 mod api;
 mod apps;
 mod bindings;
@@ -27,10 +28,6 @@ mod dashboard;
 mod disk;
 mod ender;
 #[cfg(feature = "etcd")]
-#[expect(
-    dead_code,
-    reason = "the rest is for the tests of coordinators, which share it"
-)]
 mod etcd;
 mod fleet;
 mod fronts;
@@ -47,7 +44,9 @@ mod kernel;
 mod leaving;
 mod leaving_postgres;
 mod lifecycle;
+mod machine;
 mod memory_after;
+mod memory_fleet;
 mod memory_losses;
 mod memory_moves;
 mod memory_weighed;
@@ -58,6 +57,7 @@ mod move_kills;
 mod moves;
 #[cfg(feature = "etcd")]
 mod moves_by_itself;
+mod network;
 mod offload;
 mod offload_ahead;
 mod offload_io;
@@ -70,7 +70,6 @@ mod owners;
 mod place;
 mod rdma;
 mod relay;
-mod rooms;
 mod runtime;
 mod runtime_imitation;
 mod setup;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::memory_moves::{Fleet, Load, index, other};
+use crate::memory_fleet::{Fleet, Load, index, other};
 use crate::place::{PATIENCE, eventually, is_running, signal};
 
 /// All of it is written every second and takes 8 s to send, and a program stays where it would stand for more than 5.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::memory_moves::{Fleet, index, other};
+use crate::memory_fleet::{Fleet, index, other};
 use crate::place::{PATIENCE, eventually, is_running, signal};
 
 impl Fleet {

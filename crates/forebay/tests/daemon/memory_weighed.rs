@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::memory_moves::{Fleet, index, other, owner};
+use crate::memory_fleet::{Fleet, index, other, owner};
 use crate::place::{EXE, eventually};
 
 /// Bytes that go over a link in a second, to each side.

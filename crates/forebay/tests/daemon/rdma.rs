@@ -1,7 +1,7 @@
 //! Moves over RDMA. They need an address of a network device that has it, which comes from the scenario `rdma` of
 //! `cargo xtask vm test`: it makes one of soft-RoCE.
 
-use crate::memory_moves;
+use crate::memory_fleet;
 use crate::moves::Fleet;
 use crate::place::eventually;
 
@@ -54,13 +54,13 @@ fn a_process_and_its_memory_go_over_rdma_and_come_whole() {
     let Some(address) = address(TEST) else {
         return;
     };
-    let Some(fleet) = memory_moves::Fleet::start_at(TEST, &address, MEMORY) else {
+    let Some(fleet) = memory_fleet::Fleet::start_at(TEST, &address, MEMORY) else {
         return;
     };
     let first = fleet.await_owner();
     let pid = fleet.place(first).await_pid("pages");
-    for from in [first, memory_moves::other(first)] {
-        let to = memory_moves::other(from);
+    for from in [first, memory_fleet::other(first)] {
+        let to = memory_fleet::other(from);
         let moved = fleet.place(from).json(&["move", "pages", "--to", to]);
         println!("{moved}");
         assert_eq!(moved["stage"], "moved", "{moved}");

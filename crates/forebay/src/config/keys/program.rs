@@ -75,7 +75,17 @@ pub(super) const MOVE: &[Key] = &[
             noun: "connections",
             words: &["refuse", "close"],
         },
-        "What becomes of established TCP connections when it goes along with its memory (checkpoint): it stays while there are any (refuse), or they are closed (default \"refuse\")",
+        "What becomes of established TCP connections when it goes along with its memory (checkpoint): it stays while there are any but those at its `address`, which go along (refuse), or all are closed (default \"refuse\")",
+    ),
+    key(
+        "address",
+        Kind::Text,
+        "The address where its clients reach it, with its prefix, such as 10.77.0.5/24: on the host that owns it alone, put there and announced by Forebay (restart and checkpoint); all hosts of the fleet name the same",
+    ),
+    key(
+        "device",
+        Kind::Text,
+        "The network device of this host that `address` is put on (default: the one that has an address of that network)",
     ),
     key(
         "memory",

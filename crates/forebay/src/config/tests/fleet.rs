@@ -135,6 +135,53 @@ fn files_go_along_by_their_plain_paths() {
 }
 
 #[test]
+fn an_address_goes_along_with_one_app() {
+    let check = |keys: &str, expected: &[&str]| {
+        super::check_app(&format!("move = {{ {keys} }}"), expected);
+    };
+    for mode in ["restart", "checkpoint"] {
+        let keys = format!("mode = \"{mode}\", address = \"10.77.0.5/24\", device = \"eth1\"");
+        check(&keys, &[]);
+        check(&format!("mode = \"{mode}\", address = \"fd77::5/64\""), &[]);
+    }
+    check(
+        "mode = \"restart\", address = \"10.77.0.5\"",
+        &[
+            "f:3: apps.a.move.address: `10.77.0.5` has no length of a prefix; write one address of a host with its prefix, such as 10.77.0.5/24",
+        ],
+    );
+    check(
+        "mode = \"handoff\", address = \"10.77.0.5/24\"",
+        &[
+            "f:3: apps.a.move.address: 10.77.0.5/24 goes along with nothing; an address goes along by mode \"restart\" or \"checkpoint\"; leave it out",
+        ],
+    );
+    check(
+        "mode = \"restart\", device = \"eth1\"",
+        &[
+            "f:3: apps.a.move.device: `eth1` is the device of no address; give the `address` that goes along, or leave `device` out",
+        ],
+    );
+    check(
+        "mode = \"restart\", address = \"10.77.0.5/24\", device = \"a/b\"",
+        &[
+            "f:3: apps.a.move.device: `a/b` is no name of a network device; name one that `ip link` shows, or leave it out",
+        ],
+    );
+    let app = |name: &str, address: &str| {
+        format!(
+            "[apps.{name}]\nexec = [\"sh\"]\nmove = {{ mode = \"restart\", address = \"{address}\" }}\n"
+        )
+    };
+    super::check(
+        &(app("a", "10.77.0.5/24") + &app("b", "10.77.0.5/16")),
+        &[
+            "f:4: apps.b.move.address: app `a` has the address 10.77.0.5, too; give each app one of its own: it goes where that app goes",
+        ],
+    );
+}
+
+#[test]
 fn fleet_lock_is_spoken_where_it_is_said_and_nowhere_else() {
     let (host, _guard) = host();
     hostname(&host, "node-1\n");

@@ -392,6 +392,7 @@ impl Depart {
                 return Err(Trouble::Unknown(what));
             }
         }
+        self.house.apps.leave_address(&self.note.app)?;
         self.house.apps.keep(&self.note.app)
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Class};
 use forebay_core::fleet::choice::Room;
+use forebay_core::fleet::mobility::ServiceAddress;
 use forebay_core::fleet::offering::{self, Ahead};
 use forebay_core::fleet::policy::Look;
 use forebay_core::report::{EventKind, TickReport};
@@ -16,6 +17,7 @@ use forebay_host::checkpoint::Store;
 use forebay_host::error::HostError;
 use forebay_host::fence::Unclaimed;
 use forebay_host::ledger::Process;
+use forebay_host::service_address::Addresses;
 use forebay_host::tenure::Tenure;
 use forebay_host::{Roots, fence};
 use tokio::sync::{oneshot, watch};
@@ -91,6 +93,21 @@ impl Hosted {
                 Err(oneshot::error::TryRecvError::Empty) => std::thread::sleep(POLL),
             }
         }
+    }
+
+    fn addresses(&self) -> Addresses {
+        Addresses::new(&self.state_dir, Roots::default())
+    }
+
+    /// Does something with the address that goes along with an app; done where there is none.
+    fn with_address(
+        &self,
+        id: &AppId,
+        act: impl FnOnce(Addresses, &ServiceAddress) -> Result<(), HostError>,
+    ) -> Result<(), Trouble> {
+        let address = self.app(id).and_then(|app| app.mobility?.address);
+        let done = address.map_or(Ok(()), |address| act(self.addresses(), &address));
+        done.map_err(|error| Trouble::Refused(error.explain()))
     }
 
     fn report<T>(&self, look: impl FnOnce(&TickReport) -> Option<T>) -> Option<T> {
@@ -223,6 +240,37 @@ impl Apps for Hosted {
 
     fn adopt(&self, id: &AppId, process: Process) -> Result<(), Trouble> {
         self.carry_out(id, Deed::Adopt(process))
+    }
+
+    fn answer(&self, id: &AppId) -> Result<(), Trouble> {
+        self.with_address(id, |all, address| all.answer(id, address).map(drop))
+    }
+
+    fn answers(&self, id: &AppId) -> bool {
+        let address = self.app(id).and_then(|app| app.mobility?.address);
+        address.is_none_or(|address| self.addresses().answers(id, &address))
+    }
+
+    fn could_answer(&self, id: &AppId) -> Result<(), Trouble> {
+        self.with_address(id, |all, address| all.could_answer(id, address))
+    }
+
+    fn await_quietly(&self, id: &AppId) -> Result<(), Trouble> {
+        self.with_address(id, |all, address| all.await_quietly(id, address))
+    }
+
+    fn hush(&self, id: &AppId) -> Result<(), Trouble> {
+        let hushed = self.addresses().hush(id);
+        hushed.map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn leave_address(&self, id: &AppId) -> Result<(), Trouble> {
+        let left = self.addresses().leave(id);
+        left.map_err(|error| Trouble::Refused(error.explain()))
+    }
+
+    fn with_addresses(&self) -> Vec<AppId> {
+        self.addresses().all()
     }
 
     fn service(&self) -> Option<Arc<dyn Service>> {

@@ -35,6 +35,8 @@ pub(super) struct Keeper {
     /// Those that were found to be this host's, and let go on, since this daemon runs.
     freed: BTreeSet<AppId>,
     told: BTreeMap<AppId, String>,
+    /// Why clients do not reach those that may run.
+    unreached: BTreeMap<AppId, String>,
     /// What an error was said of.
     failed: BTreeMap<AppId, String>,
     /// What the guardian goes by.
@@ -93,6 +95,13 @@ impl House {
             let (id, mobility) = (&app.id, app.mobility.as_ref());
             let may = mobility.is_some_and(|mobility| mobility.takeover != Takeover::Never);
             let is_held = is_handed_over(&app) || self.apps.is_given(id);
+            // Whoever takes it over answers for it.
+            if may
+                && !is_held
+                && let Err(trouble) = self.apps.leave_address(id)
+            {
+                tracing::error!(app = %id, why = %trouble, "its address stays, and others may take it over");
+            }
             if !may || is_held || self.apps.runs(id) != Some(true) {
                 continue;
             }
@@ -119,6 +128,7 @@ impl Keeper {
             house,
             freed: BTreeSet::new(),
             told: BTreeMap::new(),
+            unreached: BTreeMap::new(),
             failed: BTreeMap::new(),
             tenure: None,
         }
@@ -129,6 +139,7 @@ impl Keeper {
         self.house.publish(now());
         let movable = self.house.apps.movable();
         let is_covered = self.cover(&movable);
+        self.leave_unnamed(&movable);
         for holds in [true, false] {
             for app in &movable {
                 // Of what is handed over an instance runs on every host.
@@ -138,6 +149,47 @@ impl Keeper {
                         Ok(()) => _ = self.failed.remove(&app.id),
                         Err(why) => self.fail(&app.id, mobility, &why),
                     }
+                }
+            }
+        }
+    }
+
+    /// Takes addresses away that no application has any more.
+    fn leave_unnamed(&self, movable: &[App]) {
+        for id in self.house.apps.with_addresses() {
+            let has = |app: &App| {
+                let mobility = app.mobility.as_ref();
+                app.id == id && mobility.is_some_and(|mobility| mobility.address.is_some())
+            };
+            if !movable.iter().any(has) {
+                self.leave_address(&id);
+            }
+        }
+    }
+
+    fn leave_address(&self, app: &AppId) {
+        if let Err(trouble) = self.house.apps.leave_address(app) {
+            tracing::error!(%app, why = %trouble, "its address is not taken away");
+        }
+    }
+
+    /// Has clients reach one that may run here, whoever took its address away.
+    fn reach(&mut self, app: &AppId) {
+        let apps = &self.house.apps;
+        if apps.answers(app) {
+            self.unreached.remove(app);
+            return;
+        }
+        match apps.answer(app) {
+            Ok(()) => {
+                self.unreached.remove(app);
+                apps.tell(app, "its address is here".to_owned());
+            }
+            Err(trouble) => {
+                let what = format!("clients do not reach it: {trouble}");
+                if self.unreached.get(app) != Some(&what) {
+                    apps.warn(app, what.clone());
+                    self.unreached.insert(app.clone(), what);
                 }
             }
         }
@@ -190,6 +242,7 @@ impl Keeper {
             self.failed.insert(app.clone(), what);
         }
         if may_be_anothers && !apps.is_given(app) {
+            self.leave_address(app);
             let held = guarded(|| {
                 apps.give(app, Unclaimed::Ends)
                     .and_then(|()| apps.freeze(app))
@@ -207,12 +260,16 @@ impl Keeper {
         let house = Arc::clone(&self.house);
         // No move that begins meanwhile marks that it froze it.
         let _held = house.hold();
+        let care = self.judge(app, mobility);
+        if holds && matches!(care, Some(Care::Hold(_))) {
+            self.leave_address(app);
+        }
         if house.apps.runs(app) != Some(true) {
             self.freed.remove(app);
             return;
         }
         let may_be_taken = mobility.takeover != Takeover::Never;
-        match self.judge(app, mobility) {
+        match care {
             Some(Care::Hold(what)) if holds && house.apps.is_given(app) => {
                 self.freed.remove(app);
                 self.settle(app, &Ok(()), Some(what));
@@ -241,6 +298,7 @@ impl Keeper {
                 }
                 self.settle(app, &done, None);
             }
+            Some(Care::LetGo) if !holds => self.reach(app),
             _ => {}
         }
     }

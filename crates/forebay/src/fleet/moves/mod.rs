@@ -270,6 +270,34 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     fn adopt(&self, id: &AppId, _: Process) -> Result<(), Trouble> {
         refuse(format!("take a process up as {id}: nobody does that here"))
     }
+    /// Has the address that goes along with it be here and answer; done where it has none.
+    fn answer(&self, _: &AppId) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// Whether that address is here and answers, or it has none.
+    fn answers(&self, _: &AppId) -> bool {
+        true
+    }
+    /// Whether its address could be put here.
+    fn could_answer(&self, _: &AppId) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// Has its address be here with nobody knowing of it: its connections are made then.
+    fn await_quietly(&self, _: &AppId) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// Takes its address away; what uses it still is heard by nobody.
+    fn hush(&self, _: &AppId) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// Takes all away that is here of its address.
+    fn leave_address(&self, _: &AppId) -> Result<(), Trouble> {
+        Ok(())
+    }
+    /// Those of which something of an address is here, whether they are configured or not.
+    fn with_addresses(&self) -> Vec<AppId> {
+        Vec::new()
+    }
     /// The fronts of this host; none before they are known.
     fn service(&self) -> Option<Arc<dyn service::Service>> {
         None

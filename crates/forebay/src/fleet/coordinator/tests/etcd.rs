@@ -12,6 +12,10 @@ use super::super::etcd::Etcd;
 use super::*;
 use crate::config::{EtcdConfig, EtcdTls};
 
+#[expect(
+    dead_code,
+    reason = "the rest is for the tests of the daemon, which share it"
+)]
 #[path = "../../../../tests/daemon/etcd.rs"]
 mod server;
 

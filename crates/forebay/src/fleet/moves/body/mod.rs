@@ -1,5 +1,6 @@
 //! What moves. Each way to move is a [`Leaving`] on the source and a [`Coming`] on the target.
 
+mod address;
 pub(super) mod checkpoint;
 mod files;
 mod handoff;
@@ -30,6 +31,7 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
     match way {
         Way::Restart => Ok(Box::new(restart::Leaves::new(
             app.id.clone(),
+            address::need(mobility),
             luggage::Leaves::new(app.id.clone(), mobility.files.clone()),
             Arc::clone(apps),
         ))),
@@ -39,7 +41,11 @@ pub(super) fn leaving(app: &App, apps: &Arc<dyn Apps>) -> Result<Box<dyn Leaving
         ))),
         Way::Checkpoint => Ok(Box::new(checkpoint::leaves::Leaves::new(
             app.id.clone(),
-            (mobility.connections, mobility.memory),
+            (
+                mobility.connections,
+                mobility.memory,
+                mobility.address.clone(),
+            ),
             luggage::Leaves::summed(app.id.clone(), mobility.files.clone()),
             Arc::clone(apps),
         ))),
@@ -68,7 +74,11 @@ pub(super) fn coming(
         ))),
         Way::Checkpoint => Ok(Box::new(checkpoint::comes::Comes::new(
             app,
-            (mobility.connections, mobility.memory),
+            (
+                mobility.connections,
+                mobility.memory,
+                mobility.address.clone(),
+            ),
             luggage::Comes::new(&app.id, &mobility.files, state_dir),
             Arc::clone(apps),
         ))),
@@ -86,6 +96,7 @@ pub(super) fn like(app: &App) -> Result<Taking, String> {
         (Binding::Exec(exec), Way::Restart | Way::Checkpoint) => {
             let mut all = luggage::places(&mobility.files);
             all.extend(restart::needs(exec));
+            all.extend(address::need(mobility));
             if way == Way::Checkpoint {
                 all.insert(checkpoint::connections(mobility.connections));
                 all.extend(checkpoint::memory(mobility.memory));
@@ -119,6 +130,7 @@ pub(super) fn taking(
         Binding::Exec(exec) => {
             let mut needs = luggage::places(&mobility.files);
             needs.extend(restart::needs(exec));
+            needs.extend(address::need(mobility));
             needs
         }
         _ => BTreeSet::new(),

@@ -16,7 +16,7 @@ use forebay_core::fleet::arrival::{Found, Mark};
 use forebay_core::fleet::rounds::Bounds;
 use sha2::{Digest as _, Sha256};
 
-use super::luggage;
+use super::{address, luggage};
 use crate::fleet::moves::{Apps, Coming, Content, Leaving, Phase, Road, Trouble, refuse};
 
 /// What is wanted of the pause: starting a program anew takes longer anyhow.
@@ -140,13 +140,25 @@ pub(super) fn end(apps: &dyn Apps, app: &AppId) -> Result<(), Trouble> {
 #[derive(Debug)]
 pub(crate) struct Leaves {
     app: AppId,
+    /// What the target has to have of its address.
+    address: Option<String>,
     files: luggage::Leaves,
     apps: Arc<dyn Apps>,
 }
 
 impl Leaves {
-    pub(super) const fn new(app: AppId, files: luggage::Leaves, apps: Arc<dyn Apps>) -> Self {
-        Self { app, files, apps }
+    pub(super) const fn new(
+        app: AppId,
+        address: Option<String>,
+        files: luggage::Leaves,
+        apps: Arc<dyn Apps>,
+    ) -> Self {
+        Self {
+            app,
+            address,
+            files,
+            apps,
+        }
     }
 }
 
@@ -166,8 +178,10 @@ impl Leaving for Leaves {
                 self.app
             ));
         }
+        address::is_here(&*self.apps, &self.app)?;
         let mut requires = self.files.check()?;
         requires.extend(needs(exec));
+        requires.extend(self.address.clone());
         Ok(requires)
     }
 
@@ -176,7 +190,8 @@ impl Leaving for Leaves {
     }
 
     fn freeze(&mut self) -> Result<(), Trouble> {
-        stand_still(&*self.apps, &self.app)
+        stand_still(&*self.apps, &self.app)?;
+        self.apps.leave_address(&self.app)
     }
 
     fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble> {
@@ -185,6 +200,7 @@ impl Leaving for Leaves {
     }
 
     fn thaw(&mut self) -> Result<(), Trouble> {
+        address::answer(&*self.apps, &self.app);
         self.apps.thaw(&self.app)
     }
 
@@ -224,6 +240,7 @@ impl Coming for Comes {
         for required in requires {
             let need = required.split_once(':').unwrap_or((required, ""));
             let has = self.files.has(need).or_else(|| has(&self.app, exec, need));
+            let has = has.or_else(|| address::has(&self.app, &*self.apps, need));
             has.unwrap_or_else(|| Err(unknown(required)))?;
         }
         self.files.has_all(requires)
@@ -252,7 +269,12 @@ impl Coming for Comes {
             return Ok(());
         }
         self.files.staged.place_all().map_err(Trouble::Refused)?;
-        self.apps.start(&self.app)
+        let started = self.apps.start(&self.app);
+        if let Err(Trouble::Refused(_)) = started {
+            // It goes back, and is reached there.
+            self.apps.leave_address(&self.app)?;
+        }
+        started
     }
 
     fn discard(&mut self) -> Result<(), Trouble> {

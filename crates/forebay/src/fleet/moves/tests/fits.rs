@@ -18,6 +18,7 @@ fn app(files: &[PathBuf], exec: Exec) -> App {
         takeover: Takeover::Never,
         connections: Connections::Refuse,
         memory: Memory::PreCopy,
+        address: None,
     });
     app
 }

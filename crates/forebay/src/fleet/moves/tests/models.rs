@@ -419,6 +419,7 @@ impl Apps for ModelApps {
             takeover: *self.takeover.lock().unwrap(),
             connections: Connections::Refuse,
             memory: Memory::PreCopy,
+            address: None,
         });
         Some(app)
     }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding};
 use forebay_core::fleet::arrival::{Found, Mark};
-use forebay_core::fleet::mobility::{Connections, Memory};
+use forebay_core::fleet::mobility::{Connections, Memory, ServiceAddress};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::pack;
 use forebay_host::checkpoint::porter::{self, Errand, Porter};
 use forebay_host::checkpoint::preflight::{Speeds, Survey};
-use forebay_host::checkpoint::{Landing, Tcp};
+use forebay_host::checkpoint::{Landing, Tcp, disown_connections};
 use forebay_host::ledger::Process;
 
 use super::lending::{self, Told, tell_whole};
@@ -22,7 +22,7 @@ use super::{
     CONNECTIONS, IMAGES, LENDS, MEMORY, OWED, SURVEY, clear, criu, memory_word, place, remove, tcp,
     word,
 };
-use crate::fleet::moves::body::{luggage, restart};
+use crate::fleet::moves::body::{address, luggage, restart};
 use crate::fleet::moves::{Apps, Coming, Content, Ground, Origin, Phase, Trouble, refuse};
 
 /// How long it may take until no process of a copy is left.
@@ -40,6 +40,7 @@ pub(in crate::fleet::moves) struct Comes {
     connections: Connections,
     memory: Memory,
     origin: Option<Origin>,
+    address: Option<ServiceAddress>,
     files: luggage::Comes,
     apps: Arc<dyn Apps>,
     porter: Option<Porter>,
@@ -49,7 +50,7 @@ pub(in crate::fleet::moves) struct Comes {
 impl Comes {
     pub(in crate::fleet::moves::body) fn new(
         app: &App,
-        (connections, memory): (Connections, Memory),
+        (connections, memory, address): (Connections, Memory, Option<ServiceAddress>),
         files: luggage::Comes,
         apps: Arc<dyn Apps>,
     ) -> Self {
@@ -59,6 +60,7 @@ impl Comes {
             connections,
             memory,
             origin: None,
+            address,
             files,
             apps,
             porter: None,
@@ -119,7 +121,7 @@ impl Comes {
                 images,
                 most: free()?,
                 landing: Landing {
-                    tcp: tcp(self.connections),
+                    tcp: tcp(self.connections, self.address.as_ref()),
                     groups: groups.map_err(|trouble| trouble.to_string())?,
                 },
             };
@@ -237,6 +239,7 @@ impl Coming for Comes {
                     .files
                     .has((kind, what))
                     .or_else(|| restart::has(&self.app, exec, (kind, what)))
+                    .or_else(|| address::has(&self.app, &*self.apps, (kind, what)))
                     .unwrap_or_else(|| Err(restart::unknown(required)))?,
             }
         }
@@ -288,7 +291,10 @@ impl Coming for Comes {
             return refuse(format!("the images of {} did not come", self.app));
         };
         // CRIU opens them by their names, with what is in them now.
-        if let Err(trouble) = self.place_files(contents) {
+        let placed = self.place_files(contents);
+        // Its connections are made at an address of this host.
+        let awaited = placed.and_then(|()| self.apps.await_quietly(&self.app));
+        if let Err(trouble) = awaited {
             porter.end();
             return Err(trouble);
         }
@@ -307,7 +313,14 @@ impl Coming for Comes {
         // They are of another time.
         self.apps.forget_images(&self.app)?;
         self.apps.adopt(&self.app, process)?;
-        porter::go_on(process).map_err(|error| Trouble::Refused(error.explain()))
+        let begun = self.apps.answer(&self.app).and_then(|()| {
+            porter::go_on(process).map_err(|error| Trouble::Refused(error.explain()))
+        });
+        if begun.is_err() {
+            // It goes back, and is reached there.
+            self.apps.hush(&self.app)?;
+        }
+        begun
     }
 
     fn discard(&mut self) -> Result<(), Trouble> {
@@ -315,6 +328,11 @@ impl Coming for Comes {
             porter.end();
         }
         if let Some(process) = self.landed() {
+            if self.address.is_some()
+                && let Err(error) = disown_connections(process.pid)
+            {
+                tracing::warn!(app = %self.app, why = error.explain(), "what it had is closed, unheard");
+            }
             porter::end(process);
         }
         self.process = None;
@@ -330,6 +348,7 @@ impl Coming for Comes {
             }
             std::thread::sleep(POLL);
         }
+        self.apps.leave_address(&self.app)?;
         // Nobody has them open any more.
         self.files.staged.discard().map_err(Trouble::Refused)?;
         let images = self.images().map_err(Trouble::Refused)?;

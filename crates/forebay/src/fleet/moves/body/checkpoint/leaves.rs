@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use forebay_core::app::{AppId, Binding};
 use forebay_core::fleet::HostName;
-use forebay_core::fleet::mobility::{Connections, Memory};
+use forebay_core::fleet::mobility::{Connections, Memory, ServiceAddress};
 use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge, pays};
 use forebay_core::units::Bytes;
-use forebay_host::checkpoint::preflight::{Speeds, Survey, connections};
+use forebay_host::checkpoint::preflight::{Connection, Speeds, Survey, connections};
 use forebay_host::checkpoint::{
-    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tracker, lend as lent, let_go, pack,
+    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tracker, disown_connections, lend as lent, let_go,
+    pack,
 };
 use forebay_host::fence::Unclaimed;
 
 use super::parcels::Parcels;
 use super::weigh::{Load, weigh};
 use super::{IMAGES, OWED, SURVEY, clear, criu, lending, place, remove, tcp};
-use crate::fleet::moves::body::{luggage, restart};
+use crate::fleet::moves::body::{address, luggage, restart};
 use crate::fleet::moves::note::Counted;
 use crate::fleet::moves::{Apps, Content, Foreseen, Ground, Leaving, Phase, Road, Trouble, refuse};
 
@@ -61,6 +62,7 @@ pub(in crate::fleet::moves) struct Leaves {
     connections: Connections,
     memory: Memory,
     there: Option<HostName>,
+    address: Option<ServiceAddress>,
     files: luggage::Leaves,
     apps: Arc<dyn Apps>,
     fit: Option<Fit>,
@@ -69,9 +71,9 @@ pub(in crate::fleet::moves) struct Leaves {
 }
 
 impl Leaves {
-    pub(in crate::fleet::moves::body) const fn new(
+    pub(in crate::fleet::moves::body) fn new(
         app: AppId,
-        (connections, memory): (Connections, Memory),
+        (connections, memory, address): (Connections, Memory, Option<ServiceAddress>),
         files: luggage::Leaves,
         apps: Arc<dyn Apps>,
     ) -> Self {
@@ -80,6 +82,7 @@ impl Leaves {
             connections,
             memory,
             there: None,
+            address,
             files,
             apps,
             fit: None,
@@ -117,12 +120,9 @@ impl Leaves {
         }
         if self.connections == Connections::Refuse {
             let open = connections(pid).map_err(seen)?;
-            if open > 0 {
-                survey.obstacles.push(format!(
-                    "{open} TCP connection(s) are established, whose addresses stay here: say `move.connections = \
-                     \"close\"` if whoever is at their other ends connects anew"
-                ));
-            }
+            survey
+                .obstacles
+                .extend(that_stay(&open, self.address.as_ref()));
         }
         match survey.obstacles.is_empty() {
             true => Ok(survey),
@@ -217,6 +217,18 @@ impl Leaves {
         Ok(content)
     }
 
+    /// Its connections go on at the target: nothing of them is left here when it ends.
+    fn disown_connections(&self) {
+        if self.address.is_none() {
+            return;
+        }
+        for pid in self.apps.processes(&self.app) {
+            if let Err(error) = disown_connections(pid) {
+                tracing::warn!(app = %self.app, why = error.explain(), "what it had is closed, unheard");
+            }
+        }
+    }
+
     /// CRIU holds it no more; its group may.
     fn let_go(&mut self) -> Result<(), Trouble> {
         let let_go = match (self.held.take(), self.apps.main_process(&self.app)) {
@@ -246,6 +258,24 @@ fn is_enough(app: &AppId, bounds: Bounds, rounds: &[Round]) -> Result<bool, Trou
     }
 }
 
+/// What established connections say against a move: all but those at the address that goes along stay.
+fn that_stay(open: &[Connection], address: Option<&ServiceAddress>) -> Option<String> {
+    // The other end of one that this host has with itself would stay.
+    let is_own = |ip| address.is_some_and(|own| own.ip == ip);
+    let goes = |one: &&Connection| is_own(one.here.ip()) && !is_own(one.there.ip());
+    let stay: Vec<&Connection> = open.iter().filter(|one| !goes(one)).collect();
+    let first = stay.first()?;
+    let advice = match address {
+        None => "give it a `move.address` that goes along, or say".to_owned(),
+        Some(own) => format!("only those at {} go along; say", own.ip),
+    };
+    Some(format!(
+        "{} TCP connection(s) are established whose addresses stay here, such as {first}: {advice} \
+         `move.connections = \"close\"` if whoever is at their other ends connects anew",
+        stay.len()
+    ))
+}
+
 impl Leaving for Leaves {
     fn goes_to(&mut self, there: &HostName) {
         self.there = Some(there.clone());
@@ -269,6 +299,7 @@ impl Leaving for Leaves {
                 ));
             }
         };
+        address::is_here(&*self.apps, &self.app)?;
         let ground = self.ground()?;
         if lending::is_owed(&ground, &self.app).map_err(Trouble::Refused)? {
             return refuse(format!(
@@ -295,6 +326,7 @@ impl Leaving for Leaves {
         requires.insert(format!("{SURVEY}:{text}"));
         requires.insert(super::connections(self.connections));
         requires.extend(super::memory(self.memory));
+        requires.extend(self.address.as_ref().map(address::named));
         self.fit = Some(Fit {
             pid,
             tracked: survey.tracked,
@@ -369,13 +401,14 @@ impl Leaving for Leaves {
         clear(&images).map_err(Trouble::Refused)?;
         let fit = self.fit()?;
         let freezing = Freezing {
-            tcp: tcp(self.connections),
+            tcp: tcp(self.connections, self.address.as_ref()),
             orphaned: Orphaned::GoesOn,
         };
         let held = Held::freeze(&fit.criu, fit.pid, &images, freezing);
         self.held = Some(held.map_err(|error| Trouble::Refused(error.explain()))?);
         // From here on it stands whatever becomes of CRIU and of this daemon.
         restart::stand_still(&*self.apps, &self.app)?;
+        self.apps.hush(&self.app)?;
         match self.memory {
             Memory::PreCopy => Ok(()),
             Memory::PostCopy => lent::begin(self.fit()?.pid, &images)
@@ -398,8 +431,11 @@ impl Leaving for Leaves {
     fn thaw(&mut self) -> Result<(), Trouble> {
         self.tracker = None;
         lent::end(&self.images()?).map_err(|error| Trouble::Refused(error.explain()))?;
+        address::answer(&*self.apps, &self.app);
+        // CRIU leaves its connections out of the kernel's hands: it must not read from them before they are back.
+        let let_go = self.let_go();
         self.apps.thaw(&self.app)?;
-        self.let_go()?;
+        let_go?;
         remove(&self.images()?).map_err(Trouble::Refused)
     }
 
@@ -433,6 +469,7 @@ impl Leaving for Leaves {
         if let Err(trouble) = self.let_go() {
             tracing::warn!(app = %self.app, why = %trouble, "ended while CRIU holds it");
         }
+        self.disown_connections();
         restart::end(&*self.apps, &self.app)?;
         remove(&self.images()?).map_err(Trouble::Refused)
     }
@@ -446,5 +483,58 @@ impl Drop for Leaves {
         {
             tracing::warn!(app = %self.app, reason = error.explain(), "CRIU holds it on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_stay_are_named() {
+        let check = |address: Option<&str>, ends: &[(&str, &str)], expected: Option<&[&str]>| {
+            let address = address.map(|text| ServiceAddress::parse(text, None).unwrap());
+            let open = ends.iter().map(|(here, there)| Connection {
+                here: here.parse().unwrap(),
+                there: there.parse().unwrap(),
+            });
+            let said = that_stay(&open.collect::<Vec<_>>(), address.as_ref());
+            match (said, expected) {
+                (None, None) => {}
+                (Some(said), Some(words)) => {
+                    let missing = words.iter().find(|word| !said.contains(**word));
+                    assert_eq!(missing, None, "{said}");
+                }
+                (said, _) => panic!("{ends:?}: {said:?}"),
+            }
+        };
+        let own = Some("10.77.0.5/24");
+        let client = ("10.77.0.5:80", "10.77.0.9:4000");
+        let other = ("10.77.0.2:80", "10.77.0.9:4001");
+        check(None, &[], None);
+        check(
+            None,
+            &[client],
+            Some(&[
+                "1 TCP connection(s)",
+                "10.77.0.5:80 with 10.77.0.9:4000",
+                "move.address",
+            ]),
+        );
+        check(own, &[client], None);
+        check(
+            own,
+            &[client, other],
+            Some(&[
+                "1 TCP connection(s)",
+                "10.77.0.2:80 with 10.77.0.9:4001",
+                "only those at",
+            ]),
+        );
+        check(
+            own,
+            &[("10.77.0.5:80", "10.77.0.5:4000")],
+            Some(&["10.77.0.5:80 with 10.77.0.5:4000"]),
+        );
     }
 }

@@ -34,6 +34,22 @@
 //!   target said that nothing more is needed: its memory is whole there, or lost with its process. Nothing lets it go
 //!   on meanwhile: by its record and its mark it is the target's.
 //! - Whoever lends is on disk from before `prepare` until it is let go: a daemon that begins anew lends on.
+//!
+//! Its address, where it has one:
+//!
+//! ```text
+//!   source                                    target
+//!   freeze   CRIU locks its connections; it stands; the address goes, what is left of it is quiet
+//!            prepare ───────────────────────▶ prepare   the address is there, quiet; the process is made
+//!            {source, n} ─▶ {target, n + 1}
+//!                                             start     it answers, and is announced; the process goes on
+//!   end      its connections are disowned, and it is ended: nobody hears of it
+//! ```
+//!
+//! - Until the record is changed nothing leaves the target for these connections, and nothing comes to it: its kernel
+//!   would acknowledge, or say again, what the source's does not know of when the move is given up.
+//! - The source answers again when the process goes on there, and by then the record cannot be changed any more. What
+//!   is still on the target then is quiet, whoever lives there.
 
 pub(in crate::fleet::moves) mod comes;
 pub(in crate::fleet::moves) mod leaves;
@@ -47,7 +63,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use forebay_core::app::AppId;
-use forebay_core::fleet::mobility::{Connections, Memory};
+use forebay_core::fleet::mobility::{Connections, Memory, ServiceAddress};
 use forebay_host::checkpoint::{Criu, Tcp};
 
 pub(in crate::fleet::moves) use self::lending::{attend_owed, forget_owed, lend, owes};
@@ -67,10 +83,12 @@ const CONNECTIONS: &str = "connections";
 /// And that it can fetch memory afterwards.
 const LENDS: &str = "memory";
 
-const fn tcp(connections: Connections) -> Tcp {
-    match connections {
-        Connections::Refuse => Tcp::Refuse,
-        Connections::Close => Tcp::Close,
+/// What becomes of connections, where they are at its own address or at others'.
+const fn tcp(connections: Connections, address: Option<&ServiceAddress>) -> Tcp {
+    match (connections, address) {
+        (Connections::Close, _) => Tcp::Close,
+        (Connections::Refuse, Some(_)) => Tcp::Keep,
+        (Connections::Refuse, None) => Tcp::Refuse,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Hosts of one machine with process numbers and mounts of their own.
+//! Machines within one: rooms of process numbers and mounts, and of networks.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -12,19 +12,31 @@ use crate::place::{eventually, signal};
 const ALONE: &str = "for fd in /proc/self/fd/*; do fd=${fd##*/}; \
                      [ \"$fd\" -gt 2 ] && eval \"exec $fd>&-\"; done; exec \"$@\"";
 
+/// What a machine has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rooms {
+    /// Process numbers and mounts.
+    Processes,
+    /// And a network, in which there is nothing yet.
+    Network,
+}
+
 /// A room of process numbers and mounts, which stays when its daemon ends.
+#[derive(Debug)]
 pub(crate) struct Machine {
     unshare: Child,
     /// The first of its processes, by the numbers of the test.
-    init: u32,
+    pub(crate) init: u32,
+    rooms: Rooms,
 }
 
 impl Machine {
     /// Its next process has this number: those of two hosts do not meet.
-    pub(crate) fn start(next: u32) -> Option<Self> {
+    pub(crate) fn start(next: u32, rooms: Rooms) -> Option<Self> {
         let mut command = Command::new("setpriv");
         let unshare = command
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid"])
+            .args((rooms == Rooms::Network).then_some("--net"))
             .args(["--fork", "--mount-proc", "--kill-child", "--", "sh", "-c"])
             // It reaps what its daemons leave.
             .arg("echo \"$1\" > /proc/sys/kernel/ns_last_pid; sleep infinity & wait")
@@ -33,7 +45,11 @@ impl Machine {
             .stdout(Stdio::null())
             .spawn()
             .ok()?;
-        let mut machine = Self { unshare, init: 0 };
+        let mut machine = Self {
+            unshare,
+            init: 0,
+            rooms,
+        };
         eventually("its first process sleeps", || {
             let ended = machine.unshare.try_wait().unwrap();
             let [init] = children(machine.unshare.id())[..] else {
@@ -51,7 +67,9 @@ impl Machine {
         command
             .arg("--target")
             .arg(self.init.to_string())
-            .args(["--mount", "--pid", "--", "bash", "-c", ALONE, "bash"]);
+            .args(["--mount", "--pid"])
+            .args((self.rooms == Rooms::Network).then_some("--net"))
+            .args(["--", "bash", "-c", ALONE, "bash"]);
         command
     }
 }
@@ -64,7 +82,6 @@ impl Drop for Machine {
     }
 }
 
-/// The children of a process.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let text = text.unwrap_or_default();
