@@ -65,7 +65,7 @@ mod machine {
     /// Stops that are passed on before the one that was asked for, at most.
     const STOPS_MAX: u32 = 64;
     /// How long a thread may take to stop for the first time.
-    const STOP_MAX: Duration = Duration::from_secs(2);
+    const STOP_MAX: Duration = Duration::from_secs(5);
     /// Between two looks whether it did.
     const LOOK: Duration = Duration::from_micros(50);
 
