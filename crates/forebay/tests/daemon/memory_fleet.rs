@@ -512,8 +512,14 @@ pub(crate) fn killed_at(
     let to = other(from);
     fleet.goes_on();
     let place = fleet.place(from);
+    let mut refused = String::new();
     eventually("it could move", || {
         let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        if !asked.status.success() && said != refused {
+            print!("{said}");
+            refused = said;
+        }
         asked.status.success()
     });
     let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
