@@ -106,9 +106,14 @@ fn lay_out(root: &Path, program: &Path, places: &Places) -> Result<(), String> {
     )?;
     let unit = format!("{}/forebay.service", places.units);
     let early = format!("{}/forebay-early.service", places.units);
+    let connections = format!("{}/forebay-connections.service", places.units);
     for (from, to) in [
         ("dist/systemd/forebay.service", unit.as_str()),
         ("dist/systemd/forebay-early.service", early.as_str()),
+        (
+            "dist/systemd/forebay-connections.service",
+            connections.as_str(),
+        ),
         ("dist/forebay.toml", "etc/forebay/forebay.toml"),
         ("dist/openapi.json", "usr/share/forebay/openapi.json"),
         (

@@ -174,11 +174,29 @@ pub struct UpdateReceipt {
     pub fronts: Vec<UpdateFront>,
     /// What was done to apps.
     pub apps: Vec<UpdateApp>,
+    /// What became of clients' connections over a boot, by front.
+    #[serde(default)]
+    pub clients: Vec<UpdateClients>,
     /// What went wrong.
     pub troubles: Vec<String>,
     /// Where that leaves the host, and what to type next.
     #[serde(default)]
     pub next: String,
+}
+
+/// Connections of a front's clients that were kept over a boot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateClients {
+    /// The front.
+    pub front: String,
+    /// So many were written down.
+    pub kept: u64,
+    /// Of these, so many went on afterwards; the others were closed.
+    pub back: u64,
+    /// So many could not be written down, and were closed: over TLS, with HTTP/2, or with something under way.
+    pub left: u64,
+    /// From when they were taken from the front until they went on; absent where none did.
+    pub pause_ms: Option<f64>,
 }
 
 /// What clients of a front saw of an update.

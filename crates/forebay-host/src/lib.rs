@@ -67,6 +67,7 @@ mod slow;
 pub mod soft_reboot;
 mod succeed;
 mod supervise;
+pub mod tcp_repair;
 pub mod tenure;
 pub mod tier;
 pub mod timers;

@@ -1,5 +1,5 @@
 //! Tables of nftables: those by which CRIU holds connections up, which stay when its work does not end, and those by
-//! which an address of this host is known to nobody but itself.
+//! which an address of this host is known to nobody but itself; and what others need to make one of their own.
 //!
 //! Source: linux/netfilter/nf_tables.h.
 
@@ -23,13 +23,33 @@ const IPV4: u8 = 2;
 const ARP: u8 = 3;
 const IPV6: u8 = 10;
 
+/// One thing that is to be done: its number among the messages of nftables, and what it is about.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) message: u16,
+    pub(crate) attributes: Vec<u8>,
+}
+
+/// Does all of it, in the family `inet`, or nothing.
+///
+/// # Errors
+/// When the kernel refuses, as one without nftables does.
+pub(crate) fn act(steps: &[Step]) -> io::Result<()> {
+    let messages = steps.iter().map(|step| {
+        let kind = (SUBSYSTEM << 8) | step.message;
+        let flags = if kind == DELETE_TABLE { 0 } else { CREATE };
+        about(kind, flags, INET, &step.attributes)
+    });
+    batch(&mut messages.collect::<Vec<_>>())
+}
+
 /// Removes a table of the family `inet`. One that is not there is removed.
 pub(crate) fn remove_table(name: &str) -> io::Result<()> {
     remove(INET, name)
 }
 
 fn remove(family: u8, name: &str) -> io::Result<()> {
-    match batch(&[about(DELETE_TABLE, ACKNOWLEDGE, family, &table(name))]) {
+    match batch(&mut [about(DELETE_TABLE, 0, family, &table(name))]) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done,
     }
@@ -73,14 +93,7 @@ pub(crate) fn silence(ip: IpAddr) -> io::Result<()> {
             }
         }
     }
-    // The last one is answered when all are done; one that fails is before it.
-    if let Some(last) = messages.last_mut()
-        && let Some(flags) = last.get_mut(6..8)
-    {
-        let both = u16::from_ne_bytes([flags[0], flags[1]]) | ACKNOWLEDGE;
-        flags.copy_from_slice(&both.to_ne_bytes());
-    }
-    batch(&messages)
+    batch(&mut messages)
 }
 
 /// Takes back what [`silence`] did.
@@ -179,7 +192,8 @@ fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
     nested(1, &[attribute(1, &text(name)), nested(2, data)])
 }
 
-fn number(kind: u16, value: u32) -> Vec<u8> {
+/// A number, as nftables takes them.
+pub(crate) fn number(kind: u16, value: u32) -> Vec<u8> {
     attribute(kind, &value.to_be_bytes())
 }
 
@@ -189,8 +203,13 @@ fn text(text: &str) -> Vec<u8> {
     bytes
 }
 
+/// A name.
+pub(crate) fn named(kind: u16, name: &str) -> Vec<u8> {
+    attribute(kind, &text(name))
+}
+
 fn table(name: &str) -> Vec<u8> {
-    attribute(1, &text(name))
+    named(1, name)
 }
 
 fn base_chain(table: &str, chain: &str, hook: u32) -> Vec<u8> {
@@ -213,7 +232,14 @@ fn about(kind: u16, flags: u16, family: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Does all or nothing.
-fn batch(messages: &[Vec<u8>]) -> io::Result<()> {
+fn batch(messages: &mut [Vec<u8>]) -> io::Result<()> {
+    // The last one is answered when all are done; one that fails is before it.
+    if let Some(last) = messages.last_mut()
+        && let Some(flags) = last.get_mut(6..8)
+    {
+        let both = u16::from_ne_bytes([flags[0], flags[1]]) | ACKNOWLEDGE;
+        flags.copy_from_slice(&both.to_ne_bytes());
+    }
     let bound = |kind| {
         let [high, low] = SUBSYSTEM.to_be_bytes();
         message(kind, 0, &[0, 0, high, low])

@@ -104,6 +104,18 @@ pub enum Request {
     Succeeded,
     /// Another certificate for TLS, for connections to come.
     Certificate(Pem),
+    /// Clients' connections are to outlive this process: those that come to rest, or rest, are given away.
+    Rest,
+    /// They are taken. Where this is not heard, this process serves them on.
+    Taken,
+    /// Goes on with a connection that was at rest. With its descriptor.
+    Resume {
+        /// What was known of it.
+        state: String,
+        /// What was read of it and sent to nobody.
+        #[serde(default)]
+        unread: Vec<u8>,
+    },
 }
 
 /// What it answers.
@@ -132,6 +144,18 @@ pub enum Answer {
     Inheritance(Box<Inheritance>),
     /// Descriptors that belong to it, in the order in which they are named.
     Part,
+    /// A client's connection that rests. With its descriptor.
+    Resting {
+        /// What is known of it.
+        state: String,
+        /// What was read of it and sent to nobody.
+        unread: Vec<u8>,
+    },
+    /// Those were all that rest.
+    Rested {
+        /// Connections that cannot, or did not in time.
+        left: u64,
+    },
     /// It is not done, for this reason.
     Refused(String),
 }

@@ -32,6 +32,7 @@ use crate::stream::{Address, Stream};
 use crate::succession::{self, Inherited, Listening, Served, Successor};
 use crate::switchboard::{Instance, Switchboard, count};
 
+mod resting;
 mod sockets;
 
 use sockets::{listeners, passed};
@@ -577,6 +578,10 @@ impl Desk {
                 };
                 return self.give(line, successor, succeeded).await;
             }
+            if request == Request::Rest {
+                self.give_clients(&mut line).await?;
+                continue;
+            }
             let answer = self.answer(request, descriptors).await?;
             tokio::time::timeout(PATIENCE, line.send(&answer, &[])).await??;
         }
@@ -639,7 +644,8 @@ impl Desk {
                 }
             }
             Request::Certificate(pem) => done(self.service.renew(&pem)),
-            Request::Succeed { .. } | Request::Succeeded => {
+            Request::Resume { state, unread } => done(self.resume(&state, unread, descriptors)),
+            Request::Succeed { .. } | Request::Succeeded | Request::Rest | Request::Taken => {
                 Answer::Refused("that was not to be asked here".to_owned())
             }
         })

@@ -25,6 +25,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod redis;
 mod refuse;
+mod rest;
 pub mod secret;
 pub mod status;
 pub mod stream;

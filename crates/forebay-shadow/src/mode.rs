@@ -13,6 +13,7 @@ use crate::postgres;
 use crate::proxy::Introduction;
 use crate::redis;
 use crate::refuse::{self, Refusal};
+use crate::rest::{Known, Resting};
 use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
@@ -187,6 +188,37 @@ impl Service {
         };
         let tls = tls.ok_or("the front speaks no TLS; restart it with its new plan")?;
         tls.renew(pem).map_err(|error| error.to_string())
+    }
+
+    /// Goes on with a client whose connection was at rest, until it ends.
+    ///
+    /// # Errors
+    /// When its connection broke, or could not be served.
+    pub(crate) async fn resume(&self, resting: Resting) -> io::Result<()> {
+        let Resting {
+            stream,
+            unread,
+            known,
+        } = resting;
+        match (self, known) {
+            (Self::Http(shared), Known::Http { address, fresh }) => {
+                http::resume(shared, (stream, unread), address, fresh).await
+            }
+            (Self::Redis(board, setup, patience), Known::Redis(state)) => {
+                redis::resume(board, (stream, unread, *state), setup, *patience).await
+            }
+            (_, Known::Http { .. } | Known::Redis(_)) => Err(io::Error::other(
+                "a connection of another mode does not go on here",
+            )),
+        }
+    }
+
+    /// Whether it can go on with such a connection.
+    pub(crate) const fn knows(&self, known: &Known) -> bool {
+        matches!(
+            (self, known),
+            (Self::Http(_), Known::Http { .. }) | (Self::Redis(..), Known::Redis(_))
+        )
     }
 
     /// Serves one client until it ends.

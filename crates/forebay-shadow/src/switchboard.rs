@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::flights::{Flights, Seen};
 use crate::followers::Followers;
+use crate::rest::Rest;
 use crate::stream::Address;
 use crate::unread::Queue;
 
@@ -155,6 +156,8 @@ pub struct Switchboard {
     pub counters: Counters,
     /// Processes before this one, which do what this board says.
     pub(crate) followers: Followers,
+    /// Connections of clients that are to outlive this process.
+    pub(crate) rest: Rest,
     /// Another process has taken this one's place.
     ending: AtomicBool,
     left: Mutex<Left>,
@@ -182,6 +185,7 @@ impl Switchboard {
             flights: Flights::default(),
             counters: Counters::default(),
             followers: Followers::default(),
+            rest: Rest::default(),
             ending: AtomicBool::new(false),
             left: Mutex::default(),
             alone_since: Mutex::new(Some(Instant::now())),

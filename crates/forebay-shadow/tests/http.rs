@@ -9,6 +9,9 @@
 mod certificate;
 mod http2;
 mod instances;
+#[path = "resting/http.rs"]
+mod rest;
+mod resting;
 mod tls;
 
 use std::sync::Arc;

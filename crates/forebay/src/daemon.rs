@@ -72,6 +72,9 @@ pub(crate) struct Args {
     /// Only begin the apps that an update keeps over this boot, for the daemon that comes after
     #[arg(long)]
     early: bool,
+    /// Only keep the kernel from answering for clients' connections that an update keeps over this boot, and end
+    #[arg(long, conflicts_with = "early")]
+    before_network: bool,
     /// End as soon as the thread that started this process ends
     #[arg(long, hide = true)]
     parent_death: bool,
@@ -109,6 +112,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         .init();
     let facts = facts()?;
     let mut config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
+    if args.before_network {
+        update::hold(&config.daemon.state_dir).map_err(Error::Host)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.early {
         match early::only_kept(config).map_err(Error::Host)? {
             Some(kept) => config = kept,

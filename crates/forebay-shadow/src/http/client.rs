@@ -13,6 +13,8 @@ use tokio::io::AsyncWrite;
 use super::head::{self, Bad, Method, Request, Search};
 use super::link::{Link, Watch};
 use super::wire::{self, Stall};
+use crate::rest::{self, Known, Resting};
+use crate::stream::Stream;
 
 /// How long a client may keep a connection without asking anything.
 pub(crate) const IDLE_BOUND: Duration = Duration::from_secs(75);
@@ -72,7 +74,43 @@ impl Client {
         }
     }
 
-    /// Waits for the next request's head.
+    /// Goes on with a connection that was at rest.
+    pub(crate) fn resume(
+        stream: Stream,
+        address: Option<IpAddr>,
+        fresh: bool,
+        unread: Vec<u8>,
+    ) -> Self {
+        Self {
+            buffer: unread,
+            fresh,
+            ..Self::new(Link::Plain(stream), address)
+        }
+    }
+
+    /// Whether the connection can rest between two requests.
+    pub(crate) fn may_rest(&self) -> bool {
+        let plain = self.link.plain();
+        plain.is_some_and(|stream| rest::may_rest(stream, self.buffer.len()))
+    }
+
+    /// The connection, between two requests, with what is known of it; none where it cannot rest.
+    pub(crate) fn rest(self) -> Option<Resting> {
+        let known = Known::Http {
+            address: self.address,
+            fresh: self.fresh,
+        };
+        let Link::Plain(stream) = self.link else {
+            return None;
+        };
+        Some(Resting {
+            stream,
+            unread: self.buffer,
+            known,
+        })
+    }
+
+    /// Waits for the next request's head. Given up in between, nothing is lost.
     ///
     /// # Errors
     /// When the connection broke.

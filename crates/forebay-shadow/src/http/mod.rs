@@ -47,6 +47,7 @@ use self::link::Link;
 use self::mirror::Mirror;
 use self::pool::Pool;
 use self::spread::Spread;
+use crate::rest::{self, Known};
 use crate::stream::Stream;
 use crate::switchboard::{Assigned, Switchboard, count};
 use crate::tcp;
@@ -169,13 +170,46 @@ pub(crate) async fn serve(
         _ => None,
     };
     let is_agreed = agreed == Some(PROTOCOLS[0]);
-    let mut client = Client::new(link, address);
+    let client = Client::new(link, address);
     if is_agreed {
         return http2::serve(shared, client).await;
     }
-    match converse(shared, &mut client).await? {
-        End::Over => Ok(()),
-        End::Http2 => http2::serve(shared, client).await,
+    attend(shared, client).await
+}
+
+/// Goes on with one client whose connection was at rest.
+///
+/// # Errors
+/// As [`serve`].
+pub(crate) async fn resume(
+    shared: &Arc<Shared>,
+    (stream, unread): (Stream, Vec<u8>),
+    address: Option<IpAddr>,
+    fresh: bool,
+) -> io::Result<()> {
+    stream.bound_vanished()?;
+    let client = Client::resume(stream, address, fresh, unread);
+    attend(shared, client).await
+}
+
+async fn attend(shared: &Arc<Shared>, mut client: Client) -> io::Result<()> {
+    loop {
+        match converse(shared, &mut client).await? {
+            End::Over => return Ok(()),
+            End::Http2 => return http2::serve(shared, client).await,
+            End::Rests => {
+                let Some(resting) = client.rest() else {
+                    return Ok(());
+                };
+                let Some(kept) = shared.board.rest.leave(resting) else {
+                    return Ok(());
+                };
+                let Known::Http { address, fresh } = kept.known else {
+                    return Ok(());
+                };
+                client = Client::resume(kept.stream, address, fresh, kept.unread);
+            }
+        }
     }
 }
 
@@ -191,14 +225,24 @@ enum End {
     Over,
     /// It had not begun: the client speaks HTTP/2.
     Http2,
+    /// It may go on in another process.
+    Rests,
 }
 
 /// Answers one request after the other.
 async fn converse(shared: &Shared, client: &mut Client) -> io::Result<End> {
     let mut routing = shared.board.subscribe();
+    let mut rest = shared.board.rest.subscribe();
     let mut route = Route::default();
     loop {
-        let mut request = match client.next().await? {
+        let may_rest = client.may_rest();
+        let said = tokio::select! {
+            biased;
+            // Before another request, since there would be no end of them.
+            () = rest::wanted(&mut rest, may_rest) => return Ok(End::Rests),
+            said = client.next() => said?,
+        };
+        let mut request = match said {
             Said::Request(request) => request,
             Said::Http2 => return Ok(End::Http2),
             Said::Nothing => return Ok(End::Over),

@@ -65,7 +65,9 @@ pub(super) struct Subscribe {
 }
 
 /// What channels are named by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub(super) enum Channels {
     /// Their names.
     Plain,

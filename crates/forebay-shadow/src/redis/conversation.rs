@@ -20,6 +20,7 @@ use super::transaction::{Doom, Open};
 use super::upstream::{Read, Role, Upstream, dial, read};
 use super::{Guarantee, Setup, WithoutShadow};
 use crate::flights::Ticket;
+use crate::rest::Resting;
 use crate::stream::Stream;
 use crate::switchboard::{Gate, Switchboard, count};
 use crate::tls::Wire;
@@ -68,7 +69,7 @@ pub(super) struct Conversation<'a> {
     pub(super) board: &'a Switchboard,
     pub(super) setup: &'a Setup,
     patience: Duration,
-    client: Wire,
+    pub(super) client: Wire,
     pub(super) client_ended: bool,
     /// Nothing more is taken from the client, and it is left once all is answered.
     pub(super) closing: bool,
@@ -115,6 +116,8 @@ pub(super) struct Conversation<'a> {
     /// A new connection is made what the old one was: somebody waits for that.
     pub(super) settling: Option<Ticket<'a>>,
     pub(super) queued: Queued,
+    /// The connection was at rest, and something may have changed meanwhile that the client keeps.
+    pub(super) rested: bool,
 }
 
 impl<'a> Conversation<'a> {
@@ -156,19 +159,24 @@ impl<'a> Conversation<'a> {
             fruitless: false,
             settling: None,
             queued: Queued::default(),
+            rested: false,
         }
     }
 
-    /// Goes on until the client leaves.
-    pub(super) async fn run(mut self) -> io::Result<()> {
+    /// Goes on until the client leaves; its connection, where it is to be at rest instead.
+    pub(super) async fn run(mut self) -> io::Result<Option<Resting>> {
         let mut changes = self.board.subscribe();
+        let mut rest = self.board.rest.subscribe();
         loop {
             // Over TLS much may be there that the runtime does not count.
             tokio::task::consume_budget().await;
             self.advance()?;
             if self.is_done() {
                 self.client.close().await;
-                return Ok(());
+                return Ok(None);
+            }
+            if self.is_at_rest() {
+                return Ok(self.rest());
             }
             if self.settle_balance().await {
                 continue;
@@ -194,6 +202,7 @@ impl<'a> Conversation<'a> {
                     }
                 }
                 changed = changes.changed() => changed.map_err(io::Error::other)?,
+                changed = rest.changed() => changed.map_err(io::Error::other)?,
                 () = sleep_until(due) => self.overdue()?,
             }
         }
@@ -227,7 +236,8 @@ impl<'a> Conversation<'a> {
 
     /// Takes in what the client sent.
     fn listen(&mut self) -> io::Result<()> {
-        if self.client_ended || self.closing || self.requests.held() > self.request_room() {
+        let may_not = self.client_ended || self.closing || self.pauses();
+        if may_not || self.requests.held() > self.request_room() {
             return Ok(());
         }
         let (requests, bounds) = (&mut self.requests, &mut self.bounds);
@@ -243,8 +253,8 @@ impl<'a> Conversation<'a> {
     }
 
     fn client_interest(&self) -> Option<Interest> {
-        let reads =
-            !self.client_ended && !self.closing && self.requests.held() <= self.request_room();
+        let may = !self.client_ended && !self.closing && !self.pauses();
+        let reads = may && self.requests.held() <= self.request_room();
         let writes = self.outlet.out.len() > 0 || !self.client.is_flushed();
         interest(reads, writes)
     }
@@ -367,6 +377,7 @@ impl<'a> Conversation<'a> {
             }
             let command = match self.next.take().or_else(|| self.again.pop_front()) {
                 Some(command) => command,
+                None if self.pauses() => break,
                 None => match self.requests.next() {
                     Ok(Some(command)) => {
                         self.bounds.finished();
@@ -594,7 +605,7 @@ impl<'a> Conversation<'a> {
         let replay = self.state.replay(super::state::Listens::Yes);
         up.send(&replay.bytes);
         up.replay = replay.replies;
-        if self.lost.is_some() {
+        if std::mem::take(&mut self.rested) || self.lost.is_some() {
             self.outlet.push(self.state.forget());
         }
         if let Some(open) = self.transaction.as_ref().filter(|open| open.doom.is_none()) {

@@ -190,6 +190,11 @@ impl Outlet {
         self.out.push(bytes);
     }
 
+    /// Nothing waits on its way to the client.
+    pub(super) fn is_empty(&self) -> bool {
+        self.out.len() == 0 && self.held.is_empty()
+    }
+
     /// A shadow has all that was written before.
     pub(super) fn confirm(&mut self) {
         for (reply, _) in self.held.drain(..) {

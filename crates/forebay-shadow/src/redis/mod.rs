@@ -31,6 +31,7 @@ mod native;
 mod relay;
 mod replies;
 mod requests;
+mod rest;
 mod state;
 mod transaction;
 mod upstream;
@@ -44,12 +45,14 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::refuse::{self, Refusal};
+use crate::rest::Known;
 use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::switchboard::Switchboard;
 use crate::tls::{self, Accepted, Tls, Wire};
 use conversation::Conversation;
 pub(crate) use native::Native;
+pub(crate) use state::State;
 
 /// What is promised of writes that were acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,7 +211,59 @@ pub(crate) async fn serve(
         },
         None => Wire::Plain(client),
     };
-    Conversation::new(board, client, setup, patience)
-        .run()
-        .await
+    attend(board, setup, patience, |board| {
+        Conversation::new(board, client, setup, patience)
+    })
+    .await
+}
+
+/// Goes on with one client whose connection was at rest.
+///
+/// # Errors
+/// As [`serve`].
+pub(crate) async fn resume(
+    board: &Arc<Switchboard>,
+    resting: (Stream, Vec<u8>, State),
+    setup: &Setup,
+    patience: Duration,
+) -> io::Result<()> {
+    resting.0.bound_vanished()?;
+    attend(board, setup, patience, |board| {
+        resumed(board, resting, setup, patience)
+    })
+    .await
+}
+
+fn resumed<'a>(
+    board: &'a Switchboard,
+    (stream, unread, state): (Stream, Vec<u8>, State),
+    setup: &'a Setup,
+    patience: Duration,
+) -> Conversation<'a> {
+    let mut conversation = Conversation::new(board, Wire::Plain(stream), setup, patience);
+    conversation.requests.push(&unread);
+    conversation.state = state;
+    conversation.rested = true;
+    conversation
+}
+
+async fn attend<'a>(
+    board: &'a Switchboard,
+    setup: &'a Setup,
+    patience: Duration,
+    begin: impl FnOnce(&'a Switchboard) -> Conversation<'a>,
+) -> io::Result<()> {
+    let mut conversation = begin(board);
+    loop {
+        let Some(resting) = conversation.run().await? else {
+            return Ok(());
+        };
+        let Some(kept) = board.rest.leave(resting) else {
+            return Ok(());
+        };
+        let Known::Redis(state) = kept.known else {
+            return Ok(());
+        };
+        conversation = resumed(board, (kept.stream, kept.unread, *state), setup, patience);
+    }
 }

@@ -107,6 +107,11 @@ impl Requests {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// What came and belongs to no command that was given out.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+
     /// Bytes that are held.
     pub(super) const fn held(&self) -> usize {
         self.buffer.len() - self.start

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::commands::{Channels, Session};
 use super::replies::elements;
 use super::requests::{Command, decimal};
@@ -13,7 +15,7 @@ pub(super) const CHANNEL_BYTES_MAX: usize = 1024 * 1024;
 pub(super) const SESSION_BYTES_MAX: usize = 16 * 1024;
 
 /// The protocol that a connection speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) enum Protocol {
     /// RESP2.
     #[default]
@@ -33,8 +35,9 @@ impl Protocol {
 }
 
 /// What a client made of its connection.
-#[derive(Debug, Default)]
-pub(super) struct State {
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
     /// Arguments of `AUTH`.
     auth: Option<Vec<Vec<u8>>>,
     pub(super) protocol: Protocol,
@@ -47,6 +50,7 @@ pub(super) struct State {
     channels: BTreeSet<(Channels, Vec<u8>)>,
     channel_bytes: usize,
     /// Grows with every change.
+    #[serde(skip)]
     pub(super) version: u64,
 }
 

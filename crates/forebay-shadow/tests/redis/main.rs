@@ -14,6 +14,9 @@ mod changes;
 mod harness;
 mod load;
 mod loss;
+mod rest;
+#[path = "../resting/mod.rs"]
+mod resting;
 mod tls;
 mod tools;
 

@@ -451,6 +451,18 @@ pub(crate) fn one(receipt: &api::UpdateReceipt) -> String {
             write!(text, "\n  {hand_over}").ok();
         }
     }
+    for clients in &receipt.clients {
+        write!(
+            text,
+            "\nclients of front {}: {} of {} connections went on, {} were not at rest and closed; pause {}",
+            clients.front,
+            clients.back,
+            clients.kept,
+            clients.left,
+            ms(clients.pause_ms),
+        )
+        .ok();
+    }
     for app in &receipt.apps {
         let planned = &app.planned;
         write!(

@@ -32,9 +32,11 @@ use crate::control::{Published, TellOf};
 use crate::signals::Teller;
 
 mod answers;
+mod clients;
 mod passed;
 mod upgrade;
 
+pub(crate) use clients::{Client, Given};
 pub(crate) use passed::Passed;
 pub(crate) use upgrade::{Upgrades, changed};
 

@@ -78,6 +78,9 @@ pub(super) struct Entry {
     /// How long apps stood that were kept over a boot, in milliseconds.
     #[serde(default)]
     pub(super) pauses: BTreeMap<AppId, f64>,
+    /// By front, what became of clients' connections.
+    #[serde(default)]
+    pub(super) clients: BTreeMap<AppId, super::clients::Passage>,
     pub(super) held_times: u32,
     pub(super) held_ms: u64,
 }
@@ -93,6 +96,7 @@ impl Entry {
             during: BTreeMap::new(),
             hand_overs: Vec::new(),
             pauses: BTreeMap::new(),
+            clients: BTreeMap::new(),
             held_times: 0,
             held_ms: 0,
         }

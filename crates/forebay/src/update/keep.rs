@@ -93,7 +93,7 @@ pub(crate) fn arriving(state_dir: &Path) -> Result<BTreeSet<AppId>, String> {
 }
 
 /// Beside what else this thread waits for.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -165,12 +165,12 @@ impl Shared {
         Ok(match way {
             Way::Kexec(kernel) => format!(
                 "apps with `images` are written down and end, kernel {} is started by kexec, and they go on where \
-                 they were; their connections are closed",
+                 they were; connections through fronts stay where they are at rest, others are closed",
                 kernel.version
             ),
             Way::Firmware(why) => format!(
                 "apps with `images` are written down and end, the host reboots through its firmware ({why}), and \
-                 they go on where they were; their connections are closed"
+                 they go on where they were; connections through fronts stay where they are at rest, others are closed"
             ),
         })
     }
@@ -352,6 +352,8 @@ impl Runner {
     /// Writes down and ends all that are kept and run, until none does: those that matter most stand last.
     async fn write_down(&self, entry: &Entry) -> Result<(), String> {
         self.hold_back(entry).await?;
+        // First, since requests under way are answered by them.
+        self.write_clients_down(entry).await;
         let policy = self.shared.policy().await?;
         let mut kept: Vec<&AppId> = entry.record.kept().collect();
         kept.sort_by_key(|app| policy.apps.get(*app).map(|app| Reverse(app.class)));
@@ -384,6 +386,7 @@ impl Runner {
                 tokio::time::sleep(AGAIN).await;
             }
         }
+        super::clients::bring_back(&self.shared).await;
         Ok(())
     }
 
@@ -460,6 +463,7 @@ impl Runner {
                 lost.push(format!("{app} lost what it had, soon after: {why}"));
             }
         }
+        self.clients_returned(entry).await;
         Ok(Fact::Revived(lost))
     }
 

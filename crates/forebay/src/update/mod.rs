@@ -14,6 +14,7 @@
 //! stands when the daemon stops: that is no other than a crash.
 
 mod apart;
+mod clients;
 mod elsewhere;
 mod errand;
 pub(crate) mod hooks;
@@ -47,6 +48,7 @@ use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
 use apart::Apart;
+pub(crate) use clients::hold;
 pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
@@ -294,6 +296,8 @@ struct Shared {
     reports: watch::Receiver<Option<Arc<Published>>>,
     fronts: fronts::Desk,
     images: images::Desk,
+    /// Connections of clients that are kept over a boot.
+    clients: clients::Clients,
     /// What is done when the daemon ends with the host.
     farewell: keep::Farewell,
     /// Where apps of this host may be meanwhile, if it has a place in a fleet.
@@ -693,6 +697,7 @@ impl Updater {
             reports,
             fronts,
             images,
+            clients: clients::Clients::default(),
             farewell: keep::Farewell::default(),
             fleet,
         });
@@ -707,10 +712,14 @@ impl Updater {
         let stands_by = opened.stands_by;
         let runner = run::Runner::new(Arc::clone(&shared));
         let listening = told::listen(Arc::clone(&shared), listener);
+        let returning = clients::begin(Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("update".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
+                    if !stands_by {
+                        tokio::spawn(returning);
+                    }
                     tokio::select! {
                         () = runner.run(), if !stands_by => {}
                         () = listening => {}

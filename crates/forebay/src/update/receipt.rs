@@ -8,6 +8,7 @@ use forebay_core::app::AppId;
 use forebay_core::idset::CpuSet;
 use forebay_core::update::{AppProof, Call, Outcome, Pace, Record, Stage, System};
 
+use super::clients::Passage;
 use super::journal::Entry;
 use super::{measure, plan};
 
@@ -260,8 +261,19 @@ pub(super) fn receipt(
         held_ms: entry.held_ms,
         fronts: names.into_iter().map(front).collect(),
         apps: apps.collect(),
+        clients: entry.clients.iter().map(clients).collect(),
         troubles: record.troubles.clone(),
         next: afterwards(record, left.output, left.unconfigured),
+    }
+}
+
+fn clients((front, passage): (&AppId, &Passage)) -> api::UpdateClients {
+    api::UpdateClients {
+        front: front.to_string(),
+        kept: passage.kept,
+        back: passage.back,
+        left: passage.left,
+        pause_ms: passage.pause_ms,
     }
 }
 

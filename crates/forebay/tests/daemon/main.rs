@@ -80,6 +80,7 @@ mod survival;
 mod takeovers;
 mod tutorial;
 mod update;
+mod update_clients;
 #[cfg(feature = "etcd")]
 mod update_elsewhere;
 #[cfg(feature = "etcd")]
