@@ -353,19 +353,29 @@ fn run(mut command: Command, app: &AppId, time_max: Duration) -> Result<bool, Ho
     }
 }
 
-/// The last line in which CRIU complains. It also complains of limits that it cannot raise, which
+/// The first line in which CRIU complains. It also complains of limits that it cannot raise, which
 /// nobody has to mind.
 pub(crate) fn last_error(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let complaints = text.lines().filter(|line| line.starts_with("Error"));
-    let mut causes = complaints.filter(|line| !line.contains("rlimit") && !line.contains("FAILED"));
-    match causes.next() {
-        Some(line) => {
-            let words = line.split_once("): ").map_or(line, |(_, words)| words);
-            format!("CRIU says: {words}")
-        }
+    match complaints(log).first() {
+        Some(words) => format!("CRIU says: {words}"),
         None => format!("CRIU failed without a reason; see {}", log.display()),
     }
+}
+
+/// All in which it complains, without where in its source that is.
+pub(crate) fn complaints(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let words = |line: &str| {
+        line.split_once("): ")
+            .map_or(line, |(_, words)| words)
+            .to_owned()
+    };
+    text.lines()
+        // A process of those that begin says its number first.
+        .filter(|line| line.starts_with("Error") || line.contains(" Error ("))
+        .filter(|line| !line.contains("rlimit") && !line.contains("FAILED"))
+        .map(words)
+        .collect()
 }
 
 /// Bytes that a process and its descendants have in memory.
@@ -427,6 +437,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(last_error(&log), "CRIU says: Can't fork for 7");
+        // What a process that begins complains of comes after its number, and after the time where that is wanted.
+        let began = "(01.079382)  28775: Error (criu/files-reg.c:2294): File . has bad mode\n  7: Error (criu/x.c:1): no vdso\n";
+        fs::write(&log, began).unwrap();
+        assert_eq!(complaints(&log), ["File . has bad mode", "no vdso"]);
         assert!(last_error(&directory.path().join("none")).contains("none"));
     }
 }
