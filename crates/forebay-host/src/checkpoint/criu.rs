@@ -19,7 +19,7 @@ use crate::procs;
 const RESTORE_MAX: Duration = Duration::from_secs(30);
 const RESTORE_BYTES: u64 = 50 << 20;
 
-pub(super) const IMAGES_DIR: &str = "--images-dir";
+pub(crate) const IMAGES_DIR: &str = "--images-dir";
 const DUMP_LOG: &str = "dump.log";
 pub(crate) const RESTORE_LOG: &str = "restore.log";
 /// The oldest version that is known to do what is asked here: older ones do not know the memory
@@ -391,7 +391,7 @@ fn resident(proc_root: &Path, pid: u32) -> u64 {
     family.into_iter().map(of).sum()
 }
 
-fn room(directory: &Path) -> Result<u64, HostError> {
+pub(crate) fn room(directory: &Path) -> Result<u64, HostError> {
     let found = File::open(directory)
         .map_err(|e| HostError::file("open", directory, e))
         .and_then(|_| {

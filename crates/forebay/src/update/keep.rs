@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const OTHERS_MAX: Duration = Duration::from_secs(300);
 /// How long a daemon that is to end waits until apps are written down.
 const FAREWELL_MAX: Duration = Duration::from_secs(590);
-const RESUMED: &str = "somebody had it go on without";
+pub(super) const RESUMED: &str = "somebody had it go on without";
 
 fn still_up() -> String {
     let seconds = DOWN_MAX.as_secs();
@@ -93,7 +93,7 @@ pub(crate) fn arriving(state_dir: &Path) -> Result<BTreeSet<AppId>, String> {
 }
 
 /// Beside what else this thread waits for.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -331,7 +331,7 @@ impl Runner {
         Ok(())
     }
 
-    fn is_to_go_on(&self) -> bool {
+    pub(super) fn is_to_go_on(&self) -> bool {
         self.shared.wishes.resume.load(Ordering::Relaxed)
     }
 
