@@ -27,9 +27,28 @@ pub struct UpdateRequest {
     /// The way that it is to go, by the names that a plan shows; the least disruptive when absent.
     #[serde(default)]
     pub rung: Option<String>,
+    /// Whether the kernel that comes is tried out in a virtual machine, with the rung `checkpoint`: `auto` (where that is
+    /// possible), `required` or `off`; `auto` when absent.
+    #[serde(default)]
+    pub rehearse: Option<String>,
     /// Go on where critical apps were slower while the slice of the update was full of work.
     #[serde(default)]
     pub unproved: bool,
+}
+
+/// What came of trying a kernel out in a virtual machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateRehearsal {
+    /// The kernel, by its release, or by its file where that does not say.
+    pub kernel: String,
+    /// `passed`, `failed` or `impossible`.
+    pub verdict: String,
+    /// Why, where it did not pass.
+    pub why: Option<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Where what the machine said is, if one was started.
+    pub console: Option<String>,
 }
 
 /// What an update would do to each app.
@@ -41,6 +60,20 @@ pub struct UpdatePlan {
     pub rungs: Vec<UpdateRung>,
     /// Why it would not begin.
     pub refused: Vec<String>,
+    /// Whether the kernel that comes would be tried out, where that is a part of it.
+    #[serde(default)]
+    pub rehearsal: Option<UpdateRehearsalPlan>,
+}
+
+/// Whether a kernel would be tried out in a virtual machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateRehearsalPlan {
+    /// It would.
+    pub rehearsed: bool,
+    /// Of which kernel, or why not.
+    pub reason: String,
+    /// The last one on this host.
+    pub last: Option<UpdateRehearsal>,
 }
 
 /// A way to update a host.
@@ -101,8 +134,8 @@ pub struct Update {
     pub command: Vec<String>,
     /// When it was asked for, in milliseconds since 1970.
     pub began_unix_ms: u64,
-    /// `planned`, `locked`, `isolated`, `leaving`, `telling`, `synced`, `updating`, `reboot_pending`, `departing`,
-    /// `reviving`, `undoing`, `restoring`, `verifying`, `returning` or `closing`.
+    /// `planned`, `locked`, `isolated`, `leaving`, `telling`, `synced`, `updating`, `rehearsing`, `reboot_pending`,
+    /// `departing`, `reviving`, `undoing`, `restoring`, `verifying`, `returning` or `closing`.
     pub stage: String,
     /// What it does now, and what to type next if that is somebody's turn.
     pub next: String,
@@ -112,6 +145,9 @@ pub struct Update {
     pub held: Option<String>,
     /// What went wrong so far.
     pub troubles: Vec<String>,
+    /// What came of trying the kernel out, once it was.
+    #[serde(default)]
+    pub rehearsal: Option<UpdateRehearsal>,
     /// What was measured of the isolation of critical apps, once it was.
     #[serde(default)]
     pub isolation: Vec<UpdateIsolation>,
@@ -179,6 +215,9 @@ pub struct UpdateReceipt {
     pub clients: Vec<UpdateClients>,
     /// What went wrong.
     pub troubles: Vec<String>,
+    /// What came of trying the kernel out, where it was.
+    #[serde(default)]
+    pub rehearsal: Option<UpdateRehearsal>,
     /// Where that leaves the host, and what to type next.
     #[serde(default)]
     pub next: String,

@@ -60,6 +60,7 @@ pub mod rdma;
 pub mod reboot;
 mod reclaim;
 pub mod regular;
+pub mod rehearsal;
 mod resctrl;
 pub mod restore;
 pub mod service_address;

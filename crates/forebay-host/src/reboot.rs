@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::HostError;
+use crate::rehearsal;
 
 pub mod boot_loader;
 pub mod last;
@@ -68,6 +69,28 @@ fn kexec() -> Result<Kernel, String> {
         return Err("the kernel is locked down".to_owned());
     }
     newest(Path::new("/"))
+}
+
+/// The newest kernel that this host has to begin anew with, whoever starts it.
+///
+/// # Errors
+/// Why there is none.
+pub fn next() -> Result<Kernel, HostError> {
+    newest(Path::new("/")).map_err(|why| {
+        HostError::missing(
+            format!("find a kernel to begin anew with: {why}"),
+            "name one, where this host keeps its kernels elsewhere",
+        )
+    })
+}
+
+/// The file of the kernel that runs, where it is where kernels are.
+#[must_use]
+pub fn running_image(proc_root: &Path) -> Option<PathBuf> {
+    let version = running(proc_root).ok()?;
+    let image = Path::new(BOOT).join(format!("{KERNEL}{version}"));
+    let said = rehearsal::image::look(&image).ok()?.ok()?;
+    said.runs(proc_root).then_some(image)
 }
 
 /// What the host begins anew with; nothing that runs has heard of it yet.

@@ -210,7 +210,10 @@ fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
 
 /// Bytes that tell where they are from: so many, beginning at this one.
 fn pattern(from: usize, length: usize) -> Vec<u8> {
-    let byte = |at: usize| (at as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3];
+    let byte = |at: usize| {
+        let number = u32::try_from(at).unwrap_or(u32::MAX);
+        number.wrapping_mul(2_654_435_761).to_le_bytes()[3]
+    };
     (from..from + length).map(byte).collect()
 }
 

@@ -272,6 +272,21 @@ pub(crate) fn man() -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Wait to be written down and begun again
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CanaryArgs {
+    /// Where it is asked
+    directory: PathBuf,
+}
+
+/// Is the canary of a rehearsal.
+///
+/// # Errors
+/// When its files cannot be written.
+pub(crate) fn canary(args: &CanaryArgs) -> std::io::Result<ExitCode> {
+    forebay_host::rehearsal::run_canary(&args.directory).map(|()| ExitCode::SUCCESS)
+}
+
 /// Watch over a daemon
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GuardianArgs {

@@ -83,6 +83,12 @@ enum Command {
     Instance(instance::Args),
     #[command(hide = true)]
     Porter(porter::Args),
+    /// The program that a rehearsal writes down and begins again
+    #[command(hide = true)]
+    RehearsalCanary(local::CanaryArgs),
+    /// Process 1 of the machine that a rehearsal starts
+    #[command(hide = true)]
+    RehearsalInit,
     #[command(hide = true)]
     AccelWorker(accel::WorkerArgs),
     #[command(hide = true)]
@@ -115,6 +121,10 @@ fn main() -> ExitCode {
         Command::Front(args) => front::run(&args).map_err(Into::into),
         Command::Instance(args) => instance::run(&args).map_err(Into::into),
         Command::Porter(args) => porter::run(&args).map_err(Into::into),
+        Command::RehearsalCanary(args) => local::canary(&args).map_err(Into::into),
+        Command::RehearsalInit => forebay_host::rehearsal::run_guest()
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
         Command::Accel(args) => accel::run(&args).map_err(Into::into),
         Command::AccelWorker(args) => accel::work(&args).map_err(Into::into),
         Command::AccelDevice(args) => accel::drive(&args).map_err(Into::into),

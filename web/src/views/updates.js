@@ -10,8 +10,8 @@ const EVERY_MS = 1000;
 /** Those that are over: the latest. */
 const RECEIPTS_MAX = 10;
 /** Where an update goes through, in order; see `forebay update status`. */
-const STAGES = ["planned", "locked", "isolated", "leaving", "telling", "synced", "updating", "reboot_pending", "departing", "reviving",
-  "undoing", "restoring", "verifying", "returning", "closing"];
+const STAGES = ["planned", "locked", "isolated", "leaving", "telling", "synced", "updating", "rehearsing", "reboot_pending",
+  "departing", "reviving", "undoing", "restoring", "verifying", "returning", "closing"];
 
 export function show(place, page) {
   const now = h("section", {}, h("h2", {}, "Under way"), h("p", { class: "dim" }, "Asking…"));

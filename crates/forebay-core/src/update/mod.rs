@@ -37,12 +37,14 @@
 //!   other hosts comes through `returning`.
 //!
 //! Where apps are told (`tell`), `telling` comes before `synced`; `restoring` and `closing` tell them that it is
-//! over.
+//! over. Where apps are kept (`keep`), `rehearsing` comes before `departing`: a kernel that does not pass leads to
+//! `restoring`, or to `undoing`, and nobody is written down for it.
 //!
 //! The tests enumerate every crash of every path.
 
 mod health;
 mod hold;
+mod rehearsal;
 mod rung;
 mod tell;
 #[cfg(test)]
@@ -61,6 +63,7 @@ use crate::units::Bytes;
 
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
+pub use rehearsal::{REHEARSALS_MAX, Rehearsal, Rehearse, Verdict};
 pub use rung::{
     Choice, Front, Keeps, Rung, Soft, Subject, Way, choose, ends_the_host, ends_userspace,
 };
@@ -95,6 +98,9 @@ pub struct Order {
     /// Apps that can are kept as images over the reboot, which Forebay has the host do.
     #[serde(default)]
     pub keep: bool,
+    /// Whether the kernel that comes is rehearsed, where apps are kept.
+    #[serde(default)]
+    pub rehearse: Rehearse,
     /// Userspace begins anew, which Forebay has systemd do, but for apps that run on.
     #[serde(default)]
     pub soft: bool,
@@ -204,6 +210,8 @@ pub enum Stage {
     Synced,
     /// The command may run.
     Updating,
+    /// The kernel that comes is tried out in a virtual machine.
+    Rehearsing,
     /// The host is to begin anew.
     RebootPending,
     /// Apps are written down and ended, and the host begins anew; or userspace does, and those that may run on.
@@ -241,6 +249,8 @@ pub enum Deed {
     Begin,
     /// Run the command, unless this step ran; wait for its end.
     Update,
+    /// See in a virtual machine that the kernel that comes is one that apps can go on under, where it is another one.
+    Rehearse,
     /// Wait for another boot.
     AwaitBoot,
     /// In the boot that this began in: write down and end whoever is kept and runs, then have the host
@@ -275,6 +285,8 @@ pub enum Fact {
     Ran(Ending, BTreeMap<AppId, Life>),
     /// Those that could go to other hosts are there, apart from these troubles.
     Left(Vec<String>),
+    /// What the rehearsal came to, where there is another kernel to rehearse.
+    Rehearsed(Option<Rehearsal>),
     /// The host, or userspace, began anew, or why it was not asked to.
     Booted(Result<(), String>),
     /// The host began anew with this kernel, and not with the one that was meant.
@@ -371,6 +383,15 @@ pub struct Record {
     /// after another one came up instead.
     #[serde(default)]
     pub departs_to: Option<String>,
+    /// Rehearsals that were begun: on disk before each.
+    #[serde(default)]
+    pub rehearsals: u32,
+    /// The file of the kernel that they are of.
+    #[serde(default)]
+    pub rehearses: Option<PathBuf>,
+    /// What the last one came to.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
     /// Those that are to run on while userspace begins anew, as they were: on disk before anything else ends.
     #[serde(default)]
     pub lives: BTreeMap<AppId, Life>,
@@ -404,6 +425,9 @@ impl Record {
             away: BTreeSet::new(),
             departs_from: None,
             departs_to: None,
+            rehearsals: 0,
+            rehearses: None,
+            rehearsal: None,
             lives: BTreeMap::new(),
             alarm: false,
             prepared: BTreeMap::new(),
@@ -422,6 +446,7 @@ impl Record {
             Stage::Telling => Deed::Tell,
             Stage::Synced => Deed::Begin,
             Stage::Updating => Deed::Update,
+            Stage::Rehearsing => Deed::Rehearse,
             Stage::RebootPending => Deed::AwaitBoot,
             Stage::Departing => Deed::Depart,
             Stage::Reviving => Deed::Revive,
@@ -536,6 +561,8 @@ impl Record {
             }
             (Stage::Updating, Fact::Ran(ending, old)) => self.updated(&ending, old),
             (Stage::Undoing, Fact::Ran(ending, old)) => self.undone(&ending, old),
+            (Stage::Rehearsing, Fact::Rehearsed(found)) => self.rehearsed(found),
+            (Stage::Rehearsing, Fact::Booted(Err(why))) => self.stays_up(why),
             (Stage::RebootPending, Fact::Done) => {
                 // Whatever ran before the host began anew is gone.
                 self.old.clear();
@@ -601,7 +628,7 @@ impl Record {
         if *ending == Ending::Status(0) {
             self.system = System::Updated;
             return match (self.order.keep || self.order.soft, self.order.reboot) {
-                (true, _) => Stage::Departing,
+                (true, _) => self.before_departure(),
                 (false, true) => Stage::RebootPending,
                 (false, false) => Stage::Restoring,
             };

@@ -32,9 +32,22 @@ struct Path {
     elsewhere: Option<Result<(), &'static str>>,
     /// Whether apps are kept over a boot, and how that goes.
     keep: Option<Keeping>,
+    /// Whether the kernel is rehearsed first, and what that comes to; none where the one that runs comes again.
+    rehearsal: Option<(Rehearse, Option<Verdict>)>,
     /// Whether userspace begins anew but for `a`, and how that goes.
     soft: Option<Softly>,
     ends: Outcome,
+}
+
+impl Path {
+    /// Whether the rehearsal keeps the host up.
+    fn is_blocked(&self) -> bool {
+        match &self.rehearsal {
+            Some((_, Some(Verdict::Failed(_)))) => true,
+            Some((rehearse, Some(Verdict::Impossible(_)))) => *rehearse == Rehearse::Required,
+            _ => false,
+        }
+    }
 }
 
 /// How keeping apps over a boot goes.
@@ -90,6 +103,8 @@ struct World {
     memories: BTreeMap<AppId, Memory>,
     boots: u32,
     userspaces: u32,
+    /// Rehearsals that were begun.
+    rehearsals: u32,
     primary: &'static str,
     lives: BTreeMap<AppId, Life>,
     /// Moments so far, and those at which the daemon dies.
@@ -311,6 +326,26 @@ impl World {
         unreachable!("userspace began anew")
     }
 
+    /// Tries a kernel out, which takes a while; whoever is kept goes on meanwhile.
+    fn rehearse(&mut self, record: &mut Record, path: &Path) -> Result<Fact, Died> {
+        self.serve();
+        let Some((_, verdict)) = &path.rehearsal else {
+            unreachable!("it is not wanted")
+        };
+        let Some(verdict) = verdict.clone() else {
+            return Ok(Fact::Rehearsed(None));
+        };
+        record.rehearsals += 1;
+        self.write(record)?;
+        self.rehearsals += 1;
+        self.moment()?;
+        Ok(Fact::Rehearsed(Some(Rehearsal {
+            kernel: "new".to_owned(),
+            verdict,
+            took: Duration::from_secs(30),
+        })))
+    }
+
     fn revive(&mut self, record: &Record) -> Fact {
         let all = record.kept().chain(record.survivors());
         let lost = all.filter(|app| self.memories[*app].fresh);
@@ -408,6 +443,7 @@ impl World {
                 }
                 return Ok(fact);
             }
+            Deed::Rehearse => return self.rehearse(record, path),
             Deed::AwaitBoot if record.began_anew(&self.boots.to_string()) => Fact::Done,
             Deed::AwaitBoot => {
                 self.boots += 1;
@@ -494,6 +530,10 @@ fn order(path: &Path) -> Order {
         unproved: false,
         elsewhere: path.elsewhere.is_some(),
         keep: path.keep.is_some(),
+        rehearse: path
+            .rehearsal
+            .as_ref()
+            .map_or(Rehearse::Off, |(rehearse, _)| *rehearse),
         soft: path.soft.is_some(),
         told: match path.tells {
             Some(_) => [("a", Call::Detach), ("b", Call::End)]
@@ -562,7 +602,22 @@ fn check(path: &Path, deaths: &[u32]) -> u32 {
     }
     let userspaces = matches!(path.soft, Some(Softly::Well | Softly::ByCommand));
     assert_eq!(world.userspaces, u32::from(userspaces), "{said}");
-    let boots = path.reboot || path.keep.is_some_and(|keep| keep != Keeping::Refused);
+    let is_blocked = record.failed_rehearsal().is_some();
+    assert_eq!(is_blocked, path.is_blocked(), "{said}: {record:?}");
+    // Each death repeats it once at most.
+    let rehearsed = matches!(&path.rehearsal, Some((_, Some(_))));
+    let most = u32::from(rehearsed) * (1 + u32::try_from(deaths.len()).unwrap());
+    assert!(
+        (u32::from(rehearsed)..=most).contains(&world.rehearsals),
+        "{said}"
+    );
+    assert_eq!(
+        record.departs_from.is_none() && path.keep.is_some(),
+        is_blocked,
+        "{said}"
+    );
+    let boots = path.keep.is_some_and(|keep| keep != Keeping::Refused) && !is_blocked;
+    let boots = path.reboot || boots;
     assert_eq!(world.boots, u32::from(boots), "{said}");
     for (run, starts) in &world.begun {
         assert_eq!(*starts, 1, "{said}: run {run}");

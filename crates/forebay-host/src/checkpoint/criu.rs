@@ -19,7 +19,7 @@ use crate::procs;
 const RESTORE_MAX: Duration = Duration::from_secs(30);
 const RESTORE_BYTES: u64 = 50 << 20;
 
-pub(super) const IMAGES_DIR: &str = "--images-dir";
+pub(crate) const IMAGES_DIR: &str = "--images-dir";
 const DUMP_LOG: &str = "dump.log";
 pub(crate) const RESTORE_LOG: &str = "restore.log";
 /// The oldest version that is known to do what is asked here: older ones do not know the memory
@@ -353,19 +353,29 @@ fn run(mut command: Command, app: &AppId, time_max: Duration) -> Result<bool, Ho
     }
 }
 
-/// The last line in which CRIU complains. It also complains of limits that it cannot raise, which
+/// The first line in which CRIU complains. It also complains of limits that it cannot raise, which
 /// nobody has to mind.
 pub(crate) fn last_error(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let complaints = text.lines().filter(|line| line.starts_with("Error"));
-    let mut causes = complaints.filter(|line| !line.contains("rlimit") && !line.contains("FAILED"));
-    match causes.next() {
-        Some(line) => {
-            let words = line.split_once("): ").map_or(line, |(_, words)| words);
-            format!("CRIU says: {words}")
-        }
+    match complaints(log).first() {
+        Some(words) => format!("CRIU says: {words}"),
         None => format!("CRIU failed without a reason; see {}", log.display()),
     }
+}
+
+/// All in which it complains, without where in its source that is.
+pub(crate) fn complaints(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let words = |line: &str| {
+        line.split_once("): ")
+            .map_or(line, |(_, words)| words)
+            .to_owned()
+    };
+    text.lines()
+        // A process of those that begin says its number first.
+        .filter(|line| line.starts_with("Error") || line.contains(" Error ("))
+        .filter(|line| !line.contains("rlimit") && !line.contains("FAILED"))
+        .map(words)
+        .collect()
 }
 
 /// Bytes that a process and its descendants have in memory.
@@ -381,7 +391,7 @@ fn resident(proc_root: &Path, pid: u32) -> u64 {
     family.into_iter().map(of).sum()
 }
 
-fn room(directory: &Path) -> Result<u64, HostError> {
+pub(crate) fn room(directory: &Path) -> Result<u64, HostError> {
     let found = File::open(directory)
         .map_err(|e| HostError::file("open", directory, e))
         .and_then(|_| {
@@ -427,6 +437,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(last_error(&log), "CRIU says: Can't fork for 7");
+        // What a process that begins complains of comes after its number, and after the time where that is wanted.
+        let began = "(01.079382)  28775: Error (criu/files-reg.c:2294): File . has bad mode\n  7: Error (criu/x.c:1): no vdso\n";
+        fs::write(&log, began).unwrap();
+        assert_eq!(complaints(&log), ["File . has bad mode", "no vdso"]);
         assert!(last_error(&directory.path().join("none")).contains("none"));
     }
 }

@@ -51,7 +51,7 @@ mod assemble;
 mod begin;
 pub mod boot_survey;
 mod compare;
-mod criu;
+pub(crate) mod criu;
 mod fill;
 mod glance;
 mod guard;

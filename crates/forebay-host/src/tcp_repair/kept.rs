@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
@@ -259,7 +259,7 @@ fn forget(file: &Path) -> Result<(), HostError> {
     }
 }
 
-fn read(file: &PathBuf) -> Result<Option<Kept>, HostError> {
+fn read(file: &Path) -> Result<Option<Kept>, HostError> {
     let most = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
     let (bytes, _) = match regular::read(file, most) {
         Ok(read) => read,

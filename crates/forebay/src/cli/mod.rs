@@ -19,6 +19,7 @@ mod shadow;
 mod update;
 mod update_fleet;
 mod update_hook;
+mod update_rehearse;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

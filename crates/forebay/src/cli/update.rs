@@ -13,6 +13,7 @@ use forebay_api::attend::{Told, socket_beside};
 
 use super::update_fleet::FleetUpdateCommand;
 use super::update_hook::{self, HookArgs, HooksArgs};
+use super::update_rehearse::{self, RehearseArgs};
 use super::{Connection, Exit, Failure};
 use crate::output::{Output, numbers, table, words};
 use crate::update::without_daemon;
@@ -37,6 +38,8 @@ pub(crate) enum UpdateCommand {
     Abort,
     /// Show what came of updates
     History,
+    /// Try a kernel out in a virtual machine: it comes up, and what CRIU wrote down here goes on there
+    Rehearse(RehearseArgs),
     /// Update the hosts of the fleet, a few at a time
     #[command(subcommand)]
     Fleet(FleetUpdateCommand),
@@ -71,6 +74,11 @@ pub(crate) struct OrderArgs {
     /// The way that it is to go, by the names that `plan` shows; the least disruptive unless given
     #[arg(long, value_name = "RUNG")]
     rung: Option<String>,
+
+    /// Whether the kernel that comes is tried out in a virtual machine first, with the rung checkpoint: auto (where that
+    /// is possible), required or off [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    rehearse: Option<String>,
 
     /// Go on where critical apps were slower while the slice of the update was full of work
     #[arg(long)]
@@ -151,6 +159,7 @@ async fn execute(
     match command {
         UpdateCommand::Hooks(args) => update_hook::files(&args, output)?,
         UpdateCommand::Attend(args) => attend(&args, socket)?,
+        UpdateCommand::Rehearse(args) => return update_rehearse::run(&args, output),
         UpdateCommand::Hook(args) => return update_hook::run(&args, socket).await,
         UpdateCommand::Status(args) => {
             let updates = updates(socket, &args.state_dir).await?;
@@ -223,6 +232,7 @@ pub(super) fn request_in(args: OrderArgs, directory: Option<String>) -> api::Upd
         restart: args.restart,
         reboot: args.reboot,
         rung: args.rung,
+        rehearse: args.rehearse,
         unproved: args.unproved,
     }
 }
@@ -344,6 +354,12 @@ fn planned(plan: &api::UpdatePlan) -> String {
         .collect();
     let columns = [words("RUNG"), words("OFFERED"), words("WHY")];
     write!(text, "\n{}", table(columns, &rungs)).ok();
+    if let Some(rehearsal) = &plan.rehearsal {
+        write!(text, "\nrehearsal: {}", rehearsal.reason).ok();
+        if let Some(last) = &rehearsal.last {
+            write!(text, "\nthe last one: {}", update_rehearse::said(last)).ok();
+        }
+    }
     for refused in &plan.refused {
         write!(text, "\nit would not begin: {refused}").ok();
     }
@@ -376,6 +392,9 @@ pub(crate) fn status(updates: &api::Updates) -> String {
             }
             for one in &current.isolation {
                 write!(text, "\n{}: {}", one.app, isolated(one)).ok();
+            }
+            if let Some(rehearsal) = &current.rehearsal {
+                write!(text, "\n{}", update_rehearse::said(rehearsal)).ok();
             }
             for trouble in &current.troubles {
                 write!(text, "\n{trouble}").ok();
@@ -490,6 +509,9 @@ pub(crate) fn one(receipt: &api::UpdateReceipt) -> String {
             };
             write!(text, "; {}", isolated(&found)).ok();
         }
+    }
+    if let Some(rehearsal) = &receipt.rehearsal {
+        write!(text, "\n{}", update_rehearse::said(rehearsal)).ok();
     }
     for trouble in &receipt.troubles {
         write!(text, "\n{trouble}").ok();

@@ -191,6 +191,11 @@ const DAEMON: &[Key] = &[
         "CRIU's program, for images of apps (default: `criu` where programs are)",
     ),
     key(
+        "qemu",
+        Kind::Text,
+        "QEMU's program, for rehearsals of kernels (default: `qemu-system-x86_64` where programs are)",
+    ),
+    key(
         "otlp",
         Kind::Section(OTLP),
         "A collector of OpenTelemetry that metrics are sent to; without this section they are not",

@@ -127,6 +127,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) container_socket: Option<PathBuf>,
     /// CRIU's program.
     pub(crate) criu: Option<PathBuf>,
+    /// QEMU's program.
+    pub(crate) qemu: Option<PathBuf>,
     /// Where metrics are sent.
     pub(crate) otlp: Option<Otlp>,
 }
@@ -144,6 +146,7 @@ impl Default for DaemonConfig {
             history: Retention::default(),
             container_socket: None,
             criu: None,
+            qemu: None,
             otlp: None,
         }
     }

@@ -408,6 +408,7 @@ fn daemon(mut section: Section, host: &HostFacts, findings: &mut Findings<'_>) -
         history: history(section.take_section("history"), findings),
         container_socket: container_socket(&mut section, findings),
         criu: absolute_path(&mut section, "criu", findings),
+        qemu: absolute_path(&mut section, "qemu", findings),
         otlp: section
             .take::<Section>("otlp")
             .and_then(|section| otlp(section.value, findings)),

@@ -223,6 +223,7 @@ mod tests {
             command: vec!["true".to_owned()],
             directory: PathBuf::from("/"),
             rollback: None,
+            rehearse: Default::default(),
             limit: Duration::from_secs(1),
             restart: BTreeSet::new(),
             reboot: false,

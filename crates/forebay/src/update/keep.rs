@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const OTHERS_MAX: Duration = Duration::from_secs(300);
 /// How long a daemon that is to end waits until apps are written down.
 const FAREWELL_MAX: Duration = Duration::from_secs(590);
-const RESUMED: &str = "somebody had it go on without";
+pub(super) const RESUMED: &str = "somebody had it go on without";
 
 fn still_up() -> String {
     let seconds = DOWN_MAX.as_secs();
@@ -331,7 +331,7 @@ impl Runner {
         Ok(())
     }
 
-    fn is_to_go_on(&self) -> bool {
+    pub(super) fn is_to_go_on(&self) -> bool {
         self.shared.wishes.resume.load(Ordering::Relaxed)
     }
 

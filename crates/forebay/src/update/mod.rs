@@ -25,6 +25,7 @@ mod outdated;
 mod plan;
 mod proof;
 mod receipt;
+pub(crate) mod rehearse;
 mod restore;
 pub(crate) mod rolling;
 mod run;
@@ -88,6 +89,19 @@ struct Place {
     boot: String,
     cpus: usize,
     memory: u64,
+    criu: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+}
+
+/// What `forebay errand` is run with, beside the command.
+#[derive(Debug)]
+struct Errands {
+    /// Of the app, behind [`PREFIX`].
+    name: String,
+    file: PathBuf,
+    output: PathBuf,
+    directory: PathBuf,
+    limit: Duration,
 }
 
 impl Place {
@@ -103,27 +117,37 @@ impl Place {
         self.dir().join(format!("{update}.{run}.output"))
     }
 
-    /// The app that runs a command, with little of everything.
+    /// The app that runs a command.
     fn app(&self, step: &Step, order: &Order, command: &[String]) -> Option<App> {
-        let id: AppId = format!("{PREFIX}{}.{}", step.update, step.run)
-            .parse()
-            .ok()?;
-        let output = self.output(step.update, step.run);
+        let errands = Errands {
+            name: format!("{}.{}", step.update, step.run),
+            file: self.errand(step.update, step.run),
+            output: self.output(step.update, step.run),
+            directory: order.directory.clone(),
+            limit: order.limit,
+        };
+        self.small(errands, step, command)
+    }
+
+    /// An app that runs something once, with little of everything.
+    fn small(&self, errands: Errands, step: &Step, command: &[String]) -> Option<App> {
+        let id: AppId = format!("{PREFIX}{}", errands.name).parse().ok()?;
+        let output = errands.output;
         let words = [
             self.executable.display().to_string(),
             "errand".to_owned(),
             "--file".to_owned(),
-            self.errand(step.update, step.run).display().to_string(),
+            errands.file.display().to_string(),
             "--step".to_owned(),
             serde_json::to_string(step).ok()?,
             "--output".to_owned(),
             output.display().to_string(),
             "--limit-ms".to_owned(),
-            order.limit.as_millis().to_string(),
+            errands.limit.as_millis().to_string(),
             "--".to_owned(),
         ];
         let exec = Exec {
-            directory: Some(order.directory.clone()),
+            directory: Some(errands.directory),
             environment: BTreeMap::from([("FOREBAY_UPDATE".to_owned(), step.update.to_string())]),
             stdout: Some(Sink::File(output.clone())),
             stderr: Some(Sink::File(output)),
@@ -150,6 +174,7 @@ fn running(place: &Place, record: &Record) -> Option<App> {
     let command = match record.stage {
         Stage::Updating => &record.order.command,
         Stage::Undoing => record.order.rollback.as_ref()?,
+        Stage::Rehearsing => return place.rehearsal(record),
         _ => return None,
     };
     place.app(&record.step(), &record.order, command)
@@ -235,6 +260,8 @@ impl Opened {
                 .map_err(|error| error.explain())?,
             cpus: facts.cpus,
             memory: facts.memory.0,
+            criu: daemon.criu.clone(),
+            qemu: daemon.qemu.clone(),
         };
         let dir = place.dir();
         std::fs::create_dir_all(&dir)
@@ -367,14 +394,17 @@ impl Desk {
         let softly = softly.map_err(Refused::Cannot)?;
         let choices = plan::choices(&policy, &order, &self.0, &softly);
         let keeping = self.0.keeping(&policy);
+        let rehearsal = self.0.rehearsed(&order);
         let cannot = plan::cannot(way, &order, &choices, (fleet, &keeping, &softly));
+        let cannot = cannot.into_iter().chain(self.0.must_rehearse(&order));
         Ok(api::UpdatePlan {
             apps: choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
             rungs: plan::rungs(fleet.is_some(), &keeping, &softly),
-            refused: cannot.into_iter().chain(self.obstacle()).collect(),
+            refused: cannot.chain(self.obstacle()).collect(),
+            rehearsal,
         })
     }
 
@@ -418,6 +448,7 @@ impl Desk {
         let keeping = self.0.keeping(&policy);
         let mut refused = plan::cannot(way, &order, &plan, (fleet, &keeping, &softly))
             .into_iter()
+            .chain(self.0.must_rehearse(&order))
             .chain(self.obstacle());
         if let Some(why) = refused.next() {
             return Err(Refused::Cannot(why));
@@ -465,7 +496,7 @@ impl Desk {
                 )));
             }
             format!("the command of update {number} is asked to end")
-        } else if matches!(stage, Stage::RebootPending | Stage::Departing) {
+        } else if has_reboot_before_it(stage) {
             return Err(Refused::Cannot(format!(
                 "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
                  without by `forebay update resume`"
@@ -488,7 +519,7 @@ impl Desk {
     pub(crate) fn resume(&self) -> Result<String, Refused> {
         let entry = self.current()?;
         let number = entry.record.number;
-        if !matches!(entry.record.stage, Stage::RebootPending | Stage::Departing) {
+        if !has_reboot_before_it(entry.record.stage) {
             return Err(Refused::Cannot(format!(
                 "update {number} is {} and goes on by itself; `forebay update status` shows it",
                 receipt::stage(entry.record.stage)
@@ -555,6 +586,14 @@ pub(crate) fn without_daemon(state_dir: &Path) -> Result<api::Updates, String> {
         history: content.history,
         ..api::Updates::default()
     })
+}
+
+/// Whether an update can go on without the reboot that comes.
+const fn has_reboot_before_it(stage: Stage) -> bool {
+    matches!(
+        stage,
+        Stage::Rehearsing | Stage::RebootPending | Stage::Departing
+    )
 }
 
 /// Which way it is to go, where the request says so, by its rung or by its command.
@@ -638,8 +677,10 @@ fn order(
     let told = plan::told(policy, named, |app| {
         elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app))
     });
+    let rehearse = rehearse::wanted(request.rehearse.as_deref(), named)?;
     Ok(Order {
         told,
+        rehearse,
         elsewhere,
         command: request.command,
         directory,

@@ -10,6 +10,7 @@ use forebay_core::update::{AppProof, Call, Outcome, Pace, Record, Stage, System}
 
 use super::clients::Passage;
 use super::journal::Entry;
+use super::rehearse::{self, Report};
 use super::{measure, plan};
 
 pub(super) const fn stage(stage: Stage) -> &'static str {
@@ -21,6 +22,7 @@ pub(super) const fn stage(stage: Stage) -> &'static str {
         Stage::Telling => "telling",
         Stage::Synced => "synced",
         Stage::Updating => "updating",
+        Stage::Rehearsing => "rehearsing",
         Stage::RebootPending => "reboot_pending",
         Stage::Departing => "departing",
         Stage::Reviving => "reviving",
@@ -54,6 +56,9 @@ const fn next(stage: Stage) -> &'static str {
         }
         Stage::Telling => "apps are told, and prepare; `forebay update abort` calls it off",
         Stage::Updating => "the command runs; `forebay update abort` asks it to end",
+        Stage::Rehearsing => {
+            "the kernel that comes is tried out in a virtual machine; go on without the reboot: `forebay update resume`"
+        }
         Stage::RebootPending => {
             "reboot the host, and it goes on by itself; or go on without: `forebay update resume`"
         }
@@ -111,6 +116,7 @@ pub(super) fn current(
         output: (record.runs > 0).then(|| output.display().to_string()),
         held,
         troubles: record.troubles.clone(),
+        rehearsal: rehearsal(record, output),
         isolation: record.proof.iter().map(isolation).collect(),
         prepared: record
             .prepared
@@ -168,6 +174,18 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
             "the rollback went through and the apps are well; `less {output}` shows what it wrote; once the \
              reason is gone: `forebay update run -- {command}`"
         ),
+        (Outcome::Alarmed, System::Updated) if record.failed_rehearsal().is_some() => {
+            let found = rehearsal(record, Path::new(&output.to_string())).unwrap_or_default();
+            let console = found.console.map_or(String::new(), |file| {
+                format!("`less {file}` shows what the machine said; ")
+            });
+            format!(
+                "the apps go on under the kernel of before, and a reboot would start kernel {kernel}: {console}mend it \
+                 or take it away (as by `apt-get purge linux-image-{kernel}`), `forebay update rehearse` tries it \
+                 again; then: `forebay update run --rung checkpoint -- {command}`",
+                kernel = found.kernel
+            )
+        }
         (Outcome::Alarmed, System::Updated | System::Undone | System::Untouched) => {
             "somebody has to look at what is said above: `forebay apps` shows how apps are, and \
              `forebay update run --restart APP -- true` restarts one behind its front"
@@ -186,6 +204,13 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
              mended: `forebay update run -- {command}`, with `--rollback` where something undoes it"
         ),
     }
+}
+
+/// What came of the rehearsal; outputs are beside where it was made.
+fn rehearsal(record: &Record, output: &Path) -> Option<api::UpdateRehearsal> {
+    let place = rehearse::beside(output);
+    let found = record.rehearsal.as_ref()?;
+    Some(Report::new(found, &place).shown())
 }
 
 const fn shown(pace: Pace) -> api::UpdatePace {
@@ -263,6 +288,7 @@ pub(super) fn receipt(
         apps: apps.collect(),
         clients: entry.clients.iter().map(clients).collect(),
         troubles: record.troubles.clone(),
+        rehearsal: rehearsal(record, left.output),
         next: afterwards(record, left.output, left.unconfigured),
     }
 }
@@ -316,6 +342,7 @@ mod tests {
             Stage::Telling,
             Stage::Synced,
             Stage::Updating,
+            Stage::Rehearsing,
             Stage::RebootPending,
             Stage::Departing,
             Stage::Reviving,
@@ -335,6 +362,7 @@ mod tests {
             command: vec!["apt-get".to_owned(), "upgrade".to_owned()],
             directory: "/".into(),
             rollback: None,
+            rehearse: Default::default(),
             limit: Duration::from_secs(1),
             restart: BTreeSet::new(),
             reboot: false,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, Class, Policy};
@@ -172,6 +172,7 @@ impl Runner {
                 let command = entry.record.order.rollback.clone().unwrap_or_default();
                 self.command(entry, &command).await
             }
+            Deed::Rehearse => self.rehearse(entry).await,
             Deed::AwaitBoot => Ok(self.await_boot(entry).await),
             Deed::Depart if entry.record.order.soft => self.depart_softly(entry).await,
             Deed::Depart => self.depart(entry).await,
@@ -289,25 +290,30 @@ impl Runner {
         if !matches!(errand::look(&file), Ok(Standing::Ended(_))) {
             self.add(app).await?;
         }
-        let ending = self.attend(entry, &id, &file, &step).await?;
+        let wish = &self.shared.wishes.abort;
+        let ending = self.attend(entry, (&id, wish), &file, &step).await?;
         let policy = self.shared.policy().await?;
-        match &ending {
-            Ending::Status(_) | Ending::Signal(_) | Ending::NotStarted(_) => {
-                self.remove(&id).await?;
-            }
-            // Nothing of it may go on beside what undoes it.
-            Ending::TimedOut | Ending::Stopped | Ending::Lost => self.end(&id).await?,
-        }
+        self.take_away(&id, &ending).await?;
         let report = self.report().await?;
         let old = old(&policy, &report.report, &entry.record.order.restart);
         Ok(Fact::Ran(ending, old))
     }
 
-    /// Waits for the end of a command, which stands still while a critical app suffers.
-    async fn attend(
+    /// Takes the app of a command away that ended so.
+    pub(super) async fn take_away(&self, id: &AppId, ending: &Ending) -> Result<(), String> {
+        match ending {
+            Ending::Status(_) | Ending::Signal(_) | Ending::NotStarted(_) => self.remove(id).await,
+            // Nothing of it may go on beside what undoes it.
+            Ending::TimedOut | Ending::Stopped | Ending::Lost => self.end(id).await,
+        }
+    }
+
+    /// Waits for the end of a command, which stands still while a critical app suffers, and is asked to end where that is
+    /// wished.
+    pub(super) async fn attend(
         &self,
         entry: &mut Entry,
-        id: &AppId,
+        (id, wish): (&AppId, &AtomicBool),
         file: &Path,
         step: &Step,
     ) -> Result<Ending, String> {
@@ -327,7 +333,7 @@ impl Runner {
                     // Asked for before it began, or while no package manager was at work: ended amid its
                     // work that one would leave packages half configured.
                     let is_safe = || outdated::package_lock().is_none();
-                    if !is_told && self.shared.wishes.abort.load(Ordering::Relaxed) && is_safe() {
+                    if !is_told && wish.load(Ordering::Relaxed) && is_safe() {
                         is_told = true;
                         ask_to_end(pid)?;
                     }
@@ -469,6 +475,9 @@ impl Runner {
         }
         forget(&self.shared.place.dir().join(format!("{number}.load")))?;
         forget(&self.shared.place.output(number, LOAD_RUN))?;
+        for file in self.shared.place.of_rehearsal(number) {
+            forget(&file)?;
+        }
         Ok(Fact::Done)
     }
 }

@@ -100,7 +100,7 @@ impl Client {
 
     /// It was answered all the time, over the connection that it began with.
     #[track_caller]
-    fn is_served(self) -> Heard {
+    fn served(self) -> Heard {
         self.stop.store(true, Ordering::Relaxed);
         let heard = self.asks.join().unwrap();
         assert_eq!(heard.broken, None, "{heard:?}");
@@ -180,7 +180,7 @@ fn moves_there_and_back(test: &str, service: IpAddr) {
         drop(ends);
         assert!(watched.join().unwrap() > 10);
     });
-    let heard = client.is_served();
+    let heard = client.served();
     println!(
         "{service}: {} answers over one connection, at most {:.0?} between two",
         heard.answers, heard.gap
@@ -223,7 +223,7 @@ fn a_daemon_that_is_killed_cuts_no_connection() {
             fleet.await_reached(owner);
         }
     }
-    let heard = client.is_served();
+    let heard = client.served();
     println!("at most {:.0?} between two answers", heard.gap);
     fleet.await_clean();
 }
@@ -249,7 +249,7 @@ fn a_move_that_turns_back_cuts_no_connection() {
     assert_eq!(fleet.place(from).await_pid("pages"), pid);
     fleet.await_rest();
     fleet.await_reached(from);
-    client.is_served();
+    client.served();
     fleet.await_clean();
 }
 

@@ -88,5 +88,6 @@ mod update_fleet;
 mod update_hooks;
 mod update_keep;
 mod update_kills;
+mod update_rehearse;
 mod update_soft;
 mod update_told;

@@ -108,6 +108,9 @@ pub struct Wanted {
     pub reboot: bool,
     /// The way that it is to go.
     pub rung: Option<String>,
+    /// Whether the kernel that comes is rehearsed. Not there where nobody says so: hosts of before do not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse: Option<String>,
     /// It goes on where isolation could not be shown.
     pub unproved: bool,
 }

@@ -16,6 +16,7 @@ pub(super) fn paths() -> Vec<Path> {
         reboot: false,
         elsewhere: None,
         keep: None,
+        rehearsal: None,
         soft: None,
         tells: None,
         ends,
@@ -95,6 +96,62 @@ pub(super) fn paths() -> Vec<Path> {
         keep: Some(keeping),
         ..path(name, vec![ok()], &[true], false, ends)
     });
+    let no = || "no".to_owned();
+    let rehearsed = [
+        (
+            "rehearsed",
+            Rehearse::Auto,
+            Some(Verdict::Passed),
+            false,
+            Committed,
+        ),
+        (
+            "nothing to rehearse",
+            Rehearse::Required,
+            None,
+            false,
+            Committed,
+        ),
+        (
+            "not to be rehearsed",
+            Rehearse::Auto,
+            Some(Verdict::Impossible(no())),
+            false,
+            Committed,
+        ),
+        (
+            "had to be rehearsed",
+            Rehearse::Required,
+            Some(Verdict::Impossible(no())),
+            false,
+            Alarmed,
+        ),
+        (
+            "not passed",
+            Rehearse::Auto,
+            Some(Verdict::Failed(no())),
+            false,
+            Alarmed,
+        ),
+        (
+            "not passed, and undone",
+            Rehearse::Auto,
+            Some(Verdict::Failed(no())),
+            true,
+            RolledBack,
+        ),
+    ];
+    let rehearsed = rehearsed.map(|(name, rehearse, verdict, is_undone, ends)| Path {
+        keep: Some(Keeping::Well),
+        rehearsal: Some((rehearse, verdict)),
+        ..path(
+            name,
+            vec![ok(); 1 + usize::from(is_undone)],
+            &[true, true],
+            is_undone,
+            ends,
+        )
+    });
     let fallen = Path {
         keep: Some(Keeping::FellBack),
         ..path("another kernel", vec![ok()], &[true], false, Alarmed)
@@ -165,6 +222,7 @@ pub(super) fn paths() -> Vec<Path> {
     all.extend(told);
     all.extend(moved);
     all.extend(kept);
+    all.extend(rehearsed);
     all.extend([fallen, undone]);
     all.extend(softly);
     all

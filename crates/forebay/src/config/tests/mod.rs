@@ -110,6 +110,7 @@ fn every_key_arrives() {
         readers = "group"
         http = "[::1]:9180"
         criu = "/opt/criu"
+        qemu = "/opt/qemu"
         otlp = { url = "http://127.0.0.1:4318/v1/metrics", every = "1m" }
         history = { 10s = "2d", 1min = "3d", 1h = "4d" }
         [forecast]
@@ -169,6 +170,7 @@ fn every_key_arrives() {
             },
             container_socket: Some("/run/c.sock".into()),
             criu: Some("/opt/criu".into()),
+            qemu: Some("/opt/qemu".into()),
             otlp: Some(crate::server::Otlp {
                 url: "http://127.0.0.1:4318/v1/metrics".parse().unwrap(),
                 every: Duration::from_secs(60),

@@ -140,6 +140,7 @@ impl Desk {
                 restart: update.restart,
                 reboot: update.reboot,
                 rung: update.rung,
+                rehearse: update.rehearse,
                 unproved: update.unproved,
             },
             group,

@@ -98,6 +98,7 @@ fn own_request(rollout: &Rollout, policy: &Policy) -> api::UpdateRequest {
         restart: wanted.restart.into_iter().filter(is_here).collect(),
         reboot: wanted.reboot,
         rung: wanted.rung,
+        rehearse: wanted.rehearse,
         unproved: wanted.unproved,
     }
 }

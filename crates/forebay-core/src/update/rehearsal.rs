@@ -1,0 +1,144 @@
+//! Whether a kernel is tried out before the host begins anew with it, and what that came to.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Record, Stage, System};
+
+/// Rehearsals of one update that are begun: after that many were cut off nothing is known of the kernel.
+pub const REHEARSALS_MAX: u32 = 2;
+
+/// Whether a kernel is rehearsed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rehearse {
+    /// Where that is possible.
+    #[default]
+    Auto,
+    /// The host does not begin anew without.
+    Required,
+    /// It is not.
+    Off,
+}
+
+impl Rehearse {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Required, Self::Off];
+
+    /// What it is asked for by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Required => "required",
+            Self::Off => "off",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+}
+
+/// What a rehearsal came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The kernel came up, and what was written down here went on there.
+    Passed,
+    /// It did not, and why.
+    Failed(String),
+    /// Nothing is known of the kernel, and why.
+    Impossible(String),
+}
+
+impl Verdict {
+    /// One word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed(_) => "failed",
+            Self::Impossible(_) => "impossible",
+        }
+    }
+
+    /// Why, where it did not pass.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Passed => None,
+            Self::Failed(why) | Self::Impossible(why) => Some(why),
+        }
+    }
+}
+
+/// A rehearsal that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rehearsal {
+    /// The kernel, by its release, or by its file where that does not say.
+    pub kernel: String,
+    /// What it came to.
+    pub verdict: Verdict,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Record {
+    /// Once the command is done, and apps are to be kept or to run on: what comes.
+    pub(super) fn before_departure(&self) -> Stage {
+        match self.order.keep && self.order.rehearse != Rehearse::Off {
+            true => Stage::Rehearsing,
+            false => Stage::Departing,
+        }
+    }
+
+    /// What comes after a rehearsal; none where the kernel is the one that runs. One that did not pass keeps the host up,
+    /// and what undoes the command takes the kernel away: the firmware would start it one day.
+    pub(super) fn rehearsed(&mut self, found: Option<Rehearsal>) -> Stage {
+        let Some(found) = found else {
+            return Stage::Departing;
+        };
+        let kernel = found.kernel.clone();
+        let verdict = found.verdict.clone();
+        self.rehearsal = Some(found);
+        match verdict {
+            Verdict::Passed => Stage::Departing,
+            // What it came to is in the receipt.
+            Verdict::Impossible(_) if self.order.rehearse != Rehearse::Required => Stage::Departing,
+            Verdict::Impossible(why) => {
+                self.stays_up(format!("kernel {kernel} cannot be rehearsed: {why}"))
+            }
+            Verdict::Failed(why) => {
+                let why = format!("kernel {kernel} did not pass its rehearsal: {why}");
+                if self.order.rollback.is_none() {
+                    return self.stays_up(why);
+                }
+                self.system = System::Broken;
+                self.trouble(format!("the host did not begin anew: {why}"));
+                self.undo_or(Stage::Restoring)
+            }
+        }
+    }
+
+    /// The host goes on as it is, though it should not; nobody was written down yet.
+    pub(super) fn stays_up(&mut self, why: String) -> Stage {
+        self.alarm = true;
+        self.trouble(format!("the host did not begin anew, and has to: {why}"));
+        Stage::Restoring
+    }
+
+    /// Whether the host stays up because of its rehearsal.
+    #[must_use]
+    pub fn failed_rehearsal(&self) -> Option<&Rehearsal> {
+        self.rehearsal.as_ref().filter(|one| match one.verdict {
+            Verdict::Passed => false,
+            Verdict::Failed(_) => true,
+            Verdict::Impossible(_) => self.order.rehearse == Rehearse::Required,
+        })
+    }
+}
