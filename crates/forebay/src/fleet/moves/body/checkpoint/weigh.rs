@@ -15,6 +15,10 @@ use forebay_host::checkpoint::preflight::Speeds;
 
 use crate::fleet::moves::{Copying, Foreseen, Road, Trouble, refuse};
 
+/// What half a second says of a busy host is off by so much at times: what would come to an end over a link that is so
+/// much faster is not refused here. Its rounds find out, and leave it running.
+const DOUBT: f64 = 2.0;
+
 /// What is weighed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -43,9 +47,10 @@ pub(super) fn weigh(
         is_measured: measured.is_some(),
         rounds: found.rounds,
     };
-    let pause = match found.verdict {
-        Verdict::Freeze(pause) => pause,
-        Verdict::Stay(pause) => {
+    let pause = match (found.verdict, seen.foresee(bounds, link * DOUBT).verdict) {
+        (Verdict::Freeze(pause), _) => pause,
+        (Verdict::Stay(_), Verdict::Freeze(_)) => bounds.most,
+        (Verdict::Stay(pause), _) => {
             let pause = pause.map_or_else(String::new, |pause| {
                 let (stands, most) = (pause.as_secs_f64(), bounds.most.as_secs_f64());
                 format!(
@@ -58,7 +63,7 @@ pub(super) fn weigh(
                  `mode = \"restart\"`"
             ));
         }
-        Verdict::Again => unreachable!("rounds that are foreseen come to an end"),
+        (Verdict::Again, _) => unreachable!("rounds that are foreseen come to an end"),
     };
     let rest = Duration::try_from_secs_f64(load.untracked.as_f64() / link);
     Ok(Foreseen {
