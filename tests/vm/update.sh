@@ -105,8 +105,8 @@ kexec)
   echo "mark: seen checkpoint-kexec"
   echo "mark: seen checkpoint-kexec-ledger"
   # A third is wanted. Emulated, what every boot needs before its first service, and what comes before the kernel, are two
-  # thirds of the plain one already, and the programs that write down and begin (a debug build, CRIU) are slower than
-  # firmware that is none: 1.03 was seen, and what stands here only finds that it became much worse.
+  # thirds of the plain one already, and CRIU is slower than firmware that is none: 0.76 was seen with the optimised
+  # program, and what stands here only finds that it became much worse.
   echo "mark: at-most checkpoint-kexec 2 plain-reboot"
   times
   [ "$(redis_sum)" = "$(cat redis.sum)" ] || fail "redis lost something"
