@@ -3,17 +3,21 @@
 //!
 //! Source: linux/netfilter/nf_tables.h.
 
+use std::ffi::CStr;
 use std::io;
 use std::net::IpAddr;
 
 use rustix::net::netlink;
 
-use crate::netlink::{ACKNOWLEDGE, APPEND, CREATE, ask, attribute, message, nested};
+use crate::netlink::{
+    ACKNOWLEDGE, APPEND, CREATE, ask, attribute, attributes, dump, message, nested,
+};
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = (SUBSYSTEM << 8) | 1;
 const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
 const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
 const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
@@ -53,6 +57,32 @@ fn remove(family: u8, name: &str) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done,
     }
+}
+
+/// The tables of the family `inet` of this network whose names begin so; none on a kernel without nftables.
+pub(crate) fn tables(begin: &str) -> io::Result<Vec<String>> {
+    let head = [INET, 0, 0, 0];
+    let said = match dump(Some(netlink::NETFILTER), GET_TABLE, &head) {
+        Err(error) if is_without(&error) => Vec::new(),
+        said => said?,
+    };
+    let name = |body: &Vec<u8>| {
+        let attributes = attributes(body.get(head.len()..)?);
+        let (_, name) = attributes.into_iter().find(|(kind, _)| *kind == 1)?;
+        let name = CStr::from_bytes_until_nul(name).ok()?;
+        Some(name.to_str().ok()?.to_owned())
+    };
+    let mut names: Vec<String> = said.iter().filter_map(name).collect();
+    names.retain(|name| name.starts_with(begin));
+    Ok(names)
+}
+
+/// What a kernel without nftables answers, or one without netfilter.
+fn is_without(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }
 
 /// The name of the tables of an address, one in each family that it takes.

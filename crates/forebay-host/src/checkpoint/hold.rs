@@ -77,6 +77,7 @@ impl Held {
         freezing: Freezing,
     ) -> Result<Self, HostError> {
         let fail = |error| HostError::io(format!("freeze process {pid} for a move"), error);
+        note_tables(images).map_err(fail)?;
         let (line, theirs) = UnixStream::pair().map_err(fail)?;
         let (mut ready, said) = io::pipe().map_err(fail)?;
         // Before CRIU is: it reads that when it has done its part, whoever is there by then.
@@ -252,15 +253,63 @@ fn end_criu(pid: u32, tracer: u32) -> Result<(), HostError> {
     Ok(())
 }
 
+/// Beside the images: the tables of CRIU's that were there before it began.
+const TABLES: &str = "tables-before";
+const TABLE: &str = "CRIU-";
+
+/// CRIU says what its table is called only when its images are done: one that is ended before leaves a table that no
+/// image names.
+fn note_tables(images: &Path) -> io::Result<()> {
+    let before = nft::tables(TABLE)?;
+    fs::write(images.join(TABLES), before.join("\n"))
+}
+
 /// Lets packets of the connections of a process pass again.
 fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
     let inventory = fs::read(images.join("inventory.img")).unwrap_or_default();
+    let mut named: Vec<String> = tables(&inventory).collect();
+    if named.is_empty() {
+        named = left_over(images)
+            .map_err(|e| HostError::io("find the table of nftables that CRIU left", e))?;
+    }
     // Older ones of CRIU name it by the process.
-    for table in tables(&inventory).chain([format!("CRIU-{pid}")]) {
+    for table in named.into_iter().chain([format!("{TABLE}{pid}")]) {
         nft::remove_table(&table)
             .map_err(|e| HostError::io(format!("remove the table {table} of nftables"), e))?;
     }
     Ok(())
+}
+
+/// The tables that came since CRIU began here and are nobody's any more: none while a CRIU runs, whose one may be.
+fn left_over(images: &Path) -> io::Result<Vec<String>> {
+    let Ok(before) = fs::read_to_string(images.join(TABLES)) else {
+        return Ok(Vec::new());
+    };
+    let mut now = nft::tables(TABLE)?;
+    now.retain(|table| before.lines().all(|other| other != table));
+    if !now.is_empty() && runs_criu()? {
+        let tables = now.join(" ");
+        tracing::warn!(
+            tables,
+            "left, since another CRIU runs, which may hold connections up by them"
+        );
+        now.clear();
+    }
+    Ok(now)
+}
+
+/// Whether a CRIU runs in this network.
+fn runs_criu() -> io::Result<bool> {
+    let network = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+    let here = network(Path::new("/proc/self"));
+    for process in fs::read_dir("/proc")?.flatten() {
+        let process = process.path();
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        if name.trim() == "criu" && network(&process) == here {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The tables of CRIU's runs. It has room for 31 letters, `inet ` among them, so that the name is cut off in most
@@ -268,7 +317,7 @@ fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
 fn tables(inventory: &[u8]) -> impl Iterator<Item = String> {
     const CUT: usize = 31 - "inet ".len();
     run_names(inventory).flat_map(|name| {
-        let whole = format!("CRIU-{name}");
+        let whole = format!("{TABLE}{name}");
         [whole.chars().take(CUT).collect(), whole]
     })
 }
@@ -434,7 +483,7 @@ mod tests {
         assert_eq!(run_names(&inventory).collect::<Vec<_>>(), [name]);
         assert_eq!(run_names(b"1a2b").count(), 0);
         let named: Vec<String> = tables(&inventory).collect();
-        let whole = format!("CRIU-{name}");
+        let whole = format!("{TABLE}{name}");
         assert_eq!(named, ["CRIU-1a2b3c4d-0000-4000-80", &whole]);
     }
 }
