@@ -231,11 +231,14 @@ impl Leaves {
 
     /// CRIU holds it no more; its group may.
     fn let_go(&mut self) -> Result<(), Trouble> {
-        let let_go = match (self.held.take(), self.apps.main_process(&self.app)) {
-            (Some(held), _) => held.thaw(),
-            // A daemon before this one had it held.
-            (None, Some(pid)) => let_go(pid, &self.images()?),
-            (None, None) => Ok(()),
+        let let_go = match self.held.take() {
+            Some(held) => held.thaw(),
+            // A daemon before this one had it held. Its group says who it is: this one may not have looked yet.
+            None => {
+                let images = self.images()?;
+                let mut processes = self.apps.processes(&self.app).into_iter();
+                processes.try_for_each(|pid| let_go(pid, &images))
+            }
         };
         let_go.map_err(|error| Trouble::Refused(error.explain()))
     }
