@@ -1,5 +1,5 @@
 //! Clients' connections that outlive a boot: here it is played by an end of all processes, and a daemon that finds
-//! another number of the boot. `cargo xtask vm test update` has a guest begin anew.
+//! another number of the boot.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use forebay_host::tcp_repair::Rule;
 use serde_json::Value;
 
 use crate::ender::Ender;
@@ -69,6 +70,13 @@ struct Stage {
     kv: u16,
     ender: Ender,
     boots: u32,
+}
+
+impl Drop for Stage {
+    /// A boot that does not come takes no rule away.
+    fn drop(&mut self) {
+        Rule::remove(&self.place.path("state")).unwrap();
+    }
 }
 
 impl Stage {
