@@ -320,7 +320,10 @@ fn end(text: &str) -> Option<SocketAddr> {
     let port = u16::from_str_radix(port, 16).ok()?;
     let mut octets = Vec::new();
     for word in words.as_bytes().chunks(8) {
-        let word = std::str::from_utf8(word).ok()?;
+        // One that is cut off is none, whatever number it begins with.
+        let word = std::str::from_utf8(word)
+            .ok()
+            .filter(|word| word.len() == 8)?;
         octets.extend(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
     }
     let ip = match octets.len() {
