@@ -1,12 +1,18 @@
 //! What a group did on each block device: io.stat of v2, the throttle files of v1.
+//!
+//! Since Linux 6.10 those of v1 count what is done on a device only from the first time that somebody says a limit
+//! of it, in any group (block/blk-throttle.c, `blk_throtl_activated`).
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use forebay_core::app::Device;
 use forebay_core::io::{DEVICES_MAX, DeviceCounters, IoCounters};
 
-use crate::files::Reader;
-use crate::mounts::Version;
+use crate::files::{Reader, write_text};
+use crate::mounts::{Controller, Hierarchies, Version};
+use crate::topology::disks;
 
 /// The open files of one group.
 #[derive(Debug)]
@@ -72,6 +78,44 @@ impl BlockMeter {
                 Ok(counters)
             }
         }
+    }
+}
+
+/// The devices on which v1 counts.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    /// A file of a group of ours; none where v2 counts, which does so by itself.
+    limits: Option<PathBuf>,
+    told: BTreeSet<Device>,
+}
+
+impl Counting {
+    /// `anchor` is a group of ours without processes.
+    pub(crate) fn new(hierarchies: &Hierarchies, anchor: &Path) -> Self {
+        let (_, hierarchy) = hierarchies.of(Controller::Io).unzip();
+        let v1 = hierarchy.filter(|hierarchy| hierarchy.version == Version::V1);
+        let limits = v1.map(|v1| v1.dir(anchor).join("blkio.throttle.read_bps_device"));
+        Self {
+            limits: limits.filter(|file| file.exists()),
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Has the kernel count on the devices that came since the last time.
+    pub(crate) fn follow(&mut self, sys_root: &Path) {
+        let Some(limits) = &self.limits else {
+            return;
+        };
+        let now: BTreeSet<Device> = disks(sys_root).into_iter().take(DEVICES_MAX).collect();
+        for device in now.difference(&self.told) {
+            // No limit, for a group that is empty: what is said changes nothing, but it is said.
+            if let Err(error) = write_text(limits, &format!("{device} 0")) {
+                let (device, reason) = (device.to_string(), error.explain());
+                tracing::warn!(device, reason, "what apps do on it may not be counted");
+            }
+        }
+        // A number that comes again is another device.
+        self.told = now;
     }
 }
 

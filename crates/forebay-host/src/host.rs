@@ -13,6 +13,7 @@ use forebay_core::topology::Topology;
 
 use crate::Roots;
 use crate::app_meters::Meters;
+use crate::blkstat::Counting;
 use crate::checkpoint::{self, Comparing, Restoring};
 use crate::compaction::Compactor;
 use crate::cost;
@@ -40,7 +41,7 @@ use crate::restore::{self, Report};
 use crate::slow::SlowWriter;
 use crate::soft_reboot;
 use crate::supervise::{self, Main};
-use crate::topology::{first_disk, read_topology};
+use crate::topology::{disks, read_topology};
 
 /// How a live host is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,7 @@ pub struct LinuxHost {
     pub(crate) slow: SlowWriter,
     pub(crate) interrupts: Option<Interrupts>,
     pub(crate) costs: Option<cost::Models>,
+    pub(crate) counting: Counting,
     pub(crate) damon: Option<Damon>,
     pub(crate) resctrl: Option<Resctrl>,
     pub(crate) reclaim_way: Option<ReclaimWay>,
@@ -256,7 +258,7 @@ impl LinuxHost {
             compact: compactor.is_some(),
             reclaim: reclaim_way.is_some(),
             cost_models: costs.is_some(),
-            ..ways.capabilities(first_disk(&roots.sys))
+            ..ways.capabilities(disks(&roots.sys).into_iter().next())
         };
         if let Err(error) = network::probe(&hierarchies) {
             tracing::info!(
@@ -283,6 +285,7 @@ impl LinuxHost {
             slow: SlowWriter::default(),
             interrupts: Interrupts::open(&options.roots.proc, ledger.state()),
             costs,
+            counting: Counting::new(&hierarchies, &options.group),
             damon: Damon::open(&options.roots),
             reclaim_way,
             reclaimer: Reclaimer::default(),
@@ -299,6 +302,7 @@ impl LinuxHost {
             scanner: Scanner::default(),
             buffer: Vec::new(),
         };
+        host.counting.follow(&host.options.roots.sys);
         host.adopt()?;
         supervise::become_subreaper();
         supervise::raise_open_files();

@@ -66,6 +66,9 @@ impl LinuxHost {
             host.cost_models = Ok(costs.seen());
         }
         let thorough = watch.period.is_multiple_of(OTHERS_ROTATION);
+        if thorough {
+            self.counting.follow(&self.options.roots.sys);
+        }
         host.memory_watch = self.look_at_memory_watch(watch.time, thorough);
         let mut apps = BTreeMap::new();
         for (index, (id, app)) in (0u64..).zip(watch.apps) {

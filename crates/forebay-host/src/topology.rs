@@ -187,21 +187,19 @@ fn last_level_cache(dir: &Path) -> Option<String> {
         .map(|(_, shared)| shared)
 }
 
-/// A disk of this host, by its number: the first with a capacity.
-pub(crate) fn first_disk(sys_root: &Path) -> Option<Device> {
-    let mut disks: Vec<_> = fs::read_dir(sys_root.join("block"))
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+/// The disks of this host that have a capacity, by their numbers, in the order of their names.
+pub(crate) fn disks(sys_root: &Path) -> Vec<Device> {
+    let entries = fs::read_dir(sys_root.join("block")).into_iter().flatten();
+    let mut disks: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     disks.sort();
     disks
         .into_iter()
         .filter(|disk| read_number(&disk.join("size")).is_some_and(|size| size > 0))
-        .find_map(|disk| {
+        .filter_map(|disk| {
             let number = fs::read_to_string(disk.join("dev")).ok()?;
             number.trim().parse().ok()
         })
+        .collect()
 }
 
 fn allowed_cpus(proc_root: &Path) -> Option<CpuSet> {
