@@ -12,7 +12,7 @@ use forebay_core::app::AppId;
 use crate::Roots;
 use crate::error::HostError;
 use crate::freeze;
-pub use crate::freeze::Unclaimed;
+pub use crate::freeze::{Stop, Unclaimed};
 use crate::groups;
 use crate::mounts::{Controller, Hierarchies, Hierarchy, Version};
 use crate::procs;
@@ -123,6 +123,15 @@ pub fn give(
 ) -> Result<(), HostError> {
     let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
     freeze::mark_given(&dir, unclaimed)
+}
+
+/// Opens the file that stops the group of an app, for a process that may open nothing when it is to.
+///
+/// # Errors
+/// When it has no group that freezes, or its file cannot be opened.
+pub fn stop(roots: &Roots, anchor: &Path, app: &AppId) -> Result<Option<Stop>, HostError> {
+    let (_, dir) = standing(roots, &groups::of_app(anchor, app))?;
+    freeze::open(&dir)
 }
 
 /// Does what [`give`] does with one that ends, and stops whoever is in the group, for whoever is not the daemon.

@@ -15,6 +15,7 @@
 //! host carries a mark as well, while nobody knows whose it is: that host may let it run by then. The mark also
 //! says what becomes of whoever stands there when no daemon comes that finds it out ([`Unclaimed`]).
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -126,6 +127,24 @@ pub(crate) fn ask(dir: &Path) -> Result<(), HostError> {
         Some(freezer) => write_text(&freezer.file, freezer.frozen()),
         None => Ok(()),
     }
+}
+
+/// A file by which a group is stopped, open beforehand, and what is written to it.
+#[derive(Debug)]
+pub struct Stop {
+    pub(crate) file: File,
+    pub(crate) word: &'static str,
+}
+
+/// Opens the file that stops a group; none where it has none.
+pub(crate) fn open(dir: &Path) -> Result<Option<Stop>, HostError> {
+    let Some(freezer) = Freezer::at(dir) else {
+        return Ok(None);
+    };
+    let opened = OpenOptions::new().write(true).open(&freezer.file);
+    let file = opened.map_err(|error| HostError::file("open", &freezer.file, error))?;
+    let word = freezer.frozen();
+    Ok(Some(Stop { file, word }))
 }
 
 /// Whether nobody in a group runs.

@@ -39,7 +39,7 @@ const STANDS: Freezing = Freezing {
     orphaned: Orphaned::Stands,
 };
 const GOES_ON: Freezing = Freezing {
-    orphaned: Orphaned::GoesOn,
+    orphaned: Orphaned::GoesOn(None),
     ..STANDS
 };
 const HERE: Landing = Landing {

@@ -6,8 +6,8 @@
 //! connection is in its own hands as well.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use super::criu::{IMAGES_DIR, last_error};
 use super::release::Release;
 use super::{Criu, Tcp};
 use crate::error::HostError;
+use crate::fence::Stop;
 use crate::groups;
 use crate::nft;
 use crate::outside;
@@ -32,26 +33,27 @@ const NONSENSE: u32 = 0x7fff;
 /// Bytes of a request, in the version in which it has most.
 const REQUEST: usize = 32;
 /// So long may freezing take, and so long letting go.
-const FREEZE_MAX: Duration = Duration::from_secs(30);
+pub(super) const FREEZE_MAX: Duration = Duration::from_secs(30);
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How a process is frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Freezing {
+#[derive(Debug, Clone, Copy)]
+pub struct Freezing<'a> {
     /// What becomes of its TCP connections where it is made anew.
     pub tcp: Tcp,
     /// What becomes of it when whoever froze it ends.
-    pub orphaned: Orphaned,
+    pub orphaned: Orphaned<'a>,
 }
 
 /// What becomes of a frozen process when whoever froze it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orphaned {
+#[derive(Debug, Clone, Copy)]
+pub enum Orphaned<'a> {
     /// CRIU holds it until it is ended.
     Stands,
-    /// CRIU lets it go: for whoever has its group hold it before another copy may run.
-    GoesOn,
+    /// CRIU lets it go: for whoever has its group hold it before another copy may run. Where this stops its group it
+    /// stands there: CRIU leaves its connections out of the kernel's hands, and it would find them broken.
+    GoesOn(Option<&'a Stop>),
 }
 
 /// A process that stands still.
@@ -74,16 +76,20 @@ impl Held {
         criu: &Criu,
         pid: u32,
         images: &Path,
-        freezing: Freezing,
+        freezing: Freezing<'_>,
     ) -> Result<Self, HostError> {
         let fail = |error| HostError::io(format!("freeze process {pid} for a move"), error);
         note_tables(images).map_err(fail)?;
         let (line, theirs) = UnixStream::pair().map_err(fail)?;
-        let (mut ready, said) = io::pipe().map_err(fail)?;
+        let (ready, said) = io::pipe().map_err(fail)?;
         // Before CRIU is: it reads that when it has done its part, whoever is there by then.
         let release = match freezing.orphaned {
             Orphaned::Stands => None,
-            Orphaned::GoesOn => Some(Release::new(line.as_fd(), &request(NONSENSE)).map_err(fail)?),
+            Orphaned::GoesOn(stop) => {
+                let word = request(NONSENSE);
+                let release = Release::new((line.as_fd(), &word), ready.as_fd(), stop);
+                Some(release.map_err(fail)?)
+            }
         };
         let mut command = Command::new(criu.program());
         command
@@ -114,10 +120,8 @@ impl Held {
             _release: release,
         };
         drop((theirs, said));
-        let mut byte = [0];
-        let is_held = readable(ready.as_fd(), FREEZE_MAX).map_err(fail)?
-            && ready.read(&mut byte).map_err(fail)? == 1;
-        if is_held {
+        // What says so stays there, for whoever waits for the end of this process.
+        if came(ready.as_fd(), FREEZE_MAX).map_err(fail)? {
             return Ok(held);
         }
         // It is ended only where it takes too long: what it began it takes back by itself.
@@ -280,7 +284,7 @@ fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
     Ok(())
 }
 
-/// The tables that came since CRIU began here and are nobody's any more: none while a CRIU runs, whose one may be.
+/// The tables that came since CRIU began here and are nobody's any more; an error while a CRIU runs, whose one may be.
 fn left_over(images: &Path) -> io::Result<Vec<String>> {
     let Ok(before) = fs::read_to_string(images.join(TABLES)) else {
         return Ok(Vec::new());
@@ -289,11 +293,8 @@ fn left_over(images: &Path) -> io::Result<Vec<String>> {
     now.retain(|table| before.lines().all(|other| other != table));
     if !now.is_empty() && runs_criu()? {
         let tables = now.join(" ");
-        tracing::warn!(
-            tables,
-            "left, since another CRIU runs, which may hold connections up by them"
-        );
-        now.clear();
+        let why = format!("a CRIU runs, which may hold connections up by one of {tables}");
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
     }
     Ok(now)
 }
@@ -457,15 +458,25 @@ pub(super) fn keep<const N: usize>(command: &mut Command, kept: [RawFd; N]) {
     }
 }
 
-/// Whether something can be read before long.
-pub(super) fn readable(fd: rustix::fd::BorrowedFd<'_>, bound: Duration) -> io::Result<bool> {
+/// Whether something can be read before long, its end included.
+pub(super) fn readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<bool> {
+    heard(fd, bound).map(|heard| !heard.is_empty())
+}
+
+/// Whether something comes before long; its end is nothing.
+pub(super) fn came(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<bool> {
+    heard(fd, bound).map(|heard| heard.contains(PollFlags::IN))
+}
+
+/// What is heard before long. Plain system calls alone.
+fn heard(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<PollFlags> {
     let until = Instant::now() + bound;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         let mut polled = [PollFd::new(&fd, PollFlags::IN)];
         match poll(&mut polled, Some(&left)) {
-            Ok(found) => return Ok(found > 0),
+            Ok(_) => return Ok(polled[0].revents()),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

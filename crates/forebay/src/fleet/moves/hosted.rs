@@ -15,7 +15,7 @@ use forebay_core::report::{EventKind, TickReport};
 use forebay_core::snapshot::RunState;
 use forebay_host::checkpoint::Store;
 use forebay_host::error::HostError;
-use forebay_host::fence::Unclaimed;
+use forebay_host::fence::{Stop, Unclaimed};
 use forebay_host::ledger::Process;
 use forebay_host::service_address::Addresses;
 use forebay_host::tenure::Tenure;
@@ -146,6 +146,11 @@ impl Apps for Hosted {
 
     fn thaw(&self, id: &AppId) -> Result<(), Trouble> {
         self.carry_out(id, Deed::Thaw)
+    }
+
+    fn stop(&self, id: &AppId) -> Result<Option<Stop>, Trouble> {
+        fence::stop(&Roots::default(), &self.anchor, id)
+            .map_err(|error| Trouble::Refused(error.explain()))
     }
 
     fn is_given(&self, id: &AppId) -> bool {

@@ -59,7 +59,7 @@ use forebay_core::fleet::policy::Look;
 use forebay_core::fleet::tenure::Lease;
 use forebay_core::fleet::{Epoch, HostName, Outcome, Ownership, arrival, departure};
 use forebay_core::units::Bytes;
-use forebay_host::fence::Unclaimed;
+use forebay_host::fence::{Stop, Unclaimed};
 use forebay_host::ledger::Process;
 use tokio::sync::watch;
 
@@ -229,6 +229,10 @@ pub(crate) trait Apps: fmt::Debug + Send + Sync {
     /// Done when nobody in it runs any more.
     fn freeze(&self, id: &AppId) -> Result<(), Trouble>;
     fn thaw(&self, id: &AppId) -> Result<(), Trouble>;
+    /// What stops it when this daemon does not live to; none where nobody said.
+    fn stop(&self, _: &AppId) -> Result<Option<Stop>, Trouble> {
+        Ok(None)
+    }
     /// Whether it stands still by [`Apps::freeze`], and is marked by [`Apps::give`]. Asks nobody.
     fn is_given(&self, id: &AppId) -> bool;
     /// Ends all its processes.

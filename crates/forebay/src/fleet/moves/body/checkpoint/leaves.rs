@@ -12,8 +12,8 @@ use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge, pays};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{Connection, Speeds, Survey, connections};
 use forebay_host::checkpoint::{
-    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tracker, disown_connections, lend as lent, let_go,
-    pack,
+    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tcp, Tracker, disown_connections, lend as lent,
+    let_go, pack,
 };
 use forebay_host::fence::Unclaimed;
 
@@ -403,9 +403,14 @@ impl Leaving for Leaves {
         let images = self.images()?;
         clear(&images).map_err(Trouble::Refused)?;
         let fit = self.fit()?;
+        let tcp = tcp(self.connections, self.address.as_ref());
+        let stop = match tcp {
+            Tcp::Keep => self.apps.stop(&self.app)?,
+            Tcp::Refuse | Tcp::Close => None,
+        };
         let freezing = Freezing {
-            tcp: tcp(self.connections, self.address.as_ref()),
-            orphaned: Orphaned::GoesOn,
+            tcp,
+            orphaned: Orphaned::GoesOn(stop.as_ref()),
         };
         let held = Held::freeze(&fit.criu, fit.pid, &images, freezing);
         self.held = Some(held.map_err(|error| Trouble::Refused(error.explain()))?);
