@@ -87,7 +87,8 @@ fn socket(protocol: Option<Protocol>) -> io::Result<rustix::fd::OwnedFd> {
 pub(crate) fn ask(protocol: Option<Protocol>, messages: &[u8]) -> io::Result<()> {
     let socket = socket(protocol)?;
     send(socket.as_fd(), messages, SendFlags::empty())?;
-    let mut buffer = [0_u8; 4096];
+    // Where it is refused, all that was asked comes back behind the number.
+    let mut buffer = vec![0_u8; BUFFER.max(messages.len() + 2 * HEAD)];
     let (_, length) = recv(socket.as_fd(), &mut buffer[..], RecvFlags::empty())?;
     let said = buffer.get(..length).unwrap_or_default();
     match parts(said).next() {
