@@ -47,14 +47,14 @@ pub(crate) fn act(steps: &[Step]) -> io::Result<()> {
     batch(&mut messages.collect::<Vec<_>>())
 }
 
-/// Removes a table of the family `inet`. One that is not there is removed.
+/// Removes a table of the family `inet`. One that is not there is removed, as all are on a kernel without nftables.
 pub(crate) fn remove_table(name: &str) -> io::Result<()> {
     remove(INET, name)
 }
 
 fn remove(family: u8, name: &str) -> io::Result<()> {
     match batch(&mut [about(DELETE_TABLE, 0, family, &table(name))]) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) || is_without(&error) => Ok(()),
         done => done,
     }
 }
@@ -81,7 +81,7 @@ pub(crate) fn tables(begin: &str) -> io::Result<Vec<String>> {
 fn is_without(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL)
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL)
     )
 }
 
@@ -134,11 +134,8 @@ pub(crate) fn unsilence(ip: IpAddr) -> io::Result<()> {
     let name = name(ip);
     let mut removed = Ok(());
     for family in families(ip) {
-        match remove(*family, &name) {
-            // Of a kernel without nftables nothing is to be removed.
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
-            Err(error) => removed = Err(error),
-            Ok(()) => {}
+        if let Err(error) = remove(*family, &name) {
+            removed = Err(error);
         }
     }
     removed
