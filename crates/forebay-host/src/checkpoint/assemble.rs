@@ -163,14 +163,15 @@ impl Assembly {
     pub(super) fn find_or_owe(&mut self, wanted: &[Range]) -> (Runs, Runs) {
         let (mut found, mut owed) = (Runs::default(), Runs::default());
         for range in wanted {
-            let end = range.start + range.len;
+            let end = range.start.saturating_add(range.len);
             let mut at = range.start;
             while at < end {
                 let run = self.runs.at(at, end - at).map(|(_, run)| run);
                 let run = run.unwrap_or_else(|| {
                     let len = self.runs.gap(at, end - at);
                     let offset = self.end;
-                    self.end += len;
+                    // More than a file can hold is refused when it gets its length.
+                    self.end = self.end.saturating_add(len);
                     owed.0.insert(offset, Run { len, offset: at });
                     Run { len, offset }
                 });
