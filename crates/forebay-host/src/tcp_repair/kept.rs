@@ -179,7 +179,8 @@ impl Kept {
     }
 
     /// Whether they are of another time: of a boot long ago, by the host's clock.
-    fn is_old(&self, now_unix_ms: u64) -> bool {
+    #[must_use]
+    pub fn is_old(&self, now_unix_ms: u64) -> bool {
         now_unix_ms.saturating_sub(self.at_unix_ms) > AGE_MAX_MS
     }
 }

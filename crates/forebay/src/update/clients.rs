@@ -80,6 +80,10 @@ pub(crate) fn hold(state_dir: &Path) -> Result<(), String> {
         let Some(kept) = kept::look(state_dir)? else {
             return Ok(());
         };
+        // Nobody made anything of them in boots before this one: whoever connects there must not wait in each.
+        if kept.is_old(unix_ms()) {
+            return Ok(());
+        }
         Rule::of(state_dir, ends(&kept.connections))?.put(EARLY_MAX)
     };
     held().map_err(|error: forebay_host::Error| error.explain())
@@ -96,7 +100,8 @@ impl Runner {
         let _turn = shared.clients.turn.lock().await;
         let mut troubles = Vec::new();
         let given = self.take_clients(&mut troubles).await;
-        if !given.is_empty() {
+        let has_any = |given: &Given| !given.clients.is_empty() || given.left > 0;
+        if given.values().any(has_any) {
             let (state_dir, update) = (shared.place.state_dir.clone(), entry.record.number);
             let boot = shared.place.boot.clone();
             let written = blocking(move || write_down(&state_dir, (update, boot), given)).await;
@@ -244,6 +249,15 @@ fn write_down(
             })
         }
         Err(why) => {
+            // What was written by then must not be made again beside connections that go on: what they asked would be
+            // done twice.
+            if let Err(error) = kept::discard(state_dir) {
+                let reason = error.explain();
+                tracing::error!(reason, "clients' connections are closed");
+                for (connection, _) in std::mem::take(&mut still.all) {
+                    still.close(&connection.front, "they may be made again in the next boot");
+                }
+            }
             if let Err(error) = Rule::remove(state_dir) {
                 let reason = error.explain();
                 tracing::error!(reason, "connections wait until it ends by itself");
@@ -318,7 +332,6 @@ impl Still {
                 return Ok(count(before));
             }
         }
-        kept::discard(state_dir).map_err(|error| error.explain())?;
         Err("clients' connections are not kept: something comes in past the rule".to_owned())
     }
 }

@@ -368,8 +368,15 @@ impl Runner {
         Ok(())
     }
 
-    /// Has those that were ended begin again, each from its image.
+    /// Has those that were ended begin again, each from its image, and their clients' connections go on.
     async fn start_again(&self, entry: &Entry) -> Result<(), String> {
+        let begun = self.begin_again(entry).await;
+        // In any case: tried again, others would be written down in their place.
+        super::clients::bring_back(&self.shared).await;
+        begun
+    }
+
+    async fn begin_again(&self, entry: &Entry) -> Result<(), String> {
         self.let_go().await?;
         for app in entry.record.kept() {
             if self.process(app).await?.is_some() {
@@ -386,7 +393,6 @@ impl Runner {
                 tokio::time::sleep(AGAIN).await;
             }
         }
-        super::clients::bring_back(&self.shared).await;
         Ok(())
     }
 
