@@ -239,7 +239,13 @@ async fn converse(shared: &Shared, client: &mut Client) -> io::Result<End> {
         let said = tokio::select! {
             biased;
             // Before another request, since there would be no end of them.
-            () = rest::wanted(&mut rest, may_rest) => return Ok(End::Rests),
+            () = rest::wanted(&mut rest, may_rest) => {
+                // A part of a request may have come meanwhile.
+                if client.may_rest() {
+                    return Ok(End::Rests);
+                }
+                continue;
+            }
             said = client.next() => said?,
         };
         let mut request = match said {
