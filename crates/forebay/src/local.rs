@@ -8,6 +8,7 @@ use forebay_core::app::OnStop;
 use forebay_core::occasion::Source;
 use forebay_host::guardian::{Guarded, Watched, guard};
 use forebay_host::lock::{Lock, Role};
+use forebay_host::tcp_repair::{Rule, kept};
 use forebay_host::{ErrorKind, Roots};
 
 use crate::daemon::{Error, facts};
@@ -153,6 +154,11 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<ExitCode, Error> {
     let mut report = restored.map_err(host)?;
     // Also what was asked to stay: whoever runs this wants nothing left.
     report.absorb(forebay_host::cost::remove(&args.state_dir, &roots, None).map_err(host)?);
+    // First what they would be made of: a daemon that comes would make connections anew that are reset by then.
+    let connections = kept::discard(&args.state_dir).and_then(|()| Rule::remove(&args.state_dir));
+    report
+        .failed
+        .extend(connections.err().map(|error| error.explain()));
     if args.json {
         print::line(format_args!(
             "{}",
