@@ -178,6 +178,10 @@ impl Machine<'_> {
                 _ => limit,
             };
             let left = patience.saturating_sub(began.elapsed());
+            // One that says something all the time is not waited for longer.
+            if left.is_zero() {
+                return Ok((heard, End::TooLong));
+            }
             let line = match lines.recv_timeout(left) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => return Ok((heard, End::TooLong)),
@@ -233,7 +237,8 @@ impl Running {
         let deadline = Instant::now() + OFF_MAX;
         loop {
             match self.0.try_wait().map_err(fail)? {
-                Some(status) if !status.success() && heard.up.is_none() => {
+                // A machine that ends, in whatever way, is no failure of its own.
+                Some(status) if !status.success() => {
                     let said: Vec<&str> = heard.emulator.iter().map(String::as_str).collect();
                     return Ok(End::NoMachine(format!(
                         "QEMU ended ({status}): {}",

@@ -115,7 +115,14 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
     fs::create_dir_all(directory).map_err(|e| HostError::file("make", directory, e))?;
     let _lock = lock(directory)?;
     clear(directory)?;
+    remove(&directory.join(CONSOLE), |place| fs::remove_file(place))?;
+    let obstacle = obstacle(wanted.qemu.as_deref());
     let (kernel, tried) = match image::look(&wanted.kernel) {
+        // Elsewhere kernels look otherwise.
+        _ if obstacle.is_some() => (
+            String::new(),
+            Err(Verdict::Impossible(obstacle.unwrap_or_default())),
+        ),
         Err(error) => (String::new(), Err(Verdict::Impossible(error.explain()))),
         Ok(Err(why)) => (String::new(), Err(Verdict::Failed(why))),
         Ok(Ok(said)) => (said.release().to_owned(), try_out(wanted, said.release())),
@@ -192,9 +199,6 @@ fn impossible(error: &HostError) -> Verdict {
 }
 
 fn try_out(wanted: &Wanted, release: &str) -> Tried<()> {
-    if let Some(why) = obstacle(wanted.qemu.as_deref()) {
-        return Err(Verdict::Impossible(why));
-    }
     let qemu = find_qemu(wanted.qemu.as_deref()).map_err(|error| impossible(&error))?;
     let criu = Criu::find(wanted.criu.as_deref()).map_err(|error| impossible(&error))?;
     // The machine has the same names, and no links on the way to them.
