@@ -2,6 +2,7 @@
 
 #![expect(
     dead_code,
+    unsafe_code,
     clippy::unwrap_used,
     reason = "a fixture that fails should stop the test, and does not use all of the support"
 )]
@@ -9,6 +10,8 @@
 #[cfg(test)]
 mod support;
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,10 +20,24 @@ use forebay_core::host::Action;
 use forebay_host::mounts::Controller;
 use support::*;
 
-/// A block device that is new to the kernel.
+/// LOOP_CTL_ADD and LOOP_CTL_REMOVE (linux/loop.h).
+const ADD: libc::Ioctl = 0x4C80;
+const REMOVE: libc::Ioctl = 0x4C81;
+
+/// A block device that is new to the kernel, with what it knows of one: not one that was detached before.
 struct Disk {
+    number: u32,
     node: String,
     _dir: tempfile::TempDir,
+}
+
+fn control(request: libc::Ioctl, number: u32) -> std::io::Result<()> {
+    let control = File::options().write(true).open("/dev/loop-control")?;
+    // SAFETY: both take a number and touch no memory of ours.
+    match unsafe { libc::ioctl(control.as_raw_fd(), request, libc::c_ulong::from(number)) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 impl Disk {
@@ -28,15 +45,24 @@ impl Disk {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         std::fs::write(&image, vec![1; 1 << 20]).unwrap();
-        let mut losetup = Command::new("losetup");
-        let attached = losetup.args(["--find", "--show"]).arg(&image).output();
+        // Numbers that nobody takes who asks for the next free one.
+        let first = 1 << 16 | (std::process::id() & 0xff) << 4;
+        let mut numbers = first..first + 16;
+        let added = numbers.find_map(|number| control(ADD, number).ok().map(|()| number));
+        let Some(number) = added else {
+            println!("SKIPPED: {test}: no loop devices");
+            return None;
+        };
+        let disk = Self {
+            number,
+            node: format!("/dev/loop{number}"),
+            _dir: dir,
+        };
+        let attached = Command::new("losetup").arg(&disk.node).arg(&image).output();
         match attached {
-            Ok(output) if output.status.success() => Some(Self {
-                node: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
-                _dir: dir,
-            }),
+            Ok(output) if output.status.success() => Some(disk),
             other => {
-                println!("SKIPPED: {test}: no loop device: {other:?}");
+                println!("SKIPPED: {test}: losetup: {other:?}");
                 None
             }
         }
@@ -59,10 +85,12 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let detached = Command::new("losetup")
+        // Not attached where losetup is missing.
+        Command::new("losetup")
             .args(["--detach", &self.node])
-            .status();
-        assert!(detached.unwrap().success());
+            .status()
+            .ok();
+        wait_for("end of the device", || control(REMOVE, self.number).is_ok());
     }
 }
 
