@@ -78,7 +78,12 @@ impl Disk {
 
     fn unmount(&mut self) {
         self.mounted = false;
-        succeed(Command::new("umount").arg(self.path("mnt")));
+        // Whoever was ended while it read waits for what it had asked for, which is held back.
+        let mut umount = Command::new("umount");
+        umount.arg(self.path("mnt"));
+        eventually("nobody uses the device", || {
+            umount.output().unwrap().status.success()
+        });
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
