@@ -3,6 +3,7 @@
 #![expect(
     dead_code,
     unsafe_code,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a fixture that fails should stop the test, and does not use all of the support"
 )]
