@@ -1,6 +1,7 @@
 #!/bin/bash
 # about: a daemon with exec, cgroup and match apps on two nodes: knobs and their effect, other writers, kill -9, a clean stop
 # kernels: stable old
+# routine: stable
 # machine: --smp 4 --mem 1024 --numa
 # seconds: 600
 set -eu

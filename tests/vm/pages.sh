@@ -1,6 +1,7 @@
 #!/bin/bash
 # about: pages follow apps to their nodes while these work; when memory is out, batch is ended first
 # kernels: stable old
+# routine: stable
 # machine: --smp 4 --mem 1536 --numa
 # seconds: 600
 set -eu
