@@ -90,7 +90,13 @@ test("accelerators with what a CPU costs, and moves with their progress", { skip
       host: "a", trouble: NASTY, coming: [{ app: "db", from: MARKUP, stage: "receiving", why: null }],
       away: [{
         app: "web", to: "b", mode: "checkpoint", began_unix_ms: daemon.time, stage: "copying", over: false, sent_bytes: 1 << 20,
-        total_bytes: 4 << 20, took_seconds: 2, stood_seconds: null, left_seconds: 6, why: null,
+        total_bytes: 4 << 20, took_seconds: 2, stood_seconds: null, left_seconds: 6, owed_bytes: null, why: null,
+      }, {
+        app: "cache", to: "b", mode: "checkpoint", began_unix_ms: daemon.time, stage: "lending", over: false, sent_bytes: 3 << 20,
+        total_bytes: 4 << 20, took_seconds: 4, stood_seconds: 0.2, left_seconds: null, owed_bytes: 21 << 19, why: null,
+      }, {
+        app: "shop", to: "b", mode: "handoff", began_unix_ms: daemon.time, stage: "moved", over: true, sent_bytes: 0,
+        total_bytes: 0, took_seconds: 3, stood_seconds: null, left_seconds: null, owed_bytes: null, why: null,
       }],
     };
     daemon.answers["/v1/moves/web/cancel"] = { messages: ["called off"] };
@@ -100,8 +106,12 @@ test("accelerators with what a CPU costs, and moves with their progress", { skip
     assert.match(await row.textContent(), /web2325 %40.31.57 ×/);
     await page.waitForSelector(`li:has-text("tries ${MARKUP}")`);
     await page.waitForSelector("text=1.0 MiB of 4.0 MiB, 25 %");
+    const lending = page.locator("tr:has-text('lending')");
+    assert.match(await lending.textContent(), /3.0 MiB of 4.0 MiB, 75 %, 4.0 s so far10.5 MiB of its memory still to come200 ms/);
+    assert.equal(await page.locator("text=still to come").count(), 1, "who owes nothing");
+    assert.match(await page.locator("tr:has-text('handoff')").textContent(), /movedtook 3.0 s–$/);
     await page.waitForSelector(`text=${SHOWN}`);
-    await page.click("text=Call off…");
+    await page.locator("tr:has-text('copying')").getByText("Call off…").click();
     await page.waitForSelector("dialog >> text=the app goes on here");
     assert.deepEqual(daemon.asked, [], "nothing is done before it is confirmed");
     await page.click("#dialog-yes");
