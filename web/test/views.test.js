@@ -127,10 +127,13 @@ test("an update under way by its stages, and the receipts of those before", { sk
       current: {
         number: 8, command: ["apt-get", MARKUP], began_unix_ms: daemon.time, stage: "updating", next: "it runs", output: null,
         held: NASTY, troubles: [],
+        rehearsal: { kernel: "6.12.9-amd64", verdict: "failed", why: `no root: ${NASTY}`, seconds: 18.25, console: "/var/lib/console" },
       },
       history: [{
         number: 7, command: ["true"], outcome: "rolled_back", began_unix_ms: daemon.time, ended_unix_ms: daemon.time + 90_000,
         held_times: 2, held_ms: 1500, troubles: ["too slow"],
+        rehearsal: { kernel: "6.1.0-57-amd64", verdict: "passed", why: null, seconds: 19, console: "/var/lib/console" },
+        clients: [{ front: MARKUP, kept: 7, back: 6, left: 2, pause_ms: 2500 }],
         fronts: [{ front: "shop", before: pace(3), during: pace(4), held: 5, failed: 0, unknown: 0, hand_overs: [], pause_ms: 12 }],
         apps: [{ app: "web", rung: "restart", reason: "", pause_p50_ms: 1, pause_p99_ms: 6, refused: [], restarted: true,
           exclusive_cpus: "1", memory_floor_bytes: 1 << 20, p99_before_ms: 1, p99_loaded_ms: 1 }],
@@ -144,6 +147,12 @@ test("an update under way by its stages, and the receipts of those before", { sk
     await page.waitForSelector(`.bad:has-text("${SHOWN}")`);
     await page.waitForSelector("h2:has-text('Update 7 rolled back')");
     await page.waitForSelector("text=2 times");
+    const failed = `.bad:text-is("Kernel 6.12.9-amd64 did not pass its rehearsal, in 18 s: no root: ${SHOWN}")`;
+    await page.waitForSelector(failed);
+    await page.waitForSelector("text=What the machine said is in /var/lib/console");
+    await page.waitForSelector(".good:text-is('Kernel 6.1.0-57-amd64 passed its rehearsal, in 19 s.')");
+    const kept = page.locator("table:has-text('over the boot') tbody tr");
+    assert.equal(await kept.textContent(), `${MARKUP}7622.5 s`);
     assert.match(await page.locator("tr:has-text('shop')").textContent(), /shop3.00 ms4.00 ms8.00 ms50012 ms/);
     await page.click("text=Call off…");
     await page.click("#dialog-yes");
