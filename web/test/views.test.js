@@ -119,6 +119,35 @@ test("accelerators with what a CPU costs, and moves with their progress", { skip
     assert.deepEqual(daemon.asked, ["POST /v1/moves/web/cancel"]);
   }));
 
+test("an update is asked for what the daemon takes at each stage, and for nothing else", { skip }, () =>
+  withView("updates", (daemon) => {
+    const current = { number: 9, command: ["true"], began_unix_ms: daemon.time, stage: "planned", next: "", output: null, held: null, troubles: [] };
+    daemon.answers["/v1/update"] = { trouble: null, outdated: [], current, history: [] };
+    daemon.answers["/v1/update/abort"] = { messages: ["it is off"] };
+    daemon.answers["/v1/update/resume"] = { messages: ["it goes on"] };
+  }, async (page, daemon) => {
+    const at = async (stage, ...buttons) => {
+      daemon.answers["/v1/update"].current.stage = stage;
+      daemon.answers["/v1/update"].current.next = `at ${stage}`;
+      await page.waitForSelector(`p:text-is("at ${stage}")`);
+      assert.deepEqual(await page.locator("main button").allTextContents(), buttons, stage);
+    };
+    const confirm = async (button, question, done) => {
+      await page.click(`text=${button}`);
+      await page.waitForSelector(`dialog >> text=${question}`);
+      await page.click("#dialog-yes");
+      await page.waitForSelector(`#done:has-text('${done}')`);
+    };
+    for (const stage of ["planned", "locked", "isolated", "leaving", "telling", "synced"]) await at(stage, "Call off…");
+    await confirm("Call off…", "has not begun", "it is off");
+    await at("updating", "Call off…");
+    await confirm("Call off…", "asked to end", "it is off");
+    for (const stage of ["rehearsing", "reboot_pending", "departing"]) await at(stage, "Go on without the reboot…");
+    await confirm("Go on without the reboot…", "does not begin anew", "it goes on");
+    for (const stage of ["reviving", "undoing", "restoring", "verifying", "returning", "closing", "unheard_of"]) await at(stage);
+    assert.deepEqual(daemon.asked, ["POST /v1/update/abort", "POST /v1/update/abort", "POST /v1/update/resume"]);
+  }));
+
 test("an update under way by its stages, and the receipts of those before", { skip }, () =>
   withView("updates", (daemon) => {
     const pace = (p99) => ({ answers: 9, errors: 0, p50_ms: 1, p99_ms: p99, max_ms: p99 * 2 });

@@ -12,6 +12,16 @@ const RECEIPTS_MAX = 10;
 /** Where an update goes through, in order; see `forebay update status`. */
 const STAGES = ["planned", "locked", "isolated", "leaving", "telling", "synced", "updating", "rehearsing", "reboot_pending",
   "departing", "reviving", "undoing", "restoring", "verifying", "returning", "closing"];
+/** What may be asked of an update, each up to and with a stage, in their order: the daemon takes nothing else, and nothing after the last. */
+const ASKS = [
+  { until: "synced", path: "abort", button: "Call off…", title: (number) => `Call update ${number} off?`,
+    text: "Its command has not begun: nothing is changed, and the apps go on as they were." },
+  { until: "updating", path: "abort", button: "Call off…", title: (number) => `End the command of update ${number}?`,
+    text: "It is asked to end. What it did is undone where the update says how; a package manager at work is left alone." },
+  { until: "departing", path: "resume", button: "Go on without the reboot…", title: (number) => `Have update ${number} go on without the reboot?`,
+    text: "The host does not begin anew: the kernel stays the one that runs, and only programs are replaced." },
+];
+
 /** What came of a rehearsal, in words for people. */
 const VERDICTS = { passed: "passed its rehearsal", failed: "did not pass its rehearsal", impossible: "cannot be rehearsed here" };
 
@@ -48,9 +58,16 @@ function current(update, page) {
     rehearsal(update.rehearsal),
     update.troubles.map((line) => h("p", { class: "bad" }, line)),
     update.output ? h("p", { class: "dim" }, `It writes to ${update.output}`) : null,
-    h("div", { class: "buttons" }, h("button", { onclick: () => page.act(`Call update ${update.number} off?`,
-      "What was done is undone where that can be; the apps go on as they were.", () => change("POST", "/v1/update/abort")) }, "Call off…")),
+    ask(update, at, page),
   ];
+}
+
+/** The button for what the daemon takes at a stage, by its place in order; none where it goes on by itself, or is not known. */
+function ask(update, at, page) {
+  const one = ASKS.find(({ until }) => at <= STAGES.indexOf(until));
+  if (at < 0 || !one) return null;
+  return h("div", { class: "buttons" }, h("button", { onclick: () => page.act(one.title(update.number), one.text,
+    () => change("POST", `/v1/update/${one.path}`)) }, one.button));
 }
 
 /** What came of trying the kernel out in a virtual machine, once it was. */
