@@ -27,12 +27,13 @@ function away(move, page) {
       () => change("POST", `/v1/moves/${encodeURIComponent(move.app)}/cancel`)) }, "Call off…")];
 }
 
-/** How much was sent; what is handed over between two that run sends nothing. */
+/** How much was sent, and what the app has still to fetch where it runs already; what is handed over between two that run sends nothing. */
 function progress(move) {
-  const took = `${seconds(move.took_seconds)} so far`;
+  const took = move.over ? `took ${seconds(move.took_seconds)}` : `${seconds(move.took_seconds)} so far`;
   if (move.total_bytes === 0) return took;
   const share = move.sent_bytes / move.total_bytes;
   const words = `${bytes(move.sent_bytes)} of ${bytes(move.total_bytes)}, ${percent(share)}, `
     + `${move.left_seconds === null ? "" : `${seconds(move.left_seconds)} left, `}${took}`;
-  return h("div", {}, bar(share, null, words), words);
+  const owes = move.stage === "lending" && typeof move.owed_bytes === "number";
+  return h("div", {}, bar(share, null, words), words, owes ? h("div", {}, `${bytes(move.owed_bytes)} of its memory still to come`) : null);
 }

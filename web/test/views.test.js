@@ -90,7 +90,13 @@ test("accelerators with what a CPU costs, and moves with their progress", { skip
       host: "a", trouble: NASTY, coming: [{ app: "db", from: MARKUP, stage: "receiving", why: null }],
       away: [{
         app: "web", to: "b", mode: "checkpoint", began_unix_ms: daemon.time, stage: "copying", over: false, sent_bytes: 1 << 20,
-        total_bytes: 4 << 20, took_seconds: 2, stood_seconds: null, left_seconds: 6, why: null,
+        total_bytes: 4 << 20, took_seconds: 2, stood_seconds: null, left_seconds: 6, owed_bytes: null, why: null,
+      }, {
+        app: "cache", to: "b", mode: "checkpoint", began_unix_ms: daemon.time, stage: "lending", over: false, sent_bytes: 3 << 20,
+        total_bytes: 4 << 20, took_seconds: 4, stood_seconds: 0.2, left_seconds: null, owed_bytes: 21 << 19, why: null,
+      }, {
+        app: "shop", to: "b", mode: "handoff", began_unix_ms: daemon.time, stage: "moved", over: true, sent_bytes: 0,
+        total_bytes: 0, took_seconds: 3, stood_seconds: null, left_seconds: null, owed_bytes: null, why: null,
       }],
     };
     daemon.answers["/v1/moves/web/cancel"] = { messages: ["called off"] };
@@ -100,13 +106,46 @@ test("accelerators with what a CPU costs, and moves with their progress", { skip
     assert.match(await row.textContent(), /web2325 %40.31.57 ×/);
     await page.waitForSelector(`li:has-text("tries ${MARKUP}")`);
     await page.waitForSelector("text=1.0 MiB of 4.0 MiB, 25 %");
+    const lending = page.locator("tr:has-text('lending')");
+    assert.match(await lending.textContent(), /3.0 MiB of 4.0 MiB, 75 %, 4.0 s so far10.5 MiB of its memory still to come200 ms/);
+    assert.equal(await page.locator("text=still to come").count(), 1, "who owes nothing");
+    assert.match(await page.locator("tr:has-text('handoff')").textContent(), /movedtook 3.0 s–$/);
     await page.waitForSelector(`text=${SHOWN}`);
-    await page.click("text=Call off…");
+    await page.locator("tr:has-text('copying')").getByText("Call off…").click();
     await page.waitForSelector("dialog >> text=the app goes on here");
     assert.deepEqual(daemon.asked, [], "nothing is done before it is confirmed");
     await page.click("#dialog-yes");
     await page.waitForSelector("#done:has-text('called off')");
     assert.deepEqual(daemon.asked, ["POST /v1/moves/web/cancel"]);
+  }));
+
+test("an update is asked for what the daemon takes at each stage, and for nothing else", { skip }, () =>
+  withView("updates", (daemon) => {
+    const current = { number: 9, command: ["true"], began_unix_ms: daemon.time, stage: "planned", next: "", output: null, held: null, troubles: [] };
+    daemon.answers["/v1/update"] = { trouble: null, outdated: [], current, history: [] };
+    daemon.answers["/v1/update/abort"] = { messages: ["it is off"] };
+    daemon.answers["/v1/update/resume"] = { messages: ["it goes on"] };
+  }, async (page, daemon) => {
+    const at = async (stage, ...buttons) => {
+      daemon.answers["/v1/update"].current.stage = stage;
+      daemon.answers["/v1/update"].current.next = `at ${stage}`;
+      await page.waitForSelector(`p:text-is("at ${stage}")`);
+      assert.deepEqual(await page.locator("main button").allTextContents(), buttons, stage);
+    };
+    const confirm = async (button, question, done) => {
+      await page.click(`text=${button}`);
+      await page.waitForSelector(`dialog >> text=${question}`);
+      await page.click("#dialog-yes");
+      await page.waitForSelector(`#done:has-text('${done}')`);
+    };
+    for (const stage of ["planned", "locked", "isolated", "leaving", "telling", "synced"]) await at(stage, "Call off…");
+    await confirm("Call off…", "has not begun", "it is off");
+    await at("updating", "Call off…");
+    await confirm("Call off…", "asked to end", "it is off");
+    for (const stage of ["rehearsing", "reboot_pending", "departing"]) await at(stage, "Go on without the reboot…");
+    await confirm("Go on without the reboot…", "does not begin anew", "it goes on");
+    for (const stage of ["reviving", "undoing", "restoring", "verifying", "returning", "closing", "unheard_of"]) await at(stage);
+    assert.deepEqual(daemon.asked, ["POST /v1/update/abort", "POST /v1/update/abort", "POST /v1/update/resume"]);
   }));
 
 test("an update under way by its stages, and the receipts of those before", { skip }, () =>
@@ -117,10 +156,13 @@ test("an update under way by its stages, and the receipts of those before", { sk
       current: {
         number: 8, command: ["apt-get", MARKUP], began_unix_ms: daemon.time, stage: "updating", next: "it runs", output: null,
         held: NASTY, troubles: [],
+        rehearsal: { kernel: "6.12.9-amd64", verdict: "failed", why: `no root: ${NASTY}`, seconds: 18.25, console: "/var/lib/console" },
       },
       history: [{
         number: 7, command: ["true"], outcome: "rolled_back", began_unix_ms: daemon.time, ended_unix_ms: daemon.time + 90_000,
         held_times: 2, held_ms: 1500, troubles: ["too slow"],
+        rehearsal: { kernel: "6.1.0-57-amd64", verdict: "passed", why: null, seconds: 19, console: "/var/lib/console" },
+        clients: [{ front: MARKUP, kept: 7, back: 6, left: 2, pause_ms: 2500 }],
         fronts: [{ front: "shop", before: pace(3), during: pace(4), held: 5, failed: 0, unknown: 0, hand_overs: [], pause_ms: 12 }],
         apps: [{ app: "web", rung: "restart", reason: "", pause_p50_ms: 1, pause_p99_ms: 6, refused: [], restarted: true,
           exclusive_cpus: "1", memory_floor_bytes: 1 << 20, p99_before_ms: 1, p99_loaded_ms: 1 }],
@@ -134,6 +176,12 @@ test("an update under way by its stages, and the receipts of those before", { sk
     await page.waitForSelector(`.bad:has-text("${SHOWN}")`);
     await page.waitForSelector("h2:has-text('Update 7 rolled back')");
     await page.waitForSelector("text=2 times");
+    const failed = `.bad:text-is("Kernel 6.12.9-amd64 did not pass its rehearsal, in 18 s: no root: ${SHOWN}")`;
+    await page.waitForSelector(failed);
+    await page.waitForSelector("text=What the machine said is in /var/lib/console");
+    await page.waitForSelector(".good:text-is('Kernel 6.1.0-57-amd64 passed its rehearsal, in 19 s.')");
+    const kept = page.locator("table:has-text('over the boot') tbody tr");
+    assert.equal(await kept.textContent(), `${MARKUP}7622.5 s`);
     assert.match(await page.locator("tr:has-text('shop')").textContent(), /shop3.00 ms4.00 ms8.00 ms50012 ms/);
     await page.click("text=Call off…");
     await page.click("#dialog-yes");

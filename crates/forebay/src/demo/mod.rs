@@ -224,13 +224,41 @@ fn inner(args: &Args, dir: &Path) -> Result<(), Error> {
 
 /// Leaves everything running until a signal asks for its end, and says how the daemons can be looked at.
 pub(crate) fn stay(sockets: &[PathBuf], interrupted: &AtomicBool) {
+    // It was found before, to start the daemon.
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("forebay"));
     print::line(format_args!("Running. Look with:"));
-    for socket in sockets {
-        print::line(format_args!("  forebay top --socket {}", socket.display()));
+    for look in looks(&program, sockets) {
+        print::line(format_args!("  {look}"));
     }
     print::line(format_args!("Ctrl-C ends everything."));
     while !interrupted.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Command lines for a shell by which daemons are looked at, in a terminal and in a browser.
+///
+/// They name this program, which need not be on the path. A page takes any free port: there are several of
+/// them in a fleet, and the host may have one of its own.
+fn looks(program: &Path, sockets: &[PathBuf]) -> Vec<String> {
+    let program = shell_word(program);
+    let of_one = |socket: &PathBuf| {
+        let socket = shell_word(socket);
+        [
+            format!("{program} top --socket {socket}"),
+            format!("{program} dashboard --listen 127.0.0.1:0 --socket {socket}"),
+        ]
+    };
+    sockets.iter().flat_map(of_one).collect()
+}
+
+/// A path as one word of a shell.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |sign: char| sign.is_ascii_alphanumeric() || "/._-+".contains(sign);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
@@ -255,7 +283,34 @@ pub(crate) fn rounds(total: Duration, arms: usize) -> (u32, Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn what_stays_is_looked_at_by_lines_that_a_shell_and_this_program_understand() {
+        let sockets = ["/tmp/forebay-demo-7/a/socket", "/tmp/it's here/socket"];
+        let lines = looks(Path::new("/opt/a b/forebay"), &sockets.map(PathBuf::from));
+        assert_eq!(
+            lines[..2],
+            [
+                "'/opt/a b/forebay' top --socket /tmp/forebay-demo-7/a/socket",
+                "'/opt/a b/forebay' dashboard --listen 127.0.0.1:0 --socket /tmp/forebay-demo-7/a/socket",
+            ]
+        );
+        for (line, socket) in lines.iter().zip(sockets.iter().flat_map(|one| [one, one])) {
+            let words = Command::new("sh")
+                .args(["-c", &format!("printf '%s\\n' {line}")])
+                .output()
+                .unwrap();
+            let words = String::from_utf8(words.stdout).unwrap();
+            let words: Vec<&str> = words.lines().collect();
+            assert_eq!(words.first(), Some(&"/opt/a b/forebay"));
+            assert_eq!(words.last(), Some(socket));
+            let parsed = crate::Cli::whole().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{line}: {parsed:?}");
+        }
+    }
 
     #[test]
     fn the_time_is_shared_by_rounds_and_arms() {
