@@ -732,6 +732,15 @@ mod tests {
     fn without_qemu_nothing_is_known() {
         let why = obstacle(Some(Path::new("/no/such/qemu"))).unwrap();
         assert!(
+        let why = found.verdict.why().unwrap_or_default();
+        assert!(why.contains("/no/such/qemu"), "{found:?}");
+        assert!(matches!(found.verdict, Verdict::Impossible(_)), "{found:?}");
+        // A file that is no kernel needs no machine to be found out.
+        let wanted = Wanted {
+            qemu: Some("/bin/true".into()),
+            ..wanted
+        };
+        let found = rehearse(&wanted).unwrap();
             why.contains("find /no/such/qemu") && why.contains("qemu-system-x86"),
             "{why}"
         );
@@ -747,7 +756,6 @@ mod tests {
             executable: "/bin/true".into(),
             accelerate: false,
         };
-        // A file that is no kernel needs no machine to be found out.
         fs::write(&wanted.kernel, "no kernel").unwrap();
         let found = rehearse(&wanted).unwrap();
         assert!(matches!(found.verdict, Verdict::Failed(_)), "{found:?}");
