@@ -1,5 +1,6 @@
 //! Whether a kernel is tried out before the host begins anew with it, and what that came to.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,29 @@ impl Verdict {
     }
 }
 
+/// A kernel that the host may begin anew with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its file.
+    pub image: PathBuf,
+    /// What the file says of itself, the release first: one build, and no other, says so. Absent where it is damaged.
+    pub build: Option<String>,
+    /// It is the one that runs.
+    pub runs: bool,
+}
+
+impl Kernel {
+    /// Its release, or its file where that does not say.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let build = self.build.as_deref().unwrap_or_default();
+        match build.split_whitespace().next() {
+            Some(release) => release.to_owned(),
+            None => self.image.display().to_string(),
+        }
+    }
+}
+
 /// A rehearsal that is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,11 +108,39 @@ pub struct Rehearsal {
     pub kernel: String,
     /// What it came to.
     pub verdict: Verdict,
-    /// How long it took.
+    /// How long it took; zero where none was made.
     pub took: Duration,
 }
 
+impl Rehearsal {
+    /// One that was not made, and why.
+    #[must_use]
+    pub const fn impossible(kernel: String, why: String) -> Self {
+        Self {
+            kernel,
+            verdict: Verdict::Impossible(why),
+            took: Duration::ZERO,
+        }
+    }
+}
+
 impl Record {
+    /// Notes that a rehearsal of this kernel is about to begin.
+    ///
+    /// # Errors
+    /// What is known of the kernel where as many were cut off as are begun.
+    pub fn begin_rehearsal(&mut self, kernel: &Kernel) -> Result<(), Rehearsal> {
+        if self.rehearsals >= REHEARSALS_MAX {
+            let why =
+                format!("it was cut off {REHEARSALS_MAX} times, with the host or by somebody");
+            return Err(Rehearsal::impossible(kernel.name(), why));
+        }
+        self.rehearsals += 1;
+        self.rehearses = Some(kernel.image.clone());
+        self.rehearses_build.clone_from(&kernel.build);
+        Ok(())
+    }
+
     /// Once the command is done, and apps are to be kept or to run on: what comes.
     pub(super) fn before_departure(&self) -> Stage {
         match self.order.keep && self.order.rehearse != Rehearse::Off {
@@ -140,5 +192,43 @@ impl Record {
             Verdict::Failed(_) => true,
             Verdict::Impossible(_) => self.order.rehearse == Rehearse::Required,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::record;
+    use super::*;
+
+    fn kernel(build: &str) -> Kernel {
+        let release = build.split(' ').next().unwrap();
+        Kernel {
+            image: format!("/boot/vmlinuz-{release}").into(),
+            build: Some(build.to_owned()),
+            runs: false,
+        }
+    }
+
+    fn kept(rehearse: Rehearse) -> Record {
+        let mut record = record();
+        record.order.keep = true;
+        record.order.rehearse = rehearse;
+        record
+    }
+
+    #[test]
+    fn as_many_rehearsals_are_begun_as_may_be_cut_off() {
+        let mut record = kept(Rehearse::Auto);
+        for begun in 1..=REHEARSALS_MAX {
+            record.begin_rehearsal(&kernel("6.2 #1")).unwrap();
+            assert_eq!(record.rehearsals, begun);
+        }
+        let before = record.clone();
+        let found = record.begin_rehearsal(&kernel("6.3 #1")).unwrap_err();
+        assert_eq!(record, before);
+        assert_eq!(found.kernel, "6.3");
+        let why = found.verdict.why().unwrap();
+        assert!(why.contains("it was cut off 2 times"), "{why}");
+        assert_eq!(found.verdict.word(), "impossible");
     }
 }

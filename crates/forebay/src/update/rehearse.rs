@@ -9,7 +9,7 @@ use forebay_api as api;
 use forebay_core::app::App;
 use forebay_core::units::{Bytes, Limit};
 use forebay_core::update::{
-    Ending, Fact, Order, REHEARSALS_MAX, Record, Rehearsal, Rehearse, Verdict, Way,
+    Ending, Fact, Kernel, Order, Record, Rehearsal, Rehearse, Verdict, Way,
 };
 use forebay_host::reboot;
 use forebay_host::rehearsal::{self, CONSOLE, image};
@@ -198,11 +198,22 @@ impl Shared {
 
 /// What is known of a kernel that could not be tried out.
 fn impossible(kernel: &Path, why: String) -> Fact {
-    Fact::Rehearsed(Some(Rehearsal {
-        kernel: kernel.display().to_string(),
-        verdict: Verdict::Impossible(why),
-        took: Duration::ZERO,
-    }))
+    let found = Rehearsal::impossible(kernel.display().to_string(), why);
+    Fact::Rehearsed(Some(found))
+}
+
+/// The kernel that the host begins anew with: the one that it is about to start, or the newest.
+pub(super) fn next(started: Option<reboot::Kernel>) -> Result<Kernel, forebay_host::Error> {
+    let image = match started {
+        Some(kernel) => kernel.image,
+        None => reboot::next()?.image,
+    };
+    let said = image::look(&image)?.ok();
+    Ok(Kernel {
+        image,
+        runs: said.as_ref().is_some_and(|said| said.runs(PROC.as_ref())),
+        build: said.map(|said| said.words),
+    })
 }
 
 impl Runner {
@@ -221,7 +232,6 @@ impl Runner {
             }
             forget(&file)?;
             forget(&report)?;
-            entry.record.rehearsals += 1;
             self.keep(entry).await?;
         }
         let kernel = entry.record.rehearses.clone().unwrap_or_default();
@@ -259,24 +269,13 @@ impl Runner {
 
     /// Chooses the kernel, unless there is none to rehearse.
     async fn choose(&self, entry: &mut Entry) -> Result<Option<Fact>, String> {
-        let looked = blocking(|| {
-            let kernel = reboot::next()?;
-            let said = image::look(&kernel.image)?;
-            let runs = said.is_ok_and(|said| said.runs(PROC.as_ref()));
-            Ok::<_, forebay_host::Error>((kernel.image, runs))
-        });
-        let kernel = match looked.await? {
+        let kernel = match blocking(|| next(None)).await? {
             Err(error) => return Ok(Some(impossible(Path::new("the next"), error.explain()))),
-            Ok((_, true)) => return Ok(Some(Fact::Rehearsed(None))),
-            Ok((kernel, false)) => kernel,
+            Ok(kernel) if kernel.runs => return Ok(Some(Fact::Rehearsed(None))),
+            Ok(kernel) => kernel,
         };
-        if entry.record.rehearsals >= REHEARSALS_MAX {
-            let why =
-                format!("it was cut off {REHEARSALS_MAX} times, with the host or by somebody");
-            return Ok(Some(impossible(&kernel, why)));
-        }
-        entry.record.rehearses = Some(kernel);
-        Ok(None)
+        let begun = entry.record.begin_rehearsal(&kernel);
+        Ok(begun.err().map(|found| Fact::Rehearsed(Some(found))))
     }
 }
 
