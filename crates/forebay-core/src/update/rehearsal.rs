@@ -141,6 +141,45 @@ impl Record {
         Ok(())
     }
 
+    /// Compares the kernel that the host is about to begin anew with, or why there is none, with the one that was
+    /// rehearsed. Where it is another one, nothing is known of it: what is to be said where the host begins anew all the
+    /// same.
+    ///
+    /// # Errors
+    /// Why it does not begin anew, where it is not to without a rehearsal.
+    pub fn begins_with(&mut self, next: Result<&Kernel, &str>) -> Result<Option<String>, String> {
+        let is_wanted = self.order.keep && self.order.rehearse != Rehearse::Off;
+        // Of others nothing is known anyway.
+        let has_passed = |one: &Rehearsal| one.verdict == Verdict::Passed;
+        if !is_wanted || !self.rehearsal.as_ref().is_none_or(has_passed) {
+            return Ok(None);
+        }
+        let passed = match &self.rehearsal {
+            Some(passed) => format!("kernel {} was rehearsed", passed.kernel),
+            None => "the kernel that runs was found to be the newest".to_owned(),
+        };
+        let (name, why) = match next {
+            Ok(next) if next.runs || self.has_rehearsed(next) => return Ok(None),
+            Ok(next) if self.rehearses.as_ref() == Some(&next.image) => {
+                (next.name(), format!("its file was replaced after {passed}"))
+            }
+            Ok(next) => (next.name(), format!("it came after {passed}")),
+            Err(why) => ("that comes".to_owned(), format!("{passed}, and now: {why}")),
+        };
+        let said = format!("kernel {name} was not rehearsed: {why}");
+        self.rehearsal = Some(Rehearsal::impossible(name, why));
+        match self.order.rehearse {
+            Rehearse::Required => Err(format!("{said}; `forebay update rehearse` tries it out")),
+            Rehearse::Auto | Rehearse::Off => Ok(Some(said)),
+        }
+    }
+
+    fn has_rehearsed(&self, kernel: &Kernel) -> bool {
+        // Records of before do not say which build it was.
+        let is_build = self.rehearses_build.is_none() || self.rehearses_build == kernel.build;
+        self.rehearsal.is_some() && self.rehearses.as_ref() == Some(&kernel.image) && is_build
+    }
+
     /// Once the command is done, and apps are to be kept or to run on: what comes.
     pub(super) fn before_departure(&self) -> Stage {
         match self.order.keep && self.order.rehearse != Rehearse::Off {
@@ -230,5 +269,77 @@ mod tests {
         let why = found.verdict.why().unwrap();
         assert!(why.contains("it was cut off 2 times"), "{why}");
         assert_eq!(found.verdict.word(), "impossible");
+    }
+
+    #[test]
+    fn the_host_begins_anew_with_the_kernel_that_was_rehearsed() {
+        let passed = |rehearse| {
+            let mut record = kept(rehearse);
+            record.begin_rehearsal(&kernel("6.2 #1")).unwrap();
+            record.rehearsal = Some(Rehearsal {
+                kernel: "6.2".to_owned(),
+                verdict: Verdict::Passed,
+                took: Duration::from_secs(1),
+            });
+            record
+        };
+        let check = |mut record: Record, next: Result<&Kernel, &str>, expected: &str| {
+            let before = record.rehearsal.clone();
+            match record.begins_with(next) {
+                Ok(None) => assert_eq!(("", before), (expected, record.rehearsal)),
+                Ok(Some(said)) | Err(said) => {
+                    assert_eq!(said, expected);
+                    let found = record.rehearsal.unwrap();
+                    assert_eq!(found.verdict.word(), "impossible");
+                    assert!(said.contains(&found.kernel), "{said}: {found:?}");
+                }
+            }
+        };
+        let newer = "kernel 6.3 was not rehearsed: it came after kernel 6.2 was rehearsed";
+        let refused = format!("{newer}; `forebay update rehearse` tries it out");
+        check(passed(Rehearse::Auto), Ok(&kernel("6.2 #1")), "");
+        check(passed(Rehearse::Required), Ok(&kernel("6.2 #1")), "");
+        check(passed(Rehearse::Off), Ok(&kernel("6.3 #1")), "");
+        check(passed(Rehearse::Auto), Ok(&kernel("6.3 #1")), newer);
+        check(passed(Rehearse::Required), Ok(&kernel("6.3 #1")), &refused);
+        check(
+            passed(Rehearse::Auto),
+            Ok(&kernel("6.2 #2")),
+            "kernel 6.2 was not rehearsed: its file was replaced after kernel 6.2 was rehearsed",
+        );
+        check(
+            passed(Rehearse::Auto),
+            Err("no kernel"),
+            "kernel that comes was not rehearsed: kernel 6.2 was rehearsed, and now: no kernel",
+        );
+        let running = Kernel {
+            runs: true,
+            ..kernel("6.1 #1")
+        };
+        // The one that ran was the newest when that was looked at.
+        check(kept(Rehearse::Required), Ok(&running), "");
+        check(
+            kept(Rehearse::Auto),
+            Ok(&kernel("6.3 #1")),
+            "kernel 6.3 was not rehearsed: it came after the kernel that runs was found to be the newest",
+        );
+        // Nothing was known before.
+        let mut unknown = kept(Rehearse::Auto);
+        unknown.rehearsal = Some(Rehearsal::impossible("6.2".to_owned(), "no".to_owned()));
+        check(unknown, Ok(&kernel("6.3 #1")), "");
+        // One whose update began before builds were noted.
+        let mut old = passed(Rehearse::Auto);
+        old.rehearses_build = None;
+        check(old, Ok(&kernel("6.2 #1")), "");
+        assert!(
+            passed(Rehearse::Auto)
+                .begins_with(Ok(&kernel("6.3 #1")))
+                .is_ok()
+        );
+        assert!(
+            passed(Rehearse::Required)
+                .begins_with(Ok(&kernel("6.3 #1")))
+                .is_err()
+        );
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::journal::{self, Content, Entry};
 use super::run::{PROC, Runner, forget};
-use super::{Shared, locked, plan};
+use super::{Shared, locked, plan, rehearse};
 use crate::control::{Command, Deed};
 
 /// How long a host may take to go down.
@@ -194,10 +194,14 @@ impl Runner {
         if departed.as_ref().is_some_and(|boot| boot != here) {
             return Ok(arrived(entry));
         }
-        let ready = blocking(|| reboot::way().map(reboot::prepare)).await?;
-        let ready = match ready {
+        let ready = match self.prepare(entry).await? {
             Ok(ready) => ready,
-            Err(error) => return Ok(Fact::Booted(Err(error.explain()))),
+            Err(why) => {
+                if departed.is_some() {
+                    self.start_again(entry).await?;
+                }
+                return Ok(Fact::Booted(Err(why)));
+            }
         };
         if let Ready::Firmware(why) = &ready {
             self.tell(format!("the host reboots through its firmware: {why}"));
@@ -226,6 +230,34 @@ impl Runner {
                 self.depart_first(entry, ready).await
             }
         }
+    }
+
+    /// Loads what the host begins anew with, where that is what was rehearsed; or why it does not begin anew.
+    async fn prepare(&self, entry: &mut Entry) -> Result<Result<Ready, String>, String> {
+        let looked = blocking(|| {
+            let way = reboot::way()?;
+            let started = match &way {
+                Way::Kexec(kernel) => Some(kernel.clone()),
+                // Nobody knows what its boot loader starts; usually it is the newest.
+                Way::Firmware(_) => None,
+            };
+            Ok::<_, forebay_host::Error>((way, rehearse::next(started)))
+        });
+        let (way, next) = match looked.await? {
+            Ok(looked) => looked,
+            Err(error) => return Ok(Err(error.explain())),
+        };
+        let next = next.map_err(|error| error.explain());
+        // Before it is loaded: what is loaded may be started by whoever reboots the host.
+        match entry
+            .record
+            .begins_with(next.as_ref().map_err(String::as_str))
+        {
+            Ok(None) => {}
+            Ok(Some(said)) => self.tell(said),
+            Err(why) => return Ok(Err(why)),
+        }
+        Ok(Ok(blocking(|| reboot::prepare(way)).await?))
     }
 
     /// Has the kernel of now come next through the firmware, should the one that is meant not come up.

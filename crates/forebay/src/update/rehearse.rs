@@ -56,9 +56,11 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(rehearsal: &Rehearsal, directory: &Path) -> Self {
         let console = directory.join(CONSOLE);
+        // Where none was made, it is that of another one.
+        let has_any = rehearsal.verdict != Verdict::Passed && !rehearsal.took.is_zero();
         Self {
             rehearsal: rehearsal.clone(),
-            console: (rehearsal.verdict != Verdict::Passed && console.is_file()).then_some(console),
+            console: (has_any && console.is_file()).then_some(console),
         }
     }
 
