@@ -24,9 +24,9 @@ mod guest;
 pub mod image;
 mod machine;
 mod modules;
+mod places;
 
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::units::Bytes;
 use forebay_core::update::{Rehearsal, Verdict};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
 use crate::checkpoint::criu::{Criu, IMAGES_DIR, last_error, room};
 use crate::checkpoint::raise_numbers;
@@ -45,9 +45,11 @@ use archive::{Archive, copy_loaded};
 use canary::{Answer, Files};
 use guest::Order;
 use machine::{End, Executed, Heard, Machine};
+use places::{Places, clear, lock, remove};
 
 pub use canary::run as run_canary;
 pub use guest::run as run_guest;
+pub use places::clear_up;
 
 /// What emulates the machine, where programs are.
 const QEMU: &str = "qemu-system-x86_64";
@@ -113,7 +115,7 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
     let began = Instant::now();
     let directory = &wanted.directory;
     fs::create_dir_all(directory).map_err(|e| HostError::file("make", directory, e))?;
-    let _lock = lock(directory)?;
+    let _lock = lock(directory, FlockOperation::LockExclusive)?;
     clear(directory)?;
     remove(&directory.join(CONSOLE), |place| fs::remove_file(place))?;
     let obstacle = obstacle(wanted.qemu.as_deref());
@@ -136,61 +138,6 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
         verdict: tried.map_or_else(|verdict| verdict, |()| Verdict::Passed),
         took: began.elapsed(),
     })
-}
-
-/// One at a time: the next waits.
-fn lock(directory: &Path) -> Result<File, HostError> {
-    let path = directory.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| HostError::file("open", &path, error))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| HostError::file("lock", &path, error))?;
-    Ok(file)
-}
-
-/// What is made for one rehearsal.
-struct Places {
-    program: PathBuf,
-    images: PathBuf,
-    canary: PathBuf,
-    archive: PathBuf,
-}
-
-impl Places {
-    fn of(directory: &Path) -> Self {
-        Self {
-            program: directory.join("forebay"),
-            images: directory.join("images"),
-            canary: directory.join("canary"),
-            archive: directory.join("archive"),
-        }
-    }
-}
-
-/// Removes what one before this made.
-fn clear(directory: &Path) -> Result<(), HostError> {
-    let places = Places::of(directory);
-    for place in [places.images, places.canary] {
-        remove(&place, |place| fs::remove_dir_all(place))?;
-    }
-    for place in [places.program, places.archive] {
-        remove(&place, |place| fs::remove_file(place))?;
-    }
-    Ok(())
-}
-
-fn remove(place: &Path, with: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), HostError> {
-    match with(place) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(HostError::file("remove", place, error))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 /// What does not work here says nothing of the kernel.

@@ -221,6 +221,23 @@ pub(super) fn next(started: Option<reboot::Kernel>) -> Result<Kernel, forebay_ho
 impl Runner {
     /// Has the kernel that comes tried out in the slice of the update, where it is another one than that which runs.
     pub(super) async fn rehearse(&self, entry: &mut Entry) -> Result<Fact, String> {
+        let fact = self.try_out(entry).await?;
+        // Whatever it came to, and whoever ended it.
+        self.end_rehearsal(&entry.record).await?;
+        Ok(fact)
+    }
+
+    /// Ends what tries the kernel out, and takes away what that made.
+    async fn end_rehearsal(&self, record: &Record) -> Result<(), String> {
+        if let Some(app) = self.shared.place.rehearsal(record) {
+            self.end(&app.id).await?;
+        }
+        let directory = directory(&self.shared.place.state_dir);
+        let cleared = blocking(move || rehearsal::clear_up(&directory)).await?;
+        cleared.map_err(|error| error.explain())
+    }
+
+    async fn try_out(&self, entry: &mut Entry) -> Result<Fact, String> {
         if self.is_to_go_on() {
             return Ok(Fact::Booted(Err(RESUMED.to_owned())));
         }
@@ -228,6 +245,10 @@ impl Runner {
         let standing =
             errand::look(&file).map_err(|error| format!("look at {}: {error}", file.display()))?;
         let is_lost = standing == Standing::Ended(Ending::Lost);
+        if is_lost {
+            // What it started may go on, and keep the next one out.
+            self.end_rehearsal(&entry.record).await?;
+        }
         if entry.record.rehearses.is_none() || is_lost {
             if let Some(fact) = self.choose(entry).await? {
                 return Ok(fact);
@@ -250,7 +271,6 @@ impl Runner {
         let wish = &self.shared.wishes.resume;
         let step = entry.record.step();
         let ending = self.attend(entry, (&id, wish), &file, &step).await?;
-        self.take_away(&id, &ending).await?;
         if self.is_to_go_on() {
             return Ok(Fact::Booted(Err(RESUMED.to_owned())));
         }
@@ -308,6 +328,14 @@ mod tests {
         assert!(shown.console.unwrap().ends_with("/console"));
         fs::write(&file, "{").unwrap();
         assert_eq!(Report::read(&file), None);
+    }
+
+    #[test]
+    fn the_console_of_another_rehearsal_is_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(CONSOLE), "up").unwrap();
+        let found = Rehearsal::impossible("6.3".to_owned(), "it came later".to_owned());
+        assert_eq!(Report::new(&found, directory.path()).console, None);
     }
 
     #[test]
