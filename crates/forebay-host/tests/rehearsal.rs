@@ -35,12 +35,15 @@ const TRIALS: [Trial; 7] = [
         is_cut,
     ),
     ("a_kernel_whose_file_is_damaged_fails", is_damaged),
-    ("a_machine_whose_process_1_dies_fails", dies),
+    ("a_machine_whose_process_1_dies_does_not_pass", dies),
     (
         "what_fails_under_the_kernel_that_runs_says_nothing_of_another",
         says_nothing,
     ),
-    ("a_machine_that_takes_too_long_fails", takes_too_long),
+    (
+        "a_machine_that_takes_too_long_does_not_pass",
+        takes_too_long,
+    ),
 ];
 
 fn main() {
@@ -170,6 +173,14 @@ fn failed(found: &Rehearsal) -> &str {
     }
 }
 
+/// Why a kernel did not pass of which nothing is known all the same.
+fn uncompared(found: &Rehearsal) -> &str {
+    match &found.verdict {
+        Verdict::Impossible(why) if why.contains("the file of the kernel that runs") => why,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn passes(stage: &Stage, kind: &str) {
     let wanted = stage.wanted(&stage.kernel(kind));
     let found = run(&wanted);
@@ -222,7 +233,7 @@ fn dies(stage: &Stage) {
     let mut wanted = stage.wanted(&stage.kernel("stable"));
     wanted.directory = stage.place.path().join(DIES);
     let found = run(&wanted);
-    let why = failed(&found);
+    let why = uncompared(&found);
     assert!(
         why.contains("Kernel panic - not syncing: Attempted to kill init"),
         "{why}"
@@ -246,7 +257,7 @@ fn takes_too_long(stage: &Stage) {
     wanted.limit = Duration::from_millis(500);
     let found = run(&wanted);
     assert!(
-        failed(&found).contains("it did not come up within 0.5 s"),
+        uncompared(&found).contains("it did not come up within 0.5 s"),
         "{found:?}"
     );
 }

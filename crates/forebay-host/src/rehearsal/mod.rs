@@ -10,12 +10,12 @@
 //! written down. There CRIU begins the canary, which is asked what only one can answer that has its memory.
 //!
 //! A rehearsal may fail for reasons that are not the kernel's: an emulated processor is not this one. So what failed where
-//! the processor executes it is tried once more emulated, and what failed emulated is tried with the kernel that runs,
-//! where its file is there. Where that one fails as well, nothing is known of the other.
+//! the processor executes it is tried once more emulated, and what failed emulated is tried with the kernel that runs.
+//! Where that one does not pass either, or its file is not there, nothing is known of the other.
 //!
 //! # Properties
 //! - The machine has no disk, no network and no device of this host; time, memory and what it says are bounded.
-//! - A kernel whose file is whole is not said to fail where that of the kernel that runs is there and fails as well.
+//! - A kernel whose file is whole is said to fail only where the kernel that runs passed in its place.
 //! - It does not show that the initrd finds the root file system, nor drivers of this host's devices.
 
 mod archive;
@@ -75,7 +75,7 @@ pub const CONSOLE: &str = "console";
 pub struct Wanted {
     /// The kernel's file.
     pub kernel: PathBuf,
-    /// The file of the kernel that runs, where it is there.
+    /// The file of the kernel that runs, where it is there: without, a kernel that fails may do so for other reasons.
     pub running: Option<PathBuf>,
     /// Where `lib/modules` of kernels is found: usually `/`.
     pub root: PathBuf,
@@ -199,16 +199,30 @@ fn try_out(wanted: &Wanted, release: &str) -> Tried<()> {
     };
     // What it said is what somebody wants to see, and not what the other one says.
     let console = fs::read(directory.join(CONSOLE));
-    let verdict = match wanted.running.as_deref().map(with_another) {
-        Some(Err(Verdict::Failed(why))) => Verdict::Impossible(format!(
-            "the kernel that runs does not pass here either ({why}), and so nothing is known of another one ({failed})"
-        )),
-        _ => Verdict::Failed(failed),
-    };
+    let compared = wanted.running.as_deref().map(with_another);
+    let verdict = compare(failed, compared);
     if let Err(error) = console.and_then(|text| fs::write(directory.join(CONSOLE), text)) {
         tracing::warn!(%error, "what the machine said is lost");
     }
     Err(verdict)
+}
+
+/// What is known of a kernel that failed so, by what came of the one that runs in its place.
+fn compare(failed: String, running: Option<Tried<()>>) -> Verdict {
+    let why = match running {
+        Some(Ok(())) => return Verdict::Failed(failed),
+        Some(Err(Verdict::Failed(why))) => {
+            format!("the kernel that runs does not pass here either ({why})")
+        }
+        Some(Err(other)) => {
+            let why = other.why().unwrap_or_default();
+            format!("the kernel that runs cannot be tried out in its place ({why})")
+        }
+        None => "the file of the kernel that runs, which could be tried out in its place, is not in /boot".to_owned(),
+    };
+    Verdict::Impossible(format!(
+        "{why}, and so nothing is known of another one ({failed})"
+    ))
 }
 
 /// Why nothing can be rehearsed here, if so.
@@ -676,18 +690,31 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_fails_where_the_one_that_runs_passes() {
+        let check = |running: Option<Tried<()>>, expected: &str| {
+            let verdict = compare("a panic".to_owned(), running);
+            let said = format!("{}: {}", verdict.word(), verdict.why().unwrap_or_default());
+            assert!(
+                said.starts_with(expected) && said.contains("a panic"),
+                "{said}"
+            );
+        };
+        check(Some(Ok(())), "failed: a panic");
+        check(
+            Some(Err(Verdict::Failed("no vdso".to_owned()))),
+            "impossible: the kernel that runs does not pass here either (no vdso)",
+        );
+        check(
+            Some(Err(Verdict::Impossible("no modules".to_owned()))),
+            "impossible: the kernel that runs cannot be tried out in its place (no modules)",
+        );
+        check(None, "impossible: the file of the kernel that runs");
+    }
+
+    #[test]
     fn without_qemu_nothing_is_known() {
         let why = obstacle(Some(Path::new("/no/such/qemu"))).unwrap();
         assert!(
-        let why = found.verdict.why().unwrap_or_default();
-        assert!(why.contains("/no/such/qemu"), "{found:?}");
-        assert!(matches!(found.verdict, Verdict::Impossible(_)), "{found:?}");
-        // A file that is no kernel needs no machine to be found out.
-        let wanted = Wanted {
-            qemu: Some("/bin/true".into()),
-            ..wanted
-        };
-        let found = rehearse(&wanted).unwrap();
             why.contains("find /no/such/qemu") && why.contains("qemu-system-x86"),
             "{why}"
         );
@@ -704,6 +731,15 @@ mod tests {
             accelerate: false,
         };
         fs::write(&wanted.kernel, "no kernel").unwrap();
+        let found = rehearse(&wanted).unwrap();
+        let why = found.verdict.why().unwrap_or_default();
+        assert!(why.contains("/no/such/qemu"), "{found:?}");
+        assert!(matches!(found.verdict, Verdict::Impossible(_)), "{found:?}");
+        // A file that is no kernel needs no machine to be found out.
+        let wanted = Wanted {
+            qemu: Some("/bin/true".into()),
+            ..wanted
+        };
         let found = rehearse(&wanted).unwrap();
         assert!(matches!(found.verdict, Verdict::Failed(_)), "{found:?}");
         let found = rehearse(&Wanted {

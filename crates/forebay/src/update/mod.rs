@@ -497,9 +497,13 @@ impl Desk {
             }
             format!("the command of update {number} is asked to end")
         } else if has_reboot_before_it(stage) {
+            let does = match stage {
+                Stage::Rehearsing => "tries the kernel out that comes",
+                Stage::Departing => "has the host, or userspace, begin anew by itself",
+                _ => "waits for a reboot (reboot the host)",
+            };
             return Err(Refused::Cannot(format!(
-                "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
-                 without by `forebay update resume`"
+                "update {number} {does}, and its command is over: `forebay update resume` goes on without the reboot"
             )));
         } else {
             return Err(Refused::Cannot(format!(

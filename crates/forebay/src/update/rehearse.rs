@@ -1,7 +1,7 @@
 //! The rehearsal of a kernel as a part of an update, and what is kept of one.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const MACHINES_MAX: u32 = 3;
 const AROUND: Duration = Duration::from_secs(300);
 /// A report is no longer.
 const REPORT_BYTES_MAX: u64 = 1 << 20;
+/// Of what is said last, what is kept.
+const WORDS_BYTES_MAX: u64 = 1 << 10;
 
 /// Where rehearsals are made, below the state directory.
 pub(crate) fn directory(state_dir: &Path) -> PathBuf {
@@ -218,6 +220,25 @@ pub(super) fn next(started: Option<reboot::Kernel>) -> Result<Kernel, forebay_ho
     })
 }
 
+/// The last line of a file that somebody wrote to: the file itself goes with the update.
+fn last_words(output: &Path) -> String {
+    let read = || {
+        let mut file = File::open(output)?;
+        let begin = file.metadata()?.len().saturating_sub(WORDS_BYTES_MAX);
+        file.seek(SeekFrom::Start(begin))?;
+        let mut bytes = Vec::new();
+        file.take(WORDS_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => match text.lines().rfind(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().replace(char::is_control, " "),
+            None => "it said nothing".to_owned(),
+        },
+        Err(error) => format!("what it said cannot be read: {error}"),
+    }
+}
+
 impl Runner {
     /// Has the kernel that comes tried out in the slice of the update, where it is another one than that which runs.
     pub(super) async fn rehearse(&self, entry: &mut Entry) -> Result<Fact, String> {
@@ -279,13 +300,10 @@ impl Runner {
         }
         Ok(match Report::read(&report) {
             Some(report) => Fact::Rehearsed(Some(report.rehearsal)),
-            None => impossible(
-                &kernel,
-                format!(
-                    "what tries it out {ending}; `less {}` shows why",
-                    output.display()
-                ),
-            ),
+            None => {
+                let said = last_words(&output);
+                impossible(&kernel, format!("what tries it out {ending}: {said}"))
+            }
         })
     }
 
@@ -328,6 +346,21 @@ mod tests {
         assert!(shown.console.unwrap().ends_with("/console"));
         fs::write(&file, "{").unwrap();
         assert_eq!(Report::read(&file), None);
+    }
+
+    #[test]
+    fn what_was_said_last_is_a_line_with_a_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("output");
+        let check = |text: &str, expected: &str| {
+            fs::write(&file, text).unwrap();
+            assert_eq!(last_words(&file), expected);
+        };
+        check("", "it said nothing");
+        check("one\nforebay: no\troom\n\n", "forebay: no room");
+        check(&"x".repeat(5000), &"x".repeat(1024));
+        fs::remove_file(&file).unwrap();
+        assert!(last_words(&file).contains("cannot be read"));
     }
 
     #[test]
