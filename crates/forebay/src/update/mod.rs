@@ -497,11 +497,7 @@ impl Desk {
             }
             format!("the command of update {number} is asked to end")
         } else if has_reboot_before_it(stage) {
-            let does = match stage {
-                Stage::Rehearsing => "tries the kernel out that comes",
-                Stage::Departing => "has the host, or userspace, begin anew by itself",
-                _ => "waits for a reboot (reboot the host)",
-            };
+            let does = receipt::before_reboot(stage);
             return Err(Refused::Cannot(format!(
                 "update {number} {does}, and its command is over: `forebay update resume` goes on without the reboot"
             )));

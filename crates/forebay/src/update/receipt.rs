@@ -74,7 +74,16 @@ const fn next(stage: Stage) -> &'static str {
     }
 }
 
-/// The same where userspace begins anew.
+/// What an update does that has a reboot before it.
+pub(super) const fn before_reboot(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Rehearsing => "tries the kernel out that comes",
+        Stage::Departing => "has the host, or userspace, begin anew by itself",
+        _ => "waits for a reboot (reboot the host)",
+    }
+}
+
+/// The same as [`next`] where userspace begins anew.
 const fn next_softly(stage: Stage) -> &'static str {
     match stage {
         Stage::Departing => {
