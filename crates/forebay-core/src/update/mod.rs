@@ -63,7 +63,7 @@ use crate::units::Bytes;
 
 pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
-pub use rehearsal::{REHEARSALS_MAX, Rehearsal, Rehearse, Verdict};
+pub use rehearsal::{Kernel, REHEARSALS_MAX, Rehearsal, Rehearse, Verdict};
 pub use rung::{
     Choice, Front, Keeps, Rung, Soft, Subject, Way, choose, ends_the_host, ends_userspace,
 };
@@ -389,6 +389,9 @@ pub struct Record {
     /// The file of the kernel that they are of.
     #[serde(default)]
     pub rehearses: Option<PathBuf>,
+    /// What that file said of itself then.
+    #[serde(default)]
+    pub rehearses_build: Option<String>,
     /// What the last one came to.
     #[serde(default)]
     pub rehearsal: Option<Rehearsal>,
@@ -427,6 +430,7 @@ impl Record {
             departs_to: None,
             rehearsals: 0,
             rehearses: None,
+            rehearses_build: None,
             rehearsal: None,
             lives: BTreeMap::new(),
             alarm: false,

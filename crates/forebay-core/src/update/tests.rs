@@ -544,6 +544,11 @@ fn order(path: &Path) -> Order {
     }
 }
 
+/// A record of an update that was asked for.
+pub(super) fn record() -> Record {
+    Record::new(1, 0, "boot".to_owned(), order(&paths()[0]))
+}
+
 /// How it is before anything of a path.
 fn world(path: &Path, deaths: &[u32]) -> World {
     let lives = [("a", 1), ("b", 2)].map(|(app, pid)| {
@@ -658,7 +663,7 @@ fn no_crash_leaves_an_update_half_done() {
 
 #[test]
 fn it_can_be_called_off_until_the_command_begins() {
-    let mut record = Record::new(1, 0, "boot".to_owned(), order(&paths()[0]));
+    let mut record = record();
     let facts = [
         Fact::Done,
         Fact::Proved(BTreeMap::new()),
@@ -679,7 +684,7 @@ fn it_can_be_called_off_until_the_command_begins() {
 
 #[test]
 fn troubles_have_a_bound() {
-    let mut record = Record::new(1, 0, "boot".to_owned(), order(&paths()[0]));
+    let mut record = record();
     for n in 0..TROUBLES_MAX + 5 {
         record.trouble(n.to_string());
     }

@@ -10,8 +10,8 @@
 //! written down. There CRIU begins the canary, which is asked what only one can answer that has its memory.
 //!
 //! A rehearsal may fail for reasons that are not the kernel's: an emulated processor is not this one. So what failed where
-//! the processor executes it is tried once more emulated, and what failed emulated is tried with the kernel that runs,
-//! where its file is there. Where that one fails as well, nothing is known of the other.
+//! the processor executes it is tried once more emulated, and what failed emulated is tried with the kernel that runs.
+//! Where that one does not pass either, nothing is known of the other.
 //!
 //! # Properties
 //! - The machine has no disk, no network and no device of this host; time, memory and what it says are bounded.
@@ -24,9 +24,9 @@ mod guest;
 pub mod image;
 mod machine;
 mod modules;
+mod places;
 
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use forebay_core::units::Bytes;
 use forebay_core::update::{Rehearsal, Verdict};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
 use crate::checkpoint::criu::{Criu, IMAGES_DIR, last_error, room};
 use crate::checkpoint::raise_numbers;
@@ -45,9 +45,11 @@ use archive::{Archive, copy_loaded};
 use canary::{Answer, Files};
 use guest::Order;
 use machine::{End, Executed, Heard, Machine};
+use places::{Places, clear, lock, remove};
 
 pub use canary::run as run_canary;
 pub use guest::run as run_guest;
+pub use places::clear_up;
 
 /// What emulates the machine, where programs are.
 const QEMU: &str = "qemu-system-x86_64";
@@ -113,7 +115,7 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
     let began = Instant::now();
     let directory = &wanted.directory;
     fs::create_dir_all(directory).map_err(|e| HostError::file("make", directory, e))?;
-    let _lock = lock(directory)?;
+    let _lock = lock(directory, FlockOperation::LockExclusive)?;
     clear(directory)?;
     remove(&directory.join(CONSOLE), |place| fs::remove_file(place))?;
     let obstacle = obstacle(wanted.qemu.as_deref());
@@ -136,61 +138,6 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
         verdict: tried.map_or_else(|verdict| verdict, |()| Verdict::Passed),
         took: began.elapsed(),
     })
-}
-
-/// One at a time: the next waits.
-fn lock(directory: &Path) -> Result<File, HostError> {
-    let path = directory.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| HostError::file("open", &path, error))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| HostError::file("lock", &path, error))?;
-    Ok(file)
-}
-
-/// What is made for one rehearsal.
-struct Places {
-    program: PathBuf,
-    images: PathBuf,
-    canary: PathBuf,
-    archive: PathBuf,
-}
-
-impl Places {
-    fn of(directory: &Path) -> Self {
-        Self {
-            program: directory.join("forebay"),
-            images: directory.join("images"),
-            canary: directory.join("canary"),
-            archive: directory.join("archive"),
-        }
-    }
-}
-
-/// Removes what one before this made.
-fn clear(directory: &Path) -> Result<(), HostError> {
-    let places = Places::of(directory);
-    for place in [places.images, places.canary] {
-        remove(&place, |place| fs::remove_dir_all(place))?;
-    }
-    for place in [places.program, places.archive] {
-        remove(&place, |place| fs::remove_file(place))?;
-    }
-    Ok(())
-}
-
-fn remove(place: &Path, with: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), HostError> {
-    match with(place) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(HostError::file("remove", place, error))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 /// What does not work here says nothing of the kernel.
@@ -252,16 +199,30 @@ fn try_out(wanted: &Wanted, release: &str) -> Tried<()> {
     };
     // What it said is what somebody wants to see, and not what the other one says.
     let console = fs::read(directory.join(CONSOLE));
-    let verdict = match wanted.running.as_deref().map(with_another) {
-        Some(Err(Verdict::Failed(why))) => Verdict::Impossible(format!(
-            "the kernel that runs does not pass here either ({why}), and so nothing is known of another one ({failed})"
-        )),
-        _ => Verdict::Failed(failed),
-    };
+    let compared = wanted.running.as_deref().map(with_another);
+    let verdict = compare(failed, compared);
     if let Err(error) = console.and_then(|text| fs::write(directory.join(CONSOLE), text)) {
         tracing::warn!(%error, "what the machine said is lost");
     }
     Err(verdict)
+}
+
+/// What is known of a kernel that failed so, by what came of the one that runs in its place.
+fn compare(failed: String, running: Option<Tried<()>>) -> Verdict {
+    let untried = match running {
+        Some(Ok(())) => return Verdict::Failed(failed),
+        Some(Err(Verdict::Failed(why))) => {
+            return Verdict::Impossible(format!(
+                "the kernel that runs does not pass here either ({why}), and so nothing is known of another one ({failed})"
+            ));
+        }
+        Some(Err(other)) => other.why().unwrap_or_default().to_owned(),
+        None => "its file is not in /boot".to_owned(),
+    };
+    // Who waits in vain loses time; who boots it loses the host.
+    Verdict::Failed(format!(
+        "{failed}; the kernel that runs could not be tried out in its place ({untried}), so the machine may be to blame"
+    ))
 }
 
 /// Why nothing can be rehearsed here, if so.
@@ -729,6 +690,28 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_fails_unless_the_one_that_runs_does_as_well() {
+        let check = |running: Option<Tried<()>>, expected: &str| {
+            let verdict = compare("a panic".to_owned(), running);
+            let said = format!("{}: {}", verdict.word(), verdict.why().unwrap_or_default());
+            assert!(
+                said.starts_with(expected) && said.contains("a panic"),
+                "{said}"
+            );
+        };
+        check(Some(Ok(())), "failed: a panic");
+        check(
+            Some(Err(Verdict::Failed("no vdso".to_owned()))),
+            "impossible: the kernel that runs does not pass here either (no vdso)",
+        );
+        check(
+            Some(Err(Verdict::Impossible("no modules".to_owned()))),
+            "failed: a panic; the kernel that runs could not be tried out in its place (no modules)",
+        );
+        check(None, "failed: a panic; the kernel that runs could not");
+    }
+
+    #[test]
     fn without_qemu_nothing_is_known() {
         let why = obstacle(Some(Path::new("/no/such/qemu"))).unwrap();
         assert!(
@@ -747,8 +730,16 @@ mod tests {
             executable: "/bin/true".into(),
             accelerate: false,
         };
-        // A file that is no kernel needs no machine to be found out.
         fs::write(&wanted.kernel, "no kernel").unwrap();
+        let found = rehearse(&wanted).unwrap();
+        let why = found.verdict.why().unwrap_or_default();
+        assert!(why.contains("/no/such/qemu"), "{found:?}");
+        assert!(matches!(found.verdict, Verdict::Impossible(_)), "{found:?}");
+        // A file that is no kernel needs no machine to be found out.
+        let wanted = Wanted {
+            qemu: Some("/bin/true".into()),
+            ..wanted
+        };
         let found = rehearse(&wanted).unwrap();
         assert!(matches!(found.verdict, Verdict::Failed(_)), "{found:?}");
         let found = rehearse(&Wanted {

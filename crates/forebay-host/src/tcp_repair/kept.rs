@@ -21,13 +21,18 @@ use crate::regular;
 
 const BEGIN: &[u8] = b"forebay connections 1\n";
 const SUM_BYTES: usize = 4;
-/// Most bytes of a file.
-pub const BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Most bytes of a file: what waits, and twice as much around it.
+const BYTES_MAX: usize = 192 * 1024 * 1024;
+/// Most bytes that wait in all connections together, with what fronts know of them: so much memory, and a file of that
+/// size, is needed while a host goes down.
+const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most connections in one.
-pub const CONNECTIONS_MAX: usize = 65_536;
+const CONNECTIONS_MAX: usize = 65_536;
 /// How long connections are worth anything, in milliseconds: for a quarter of an hour a client sends what is not
 /// acknowledged, and four times that is given to one that has nothing to send.
 const AGE_MAX_MS: u64 = 60 * 60 * 1000;
+/// What is read back at once.
+const PIECE: usize = 64 * 1024;
 /// In the state directory.
 const FILE: &str = "connections";
 /// What is in use, or was.
@@ -50,8 +55,6 @@ pub struct Connection {
 pub struct Kept {
     /// The update that it was done for.
     pub update: u64,
-    /// The boot that they are of.
-    pub boot: String,
     /// When they stopped, in milliseconds since 1970.
     pub at_unix_ms: u64,
     /// Connections that could not be written down, by front.
@@ -64,7 +67,6 @@ pub struct Kept {
 #[serde(deny_unknown_fields)]
 struct Head {
     update: u64,
-    boot: String,
     at_unix_ms: u64,
     left: BTreeMap<String, u64>,
     connections: Vec<Entry>,
@@ -78,6 +80,36 @@ struct Entry {
     shape: Shape,
     to_send: usize,
     received: usize,
+}
+
+/// How many connections are still taken, and how much of what waits in them.
+#[derive(Debug)]
+pub struct Room {
+    bytes: usize,
+    connections: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            bytes: WAITING_BYTES_MAX,
+            connections: CONNECTIONS_MAX,
+        }
+    }
+}
+
+impl Room {
+    /// Whether there is room for this one as well; then it is taken.
+    pub fn take(&mut self, one: &Connection) -> bool {
+        let frozen = &one.frozen;
+        let bytes = frozen.to_send.len() + frozen.received.len() + one.state.len();
+        let left = self.bytes.checked_sub(bytes);
+        let (Some(bytes), Some(connections)) = (left, self.connections.checked_sub(1)) else {
+            return false;
+        };
+        *self = Self { bytes, connections };
+        true
+    }
 }
 
 /// Why bytes are not what was written.
@@ -100,7 +132,6 @@ impl Kept {
         };
         let head = Head {
             update: self.update,
-            boot: self.boot.clone(),
             at_unix_ms: self.at_unix_ms,
             left: self.left.clone(),
             connections: self.connections.iter().map(entry).collect(),
@@ -171,7 +202,6 @@ impl Kept {
         }
         Ok(Self {
             update: head.update,
-            boot: head.boot,
             at_unix_ms: head.at_unix_ms,
             left: head.left,
             connections,
@@ -194,8 +224,9 @@ pub fn write(state_dir: &Path, kept: &Kept) -> Result<(), HostError> {
     let bytes = kept.encode()?;
     regular::replace(&file, &bytes, 0o600)
         .map_err(|error| HostError::told(format!("write connections down: {error}; {WORD}")))?;
-    let found = read_back(&file).map_err(|error| HostError::file("read back", &file, error))?;
-    if found != bytes {
+    let is_there =
+        is_on_disk(&file, &bytes).map_err(|error| HostError::file("read back", &file, error))?;
+    if !is_there {
         forget(&file)?;
         return Err(HostError::invalid(
             format!("compare {} with what was written", file.display()),
@@ -205,13 +236,21 @@ pub fn write(state_dir: &Path, kept: &Kept) -> Result<(), HostError> {
     Ok(())
 }
 
-/// What the kernel still has in memory says nothing of the disk.
-fn read_back(file: &Path) -> io::Result<Vec<u8>> {
+/// Whether the disk has these bytes: what the kernel still has in memory says nothing of it.
+fn is_on_disk(file: &Path, bytes: &[u8]) -> io::Result<bool> {
     let mut open = File::open(file)?;
     fadvise(&open, 0, None::<NonZeroU64>, Advice::DontNeed)?;
-    let mut bytes = Vec::new();
-    open.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let (mut rest, mut piece) = (bytes, vec![0; PIECE]);
+    loop {
+        let found = match open.read(&mut piece)? {
+            0 => return Ok(rest.is_empty()),
+            length => &piece[..length],
+        };
+        match rest.strip_prefix(found) {
+            Some(after) => rest = after,
+            None => return Ok(false),
+        }
+    }
 }
 
 /// What stands there, without taking it; none where nothing does.
@@ -302,7 +341,6 @@ mod tests {
         };
         Kept {
             update: 3,
-            boot: "one".to_owned(),
             at_unix_ms: 1_000,
             left: BTreeMap::from([("web".to_owned(), 2)]),
             connections: vec![one("web", b"answer", b"GET /"), one("cache", b"", b"")],
@@ -344,6 +382,51 @@ mod tests {
                 assert!(read.connections.len() <= CONNECTIONS_MAX);
             }
         }
+    }
+
+    #[test]
+    fn what_waits_in_all_connections_together_has_a_bound() {
+        let mut large = kept().connections.remove(0);
+        large.frozen.to_send = vec![0; QUEUE_BYTES_MAX];
+        large.frozen.received = Vec::new();
+        large.state = String::new();
+        let small = kept().connections.remove(1);
+        let mut room = Room::default();
+        let taken = (0..100).take_while(|_| room.take(&large)).count();
+        assert_eq!(taken, WAITING_BYTES_MAX / QUEUE_BYTES_MAX);
+        assert!(!room.take(&small), "nothing is left");
+        let mut room = Room::default();
+        let taken = (0..=CONNECTIONS_MAX).take_while(|_| room.take(&small));
+        assert_eq!(taken.count(), CONNECTIONS_MAX);
+        // What has room is written.
+        let full = Kept {
+            connections: vec![small; CONNECTIONS_MAX],
+            ..kept()
+        };
+        let bytes = full.encode().unwrap();
+        assert!(
+            bytes.len() + WAITING_BYTES_MAX <= BYTES_MAX,
+            "{}",
+            bytes.len()
+        );
+    }
+
+    #[test]
+    fn a_disk_that_has_something_else_is_found_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        let bytes: Vec<u8> = (0..=255).cycle().take(2 * PIECE + 7).collect();
+        let check = |there: &[u8], expected: bool| {
+            fs::write(&file, there).unwrap();
+            assert_eq!(is_on_disk(&file, &bytes).unwrap(), expected);
+        };
+        check(&bytes, true);
+        check(&bytes[..PIECE], false);
+        check(&[&bytes[..], &[0]].concat(), false);
+        let mut other = bytes.clone();
+        other[PIECE + 1] ^= 1;
+        check(&other, false);
+        check(&[], false);
     }
 
     #[test]

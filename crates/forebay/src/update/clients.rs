@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay_core::app::AppId;
+use forebay_host::tcp_repair::kept::Room;
 use forebay_host::tcp_repair::{Connection, Frozen, Kept, News, Rule, kept, socket};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -40,7 +41,7 @@ pub(super) struct Passage {
     pub(super) kept: u64,
     /// Of these, so many went on.
     pub(super) back: u64,
-    /// So many did not rest.
+    /// So many could not be.
     pub(super) left: u64,
     /// From when they were taken until they went on, in milliseconds.
     pub(super) pause_ms: Option<f64>,
@@ -103,8 +104,7 @@ impl Runner {
         let has_any = |given: &Given| !given.clients.is_empty() || given.left > 0;
         if given.values().any(has_any) {
             let (state_dir, update) = (shared.place.state_dir.clone(), entry.record.number);
-            let boot = shared.place.boot.clone();
-            let written = blocking(move || write_down(&state_dir, (update, boot), given)).await;
+            let written = blocking(move || write_down(&state_dir, update, given)).await;
             match written {
                 Ok(Ok(written)) => {
                     self.tell(written.said);
@@ -209,7 +209,7 @@ struct Unwritten {
 /// Reads all connections, has them durable, and closes them.
 fn write_down(
     state_dir: &Path,
-    (update, boot): (u64, String),
+    update: u64,
     mut given: BTreeMap<String, Given>,
 ) -> Result<Written, Unwritten> {
     let locals = given.values().flat_map(|given| &given.clients);
@@ -226,23 +226,18 @@ fn write_down(
         let why = error.explain();
         return Err(Unwritten { why, given });
     }
-    let left = given
-        .iter()
-        .map(|(front, given)| (front.clone(), given.left));
     let kept = Kept {
         update,
-        boot,
         at_unix_ms: unix_ms(),
-        left: left.collect(),
+        left: BTreeMap::new(),
         connections: Vec::new(),
     };
     let mut still = Still::read(&mut given);
     match still.write(state_dir, kept) {
         Ok(count) => {
-            let troubles = still
-                .closed
-                .into_iter()
-                .map(|(why, count)| format!("{count} connections of front {why}: closed"));
+            let troubles = still.closed.into_iter().map(|((front, why), count)| {
+                format!("{count} connections of front {front}: {why}: closed")
+            });
             Ok(Written {
                 said: format!("{count} connections of clients are written down"),
                 troubles: troubles.collect(),
@@ -254,7 +249,7 @@ fn write_down(
             if let Err(error) = kept::discard(state_dir) {
                 let reason = error.explain();
                 tracing::error!(reason, "clients' connections are closed");
-                for (connection, _) in std::mem::take(&mut still.all) {
+                for (connection, _) in still.take_all() {
                     still.close(&connection.front, "they may be made again in the next boot");
                 }
             }
@@ -262,7 +257,7 @@ fn write_down(
                 let reason = error.explain();
                 tracing::error!(reason, "connections wait until it ends by itself");
             }
-            for (connection, client) in still.all {
+            for (connection, client) in still.take_all() {
                 thaw(&client.socket);
                 if let Some(given) = given.get_mut(&connection.front) {
                     given.clients.push(client);
@@ -276,41 +271,70 @@ fn write_down(
 /// Connections that were read, and stand.
 #[derive(Default)]
 struct Still {
-    all: Vec<(Connection, Client)>,
-    /// Why others are closed, as without all this, and how many.
-    closed: BTreeMap<String, u64>,
+    connections: Vec<Connection>,
+    /// Of each of them, what the front gave away.
+    clients: Vec<Client>,
+    /// By front: those that it did not give away.
+    left: BTreeMap<String, u64>,
+    /// By front and why: others that are closed, as without all this, and how many.
+    closed: BTreeMap<(String, String), u64>,
 }
 
 impl Still {
     fn read(given: &mut BTreeMap<String, Given>) -> Self {
         let mut still = Self::default();
-        let mut room = kept::BYTES_MAX / 2;
+        let mut room = Room::default();
         for (front, given) in given {
+            still.left.insert(front.clone(), given.left);
             for client in std::mem::take(&mut given.clients) {
-                let is_one_more = still.all.len() < kept::CONNECTIONS_MAX;
-                match freeze(&client) {
-                    Ok(frozen) if size(&frozen) <= room && is_one_more => {
-                        room -= size(&frozen);
-                        let connection = Connection {
-                            front: front.clone(),
-                            state: client.state.clone(),
-                            frozen,
-                        };
-                        still.all.push((connection, client));
+                let frozen = match freeze(&client) {
+                    Ok(frozen) => frozen,
+                    Err(why) => {
+                        still.close(front, &why.to_string());
+                        continue;
                     }
-                    Ok(_) => {
+                };
+                let connection = Connection {
+                    front: front.clone(),
+                    state: client.state.clone(),
+                    frozen,
+                };
+                match room.take(&connection) {
+                    true => still.add(connection, client),
+                    false => {
                         thaw(&client.socket);
                         still.close(front, "they are too many, or hold too much");
                     }
-                    Err(why) => still.close(front, &why.to_string()),
                 }
             }
         }
         still
     }
 
+    fn add(&mut self, connection: Connection, client: Client) {
+        self.connections.push(connection);
+        self.clients.push(client);
+    }
+
+    fn take_all(&mut self) -> impl Iterator<Item = (Connection, Client)> + use<> {
+        let connections = std::mem::take(&mut self.connections);
+        connections
+            .into_iter()
+            .zip(std::mem::take(&mut self.clients))
+    }
+
     fn close(&mut self, front: &str, why: &str) {
-        *self.closed.entry(format!("{front}: {why}")).or_default() += 1;
+        let closed = (front.to_owned(), why.to_owned());
+        *self.closed.entry(closed).or_default() += 1;
+    }
+
+    /// By front, how many are not written down.
+    fn all_left(&self) -> BTreeMap<String, u64> {
+        let mut left = self.left.clone();
+        for ((front, _), count) in &self.closed {
+            *left.entry(front.clone()).or_default() += count;
+        }
+        left
     }
 
     /// Has all durable that received nothing since; how many that are.
@@ -318,17 +342,21 @@ impl Still {
         /// Whoever came past the rule did so before it was in force: once is enough.
         const TIMES: usize = 3;
         for _ in 0..TIMES {
-            kept.connections = self.all.iter().map(|(one, _)| one.clone()).collect();
-            kept::write(state_dir, &kept).map_err(|error| error.explain())?;
-            let before = self.all.len();
-            for (connection, client) in std::mem::take(&mut self.all) {
+            kept.left = self.all_left();
+            // Lent, since they may be large.
+            kept.connections = std::mem::take(&mut self.connections);
+            let written = kept::write(state_dir, &kept);
+            self.connections = std::mem::take(&mut kept.connections);
+            written.map_err(|error| error.explain())?;
+            let before = self.clients.len();
+            for (connection, client) in self.take_all() {
                 match socket::is_as_it_was(client.socket.as_fd(), &connection.frozen) {
-                    Ok(true) => self.all.push((connection, client)),
+                    Ok(true) => self.add(connection, client),
                     Ok(false) => self.close(&connection.front, "something came in between"),
                     Err(why) => self.close(&connection.front, &why.to_string()),
                 }
             }
-            if self.all.len() == before {
+            if self.clients.len() == before {
                 return Ok(count(before));
             }
         }
@@ -340,12 +368,6 @@ fn freeze(client: &Client) -> std::io::Result<Frozen> {
     let mut frozen = socket::freeze(client.socket.as_fd())?;
     frozen.put_back(client.unread.clone());
     Ok(frozen)
-}
-
-fn size(frozen: &Frozen) -> usize {
-    /// What the rest of an entry takes, about.
-    const ENTRY: usize = 1024;
-    frozen.to_send.len() + frozen.received.len() + ENTRY
 }
 
 fn thaw(socket: &OwnedFd) {

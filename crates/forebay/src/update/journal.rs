@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use forebay_api as api;
 use forebay_core::app::AppId;
-use forebay_core::update::{Looked, Pace, Record};
+use forebay_core::update::{Life, Looked, Pace, Record};
 use forebay_shadow::answers::Answers;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,10 @@ pub(super) struct Entry {
     /// By front, from then until the apps were looked at.
     pub(super) during: BTreeMap<AppId, (Pace, Counted)>,
     pub(super) hand_overs: Vec<HandOver>,
+    /// Those that are to be kept over a boot, as they ran before any of them was ended: whoever runs so still has lost
+    /// nothing.
+    #[serde(default)]
+    pub(super) lives: BTreeMap<AppId, Life>,
     /// How long apps stood that were kept over a boot, in milliseconds.
     #[serde(default)]
     pub(super) pauses: BTreeMap<AppId, f64>,
@@ -95,6 +99,7 @@ impl Entry {
             counted: BTreeMap::new(),
             during: BTreeMap::new(),
             hand_overs: Vec::new(),
+            lives: BTreeMap::new(),
             pauses: BTreeMap::new(),
             clients: BTreeMap::new(),
             held_times: 0,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_core::app::{App, AppId, Binding, Policy, Restart};
-use forebay_core::update::{Choice, Fact, Keeps, Order, Rung, Stage};
+use forebay_core::update::{Choice, Fact, Keeps, Life, Order, Rung, Stage};
 use forebay_host::Roots;
 use forebay_host::checkpoint::{Origin, TRIAL};
 use forebay_host::reboot::{self, Ready, Way, boot_loader, last};
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::journal::{self, Content, Entry};
 use super::run::{PROC, Runner, forget};
-use super::{Shared, locked, plan};
+use super::{Shared, locked, outdated, plan, rehearse};
 use crate::control::{Command, Deed};
 
 /// How long a host may take to go down.
@@ -194,10 +194,17 @@ impl Runner {
         if departed.as_ref().is_some_and(|boot| boot != here) {
             return Ok(arrived(entry));
         }
-        let ready = blocking(|| reboot::way().map(reboot::prepare)).await?;
-        let ready = match ready {
+        if departed.is_none() {
+            entry.lives = self.lives(entry).await?;
+        }
+        let ready = match self.prepare(entry).await? {
             Ok(ready) => ready,
-            Err(error) => return Ok(Fact::Booted(Err(error.explain()))),
+            Err(why) => {
+                if departed.is_some() {
+                    self.start_again(entry).await?;
+                }
+                return Ok(Fact::Booted(Err(why)));
+            }
         };
         if let Ready::Firmware(why) = &ready {
             self.tell(format!("the host reboots through its firmware: {why}"));
@@ -226,6 +233,63 @@ impl Runner {
                 self.depart_first(entry, ready).await
             }
         }
+    }
+
+    /// Loads what the host begins anew with, where that is what was rehearsed; or why it does not begin anew.
+    async fn prepare(&self, entry: &mut Entry) -> Result<Result<Ready, String>, String> {
+        let looked = blocking(|| {
+            let way = reboot::way()?;
+            let started = match &way {
+                Way::Kexec(kernel) => Some(kernel.clone()),
+                // Nobody knows what its boot loader starts; usually it is the newest.
+                Way::Firmware(_) => None,
+            };
+            Ok::<_, forebay_host::Error>((way, rehearse::next(started)))
+        });
+        let (way, next) = match looked.await? {
+            Ok(looked) => looked,
+            Err(error) => return Ok(Err(error.explain())),
+        };
+        let next = next.map_err(|error| error.explain());
+        // Before it is loaded: what is loaded may be started by whoever reboots the host.
+        match entry
+            .record
+            .begins_with(next.as_ref().map_err(String::as_str))
+        {
+            Ok(None) => {}
+            Ok(Some(said)) => self.tell(said),
+            Err(why) => return Ok(Err(why)),
+        }
+        Ok(Ok(blocking(|| reboot::prepare(way)).await?))
+    }
+
+    /// How those run that are to be kept.
+    async fn lives(&self, entry: &Entry) -> Result<BTreeMap<AppId, Life>, String> {
+        let mut lives = BTreeMap::new();
+        for app in entry.record.kept() {
+            let pid = self.process(app).await?;
+            if let Some(life) = pid.and_then(|pid| outdated::life(PROC.as_ref(), pid)) {
+                lives.insert(app.clone(), life);
+            }
+        }
+        Ok(lives)
+    }
+
+    /// Whether an app never ended since the host was to begin anew.
+    async fn never_ended(&self, entry: &Entry, app: &AppId) -> Result<bool, String> {
+        let boot = &self.shared.place.boot;
+        let is_this_boot = entry
+            .record
+            .departs_from
+            .as_ref()
+            .is_none_or(|from| from == boot);
+        // Another boot counts anew.
+        let Some(before) = entry.lives.get(app).filter(|_| is_this_boot) else {
+            return Ok(false);
+        };
+        let pid = self.process(app).await?;
+        let now = pid.and_then(|pid| outdated::life(PROC.as_ref(), pid));
+        Ok(now.as_ref() == Some(before))
     }
 
     /// Has the kernel of now come next through the firmware, should the one that is meant not come up.
@@ -449,6 +513,9 @@ impl Runner {
         let kept: Vec<AppId> = entry.record.kept().cloned().collect();
         let (mut back, mut lost) = (Vec::new(), Vec::new());
         for app in kept {
+            if self.never_ended(entry, &app).await? {
+                continue;
+            }
             match self.came_back(&app, number).await? {
                 Ok(stood) => {
                     entry

@@ -497,9 +497,9 @@ impl Desk {
             }
             format!("the command of update {number} is asked to end")
         } else if has_reboot_before_it(stage) {
+            let does = receipt::before_reboot(stage);
             return Err(Refused::Cannot(format!(
-                "update {number} waits for a reboot, and its command is over: reboot the host, or go on \
-                 without by `forebay update resume`"
+                "update {number} {does}, and its command is over: `forebay update resume` goes on without the reboot"
             )));
         } else {
             return Err(Refused::Cannot(format!(

@@ -6,7 +6,7 @@ use std::path::Path;
 use forebay_api as api;
 use forebay_core::app::AppId;
 use forebay_core::idset::CpuSet;
-use forebay_core::update::{AppProof, Call, Outcome, Pace, Record, Stage, System};
+use forebay_core::update::{AppProof, Call, Outcome, Pace, Record, Stage, System, Verdict};
 
 use super::clients::Passage;
 use super::journal::Entry;
@@ -74,7 +74,16 @@ const fn next(stage: Stage) -> &'static str {
     }
 }
 
-/// The same where userspace begins anew.
+/// What an update does that has a reboot before it.
+pub(super) const fn before_reboot(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Rehearsing => "tries the kernel out that comes",
+        Stage::Departing => "has the host, or userspace, begin anew by itself",
+        _ => "waits for a reboot (reboot the host)",
+    }
+}
+
+/// The same as [`next`] where userspace begins anew.
 const fn next_softly(stage: Stage) -> &'static str {
     match stage {
         Stage::Departing => {
@@ -175,16 +184,7 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
              reason is gone: `forebay update run -- {command}`"
         ),
         (Outcome::Alarmed, System::Updated) if record.failed_rehearsal().is_some() => {
-            let found = rehearsal(record, Path::new(&output.to_string())).unwrap_or_default();
-            let console = found.console.map_or(String::new(), |file| {
-                format!("`less {file}` shows what the machine said; ")
-            });
-            format!(
-                "the apps go on under the kernel of before, and a reboot would start kernel {kernel}: {console}mend it \
-                 or take it away (as by `apt-get purge linux-image-{kernel}`), `forebay update rehearse` tries it \
-                 again; then: `forebay update run --rung checkpoint -- {command}`",
-                kernel = found.kernel
-            )
+            after_rehearsal(record, Path::new(&output.to_string()))
         }
         (Outcome::Alarmed, System::Updated | System::Undone | System::Untouched) => {
             "somebody has to look at what is said above: `forebay apps` shows how apps are, and \
@@ -204,6 +204,29 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
              mended: `forebay update run -- {command}`, with `--rollback` where something undoes it"
         ),
     }
+}
+
+/// The same where its rehearsal keeps the host up.
+fn after_rehearsal(record: &Record, output: &Path) -> String {
+    let found = rehearsal(record, output).unwrap_or_default();
+    let console = found.console.map_or(String::new(), |file| {
+        format!("`less {file}` shows what the machine said; ")
+    });
+    let (kernel, command) = (found.kernel, record.order.command.join(" "));
+    let known = record.rehearsal.as_ref().map(|found| &found.verdict);
+    if let Some(Verdict::Impossible(_)) = known {
+        return format!(
+            "the apps go on under the kernel of before, and nothing is known of kernel {kernel}, which a reboot would \
+             start: {console}`forebay update rehearse` tries it out once what is said above stands against that no \
+             more; then: `forebay update run --rung checkpoint --rehearse required -- {command}`, or without a \
+             rehearsal: `--rehearse off`"
+        );
+    }
+    format!(
+        "the apps go on under the kernel of before, and a reboot would start kernel {kernel}: {console}mend it or take \
+         it away (as by `apt-get purge linux-image-{kernel}`), `forebay update rehearse` tries it again; then: `forebay \
+         update run --rung checkpoint -- {command}`"
+    )
 }
 
 /// What came of the rehearsal; outputs are beside where it was made.
@@ -320,7 +343,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use forebay_core::update::Order;
+    use forebay_core::update::{Order, Rehearsal, Rehearse};
 
     use super::*;
 
@@ -411,6 +434,30 @@ mod tests {
                 && said.contains("`forebay update run --rung checkpoint -- apt-get upgrade`"),
             "{said}"
         );
+        record.system = Updated;
+        record.order.rehearse = Rehearse::Required;
+        let no = || "no".to_owned();
+        let verdicts = [
+            (
+                Verdict::Failed(no()),
+                "purge linux-image-9.9",
+                "nothing is known",
+            ),
+            (
+                Verdict::Impossible(no()),
+                "nothing is known of kernel 9.9",
+                "purge",
+            ),
+        ];
+        for (verdict, part, none) in verdicts {
+            record.rehearsal = Some(Rehearsal {
+                verdict,
+                ..Rehearsal::impossible("9.9".to_owned(), no())
+            });
+            let said = afterwards(&record, output, &[]);
+            assert!(said.contains(part) && !said.contains(none), "{said}");
+            assert!(said.contains("`forebay update rehearse`"), "{said}");
+        }
         let said = afterwards(&record, output, &["libfoo".to_owned()]);
         assert!(
             said.contains("libfoo") && said.contains("`forebay update run -- dpkg --configure -a`")

@@ -1,7 +1,7 @@
 //! The rehearsal of a kernel as a part of an update, and what is kept of one.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use forebay_api as api;
 use forebay_core::app::App;
 use forebay_core::units::{Bytes, Limit};
 use forebay_core::update::{
-    Ending, Fact, Order, REHEARSALS_MAX, Record, Rehearsal, Rehearse, Verdict, Way,
+    Ending, Fact, Kernel, Order, Record, Rehearsal, Rehearse, Verdict, Way,
 };
 use forebay_host::reboot;
 use forebay_host::rehearsal::{self, CONSOLE, image};
@@ -28,6 +28,8 @@ const MACHINES_MAX: u32 = 3;
 const AROUND: Duration = Duration::from_secs(300);
 /// A report is no longer.
 const REPORT_BYTES_MAX: u64 = 1 << 20;
+/// Of what is said last, what is kept.
+const WORDS_BYTES_MAX: u64 = 1 << 10;
 
 /// Where rehearsals are made, below the state directory.
 pub(crate) fn directory(state_dir: &Path) -> PathBuf {
@@ -56,9 +58,11 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(rehearsal: &Rehearsal, directory: &Path) -> Self {
         let console = directory.join(CONSOLE);
+        // Where none was made, it is that of another one.
+        let has_any = rehearsal.verdict != Verdict::Passed && !rehearsal.took.is_zero();
         Self {
             rehearsal: rehearsal.clone(),
-            console: (rehearsal.verdict != Verdict::Passed && console.is_file()).then_some(console),
+            console: (has_any && console.is_file()).then_some(console),
         }
     }
 
@@ -198,16 +202,63 @@ impl Shared {
 
 /// What is known of a kernel that could not be tried out.
 fn impossible(kernel: &Path, why: String) -> Fact {
-    Fact::Rehearsed(Some(Rehearsal {
-        kernel: kernel.display().to_string(),
-        verdict: Verdict::Impossible(why),
-        took: Duration::ZERO,
-    }))
+    let found = Rehearsal::impossible(kernel.display().to_string(), why);
+    Fact::Rehearsed(Some(found))
+}
+
+/// The kernel that the host begins anew with: the one that it is about to start, or the newest.
+pub(super) fn next(started: Option<reboot::Kernel>) -> Result<Kernel, forebay_host::Error> {
+    let image = match started {
+        Some(kernel) => kernel.image,
+        None => reboot::next()?.image,
+    };
+    let said = image::look(&image)?.ok();
+    Ok(Kernel {
+        image,
+        runs: said.as_ref().is_some_and(|said| said.runs(PROC.as_ref())),
+        build: said.map(|said| said.words),
+    })
+}
+
+/// The last line of a file that somebody wrote to: the file itself goes with the update.
+fn last_words(output: &Path) -> String {
+    let read = || {
+        let mut file = File::open(output)?;
+        let begin = file.metadata()?.len().saturating_sub(WORDS_BYTES_MAX);
+        file.seek(SeekFrom::Start(begin))?;
+        let mut bytes = Vec::new();
+        file.take(WORDS_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => match text.lines().rfind(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().replace(char::is_control, " "),
+            None => "it said nothing".to_owned(),
+        },
+        Err(error) => format!("what it said cannot be read: {error}"),
+    }
 }
 
 impl Runner {
     /// Has the kernel that comes tried out in the slice of the update, where it is another one than that which runs.
     pub(super) async fn rehearse(&self, entry: &mut Entry) -> Result<Fact, String> {
+        let fact = self.try_out(entry).await?;
+        // Whatever it came to, and whoever ended it.
+        self.end_rehearsal(&entry.record).await?;
+        Ok(fact)
+    }
+
+    /// Ends what tries the kernel out, and takes away what that made.
+    async fn end_rehearsal(&self, record: &Record) -> Result<(), String> {
+        if let Some(app) = self.shared.place.rehearsal(record) {
+            self.end(&app.id).await?;
+        }
+        let directory = directory(&self.shared.place.state_dir);
+        let cleared = blocking(move || rehearsal::clear_up(&directory)).await?;
+        cleared.map_err(|error| error.explain())
+    }
+
+    async fn try_out(&self, entry: &mut Entry) -> Result<Fact, String> {
         if self.is_to_go_on() {
             return Ok(Fact::Booted(Err(RESUMED.to_owned())));
         }
@@ -215,13 +266,16 @@ impl Runner {
         let standing =
             errand::look(&file).map_err(|error| format!("look at {}: {error}", file.display()))?;
         let is_lost = standing == Standing::Ended(Ending::Lost);
+        if is_lost {
+            // What it started may go on, and keep the next one out.
+            self.end_rehearsal(&entry.record).await?;
+        }
         if entry.record.rehearses.is_none() || is_lost {
             if let Some(fact) = self.choose(entry).await? {
                 return Ok(fact);
             }
             forget(&file)?;
             forget(&report)?;
-            entry.record.rehearsals += 1;
             self.keep(entry).await?;
         }
         let kernel = entry.record.rehearses.clone().unwrap_or_default();
@@ -238,7 +292,6 @@ impl Runner {
         let wish = &self.shared.wishes.resume;
         let step = entry.record.step();
         let ending = self.attend(entry, (&id, wish), &file, &step).await?;
-        self.take_away(&id, &ending).await?;
         if self.is_to_go_on() {
             return Ok(Fact::Booted(Err(RESUMED.to_owned())));
         }
@@ -247,36 +300,22 @@ impl Runner {
         }
         Ok(match Report::read(&report) {
             Some(report) => Fact::Rehearsed(Some(report.rehearsal)),
-            None => impossible(
-                &kernel,
-                format!(
-                    "what tries it out {ending}; `less {}` shows why",
-                    output.display()
-                ),
-            ),
+            None => {
+                let said = last_words(&output);
+                impossible(&kernel, format!("what tries it out {ending}: {said}"))
+            }
         })
     }
 
     /// Chooses the kernel, unless there is none to rehearse.
     async fn choose(&self, entry: &mut Entry) -> Result<Option<Fact>, String> {
-        let looked = blocking(|| {
-            let kernel = reboot::next()?;
-            let said = image::look(&kernel.image)?;
-            let runs = said.is_ok_and(|said| said.runs(PROC.as_ref()));
-            Ok::<_, forebay_host::Error>((kernel.image, runs))
-        });
-        let kernel = match looked.await? {
+        let kernel = match blocking(|| next(None)).await? {
             Err(error) => return Ok(Some(impossible(Path::new("the next"), error.explain()))),
-            Ok((_, true)) => return Ok(Some(Fact::Rehearsed(None))),
-            Ok((kernel, false)) => kernel,
+            Ok(kernel) if kernel.runs => return Ok(Some(Fact::Rehearsed(None))),
+            Ok(kernel) => kernel,
         };
-        if entry.record.rehearsals >= REHEARSALS_MAX {
-            let why =
-                format!("it was cut off {REHEARSALS_MAX} times, with the host or by somebody");
-            return Ok(Some(impossible(&kernel, why)));
-        }
-        entry.record.rehearses = Some(kernel);
-        Ok(None)
+        let begun = entry.record.begin_rehearsal(&kernel);
+        Ok(begun.err().map(|found| Fact::Rehearsed(Some(found))))
     }
 }
 
@@ -307,6 +346,29 @@ mod tests {
         assert!(shown.console.unwrap().ends_with("/console"));
         fs::write(&file, "{").unwrap();
         assert_eq!(Report::read(&file), None);
+    }
+
+    #[test]
+    fn what_was_said_last_is_a_line_with_a_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("output");
+        let check = |text: &str, expected: &str| {
+            fs::write(&file, text).unwrap();
+            assert_eq!(last_words(&file), expected);
+        };
+        check("", "it said nothing");
+        check("one\nforebay: no\troom\n\n", "forebay: no room");
+        check(&"x".repeat(5000), &"x".repeat(1024));
+        fs::remove_file(&file).unwrap();
+        assert!(last_words(&file).contains("cannot be read"));
+    }
+
+    #[test]
+    fn the_console_of_another_rehearsal_is_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(CONSOLE), "up").unwrap();
+        let found = Rehearsal::impossible("6.3".to_owned(), "it came later".to_owned());
+        assert_eq!(Report::new(&found, directory.path()).console, None);
     }
 
     #[test]

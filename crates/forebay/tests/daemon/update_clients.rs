@@ -2,7 +2,7 @@
 //! another number of the boot.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -466,5 +466,36 @@ fn clients_go_on_where_the_host_does() {
         (&"site".into(), &1.into()),
         "{receipt:#}"
     );
+    stage.place.stop_well();
+}
+
+/// Whoever puts back what a daemon left wants nothing left that keeps clients waiting.
+#[test]
+fn restore_takes_the_rule_and_the_connections_away() {
+    let Some(mut stage) = Stage::new("restore_takes_the_rule_and_the_connections_away") else {
+        return;
+    };
+    let pid = stage.place.await_pid("counter");
+    let mut client = stage.connect(stage.site);
+    assert_eq!(count(&mut client, "POST").unwrap(), 1);
+    if !stage.depart(pid) {
+        return;
+    }
+    stage.go_down();
+    let file = stage.place.path("state/connections");
+    let site = ([127, 0, 0, 1], stage.site).into();
+    let attempt = || TcpStream::connect_timeout(&site, Duration::from_millis(500));
+    assert!(file.exists());
+    assert_eq!(attempt().unwrap_err().kind(), ErrorKind::TimedOut);
+    let restored = stage.place.restore(&[]);
+    assert!(restored.status.success(), "{restored:?}");
+    assert!(!file.exists());
+    assert_eq!(attempt().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // Without them a daemon that comes has nothing to make anew.
+    stage.boot();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let reset = count(&mut client, "GET").unwrap_err();
+    assert!(reset.contains("reset"), "{reset}");
+    stage.over();
     stage.place.stop_well();
 }

@@ -10,11 +10,56 @@ use serde_json::Value;
 
 use crate::ender::Ender;
 use crate::images::criu;
-use crate::place::{Place, eventually};
+use crate::place::{Place, eventually, is_running};
 use crate::update::{assert_nothing_of_it_is_left, last};
 
 /// The kernel that comes.
 const VERSION: &str = "9.9.9-forebay-test";
+/// One that is newer.
+const NEWER: &str = "9.9.10-forebay-test";
+/// QEMU in whose machines each kernel comes up, and the canary answers what it has to; what is done before that stands
+/// in place of `BEFORE`.
+const MACHINE: &str = r#"exec python3 - "$@" <<'PY'
+import re, sys
+MASK = (1 << 64) - 1
+def option(name):
+    return sys.argv[sys.argv.index(name) + 1]
+kernel = option('-kernel')
+BEFORE
+archive = open(option('-initrd'), 'rb').read()
+number = int(re.search(rb'"canary":"[^"]*","number":(\d+)}', archive)[1])
+total = 0
+for thread in range(3):
+    state, sum = 0x9E3779B97F4A7C15 * (thread + 1) & MASK, number
+    for _ in range(1 << 18):
+        state ^= state >> 12
+        state = (state ^ state << 25) & MASK
+        state ^= state >> 27
+        sum = (sum ^ state * 0x2545F4914F6CDD1D & MASK) * 0x100000001B3 & MASK
+        sum = (sum << 5 | sum >> 59) & MASK
+    total = (total + sum) & MASK
+for said in ['up of-the-test', 'restored', f'answered 2 {total}', 'over']:
+    print('forebay-rehearsal: ' + said)
+PY"#;
+/// Only the kernel that runs comes up.
+const PANICS: &str = "
+if '9.9.9' in kernel:
+    print('[    1.0] Linux version 9.9.9')
+    print('[    2.0] Kernel panic - not syncing: No working init found.')
+    sys.exit()
+";
+/// Meanwhile somebody installs a newer kernel.
+const GIVES_WAY: &str = "
+newer = open(kernel, 'rb').read().replace(b'9.9.9-', b'9.9.10-')
+open(kernel.replace('9.9.9-', '9.9.10-'), 'wb').write(newer)
+";
+/// A machine that says nothing, and whose process is known.
+const SILENT: &str = "echo $$ >>$0.begun; exec sleep 3600";
+
+fn machine(before: &str) -> String {
+    MACHINE.replace("BEFORE", before)
+}
+
 /// Where `cargo xtask vm build` leaves kernels.
 const KERNELS: &str = "/var/cache/forebay-vm";
 /// Gives the daemon a view of its own: kernels, and modules for them. What it has open is of that view as well, and
@@ -52,8 +97,14 @@ impl Stage {
             fs::create_dir_all(view.join(name)).unwrap();
         }
         more(&view.join("upper"));
-        fs::create_dir_all(view.join("upper/modules").join(VERSION)).unwrap();
-        fs::write(view.join("boot").join(format!("vmlinuz-{VERSION}")), kernel).unwrap();
+        for version in [VERSION, NEWER] {
+            fs::create_dir_all(view.join("upper/modules").join(version)).unwrap();
+        }
+        let (release, running) = running();
+        for (version, file) in [(VERSION, kernel), (&release, &running)] {
+            let name = format!("vmlinuz-{version}");
+            fs::write(view.join("boot").join(name), file).unwrap();
+        }
         let seen = Command::new("unshare")
             .args(["--mount", "bash", "-c", VIEW, "bash"])
             .arg(&view)
@@ -142,7 +193,21 @@ impl Stage {
         eventually("it is over", || self.current().is_null());
         let receipt = last(&self.place);
         assert_nothing_of_it_is_left(&self.place);
+        let left = fs::read_dir(self.place.path("state/update/rehearsal"));
+        for entry in left.into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let stays = ["console", "last.json", "lock"];
+            assert!(stays.contains(&name.as_str()), "{name} is left");
+        }
         receipt
+    }
+
+    /// The process of the only machine that was started.
+    fn await_machine(&self) -> u32 {
+        let begun = self.place.path("qemu.begun");
+        let read = || fs::read_to_string(&begun).unwrap_or_default();
+        eventually("a machine is started", || read().ends_with('\n'));
+        read().trim().parse().unwrap()
     }
 
     fn is_asked(&self) -> bool {
@@ -161,22 +226,33 @@ fn script(file: &Path, text: &str) -> PathBuf {
     file.to_owned()
 }
 
-/// A file that says of itself that it is a kernel, and is whole.
+/// The file of the kernel that runs: its release, and what stands for it.
+fn running() -> (String, Vec<u8>) {
+    let said = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap();
+    let release = said("osrelease").trim().to_owned();
+    let file = kernel_of(&format!("{release} (a@b) {}", said("version").trim()));
+    (release, file)
+}
+
 fn kernel() -> Vec<u8> {
+    kernel_of(VERSION)
+}
+
+/// A file that says of itself that it is this kernel, and is whole.
+fn kernel_of(words: &str) -> Vec<u8> {
     let mut file = vec![0; 3 * 512 + 16 * 100];
     file[0x1F1] = 2;
     file[0x1F4] = 100;
     file[0x202..0x206].copy_from_slice(b"HdrS");
     file[0x20E..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
-    file[0x300..0x300 + VERSION.len()].copy_from_slice(VERSION.as_bytes());
+    file[0x300..0x300 + words.len()].copy_from_slice(words.as_bytes());
     file
 }
 
 #[test]
 fn a_kernel_that_does_not_pass_keeps_the_host_up_and_apps_as_they_are() {
     let test = "a_kernel_that_does_not_pass_keeps_the_host_up_and_apps_as_they_are";
-    let panics = "echo '[    1.0] Linux version 9.9.9'\necho '[    2.0] Kernel panic - not syncing: No working init found.'";
-    let Some(stage) = Stage::new(test, &kernel(), panics) else {
+    let Some(stage) = Stage::new(test, &kernel(), &machine(PANICS)) else {
         return;
     };
     let pid = stage.place.await_pid("cache");
@@ -233,19 +309,18 @@ fn a_kernel_that_does_not_pass_keeps_the_host_up_and_apps_as_they_are() {
 #[test]
 fn a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot() {
     let test = "a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot";
-    let Some(mut stage) = Stage::new(test, &kernel(), "echo begun >>$0.begun; exec sleep 3600")
-    else {
+    let Some(mut stage) = Stage::new(test, &kernel(), SILENT) else {
         return;
     };
     if !stage.begin(&[]) {
         return;
     }
-    let begun = stage.place.path("qemu.begun");
-    eventually("a machine is started", || begun.exists());
+    let machine = stage.await_machine();
     assert_eq!(stage.current()["stage"], "rehearsing");
     let refused = stage.place.ask(&["update", "abort"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
     assert!(
-        !refused.status.success(),
+        !refused.status.success() && said.contains("tries the kernel out that comes"),
         "its command is over: {refused:?}"
     );
     stage.place.crash();
@@ -255,11 +330,7 @@ fn a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot() {
         let apps = stage.place.json(&["apps"]);
         apps.to_string().contains("os-update.1.rehearsal")
     });
-    assert_eq!(
-        fs::read_to_string(&begun).unwrap(),
-        "begun\n",
-        "no second machine"
-    );
+    assert_eq!(stage.await_machine(), machine, "no second one");
     let resumed = stage.place.ask(&["update", "resume"]);
     assert!(resumed.status.success(), "{resumed:?}");
     let receipt = stage.await_end();
@@ -273,6 +344,84 @@ fn a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot() {
         "{receipt:#}"
     );
     assert_eq!(receipt["rehearsal"], Value::Null, "{receipt:#}");
+    assert!(!is_running(machine));
+    stage.end();
+}
+
+/// Somebody has it go on while nobody can say how far the rehearsal is.
+#[test]
+fn a_rehearsal_that_cannot_be_looked_at_ends_when_nobody_wants_the_reboot() {
+    let test = "a_rehearsal_that_cannot_be_looked_at_ends_when_nobody_wants_the_reboot";
+    let Some(mut stage) = Stage::new(test, &kernel(), SILENT) else {
+        return;
+    };
+    if !stage.begin(&[]) {
+        return;
+    }
+    let machine = stage.await_machine();
+    stage.place.crash();
+    let errand = stage.place.path("state/update/1.rehearsal.errand");
+    fs::rename(&errand, stage.place.path("errand")).unwrap();
+    fs::create_dir(&errand).unwrap();
+    stage.start();
+    eventually("it cannot go on", || {
+        let next = stage.current()["next"].to_string();
+        next.contains("cannot go on") && next.contains("1.rehearsal.errand")
+    });
+    let resumed = stage.place.ask(&["update", "resume"]);
+    assert!(resumed.status.success(), "{resumed:?}");
+    eventually("it goes on", || stage.current()["stage"] != "rehearsing");
+    fs::remove_dir(&errand).unwrap();
+    let receipt = stage.await_end();
+    assert!(!is_running(machine), "{receipt:#}");
+    assert_eq!(receipt["outcome"], "alarmed", "{receipt:#}");
+    stage.end();
+}
+
+#[test]
+fn a_kernel_that_comes_after_the_rehearsal_is_not_taken_for_the_one_that_passed() {
+    let test = "a_kernel_that_comes_after_the_rehearsal_is_not_taken_for_the_one_that_passed";
+    let Some(stage) = Stage::new(test, &kernel(), &machine(GIVES_WAY)) else {
+        return;
+    };
+    let pid = stage.place.await_pid("cache");
+    if !stage.begin(&["--rehearse", "required"]) {
+        return;
+    }
+    let receipt = stage.await_end();
+    assert!(!stage.is_asked(), "the host goes on: {receipt:#}");
+    assert_eq!(stage.place.await_pid("cache"), pid);
+    assert_eq!(receipt["outcome"], "alarmed", "{receipt:#}");
+    let rehearsal = &receipt["rehearsal"];
+    assert_eq!(rehearsal["verdict"], "impossible", "{receipt:#}");
+    assert_eq!(rehearsal["kernel"], NEWER, "{receipt:#}");
+    assert_eq!(rehearsal["console"], Value::Null, "{receipt:#}");
+    let troubles = receipt["troubles"].to_string();
+    for part in [NEWER, VERSION, "`forebay update rehearse`"] {
+        assert!(troubles.contains(part), "{part}: {receipt:#}");
+    }
+    let next = receipt["next"].as_str().unwrap();
+    assert!(next.contains("--rehearse required"), "{next}");
+    // It never ended.
+    assert!(!troubles.contains("lost what it had"), "{receipt:#}");
+    assert_eq!(receipt["apps"][0]["pause_ms"], Value::Null, "{receipt:#}");
+
+    let newer = stage
+        .place
+        .path("view/boot")
+        .join(format!("vmlinuz-{NEWER}"));
+    fs::remove_file(newer).unwrap();
+    assert!(stage.begin(&[]));
+    eventually("the host is asked to begin anew", || stage.is_asked());
+    let current = stage.current();
+    assert_eq!(current["rehearsal"]["verdict"], "impossible", "{current:#}");
+    assert_eq!(current["rehearsal"]["kernel"], NEWER, "{current:#}");
+    let events = stage.place.json(&["events"]).to_string();
+    let said = format!("kernel {NEWER} was not rehearsed: it came after kernel {VERSION}");
+    assert!(events.contains(&said), "{events}");
+    let resumed = stage.place.ask(&["update", "resume"]);
+    assert!(resumed.status.success(), "{resumed:?}");
+    stage.await_end();
     stage.end();
 }
 
