@@ -26,6 +26,7 @@
 //!
 //! - An address that is there already, and that Forebay did not put there, is left alone, and refused.
 //! - What is taken away goes in this order: the address, then the rules. In between it is on no device.
+//! - Other addresses of the device stay, also where the kernel would take them along.
 //! - Each change can be made twice; one that was interrupted is made again, or taken back by [`Addresses::leave`].
 //! - Files are of one boot and one network (namespace): in another one there is nothing to take away. Of a network that
 //!   is gone nothing is left anywhere.
@@ -517,7 +518,7 @@ fn take_away(app: &AppId, held: &Held) -> Result<(), HostError> {
     let Some(link) = links.iter().find(|link| link.name == name) else {
         return Ok(());
     };
-    links::remove(&held.address, link.number)
+    links::remove(&held.address, link)
         .map_err(|e| HostError::io(format!("take {} of {app} from {name}", held.address), e))
 }
 
@@ -538,12 +539,14 @@ mod tests {
             number,
             name: name.to_owned(),
             mac: None,
+            keeps_secondaries: true,
         };
         let all = |ips: &[(&str, u32)]| -> Vec<Present> {
             let present = |(ip, link): &(&str, u32)| Present {
                 ip: ip.parse().unwrap(),
                 prefix: 24,
                 link: *link,
+                is_secondary: false,
             };
             ips.iter().map(present).collect()
         };
