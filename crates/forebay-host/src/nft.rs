@@ -3,12 +3,17 @@
 //!
 //! Source: linux/netfilter/nf_tables.h.
 
+pub(crate) mod expression;
+
 use std::ffi::CStr;
 use std::io;
 use std::net::IpAddr;
 
 use rustix::net::netlink;
 
+use self::expression::{
+    META_TRANSPORT, NETWORK, REGISTER, TRANSPORT, drop_it, equals, meta, payload,
+};
 use crate::netlink::{
     ACKNOWLEDGE, APPEND, CREATE, ask, attribute, attributes, dump, message, nested,
 };
@@ -16,11 +21,12 @@ use crate::netlink::{
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
-const NEW_TABLE: u16 = SUBSYSTEM << 8;
-const GET_TABLE: u16 = (SUBSYSTEM << 8) | 1;
-const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
-const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
-const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
+/// Messages, by their numbers among those of nftables.
+pub(crate) const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+pub(crate) const DELETE_TABLE: u16 = 2;
+pub(crate) const NEW_CHAIN: u16 = 3;
+pub(crate) const NEW_RULE: u16 = 6;
 /// Families of tables.
 const INET: u8 = 1;
 const IPV4: u8 = 2;
@@ -40,9 +46,11 @@ pub(crate) struct Step {
 /// When the kernel refuses, as one without nftables does.
 pub(crate) fn act(steps: &[Step]) -> io::Result<()> {
     let messages = steps.iter().map(|step| {
-        let kind = (SUBSYSTEM << 8) | step.message;
-        let flags = if kind == DELETE_TABLE { 0 } else { CREATE };
-        about(kind, flags, INET, &step.attributes)
+        let flags = match step.message {
+            DELETE_TABLE => 0,
+            _ => CREATE,
+        };
+        about(step.message, flags, INET, &step.attributes)
     });
     batch(&mut messages.collect::<Vec<_>>())
 }
@@ -62,7 +70,7 @@ fn remove(family: u8, name: &str) -> io::Result<()> {
 /// The tables of the family `inet` of this network whose names begin so; none on a kernel without nftables.
 pub(crate) fn tables(begin: &str) -> io::Result<Vec<String>> {
     let head = [INET, 0, 0, 0];
-    let said = match dump(Some(netlink::NETFILTER), GET_TABLE, &head) {
+    let said = match dump(Some(netlink::NETFILTER), of_nftables(GET_TABLE), &head) {
         Err(error) if is_without(&error) => Vec::new(),
         said => said?,
     };
@@ -112,7 +120,11 @@ pub(crate) fn silence(ip: IpAddr) -> io::Result<()> {
         messages.push(own(DELETE_TABLE, 0, &table(&name)));
         messages.push(own(NEW_TABLE, CREATE, &table(&name)));
         for (chain, hook, rules) in chains(*family, ip) {
-            messages.push(own(NEW_CHAIN, CREATE, &base_chain(&name, chain, hook)));
+            messages.push(own(
+                NEW_CHAIN,
+                CREATE,
+                &base_chain((&name, chain), (hook, PRIORITY)),
+            ));
             for rule in rules {
                 let rule = [
                     attribute(1, &text(&name)),
@@ -146,9 +158,8 @@ const IN: u32 = 0;
 const OUT: u32 = 3;
 const ARP_IN: u32 = 0;
 const ARP_OUT: u32 = 1;
-/// Where an expression looks.
-const NETWORK: u32 = 1;
-const TRANSPORT: u32 = 2;
+/// Before connections are tracked.
+const PRIORITY: i32 = -300;
 
 type Rule = Vec<Vec<u8>>;
 
@@ -158,7 +169,7 @@ fn chains(family: u8, ip: IpAddr) -> [(&'static str, u32, Vec<Rule>); 2] {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let at = |offset| [equals(NETWORK, offset, &octets), vec![drop_it()]].concat();
+    let at = |offset| [has(NETWORK, offset, &octets), vec![drop_it()]].concat();
     match family {
         IPV4 => [("in", IN, vec![at(16)]), ("out", OUT, vec![at(12)])],
         ARP => [("in", ARP_IN, vec![at(24)]), ("out", ARP_OUT, vec![at(14)])],
@@ -166,8 +177,8 @@ fn chains(family: u8, ip: IpAddr) -> [(&'static str, u32, Vec<Rule>); 2] {
             // Who asks for it speaks to all whose addresses end alike.
             let asks = [
                 is_icmp6(),
-                equals(TRANSPORT, 0, &[135]),
-                equals(TRANSPORT, 8, &octets),
+                has(TRANSPORT, 0, &[135]),
+                has(TRANSPORT, 8, &octets),
                 vec![drop_it()],
             ];
             [
@@ -179,44 +190,14 @@ fn chains(family: u8, ip: IpAddr) -> [(&'static str, u32, Vec<Rule>); 2] {
 }
 
 /// Goes on where these bytes of a packet are so.
-fn equals(base: u32, offset: u32, value: &[u8]) -> Rule {
+fn has(base: u32, offset: u32, value: &[u8]) -> Rule {
     let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
-    let load = [
-        number(1, 1),
-        number(2, base),
-        number(3, offset),
-        number(4, length),
-    ];
-    vec![expression("payload", &load), compare(value)]
+    vec![payload(REGISTER, (base, offset, length)), equals(value)]
 }
 
 /// Goes on where it is ICMP of IPv6.
 fn is_icmp6() -> Rule {
-    const PROTOCOL: u32 = 16;
-    vec![
-        expression("meta", &[number(1, 1), number(2, PROTOCOL)]),
-        compare(&[58]),
-    ]
-}
-
-fn compare(value: &[u8]) -> Vec<u8> {
-    expression(
-        "cmp",
-        &[
-            number(1, 1),
-            number(2, 0),
-            nested(3, &[attribute(1, value)]),
-        ],
-    )
-}
-
-fn drop_it() -> Vec<u8> {
-    let verdict = nested(2, &[number(1, 0)]);
-    expression("immediate", &[number(1, 0), nested(2, &[verdict])])
-}
-
-fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
-    nested(1, &[attribute(1, &text(name)), nested(2, data)])
+    vec![meta(META_TRANSPORT), equals(&[58])]
 }
 
 /// A number, as nftables takes them.
@@ -239,15 +220,23 @@ fn table(name: &str) -> Vec<u8> {
     named(1, name)
 }
 
-fn base_chain(table: &str, chain: &str, hook: u32) -> Vec<u8> {
-    // Before connections are tracked.
-    const PRIORITY: i32 = -300;
-    let place = [number(1, hook), number(2, PRIORITY.cast_unsigned())];
+/// A chain of a table that a hook of the kernel asks, the one of the lowest priority first.
+pub(crate) fn base_chain((table, chain): (&str, &str), (hook, priority): (u32, i32)) -> Vec<u8> {
+    const OF_TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const TYPE: u16 = 7;
+    const HOOK_NUMBER: u16 = 1;
+    const HOOK_PRIORITY: u16 = 2;
+    let place = [
+        number(HOOK_NUMBER, hook),
+        number(HOOK_PRIORITY, priority.cast_unsigned()),
+    ];
     [
-        attribute(1, &text(table)),
-        attribute(3, &text(chain)),
-        nested(4, &place),
-        attribute(7, &text("filter")),
+        named(OF_TABLE, table),
+        named(NAME, chain),
+        nested(HOOK, &place),
+        named(TYPE, "filter"),
     ]
     .concat()
 }
@@ -255,7 +244,11 @@ fn base_chain(table: &str, chain: &str, hook: u32) -> Vec<u8> {
 /// A message about a family.
 fn about(kind: u16, flags: u16, family: u8, body: &[u8]) -> Vec<u8> {
     let head = [family, 0, 0, 0];
-    message(kind, flags, &[&head[..], body].concat())
+    message(of_nftables(kind), flags, &[&head[..], body].concat())
+}
+
+const fn of_nftables(kind: u16) -> u16 {
+    (SUBSYSTEM << 8) | kind
 }
 
 /// Does all or nothing.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use forebay_core::app::{AppId, OnStop};
 
 use crate::Roots;
-use crate::checkpoint::disown_connections;
+use crate::checkpoint::{self, Side, disown_connections};
 use crate::damon;
 use crate::error::HostError;
 use crate::files::{read_text, write_text};
@@ -193,6 +193,7 @@ pub(crate) fn restore_but(
         .filter_map(|(app, _)| ledger.state().apps.get(app))
         .flat_map(|record| record.created.iter().map(PathBuf::as_path))
         .collect();
+    let_go(ledger, left, &mut report);
     disown(ledger, proc_root, left, on_stop);
     // Who is frozen cannot answer.
     if let Err(error) = freeze::thaw_all(&doomed) {
@@ -234,6 +235,31 @@ fn addresses(ledger: &Ledger, proc_root: &Path) -> Addresses {
     Addresses::new(ledger.state_dir(), roots)
 }
 
+/// Has those that were frozen for a move be in nobody's hands before their groups are thawed: CRIU, which was ended or let
+/// them go, leaves their connections out of the kernel's hands, and what is to come for them dropped.
+fn let_go(ledger: &Ledger, left: &BTreeSet<AppId>, report: &mut Report) {
+    let apps = ledger.state().apps.iter();
+    for (app, record) in apps.filter(|(app, _)| !left.contains(*app)) {
+        let images = checkpoint::moved(ledger.state_dir(), app, Side::Leaves);
+        if !images.is_dir() {
+            continue;
+        }
+        if let Err(error) = checkpoint::let_go(&members(record), &images) {
+            // Nobody comes who could do more, and standing it would be lost as well.
+            let why = error.explain();
+            report.failed.push(format!(
+                "give {app} its connections back, which goes on without some of them: {why}"
+            ));
+        }
+    }
+}
+
+fn members(record: &AppRecord) -> Vec<u32> {
+    let dirs = record.created.iter();
+    let members: BTreeSet<u32> = dirs.flat_map(|dir| groups::members(dir)).collect();
+    members.into_iter().collect()
+}
+
 /// Has what ends in the middle of a move leave nothing of its connections behind, which may go on at another host.
 fn disown(ledger: &Ledger, proc_root: &Path, left: &BTreeSet<AppId>, on_stop: OnStop) {
     let addresses = addresses(ledger, proc_root);
@@ -243,10 +269,7 @@ fn disown(ledger: &Ledger, proc_root: &Path, left: &BTreeSet<AppId>, on_stop: On
         if !addresses.is_quiet(app) || !(on_stop == OnStop::Kill || is_given()) {
             continue;
         }
-        let members: BTreeSet<u32> = (record.created.iter())
-            .flat_map(|dir| groups::members(dir))
-            .collect();
-        for pid in members {
+        for pid in members(record) {
             if let Err(error) = disown_connections(pid) {
                 tracing::warn!(%app, reason = error.explain(), "what it had is closed, unheard");
             }

@@ -89,12 +89,7 @@ pub(crate) fn hold(roots: &Roots, state_dir: &Path, is_over: bool) -> Option<Dur
     if !left.is_zero() && !is_over {
         return Some(left);
     }
-    let addresses = Addresses::new(state_dir, roots.clone());
     for app in &tenure.apps {
-        // Whoever takes it over answers for it from then on.
-        if let Err(error) = addresses.leave_in_time(app) {
-            tracing::error!(%app, why = error.explain(), "its address stays, and others may take it over");
-        }
         let stands = fence::is_given(roots, &tenure.anchor, app);
         if stands || !fence::is_populated(roots, &tenure.anchor, app) {
             continue;
@@ -105,6 +100,11 @@ pub(crate) fn hold(roots: &Roots, state_dir: &Path, is_over: bool) -> Option<Dur
                 tracing::error!(%app, why = error.explain(), "not frozen, and others may take it over");
             }
         }
+    }
+    // Whoever takes it over answers for it from then on. They stand by now: nobody runs longer for a change that hangs.
+    let addresses = Addresses::new(state_dir, roots.clone());
+    for (app, error) in addresses.leave_in_time(&tenure.apps) {
+        tracing::error!(%app, why = error.explain(), "its address stays, and others may take it over");
     }
     None
 }

@@ -165,6 +165,10 @@ fn address(text: &str) -> ServiceAddress {
     ServiceAddress::parse(text, None).unwrap()
 }
 
+fn address_on(text: &str, device: &str) -> ServiceAddress {
+    ServiceAddress::parse(text, Some(device.to_owned())).unwrap()
+}
+
 const BOTH: [&str; 2] = ["10.77.0.5/24", "fd77::5/64"];
 
 #[test]
@@ -314,4 +318,45 @@ fn what_is_of_another_network_or_boot_is_not_taken_for_ours() {
     stage.with(|all| all.leave(&app())).unwrap();
     assert!(stage.has(address.ip));
     assert_eq!(stage.with(|all| all.all()), []);
+}
+
+/// The kernel takes all of a network along with the first address that came, and routes of the device with the last one
+/// that goes.
+#[test]
+fn addresses_of_others_stay_when_the_first_of_their_network_goes() {
+    let Some(stage) = Stage::new("the first address of a network") else {
+        return;
+    };
+    let promotes = |who: &str| format!("/proc/sys/net/ipv4/conf/{who}/promote_secondaries");
+    stage.near.inside(|| {
+        for who in ["all", "eth1"] {
+            fs::write(promotes(who), "0").unwrap();
+        }
+    });
+    let first = address_on("10.78.0.5/24", "eth1");
+    let second = address_on("10.78.0.6/24", "eth1");
+    let others: AppId = "web".parse().unwrap();
+    stage.near.ip("address del 10.77.0.1/24 dev eth1\n");
+    stage.with(|all| all.answer(&app(), &first)).unwrap();
+    stage.with(|all| all.answer(&others, &second)).unwrap();
+    stage
+        .near
+        .ip("address add 10.78.0.7/24 dev eth1 label eth1:x\nroute add 10.99.0.0/16 via 10.78.0.9 dev eth1\n");
+    stage.with(|all| all.leave(&app())).unwrap();
+    assert!(!stage.has(first.ip));
+    assert!(stage.with(|all| all.answers(&others, &second)));
+    let shown = stage.near.shows(&["-o", "address", "show"]);
+    assert!(
+        shown.contains(" 10.78.0.7/24 ") && shown.contains("eth1:x"),
+        "{shown}"
+    );
+    let routes = stage.near.shows(&["route", "show"]);
+    assert!(routes.contains("10.99.0.0/16 via 10.78.0.9"), "{routes}");
+    let setting = stage
+        .near
+        .inside(|| fs::read_to_string(promotes("eth1")).unwrap());
+    assert_eq!(setting.trim(), "0", "it is as it was");
+    // The next one is the first of them now.
+    stage.with(|all| all.leave(&others)).unwrap();
+    assert!(!stage.has(second.ip) && stage.has("10.78.0.7".parse().unwrap()));
 }

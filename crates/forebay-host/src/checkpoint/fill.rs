@@ -510,8 +510,9 @@ impl Source {
         if end > self.length {
             return Err(io::Error::other("a run ends behind its file"));
         }
-        // SAFETY: within the mapping, as was just checked; its content changes only by `give_back`, which
-        // has it alone.
+        // SAFETY: within the mapping, as was just checked, and the file is not made shorter. Its content changes by
+        // `give_back`, which has it alone, and by `take_in`, which writes to the file: both have the filler alone, and
+        // what is lent here is of it, so that it is not lent any more by then.
         Ok(unsafe { std::slice::from_raw_parts(self.address.cast::<u8>().add(offset), len) })
     }
 

@@ -86,7 +86,11 @@ pub fn glance(pid: u32, tracked: Bytes) -> Result<Dirtying, HostError> {
 /// The runs of pages that would be copied and are in memory.
 fn present(pid: u32, pagemap: &File) -> Result<Vec<Range>, HostError> {
     let mut runs = Vec::new();
-    for area in maps::read(i32::try_from(pid).unwrap_or(0))? {
+    let number = i32::try_from(pid).map_err(|_| {
+        let what = format!("look at process {pid}: no process has that number");
+        HostError::missing(what, "see `ps` for those that run")
+    })?;
+    for area in maps::read(number)? {
         if !area.is_lazy() {
             continue;
         }

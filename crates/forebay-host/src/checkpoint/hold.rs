@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,11 @@ const REQUEST: usize = 32;
 /// So long may freezing take, and so long letting go.
 pub(super) const FREEZE_MAX: Duration = Duration::from_secs(30);
 const RELEASE_MAX: Duration = Duration::from_secs(10);
+/// And so long the kernel, to end a CRIU that did not.
+const END_MAX: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(1);
+/// Where all processes are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How a process is frozen.
 #[derive(Debug, Clone, Copy)]
@@ -147,16 +152,18 @@ impl Held {
                 "it must not go on: end it by hand",
             ));
         }
-        self.unlock()
+        unlock(Some(self.pid), &self.images)
     }
 
-    /// Lets it go on here, with its connections.
+    /// Lets it go on here, with its connections. CRIU is ended where it does not do so in time.
     ///
     /// # Errors
     /// When CRIU cannot be ended, or a connection stays held up.
     pub fn thaw(mut self) -> Result<(), HostError> {
-        self.say(NONSENSE)?;
-        self.wait(RELEASE_MAX)?;
+        let told = self.say(NONSENSE);
+        if let Err(error) = told.and_then(|()| self.wait(RELEASE_MAX).map(drop)) {
+            tracing::warn!(pid = self.pid, why = error.explain(), "CRIU is ended");
+        }
         self.give_up()
     }
 
@@ -194,10 +201,6 @@ impl Held {
         }
         take_back(self.pid, &self.images)
     }
-
-    fn unlock(&self) -> Result<(), HostError> {
-        unlock(self.pid, &self.images)
-    }
 }
 
 fn request(word: u32) -> [u8; REQUEST] {
@@ -213,23 +216,74 @@ fn request(word: u32) -> [u8; REQUEST] {
 /// When the kernel refuses.
 pub fn take_back(pid: u32, images: &Path) -> Result<(), HostError> {
     open_connections(pid)?;
-    unlock(pid, images)
+    unlock(Some(pid), images)
 }
 
-/// Has a process be held by no CRIU any more that an earlier mover began, and gives it its connections back:
-/// waits until CRIU let it go by itself, and ends it where it does not.
+/// Has processes be held by no CRIU any more that an earlier mover began, gives them their connections back, and
+/// removes what CRIU left of these images, also where nobody is there any more. Waits until CRIU let them go by itself,
+/// also one that does not hold them yet, ends it where it does not, and gives up after 15 s in all.
 ///
 /// # Errors
-/// When somebody else holds it, or the kernel refuses.
-pub fn let_go(pid: u32, images: &Path) -> Result<(), HostError> {
-    let until = Instant::now() + RELEASE_MAX;
-    while let Some(tracer) = tracer(pid) {
-        if Instant::now() >= until {
-            end_criu(pid, tracer)?;
-        }
-        std::thread::sleep(LOOK);
+/// When somebody else holds one, CRIU does not end, or the kernel refuses.
+pub fn let_go(pids: &[u32], images: &Path) -> Result<(), HostError> {
+    await_release(pids, images)?;
+    let mut done = Ok(());
+    for pid in pids {
+        done = done.and(take_back(*pid, images));
     }
-    take_back(pid, images)
+    done.and_then(|()| unlock(None, images))
+}
+
+/// Waits until nobody holds these processes, and no CRIU that is about to is at work on these images; ends CRIU where
+/// that takes too long.
+fn await_release(pids: &[u32], images: &Path) -> Result<(), HostError> {
+    let until = Instant::now() + RELEASE_MAX;
+    loop {
+        let fail = |e| HostError::file("look for a CRIU at work on", images, e);
+        let at_work = at_work(images).map_err(fail)?;
+        let held = pids.iter().find_map(|pid| Some((*pid, tracer(*pid)?)));
+        let now = Instant::now();
+        match (held, at_work) {
+            (None, None) => return Ok(()),
+            (_, Some(criu)) if now >= until + END_MAX => {
+                return Err(HostError::invalid(
+                    format!("end CRIU, process {criu}, which holds what moves: it does not end"),
+                    "see what it waits for (`/proc/PID/stack`); it is ended as soon as it can be",
+                ));
+            }
+            (_, Some(criu)) if now >= until => {
+                groups::signal(criu, rustix::process::Signal::KILL);
+            }
+            // None of these images'.
+            (Some((pid, tracer)), None) if now >= until => {
+                let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+                let name = name.trim();
+                return Err(HostError::invalid(
+                    format!("let process {pid} go on: process {tracer} ({name}) holds it"),
+                    "end that",
+                ));
+            }
+            _ => {}
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// The CRIU that takes these images, whatever its program is called.
+fn at_work(images: &Path) -> io::Result<Option<u32>> {
+    let images = images.as_os_str().as_bytes();
+    for process in fs::read_dir("/proc")?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        if words.any(|word| word == IMAGES_DIR.as_bytes()) && words.next() == Some(images) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
 
 /// Who holds a process.
@@ -239,22 +293,6 @@ fn tracer(pid: u32) -> Option<u32> {
         .lines()
         .find_map(|line| line.strip_prefix("TracerPid:"))?;
     line.trim().parse().ok().filter(|tracer| *tracer != 0)
-}
-
-/// Ends a CRIU that waits for nobody.
-fn end_criu(pid: u32, tracer: u32) -> Result<(), HostError> {
-    let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
-    if name.trim() != "criu" {
-        return Err(HostError::invalid(
-            format!(
-                "let process {pid} go on: process {tracer} ({}) holds it",
-                name.trim()
-            ),
-            "end that",
-        ));
-    }
-    groups::signal(tracer, rustix::process::Signal::KILL);
-    Ok(())
 }
 
 /// Beside the images: the tables of CRIU's that were there before it began.
@@ -268,8 +306,8 @@ fn note_tables(images: &Path) -> io::Result<()> {
     fs::write(images.join(TABLES), before.join("\n"))
 }
 
-/// Lets packets of the connections of a process pass again.
-fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
+/// Lets packets of the connections of a process pass again, also of one that is gone.
+fn unlock(pid: Option<u32>, images: &Path) -> Result<(), HostError> {
     let inventory = fs::read(images.join("inventory.img")).unwrap_or_default();
     let mut named: Vec<String> = tables(&inventory).collect();
     if named.is_empty() {
@@ -277,7 +315,8 @@ fn unlock(pid: u32, images: &Path) -> Result<(), HostError> {
             .map_err(|e| HostError::io("find the table of nftables that CRIU left", e))?;
     }
     // Older ones of CRIU name it by the process.
-    for table in named.into_iter().chain([format!("{TABLE}{pid}")]) {
+    let older = pid.map(|pid| format!("{TABLE}{pid}"));
+    for table in named.into_iter().chain(older) {
         nft::remove_table(&table)
             .map_err(|e| HostError::io(format!("remove the table {table} of nftables"), e))?;
     }

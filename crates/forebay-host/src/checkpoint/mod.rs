@@ -73,7 +73,10 @@ pub mod runs;
 mod statistics;
 mod store;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use forebay_core::app::AppId;
 
 pub use assemble::Assembly;
 pub(crate) use begin::Restoring;
@@ -92,3 +95,22 @@ pub use store::{Image, Note, Store};
 
 /// A program that was begun from an image has to live so long for the image to be used again.
 pub const TRIAL: Duration = Duration::from_secs(10);
+
+/// On which side of a move a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The process is here.
+    Leaves,
+    /// It is to be here.
+    Comes,
+}
+
+/// Where images of an app that moves between hosts are: for the daemon, and for whoever puts back what it left.
+#[must_use]
+pub fn moved(state_dir: &Path, app: &AppId, side: Side) -> PathBuf {
+    let side = match side {
+        Side::Leaves => "leaves",
+        Side::Comes => "comes",
+    };
+    state_dir.join("moves").join(format!("{app}.{side}"))
+}

@@ -71,6 +71,8 @@ type Ask = Vec<(u64, Run)>;
 #[derive(Debug)]
 pub(super) struct Came {
     ask: Ask,
+    /// Somebody waits for it.
+    is_urgent: bool,
     bytes: Vec<u8>,
 }
 
@@ -132,16 +134,18 @@ impl Owed {
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             left,
         });
-        for serves in [Serves::Urgent, Serves::All] {
-            let (shared, lender) = (Arc::clone(&shared), Arc::clone(&lender));
-            let thread = std::thread::Builder::new().name("lane".to_owned());
-            thread.spawn(move || lane(&shared, &*lender, serves))?;
-        }
-        Ok(Self {
+        // Before its lanes: where one cannot begin, the other one ends with this.
+        let own = Self {
             missing: owed.clone(),
             unasked: owed,
             shared,
-        })
+        };
+        for serves in [Serves::Urgent, Serves::All] {
+            let (shared, lender) = (Arc::clone(&own.shared), Arc::clone(&lender));
+            let thread = std::thread::Builder::new().name("lane".to_owned());
+            thread.spawn(move || lane(&shared, &*lender, serves))?;
+        }
+        Ok(own)
     }
 
     /// Readable when something is to be taken in.
@@ -225,7 +229,9 @@ impl Owed {
         if let Some(why) = &queue.lost {
             return Err(io::Error::other(why.clone()));
         }
-        Ok(std::mem::take(&mut queue.came))
+        let came = std::mem::take(&mut queue.came);
+        queue.ahead -= came.iter().filter(|came| !came.is_urgent).count();
+        Ok(came)
     }
 
     /// It is in its place; whether anybody needs it still.
@@ -273,10 +279,11 @@ impl Shared {
 
     fn take(&self, (ask, is_urgent): (Ask, bool), bytes: Vec<u8>) {
         let mut queue = self.queue();
-        queue.came.push(Came { ask, bytes });
-        if !is_urgent {
-            queue.ahead -= 1;
-        }
+        queue.came.push(Came {
+            ask,
+            is_urgent,
+            bytes,
+        });
         drop(queue);
         self.ring();
     }
@@ -426,6 +433,30 @@ mod tests {
         };
         assert_eq!(poll(&mut polled, Some(&bound)).unwrap(), 1, "nothing came");
         owed.came().unwrap()
+    }
+
+    /// It could be any number that came and was not taken in.
+    #[test]
+    fn what_came_and_is_not_taken_in_yet_is_ahead() {
+        let lender = Arc::new(Numbered::default());
+        let all: Arc<dyn Lender> = Arc::new(Arc::clone(&lender));
+        let each = ASK / PAGE;
+        let left = Arc::new(AtomicU64::new(0));
+        let mut owed = Owed::new(owed(each * (AHEAD_MAX as u64 + 2)), all, left).unwrap();
+        let until = Instant::now() + LOST_AFTER;
+        while owed.shared.queue().came.len() < AHEAD_MAX {
+            owed.ask();
+            assert!(Instant::now() < until, "nothing came");
+            std::thread::yield_now();
+        }
+        owed.ask();
+        let queue = owed.shared.queue();
+        assert_eq!((queue.ahead, queue.rest.len()), (AHEAD_MAX, 0));
+        drop(queue);
+        let asked = lender.asked.lock().unwrap().len();
+        assert_eq!(asked as u64, AHEAD_MAX as u64 * each, "more was asked for");
+        assert_eq!(owed.came().unwrap().len(), AHEAD_MAX);
+        assert_eq!(owed.shared.queue().ahead, 0);
     }
 
     #[test]

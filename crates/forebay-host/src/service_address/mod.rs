@@ -26,11 +26,14 @@
 //!
 //! - An address that is there already, and that Forebay did not put there, is left alone, and refused.
 //! - What is taken away goes in this order: the address, then the rules. In between it is on no device.
+//! - Other addresses of the device stay, also where the kernel would take them along.
 //! - Each change can be made twice; one that was interrupted is made again, or taken back by [`Addresses::leave`].
-//! - Files are of one boot and one network (namespace): in another one there is nothing to take away.
+//! - Files are of one boot and one network (namespace): in another one there is nothing to take away. Of a network that
+//!   is gone nothing is left anywhere.
 
 mod announce;
 mod links;
+mod networks;
 
 use std::fs::{self, File};
 use std::io;
@@ -219,21 +222,51 @@ impl Addresses {
         self.leave_locked(app)
     }
 
-    /// Does what [`leave`](Self::leave) does with one that answers, for whoever is in time although a daemon hangs that
-    /// may be in the middle of a change.
+    /// Does what [`leave`](Self::leave) does with those that answer, for whoever is in time although a daemon hangs that
+    /// may be in the middle of a change: an address goes then all the same, and its file stays, so that it is looked at
+    /// again. Blocks for [`LOCK_MAX`] at most, whatever their number, and not at all where there is nothing.
     ///
-    /// # Errors
-    /// As [`leave`](Self::leave).
-    pub(crate) fn leave_in_time(&self, app: &AppId) -> Result<(), HostError> {
-        let _lock = self.lock();
-        match self.read(app)? {
-            Some(held) if held.stance == Stance::Answers => {
-                take_away(app, &held)?;
-                self.forget(app)
+    /// What could not be taken away, and why; it is known on.
+    pub(crate) fn leave_in_time<'a>(
+        &self,
+        apps: impl IntoIterator<Item = &'a AppId>,
+    ) -> Vec<(&'a AppId, HostError)> {
+        let mut failed = Vec::new();
+        let mut answer = Vec::new();
+        for app in apps {
+            match self.answering(app) {
+                Ok(held) => answer.extend(held.map(|_| app)),
+                Err(error) => failed.push((app, error)),
             }
-            // A move has it, and nobody hears of it.
-            _ => Ok(()),
         }
+        if answer.is_empty() {
+            return failed;
+        }
+        let lock = self.lock();
+        if let Err(error) = &lock {
+            tracing::warn!(
+                why = error.explain(),
+                "addresses go, and are looked at again"
+            );
+        }
+        for app in answer {
+            // Whoever had the lock may have changed it.
+            let gone = self.answering(app).and_then(|held| match held {
+                Some(held) => {
+                    take_away(app, &held)?;
+                    lock.as_ref().map_or(Ok(()), |_| self.forget(app))
+                }
+                None => Ok(()),
+            });
+            failed.extend(gone.err().map(|error| (app, error)));
+        }
+        failed
+    }
+
+    /// What is on disk of one that answers. Of one that is quiet nobody hears, and a move has it.
+    fn answering(&self, app: &AppId) -> Result<Option<Held>, HostError> {
+        let held = self.read(app)?;
+        Ok(held.filter(|held| held.stance == Stance::Answers))
     }
 
     fn leave_locked(&self, app: &AppId) -> Result<(), HostError> {
@@ -317,7 +350,7 @@ impl Addresses {
         self.dir.join(format!("{app}.{END}"))
     }
 
-    /// What is on disk, if it is of this boot.
+    /// What is on disk, if it is of this boot and of a network that is there.
     fn read(&self, app: &AppId) -> Result<Option<Held>, HostError> {
         let file = self.file(app);
         let bytes = match regular::read(&file, BYTES_MAX) {
@@ -335,6 +368,10 @@ impl Addresses {
             return Ok(None);
         }
         if held.network != self.network()? {
+            // With a network goes what is in it.
+            if !networks::is_there(&self.roots.proc, held.network) {
+                return Ok(None);
+            }
             return Err(HostError::invalid(
                 format!(
                     "look for {} of {app}: it is in another network",
@@ -481,7 +518,7 @@ fn take_away(app: &AppId, held: &Held) -> Result<(), HostError> {
     let Some(link) = links.iter().find(|link| link.name == name) else {
         return Ok(());
     };
-    links::remove(&held.address, link.number)
+    links::remove(&held.address, link)
         .map_err(|e| HostError::io(format!("take {} of {app} from {name}", held.address), e))
 }
 
@@ -502,12 +539,14 @@ mod tests {
             number,
             name: name.to_owned(),
             mac: None,
+            keeps_secondaries: true,
         };
         let all = |ips: &[(&str, u32)]| -> Vec<Present> {
             let present = |(ip, link): &(&str, u32)| Present {
                 ip: ip.parse().unwrap(),
                 prefix: 24,
                 link: *link,
+                is_secondary: false,
             };
             ips.iter().map(present).collect()
         };
@@ -531,5 +570,91 @@ mod tests {
         check(None, &[("10.0.0.1", 2)], Err("no network device has"));
         check(Some("eth0"), &[], Ok("eth0"));
         check(Some("eth7"), &[], Err("no network device eth7"));
+    }
+
+    fn held(network: u64) -> Held {
+        Held {
+            boot: Roots::default().boot_id().unwrap(),
+            network,
+            // Nothing is to be taken from a device that is not there.
+            address: ServiceAddress::parse("10.77.0.5/24", Some("forebay-none".to_owned()))
+                .unwrap(),
+            stance: Stance::Answers,
+        }
+    }
+
+    /// A daemon that hung in the middle of a change put the address there later, and no file said so.
+    #[test]
+    fn what_goes_in_time_is_looked_at_again_while_somebody_is_in_the_middle_of_a_change() {
+        let state = tempfile::tempdir().unwrap();
+        let addresses = Addresses::new(state.path(), Roots::default());
+        let (app, other): (AppId, AppId) = ("cache".parse().unwrap(), "web".parse().unwrap());
+        let apps = [&other, &app];
+        // Nobody waits where there is nothing, nor for one that is quiet.
+        let quiet = Held {
+            stance: Stance::Quiet,
+            ..held(addresses.network().unwrap())
+        };
+        let hangs = addresses.lock().unwrap();
+        addresses.write(&other, &quiet).unwrap();
+        let began = Instant::now();
+        assert!(addresses.leave_in_time(apps).is_empty());
+        assert!(began.elapsed() < LOCK_MAX, "it waited");
+
+        let own = held(addresses.network().unwrap());
+        addresses.write(&app, &own).unwrap();
+        assert!(addresses.leave_in_time(apps).is_empty());
+        assert_eq!(addresses.read(&app).unwrap(), Some(own), "it is forgotten");
+        drop(hangs);
+        assert!(addresses.leave_in_time(apps).is_empty());
+        assert_eq!(addresses.read(&app).unwrap(), None);
+        assert_eq!(addresses.all(), [other]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_no_other_from_going_in_time() {
+        let state = tempfile::tempdir().unwrap();
+        let addresses = Addresses::new(state.path(), Roots::default());
+        let (app, other): (AppId, AppId) = ("cache".parse().unwrap(), "web".parse().unwrap());
+        let own = held(addresses.network().unwrap());
+        drop(addresses.lock().unwrap());
+        addresses.write(&app, &own).unwrap();
+        fs::write(addresses.file(&other), "{").unwrap();
+        let failed = addresses.leave_in_time([&other, &app]);
+        let failed: Vec<&AppId> = failed.into_iter().map(|(app, _)| app).collect();
+        assert_eq!(failed, [&other]);
+        assert_eq!(addresses.all(), [other], "it is known on");
+    }
+
+    /// Its file kept the app from being begun, and everything from being put back, until somebody removed it.
+    #[test]
+    fn of_a_network_that_is_gone_nothing_is_left() {
+        let state = tempfile::tempdir().unwrap();
+        // Nobody is there but this thread, which is in a network of its own.
+        let proc = tempfile::tempdir().unwrap();
+        for (dir, file, text) in [
+            (
+                "sys/kernel/random",
+                "boot_id",
+                Roots::default().boot_id().unwrap(),
+            ),
+            ("thread-self/ns", "net", String::new()),
+        ] {
+            fs::create_dir_all(proc.path().join(dir)).unwrap();
+            fs::write(proc.path().join(dir).join(file), text).unwrap();
+        }
+        let roots = Roots {
+            proc: proc.path().to_owned(),
+            ..Roots::default()
+        };
+        let addresses = Addresses::new(state.path(), roots);
+        let app: AppId = "cache".parse().unwrap();
+        drop(addresses.lock().unwrap());
+        addresses
+            .write(&app, &held(addresses.network().unwrap() + 1))
+            .unwrap();
+        assert_eq!(addresses.read(&app).unwrap(), None);
+        addresses.leave(&app).unwrap();
+        assert_eq!(addresses.all(), []);
     }
 }

@@ -17,7 +17,11 @@ use std::time::Duration;
 use super::socket::canonical;
 use crate::error::HostError;
 use crate::netlink::{attribute, nested};
-use crate::nft::{self, Step, named, number};
+use crate::nft::expression::{
+    ELEMENT, META_PROTOCOL, META_TRANSPORT, NETWORK, REGISTER, TRANSPORT, VALUE, drop_it, equals,
+    expression, meta, payload,
+};
+use crate::nft::{self, DELETE_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE, Step, named, number};
 
 /// Tables are called so, with a number for the state directory that they belong to.
 const TABLES: &str = "forebay-connections";
@@ -26,20 +30,11 @@ const CHAIN: &str = "in";
 const ENDS_MAX: usize = 1024;
 
 /// Messages.
-const NEW_TABLE: u16 = 0;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 /// The table that anything else is in, and its own name.
 const OF_TABLE: u16 = 1;
 const NAME: u16 = 1;
-/// An element of a list, and a value that is bytes.
-const ELEMENT: u16 = 1;
-const VALUE: u16 = 1;
-/// Registers of four bytes begin at this one.
-const REGISTER: u32 = 8;
 
 /// What is dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,24 +183,12 @@ fn step(message: u16, attributes: &[Vec<u8>]) -> Step {
 
 /// What is asked about each packet for this host, before what others have there.
 fn chain(table: &str) -> Step {
-    const NAME: u16 = 3;
-    const HOOK: u16 = 4;
-    const TYPE: u16 = 7;
-    const HOOK_NUMBER: u16 = 1;
-    const HOOK_PRIORITY: u16 = 2;
     const LOCAL_IN: u32 = 1;
     const EARLY: i32 = -400;
-    let hook = [
-        number(HOOK_NUMBER, LOCAL_IN),
-        number(HOOK_PRIORITY, EARLY.cast_unsigned()),
-    ];
-    let parts = [
-        named(OF_TABLE, table),
-        named(NAME, CHAIN),
-        nested(HOOK, &hook),
-        named(TYPE, "filter"),
-    ];
-    step(NEW_CHAIN, &parts)
+    step(
+        NEW_CHAIN,
+        &[nft::base_chain((table, CHAIN), (LOCAL_IN, EARLY))],
+    )
 }
 
 fn set(table: &str, kind: &Kind) -> Step {
@@ -230,15 +213,11 @@ fn set(table: &str, kind: &Kind) -> Step {
 fn rule(table: &str, kind: &Kind) -> Step {
     const CHAIN_NAME: u16 = 2;
     const EXPRESSIONS: u16 = 4;
-    const META_PROTOCOL: u32 = 15;
-    const META_TRANSPORT: u32 = 16;
-    const NETWORK: u32 = 1;
-    const TRANSPORT: u32 = 2;
     const PORT_AT: u32 = 2;
-    const TCP: u8 = 6;
+    const TCP: &[u8] = &[6];
     let expressions = [
         meta(META_PROTOCOL),
-        equals(kind.protocol),
+        equals(&[kind.protocol]),
         meta(META_TRANSPORT),
         equals(TCP),
         payload(REGISTER, (NETWORK, kind.at, kind.length)),
@@ -254,52 +233,6 @@ fn rule(table: &str, kind: &Kind) -> Step {
     step(NEW_RULE, &parts)
 }
 
-fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
-    const NAME: u16 = 1;
-    const DATA: u16 = 2;
-    nested(ELEMENT, &[named(NAME, name), nested(DATA, data)])
-}
-
-/// Loads something about the packet.
-fn meta(key: u32) -> Vec<u8> {
-    const REGISTER_TO: u16 = 1;
-    const KEY: u16 = 2;
-    expression("meta", &[number(REGISTER_TO, REGISTER), number(KEY, key)])
-}
-
-/// Goes on where one byte that was loaded is this one.
-fn equals(value: u8) -> Vec<u8> {
-    const REGISTER_FROM: u16 = 1;
-    const OPERATION: u16 = 2;
-    const DATA: u16 = 3;
-    const EQUAL: u32 = 0;
-    expression(
-        "cmp",
-        &[
-            number(REGISTER_FROM, REGISTER),
-            number(OPERATION, EQUAL),
-            nested(DATA, &[attribute(VALUE, &[value])]),
-        ],
-    )
-}
-
-/// Loads bytes of a head: which one, where they are, and how many.
-fn payload(register: u32, (base, at, length): (u32, u32, u32)) -> Vec<u8> {
-    const REGISTER_TO: u16 = 1;
-    const BASE: u16 = 2;
-    const OFFSET: u16 = 3;
-    const LENGTH: u16 = 4;
-    expression(
-        "payload",
-        &[
-            number(REGISTER_TO, register),
-            number(BASE, base),
-            number(OFFSET, at),
-            number(LENGTH, length),
-        ],
-    )
-}
-
 /// Goes on where what was loaded is in a set.
 fn lookup(kind: &Kind) -> Vec<u8> {
     const SET: u16 = 1;
@@ -311,22 +244,6 @@ fn lookup(kind: &Kind) -> Vec<u8> {
             named(SET, kind.set),
             number(REGISTER_FROM, REGISTER),
             number(SET_ID, kind.id),
-        ],
-    )
-}
-
-fn drop_it() -> Vec<u8> {
-    const REGISTER_TO: u16 = 1;
-    const DATA: u16 = 2;
-    const VERDICT: u16 = 2;
-    const CODE: u16 = 1;
-    const THE_VERDICT: u32 = 0;
-    const DROP: u32 = 0;
-    expression(
-        "immediate",
-        &[
-            number(REGISTER_TO, THE_VERDICT),
-            nested(DATA, &[nested(VERDICT, &[number(CODE, DROP)])]),
         ],
     )
 }

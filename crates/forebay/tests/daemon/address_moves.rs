@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::memory_fleet::{Fleet, index, killed_at, other, owner};
+use crate::memory_fleet::{Fleet, crashes_at, index, killed_at, other, owner};
 use crate::network::{Network, V4, V6, has, ip, tables};
 use crate::place::{EXE, PATIENCE, eventually, signal};
 
@@ -216,6 +216,44 @@ fn a_daemon_that_is_killed_cuts_no_connection() {
 #[test]
 fn a_daemon_that_is_killed_amid_freezing_cuts_no_connection() {
     daemons_killed_at(&["freezing"]);
+}
+
+/// Whoever puts the host back then lets nobody go on whose connections are still out of the kernel's hands.
+#[test]
+fn what_is_put_back_amid_freezing_goes_on_with_its_connections() {
+    let test = "a host is put back amid freezing";
+    let Some(mut fleet) = Network::enter(test, V4).and_then(|network| Fleet::on(test, network))
+    else {
+        return;
+    };
+    fleet.on_stop = "keep";
+    let mut fleet = fleet.begun(MEMORY, "");
+    let mut owner = fleet.await_owner();
+    fleet.await_reached(owner);
+    let pid = fleet.place(owner).await_pid("pages");
+    let client = Client::start(fleet.service());
+    for attempt in 1.. {
+        let own = index(owner);
+        let is_amid = crashes_at(&mut fleet, owner, owner, "freezing");
+        if is_amid {
+            let put_back = fleet.restore(owner);
+            assert!(put_back.status.success(), "{put_back:?}");
+            assert_eq!(tables(&fleet.machines[own]), [] as [String; 0]);
+            assert!(!has(&fleet.machines[own], V4));
+            fleet.goes_on();
+        }
+        fleet.begin(own);
+        fleet.await_rest();
+        owner = fleet.await_owner();
+        if is_amid {
+            break;
+        }
+        assert!(attempt < 5, "no move was seen amid freezing");
+    }
+    assert_eq!(fleet.place(owner).await_pid("pages"), pid);
+    fleet.await_reached(owner);
+    client.served();
+    fleet.await_clean();
 }
 
 fn daemons_killed_at(stages: &[&str]) {

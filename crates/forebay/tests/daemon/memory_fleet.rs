@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::etcd::Etcd;
 use crate::fronts::free_port;
+use crate::http::request;
 use crate::images::criu;
 use crate::machine::{Machine, Rooms, children};
 use crate::moves::{certify, status};
@@ -173,13 +174,18 @@ impl Fleet {
 
     /// On a network of their own, where clients reach the program at an address that goes along.
     pub(crate) fn start_on(test: &str, network: Network, memory: u32, more: &str) -> Option<Self> {
+        Some(Self::on(test, network)?.begun(memory, more))
+    }
+
+    /// Before any daemon begins.
+    pub(crate) fn on(test: &str, network: Network) -> Option<Self> {
         let rooms = Rooms::Network;
         let mut fleet = Self::new_in(test, rooms, &network.centre.to_string())?;
         for (index, machine) in fleet.machines.iter().enumerate() {
             network.connect(index, machine);
         }
         fleet.network = Some(network);
-        Some(fleet.begun(memory, more))
+        Some(fleet)
     }
 
     /// Before any daemon begins.
@@ -419,10 +425,11 @@ impl Fleet {
     #[track_caller]
     pub(crate) fn await_clean(&self) {
         eventually("nothing of a move is left", || {
-            let is_empty = |(_, place): &(&str, Place)| {
-                let moves = fs::read_dir(place.path("state/moves"));
-                moves.is_ok_and(|mut left| left.next().is_none())
-            };
+            let is_empty =
+                |(_, place): &(&str, Place)| match fs::read_dir(place.path("state/moves")) {
+                    Ok(mut left) => left.next().is_none(),
+                    Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+                };
             self.hosts.iter().all(is_empty) && self.porters().is_empty()
         });
     }
@@ -502,13 +509,41 @@ pub(crate) fn owner(fleet: &Fleet, app: &str) -> &'static str {
     found.unwrap()
 }
 
-/// Kills a daemon at a stage of a move; who owns the program in the end.
+/// How often a move is begun for a stage that may be over before it is seen.
+const TRIES: u32 = 5;
+
+/// Kills a daemon at a stage of a move from a host to the other; who owns the program in the end. A move that was past
+/// that stage before it was seen counts as missed, and another one is begun, from wherever the program is by then.
 pub(crate) fn killed_at(
     fleet: &mut Fleet,
     from: &'static str,
     kills: &str,
     stage: &str,
 ) -> &'static str {
+    let is_source = kills == from;
+    let mut at = from;
+    for attempt in 1..=TRIES {
+        let kills = if is_source { at } else { other(at) };
+        let is_amid = crashes_at(fleet, at, kills, stage);
+        fleet.begin(index(kills));
+        fleet.await_rest();
+        let owner = fleet.await_owner();
+        let when = if is_amid { "amid" } else { "after" };
+        println!(
+            "{kills} killed, {at} to {} {when} {stage}: {owner}",
+            other(at)
+        );
+        if is_amid {
+            return owner;
+        }
+        println!("missed {stage} {attempt} times");
+        at = owner;
+    }
+    panic!("no move of {TRIES} was seen while {stage}");
+}
+
+/// Begins a move and kills a daemon once it is at a stage, or over; whether it was at that stage.
+pub(crate) fn crashes_at(fleet: &mut Fleet, from: &'static str, kills: &str, stage: &str) -> bool {
     let to = other(from);
     fleet.goes_on();
     let place = fleet.place(from);
@@ -524,16 +559,25 @@ pub(crate) fn killed_at(
     });
     let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
     assert!(asked.status.success(), "{asked:?}");
-    // Looked at as often as can be: some stages are short.
+    // Looked at as often as can be: some stages are shorter than it takes to begin a program that asks.
+    let socket = place.path("socket");
+    // Where it is frozen, CRIU is at work by then.
+    let log = place.path("state/moves/pages.leaves/dump.log");
     let until = Instant::now() + PATIENCE;
-    let is_there = |now: &Value| now["stage"] == stage || now["over"] == true;
-    while !is_there(&place.json(&["move", "pages"])) {
+    let is_amid = loop {
+        let (status, said) = request(&socket, "GET", "/v1/moves", "");
+        assert_eq!(status, 200, "{said}");
+        let moves: Value = serde_json::from_str(&said).unwrap();
+        let away = moves["away"].as_array().unwrap();
+        let now = away.iter().find(|one| one["app"] == "pages").unwrap();
+        if now["stage"] == stage && (stage != "freezing" || log.exists()) {
+            break true;
+        }
+        if now["over"] == true {
+            break false;
+        }
         assert!(Instant::now() < until, "it comes to no end");
-    }
+    };
     fleet.crash(index(kills));
-    fleet.begin(index(kills));
-    fleet.await_rest();
-    let owner = fleet.await_owner();
-    println!("{kills} killed, {from} to {to} {stage}: {owner}");
-    owner
+    is_amid
 }

@@ -362,7 +362,7 @@ impl Depart {
         house.apps.keep(app)?;
         // It may have been ended while nobody ran here: then supervision starts it.
         match house.apps.runs(app) {
-            Some(false) => Ok(()),
+            Some(false) => self.body.clean(),
             Some(true) => self.body.thaw(),
             None => Err(Trouble::Unknown(format!("{app} was not looked at yet"))),
         }
@@ -385,7 +385,7 @@ impl Depart {
 
     fn end(&mut self) -> Result<(), Trouble> {
         match self.house.apps.runs(&self.note.app) {
-            Some(false) => {}
+            Some(false) => self.body.clean()?,
             Some(true) => self.body.end()?,
             None => {
                 let what = format!("{} was not looked at yet", self.note.app);

@@ -499,14 +499,19 @@ impl Moves {
     }
 
     /// How much of the memory of an application that came here is still to come; none where nothing is needed of where
-    /// it was any more. Asked when its record says that it runs here.
+    /// it was any more. Asked when its record says that it runs here. What a later attempt brings is not what this one
+    /// owes: it began only after all of this one was here, or lost.
     ///
     /// # Errors
     /// It cannot be found out.
-    pub(crate) fn owes(&self, app: &AppId) -> Result<Option<Bytes>, String> {
-        let ground = self.house.apps.ground();
-        let owes = body::checkpoint::owes(ground.as_ref(), app)?;
+    pub(crate) fn owes(&self, of: &Attempt) -> Result<Option<Bytes>, String> {
+        let (app, ground) = (&of.app, self.house.apps.ground());
         let state = locked(&self.state);
+        let comes = state.coming.get(app).map(|coming| coming.of.epoch);
+        if comes.is_some_and(|epoch| epoch > of.epoch) {
+            return Ok(None);
+        }
+        let owes = body::checkpoint::owes(ground.as_ref(), app)?;
         let arrives = |content: &super::journal::Content| content.arrivals.contains_key(app);
         // Held, so that nothing of a later one begins to come in meanwhile.
         if owes.is_none() && !state.coming.contains_key(app) && !self.house.book.look(arrives) {

@@ -397,6 +397,10 @@ pub(crate) trait Leaving: fmt::Debug + Send {
     fn send(&mut self, road: &Road<'_>) -> Result<(), Trouble>;
     /// Lets it go on. Nothing of what was sent is needed any more.
     fn thaw(&mut self) -> Result<(), Trouble>;
+    /// Removes what is left of its being frozen where nobody of it is here any more.
+    fn clean(&mut self) -> Result<(), Trouble> {
+        Ok(())
+    }
     /// What becomes of it where its record may be changed, and no daemon comes that finds out.
     fn unclaimed(&self) -> Unclaimed {
         Unclaimed::Ends

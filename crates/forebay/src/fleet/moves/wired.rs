@@ -582,7 +582,7 @@ impl Handler for Answers {
             }
             Request::Owed { of } => {
                 let attempt = attempt(of);
-                self.off(move |moves| match moves.owes(&attempt.app) {
+                self.off(move |moves| match moves.owes(&attempt) {
                     Ok(bytes) => Answer::Owes {
                         bytes: bytes.map(|bytes| bytes.0),
                     },

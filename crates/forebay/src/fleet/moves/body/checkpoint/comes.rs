@@ -14,7 +14,7 @@ use forebay_core::units::Bytes;
 use forebay_host::checkpoint::pack;
 use forebay_host::checkpoint::porter::{self, Errand, Porter};
 use forebay_host::checkpoint::preflight::{Speeds, Survey};
-use forebay_host::checkpoint::{Landing, Tcp, disown_connections};
+use forebay_host::checkpoint::{Landing, Side, Tcp, disown_connections};
 use forebay_host::ledger::Process;
 
 use super::lending::{self, Told, tell_whole};
@@ -74,7 +74,7 @@ impl Comes {
     }
 
     fn images(&self) -> Result<PathBuf, String> {
-        Ok(place(&self.ground()?, &self.app, "comes"))
+        Ok(place(&self.ground()?, &self.app, Side::Comes))
     }
 
     /// Whether this host has what a process of another one needs.
@@ -113,7 +113,7 @@ impl Comes {
     fn porter(&mut self) -> Result<&mut Porter, String> {
         if self.porter.is_none() {
             let ground = self.ground()?;
-            let images = place(&ground, &self.app, "comes");
+            let images = place(&ground, &self.app, Side::Comes);
             clear(&images)?;
             let groups = self.apps.slice(&self.app);
             let errand = Errand {
@@ -362,7 +362,7 @@ impl Coming for Comes {
         if lending::is_owed(&ground, &self.app).map_err(Trouble::Refused)? {
             return Ok(());
         }
-        remove(&place(&ground, &self.app, "comes")).map_err(Trouble::Refused)
+        remove(&place(&ground, &self.app, Side::Comes)).map_err(Trouble::Refused)
     }
 
     fn found(&self, mark: Mark) -> Found {

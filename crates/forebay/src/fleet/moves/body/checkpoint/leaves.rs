@@ -12,8 +12,8 @@ use forebay_core::fleet::rounds::{Bounds, Round, Verdict, judge, pays};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{Connection, Speeds, Survey, connections};
 use forebay_host::checkpoint::{
-    Criu, Freezing, Held, LOST_AFTER, Orphaned, Tcp, Tracker, disown_connections, lend as lent,
-    let_go, pack,
+    Criu, Freezing, Held, LOST_AFTER, Orphaned, Side, Tcp, Tracker, disown_connections,
+    lend as lent, let_go, pack,
 };
 use forebay_host::fence::Unclaimed;
 
@@ -28,6 +28,9 @@ use crate::fleet::moves::{Apps, Content, Foreseen, Ground, Leaving, Phase, Road,
 const AIM: Duration = Duration::from_millis(50);
 /// It stays where it would stand for longer.
 const MOST: Duration = Duration::from_secs(5);
+/// So often it is tried to have CRIU let it go before its group does: it would run into connections that are not the
+/// kernel's, and stands for some 15 s each time.
+const LET_GO_TRIES: u32 = 3;
 /// And of its files: what changes last is sent while it stands as well.
 const FILES: Bounds = Bounds {
     aim: Duration::from_millis(100),
@@ -68,6 +71,8 @@ pub(in crate::fleet::moves) struct Leaves {
     fit: Option<Fit>,
     tracker: Option<Tracker>,
     held: Option<Held>,
+    /// How often it stood on since it was not let go.
+    kept: u32,
 }
 
 impl Leaves {
@@ -88,6 +93,7 @@ impl Leaves {
             fit: None,
             tracker: None,
             held: None,
+            kept: 0,
         }
     }
 
@@ -99,7 +105,7 @@ impl Leaves {
     }
 
     fn images(&self) -> Result<PathBuf, Trouble> {
-        Ok(place(&self.ground()?, &self.app, "leaves"))
+        Ok(place(&self.ground()?, &self.app, Side::Leaves))
     }
 
     fn fit(&self) -> Result<&Fit, Trouble> {
@@ -235,9 +241,8 @@ impl Leaves {
             Some(held) => held.thaw(),
             // A daemon before this one had it held. Its group says who it is: this one may not have looked yet.
             None => {
-                let images = self.images()?;
-                let mut processes = self.apps.processes(&self.app).into_iter();
-                processes.try_for_each(|pid| let_go(pid, &images))
+                let processes = self.apps.processes(&self.app);
+                let_go(&processes, &self.images()?)
             }
         };
         let_go.map_err(|error| Trouble::Refused(error.explain()))
@@ -442,9 +447,26 @@ impl Leaving for Leaves {
         address::answer(&*self.apps, &self.app);
         // CRIU leaves its connections out of the kernel's hands: it must not read from them before they are back.
         let let_go = self.let_go();
+        if let Err(trouble) = &let_go {
+            self.kept = self.kept.saturating_add(1);
+            if self.kept < LET_GO_TRIES {
+                return let_go;
+            }
+            let what = format!("goes on, and connections of it may be lost: {trouble}");
+            self.apps.warn(&self.app, what);
+        }
         self.apps.thaw(&self.app)?;
+        // What is left of CRIU is removed once that can be.
         let_go?;
         remove(&self.images()?).map_err(Trouble::Refused)
+    }
+
+    fn clean(&mut self) -> Result<(), Trouble> {
+        self.tracker = None;
+        let images = self.images()?;
+        lent::end(&images).map_err(|error| Trouble::Refused(error.explain()))?;
+        self.let_go()?;
+        remove(&images).map_err(Trouble::Refused)
     }
 
     fn unclaimed(&self) -> Unclaimed {

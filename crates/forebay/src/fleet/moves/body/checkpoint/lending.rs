@@ -10,7 +10,7 @@ use forebay_core::fleet::{Epoch, HostName};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::lend::{self as lent, Pages};
 use forebay_host::checkpoint::owes::{self as owed, Owes};
-use forebay_host::checkpoint::{Lender, Line, porter};
+use forebay_host::checkpoint::{Lender, Line, Side, porter};
 use forebay_host::ledger::Process;
 use forebay_host::procs;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ pub(in crate::fleet::moves) fn lend(
     pages: &[Pages],
 ) -> Result<Vec<u8>, String> {
     let ground = ground.ok_or_else(|| format!("{app}: processes do not go along from here"))?;
-    lent::read(&place(&ground, app, "leaves"), pages).map_err(|error| error.explain())
+    lent::read(&place(&ground, app, Side::Leaves), pages).map_err(|error| error.explain())
 }
 
 /// How much is still to come of an application that came; none where nothing is needed.
@@ -50,7 +50,7 @@ pub(in crate::fleet::moves) fn owes(
     let Some(ground) = ground else {
         return Err(format!("{app}: processes do not come to the target"));
     };
-    let owes = owed::owes(&place(ground, app, "comes")).map_err(|error| error.explain())?;
+    let owes = owed::owes(&place(ground, app, Side::Comes)).map_err(|error| error.explain())?;
     // Until it was told how it ended, which what is here says.
     Ok(owes.map(|owes| match owes {
         Owes::Comes(left) => left,
@@ -66,7 +66,7 @@ pub(in crate::fleet::moves) fn forget_owed(
     ground: Option<&Ground>,
     app: &AppId,
 ) -> Result<(), String> {
-    ground.map_or(Ok(()), |ground| remove(&place(ground, app, "comes")))
+    ground.map_or(Ok(()), |ground| remove(&place(ground, app, Side::Comes)))
 }
 
 /// Tells how it ends with all that still comes, or came, for a porter that an earlier daemon began.
@@ -79,7 +79,7 @@ pub(in crate::fleet::moves) fn attend_owed(apps: &Arc<dyn Apps>) {
         mobility.is_some_and(|mobility| mobility.way == Way::Checkpoint)
     };
     for app in apps.movable().into_iter().filter(goes_along) {
-        let images = place(&ground, &app.id, "comes");
+        let images = place(&ground, &app.id, Side::Comes);
         if !matches!(owed::owes(&images), Ok(None)) {
             let (apps, id) = (Arc::clone(apps), app.id.clone());
             let process = porter::landed(&images);

@@ -64,13 +64,11 @@ use std::path::{Path, PathBuf};
 
 use forebay_core::app::AppId;
 use forebay_core::fleet::mobility::{Connections, Memory, ServiceAddress};
-use forebay_host::checkpoint::{Criu, Tcp};
+use forebay_host::checkpoint::{self, Criu, Side, Tcp};
 
 pub(in crate::fleet::moves) use self::lending::{attend_owed, forget_owed, lend, owes};
 use crate::fleet::moves::Ground;
 
-/// Where images of processes that move are, in the state directory.
-const DIR: &str = "moves";
 /// Kinds of contents.
 const MEMORY: &str = "memory";
 const IMAGES: &str = "images";
@@ -135,8 +133,8 @@ fn criu(ground: &Ground) -> Result<Criu, String> {
 }
 
 /// Where images of an app are, on their way from or to this host.
-fn place(ground: &Ground, app: &AppId, side: &str) -> PathBuf {
-    ground.state_dir.join(DIR).join(format!("{app}.{side}"))
+fn place(ground: &Ground, app: &AppId, side: Side) -> PathBuf {
+    checkpoint::moved(&ground.state_dir, app, side)
 }
 
 /// Makes a directory anew, for nobody but root.
