@@ -217,6 +217,7 @@ mod tests {
         fs::write(place("etc/forebay/forebay.toml"), "# an administrator's\n").unwrap();
         let called = rpm(&["--upgrade"], &second);
         let expected = "getent group forebay\nsystemctl daemon-reload\n\
+                        systemctl -q is-enabled forebay.service\nsystemctl -q enable forebay.service\n\
                         systemctl daemon-reload\nsystemctl try-restart forebay.service\n";
         assert_eq!(
             called, expected,

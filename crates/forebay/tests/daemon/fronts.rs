@@ -1,7 +1,9 @@
 //! Fronts: what their clients see when a primary is killed, stopped or asked to make room.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -15,9 +17,17 @@ pub(crate) struct Stage {
     pub(crate) port: u16,
 }
 
+/// A port that nobody has, and that was not given away before.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // The kernel may give one twice that was let go.
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 impl Stage {

@@ -1,13 +1,13 @@
 //! PostgreSQL behind a front: instances that do not serve are made standbys when they are started.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::fronts::free_port;
 use crate::place::{Place, eventually, is_running, signal};
 
 pub(crate) const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
@@ -19,11 +19,6 @@ struct Stage {
     ports: [u16; 2],
     /// Servers that were killed leave a segment of shared memory each.
     segments: Vec<String>,
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 pub(crate) fn as_postgres(program: &str) -> Command {

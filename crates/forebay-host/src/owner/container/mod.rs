@@ -66,8 +66,9 @@ const PODMAN_UPDATES_SINCE: [u32; 2] = [4, 3];
 /// A full ID has that many hexadecimal digits; people are shown the first few.
 const ID_SHOWN: usize = 12;
 const ID_DIGITS: usize = 64;
-/// How long one call may take: a runtime that starts many containers is slow, not lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one call may take: a runtime that starts many containers is slow, not lost, and on a busy host
+/// Podman took more than 5 s for an update.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a runtime that took longer is not asked again: meanwhile those of other sockets are, and
 /// each of its containers would take as long to find out.
 const REST: Duration = Duration::from_secs(10);
