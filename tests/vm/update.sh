@@ -34,22 +34,7 @@ ExecStart=/usr/bin/redis-server --port 6380 --bind 0.0.0.0 --protected-mode no -
 [Install]
 WantedBy=multi-user.target
 UNIT
-  # As a host has its network: before whoever needs it.
-  mkdir -p /etc/systemd/network
-  ln -sf /dev/null /etc/systemd/network/99-default.link
-  cat >/etc/systemd/system/net.service <<'UNIT'
-[Unit]
-DefaultDependencies=no
-After=systemd-remount-fs.service
-Before=network.target
-Wants=network.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh -c 'modprobe virtio_net; dev=$$(ls /sys/class/net | grep -v lo); ip addr replace 10.0.2.15/24 dev $$dev; ip link set $$dev up'
-[Install]
-WantedBy=sysinit.target
-UNIT
+  install_network
   systemctl daemon-reload
   systemctl enable --now net plain forebay
 }

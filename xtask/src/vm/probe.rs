@@ -7,7 +7,11 @@
 //! mark: watch NAME PORT              begins to look for pauses
 //! mark: seen NAME                    ends it: the longest time between two answers is NAME's pause
 //! mark: at-most NAME SHARE OTHER     NAME's pause is at most this share of OTHER's, or the scenario fails
+//! mark: hold NAME PORT               begins to have a service of HTTP count, over one connection ([`held`])
+//! mark: held NAME                    ends it: that connection is there, and each request was counted once, or the scenario fails
 //! ```
+
+mod held;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,6 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use held::Held;
 
 /// Between two lines that are sent.
 const EVERY: Duration = Duration::from_millis(1);
@@ -125,6 +131,7 @@ pub(super) struct Probes {
     ports: BTreeMap<u16, u16>,
     watched: BTreeMap<String, Client>,
     pauses: BTreeMap<String, Duration>,
+    held: BTreeMap<String, Held>,
     /// What was claimed and is not so.
     pub(super) broken: Vec<String>,
 }
@@ -135,6 +142,7 @@ impl Probes {
             ports,
             watched: BTreeMap::new(),
             pauses: BTreeMap::new(),
+            held: BTreeMap::new(),
             broken: Vec::new(),
         }
     }
@@ -146,6 +154,8 @@ impl Probes {
         let said = match *words.as_slice() {
             ["watch", name, port] => self.watch(name, port).map(|()| None),
             ["seen", name] => self.seen(name).map(Some),
+            ["hold", name, port] => self.hold(name, port).map(|()| None),
+            ["held", name] => self.end_held(name).map(Some),
             ["at-most", name, share, other] => self.at_most(name, share, other).map(Some),
             _ => return None,
         };
@@ -156,9 +166,29 @@ impl Probes {
         })
     }
 
-    fn watch(&mut self, name: &str, port: &str) -> Result<(), String> {
+    /// The port of this host that leads to one of the guest.
+    fn forwarded(&self, port: &str) -> Result<u16, String> {
         let forwarded = port.parse().ok().and_then(|port| self.ports.get(&port));
-        let port = *forwarded.ok_or("the machine has no `--forward` for this port")?;
+        Ok(*forwarded.ok_or("the machine has no `--forward` for this port")?)
+    }
+
+    fn hold(&mut self, name: &str, port: &str) -> Result<(), String> {
+        let held = Held::new(self.forwarded(port)?)?;
+        self.held.insert(name.to_owned(), held);
+        Ok(())
+    }
+
+    fn end_held(&mut self, name: &str) -> Result<String, String> {
+        let held = self.held.remove(name).ok_or("nobody holds it")?;
+        let (requests, slowest) = held.end()?;
+        Ok(format!(
+            "{name:<28} {requests} requests over one connection, {:.2} s the slowest",
+            slowest.as_secs_f64()
+        ))
+    }
+
+    fn watch(&mut self, name: &str, port: &str) -> Result<(), String> {
+        let port = self.forwarded(port)?;
         self.watched.insert(name.to_owned(), Client::of(port));
         Ok(())
     }
