@@ -22,7 +22,7 @@ use forebay_core::fleet::rounds::{Bounds, Verdict};
 use forebay_core::units::Bytes;
 use forebay_host::checkpoint::preflight::{self, Survey};
 use forebay_host::checkpoint::{
-    Assembly, Criu, Freezing, Held, Landed, Landing, Lender, Orphaned, Tcp, Tracker, runs,
+    Assembly, Criu, Freezing, Held, Landed, Landing, Lender, Orphaned, Tcp, Tracker, let_go, runs,
     take_back,
 };
 use rustix::io::Errno;
@@ -420,6 +420,8 @@ fn group_alone(_: &Criu) {
             group.write("cgroup.freeze", "0");
         }
         program.counts();
+        // What CRIU held packets up with is taken away by whoever looks after it.
+        let_go(&[program.pid()], &program.images()).unwrap();
         fs::remove_file(program.dir.path().join("frozen")).unwrap();
     }
 }

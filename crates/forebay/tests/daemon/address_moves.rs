@@ -403,6 +403,8 @@ fn an_address_goes_to_whoever_starts_its_program() {
     eventually("it is gone", || !is_at(at));
     is_reached(other(at));
     signal(daemon, Signal::CONT);
+    // Who began it in its room stops along with it.
+    signal(fleet.hosts[index(at)].1.daemon_pid(), Signal::CONT);
     assert_eq!(owner(&fleet, "again"), other(at));
     is_reached(other(at));
 }
