@@ -118,26 +118,30 @@ pub fn rehearse(wanted: &Wanted) -> Result<Rehearsal, HostError> {
     let _lock = lock(directory, FlockOperation::LockExclusive)?;
     clear(directory)?;
     remove(&directory.join(CONSOLE), |place| fs::remove_file(place))?;
-    let obstacle = obstacle(wanted.qemu.as_deref());
-    let (kernel, tried) = match image::look(&wanted.kernel) {
-        // Elsewhere kernels look otherwise.
-        _ if obstacle.is_some() => (
-            String::new(),
-            Err(Verdict::Impossible(obstacle.unwrap_or_default())),
-        ),
-        Err(error) => (String::new(), Err(Verdict::Impossible(error.explain()))),
-        Ok(Err(why)) => (String::new(), Err(Verdict::Failed(why))),
-        Ok(Ok(said)) => (said.release().to_owned(), try_out(wanted, said.release())),
-    };
+    let (kernel, tried) = look_and_try(wanted);
     clear(directory)?;
     Ok(Rehearsal {
-        kernel: match kernel.is_empty() {
-            true => wanted.kernel.display().to_string(),
-            false => kernel,
-        },
+        kernel: kernel.unwrap_or_else(|| wanted.kernel.display().to_string()),
         verdict: tried.map_or_else(|verdict| verdict, |()| Verdict::Passed),
         took: began.elapsed(),
     })
+}
+
+/// What the kernel is called, where that is known, and what came of it.
+fn look_and_try(wanted: &Wanted) -> (Option<String>, Tried<()>) {
+    // First of all: elsewhere kernels look otherwise.
+    if let Some(why) = obstacle(wanted.qemu.as_deref()) {
+        return (None, Err(Verdict::Impossible(why)));
+    }
+    match image::look(&wanted.kernel) {
+        Err(error) => (None, Err(impossible(&error))),
+        Ok(Err(why)) => (None, Err(Verdict::Failed(why))),
+        Ok(Ok(said)) => {
+            let release = said.release().to_owned();
+            let tried = try_out(wanted, &release);
+            (Some(release), tried)
+        }
+    }
 }
 
 /// What does not work here says nothing of the kernel.
