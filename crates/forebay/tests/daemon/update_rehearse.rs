@@ -159,6 +159,16 @@ impl Stage {
         self.place.json(&order)
     }
 
+    /// An update whose machine says nothing, and the number of that machine's process.
+    fn rehearsing(test: &str) -> Option<(Self, u32)> {
+        let stage = Self::new(test, &kernel(), SILENT)?;
+        if !stage.begin(&[]) {
+            return None;
+        }
+        let machine = stage.await_machine();
+        Some((stage, machine))
+    }
+
     /// Begins an update, unless processes have low numbers here.
     fn begin(&self, words: &[&str]) -> bool {
         let plan = self.plan(&[]);
@@ -309,13 +319,9 @@ fn a_kernel_that_does_not_pass_keeps_the_host_up_and_apps_as_they_are() {
 #[test]
 fn a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot() {
     let test = "a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot";
-    let Some(mut stage) = Stage::new(test, &kernel(), SILENT) else {
+    let Some((mut stage, machine)) = Stage::rehearsing(test) else {
         return;
     };
-    if !stage.begin(&[]) {
-        return;
-    }
-    let machine = stage.await_machine();
     assert_eq!(stage.current()["stage"], "rehearsing");
     let refused = stage.place.ask(&["update", "abort"]);
     let said = String::from_utf8_lossy(&refused.stderr);
@@ -352,13 +358,9 @@ fn a_rehearsal_outlives_the_daemon_and_ends_when_nobody_wants_the_reboot() {
 #[test]
 fn a_rehearsal_that_cannot_be_looked_at_ends_when_nobody_wants_the_reboot() {
     let test = "a_rehearsal_that_cannot_be_looked_at_ends_when_nobody_wants_the_reboot";
-    let Some(mut stage) = Stage::new(test, &kernel(), SILENT) else {
+    let Some((mut stage, machine)) = Stage::rehearsing(test) else {
         return;
     };
-    if !stage.begin(&[]) {
-        return;
-    }
-    let machine = stage.await_machine();
     stage.place.crash();
     let errand = stage.place.path("state/update/1.rehearsal.errand");
     fs::rename(&errand, stage.place.path("errand")).unwrap();
