@@ -6,40 +6,18 @@
 # seconds: 1200
 # Begun again after the boot: $home/stage says how far it is. The client is outside the guest.
 set -eu
-home=/var/lib/update-test
-mkdir -p $home
-cd $home
-. /host/tests/steps
 . /host/tests/update-steps
 
 install() {
   install_network
   install_apps
-  cat >counter.py <<'PY'
-import http.server
-class Counter(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    count = 0
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        Counter.count += 1
-        self.do_GET()
-    def do_GET(self):
-        text = str(Counter.count).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *words):
-        pass
-http.server.ThreadingHTTPServer(("127.0.0.1", 7101), Counter).serve_forever()
-PY
+  cp /host/tests/counter.py .
   cat >>/etc/forebay.toml <<TOML
 [apps.counter]
 class = "critical"
 restart = "always"
 directory = "$home"
-exec = ["python3", "-B", "$home/counter.py"]
+exec = ["python3", "-B", "$home/counter.py", "7101"]
 images = { every = "1h" }
 stdout = "$home/counter.log"
 stderr = "$home/counter.log"

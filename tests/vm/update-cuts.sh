@@ -15,8 +15,6 @@ home=/disk
 mkdir -p $notes $home
 [ "$(blkid -o value -s TYPE /dev/vdb)" = ext4 ] || mkfs.ext4 -q /dev/vdb
 mountpoint -q $home || mount /dev/vdb $home
-cd $home
-. /host/tests/steps
 . /host/tests/update-steps
 forebay=$home/bin/forebay
 state=$home/state

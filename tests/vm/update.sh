@@ -6,10 +6,6 @@
 # seconds: 1800
 # Begun again after each boot: $home/stage says how far it is. Pauses are what clients outside the guest see.
 set -eu
-home=/var/lib/update-test
-mkdir -p $home
-cd $home
-. /host/tests/steps
 . /host/tests/update-steps
 
 install() {

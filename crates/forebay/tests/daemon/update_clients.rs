@@ -22,28 +22,8 @@ use crate::update::last;
 /// Longer than a client of this test waits for one answer: the boot, and what its last segment waits for then.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
-/// Counts what it is asked by POST, in memory alone.
-const COUNTER: &str = "
-import http.server, sys
-class Counter(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    count = 0
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get('Content-Length', 0)))
-        Counter.count += 1
-        self.answer()
-    def do_GET(self):
-        self.answer()
-    def answer(self):
-        text = str(Counter.count).encode()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *words):
-        pass
-http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Counter).serve_forever()
-";
+/// Counts what it is asked by POST, in memory alone; guests have it, too.
+const COUNTER: &str = include_str!("../../../../tests/vm/counter.py");
 
 /// Runs a program with nothing open from outside: that is of no mount that CRIU finds there.
 const CLOSED: &str = "import os, sys; os.closerange(3, 4096); os.execvp(sys.argv[1], sys.argv[1:])";
@@ -232,6 +212,15 @@ impl Stage {
         true
     }
 
+    /// One that was counted for over its connection when the host was written down.
+    fn departed_with_a_client(test: &str) -> Option<(Self, TcpStream)> {
+        let stage = Self::new(test)?;
+        let pid = stage.place.await_pid("counter");
+        let mut client = stage.connect(stage.site);
+        assert_eq!(count(&mut client, "POST").unwrap(), 1);
+        stage.depart(pid).then_some((stage, client))
+    }
+
     fn over(&self) -> Value {
         let status = || self.place.json(&["update", "status"]);
         eventually("it is over", || status()["current"].is_null());
@@ -277,6 +266,13 @@ fn count(stream: &mut TcpStream, method: &str) -> Result<u64, String> {
         .map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&body).into_owned();
     text.parse().map_err(|_| format!("{head}\n{text}"))
+}
+
+/// A connection that the host does not know any more.
+fn assert_is_reset(mut client: TcpStream) {
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let reset = count(&mut client, "GET").unwrap_err();
+    assert!(reset.contains("reset"), "{reset}");
 }
 
 /// What a client saw that kept one connection.
@@ -409,15 +405,10 @@ fn clients_keep_their_connections_over_a_boot() {
 
 #[test]
 fn what_was_damaged_is_named_and_clients_connect_again() {
-    let Some(mut stage) = Stage::new("what_was_damaged_is_named_and_clients_connect_again") else {
+    let test = "what_was_damaged_is_named_and_clients_connect_again";
+    let Some((mut stage, client)) = Stage::departed_with_a_client(test) else {
         return;
     };
-    let pid = stage.place.await_pid("counter");
-    let mut client = stage.connect(stage.site);
-    assert_eq!(count(&mut client, "POST").unwrap(), 1);
-    if !stage.depart(pid) {
-        return;
-    }
     let file = stage.place.path("state/connections");
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
@@ -431,9 +422,7 @@ fn what_was_damaged_is_named_and_clients_connect_again() {
         troubles.contains("checksum") && troubles.contains("connect again"),
         "{receipt:#}"
     );
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    let reset = count(&mut client, "GET").unwrap_err();
-    assert!(reset.contains("reset"), "{reset}");
+    assert_is_reset(client);
     assert_eq!(count(&mut stage.connect(stage.site), "GET").unwrap(), 1);
     stage.place.stop_well();
 }
@@ -472,15 +461,10 @@ fn clients_go_on_where_the_host_does() {
 /// Whoever puts back what a daemon left wants nothing left that keeps clients waiting.
 #[test]
 fn restore_takes_the_rule_and_the_connections_away() {
-    let Some(mut stage) = Stage::new("restore_takes_the_rule_and_the_connections_away") else {
+    let test = "restore_takes_the_rule_and_the_connections_away";
+    let Some((mut stage, client)) = Stage::departed_with_a_client(test) else {
         return;
     };
-    let pid = stage.place.await_pid("counter");
-    let mut client = stage.connect(stage.site);
-    assert_eq!(count(&mut client, "POST").unwrap(), 1);
-    if !stage.depart(pid) {
-        return;
-    }
     stage.go_down();
     let file = stage.place.path("state/connections");
     let site = ([127, 0, 0, 1], stage.site).into();
@@ -493,9 +477,7 @@ fn restore_takes_the_rule_and_the_connections_away() {
     assert_eq!(attempt().unwrap_err().kind(), ErrorKind::ConnectionRefused);
     // Without them a daemon that comes has nothing to make anew.
     stage.boot();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    let reset = count(&mut client, "GET").unwrap_err();
-    assert!(reset.contains("reset"), "{reset}");
+    assert_is_reset(client);
     stage.over();
     stage.place.stop_well();
 }
