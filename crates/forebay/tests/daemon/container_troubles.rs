@@ -219,14 +219,14 @@ fn a_silent_runtime_holds_up_no_period_and_no_other_app() {
     web.runtime.known().inspect = Manner::Silent;
     web.place.start();
     web.assert_others_run_on();
-    web.await_said(&["no answer in 5s", "restart it if it is stuck"]);
+    web.await_said(&["no answer in 15s", "restart it if it is stuck"]);
     assert_eq!(web.place.app("web")["state"], "absent");
     web.runtime.known().inspect = Manner::Well;
     web.await_in_force();
     web.runtime.known().update = Manner::Silent;
     web.pids = 88;
     web.assert_others_run_on();
-    web.await_said(&["no answer in 5s", "PidsLimit = 88"]);
+    web.await_said(&["no answer in 15s", "PidsLimit = 88"]);
     web.runtime.known().update = Manner::Well;
     web.await_in_force();
     web.stop_well();
