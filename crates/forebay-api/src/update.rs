@@ -18,6 +18,10 @@ pub struct UpdateRequest {
     /// How long it may take, in seconds; an hour when absent.
     #[serde(default)]
     pub limit_seconds: Option<u64>,
+    /// How long each program that is restarted may take to run, and then all apps to be well, before it is undone, in
+    /// seconds; a minute when absent.
+    #[serde(default)]
+    pub well_within_seconds: Option<u64>,
     /// Apps that are restarted whether they run outdated code or not.
     #[serde(default)]
     pub restart: Vec<String>,

@@ -74,6 +74,13 @@ pub const ROLLBACKS_MAX: u32 = 2;
 /// Troubles that are remembered of one update.
 pub const TROUBLES_MAX: usize = 32;
 
+/// How long apps may take to be well after an update that does not say.
+pub const WELL_WITHIN_USUAL: Duration = Duration::from_secs(60);
+
+const fn well_within_usual() -> Duration {
+    WELL_WITHIN_USUAL
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +93,9 @@ pub struct Order {
     pub rollback: Option<Vec<String>>,
     /// How long it, and what undoes it, may take.
     pub limit: Duration,
+    /// How long each program that is restarted may take to run, and then all apps to be well, before it is undone.
+    #[serde(default = "well_within_usual")]
+    pub well_within: Duration,
     /// Apps that are restarted whether they run outdated code or not.
     pub restart: BTreeSet<AppId>,
     /// It is complete only after the host began anew.

@@ -525,6 +525,7 @@ fn order(path: &Path) -> Order {
         directory: PathBuf::from("/"),
         rollback: path.has_rollback.then(|| vec!["undo".to_owned()]),
         limit: Duration::from_secs(60),
+        well_within: WELL_WITHIN_USUAL,
         restart: BTreeSet::new(),
         reboot: path.reboot,
         unproved: false,

@@ -63,6 +63,11 @@ pub(crate) struct OrderArgs {
     #[arg(long, value_name = "S")]
     limit: Option<u64>,
 
+    /// How long each program that is restarted may take to run, and then all apps to be well, in seconds, before it is
+    /// undone; a minute unless given
+    #[arg(long, value_name = "S")]
+    well_within: Option<u64>,
+
     /// Restart this app, whether it runs outdated code or not; may be given several times
     #[arg(long, value_name = "APP")]
     restart: Vec<String>,
@@ -229,6 +234,7 @@ pub(super) fn request_in(args: OrderArgs, directory: Option<String>) -> api::Upd
             .rollback
             .map(|text| ["sh", "-c", &text].map(str::to_owned).to_vec()),
         limit_seconds: args.limit,
+        well_within_seconds: args.well_within,
         restart: args.restart,
         reboot: args.reboot,
         rung: args.rung,

@@ -219,7 +219,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use forebay_core::update::Order;
+    use forebay_core::update::{Order, WELL_WITHIN_USUAL};
 
     use super::*;
 
@@ -230,6 +230,7 @@ mod tests {
             rollback: None,
             rehearse: Default::default(),
             limit: Duration::from_secs(1),
+            well_within: WELL_WITHIN_USUAL,
             restart: BTreeSet::new(),
             reboot: false,
             elsewhere: true,

@@ -21,6 +21,7 @@ pub(crate) mod hooks;
 mod journal;
 mod keep;
 mod measure;
+mod order;
 mod outdated;
 mod plan;
 mod proof;
@@ -44,7 +45,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use forebay_api as api;
 use forebay_core::app::{App, AppId, Binding, Ceiling, Class, Exec, Policy, Restart, Sink};
 use forebay_core::units::{Bytes, Limit, MilliCpu};
-use forebay_core::update::{Call, Order, Record, Stage, Step, Way, ends_userspace};
+use forebay_core::update::{Call, Order, Record, Stage, Step};
 use forebay_host::Roots;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -54,6 +55,7 @@ pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
 pub(crate) use keep::arriving;
+use order::{order, way};
 pub(crate) use told::attended;
 
 use crate::config::{DaemonConfig, HostFacts};
@@ -63,9 +65,6 @@ use crate::{fronts, images};
 
 /// The apps of updates are named by it; no other app may be.
 const PREFIX: &str = "os-update.";
-/// What an update may take unless it says so.
-const LIMIT_USUAL: Duration = Duration::from_secs(3600);
-const LIMIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Its share of the CPUs beside others: half of what a standard app has, and a hundredth of a critical
 /// one's. Not the idle class: on a host that is full a package manager would hold its locks for minutes.
 const CPU_WEIGHT: u32 = 50;
@@ -74,8 +73,6 @@ const IO_WEIGHT: u32 = 10;
 const PIDS_MAX: u64 = 4096;
 /// The least memory that a package manager is known to need.
 const MEMORY_MIN: u64 = 512 << 20;
-/// Words of a command, all together.
-const COMMAND_BYTES_MAX: usize = 16 << 10;
 
 /// What an update needs to know of the host.
 #[derive(Debug, Clone)]
@@ -594,104 +591,6 @@ const fn has_reboot_before_it(stage: Stage) -> bool {
         stage,
         Stage::Rehearsing | Stage::RebootPending | Stage::Departing
     )
-}
-
-/// Which way it is to go, where the request says so, by its rung or by its command.
-fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
-    let by_command = ends_userspace(&request.command).then_some(Way::SoftReboot.name());
-    let Some(name) = request.rung.as_deref().or(by_command) else {
-        return Ok(None);
-    };
-    match Way::of(name) {
-        None => Err(Refused::Mistake(format!(
-            "rung {name}: there is none of that name; `forebay update plan -- COMMAND` shows all"
-        ))),
-        Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
-            "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),
-        )),
-        Some(Way::SoftReboot) if request.reboot => Err(Refused::Mistake(
-            "rung soft-reboot leaves the kernel as it is: leave out --reboot, or the rung"
-                .to_owned(),
-        )),
-        way => Ok(way),
-    }
-}
-
-/// What is asked for, as far as it makes sense.
-fn order(
-    request: api::UpdateRequest,
-    named: Option<Way>,
-    policy: &Policy,
-    fleet: Option<&Fleet>,
-) -> Result<Order, Refused> {
-    let check = |what: &str, command: &[String]| {
-        let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
-        if command.first().is_none_or(String::is_empty) {
-            return Err(Refused::Mistake(format!("{what}: there is no command")));
-        }
-        if bytes > COMMAND_BYTES_MAX || command.iter().any(|word| word.contains('\0')) {
-            return Err(Refused::Mistake(format!(
-                "{what}: at most {COMMAND_BYTES_MAX} bytes without NUL; put it in a script"
-            )));
-        }
-        Ok(())
-    };
-    check("update", &request.command)?;
-    if let Some(rollback) = &request.rollback {
-        check("rollback", rollback)?;
-    }
-    let limit = request
-        .limit_seconds
-        .map_or(LIMIT_USUAL, Duration::from_secs);
-    if limit.is_zero() || limit > LIMIT_MAX {
-        return Err(Refused::Mistake(format!(
-            "limit of {} s: give one between a second and a day",
-            limit.as_secs()
-        )));
-    }
-    let restart = request.restart.iter().map(|name| {
-        let id = name.parse::<AppId>().ok();
-        id.filter(|id| policy.apps.contains_key(id)).ok_or_else(|| {
-            Refused::Mistake(format!(
-                "restart {name}: no such app; `forebay apps` lists them"
-            ))
-        })
-    });
-    let directory = PathBuf::from(request.directory.unwrap_or_else(|| "/".to_owned()));
-    if !directory.is_absolute() {
-        return Err(Refused::Mistake(format!(
-            "directory {}: give it from the root on",
-            directory.display()
-        )));
-    }
-    // Of what is not asked for by name the least disruptive is taken.
-    let elsewhere = match named {
-        Some(way) => way == Way::OtherHost,
-        None => {
-            let can_leave = |app: &App| fleet.is_some_and(|fleet| fleet.can_leave(app));
-            request.reboot && policy.apps.values().any(can_leave)
-        }
-    };
-    let reboot =
-        request.reboot || named.is_some_and(|way| matches!(way, Way::Reboot | Way::Checkpoint));
-    let told = plan::told(policy, named, |app| {
-        elsewhere && fleet.is_some_and(|fleet| fleet.can_leave(app))
-    });
-    let rehearse = rehearse::wanted(request.rehearse.as_deref(), named)?;
-    Ok(Order {
-        told,
-        rehearse,
-        elsewhere,
-        command: request.command,
-        directory,
-        rollback: request.rollback,
-        limit,
-        restart: restart.collect::<Result<_, _>>()?,
-        reboot,
-        keep: named == Some(Way::Checkpoint),
-        soft: named == Some(Way::SoftReboot),
-        unproved: request.unproved,
-    })
 }
 
 fn unix_ms() -> u64 {

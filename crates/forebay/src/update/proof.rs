@@ -313,6 +313,7 @@ mod tests {
     use std::path::PathBuf;
 
     use forebay_core::app::{Binding, Exec};
+    use forebay_core::update::WELL_WITHIN_USUAL;
 
     use super::*;
 
@@ -324,6 +325,7 @@ mod tests {
             rollback: None,
             rehearse: Default::default(),
             limit: Duration::from_secs(1),
+            well_within: WELL_WITHIN_USUAL,
             restart: Default::default(),
             reboot: false,
             unproved: false,

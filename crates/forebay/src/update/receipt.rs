@@ -343,7 +343,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use forebay_core::update::{Order, Rehearsal, Rehearse};
+    use forebay_core::update::{Order, Rehearsal, Rehearse, WELL_WITHIN_USUAL};
 
     use super::*;
 
@@ -387,6 +387,7 @@ mod tests {
             rollback: None,
             rehearse: Default::default(),
             limit: Duration::from_secs(1),
+            well_within: WELL_WITHIN_USUAL,
             restart: BTreeSet::new(),
             reboot: false,
             unproved: false,

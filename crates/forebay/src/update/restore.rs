@@ -17,8 +17,8 @@ use super::run::{Runner, is_new};
 use crate::control::{Command, Deed};
 use crate::fronts::{Desk, Known, Refused, Way};
 
-/// How long a new program has to run and to be in step.
-const READY_MAX: Duration = Duration::from_secs(60);
+/// How long until a daemon hears of its fronts.
+const HEARD_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// Hand-overs of one front for one update: there and back, and one more for whoever changed it meanwhile.
 const ROUNDS_MAX: usize = 8;
@@ -95,7 +95,8 @@ impl Runner {
                 "{app} runs outdated code, and nothing could serve meanwhile: restart it when it suits"
             ));
         }
-        self.replace(app, life).await
+        let within = entry.record.order.well_within;
+        self.replace(app, life, within).await
     }
 
     /// Replaces instances of one front.
@@ -106,6 +107,7 @@ impl Runner {
         entry: &mut Entry,
     ) -> Result<(), String> {
         let name = &known.config.name;
+        let within = entry.record.order.well_within;
         for _ in 0..ROUNDS_MAX {
             let primary = self.heard(name).await?;
             let report = self.report().await?;
@@ -118,8 +120,8 @@ impl Runner {
                 return Ok(());
             }
             if let Some((app, life)) = old.iter().find(|(app, _)| *app != primary) {
-                self.replace(app, life).await?;
-                self.in_step(name, app).await?;
+                self.replace(app, life, within).await?;
+                self.in_step(name, app, within).await?;
                 continue;
             }
             if known.config.instances.len() < 2 {
@@ -132,7 +134,7 @@ impl Runner {
                          it suits"
                     ));
                 }
-                self.replace(app, life).await?;
+                self.replace(app, life, within).await?;
                 continue;
             }
             let transition = match self.shared.fronts.change(name.as_str(), Way::InOrder).await {
@@ -154,7 +156,7 @@ impl Runner {
 
     /// Who serves; a daemon that has just begun has not asked its fronts yet.
     async fn heard(&self, front: &AppId) -> Result<AppId, String> {
-        let deadline = Instant::now() + READY_MAX;
+        let deadline = Instant::now() + HEARD_MAX;
         loop {
             match self.primary(front) {
                 Err(_) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
@@ -176,7 +178,7 @@ impl Runner {
 
     /// Waits until the daemon has heard of a hand-over.
     async fn no_more_primary(&self, front: &AppId, before: &AppId) -> Result<(), String> {
-        let deadline = Instant::now() + READY_MAX;
+        let deadline = Instant::now() + HEARD_MAX;
         while self.heard(front).await? == *before {
             if Instant::now() >= deadline {
                 return Err(format!("{before} still serves after a hand-over"));
@@ -187,8 +189,8 @@ impl Runner {
     }
 
     /// Waits until an instance could take over.
-    async fn in_step(&self, front: &AppId, app: &AppId) -> Result<(), String> {
-        let deadline = Instant::now() + READY_MAX;
+    async fn in_step(&self, front: &AppId, app: &AppId, within: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + within;
         loop {
             let fronts = self.shared.fronts.all();
             let status = fronts.get(front).map(|known| &known.status);
@@ -214,7 +216,7 @@ impl Runner {
     }
 
     /// Ends a program and waits for the next.
-    async fn replace(&self, app: &AppId, life: &Life) -> Result<(), String> {
+    async fn replace(&self, app: &AppId, life: &Life, within: Duration) -> Result<(), String> {
         let policy = self.shared.policy().await?;
         let binding = policy.apps.get(app).map(|app| &app.binding);
         let Some(Binding::Exec(exec)) = binding else {
@@ -229,7 +231,7 @@ impl Runner {
             tracing::warn!(%app, "it starts again later than it could");
         }
         self.act(app, Deed::End).await?;
-        let deadline = Instant::now() + READY_MAX;
+        let deadline = Instant::now() + within;
         let mut is_asked = exec.restart != Restart::Never;
         loop {
             let published = self.next_report().await?;

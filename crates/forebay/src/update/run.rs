@@ -27,8 +27,6 @@ pub(super) const WINDOW: Duration = Duration::from_secs(2);
 pub(super) const START_MAX: Duration = Duration::from_secs(60);
 /// How long a shadow has to be in step.
 const SYNC_MAX: Duration = Duration::from_secs(30);
-/// How long apps have to be well again.
-const WELL_MAX: Duration = Duration::from_secs(60);
 /// How long an app of an update has to be gone.
 const GONE_MAX: Duration = Duration::from_secs(10);
 /// Before a write that failed is tried again.
@@ -406,7 +404,7 @@ impl Runner {
     }
 
     async fn verify(&self, entry: &mut Entry) -> Result<Fact, String> {
-        let deadline = Instant::now() + WELL_MAX;
+        let deadline = Instant::now() + entry.record.order.well_within;
         let judged = loop {
             let counted = measure::counted_over(&self.shared.fronts, WINDOW).await;
             let report = self.report().await?;

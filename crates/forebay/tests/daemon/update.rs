@@ -589,6 +589,8 @@ fn apps_that_are_not_well_afterwards_have_the_update_undone() {
         "run",
         "--restart",
         "web",
+        "--well-within",
+        "10",
         "--rollback",
         &back,
         "--",

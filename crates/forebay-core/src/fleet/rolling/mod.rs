@@ -102,6 +102,10 @@ pub struct Wanted {
     pub rollback: Option<Vec<String>>,
     /// How long it may take on one host, in seconds.
     pub limit_seconds: Option<u64>,
+    /// How long apps of one host may take to be well afterwards, in seconds. Not there where nobody says so, as
+    /// `rehearse`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub well_within_seconds: Option<u64>,
     /// Apps that are restarted where they are.
     pub restart: Vec<String>,
     /// It is complete only after the host began anew.

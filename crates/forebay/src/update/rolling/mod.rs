@@ -137,6 +137,7 @@ impl Desk {
                 directory: update.directory,
                 rollback: update.rollback,
                 limit_seconds: update.limit_seconds,
+                well_within_seconds: update.well_within_seconds,
                 restart: update.restart,
                 reboot: update.reboot,
                 rung: update.rung,

@@ -95,6 +95,7 @@ fn own_request(rollout: &Rollout, policy: &Policy) -> api::UpdateRequest {
         directory: wanted.directory,
         rollback: wanted.rollback,
         limit_seconds: wanted.limit_seconds,
+        well_within_seconds: wanted.well_within_seconds,
         restart: wanted.restart.into_iter().filter(is_here).collect(),
         reboot: wanted.reboot,
         rung: wanted.rung,
