@@ -9,6 +9,7 @@ mod guest;
 mod image;
 mod probe;
 mod scenario;
+mod scratch;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,6 +24,7 @@ use crate::{Failure, dist, process, workspace};
 use guest::{Guest, Machine};
 use probe::Probes;
 use scenario::Scenario;
+use scratch::Scratch;
 
 const HELP: &str = "\
 Virtual machines to test on
@@ -438,43 +440,4 @@ fn test_binaries(asked: &BTreeSet<&str>) -> Result<Vec<(String, PathBuf)>, Strin
             Ok((name.to_owned(), PathBuf::from(path)))
         })
         .collect()
-}
-
-/// A directory that goes when it is dropped.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(name: &str) -> Result<Self, String> {
-        let path = std::env::temp_dir().join(format!("forebay-vm-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).map_err(|error| format!("make {}: {error}", path.display()))?;
-        Ok(Self { path })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Keeps the log of a failure beside the directory; says where.
-    fn keep(&self, output: &str) -> String {
-        let console = fs::read(self.path.join("console")).unwrap_or_default();
-        let text = format!(
-            "{output}\n--- console ---\n{}",
-            String::from_utf8_lossy(&console)
-        );
-        let kept = self.path.with_extension("log");
-        match fs::write(&kept, text) {
-            Ok(()) => kept.display().to_string(),
-            Err(error) => format!("not kept, write {}: {error}", kept.display()),
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            println!("vm: remove {}: {error}", self.path.display());
-        }
-    }
 }
