@@ -129,8 +129,6 @@ pub struct Mover {
     pub class: Class,
     /// What it will need at most within the next minutes.
     pub need: Room,
-    /// Apps that it must not share a host with: its shadow, above all.
-    pub apart_from: BTreeSet<AppId>,
     /// Where it is.
     pub here: HostName,
 }
@@ -142,8 +140,6 @@ pub enum Reason {
     Cordoned,
     /// The app cannot run there.
     Unfit(String),
-    /// This one is there.
-    Apart(AppId),
     /// It finds this room, and needs that.
     Full {
         /// What it finds.
@@ -169,7 +165,6 @@ impl fmt::Display for Reason {
         match self {
             Self::Cordoned => f.write_str("takes no more"),
             Self::Unfit(why) => f.write_str(why),
-            Self::Apart(app) => write!(f, "has {app}, which it must not share a host with"),
             Self::Full { room, need } => write!(
                 f,
                 "has room for {} and {}, and it needs {} and {}",
@@ -270,9 +265,6 @@ fn judge(mover: &Mover, offer: &Offer, by: By) -> Result<f64, Reason> {
     if let Some(why) = &offer.unfit {
         return Err(Reason::Unfit(why.clone()));
     }
-    if let Some(app) = mover.apart_from.intersection(&offer.apps).next() {
-        return Err(Reason::Apart(app.clone()));
-    }
     let (class, need) = (mover.class, mover.need);
     let (taken, here) = match by {
         By::Ahead(here) => (&offer.needed, here),
@@ -318,7 +310,6 @@ mod tests {
         Mover {
             class,
             need,
-            apart_from: BTreeSet::from(["web-shadow".parse().unwrap()]),
             here: "here".parse().unwrap(),
         }
     }
@@ -389,13 +380,6 @@ mod tests {
                     },
                 ),
                 (
-                    "c",
-                    Offer {
-                        apps: BTreeSet::from(["web-shadow".parse().unwrap()]),
-                        ..free()
-                    },
-                ),
-                (
                     "d",
                     Offer {
                         promised: BTreeMap::from([(Class::Critical, room(8, 1))]),
@@ -410,15 +394,14 @@ mod tests {
         let reasons: Vec<_> = reasons.into_iter().map(|(_, reason)| reason).collect();
         assert_eq!(reasons[0], Reason::Cordoned);
         assert_eq!(reasons[1], Reason::Unfit("no CRIU".into()));
-        assert_eq!(reasons[2], Reason::Apart("web-shadow".parse().unwrap()));
         assert_eq!(
-            reasons[3],
+            reasons[2],
             Reason::Full {
                 room: room(0, 15),
                 need: room(1, 1)
             }
         );
-        assert_eq!(reasons[4], Reason::Second);
+        assert_eq!(reasons[3], Reason::Second);
     }
 
     #[test]

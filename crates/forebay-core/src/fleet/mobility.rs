@@ -31,6 +31,9 @@ pub struct Mobility {
     /// Where its clients reach it: the address is on the host that owns it, and on no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<ServiceAddress>,
+    /// Applications that it shares no host with; each of them shares none with it, whether it says so or not.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub apart: BTreeSet<AppId>,
 }
 
 /// When the memory of processes that go along with it is sent.
@@ -249,6 +252,7 @@ mod tests {
             connections: Connections::Refuse,
             memory: Memory::PreCopy,
             address: None,
+            apart: BTreeSet::new(),
         };
         let apps: Vec<AppId> = [
             "ours", "theirs", "unknown", "leaving", "begun", "comes", "frozen", "given", "disputed",

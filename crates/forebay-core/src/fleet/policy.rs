@@ -436,7 +436,6 @@ pub fn target(
     let mut mover = Mover {
         class: shed.class,
         need: shed.need,
-        apart_from: BTreeSet::new(),
         here: here.clone(),
     };
     if let (Some(host), _) = choice::choose(&mover, offers) {

@@ -140,7 +140,6 @@ mod tests {
         let mover = Mover {
             class: Class::Standard,
             need: room(1000, 1),
-            apart_from: BTreeSet::new(),
             here: host("lost"),
         };
         assert_eq!(turn(&mover, &host("a"), &offers), Ok(0));

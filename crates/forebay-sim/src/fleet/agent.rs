@@ -1,7 +1,7 @@
 //! What a daemon does beside moves: it renews its lease, guards it, publishes, looks for shortages,
 //! learns records, and looks after the lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_core::app::Class;
@@ -561,7 +561,6 @@ impl World {
         let mover = Mover {
             class: self.apps[app].class,
             need: self.request(app),
-            apart_from: BTreeSet::new(),
             here: self.hosts[lost].name.clone(),
         };
         choice::any(&mover, offers)

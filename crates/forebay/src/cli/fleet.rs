@@ -43,6 +43,8 @@ pub(crate) enum FleetCommand {
         #[arg(long, conflicts_with_all = ["host", "detach"])]
         show: bool,
     },
+    /// The same as `forebay move`: move an app to another host, or show moves
+    Move(super::moves::MoveArgs),
     #[command(flatten)]
     Link(LinkCommand),
 }
@@ -67,6 +69,7 @@ pub(super) async fn run(
         FleetCommand::Drain { host, detach, .. } => {
             super::drain::run(client, output, host.as_ref(), detach).await?;
         }
+        FleetCommand::Move(args) => super::moves::run(args, client, output).await?,
         FleetCommand::Link(_) => unreachable!("it was carried out without the daemon"),
     }
     Ok(())

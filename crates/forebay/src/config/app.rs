@@ -1,6 +1,6 @@
 //! The second stage for one app: what its keys mean together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ pub(super) fn resolve_app(
         .unwrap_or(Class::Standard);
     let binding = binding(&mut section, host, findings);
     let images = images(&mut section, findings);
-    let mobility = mobility(&mut section, findings);
+    let mobility = mobility(&id, &mut section, findings);
     let with_memory = mobility
         .as_ref()
         .is_some_and(|mobility| mobility.way == Way::Checkpoint);
@@ -165,7 +165,7 @@ fn images(section: &mut Section, findings: &mut Findings<'_>) -> Option<Images> 
 }
 
 /// How it changes hosts; none where it stays.
-fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobility> {
+fn mobility(id: &AppId, section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobility> {
     let mut movable = section.take::<Section>("move")?.value;
     let way = match movable.take::<&str>("mode").map(|word| word.value) {
         Some("restart") => Some(Way::Restart),
@@ -196,6 +196,7 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
         findings.add(at, movable.key("files"), problem);
     }
     let address = address(&mut movable, way, findings);
+    let apart = apart(id, &mut movable, findings);
     Some(Mobility {
         way: way?,
         files,
@@ -203,7 +204,29 @@ fn mobility(section: &mut Section, findings: &mut Findings<'_>) -> Option<Mobili
         connections,
         memory,
         address,
+        apart,
     })
+}
+
+/// Whom it shares no host with.
+fn apart(own: &AppId, movable: &mut Section, findings: &mut Findings<'_>) -> BTreeSet<AppId> {
+    let Some(names) = movable.take::<Vec<String>>("apart") else {
+        return BTreeSet::new();
+    };
+    let mut apart = BTreeSet::new();
+    for name in names.value {
+        let message = match name.parse::<AppId>() {
+            Ok(id) if id == *own => format!("`{name}` is this app"),
+            Ok(id) => {
+                apart.insert(id);
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        let problem = Problem::new(message, "write the names of others, as in [apps.NAME]");
+        findings.add(names.at, movable.key("apart"), problem);
+    }
+    apart
 }
 
 /// What is wrong with the files that go along with an app.

@@ -282,7 +282,6 @@ fn chooser(member: &member::Desk, hosted: &Arc<Hosted>) -> Choose {
         let mover = Mover {
             class: app.class,
             need: hosted.need(id, Look::Ahead),
-            apart_from: BTreeSet::new(),
             here: member.host.clone(),
         };
         let (chosen, reasons) = match wanted {

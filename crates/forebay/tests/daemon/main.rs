@@ -14,6 +14,7 @@ mod accel;
 mod accel_moves;
 mod activation;
 mod address_moves;
+mod apart;
 mod api;
 mod apps;
 mod bindings;

@@ -96,6 +96,11 @@ pub(super) const MOVE: &[Key] = &[
         "When its memory is sent where it goes along (checkpoint): all of it before it goes on there (pre-copy), or what is left after a round or two once it runs there (post-copy), during which the loss of either host ends it (default \"pre-copy\")",
     ),
     key(
+        "apart",
+        Kind::Texts,
+        "Apps that it shares no host with, such as another instance of the same service: it comes to no host where one of them is, nor one of them to its own",
+    ),
+    key(
         "takeover",
         Kind::Choice {
             noun: "takeover",

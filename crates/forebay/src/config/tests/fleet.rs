@@ -316,3 +316,25 @@ fn an_etcd_that_cannot_be_reached_as_described_is_refused() {
     );
     refuses(&secure("ca = \"/etc/ca.pem\""), &[]);
 }
+
+#[test]
+fn an_app_is_kept_apart_from_others_and_not_from_itself() {
+    let check = |apart: &str, expected: &[&str]| {
+        super::check_app(
+            &format!("move = {{ mode = \"restart\", apart = [{apart}] }}"),
+            expected,
+        );
+    };
+    // Other hosts may have them alone.
+    check("\"b\", \"c\"", &[]);
+    check(
+        "\"a\"",
+        &["f:3: apps.a.move.apart: `a` is this app; write the names of others, as in [apps.NAME]"],
+    );
+    check(
+        "\"b c\"",
+        &[
+            "f:3: apps.a.move.apart: `b c` is not an app name: use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit; write the names of others, as in [apps.NAME]",
+        ],
+    );
+}

@@ -148,6 +148,13 @@ pub(super) struct State {
     pub(super) is_stopping: bool,
 }
 
+impl State {
+    /// Whether an application is on its way here, or was promised room.
+    fn expects(&self, app: &AppId) -> bool {
+        self.coming.contains_key(app) || self.promised.contains_key(app)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Moves {
@@ -465,8 +472,11 @@ impl Moves {
             false => Ok(()),
         };
         let taking = |app: App| {
-            let taking = body::taking(&app, &house.apps, (&house.state_dir, &criu));
-            Some((app.id.clone(), taking.ok()?))
+            let mut taking = body::taking(&app, &house.apps, (&house.state_dir, &criu)).ok()?;
+            taking.obstacle = taking
+                .obstacle
+                .or_else(|| house.crowds(&app.id, |mate| locked(&self.state).expects(mate)));
+            Some((app.id, taking))
         };
         Some(movable.into_iter().filter_map(taking).collect())
     }
@@ -568,6 +578,9 @@ impl Moves {
         let content = house.book.content();
         let leaving = content.departures.get(id).map(|departing| &departing.there);
         let mut state = locked(&self.state);
+        if let Some(why) = house.crowds(id, |mate| state.expects(mate)) {
+            return Err(Refused::Cannot(why));
+        }
         if let Some(coming) = state.coming.get(id).cloned() {
             if !coming.is(from, &of) {
                 return Err(Refused::Busy(format!(

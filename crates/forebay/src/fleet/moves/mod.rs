@@ -25,6 +25,7 @@
 //! Properties, tested in `tests.rs` with faults at every step: exactly one host owns the application
 //! afterwards and lets it run, no byte of its files is lost, both sides say how it ended.
 
+mod apart;
 mod arrive;
 mod body;
 mod claims;

@@ -174,10 +174,12 @@ impl Orphans {
         if !has_program(app) {
             return Verdict::Leave("its program is not on this one; install it here".to_owned());
         }
+        if let Some(why) = house.crowds(id, |_| false) {
+            return Verdict::Leave(why);
+        }
         let mover = Mover {
             class: app.class,
             need: house.apps.need(id, Look::Ahead),
-            apart_from: std::collections::BTreeSet::new(),
             here: record.owner.clone(),
         };
         self.taken

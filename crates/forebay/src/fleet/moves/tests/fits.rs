@@ -1,5 +1,6 @@
 //! What a target has to have, and what it says where it does not.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +20,7 @@ fn app(files: &[PathBuf], exec: Exec) -> App {
         connections: Connections::Refuse,
         memory: Memory::PreCopy,
         address: None,
+        apart: BTreeSet::new(),
     });
     app
 }

@@ -251,6 +251,8 @@ pub(super) struct ModelApps {
     pub(super) has_files: Mutex<bool>,
     /// What the guardian was told.
     pub(super) may_run: Mutex<(Duration, BTreeSet<AppId>)>,
+    /// Whom each shares no host with.
+    pub(super) apart: Mutex<BTreeMap<AppId, BTreeSet<AppId>>>,
     /// Whoever looks at this one panics.
     pub(super) confuses: Mutex<Option<AppId>>,
 }
@@ -328,6 +330,7 @@ impl ModelApps {
             at_freeze: Hook::default(),
             has_files: Mutex::new(true),
             may_run: Mutex::default(),
+            apart: Mutex::default(),
             confuses: Mutex::default(),
         }
     }
@@ -420,6 +423,13 @@ impl Apps for ModelApps {
             connections: Connections::Refuse,
             memory: Memory::PreCopy,
             address: None,
+            apart: self
+                .apart
+                .lock()
+                .unwrap()
+                .get(id)
+                .cloned()
+                .unwrap_or_default(),
         });
         Some(app)
     }

@@ -351,11 +351,15 @@ fn taken_over(change: impl FnOnce(&ModelApps, &mut Kept), after: Duration) -> Al
         kept.members.insert(host("here"), offer(4000));
         change(&alone.apps, &mut kept);
     }
+    look_twice(&alone, after);
+    alone
+}
+
+fn look_twice(alone: &Alone, after: Duration) {
     let mut orphans = orphans::Orphans::new(Arc::clone(&alone.house));
     let now = keeper::now();
     orphans.look(now);
     orphans.look(now + after);
-    alone
 }
 
 fn offer(cpu: u64) -> forebay_core::fleet::choice::Offer {
@@ -445,4 +449,51 @@ fn the_guardian_is_told_until_when_what_others_may_take_may_run() {
     *apps.process.lock().unwrap() = Process::Stands { given: true };
     keeper.look();
     assert_eq!(apps.process(), Process::Runs);
+}
+
+/// Whichever of the two names the other.
+#[test]
+fn one_that_shares_no_host_with_another_does_not_come_to_where_it_is() {
+    for (naming, named) in [(web(), second()), (second(), web())] {
+        let pair = Pair::new();
+        let apart = BTreeMap::from([(naming, BTreeSet::from([named]))]);
+        for host in [&pair.source, &pair.target] {
+            *host.apps.more.lock().unwrap() = vec![second()];
+        }
+        *pair.target.apps.apart.lock().unwrap() = apart;
+        let house = &pair.target.moves.house;
+        assert_eq!(pair.target.moves.takes().unwrap()[&web()].obstacle, None);
+        house
+            .book
+            .learn(&second(), &Ownership::first(host("target")));
+        let obstacle = pair.target.moves.takes().unwrap()[&web()].obstacle.clone();
+        let obstacle = obstacle.unwrap();
+        assert!(obstacle.contains("second is on target"), "{obstacle}");
+        pair.refuses(&["second is on target", "shares no host with it"]);
+        let gone = Ownership::first(host("target")).given_to(&host("third"));
+        house.book.learn(&second(), &gone.running());
+        assert_eq!(pair.moves().unwrap().0, End::Moved);
+    }
+}
+
+#[test]
+fn one_that_shares_no_host_with_another_is_not_taken_over_beside_it() {
+    let lost = Ownership::first(host("lost"));
+    let apart = |apps: &ModelApps, _: &mut Kept| {
+        let apart = BTreeMap::from([(web(), BTreeSet::from([second()]))]);
+        *apps.apart.lock().unwrap() = apart;
+        *apps.takeover.lock().unwrap() = Takeover::Never;
+    };
+    let alone = taken_over(apart, Duration::ZERO);
+    *alone.apps.takeover.lock().unwrap() = Takeover::AfterLease;
+    let here = Ownership::first(host("here"));
+    alone.house.book.learn(&second(), &here);
+    look_twice(&alone, Duration::ZERO);
+    assert_eq!(alone.record(), lost);
+    let told = alone.told();
+    assert!(told.contains("second is on here"), "{told}");
+    let gone = here.given_to(&host("more")).running();
+    alone.house.book.learn(&second(), &gone);
+    look_twice(&alone, Duration::ZERO);
+    assert_eq!(alone.record().owner, host("here"));
 }
