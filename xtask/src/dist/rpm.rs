@@ -184,6 +184,10 @@ mod tests {
         }
         let target = std::env::temp_dir().join(format!("forebay-rpm-{}", std::process::id()));
         let first = make(Path::new("/bin/true"), &target).unwrap();
+        // In these packages the program only notes how it was called.
+        let text = "#!/bin/sh\necho forebay \"$@\" >>/called\n";
+        put(&target, "rpm/root/usr/bin/forebay", text, 0o755).unwrap();
+        build(&target).unwrap();
         let spec = target.join("rpm/forebay.spec");
         let later = fs::read_to_string(&spec)
             .unwrap()
@@ -206,6 +210,7 @@ mod tests {
         };
         let called = rpm(&["--install"], &first);
         let expected = "getent group forebay\ngroupadd --system forebay\n\
+                        forebay update hooks install\n\
                         systemctl daemon-reload\nsystemctl enable --now forebay.service\n";
         assert_eq!(called, expected);
         let installed = files(&target.join("rpm/root")).unwrap();
@@ -227,7 +232,8 @@ mod tests {
         assert_eq!(text, "# an administrator's\n");
 
         let called = rpm(&["--erase"], Path::new("forebay"));
-        let expected = "systemctl disable --now forebay.service\nsystemctl daemon-reload\n";
+        let expected = "systemctl disable --now forebay.service\n\
+                        forebay update hooks remove\nsystemctl daemon-reload\n";
         assert_eq!(called, expected);
         for file in &installed {
             assert!(!place(file).exists(), "{file} is left");

@@ -577,9 +577,17 @@ impl Record {
             (Stage::Undoing, Fact::Ran(ending, old)) => self.undone(&ending, old),
             (Stage::Rehearsing, Fact::Rehearsed(found)) => self.rehearsed(found),
             (Stage::Rehearsing, Fact::Booted(Err(why))) => self.stays_up(why),
-            (Stage::RebootPending, Fact::Done) => {
+            (Stage::RebootPending, Fact::Booted(Ok(()))) => {
                 // Whatever ran before the host began anew is gone.
                 self.old.clear();
+                Stage::Restoring
+            }
+            (Stage::RebootPending, Fact::Done) => {
+                self.trouble(
+                    "it went on without the reboot that it waited for: what needs one is in effect once this host begins \
+                     anew"
+                        .to_owned(),
+                );
                 Stage::Restoring
             }
             (Stage::Departing, Fact::Booted(Ok(()))) => {

@@ -444,7 +444,7 @@ impl World {
                 return Ok(fact);
             }
             Deed::Rehearse => return self.rehearse(record, path),
-            Deed::AwaitBoot if record.began_anew(&self.boots.to_string()) => Fact::Done,
+            Deed::AwaitBoot if record.began_anew(&self.boots.to_string()) => Fact::Booted(Ok(())),
             Deed::AwaitBoot => {
                 self.boots += 1;
                 self.deaths.push(self.moments + 1);
@@ -548,6 +548,27 @@ fn order(path: &Path) -> Order {
 /// A record of an update that was asked for.
 pub(super) fn record() -> Record {
     Record::new(1, 0, "boot".to_owned(), order(&paths()[0]))
+}
+
+#[test]
+fn without_the_reboot_that_it_waited_for_outdated_programs_are_replaced_and_it_is_told() {
+    let life = Life {
+        pid: 1,
+        began_ticks: 100,
+    };
+    let waiting = || {
+        let mut record = record();
+        record.stage = Stage::RebootPending;
+        record.old = BTreeMap::from([("a".parse().unwrap(), life)]);
+        record
+    };
+    let booted = waiting().after(Fact::Booted(Ok(())));
+    assert_eq!(booted.stage, Stage::Restoring);
+    assert!(booted.old.is_empty() && booted.troubles.is_empty());
+    let resumed = waiting().after(Fact::Done);
+    assert_eq!(resumed.stage, Stage::Restoring);
+    assert_eq!(resumed.old.len(), 1, "it runs what it ran");
+    assert!(resumed.troubles[0].contains("without the reboot"));
 }
 
 /// How it is before anything of a path.

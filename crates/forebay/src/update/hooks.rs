@@ -439,6 +439,43 @@ mod tests {
         check(system.install(Fail::Closed, &[]), "50forebay: written");
     }
 
+    /// Perl reads what needrestart reads, and matches names of units as that one does.
+    #[test]
+    fn needrestart_keeps_its_hands_off_critical_units_and_no_others() {
+        let root = root();
+        std::fs::create_dir_all(root.path().join("etc/needrestart/conf.d")).unwrap();
+        let system = System {
+            root: root.path(),
+            program: Path::new("/usr/bin/forebay"),
+        };
+        let units = ["nginx.service", "db@a\\x2db.service"].map(str::to_owned);
+        check(system.install(Fail::Open, &units), "forebay.conf: written");
+        let file = root.path().join("etc/needrestart/conf.d/forebay.conf");
+        let names = [
+            "nginxXservice",
+            "nginx.service.d",
+            "a-nginx.service",
+            "ssh.service",
+        ];
+        let matched = std::process::Command::new("perl")
+            .args([
+                "-e",
+                "our %nrconf; defined(do shift) or die $@; for my $u (@ARGV) { print \"$u\\n\" if \
+                    grep { $u =~ /$_/ } keys %{$nrconf{override_rc}} }",
+            ])
+            .arg(&file)
+            .arg("forebay.service")
+            .args(&units)
+            .args(names)
+            .output();
+        let matched = match matched {
+            Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
+            other => panic!("perl: {other:?}"),
+        };
+        let matched: Vec<&str> = matched.lines().collect();
+        assert_eq!(matched, ["forebay.service", &units[0], &units[1]]);
+    }
+
     #[test]
     fn hooks_come_and_go_and_others_files_stay() {
         let root = root();

@@ -559,7 +559,8 @@ impl Desk {
         let report = published.as_ref().map(|published| &published.report);
         let old = report.map(|report| run::old(&policy, report, &Default::default()));
         let old = old.unwrap_or_default().into_keys();
-        old.map(|app| app.to_string()).collect()
+        let all = old.chain(run::outside(&policy).into_keys());
+        all.map(|app| app.to_string()).collect()
     }
 }
 

@@ -1,12 +1,16 @@
 //! What the kernel says of running programs: which run code that was replaced, and whether a package
 //! manager is at work.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use forebay_core::app::{AppId, Binding};
 use forebay_core::idset::CpuSet;
 use forebay_core::update::Life;
+use forebay_host::reboot::{self, Kernel};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 /// What dpkg knows of packages.
@@ -16,6 +20,10 @@ const PACKAGE_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock"
 /// Where code comes from that packages replace.
 const CODE: [&str; 6] = ["/usr/", "/lib", "/bin/", "/sbin/", "/opt/", "/srv/"];
 const DELETED: &str = " (deleted)";
+/// Where packages of Debian's say that a reboot is needed; beside it which they are.
+const REBOOT_REQUIRED: &str = "/run/reboot-required";
+/// Of these so many are named.
+const PACKAGES_SHOWN: usize = 8;
 
 /// The life of a process; none when it is gone.
 pub(super) fn life(proc: &Path, pid: u32) -> Option<Life> {
@@ -95,6 +103,83 @@ pub(super) fn unconfigured(status: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+/// What an update left that is in effect only once this host begins anew: a kernel that came meanwhile, or what packages
+/// say.
+pub(super) fn unbooted(began_unix_ms: u64) -> Option<String> {
+    let running = reboot::running(Path::new("/proc")).unwrap_or_default();
+    kernel_since(reboot::next().ok()?, &running, began_unix_ms)
+        .or_else(|| asked_for(Path::new(REBOOT_REQUIRED)))
+}
+
+fn kernel_since(next: Kernel, running: &str, began_unix_ms: u64) -> Option<String> {
+    // Packages bring files of the time when they were made; the file is here since its last change.
+    let since = fs::metadata(&next.image).ok()?.ctime();
+    let is_new = next.version != running && since >= i64::try_from(began_unix_ms / 1000).ok()?;
+    is_new.then(|| format!("kernel {} was installed", next.version))
+}
+
+/// What Debian's packages write where they need a reboot.
+fn asked_for(file: &Path) -> Option<String> {
+    if !file.exists() {
+        return None;
+    }
+    let packages = fs::read_to_string(file.with_extension("pkgs")).unwrap_or_default();
+    let packages: BTreeSet<&str> = packages.split_whitespace().take(PACKAGES_SHOWN).collect();
+    Some(match packages.is_empty() {
+        true => format!("{} says that a reboot is needed", file.display()),
+        false => {
+            let packages: Vec<&str> = packages.into_iter().collect();
+            format!(
+                "{} says that a reboot is needed for {}",
+                file.display(),
+                packages.join(", ")
+            )
+        }
+    })
+}
+
+/// Those of these that run code that was replaced though Forebay starts none of them, each with a file of it: by the
+/// control groups of all processes.
+pub(super) fn outside(proc: &Path, apps: &[(&AppId, &Binding)]) -> BTreeMap<AppId, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let has = |binding: &Binding| groups.lines().any(|line| is_of(line, binding));
+        let of: Vec<&AppId> = apps
+            .iter()
+            .filter(|(id, binding)| !found.contains_key(*id) && has(binding))
+            .map(|(id, _)| *id)
+            .collect();
+        if of.is_empty() {
+            continue;
+        }
+        if let Some(file) = replaced(proc, pid) {
+            found.extend(of.into_iter().map(|id| (id.clone(), file.clone())));
+        }
+    }
+    found
+}
+
+/// Whether a line of /proc/PID/cgroup is one of an app that has this group, or this unit.
+fn is_of(line: &str, binding: &Binding) -> bool {
+    let path = line.splitn(3, ':').nth(2).unwrap_or_default();
+    match binding {
+        Binding::Systemd(unit) => path.split('/').any(|part| part == unit.as_str()),
+        Binding::Cgroup(group) => {
+            let group = group.to_string_lossy();
+            let rest = path
+                .trim_start_matches('/')
+                .strip_prefix(group.trim_matches('/'));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+        Binding::Exec(_) | Binding::Match(_) | Binding::Container(_) => false,
+    }
 }
 
 /// The CPUs that threads of a process, and of all that it started, ran on last.
@@ -207,5 +292,77 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found.as_deref(), program.to_str());
+    }
+
+    #[test]
+    fn what_needs_a_reboot_is_a_kernel_that_came_meanwhile_or_what_packages_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("vmlinuz-9.9");
+        fs::write(&image, "").unwrap();
+        let now = u64::try_from(fs::metadata(&image).unwrap().ctime()).unwrap() * 1000;
+        let since = |running: &str, began: u64| {
+            let next = Kernel {
+                version: "9.9".to_owned(),
+                image: image.clone(),
+                initrd: None,
+            };
+            kernel_since(next, running, began)
+        };
+        let said = since("9.8", now - 5000).unwrap();
+        assert!(said.contains("kernel 9.9"), "{said}");
+        assert_eq!(since("9.9", now - 5000), None, "it runs");
+        assert_eq!(since("9.8", now + 5000), None, "it was there before");
+
+        let file = dir.path().join("reboot-required");
+        assert_eq!(asked_for(&file), None);
+        fs::write(&file, "*** System restart required ***\n").unwrap();
+        assert!(
+            asked_for(&file)
+                .unwrap()
+                .contains("says that a reboot is needed")
+        );
+        let packages = dir.path().join("reboot-required.pkgs");
+        fs::write(packages, "libc6\ndbus\nlibc6\n").unwrap();
+        let said = asked_for(&file).unwrap();
+        assert!(said.ends_with("is needed for dbus, libc6"), "{said}");
+    }
+
+    #[test]
+    fn a_unit_or_a_group_that_runs_outdated_code_is_found_by_its_processes() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = |pid: u32, group: &str, file: &str| {
+            let dir = proc.path().join(pid.to_string());
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("cgroup"), format!("1:cpu:/else\n0::{group}\n")).unwrap();
+            let maps = format!("7f2e1c000000-7f2e1c021000 r-xp 00000000 fe:01 1234       {file}\n");
+            fs::write(dir.join("maps"), maps).unwrap();
+        };
+        let gone = "/usr/sbin/nginx (deleted)";
+        process(1, "/system.slice/ssh.service", gone);
+        process(2, "/system.slice/nginx.service", "/usr/sbin/nginx");
+        process(3, "/system.slice/nginx.service/worker", gone);
+        process(4, "/batch/jobs/1", gone);
+        process(5, "/batch/jobs-of-others", gone);
+        fs::create_dir(proc.path().join("sys")).unwrap();
+        let bindings: [(AppId, Binding); 4] = [
+            (
+                "web".parse().unwrap(),
+                Binding::Systemd("nginx.service".into()),
+            ),
+            (
+                "jobs".parse().unwrap(),
+                Binding::Cgroup("batch/jobs".into()),
+            ),
+            (
+                "other".parse().unwrap(),
+                Binding::Systemd("inx.service".into()),
+            ),
+            ("none".parse().unwrap(), Binding::Cgroup("batch/job".into())),
+        ];
+        let apps: Vec<_> = bindings.iter().map(|(id, binding)| (id, binding)).collect();
+        let found = outside(proc.path(), &apps);
+        let names: Vec<&str> = found.keys().map(AppId::as_str).collect();
+        assert_eq!(names, ["jobs", "web"]);
+        assert!(found.values().all(|file| file == "/usr/sbin/nginx"));
     }
 }

@@ -153,8 +153,9 @@ fn isolation((app, proof): (&AppId, &AppProof)) -> api::UpdateIsolation {
 }
 
 /// Where an update that is over leaves the host, and what to type next.
-fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String {
-    let output = output.display();
+fn afterwards(record: &Record, left: &Left<'_>) -> String {
+    let Left { unconfigured, .. } = left;
+    let output = left.output.display();
     let stage = record.stage;
     if !unconfigured.is_empty() {
         return format!(
@@ -167,6 +168,18 @@ fn afterwards(record: &Record, output: &Path, unconfigured: &[String]) -> String
         _ => Outcome::Alarmed,
     };
     let command = record.order.command.join(" ");
+    if let (Outcome::Committed, Some(unbooted)) = (outcome, &left.unbooted) {
+        let rest = match record.troubles.is_empty() {
+            true => "",
+            false => {
+                "; not all was done, and `forebay update status` says what still runs outdated code"
+            }
+        };
+        return format!(
+            "the apps are well; {unbooted}, and that is in effect once this host begins anew: `forebay update plan \
+             --reboot -- true` shows how{rest}"
+        );
+    }
     match (outcome, record.system) {
         (Outcome::Committed, _) if record.troubles.is_empty() => {
             "the system is updated and the apps are well: nothing is left to do".to_owned()
@@ -253,6 +266,8 @@ pub(super) struct Left<'a> {
     pub(super) output: &'a Path,
     /// Packages that dpkg has not finished with.
     pub(super) unconfigured: &'a [String],
+    /// What is in effect only once this host begins anew, and why, where there is something.
+    pub(super) unbooted: Option<String>,
 }
 
 /// What came of an update that is over.
@@ -312,7 +327,7 @@ pub(super) fn receipt(
         clients: entry.clients.iter().map(clients).collect(),
         troubles: record.troubles.clone(),
         rehearsal: rehearsal(record, left.output),
-        next: afterwards(record, left.output, left.unconfigured),
+        next: afterwards(record, left),
     }
 }
 
@@ -379,6 +394,14 @@ mod tests {
     }
 
     /// However an update ended, what is said of it names a command, or that there is nothing to do.
+    fn left(unconfigured: &[String]) -> Left<'_> {
+        Left {
+            output: Path::new("/state/update/1.1.output"),
+            unconfigured,
+            unbooted: None,
+        }
+    }
+
     #[test]
     fn every_ending_says_where_it_stands_and_what_to_type_next() {
         let order = Order {
@@ -397,7 +420,6 @@ mod tests {
             told: BTreeMap::new(),
         };
         let mut record = Record::new(1, 2, "boot".to_owned(), order);
-        let output = Path::new("/state/update/1.1.output");
         use Outcome::{Alarmed, Committed, RolledBack};
         use System::{Broken, Undone, Untouched, Updated};
         let endings = [
@@ -423,13 +445,13 @@ mod tests {
             record.stage = Stage::Over(outcome);
             record.system = system;
             record.troubles = vec!["why".to_owned(); usize::from(is_troubled)];
-            let said = afterwards(&record, output, &[]);
+            let said = afterwards(&record, &left(&[]));
             assert!(said.contains(expected), "{outcome:?}, {system:?}: {said}");
             let names = said.contains("`forebay ") || outcome == Committed;
             assert!(names, "{outcome:?}, {system:?}: {said}");
         }
         record.departs_to = Some("9.9".to_owned());
-        let said = afterwards(&record, output, &[]);
+        let said = afterwards(&record, &left(&[]));
         assert!(
             said.contains("kernel 9.9 does not come up")
                 && said.contains("`forebay update run --rung checkpoint -- apt-get upgrade`"),
@@ -455,13 +477,26 @@ mod tests {
                 verdict,
                 ..Rehearsal::impossible("9.9".to_owned(), no())
             });
-            let said = afterwards(&record, output, &[]);
+            let said = afterwards(&record, &left(&[]));
             assert!(said.contains(part) && !said.contains(none), "{said}");
             assert!(said.contains("`forebay update rehearse`"), "{said}");
         }
-        let said = afterwards(&record, output, &["libfoo".to_owned()]);
+        let said = afterwards(&record, &left(&["libfoo".to_owned()]));
         assert!(
             said.contains("libfoo") && said.contains("`forebay update run -- dpkg --configure -a`")
         );
+        record.stage = Stage::Over(Committed);
+        for (troubles, is_told) in [(&[][..], false), (&["why".to_owned()][..], true)] {
+            record.troubles = troubles.to_vec();
+            let left = Left {
+                unbooted: Some("kernel 9.9 was installed".to_owned()),
+                ..left(&[])
+            };
+            let said = afterwards(&record, &left);
+            assert!(!said.contains("nothing is left to do"), "{said}");
+            assert!(said.contains("kernel 9.9 was installed"), "{said}");
+            assert!(said.contains("`forebay update plan --reboot -- true`"));
+            assert_eq!(said.contains("outdated code"), is_told, "{said}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use forebay_shadow::synchronise::Standing;
 
 use super::journal::{Entry, HandOver};
 use super::plan;
-use super::run::{Runner, is_new};
+use super::run::{self, Runner, is_new};
 use crate::control::{Command, Deed};
 use crate::fronts::{Desk, Known, Refused, Way};
 
@@ -70,7 +70,24 @@ impl Runner {
                 troubles.push(why);
             }
         }
+        troubles.extend(self.outdated_outside().await?);
         Ok(Fact::Restored(troubles))
+    }
+
+    /// Those that others start, and that run outdated code: what to type.
+    async fn outdated_outside(&self) -> Result<Vec<String>, String> {
+        let policy = self.shared.policy().await?;
+        let outside = run::outside(&policy);
+        let told = outside.iter().map(|(app, file)| {
+            let how = match policy.apps.get(app).map(|app| &app.binding) {
+                Some(Binding::Systemd(unit)) => format!("`systemctl restart {unit}`"),
+                _ => "restart it there".to_owned(),
+            };
+            format!(
+                "{app} runs outdated code ({file}), and Forebay does not start it: {how} when it suits"
+            )
+        });
+        Ok(told.collect())
     }
 
     /// A program without a shadow: a front itself is succeeded by a new process, others only where the

@@ -123,6 +123,7 @@ impl Runner {
                     let left = receipt::Left {
                         output: &output,
                         unconfigured: &unconfigured,
+                        unbooted: outdated::unbooted(entry.record.began_unix_ms),
                     };
                     let receipt = receipt::receipt(entry, unix_ms(), &restarted, &left);
                     content.current = None;
@@ -395,8 +396,10 @@ impl Runner {
 
     async fn await_boot(&self, entry: &Entry) -> Fact {
         loop {
-            let is_another = entry.record.began_anew(&self.shared.place.boot);
-            if is_another || self.shared.wishes.resume.load(Ordering::Relaxed) {
+            if entry.record.began_anew(&self.shared.place.boot) {
+                return Fact::Booted(Ok(()));
+            }
+            if self.shared.wishes.resume.load(Ordering::Relaxed) {
                 return Fact::Done;
             }
             self.shared.wake.notified().await;
@@ -522,6 +525,17 @@ pub(super) fn old(
         Some((app.id.clone(), life))
     });
     programs.collect()
+}
+
+/// Apps that others start and that run code that was replaced, each with a file of it.
+pub(super) fn outside(policy: &Policy) -> BTreeMap<AppId, String> {
+    let apps = policy.apps.values();
+    let theirs = apps.filter(|app| !matches!(app.binding, Binding::Exec(_)));
+    let theirs: Vec<_> = theirs.map(|app| (&app.id, &app.binding)).collect();
+    match theirs.is_empty() {
+        true => BTreeMap::new(),
+        false => outdated::outside(Path::new(PROC), &theirs),
+    }
 }
 
 /// Old programs that are no more.

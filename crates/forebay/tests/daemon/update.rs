@@ -411,8 +411,18 @@ fn an_update_is_called_off_or_waits_for_a_reboot_until_somebody_says_so() {
     assert!(said.contains("called off before anything"), "{said}");
     assert!(!ran.exists());
     assert_nothing_of_it_is_left(&place);
+    let before = place.await_pid("web");
     place.json(&[
-        "update", "run", "--detach", "--reboot", "--", "sh", "-c", &command,
+        "update",
+        "run",
+        "--detach",
+        "--reboot",
+        "--restart",
+        "web",
+        "--",
+        "sh",
+        "-c",
+        &command,
     ]);
     let is_waiting = |place: &Place| {
         let status = place.json(&["update", "status"]);
@@ -431,6 +441,12 @@ fn an_update_is_called_off_or_waits_for_a_reboot_until_somebody_says_so() {
     place.json(&["update", "resume"]);
     eventually("it is over", || last(&place)["outcome"] == "committed");
     assert_eq!(text(&ran), "x");
+    let receipt = last(&place);
+    let said = receipt["troubles"].to_string();
+    assert!(said.contains("without the reboot"), "{said}");
+    let next = receipt["next"].as_str().unwrap();
+    assert!(!next.contains("nothing is left"), "{next}");
+    assert_ne!(place.await_pid("web"), before, "it was to be restarted");
     assert_nothing_of_it_is_left(&place);
     place.stop_well();
 }

@@ -1,5 +1,6 @@
 //! The files of hooks: where each is, who reads it, and what is in it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use forebay_host::regular;
@@ -105,11 +106,17 @@ impl Asked<'_> {
     }
 
     fn needrestart(&self) -> Hook {
-        let text = format!(
-            "{}# Forebay restarts what it starts itself, behind its fronts.\n\
+        let mut text = format!(
+            "{}# Forebay restarts what it starts itself, behind its fronts; of critical units it says that they run \
+             outdated code.\n\
              $nrconf{{override_rc}}{{qr(^forebay)}} = 0;\n",
             self.heading("#")
         );
+        let units: BTreeSet<&String> = self.units.iter().collect();
+        for unit in units {
+            let exact: String = unit.chars().map(in_pattern).collect();
+            text += &format!("$nrconf{{override_rc}}{{qr(^{exact}\\z)}} = 0;\n");
+        }
         let dir = "etc/needrestart/conf.d";
         self.hook(&format!("{dir}/forebay.conf"), &[dir], text)
     }
@@ -262,5 +269,13 @@ impl Asked<'_> {
         hooks.extend(self.guard());
         hooks.extend(self.restore());
         hooks
+    }
+}
+
+/// A character as a pattern of Perl has it that means nothing but that character.
+fn in_pattern(character: char) -> String {
+    match character {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => character.to_string(),
+        other => format!("\\x{{{:x}}}", u32::from(other)),
     }
 }
