@@ -86,6 +86,7 @@ mod update_clients;
 mod update_elsewhere;
 #[cfg(feature = "etcd")]
 mod update_fleet;
+mod update_hold;
 mod update_hooks;
 mod update_keep;
 mod update_kills;
