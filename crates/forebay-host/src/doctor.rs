@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use forebay_core::slice::Knob;
 
 use crate::Roots;
-use crate::checkpoint::Criu;
+use crate::checkpoint::{Criu, probe_tracking};
 use crate::cost;
 use crate::damon;
 use crate::error::HostError;
@@ -53,6 +53,7 @@ pub fn examine(roots: &Roots, group: &Path) -> Result<Vec<Feature>, HostError> {
     features.extend(memory(roots, &hierarchies, group));
     features.extend(others(roots));
     features.push(checkpoint());
+    features.push(tracking());
     Ok(features)
 }
 
@@ -85,6 +86,20 @@ fn checkpoint() -> Feature {
             Err(error) => error.explain(),
         },
         lack_costs: "no images of apps, and none moves with its memory",
+    }
+}
+
+/// What CRIU does not bring: memory is copied while the process runs.
+fn tracking() -> Feature {
+    let probed = probe_tracking();
+    Feature {
+        name: "memory tracking".to_owned(),
+        present: probed.is_ok(),
+        detail: match probed {
+            Ok(()) => "userfaultfd with asynchronous write protection, PAGEMAP_SCAN".to_owned(),
+            Err(error) => error.explain(),
+        },
+        lack_costs: "no app leaves with its memory (move.mode = \"checkpoint\"); images and updates are as before",
     }
 }
 
@@ -572,5 +587,12 @@ mod tests {
         ] {
             assert!(features.iter().any(|f| f.name == name), "{name}");
         }
+        // It came with Linux 6.7.
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+        let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+        let tracking = features.iter().find(|f| f.name == "memory tracking");
+        let tracking = tracking.unwrap();
+        assert_eq!(tracking.present, version >= (6, 7), "{}", tracking.detail);
     }
 }

@@ -90,6 +90,7 @@ pub(crate) use over_boot::raise_numbers;
 pub use over_boot::{Kept, Origin};
 pub use owed::{LOST_AFTER, Lender, Line};
 pub use precopy::Tracker;
+pub(crate) use precopy::probe as probe_tracking;
 pub(crate) use store::is_restore;
 pub use store::{Image, Note, Store};
 

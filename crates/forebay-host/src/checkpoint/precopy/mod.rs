@@ -56,12 +56,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use self::inject::Stopped;
 use self::read::Reader;
 use self::scan::{Doing, Which, scan};
-use self::userfault::{Range, Userfault};
+use self::userfault::{Range, USER_MODE_ONLY, Userfault};
 use super::runs;
 use crate::error::HostError;
 
-/// Descriptors by which only faults of user code would be told; everybody may open one.
-const USER_MODE_ONLY: u64 = 1;
 /// Areas that change while they are looked at are looked at so often.
 const TRIES: u32 = 8;
 
@@ -375,6 +373,20 @@ fn fetch_apart(pid: i32, pidfd: rustix::fd::BorrowedFd<'_>) -> Result<OwnedFd, H
         .unwrap_or_else(|error| Err(HostError::io(format!("stop process {pid}"), error)))
 }
 
+/// Whether this kernel notes what a process writes: asked of it, for this process, in which nothing is tracked.
+///
+/// # Errors
+/// It does not, or not for whoever asks.
+pub(crate) fn probe() -> Result<(), HostError> {
+    let opened = userfault::open().and_then(Userfault::tracking);
+    opened.map(drop).map_err(|error| {
+        HostError::missing(
+            format!("have the kernel note what processes write ({error})"),
+            "boot Linux 6.7 or newer, with CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP",
+        )
+    })
+}
+
 /// Has the process open the descriptor, takes it, and has the process close its own.
 pub(in crate::checkpoint) fn fetch(
     pid: i32,
@@ -382,7 +394,7 @@ pub(in crate::checkpoint) fn fetch(
 ) -> Result<OwnedFd, HostError> {
     let fail = |what: &str, error: io::Error| HostError::io(format!("{what} process {pid}"), error);
     let mut stopped = Stopped::stop(pid)?;
-    let flags = u64::from(OPEN_FLAGS) | USER_MODE_ONLY;
+    let flags = u64::from(OPEN_FLAGS | USER_MODE_ONLY);
     let opened = stopped
         .call(libc::SYS_userfaultfd, [flags, 0, 0])
         .map_err(|error| fail("open a userfaultfd in", error))?;

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use rustix::mm::UserfaultfdFlags;
+
 const API: libc::c_ulong = 0xc018_aa3f;
 const REGISTER: libc::c_ulong = 0xc020_aa00;
 const WAKE: libc::c_ulong = 0x8010_aa02;
@@ -10,6 +12,8 @@ const COPY: libc::c_ulong = 0xc028_aa03;
 const ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 const WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
+/// Of descriptors by which only faults of user code are told; everybody may open one.
+pub(super) const USER_MODE_ONLY: u32 = 1;
 const VERSION: u64 = 0xaa;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
@@ -20,6 +24,20 @@ const MODE_WP: u64 = 1 << 1;
 pub(crate) struct Range {
     pub(crate) start: u64,
     pub(crate) len: u64,
+}
+
+/// One of this process, for faults of user code alone, which everybody may open.
+#[expect(
+    unsafe_code,
+    reason = "whoever has it could change this process's memory"
+)]
+pub(crate) fn open() -> io::Result<OwnedFd> {
+    let flags = UserfaultfdFlags::CLOEXEC
+        | UserfaultfdFlags::NONBLOCK
+        | UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
+    // SAFETY: no range is registered by it, so that it has no effect on any memory.
+    let opened = unsafe { rustix::mm::userfaultfd(flags) };
+    Ok(opened?)
 }
 
 /// The descriptor.
