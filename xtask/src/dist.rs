@@ -1,7 +1,7 @@
 //! `cargo xtask dist`: the packages for Debian's family and for Red Hat's, and the API's description.
 //!
 //! `dpkg-deb` and `rpmbuild` make them of trees that are laid out here: the program with the dashboard's
-//! charts, its unit, manual page, completions, and what `dist/` has for Grafana, Prometheus and clients.
+//! charts, its unit, manual pages, completions, and what `dist/` has for Grafana, Prometheus and clients.
 
 mod deb;
 mod rpm;
@@ -97,13 +97,14 @@ fn lay_out(root: &Path, program: &Path, places: &Places) -> Result<(), String> {
         let text = said(Command::new(&installed).args(["completions", shell]))?;
         put(root, path, &text, 0o644)?;
     }
-    let manual = said(Command::new(&installed).arg("man"))?;
-    put(root, "usr/share/man/man1/forebay.1", &manual, 0o644)?;
-    let mut gzip = Command::new("gzip");
-    process::succeed(
-        gzip.arg("-9n")
-            .arg(root.join("usr/share/man/man1/forebay.1")),
+    let pages = root.join("usr/share/man/man1");
+    fs::create_dir_all(&pages).map_err(|error| format!("make {}: {error}", pages.display()))?;
+    said(
+        Command::new(&installed)
+            .args(["man", "--directory"])
+            .arg(&pages),
     )?;
+    compress(&pages)?;
     let unit = format!("{}/forebay.service", places.units);
     let early = format!("{}/forebay-early.service", places.units);
     let connections = format!("{}/forebay-connections.service", places.units);
@@ -115,6 +116,10 @@ fn lay_out(root: &Path, program: &Path, places: &Places) -> Result<(), String> {
             connections.as_str(),
         ),
         ("dist/forebay.toml", "etc/forebay/forebay.toml"),
+        (
+            "dist/tmpfiles.d/forebay.conf",
+            "usr/lib/tmpfiles.d/forebay.conf",
+        ),
         ("dist/openapi.json", "usr/share/forebay/openapi.json"),
         (
             "dist/grafana/forebay.json",
@@ -129,6 +134,18 @@ fn lay_out(root: &Path, program: &Path, places: &Places) -> Result<(), String> {
         put(root, to, &read(from)?, 0o644)?;
     }
     Ok(())
+}
+
+/// Compresses the manual pages of all commands, as Debian's policy (12.1) has it: as small as can be, and the
+/// same whenever it is done.
+fn compress(pages: &Path) -> Result<(), String> {
+    let found = files(pages)?;
+    if found.is_empty() {
+        return Err(format!("no manual page was written to {}", pages.display()));
+    }
+    let mut gzip = Command::new("gzip");
+    gzip.arg("-9n").current_dir(pages);
+    process::succeed(gzip.args(found.iter().map(|page| page.trim_start_matches('/'))))
 }
 
 /// Every file below the root, as it will stand on the host.
@@ -189,31 +206,76 @@ fn check_scripts(kind: &str, scripts: &[&str]) {
     }
 }
 
+/// A program in a directory that says nothing and writes two manual pages: all else in a package of it is as
+/// it will be.
+#[cfg(test)]
+fn stand_in(target: &Path) -> PathBuf {
+    let source = target.join("stand-in.c");
+    let text = r#"
+        #include <stdio.h>
+        #include <string.h>
+        int main(int count, char **words) {
+            if (count != 4 || strcmp(words[1], "man")) return 0;
+            const char *pages[] = {"forebay.1", "forebay-update-plan.1"};
+            for (int each = 0; each < 2; each++) {
+                char path[4096];
+                snprintf(path, sizeof path, "%s/%s", words[3], pages[each]);
+                FILE *page = fopen(path, "w");
+                if (!page || fputs(".TH FOREBAY 1\n", page) < 0 || fclose(page)) return 1;
+            }
+            return 0;
+        }
+    "#;
+    fs::create_dir_all(target).unwrap();
+    fs::write(&source, text).unwrap();
+    let program = target.join("stand-in");
+    // What links Rust's programs.
+    process::succeed(Command::new("cc").arg("-o").arg(&program).arg(&source)).unwrap();
+    program
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The packages of a program that says nothing: all else in them is as it will be.
+    const PAGES: [&str; 2] = [
+        "/usr/share/man/man1/forebay.1.gz",
+        "/usr/share/man/man1/forebay-update-plan.1.gz",
+    ];
+
     #[test]
     fn both_packages_have_all_files_and_their_scripts() {
         let target = std::env::temp_dir().join(format!("forebay-dist-{}", std::process::id()));
-        let stand_in = Path::new("/bin/true");
-        for (tool, make) in [
+        let program = stand_in(&target);
+        for (tool, make, list, root) in [
             (
                 "dpkg-deb",
                 deb::make as fn(&Path, &Path) -> Result<PathBuf, String>,
+                ["dpkg-deb", "--contents"],
+                "deb",
             ),
-            ("rpmbuild", rpm::make),
+            ("rpmbuild", rpm::make, ["rpm", "-qpl"], "rpm/root"),
         ] {
             if process::find_program(tool).is_none() {
                 println!("SKIPPED: packages: no {tool}; `cargo xtask setup dist` installs it");
                 continue;
             }
-            let package = make(stand_in, &target).unwrap();
+            let package = make(&program, &target).unwrap();
             assert!(length(&package).unwrap() > 1000, "{}", package.display());
+            let listed = said(Command::new(list[0]).arg(list[1]).arg(&package)).unwrap();
+            for file in PAGES
+                .into_iter()
+                .chain(["/usr/lib/tmpfiles.d/forebay.conf"])
+            {
+                let is_there = listed.lines().any(|line| line.ends_with(file));
+                assert!(is_there, "{tool}: {file} in {listed}");
+            }
+            for page in PAGES {
+                let page = fs::read(target.join(root).join(&page[1..])).unwrap();
+                // RFC 1952: no name and no time, and the slowest compression.
+                assert_eq!(page[..9], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2], "{tool}");
+            }
         }
-        if target.exists() {
-            fs::remove_dir_all(&target).unwrap();
-        }
+        fs::remove_dir_all(&target).unwrap();
     }
 }

@@ -91,6 +91,24 @@ fn connect_fix(error: &io::Error) -> &'static str {
 }
 
 /// The daemon behind one socket.
+///
+/// # Example
+/// ```no_run
+/// use forebay_api::{Apps, Client, Status};
+///
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> Result<(), forebay_api::Error> {
+///     let client = Client::connect(forebay_api::SOCKET).await?;
+///     let status: Status = client.get("/v1/status").await?;
+///     println!("{} of {} apps run", status.apps_running, status.apps);
+///     let apps: Apps = client.get("/v1/apps").await?;
+///     for app in apps.apps {
+///         println!("{}: {:?} CPUs", app.name, app.usage.cpu_cores);
+///     }
+///     Ok(())
+/// }
+/// ```
+/// `examples/watch.rs` of this crate follows what happens.
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
@@ -99,6 +117,19 @@ pub struct Client {
 
 impl Client {
     /// Checks that somebody answers at `path`.
+    ///
+    /// # Example
+    /// An error says what to do:
+    /// ```
+    /// use forebay_api::{Client, Error};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let error = Client::connect("/nowhere/forebay.sock").await.unwrap_err();
+    /// assert!(matches!(error, Error::Connect { .. }));
+    /// assert!(error.to_string().contains("is the daemon running?"));
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When nobody does, or the socket may not be used.
@@ -118,6 +149,17 @@ impl Client {
     }
 
     /// The same, for what takes its time: an answer may take so long.
+    ///
+    /// # Example
+    /// ```no_run
+    /// # async fn example(client: forebay_api::Client) -> Result<(), forebay_api::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let patient = client.patient(Duration::from_secs(60));
+    /// let metrics = patient.get_text("/metrics").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn patient(&self, answer_wait: Duration) -> Self {
         Self {
@@ -127,6 +169,20 @@ impl Client {
     }
 
     /// Asks for what is at `uri`: a path with an encoded query.
+    ///
+    /// # Example
+    /// ```no_run
+    /// # async fn example(client: forebay_api::Client) -> Result<(), forebay_api::Error> {
+    /// use forebay_api::{Error, Explanation, Refusal};
+    ///
+    /// match client.get::<Explanation>("/v1/apps/web").await {
+    ///     Ok(explanation) => println!("{explanation:?}"),
+    ///     Err(Error::Refused { refusal: Refusal::NotFound, .. }) => println!("there is no such app"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When the daemon refuses, is not there, or answers something else.
@@ -146,6 +202,25 @@ impl Client {
 
     /// Sends `body` to `uri`.
     ///
+    /// # Example
+    /// ```no_run
+    /// # async fn example(client: forebay_api::Client) -> Result<(), forebay_api::Error> {
+    /// use forebay_api::{Class, Done, RunRequest};
+    ///
+    /// let build = RunRequest {
+    ///     name: "build".to_owned(),
+    ///     class: Class::Batch,
+    ///     command: ["make", "-j8"].map(str::to_owned).to_vec(),
+    ///     user: None,
+    ///     group: None,
+    ///     directory: Some("/srv/build".to_owned()),
+    ///     set: Vec::new(),
+    /// };
+    /// let done: Done = client.post("/v1/apps", &build).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Client::get`].
     pub async fn post<T: DeserializeOwned>(
@@ -158,6 +233,18 @@ impl Client {
 
     /// Changes what is at `uri`.
     ///
+    /// # Example
+    /// ```no_run
+    /// # async fn example(client: forebay_api::Client) -> Result<(), forebay_api::Error> {
+    /// use forebay_api::{Assignment, Done, SetRequest};
+    ///
+    /// let ceiling = Assignment { key: "ceiling.cpu".to_owned(), value: "0.5".to_owned() };
+    /// let change = SetRequest { set: vec![ceiling] };
+    /// let done: Done = client.patch("/v1/apps/build", &change).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Client::get`].
     pub async fn patch<T: DeserializeOwned>(
@@ -169,6 +256,21 @@ impl Client {
     }
 
     /// Follows the periods from the next one on.
+    ///
+    /// # Example
+    /// ```no_run
+    /// # async fn example(client: forebay_api::Client) -> Result<(), forebay_api::Error> {
+    /// use forebay_api::StreamPace;
+    ///
+    /// let mut ticks = client.ticks(StreamPace { every_ms: Some(1000) }).await?;
+    /// while let Some(tick) = ticks.next().await? {
+    ///     for event in tick.events {
+    ///         println!("{}: {}", event.kind, event.message);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Client::get`].

@@ -261,20 +261,36 @@ pub(crate) fn completions(args: &CompletionsArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints the manual page.
+/// Print the manual page
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ManArgs {
+    /// Write the pages of all commands into this directory instead, one file for each
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+/// Prints the manual page of the program, or writes one for each command.
 ///
 /// # Errors
-/// Never in practice: it is made in memory.
-pub(crate) fn man() -> Result<ExitCode, Error> {
-    let mut text = Vec::new();
-    clap_mangen::Man::new(crate::Cli::whole())
-        .render(&mut text)
-        .map_err(|source| Error::System {
-            attempt: "make the manual page",
-            remedy: "this should not happen; report it",
-            source,
-        })?;
-    print::line(format_args!("{}", String::from_utf8_lossy(&text)));
+/// When the directory cannot be written to.
+pub(crate) fn man(args: &ManArgs) -> Result<ExitCode, Error> {
+    let Some(directory) = &args.directory else {
+        let mut text = Vec::new();
+        clap_mangen::Man::new(crate::Cli::whole())
+            .render(&mut text)
+            .map_err(|source| Error::System {
+                attempt: "make the manual page",
+                remedy: "this should not happen; report it",
+                source,
+            })?;
+        print::line(format_args!("{}", String::from_utf8_lossy(&text)));
+        return Ok(ExitCode::SUCCESS);
+    };
+    clap_mangen::generate_to(crate::Cli::whole(), directory).map_err(|source| Error::System {
+        attempt: "write the manual pages",
+        remedy: "name a directory that is there and may be written to",
+        source,
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -71,8 +71,7 @@ enum Command {
     Tier(tier::Args),
     Accel(accel::Args),
     Completions(local::CompletionsArgs),
-    /// Print the manual page
-    Man,
+    Man(local::ManArgs),
     #[command(hide = true)]
     Guardian(local::GuardianArgs),
     #[command(hide = true)]
@@ -137,7 +136,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => local::doctor(&args).map_err(Into::into),
         Command::Tier(args) => tier::run(&args).map_err(Into::into),
         Command::Completions(args) => Ok(local::completions(&args)),
-        Command::Man => local::man().map_err(Into::into),
+        Command::Man(args) => local::man(&args).map_err(Into::into),
         Command::Guardian(args) => local::guardian(&args).map_err(Into::into),
         Command::Bench(args) => bench::run(&args).map_err(Into::into),
         Command::Chaos(args) => bench::chaos::run(&args).map_err(Into::into),

@@ -183,7 +183,7 @@ mod tests {
             return;
         }
         let target = std::env::temp_dir().join(format!("forebay-rpm-{}", std::process::id()));
-        let first = make(Path::new("/bin/true"), &target).unwrap();
+        let first = make(&super::super::stand_in(&target), &target).unwrap();
         // In these packages the program only notes how it was called.
         let text = "#!/bin/sh\necho forebay \"$@\" >>/called\n";
         put(&target, "rpm/root/usr/bin/forebay", text, 0o755).unwrap();

@@ -41,3 +41,31 @@ fn visible(command: &Command) -> impl Iterator<Item = &Command> {
         .get_subcommands()
         .filter(|command| !command.is_hide_set() && command.get_name() != "help")
 }
+
+#[test]
+fn each_command_has_a_manual_page() {
+    /// The names of a command's page and of those behind it.
+    fn names(command: &Command, before: &str, found: &mut Vec<String>) {
+        let name = format!("{before}{}", command.get_name());
+        for own in visible(command) {
+            names(own, &format!("{name}-"), found);
+        }
+        found.push(format!("{name}.1"));
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    let place = Some(directory.path().to_owned());
+    crate::local::man(&crate::local::ManArgs { directory: place }).unwrap();
+    let entries = std::fs::read_dir(directory.path()).unwrap();
+    let mut written: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    written.sort();
+    let mut expected = Vec::new();
+    names(&crate::Cli::whole(), "", &mut expected);
+    expected.sort();
+    assert_eq!(written, expected);
+    assert!(expected.iter().any(|name| name == "forebay-update-plan.1"));
+    let page = std::fs::read_to_string(directory.path().join("forebay-update-plan.1")).unwrap();
+    assert!(page.contains("\\-\\-rung"), "{page}");
+}

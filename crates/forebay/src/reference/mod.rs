@@ -8,6 +8,7 @@ mod cli;
 mod configuration;
 mod events;
 mod metrics;
+mod written;
 
 use std::path::Path;
 
