@@ -499,6 +499,9 @@ pub struct Rules {
     /// What its response time is to stay below; `null` where it has no target of its own.
     #[serde(default)]
     pub response_time_max_ms: Option<f64>,
+    /// How it may change hosts, `restart`, `checkpoint` or `handoff`; `null` where it is pinned.
+    #[serde(default)]
+    pub moves_by: Option<String>,
 }
 
 /// Why an app's slice is what it is.
@@ -675,8 +678,10 @@ pub struct History {
 pub struct EventsRange {
     /// At most so many, the latest: 100 unless told, 10,000 at most.
     pub limit: Option<u32>,
-    /// Only those about this app.
+    /// Only those about this app, and its decisions.
     pub app: Option<String>,
+    /// Not before this, in milliseconds since 1970 UTC.
+    pub since_unix_ms: Option<u64>,
 }
 
 /// How often the stream sends.

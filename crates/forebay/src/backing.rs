@@ -319,7 +319,7 @@ fn history(
 fn events(reader: &Reader, query: EventsQuery) -> Result<Vec<api::Event>, String> {
     let query = store::EventQuery {
         app: query.app,
-        since_unix_ms: 0,
+        since_unix_ms: query.since_unix_ms,
         limit: query.limit,
     };
     let mut rows = reader.events(&query).map_err(|error| error.to_string())?;

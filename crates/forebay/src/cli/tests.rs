@@ -104,6 +104,7 @@ pub(crate) fn explanation(app: api::App) -> api::Explanation {
             horizon_seconds: 1.0,
             hold_seconds: 5.0,
             response_time_max_ms: Some(50.0),
+            moves_by: None,
         },
         models: None,
         shared_cpus: "0".to_owned(),

@@ -564,6 +564,7 @@ pub(super) fn rules(app: &App, policy: &Policy) -> api::Rules {
         response_time_max_ms: app
             .response_time_max
             .map(|most| most.as_secs_f64() * 1000.0),
+        moves_by: app.mobility.as_ref().map(|of| of.way.to_string()),
     }
 }
 

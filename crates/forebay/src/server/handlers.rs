@@ -393,11 +393,13 @@ pub(super) async fn events(
         .map(|name| name.parse().map_err(|_| Failure::no_app(&name)))
         .transpose()?;
     let limit = rows(range.limit.unwrap_or(EVENTS_USUAL));
+    let since_unix_ms = range.since_unix_ms.unwrap_or(0);
     let stored = match &server.state.events {
         Some(read) => {
             let read = Arc::clone(read);
             let query = EventsQuery {
                 app: app.clone(),
+                since_unix_ms,
                 limit,
             };
             // A history that cannot be read hides nothing of what is remembered.
@@ -414,7 +416,9 @@ pub(super) async fn events(
         .ask(|reply| Command::Events(usize::MAX, reply))
         .await?;
     recent.retain(|event| app.is_none() || event.app == app);
-    let events = latest(stored, recent.iter().map(convert::event), limit);
+    let recent = recent.iter().map(convert::event);
+    let recent = recent.filter(|event| event.time_unix_ms >= since_unix_ms);
+    let events = latest(stored, recent, limit);
     Ok(Json(api::Events { events }))
 }
 

@@ -150,6 +150,8 @@ pub(crate) struct HistoryQuery {
 pub(crate) struct EventsQuery {
     /// Only those about this app.
     pub(crate) app: Option<AppId>,
+    /// Not before this.
+    pub(crate) since_unix_ms: u64,
     /// At most so many, the latest; 1 to 10,000.
     pub(crate) limit: usize,
 }

@@ -351,6 +351,40 @@ fn metrics_are_on_loopback_only_when_enabled_and_read_only() {
 }
 
 #[test]
+fn events_of_an_app_are_told_from_a_time_on_and_how_it_may_move() {
+    let test = "events_of_an_app_are_told_from_a_time_on_and_how_it_may_move";
+    let Some(mut place) = Place::new(test) else {
+        return;
+    };
+    place.configure(&format!(
+        "[apps.web]\nexec = [\"sleep\", \"{}\"]\nmove = {{ mode = \"restart\" }}\n[apps.pinned]\nexec = [\"sleep\", \"{}\"]\n",
+        place.seconds(1),
+        place.seconds(2)
+    ));
+    place.start();
+    place.await_event("web", "started");
+    let told = |path: &str| {
+        let (code, body) = request(&place.path("socket"), "GET", path, "");
+        assert_eq!(code, 200, "{path}: {body}");
+        serde_json::from_str::<Value>(&body).unwrap()
+    };
+    let times = |since: u64| -> Vec<u64> {
+        let told = told(&format!("/v1/events?app=web&since_unix_ms={since}"));
+        let events = told["events"].as_array().unwrap();
+        let time = |event: &Value| event["time_unix_ms"].as_u64().unwrap();
+        events.iter().map(time).collect()
+    };
+    let all = times(0);
+    let last = *all.last().unwrap();
+    assert!(times(last).iter().all(|time| *time >= last));
+    assert!(times(last).contains(&last));
+    assert_eq!(times(last + 3_600_000), [0_u64; 0]);
+    assert_eq!(told("/v1/apps/web")["rules"]["moves_by"], "restart");
+    assert!(told("/v1/apps/pinned")["rules"]["moves_by"].is_null());
+    place.stop_well();
+}
+
+#[test]
 fn events_are_followed_as_they_happen() {
     use std::io::{BufRead as _, BufReader};
 
