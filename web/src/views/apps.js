@@ -1,6 +1,6 @@
 // All apps: what they use, what they will need, what they have.
 
-import { fill, h, say } from "../dom.js";
+import { fill, h, say, settle } from "../dom.js";
 import { bytes, cores, milliseconds, NONE, percent, width } from "../format.js";
 import { bar, named } from "../slices.js";
 
@@ -56,7 +56,7 @@ export function show(place, page) {
       else {
         const need = app.demand?.cpu.q95;
         const words = `${cores(app.usage.cpu_cores)} of ${cores(need)} CPUs`;
-        fill(known.cells[index], need > 0 ? bar(fullness(app), null, words) : NONE);
+        settle(known.cells[index], need > 0 ? bar(fullness(app), null, words) : NONE);
       }
     });
     return known.line;
