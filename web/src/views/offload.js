@@ -1,13 +1,14 @@
 // What constrains apps beyond their slices and what is tried about it, and moves between hosts.
 
 import { get } from "../ask.js";
-import { fill, h, table } from "../dom.js";
+import { fill, h, settle, table } from "../dom.js";
 import { percent } from "../format.js";
+import { asked } from "../ladders.js";
 import { showMoves } from "../moves.js";
 import { named } from "../slices.js";
 
 const EVERY_MS = 1000;
-/** Apps whose ladders are asked for at a time: those that wait most for a CPU. */
+/** Apps whose ladders are asked for at a time. */
 const LADDERS_MAX = 12;
 
 export function show(place, page) {
@@ -17,25 +18,41 @@ export function show(place, page) {
   place.append(ladders, accelerators, moves);
   const ending = new AbortController();
   let timer;
+  /** What is tried about those that are constrained, by name. */
+  const climbing = new Map();
+  let turn = 0;
+  /** Why the last ones could not be asked for, if so. */
+  let trouble = "";
 
   async function climb() {
     const running = (page.tick?.apps ?? []).filter((app) => app.state === "running");
     const working = running.filter((app) => app.accelerator);
-    fill(accelerators, accelerators.firstChild, working.length
+    settle(accelerators, accelerators.firstChild, working.length
       ? table("Compute tasks", ["App", "#Devices", "#Kernels there", "#Busy", "#Tasks/s there", "#Tasks/s on CPUs", "#CPU counts as"], working.map(accelerated))
       : h("p", { class: "dim" }, "No app has a worker that answers."));
-    running.sort((a, b) => (b.usage.cpu_stalled ?? 0) - (a.usage.cpu_stalled ?? 0));
+    for (const name of climbing.keys()) if (!running.some((app) => app.name === name)) climbing.delete(name);
+    const chosen = asked(running, climbing, turn, LADDERS_MAX);
+    turn = chosen.turn;
+    trouble = "";
+    await Promise.all(chosen.names.map(ask));
+    if (ending.signal.aborted) return;
+    settle(ladders, ladders.firstChild, trouble ? h("p", { class: "dim" }, trouble) : null, climbing.size
+      ? [...climbing].sort(([one], [other]) => (one < other ? -1 : 1)).map(([name, lines]) =>
+        h("div", { "data-key": name }, h("h3", {}, named(name)), h("ul", {}, lines.map((line) => h("li", {}, line)))))
+      : trouble ? null : h("p", { class: "dim" }, "No app is constrained beyond its slice."));
+    timer = setTimeout(climb, EVERY_MS);
+  }
+
+  async function ask(name) {
     try {
-      const told = await Promise.all(running.slice(0, LADDERS_MAX).map((app) =>
-        get(`/v1/apps/${encodeURIComponent(app.name)}`, ending.signal)));
-      const climbing = told.filter((one) => one.offload.length > 0);
-      fill(ladders, ladders.firstChild, climbing.length
-        ? climbing.map((one) => [h("h3", {}, named(one.app.name)), h("ul", {}, one.offload.map((line) => h("li", {}, line)))])
-        : h("p", { class: "dim" }, "No app is constrained beyond its slice."));
+      const { offload } = await get(`/v1/apps/${encodeURIComponent(name)}`, ending.signal);
+      if (offload.length > 0) climbing.set(name, offload);
+      else climbing.delete(name);
     } catch (error) {
-      if (!ending.signal.aborted) fill(ladders, ladders.firstChild, h("p", { class: "dim" }, error.message));
+      climbing.delete(name);
+      // One that ended meanwhile is no trouble.
+      if (error.status !== 404) trouble = error.message;
     }
-    if (!ending.signal.aborted) timer = setTimeout(climb, EVERY_MS);
   }
   climb();
   const end = showMoves(moves, page);
