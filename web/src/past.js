@@ -28,8 +28,8 @@ export class Past {
     this.events = [];
   }
 
-  /** Takes a message of the stream in. */
-  add(tick) {
+  /** Takes a message of the stream in, with the processor time of the agent by then, in CPUs. */
+  add(tick, agentCores = null) {
     this.events.push(...tick.events);
     this.events.splice(0, Math.max(0, this.events.length - EVENTS_MAX));
     const time = tick.status.time_unix_ms;
@@ -46,6 +46,7 @@ export class Past {
         };
         this.apps.set(app.name, ring);
       }
+      forget(ring, time / 1000);
       const values = numbers(app);
       ring.times[ring.next] = time / 1000;
       for (const name of SERIES) ring.values[name][ring.next] = values[name] ?? NaN;
@@ -54,11 +55,11 @@ export class Past {
     }
     for (const name of this.apps.keys()) if (!seen.has(name)) this.apps.delete(name);
 
+    // A clock that was set back: what it passes again is forgotten, two moments at one place would be a riddle.
+    while (this.frames.length && this.frames.at(-1).time > time) this.frames.pop();
     const last = this.frames.at(-1);
-    // A clock that was set back begins anew: two moments at one place would be a riddle.
-    if (last && time < last.time) this.frames = [];
-    if (!last || time < last.time || time - last.time >= FRAME_MS) {
-      this.frames.push(frame(tick));
+    if (!last || time - last.time >= FRAME_MS) {
+      this.frames.push(frame(tick, agentCores));
       const room = Math.floor(FRAME_APPS_MAX / Math.max(1, tick.apps.length));
       const moments = Math.max(FRAMES_MIN, Math.min(FRAMES_MAX, room));
       this.frames.splice(0, Math.max(0, this.frames.length - moments));
@@ -82,6 +83,15 @@ export class Past {
   }
 }
 
+/** Drops what is not before a time, in seconds: times have to rise on an axis, and a clock may be set back. */
+function forget(ring, time) {
+  const room = ring.times.length;
+  while (ring.length > 0 && ring.times[(ring.next - 1 + room) % room] >= time) {
+    ring.next = (ring.next - 1 + room) % room;
+    ring.length -= 1;
+  }
+}
+
 function numbers(app) {
   const { usage, demand, slice } = app;
   return {
@@ -92,10 +102,16 @@ function numbers(app) {
 }
 
 /** The host and its apps at one moment, without what nobody scrubs back for. */
-function frame(tick) {
+function frame(tick, agentCores) {
+  const { host, apps, apps_running, agent, timing, shortfalls } = tick.status;
   return {
     time: tick.status.time_unix_ms,
-    cpus: tick.status.host.cpus,
+    cpus: host.cpus,
+    status: {
+      host: { memory_available_bytes: host.memory_available_bytes, shared_cpus: host.shared_cpus }, apps, apps_running,
+      agent: { resident_bytes: agent.resident_bytes }, timing, shortfalls,
+    },
+    agentCores,
     apps: tick.apps.map((app) => ({
       name: app.name, class: app.class, state: app.state, slice: { cpus: app.slice.cpus },
       usage: app.usage, demand: app.demand && { cpu: app.demand.cpu, memory: app.demand.memory },
