@@ -2,8 +2,8 @@
 
 import { fill, h } from "./dom.js";
 
-/** Whether the reader wants it. `text` is text, or nodes. */
-export function confirmed(title, text) {
+/** Whether the reader wants it. `text` is text, or nodes. What is not `possible` is only said. */
+export function confirmed(title, text, possible = true) {
   const dialog = document.getElementById("dialog");
   return new Promise((answer) => {
     const end = (yes) => () => {
@@ -12,8 +12,8 @@ export function confirmed(title, text) {
     };
     fill(dialog, h("h2", { id: "dialog-title" }, title), h("div", {}, text),
       h("div", { class: "buttons" },
-        h("button", { class: "strong", id: "dialog-yes", onclick: end(true) }, "Do it"),
-        h("button", { onclick: end(false) }, "Leave it")));
+        possible ? h("button", { class: "strong", id: "dialog-yes", onclick: end(true) }, "Do it") : null,
+        h("button", { onclick: end(false) }, possible ? "Leave it" : "Close")));
     dialog.oncancel = () => answer(false);
     dialog.showModal();
   });
