@@ -2,6 +2,7 @@
 
 import { fill, h, table } from "./dom.js";
 import { clock } from "./format.js";
+import { legible } from "./happened.js";
 
 /** Made by `npm run build` out of the package uplot. */
 const LIBRARY = "./uplot.js";
@@ -35,7 +36,7 @@ function shown(name) {
  */
 export async function chart(place, { title, lines, format, height = 240 }) {
   const Plot = await load();
-  const state = { marks: [], now: null };
+  const state = { marks: [], now: null, isClose: false };
   if (!Plot) return plain(place, { title, lines, format });
   const ink = shown("--ink");
   const grid = { stroke: shown("--line"), width: 1 };
@@ -56,15 +57,21 @@ export async function chart(place, { title, lines, format, height = 240 }) {
     ],
     bands: lines.flatMap((line, index) =>
       line.bandTo === undefined ? [] : [{ series: [index + 1, line.bandTo + 1], fill: line.shade }]),
-    hooks: { draw: [(plot) => marks(plot, state, ink)] },
+    hooks: {
+      draw: [(plot) => marks(plot, state, ink)],
+      setSelect: [({ select }) => { if (select.width > 0) state.isClose = true; }],
+    },
   };
   const plot = new Plot(options, [[], ...lines.map(() => [])], place);
+  plot.over.addEventListener("dblclick", () => { state.isClose = false; });
   const observer = new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height }));
   observer.observe(place);
   return {
     set(data, { marks: list = [], now = null } = {}) {
       Object.assign(state, { marks: list, now });
-      plot.setData(data);
+      // Where a reader looks closely, the part that was chosen stays.
+      plot.setData(data, !state.isClose);
+      if (state.isClose) plot.redraw();
     },
     end() {
       observer.disconnect();
@@ -100,10 +107,8 @@ function marks(plot, { marks: list, now }, ink) {
     return x;
   };
   if (now !== null) line(now, []);
-  list.forEach((mark, index) => {
-    const x = line(mark.time, [2, 4]);
-    if (x !== null) ctx.fillText(String(index + 1), x + 2, bbox.top + 10);
-  });
+  const drawn = list.map(({ time }, index) => ({ x: line(time, [2, 4]), text: String(index + 1) })).filter(({ x }) => x !== null);
+  for (const index of legible(drawn.map(({ x }) => x))) ctx.fillText(drawn[index].text, drawn[index].x + 2, bbox.top + 10);
   ctx.restore();
 }
 

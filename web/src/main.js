@@ -1,7 +1,7 @@
 // The page: what is shown, how keys and links change it, and the stream that keeps it live.
 
 import { follow, get, takeToken, Trouble } from "./ask.js";
-import { fill, h, say } from "./dom.js";
+import { fill, h, now, say } from "./dom.js";
 import { clock, count, percent, seconds } from "./format.js";
 import { Past } from "./past.js";
 import { confirmed } from "./dialog.js";
@@ -14,10 +14,10 @@ import * as offload from "./views/offload.js";
 import * as shadows from "./views/shadows.js";
 import * as updates from "./views/updates.js";
 
-/** In the order of their keys. */
+/** In the order of their keys; `goesBack`: what it shows is of the moment at which the page is held. */
 const VIEWS = [
-  { path: "host", title: "Host", view: host },
-  { path: "apps", title: "Apps", view: apps },
+  { path: "host", title: "Host", view: host, goesBack: true },
+  { path: "apps", title: "Apps", view: apps, goesBack: true },
   { path: "shadows", title: "Shadows", view: shadows },
   { path: "offload", title: "Offload", view: offload },
   { path: "updates", title: "Updates", view: updates },
@@ -29,6 +29,8 @@ const VIEWS = [
 const PACES = [[100, "10 a second"], [250, "4 a second"], [1000, "1 a second"], [5000, "every 5 s"]];
 /** How long to wait before a stream that ended is asked for again. */
 const RETRY_MS = 1000;
+/** Where the space bar holds the page; elsewhere it presses a button, types, or scrolls what is scrolled. */
+const SPACE_ON = "body, main, a";
 const THEMES = ["as the system", "light", "dark"];
 
 const place = document.getElementById("view");
@@ -45,13 +47,15 @@ const page = {
   go: (path) => { location.hash = `#${path}`; },
 };
 let shown = null;
+/** The view that is shown, of those above. */
+let viewed = VIEWS[0];
 let following = null;
 let pace = Number(sessionStorage.getItem("forebay-pace")) || 250;
 let drawn = false;
 
-/** Asks whether to do something, does it, and says what came of it. */
-async function act(title, text, doing) {
-  if (!(await confirmed(title, text))) return;
+/** Asks whether to do something, does it, and says what came of it; what is not possible is only told. */
+async function act(title, text, doing, possible = true) {
+  if (!(await confirmed(title, text, possible))) return;
   line("done", "");
   try {
     const done = await doing();
@@ -80,6 +84,7 @@ function route() {
   const named = VIEWS.find((one) => one.path === path) ?? VIEWS[0];
   const view = named.path === "apps" && name ? app : named.view;
   shown?.end?.();
+  viewed = named;
   line("done", "");
   fill(place);
   shown = view.show(place, page, name) ?? null;
@@ -113,7 +118,19 @@ function header() {
   say(time, page.frame ? `shown: ${clock(page.frame.time)}` : clock(status.time_unix_ms));
   const scrub = document.getElementById("scrub");
   scrub.max = String(Math.max(0, page.past.frames.length - 1));
-  if (!page.frame) scrub.value = scrub.max;
+  // What is held is forgotten at last, and stays shown; those before it are forgotten earlier, which moves its place.
+  scrub.value = page.frame ? String(Math.max(0, page.past.frames.indexOf(page.frame))) : scrub.max;
+  scrub.setAttribute("aria-valuetext", page.frame ? clock(page.frame.time) : "now");
+  document.body.classList.toggle("held", page.frame !== null);
+  line("held", page.frame ? `Held at ${clock(page.frame.time)}. ${viewed.goesBack
+    ? "What is marked “now” goes on." : "This view does not go back: all of it is of now."}` : "");
+}
+
+/** Shows the moment that is given, or the present. */
+function hold(frame) {
+  page.frame = frame;
+  say(document.getElementById("hold"), frame ? "Live" : "Hold");
+  draw();
 }
 
 function controls() {
@@ -127,16 +144,9 @@ function controls() {
   const scrub = h("input", { type: "range", id: "scrub", min: 0, max: 0, value: 0,
     "aria-label": "Scrub back through what the page has seen", oninput: () => {
       const index = Number(scrub.value);
-      const last = index >= page.past.frames.length - 1;
-      page.frame = last ? null : page.past.frames[index];
-      say(hold, page.frame ? "Live" : "Hold");
-      draw();
+      hold(index >= page.past.frames.length - 1 ? null : page.past.frames[index]);
     } });
-  const hold = h("button", { id: "hold", title: "Key: space", onclick: () => {
-    page.frame = page.frame ? null : page.past.frames.at(-1) ?? null;
-    say(hold, page.frame ? "Live" : "Hold");
-    draw();
-  } }, "Hold");
+  const holds = h("button", { id: "hold", title: "Key: space", onclick: () => hold(page.frame ? null : page.past.frames.at(-1) ?? null) }, "Hold");
   const pause = h("button", { id: "pause", onclick: () => {
     const paused = page.tick?.status.paused;
     act(paused ? "Act again?" : "Only observe?", paused
@@ -144,8 +154,8 @@ function controls() {
       : "Every slice stays as it is. Nothing is changed, moved or started until you let Forebay act again; fronts go on and fail over.",
     () => change(paused ? "resume" : "pause"));
   } }, "Only observe…");
-  fill(document.getElementById("controls"), h("span", { id: "paused" }, "…"), pause,
-    h("span", { id: "time", class: "dim" }), scrub, hold, paces, theme);
+  fill(document.getElementById("controls"), h("span", { id: "paused" }, "…"), now(), pause,
+    h("span", { id: "time", class: "dim" }), scrub, holds, paces, theme);
 }
 
 async function change(what) {
@@ -161,11 +171,11 @@ function setTheme(theme) {
 }
 
 function keys(event) {
-  if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (document.getElementById("dialog").open || event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
   const view = VIEWS[Number(event.key) - 1];
   if (view) location.hash = `#${view.path}`;
   else if (event.key === "/") document.querySelector("input[type=search]")?.focus();
-  else if (event.key === " " && event.target === document.body) document.getElementById("hold").click();
+  else if (event.key === " " && event.target.matches(SPACE_ON)) document.getElementById("hold").click();
   else return;
   event.preventDefault();
 }
@@ -181,7 +191,7 @@ async function live() {
         if (!before || tick.status.uptime_seconds - before.status.uptime_seconds >= 1
           || tick.status.uptime_seconds < before.status.uptime_seconds) before = tick;
         page.tick = tick;
-        page.past.add(tick);
+        page.past.add(tick, page.agentCores);
         trouble("");
         draw();
       }, following.signal);
@@ -223,7 +233,7 @@ function begin() {
     const { tick } = page;
     if (!tick) return;
     const { status } = tick;
-    say(document.getElementById("footer"), `Forebay ${status.version}, up ${seconds(status.uptime_seconds)}, `
+    say(document.getElementById("footer"), `${page.frame ? "Now: " : ""}Forebay ${status.version}, up ${seconds(status.uptime_seconds)}, `
       + `${count(status.apps_running)} of ${count(status.apps)} apps run; the agent takes ${percent(page.agentCores)} of a CPU`);
   }, 2000);
 }

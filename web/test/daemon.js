@@ -33,7 +33,7 @@ export class Daemon {
   /** Nothing is told meanwhile. */
   held = false;
   names = ["web"];
-  /** What else is asked for: bodies by path. */
+  /** What else is asked for: bodies by path, or what makes one of the request's address and body; one with a `refusal` is a refusal. */
   answers = {};
   /** What was asked to be changed: method and path. */
   asked = [];
@@ -57,13 +57,22 @@ export class Daemon {
       if (request.url.startsWith("/v1/stream")) return this.stream(response);
       response.setHeader("content-type", "application/json");
       if (request.method !== "GET") this.asked.push(`${request.method} ${request.url}`);
-      const told = this.answers[new URL(request.url, "http://localhost").pathname];
-      if (told) return response.end(JSON.stringify(told));
+      const url = new URL(request.url, "http://localhost");
+      const told = this.answers[url.pathname];
+      if (told) return this.answer(told, url, request, response);
       if (!request.url.startsWith("/v1/events")) response.statusCode = 404;
       response.end(JSON.stringify(request.url.startsWith("/v1/events") ? { events: [] } : { refusal: "not_found", message: "nothing here" }));
     });
     this.server.listen(path);
     await once(this.server, "listening");
+  }
+
+  async answer(told, url, request, response) {
+    let text = "";
+    for await (const part of request) text += part;
+    const body = typeof told === "function" ? told(url, text ? JSON.parse(text) : null) : told;
+    if (body.refusal) response.statusCode = 409;
+    response.end(JSON.stringify(body));
   }
 
   stream(response) {

@@ -214,3 +214,144 @@ test("other hosts, the one with the most room by forecast first, and whose apps 
     await page.waitForSelector("#done:has-text('b is cordoned')");
     assert.deepEqual(daemon.asked, ["POST /v1/fleet/hosts/b/cordon"]);
   }));
+
+const EXPLAINED = {
+  app: { ...app("web"), reason: null }, models: null, devices: [], offload: [], external_forecasts: [], shortfalls: [],
+  rules: { binding: MARKUP, headroom_percent: 30, hold_seconds: 5, response_time_max_ms: null, moves_by: "checkpoint" },
+};
+
+test("an app is asked to move only after it was asked whether it could", { skip }, () =>
+  withView("apps/web", (daemon) => {
+    daemon.answers["/v1/apps/web"] = EXPLAINED;
+    daemon.answers["/v1/fleet"] = { host: "a" };
+    daemon.answers["/v1/fleet/hosts"] = { hosts: ["a", "b", "c"].map((host) => ({ host, cordoned: host === "c" })) };
+    daemon.bodies = [];
+    daemon.answers["/v1/moves"] = (_, body) => {
+      daemon.bodies.push(body);
+      if (body.to === "c") return { refusal: "failed", message: `c takes none: ${NASTY}` };
+      return { messages: [body.dry_run ? "web can move to b: it would stand still for about 120 ms" : "web moves to b"] };
+    };
+  }, async (page, daemon) => {
+    const to = page.getByLabel("To host");
+    await to.waitFor();
+    assert.deepEqual(await to.locator("option").allTextContents(), ["auto: the one with the most room", "b", "c (cordoned)"]);
+    await to.selectOption("c");
+    await page.click("text=Move…");
+    await page.waitForSelector(`dialog .bad:has-text("c takes none: ${SHOWN}")`);
+    assert.equal(await page.locator("#dialog-yes").count(), 0, "what is refused cannot be begun");
+    await page.click("dialog >> text=Close");
+    await to.selectOption("b");
+    await page.click("text=Move…");
+    await page.waitForSelector("dialog >> text=stand still for about 120 ms");
+    await page.waitForSelector("dialog >> text=checkpoint: Its processes go along");
+    assert.ok(daemon.bodies.every((body) => body.dry_run), "nothing is begun before it is confirmed");
+    await page.click("#dialog-yes");
+    await page.waitForSelector("#done:has-text('web moves to b')");
+    assert.deepEqual(daemon.bodies.at(-1), { app: "web", to: "b", dry_run: false });
+  }));
+
+test("an app that cannot move says why, and has no control for it", { skip }, () =>
+  withView("apps/web", (daemon) => {
+    daemon.answers["/v1/apps/web"] = EXPLAINED;
+    daemon.answers["/v1/fleet/hosts"] = { refusal: "not_found", message: "this host is alone" };
+  }, async (page, daemon) => {
+    await page.waitForSelector("text=It can move to no other host: this host is alone");
+    assert.equal(await page.locator("text=Move…").isVisible(), false);
+    daemon.answers["/v1/apps/web"] = { ...EXPLAINED, rules: { ...EXPLAINED.rules, moves_by: null } };
+    await page.waitForSelector("text=it is pinned");
+    assert.equal(await page.locator("text=Move…").isVisible(), false);
+  }));
+
+test("an app's own events and decisions, for the span that is shown, and past forecasts by all their bands", { skip }, () =>
+  withView("apps/web", (daemon) => {
+    const DECISIONS = 40;
+    daemon.asked_events = [];
+    daemon.answers["/v1/apps/web"] = EXPLAINED;
+    daemon.answers["/v1/events"] = (url) => {
+      const of = Object.fromEntries(url.searchParams);
+      if (!of.app) return { events: [] };
+      daemon.asked_events.push(of);
+      const all = Array.from({ length: DECISIONS }, (_, number) =>
+        ({ time_unix_ms: daemon.begun - number * 60_000, app: "web", kind: "decision", message: `decision ${number}` }));
+      return { events: all.filter((event) => event.time_unix_ms >= Number(of.since_unix_ms)).reverse() };
+    };
+    daemon.begun = daemon.time;
+    daemon.answers["/v1/history/web/cpu"] = { rows: [] };
+  }, async (page, daemon) => {
+    await page.waitForSelector("td:has-text('decision 39')");
+    assert.equal(await page.locator("td:text-is('decision')").count(), 40, "more than the latest twelve");
+    assert.equal(daemon.asked_events[0].since_unix_ms, "0");
+    await page.locator(".u-over").waitFor();
+    await page.locator(".u-over").hover({ position: { x: 1, y: 9 } });
+    const bands = ["50 %", "90 %", "95 %", "99 %"].map((label) => page.locator(`.u-legend tr:has(.u-label:text-is("${label}")) td`).textContent());
+    assert.deepEqual(await Promise.all(bands), ["0.50", "0.60", "0.65", "0.75"]);
+    await page.getByLabel("Back and ahead").selectOption("1");
+    const hour = () => daemon.asked_events.find((of) => Number(of.since_unix_ms) > 0 && Number(of.since_unix_ms) < daemon.begun - 3_000_000);
+    for (let tries = 0; !hour(); tries += 1) {
+      assert.ok(tries < 200, JSON.stringify(daemon.asked_events));
+      await page.waitForTimeout(50);
+    }
+    assert.equal(hour().app, "web");
+  }));
+
+test("what is drawn anew takes neither the focus nor what was selected", { skip }, () =>
+  withView("offload", (daemon) => {
+    const move = (name, sent) => ({
+      app: name, to: "b", mode: "checkpoint", began_unix_ms: daemon.time, stage: "copying", over: false, sent_bytes: sent << 20,
+      total_bytes: 64 << 20, took_seconds: 2, stood_seconds: null, left_seconds: 6, owed_bytes: null, why: null,
+    });
+    daemon.sends = (...all) => { daemon.answers["/v1/moves"] = { host: "a", trouble: null, coming: [], away: all.map(([name, sent]) => move(name, sent)) }; };
+    daemon.sends(["shop", 1], ["web", 1]);
+    daemon.answers["/v1/moves/web/cancel"] = { messages: ["called off"] };
+    daemon.answers["/v1/apps/web"] = EXPLAINED;
+  }, async (page, daemon) => {
+    const button = page.locator("tr:has-text('web') button");
+    await button.focus();
+    // The row before it ends, and its own goes on: the same button, for the same app.
+    daemon.sends(["web", 2]);
+    await page.waitForSelector("text=2.0 MiB of 64.0 MiB");
+    await page.waitForFunction(() => document.querySelectorAll("main button").length === 1);
+    assert.equal(await page.evaluate(() => document.activeElement.textContent), "Call off…");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector("dialog >> text=Have web stay?");
+    await page.click("#dialog-yes");
+    await page.waitForSelector("#done:has-text('called off')");
+    assert.deepEqual(daemon.asked, ["POST /v1/moves/web/cancel"]);
+
+    const select = (word) => page.evaluate((wanted) => {
+      const words = [...document.querySelectorAll("dt")].find((one) => one.textContent === wanted);
+      getSelection().selectAllChildren(words.nextSibling);
+      return getSelection().toString();
+    }, word);
+    const selected = () => page.evaluate(() => getSelection().toString());
+    await page.evaluate(() => { location.hash = "#host"; });
+    await page.waitForSelector("dt:text-is('Shared CPUs')");
+    assert.equal(await select("Shared CPUs"), "1");
+    const took = await page.textContent("dt:text-is('Apps that run') + dd");
+    daemon.names = ["web", "more"];
+    await page.waitForFunction((before) => document.body.textContent.includes("2 of 2") && before === "1 of 1", took);
+    assert.equal(await selected(), "1", "the host's numbers");
+    await page.evaluate(() => { location.hash = "#apps/web"; });
+    await page.waitForSelector("dt:text-is('Class') + dd:text-is('standard')");
+    assert.equal(await select("Class"), "standard");
+    daemon.answers["/v1/apps/web"] = { ...EXPLAINED, app: { ...EXPLAINED.app, state: "stopped" } };
+    await page.waitForSelector("dd:text-is('stopped')");
+    assert.equal(await selected(), "standard", "an app's head");
+  }));
+
+test("how busy each CPU is, in words that a keyboard reaches", { skip }, () =>
+  withView("host", () => {}, async (page) => {
+    await page.focus("summary");
+    await page.keyboard.press("Enter");
+    const rows = page.locator("table:has-text('Each CPU') tbody tr");
+    await rows.first().waitFor();
+    assert.deepEqual(await rows.allTextContents(), ["0––50 %web", "1–––shared"]);
+  }));
+
+test("an app that is constrained by something else than a CPU has its ladder shown, among many", { skip }, () =>
+  withView("offload", (daemon) => {
+    daemon.names = Array.from({ length: 60 }, (_, number) => `app-${number}`);
+    for (const name of daemon.names) daemon.answers[`/v1/apps/${name}`] = { app: { name }, offload: name === "app-59" ? ["waits for memory"] : [] };
+  }, async (page) => {
+    await page.waitForSelector("li:has-text('waits for memory')");
+  }));

@@ -1,7 +1,7 @@
 // The host: its CPUs by NUMA node and cache, whose they are and how busy; memory by node with what apps keep of it;
 // block devices with what is planned of them; what cannot be kept.
 
-import { facts, fill, h, say, table } from "../dom.js";
+import { facts, fill, h, now, say, settle, table } from "../dom.js";
 import { bytes, count, milliseconds, NONE, percent, rate } from "../format.js";
 import { poll } from "../poll.js";
 import { bar, hue, named } from "../slices.js";
@@ -17,13 +17,16 @@ const BOUNDS = {
 export function show(place, page) {
   const map = h("div", { class: "nodes" });
   const legend = h("p", { class: "dim" });
+  const rows = h("div");
+  // As numbers, which can be read without a mouse and copied; written only while somebody looks.
+  const details = h("details", { ontoggle: () => list() }, h("summary", {}, "As a table"), rows);
   const numbers = h("div");
   const short = h("ul");
-  const memory = h("section", {}, h("h2", {}, "Memory"), h("p", { class: "dim" }, "Asking…"));
-  const devices = h("section", {}, h("h2", {}, "Block devices"), h("p", { class: "dim" }, "Asking…"));
+  const memory = h("section", {}, h("h2", {}, "Memory", now()), h("p", { class: "dim" }, "Asking…"));
+  const devices = h("section", {}, h("h2", {}, "Block devices", now()), h("p", { class: "dim" }, "Asking…"));
   const shortfalls = h("section", { hidden: true }, h("h2", {}, "Promises that cannot be kept"), short);
   place.append(
-    h("section", {}, h("h2", {}, "CPUs"), map, legend),
+    h("section", {}, h("h2", {}, "CPUs"), map, legend, details),
     h("section", {}, h("h2", {}, "Host"), numbers),
     memory, devices,
     shortfalls,
@@ -47,11 +50,17 @@ export function show(place, page) {
         }))))));
   }
 
+  function list() {
+    if (!details.open || !page.tick) return;
+    settle(rows, table("Each CPU", ["#CPU", "#Node", "#L3", "#Busy", "Whose"], (page.frame?.cpus ?? page.tick.status.host.cpus).map((cpu) =>
+      [cpu.id, cpu.node ?? NONE, cpu.l3 ?? NONE, percent(cpu.busy), cpu.owner ? named(cpu.owner) : "shared"])));
+  }
+
   // Slowly: what a reader is about to copy must not change under the hand.
   const end = poll("/v1/host", PARTS_EVERY_MS, (told) => {
     const apps = (page.tick?.apps ?? []).filter((app) => app.state === "running");
-    fill(memory, memory.firstChild, told.memory.map(node), holders(apps, told.memory.reduce((sum, one) => sum + one.total_bytes, 0)));
-    fill(devices, devices.firstChild, planned(told.devices), users(apps, told.devices));
+    settle(memory, memory.firstChild, told.memory.map(node), holders(apps, told.memory.reduce((sum, one) => sum + one.total_bytes, 0)));
+    settle(devices, devices.firstChild, planned(told.devices), users(apps, told.devices));
   }, (error) => {
     for (const section of [memory, devices]) fill(section, section.firstChild, h("p", { class: "dim" }, error.message));
   });
@@ -59,11 +68,11 @@ export function show(place, page) {
   return {
     end,
     update() {
-      const { status } = page.tick;
+      const { status, agentCores } = page.frame ?? { status: page.tick.status, agentCores: page.agentCores };
       const cpus = page.frame?.cpus ?? status.host.cpus;
-      const now = cpus.map((cpu) => `${cpu.id}/${cpu.node}/${cpu.l3}`).join();
-      if (now !== shape) {
-        shape = now;
+      const layout = cpus.map((cpu) => `${cpu.id}/${cpu.node}/${cpu.l3}`).join();
+      if (layout !== shape) {
+        shape = layout;
         build(cpus);
       }
       const owners = new Set();
@@ -80,18 +89,19 @@ export function show(place, page) {
         legend.dataset.owners = wanted;
         fill(legend, owners.size ? ["Own CPUs: ", [...owners].sort().map((name) => [named(name), " "])] : "All CPUs are shared.");
       }
-      fill(numbers, facts([
+      list();
+      settle(numbers, facts([
         ["Memory to be had", bytes(status.host.memory_available_bytes)],
         ["Shared CPUs", status.host.shared_cpus || "none"],
         ["Apps that run", `${count(status.apps_running)} of ${count(status.apps)}`],
-        ["The agent's processor time", `${percent(page.agentCores)} of a CPU`],
+        ["The agent's processor time", `${percent(agentCores)} of a CPU`],
         ["The agent's memory", bytes(status.agent.resident_bytes)],
         ["A period begins late by (p99)", milliseconds(status.timing.late_p99_seconds * 1000)],
         ["A period takes", milliseconds(status.timing.took_seconds * 1000)],
         ["Periods left out", count(status.timing.overruns)],
       ]));
       shortfalls.hidden = status.shortfalls.length === 0;
-      fill(short, status.shortfalls.map((line) => h("li", { class: "bad" }, line)));
+      settle(short, status.shortfalls.map((line) => h("li", { class: "bad" }, line)));
     },
   };
 }

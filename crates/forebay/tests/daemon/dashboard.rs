@@ -158,3 +158,19 @@ fn the_page_shows_accelerators_moves_updates_and_other_hosts() {
     let Some(web) = web(test) else { return };
     passes(&web, "views.test.js", &[("FOREBAY_EXE", EXE.as_str())]);
 }
+
+#[test]
+fn a_page_that_is_held_shows_one_moment() {
+    let Some(web) = web("a_page_that_is_held_shows_one_moment") else {
+        return;
+    };
+    passes(&web, "held.test.js", &[("FOREBAY_EXE", EXE.as_str())]);
+}
+
+#[test]
+fn what_the_page_computes_is_right() {
+    let Some(web) = web("what_the_page_computes_is_right") else {
+        return;
+    };
+    passes(&web, "pure.test.js", &[]);
+}
