@@ -55,7 +55,7 @@ pub enum Stage {
 }
 
 /// How a move ended, for the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
     /// It cannot move; nothing was touched.
     Refused,

@@ -121,7 +121,7 @@ pub enum Connections {
 }
 
 /// What becomes of the processes of an application that changes hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// The program starts anew on the target, with the files as they stood.

@@ -54,6 +54,8 @@ pub(crate) struct Known {
     pub(crate) status: Result<Status, String>,
     /// Why it does not answer now; `status` is what was known last.
     pub(crate) unreachable: Option<String>,
+    /// Changes of the primary that this daemon heard of, by their cause.
+    pub(crate) changes: BTreeMap<String, u64>,
 }
 
 /// All fronts, for whoever asks.
@@ -236,6 +238,7 @@ pub(crate) fn board(config: &Config) -> watch::Sender<BTreeMap<AppId, Known>> {
         config: Arc::new(front.clone()),
         status: Err("it was not asked yet".to_owned()),
         unreachable: None,
+        changes: BTreeMap::new(),
     };
     let fronts = config.fronts.iter();
     watch::Sender::new(
@@ -407,11 +410,13 @@ impl Follower {
     }
 
     fn learn(&mut self, status: Result<Status, String>) {
+        let mut changes: Vec<String> = Vec::new();
         if let Ok(status) = &status {
             let news = status.transitions.iter();
             let mut news = news.filter(|transition| transition.epoch > self.seen);
             if std::mem::replace(&mut self.heard, true) {
                 for transition in news {
+                    changes.push(transition.cause.clone());
                     (self.tell)(&self.front.app, EventKind::Shadow, transition.to_string());
                     self.upgrades.excuse(transition);
                 }
@@ -439,7 +444,11 @@ impl Follower {
                     known.unreachable = None;
                 }
             }
-            before != (known.status.clone(), known.unreachable.clone())
+            let is_news = !changes.is_empty();
+            for cause in changes {
+                *known.changes.entry(cause).or_default() += 1;
+            }
+            is_news || before != (known.status.clone(), known.unreachable.clone())
         });
         let standing = standing_by(&self.board.borrow());
         self.standing.send_if_modified(|before| {

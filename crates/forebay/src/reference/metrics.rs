@@ -9,7 +9,8 @@ const HEAD: &str = "\
 
 `GET /metrics` on the socket, and on `daemon.http` where that is configured, in the text format of
 OpenMetrics. A value that is not known now is left out and never 0. There are as many series as there
-are apps, CPUs, block devices that apps use, and tiers; a counter begins anew when the daemon does.
+are apps, CPUs, block devices that apps use, tiers, fronts and their instances; a counter begins anew when the
+daemon does, those of updates excepted, and those of a front's requests when its process does.
 `dist/grafana` has a dashboard and `dist/prometheus` alerts for these names.
 
 ";

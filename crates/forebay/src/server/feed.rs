@@ -5,7 +5,10 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use forebay_core::app::AppId;
 use forebay_core::host::Outcome;
+use forebay_core::offload::Rung;
+use forebay_core::offload::ladder::Verdict;
 use forebay_core::report::{Event, EventKind};
 use forebay_core::units::Time;
 use tokio::sync::watch;
@@ -38,6 +41,9 @@ struct Lately {
     /// Events before the first one kept.
     forgotten: u64,
     totals: Totals,
+    /// When the latest rung was taken that was counted, by app; none before the first report, whose rungs are from
+    /// before.
+    climbed: Option<BTreeMap<AppId, Time>>,
 }
 
 /// What has been counted since the daemon started.
@@ -46,6 +52,8 @@ pub(super) struct Totals {
     pub(super) events: BTreeMap<EventKind, u64>,
     pub(super) actions_failed: u64,
     pub(super) took: Duration,
+    /// Rungs of the offload ladder, by what became of them.
+    pub(super) steps: BTreeMap<(Rung, Verdict), u64>,
 }
 
 /// The latest report, and the share of the last second in which each CPU was busy.
@@ -146,6 +154,7 @@ impl Lately {
             self.totals.actions_failed += u64::from(matches!(outcome, Outcome::Failed(_)));
         }
         self.totals.took += published.timing.took;
+        self.count_steps(&published);
 
         let now = report.time;
         self.reports.push_back(published);
@@ -157,6 +166,27 @@ impl Lately {
         {
             self.reports.pop_front();
         }
+    }
+
+    /// A report has the latest rungs of each app, so that one that was missed loses none.
+    fn count_steps(&mut self, published: &Published) {
+        let apps = &published.report.apps;
+        let mut latest = self.climbed.clone().unwrap_or_default();
+        latest.retain(|id, _| apps.contains_key(id));
+        for (id, app) in apps {
+            let Some(climb) = &app.offload else { continue };
+            let before = self.climbed.as_ref().map(|climbed| climbed.get(id));
+            for tried in &climb.tried {
+                let is_new = before.is_some_and(|before| before.is_none_or(|at| *at < tried.at));
+                if is_new {
+                    let key = (tried.rung, tried.verdict);
+                    *self.totals.steps.entry(key).or_default() += 1;
+                }
+            }
+            let last = climb.tried.iter().map(|tried| tried.at).max();
+            latest.extend(last.map(|at| (id.clone(), at)));
+        }
+        self.climbed = Some(latest);
     }
 
     fn seen(&self) -> u64 {
@@ -208,6 +238,48 @@ mod tests {
         assert!((busy[&0] - 0.5).abs() < 1e-9, "{busy:?}");
         assert!((busy[&1] - 1.0).abs() < 1e-9, "{busy:?}");
         assert!(lately.reports.len() <= 11);
+    }
+
+    #[test]
+    fn rungs_are_counted_once_and_not_those_from_before() {
+        use forebay_core::offload::{Climb, Effect, ladder::Tried};
+        let tried = |ms: u64, verdict| Tried {
+            rung: Rung::WidenSlice,
+            effect: Effect::Whole,
+            at: Time {
+                monotonic: Duration::from_millis(ms),
+                ..Time::default()
+            },
+            before: 1.2,
+            after: None,
+            predicted: 0.5,
+            relief: None,
+            verdict,
+        };
+        let report = |period, tried: Vec<Tried>| {
+            let mut published = published(period);
+            let app = published.report.apps.values_mut().next().unwrap();
+            app.offload = Some(Climb {
+                constraints: Vec::new(),
+                could: None,
+                paused: false,
+                settling: None,
+                in_force: Vec::new(),
+                skipped: Vec::new(),
+                tried,
+            });
+            Arc::new(published)
+        };
+        let feed = Feed::new();
+        let old = tried(1, Verdict::Kept);
+        feed.add(report(1, vec![old.clone()]), Vec::new());
+        assert!(feed.totals().steps.is_empty());
+        let both = vec![old, tried(2, Verdict::Undone)];
+        feed.add(report(2, both.clone()), Vec::new());
+        feed.add(Arc::new(published(3)), Vec::new());
+        feed.add(report(4, both), Vec::new());
+        let expected = BTreeMap::from([((Rung::WidenSlice, Verdict::Undone), 1)]);
+        assert_eq!(feed.totals().steps, expected);
     }
 
     #[test]

@@ -24,7 +24,12 @@ impl From<Refused> for Failure {
 }
 
 pub(super) async fn fronts(State(server): State<Shared>) -> Json<api::Fronts> {
-    let desk = &server.state.fronts;
+    let fronts = asked(&server.state.fronts).await;
+    Json(api::Fronts { fronts })
+}
+
+/// All fronts by name, with what each counted where it answers in time.
+pub(super) async fn asked(desk: &Desk) -> Vec<api::Front> {
     // All are asked at the same time, so that one that does not answer delays none.
     let mut asked = JoinSet::new();
     for (name, known) in desk.all() {
@@ -37,7 +42,7 @@ pub(super) async fn fronts(State(server): State<Shared>) -> Json<api::Fronts> {
     }
     let mut fronts = asked.join_all().await;
     fronts.sort_by(|one, other| one.front.cmp(&other.front));
-    Json(api::Fronts { fronts })
+    fronts
 }
 
 pub(super) async fn upgrade(

@@ -22,7 +22,7 @@ use super::peer::Peer;
 use super::problem::{Asked, Body, Failure, InPath, Named};
 use super::routes::{EVENT_STREAM, METRICS, Shared, routes};
 use super::ticks::Messages;
-use super::{EventsQuery, HistoryQuery, Server, convert, fleet, metrics, openapi};
+use super::{EventsQuery, HistoryQuery, Server, convert, fleet, openapi};
 use crate::control::{Command, Edit};
 use crate::outlook::{self, Question};
 
@@ -495,10 +495,8 @@ pub(super) async fn stream(
 }
 
 pub(super) async fn scrape(State(server): State<Shared>) -> Result<Response, Failure> {
-    let view = server.feed.view();
-    let tiers = server.state.tiers.status();
-    let text = metrics::render(view.as_ref(), &server.feed.totals(), server.agent(), &tiers)
-        .map_err(|e| Failure::failed(format!("metrics: {e}")))?;
+    let text = server.metrics().await;
+    let text = text.map_err(|e| Failure::failed(format!("metrics: {e}")))?;
     Ok(([(header::CONTENT_TYPE, METRICS)], text).into_response())
 }
 

@@ -12,6 +12,8 @@ use forebay_core::accel::Use;
 use forebay_core::app::AppId;
 use forebay_core::demand::Band;
 use forebay_core::io_history::DeviceUse;
+use forebay_core::offload::Rung;
+use forebay_core::offload::ladder::Verdict;
 use forebay_core::report::AppReport;
 use forebay_core::slice::{Knob, Setting};
 use forebay_core::snapshot::{RunState, Traffic};
@@ -26,6 +28,10 @@ use super::AgentUse;
 use super::convert::event_kind;
 use super::feed::{Totals, View};
 
+mod continuity;
+
+pub(super) use continuity::Continuity;
+
 type Labels = Vec<(&'static str, String)>;
 /// Values, each of one direction or of both together.
 type ByDirection = Vec<(Option<&'static str>, f64)>;
@@ -37,6 +43,7 @@ pub(super) fn render(
     totals: &Totals,
     agent: AgentUse,
     movers: &[api::Tier],
+    continuity: &Continuity,
 ) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("forebay");
     daemon(&mut registry, totals, agent);
@@ -48,6 +55,7 @@ pub(super) fn render(
     if !movers.is_empty() {
         tiers(&mut registry, movers);
     }
+    continuity::register(&mut registry, continuity);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -79,6 +87,17 @@ fn daemon(registry: &mut Registry, totals: &Totals, agent: AgentUse) {
         "actions_failed",
         "Effects on the host that failed and are tried again",
         ConstCounter::new(totals.actions_failed),
+    );
+    registry.register(
+        "offload_steps",
+        "Rungs of the offload ladder that were taken, by what became of them",
+        counters(totals.steps.iter().map(|((rung, verdict), count)| {
+            let labels = vec![
+                ("rung", rung_word(*rung).to_owned()),
+                ("outcome", verdict_word(*verdict).to_owned()),
+            ];
+            (labels, *count)
+        })),
     );
     registry.register(
         "tick_busy_seconds",
@@ -121,6 +140,38 @@ fn period(registry: &mut Registry, view: &View) {
         "Promises that cannot be kept now",
         ConstGauge::new(count(report.shortfalls.len())),
     );
+    let constrained = report.apps.values().filter(|app| {
+        let climb = app.offload.as_ref();
+        climb.is_some_and(|climb| !climb.constraints.is_empty())
+    });
+    registry.register(
+        "offload_constrained_apps",
+        "Apps that are constrained now",
+        ConstGauge::new(count(constrained.count())),
+    );
+}
+
+const fn rung_word(rung: Rung) -> &'static str {
+    match rung {
+        Rung::SpreadThreads => "spread_threads",
+        Rung::WidenSlice => "widen_slice",
+        Rung::Compact => "compact",
+        Rung::ReclaimBatch => "reclaim_batch",
+        Rung::ReclaimOwn => "reclaim_own",
+        Rung::RebalanceIo => "rebalance_io",
+        Rung::PromoteTier => "promote_tier",
+        Rung::Move => "move",
+        Rung::Accelerate => "accelerate",
+    }
+}
+
+const fn verdict_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Kept => "kept",
+        Verdict::Undone => "undone",
+        Verdict::Spent => "spent",
+        Verdict::Refused => "refused",
+    }
 }
 
 fn host(registry: &mut Registry, view: &View) {
@@ -534,8 +585,9 @@ pub(super) mod tests {
         };
         let totals = Totals {
             events: BTreeMap::from([(EventKind::Slice, 3)]),
-            actions_failed: 0,
+            steps: BTreeMap::from([((Rung::WidenSlice, Verdict::Kept), 2)]),
             took: Duration::from_millis(5),
+            ..Totals::default()
         };
         let agent = AgentUse {
             cpu: Duration::from_millis(1500),
@@ -551,7 +603,14 @@ pub(super) mod tests {
             },
             ..api::Tier::default()
         };
-        let text = render(Some(&view), &totals, agent, &[tier]).unwrap();
+        let text = render(
+            Some(&view),
+            &totals,
+            agent,
+            &[tier],
+            &continuity::tests::every(),
+        )
+        .unwrap();
         for line in [
             "forebay_agent_cpu_seconds_total 1.5",
             "forebay_agent_resident_bytes 4096.0",
@@ -573,6 +632,8 @@ pub(super) mod tests {
             "forebay_app_accelerator_tasks_per_second{app=\"web\",class=\"critical\"} 12.0",
             "forebay_app_accelerator_cpu_price_ratio{app=\"web\",class=\"critical\"} 8.0",
             "forebay_app_starts_total{app=\"web\",class=\"critical\"} 1",
+            "forebay_offload_steps_total{rung=\"widen_slice\",outcome=\"kept\"} 2",
+            "forebay_offload_constrained_apps 0",
             "forebay_tier_bytes{tier=\"data\",side=\"fast\"} 4096.0",
             "forebay_tier_moved_bytes_total{tier=\"data\",side=\"slow\"} 512",
             "forebay_tier_held{tier=\"data\"} 1.0",
@@ -589,14 +650,27 @@ pub(super) mod tests {
 
     #[test]
     fn before_the_first_period_there_is_what_there_is() {
-        let text = render(None, &Totals::default(), AgentUse::default(), &[]).unwrap();
+        let text = render(
+            None,
+            &Totals::default(),
+            AgentUse::default(),
+            &[],
+            &Continuity::default(),
+        )
+        .unwrap();
         assert!(text.contains("forebay_agent_resident_bytes 0.0"), "{text}");
     }
 
     /// The names of all families, read where they are declared.
     fn declared() -> BTreeSet<&'static str> {
-        let declared = include_str!("metrics.rs").split("registry.register(");
-        let declared = declared.skip(1).filter_map(|rest| rest.split('"').nth(1));
+        let sources = [
+            include_str!("metrics.rs"),
+            include_str!("metrics/continuity.rs"),
+        ];
+        let declared = sources
+            .into_iter()
+            .flat_map(|source| source.split("registry.register(").skip(1));
+        let declared = declared.filter_map(|rest| rest.split('"').nth(1));
         // The text that is split by stands there as well, above.
         let is_name = |name: &&str| name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
         declared.filter(is_name).collect()
@@ -625,13 +699,21 @@ pub(super) mod tests {
         };
         let totals = Totals {
             events: BTreeMap::from([(EventKind::Slice, 3)]),
+            steps: BTreeMap::from([((Rung::Move, Verdict::Refused), 1)]),
             ..Totals::default()
         };
         let tier = api::Tier {
             tier: "data".to_owned(),
             ..api::Tier::default()
         };
-        render(Some(&view), &totals, AgentUse::default(), &[tier]).unwrap()
+        render(
+            Some(&view),
+            &totals,
+            AgentUse::default(),
+            &[tier],
+            &continuity::tests::every(),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -659,7 +741,14 @@ pub(super) mod tests {
             busy: BTreeMap::from([(0, 0.25)]),
         };
         let (totals, agent) = (Totals::default(), AgentUse::default());
-        let text = render(Some(&view), &totals, agent, &[]).unwrap();
+        let text = render(
+            Some(&view),
+            &totals,
+            agent,
+            &[],
+            &continuity::tests::every(),
+        )
+        .unwrap();
         let is_counter = |name: &str| text.contains(&format!("# TYPE forebay_{name} counter"));
         for (file, content) in [
             (

@@ -185,6 +185,18 @@ impl Server {
         (self.state.agent)()
     }
 
+    /// The metrics now.
+    async fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let continuity = metrics::Continuity::now(&self.state).await;
+        metrics::render(
+            self.feed.view().as_ref(),
+            &self.feed.totals(),
+            self.agent(),
+            &self.state.tiers.status(),
+            &continuity,
+        )
+    }
+
     /// Asks the control thread.
     async fn ask<T>(
         &self,

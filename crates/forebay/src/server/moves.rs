@@ -133,15 +133,18 @@ async fn off<T: Send + 'static>(
 }
 
 pub(super) async fn moves(State(server): State<Shared>) -> Json<api::Moves> {
-    let Some(Desk { moves, .. }) = &server.state.moves else {
-        return Json(api::Moves::default());
-    };
-    Json(api::Moves {
+    let desk = server.state.moves.as_ref();
+    Json(desk.map_or_else(api::Moves::default, |desk| shown(&desk.moves)))
+}
+
+/// Moves from and to this host.
+pub(super) fn shown(moves: &Moves) -> api::Moves {
+    api::Moves {
         host: Some(moves.here().to_string()),
         away: moves.away().iter().map(away).collect(),
         coming: moves.awaited().iter().map(coming).collect(),
         trouble: moves.broken(),
-    })
+    }
 }
 
 pub(super) async fn begin(

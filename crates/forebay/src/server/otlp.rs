@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
-use super::{Server, metrics};
+use super::Server;
 use crate::fetch::{Url, exposition, http};
 
 /// `AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE`.
@@ -66,10 +66,8 @@ pub(super) async fn export(server: &Server) {
 }
 
 async fn deliver(server: &Server, to: &Otlp, began: u128) -> Result<(), String> {
-    let view = server.feed.view();
-    let tiers = server.state.tiers.status();
-    let text = metrics::render(view.as_ref(), &server.feed.totals(), server.agent(), &tiers)
-        .map_err(|error| format!("render them: {error}"))?;
+    let text = server.metrics().await;
+    let text = text.map_err(|error| format!("render them: {error}"))?;
     let request = request(&text, began, unix_nanos());
     let answer = http::post_json(&to.url, request.to_string()).await?;
     refused(&answer).map_or(Ok(()), Err)
@@ -183,6 +181,7 @@ fn attribute((key, value): &(String, String)) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::metrics;
 
     #[test]
     fn gauges_and_counters_are_told_in_the_form_of_otlp() {

@@ -116,6 +116,12 @@ pub(super) struct Content {
     pub(super) updates: u64,
     pub(super) current: Option<Entry>,
     pub(super) history: Vec<api::UpdateReceipt>,
+    /// Those that are over, by their outcome, also those whose receipts are gone.
+    #[serde(default)]
+    pub(super) outcomes: BTreeMap<String, u64>,
+    /// How long those stood still because a critical app suffered.
+    #[serde(default)]
+    pub(super) held_ms: u64,
 }
 
 /// Reads it without a daemon.

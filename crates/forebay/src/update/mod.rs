@@ -365,6 +365,17 @@ pub(crate) enum Refused {
     Cannot(String),
 }
 
+/// Updates of this host in numbers, kept over boots.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    /// Those that are over, by `committed`, `rolled_back` or `alarmed`.
+    pub(crate) outcomes: BTreeMap<String, u64>,
+    /// One is under way.
+    pub(crate) is_under_way: bool,
+    /// How long they stood still because a critical app suffered.
+    pub(crate) held: Duration,
+}
+
 /// Where updates are asked for and shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Desk(Arc<Shared>);
@@ -550,6 +561,18 @@ impl Desk {
             history: content.history,
             trouble: self.0.book.broken().map(str::to_owned),
             outdated,
+        }
+    }
+
+    /// Updates in numbers. Asks nobody.
+    pub(crate) fn tally(&self) -> Tally {
+        let content = self.0.book.content();
+        let current = content.current.as_ref();
+        let held_ms = current.map_or(0, |entry| entry.held_ms);
+        Tally {
+            outcomes: content.outcomes,
+            is_under_way: current.is_some(),
+            held: Duration::from_millis(content.held_ms.saturating_add(held_ms)),
         }
     }
 

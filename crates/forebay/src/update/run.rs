@@ -127,6 +127,9 @@ impl Runner {
                     };
                     let receipt = receipt::receipt(entry, unix_ms(), &restarted, &left);
                     content.current = None;
+                    let outcome = receipt.outcome.clone();
+                    *content.outcomes.entry(outcome).or_default() += 1;
+                    content.held_ms = content.held_ms.saturating_add(receipt.held_ms);
                     content.history.push(receipt);
                     let many = content
                         .history

@@ -35,6 +35,7 @@ mod fronts;
 mod fronts_answers;
 mod fronts_elsewhere;
 mod fronts_life;
+mod fronts_metrics;
 mod http;
 mod images;
 mod imitation;

@@ -28,7 +28,7 @@ use forebay_host::checkpoint::lend::Pages;
 use super::arrive::Arrive;
 use super::depart::Depart;
 use super::keeper::now;
-use super::note::{Note, Shown};
+use super::note::{Ended, Note, Shown};
 use super::{Attempt, Content, House, Outlook, Phase, Trouble, Wish, body};
 use crate::fleet::guard::guarded;
 
@@ -146,6 +146,8 @@ pub(super) struct State {
     /// Of which it is being asked whether they could move.
     tried: BTreeSet<AppId>,
     pub(super) is_stopping: bool,
+    /// Moves away that are over since the daemon began.
+    pub(super) ended: Ended,
 }
 
 impl State {

@@ -633,5 +633,5 @@ pub(crate) use desk::{Awaited, Choose, Desk, Moves, Refused, Wanted};
 pub(crate) use drain::{Drain, Found, Leaver, Place};
 pub(crate) use hosted::Hosted;
 pub(crate) use initiative::{Around, Initiative};
-pub(crate) use note::{Note, Shown};
+pub(crate) use note::{Ended, Note, Shown};
 pub(crate) use wired::{Coordinated, Wired};

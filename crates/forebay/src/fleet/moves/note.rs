@@ -1,5 +1,6 @@
 //! How a move is going, for whoever looks, and whether somebody does not want it any more.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,9 @@ struct State {
     /// The driver knows that it is not wanted.
     heard: bool,
 }
+
+/// How many moves ended, by their way and their end.
+pub(crate) type Ended = BTreeMap<(Way, End), u64>;
 
 /// What is shown of one.
 #[derive(Debug, Clone, PartialEq)]

@@ -21,7 +21,7 @@ use super::claims::Claims;
 use super::depart::Depart;
 use super::desk::{Coming, Moves, State, locked};
 use super::keeper::{Keeper, now};
-use super::note::Note;
+use super::note::{Ended, Note};
 use super::orphans::Orphans;
 use super::{REST_MAX, Turn, body};
 use crate::fleet::guard::guarded;
@@ -116,6 +116,21 @@ impl Moves {
         }
     }
 
+    /// Moves away that are over since the daemon began.
+    pub(crate) fn ended(&self) -> Ended {
+        locked(&self.state).ended.clone()
+    }
+
+    /// Counts a move away, if it is over.
+    fn count(&self, note: &Note) {
+        if let Some(end) = note.end() {
+            *locked(&self.state)
+                .ended
+                .entry((note.way, end))
+                .or_default() += 1;
+        }
+    }
+
     /// Runs a move away on a thread of its own.
     pub(super) fn drive(
         self: &Arc<Self>,
@@ -133,12 +148,12 @@ impl Moves {
                     match guarded(|| depart.turn()) {
                         Ok(Turn::Goes) => {}
                         Ok(Turn::Rest(time)) => depart.note.rest(time),
-                        Ok(Turn::Over) => return,
+                        Ok(Turn::Over) => return own.count(&depart.note),
                         Err(why) => {
                             panics += 1;
                             match own.revive_away(&Arc::clone(&depart.note), &why, panics) {
                                 Revived::Goes(anew) => depart = anew,
-                                Revived::Over | Revived::Left => return,
+                                Revived::Over | Revived::Left => return own.count(&depart.note),
                             }
                             depart.note.rest(REST_MAX);
                         }
