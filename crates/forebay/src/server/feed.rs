@@ -14,6 +14,7 @@ use forebay_core::units::Time;
 use tokio::sync::watch;
 
 use super::ask;
+use super::convert::event_kind;
 use crate::control::{Command, Published};
 
 /// Time over which the CPUs' busy share is shown. The kernel counts it in hundredths of a
@@ -25,6 +26,9 @@ const REPORTS_MAX: usize = 1000;
 
 /// Events kept for those who follow the stream at a slower pace.
 const EVENTS_MAX: usize = 1000;
+
+/// What events are in the log as: `FOREBAY_LOG=warn,forebay::events=info` shows them and nothing else below a warning.
+const EVENTS_TARGET: &str = "forebay::events";
 
 /// The latest reports and events. One writer, [`Feed::pump`].
 #[derive(Debug)]
@@ -106,6 +110,9 @@ impl Feed {
 
     fn add(&self, published: Arc<Published>, missed: Vec<Event>) {
         let period = published.report.period;
+        for event in missed.iter().chain(&published.report.events) {
+            log(event);
+        }
         self.lately().add(published, missed);
         self.periods.send_replace(Some(period));
     }
@@ -137,6 +144,17 @@ impl Feed {
         let events = lately.events.iter().skip(skip).cloned().collect();
         (events, lately.seen())
     }
+}
+
+/// Has an event in the log, with its parts as fields. Not by the control thread, which waits for nobody's log.
+fn log(event: &Event) {
+    tracing::info!(
+        target: EVENTS_TARGET,
+        app = event.app.as_ref().map(tracing::field::display),
+        kind = event_kind(event.kind),
+        "{}",
+        event.message
+    );
 }
 
 impl Lately {
@@ -238,6 +256,48 @@ mod tests {
         assert!((busy[&0] - 0.5).abs() < 1e-9, "{busy:?}");
         assert!((busy[&1] - 1.0).abs() < 1e-9, "{busy:?}");
         assert!(lately.reports.len() <= 11);
+    }
+
+    #[derive(Debug, Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_event_is_logged_once_with_its_parts_as_fields() {
+        let written = Written::default();
+        let into = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_env_filter("warn,forebay::events=info")
+            .with_writer(move || into.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let feed = Feed::new();
+            let mut with_events = published(1);
+            with_events.report.events = vec![event("one")];
+            feed.add(Arc::new(with_events), vec![event("missed")]);
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        for (line, message) in lines.iter().zip(["missed", "one"]) {
+            let parts = [
+                "INFO forebay::events:",
+                message,
+                "kind=\"slice\"",
+                "app=web",
+            ];
+            assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+        }
     }
 
     #[test]
