@@ -532,7 +532,7 @@ fn show_measured(measured: &Measured) -> String {
 /// # Errors
 /// When it cannot listen.
 pub(crate) fn work(args: &WorkerArgs) -> Result<ExitCode, Error> {
-    log();
+    crate::log::begin("warn");
     // What a client may share, only this user and root may reach.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_no_new_privs(true)
@@ -623,15 +623,7 @@ fn end_when_asked(socket: &Path) -> io::Result<()> {
 /// # Errors
 /// When its worker cannot be heard.
 pub(crate) fn drive(args: &DeviceArgs) -> Result<ExitCode, Error> {
-    log();
+    crate::log::begin("warn");
     process::run(&args.device).map_err(Error::Device)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG");
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_env_filter(filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")))
-        .init();
 }

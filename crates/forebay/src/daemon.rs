@@ -103,13 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
                 )(error.into())
             })?;
     }
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .init();
+    crate::log::begin("warn");
     let facts = facts()?;
     let mut config = config::load(args.config.as_deref(), &facts).map_err(Error::Config)?;
     if args.before_network {

@@ -46,13 +46,7 @@ pub(crate) enum Error {
 /// # Errors
 /// When the plan cannot be used, or the front cannot listen.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .init();
+    crate::log::begin("warn");
     let plan = read(&args.plan)?;
     let identity = forebay_host::identity(&plan.user).map_err(|e| Error::User(e.explain()))?;
     raise_open_files()?;

@@ -63,13 +63,7 @@ pub(crate) enum Error {
 /// # Errors
 /// When it is not known who serves, or the instance cannot be made a standby.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .init();
+    crate::log::begin("info");
     if args.clear_later {
         return clear_later(args);
     }

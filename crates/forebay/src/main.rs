@@ -20,6 +20,7 @@ mod fronts;
 mod images;
 mod instance;
 mod local;
+mod log;
 mod outlook;
 mod output;
 mod porter;

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::ask;
 use super::convert::event_kind;
 use crate::control::{Command, Published};
+use crate::log::EVENTS_TARGET;
 
 /// Time over which the CPUs' busy share is shown. The kernel counts it in hundredths of a
 /// second, so one period says little.
@@ -26,9 +27,6 @@ const REPORTS_MAX: usize = 1000;
 
 /// Events kept for those who follow the stream at a slower pace.
 const EVENTS_MAX: usize = 1000;
-
-/// What events are in the log as: `FOREBAY_LOG=warn,forebay::events=info` shows them and nothing else below a warning.
-const EVENTS_TARGET: &str = "forebay::events";
 
 /// The latest reports and events. One writer, [`Feed::pump`].
 #[derive(Debug)]

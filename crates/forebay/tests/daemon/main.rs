@@ -40,6 +40,7 @@ mod http;
 mod images;
 mod imitation;
 mod input;
+mod journal;
 mod kept_dashboard;
 mod kernel;
 #[cfg(feature = "etcd")]
