@@ -1,6 +1,7 @@
 //! What a daemon whose standard error is the journal's writes there: a socket of the test's own stands in its place, in a
 //! mount namespace of the daemon's, and is spoken to by the journal's native protocol.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -35,19 +36,16 @@ fn events_are_in_the_journal_with_their_parts_as_fields() {
             let Ok(length) = journal.recv(&mut entry) else {
                 continue;
             };
-            let text = String::from_utf8_lossy(&entry[..length]).into_owned();
-            let is_whole = [
-                "FOREBAY_APP=web\n",
-                "FOREBAY_KIND=",
-                "TARGET=forebay::events\n",
-            ]
-            .iter()
-            .all(|part| text.contains(part));
+            let fields = fields(&entry[..length]);
+            let is_it = fields.get("FOREBAY_APP").is_some_and(|app| app == "web")
+                && fields
+                    .get("TARGET")
+                    .is_some_and(|of| of == "forebay::events");
             // Whoever is not read from holds up whoever writes.
-            if is_whole {
-                return (journal, text);
+            if is_it {
+                return (journal, fields);
             }
-            seen.push(text);
+            seen.push(fields);
         }
         panic!("no event of web came: {seen:#?}");
     });
@@ -58,9 +56,11 @@ fn events_are_in_the_journal_with_their_parts_as_fields() {
     command.arg(program.get_program()).args(program.get_args());
     place.start_with(command);
     let (journal, entry) = reader.join().unwrap();
-    for part in ["SYSLOG_IDENTIFIER=forebay\n", "PRIORITY=5\n", "MESSAGE"] {
-        assert!(entry.contains(part), "{part} is not in {entry}");
-    }
+    let field = |name: &str| entry.get(name).map(String::as_str);
+    assert_eq!(field("FOREBAY_KIND"), Some("started"), "{entry:?}");
+    assert_eq!(field("MESSAGE"), Some("was started"), "{entry:?}");
+    assert_eq!(field("SYSLOG_IDENTIFIER"), Some("forebay"), "{entry:?}");
+    assert_eq!(field("PRIORITY"), Some("5"), "{entry:?}");
     let text = place.log();
     assert!(
         !text.contains("forebay::events"),
@@ -69,4 +69,26 @@ fn events_are_in_the_journal_with_their_parts_as_fields() {
     // From here on nobody listens, and the daemon goes on all the same.
     drop(journal);
     place.stop_well();
+}
+
+/// The fields of one entry, as the journal's native protocol writes them: `NAME=VALUE`, or the name alone, and the
+/// value's length before it (systemd's JOURNAL_NATIVE_PROTOCOL).
+fn fields(mut entry: &[u8]) -> BTreeMap<String, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut fields = BTreeMap::new();
+    while let Some(end) = entry.iter().position(|byte| *byte == b'\n') {
+        let (line, rest) = (&entry[..end], &entry[end + 1..]);
+        if let Some(at) = line.iter().position(|byte| *byte == b'=') {
+            fields.insert(text(&line[..at]), text(&line[at + 1..]));
+            entry = rest;
+            continue;
+        }
+        let Some((length, rest)) = rest.split_first_chunk() else {
+            break;
+        };
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap();
+        fields.insert(text(line), text(&rest[..length]));
+        entry = &rest[length + 1..];
+    }
+    fields
 }
