@@ -236,19 +236,19 @@ fn take_json(arguments: &[String]) -> Result<(Vec<&str>, Option<&str>), String> 
     Ok((rest, json))
 }
 
-/// Becomes the example that soaks one host, or the one that runs a fleet.
+/// Becomes the program that soaks one host, or the one that runs a fleet.
 fn sim(arguments: &[String]) -> Result<(), Failure> {
-    let (example, arguments) = match arguments.split_first() {
+    let (name, arguments) = match arguments.split_first() {
         Some((first, rest)) if first == "fleet" => ("fleet", rest),
         _ => ("soak", arguments),
     };
     setup::ensure(setup::Group::Build)?;
     let mut build = process::cargo_shipped();
-    process::succeed(build.args(["--example", example]))?;
+    process::succeed(build.args(["--bin", name]))?;
     let program = workspace::read()?
         .target_directory
-        .join("release/examples")
-        .join(example);
+        .join("release")
+        .join(name);
     Err(process::become_program(&program, &[], arguments).into())
 }
 

@@ -1,7 +1,7 @@
 //! Runs many simulated control periods and says which invariant broke, with its seed.
 //!
-//!     cargo run --release -p forebay-sim --example soak -- --ticks 1000000 --seed 1
-//!     cargo run --release -p forebay-sim --example soak -- --scenario-seed 12345
+//!     cargo run --release -p forebay-sim --bin soak -- --ticks 1000000 --seed 1
+//!     cargo run --release -p forebay-sim --bin soak -- --scenario-seed 12345
 
 use std::process::ExitCode;
 use std::time::Instant;
