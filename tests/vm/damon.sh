@@ -1,7 +1,7 @@
 #!/bin/bash
 # about: the kernel watches which memory batch touches (DAMON): what is cold goes, what is hot stays; others' use is left alone; kill -9 leaves nothing
 # kernels: stable old
-# routine: stable
+# routine: none
 # machine: --smp 2 --mem 1024 --disk 2G
 # seconds: 600
 set -eu

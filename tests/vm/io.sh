@@ -1,7 +1,7 @@
 #!/bin/bash
 # about: batch on a calibrated disk is bounded as planned, by read-back and by effect; io.cost is installed, divides a disk by weight, and is put back; a disk is unplugged
 # kernels: stable old
-# routine: stable
+# routine: none
 # machine: --smp 2 --mem 768 --disk 64M@8M --disk 64M
 # seconds: 600
 set -eu

@@ -1,7 +1,7 @@
 #!/bin/bash
 # about: batch gives memory back before a critical app's forecast rise arrives
 # kernels: stable old
-# routine: stable
+# routine: none
 # machine: --smp 2 --mem 1024 --disk 2G
 # seconds: 1200
 set -eu
