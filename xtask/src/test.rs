@@ -356,7 +356,7 @@ fn perform(step: &Step, extent: Extent) -> Outcome {
 }
 
 /// Tests that run at a time. Most wait for daemons, servers and their clocks: with one for each processor
-/// these stood still two thirds of the time.
+/// these stood still two thirds of the time, with two for each they fail for want of one.
 fn at_once() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     cpus + cpus.div_ceil(2)
