@@ -259,9 +259,7 @@ impl Fleet {
         });
         let relay = self.relays.get(index);
         let port = relay.map_or_else(free_port, Relay::leads_to);
-        let reached = relay.map_or_else(String::new, |relay| {
-            format!("address = \"{}\"\n", relay.address())
-        });
+        let reached = relay.map_or_else(String::new, Relay::configuration);
         place.configure_daemon(
             &format!("criu = \"{}\"", criu.display()),
             &format!(

@@ -1,11 +1,12 @@
-//! What becomes of a process in the middle of a move whose daemon ends, and for which no other one comes.
+//! What becomes of a process in the middle of a move whose daemon ends, and for which no other one comes; and of one
+//! whose move is called off.
 
 use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::memory_fleet::{Fleet, index, other};
+use crate::memory_fleet::{Fleet, Load, MEMORY, index, other};
 use crate::place::{PATIENCE, eventually, is_running, signal};
 
 impl Fleet {
@@ -86,4 +87,38 @@ fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
     assert_eq!(moved["stage"], "moved", "{moved}");
     assert_eq!(fleet.await_owner(), to);
     assert_eq!(fleet.place(to).await_pid("pages"), pid);
+}
+
+/// While its memory is on a way that is slow, so that there is time to say so.
+#[test]
+fn a_move_that_is_called_off_leaves_the_process_as_it_was() {
+    let load = Load {
+        memory: MEMORY,
+        rate: 1,
+        speed: 4 << 20,
+    };
+    let Some(fleet) = Fleet::start_linked("a move is called off", load, "") else {
+        return;
+    };
+    let from = fleet.await_owner();
+    let to = other(from);
+    let program = fleet.program();
+    let place = fleet.place(from);
+    place.fails(&["move", "pages", "--cancel"], 5, &["not on its way"]);
+    eventually("it could move", || {
+        let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
+        asked.status.success()
+    });
+    let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
+    assert!(asked.status.success(), "{asked:?}");
+    fleet.await_stage(from, &["copying"]);
+    let asked = place.ask(&["move", "pages", "--cancel"]);
+    assert!(asked.status.success(), "{asked:?}");
+    fleet.await_rest();
+    let moved = place.json(&["move", "pages"]);
+    assert_eq!(moved["stage"], "stayed", "{moved}");
+    assert!(!moved["why"].as_str().unwrap().is_empty(), "{moved}");
+    assert_eq!(fleet.await_owner(), from);
+    assert_eq!(fleet.program(), program, "it is the same process");
+    fleet.await_clean();
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::etcd::Etcd;
 use crate::fronts::free_port;
 use crate::place::{EXE, Place, eventually, processes, signal};
+use crate::relay::Relay;
 
 /// Counts on from the last line of its file, some ten milliseconds a line, with the host's name. What all hosts
 /// see of it is written after its own line: a number that is twice in it was counted twice.
@@ -21,6 +22,10 @@ const COUNTS: &str = "h=$(cat \"$2\"); n=$(tail -n 1 \"$1\" 2>/dev/null || true)
 /// In what is added to the configuration: where each host has its own directory.
 pub(crate) const SHARED: &str = "@SHARED@";
 
+/// Where agents listen, unless somebody says otherwise.
+const ADDRESS: &str = "127.0.0.1";
+const LEASE: &str = "5s";
+
 /// Hosts of one fleet.
 pub(crate) struct Fleet {
     pub(crate) hosts: Vec<(&'static str, Place)>,
@@ -29,6 +34,8 @@ pub(crate) struct Fleet {
     /// What the app wrote, in the order in which it did, on whatever host.
     witness: PathBuf,
     pub(crate) etcd: Etcd,
+    /// What agents reach each other by, in the order of hosts; without any, nothing is between them.
+    pub(crate) relays: Vec<Relay>,
     _dir: tempfile::TempDir,
 }
 
@@ -43,13 +50,29 @@ impl Fleet {
         names: &[&'static str],
         more: impl FnOnce(&Place) -> String,
     ) -> Option<Self> {
-        Self::start_at(test, names, ("127.0.0.1", "5s"), more)
+        Self::start_at(test, names, (ADDRESS, LEASE), more)
+    }
+
+    /// Whose agents reach each other by links that take so many bytes in a second.
+    pub(crate) fn start_linked(test: &str, names: &[&'static str], speed: u64) -> Option<Self> {
+        let relays = names.iter().map(|_| Relay::start(speed)).collect();
+        Self::start_by(test, names, relays, (ADDRESS, LEASE), |_| String::new())
     }
 
     /// With agents that listen at this address, and with this lease.
     pub(crate) fn start_at(
         test: &str,
         names: &[&'static str],
+        link: (&str, &str),
+        more: impl FnOnce(&Place) -> String,
+    ) -> Option<Self> {
+        Self::start_by(test, names, Vec::new(), link, more)
+    }
+
+    fn start_by(
+        test: &str,
+        names: &[&'static str],
+        relays: Vec<Relay>,
         link: (&str, &str),
         more: impl FnOnce(&Place) -> String,
     ) -> Option<Self> {
@@ -66,6 +89,7 @@ impl Fleet {
             shared,
             witness: dir.path().join("witness"),
             etcd,
+            relays,
             _dir: dir,
         };
         certify(&fleet.hosts);
@@ -87,16 +111,18 @@ impl Fleet {
     fn configure(&self, index: usize, (address, lease): (&str, &str), more: &str) {
         let (name, place) = &self.hosts[index];
         let more = more.replace(SHARED, &self.shared.display().to_string());
+        let relay = self.relays.get(index);
+        let port = relay.map_or_else(free_port, Relay::leads_to);
+        let reached = relay.map_or_else(String::new, Relay::configuration);
         place.configure(&format!(
             "[policy]\non_stop = \"kill\"\n\
              [fleet]\nhost = \"{name}\"\nlease = \"{lease}\"\n\
-             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{}\"\n\
+             [fleet.etcd]\nendpoints = [\"{}\"]\n[fleet.link]\nlisten = \"{address}:{port}\"\n{reached}\
              [apps.counts]\nrestart = \"always\"\n\
              exec = [\"/bin/sh\", \"-c\", '{COUNTS}', \"counts\", \"{}\", \"{}\", \"{}\"]\n\
              move = {{ mode = \"restart\", files = [\"{}\"] }}\n\
              [apps.stays]\nexec = [\"/bin/sleep\", \"{}\"]\n{more}",
             self.etcd.endpoint(),
-            free_port(),
             self.file().display(),
             self.shared.join("name").display(),
             self.witness.display(),

@@ -57,8 +57,9 @@ impl Relay {
         Self { address, shared }
     }
 
-    pub(crate) const fn address(&self) -> SocketAddr {
-        self.address
+    /// What its agent is told of it, in `[fleet.link]`.
+    pub(crate) fn configuration(&self) -> String {
+        format!("address = \"{}\"\n", self.address)
     }
 
     /// Where the agent has to listen.
