@@ -28,7 +28,9 @@ pub struct UpdateRequest {
     /// It is complete only after the host began anew.
     #[serde(default)]
     pub reboot: bool,
-    /// The way that it is to go, by the names that a plan shows; the least disruptive when absent.
+    /// The way that it is to go, by the names that a plan shows, or `auto`: the least disruptive way over a boot that
+    /// carries critical apps (all but batch, where none is), which may have Forebay reboot the host. When absent, without a boot, or with `reboot`
+    /// by other hosts where apps can leave.
     #[serde(default)]
     pub rung: Option<String>,
     /// Whether the kernel that comes is tried out in a virtual machine, with the rung `checkpoint`: `auto` (where that is
@@ -62,11 +64,26 @@ pub struct UpdatePlan {
     pub apps: Vec<UpdateChoice>,
     /// All ways that there are, the least disruptive first.
     pub rungs: Vec<UpdateRung>,
+    /// The way over a boot that was chosen for the host, where that was left to it (`auto`).
+    #[serde(default)]
+    pub chosen: Option<String>,
+    /// Less disruptive ones than that, and why they were not.
+    #[serde(default)]
+    pub passed_over: Vec<UpdatePassedOver>,
     /// Why it would not begin.
     pub refused: Vec<String>,
     /// Whether the kernel that comes would be tried out, where that is a part of it.
     #[serde(default)]
     pub rehearsal: Option<UpdateRehearsalPlan>,
+}
+
+/// A way that an update would not go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdatePassedOver {
+    /// Its name.
+    pub rung: String,
+    /// Why not.
+    pub reason: String,
 }
 
 /// Whether a kernel would be tried out in a virtual machine.

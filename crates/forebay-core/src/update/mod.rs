@@ -65,7 +65,8 @@ pub use health::{ANSWERS_MIN, Looked, judge};
 pub use hold::{BETWEEN, FROZEN_MAX, Hold, PERSISTENCE, Turn, suffers};
 pub use rehearsal::{Kernel, REHEARSALS_MAX, Rehearsal, Rehearse, Verdict};
 pub use rung::{
-    Choice, Front, Keeps, Rung, Soft, Subject, Way, choose, ends_the_host, ends_userspace,
+    Choice, Front, Keeps, Rung, Soft, Subject, WAYS_OF_A_BOOT, Way, choose, ends_the_host,
+    ends_userspace, falls_short,
 };
 pub use tell::{Answered, Call, Heard, Otherwise, Part, heard};
 

@@ -120,6 +120,40 @@ impl Way {
     }
 }
 
+/// The ways to have a host begin anew, the least disruptive first: who is to choose takes the first that carries its
+/// apps.
+pub const WAYS_OF_A_BOOT: [Way; 4] = [
+    Way::OtherHost,
+    Way::Checkpoint,
+    Way::Cooperative,
+    Way::Reboot,
+];
+
+/// Why a way over a boot that could be gone is not the one to be chosen; of each app that it is chosen for, how it would
+/// be carried.
+///
+/// Moving away has to carry all of them: one that stays behind ends. Writing down, or telling, is worth it for one.
+#[must_use]
+pub fn falls_short(way: Way, apps: &[(&str, Rung)]) -> Option<String> {
+    let names = |fits: &dyn Fn(Rung) -> bool| {
+        let named = apps.iter().filter(|(_, rung)| fits(*rung));
+        named.map(|(app, _)| *app).collect::<Vec<_>>().join(", ")
+    };
+    let none = |wanted: Rung, what: &str| {
+        let carried = apps.iter().any(|(_, rung)| *rung == wanted);
+        (!carried).then(|| format!("of {} none {what}", names(&|_| true)))
+    };
+    match way {
+        Way::OtherHost => {
+            let stays = names(&|rung| rung != Rung::OtherHost);
+            (!stays.is_empty()).then(|| format!("the reboot would end {stays}, which cannot leave"))
+        }
+        Way::Checkpoint => none(Rung::Checkpoint, "has `images` and runs"),
+        Way::Cooperative => none(Rung::Cooperative, "is told of updates"),
+        Way::Userspace | Way::SoftReboot | Way::Reboot => None,
+    }
+}
+
 /// Programs that end the host's boot: run as an update they would end it behind the apps' back.
 const ENDERS: [&str; 7] = [
     "reboot", "shutdown", "poweroff", "halt", "kexec", "init", "telinit",
@@ -472,6 +506,28 @@ mod tests {
         ] {
             assert!(!is(words), "{words}");
         }
+    }
+
+    #[test]
+    fn a_way_over_a_boot_has_to_carry_apps() {
+        let short = |way, rungs: &[Rung]| {
+            let named = ["db", "web"].into_iter().zip(rungs.iter().copied());
+            falls_short(way, &named.collect::<Vec<_>>())
+        };
+        let away = Rung::OtherHost;
+        assert_eq!(short(Way::OtherHost, &[away, away]), None);
+        let why = short(Way::OtherHost, &[away, Rung::Reboot]).unwrap();
+        assert!(why.contains("end web,"), "{why}");
+        for (way, carries) in [
+            (Way::Checkpoint, Rung::Checkpoint),
+            (Way::Cooperative, Rung::Cooperative),
+        ] {
+            assert_eq!(short(way, &[Rung::Reboot, carries]), None);
+            assert!(short(way, &[Rung::Reboot, Rung::Reboot]).is_some());
+            assert!(short(way, &[]).is_some());
+        }
+        assert_eq!(short(Way::Reboot, &[Rung::Reboot]), None);
+        assert_eq!(WAYS_OF_A_BOOT.last(), Some(&Way::Reboot));
     }
 
     #[test]

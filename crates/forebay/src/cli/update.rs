@@ -76,7 +76,8 @@ pub(crate) struct OrderArgs {
     #[arg(long)]
     reboot: bool,
 
-    /// The way that it is to go, by the names that `plan` shows; the least disruptive unless given
+    /// The way that it is to go, by the names that `plan` shows, or auto: over a boot by the least disruptive that carries
+    /// critical apps, for which Forebay may reboot the host; unless given, without a boot
     #[arg(long, value_name = "RUNG")]
     rung: Option<String>,
 
@@ -360,6 +361,12 @@ fn planned(plan: &api::UpdatePlan) -> String {
         .collect();
     let columns = [words("RUNG"), words("OFFERED"), words("WHY")];
     write!(text, "\n{}", table(columns, &rungs)).ok();
+    if let Some(chosen) = &plan.chosen {
+        write!(text, "\nchosen: {chosen}").ok();
+    }
+    for passed in &plan.passed_over {
+        write!(text, "\nnot {}: {}", passed.rung, passed.reason).ok();
+    }
     if let Some(rehearsal) = &plan.rehearsal {
         write!(text, "\nrehearsal: {}", rehearsal.reason).ok();
         if let Some(last) = &rehearsal.last {

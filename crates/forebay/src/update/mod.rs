@@ -25,6 +25,7 @@ mod order;
 mod outdated;
 mod plan;
 mod proof;
+mod proposal;
 mod receipt;
 pub(crate) mod rehearse;
 mod restore;
@@ -55,7 +56,6 @@ pub(crate) use elsewhere::Fleet;
 pub(crate) use errand::{Args as ErrandArgs, run as run_errand};
 use journal::{Book, Entry};
 pub(crate) use keep::arriving;
-use order::{order, way};
 pub(crate) use told::attended;
 
 use crate::config::{DaemonConfig, HostFacts};
@@ -394,25 +394,29 @@ impl Desk {
         &self,
         request: api::UpdateRequest,
     ) -> Result<api::UpdatePlan, Refused> {
-        let policy = self.0.policy().await.map_err(Refused::Cannot)?;
-        let way = way(&request)?;
+        let proposal = self.0.propose(request).await?;
         let fleet = self.0.fleet.as_ref();
-        let order = order(request, way, &policy, fleet)?;
-        let softly = self.0.softly(&policy, &order).await;
-        let softly = softly.map_err(Refused::Cannot)?;
-        let choices = plan::choices(&policy, &order, &self.0, &softly);
-        let keeping = self.0.keeping(&policy);
-        let rehearsal = self.0.rehearsed(&order);
-        let cannot = plan::cannot(way, &order, &choices, (fleet, &keeping, &softly));
-        let cannot = cannot.into_iter().chain(self.0.must_rehearse(&order));
+        let passed_over = proposal.passed_over.iter();
         Ok(api::UpdatePlan {
-            apps: choices
+            apps: proposal
+                .choices
                 .iter()
                 .map(|(app, choice)| plan::shown(app, choice))
                 .collect(),
-            rungs: plan::rungs(fleet.is_some(), &keeping, &softly),
-            refused: cannot.chain(self.obstacle()).collect(),
-            rehearsal,
+            rungs: plan::rungs(fleet.is_some(), &proposal.keeping, &proposal.softly),
+            chosen: proposal.chosen.map(|way| way.name().to_owned()),
+            passed_over: passed_over
+                .map(|(way, why)| api::UpdatePassedOver {
+                    rung: way.name().to_owned(),
+                    reason: why.clone(),
+                })
+                .collect(),
+            rehearsal: self.0.rehearsed(&proposal.order),
+            refused: proposal
+                .refused
+                .into_iter()
+                .chain(self.obstacle())
+                .collect(),
         })
     }
 
@@ -446,21 +450,12 @@ impl Desk {
         request: api::UpdateRequest,
         rollout: Option<String>,
     ) -> Result<u64, Refused> {
-        let policy = self.0.policy().await.map_err(Refused::Cannot)?;
-        let way = way(&request)?;
-        let fleet = self.0.fleet.as_ref();
-        let order = order(request, way, &policy, fleet)?;
-        let softly = self.0.softly(&policy, &order).await;
-        let softly = softly.map_err(Refused::Cannot)?;
-        let plan = plan::choices(&policy, &order, &self.0, &softly);
-        let keeping = self.0.keeping(&policy);
-        let mut refused = plan::cannot(way, &order, &plan, (fleet, &keeping, &softly))
-            .into_iter()
-            .chain(self.0.must_rehearse(&order))
-            .chain(self.obstacle());
+        let proposal = self.0.propose(request).await?;
+        let mut refused = proposal.refused.into_iter().chain(self.obstacle());
         if let Some(why) = refused.next() {
             return Err(Refused::Cannot(why));
         }
+        let (order, plan) = (proposal.order, proposal.choices);
         let boot = self.0.place.boot.clone();
         let mut begun = None;
         let written = self.0.book.amend(|content| {

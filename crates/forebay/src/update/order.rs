@@ -17,15 +17,32 @@ const WELL_WITHIN_MAX: Duration = Duration::from_secs(3600);
 /// Words of a command, all together.
 const COMMAND_BYTES_MAX: usize = 16 << 10;
 
-/// Which way it is to go, where the request says so, by its rung or by its command.
-pub(super) fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> {
+/// The name by which somebody leaves it to Forebay which way over a boot is taken.
+const CHOSEN: &str = "auto";
+
+/// Which way an update is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// This one, by its name or by the command.
+    Way(Way),
+    /// Over a boot, the least disruptive that there is here.
+    Chosen,
+    /// Nobody said.
+    Usual,
+}
+
+/// What the request says of its way.
+pub(super) fn asked(request: &api::UpdateRequest) -> Result<Asked, Refused> {
     let by_command = ends_userspace(&request.command).then_some(Way::SoftReboot.name());
     let Some(name) = request.rung.as_deref().or(by_command) else {
-        return Ok(None);
+        return Ok(Asked::Usual);
     };
+    if name == CHOSEN {
+        return Ok(Asked::Chosen);
+    }
     match Way::of(name) {
         None => Err(Refused::Mistake(format!(
-            "rung {name}: there is none of that name; `forebay update plan -- COMMAND` shows all"
+            "rung {name}: there is none of that name, nor is it {CHOSEN}; `forebay update plan -- COMMAND` shows all"
         ))),
         Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
             "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),
@@ -34,7 +51,7 @@ pub(super) fn way(request: &api::UpdateRequest) -> Result<Option<Way>, Refused> 
             "rung soft-reboot leaves the kernel as it is: leave out --reboot, or the rung"
                 .to_owned(),
         )),
-        way => Ok(way),
+        Some(way) => Ok(Asked::Way(way)),
     }
 }
 

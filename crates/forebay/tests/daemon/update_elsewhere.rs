@@ -141,6 +141,11 @@ fn a_reboot_that_an_app_cannot_leave_for_is_refused_and_nothing_stays_elsewhere(
         .map(|one| one["rung"].as_str().unwrap())
         .collect();
     assert_eq!(rungs, ["other-host", "reboot"], "{plan}");
+    // Left to it, that is no way where it would end one of them.
+    let plan = a.json(&["update", "plan", "--rung", "auto", "--", "true"]);
+    assert_eq!(plan["chosen"], "reboot", "{plan}");
+    let why = plan["passed_over"][0]["reason"].as_str().unwrap();
+    assert!(why.contains("end tied, which cannot leave"), "{plan}");
     let pid = a.await_pid("one");
     fleet(stage.hosts.place("b"), &["cordon", "b"]);
     eventually("b takes no more", || {

@@ -120,8 +120,17 @@ fn an_app_that_was_kept_goes_on_with_what_it_had() {
     let cache = plan["apps"].as_array().unwrap();
     let cache = cache.iter().find(|app| app["app"] == "cache").unwrap();
     assert_eq!(cache["rung"], "checkpoint", "{plan:#}");
+    let chosen = stage
+        .place
+        .json(&["update", "plan", "--rung", "auto", "--", "true"]);
+    assert_eq!(chosen["chosen"], "checkpoint", "{chosen:#}");
+    assert_eq!(chosen["apps"], plan["apps"], "{chosen:#}");
+    assert_eq!(chosen["passed_over"][0]["rung"], "other-host", "{chosen:#}");
 
-    let begun = stage.place.ask(&stage.order(&["--", "true"]));
+    let mut order = stage.order(&["--", "true"]);
+    let rung = order.iter_mut().find(|word| **word == "checkpoint");
+    *rung.unwrap() = "auto";
+    let begun = stage.place.ask(&order);
     assert!(begun.status.success(), "{begun:?}");
     eventually("the host is asked to begin anew", || stage.is_asked());
     assert!(!is_running(pid), "it is written down and ended");

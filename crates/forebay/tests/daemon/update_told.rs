@@ -168,6 +168,8 @@ fn an_app_that_is_told_to_end_is_not_started_before_the_update_is_over() {
         assert_eq!(plan["apps"][0]["rung"], "cooperative", "{plan}");
         plan["refused"] == serde_json::json!([])
     });
+    let plan = place.json(&["update", "plan", "--rung", "auto", "--", "true"]);
+    assert_eq!(plan["chosen"], "cooperative", "{plan}");
     begin(&place, &["--rung", "cooperative"], &waiting(&place));
     eventually("the command runs", || {
         current(&place)["stage"] == "updating"

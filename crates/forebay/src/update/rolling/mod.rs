@@ -25,11 +25,13 @@ use forebay_core::fleet::rolling::{
     check_group, opening,
 };
 use forebay_core::fleet::{HostName, HostNameError};
+use forebay_core::update::Way;
 use forebay_host::zones::ZoneFiles;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use super::{Refused, order, unix_ms, way};
+use super::order::{Asked, asked, order};
+use super::{Refused, unix_ms};
 use crate::fleet::coordinator::Error;
 use crate::fleet::member;
 
@@ -87,7 +89,12 @@ impl Desk {
             restart: Vec::new(),
             ..request.update.clone()
         };
-        let way = way(&own)?;
+        let way = match asked(&own)? {
+            Asked::Way(way) => Some(way),
+            // Each host chooses. Of what may be asked for, this way takes all.
+            Asked::Chosen => Some(Way::Checkpoint),
+            Asked::Usual => None,
+        };
         order(own, way, &policy, self.update.0.fleet.as_ref())?;
         let rollout = self.rollout(request)?;
         let begun = self
