@@ -554,11 +554,15 @@ pub enum Resource {
     ResponseTime,
     /// Time of accelerators, in devices.
     Accelerator,
+    /// Processor time that its slice allows, in CPUs: those of its set, or its quota where that is less.
+    CpuAllowed,
+    /// Memory that its slice allows before it is slowed down or ended, in bytes.
+    MemoryAllowed,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Cpu,
         Self::CpuStalled,
         Self::Io,
@@ -568,6 +572,8 @@ impl Resource {
         Self::Requests,
         Self::ResponseTime,
         Self::Accelerator,
+        Self::CpuAllowed,
+        Self::MemoryAllowed,
     ];
 
     /// As on the wire and on the command line.
@@ -583,6 +589,8 @@ impl Resource {
             Self::Requests => "requests",
             Self::ResponseTime => "response_time",
             Self::Accelerator => "accelerator",
+            Self::CpuAllowed => "cpu_allowed",
+            Self::MemoryAllowed => "memory_allowed",
         }
     }
 }

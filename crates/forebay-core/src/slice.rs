@@ -310,6 +310,30 @@ impl Slice {
         }
     }
 
+    /// Processor time that it allows, in CPUs: those of its set, or its quota where that is less. None without either.
+    #[must_use]
+    pub fn allowed_cpu(&self) -> Option<f64> {
+        let set = self.cpus().and_then(|cpus| u32::try_from(cpus.len()).ok());
+        let quota = match self.get(Knob::CpuMax) {
+            Some(Setting::CpuMax(Limit::At(most))) => Some(most.as_cpus()),
+            _ => None,
+        };
+        set.map(f64::from).into_iter().chain(quota).reduce(f64::min)
+    }
+
+    /// Memory that it allows before whoever has more is slowed down or ended. None without a bound.
+    #[must_use]
+    pub fn allowed_memory(&self) -> Option<Bytes> {
+        let bounds = [Knob::MemoryHigh, Knob::MemoryMax];
+        let bounds = bounds.into_iter().filter_map(|knob| match self.get(knob)? {
+            Setting::MemoryHigh(Limit::At(most)) | Setting::MemoryMax(Limit::At(most)) => {
+                Some(*most)
+            }
+            _ => None,
+        });
+        bounds.min()
+    }
+
     /// Whether its CPUs are taken from everybody else on the host.
     #[must_use]
     pub fn is_partition(&self) -> bool {

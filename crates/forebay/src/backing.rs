@@ -282,6 +282,8 @@ fn history(
                 api::Resource::Requests => store::Resource::Requests,
                 api::Resource::ResponseTime => store::Resource::ResponseTime,
                 api::Resource::Accelerator => store::Resource::Accelerator,
+                api::Resource::CpuAllowed => store::Resource::CpuAllowed,
+                api::Resource::MemoryAllowed => store::Resource::MemoryAllowed,
             },
             since_unix_ms: query.since_unix_ms.unwrap_or(0),
             until_unix_ms: u64::MAX,

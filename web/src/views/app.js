@@ -23,11 +23,12 @@ const LATE_MS = 60_000;
 /** How old a forecast may be to be called that of a moment, in seconds: three of those that are asked for. */
 const FORECAST_OLD_SECONDS = 15;
 
-/** What can be looked at, how its numbers read, and which series of what the page saw are its use, what was expected and what the slice allowed. */
+/** What can be looked at, how its numbers read, and which series of what the page saw are its use, what was expected and what
+ *  the slice allowed; and as what the daemon keeps the last. */
 const RESOURCES = {
-  cpu: { title: "Processor time", format: (value) => `${cores(value)}`, live: "cpu", allowed: "cpus",
+  cpu: { title: "Processor time", format: (value) => `${cores(value)}`, live: "cpu", allowed: "cpus", kept: "cpu_allowed",
     bands: { q50: "q50", q90: "q90", q95: "q95", q99: "q99" } },
-  memory: { title: "Memory", format: bytes, live: "memory", expected: "memory95", allowed: "bytes" },
+  memory: { title: "Memory", format: bytes, live: "memory", expected: "memory95", allowed: "bytes", kept: "memory_allowed" },
   response_time: { title: "Response time", format: milliseconds, live: "response" },
   requests: { title: "Requests per second", format: (value) => value.toFixed(value < 10 ? 1 : 0) },
   io: { title: "Block devices", format: rate },
@@ -152,9 +153,12 @@ export function show(place, page, name) {
     if (live || ended) return;
     try {
       const since = clockNow() - (span.back || 600) * 1000;
-      const rows = await get(`/v1/history/${url}/${resource}?since_unix_ms=${since}&limit=2000`);
+      const { kept: bound } = RESOURCES[resource];
+      const read = (series) => get(`/v1/history/${url}/${series}?since_unix_ms=${since}&limit=2000`);
+      const [used, allowed] = await Promise.all([read(resource), bound ? read(bound) : { rows: [] }]);
       if (ended || own !== asked) return;
-      history = rows.rows;
+      const bounds = new Map(allowed.rows.map((row) => [row.time_unix_ms, row.mean]));
+      history = used.rows.map((row) => ({ ...row, allowed: bounds.get(row.time_unix_ms) }));
       draw();
     } catch (error) {
       if (ended || own !== asked) return;
@@ -224,7 +228,7 @@ export function show(place, page, name) {
     settle(happened, rows);
   }
 
-  /** Rows of what was, up to a time in seconds; what slices allowed is what the page saw of them. */
+  /** Rows of what was, up to a time in seconds. */
   function past(until) {
     const { live, expected, bands, allowed } = RESOURCES[resource];
     const bound = resource === "response_time" ? target : null;
@@ -238,7 +242,7 @@ export function show(place, page, name) {
         ...Object.fromEntries(banded.map(([column, all]) => [column, all[index]])),
       })).filter(({ time }) => time <= until);
     }
-    return history.map((row) => ({ time: row.time_unix_ms / 1000, mean: row.mean, greatest: row.max, expected: row.demand_q95, allowed: bound }));
+    return history.map((row) => ({ time: row.time_unix_ms / 1000, mean: row.mean, greatest: row.max, expected: row.demand_q95, allowed: row.allowed ?? bound }));
   }
 
   function explain(told) {

@@ -211,6 +211,10 @@ enum ResourceArg {
     #[value(name = "response_time")]
     ResponseTime,
     Accelerator,
+    #[value(name = "cpu_allowed")]
+    CpuAllowed,
+    #[value(name = "memory_allowed")]
+    MemoryAllowed,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -492,6 +496,8 @@ async fn history(args: &HistoryArgs, client: &Client, output: &mut Output) -> Re
         ResourceArg::Requests => api::Resource::Requests,
         ResourceArg::ResponseTime => api::Resource::ResponseTime,
         ResourceArg::Accelerator => api::Resource::Accelerator,
+        ResourceArg::CpuAllowed => api::Resource::CpuAllowed,
+        ResourceArg::MemoryAllowed => api::Resource::MemoryAllowed,
     };
     let step = args.step.map(|step| match step {
         StepArg::TenSeconds => api::Step::TenSeconds,

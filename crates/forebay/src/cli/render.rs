@@ -237,10 +237,10 @@ pub(super) fn history(history: &api::History) -> String {
         );
     }
     let show = |value: f64| match history.resource {
-        api::Resource::Cpu | api::Resource::Accelerator => cores(value),
+        api::Resource::Cpu | api::Resource::Accelerator | api::Resource::CpuAllowed => cores(value),
         api::Resource::CpuStalled => percent(value),
         api::Resource::Io | api::Resource::Received | api::Resource::Sent => per_second(value),
-        api::Resource::Memory => memory_f64(value),
+        api::Resource::Memory | api::Resource::MemoryAllowed => memory_f64(value),
         api::Resource::Requests => requests(value),
         api::Resource::ResponseTime => milliseconds(value),
     };

@@ -152,7 +152,8 @@ pub(super) fn routes() -> Vec<Route> {
             .answers(of::<api::Events>),
         look(
             "/v1/history/{app}/{resource}",
-            "What an app used or did: `cpu`, `cpu_stalled`, `io`, `memory`, `received`, `sent`, `requests` or `response_time`",
+            "What an app used or did: `cpu`, `cpu_stalled`, `io`, `memory`, `received`, `sent`, `requests`, `response_time` \
+             or `accelerator`; and what its slice allowed: `cpu_allowed`, `memory_allowed`",
             get(history),
         )
         .with_query(of::<api::HistoryRange>)

@@ -137,11 +137,15 @@ pub(crate) enum Resource {
     ResponseTime,
     /// Time of accelerators that an app takes, in devices.
     Accelerator,
+    /// Processor time that an app's slice allows, in CPUs.
+    CpuAllowed,
+    /// Memory in bytes that an app's slice allows.
+    MemoryAllowed,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Cpu,
         Self::CpuStalled,
         Self::Io,
@@ -152,7 +156,17 @@ impl Resource {
         Self::Requests,
         Self::ResponseTime,
         Self::Accelerator,
+        Self::CpuAllowed,
+        Self::MemoryAllowed,
     ];
+
+    /// Whether it is what an app does, which is forecast: not what it is given, nor what is left over.
+    pub(crate) const fn is_demand(self) -> bool {
+        !matches!(
+            self,
+            Self::MemoryAvailable | Self::CpuAllowed | Self::MemoryAllowed
+        )
+    }
 
     /// Its name in the file and on the command line.
     pub(crate) const fn as_str(self) -> &'static str {
@@ -167,6 +181,8 @@ impl Resource {
             Self::Requests => "requests",
             Self::ResponseTime => "response_time",
             Self::Accelerator => "accelerator",
+            Self::CpuAllowed => "cpu_allowed",
+            Self::MemoryAllowed => "memory_allowed",
         }
     }
 }

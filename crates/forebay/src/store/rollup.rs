@@ -60,7 +60,7 @@ impl Summary {
 type AppSummaries = [Summary; APP_RESOURCES.len()];
 
 /// What is recorded of an app.
-const APP_RESOURCES: [Resource; 9] = [
+const APP_RESOURCES: [Resource; 11] = [
     Resource::Cpu,
     Resource::CpuStalled,
     Resource::Io,
@@ -70,6 +70,8 @@ const APP_RESOURCES: [Resource; 9] = [
     Resource::Requests,
     Resource::ResponseTime,
     Resource::Accelerator,
+    Resource::CpuAllowed,
+    Resource::MemoryAllowed,
 ];
 
 /// What is recorded of the host.
@@ -159,6 +161,8 @@ fn add_apps(bucket: &mut Bucket, report: &TickReport) {
             requests,
             response,
             accelerator,
+            cpu_allowed,
+            memory_allowed,
         ] = summaries;
         let (usage, demand) = (&app.usage, app.demand.as_ref());
         cpu.add(usage.cpu, demand.map(|demand| demand.cpu.q95));
@@ -173,6 +177,9 @@ fn add_apps(bucket: &mut Bucket, report: &TickReport) {
         requests.add(usage.requests, None);
         response.add(usage.response_time, None);
         accelerator.add(usage.accelerator.map(|used| used.busy), None);
+        cpu_allowed.add(app.slice.allowed_cpu(), None);
+        let most = app.slice.allowed_memory();
+        memory_allowed.add(most.map(|bytes| bytes.as_f64()), None);
     }
 }
 
@@ -206,6 +213,9 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
+    use forebay_core::slice::Setting;
+    use forebay_core::units::{Limit, MilliCpu};
+
     use super::*;
     use crate::store::tests::{report_at, report_of_apps};
 
@@ -237,6 +247,8 @@ mod tests {
             app.usage.sent = (period % 10 == 7).then_some(f64::from(period));
             app.usage.requests = Some(120.0);
             app.usage.response_time = (period < 50).then_some(2.0);
+            let most = if period < 25 { 500 } else { 1500 };
+            app.slice.set(Setting::CpuMax(Limit::At(MilliCpu(most))));
             report.apps.insert(id.clone(), app.clone());
             assert!(rollup.add(&report).is_none());
             report.time.unix_ms += 100;
@@ -250,6 +262,8 @@ mod tests {
         check(Resource::Sent, Some((10, 520.0, 97.0)));
         check(Resource::Requests, Some((100, 12_000.0, 120.0)));
         check(Resource::ResponseTime, Some((50, 100.0, 2.0)));
+        check(Resource::CpuAllowed, Some((100, 125.0, 1.5)));
+        check(Resource::MemoryAllowed, None);
         // Nobody counts it: no row, and no zero.
         check(Resource::Received, None);
     }

@@ -29,8 +29,7 @@ pub(super) struct Steps {
 pub(super) fn sources(reader: &Reader) -> Result<Vec<Source>, StoreError> {
     let mut sources = Vec::new();
     for (app, resource) in reader.series()? {
-        // Memory that is left over is no demand.
-        let (Some(app), false) = (app, resource == Resource::MemoryAvailable) else {
+        let (Some(app), true) = (app, resource.is_demand()) else {
             continue;
         };
         sources.extend(Level::ALL.map(|level| Source {
