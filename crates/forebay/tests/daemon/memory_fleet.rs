@@ -147,11 +147,23 @@ impl Fleet {
     /// Whose agents reach each other by links, and whose program moves with more words in its `move`.
     pub(crate) fn start_linked(test: &str, load: Load, moves: &'static str) -> Option<Self> {
         let mut fleet = Self::new(test)?;
-        fleet.pace.rate = load.rate;
+        fleet.link(load);
         fleet.moves = moves;
-        let relays = fleet.hosts.iter().map(|_| Relay::start(load.speed));
-        fleet.relays = relays.collect();
         Some(fleet.begun(load.memory, ""))
+    }
+
+    /// The same, whose programs run on when their daemon ends.
+    pub(crate) fn start_linked_keeping(test: &str, load: Load) -> Option<Self> {
+        let mut fleet = Self::new(test)?;
+        fleet.link(load);
+        fleet.on_stop = "keep";
+        Some(fleet.begun(load.memory, ""))
+    }
+
+    fn link(&mut self, load: Load) {
+        self.pace.rate = load.rate;
+        let relays = self.hosts.iter().map(|_| Relay::start(load.speed));
+        self.relays = relays.collect();
     }
 
     /// Puts back what is in force on a host whose daemon ended.

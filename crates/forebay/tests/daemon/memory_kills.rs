@@ -1,4 +1,4 @@
-//! A process that moves with its memory, while whatever a move needs is lost: see [`losses`](crate::losses).
+//! A process that moves with its memory, and runs on when its daemon ends, while whatever a move needs is lost: see [`losses`](crate::losses).
 
 use crate::etcd::Etcd;
 use crate::losses::{Ground, campaign};
@@ -7,7 +7,7 @@ use crate::place::Place;
 use crate::relay::Relay;
 
 /// How often, where nobody says.
-const KILLS: u32 = 4;
+const KILLS: u32 = 2;
 /// What the link takes in a second: some of a move is spent on it.
 const SPEED: u64 = 64 << 20;
 
@@ -70,7 +70,8 @@ fn whatever_is_lost_at_any_moment_its_memory_is_not() {
         rate: RATE,
         speed: SPEED,
     };
-    let Some(fleet) = Fleet::start_linked("whatever is lost its memory is not", load, "") else {
+    let Some(fleet) = Fleet::start_linked_keeping("whatever is lost its memory is not", load)
+    else {
         return;
     };
     let owner = fleet.await_owner().to_owned();
