@@ -1,4 +1,4 @@
-// Ten messages a second of 200 apps for two minutes: what the dashboard's process takes, and that neither it nor
+// Ten messages a second of 200 apps for a minute: what the dashboard's process takes, and that neither it nor
 // the page grows by as little as a note about each message. The sibling that takes an hour is in hour.test.js.
 //
 // The daemon's clock goes ten times as fast, and it tells four times as often at first, so that everything
@@ -11,7 +11,7 @@ import { heapOf, open } from "./browser.js";
 import { skip, withDashboard } from "./daemon.js";
 
 const APPS = 200;
-const WATCH_MS = Number(process.env.FOREBAY_MINUTES ?? 2) * 60_000;
+const WATCH_MS = Number(process.env.FOREBAY_MINUTES ?? 1) * 60_000;
 /** Messages until all that is remembered is full: 900 moments of the host, 3,000 of an app at most, 500 events. */
 const FULL = 1100;
 /** What is promised. */
