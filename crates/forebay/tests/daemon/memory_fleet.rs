@@ -137,13 +137,6 @@ impl Fleet {
         Some(fleet.begun(memory, ""))
     }
 
-    /// Whose programs run on when their daemon ends.
-    pub(crate) fn start_keeping(test: &str) -> Option<Self> {
-        let mut fleet = Self::new(test)?;
-        fleet.on_stop = "keep";
-        Some(fleet.begun(MEMORY, ""))
-    }
-
     /// Whose agents reach each other by links, and whose program moves with more words in its `move`.
     pub(crate) fn start_linked(test: &str, load: Load, moves: &'static str) -> Option<Self> {
         let mut fleet = Self::new(test)?;

@@ -43,7 +43,14 @@ impl Fleet {
 /// went all that it had in memory.
 #[test]
 fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
-    let Some(mut fleet) = Fleet::start_keeping("nobody knows whose a process is") else {
+    // So slow that whoever looks at a move sees it before the record is changed.
+    let load = Load {
+        memory: MEMORY,
+        rate: 1,
+        speed: 16 << 20,
+    };
+    let Some(mut fleet) = Fleet::start_linked_keeping("nobody knows whose a process is", load)
+    else {
         return;
     };
     let from = fleet.await_owner();
@@ -62,7 +69,7 @@ fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
             .ask(&["move", "pages", "--to", to, "--detach"]);
         assert!(asked.status.success(), "{asked:?}");
         // From here on the record cannot be changed, nor can anybody know that it is not.
-        fleet.await_stage(from, &["copying", "freezing", "sending"]);
+        fleet.await_stage(from, &["copying"]);
         fleet.etcd.crash();
         fleet.await_stage(from, &["recalling"]);
         fleet.loses(from, by);
