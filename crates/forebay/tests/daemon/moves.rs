@@ -13,11 +13,11 @@ use crate::fronts::free_port;
 use crate::place::{EXE, Place, eventually, processes, signal};
 use crate::relay::Relay;
 
-/// Counts on from the last line of its file, some ten milliseconds a line, with the host's name. What all hosts
+/// Counts on from the last line of its file, some thirty milliseconds a line, with the host's name. What all hosts
 /// see of it is written after its own line: a number that is twice in it was counted twice.
 const COUNTS: &str = "h=$(cat \"$2\"); n=$(tail -n 1 \"$1\" 2>/dev/null || true); n=${n%% *}; n=${n:-0}; \
                       while :; do n=$((n + 1)); echo \"$n $h\" >> \"$1\"; echo \"$n $h\" >> \"$3\"; \
-                      sleep 0.01; done";
+                      sleep 0.03; done";
 
 /// In what is added to the configuration: where each host has its own directory.
 pub(crate) const SHARED: &str = "@SHARED@";
@@ -392,7 +392,7 @@ fn a_host_that_does_not_have_the_app_is_not_asked() {
     fleet.await_rest();
 
     // One that has another program under its name is none either.
-    fs::write(&file, all.replace("sleep 0.01", "sleep 0.02")).unwrap();
+    fs::write(&file, all.replace("sleep 0.03", "sleep 0.05")).unwrap();
     fleet.place(without).json(&["reload"]);
     let another = format!("{without}: counts is another one there");
     nowhere(with, &[&another, &format!("{first}: takes no more")]);
