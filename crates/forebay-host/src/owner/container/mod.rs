@@ -73,8 +73,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// each of its containers would take as long to find out.
 const REST: Duration = Duration::from_secs(10);
 /// How long it takes at most to ask for the names of all containers, and one call of that.
-const NAMES_TIME_MAX: Duration = Duration::from_secs(5);
-const NAME_PATIENCE: Duration = Duration::from_secs(1);
+const NAMES_TIME_MAX: Duration = Duration::from_secs(10);
+const NAME_PATIENCE: Duration = Duration::from_secs(4);
 /// What is passed on of a runtime's own words.
 const MESSAGE_CHARS_MAX: usize = 300;
 
