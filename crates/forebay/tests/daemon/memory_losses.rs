@@ -27,6 +27,17 @@ impl Fleet {
         }
     }
 
+    /// Waits until nothing stands against a move.
+    #[track_caller]
+    fn await_way(&self, from: &str, to: &str) {
+        eventually("it could move", || {
+            let asked = self
+                .place(from)
+                .ask(&["move", "pages", "--to", to, "--dry-run"]);
+            asked.status.success()
+        });
+    }
+
     /// The daemon ends by a signal, and its guardian after it, since no other daemon comes.
     pub(crate) fn loses(&mut self, name: &str, by: Signal) {
         let daemon = self.daemon(index(name));
@@ -58,12 +69,7 @@ fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
     let pid = fleet.place(from).await_pid("pages");
     for by in [Signal::KILL, Signal::TERM] {
         let program = fleet.program();
-        eventually("it could move", || {
-            let asked = fleet
-                .place(from)
-                .ask(&["move", "pages", "--to", to, "--dry-run"]);
-            asked.status.success()
-        });
+        fleet.await_way(from, to);
         let asked = fleet
             .place(from)
             .ask(&["move", "pages", "--to", to, "--detach"]);
@@ -90,6 +96,8 @@ fn a_process_whose_owner_nobody_knows_stands_until_a_daemon_does() {
         assert!(is_running(program), "{by:?}: it is the same process");
         fleet.await_clean();
     }
+    // What was made there and ended has its number until somebody asked for how it ended.
+    fleet.await_way(from, to);
     let moved = fleet.place(from).json(&["move", "pages", "--to", to]);
     assert_eq!(moved["stage"], "moved", "{moved}");
     assert_eq!(fleet.await_owner(), to);
@@ -112,10 +120,7 @@ fn a_move_that_is_called_off_leaves_the_process_as_it_was() {
     let program = fleet.program();
     let place = fleet.place(from);
     place.fails(&["move", "pages", "--cancel"], 5, &["not on its way"]);
-    eventually("it could move", || {
-        let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
-        asked.status.success()
-    });
+    fleet.await_way(from, to);
     let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
     assert!(asked.status.success(), "{asked:?}");
     fleet.await_stage(from, &["copying"]);
