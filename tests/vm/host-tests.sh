@@ -2,6 +2,7 @@
 # about: the tests of forebay-host that change a real kernel, on control groups v2 alone
 # needs: contract kernel crash freeze network oom partition
 # kernels: stable old
+# routine: stable
 # machine: --smp 4 --mem 2048
 # seconds: 600
 set -eu

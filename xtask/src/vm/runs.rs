@@ -15,9 +15,6 @@ use super::scenario::Scenario;
 use super::scratch::Scratch;
 use super::{Program, SKIP_STATUS, fill_share};
 
-/// Guests of the routine at a time: one boots, waits and ends for much of its time.
-pub(super) const AT_ONCE: usize = 2;
-
 /// A scenario and the kernel that it runs on.
 pub(super) type Run<'a> = (&'a Scenario, &'a str);
 
