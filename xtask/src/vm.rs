@@ -8,7 +8,6 @@
 mod guest;
 mod image;
 mod probe;
-mod runs;
 mod scenario;
 mod scratch;
 
@@ -16,14 +15,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::json::{self, Json};
 use crate::tally::{Counts, Names};
 use crate::{Failure, dist, process, workspace};
 
 use guest::{Guest, Machine};
-use runs::{Run, run_scenarios};
+use probe::Probes;
 use scenario::Scenario;
 use scratch::Scratch;
 
@@ -32,9 +31,9 @@ Virtual machines to test on
 
   cargo xtask vm build                    build the guest image, if it is not there
   cargo xtask vm run [OPTIONS] -- CMD...  a fresh guest: run CMD in it, power off
-  cargo xtask vm test [--list] [--release] [--at-once=N] [NAME[@KERNEL]...]
+  cargo xtask vm test [--list] [--release] [NAME[@KERNEL]...]
                                           the scenarios of tests/vm; --release: with the optimised program,
-                                          where times count; one after the other, or N at a time
+                                          where times count
 
 Options of run: --kernel stable|old, --init systemd|bare, --smp N, --mem MIB,
 --packed (the kernel unpacks itself, as one that a boot loader starts), --numa (two nodes), --disk SIZE or SIZE@RATE (repeatable; 64M@8M serves 8 MiB/s),
@@ -108,11 +107,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         .iter()
         .map(String::as_str)
         .partition(|word| word.starts_with("--"));
-    let Asked {
-        list,
-        program,
-        at_once,
-    } = read_options(&options)?;
+    let (list, program) = read_options(&options)?;
     let scenarios = scenario::all()?;
     let mut asked: Vec<(&str, Option<&str>)> = Vec::new();
     for name in &names {
@@ -163,8 +158,7 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
         })
         .filter(|(scenario, kernel)| is_asked(scenario, Some(kernel)))
         .collect();
-    let image = image::ensure()?;
-    let (counts, _) = run_scenarios(&image, &runs, program, at_once)?;
+    let (counts, _) = run_scenarios(&image::ensure()?, &runs, program)?;
     let Counts {
         passed,
         failed,
@@ -174,30 +168,14 @@ fn test_command(arguments: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// What `vm test` was asked for besides scenarios.
-#[derive(Debug, PartialEq, Eq)]
-struct Asked {
-    /// Only their names.
-    list: bool,
-    program: Program,
-    at_once: usize,
-}
-
-fn read_options(options: &[&str]) -> Result<Asked, Failure> {
-    let mut asked = Asked {
-        list: false,
-        program: Program::OfTheTests,
-        // A guest keeps two processors busy: two at a time took four fifths as long in all, and each half as long again.
-        at_once: 1,
-    };
+/// What `vm test` was asked for: only names, and which program.
+fn read_options(options: &[&str]) -> Result<(bool, Program), Failure> {
+    let mut asked = (false, Program::OfTheTests);
     for option in options {
-        let number = option.strip_prefix("--at-once=");
-        let number = number.and_then(|number| number.parse().ok());
-        match (*option, number) {
-            ("--list", _) => asked.list = true,
-            ("--release", _) => asked.program = Program::Optimised,
-            (_, Some(number @ 1..=16)) => asked.at_once = number,
-            (other, _) => {
+        match *option {
+            "--list" => asked.0 = true,
+            "--release" => asked.1 = Program::Optimised,
+            other => {
                 return Err(Failure::Usage(format!(
                     "vm test does not understand `{other}`"
                 )));
@@ -208,7 +186,7 @@ fn read_options(options: &[&str]) -> Result<Asked, Failure> {
 }
 
 /// The program that guests find in /host/bin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Program {
     /// The one that the tests were compiled with.
     OfTheTests,
@@ -252,7 +230,7 @@ pub(crate) fn step() -> Result<(Counts, Names), String> {
                 .map(move |kernel| (scenario, &**kernel))
         })
         .collect();
-    let (mut counts, mut names) = run_scenarios(&image, &runs, Program::OfTheTests, 1)?;
+    let (mut counts, mut names) = run_scenarios(&image, &runs, Program::OfTheTests)?;
     let (more, left_out) = skip(named("left to `cargo xtask vm test`", true));
     counts.skipped += more.skipped;
     for name in &left_out.skipped {
@@ -260,6 +238,135 @@ pub(crate) fn step() -> Result<(Counts, Names), String> {
     }
     names.add(left_out);
     Ok((counts, names))
+}
+
+/// A scenario and the kernel that it runs on.
+type Run<'a> = (&'a Scenario, &'a str);
+
+fn run_scenarios(
+    image: &Path,
+    runs: &[Run<'_>],
+    program: Program,
+) -> Result<(Counts, Names), String> {
+    let share = Scratch::new("share")?;
+    let wanted: BTreeSet<&str> = runs
+        .iter()
+        .flat_map(|(scenario, _)| scenario.needs.iter().map(String::as_str))
+        .collect();
+    fill_share(share.path(), &wanted, program)?;
+    let mut counts = Counts::default();
+    let mut names = Names::default();
+    // A guest keeps two processors busy: two at a time took four fifths as long in all, and each half as long again.
+    for (scenario, kernel) in runs {
+        let began = Instant::now();
+        let (verdict, skips) = run_one(image, scenario, kernel, share.path());
+        if let Verdict::Failed(reason) = &verdict {
+            let name = &scenario.name;
+            names.failed.push(format!("{name} on {kernel}: {reason}"));
+        }
+        let (word, count) = match &verdict {
+            Verdict::Passed => ("passed".to_owned(), &mut counts.passed),
+            Verdict::Failed(reason) => (format!("FAILED ({reason})"), &mut counts.failed),
+            Verdict::Skipped(reason) => (format!("skipped ({reason})"), &mut counts.skipped),
+        };
+        *count += 1;
+        println!(
+            "{:<20} {kernel:<8} {:>7.1} s  {word}",
+            scenario.name,
+            began.elapsed().as_secs_f64()
+        );
+        for skip in skips {
+            // A test left out inside a scenario that passed is no pass either.
+            if matches!(verdict, Verdict::Passed) {
+                counts.skipped += 1;
+            }
+            println!("  SKIPPED: {skip}");
+            names
+                .skipped
+                .push(format!("{} on {kernel}: {skip}", scenario.name));
+        }
+    }
+    Ok((counts, names))
+}
+
+/// Last lines of a failed scenario that are shown.
+const LINES_SHOWN: usize = 60;
+
+enum Verdict {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+fn run_one(
+    image: &Path,
+    scenario: &Scenario,
+    kernel: &str,
+    share: &Path,
+) -> (Verdict, Vec<String>) {
+    let mut skips = Vec::new();
+    let directory = match Scratch::new(&format!("{}-{kernel}", scenario.name)) {
+        Ok(directory) => directory,
+        Err(text) => return (Verdict::Failed(text), skips),
+    };
+    let mut machine = scenario.machine.clone();
+    machine.kernel = kernel.to_owned();
+    machine.share = Some(share.to_path_buf());
+    let command = format!("exec bash /host/tests/{}.sh", scenario.name);
+    let mut output = String::new();
+    let mut attempt = |path: &Path| -> Result<i32, (String, bool)> {
+        output.clear();
+        skips.clear();
+        // QEMU or the kernel under it may die before anything is tested.
+        let mut guest = Guest::start(image, &machine, path).map_err(|text| (text, true))?;
+        let mut probes = Probes::new(guest.forwarded().clone());
+        let status = guest.run(&command, scenario.bound, |line| {
+            if let Some(said) = probes.take(line) {
+                println!("  {said}");
+            }
+            if line.starts_with("table: ") {
+                println!("  {}", line.trim_start_matches("table: "));
+            }
+            if let Some(skip) = line.trim_start().strip_prefix("SKIPPED: ") {
+                skips.push(skip.to_owned());
+            }
+            output.push_str(line);
+            output.push('\n');
+        });
+        let broken = probes.broken.join("; ");
+        match status {
+            Ok(0) if !broken.is_empty() => Err((broken, false)),
+            status => status.map_err(|text| (text, guest.emulator_crashed())),
+        }
+    };
+    let mut status = attempt(directory.path());
+    if let Err((trouble, true)) = &status {
+        // The emulator's own death says nothing of what is tested; twice is no accident.
+        println!("  started once more: {trouble}");
+        let again = directory.path().join("again");
+        status = fs::create_dir(&again)
+            .map_err(|error| (format!("make {}: {error}", again.display()), false))
+            .and_then(|()| attempt(&again));
+    }
+    let reason = match status {
+        Ok(0) => return (Verdict::Passed, skips),
+        Ok(SKIP_STATUS) => {
+            let reason = skips
+                .last()
+                .cloned()
+                .unwrap_or_else(|| "no reason given".to_owned());
+            return (Verdict::Skipped(reason), skips);
+        }
+        Ok(status) => format!("exit status {status}"),
+        Err((text, _)) => text,
+    };
+    // Where a log is all that is left of a run, the file is not.
+    let lines: Vec<&str> = output.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(LINES_SHOWN)) {
+        println!("  | {line}");
+    }
+    let kept = directory.keep(&output);
+    (Verdict::Failed(format!("{reason}; log: {kept}")), skips)
 }
 
 /// Puts what scenarios need into the folder that guests share: the program, the scenarios, and
@@ -334,22 +441,4 @@ fn test_binaries(asked: &BTreeSet<&str>) -> Result<Vec<(String, PathBuf)>, Strin
             Ok((name.to_owned(), PathBuf::from(path)))
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_guests_run_at_a_time_as_were_asked_for() {
-        let at_once = |options: &[&str]| read_options(options).map(|asked| asked.at_once);
-        assert!(matches!(at_once(&["--release"]), Ok(1)));
-        assert!(matches!(at_once(&["--at-once=2"]), Ok(2)));
-        for wrong in ["--at-once=0", "--at-once=", "--at-once", "--fast"] {
-            assert!(
-                matches!(at_once(&[wrong]), Err(Failure::Usage(_))),
-                "{wrong}"
-            );
-        }
-    }
 }
