@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::etcd::Etcd;
+use crate::memory_fleet::other;
 use crate::moves::status;
 use crate::place::{Place, eventually, signal};
 use crate::relay::Relay;
@@ -69,7 +70,7 @@ pub(crate) trait Ground {
     /// Has something be there that a move has to bring along; how far the app is.
     fn prepare(&mut self, host: &str) -> u64;
     /// Waits until this host, which owns it, runs it and nobody else does; that nothing is lost since it was so far.
-    fn is_whole(&self, owner: &str, before: u64);
+    fn await_whole(&self, owner: &str, before: u64);
 }
 
 struct Campaign<G> {
@@ -218,7 +219,7 @@ impl<G: Ground> Campaign<G> {
         };
         eventually("one host owns it", || owns("a") != owns("b"));
         let owner = if owns("a") { "a" } else { "b" };
-        self.ground.is_whole(owner, before);
+        self.ground.await_whole(owner, before);
         owner.to_owned()
     }
 
@@ -252,10 +253,6 @@ impl<G: Ground> Campaign<G> {
 
 fn took(shown: &Value) -> Duration {
     Duration::try_from_secs_f64(shown["took_seconds"].as_f64().unwrap()).unwrap()
-}
-
-pub(crate) fn other(host: &str) -> &'static str {
-    if host == "a" { "b" } else { "a" }
 }
 
 const fn when(is_amid: bool) -> &'static str {

@@ -1,4 +1,5 @@
-//! A process that moves with its memory, and runs on when its daemon ends, while whatever a move needs is lost: see [`losses`](crate::losses).
+//! A process that moves with its memory, and runs on when its daemon ends, while whatever a move needs is lost: see
+//! [`losses`](crate::losses).
 
 use crate::etcd::Etcd;
 use crate::losses::{Ground, campaign};
@@ -48,7 +49,7 @@ impl Ground for Memory {
         self.counted()
     }
 
-    fn is_whole(&self, owner: &str, before: u64) {
+    fn await_whole(&self, owner: &str, before: u64) {
         // It goes on, all of its pages are as it left them, and it did not begin anew.
         assert_eq!(self.0.await_owner(), owner);
         assert!(self.counted() > before, "{} of {before}", self.counted());

@@ -57,7 +57,7 @@ impl Ground for Files {
         before
     }
 
-    fn is_whole(&self, owner: &str, before: u64) {
+    fn await_whole(&self, owner: &str, before: u64) {
         let fleet = &self.fleet;
         let counted = fleet.await_owner(owner);
         assert!(counted >= before, "{counted} of {before}");
