@@ -213,8 +213,9 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
+    use forebay_core::idset::CpuSet;
     use forebay_core::slice::Setting;
-    use forebay_core::units::{Limit, MilliCpu};
+    use forebay_core::units::{Bytes, Limit, MilliCpu};
 
     use super::*;
     use crate::store::tests::{report_at, report_of_apps};
@@ -249,6 +250,9 @@ mod tests {
             app.usage.response_time = (period < 50).then_some(2.0);
             let most = if period < 25 { 500 } else { 1500 };
             app.slice.set(Setting::CpuMax(Limit::At(MilliCpu(most))));
+            app.slice.set(Setting::Cpus(CpuSet::from_iter([0])));
+            app.slice.set(Setting::MemoryHigh(Limit::At(Bytes(64))));
+            app.slice.set(Setting::MemoryMax(Limit::At(Bytes(96))));
             report.apps.insert(id.clone(), app.clone());
             assert!(rollup.add(&report).is_none());
             report.time.unix_ms += 100;
@@ -262,8 +266,9 @@ mod tests {
         check(Resource::Sent, Some((10, 520.0, 97.0)));
         check(Resource::Requests, Some((100, 12_000.0, 120.0)));
         check(Resource::ResponseTime, Some((50, 100.0, 2.0)));
-        check(Resource::CpuAllowed, Some((100, 125.0, 1.5)));
-        check(Resource::MemoryAllowed, None);
+        // Its quota, and then its one CPU.
+        check(Resource::CpuAllowed, Some((100, 87.5, 1.0)));
+        check(Resource::MemoryAllowed, Some((100, 6400.0, 64.0)));
         // Nobody counts it: no row, and no zero.
         check(Resource::Received, None);
     }
