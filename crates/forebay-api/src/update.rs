@@ -29,8 +29,8 @@ pub struct UpdateRequest {
     #[serde(default)]
     pub reboot: bool,
     /// The way that it is to go, by the names that a plan shows, or `auto`: the least disruptive way over a boot that
-    /// carries critical apps (all but batch, where none is), which may have Forebay reboot the host. When absent, without a boot, or with `reboot`
-    /// by other hosts where apps can leave.
+    /// carries critical apps (all but batch, where none is), which may have Forebay reboot the host. When absent,
+    /// without a boot, or with `reboot` by other hosts where apps can leave.
     #[serde(default)]
     pub rung: Option<String>,
     /// Whether the kernel that comes is tried out in a virtual machine, with the rung `checkpoint`: `auto` (where that is

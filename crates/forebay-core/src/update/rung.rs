@@ -141,7 +141,12 @@ pub fn falls_short(way: Way, apps: &[(&str, Rung)]) -> Option<String> {
     };
     let none = |wanted: Rung, what: &str| {
         let carried = apps.iter().any(|(_, rung)| *rung == wanted);
-        (!carried).then(|| format!("of {} none {what}", names(&|_| true)))
+        let all = names(&|_| true);
+        match (carried, all.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some("there is no app but batch".to_owned()),
+            (false, false) => Some(format!("of {all} none {what}")),
+        }
     };
     match way {
         Way::OtherHost => {
@@ -524,7 +529,7 @@ mod tests {
         ] {
             assert_eq!(short(way, &[Rung::Reboot, carries]), None);
             assert!(short(way, &[Rung::Reboot, Rung::Reboot]).is_some());
-            assert!(short(way, &[]).is_some());
+            assert!(short(way, &[]).unwrap().contains("no app but batch"));
         }
         assert_eq!(short(Way::Reboot, &[Rung::Reboot]), None);
         assert_eq!(WAYS_OF_A_BOOT.last(), Some(&Way::Reboot));

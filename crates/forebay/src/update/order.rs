@@ -42,7 +42,7 @@ pub(super) fn asked(request: &api::UpdateRequest) -> Result<Asked, Refused> {
     }
     match Way::of(name) {
         None => Err(Refused::Mistake(format!(
-            "rung {name}: there is none of that name, nor is it {CHOSEN}; `forebay update plan -- COMMAND` shows all"
+            "rung {name}: there is none of that name; give {CHOSEN}, or one that `forebay update plan -- COMMAND` shows"
         ))),
         Some(Way::Userspace) if request.reboot => Err(Refused::Mistake(
             "rung userspace is without a reboot: leave out --reboot, or the rung".to_owned(),

@@ -160,6 +160,20 @@ pub(super) fn cannot(
     refused
 }
 
+/// Why a way is not offered on this host.
+pub(super) fn unoffered<'a>(
+    way: Way,
+    fleet: bool,
+    keeping: &'a Result<String, String>,
+    softly: &'a Softly,
+) -> Option<&'a str> {
+    match way {
+        Way::Checkpoint => keeping.as_ref().err().map(String::as_str),
+        Way::SoftReboot => softly.obstacle.as_deref(),
+        way => (!way.is_offered(fleet)).then(|| way.reason(fleet)),
+    }
+}
+
 /// All ways; `keeping`: how apps would be kept over a reboot here, or why not.
 pub(super) fn rungs(
     fleet: bool,
@@ -167,16 +181,12 @@ pub(super) fn rungs(
     softly: &Softly,
 ) -> Vec<api::UpdateRung> {
     let shown = |way: Way| {
-        let obstacle = match way {
-            Way::Checkpoint => keeping.as_ref().err(),
-            Way::SoftReboot => softly.obstacle.as_ref(),
-            _ => None,
-        };
+        let obstacle = unoffered(way, fleet, keeping, softly);
         let how = keeping.as_ref().ok().filter(|_| way == Way::Checkpoint);
-        let reason = obstacle.or(how).map(String::as_str);
+        let reason = obstacle.or(how.map(String::as_str));
         api::UpdateRung {
             rung: way.name().to_owned(),
-            offered: way.is_offered(fleet) && obstacle.is_none(),
+            offered: obstacle.is_none(),
             reason: reason.unwrap_or_else(|| way.reason(fleet)).to_owned(),
         }
     };

@@ -1,7 +1,7 @@
 //! What an update would be on this host: the order that a request comes to, the way for each app, and what stands
 //! against it. Nothing is touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_api as api;
 use forebay_core::app::{AppId, Class, Policy};
@@ -45,16 +45,23 @@ impl Shared {
         policy: &Policy,
     ) -> Result<Proposal, Refused> {
         let mut passed_over = Vec::new();
+        let fronts = self.fronts.all();
+        let fronts: BTreeSet<&AppId> = fronts.values().map(|known| &known.config.app).collect();
         let [ways @ .., last] = WAYS_OF_A_BOOT;
         for way in ways {
             let proposal = self
                 .propose_by(by(way, &request), Some(way), policy)
                 .await?;
-            let carried: Vec<_> = chosen_for(policy)
+            let carried: Vec<_> = chosen_for(policy, &fronts)
                 .filter_map(|id| Some((id.as_str(), proposal.choices.get(id)?.rung)))
                 .collect();
-            let refused = proposal.refused.first().cloned();
-            match refused.or_else(|| falls_short(way, &carried)) {
+            let fleet = self.fleet.is_some();
+            let unoffered = plan::unoffered(way, fleet, &proposal.keeping, &proposal.softly);
+            let why = unoffered
+                .map(str::to_owned)
+                .or_else(|| falls_short(way, &carried))
+                .or_else(|| proposal.refused.first().cloned());
+            match why {
                 Some(why) => passed_over.push((way, why)),
                 None => {
                     return Ok(Proposal {
@@ -99,9 +106,12 @@ impl Shared {
     }
 }
 
-/// The apps that a way is chosen for.
-fn chosen_for(policy: &Policy) -> impl Iterator<Item = &AppId> {
-    let apps = || policy.apps.values();
+/// The apps that a way is chosen for. Fronts are none: they begin anew with the host, whichever way it is.
+fn chosen_for<'a>(
+    policy: &'a Policy,
+    fronts: &BTreeSet<&AppId>,
+) -> impl Iterator<Item = &'a AppId> {
+    let apps = || policy.apps.values().filter(|app| !fronts.contains(&app.id));
     let some_are_critical = apps().any(|app| app.class == Class::Critical);
     let least = match some_are_critical {
         true => Class::Critical,

@@ -146,6 +146,12 @@ fn a_reboot_that_an_app_cannot_leave_for_is_refused_and_nothing_stays_elsewhere(
     assert_eq!(plan["chosen"], "reboot", "{plan}");
     let why = plan["passed_over"][0]["reason"].as_str().unwrap();
     assert!(why.contains("end tied, which cannot leave"), "{plan}");
+    a.json(&["set", "tied", "class=batch"]);
+    let plan = a.json(&["update", "plan", "--rung", "auto", "--", "true"]);
+    assert_eq!(
+        plan["chosen"], "other-host",
+        "batch does not decide: {plan}"
+    );
     let pid = a.await_pid("one");
     fleet(stage.hosts.place("b"), &["cordon", "b"]);
     eventually("b takes no more", || {
