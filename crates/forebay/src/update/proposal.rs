@@ -131,3 +131,40 @@ fn by(way: Way, request: &api::UpdateRequest) -> api::UpdateRequest {
         ..request.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use forebay_core::app::{App, Binding, Exec};
+
+    use super::*;
+
+    #[test]
+    fn a_way_is_chosen_for_critical_apps_and_no_front() {
+        let app = |name: &str, class| {
+            let id: AppId = name.parse().unwrap();
+            let exec = Exec::of(vec!["true".to_owned()]);
+            (id.clone(), App::new(id, class, Binding::Exec(exec)))
+        };
+        let front: AppId = "web.front".parse().unwrap();
+        let check = |apps: &[(&str, Class)], expected: &[&str]| {
+            let apps = apps.iter().map(|(name, class)| app(name, *class));
+            let policy = Policy {
+                apps: apps.collect(),
+                ..Policy::default()
+            };
+            let fronts = BTreeSet::from([&front]);
+            let chosen: Vec<&str> = chosen_for(&policy, &fronts).map(AppId::as_str).collect();
+            assert_eq!(chosen, expected);
+        };
+        let (critical, standard, batch) = (Class::Critical, Class::Standard, Class::Batch);
+        check(
+            &[("db", critical), ("web", standard), ("web.front", critical)],
+            &["db"],
+        );
+        check(
+            &[("build", batch), ("web", standard), ("web.front", critical)],
+            &["web"],
+        );
+        check(&[("build", batch), ("web.front", critical)], &[]);
+    }
+}
