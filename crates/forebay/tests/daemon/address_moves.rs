@@ -288,10 +288,7 @@ fn a_move_that_turns_back_cuts_no_connection() {
     fleet.break_criu(to);
     let client = Client::start(fleet.service());
     let place = fleet.place(from);
-    eventually("it could move", || {
-        let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
-        asked.status.success()
-    });
+    fleet.await_way(from, to);
     place.fails(&["move", "pages", "--to", to], 1, &["stays", "restore"]);
     assert_eq!(fleet.await_owner(), from);
     assert_eq!(fleet.place(from).await_pid("pages"), pid);

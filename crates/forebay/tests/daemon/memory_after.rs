@@ -39,12 +39,7 @@ impl Fleet {
         let to = other(from);
         let lender = self.program();
         let pid = self.place(from).await_pid("pages");
-        eventually("it could move", || {
-            let asked = self
-                .place(from)
-                .ask(&["move", "pages", "--to", to, "--dry-run"]);
-            asked.status.success()
-        });
+        self.await_way(from, to);
         let asked = self
             .place(from)
             .ask(&["move", "pages", "--to", to, "--detach"]);

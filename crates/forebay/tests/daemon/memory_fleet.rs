@@ -412,6 +412,22 @@ impl Fleet {
         owners()[0]
     }
 
+    /// Waits until nothing stands against a move; what does meanwhile is shown.
+    #[track_caller]
+    pub(crate) fn await_way(&self, from: &str, to: &str) {
+        let mut refused = String::new();
+        eventually("it could move", || {
+            let asked = ["move", "pages", "--to", to, "--dry-run"];
+            let asked = self.place(from).ask(&asked);
+            let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+            if !asked.status.success() && said != refused {
+                print!("{said}");
+                refused = said;
+            }
+            asked.status.success()
+        });
+    }
+
     #[track_caller]
     pub(crate) fn await_rest(&self) {
         eventually("all moves are over", || {
@@ -550,16 +566,7 @@ pub(crate) fn crashes_at(fleet: &mut Fleet, from: &'static str, kills: &str, sta
     let to = other(from);
     fleet.goes_on();
     let place = fleet.place(from);
-    let mut refused = String::new();
-    eventually("it could move", || {
-        let asked = place.ask(&["move", "pages", "--to", to, "--dry-run"]);
-        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
-        if !asked.status.success() && said != refused {
-            print!("{said}");
-            refused = said;
-        }
-        asked.status.success()
-    });
+    fleet.await_way(from, to);
     let asked = place.ask(&["move", "pages", "--to", to, "--detach"]);
     assert!(asked.status.success(), "{asked:?}");
     // Looked at as often as can be: some stages are shorter than it takes to begin a program that asks.

@@ -27,17 +27,6 @@ impl Fleet {
         }
     }
 
-    /// Waits until nothing stands against a move.
-    #[track_caller]
-    fn await_way(&self, from: &str, to: &str) {
-        eventually("it could move", || {
-            let asked = self
-                .place(from)
-                .ask(&["move", "pages", "--to", to, "--dry-run"]);
-            asked.status.success()
-        });
-    }
-
     /// The daemon ends by a signal, and its guardian after it, since no other daemon comes.
     pub(crate) fn loses(&mut self, name: &str, by: Signal) {
         let daemon = self.daemon(index(name));

@@ -113,12 +113,7 @@ fn a_process_that_its_target_cannot_make_goes_on_where_it_was() {
     let to = other(from);
     let pid = fleet.place(from).await_pid("pages");
     fleet.break_criu(to);
-    eventually("it could move", || {
-        let asked = fleet
-            .place(from)
-            .ask(&["move", "pages", "--to", to, "--dry-run"]);
-        asked.status.success()
-    });
+    fleet.await_way(from, to);
     fleet
         .place(from)
         .fails(&["move", "pages", "--to", to], 1, &["stays", "restore"]);
